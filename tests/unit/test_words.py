@@ -22,6 +22,7 @@ CLEAN = [
     "poolctl/monitor", "poolctl/http", "poolctl/probes", "poolctl/address", "poolctl/supervisor",
     "completions", "README.md", "docs", "tests/unit/cli", "tests/unit/web", "tests/unit/listeners", "tests/unit/logs",
     "tests/unit/monitor", "tests/unit/probes", "tests/unit/http", "tests/unit/matching", "tests/browser",
+    "tests/unit/supervisor", "tests/unit/core",
     *(f"poolctl/{each.name}" for each in sorted((ROOT / "poolctl").glob("*.py"))),
 ]  # fmt: skip
 

@@ -183,7 +183,7 @@ def test_a_reload_names_what_changes_and_tells_those_who_follow() -> None:
         told: list[Tables] = []
         desk.files.followers.append(told.append)
         then = Tables(events=EventsTable(keep=3), notify=(Notify(type="slack", url_env="A"),))
-        desk.files.told = then
+        desk.files.tables_of_files = then
         dry = await desk.ask("reload", dry_run=True)
         assert [(each["name"], each["change"], each["keys"]) for each in dry["changes"]] == [
             ("[notify]", "update", ["notify"]), ("[events]", "update", ["events"]),
@@ -191,7 +191,7 @@ def test_a_reload_names_what_changes_and_tells_those_who_follow() -> None:
         assert told == []
         await desk.ask("reload")
         assert told == [then] == [desk.files.tables]
-        desk.files.told = then._replace(events=EventsTable(keep=4))
+        desk.files.tables_of_files = then._replace(events=EventsTable(keep=4))
         assert (await desk.ask("reload"))["changes"][0]["keys"] == ["events.keep"]
         assert (await desk.ask("reload"))["changes"] == []
 

@@ -208,7 +208,7 @@ def test_new_server_waits_for_an_address_in_any_order_of_decision() -> None:
 
 def test_a_move_goes_on_under_another_supervisor() -> None:
     async def scenario() -> None:
-        desks = []  # kept to the end: what still serves is nobody's garbage
+        desks = []  # kept to the end: so that no serving worker is collected
         for address in (B, "0.0.0.0:8001"):
             before, after = web(bind=A), web(bind=address)
             desks.append(desk := Desk(after))

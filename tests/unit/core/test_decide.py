@@ -1,4 +1,4 @@
-"""What is done next for one server, by example; any view is in test_decide_properties, histories in test_histories."""
+"""The next actions for one server, by example; any view is in test_decide_properties, histories in test_histories."""
 
 from __future__ import annotations
 

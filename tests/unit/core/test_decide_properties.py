@@ -34,7 +34,7 @@ MOST_WORKERS = 3
 def applied(view: View, actions: list[Action]) -> View:
     """What an executor shows the moment it has begun to perform the actions. Checks that they can be performed."""
     workers = {worker.id: worker for worker in view.workers}
-    told: set[str] = set()
+    leaving: set[str] = set()
     listener, armed, facts = view.listener, view.armed, dict[str, Any]()
     for action in actions:
         match action:
@@ -46,7 +46,7 @@ def applied(view: View, actions: list[Action]) -> View:
                 leaves = view.desired is Desired.REMOVED or view.vacates
                 accepting = [each for each in view.workers if each.phase not in LEAVING or not leaves]
                 assert not accepting, "a listener outlives its workers"
-                assert not armed, "nobody watches what is closed"
+                assert not armed, "no closed listener is watched"
                 listener = Listener.CLOSING
             case Arm():
                 assert listener is Listener.OPEN
@@ -76,13 +76,13 @@ def applied(view: View, actions: list[Action]) -> View:
             case Drain(name):
                 assert workers[name].phase is Phase.READY
                 assert not workers[name].stuck, "it can finish nothing"
-                assert name not in told
-                told.add(name)
+                assert name not in leaving
+                leaving.add(name)
                 workers[name] = replace(workers[name], phase=Phase.DRAINING)
             case Stop(name):
                 assert workers[name].phase is not Phase.STOPPING
-                assert name not in told
-                told.add(name)
+                assert name not in leaving
+                leaving.add(name)
                 workers[name] = replace(workers[name], phase=Phase.STOPPING)
             case Release(key):
                 assert key in view.abandoned
@@ -113,7 +113,7 @@ def complete(view: View) -> bool:
 
 
 def check_step(before: View, actions: list[Action], after: View) -> None:
-    """What must hold of every single decision."""
+    """The properties of every single decision."""
     spawns = [action for action in actions if isinstance(action, Spawn)]
     if before.vacates and before.listener is Listener.OPEN:
         assert not spawns
@@ -164,7 +164,7 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
 
 
 def check_words(view: View) -> None:
-    """What is said of a server must be true of its workers."""
+    """The words for a server must agree with its workers."""
     state = view.state
     if state is State.RUNNING or (state is State.DRAINING and serving(view)):
         assert (state is State.DRAINING) == view.out
@@ -183,7 +183,7 @@ def check_words(view: View) -> None:
         assert state is State.RUNNING or (view.job and view.desired is Desired.COMPLETED)
 
 
-# What is interesting happens to servers that should run, so most of the views are of such.
+# Most views are of servers that should run, because those have the interesting cases.
 seldom = st.sampled_from([False, False, False, True])
 mostly = seldom.map(lambda value: not value)
 phases = st.sampled_from([Phase.READY, Phase.READY, *Phase])

@@ -1,4 +1,4 @@
-"""What is wanted of a server is one value, and only some values follow others."""
+"""The desired state of a server is one value, and only some changes of it are allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read of the files that servers name."""
+"""Digests and expiry of the files that servers name."""
 
 from __future__ import annotations
 

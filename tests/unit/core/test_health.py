@@ -24,9 +24,9 @@ class Ward:
         self.statuses: dict[str, int] = {}
         self.answered: dict[str, int] = {}
         self.events: list[dict[str, Any]] = []
-        self.ails: list[str] = []
+        self.unhealthy: list[str] = []
         self.desk.events.subscribe(self._recorded)
-        self.desk.core.health.unhealthy.add(self._ailed)
+        self.desk.core.health.unhealthy.add(self._is_unhealthy)
         self._serving: set[asyncio.Task[None]] = set()
 
     @property
@@ -37,8 +37,8 @@ class Ward:
         if event["kind"] == "health":
             self.events.append(event)
 
-    def _ailed(self, entry: Entry, worker: Worker, reason: str) -> None:
-        self.ails.append(f"{worker.id}: {reason}")
+    def _is_unhealthy(self, entry: Entry, worker: Worker, reason: str) -> None:
+        self.unhealthy.append(f"{worker.id}: {reason}")
 
     async def accept(self) -> None:
         """Answer on every connection that is made."""
@@ -132,8 +132,8 @@ def test_worker_that_fails_its_liveness_is_reported_until_it_has_ended_and_not_p
         async with ward({"liveness": {"http": "/", **QUICK}}) as it:
             await it.desk.ask("start")
             it.statuses["web.1.0"] = 500
-            await it.until(lambda: len(it.ails) >= 2)
-            assert set(it.ails) == {"web.1.0: liveness ko: GET /: status 500"}
+            await it.until(lambda: len(it.unhealthy) >= 2)
+            assert set(it.unhealthy) == {"web.1.0: liveness ko: GET /: status 500"}
             await it.desk.ask("stop")
             count = it.answered["web.1.0"]
             await asyncio.sleep(0.1)

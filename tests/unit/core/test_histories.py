@@ -100,7 +100,7 @@ class Histories(RuleBasedStateMachine):
         self.check()
 
     def check(self) -> None:
-        """What must be true at every moment."""
+        """Invariants that hold at every moment."""
         for entry in self.core.entries.values():
             generations = {
                 worker.generation for worker in entry.workers.values() if worker.placement is not None
@@ -163,7 +163,7 @@ class Histories(RuleBasedStateMachine):
         if entry := self.entry(name):
             self.command(self.core.remove, entry)
 
-    # What comes of the actions, and what happens by itself.
+    # Outcomes of the actions, and events without an action.
 
     @precondition(lambda self: self.runner.steps)
     @rule(data=st.data(), well=st.sampled_from([True, True, False]))

@@ -26,11 +26,11 @@ class Files(ActiveConfiguration):
     """A configuration whose files are a list: `written`, or `wrong` with what is wrong in it."""
 
     def __init__(self, servers: Iterable[ServerConfig]) -> None:
-        nobody: Any = None
-        super().__init__(["/nowhere/pool.toml"], "/nowhere", StateStore(nobody, ""), {})
+        keeper: Any = None
+        super().__init__(["/nowhere/pool.toml"], "/nowhere", StateStore(keeper, ""), {})
         self.written = list(servers)
         self.wrong: list[ErrorEntry] = []
-        self.told = Tables()
+        self.tables_of_files = Tables()
         self.reads: list[Mapping[str, str] | None] = []
 
     async def read(
@@ -39,7 +39,7 @@ class Files(ActiveConfiguration):
         self.reads.append(environment)
         await asyncio.sleep(0)
         return ResolvedConfig(
-            self.name, [] if self.wrong else list(self.written), list(self.wrong), tables=self.told
+            self.name, [] if self.wrong else list(self.written), list(self.wrong), tables=self.tables_of_files
         )
 
 

@@ -11,7 +11,7 @@ from tests.unit.pool.scripted_runner import NEVER, ScriptedRunner
 
 
 class SlowRunner(ScriptedRunner):
-    """While `may_end` is clear, a worker that is told to stop goes on until it is killed (a limit of 0 seconds)."""
+    """While `may_end` is clear, a stopping worker goes on until it is killed (a limit of 0 seconds)."""
 
     def __init__(self, **script: str) -> None:
         super().__init__(**script)

@@ -20,7 +20,7 @@ OURS = Path("/proc/self/comm").read_text().strip()
 ABOUT = About.from_json({"supervisor_pid": 1, "keeper_pid": 2, "version": "v"})
 
 
-class Told:
+class Recording:
     """The events of a desk's pool, from its supervisor's start on."""
 
     def __init__(self, desk: Desk, adopted: int = 0) -> None:
@@ -30,7 +30,7 @@ class Told:
         EventRecorder(desk.core, desk.events).begin(adopted, ABOUT)
 
     def take(self, *kinds: str) -> list[dict[str, Any]]:
-        """What was recorded since the last time, of these kinds."""
+        """The events of these kinds since the last call."""
         self._desk.events.flush()
         found, self.all[:] = list(self.all), []
         return [event for event in found if not kinds or event["kind"] in kinds]
@@ -49,9 +49,9 @@ async def ask(desk: Desk, verb: str, *targets: str, **options: Any) -> dict[str,
 def test_start_and_stop_record_the_caller_and_the_outcome_of_each_server() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
-        told = Told(desk)
+        recording = Recording(desk)
         await ask(desk, "start")
-        assert told.lines() == [
+        assert recording.lines() == [
             ("", "supervisor started", ""),
             ("", "start", ""),
             ("a", "starting", "start"),
@@ -59,7 +59,7 @@ def test_start_and_stop_record_the_caller_and_the_outcome_of_each_server() -> No
             ("", "start done", ""),
         ]
         await ask(desk, "stop", "a")
-        events = told.take("lifecycle")
+        events = recording.take("lifecycle")
         assert [(event["before"], event["after"]) for event in events] == [
             ("running", "stopping"), ("stopping", "ended"), ("stopping", "stopped"),
         ]  # fmt: skip
@@ -77,12 +77,12 @@ def test_start_and_stop_record_the_caller_and_the_outcome_of_each_server() -> No
 def test_crash_is_its_own_cause_and_follows_no_command() -> None:
     async def scenario() -> None:
         desk = Desk(web("a", restart="always"))
-        told = Told(desk)
+        recording = Recording(desk)
         await ask(desk, "start")
-        told.take()
+        recording.take()
         desk.runner.end("a.1.0", Exit.from_signal(9))
         await turns()
-        events = told.take("lifecycle")
+        events = recording.take("lifecycle")
         assert [(event["event"], event["cause"], event["by"]) for event in events] == [
             ("worker ended", "killed by SIGKILL", None),
             ("starting", "killed by SIGKILL", None),
@@ -90,7 +90,7 @@ def test_crash_is_its_own_cause_and_follows_no_command() -> None:
         ]
         assert (events[0]["signal"], events[0]["status"], events[0]["worker"]) == (9, None, "a.1.0")
         await ask(desk, "stop", "a")
-        assert {line[2] for line in told.lines("lifecycle")} == {"stop a"}
+        assert {line[2] for line in recording.lines("lifecycle")} == {"stop a"}
 
     run(scenario())
 
@@ -98,12 +98,12 @@ def test_crash_is_its_own_cause_and_follows_no_command() -> None:
 def test_replacement_is_recorded_worker_by_worker_under_its_command() -> None:
     async def scenario() -> None:
         desk = Desk(web("a", workers=2))
-        told = Told(desk)
+        recording = Recording(desk)
         await ask(desk, "start")
-        told.take()
+        recording.take()
         await ask(desk, "restart", "a")
         await turns()
-        events = told.take("lifecycle")
+        events = recording.take("lifecycle")
         assert sorted((event["event"], event["worker"]) for event in events) == [
             ("worker ended", "a.1.0"), ("worker ended", "a.1.1"),
             ("worker ready", "a.2.0"), ("worker ready", "a.2.1"),
@@ -116,13 +116,13 @@ def test_replacement_is_recorded_worker_by_worker_under_its_command() -> None:
 def test_a_server_that_cannot_start_says_why() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"), a=FAILS)
-        told = Told(desk)
+        recording = Recording(desk)
         await ask(desk, "start")
-        events = told.take()
+        events = recording.take()
         assert events[-1]["event"] == "start failed"
         assert events[-1]["exit_code"] == 1
         (ended,) = [event for event in events if event["event"] == "worker ended"]
-        assert (ended["by"], ended["before"]) == (None, "starting"), "that it ended, nobody has ordered"
+        assert (ended["by"], ended["before"]) == (None, "starting"), "no command has ended it"
         failed = next(event for event in events if event["event"] == "failed")
         assert failed["cause"]
         assert failed["cause"] in events[-1]["cause"]
@@ -133,17 +133,17 @@ def test_a_server_that_cannot_start_says_why() -> None:
 def test_live_changes_and_their_causes_are_recorded() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
-        told = Told(desk)
+        recording = Recording(desk)
         await ask(desk, "start")
-        told.take()
+        recording.take()
         await ask(desk, "scale", "a", workers=3)
-        (scaled,) = told.take("scale")
+        (scaled,) = recording.take("scale")
         assert (scaled["before"], scaled["after"], scaled["cause"]) == (1, 3, "scale a 3")
         await ask(desk, "drain", "a")
         await turns()
-        assert told.lines("lifecycle") == [("a", "draining", "drain a")]
+        assert recording.lines("lifecycle") == [("a", "draining", "drain a")]
         await ask(desk, "disable", "a")
-        assert told.lines("lifecycle")[-1] == ("a", "disabled", "disable a")
+        assert recording.lines("lifecycle")[-1] == ("a", "disabled", "disable a")
 
     run(scenario())
 
@@ -151,14 +151,14 @@ def test_live_changes_and_their_causes_are_recorded() -> None:
 def test_a_reload_records_each_change_and_a_dry_run_nothing() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"), web("gone"))
-        told = Told(desk)
+        recording = Recording(desk)
         await ask(desk, "start")
-        told.take()
+        recording.take()
         desk.files.written = [web("a", env={"SECRET": "s3cret"}), web("new")]
         await ask(desk, "reload", dry_run=True)
-        assert told.take() == []
+        assert recording.take() == []
         await ask(desk, "reload")
-        events = told.take()
+        events = recording.take()
         assert [
             (event["server"], event["event"], event["keys"]) for event in events if event["kind"] == "config"
         ] == [("gone", "remove", []), ("a", "restart", ["env.SECRET"]), ("new", "add", [])]
@@ -168,21 +168,21 @@ def test_a_reload_records_each_change_and_a_dry_run_nothing() -> None:
     run(scenario())
 
 
-def test_what_was_asked_in_vain_is_recorded_too_and_looking_is_not() -> None:
+def test_a_failed_command_is_recorded_and_a_read_is_not() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
-        told = Told(desk)
-        told.take()
+        recording = Recording(desk)
+        recording.take()
         assert (await ask(desk, "start", "nobody"))["exit_code"] == 4
         assert (await ask(desk, "scale", "a", workers="many"))["exit_code"] == 2
-        events = told.take()
+        events = recording.take()
         assert [(event["event"], event.get("exit_code"), event["cause"]) for event in events] == [
             ("start", None, ""), ("start failed", 4, "no server matches 'nobody'"),
             ("scale", None, ""), ("scale failed", 2, "workers is 'many', not a number of them"),
         ]  # fmt: skip
         await ask(desk, "list")
         await ask(desk, "wait", until="stopped", timeout=0.01)
-        assert told.take() == []
+        assert recording.take() == []
 
     run(scenario())
 
@@ -190,12 +190,12 @@ def test_what_was_asked_in_vain_is_recorded_too_and_looking_is_not() -> None:
 def test_a_client_that_goes_away_is_recorded() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"), a=NEVER)
-        told = Told(desk)
+        recording = Recording(desk)
         asked = asyncio.ensure_future(ask(desk, "start"))
         await turns()
         asked.cancel()
         await asyncio.wait({asked})
-        assert told.lines("audit")[-1] == ("", "start abandoned", "the client disconnected")
+        assert recording.lines("audit")[-1] == ("", "start abandoned", "the client disconnected")
 
     run(scenario())
 
@@ -203,14 +203,14 @@ def test_a_client_that_goes_away_is_recorded() -> None:
 def test_falling_asleep_and_waking_are_recorded() -> None:
     async def scenario() -> None:
         desk = Desk(web("a", scale={"min": 0, "max": 1, "idle": 5}))
-        told = Told(desk)
+        recording = Recording(desk)
         await ask(desk, "start")
-        assert [(e["before"], e["after"], e["cause"]) for e in told.take("wake")][-1:] == [
+        assert [(e["before"], e["after"], e["cause"]) for e in recording.take("wake")][-1:] == [
             ("starting", "sleeping", "start")
         ]
         desk.runner.ring("a")
         await turns()
-        assert [(e["before"], e["after"], e["cause"]) for e in told.take("wake")] == [
+        assert [(e["before"], e["after"], e["cause"]) for e in recording.take("wake")] == [
             ("sleeping", "starting", "a request")
         ]
 
@@ -220,13 +220,13 @@ def test_falling_asleep_and_waking_are_recorded() -> None:
 def test_a_decision_of_the_pool_itself_has_its_words_as_cause() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
-        told = Told(desk)
+        recording = Recording(desk)
         await ask(desk, "start")
-        told.take()
+        recording.take()
         with caused_by("liveness ko"):
             desk.core.restart(desk.core.entries["a"])
         await turns()
-        assert {(line[1], line[2]) for line in told.lines()} == {
+        assert {(line[1], line[2]) for line in recording.lines()} == {
             ("worker ready", "liveness ko"), ("worker ended", "liveness ko"),
         }  # fmt: skip
 
@@ -238,13 +238,13 @@ def test_a_supervisor_that_takes_over_has_started_nothing(tmp_path: Path) -> Non
         desk = Desk(web("a"))
         await ask(desk, "start")
         desk.events.keep_in(Journal(str(tmp_path / "events.jsonl")))
-        told = Told(desk, adopted=1)
+        recording = Recording(desk, adopted=1)
         desk.core.touch(desk.core.entries["a"])
         await turns()
-        assert [(event["event"], event["message"]) for event in told.take()] == [
+        assert [(event["event"], event["message"]) for event in recording.take()] == [
             ("supervisor started", "took over 1 worker")
         ]
         await ask(desk, "stop", "a")
-        assert told.take("lifecycle")[0]["before"] == "running"
+        assert recording.take("lifecycle")[0]["before"] == "running"
 
     run(scenario())

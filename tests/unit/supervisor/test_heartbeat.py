@@ -1,4 +1,4 @@
-"""Who is asked for a heartbeat, and when a worker that leaves one unanswered is stuck: without a process or a wait."""
+"""Heartbeats: which workers are asked, and when an unanswered one means stuck; no processes, no waits.."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Bodies:
         return 0 if placement.id in self.old else self.answered.get(placement.id, 1)
 
 
-class Clinic:
-    """Servers under a heartbeat, and a time that moves only when it is told to."""
+class HeartbeatScenario:
+    """Servers under a heartbeat, and a clock that the test advances."""
 
     def __init__(self, *servers: ServerConfig) -> None:
         self.desk = Desk(*servers)
@@ -67,8 +67,8 @@ class Clinic:
         return found
 
 
-async def begun(*servers: ServerConfig) -> Clinic:
-    it = Clinic(*servers)
+async def begun(*servers: ServerConfig) -> HeartbeatScenario:
+    it = HeartbeatScenario(*servers)
     await it.desk.ask("start")
     await turns()
     return it
@@ -113,13 +113,13 @@ def test_a_server_with_a_stuck_worker_is_not_well() -> None:
         it = await begun(slow(workers=2))
         entry = it.desk.core.entries["web"]
         assert (entry.health, entry.ready) == ("ok", True)
-        told: list[str] = []
-        it.desk.core.listeners.add(lambda entry: told.append(entry.health))
+        seen: list[str] = []
+        it.desk.core.listeners.add(lambda entry: seen.append(entry.health))
         for worker, health, ready in (("web.1.0", "warn", True), ("web.1.1", "ko", False)):
             it.bodies.dead.add(worker)
             await it.pass_by(30)
             assert (entry.health, entry.ready) == (health, ready)
-        assert told == ["warn", "ko"], "whoever watches it is told"
+        assert seen == ["warn", "ko"]
 
     run(scenario())
 
@@ -223,7 +223,7 @@ def test_one_that_has_come_in_the_place_of_another_is_asked_as_well() -> None:
 
 def test_a_thousand_are_asked_in_a_few_wakings_a_second() -> None:
     async def scenario() -> None:
-        it = Clinic()
+        it = HeartbeatScenario()
         it.heartbeat._chance = Random(1)
         entry = Entry(web(workers=1000))
         for n in range(1000):

@@ -42,7 +42,7 @@ class ReplaceableOrNot(KeeperWatch):
         return self.reason
 
 
-class Scene:
+class WatchedKeeper:
     """A watch over that process, whose answers the test gives."""
 
     def __init__(self, process: subprocess.Popen[bytes], reason: str = "") -> None:
@@ -85,15 +85,15 @@ class Scene:
 
 def test_a_keeper_that_answers_is_seldom_pinged(process: subprocess.Popen[bytes]) -> None:
     async def scenario() -> None:
-        scene = Scene(process)
-        asyncio.get_running_loop().add_reader(scene.theirs.fileno(), scene.answer)
+        watched = WatchedKeeper(process)
+        asyncio.get_running_loop().add_reader(watched.theirs.fileno(), watched.answer)
         began = time.monotonic()
         await asyncio.sleep(3 * SILENT)
-        assert scene.events == []
-        assert scene.watch.problem == ""
-        assert scene.link.heard <= (time.monotonic() - began) / ASK + 1
-        asyncio.get_running_loop().remove_reader(scene.theirs.fileno())
-        scene.close()
+        assert watched.events == []
+        assert watched.watch.problem == ""
+        assert watched.link.heard <= (time.monotonic() - began) / ASK + 1
+        asyncio.get_running_loop().remove_reader(watched.theirs.fileno())
+        watched.close()
 
     asyncio.run(scenario())
     assert stat(process.pid).state == "T"
@@ -101,16 +101,16 @@ def test_a_keeper_that_answers_is_seldom_pinged(process: subprocess.Popen[bytes]
 
 def test_a_stopped_keeper_is_continued_and_may_answer(process: subprocess.Popen[bytes]) -> None:
     async def scenario() -> None:
-        scene = Scene(process)
-        told: list[str] = []
-        with scene.watch.reporting(told.append):
-            await scene.until(lambda: stat(process.pid).state != "T")
-            assert told == [scene.watch.problem]
-            assert "does not answer" in told[0]
-            assert scene.answer() == 1  # asked once, because somebody waits
-            await scene.until(lambda: not scene.watch.problem)
-        assert scene.events == [("keeper silent", "warning"), ("keeper back", "info")]
-        scene.close()
+        watched = WatchedKeeper(process)
+        problems: list[str] = []
+        with watched.watch.reporting(problems.append):
+            await watched.until(lambda: stat(process.pid).state != "T")
+            assert problems == [watched.watch.problem]
+            assert "does not answer" in problems[0]
+            assert watched.answer() == 1  # asked once, because somebody waits
+            await watched.until(lambda: not watched.watch.problem)
+        assert watched.events == [("keeper silent", "warning"), ("keeper back", "info")]
+        watched.close()
 
     asyncio.run(scenario())
     assert process.poll() is None
@@ -118,10 +118,10 @@ def test_a_stopped_keeper_is_continued_and_may_answer(process: subprocess.Popen[
 
 def test_a_keeper_that_stays_silent_is_killed(process: subprocess.Popen[bytes]) -> None:
     async def scenario() -> None:
-        scene = Scene(process)
-        await scene.until(lambda: process.poll() is not None)
-        assert scene.events == [("keeper silent", "warning"), ("keeper silent", "error")]
-        scene.close()
+        watched = WatchedKeeper(process)
+        await watched.until(lambda: process.poll() is not None)
+        assert watched.events == [("keeper silent", "warning"), ("keeper silent", "error")]
+        watched.close()
 
     asyncio.run(scenario())
     assert process.returncode == -signal.SIGKILL
@@ -129,14 +129,14 @@ def test_a_keeper_that_stays_silent_is_killed(process: subprocess.Popen[bytes]) 
 
 def test_an_irreplaceable_keeper_is_reported_and_not_killed(process: subprocess.Popen[bytes]) -> None:
     async def scenario() -> None:
-        scene = Scene(process, "it is PID 1")
-        await scene.until(lambda: len(scene.events) == 2)
-        assert "cannot be replaced, because it is PID 1" in scene.watch.problem
+        watched = WatchedKeeper(process, "it is PID 1")
+        await watched.until(lambda: len(watched.events) == 2)
+        assert "cannot be replaced, because it is PID 1" in watched.watch.problem
         await asyncio.sleep(2 * SILENT)
-        assert scene.answer() == 1
-        await scene.until(lambda: not scene.watch.problem)
-        assert [event for event, _ in scene.events] == ["keeper silent", "keeper silent", "keeper back"]
-        scene.close()
+        assert watched.answer() == 1
+        await watched.until(lambda: not watched.watch.problem)
+        assert [event for event, _ in watched.events] == ["keeper silent", "keeper silent", "keeper back"]
+        watched.close()
 
     asyncio.run(scenario())
     assert process.poll() is None
@@ -179,15 +179,15 @@ def test_a_pause_of_the_supervisor_does_not_count_as_silence_of_the_keeper(
     process: subprocess.Popen[bytes],
 ) -> None:
     async def scenario() -> None:
-        scene = Scene(process)
-        with scene.watch.reporting(lambda problem: None):
+        watched = WatchedKeeper(process)
+        with watched.watch.reporting(lambda problem: None):
             for _ in range(5):
                 await asyncio.to_thread(lambda: None)
                 asyncio.get_running_loop().call_soon(time.sleep, 2 * SILENT)
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
-            assert scene.events == []
-        scene.close()
+            assert watched.events == []
+        watched.close()
 
     asyncio.run(scenario())
     assert stat(process.pid).state == "T"

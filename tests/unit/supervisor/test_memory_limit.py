@@ -16,27 +16,27 @@ MIB = 1024 * 1024
 
 
 class Measured(MemoryLimit):
-    def __init__(self, clock: Clock, scales: Scales) -> None:
-        super().__init__(clock, scales)
-        self._scales = scales
+    def __init__(self, clock: Clock, scenario: MemoryScenario) -> None:
+        super().__init__(clock, scenario)
+        self._scenario = scenario
 
     def measure(self, pids: Iterable[int]) -> dict[int, int | None]:
-        return self._scales.measure(pids)
+        return self._scenario.measure(pids)
 
 
-class Scales:
+class MemoryScenario:
     """Servers whose workers all weigh `size`; `weighed` has the pids of each look."""
 
     def __init__(self, **keys: Any) -> None:
         self.desk = Desk(web(**keys), web("other"))
         self.size: int | None = 10 * MIB
         self.weighed: list[list[int]] = []
-        self.told: list[str] = []
+        self.reported: list[str] = []
         self.limit = Measured(self.desk.clock, self)
         self.desk.core.listeners.add(self.limit.look)
 
     def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
-        self.told.append(f"{kind}: {seen}")
+        self.reported.append(f"{kind}: {seen}")
 
     def measure(self, pids: Iterable[int]) -> dict[int, int | None]:
         self.weighed.append(list(pids))
@@ -50,8 +50,8 @@ class Scales:
         return sum(map(len, self.weighed))
 
 
-async def begun(**keys: Any) -> Scales:
-    it = Scales(**keys)
+async def begun(**keys: Any) -> MemoryScenario:
+    it = MemoryScenario(**keys)
     await it.desk.ask("start")
     await turns()
     return it
@@ -75,10 +75,10 @@ def test_it_is_weighed_soon_after_its_start_then_seldom_and_near_the_limit_often
         it.size = 80 * MIB
         assert await it.pass_by(INTERVAL_SECONDS) == 1
         assert await it.pass_by(NEAR_SECONDS) == 1
-        assert it.told == []
+        assert it.reported == []
         it.size = 101 * MIB
         assert await it.pass_by(NEAR_SECONDS) == 1
-        assert it.told == ["memory: worker web.1.0 (pid 1001) uses 101MiB, and limits.memory is 100MiB"]
+        assert it.reported == ["memory: worker web.1.0 (pid 1001) uses 101MiB, and limits.memory is 100MiB"]
 
     run(scenario())
 
@@ -90,7 +90,7 @@ def test_worker_that_is_gone_when_measured_is_no_error() -> None:
         assert await it.pass_by(FIRST_SECONDS) == 1
         await it.desk.ask("stop", "web")
         assert await it.pass_by(INTERVAL_SECONDS) == 0
-        assert it.told == []
+        assert it.reported == []
 
     run(scenario())
 

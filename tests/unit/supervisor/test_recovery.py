@@ -1,4 +1,4 @@
-"""Workers that ail, in an core without processes: who is taken away, who comes, and what is reported."""
+"""Recovery of unhealthy workers in a core without processes: stops, replacements and reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.supervisor.desk import Desk, Fixed, run, turns, web
 QUICK: dict[str, Any] = {"backoff": {"initial": 10, "max": 10, "jitter": 0}, "limit": 2, "window": 100}
 
 
-class Ward:
+class RecoveryScenario:
     """A desk whose servers are recovered, and the reports of it."""
 
     def __init__(self, *servers: ServerConfig, **script: str) -> None:
@@ -35,7 +35,7 @@ class Ward:
     def worker(self, name: str) -> Worker:
         return self.entry.workers[name]
 
-    async def ails(self, *names: str, kind: str = LIVENESS) -> None:
+    async def make_unhealthy(self, *names: str, kind: str = LIVENESS) -> None:
         for name in names:
             self.recovery.notice(self.entry, self.worker(name), kind, f"{name} is not well")
         await turns(40)
@@ -50,18 +50,18 @@ class Ward:
         return [report["outcome"] for report in self.reports]
 
     def placed(self) -> list[str]:
-        """What has been placed and stopped since the last look."""
+        """The placed and stopped workers since the last call."""
         log = [line.split()[:2] for line in self.desk.runner.log]
         found = [" ".join(line) for line in log if line[0] in ("place", "stop", "drain")]
         self.desk.runner.log.clear()
         return found
 
 
-def ward(strategy: str, **keys: Any) -> Ward:
-    return Ward(web(recovery=QUICK | {"strategy": strategy}, **keys))
+def ward(strategy: str, **keys: Any) -> RecoveryScenario:
+    return RecoveryScenario(web(recovery=QUICK | {"strategy": strategy}, **keys))
 
 
-async def started(found: Ward) -> Ward:
+async def started(found: RecoveryScenario) -> RecoveryScenario:
     await found.desk.ask("start")
     found.placed()
     return found
@@ -71,7 +71,7 @@ def test_restart_stops_the_worker_and_starts_another_when_it_has_gone() -> None:
     async def scenario() -> None:
         it = await started(ward("restart"))
         it.desk.runner.may_end.clear()
-        await it.ails("web.1.0")
+        await it.make_unhealthy("web.1.0")
         assert it.placed() == []
         assert it.outcomes() == []
         it.desk.clock.advance(3)
@@ -94,7 +94,7 @@ def test_restart_stops_the_worker_and_starts_another_when_it_has_gone() -> None:
 def test_replace_takes_the_old_one_away_when_the_new_one_is_ready() -> None:
     async def scenario() -> None:
         it = await started(ward("replace"))
-        await it.ails("web.1.0")
+        await it.make_unhealthy("web.1.0")
         assert it.placed()[0] == "place web.2.0"
         assert set(it.desk.runner.running) == {"web.2.0"}
         assert it.outcomes() == ["recovered"]
@@ -102,11 +102,11 @@ def test_replace_takes_the_old_one_away_when_the_new_one_is_ready() -> None:
     run(scenario())
 
 
-def test_a_replacement_that_does_not_become_ready_leaves_the_old_one_and_is_tried_again_later() -> None:
+def test_a_replacement_that_does_not_become_ready_leaves_the_old_one_and_is_retried() -> None:
     async def scenario() -> None:
         it = await started(ward("replace"))
         it.desk.runner.script["web"] = FAILS
-        await it.ails("web.1.0")
+        await it.make_unhealthy("web.1.0")
         assert set(it.desk.runner.running) == {"web.1.0"}
         assert it.outcomes() == ["failed"]
         assert "before it was ready" in it.reports[0]["message"]
@@ -125,7 +125,7 @@ def test_a_stuck_worker_is_stopped_and_not_drained() -> None:
     async def scenario() -> None:
         it = await started(ward("replace"))
         it.worker("web.1.0").stuck = True
-        await it.ails("web.1.0", kind=HEARTBEAT)
+        await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
         assert it.placed() == ["place web.2.0", "stop web.1.0"]
 
     run(scenario())
@@ -135,11 +135,11 @@ def test_after_the_limit_it_is_left_alone_and_reported_once() -> None:
     async def scenario() -> None:
         it = await started(ward("restart"))
         for _ in range(2):
-            await it.ails("web.1.0")
+            await it.make_unhealthy("web.1.0")
             await it.pass_by(11)
         assert it.outcomes() == ["recovered", "recovered"]
         for _ in range(3):
-            await it.ails("web.1.0")
+            await it.make_unhealthy("web.1.0")
             await it.pass_by(1)
         assert it.outcomes() == ["recovered", "recovered", "given up"]
         assert it.desk.states() == {"web": "running"}
@@ -153,7 +153,7 @@ def test_the_last_ready_worker_stays_while_none_can_take_its_place() -> None:
     async def scenario() -> None:
         it = await started(ward("restart", workers=3, restart="on-failure"))
         it.desk.runner.script["web"] = NEVER
-        await it.ails("web.1.0", "web.1.1", "web.1.2")
+        await it.make_unhealthy("web.1.0", "web.1.1", "web.1.2")
         assert it.desk.states() == {"web": "running"}
         ready = [worker.id for worker in it.entry.workers.values() if worker.phase == "ready"]
         for _ in range(5):
@@ -169,7 +169,7 @@ def test_a_replacement_that_dies_again_and_again_does_not_make_the_others_fail()
         policy = {"policy": "on-failure", "limit": 1, "backoff": {"initial": 0, "max": 0, "jitter": 0}}
         it = await started(ward("restart", workers=2, restart=policy))
         it.desk.runner.script["web.1.0"] = NEVER
-        await it.ails("web.1.0")
+        await it.make_unhealthy("web.1.0")
         for _ in range(4):
             assert "web.1.0" in it.desk.runner.running
             it.desk.runner.end("web.1.0", Exit.from_status(1))
@@ -184,15 +184,15 @@ def test_each_worker_has_a_limit_of_its_own() -> None:
     async def scenario() -> None:
         it = await started(ward("restart", workers=4))
         for name in ("web.1.0", "web.1.1", "web.1.2", "web.1.3"):
-            await it.ails(name)
+            await it.make_unhealthy(name)
         assert it.outcomes() == ["recovered"] * 4, "none of them had been recovered before"
-        await it.ails("web.1.0")
+        await it.make_unhealthy("web.1.0")
         assert it.outcomes() == ["recovered"] * 4, "this one was, a moment ago"
         assert set(it.entry.recoveries) == {"0", "1", "2", "3"}
         await it.pass_by(11)
         assert it.outcomes() == ["recovered"] * 5
         await it.pass_by(200)
-        await it.ails("web.1.1")
+        await it.make_unhealthy("web.1.1")
         assert set(it.entry.recoveries) == {"1"}, "what counts no more is forgotten"
 
     run(scenario())
@@ -202,8 +202,8 @@ def test_failing_workers_are_taken_out_together_except_one() -> None:
     async def scenario() -> None:
         it = await started(ward("restart", workers=4))
         it.desk.runner.may_end.clear()
-        await it.ails("web.1.3")
-        await it.ails("web.1.0", "web.1.1", "web.1.2")
+        await it.make_unhealthy("web.1.3")
+        await it.make_unhealthy("web.1.0", "web.1.1", "web.1.2")
         assert [worker.id for worker in it.entry.workers.values() if worker.relieved] == ["web.1.3"]
         it.desk.runner.script["web.1.3"] = NEVER
         it.desk.runner.may_end.set()
@@ -218,9 +218,9 @@ def test_failing_workers_are_taken_out_together_except_one() -> None:
 
 def test_disable_stops_it_and_what_depends_on_it() -> None:
     async def scenario() -> None:
-        it = Ward(web("db", recovery="disable"), web("api", depends_on=["db"]))
+        it = RecoveryScenario(web("db", recovery="disable"), web("api", depends_on=["db"]))
         await it.desk.ask("start")
-        await it.ails("db.1.0")
+        await it.make_unhealthy("db.1.0")
         assert it.desk.states() == {"db": "disabled", "api": "stopped"}
         assert it.outcomes() == ["disabled"]
         assert (await it.desk.ask("enable", "db"))["exit_code"] == 0
@@ -233,8 +233,8 @@ def test_disable_stops_it_and_what_depends_on_it() -> None:
 def test_recovery_by_notification_or_none_replaces_no_worker(strategy: str, outcomes: list[str]) -> None:
     async def scenario() -> None:
         it = await started(ward(strategy))
-        await it.ails("web.1.0")
-        await it.ails("web.1.0")
+        await it.make_unhealthy("web.1.0")
+        await it.make_unhealthy("web.1.0")
         assert (it.placed(), it.outcomes()) == ([], outcomes)
 
     run(scenario())
@@ -243,7 +243,7 @@ def test_recovery_by_notification_or_none_replaces_no_worker(strategy: str, outc
 def test_a_worker_that_is_too_large_is_replaced_whatever_the_strategy() -> None:
     async def scenario() -> None:
         it = await started(ward("none"))
-        await it.ails("web.1.0", kind=MEMORY)
+        await it.make_unhealthy("web.1.0", kind=MEMORY)
         assert it.placed()[0] == "place web.2.0"
         assert it.outcomes() == ["recovered"]
         assert it.entry.restarts == 0, "no failure"
@@ -256,7 +256,7 @@ def test_a_worker_that_is_well_again_is_left_alone() -> None:
         it = await started(ward("restart"))
         it.entry.recoveries = {"0": [it.desk.clock.monotonic()]}
         it.worker("web.1.0").stuck = True
-        await it.ails("web.1.0", kind=HEARTBEAT)
+        await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
         assert it.placed() == [], "it waits for its turn"
         it.worker("web.1.0").stuck = False
         await it.pass_by(60)
@@ -269,7 +269,7 @@ def test_a_server_that_is_stopped_meanwhile_is_recovered_no_further() -> None:
     async def scenario() -> None:
         it = await started(ward("restart"))
         it.desk.runner.may_end.clear()
-        await it.ails("web.1.0")
+        await it.make_unhealthy("web.1.0")
         stopping = it.desk.begin("stop", "web")
         await turns()
         it.desk.runner.may_end.set()

@@ -11,7 +11,7 @@ from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 
-def told(answer: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
+def changes_of(answer: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
     return [(each["name"], each["change"], each["keys"]) for each in answer["changes"]]
 
 
@@ -24,7 +24,11 @@ def test_only_what_differs_is_started_stopped_and_restarted() -> None:
         desk.files.written = [web("new"), web("other", env={"A": "1"}), same]
         answer = await desk.ask("reload")
         assert answer["exit_code"] == 0
-        assert told(answer) == [("gone", "remove", []), ("new", "add", []), ("other", "restart", ["env.A"])]
+        assert changes_of(answer) == [
+            ("gone", "remove", []),
+            ("new", "add", []),
+            ("other", "restart", ["env.A"]),
+        ]
         assert [item["name"] for item in answer["items"]] == ["new", "other", "same"]
         assert set(desk.runner.running) == {"same.1.0", "other.2.0", "new.1.0"}
         assert not [line for line in desk.runner.log if "same" in line]
@@ -43,11 +47,11 @@ def test_a_dry_run_says_what_a_reload_would_do_and_does_nothing() -> None:
         desk.files.written = [web("a", tags=["x"]), web("new")]
         answer = await desk.ask("reload", dry_run=True)
         assert answer["exit_code"] == 3
-        assert told(answer) == [("gone", "remove", []), ("a", "update", ["tags"]), ("new", "add", [])]
+        assert changes_of(answer) == [("gone", "remove", []), ("a", "update", ["tags"]), ("new", "add", [])]
         await turns()
         assert desk.runner.log == before
         assert desk.core.entries["a"].config.tags == ()
-        assert told(await desk.ask("reload")) == told(answer)
+        assert changes_of(await desk.ask("reload")) == changes_of(answer)
 
     run(scenario())
 
@@ -75,7 +79,7 @@ def test_change_that_is_applied_live_starts_no_process() -> None:
         desk.runner.log.clear()
         desk.files.written = [web("a", tags=["x"], restart="always", start_timeout=4)]
         answer = await desk.ask("reload")
-        assert told(answer) == [("a", "update", ["tags", "start_timeout", "restart.policy"])]
+        assert changes_of(answer) == [("a", "update", ["tags", "start_timeout", "restart.policy"])]
         assert desk.runner.log == []
         assert answer["items"][0]["tags"] == ["x"]
         (worker,) = desk.core.entries["a"].workers.values()
@@ -91,7 +95,7 @@ def test_a_stopped_server_stays_stopped_and_has_its_new_configuration_next_time(
         await desk.ask("stop", "a")
         desk.runner.log.clear()
         desk.files.written = [web("a", env={"A": "1"}), web("b")]
-        assert told(await desk.ask("reload")) == [("a", "restart", ["env.A"])]
+        assert changes_of(await desk.ask("reload")) == [("a", "restart", ["env.A"])]
         assert (desk.states(), desk.runner.log) == ({"a": "stopped", "b": "running"}, [])
         await desk.ask("start", "a")
         (worker,) = desk.core.entries["a"].workers.values()
@@ -106,7 +110,7 @@ def test_disabled_in_the_file_stops_and_enabled_starts() -> None:
         await desk.ask("start")
         desk.files.written = [web("a", disabled=True), web("b")]
         answer = await desk.ask("reload")
-        assert told(answer) == [("a", "update", ["disabled"]), ("b", "update", ["disabled"])]
+        assert changes_of(answer) == [("a", "update", ["disabled"]), ("b", "update", ["disabled"])]
         assert desk.states() == {"a": "disabled", "b": "running"}
 
     run(scenario())
@@ -123,7 +127,7 @@ def test_live_changes_are_undone_and_named() -> None:
         await desk.ask("add", server={"name": "extra", "bind": "127.0.0.1:7070", "app": "a:b"}, base_dir="/")
         answer = await desk.ask("reload")
         assert answer["exit_code"] == 0
-        assert told(answer) == [
+        assert changes_of(answer) == [
             ("extra", "override", ["name"]), ("scaled", "override", ["workers"]),
             ("drained", "override", ["drained"]), ("off", "override", ["disabled"]),
             ("gone", "override", ["name"]),
@@ -145,7 +149,7 @@ def test_failed_replacement_is_reported_and_the_next_reload_tries_again() -> Non
         assert answer["exit_code"] == 1
         assert [(error["name"], error["code"]) for error in answer["errors"]] == [("a", 1325)]
         assert {"a.1.0", "b.1.0"} == set(desk.runner.running)
-        assert told(await desk.ask("reload")) == [("a", "restart", ["env.A"])]
+        assert changes_of(await desk.ask("reload")) == [("a", "restart", ["env.A"])]
         await turns()
         assert {"a.3.0", "b.1.0"} == set(desk.runner.running)
 
@@ -156,7 +160,7 @@ def test_a_server_waits_for_the_new_ones_it_depends_on_and_outlives_what_it_depe
     async def scenario() -> None:
         desk = Desk(web("old"), web("api", depends_on=["old"], env={"A": "1"}))
         await desk.ask("start")
-        await desk.ask("restart", "api")  # which waits for nobody
+        await desk.ask("restart", "api")  # which waits for no other server
         await turns()
         desk.runner.log.clear()
         desk.files.written = [web("api", depends_on=["new"], env={"A": "2"}), web("new")]
@@ -187,7 +191,7 @@ def test_servers_that_change_places_in_one_reload() -> None:
         desk.files.written = [web("b", bind="127.0.0.1:7001"), web("a", bind="127.0.0.1:7002")]
         answer = await desk.ask("reload")
         assert answer["exit_code"] == 0, answer
-        assert told(answer) == [("b", "restart", ["bind"]), ("a", "restart", ["bind"])]
+        assert changes_of(answer) == [("b", "restart", ["bind"]), ("a", "restart", ["bind"])]
         assert [item["bind"] for item in answer["items"]] == ["127.0.0.1:7001", "127.0.0.1:7002"]
         assert all(item["ready"] for item in answer["items"])
 
@@ -230,7 +234,7 @@ def test_the_pools_name_is_a_change_of_the_pool() -> None:
             return settled
 
         desk.files.read = renamed  # type: ignore[method-assign]
-        assert told(await desk.ask("reload")) == [("[pool]", "update", ["pool.name"])]
+        assert changes_of(await desk.ask("reload")) == [("[pool]", "update", ["pool.name"])]
         assert desk.files.name == "shop"
 
     run(scenario())
@@ -246,7 +250,7 @@ def test_certificates_that_have_changed_are_given_to_the_process_that_runs(tmp_p
         assert (await desk.ask("reload"))["changes"] == []
         path.write_text("two")
         answer = await desk.ask("reload")
-        assert told(answer) == [("a", "update", ["tls"])]
+        assert changes_of(answer) == [("a", "update", ["tls"])]
         assert [line for line in desk.runner.log if line.startswith("tls")] == ["tls a.1.0"]
         assert (await desk.ask("reload"))["changes"] == []
         # A restart has read them as well.
@@ -267,7 +271,7 @@ def test_a_file_that_changed_before_a_failed_restart_is_still_a_change(tmp_path:
         desk.runner.script["a"] = FAILS
         assert (await desk.ask("restart"))["exit_code"] == 1
         desk.runner.script.clear()
-        assert told(await desk.ask("reload")) == [("a", "restart", ["env_file"])]
+        assert changes_of(await desk.ask("reload")) == [("a", "restart", ["env_file"])]
         assert (await desk.ask("reload"))["changes"] == []
 
     run(scenario())
