@@ -19,19 +19,27 @@ class Activation:
 
     def __init__(self, runner: Runner, queue: Workqueue) -> None:
         self._runner = runner
+        self._sleep = runner.capabilities.sleep
         self._queue = queue
 
     def arm(self, entry: Entry) -> None:
         """Watch the entry's listener for the first request."""
+        assert self._sleep is not None, "entries are sleepy only with a runner that can watch listeners"
         entry.armed = entry.config
-        self._runner.arm(entry.config, partial(self._called, entry))
+        self._sleep.arm(entry.config, partial(self._called, entry))
         self.preload(entry)
 
     def disarm(self, entry: Entry) -> None:
         """Stop watching; the workers that come take the waiting connections."""
         if entry.armed is not None:
-            self._runner.disarm(entry.armed.key)
+            if self._sleep is not None:
+                self._sleep.disarm(entry.armed.key)
             entry.armed = None
+
+    def idle_after(self, worker: Worker, seconds: float) -> None:
+        """Have the worker report when it has had no traffic for so long."""
+        if self._sleep is not None and worker.placement is not None:
+            self._sleep.idle_after(worker.placement, seconds)
 
     def preload(self, entry: Entry) -> None:
         """Import the current application of a sleeping server, so that waking it takes only a fork."""
@@ -64,7 +72,8 @@ class Activation:
             assert worker.task is not None
             worker.task.add_done_callback(partial(self._came_to_nothing, entry, worker, newest))
             return
-        self._runner.dismiss(entry.config.key)
+        if self._sleep is not None:
+            self._sleep.dismiss(entry.config.key)
 
     def _came_to_nothing(self, entry: Entry, worker: Worker, newest: int, ended: asyncio.Task[None]) -> None:
         if worker.ready_at is None:

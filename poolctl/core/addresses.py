@@ -7,9 +7,11 @@ then stays open: connections wait for its new server, and none is refused.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from poolctl.address import overlaps
 from poolctl.config import ServerConfig
+from poolctl.runners.protocol import Endpoints
 
 from .state import Entry
 from .view import LEAVING, Listener
@@ -35,6 +37,7 @@ class Addresses:
         self._leaving: dict[str, Entry] = {}  # which have, or had, another address than the configured one
         self._waiting: dict[str, Entry] = {}
         self._kept: dict[str, ServerConfig] = {}  # open for a server that has not taken it over yet
+        self._endpoints: dict[str, Sequence[str]] = {}  # bound addresses of open listeners, by key
 
     def claim(self, entry: Entry) -> None:
         """Note the configured address of the entry."""
@@ -47,8 +50,13 @@ class Addresses:
         if not claims:
             del self._claims[entry.config.key]
 
-    def adopt(self, entry: Entry, config: ServerConfig) -> None:
+    def endpoints(self, key: str) -> tuple[str, ...]:
+        """The addresses that are bound for this key; empty when its listener is closed."""
+        return tuple(self._endpoints.get(key, ()))
+
+    def adopt(self, entry: Entry, config: ServerConfig, endpoints: Sequence[str] = ()) -> None:
         """Take over a listener that the previous supervisor opened for the entry, under this configuration."""
+        self._endpoints[config.key] = endpoints
         if same_listener(config, entry.config):
             entry.listener, entry.bound = Listener.OPEN, entry.config
         elif overlaps(config.address, entry.config.address):
@@ -120,9 +128,14 @@ class Addresses:
             self._queue.touch(claimant)
         return not claimants
 
-    def opened(self, entry: Entry) -> None:
+    def opened(self, entry: Entry, opened: Endpoints) -> None:
         """The entry has its configured listener."""
+        self._endpoints[opened.key] = opened.addresses
         self._kept.pop(entry.config.key, None)
+
+    def closed(self, key: str) -> None:
+        """The listener of this key is being closed."""
+        self._endpoints.pop(key, None)
 
     def tidy(self, entry: Entry) -> list[ServerConfig]:
         """The listeners kept open for the entry that must be closed because it rests; forgets finished moves."""

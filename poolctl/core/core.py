@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,9 @@ from .state import Entry, Worker
 from .trace import Trace
 from .view import LEAVING, Phase
 from .workqueue import Workqueue
+
+# Commands and reports of failures wait this long for the output of a server.
+LOGS_SECONDS = 2.0
 
 
 class Core:
@@ -48,7 +52,8 @@ class Core:
         self.reason = ""  # why everything is being stopped, if it was not a command
         self._queue = Workqueue()
         self._addresses = Addresses(self._queue)
-        self.registry = Registry(servers, self._addresses)
+        can_sleep = runner.capabilities.sleep is not None
+        self.registry = Registry(servers, self._addresses, can_sleep=can_sleep)
         self.entries = self.registry.entries
         self.graph = self.registry.graph
         self.health = HealthChecks(runner, self._queue, recorder)
@@ -68,6 +73,21 @@ class Core:
     def take_changed(self) -> list[Entry]:
         """The entries that have changed since the last call: reads change none."""
         return self._queue.take_changed()
+
+    def endpoints(self, config: ServerConfig) -> tuple[str, ...]:
+        """The addresses that are bound for this configuration; empty when its listener is closed."""
+        return self._addresses.endpoints(config.key)
+
+    async def last_lines(self, entry: Entry, lines: int, since: float) -> list[str]:
+        """The last lines that the server wrote since then (epoch); none if its runner keeps none, or is slow."""
+        logs = self.runner.capabilities.logs
+        if logs is None:
+            return []
+        try:
+            async with asyncio.timeout(LOGS_SECONDS):
+                return await logs.logs(entry.name, lines, since)
+        except (TimeoutError, OSError):
+            return []
 
     # Changes of the desired state.
 
@@ -294,9 +314,9 @@ class Core:
             entry.become(Desired.RUN)
             self._queue.note(entry)
 
-    def adopt_listener(self, entry: Entry, config: ServerConfig) -> None:
+    def adopt_listener(self, entry: Entry, config: ServerConfig, endpoints: Sequence[str] = ()) -> None:
         """Take over a listener that the previous supervisor opened for the entry, under this configuration."""
-        self._addresses.adopt(entry, config)
+        self._addresses.adopt(entry, config, endpoints)
 
     def adopt_worker(self, entry: Entry, worker: Worker, *, recorded: bool = True) -> None:
         """Adopt a running worker; unless the entry's state was `recorded`, its generation is the one that serves."""

@@ -132,14 +132,14 @@ class Executor:
 
     def close(self, held: ServerConfig) -> None:
         """Close a listener that belongs to no server any more."""
+        self._addresses.closed(held.key)
         self._queue.run(self._runner.close(held.key))
 
     def idle_after(self, entry: Entry, seconds: float) -> None:
         """Have the entry's workers report when they have had no traffic for its `scale.idle`."""
         for worker in entry.workers.values():
             worker.idle = False
-            if worker.placement is not None:
-                self._runner.idle_after(worker.placement, seconds)
+            self._activation.idle_after(worker, seconds)
 
     def disarm(self, entry: Entry) -> None:
         """Stop watching for a request."""
@@ -196,7 +196,7 @@ class Executor:
         """Open the listener that the entry is bound to."""
         assert entry.bound is not None
         try:
-            await self._runner.open(entry.bound)
+            opened = await self._runner.open(entry.bound)
         except Exception as error:
             entry.listener, entry.bound = Listener.CLOSED, None
             if entry.wanted:  # otherwise it was stopped meanwhile, which is no failure
@@ -206,7 +206,7 @@ class Executor:
                     self._exits.died(entry, Exit(message=message), was_ready=False)
         else:
             entry.listener = Listener.OPEN
-            self._addresses.opened(entry)
+            self._addresses.opened(entry, opened)
         self._queue.touch(entry, progressed=True)
 
     async def _close(self, entry: Entry) -> None:
@@ -219,6 +219,7 @@ class Executor:
     async def _release(self, entry: Entry, held: ServerConfig) -> None:
         """Close a listener that the entry had before, unless another server takes it over."""
         if self._addresses.give_up(entry, held):
+            self._addresses.closed(held.key)
             await self._runner.close(held.key)
         if held in entry.releasing:
             entry.releasing.remove(held)

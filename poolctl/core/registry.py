@@ -13,11 +13,19 @@ from .state import Entry
 
 
 class Registry:
-    """The servers, including those that are leaving. Starts and stops nothing."""
+    """The servers, including those that are leaving. Starts and stops nothing.
 
-    def __init__(self, servers: Iterable[ServerConfig], addresses: Addresses) -> None:
+    `can_sleep`: their runner can watch listeners of servers without workers.
+    """
+
+    def __init__(
+        self, servers: Iterable[ServerConfig], addresses: Addresses, *, can_sleep: bool = True
+    ) -> None:
         self._addresses = addresses
-        self.entries: dict[str, Entry] = {server.name: Entry(server) for server in servers}
+        self._can_sleep = can_sleep
+        self.entries: dict[str, Entry] = {
+            server.name: Entry(server, can_sleep=can_sleep) for server in servers
+        }
         for entry in self.entries.values():
             addresses.claim(entry)
         self.graph = DependencyGraph(self.entries)
@@ -33,7 +41,7 @@ class Registry:
             self.configure(entry, config)
             return entry
         self.revision += 1
-        entry = self.entries[config.name] = Entry(config)
+        entry = self.entries[config.name] = Entry(config, can_sleep=self._can_sleep)
         self.graph.add(entry)
         self._addresses.claim(entry)
         return entry

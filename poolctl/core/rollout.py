@@ -39,12 +39,18 @@ class Rollout:
         self._failures = {entry.name: entry.failures for entry in self._entries}
         # The servers that wait for one that cannot become ready, with that one.
         self._stuck: dict[str, Entry] = {}
+        self._last_lines: dict[str, list[str]] = {}  # of the servers that have failed
 
     async def wait(
         self, timeout_seconds: float | None, report: Callable[[Entry], None] = lambda entry: None
     ) -> None:
         """Return when each has reached its goal or failed, or after the timeout; `report` gets those that change."""
         self.missing = await until(self._core, self._entries, self._settled, timeout_seconds, report)
+        failed = [entry for entry in self._entries if self._has_failed(entry)]
+        found = await asyncio.gather(
+            *(self._core.last_lines(entry, LAST_LINES, entry.failed_since) for entry in failed)
+        )
+        self._last_lines = {entry.name: lines for entry, lines in zip(failed, found, strict=True)}
 
     def is_overtaken(self, entry: Entry) -> bool:
         """Whether another command wants the opposite."""
@@ -52,7 +58,7 @@ class Rollout:
 
     def problem(self, entry: Entry) -> ServerError | None:
         """Why the server has not reached its goal, with the last lines that it printed; None when it has."""
-        if entry.failures > self._failures[entry.name] and entry.failure is not None:
+        if self._has_failed(entry) and entry.failure is not None:
             return self._with_last_lines(entry, entry.failure)
         if self._reached(entry):
             return None
@@ -67,8 +73,11 @@ class Rollout:
             return not_arrived(entry, self._kind, "has failed before")
         return not_arrived(entry, self._kind, f"is still {entry.state}") if entry in self.missing else None
 
+    def _has_failed(self, entry: Entry) -> bool:
+        return entry.failures > self._failures[entry.name]
+
     def _with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
-        lines = self._core.runner.logs(entry.name, LAST_LINES, entry.failed_since)
+        lines = self._last_lines.get(entry.name, [])
         hint = failure.hint
         if entry.config.command and not entry.config.binds_itself and _finds_address_taken(lines):
             hint = f"{OWN_SOCKET}; {hint}"
@@ -86,7 +95,7 @@ class Rollout:
         return over or self._failed(entry) or self._reached(entry) or self.is_overtaken(entry)
 
     def _failed(self, entry: Entry) -> bool:
-        if entry.failures > self._failures[entry.name]:
+        if self._has_failed(entry):
             return True
         blocker = self._blocker(entry)
         if blocker is not None:

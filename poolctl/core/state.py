@@ -113,6 +113,7 @@ class Entry:
     called: bool = persisted(False)  # a request has come since it slept
     needed: bool = transient(False)  # a dependent of it is up
     armed: ServerConfig | None = transient(None)  # the configuration with which its listener is watched
+    can_sleep: bool = transient(True)  # its runner can watch listeners
 
     # Exits, failures and retries.
     timers: list[asyncio.TimerHandle] = transient(factory=list)  # of the backoff
@@ -240,7 +241,7 @@ class Entry:
     @property
     def sleepy(self) -> bool:
         """It may be without a worker while there are no requests for it."""
-        return not self.config.scale.min and self.overrides.workers is None
+        return self.can_sleep and not self.config.scale.min and self.overrides.workers is None
 
     @property
     def asleep(self) -> bool:

@@ -77,7 +77,6 @@ class Handle:
         self.stops: set[Future] = set()  # those of them that stop it
         self.ending: set[Future] = set()  # what `Pool.join` awaits besides
         self.context: PoolContext | None = None  # which ends it
-        self.listening: tuple[ServerConfig, tuple[str, ...]] | None = None  # on which addresses
         self.furnished: list[
             tuple[ServerConfig, ServerConfig]
         ] = []  # what the core has, and the server's own
@@ -163,6 +162,9 @@ class Host:
         """See RunnerEvents."""
         if entry := self.core.entries.get(placement.server):
             self.core.idle(entry, placement.id, idle)
+
+    def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
+        """Nothing: a Python pool has no events to record it in."""
 
     def reserve(self, handle: Handle) -> str:
         """The name of the server in the core: its own, unless another server of that name runs on this runner."""
@@ -257,10 +259,7 @@ class Host:
             return Observed(State.FAILED, message=handle.refusal.message)
         ready = [worker for worker in entry.workers.values() if worker.phase is Phase.READY]
         probed = any(worker.config.health.probed for worker in ready)
-        if entry.listener is not Listener.OPEN or entry.bound is None:
-            handle.listening = None
-        elif handle.listening is None or handle.listening[0] is not entry.bound:
-            handle.listening = entry.bound, tuple(self.core.runner.endpoints(entry.bound.key))
+        listening = entry.bound if entry.listener is Listener.OPEN else None
         return Observed(
             state=view.state,
             ready=view.ready,
@@ -268,7 +267,7 @@ class Host:
             health=entry.health if probed else Status.OK if view.ready else Status.UNKNOWN,
             message=_message(entry, view.state),
             pids=tuple(dict.fromkeys(entry.pids)),
-            endpoints=handle.listening[1] if handle.listening is not None else (),
+            endpoints=self.core.endpoints(listening) if listening is not None else (),
             ready_since=min(
                 (worker.ready_at for worker in ready if worker.ready_at is not None), default=None
             ),

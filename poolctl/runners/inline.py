@@ -23,7 +23,7 @@ from poolctl.listeners.unix import Identity, identity_of
 
 from .inline_worker import InlineWorker
 from .opener import Opener
-from .protocol import IMPORTS_PER_CPU, Endpoints, Exit, Placement, WorkerFailed, app_state
+from .protocol import IMPORTS_PER_CPU, Capabilities, Endpoints, Exit, Placement, WorkerFailed, app_state
 
 _KILL_SIGNAL = 9
 
@@ -45,6 +45,11 @@ class InlineRunner:
     def __repr__(self) -> str:
         return f"<InlineRunner {len(self._workers)} workers on {len(self._listeners)} listeners>"
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """See Runner."""
+        return Capabilities(sleep=self)
+
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner."""
         _refuse_what_needs_a_process(server)
@@ -54,7 +59,7 @@ class InlineRunner:
             inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
             sockets = await self._opener.listen(address, inherited)
             self._listeners[key] = (sockets, identity_of(key))
-        return Endpoints(key, tuple(self.endpoints(key)))
+        return Endpoints(key, tuple(map(describe, self._listeners[key][0])))
 
     async def close(self, key: str) -> None:
         """See Runner."""
@@ -149,7 +154,7 @@ class InlineRunner:
         """Nothing: there is no process to be saved."""
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """See Runner. Whoever connects is taken for a request, and accepted by the worker that comes."""
+        """See Sleep. Whoever connects is taken for a request, and accepted by the worker that comes."""
         sockets, _ = self._listeners[server.key]
 
         def request_arrived() -> None:
@@ -160,7 +165,7 @@ class InlineRunner:
             asyncio.get_running_loop().add_reader(sock.fileno(), request_arrived)
 
     def disarm(self, key: str) -> None:
-        """See Runner."""
+        """See Sleep."""
         sockets, _ = self._listeners.get(key, ([], None))
         stop_reading(sockets)
 
@@ -186,18 +191,6 @@ class InlineRunner:
         exit_ = await asyncio.shield(worker.exited)
         self._workers.pop(placement.id, None)
         return exit_
-
-    def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """Nothing: servers of this process write where the process writes."""
-        return []
-
-    async def reopen_logs(self) -> None:
-        """See Runner: there are none."""
-
-    def endpoints(self, key: str) -> list[str]:
-        """See Runner."""
-        sockets, _ = self._listeners.get(key, ([], None))
-        return [describe(sock) for sock in sockets]
 
     async def aclose(self) -> None:
         """See Runner."""

@@ -18,7 +18,7 @@ from poolctl.keeper.background import in_background
 from . import withheld
 from .keeper_link import KeeperLink
 from .local.runner import LocalRunner
-from .protocol import Endpoints, Exit, Placement, RunnerEvents
+from .protocol import Capabilities, Endpoints, Exit, Placement, RunnerEvents
 
 _KEEPER_SECONDS = 10.0
 
@@ -38,6 +38,11 @@ class ProcessRunner:
 
     def __repr__(self) -> str:
         return f"<ProcessRunner {'started' if self._started else 'not started'}>"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See Runner."""
+        return Capabilities(sleep=self, logs=self)
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner."""
@@ -100,23 +105,23 @@ class ProcessRunner:
             started.force_certificate(name, generation)
 
     def idle_after(self, placement: Placement, seconds: float) -> None:
-        """See Runner."""
+        """See Sleep."""
         if started := self._running():
             started.idle_after(placement, seconds)
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """See Runner."""
+        """See Sleep."""
         started = self._running()
         assert started is not None, "its listener is open"
         started.arm(server, on_request)
 
     def disarm(self, key: str) -> None:
-        """See Runner."""
+        """See Sleep."""
         if started := self._running():
             started.disarm(key)
 
     def dismiss(self, key: str) -> None:
-        """See Runner."""
+        """See Sleep."""
         if started := self._running():
             started.dismiss(key)
 
@@ -128,20 +133,10 @@ class ProcessRunner:
         """See Runner."""
         return await (await self._runner()).watch(placement)
 
-    def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """See Runner."""
+    async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+        """See Logs."""
         started = self._running()
-        return started.logs(name, lines, since) if started else []
-
-    async def reopen_logs(self) -> None:
-        """See Runner."""
-        if started := self._running():
-            await started.reopen_logs()
-
-    def endpoints(self, key: str) -> list[str]:
-        """See Runner."""
-        started = self._running()
-        return started.endpoints(key) if started else []
+        return await started.logs(name, lines, since) if started else []
 
     async def aclose(self) -> None:
         """End every worker and the keeper; a server that is opened afterwards starts new ones."""
@@ -183,11 +178,7 @@ class ProcessRunner:
         with theirs:
             # Not our child, so that nobody has to reap it; in a session of its own, away from our terminal.
             await asyncio.to_thread(in_background, argv, dict(os.environ), [theirs.fileno()])
-        if self.events is None:
-            runner = LocalRunner(link, directory, logs)
-        else:
-            on_expired, on_idle = self.events.expired, self.events.idle
-            runner = LocalRunner(link, directory, logs, on_expired=on_expired, on_idle=on_idle)
+        runner = LocalRunner(link, directory, logs, events=self.events)
         async with asyncio.timeout(_KEEPER_SECONDS):
             said = await hello
         runner.children.keeper_pid = int(said["pid"])

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import signal as _signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
+    from poolctl.worker.tally import Counts
 
 __all__ = [
     "IMPORTS_PER_CPU",
@@ -124,6 +125,144 @@ def _worker_failed(message: str, hint: str, exit: Exit | None) -> WorkerFailed:
     return WorkerFailed(message, hint=hint, exit=exit)
 
 
+class Sleep(Protocol):
+    """Servers without workers, whose first request wakes them."""
+
+    def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
+        """Watch the open listener of a server without workers; `on_request` is called once, at the first request.
+
+        A connection on which nothing was sent is no request. Once it is called, the workers that come get the listener
+        and the connections.
+        """
+        ...
+
+    def disarm(self, key: str) -> None:
+        """Stop watching; the workers that come get the listener and the connections."""
+        ...
+
+    def dismiss(self, key: str) -> None:
+        """Close the connections that were accepted and that no worker has taken."""
+        ...
+
+    def idle_after(self, placement: Placement, seconds: float) -> None:
+        """Report to RunnerEvents.idle when the worker has had no traffic for so long; 0 never."""
+        ...
+
+
+class Heartbeats(Protocol):
+    """Questions that a worker answers while its event loop runs. Neither method blocks."""
+
+    def beat(self, placement: Placement, asked_ns: int) -> bool:
+        """Ask a worker; False if it cannot be asked now."""
+        ...
+
+    def beaten_ns(self, placement: Placement) -> int:
+        """When the worker last answered, by the system's monotonic clock; 0 for a worker without heartbeats."""
+        ...
+
+
+class Counters(Protocol):
+    """What workers count: requests, connections, latencies (see poolctl.worker.tally)."""
+
+    # Called with a unique name, the server's and the final counts of each worker that has ended.
+    add_up: Callable[[str, str, Counts], None] | None
+
+    def counts(self, placement: Placement) -> Counts | None:
+        """The worker's counts so far; None for one that does not count. Does not block."""
+        ...
+
+    @property
+    def unsettled(self) -> list[str]:
+        """The names given to `add_up` since `settled`; they are given to the next supervisor again."""
+        ...
+
+    def settled(self) -> None:
+        """What was given to `add_up` is saved."""
+        ...
+
+
+class Logs(Protocol):
+    """The output of workers, for reports of failures."""
+
+    async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+        """The last lines that the server wrote since a time (seconds since the epoch), oldest first.
+
+        May take time; the caller waits for LOGS_SECONDS at most.
+        """
+        ...
+
+
+class LogFiles(Protocol):
+    """Output in files of this machine, where `poolctl logs` reads it."""
+
+    async def reopen_logs(self) -> None:
+        """Return when nothing is written any more to log files that another program has moved away."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedWorker:
+    """A worker that an earlier supervisor placed, in the state that it reports."""
+
+    placement: Placement
+    server: ServerConfig
+    ready_at: float | None = None  # by the system's monotonic clock
+    leaving: bool = False  # it was asked to drain or to stop
+    idle: bool = False
+    # Why it does not accept: "new" (not allowed to yet), "told" (taken out because its probes failed).
+    resting: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """What runs of an earlier supervisor: workers, and the addresses of open listeners by their keys."""
+
+    workers: Sequence[AdoptedWorker] = ()
+    endpoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+class Takeover(Protocol):
+    """Workers that outlive their supervisor, as children of the pool's keeper."""
+
+    async def adopt(
+        self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
+    ) -> Adopted:
+        """The workers and listeners of these servers; everything else that the keeper holds of workers is ended.
+
+        `placed` are the configurations, by worker id, of workers whose configuration differs from their server's.
+        Called once, before anything is opened or placed.
+        """
+        ...
+
+    async def take_in(self, servers: Mapping[str, ServerConfig], *, late: bool = False) -> dict[str, bool]:
+        """Find workers that have lost keeper and supervisor, for the next `adopt`; those of other servers are stopped.
+
+        Returns the servers of which something was found, by name: whether it differs from their configuration. With
+        `late` this supervisor has adopted already, and the next one will do so again.
+        """
+        ...
+
+    def exit_reported(self, report: Mapping[str, Any]) -> None:
+        """The keeper reaped a child."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a runner can do beyond serving. What is None it cannot do, and commands answer without it.
+
+    Without `sleep` a server with `scale.min = 0` always has its workers. Without `takeover` the workers of a supervisor
+    that has ended are gone when the next one makes its runner. A runner without pids gives placements without one.
+    """
+
+    sleep: Sleep | None = None
+    heartbeats: Heartbeats | None = None
+    counters: Counters | None = None
+    logs: Logs | None = None
+    log_files: LogFiles | None = None
+    takeover: Takeover | None = None
+
+
 class RunnerEvents(Protocol):
     """What a runner reports by itself. Exits are not here: `watch` returns them."""
 
@@ -135,6 +274,10 @@ class RunnerEvents(Protocol):
         """The worker has had no traffic for the time given to `idle_after`, or has some again."""
         ...
 
+    def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
+        """So many bytes of the server's output could not be written to `path`."""
+        ...
+
 
 @runtime_checkable
 class ReportingRunner(Protocol):
@@ -144,7 +287,12 @@ class ReportingRunner(Protocol):
 
 
 class Runner(Protocol):
-    """Makes and ends the workers of servers; used from one event loop."""
+    """Makes and ends the workers of servers. Used from one event loop, which no method may block."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do beyond this; the same each time."""
+        ...
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """The server's bound and listening sockets; at once if they are open already.
@@ -181,7 +329,10 @@ class Runner(Protocol):
         ...
 
     async def ready(self, placement: Placement) -> None:
-        """Return when the worker has answered. Raises WorkerFailed when it ended or gave up before."""
+        """Return when the worker has answered. Raises WorkerFailed, with the reason, when it ended or gave up before.
+
+        A worker that ends early may have ended, and `watch` returned, before this is called.
+        """
         ...
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
@@ -228,26 +379,6 @@ class Runner(Protocol):
         """
         ...
 
-    def idle_after(self, placement: Placement, seconds: float) -> None:
-        """Let the worker tell from now on when it has been without traffic for so long; 0 is never."""
-        ...
-
-    def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """Watch the open listener of a server without workers; `on_request` is called at the first request, once.
-
-        Connections that ask for nothing do not count. From the call on the listener, and everybody who is connected, is
-        left to the workers that come.
-        """
-        ...
-
-    def disarm(self, key: str) -> None:
-        """Leave the listener, and everybody who is connected, to the workers that come."""
-        ...
-
-    def dismiss(self, key: str) -> None:
-        """Close the connections that have been accepted and that no worker has taken."""
-        ...
-
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         """Ask it to end, wait that long, then kill it. Idempotent: a worker that has ended gives its exit.
 
@@ -258,21 +389,6 @@ class Runner(Protocol):
 
     async def watch(self, placement: Placement) -> Exit:
         """Return when the worker has ended, for whatever reason."""
-        ...
-
-    def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """The last lines that the server wrote since a time (seconds since the epoch), oldest first.
-
-        Empty when none are kept.
-        """
-        ...
-
-    async def reopen_logs(self) -> None:
-        """Return when nothing is written any more to log files that another program has moved away."""
-        ...
-
-    def endpoints(self, key: str) -> list[str]:
-        """The addresses that are actually bound; empty when the listener is closed."""
         ...
 
     async def aclose(self) -> None:

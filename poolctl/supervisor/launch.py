@@ -14,14 +14,15 @@ import socket
 import sys
 
 from poolctl import bootstrap
-from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, default_interpreter, variables_named_in
+from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named_in
 from poolctl.control import directory
 from poolctl.control.pool_exit import clear_exit
 from poolctl.errors import ControlError, PoolError
-from poolctl.exit_codes import CONFLICT, FAILED, NOT_PERMITTED
+from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED
 from poolctl.keeper import desired_state_file, store_keys, wire
 from poolctl.keeper.background import Companion, in_company
 from poolctl.platform import proc_problem
+from poolctl.runners.registry import VARIABLE, UnknownRunner, companions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -137,29 +138,16 @@ def _launch(
 def _programs(
     files: Sequence[str], pool_directory: str, env: Mapping[str, str], without: Sequence[str]
 ) -> dict[str, Companion]:
-    """The programs that every pool needs, loading while the keeper does; by the names of their links in its store."""
-    interpreter = default_interpreter(os.path.dirname(files[0]), env)
+    """The programs that the pool needs, loading while the keeper does; by the names of their links in its store."""
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
-    zygote = bootstrap.command(interpreter, "worker", "zygote")
-    logger = bootstrap.command(sys.executable, "logs", pool_directory, isolated=True)
     programs = {
         store_keys.SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),
-        store_keys.LOGGER: Companion(logger, f"{pool_directory}/logger.log", session=True, without=without),
     }
-    if not _is_another_users(interpreter, env):
-        programs[f"{store_keys.ZYGOTE}{interpreter}"] = Companion(
-            zygote, f"{pool_directory}/helpers.log", session=True, without=without
-        )
-    return programs
-
-
-def _is_another_users(interpreter: str, env: Mapping[str, str]) -> bool:
-    """Whether root runs this and others can change the interpreter: it runs as its server's user, not known yet."""
-    if os.geteuid() != 0:
-        return False
-    from poolctl.config import changed_by
-
-    return bool(changed_by(interpreter, env))
+    try:
+        return programs | companions(env, files, pool_directory, without)
+    except UnknownRunner as error:
+        hint = f"unset {VARIABLE}, or name a module that the supervisor can import"
+        raise ControlError(str(error), exit_code=INVALID_CONFIGURATION, hint=hint) from error
 
 
 def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:

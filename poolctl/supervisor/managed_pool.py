@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from poolctl import __version__
@@ -27,8 +27,9 @@ from poolctl.keeper import store_keys, wire
 from poolctl.matching.matcher import close_matcher
 from poolctl.pool.select import Selector
 from poolctl.runners.keeper_link import KeeperLink
-from poolctl.runners.local.runner import LocalRunner
 from poolctl.runners.protocol import Exit, Placement
+from poolctl.runners.registry import make_runner
+from poolctl.runners.site import RunnerSite
 from poolctl.units import format_duration
 from poolctl.values import Value
 
@@ -38,9 +39,8 @@ from .health import watch_health
 from .observers.event_recorder import LostOutput
 from .observers.observers import Observers
 from .runtime_files import RuntimeFiles
-from .takeover.adopt_workers import adopt, inherited
+from .takeover.adopt_workers import adopt, take_in_late
 from .takeover.keeper_watch import KeeperWatch
-from .takeover.orphans import take_in, take_in_late
 from .takeover.state_store import StateStore
 from .verbs.verbs import Verbs, modules
 
@@ -95,23 +95,14 @@ class ManagedPool:
         self._ending = self._terminated = self._mandatory_failed = False
         logs = os.path.join(state_directory, "logs")
         os.makedirs(logs, mode=0o700, exist_ok=True)
-        self.runner = LocalRunner(
-            keeper,
-            directory,
-            logs,
-            keeper_pid=self._keeper_pid,
-            open_files=tuple(hello["open_files"]),
-            on_dropped=lambda *lost: self._lost.report(*lost),
-            on_expired=self._expired,
-            on_idle=self._idle,
-            orphanage=directory,
-        )
+        soft, hard = hello["open_files"]
+        environments: dict[str, Mapping[str, str]] = {}
+        site = RunnerSite(keeper, self._keeper_pid, (soft, hard), directory, logs, environments, self)
+        self.runner = make_runner(os.environ, site)
         self._clock = SystemClock()
         self._store = StateStore(keeper, directory)
         self._save_timer: asyncio.TimerHandle | None = None
-        self._configuration = ActiveConfiguration(
-            files, state_directory, self._store, self.runner.forker.environments
-        )
+        self._configuration = ActiveConfiguration(files, state_directory, self._store, environments)
         environment = PoolEnvironment(self._configuration, keeper, directory, state_directory)
         self._observers = Observers(environment, self._clock, self)
         self.events = self._observers.events
@@ -134,8 +125,7 @@ class ManagedPool:
         await self._adopt(servers)
         deferred = DeferredImports()
         if not self._calm:
-            watch_health(self.core, self.events, self.runner.beats, deferred)
-        await self.runner.output.start()
+            watch_health(self.core, self.events, deferred)
         self.core.listeners.add(self._changed)
         for entry in self.core.entries.values():
             # Adopted workers may differ from the record, and the core may have reported that before this.
@@ -153,20 +143,18 @@ class ManagedPool:
             self._late_orphans = asyncio.ensure_future(self._adopt_late_orphans())
 
     async def _make_core(self) -> list[ServerConfig]:
-        self.runner.sockets.inherited = await inherited(self._keeper)
         servers = await self._configuration.begin()
         self._observers.keep_journal()
         trace = Trace.configured(os.environ)
         self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
         self._lost = LostOutput(self.core, self.events)
-        await self._observers.resume_counting(self.core, self.runner, self._store)
+        await self._observers.resume_counting(self.core, self._store)
         return servers
 
     async def _adopt(self, servers: list[ServerConfig]) -> None:
-        orphaned: dict[str, bool] = {}
-        if not self._configuration.problems:
-            orphaned = await take_in(self.runner, self.directory, {each.name: each for each in servers})
-        adopted = await adopt(self.core, self.runner, self._store, self._configuration.placed, orphaned)
+        # With problems nothing is begun: orphans wait until the files are valid again.
+        orphans = None if self._configuration.problems else {each.name: each for each in servers}
+        adopted = await adopt(self.core, self._store, self._configuration.placed, orphans)
         if adopted:
             logger.info("adopted %d workers", adopted)
         self._observers.record_events(adopted)
@@ -225,7 +213,7 @@ class ManagedPool:
             self._save()
 
     async def _adopt_late_orphans(self) -> None:
-        if await take_in_late(self.core, self.runner, self.directory):
+        if await take_in_late(self.core):
             self._give_way()
 
     def _give_way(self) -> None:
@@ -275,7 +263,8 @@ class ManagedPool:
 
     def exit_reported(self, report: wire.Message) -> None:
         """The keeper reaped a child."""
-        self.runner.exit_reported(report)
+        if (takeover := self.runner.capabilities.takeover) is not None:
+            takeover.exit_reported(report)
 
     def _end_if_mandatory_failed(self, entry: Entry) -> None:
         """Stop every server and end, with the failed server's status for `poolctl run`."""
@@ -324,13 +313,19 @@ class ManagedPool:
         if self.core.registry.unused and not self._verbs.used:
             self.shut_down()
 
-    def _expired(self, placement: Placement) -> None:
+    def expired(self, placement: Placement) -> None:
+        """See RunnerEvents."""
         if entry := self.core.entries.get(placement.server):
             self.core.renew(entry, placement.generation)
 
-    def _idle(self, placement: Placement, idle: bool) -> None:
+    def idle(self, placement: Placement, idle: bool) -> None:
+        """See RunnerEvents."""
         if entry := self.core.entries.get(placement.server):
             self.core.idle(entry, placement.id, idle)
+
+    def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
+        """See RunnerEvents."""
+        self._lost.report(name, count, path, reason)
 
     def identity(self) -> About:
         """See Daemon; with `calm`, `keeper_problem` and `not_served` where they are true of it."""

@@ -39,9 +39,11 @@ WITHIN = {
     },
     "runners": {
         "daemon_thread": 0, "untrusted": 0, "protocol": 0, "withheld": 0, "descriptor": 0, "link": 1, "spec": 1,
-        "opener": 1, "keeper_link": 2, "process_watchdog": 2, "local": 3,
+        "opener": 1, "survivors": 1, "keeper_link": 2, "process_watchdog": 2, "site": 3, "local": 4,
     },
-    "runners.local": {"certificates_in_use": 2, "resources": 2, "workers": 2, "spawn": 3, "activation": 3},
+    "runners.local": {
+        "certificates_in_use": 2, "resources": 2, "workers": 2, "spawn": 3, "activation": 3, "orphans": 3,
+    },
     "worker": {
         "load_app": 0, "tally": 0, "kept_fds": 0, "forks": 0, "fork_safety": 0,
         "control_socket": 1, "orphaned_worker": 2, "serving": 2, "preload": 3, "prefork_run": 4, "process_setup": 5,
@@ -147,6 +149,17 @@ def test_imports_point_down_only() -> None:
         if FLOORS[target] > floor
     ]
     assert upwards == []
+
+
+def test_only_the_local_runner_itself_and_its_embedded_form_import_it() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {'.'.join(parts)}: ask for the runner's capabilities instead"
+        for path in FILES
+        if not path.is_relative_to(PACKAGE / "runners/local") and path != PACKAGE / "runners/process.py"
+        for line, parts in imported_names(path)
+        if parts[:3] == ["poolctl", "runners", "local"]
+    ]
+    assert not found
 
 
 def houses_of(path: Path) -> list[tuple[str, str]]:

@@ -8,14 +8,15 @@ import logging
 import socket
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from poolctl.config import ServerConfig
-from poolctl.keeper import store_keys, wire
-from poolctl.worker.tally import Counts
+from poolctl.keeper import store_keys
 
 from ..keeper_link import KeeperLink
-from ..protocol import Endpoints, Exit, Placement
+from ..protocol import Adopted, Capabilities, Endpoints, Exit, Placement, RunnerEvents
 from .activation.sleeping_servers import SleepingServers
+from .orphans import take_in
 from .resources.output import Output, last_lines
 from .resources.sockets import Sockets
 from .spawn.app_zygotes import AppZygotes
@@ -23,7 +24,7 @@ from .spawn.children import Children
 from .spawn.forking import Forker
 from .spawn.import_limit import ImportLimit
 from .spawn.zygotes import Zygotes
-from .takeover import Parts, take_over
+from .takeover import Parts, inherited, reports_of, take_over
 from .workers import worker_commands
 from .workers.adoption_pairs import AdoptionPairs
 from .workers.heartbeats import Heartbeats
@@ -40,9 +41,8 @@ logger = logging.getLogger("poolctl.supervisor")
 class LocalRunner:
     """The process runner. `keeper` is connected to a keeper, whose exit reports go to `exit_reported`.
 
-    `on_expired` gets a worker that has served its `max_requests` and is to be replaced; without it such a worker drains
-    and exits. `on_idle` is called when a worker has had no traffic for its server's `scale.idle`, and when it has some
-    again. Workers that lose the keeper and this process can be found by the path of the directory `orphanage`;
+    Without `events` a worker that has served its `max_requests` drains and exits. `environments` replace the pool's
+    own, by server name. Workers that lose the keeper and this process can be found in the directory `orphanage`;
     without one they exit.
     """
 
@@ -54,16 +54,15 @@ class LocalRunner:
         *,
         keeper_pid: int = 0,
         open_files: tuple[int, int] = (1024, 4096),
-        on_dropped: Callable[[str, int, str, str], None] = lambda name, count, path, reason: None,
-        on_expired: Callable[[Placement], None] | None = None,
-        on_idle: Callable[[Placement, bool], None] = lambda placement, idle: None,
+        environments: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+        events: RunnerEvents | None = None,
         orphanage: str | None = None,
     ) -> None:
         self.keeper = keeper
         self.children = Children(keeper, keeper_pid)
         self._turns = ImportLimit()
         self.zygotes = Zygotes(keeper, self.children, directory)
-        self.output = Output(keeper, directory, logs_directory, on_dropped, orphanage)
+        self.output = Output(keeper, directory, logs_directory, events, orphanage)
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
         self.sockets = Sockets(keeper)
         self.adoptions = AdoptionPairs(keeper)
@@ -76,18 +75,26 @@ class LocalRunner:
             self.output,
             self.adoptions,
             open_files,
+            environments,
             orphanage,
         )
         # See Runner.
         self.check, self.reopen_logs = self.forker.check, self.output.reopen
         self.force_certificate = self.forker.certificates.force
-        self.tallies = Tallies(keeper)
+        self._orphanage = orphanage
         self._partings = Stopping(keeper, self.adoptions)
         self._workers: dict[str, LocalWorker] = {}
         self.beats = Heartbeats(self._workers)
+        self.tallies = Tallies(keeper, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
-        self._on_expired = on_expired
-        self._on_idle = on_idle
+        self._events = events
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See Runner."""
+        return Capabilities(
+            sleep=self, heartbeats=self.beats, counters=self.tallies, logs=self, log_files=self, takeover=self
+        )
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner. A command that binds by itself has no listener; its port must be free."""
@@ -95,7 +102,7 @@ class LocalRunner:
         if server.scale.min:
             # A sleeping server costs one descriptor: its pair is made when a connection is to be put into it.
             self.adoptions.open(server)
-        return Endpoints(server.key, tuple(self.endpoints(server.key)))
+        return Endpoints(server.key, tuple(self.sockets.endpoints(server.key)))
 
     async def close(self, key: str) -> None:
         """See Runner. Connections that are queued for a worker are closed."""
@@ -113,26 +120,22 @@ class LocalRunner:
         return self.sleeping.hold(key, sock) or self.adoptions.give(key, sock)
 
     def idle_after(self, placement: Placement, seconds: float) -> None:
-        """See Runner."""
+        """See Sleep."""
         if placement.id in self._workers:
             worker_commands.idle_after(self._workers[placement.id], seconds)
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """See Runner."""
+        """See Sleep."""
         self.sleeping.arm(server, on_request)
         self.sleeping.tidy(server.key, self._workers.values())
 
     def disarm(self, key: str) -> None:
-        """See Runner."""
+        """See Sleep."""
         self.sleeping.disarm(key)
 
     def dismiss(self, key: str) -> None:
-        """See Runner."""
+        """See Sleep."""
         self.sleeping.dismiss(key)
-
-    def endpoints(self, key: str) -> list[str]:
-        """See Runner."""
-        return self.sockets.endpoints(key)
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
         """See Runner."""
@@ -158,7 +161,7 @@ class LocalRunner:
         self._by_pid[placement.pid] = worker
         worker.answered.add_done_callback(lambda _: self._note(worker))
         worker.on_expired = lambda: self._expired(worker)
-        worker.on_idle = lambda idle: self._on_idle(placement, idle)
+        worker.on_idle = lambda idle: self._idle(placement, idle)
         worker.on_breach = lambda: self._breached(worker)
         worker.on_disowned = lambda: self._disowned(worker)
         early = self.children.add(placement.pid)
@@ -166,10 +169,14 @@ class LocalRunner:
             self._ended(worker, early)
 
     def _expired(self, worker: LocalWorker) -> None:
-        if self._on_expired is not None:
-            self._on_expired(worker.placement)
+        if self._events is not None:
+            self._events.expired(worker.placement)
         elif worker.control is not None:
             worker.control.send({"order": "drain"})
+
+    def _idle(self, placement: Placement, idle: bool) -> None:
+        if self._events is not None:
+            self._events.idle(placement, idle)
 
     def _breached(self, worker: LocalWorker) -> None:
         """Kill a worker that breaks the protocol; this is then handled as an unexpected exit."""
@@ -191,12 +198,9 @@ class LocalRunner:
 
     async def adopt(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
-    ) -> list[LocalWorker]:
-        """Adopt the keeper's entries for these servers; returns the running workers, ready or not.
-
-        `placed` are the configurations, by worker id, of workers whose configuration differs from their server's.
-        Listeners and pipes of other servers are dropped. Call it before anything else, and once.
-        """
+    ) -> Adopted:
+        """See Takeover."""
+        self.sockets.inherited = await inherited(self.keeper)
         await self.forker.certificates.recall(servers)
         parts = Parts(
             self.keeper,
@@ -209,7 +213,24 @@ class LocalRunner:
             self.tallies,
             self.sleeping,
         )
-        return await take_over(parts, servers, placed, self._follow)
+        found = await take_over(parts, servers, placed, self._follow)
+        await reports_of(found)
+        # Before any server looks for an address that one of these may occupy.
+        ours = {server.key for server in servers.values()} | {worker.server.key for worker in found}
+        open_keys = self.sockets.keys()
+        for key in open_keys - ours:
+            await self.close(key)
+        await self.output.start()
+        return Adopted(
+            [worker.adopted() for worker in found],
+            {key: tuple(self.sockets.endpoints(key)) for key in ours & open_keys},
+        )
+
+    async def take_in(self, servers: Mapping[str, ServerConfig], *, late: bool = False) -> dict[str, bool]:
+        """See Takeover."""
+        if self._orphanage is None:
+            return {}
+        return await take_in(self.keeper, self.output, self._orphanage, servers, late=late)
 
     async def begun(self, placement: Placement) -> None:
         """See Runner."""
@@ -270,15 +291,10 @@ class LocalRunner:
         self._workers.pop(placement.id, None)
         return exit_
 
-    def counts(self, placement: Placement) -> Counts | None:
-        """The worker's counts so far; None for a command, and for one that has exited."""
-        worker = self._workers.get(placement.id)
-        return worker.tally.counts() if worker is not None and worker.tally is not None else None
-
-    def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """See Runner."""
+    async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+        """See Logs."""
         path = self.output.paths.get(name)
-        return last_lines(path, lines, since) if path else []
+        return await asyncio.to_thread(last_lines, path, lines, since) if path else []
 
     async def aclose(self) -> None:
         """See Runner."""
@@ -290,8 +306,8 @@ class LocalRunner:
         self.zygotes.close()
         self.output.close()
 
-    def exit_reported(self, report: wire.Message) -> None:
-        """The keeper reaped a child."""
+    def exit_reported(self, report: Mapping[str, Any]) -> None:
+        """See Takeover."""
         exit_ = Exit.reported(report.get("status"), report.get("signal"))
         worker = self._by_pid.pop(report["pid"], None)
         if worker is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from .workers.tallies import Tallies
 
 logger = logging.getLogger("poolctl.supervisor")
+
+_REPORT_SECONDS = 0.2
 
 _KINDS = (
     store_keys.LISTENER,
@@ -108,6 +111,27 @@ async def take_over(
             _keep_app_zygotes(parts, servers)
             await _take_acceptor(parts, by_key)
             return adopted
+
+
+async def inherited(keeper: Link) -> dict[str, list[int]]:
+    """The descriptors of the sockets that systemd passed when the pool was started, by number and by name."""
+    reply, fds = await keeper.call({"op": "get", "name": store_keys.INHERITED})
+    found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
+    for name, fd in zip(reply["meta"] or (), fds, strict=True):
+        if name:
+            found.setdefault(name, []).append(fd)
+    return found
+
+
+async def reports_of(workers: Sequence[LocalWorker]) -> None:
+    """Wait a moment for the workers to report their own state: ready although unrecorded, or stopping as ordered."""
+    waiting = [
+        worker.answered if worker.control is None else worker.reported
+        for worker in workers
+        if not (worker.exited.done() or (worker.control is None and worker.answered.done()))
+    ]
+    if waiting:
+        await asyncio.wait(waiting, timeout=_REPORT_SECONDS)
 
 
 def _end_unknown(keeper: Link, name: str, meta: wire.Message, fds: list[int]) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from heapq import heappop, heappush
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
 from poolctl.core.view import Phase
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.protocol import Placement
+from poolctl.runners.protocol import Heartbeats
 from poolctl.units import format_duration
 
 from .recovery import HEARTBEAT, Recovers
@@ -25,18 +25,6 @@ TOGETHER_SECONDS = 0.5
 # A timer that fires later than this shows that this process, or the machine, was paused.
 _PAUSED_SECONDS = 1.0
 _NS = 1_000_000_000
-
-
-class Beats(Protocol):
-    """How workers are asked."""
-
-    def beat(self, placement: Placement, asked_ns: int) -> bool:
-        """Ask a worker; False when it could not be asked now. Never blocks."""
-        ...
-
-    def beaten_ns(self, placement: Placement) -> int:
-        """When the worker last answered, by the system's monotonic clock; 0 for one without heartbeats."""
-        ...
 
 
 class HeartbeatState:
@@ -55,7 +43,7 @@ class Heartbeat:
 
     def __init__(
         self,
-        beats: Beats,
+        beats: Heartbeats,
         core: Core,
         events: Events,
         recovery: Recovers,

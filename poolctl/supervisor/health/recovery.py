@@ -63,6 +63,7 @@ class WorkerRecovery:
         self._events = events
         self._chance = chance or Random()
         self._cases: dict[str, Case] = {}
+        self._reading: dict[int, asyncio.Task[list[str]]] = {}  # of the last lines, by the id of the report
         core.health.unhealthy.add(lambda entry, worker, reason: self.notice(entry, worker, LIVENESS, reason))
         core.listeners.add(self.look)
 
@@ -167,7 +168,7 @@ class WorkerRecovery:
         """The facts when a recovery begins, in a form that a successor can read."""
         workers = [each.worker for each in problems]
         placed_at = min(worker.placed_at for worker in workers)
-        return {
+        report: dict[str, Any] = {
             "step": step.value,
             "seen": [each.seen for each in problems],
             "kinds": sorted({each.kind for each in problems}),
@@ -176,8 +177,19 @@ class WorkerRecovery:
             "stuck": any(worker.stuck for worker in workers),
             "generation": entry.generation,
             "pids": entry.pids,
-            "lines": self._core.runner.logs(entry.name, LAST_LINES, placed_at),
+            "lines": [],
         }
+        if self._core.runner.capabilities.logs is not None:
+            # Read while the recovery goes on; its event waits for them.
+            reading = asyncio.ensure_future(self._core.last_lines(entry, LAST_LINES, placed_at))
+            self._reading[id(report)] = reading
+            reading.add_done_callback(lambda _: self._take_lines(entry, report, reading))
+        return report
+
+    def _take_lines(self, entry: Entry, report: dict[str, Any], reading: asyncio.Task[list[str]]) -> None:
+        del self._reading[id(report)]
+        report["lines"] = [] if reading.cancelled() else reading.result()
+        self._core.touch(entry)  # part of its record
 
     def _conclude(self, entry: Entry) -> None:
         found = _outcome(entry)
@@ -190,23 +202,28 @@ class WorkerRecovery:
         duration = max(0.0, self._core.clock.time() - report["since"])
         done = _DONE[Step(report["step"])]
         seen = "; ".join(report["seen"])
-        self._events.record(
-            "recovery",
-            outcome,
-            server=entry.name,
-            bind=entry.config.key,
-            message=": ".join(filter(None, (seen, _sentence(outcome, done, duration), why))),
-            cause=", ".join(report["kinds"]),
-            before={"pids": report["pids"]},
-            after={"pids": entry.pids, "state": entry.state},
-            strategy=report["step"],
-            seen=report["seen"],
-            done=done,
-            outcome=outcome,
-            duration_seconds=round(duration, 3),
-            workers=report["workers"],
-            lines=report["lines"],
-        )
+        detail = {
+            "server": entry.name,
+            "bind": entry.config.key,
+            "message": ": ".join(filter(None, (seen, _sentence(outcome, done, duration), why))),
+            "cause": ", ".join(report["kinds"]),
+            "before": {"pids": report["pids"]},
+            "after": {"pids": entry.pids, "state": entry.state},
+            "strategy": report["step"],
+            "seen": report["seen"],
+            "done": done,
+            "outcome": outcome,
+            "duration_seconds": round(duration, 3),
+            "workers": report["workers"],
+        }
+
+        def write(_: object = None) -> None:
+            self._events.record("recovery", outcome, **detail, lines=report["lines"])
+
+        if reading := self._reading.get(id(report)):
+            reading.add_done_callback(write)
+        else:
+            write()
 
 
 def _history(entry: Entry, worker: Worker) -> list[float]:

@@ -17,7 +17,6 @@ from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 from poolctl.pool.select import Selector
-from poolctl.runners.local.runner import LocalRunner
 
 from ..active_configuration import PoolEnvironment
 from ..daemon import Daemon
@@ -56,10 +55,10 @@ class Observers:
         self._configuration.followers.append(self._set_journal)
         self._set_journal(self._configuration.tables)
 
-    async def resume_counting(self, core: Core, runner: LocalRunner, store: StateStore) -> None:
+    async def resume_counting(self, core: Core, store: StateStore) -> None:
         """Continue the counts of the previous supervisor; before any worker is adopted."""
         self._core = core
-        self._statistics = await Statistics.begin(core, self.events, runner, store)
+        self._statistics = await Statistics.begin(core, self.events, store)
 
     def record_events(self, adopted: int) -> None:
         """Record and notify changes of the servers; `adopted` workers of the previous supervisor are there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from poolctl.control.answers import Measured, Stats, StatsHistory, StatsResult, WorkerStats
 from poolctl.control.messages import Document
@@ -14,8 +14,6 @@ from poolctl.core.state import Entry, Worker
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.pool.select import Selector
-from poolctl.runners.local.runner import LocalRunner
-from poolctl.runners.protocol import Placement
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
@@ -110,11 +108,11 @@ class Statistics:
     `counts` returns what a worker has counted.
     """
 
-    def __init__(self, core: Core, totals: Totals, counts: Callable[[Placement], Counts | None]) -> None:
+    def __init__(self, core: Core, totals: Totals) -> None:
         self.always = False
         self._core = core
         self.totals = totals
-        self._counts = counts
+        self._counters = core.runner.capabilities.counters
         self._selection = Selection(core)
         self._reports = Reports(core)
         self._usage: dict[int, Usage] = {}
@@ -123,11 +121,11 @@ class Statistics:
         self._timer: asyncio.TimerHandle | None = None
 
     @classmethod
-    async def begin(cls, core: Core, events: Events, runner: LocalRunner, store: StateStore) -> Statistics:
+    async def begin(cls, core: Core, events: Events, store: StateStore) -> Statistics:
         """Continue the counts of the previous supervisor; before any worker is adopted."""
-        totals = Totals(core, events, runner.tallies, store)
+        totals = Totals(core, events, core.runner.capabilities.counters, store)
         await totals.resume()
-        return cls(core, totals, runner.counts)
+        return cls(core, totals)
 
     async def stats(self, selector: Selector, options: Document, progress: Progress) -> StatsResult:
         """The verb: the selected servers with their figures."""
@@ -157,7 +155,7 @@ class Statistics:
             placement = worker.placement
             if placement is None:
                 continue
-            counts = self._counts(placement)
+            counts = self._counters.counts(placement) if self._counters is not None else None
             if counts is not None:
                 tally.add(total, counts)
             usage = Usage()
@@ -193,7 +191,7 @@ class Statistics:
             loop_lag_seconds=seen.loop_lag_seconds,
             wakes_total=self.totals.wakes(entry),
             restarts_total=entry.restarts,
-            counted=not entry.config.command,
+            counted=self._counters is not None and not entry.config.command,
             history=history.values(),
             workers=tuple(_worker(worker, counts, usage) for worker, counts, usage in seen.workers),
         )

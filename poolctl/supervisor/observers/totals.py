@@ -12,7 +12,7 @@ from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector
-from poolctl.runners.local.workers.tallies import Tallies
+from poolctl.runners.protocol import Counters
 from poolctl.worker.tally import COUNTED, Counts, add
 
 from ..takeover.state_store import StateStore
@@ -22,16 +22,17 @@ from ..verbs.selection import Selection
 class Totals:
     """By the names of the servers; saved for a successor whenever something was added."""
 
-    def __init__(self, core: Core, events: Events, tallies: Tallies, store: StateStore) -> None:
+    def __init__(self, core: Core, events: Events, counters: Counters | None, store: StateStore) -> None:
         self._core = core
-        self._tallies = tallies
+        self._counters = counters
         self._store = store
         self._counts: dict[str, Counts] = {}
         self._wakes: dict[str, int] = {}
         self._added: set[str] = set()
         self._availability: dict[str, Availability] = {}
         self._changed = False
-        tallies.add_up = self._add_up
+        if counters is not None:
+            counters.add_up = self._add_up
         events.subscribe(self._heard)
 
     async def resume(self) -> None:
@@ -80,10 +81,11 @@ class Totals:
             "wakes": self._wakes,
             "availability": {name: each.to_dict() for name, each in self._availability.items()},
             # Their pages are kept until this is stored, so that a crash in between adds nothing twice.
-            "added": self._tallies.unsettled,
+            "added": self._counters.unsettled if self._counters is not None else [],
         }
         self._store.save_totals(document)
-        self._tallies.settled()
+        if self._counters is not None:
+            self._counters.settled()
         self._added.clear()
 
     def _heard(self, event: Document) -> None:

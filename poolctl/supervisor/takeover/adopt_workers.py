@@ -1,81 +1,83 @@
-"""Adopting running workers after the death of a supervisor: from the keeper's store and from the workers themselves."""
+"""Adopting running workers after the death of a supervisor, as far as the runner can find them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from poolctl.config import ServerConfig
 from poolctl.core.core import Core
 from poolctl.core.state import Worker
 from poolctl.core.view import Phase
-from poolctl.keeper import store_keys
-from poolctl.runners.link import Link
-from poolctl.runners.local.runner import LocalRunner
-from poolctl.runners.local.workers.local_worker import LocalWorker
+from poolctl.runners.protocol import Adopted, AdoptedWorker
 from poolctl.states import Status
 
 from .state_store import StateStore
 
 logger = logging.getLogger("poolctl.supervisor")
 
-_REPORT_SECONDS = 0.2
-
-
-async def inherited(keeper: Link) -> dict[str, list[int]]:
-    """The descriptors of the sockets that systemd passed when the pool was started, by number and by name."""
-    reply, fds = await keeper.call({"op": "get", "name": store_keys.INHERITED})
-    found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
-    for name, fd in zip(reply["meta"] or (), fds, strict=True):
-        if name:
-            found.setdefault(name, []).append(fd)
-    return found
+_LATE_PAUSES_SECONDS = (0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 
 
 async def adopt(
     core: Core,
-    runner: LocalRunner,
     store: StateStore,
     placed: Mapping[str, ServerConfig],
-    orphaned: Mapping[str, bool] = MappingProxyType({}),
+    orphans: Mapping[str, ServerConfig] | None,
 ) -> int:
     """Give the core the recorded desired state and the workers that run; how many workers were adopted.
 
-    A server that runs without a record is wanted. `orphaned` servers whose value is true are configured differently
-    now, and are replaced.
+    A server that runs without a record is wanted. Workers of the servers `orphans` that have lost keeper and supervisor
+    are looked for; those that are configured differently now are replaced.
     """
+    takeover = core.runner.capabilities.takeover
+    orphaned = await takeover.take_in(orphans) if takeover is not None and orphans is not None else {}
     recorded = await store.restore(core.entries)
-    found = await runner.adopt({name: entry.config for name, entry in core.entries.items()}, placed)
-    waiting = [
-        worker.answered if worker.control is None else worker.reported
-        for worker in found
-        if not (worker.exited.done() or (worker.control is None and worker.answered.done()))
-    ]
-    if waiting:
-        # They report their own state: ready although that was not recorded, or about to stop as ordered.
-        await asyncio.wait(waiting, timeout=_REPORT_SECONDS)
-    unknown = ({each.placement.server for each in found if not each.leaving} | set(orphaned)) - recorded
+    servers = {name: entry.config for name, entry in core.entries.items()}
+    adopted = Adopted() if takeover is None else await takeover.adopt(servers, placed)
+    running = {each.placement.server for each in adopted.workers if not each.leaving}
+    unknown = (running | set(orphaned)) - recorded
     for name in unknown:
         core.expect_running(core.entries[name])
-    # Before any server looks for an address that one of these may occupy.
-    ours = {entry.config.key for entry in core.entries.values()} | {each.server.key for each in found}
-    for key in runner.sockets.keys() - ours:
-        await runner.close(key)
-    for each in found:
-        worker = _worker(each)
+    for each in adopted.workers:
         entry = core.entries[each.placement.server]
-        core.adopt_worker(entry, worker, recorded=entry.name not in unknown)
-    _listeners(core, runner)
+        core.adopt_worker(entry, _worker(each), recorded=entry.name not in unknown)
+    _listeners(core, adopted.endpoints)
     for name, outdated in orphaned.items():
         if outdated and core.entries[name].wanted:
             logger.info("%s is configured differently now: it is replaced", name)
             core.restart(core.entries[name])
-    return len(found)
+    return len(adopted.workers)
 
 
-def _worker(found: LocalWorker) -> Worker:
+async def take_in_late(core: Core) -> bool:
+    """Look again for orphans that could not be found at once: they were importing their application, or were busy.
+
+    Returns True when the keeper holds some that a successor of this supervisor should adopt. An orphan whose server
+    serves again without it is stopped.
+    """
+    takeover = core.runner.capabilities.takeover
+    if takeover is None:
+        return False
+    for pause in _LATE_PAUSES_SECONDS:
+        await asyncio.sleep(pause)
+        waiting = {
+            name: entry.config
+            for name, entry in core.entries.items()
+            if not entry.workers and not core.endpoints(entry.config)
+        }
+        names = await takeover.take_in(waiting, late=True)
+        for name in names:
+            # It may have failed because they had its address.
+            core.expect_running(core.entries[name])
+        if names:
+            logger.info("found late: %s", ", ".join(sorted(names)))
+            return True
+    return False
+
+
+def _worker(found: AdoptedWorker) -> Worker:
     """The worker in the state that it reports."""
     placement = found.placement
     phase = Phase.READY if found.ready_at is not None else Phase.STARTING
@@ -98,11 +100,11 @@ def _worker(found: LocalWorker) -> Worker:
     )
 
 
-def _listeners(core: Core, runner: LocalRunner) -> None:
+def _listeners(core: Core, endpoints: Mapping[str, tuple[str, ...]]) -> None:
     for entry in core.entries.values():
         for config in (entry.config, *(worker.config for worker in entry.workers.values())):
             # A server without a listener of ours counts as open once it has a worker.
             without = (config.job or config.binds_itself) and entry.workers
-            if without or runner.endpoints(config.key):
-                core.adopt_listener(entry, config)
+            if without or endpoints.get(config.key):
+                core.adopt_listener(entry, config, endpoints.get(config.key, ()))
         core.resume(entry)

@@ -110,5 +110,6 @@ class Reading:
     async def reopen(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Reopen every log file; the selected servers."""
         items = self._selection.items(selector)
-        await self._core.runner.reopen_logs()
+        if (log_files := self._core.runner.capabilities.log_files) is not None:
+            await log_files.reopen_logs()
         return Result(items=items)

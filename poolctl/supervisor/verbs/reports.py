@@ -53,7 +53,7 @@ class Reports:
             pids=entry.pids,
             uptime_seconds=entry.uptime_seconds(now),
             restarts=entry.restarts,
-            address=", ".join(self._core.runner.endpoints(entry.config.key)) if inherited else None,
+            address=", ".join(self._core.endpoints(entry.config)) if inherited else None,
         )
 
     def details(self, entry: Entry, *, reveal: bool = False) -> Details:
@@ -62,7 +62,7 @@ class Reports:
         return Details.extending(
             self._item(entry, core.clock.monotonic()),
             overrides=_live_changes(entry),
-            endpoints=tuple(core.runner.endpoints(config.key)),
+            endpoints=core.endpoints(config),
             generation=entry.generation,
             worker_list=tuple(
                 WorkerDetails(

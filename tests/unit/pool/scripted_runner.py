@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from poolctl import ServerConfig, ServerError
-from poolctl.runners.protocol import Endpoints, Exit, Placement, WorkerFailed, app_state
+from poolctl.runners.protocol import Capabilities, Endpoints, Exit, Placement, WorkerFailed, app_state
 
 READY, NEVER, FAILS, BREAKS = "ready", "never", "fails", "breaks"
 
@@ -34,6 +34,10 @@ class ScriptedRunner:
         self.may_place: asyncio.Event | None = None
         self.may_stop: asyncio.Event | None = None
         self.asked: list[tuple[str, str, socket.socket]] = []
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(sleep=self)
 
     async def open(self, server: ServerConfig) -> Endpoints:
         if server.name in self.unopenable:
@@ -151,15 +155,6 @@ class ScriptedRunner:
         if ended is not None:
             return await asyncio.shield(ended)
         return self.ended.get(placement.id, Exit(message="has ended before"))
-
-    def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        return []
-
-    async def reopen_logs(self) -> None:
-        pass
-
-    def endpoints(self, key: str) -> list[str]:
-        return [key] if key in self.opened else []
 
     async def aclose(self) -> None:
         for placement_id in list(self.running):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,9 +30,8 @@ class Recorded(Desk):
         self.store = StateStore(self.link, str(directory))
         self.serialised: list[str] = []
         monkeypatch.setattr(state_store, "record_of", self._counted)
-        tallies: Any = SimpleNamespace(add_up=None, unsettled=[])
-        totals = Totals(self.core, self.events, tallies, self.store)
-        self.statistics = Statistics(self.core, totals, lambda placement: None)
+        totals = Totals(self.core, self.events, None, self.store)
+        self.statistics = Statistics(self.core, totals)
         self.verbs.add("stats", self.statistics.stats)
         self.verbs.add("monitor", Monitoring(self.core, totals).monitor)
 

@@ -9,7 +9,7 @@ import itertools
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from poolctl.bootstrap import command
@@ -22,6 +22,7 @@ from ... import withheld
 from ...descriptor import Descriptor
 from ...link import Link, LinkLost
 from ...process_watchdog import ProcessWatchdog
+from ...protocol import RunnerEvents
 from .own_logs import OwnLogs
 
 _AGAIN_SECONDS = 0.2
@@ -44,7 +45,7 @@ class Output:
         keeper: Link,
         directory: str,
         logs_directory: str,
-        on_dropped: Callable[[str, int, str, str], None],
+        events: RunnerEvents | None,
         orphanage: str | None = None,
     ) -> None:
         self._keeper = keeper
@@ -52,7 +53,7 @@ class Output:
         self._diagnostics = os.path.join(directory, "logger.log")
         self._own_logs = OwnLogs(directory)
         self.logs_directory = logs_directory
-        self._on_dropped = on_dropped
+        self._events = events
         self.paths: dict[str, str] = {}  # by server, once it has had a worker
         self._pipes: dict[str, tuple[Descriptor, wire.Message]] = {}
         self._link: Link | None = None
@@ -236,9 +237,11 @@ class Output:
         elif message.get("t") == "synced" and self._reopened is not None:
             self._reopened.set()
             self._reopened = None
-        elif message.get("t") == "dropped" and key in self._pipes:
+        elif message.get("t") == "dropped" and key in self._pipes and self._events is not None:
             server, path = (str(self._pipes[key][1][each]) for each in ("name", "path"))
-            self._on_dropped(server, int(message.get("bytes", 0)), path, str(message.get("error") or ""))
+            self._events.output_lost(
+                server, int(message.get("bytes", 0)), path, str(message.get("error") or "")
+            )
 
     def _on_end(self, link: Link) -> None:
         if self._link is not link:

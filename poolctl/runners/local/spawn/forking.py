@@ -48,7 +48,7 @@ class _Inheritance:
 
 
 class Forker:
-    """Makes workers. `open_files` are their soft and hard limit."""
+    """Makes workers. `open_files` are their soft and hard limit, `environments` replace the pool's own."""
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class Forker:
         output: Output,
         adoptions: AdoptionPairs,
         open_files: tuple[int, int],
+        environments: Mapping[str, Mapping[str, str]],
         orphanage: str | None,
     ) -> None:
         self._orphanage = orphanage
@@ -71,8 +72,7 @@ class Forker:
         self.open_files = open_files
         self.certificates = Certificates(keeper)
         self.room = DescriptorBudget()
-        # Environments that replace the pool's own, by server name (`restart --env`).
-        self.environments: dict[str, Mapping[str, str]] = {}
+        self._environments = environments
         self._code_since: dict[str, float] = {}
 
     async def fork(
@@ -134,7 +134,7 @@ class Forker:
             server,
             interpreter=_interpreter(server),
             open_files=self.open_files,
-            env_base=self.environments.get(server.name),
+            env_base=self._environments.get(server.name),
         )
 
     async def _fork_once(
@@ -153,7 +153,7 @@ class Forker:
             listeners=len(sockets),
             tls_files=len(given.contents),
             open_files=self.open_files,
-            env_base=self.environments.get(server.name),
+            env_base=self._environments.get(server.name),
         )
         with contextlib.ExitStack() as afterwards, contextlib.ExitStack() as if_failed:
             output, write = self._output.attach(server)

@@ -16,7 +16,7 @@ from poolctl.worker.control_socket import BEAT
 
 from ... import untrusted
 from ...link import Link
-from ...protocol import Exit, Placement, WorkerFailed
+from ...protocol import AdoptedWorker, Exit, Placement, WorkerFailed
 from .notify_socket import NotifySocket
 from .programs import first_connection
 from .tallies import Tally
@@ -159,6 +159,12 @@ class LocalWorker:
         if not self.answered.done():
             self.ready_at = self.ready_at or time.monotonic()
             self.answered.set_result(None)
+
+    def adopted(self) -> AdoptedWorker:
+        """The worker in the state that it reports."""
+        return AdoptedWorker(
+            self.placement, self.server, self.ready_at, self.leaving, self.idle, self.resting
+        )
 
     def meta(self) -> dict[str, Any]:
         """The facts that another supervisor needs to adopt it."""

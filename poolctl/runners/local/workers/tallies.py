@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from poolctl.keeper import store_keys
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, Counts, completed, new_page, read_page
 
 from ...link import Link
+from ...protocol import Placement
+
+if TYPE_CHECKING:
+    from .local_worker import LocalWorker
 
 _SLOT_BYTES = 8
 
@@ -57,15 +62,21 @@ class Tally:
 
 
 class Tallies:
-    """The counts of workers that have exited. `add_up` gets those of each, with a unique name and its server.
+    """The counts of `workers`, by id, and of those that have exited (see Counters).
 
     The keeper holds the page until `settled`: a successor adds up the rest.
     """
 
-    def __init__(self, keeper: Link) -> None:
+    def __init__(self, keeper: Link, workers: Mapping[str, LocalWorker]) -> None:
         self._keeper = keeper
+        self._workers = workers
         self.add_up: Callable[[str, str, Counts], None] | None = None
         self._open: set[str] = set()
+
+    def counts(self, placement: Placement) -> Counts | None:
+        """See Counters. None for a command, and for a worker that has exited."""
+        worker = self._workers.get(placement.id)
+        return worker.tally.counts() if worker is not None and worker.tally is not None else None
 
     def ended(self, server: str, name: str, tally: Tally) -> None:
         """A worker has exited: its counts are final."""

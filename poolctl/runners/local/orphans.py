@@ -15,26 +15,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from poolctl.config import ServerConfig
-from poolctl.core.core import Core
 from poolctl.errors import ServerError
 from poolctl.keeper import rendezvous, store_keys, wire
 from poolctl.platform import copy_descriptor
-from poolctl.runners.descriptor import Descriptor
-from poolctl.runners.link import Link
-from poolctl.runners.local.resources.output import Output
-from poolctl.runners.local.runner import LocalRunner
-from poolctl.runners.spec import user_id, user_ids, worker_spec
-from poolctl.runners.survivors import SILENCE, Pipes, Survivor, are_there, find, is_socket
 from poolctl.worker.orphaned_worker import spec_digest
+
+from ..descriptor import Descriptor
+from ..link import Link
+from ..spec import user_id, user_ids, worker_spec
+from ..survivors import SILENCE, Pipes, Survivor, are_there, find, is_socket
+from .resources.output import Output
 
 logger = logging.getLogger("poolctl.supervisor")
 
 _LISTENER_FD = 3  # of a program (sd_listen_fds(3))
-_LATE_PAUSES_SECONDS = (0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 
 
 async def take_in(
-    runner: LocalRunner, directory: str, servers: Mapping[str, ServerConfig], *, late: bool = False
+    keeper: Link, output: Output, directory: str, servers: Mapping[str, ServerConfig], *, late: bool = False
 ) -> dict[str, bool]:
     """Put the orphans of these servers into the keeper's store; it watches them from then on.
 
@@ -44,45 +42,20 @@ async def take_in(
     if not are_there(directory):
         return {}
     found, pipes = await asyncio.to_thread(find, directory)
-    intake = _Intake(directory, runner.keeper, runner.output, servers, pipes)
+    intake = _Intake(directory, keeper, output, servers, pipes)
     try:
         for survivor in found:
             await intake.take(survivor)
         if intake.found or not late:
             intake.take_pipes()
             # The answer says that everything has arrived: if we die now, another supervisor finds it at the keeper.
-            await runner.keeper.call({"op": "list", "after": "\U0010ffff"})
+            await keeper.call({"op": "list", "after": "\U0010ffff"})
             pipes.take()
     finally:
         for survivor in found:
             survivor.close()
         pipes.close()
     return intake.found
-
-
-async def take_in_late(core: Core, runner: LocalRunner, directory: str) -> bool:
-    """Look again for orphans that could not be found at once: they were importing their application, or were busy.
-
-    Returns True when the keeper holds some that a successor of this supervisor should adopt. An orphan whose server
-    serves again without it is stopped.
-    """
-    for pause in _LATE_PAUSES_SECONDS:
-        await asyncio.sleep(pause)
-        if not are_there(directory):
-            continue
-        waiting = {
-            name: entry.config
-            for name, entry in core.entries.items()
-            if not entry.workers and not runner.endpoints(entry.config.key)
-        }
-        names = await take_in(runner, directory, waiting, late=True)
-        for name in names:
-            # It may have failed because they had its address.
-            core.expect_running(core.entries[name])
-        if names:
-            logger.info("found late: %s", ", ".join(sorted(names)))
-            return True
-    return False
 
 
 class _Intake:

@@ -1,0 +1,60 @@
+"""The local runner as a supervisor is given it, and the programs that load while the keeper does."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from poolctl import bootstrap
+from poolctl.config import default_interpreter
+from poolctl.keeper import store_keys
+from poolctl.keeper.background import Companion
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..site import RunnerSite
+    from .runner import LocalRunner
+
+
+def make(site: RunnerSite) -> LocalRunner:
+    """See registry. Workers that lose keeper and supervisor wait in the pool's directory."""
+    from .runner import LocalRunner
+
+    return LocalRunner(
+        site.keeper,
+        site.directory,
+        site.logs_directory,
+        keeper_pid=site.keeper_pid,
+        open_files=site.open_files,
+        environments=site.environments,
+        events=site.events,
+        orphanage=site.directory,
+    )
+
+
+def companions(
+    files: Sequence[str], directory: str, env: Mapping[str, str], without: Sequence[str]
+) -> dict[str, Companion]:
+    """See registry: the logger, and the zygote of the interpreter that servers have by default."""
+    interpreter = default_interpreter(os.path.dirname(files[0]), env)
+    zygote = bootstrap.command(interpreter, "worker", "zygote")
+    logger = bootstrap.command(sys.executable, "logs", directory, isolated=True)
+    programs = {
+        store_keys.LOGGER: Companion(logger, f"{directory}/logger.log", session=True, without=without),
+    }
+    if not _is_another_users(interpreter, env):
+        programs[f"{store_keys.ZYGOTE}{interpreter}"] = Companion(
+            zygote, f"{directory}/helpers.log", session=True, without=without
+        )
+    return programs
+
+
+def _is_another_users(interpreter: str, env: Mapping[str, str]) -> bool:
+    """Whether root runs this and others can change the interpreter: it runs as its server's user, not known yet."""
+    if os.geteuid() != 0:
+        return False
+    from poolctl.config import changed_by
+
+    return bool(changed_by(interpreter, env))
