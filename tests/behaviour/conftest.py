@@ -1,7 +1,9 @@
-"""The three kinds of pool that every behaviour is tested with."""
+"""The four kinds of pool that every behaviour is tested with."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,11 @@ from typing import Any
 import pytest
 
 from poolctl.runners.process import ProcessRunner
+from poolctl.runners.registry import VARIABLE
+from tests.deadline import wait_until
 from tests.real_pool import RealPool
 
+from .host_runner import HOST
 from .pools import AnyPool, DaemonPool, PythonPool, Site
 
 
@@ -19,17 +24,39 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
-@pytest.fixture(params=["in this process", "in processes", "daemon"])
+REPOSITORY = Path(__file__).parents[2]
+WITHOUT_PROGRAMS = ("in this process", "daemon over a host")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A running host of servers (see host_runner), as the environment by which a supervisor uses it."""
+    path = tmp_path / "host"
+    argv = [sys.executable, "-m", "tests.behaviour.host_runner", str(path)]
+    process = subprocess.Popen(argv, cwd=REPOSITORY)
+    try:
+        wait_until(path.exists)
+        variables = {VARIABLE: "tests.behaviour.host_runner", HOST: str(path), "PYTHONPATH": str(REPOSITORY)}
+        yield variables
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(params=["in this process", "in processes", "daemon", "daemon over a host"])
 def make_pool(request: pytest.FixtureRequest) -> Iterator[Callable[..., AnyPool]]:
     """`make_pool(table, …)` gives the pool of these servers, not started; each test is run with every kind."""
     made: list[AnyPool] = []
 
     def make(*tables: dict[str, Any], programs: bool = False) -> AnyPool:
-        if programs and request.param == "in this process":
+        if programs and request.param in WITHOUT_PROGRAMS:
             pytest.skip("programs need processes")
         pool: AnyPool
-        if request.param == "daemon":
+        if request.param.startswith("daemon"):
+            # The host first: it ends after the pool.
+            variables = request.getfixturevalue("host") if request.param == "daemon over a host" else {}
             real: RealPool = request.getfixturevalue("real_pool")
+            real.env |= variables
             pool = DaemonPool(list(tables), real)
         else:
             pool = PythonPool(list(tables), ProcessRunner() if request.param == "in processes" else None)
@@ -45,5 +72,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave the daemon out of measurements: many tests of processes measure the same code."""
     for item in items:
         call = getattr(item, "callspec", None)  # of every test, not only of this directory's
-        if call is not None and call.params.get("make_pool") == "daemon":
+        if call is not None and str(call.params.get("make_pool", "")).startswith("daemon"):
             item.add_marker("unmeasured")

@@ -80,7 +80,7 @@ def test_a_dependency_that_is_to_be_started_is_not_waited_for(make_pool: Any, si
     pool = make_pool(site.server("db", start_timeout=30), site.server("web", depends_on=[dependency]))
     ended = in_background(pool.start)
     try:
-        wait_until(lambda: "web has started" in site.history, timeout_seconds=4)
+        wait_until(lambda: "web has started" in site.history)
     finally:
         site.let("db", "hangs", be=False)
         assert ended() == {}
