@@ -1,4 +1,4 @@
-"""Heartbeats: which workers are asked, and when an unanswered one means stuck; no processes, no waits.."""
+"""Heartbeats: which workers are asked, and when an unanswered one means stuck; no processes, no waits."""
 
 from __future__ import annotations
 
