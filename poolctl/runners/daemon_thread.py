@@ -1,4 +1,4 @@
-"""Blocking work beside the loop, on a thread that nobody has to wait for."""
+"""Blocking work in a thread that does not keep the process from ending."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None) -> T:
-    """What `work` returns; `undo` gets it when nobody waits for it any more.
+    """What `work` returns; `undo` gets it when the caller was cancelled meanwhile.
 
     Its thread is a daemon: an import that hangs keeps no interpreter from ending.
     """
@@ -27,7 +27,7 @@ async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], object]
 
     def fail(error: BaseException) -> None:
         if not result.cancelled():
-            # A StopIteration cannot be set on a future; SystemExit would end the loop of everybody else.
+            # A StopIteration cannot be set on a future; SystemExit would end the whole loop.
             usual = isinstance(error, Exception) and not isinstance(error, StopIteration)
             result.set_exception(error if usual else RuntimeError(repr(error)))
 

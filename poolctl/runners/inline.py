@@ -205,7 +205,7 @@ class InlineRunner:
         fds = accepted_from(sockets)  # the listeners among them
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for fd in fds:
-            # Not closed: the objects that own the numbers live on, and would close somebody else's file later.
+            # Not closed: the objects that own the numbers live on, and would later close another file.
             with contextlib.suppress(OSError):
                 os.dup2(null, fd, inheritable=False)
         os.close(null)
@@ -241,5 +241,5 @@ def _refuse_what_needs_a_process(server: ServerConfig) -> None:
 
 
 def _usual_interpreters(server: ServerConfig) -> tuple[str, str]:
-    # A file's servers have an interpreter although nobody wrote one.
+    # Servers of a file have a default interpreter.
     return sys.executable, default_interpreter(server.base_dir, os.environ)

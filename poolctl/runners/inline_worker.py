@@ -93,7 +93,7 @@ class InlineWorker:
         return ours
 
     def rotate(self, in_rotation: bool) -> None:
-        """Nothing here sends requests to it, so that nobody need be sent elsewhere."""
+        """Nothing: clients of a server in this process connect to it directly."""
 
     def renew_tls(self, server: ServerConfig) -> None:
         """Use the certificates that the server names for the handshakes from now on. Raises ServerError."""
@@ -118,7 +118,7 @@ class InlineWorker:
     async def kill(self, verdict: Exit) -> None:
         """Cancel all of it, more than once if need be; `exited` is set when this returns."""
         self._verdict = verdict
-        # A moment first: what only had to be told ends cleanly.
+        # A moment first: a task that was only asked to end does so cleanly.
         await asyncio.wait({self._task}, timeout=_CANCEL_SECONDS / 4)
         for _ in range(0 if self._task.done() else _CANCEL_ATTEMPTS):
             self._task.cancel()
@@ -199,7 +199,7 @@ class InlineWorker:
 
 
 class _Lifespan(LifespanOn):
-    """uvicorn's lifespan, with a task that can be cancelled and a reason that can be told."""
+    """uvicorn's lifespan, with a task that can be cancelled, and the reason of a failed startup."""
 
     def __init__(self, worker: InlineWorker, config: uvicorn.Config) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""One end of a message socket in an event loop: keeper, zygote, logger and worker are all spoken to through this."""
+"""One end of a message socket in an event loop: the supervisor's to keeper, zygotes, logger and workers."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Link:
             return  # the end of the file is read in its turn, after what the other end had said before
 
     def offer(self, payload: bytes) -> bool:
-        """Send what is on the wire already, now or not at all; whether it was sent."""
+        """Send an encoded message now or not at all; whether it was sent."""
         if self.sock.fileno() < 0 or self._outbox:
             return False
         try:
@@ -195,7 +195,7 @@ class Link:
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionResetError:
-                # A reset is reported once, when the other end has not read everything; what it said is still there.
+                # A reset is reported once, when the other end has not read everything; its messages are still there.
                 continue
             except wire.WireError as error:
                 if self._on_breach is not None:

@@ -176,7 +176,7 @@ class ProcessRunner:
         link = KeeperLink(ours, on_message)
         argv = command(sys.executable, "keeper", directory, "3", isolated=True)
         with theirs:
-            # Not our child, so that nobody has to reap it; in a session of its own, away from our terminal.
+            # Not our child, so that it need not be reaped; in a session of its own, away from our terminal.
             await asyncio.to_thread(in_background, argv, dict(os.environ), [theirs.fileno()])
         runner = LocalRunner(link, directory, logs, events=self.events)
         async with asyncio.timeout(_KEEPER_SECONDS):

@@ -1,7 +1,7 @@
-"""What the pool and the supervisor ask of a runner: the seam between policy and processes.
+"""What the core and the supervisor ask of a runner, which makes and ends workers.
 
-Nothing above this line may assume that a worker is a process of this machine: a placement says where it is in
-words, and has a pid only if there is one. Standard library only.
+A worker need not be a process of this machine: a placement says in words where it is, and has a pid only if there is
+one. Everything beyond serving is optional (see Capabilities). Standard library only.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ __all__ = [
 # More imports at once than that only wait for each other.
 IMPORTS_PER_CPU = 2
 
-# What a pool's context gives to applications in scope["state"], set around `place`. To another process only what
-# JSON can say may go.
+# The values of a pool's context for scope["state"], set around `place`. Another process gets only JSON values.
 app_state: ContextVar[Mapping[str, Any]] = ContextVar("poolctl_app_state", default=MappingProxyType({}))
 
 
@@ -177,7 +176,7 @@ class Counters(Protocol):
         ...
 
     def settled(self) -> None:
-        """What was given to `add_up` is saved."""
+        """Note that everything given to `add_up` is saved."""
         ...
 
 
@@ -209,7 +208,7 @@ class AdoptedWorker:
     ready_at: float | None = None  # by the system's monotonic clock
     leaving: bool = False  # it was asked to drain or to stop
     idle: bool = False
-    # Why it does not accept: "new" (not allowed to yet), "told" (taken out because its probes failed).
+    # Why it does not accept: "new" (it has never been allowed to), or because it was taken out by its probes.
     resting: str = ""
 
 
@@ -249,7 +248,7 @@ class Takeover(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a runner can do beyond serving. What is None it cannot do, and commands answer without it.
+    """The optional abilities of a runner. None: it has not got it, and commands answer without.
 
     Without `sleep` a server with `scale.min = 0` always has its workers. Without `takeover` the workers of a supervisor
     that has ended are gone when the next one makes its runner. A runner without pids gives placements without one.
@@ -306,22 +305,22 @@ class Runner(Protocol):
         ...
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
-        """Have the application of a `preload` server imported, so that `place` need not; "" or why that is no use.
+        """Import the application of a `preload` server, so that `place` need not; "" or why `place` will do so anyway.
 
-        The code is not older than `since` (by the system's monotonic clock, in seconds), neither is that of the
-        workers which are placed later. Raises ServerError or WorkerFailed.
+        The code is not older than `since` (by the system's monotonic clock, in seconds), and neither is the code of
+        workers that are placed later. Raises ServerError or WorkerFailed.
         """
         ...
 
     async def check(self, server: ServerConfig) -> None:
-        """Return when a worker of the server could be placed now, as far as this can be known without placing it.
+        """Return if a worker of the server could be placed now, as far as this can be checked without placing it.
 
-        Raises ServerError or WorkerFailed with what is in the way.
+        Raises ServerError or WorkerFailed with the obstacle.
         """
         ...
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
-        """A worker that exists, and has not yet said that it is ready."""
+        """Make a worker; it need not be ready. Raises ServerError or WorkerFailed."""
         ...
 
     async def begun(self, placement: Placement) -> None:
@@ -336,54 +335,54 @@ class Runner(Protocol):
         ...
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Let it accept nothing more; return when it does not, or drain_timeout has passed."""
+        """Let the worker stop accepting; return when it has, or drain_timeout has passed."""
         ...
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Let it leave, if nobody has yet; return when its connections are done or drain_timeout has passed.
+        """`leave`, unless that was done; return when its connections are closed, or drain_timeout has passed.
 
-        `replaced`: another worker of the server takes over the connections that are idle; otherwise they are seen off.
+        `replaced`: another worker of the server takes over idle connections; otherwise they are closed.
         """
         ...
 
     async def rotate(self, placement: Placement, in_rotation: bool) -> None:
-        """Take it out of rotation, or back: out of it every request is answered, and every client sent elsewhere."""
+        """Take the worker out of rotation, or back: out of it, it answers each request and closes the connection."""
         ...
 
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
-        """Let handshakes from now on use the server's certificates as they are now; the connections go on.
+        """Use the server's certificates as they are now for new handshakes; open connections stay.
 
         Raises ServerError for a file that cannot be read.
         """
         ...
 
     def force_certificate(self, name: str, generation: int) -> None:
-        """Let the workers of this generation of the server of that name get what its files hold.
+        """Give workers of this generation the certificate in the server's files, expired or not.
 
-        Others get the certificate that the server had before, if the one in the file has expired and that one has not.
+        Without this a worker gets the previous certificate if only the one in the file has expired.
         """
         ...
 
     async def attend(self, placement: Placement, accepting: bool) -> None:
-        """Let it accept connections, or leave them to the others of its server; one that cannot goes on as before.
+        """Let the worker accept connections, or leave them to the others of its server, if it can.
 
-        A worker whose server has a startup or a readiness probe accepts nothing before it is let.
+        A worker whose server has a startup or a readiness probe accepts nothing before this.
         """
         ...
 
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
-        """A connection to this very worker, which does not count as traffic; not blocking, and the caller's to close.
+        """A non-blocking connection to this worker for a probe, not counted as traffic; the caller closes it.
 
-        `kind` is what it answers there: "http" as its application does, or "echo", what was sent. With `plain` without
-        TLS. Of a program nobody can tell which of its processes answers. Raises OSError.
+        `kind` is "http", answered by its application, or "echo". With `plain` without TLS. Of a program any of its
+        processes may answer. Raises OSError.
         """
         ...
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
-        """Ask it to end, wait that long, then kill it. Idempotent: a worker that has ended gives its exit.
+        """Ask the worker to end, wait that long, then kill it; its exit, also when it has ended already.
 
-        Raises TimeoutError when it does not end even then. `replaced`: another worker comes, and connections wait for
-        it where they can.
+        Raises TimeoutError when it does not end even then. `replaced`: another worker follows, and takes over its
+        connections where it can.
         """
         ...
 

@@ -223,7 +223,7 @@ def connection_limits(server: ServerConfig) -> dict[str, Any]:
 
 
 def _requests(server: ServerConfig) -> dict[str, Any] | None:
-    """What is made of each request; None for nothing, which costs nothing."""
+    """How requests are logged and marked; None for neither, which costs nothing."""
     http = server.http
     if not http.access_log and not http.request_id:
         return None

@@ -1,4 +1,4 @@
-"""What still serves of a pool whose keeper and supervisor are both dead. Standard library only; every call blocks."""
+"""Workers that still serve after keeper and supervisor have both died. Standard library only; every call blocks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Survivor:
         return True
 
     def ask_to_end(self) -> None:
-        """Tell it to finish what it has and end."""
+        """Ask it to finish its requests and end."""
         if not self.order({"order": "stop"}):
             self._signal(signal.SIGTERM)
 
@@ -79,7 +79,7 @@ class Survivor:
             signal_process(self.pid, self.start, number, group=group)
 
     def close(self) -> None:
-        """Let go of it; it serves on."""
+        """Close the descriptors; the worker serves on."""
         if self.sock is not None:
             wire.close(self.sock.detach())
         for fds in (self.listeners, self.pair, self.tally):
@@ -95,13 +95,13 @@ class Pipes:
     _loggers: list[socket.socket] = field(default_factory=list)
 
     def take(self) -> None:
-        """Tell the logger that another one reads them from now on."""
+        """Let the logger stop reading: another one reads them from now on."""
         for sock in self._loggers:
             with contextlib.suppress(OSError):
                 wire.send(sock, {"t": "taken"}, wait=True)
 
     def close(self) -> None:
-        """Let go of them."""
+        """Close them."""
         for sock in self._loggers:
             sock.close()
         for _, fd in self.streams.values():
@@ -109,7 +109,7 @@ class Pipes:
 
 
 def find(directory: str) -> tuple[list[Survivor], Pipes]:
-    """Everything that still serves of the pool of this directory, and the pipes that take what it prints.
+    """The workers of this directory's pool that still serve, and the pipes that take their output.
 
     Programs, which speak no protocol, are known by the logger only.
     """

@@ -30,7 +30,7 @@ def text(message: Message, key: str) -> str:
 
 
 def printable(value: str) -> str:
-    """The beginning of a text, with what is neither printable nor a line break replaced."""
+    """The beginning of a text, without characters that are neither printable nor line breaks."""
     return "".join(
         each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}"
         for each in value[:_MOST_CHARACTERS]
@@ -63,6 +63,6 @@ def allowance() -> RateLimit:
 
 
 def reply_number(message: Message) -> Any:
-    """The number of the call that the message may be the reply to; None for what is no number."""
+    """The number of the call that the message may be the reply to; None if it has none."""
     number = message.get("id")
     return number if type(number) is int else None
