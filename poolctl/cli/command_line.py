@@ -9,11 +9,11 @@ from __future__ import annotations
 from poolctl.cli.command import COMMON, FLAG, LIST
 from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.commands import command_named
+from poolctl.values import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
     from poolctl.cli.command import Option
 
@@ -23,7 +23,7 @@ _VALUED = tuple(spelling for option in COMMON if option.takes_value for spelling
 
 def parse(args: Sequence[str]) -> CommandRequest | None:
     """The request of a plainly spelled command; None for everything else."""
-    given: dict[str, Any] = {}
+    given: Table = {}
     words = list(args)
     if "--" in words:
         at = words.index("--")
@@ -54,7 +54,7 @@ def parse(args: Sequence[str]) -> CommandRequest | None:
         return None
     if any(argument.required and argument.key not in given for argument in command.arguments):
         return None
-    values: dict[str, Any] = {"command": []} if command.takes_command else {}
+    values: Table = {"command": []} if command.takes_command else {}
     for option in (*command.arguments, *command.options):
         values[option.key] = False if option.kind == FLAG else [] if option.kind == LIST else None
     return CommandRequest(verb, {**values, **given})
@@ -64,7 +64,7 @@ def _by_spelling(options: Sequence[Option]) -> dict[str, Option]:
     return {spelling: option for option in options for spelling in option.spellings}
 
 
-def _take_option(word: str, rest: list[str], table: dict[str, Option], given: dict[str, Any]) -> bool:
+def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Table) -> bool:
     """Put the option into `given`, with its value from the end of `rest`; False if it is not plain."""
     name, equals, value = word.partition("=")
     if not word.startswith("--") and len(word) > 2:
@@ -86,7 +86,7 @@ def _take_option(word: str, rest: list[str], table: dict[str, Option], given: di
     return True
 
 
-def split(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def split(args: Sequence[str]) -> tuple[list[str], Table]:
     """The words of poolctl's own, and the user's command after `--` where the command takes one."""
     words = list(args)
     command = command_named(verb_of(words))

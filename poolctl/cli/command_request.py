@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from poolctl.cli.outcome import UsageError
+from poolctl.values import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class CommandRequest:
 
     __slots__ = ("values", "verb")
 
-    def __init__(self, verb: str, values: dict[str, Any]) -> None:
+    def __init__(self, verb: str, values: Table) -> None:
         self.verb = verb
         self.values = values
 
@@ -123,7 +124,7 @@ class CommandRequest:
 
     def options(self) -> Mapping[str, Any]:
         """The options of the supervisor's request, besides the selection."""
-        options: dict[str, Any] = {"timeout": self.seconds("timeout")}
+        options: Table = {"timeout": self.seconds("timeout")}
         if "no_wait" in self.values:
             options["wait"] = not self.values["no_wait"]
         if "no_deps" in self.values:

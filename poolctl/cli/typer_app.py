@@ -22,6 +22,7 @@ from poolctl.cli.command_line import as_help, split, verb_of
 from poolctl.cli.command_request import CommandRequest
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.exit_codes import USAGE
+from poolctl.values import Table
 
 HELP = {"help_option_names": ["-h", "--help"]}
 FIRST_STEPS = (
@@ -107,7 +108,7 @@ class _Commands(Mapping[str, Any]):
 
     def __init__(self, perform: Perform) -> None:
         self._perform = perform
-        self._made: dict[str, Any] = {}
+        self._made: Table = {}
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._made:
@@ -130,7 +131,7 @@ def _made(verb: str, declared: Command, perform: Perform) -> Any:
     lists = {option.key for option in accepted if option.kind == LIST}
 
     def run(ctx: typer.Context, **values: Any) -> Outcome:
-        before: dict[str, Any] = ctx.obj or {}
+        before: Table = ctx.obj or {}
         for key, value in values.items():
             if isinstance(before.get(key), list):
                 values[key] = [*before[key], *(value or [])]

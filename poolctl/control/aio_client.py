@@ -11,13 +11,12 @@ from typing import Any
 from poolctl.control.client import FIELDS, OK, LineSplitter, NoSupervisor, SupervisorEnded
 from poolctl.http.exchange import NoResponse, exchange
 from poolctl.http.head import BadMessage
-
-Document = dict[str, Any]
+from poolctl.values import Table
 
 
 async def answers(
     socket_path: str, verb: str, body: Mapping[str, Any] | None = None
-) -> AsyncGenerator[Document]:
+) -> AsyncGenerator[Table]:
     """Every line of the answer to `verb` as it comes: progress, then {"result": …}. Close it to stop asking.
 
     Raises NoSupervisor when nothing listens, SupervisorEnded when it goes away before the result, or refuses.
@@ -44,7 +43,7 @@ async def answers(
 
 async def ask(
     socket_path: str, verb: str, body: Mapping[str, Any] | None = None, *, timeout_seconds: float
-) -> Document:
+) -> Table:
     """The supervisor's result for `verb`. Raises what `answers` does, and TimeoutError."""
     async with (
         asyncio.timeout(timeout_seconds),
@@ -52,6 +51,6 @@ async def ask(
     ):
         async for document in documents:
             if "result" in document:
-                result: Document = document["result"]
+                result: Table = document["result"]
                 return result
     raise SupervisorEnded(socket_path)

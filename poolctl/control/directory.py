@@ -12,6 +12,7 @@ import sys
 
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
+from poolctl.values import Table
 
 try:  # hashlib would load OpenSSL, two milliseconds that a path's hash does not need
     if sys.version_info >= (3, 12):
@@ -24,7 +25,6 @@ except ImportError:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
 RUNTIME_VARIABLE = "POOLCTL_RUNTIME_DIR"
 STATE_VARIABLE = "POOLCTL_STATE_DIR"
@@ -151,7 +151,7 @@ def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
     return list(found)
 
 
-def read_info(path: str) -> dict[str, Any]:
+def read_info(path: str) -> Table:
     """Return the info.json of the pool in this directory: name, files, pids; empty without one."""
     import json
 

@@ -8,7 +8,6 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result
 from poolctl.control.directory import BACKLOG
@@ -18,7 +17,7 @@ from poolctl.http.head import BadMessage
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
 from poolctl.http.request_reader import RequestHead
 from poolctl.platform import peer_credentials
-from poolctl.values import Value
+from poolctl.values import Table, Value
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 # A client that no longer reads, such as a suspended `events -f`, is disconnected.
@@ -28,7 +27,6 @@ _GRACE_SECONDS = 1.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
-Document = dict[str, Any]
 Progress = Callable[[ProgressLine], None]
 
 
@@ -37,7 +35,7 @@ class Request:
     """A verb with its arguments, and who sent it."""
 
     verb: str
-    body: Document
+    body: Table
     pid: int
     uid: int
 
@@ -95,7 +93,7 @@ class ControlServer:
             return
         response.begin(200, [("content-type", "application/x-ndjson")])
 
-        def line(document: Document) -> None:
+        def line(document: Table) -> None:
             response.write(json.dumps(document, separators=(",", ":")).encode() + b"\n")
 
         answer = await self._answer(request, lambda interim: line(interim.to_json()))
@@ -121,7 +119,7 @@ def _verb(head: RequestHead) -> str:
     return "list" if verb == "servers" else verb
 
 
-def _document(body: bytes) -> Document:
+def _document(body: bytes) -> Table:
     if not body:
         return {}
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from poolctl.values import Table
 
 INFO, WARNING, ERROR = SEVERITIES = ("info", "warning", "error")
 
@@ -12,13 +12,13 @@ _POOL = {"keeper lost": ERROR, "keeper silent": ERROR, "events lost": ERROR}
 _ORDERED = ("draining", "stopping")
 
 
-def sentence(event: dict[str, Any]) -> str:
+def sentence(event: Table) -> str:
     """What happened, and why: `starting → running (restart a)`."""
     what, cause = _what(event), str(event.get("cause") or "")
     return what if what.endswith(cause) else f"{what} ({cause})"
 
 
-def who(event: dict[str, Any]) -> str:
+def who(event: Table) -> str:
     """The user and process that caused it, `root, poolctl 4242`; "" for none."""
     by = event.get("by")
     if not isinstance(by, dict):
@@ -26,7 +26,7 @@ def who(event: dict[str, Any]) -> str:
     return f"{by.get('user', by.get('uid', '?'))}, {by.get('command') or 'pid'} {by.get('pid', '?')}"
 
 
-def _what(event: dict[str, Any]) -> str:
+def _what(event: Table) -> str:
     kind, word, message = event.get("kind"), str(event.get("event", "")), str(event.get("message") or "")
     if word.startswith("worker ") and kind == "lifecycle":
         pid = f" (pid {event['pid']})" if event.get("pid") else ""
@@ -45,7 +45,7 @@ def _what(event: dict[str, Any]) -> str:
     return f"{word}: {message}" if message and message != word else word
 
 
-def severity(event: dict[str, Any]) -> str:
+def severity(event: Table) -> str:
     """The event's own `severity`, if it has one, else what its kind says."""
     own = event.get("severity")
     if own in SEVERITIES:
@@ -62,7 +62,7 @@ def severity(event: dict[str, Any]) -> str:
     return INFO
 
 
-def _of_lifecycle(event: dict[str, Any]) -> str:
+def _of_lifecycle(event: Table) -> str:
     if event.get("event") != "worker ended":
         return _STATES.get(str(event.get("after")), INFO)
     unordered = event.get("before") not in _ORDERED

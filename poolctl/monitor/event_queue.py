@@ -12,6 +12,7 @@ from poolctl.clock import Clock, RateLimit
 from poolctl.config import masked_text
 from poolctl.core.events import Event
 from poolctl.logs.log_line import stamp
+from poolctl.values import Table
 
 from .journal import Document, Journal, newest_first
 
@@ -106,7 +107,7 @@ class Events:
 
     def emit(self, event: Event) -> None:
         """Record what the core reports of a server."""
-        detail: dict[str, Any] = {"worker": event.worker, "pid": event.pid, "severity": event.severity}
+        detail: Table = {"worker": event.worker, "pid": event.pid, "severity": event.severity}
         self.record(
             event.kind,
             event.event,

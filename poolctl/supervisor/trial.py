@@ -34,6 +34,7 @@ from poolctl.http.exchange import exchange
 from poolctl.http.head import BadMessage
 from poolctl.keeper.shutdown import children, kill_children
 from poolctl.platform import become_subreaper
+from poolctl.values import Table
 from poolctl.worker.process_setup import START_VARIABLES
 
 from .launch import launch
@@ -129,7 +130,7 @@ class _Pool:
         self._directory = directory.pool_dir(env, directory.pool_key(f"{place}/{_FILE}"))
         self._client = Client(directory.control_socket(self._directory))
 
-    def call(self, verb: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def call(self, verb: str, options: Mapping[str, Any] | None = None) -> Table:
         """The supervisor's answer. Raises TrialFailed when there is none."""
         try:
             return self._client.call(verb, {"options": dict(options or {})})
@@ -272,14 +273,14 @@ def _too_late(number: int, frame: object) -> None:
     raise TrialFailed(f"it did not end within {LIMIT_SECONDS} s")
 
 
-def _table(place: str, servers: Iterable[ServerConfig]) -> dict[str, Any]:
+def _table(place: str, servers: Iterable[ServerConfig]) -> Table:
     """The configuration: one server for each combination of settings that matter, and a program."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Table] = {}
     for server in servers:
         if server.command:
             continue
         variables = server.environment().items()
-        kind: dict[str, Any] = {
+        kind: Table = {
             "python": interpreter(server.python, server.base_dir, os.environ),
             "preload": server.preload,
             "env": {name: value for name, value in variables if name.startswith(START_VARIABLES)},

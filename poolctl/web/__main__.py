@@ -14,6 +14,7 @@ from poolctl.keeper import rendezvous, wire
 from poolctl.logs.internal import InternalLog
 from poolctl.runners.link import Link
 from poolctl.runners.process_watchdog import PING
+from poolctl.values import Table
 
 from .app import PageSettings, make_app
 from .web_server import WebServer, keep_current
@@ -33,9 +34,7 @@ class DashboardServer:
     async def run(self) -> None:
         """Return when it is over."""
         self._over = asyncio.Event()
-        self._messages: asyncio.Future[tuple[dict[str, Any], list[int]]] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self._messages: asyncio.Future[tuple[Table, list[int]]] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._over.set)
         self._lost = asyncio.Event()
         link = self._link = Link(self._sock, self._on_message, self._lost.set)
@@ -66,7 +65,7 @@ class DashboardServer:
             other.cancel()
         return self._messages.done()
 
-    async def _outlive(self, message: dict[str, Any], sockets: list[socket.socket]) -> None:
+    async def _outlive(self, message: Table, sockets: list[socket.socket]) -> None:
         """Keep serving without keeper and supervisor, until a new pool has taken the listener over."""
         await self._lost.wait()
         if not self._over.is_set():

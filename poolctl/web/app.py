@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from poolctl.clock import Clock
 from poolctl.errors import ControlError
+from poolctl.values import Table
 
 from .authentication import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Guard, Session, Sessions
 from .hub import Hub
@@ -29,7 +30,6 @@ _WAITS = ("start", "stop", "restart")
 _LONGEST_SECONDS = 300.0
 _MOST_BYTES = 256 * 1024
 
-Document = dict[str, Any]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -55,14 +55,14 @@ class Actions:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
-    async def perform(self, wish: Mapping[str, Any], address: str) -> tuple[int, Document]:
+    async def perform(self, wish: Mapping[str, Any], address: str) -> tuple[int, Table]:
         """HTTP status and answer of {"action": …, "servers": […]}; `address` is the client's."""
         action, servers = wish.get("action"), wish.get("servers")
         if action not in ACTIONS:
             return 400, {"error": f"an action is one of {', '.join(ACTIONS)}"}
         if not isinstance(servers, list) or not servers or not all(map(_is_name, servers)):
             return 400, {"error": "servers is a list of names"}
-        options: Document = {"progress": False}
+        options: Table = {"progress": False}
         if action in _WAITS:
             options |= {"timeout": _LONGEST_SECONDS, "wait": True}
         by = {"command": f"dashboard {action}", "address": address}
@@ -229,7 +229,7 @@ class _Page:
         # A pool without a gateway has none, and an older supervisor does not support the verb.
         return JSONResponse({"items": found["items"] if found["exit_code"] == 0 else []})
 
-    async def _asked(self, verb: str, targets: list[str]) -> dict[str, Any] | Response:
+    async def _asked(self, verb: str, targets: list[str]) -> Table | Response:
         try:
             return await self._hub.ask(verb, targets, {})
         except (ControlError, TimeoutError) as error:

@@ -18,6 +18,7 @@ from poolctl.control.aio_client import answers, ask
 from poolctl.errors import ControlError
 from poolctl.logs.log_line import stamp
 from poolctl.monitor.describe import sentence, severity
+from poolctl.values import Table
 
 SPAN_SECONDS = 3600.0
 INTERVAL_SECONDS = 2.0
@@ -30,7 +31,6 @@ _MOST_CHANGES = 400
 _MOST_EVENTS = 300
 _MOST_WAITING = 200
 
-Document = dict[str, Any]
 Changes = list[list[Any]]  # [seconds since 1970, level], oldest first
 
 OK, WARN, KO, BUSY, ASLEEP, OFF = "ok", "warn", "ko", "busy", "asleep", "off"
@@ -124,16 +124,16 @@ class PoolSnapshot:
     def __init__(self, about: Mapping[str, Any] | None = None) -> None:
         keys = ("name", "version", "python", "supervisor_pid", "files")
         self.about = {key: (about or {}).get(key) for key in keys}
-        self.items: dict[str, Document] = {}
-        self.figures: dict[str, Document] = {}
-        self.series: dict[str, Document] = {}
+        self.items: dict[str, Table] = {}
+        self.figures: dict[str, Table] = {}
+        self.series: dict[str, Table] = {}
 
     @property
     def order(self) -> list[str]:
         """The names in the order of the file."""
         return list(self.items)
 
-    def update(self, items: Iterable[Document]) -> tuple[list[Document], list[str], Document]:
+    def update(self, items: Iterable[Table]) -> tuple[list[Table], list[str], Table]:
         """The changed servers (uptime, which always changes, aside), the names removed, and the changed figures."""
         before, self.items = self.items, {}
         known, self.figures, self.series = self.figures, {}, {}
@@ -152,7 +152,7 @@ class PoolSnapshot:
         return changed, [name for name in before if name not in self.items], news
 
 
-def _without_uptime(item: Document | None) -> Document | None:
+def _without_uptime(item: Table | None) -> Table | None:
     return None if item is None else {key: value for key, value in item.items() if key != "uptime_seconds"}
 
 
@@ -169,7 +169,7 @@ class Hub:
     def _forget(self) -> None:
         self._snapshot = PoolSnapshot()
         self._levels = Levels()
-        self._events: deque[Document] = deque(maxlen=_MOST_EVENTS)
+        self._events: deque[Table] = deque(maxlen=_MOST_EVENTS)
         self._gone: str | None = "has not answered yet"
         self._last = 0  # the number of the newest known event
         self._look, self._again = asyncio.Event(), asyncio.Event()
@@ -198,7 +198,7 @@ class Hub:
         by: Mapping[str, Any] | None = None,
         *,
         timeout_seconds: float = _ANSWER_SECONDS,
-    ) -> Document:
+    ) -> Table:
         """The supervisor's result. Raises ControlError, TimeoutError."""
         body = {"selector": {"targets": targets}, "options": dict(options), "by": dict(by or {})}
         return await ask(self._socket_path, verb, body, timeout_seconds=timeout_seconds)
@@ -249,7 +249,7 @@ class Hub:
             self._tell("changed", {**document, "levels": self._levels_of(changed)})
         self._tell("stats", {"now": self._clock.time(), "servers": figures})
 
-    def _apply(self, result: Document) -> tuple[list[Document], list[str], Document]:
+    def _apply(self, result: Table) -> tuple[list[Table], list[str], Table]:
         changed, removed, figures = self._snapshot.update(result["items"])
         now = self._clock.time()
         for item in changed:
@@ -257,7 +257,7 @@ class Hub:
         self._levels.forget(removed)
         return changed, removed, figures
 
-    def _levels_of(self, items: list[Document]) -> Document:
+    def _levels_of(self, items: list[Table]) -> Table:
         levels = self._levels.since(self._clock.time())
         return {item["name"]: levels.get(item["name"], []) for item in items}
 
@@ -296,7 +296,7 @@ class Hub:
                     await self._read({"follow": True, "after": self._last})
                 self._look.set()
 
-    async def _read(self, options: Document) -> None:
+    async def _read(self, options: Table) -> None:
         body = {"selector": {}, "options": options}
         async with contextlib.aclosing(answers(self._socket_path, "events", body)) as lines:
             async for line in lines:
@@ -304,7 +304,7 @@ class Hub:
                 if isinstance(event, dict):
                     self._happened(event)
 
-    def _happened(self, event: Document) -> None:
+    def _happened(self, event: Table) -> None:
         self._last = int(event.get("seq", 0))
         self._levels.fill(event)
         # Severity and title, as in `events` and notifications.
@@ -316,7 +316,7 @@ class Hub:
 
     # Messages to viewers.
 
-    def _tell(self, name: str, document: Document) -> None:
+    def _tell(self, name: str, document: Table) -> None:
         self._spread(_message(name, document))
 
     def _spread(self, message: str) -> None:
@@ -329,5 +329,5 @@ class Hub:
                 queue.put_nowait(message)
 
 
-def _message(name: str, document: Document) -> str:
+def _message(name: str, document: Table) -> str:
     return f"event: {name}\ndata: {json.dumps(document, separators=(',', ':'))}\n\n"

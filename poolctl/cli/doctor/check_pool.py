@@ -8,11 +8,11 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from poolctl import __version__
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
 from poolctl.config import ServerConfig, interpreter, start_options
+from poolctl.values import Table
 
 from .check import CheckContext, CheckResult, ok, problem, warning
 
@@ -176,7 +176,7 @@ def _judged(python: str, servers: list[ServerConfig]) -> CheckResult:
     return ok("interpreter", f"{said}, uvloop {found['uvloop']}, httptools {found['httptools']}")
 
 
-def _asked(python: str, user: str | None) -> dict[str, Any] | str:
+def _asked(python: str, user: str | None) -> Table | str:
     """Its packages, or why they are unknown."""
     try:
         done: subprocess.CompletedProcess[str] = subprocess.run(
@@ -186,7 +186,7 @@ def _asked(python: str, user: str | None) -> dict[str, Any] | str:
             timeout=_ASK_SECONDS,
             **start_options(python, user, os.environ),
         )
-        found: dict[str, Any] = json.loads(done.stdout)
+        found: Table = json.loads(done.stdout)
     except OSError as error:
         return error.strerror or str(error)
     except subprocess.TimeoutExpired:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+
+from poolctl.values import Table
 
 # States that need attention come first.
 _STATES = (
@@ -45,7 +46,7 @@ class ServerBoard:
         self.filter = ""
         self.sort = sort
         self.reverse = False
-        self.summary: dict[str, Any] = {}
+        self.summary: Table = {}
         self._at = 0
 
     @property
@@ -63,7 +64,7 @@ class ServerBoard:
         """Which of the shown rows is selected, from 1; 0 for none."""
         return self._at + 1 if self.shown else 0
 
-    def update(self, items: list[dict[str, Any]]) -> None:
+    def update(self, items: list[Table]) -> None:
         """Take the newest result; servers that it does not name are gone."""
         rows: dict[str, ServerRow] = {}
         for at, item in enumerate(items):
@@ -123,8 +124,8 @@ class ServerRow:
 
     def __init__(self, at: int) -> None:
         self.at = at
-        self.item: dict[str, Any] = {}
-        self.stats: dict[str, Any] = {}
+        self.item: Table = {}
+        self.stats: Table = {}
         self.history: dict[str, Sequence[float | None]] = {}
 
     def __repr__(self) -> str:
@@ -140,7 +141,7 @@ class ServerRow:
         value = self.stats.get(key)
         return float(value) if isinstance(value, (int, float)) else None
 
-    def update(self, item: dict[str, Any]) -> None:
+    def update(self, item: Table) -> None:
         """Take the newest item."""
         self.item, self.stats = item, item.get("stats") or {}
         self.history = self.stats.get("history") or {}

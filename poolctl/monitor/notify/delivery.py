@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from poolctl.clock import Clock
 from poolctl.monitor.event_queue import Events
+from poolctl.values import Table
 
 from .message import PROBLEM, RESOLVED, Message, PoolFacts
 from .problem_tracker import ProblemTracker
@@ -21,7 +22,6 @@ INITIAL_SECONDS = 1.0
 MAX_DELAY_SECONDS = 300.0
 JITTER = 0.2
 MAX_WAITING = 100
-Document = dict[str, Any]
 
 
 class Outbox:
@@ -119,7 +119,7 @@ class DeliveryTask:
         """Start the task."""
         self._task = asyncio.ensure_future(self._run())
 
-    def take(self, event: Document) -> None:
+    def take(self, event: Table) -> None:
         """Consider an event; it is sent later, if the receiver wants it."""
         before = self._problems.next_at()
         self._problems.take(event, self._clock.time())
@@ -149,12 +149,12 @@ class DeliveryTask:
         except TimeoutError:
             pass
 
-    def to_dict(self) -> Document:
+    def to_dict(self) -> Table:
         """The state for a successor; empty when there is none."""
         found = {"open": self._problems.to_dict(), "waiting": self._outbox.to_list()}
         return found if any(found.values()) else {}
 
-    def restore(self, document: Document) -> None:
+    def restore(self, document: Table) -> None:
         """Continue from the state of a predecessor."""
         self._problems.restore(document.get("open", {}))
         self._outbox.restore(document.get("waiting", []))

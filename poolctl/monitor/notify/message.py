@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from poolctl.logs.log_line import stamp
 from poolctl.monitor.describe import INFO, SEVERITIES
+from poolctl.values import Table
 
 _NAMED = 3
 PROBLEM, RESOLVED, NEWS, TEST = "problem", "resolved", "info", "test"
-Document = dict[str, Any]
 # https://docs.ntfy.sh/publish/#message-priority, https://docs.ntfy.sh/emojis/
 _NTFY_PRIORITIES = {"error": 5, "warning": 4, "info": 3}
 _NTFY_TAGS = {"error": "rotating_light", "warning": "warning", "info": "information_source"}
@@ -51,7 +51,7 @@ class Message(NamedTuple):
     title: str
     lines: tuple[str, ...]
     time: float
-    events: tuple[dict[str, Any], ...] = ()
+    events: tuple[Table, ...] = ()
 
     @property
     def text(self) -> str:
@@ -65,7 +65,7 @@ class MessageLine(NamedTuple):
     status: str
     severity: str
     text: str
-    event: dict[str, Any]
+    event: Table
 
 
 def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
@@ -120,7 +120,7 @@ def post(kind: str, message: Message, *, pool: str, host: str, topic: str = "", 
     return _json("", bearer, document(message, pool, host))
 
 
-def document(message: Message, pool: str, host: str) -> Document:
+def document(message: Message, pool: str, host: str) -> Table:
     """The body for a webhook, and the standard input of a command."""
     return {
         "schema": 1,
@@ -135,11 +135,11 @@ def document(message: Message, pool: str, host: str) -> Document:
     }
 
 
-def _json(path: str, headers: dict[str, str], body: Document) -> Post:
+def _json(path: str, headers: dict[str, str], body: Table) -> Post:
     return Post(path, {"content-type": "application/json", **headers}, json.dumps(body, default=str).encode())
 
 
-def _ntfy(message: Message, topic: str) -> Document:
+def _ntfy(message: Message, topic: str) -> Table:
     tag = "white_check_mark" if message.status == RESOLVED else _NTFY_TAGS[message.severity]
     return {
         "topic": topic,
@@ -150,7 +150,7 @@ def _ntfy(message: Message, topic: str) -> Document:
     }
 
 
-def _gotify(message: Message) -> Document:
+def _gotify(message: Message) -> Table:
     return {
         "title": message.title,
         "message": message.text,
@@ -159,7 +159,7 @@ def _gotify(message: Message) -> Document:
     }
 
 
-def _slack(message: Message) -> Document:
+def _slack(message: Message) -> Table:
     # https://api.slack.com/reference/surfaces/formatting#escaping
     colour = _COLOURS["info" if message.status in (RESOLVED, NEWS, TEST) else message.severity]
     return {

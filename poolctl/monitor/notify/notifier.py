@@ -6,10 +6,11 @@ import asyncio
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.clock import Clock
 from poolctl.monitor.event_queue import Events
+from poolctl.values import Table
 
 from .delivery import DeliveryTask
 from .message import TEST, Message, PoolFacts
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from poolctl.config import Notify
 
 _LAST_SECONDS = 2.0
-
-Document = dict[str, Any]
 
 
 class FixedFacts(NamedTuple):
@@ -45,7 +44,7 @@ class Notifier:
         self._path = path
         self._receivers: dict[str, Notify] = {}
         self._deliveries: dict[str, DeliveryTask] = {}
-        self._left: Document = self._read()
+        self._left: Table = self._read()
         self._leaving: set[asyncio.Task[None]] = set()
         self._unsubscribe = events.subscribe(self._take)
 
@@ -71,11 +70,11 @@ class Notifier:
         delivery.start()
         return delivery
 
-    def _take(self, event: Document) -> None:
+    def _take(self, event: Table) -> None:
         for delivery in self._deliveries.values():
             delivery.take(event)
 
-    def missed(self, event: Document) -> None:
+    def missed(self, event: Table) -> None:
         """Consider an event that happened while there was no supervisor."""
         self._take(event)
 
@@ -106,7 +105,7 @@ class Notifier:
         await asyncio.gather(*[delivery.close(_LAST_SECONDS) for delivery in self._deliveries.values()])
         self.save()
 
-    def _read(self) -> Document:
+    def _read(self) -> Table:
         try:
             with open(self._path, encoding="utf-8") as file:
                 found = json.load(file)

@@ -6,17 +6,17 @@ Pure: the time is an argument, in seconds since the epoch.
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from poolctl.monitor.describe import INFO, SEVERITIES, sentence, severity
 from poolctl.units import format_duration
+from poolctl.values import Table
 
 from .message import NEWS, PROBLEM, RESOLVED, Message, MessageLine, PoolFacts, compose
 
 if TYPE_CHECKING:
     from poolctl.config import Notify
 
-Document = dict[str, Any]
 
 # A problem of a server is resolved in these states, and when another worker of it is ready.
 _RESOLVED_STATES = frozenset({"running", "stopped", "disabled", "sleeping", "draining"})
@@ -32,7 +32,7 @@ class TrackedProblem:
     __slots__ = ("event", "sent", "sent_at", "severity", "since")
 
     def __init__(
-        self, event: Document, severity: str, since: float, sent: str = "", sent_at: float = 0.0
+        self, event: Table, severity: str, since: float, sent: str = "", sent_at: float = 0.0
     ) -> None:
         self.event = event
         self.severity = severity
@@ -40,7 +40,7 @@ class TrackedProblem:
         self.sent = sent
         self.sent_at = sent_at
 
-    def to_dict(self) -> Document:
+    def to_dict(self) -> Table:
         """For a successor, which may be of another version."""
         return {
             "event": self.event,
@@ -51,7 +51,7 @@ class TrackedProblem:
         }
 
     @classmethod
-    def from_dict(cls, document: Document) -> TrackedProblem:
+    def from_dict(cls, document: Table) -> TrackedProblem:
         """The problem of a predecessor."""
         return cls(*(document[key] for key in ("event", "severity", "since", "told", "told_at")))
 
@@ -63,11 +63,11 @@ class ProblemTracker:
         self._notify = notify
         self._facts = facts
         self._open: dict[str, TrackedProblem] = {}
-        self._over: dict[str, tuple[TrackedProblem, Document, float]] = {}
+        self._over: dict[str, tuple[TrackedProblem, Table, float]] = {}
         self._news: list[MessageLine] = []
         self._gathered_at: float | None = None
 
-    def take(self, event: Document, now: float) -> None:
+    def take(self, event: Table, now: float) -> None:
         """Consider an event; `due` returns the message later."""
         kind = event["kind"]
         # The kind first: `after` of a recovery or of a reload is not a word.
@@ -91,12 +91,12 @@ class ProblemTracker:
             self._news.append(MessageLine(NEWS if level == INFO else PROBLEM, level, _text(event), event))
             self._gather(now)
 
-    def _forget_health(self, event: Document, now: float) -> None:
+    def _forget_health(self, event: Table, now: float) -> None:
         for key in [key for key in self._open if key.split(" ")[:2] == ["health", event.get("server")]]:
             self._over[key] = (self._open.pop(key), event, now)
             self._gather(now)
 
-    def _concerns(self, event: Document) -> bool:
+    def _concerns(self, event: Table) -> bool:
         # Sleep resolves a problem with a server's state.
         kind = "lifecycle" if event["kind"] == "wake" and "wake" not in self._notify.events else event["kind"]
         if kind not in self._notify.events or event.get("receiver") == self._notify.label:
@@ -110,7 +110,7 @@ class ProblemTracker:
             for each in wanted
         )
 
-    def _begin(self, key: str, event: Document, level: str, now: float) -> None:
+    def _begin(self, key: str, event: Table, level: str, now: float) -> None:
         over = self._over.pop(key, None)
         if over is not None:
             # It ended for so short a time that nothing was sent.
@@ -172,11 +172,11 @@ class ProblemTracker:
             if problem.sent
         ]
 
-    def to_dict(self) -> Document:
+    def to_dict(self) -> Table:
         """The problems that were sent and are not resolved, for a successor."""
         return {key: each.to_dict() for key, each in self._open.items() if each.sent}
 
-    def restore(self, document: Document) -> None:
+    def restore(self, document: Table) -> None:
         """Continue with the problems of a predecessor."""
         self._open = {key: TrackedProblem.from_dict(each) for key, each in document.items()}
 
@@ -185,7 +185,7 @@ def _rank(level: str) -> int:
     return SEVERITIES.index(level) if level else -1
 
 
-def _key(event: Document) -> str | None:
+def _key(event: Table) -> str | None:
     """The problem that the event is about; None for one that does not last."""
     if event["kind"] in ("lifecycle", "wake"):
         return f"state {event.get('server')}"
@@ -194,18 +194,18 @@ def _key(event: Document) -> str | None:
     return None
 
 
-def _resolves(event: Document) -> bool:
+def _resolves(event: Table) -> bool:
     if event["kind"] == "health":
         return event.get("after") in _RESOLVED_HEALTH
     return event.get("after") in _RESOLVED_STATES or event.get("event") == "worker ready"
 
 
-def _text(event: Document) -> str:
+def _text(event: Table) -> str:
     server = event.get("server")
     return f"{server}: {sentence(event)}" if server else sentence(event)
 
 
-def _end(event: Document) -> str:
+def _end(event: Table) -> str:
     word = "running" if event.get("event") == "worker ready" else event.get("after")
     return (
         f"{event.get('server')}: {word} again"

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
 from random import Random
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from poolctl.core.core import Core
 from poolctl.core.events import caused_by
@@ -15,6 +15,7 @@ from poolctl.core.view import Phase
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.recovery_policy import Situation, Step, decide, within
 from poolctl.states import Status
+from poolctl.values import Table
 
 LAST_LINES = 10
 LIVENESS, HEARTBEAT, MEMORY = "liveness", "heartbeat", "memory"
@@ -164,11 +165,11 @@ class WorkerRecovery:
                     core.stop(dependent)
             core.override(entry, replace(entry.overrides, disabled=True))
 
-    def _report(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> dict[str, Any]:
+    def _report(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> Table:
         """The facts when a recovery begins, in a form that a successor can read."""
         workers = [each.worker for each in problems]
         placed_at = min(worker.placed_at for worker in workers)
-        report: dict[str, Any] = {
+        report: Table = {
             "step": step.value,
             "seen": [each.seen for each in problems],
             "kinds": sorted({each.kind for each in problems}),
@@ -186,7 +187,7 @@ class WorkerRecovery:
             reading.add_done_callback(lambda _: self._take_lines(entry, report, reading))
         return report
 
-    def _take_lines(self, entry: Entry, report: dict[str, Any], reading: asyncio.Task[list[str]]) -> None:
+    def _take_lines(self, entry: Entry, report: Table, reading: asyncio.Task[list[str]]) -> None:
         del self._reading[id(report)]
         report["lines"] = [] if reading.cancelled() else reading.result()
         self._core.touch(entry)  # part of its record
@@ -198,7 +199,7 @@ class WorkerRecovery:
             self._core.end_recovery(entry)
             self._record(entry, report, *found)
 
-    def _record(self, entry: Entry, report: dict[str, Any], outcome: str, why: str = "") -> None:
+    def _record(self, entry: Entry, report: Table, outcome: str, why: str = "") -> None:
         duration = max(0.0, self._core.clock.time() - report["since"])
         done = _DONE[Step(report["step"])]
         seen = "; ".join(report["seen"])

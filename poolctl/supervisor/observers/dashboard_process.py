@@ -10,7 +10,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.address import parse
 from poolctl.bootstrap import command
@@ -20,6 +20,7 @@ from poolctl.keeper import wire
 from poolctl.runners import withheld
 from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.process_watchdog import ProcessWatchdog, identity, kill
+from poolctl.values import Table
 
 if TYPE_CHECKING:
     from poolctl.config import Dashboard
@@ -38,7 +39,7 @@ class Settings(NamedTuple):
     """`bind` is canonical; `mark` changes with any setting, which needs another process; `url` is for a browser."""
 
     bind: str
-    values: dict[str, Any]
+    values: Table
     mark: str
     url: str
 
@@ -55,7 +56,7 @@ def settings_of(table: Dashboard, environment: PoolEnvironment) -> Settings:
     )
     env = configuration.environment
     address = parse(table.bind)
-    values: dict[str, Any] = {
+    values: Table = {
         "socket_path": os.path.join(directory, SOCKET_NAME),
         "logs_directory": os.path.join(state_directory, "logs"),
         "key": os.path.basename(directory),
@@ -119,7 +120,7 @@ class DashboardProcess:
     `exited` is done when it has ended by itself.
     """
 
-    def __init__(self, sock: socket.socket, known: dict[str, Any], mark: str) -> None:
+    def __init__(self, sock: socket.socket, known: Table, mark: str) -> None:
         self.mark = mark
         self.known = known
         self.up = asyncio.Event()

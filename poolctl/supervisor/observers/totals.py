@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from poolctl.control.answers import Monitored, MonitorResult, Observed
 from poolctl.control.messages import Document
 from poolctl.control.server import Progress
@@ -13,6 +11,7 @@ from poolctl.core.state import Entry
 from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector
 from poolctl.runners.protocol import Counters
+from poolctl.values import Table
 from poolctl.worker.tally import COUNTED, Counts, add
 
 from ..takeover.state_store import StateStore
@@ -76,7 +75,7 @@ class Totals:
             return
         self._changed = False
         self._forget_the_removed()
-        document: dict[str, Any] = {
+        document: Table = {
             "counts": self._counts,
             "wakes": self._wakes,
             "availability": {name: each.to_dict() for name, each in self._availability.items()},

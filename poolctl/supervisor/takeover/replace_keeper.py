@@ -16,6 +16,7 @@ from poolctl import bootstrap
 from poolctl.keeper import store_keys, wire
 from poolctl.keeper.background import in_background
 from poolctl.runners.process_watchdog import identity, kill
+from poolctl.values import Table
 
 _PAUSES_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _HELLO_SECONDS = 20.0
@@ -63,7 +64,7 @@ def _pauses() -> Iterator[float]:
 
 
 @contextlib.contextmanager
-def _keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.socket, dict[str, Any]]]:
+def _keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.socket, Table]]:
     """The link to a new keeper that has greeted, and the identity of its process."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
     plan = json.dumps({"supervisor": supervisor, "donor": 3, "donor_process": identity(os.getpid())})
@@ -78,7 +79,7 @@ def _keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.sock
         yield ours, keeper
 
 
-def _fill(link: socket.socket, keeper: dict[str, Any], entries: Entries, *, terminate: bool) -> None:
+def _fill(link: socket.socket, keeper: Table, entries: Entries, *, terminate: bool) -> None:
     # In this order: if we die here, a keeper that has the control socket continues, and its supervisor must not take a
     # worker for one that is not wanted.
     for name in sorted(entries, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
@@ -94,7 +95,7 @@ def _fill(link: socket.socket, keeper: dict[str, Any], entries: Entries, *, term
 
 def _send(
     link: socket.socket,
-    keeper: dict[str, Any],
+    keeper: Table,
     message: wire.Message,
     fds: list[int] | tuple[int, ...] = (),
 ) -> None:
@@ -107,7 +108,7 @@ def _send(
             time.sleep(_FULL_SECONDS)
 
 
-def _await(link: socket.socket, event: str, keeper: dict[str, Any] | None = None) -> wire.Message:
+def _await(link: socket.socket, event: str, keeper: Table | None = None) -> wire.Message:
     """The keeper's message of that event. Raises OSError when it ends before, _Refused when there is another.
 
     A known keeper is awaited for as long as it lives; it may have been stopped, so it gets SIGCONT meanwhile.

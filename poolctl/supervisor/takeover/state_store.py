@@ -20,6 +20,7 @@ from poolctl.core.state import Entry
 from poolctl.keeper import desired_state_file, store_keys
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.link import Link
+from poolctl.values import Table
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -50,7 +51,7 @@ class StoredConfiguration:
 class SavedState:
     """The desired state of the servers by their names, and the names of those that were removed live."""
 
-    servers: dict[str, dict[str, Any]]
+    servers: dict[str, Table]
     missing: list[str]
 
     @property
@@ -102,7 +103,7 @@ class StateStore:
         All of it stays part of the record, so a change of one entry does not lose the state of the others.
         """
         stored = await self._read(store_keys.WANTED)
-        records: dict[str, Any] = self.saved_state().servers if stored is None else json.loads(stored)
+        records: Table = self.saved_state().servers if stored is None else json.loads(stored)
         for name in records.keys() & entries.keys():
             restore(entries[name], records[name])
             self._records[name] = _json(record_of(entries[name]))
@@ -151,12 +152,12 @@ class StateStore:
         self._deleted = True
         desired_state_file.remove(self._directory)
 
-    async def totals(self) -> dict[str, Any]:
+    async def totals(self) -> Table:
         """The totals that the previous supervisor had counted."""
-        found: dict[str, Any] = json.loads(await self._read(store_keys.TOTALS) or b"{}")
+        found: Table = json.loads(await self._read(store_keys.TOTALS) or b"{}")
         return found
 
-    def save_totals(self, totals: dict[str, Any]) -> None:
+    def save_totals(self, totals: Table) -> None:
         """Store what was counted."""
         self._write(store_keys.TOTALS, json.dumps(totals).encode())
 
