@@ -270,7 +270,8 @@ def test_any_method_of_a_running_pool_from_any_thread(pool: Pool, make: Make) ->
         lambda mine: server.restart_sync(),
         lambda mine: asyncio.run(server.restart()),
         lambda mine: pool.start_sync(),
-        lambda mine: pool.filter(Field.BIND, regex=":").start_sync(),
+        # Of those that stay: a view also starts what the pool has lost before the start was ordered.
+        lambda mine: pool.filter(Field.NAME, regex="^[abcd]$").start_sync(),
         lambda mine: pool.clone(),
         lambda mine: pool.monitor(),
         lambda mine: pool.walk(lambda bind, each: each.ready or True),

@@ -385,7 +385,8 @@ def test_an_import_that_fails_for_several_servers_is_in_the_log_of_each(
     errors = {error["name"]: error for error in pool.run("start", "-o", "json").json["errors"]}
     assert sorted(errors) == ["a", "b"]
     for name, error in errors.items():
-        assert error["message"].endswith("NameError: name 'nothing' is not defined")
+        first, *_ = error["message"].splitlines()
+        assert first.endswith("NameError: name 'nothing' is not defined")
         assert error["hint"] == f"poolctl logs {name}"
         log = pool.ok("logs", name).stdout
         assert log.count("beginning") == 1
