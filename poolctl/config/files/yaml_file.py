@@ -35,11 +35,11 @@ class Frame:
 
     __slots__ = ("anchor", "key", "merges", "merging", "path", "start", "values", "waiting")
 
-    def __init__(self, values: Any, anchor: str | None, start: int, path: Path) -> None:
+    def __init__(self, values: Any, anchor: str | None, start: int) -> None:
         self.values = values
         self.anchor = anchor
         self.start = start
-        self.path = path
+        self.path: Path = ()
         self.key: Any = None
         self.waiting = self.merging = False
         self.merges: list[Any] | None = None
@@ -60,15 +60,14 @@ def parse_yaml(text: str) -> Any:
 def yaml_positions(text: str) -> dict[Path, tuple[int, int]]:
     """Line and column of every key and element of a valid text; a repeated value has the position of its alias."""
     found: dict[Path, tuple[int, int]] = {}
-    _Builder(found).build(yaml.parse(text, Loader=_LOADER))
+    _Positions(found).build(yaml.parse(text, Loader=_LOADER))
     return found
 
 
 class _Builder:
-    """Builds the value of a document, and notes the positions in it if it is given a table for them."""
+    """Builds the value of a document."""
 
-    def __init__(self, positions: dict[Path, tuple[int, int]] | None = None) -> None:
-        self.positions = positions
+    def __init__(self) -> None:
         self.stack: list[Frame] = []
         self.anchors: dict[str, tuple[Any, int]] = {}
         self.count = 0
@@ -114,8 +113,7 @@ class _Builder:
             raise _refused(event, f"nested more than {DEEPEST} levels deep", "a configuration needs five")
         if event.anchor:
             self.anchors.pop(event.anchor, None)
-        path = () if self.positions is None else self.note(event)
-        self.stack.append(Frame(values, event.anchor, self.count, path))
+        self.stack.append(Frame(values, event.anchor, self.count))
 
     def close(self, event: Any) -> None:
         frame = self.stack.pop()
@@ -143,8 +141,6 @@ class _Builder:
         if not self.stack:
             self.root = value
             return
-        if self.positions is not None and not isinstance(event, yaml.CollectionEndEvent):
-            self.note(event, value)
         frame = self.stack[-1]
         if type(frame.values) is list:
             frame.values.append(value)
@@ -168,16 +164,33 @@ class _Builder:
             raise _refused(event, "<< merges tables, and this is none", "write << : *NAME")
         frame.merges = (frame.merges or []) + tables
 
-    def note(self, event: Any, value: Any = None) -> Path:
-        """Note the position of a key or element; the path of the value. A merged table has the path of its table."""
-        if self.positions is None or not self.stack:
+
+class _Positions(_Builder):
+    """Builds the value again, and notes the position of each key and element."""
+
+    def __init__(self, positions: dict[Path, tuple[int, int]]) -> None:
+        super().__init__()
+        self.positions = positions
+
+    def open(self, values: Any, event: Any) -> None:
+        path = self.note(event, None)
+        super().open(values, event)
+        self.stack[-1].path = path
+
+    def put(self, value: Any, event: Any) -> None:
+        if not isinstance(event, yaml.CollectionEndEvent):
+            self.note(event, value)
+        super().put(value, event)
+
+    def note(self, event: Any, value: Any) -> Path:
+        """The path of the value, whose position is noted. A merged table has the path of its table."""
+        if not self.stack:
             return ()
         frame = self.stack[-1]
         if frame.waiting:
             return frame.path if frame.merging else (*frame.path, frame.key)
-        key = len(frame.values) if type(frame.values) is list else value
-        path = (*frame.path, key)
-        if type(key) is int or not _merges(event):
+        path = (*frame.path, len(frame.values) if type(frame.values) is list else value)
+        if type(frame.values) is list or not _merges(event):
             self.positions.setdefault(path, (event.start_mark.line + 1, event.start_mark.column + 1))
         return path
 
