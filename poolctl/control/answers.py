@@ -258,6 +258,8 @@ class Details(Item):
     failure: ErrorEntry | None
     config: Table
     origin: dict[str, str] | None
+    # False where the output is not in files of this machine; left out where it is.
+    log_files: bool | None = None
 
 
 class ShowResult(Result):

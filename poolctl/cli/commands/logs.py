@@ -16,7 +16,7 @@ from poolctl.cli.render import coloured, stdout_fd
 from poolctl.cli.time_range import lines_of, since_of
 from poolctl.control.answers import Described, Details, ShowResult
 from poolctl.control.client import NoSupervisor
-from poolctl.exit_codes import INTERRUPTED
+from poolctl.exit_codes import FAILED, INTERRUPTED
 from poolctl.logs.log_line import LogLine
 from poolctl.values import Table
 
@@ -105,6 +105,16 @@ def _described(request: CommandRequest, pool: PoolRef) -> Sequence[Details | Des
         return described_from_files(request, pool)
     if result.exit_code:
         raise Failure(Outcome.of(result))
+    for item in result.items:
+        if item.log_files is False:
+            places = sorted({worker.where for worker in item.worker_list if worker.where})
+            hint = (
+                f"read its output where it runs ({', '.join(places)})"
+                if places
+                else "start it, and read it there"
+            )
+            message = f"{item.name}: its runner keeps no log files on this machine"
+            raise Failure(Outcome.failed(FAILED, message, hint))
     return result.items
 
 

@@ -82,6 +82,7 @@ class Reports:
             failure=ErrorEntry.of(entry.failure) if entry.failure else None,
             config=config.to_dict() if reveal else masked(config.to_dict(), hidden=withheld.values()),
             origin=config.origin,
+            log_files=False if core.runner.capabilities.log_files is None else None,
         )
 
 

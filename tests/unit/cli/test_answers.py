@@ -130,6 +130,7 @@ FIELDS: dict[type[Value], list[str]] = {
 OPTIONAL: dict[type[Value], list[str]] = {
     Item: ["address"],
     ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
+    Details: ["address", "log_files"],
     Summary: ["calm", "keeper_problem", "not_served"],
     WorkerStats: ["requests_total", "errors_total", "in_flight", "connections"],
     LiveChanges: ["workers", "disabled", "drained", "added"],
