@@ -15,7 +15,7 @@ def test_commands_answer_over_a_runner_that_can_only_serve(
     site = Site(tmp_path)
     real_pool.env |= host
     real_pool.write("pool.json", json.dumps({"server": [site.server("web", scale={"min": 0, "idle": 1})]}))
-    real_pool.ok("start")
+    assert "web: scale.min = 0 has no effect" in real_pool.ok("start").stderr
     assert site.instance("web")
     (item,) = real_pool.ok("list", "-o", "json").json["items"]
     assert (item["state"], item["ready"], item["pids"]) == ("running", True, [])

@@ -59,7 +59,13 @@ class Lifecycle:
         names = {entry.name for entry in all_of_them}
         warnings = asyncio.ensure_future(startup_warnings(servers, names, self._configuration.tables))
         result = await operation.conclude(chosen, options, progress)
-        return result.but(warnings=(*result.warnings, *await warnings))
+        sleepless = [
+            f"{entry.name}: scale.min = 0 has no effect, because its runner cannot let servers sleep; "
+            "set scale.min = 1, or leave `scale` out"
+            for entry in all_of_them
+            if not (entry.can_sleep or entry.config.scale.min)
+        ]
+        return result.but(warnings=(*result.warnings, *await warnings, *sleepless))
 
     async def restart(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Replace the selected servers, each when its replacement has answered; start those that do not run."""
