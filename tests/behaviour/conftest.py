@@ -48,7 +48,9 @@ def make_pool(request: pytest.FixtureRequest) -> Iterator[Callable[..., AnyPool]
     """`make_pool(table, …)` gives the pool of these servers, not started; each test is run with every kind."""
     made: list[AnyPool] = []
 
-    def make(*tables: dict[str, Any], programs: bool = False) -> AnyPool:
+    def make(*tables: dict[str, Any], programs: bool = False, sleep: bool = False) -> AnyPool:
+        if sleep and request.param == "daemon over a host":
+            pytest.skip("its runner cannot let servers sleep")
         if programs and request.param in WITHOUT_PROGRAMS:
             pytest.skip("programs need processes")
         pool: AnyPool
