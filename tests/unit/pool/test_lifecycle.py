@@ -443,8 +443,13 @@ def test_storing_under_a_running_address_stops_the_old_one_first() -> None:
     pool = made(runner, config("a"))
     pool.start_sync()
     old = only(pool)
-    new = pool.store_new(config("a2", bind=old.bind))
-    new.start_sync()
+
+    async def replace() -> Server:
+        new = pool.store_new(config("a2", bind=old.bind))
+        await new.start()
+        return new
+
+    new = engine.run_sync(replace())  # on the loop, so that the start is ordered before the stop is over
     assert (old.state, new.state) == (State.STOPPED, State.RUNNING)
     assert runner.log == [
         "open a", "place a.1.0", "stop a.1.0 10", "place a2.1.0",
