@@ -78,8 +78,11 @@ class Shared:
             )
         try:
             handlers = self.handler()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an exit would end the loop of the other servers
             raise _problem(config, f"the handler failed: {type(error).__name__}: {error}", "") from error
+        if not isinstance(handlers, Mapping):
+            problem = f"the handler gives no mapping of applications, but {handlers!r}"
+            raise _problem(config, problem, "have it return {key: application}")
         for name in (key,) if key else _KEYLESS:
             if name in handlers:
                 return handlers[name]

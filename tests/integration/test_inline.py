@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,15 +213,32 @@ def test_a_handler_without_that_key_says_what_there_is() -> None:
     assert caught.value.exceptions[0].hint == "it has: 'x', 'y'"
 
 
-def test_a_handler_that_fails_is_the_servers_failure() -> None:
+def test_a_handler_that_fails_is_the_failure_of_its_servers_alone() -> None:
     def fail() -> dict[str, Any]:
         raise LookupError("no such thing")
 
-    pool = Pool([config("a", None)], handler=fail)
-    with pytest.raises(PoolStartError) as caught:
-        pool.start_sync()
-    assert "the handler failed: LookupError: no such thing" in str(caught.value)
-    assert isinstance(caught.value.exceptions[0].__cause__, LookupError)
+    def leave() -> dict[str, Any]:
+        sys.exit(3)
+
+    pool = Pool([config("a", None), config("b")], handler=fail)
+    a, b = pool.values()
+    handlers: list[tuple[Any, str]] = [
+        (fail, "the handler failed: LookupError: no such thing"),
+        (leave, "the handler failed: SystemExit: 3"),
+        (lambda: None, "the handler gives no mapping of applications, but None"),
+    ]
+    try:
+        for handler, message in handlers:
+            pool.handler(handler)
+            with pytest.raises(PoolStartError) as caught:
+                pool.start_sync()
+            assert [(child.name, child.message) for child in caught.value.exceptions] == [("a", message)]
+            assert (a.state, b.ready) == (State.FAILED, True)
+            if handler is fail:
+                assert isinstance(caught.value.exceptions[0].__cause__, LookupError)
+        assert get(b.bind).text == "hello"
+    finally:
+        pool.stop_sync()
 
 
 def test_a_file_names_the_function_that_gives_the_handlers(tmp_path: Path) -> None:
