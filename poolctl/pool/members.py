@@ -30,6 +30,7 @@ class Members(Mapping[str, Server]):
         self._is_view = seen_of is not None
         self._whole = self if seen_of is None else seen_of  # the pool itself, where this is a view
         self._servers: dict[str, Server] = {}
+        self._own: set[Server] = set()  # of a view: those that were stored in it, not in its pool
         self._ports = UsedPorts()
         self._departed: set[Handle] = set()
         self._changes = 0
@@ -97,7 +98,10 @@ class Members(Mapping[str, Server]):
                 self._ports.count(config.address, 1)
             self._changes += 1
             self._servers[config.bind] = server
-            if not self._is_view:
+            if self._is_view:
+                if not self._stays()(server):
+                    self._own.add(server)
+            else:
                 server._move(self._shared)
                 if old is not None:
                     self._see_off([old])
@@ -203,11 +207,9 @@ class Members(Mapping[str, Server]):
         return all(fn(server.bind, server) is not False for server in dict.fromkeys(servers))
 
     def _stays(self) -> Stays:
-        """A function that says of a server of this moment whether it has not been taken out of the pool since."""
-        mine = self._whole._servers
-        with LOCK:
-            gone = {server for bind, server in self._servers.items() if mine.get(bind) is not server}
-        return lambda server: server in gone or mine.get(server.bind) is server
+        """A function that says of a server whether it is still in the pool; what is stored in a view is only there."""
+        mine, own = self._whole._servers, self._own
+        return lambda server: server in own or mine.get(server.bind) is server
 
     def _snapshot(self) -> dict[str, Server]:
         with LOCK:

@@ -82,12 +82,15 @@ class Pool(Members):
     def filter(self, field: Field, pattern: str = "", regex: str = "") -> Pool:
         """A view of the matching servers: they are the same ones, and removing one there does nothing here.
 
+        One that leaves this pool stays in the view, whose `start` and `restart` pass over it.
+
         `pattern` equals the field ignoring case, or `regex` is found in it; both empty match nothing. For BIND the
         pattern may be any spelling of an address, for EXPOSE it may leave out the scheme. Raises PoolParamError.
         `regex` runs in the caller's thread without a time limit, and other threads' changes of the pool wait for it.
         """
         view = Pool.__new__(Pool)
         Members.__init__(view, self._shared, seen_of=self._whole)
+        view._own.update(self._own)
         view._servers = self._look(lambda servers: matching(servers, field, pattern, regex))
         return view
 
