@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,6 +74,7 @@ class Handle:
         self.host: Host | None = None
         self.entry: Entry | None = None
         self.orders = 0  # under way
+        self.awaiting: set[object] = set()  # those of them that wait for it to be ready
         self.stops: set[Future] = set()  # those of them that stop it
         self.ending: set[Future] = set()  # what `Pool.join` awaits besides
         self.context: PoolContext | None = None  # which ends it
@@ -277,6 +278,38 @@ class Host:
     def _source(self, handle: Handle, config: ServerConfig) -> ServerConfig | None:
         """The server's own configuration, from which this one was made."""
         return next((source for made, source in handle.furnished if made is config), None)
+
+
+def dependencies_among(
+    handles: Sequence[Handle], names: dict[Handle, str]
+) -> dict[Handle, tuple[Dependency, ...]]:
+    """What each depends on among them, by their names in the core, without dependencies that would close a circle."""
+    by_name = {handle.server.name: handle for handle in handles}
+    edges: dict[Handle, list[Handle]] = {}
+    found: dict[Handle, tuple[Dependency, ...]] = {}
+    for handle in handles:
+        mine = []
+        for dependency in handle.server.config.depends_on:
+            other = by_name.get(dependency.name)
+            if other is not None and not _reaches(other, handle, edges):
+                edges.setdefault(handle, []).append(other)
+                renamed = names[other] != dependency.name
+                mine.append(dependency.model_copy(update={"name": names[other]}) if renamed else dependency)
+        found[handle] = tuple(mine)
+    return found
+
+
+def _reaches(start: Handle, goal: Handle, edges: dict[Handle, list[Handle]]) -> bool:
+    seen: set[Handle] = set()
+    ahead = [start]
+    while ahead:
+        handle = ahead.pop()
+        if handle is goal:
+            return True
+        if handle not in seen:
+            seen.add(handle)
+            ahead += edges.get(handle, ())
+    return False
 
 
 def is_leaving(entry: Entry) -> bool:

@@ -24,7 +24,7 @@ from poolctl.units import parse_duration
 
 from . import engine
 from .engine import LOCK
-from .host import Handle, Host, Startable, handle_of, host_of, is_leaving, living
+from .host import Handle, Host, Startable, dependencies_among, handle_of, host_of, is_leaving, living
 
 Timeout = float | timedelta | str | None
 # Whether a server is still where it was when the order was given: a pool does not start what has left it meanwhile.
@@ -117,41 +117,9 @@ def _by_host(handles: Iterable[Handle]) -> dict[Host, list[Handle]]:
 def _relate(host: Host, handles: Sequence[Handle]) -> None:
     """Let those that are stopped together go in the order of their dependencies, however they were started."""
     names = {handle: handle.entry.name for handle in handles if handle.entry is not None}
-    needed = _dependencies(handles, names)
+    needed = dependencies_among(handles, names)
     for handle in handles:
         host.relate(handle, needed[handle])
-
-
-def _dependencies(
-    handles: Sequence[Handle], names: dict[Handle, str]
-) -> dict[Handle, tuple[Dependency, ...]]:
-    """What each depends on among them, by their names in the core, without dependencies that would close a circle."""
-    by_name = {handle.server.name: handle for handle in handles}
-    edges: dict[Handle, list[Handle]] = {}
-    found: dict[Handle, tuple[Dependency, ...]] = {}
-    for handle in handles:
-        mine = []
-        for dependency in handle.server.config.depends_on:
-            other = by_name.get(dependency.name)
-            if other is not None and not _reaches(other, handle, edges):
-                edges.setdefault(handle, []).append(other)
-                renamed = names[other] != dependency.name
-                mine.append(dependency.model_copy(update={"name": names[other]}) if renamed else dependency)
-        found[handle] = tuple(mine)
-    return found
-
-
-def _reaches(start: Handle, goal: Handle, edges: dict[Handle, list[Handle]]) -> bool:
-    seen: set[Handle] = set()
-    ahead = [start]
-    while ahead:
-        handle = ahead.pop()
-        if handle is goal:
-            return True
-        if handle not in seen:
-            seen.add(handle)
-            ahead += edges.get(handle, ())
-    return False
 
 
 @dataclass(slots=True)
@@ -268,7 +236,7 @@ class _Arrival:
             hosts.setdefault(each.handle.host or host_of(each.handle.server._shared), []).append(each)
         for host, group in hosts.items():
             names = {each.handle: host.reserve(each.handle) for each in group}
-            needed = _dependencies([each.handle for each in group], names)
+            needed = dependencies_among([each.handle for each in group], names)
             replace = self._kind is PoolRestartError
             changed = [
                 host.admit(each.handle, self._furnished(each, names, needed), replace=replace)
@@ -314,6 +282,7 @@ class _Arrival:
             core.restart(entry, retries=entry.sleepy)
         elif changed or not (entry.wanted and entry.ready):
             core.start(entry, ignore_dependencies=self._stays is None, retries=entry.sleepy)
+        each.handle.awaiting.add(self)
 
     # Waiting for it.
 
@@ -323,9 +292,26 @@ class _Arrival:
             await asyncio.gather(*(rollout.wait(left) for rollout in self._rollouts.values()))
         except asyncio.CancelledError:
             for each in ordered:
-                if each.startable and each.handle.host is not None and not each.entry.settled:
-                    each.handle.host.core.abandon(each.entry)
+                self._give_up(each)
             raise
+        finally:
+            for each in ordered:
+                each.handle.awaiting.discard(self)
+
+    def _give_up(self, each: _Ordered, problem: ServerError | None = None) -> bool:
+        """Abandon what is not ready yet, unless another order waits for it as well; whether it was abandoned."""
+        handle = each.handle
+        handle.awaiting.discard(self)
+        if (
+            handle.host is None
+            or handle.awaiting
+            or not each.startable
+            or each.entry.failed
+            or each.entry.settled
+        ):
+            return False
+        handle.host.core.abandon(each.entry, problem)
+        return True
 
     async def _conclude(self, ordered: Sequence[_Ordered]) -> None:
         abandoned: dict[Host, list[Handle]] = {}
@@ -338,8 +324,7 @@ class _Arrival:
                 self._arrived(host, each)
                 continue
             self._errors[handle.server] = problem
-            if not each.entry.failed and not each.entry.settled:
-                host.core.abandon(each.entry, problem)
+            if self._give_up(each, problem):
                 abandoned.setdefault(host, []).append(handle)
             if each.entry.failed:
                 handle.refusal = problem

@@ -571,6 +571,39 @@ def test_several_starts_at_once_place_one_generation() -> None:
     pool.stop_sync()
 
 
+@pytest.mark.parametrize("ended_by", ["cancel", "timeout"])
+@pytest.mark.parametrize("verb", ["start", "restart"])
+def test_an_order_that_gives_up_leaves_the_server_to_another_one_that_waits_for_it(
+    verb: str, ended_by: str
+) -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+    if verb == "restart":
+        pool.start_sync()
+    runner.may_place = asyncio.Event()
+    order = getattr(pool, verb)
+
+    async def both() -> None:
+        hasty = asyncio.ensure_future(order(timeout=0.05 if ended_by == "timeout" else None))
+        other = asyncio.ensure_future(order())
+        while sum(line.startswith("place") for line in runner.log) < (2 if verb == "restart" else 1):
+            await asyncio.sleep(0.01)
+        if ended_by == "cancel":
+            hasty.cancel()
+        await asyncio.wait([hasty])
+        assert hasty.cancelled() or isinstance(hasty.exception(), (PoolStartError, PoolRestartError))
+        await asyncio.to_thread(on_loop, runner.may_place.set)  # type: ignore[union-attr]
+        await other
+
+    asyncio.run(both())
+    pool.join_sync()
+    assert only(pool).ready
+    assert len(runner.running) == 1
+    assert ("a.1.0" in runner.running) is (verb == "start")
+    pool.stop_sync()
+    assert (runner.running, runner.opened) == ({}, set())
+
+
 def test_a_worker_that_was_being_made_when_the_start_was_cut_short_is_ended_too() -> None:
     runner = ScriptedRunner()
     runner.may_place = asyncio.Event()
