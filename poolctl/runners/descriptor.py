@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from typing import Protocol
@@ -47,3 +48,15 @@ def close_duplicates(owners: Iterable[HasDescriptor]) -> None:
     for owner in owners:
         if isinstance(owner, Duplicate):
             owner.close()
+
+
+def give_up(fds: Iterable[int]) -> None:
+    """Let go of what these numbers stand for, in a forked child, and keep the numbers in use.
+
+    They are not closed: the objects that own the numbers live on, and would later close another file.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.dup2(null, fd, inheritable=False)
+    os.close(null)

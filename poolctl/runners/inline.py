@@ -7,7 +7,6 @@ are imported once per process, so that a restart here runs the code that is alre
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import sys
@@ -21,6 +20,7 @@ from poolctl.listeners.open import close_listener, describe, inherited_descripto
 from poolctl.listeners.stop_accepting import accepted_from, stop_reading
 from poolctl.listeners.unix import Identity, identity_of
 
+from .descriptor import give_up
 from .inline_worker import InlineWorker
 from .opener import Opener
 from .protocol import IMPORTS_PER_CPU, Capabilities, Endpoints, Exit, Placement, WorkerFailed, app_state
@@ -202,16 +202,15 @@ class InlineRunner:
     def forget_descriptors(self) -> None:
         """Let go of every socket without touching what the parent process shares; for a forked child."""
         sockets = [sock for opened, _ in self._listeners.values() for sock in opened]
-        fds = accepted_from(sockets)  # the listeners among them
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for fd in fds:
-            # Not closed: the objects that own the numbers live on, and would later close another file.
-            with contextlib.suppress(OSError):
-                os.dup2(null, fd, inheritable=False)
-        os.close(null)
+        give_up(accepted_from(sockets))  # the listeners among them
+        _of_parents.append((self._listeners, self._workers))
+        self._listeners, self._workers = {}, {}
 
 
 _runners: weakref.WeakSet[InlineRunner] = weakref.WeakSet()
+_of_parents: list[
+    object
+] = []  # kept by a forked child, because collecting them would touch the parent's sockets
 
 
 def _forget_in_child() -> None:

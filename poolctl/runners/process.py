@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable
 
 from poolctl.bootstrap import command
@@ -16,6 +17,7 @@ from poolctl.keeper import wire
 from poolctl.keeper.background import in_background
 
 from . import withheld
+from .descriptor import give_up
 from .keeper_link import KeeperLink
 from .local.runner import LocalRunner
 from .protocol import Capabilities, Endpoints, Exit, Placement, RunnerEvents
@@ -34,7 +36,9 @@ class ProcessRunner:
         self.events: RunnerEvents | None = None  # set before the first server is opened
         self._logs_directory = logs_directory
         self._started: asyncio.Task[LocalRunner] | None = None
+        self._link: KeeperLink | None = None
         self._directory: str | None = None
+        _runners.add(self)
 
     def __repr__(self) -> str:
         return f"<ProcessRunner {'started' if self._started else 'not started'}>"
@@ -142,7 +146,7 @@ class ProcessRunner:
         """End every worker and the keeper; a server that is opened afterwards starts new ones."""
         if self._started is not None:
             runner = await self._runner()
-            self._started = None
+            self._started = self._link = None
             await runner.aclose()
             runner.keeper.close()
         if self._directory is not None:
@@ -173,7 +177,7 @@ class ProcessRunner:
             elif message.get("event") == "exit":
                 runner.exit_reported(message)
 
-        link = KeeperLink(ours, on_message)
+        link = self._link = KeeperLink(ours, on_message)
         argv = command(sys.executable, "keeper", directory, "3", isolated=True)
         with theirs:
             # Not our child, so that it need not be reaped; in a session of its own, away from our terminal.
@@ -186,3 +190,28 @@ class ProcessRunner:
         runner.forker.open_files = (soft, hard)
         await runner.output.start()
         return runner
+
+    def forget_descriptors(self) -> None:
+        """Let go of the keeper, which ends with the last one that holds its link, and of the listeners.
+
+        For a forked child; it has no servers, and starts a keeper of its own for those that it opens.
+        """
+        if self._link is not None:
+            held = [fd for _, fds in self._link.held().values() for fd in fds]
+            give_up([self._link.sock.fileno(), *held])
+            _of_parents.append((self._started, self._link))
+        self._started = self._link = self._directory = None
+
+
+_runners: weakref.WeakSet[ProcessRunner] = weakref.WeakSet()
+_of_parents: list[
+    object
+] = []  # kept by a forked child, because collecting them would touch the parent's loop
+
+
+def _forget_in_child() -> None:
+    for runner in list(_runners):
+        runner.forget_descriptors()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -15,11 +19,13 @@ import pytest
 
 from poolctl import Field, Pool, PoolRestartError, PoolStartError, Server, ServerConfig, State
 from poolctl.pool import engine
+from poolctl.runners.inline import InlineRunner
 from poolctl.runners.process import ProcessRunner
 from poolctl.runners.protocol import Runner
 from tests.deadline import wait_until
 from tests.http_get import get
 from tests.ports import claim_port
+from tests.processes import is_alive
 
 TESTS = Path(__file__).parents[2]
 APPS = "tests.asgi_apps"
@@ -450,3 +456,76 @@ def test_lifecycle_orders_from_many_threads_end_in_one_state(pool: Pool) -> None
     pool.stop_sync()
     pool.join_sync()
     assert all(refuses(server) for server in servers)
+
+
+# Forks.
+
+
+def holds(bind: str) -> bool:
+    """Whether this process has a socket of that address."""
+    found = set()
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # not a socket
+            sock = socket.socket(fileno=int(name))
+            if sock.family == socket.AF_INET:
+                found.add("{}:{}".format(*sock.getsockname()))
+            sock.detach()
+    return bind in found
+
+
+@pytest.mark.parametrize("kind", [InlineRunner, ProcessRunner])
+def test_a_forked_child_can_use_its_parents_runner_and_fork_again(
+    kind: Callable[[], Runner], capfd: pytest.CaptureFixture[str]
+) -> None:
+    pool = Pool([config("web")], runner=kind())
+    bind, other = next(iter(pool)), config("other")
+    pool.start_sync()
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover - the child is not measured
+        status = 1
+        try:
+            pool.store_new(other)
+            pool[other.bind].start_sync(timeout=20)
+            grandchild = os.fork()
+            if grandchild == 0:
+                os._exit(holds(other.bind))
+            _, ended = os.waitpid(grandchild, 0)
+            assert get(other.bind).status == 200
+            pool.stop_sync()
+            status = os.waitstatus_to_exitcode(ended)
+        finally:
+            os._exit(status)
+    try:
+        assert os.waitpid(pid, 0)[1] == 0
+        assert get(bind).status == 200
+        pool.restart_sync()
+        assert get(bind).status == 200
+    finally:
+        pool.stop_sync()
+    assert "Exception" not in capfd.readouterr().err
+
+
+def test_workers_end_with_their_program_although_a_child_that_it_forked_lives() -> None:
+    bind = f"127.0.0.1:{claim_port()}"
+    program = f"""
+import os, signal
+from poolctl import Pool, ServerConfig
+from poolctl.runners.inline import InlineRunner
+from poolctl.runners.process import ProcessRunner
+web = ServerConfig(name="web", bind="{bind}", app="{APPS}:hello", app_dir="{TESTS.parent}")
+pool = Pool([web], runner=ProcessRunner())
+pool.start_sync()
+child = os.fork()
+if child:
+    print(child, *pool["{bind}"].pids, flush=True)
+signal.pause()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        child, worker = map(int, running.stdout.readline().split())
+        try:
+            running.kill()
+            wait_until(lambda: not is_alive(worker), timeout_seconds=20)
+            assert is_alive(child)
+        finally:
+            os.kill(child, signal.SIGKILL)
