@@ -477,7 +477,8 @@ def holds(bind: str) -> bool:
 def test_a_forked_child_can_use_its_parents_runner_and_fork_again(
     kind: Callable[[], Runner], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pool = Pool([config("web")], runner=kind())
+    runner = kind()
+    pool = Pool([config("web")], runner=runner)
     bind, other = next(iter(pool)), config("other")
     pool.start_sync()
     pid = os.fork()
@@ -502,6 +503,7 @@ def test_a_forked_child_can_use_its_parents_runner_and_fork_again(
         assert get(bind).status == 200
     finally:
         pool.stop_sync()
+        engine.run_sync(runner.aclose())
     assert "Exception" not in capfd.readouterr().err
 
 
