@@ -12,6 +12,9 @@ PORTABLE := tests/unit tests/integration/runners tests/integration/test_inline.p
 	$(addprefix tests/integration/processes/test_,starting.py deaths.py) \
 	$(addprefix --ignore=tests/unit/,test_floors.py test_make_test.py test_benchmark_bytecode.py test_benchmark_report.py \
 	load cli/test_lanes.py cli/test_completions.py core/test_decide_properties.py)
+# What differs in Python itself; a version between two that run all of PORTABLE runs these.
+CLOSE_TO_PYTHON := $(addprefix tests/unit/,acceptor control http keeper listeners logs pool probes runners supervisor worker) \
+	$(filter tests/integration/%,$(PORTABLE))
 # Not even collected where no test of theirs runs: importing them takes each process seconds.
 ALL_UNMEASURED := tests/browser tests/chaos tests/contract
 ALL_MEASURED := tests/unit
@@ -85,7 +88,7 @@ quick: dev
 
 portable:
 	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) test
-	@$(BIN)/python $(PYTEST) -m "not slow" -p no:cacheprovider $(PORTABLE) $(ARGS)
+	@$(BIN)/python $(PYTEST) -m "not slow" -p no:cacheprovider $(or $(TESTS),$(PORTABLE)) $(ARGS)
 
 lint: dev
 	@$(BIN)/ruff check .
