@@ -13,8 +13,8 @@ PORTABLE := tests/unit tests/integration/runners tests/integration/test_inline.p
 	$(addprefix --ignore=tests/unit/,test_floors.py test_make_test.py test_benchmark_bytecode.py test_benchmark_report.py \
 	load cli/test_lanes.py cli/test_completions.py core/test_decide_properties.py)
 # What differs in Python itself; a version between two that run all of PORTABLE runs these.
-CLOSE_TO_PYTHON := $(addprefix tests/unit/,acceptor control http keeper listeners logs pool probes runners supervisor worker) \
-	$(filter tests/integration/%,$(PORTABLE))
+CLOSE_TO_PYTHON := $(addprefix tests/unit/,control http keeper listeners logs pool probes runners supervisor worker) \
+	tests/integration/runners tests/integration/test_inline.py tests/integration/processes/test_starting.py
 # Not even collected where no test of theirs runs: importing them takes each process seconds.
 ALL_UNMEASURED := tests/browser tests/chaos tests/contract
 ALL_MEASURED := tests/unit
@@ -23,7 +23,7 @@ DEMO := examples/microservices/pool.toml
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-measured test-unmeasured heavy unit quick portable lint types floors house entered completions \
+.PHONY: help demo test test-measured test-unmeasured heavy unit quick portable portable-close lint types floors house entered completions \
 	bench matrix chaos venv dev clean
 .DEFAULT_GOAL := help
 
@@ -70,6 +70,7 @@ test-measured: dev
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
 
 # What takes long, and what runs code that the measured tests run already: without coverage in half the time.
+test-unmeasured: JOBS := $(shell echo $$(( $(CPUS) * 3 / 2 ))) # they wait more than the others
 test-unmeasured: dev
 	@$(BIN)/python -m tests.other_user
 	@$(BIN)/python $(PYTEST) $(ALL_MEASURED:%=--ignore=%) -m "(slow or unmeasured) and not heavy" $(ARGS)
@@ -88,7 +89,10 @@ quick: dev
 
 portable:
 	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) test
-	@$(BIN)/python $(PYTEST) -m "not slow" -p no:cacheprovider $(or $(TESTS),$(PORTABLE)) $(ARGS)
+	@$(BIN)/python $(PYTEST) -m "not slow" -p no:cacheprovider $(PORTABLE) $(ARGS)
+
+portable-close: PORTABLE := $(CLOSE_TO_PYTHON)
+portable-close: portable
 
 lint: dev
 	@$(BIN)/ruff check .
