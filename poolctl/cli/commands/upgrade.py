@@ -32,7 +32,7 @@ def perform(request: CommandRequest) -> Outcome:
         result = client.ask(Result, "list")
         message = f"the pool already runs poolctl {before}"
         if not request.get("restart"):
-            return Outcome.of(result, message)
+            return Outcome.of(result, f"{message}; upgrade --force replaces another build of that version")
     else:
         result = upgrade(client)
         message = f"poolctl {before} → {__version__}"
