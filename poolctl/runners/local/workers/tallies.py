@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from poolctl.keeper import store_keys
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, Counts, completed, new_page, read_page
 
 from ...link import Link
 from ...protocol import Placement
-
-if TYPE_CHECKING:
-    from .local_worker import LocalWorker
 
 _SLOT_BYTES = 8
 
@@ -61,13 +58,19 @@ class Tally:
             self._legible = False
 
 
+class Counting(Protocol):
+    """A worker that counts, if it has a page."""
+
+    tally: Tally | None
+
+
 class Tallies:
     """The counts of `workers`, by id, and of those that have exited (see Counters).
 
     The keeper holds the page until `settled`: a successor adds up the rest.
     """
 
-    def __init__(self, keeper: Link, workers: Mapping[str, LocalWorker]) -> None:
+    def __init__(self, keeper: Link, workers: Mapping[str, Counting]) -> None:
         self._keeper = keeper
         self._workers = workers
         self.add_up: Callable[[str, str, Counts], None] | None = None
