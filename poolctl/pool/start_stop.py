@@ -151,19 +151,19 @@ class _Arrival:
     async def run(self, servers: Sequence[Startable]) -> None:
         """Raises the kind of error with every failure."""
         deadline = None if self._limit is None else asyncio.get_running_loop().time() + self._limit
-        if await self._previous_stops(servers):
-            ordered: list[_Ordered] = []
-            try:
-                ordered = self._prepared(servers)
-                self._begin(ordered)
-                await self._wait(ordered, deadline)
-                await self._conclude(ordered)
-            finally:
-                for handle in self._handles:
-                    handle.orders -= 1
-                for each in ordered:
-                    if each.handle.host is not None:
-                        each.handle.host.look(each.handle)
+        free = await self._previous_stops(servers)
+        ordered: list[_Ordered] = []
+        try:
+            ordered = self._prepared(free)
+            self._begin(ordered)
+            await self._wait(ordered, deadline)
+            await self._conclude(ordered)
+        finally:
+            for handle in self._handles:
+                handle.orders -= 1
+            for each in ordered:
+                if each.handle.host is not None:
+                    each.handle.host.look(each.handle)
         for future in self._stops:
             await asyncio.shield(asyncio.wrap_future(future))
         stays = self._stays or (lambda server: True)
@@ -171,8 +171,8 @@ class _Arrival:
         what = "did not restart" if self._kind is PoolRestartError else "did not start"
         _raise(errors, self._kind, what, len(servers))
 
-    async def _previous_stops(self, servers: Sequence[Startable]) -> bool:
-        """Wait for the stops that were ordered before; whether they were over in time."""
+    async def _previous_stops(self, servers: Sequence[Startable]) -> Sequence[Startable]:
+        """Wait for the stops that were ordered before; the servers for which they were over in time."""
 
         async def over() -> None:
             while futures := {
@@ -183,10 +183,10 @@ class _Arrival:
         try:
             await asyncio.wait_for(over(), self._limit)
         except TimeoutError as error:
-            for server in servers:
-                self._errors[server] = self._late(server, error)
-            return False
-        return True
+            stopping = {each for each in servers if (known := living(each)) is not None and known.stops}
+            self._errors = {server: self._late(server, error) for server in stopping}
+            return [server for server in servers if server not in stopping]
+        return servers
 
     def _late(self, server: Startable, cause: BaseException) -> ServerError:
         problem = ServerError(f"was not ready within {self._limit:g} s", name=server.name, bind=server.bind)

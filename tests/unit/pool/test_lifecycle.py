@@ -657,6 +657,23 @@ def test_second_stop_does_not_cut_the_cleanup_short() -> None:
     assert (runner.running, runner.opened) == ({}, set())
 
 
+def test_stop_that_outlasts_a_starts_timeout_fails_no_other_server() -> None:
+    runner = ScriptedRunner()
+    runner.may_stop = asyncio.Event()
+    pool = made(runner, config("a"), config("b"))
+    pool.start_sync()
+    stopping = threading.Thread(target=pool[config("a").bind].stop_sync, daemon=True)
+    stopping.start()
+    wait_until(lambda: "stop a.1.0 10" in runner.log)
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync(timeout=0.05)
+    assert [error.name for error in caught.value.exceptions] == ["a"]  # type: ignore[attr-defined]
+    assert pool[config("b").bind].is_running
+    on_loop(runner.may_stop.set)
+    stopping.join(10)
+    pool.stop_sync()
+
+
 def test_a_stop_right_after_a_swap_ends_the_old_worker_too() -> None:
     runner = ScriptedRunner()
     runner.may_drain = asyncio.Event()
