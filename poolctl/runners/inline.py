@@ -154,7 +154,7 @@ class InlineRunner:
         """Nothing: there is no process to be saved."""
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """See Sleep. Whoever connects is taken for a request, and accepted by the worker that comes."""
+        """See Sleep. A connection counts as a request, and is accepted by the next worker."""
         sockets, _ = self._listeners[server.key]
 
         def request_arrived() -> None:

@@ -75,7 +75,7 @@ class Audit:
 
 
 class _Outcome:
-    """The outcome of a command; `code` None: its client has gone."""
+    """The outcome of a command; `code` is None when its client has disconnected."""
 
     def __init__(self) -> None:
         self.code: int | None = 1

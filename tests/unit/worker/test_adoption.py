@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,13 +16,6 @@ from tests.serving import ENGINES, Client, Engine, Pair, accepted, served, turns
 def engine(request: pytest.FixtureRequest) -> Engine:
     chosen: Engine = request.param
     return chosen
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    made = Pair()
-    yield made
-    made.close()
 
 
 def test_a_given_connection_is_served_as_if_it_had_been_accepted(engine: Engine, pair: Pair) -> None:
