@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from poolctl.errors import PoolError, PoolStopError, ServerError
+from poolctl.errors import PoolError, PoolRestartError, PoolStopError, ServerError
 
 from .core import Core
 from .state import Entry
@@ -21,21 +21,15 @@ OWN_SOCKET = (
 class Rollout:
     """Made before the command changes the core, so that later failures are its own.
 
-    `kind` is the error of the command, by which a stop is recognised; `reached` says whether a server has its goal.
+    `kind` is the error of the command: a PoolStopError means that the servers are to stop, any other that they are to
+    run, and a PoolRestartError that nothing of the processes before is left.
     """
 
-    def __init__(
-        self,
-        core: Core,
-        kind: type[PoolError],
-        entries: Iterable[Entry],
-        reached: Callable[[Entry], bool],
-    ) -> None:
+    def __init__(self, core: Core, kind: type[PoolError], entries: Iterable[Entry]) -> None:
         self.missing: list[Entry] = []  # which had neither reached it nor failed at the timeout
         self._core = core
         self._kind = kind
         self._entries = list(entries)
-        self._reached = reached
         self._failures = {entry.name: entry.failures for entry in self._entries}
         # The servers that wait for one that cannot become ready, with that one.
         self._stuck: dict[str, Entry] = {}
@@ -72,6 +66,12 @@ class Rollout:
         if entry.failed:
             return not_arrived(entry, self._kind, "has failed before")
         return not_arrived(entry, self._kind, f"is still {entry.state}") if entry in self.missing else None
+
+    def _reached(self, entry: Entry) -> bool:
+        if self._kind is PoolStopError:
+            return entry.at_rest
+        moved = self._kind is not PoolRestartError or not (entry.former or entry.releasing)
+        return entry.settled and moved
 
     def _has_failed(self, entry: Entry) -> bool:
         return entry.failures > self._failures[entry.name]

@@ -94,7 +94,7 @@ async def _stop(handles: Sequence[Handle], limit: float | None) -> None:
     for host, active in _by_host(handles).items():
         _relate(host, active)
         entries = [handle.entry for handle in active if handle.entry is not None]
-        rollouts.append((Rollout(host.core, PoolStopError, entries, lambda entry: entry.at_rest), active))
+        rollouts.append((Rollout(host.core, PoolStopError, entries), active))
         for entry in entries:
             host.core.stop(entry, limit_seconds=limit)
     await asyncio.gather(*(rollout.wait(None) for rollout, _ in rollouts))
@@ -243,7 +243,7 @@ class _Arrival:
                 for each in group
             ]
             entries = [each.entry for each in group if each.startable]
-            self._rollouts[host] = Rollout(host.core, self._kind, entries, lambda entry: entry.settled)
+            self._rollouts[host] = Rollout(host.core, self._kind, entries)
             for each, is_new in zip(group, changed, strict=True):
                 if each.startable:
                     self._order(host, each, changed=is_new)

@@ -239,7 +239,7 @@ class ManagedPool:
     async def end(self) -> None:
         """Close everything; the answers under way are finished."""
         self._restoring.cancel()
-        self._verbs.event_stream.end()
+        self._verbs.end()
         await self._control.close()
         await self._observers.stop_serving()
         await self.runner.aclose()

@@ -33,7 +33,7 @@ WITHIN = {
         "model": 0, "files": 1, "checks": 2, "configuration": 3, "loader": 4, "edit": 5,
     },
     "supervisor": {
-        "daemon": 0, "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "observers": 5,
+        "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "observers": 5,
         "deferred_imports": 0, "resolve_config": 0,
     },
     "runners": {

@@ -21,7 +21,7 @@ from poolctl.pool.select import Selector
 from poolctl.states import State
 from poolctl.worker import tally
 
-from ..verbs.selection import Selection
+from ..verbs.verb import selected
 from .statistics import BOUNDS_SECONDS, ServerSnapshot, Statistics, Usage, loop_lag_seconds
 
 _TIMES = {
@@ -41,7 +41,6 @@ class PoolMetrics:
 
     def __init__(self, core: Core, statistics: Statistics, identity: About) -> None:
         self._core = core
-        self._selection = Selection(core)
         self._statistics = statistics
         self._identity = identity
 
@@ -51,7 +50,7 @@ class PoolMetrics:
 
     async def text(self, openmetrics: bool = False, selector: Selector | None = None) -> str:
         """The pool and its servers as they are now, or the selected ones."""
-        entries = list(self._core.entries.values()) if selector is None else self._selection.of(selector)
+        entries = list(self._core.entries.values()) if selector is None else selected(self._core, selector)
         seen = await self._statistics.look(entries)
         families: list[Family] = []
         for part in (self._pool, _states, self._monitor, _requests, _workers):

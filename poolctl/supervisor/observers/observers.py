@@ -19,9 +19,9 @@ from poolctl.monitor.journal import Journal
 from poolctl.pool.select import Selector
 
 from ..active_configuration import PoolEnvironment
-from ..daemon import Daemon
 from ..deferred_imports import DeferredImports
 from ..takeover.state_store import StateStore
+from ..verbs.verb import Daemon
 from ..verbs.verbs import Verbs
 from .dashboard import DashboardManager
 from .event_recorder import EventRecorder

@@ -18,8 +18,8 @@ from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
 from ..takeover.state_store import StateStore
-from ..verbs.reports import Reports
-from ..verbs.selection import Selection
+from ..verbs.reports import items
+from ..verbs.verb import selected
 from .totals import Totals
 
 INTERVAL_SECONDS = 2.0
@@ -113,8 +113,6 @@ class Statistics:
         self._core = core
         self.totals = totals
         self._counters = core.runner.capabilities.counters
-        self._selection = Selection(core)
-        self._reports = Reports(core)
         self._usage: dict[int, Usage] = {}
         self._histories: dict[str, History] = {}
         self._asked_at = float("-inf")
@@ -129,14 +127,13 @@ class Statistics:
 
     async def stats(self, selector: Selector, options: Document, progress: Progress) -> StatsResult:
         """The verb: the selected servers with their figures."""
-        entries = self._selection.of(selector)
+        entries = selected(self._core, selector)
         self.watch()
         snapshots = await self.look(entries)
-        items = self._reports.items(entries)
         return StatsResult(
             items=tuple(
                 Measured.extending(item, stats=self.figures(seen))
-                for item, seen in zip(items, snapshots, strict=True)
+                for item, seen in zip(items(self._core, entries), snapshots, strict=True)
             )
         )
 

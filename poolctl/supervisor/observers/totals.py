@@ -15,7 +15,8 @@ from poolctl.values import Table
 from poolctl.worker.tally import COUNTED, Counts, add
 
 from ..takeover.state_store import StateStore
-from ..verbs.selection import Selection
+from ..verbs.reports import items
+from ..verbs.verb import selected
 
 
 class Totals:
@@ -112,16 +113,14 @@ class Monitoring:
     def __init__(self, core: Core, totals: Totals) -> None:
         self._core = core
         self._totals = totals
-        self._selection = Selection(core)
 
     async def monitor(self, selector: Selector, options: Document, progress: Progress) -> MonitorResult:
         """The selected servers, each with its snapshot as `"monitor"`."""
-        items = self._selection.items(selector)
-        entries = self._selection.of(selector)
+        entries = selected(self._core, selector)
         return MonitorResult(
             items=tuple(
                 Monitored.extending(item, monitor=self._snapshot(entry))
-                for item, entry in zip(items, entries, strict=True)
+                for item, entry in zip(items(self._core, entries), entries, strict=True)
             )
         )
 

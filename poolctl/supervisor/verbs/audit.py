@@ -16,7 +16,7 @@ from poolctl.exit_codes import USAGE
 from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector, SelectorError
 
-from .selection import NothingMatched
+from .verb import NothingMatched
 
 AUDITED = frozenset(
     {

@@ -9,19 +9,16 @@ from poolctl.config import Finding, ServerConfig, problem_of
 from poolctl.control.answers import ErrorEntry, Result
 from poolctl.control.messages import Document, entries
 from poolctl.control.server import Progress
-from poolctl.core.core import Core
 from poolctl.core.rollout import not_arrived
 from poolctl.core.state import Entry
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.pool.select import Selector, SelectorError, selection_needed
 
-from ..active_configuration import ActiveConfiguration, obstacles
-from .open_file_limit import ensure_open_files, size
-from .operation import Operation, with_dependents
-from .reports import Reports
-from .selection import Selection
-from .verb import Verb, VerbContext
+from ..active_configuration import obstacles
+from .reports import items
+from .start_checks import ensure_open_files, size
+from .verb import Operation, Verb, VerbContext, selected, with_dependents
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
 _RUNS = frozenset({"running", "draining"})
@@ -32,11 +29,9 @@ _WHEN_IT_RUNS, _NEVER = "and out of rotation when it runs", "there is nothing to
 class OverrideVerbs:
     """Overrides of the configuration, and servers added or removed live."""
 
-    def __init__(self, core: Core, configuration: ActiveConfiguration) -> None:
-        self._core = core
-        self._configuration = configuration
-        self._selection = Selection(core)
-        self._reports = Reports(core)
+    def __init__(self, context: VerbContext) -> None:
+        self._core = context.core
+        self._configuration = context.configuration
 
     async def scale(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Set the number of workers of each selected server; return when that many are ready."""
@@ -51,7 +46,7 @@ class OverrideVerbs:
         able = [entry for entry in chosen if entry.name not in refused]
         running = [entry for entry in able if not entry.rests]
         ensure_open_files(self._core, ((entry.config, workers) for entry in running))
-        operation = Operation(self._core, PoolStartError, running, lambda entry: entry.settled)
+        operation = Operation(self._core, PoolStartError, running)
         operation.problems += refused.values()
         for entry in able:
             count = None if workers == entry.config.workers else workers
@@ -75,21 +70,21 @@ class OverrideVerbs:
         for entry in chosen:
             if entry.state in _STAYS:
                 self._core.override(entry, replace(entry.overrides, out=True))
-        return Result(items=self._reports.items(chosen), warnings=warnings)
+        return Result(items=items(self._core, chosen), warnings=warnings)
 
     async def undrain(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Take drained servers back into rotation."""
         chosen = self._chosen("undrain", selector, options)
         for entry in chosen:
             self._core.override(entry, replace(entry.overrides, out=False))
-        return Result(items=self._reports.items(chosen))
+        return Result(items=items(self._core, chosen))
 
     async def enable(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Enable the selected servers, and start those that were disabled; return when each is ready."""
         chosen = self._chosen("enable", selector, options)
         enabled = [entry for entry in chosen if entry.is_disabled]
         ensure_open_files(self._core, ((entry.config, size(entry)) for entry in enabled))
-        operation = Operation(self._core, PoolStartError, enabled, lambda entry: entry.settled)
+        operation = Operation(self._core, PoolStartError, enabled)
         for entry in enabled:
             self._core.enable(entry)
         return await operation.conclude(chosen, options, progress)
@@ -98,7 +93,7 @@ class OverrideVerbs:
         """Disable the selected servers, after stopping their dependents; return when they have stopped."""
         chosen = self._chosen("disable", selector, options)
         also = [entry for entry in with_dependents(self._core, chosen, progress) if entry not in chosen]
-        operation = Operation(self._core, PoolStopError, [*also, *chosen], lambda entry: entry.at_rest)
+        operation = Operation(self._core, PoolStopError, [*also, *chosen])
         for entry in also:
             self._core.stop(entry)
         for entry in chosen:
@@ -125,9 +120,7 @@ class OverrideVerbs:
         entry = self._core.add(config, (table, base_dir))
         self._core.override(entry)
         self._core.start(entry)
-        operation = Operation(
-            self._core, PoolStartError, [entry] if entry.wanted else [], lambda entry: entry.settled
-        )
+        operation = Operation(self._core, PoolStartError, [entry] if entry.wanted else [])
         return await operation.conclude([entry], options, progress)
 
     async def remove(self, selector: Selector, options: Document, progress: Progress) -> Result:
@@ -135,7 +128,7 @@ class OverrideVerbs:
         chosen = self._chosen("remove", selector, options)
         deps = options.get("deps", True)
         also = with_dependents(self._core, chosen, progress) if deps else chosen
-        operation = Operation(self._core, PoolStopError, also, lambda entry: entry.at_rest)
+        operation = Operation(self._core, PoolStopError, also)
         for entry in also:
             if entry not in chosen:
                 self._core.stop(entry)
@@ -150,7 +143,7 @@ class OverrideVerbs:
         """The selected entries. Raises SelectorError for no selection, unless the option `all` asks for every one."""
         if selector.selects_all and options.get("all") is not True:
             raise selection_needed(verb, len(self._core.entries))
-        return self._selection.of(selector)
+        return selected(self._core, selector)
 
     def _not_beside(self, config: ServerConfig) -> tuple[int, list[ServerError]] | None:
         """Why the server cannot be added to those there are, with the exit code; None when it can."""
@@ -194,7 +187,7 @@ def _cannot_have(config: ServerConfig, workers: int) -> ServerError | None:
 
 def verbs(context: VerbContext) -> dict[str, Verb]:
     """The verbs of this file."""
-    live = OverrideVerbs(context.core, context.configuration)
+    live = OverrideVerbs(context)
     return {
         "scale": live.scale,
         "drain": live.drain,

@@ -16,17 +16,14 @@ from poolctl.core.file_digests import digests
 from poolctl.core.state import Entry
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
-from poolctl.monitor.event_queue import Events
 from poolctl.pool.select import Selector
 from poolctl.runners import withheld
 
-from ..active_configuration import ActiveConfiguration
 from ..resolve_config import ResolvedConfig
-from .certificate_expiry import expired
 from .diff import Kind, Running, Written, plan
-from .open_file_limit import ensure_open_files_for_all
-from .operation import Operation
-from .reports import Reports, as_kind
+from .reports import as_kind, items
+from .start_checks import ensure_open_files_for_all, expired
+from .verb import Operation, VerbContext
 
 # The name of the pool itself in the plan; no server can have it.
 POOL = "[pool]"
@@ -35,11 +32,10 @@ POOL = "[pool]"
 class Reload:
     """One reload at a time: a second one reads the files after the first has applied them."""
 
-    def __init__(self, core: Core, events: Events, configuration: ActiveConfiguration) -> None:
-        self._core = core
-        self._events = events
-        self._configuration = configuration
-        self._reports = Reports(core)
+    def __init__(self, context: VerbContext) -> None:
+        self._core = context.core
+        self._events = context.events
+        self._configuration = context.configuration
         self._turn = asyncio.Lock()
 
     async def reload(self, selector: Selector, options: Document, progress: Progress) -> ReloadResult:
@@ -155,7 +151,7 @@ class Reload:
         return ReloadResult(items=self._items(), errors=tuple(problems), exit_code=INVALID_CONFIGURATION)
 
     def _items(self) -> tuple[Item, ...]:
-        return self._reports.items(self._core.entries.values())
+        return items(self._core, self._core.entries.values())
 
 
 class _Application:
@@ -185,14 +181,9 @@ class _Application:
         coming = [self._configured(server) for server in self._servers.values()]
         core.registry.arrange(self._servers)
         awaited = [entry for entry in coming if self._awaited(entry)]
-        self._coming = Operation(
-            core,
-            PoolRestartError,
-            awaited,
-            lambda entry: entry.settled and not (entry.former or entry.releasing),
-        )
+        self._coming = Operation(core, PoolRestartError, awaited)
         stopping = [entry for entry in coming if entry.is_disabled and not entry.at_rest]
-        self._going = Operation(core, PoolStopError, [*gone, *stopping], lambda entry: entry.at_rest)
+        self._going = Operation(core, PoolStopError, [*gone, *stopping])
         if force:
             for entry in self._changed_entries():
                 core.runner.force_certificate(entry.name, entry.generation)

@@ -30,60 +30,61 @@ if TYPE_CHECKING:
     from poolctl.probes.worker_probes import WorkerProbes
 
 
-class Reports:
-    """Reports on the entries of one core."""
+def items(core: Core, entries: Iterable[Entry]) -> tuple[Item, ...]:
+    """The entries as every command prints them."""
+    now = core.clock.monotonic()
+    return tuple(_item(core, entry, now) for entry in entries)
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
 
-    def items(self, entries: Iterable[Entry]) -> tuple[Item, ...]:
-        """The entries as every command prints them."""
-        now = self._core.clock.monotonic()
-        return tuple(self._item(entry, now) for entry in entries)
+def _item(core: Core, entry: Entry, now: float) -> Item:
+    inherited = entry.config.address.kind == "fd"
+    return item(
+        entry.config,
+        workers=entry.size,
+        disabled=entry.is_disabled,
+        state=entry.state,
+        ready=entry.ready,
+        health=entry.health.value,
+        pids=entry.pids,
+        uptime_seconds=entry.uptime_seconds(now),
+        restarts=entry.restarts,
+        address=", ".join(core.endpoints(entry.config)) if inherited else None,
+    )
 
-    def _item(self, entry: Entry, now: float) -> Item:
-        inherited = entry.config.address.kind == "fd"
-        return item(
-            entry.config,
-            workers=entry.size,
-            disabled=entry.is_disabled,
-            state=entry.state,
-            ready=entry.ready,
-            health=entry.health.value,
-            pids=entry.pids,
-            uptime_seconds=entry.uptime_seconds(now),
-            restarts=entry.restarts,
-            address=", ".join(self._core.endpoints(entry.config)) if inherited else None,
-        )
 
-    def details(self, entry: Entry, *, reveal: bool = False) -> Details:
-        """The details that `show` reports; secrets are masked unless `reveal`."""
-        config, core = entry.config, self._core
-        return Details.extending(
-            self._item(entry, core.clock.monotonic()),
-            overrides=_live_changes(entry),
-            endpoints=core.endpoints(config),
-            generation=entry.generation,
-            worker_list=tuple(
-                WorkerDetails(
-                    id=worker.id,
-                    pid=worker.placement.pid if worker.placement else None,
-                    where=worker.placement.where if worker.placement else "",
-                    phase=worker.phase.value,
-                    health=worker.status.value if worker.phase is Phase.READY else Status.UNKNOWN.value,
-                    resting=worker.resting,
-                    probes=_probes(core.health.probes(entry, worker)),
-                )
-                for worker in entry.workers.values()
-            ),
-            complaint=core.health.complaint(entry),
-            preload_problem=entry.preload_problem,
-            certificate_expires=_iso(entry.certificate_ends),
-            failure=ErrorEntry.of(entry.failure) if entry.failure else None,
-            config=config.to_dict() if reveal else masked(config.to_dict(), hidden=withheld.values()),
-            origin=config.origin,
-            log_files=False if core.runner.capabilities.log_files is None else None,
-        )
+def details(core: Core, entry: Entry, *, reveal: bool) -> Details:
+    """The details that `show` reports; secrets are masked unless `reveal`."""
+    config, live = entry.config, entry.overrides
+    return Details.extending(
+        _item(core, entry, core.clock.monotonic()),
+        overrides=LiveChanges(
+            workers=live.workers,
+            disabled=live.disabled,
+            drained=live.out or None,
+            added=entry.added or None,
+        ),
+        endpoints=core.endpoints(config),
+        generation=entry.generation,
+        worker_list=tuple(
+            WorkerDetails(
+                id=worker.id,
+                pid=worker.placement.pid if worker.placement else None,
+                where=worker.placement.where if worker.placement else "",
+                phase=worker.phase.value,
+                health=worker.status.value if worker.phase is Phase.READY else Status.UNKNOWN.value,
+                resting=worker.resting,
+                probes=_probes(core.health.probes(entry, worker)),
+            )
+            for worker in entry.workers.values()
+        ),
+        complaint=core.health.complaint(entry),
+        preload_problem=entry.preload_problem,
+        certificate_expires=_iso(entry.certificate_ends),
+        failure=ErrorEntry.of(entry.failure) if entry.failure else None,
+        config=config.to_dict() if reveal else masked(config.to_dict(), hidden=withheld.values()),
+        origin=config.origin,
+        log_files=False if core.runner.capabilities.log_files is None else None,
+    )
 
 
 def reporter(progress: Progress, options: Document) -> Callable[[Entry], None]:
@@ -132,13 +133,6 @@ def drained(entry: Entry) -> ServerError:
 def as_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:
     """The error with the code of the command that failed."""
     return ErrorEntry.of(failure).but(code=kind.code, error=kind.error)
-
-
-def _live_changes(entry: Entry) -> LiveChanges:
-    live = entry.overrides
-    return LiveChanges(
-        workers=live.workers, disabled=live.disabled, drained=live.out or None, added=entry.added or None
-    )
 
 
 def unwell(entry: Entry, complaint: str) -> ServerError:

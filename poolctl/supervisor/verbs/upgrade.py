@@ -16,7 +16,6 @@ from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.pool.select import Selector
 
-from ..daemon import Daemon
 from .diff import Kind
 from .reload import Reload
 from .verb import Verb, VerbContext
@@ -30,10 +29,10 @@ _TRIAL_SECONDS = 90.0
 class Upgrade:
     """Checks with `reload` that the files say what is in force: the next version reads those."""
 
-    def __init__(self, files: list[str], reload: Reload, daemon: Daemon) -> None:
-        self._files = files
+    def __init__(self, context: VerbContext, reload: Reload) -> None:
+        self._files = context.configuration.files
         self._reload = reload
-        self._daemon = daemon
+        self._daemon = context.daemon
 
     async def upgrade(self, selector: Selector, options: Document, progress: Progress) -> Result:
         """Refuse, with the reason, or answer and hand over. The options are those of the client's `upgrade`."""
@@ -114,6 +113,5 @@ def _refused(message: str, hint: str) -> Result:
 
 def verbs(context: VerbContext) -> dict[str, Verb]:
     """This verb, and reload, whose plan it asks for: one at a time."""
-    reload = Reload(context.core, context.events, context.configuration)
-    upgrade = Upgrade(context.configuration.files, reload, context.daemon)
-    return {"reload": reload.reload, "upgrade": upgrade.upgrade}
+    reload = Reload(context)
+    return {"reload": reload.reload, "upgrade": Upgrade(context, reload).upgrade}

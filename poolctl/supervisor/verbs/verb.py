@@ -1,22 +1,46 @@
-"""A verb of the control socket, and what it has to work with.
+"""A verb of the control socket: what it has to work with, the servers that it selects, and its course.
 
 A file of this package that has a function `verbs` adds verbs; nothing else lists them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from poolctl.control.answers import Result
-from poolctl.control.messages import Document
+from poolctl.control.answers import About, ErrorEntry, ProgressLine, Result
+from poolctl.control.messages import Document, failure
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
+from poolctl.core.rollout import Rollout
+from poolctl.core.state import Entry
+from poolctl.errors import PoolError, PoolParamError, ServerError
+from poolctl.exit_codes import FAILED, NOTHING_MATCHED, TIMED_OUT
+from poolctl.matching.matcher import matcher
 from poolctl.monitor.event_queue import Events
-from poolctl.pool.select import Selector
+from poolctl.pool.select import EXPRESSIONS, Selector, SelectorError, select
 
 from ..active_configuration import ActiveConfiguration
-from ..daemon import Daemon
+from .reports import as_kind, items, reporter
+
+
+class Daemon(Protocol):
+    """The processes of one pool: supervisor and keeper."""
+
+    def identity(self) -> About:
+        """The pool's name and files, the versions and the pids: the answer to a ping, and part of `status`."""
+        ...
+
+    def shut_down(self) -> int:
+        """End the supervisor after the answer under way; the pid of the keeper, which ends after it."""
+        ...
+
+    def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
+        """Let another version take over after the answer under way: the commands of its keeper and supervisor."""
+        ...
+
 
 # The selected servers, the options, and what takes lines of progress.
 Verb = Callable[[Selector, Document, Progress], Awaitable[Result]]
@@ -30,3 +54,93 @@ class VerbContext:
     events: Events
     daemon: Daemon
     configuration: ActiveConfiguration
+    over: asyncio.Event = field(default_factory=asyncio.Event)  # the supervisor ends
+
+
+class NothingMatched(Exception):
+    """The selection is empty, or names a server that does not exist; carries the answer."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__("nothing matched")
+        self.result = result
+
+
+async def match(core: Core, selector: Selector) -> None:
+    """Have the selector's regular expressions matched, in another process. Raises SelectorError."""
+    given = [name for name in EXPRESSIONS if getattr(selector, name)]
+    if not given or selector.matched is None:
+        return
+    found = items(core, core.entries.values())
+    for name in given:
+        values = sorted({str(getattr(item, name)) for item in found})
+        answer = await matcher().answer(getattr(selector, name), values)
+        if answer.problem:
+            raise SelectorError(f"{name}: {answer.problem}", hint=answer.hint)
+        selector.matched[name] = frozenset(values[at] for at in answer.found)
+
+
+def selected(core: Core, selector: Selector) -> list[Entry]:
+    """The entries that the selector means, in the order of the file. Raises NothingMatched."""
+    entries = list(core.entries.values())
+    if selector.selects_all:
+        return entries
+    chosen, unmatched = select(items(core, entries), selector)
+    if unmatched is not None:
+        nothing = failure(PoolParamError, unmatched.message, unmatched.hint)
+        raise NothingMatched(Result(errors=(nothing,), exit_code=NOTHING_MATCHED))
+    names = {each.name for each in chosen}
+    return [entry for entry in entries if entry.name in names]
+
+
+class Operation(Rollout):
+    """A rollout whose outcome is an answer to a client. `problems` may hold problems found before it began."""
+
+    def __init__(self, core: Core, kind: type[PoolError], entries: Iterable[Entry]) -> None:
+        super().__init__(core, kind, entries)
+        self.problems: list[ServerError] = []
+        for entry in self._entries:
+            core.clear_warnings(entry)
+
+    async def conclude(self, chosen: list[Entry], options: Document, progress: Progress) -> Result:
+        """Wait until each has reached its goal or failed; the result with every failure."""
+        return self.result(chosen, await self.settle(options, progress))
+
+    def result(self, chosen: list[Entry], code: int) -> Result:
+        """The result, with every failure; `code` is that of `settle`."""
+        return Result(
+            items=items(self._core, chosen),
+            errors=tuple(self.errors),
+            exit_code=code,
+            warnings=tuple(self.warnings),
+        )
+
+    async def settle(self, options: Document, progress: Progress) -> int:
+        """Wait until each has reached its goal or failed; the exit code."""
+        if not options.get("wait", True):
+            return 0
+        await self.wait(options.get("timeout"), reporter(progress, options))
+        found = (self.problem(entry) for entry in self._entries)
+        self.problems += [problem for problem in found if problem is not None]
+        return TIMED_OUT if self.missing else FAILED if self.problems else 0
+
+    @property
+    def errors(self) -> list[ErrorEntry]:
+        """Every failure, with the code of the command."""
+        return [as_kind(self._kind, problem) for problem in self.problems]
+
+    @property
+    def warnings(self) -> list[str]:
+        """The warnings about the servers since it began."""
+        return [warning for entry in self._entries for warning in entry.warnings]
+
+
+def with_dependents(core: Core, chosen: list[Entry], progress: Progress) -> list[Entry]:
+    """The entries and all that depend on them; the client is warned of those that it did not select."""
+    graph = core.graph
+    all_of_them = graph.closure(chosen, graph.dependents)
+    names = {entry.name for entry in chosen}
+    for entry in all_of_them:
+        if entry.name not in names and entry.wanted:
+            on = ", ".join(each.name for each in graph.dependencies(entry) if each in all_of_them)
+            progress(ProgressLine(warning=f"stopping {entry.name} as well, which depends on {on}"))
+    return all_of_them

@@ -16,14 +16,10 @@ from poolctl.pool.select import Selector, SelectorError
 from poolctl.values import Value
 
 from ..active_configuration import ActiveConfiguration
-from ..daemon import Daemon
+from . import lifecycle, reading
 from .audit import Audit
-from .event_stream import EventStream
-from .lifecycle import Lifecycle
-from .open_file_limit import TooManyOpenFiles
-from .reading import Reading
-from .selection import NothingMatched, Selection
-from .verb import Verb, VerbContext
+from .start_checks import TooManyOpenFiles
+from .verb import Daemon, NothingMatched, Verb, VerbContext, match
 
 _PACKAGE = __package__ or ""
 _SHAPE = "objects, with timeout in seconds and env as a table"
@@ -41,25 +37,14 @@ class Verbs:
         configuration: ActiveConfiguration,
     ) -> None:
         self._daemon = daemon
-        self._registry = core.registry
+        self._core = core
         self.used = False
-        reading = Reading(core, daemon)
-        lifecycle = Lifecycle(core, daemon, configuration)
         self._context = VerbContext(core, events, daemon, configuration)
         self._is_complete = False
-        self.event_stream = EventStream(core, events)
         self._audit = Audit(events)
-        self._selection = Selection(core)
         self._verbs: dict[str, Verb] = {
-            "list": reading.listing,
-            "show": reading.show,
-            "status": reading.status,
-            "wait": reading.wait,
-            "reopen": reading.reopen,
-            "start": lifecycle.start,
-            "stop": lifecycle.stop,
-            "restart": lifecycle.restart,
-            "events": self.event_stream.events,
+            **reading.verbs(self._context),
+            **lifecycle.verbs(self._context),
             "routes": _no_gateway,
             "hosts": _no_gateway,
         }
@@ -97,15 +82,19 @@ class Verbs:
             return nothing.result
         except TooManyOpenFiles as refused:
             # A supervisor without servers ends: it would keep the limit that it was started with.
-            if not self._registry.unused:
+            if not self._core.registry.unused:
                 return refused.result
             return refused.result.but(ended=True, keeper_pid=self._daemon.shut_down())
 
     async def perform(self, verb: str, selector: Selector, options: Document, progress: Progress) -> Result:
         """The result of one verb. Raises SelectorError for wrong options, NothingMatched."""
         assert self._knows(verb)
-        await self._selection.match(selector)
+        await match(self._core, selector)
         return await self._verbs[verb](selector, options, progress)
+
+    def end(self) -> None:
+        """End the streams of events, because the supervisor ends."""
+        self._context.over.set()
 
     def _knows(self, verb: str) -> bool:
         if verb not in self._verbs:

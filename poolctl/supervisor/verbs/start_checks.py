@@ -1,0 +1,144 @@
+"""Checks before servers are started or replaced: the limit of open files, expired certificates, and warnings."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sys
+from collections.abc import Iterable, Mapping
+
+from poolctl.config import (
+    RAISE_OPEN_FILES,
+    Configuration,
+    ServerConfig,
+    Tables,
+    changed_by,
+    open_files_needed,
+)
+from poolctl.control.answers import Result
+from poolctl.control.messages import failure
+from poolctl.core.certificates import day
+from poolctl.core.core import Core
+from poolctl.core.file_digests import certificate_ends
+from poolctl.core.state import Entry
+from poolctl.errors import PoolRestartError, PoolStartError, ServerError
+from poolctl.exit_codes import FAILED
+
+_NAMES_SHOWN = 3
+
+_Servers = Mapping[str, tuple[ServerConfig, int]]
+
+
+class TooManyOpenFiles(Exception):
+    """The servers need more open files than the limit allows; carries the response."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__("too many open files")
+        self.result = result
+
+
+def ensure_open_files(core: Core, coming: Iterable[tuple[ServerConfig, int]]) -> None:
+    """Raise TooManyOpenFiles unless these servers, each with so many workers, fit beside those that are to run."""
+    wanted = {entry.name: (entry.config, size(entry)) for entry in core.entries.values() if _runs(entry)}
+    _ensure(wanted, wanted | {server.name: (server, count) for server, count in coming})
+
+
+def ensure_open_files_for_all(core: Core, servers: Iterable[ServerConfig]) -> None:
+    """Likewise, when the pool is to have these servers and no others."""
+    entries = core.entries
+    before = {entry.name: (entry.config, size(entry)) for entry in entries.values() if _runs(entry)}
+    after = {
+        server.name: (server, server.scale.min)
+        for server in servers
+        if not server.disabled and (server.name not in entries or _runs(entries[server.name]))
+    }
+    _ensure(before, after)
+
+
+def size(entry: Entry) -> int:
+    """The least number of workers of the server."""
+    return entry.config.scale.min if entry.overrides.workers is None else entry.overrides.workers
+
+
+def _ensure(before: _Servers, after: _Servers) -> None:
+    need = open_files_needed(after.values())
+    if need <= open_files_needed(before.values()):
+        return
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or need <= limit:
+        return
+    servers = "1 server needs" if len(after) == 1 else f"{len(after)} servers need"
+    message = f"{servers} {need} open files, but this pool may have only {limit}: nothing was changed"
+    hint = f"{RAISE_OPEN_FILES}; then poolctl stop, and poolctl start" if before else RAISE_OPEN_FILES
+    problem = failure(PoolStartError, message, hint)
+    raise TooManyOpenFiles(Result(errors=(problem,), exit_code=FAILED))
+
+
+def _runs(entry: Entry) -> bool:
+    return not (entry.rests or entry.is_disabled)
+
+
+def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
+    """Why the server must not get the certificate of `config`: it has expired, and the one in use has not.
+
+    Blocks on the disk.
+    """
+    if not entry.workers or entry.certificate_ends is None or entry.certificate_ends <= now:
+        return None
+    ends = certificate_ends(config)
+    if ends is None or ends > now or not config.tls or config.tls is True:
+        return None
+    message = (
+        f"{os.path.basename(config.tls.cert)}: the certificate expired on {day(ends)}, "
+        f"and the one in use is valid until {day(entry.certificate_ends)}"
+    )
+    hint = "renew it; use --force to accept it"
+    kind = PoolRestartError
+    return ServerError(
+        message, name=entry.name, bind=entry.config.key, hint=hint, code=kind.code, error=kind.error
+    )
+
+
+async def startup_warnings(servers: Iterable[ServerConfig], names: set[str], tables: Tables) -> list[str]:
+    """What `poolctl validate` warns of about the servers with these names, and about the pool's tables."""
+    there = list(servers)
+    chosen = [server for server in there if server.name in names]
+    journal = tables.events is not None and tables.events.path
+    beside = journal or tables.notify or (tables.dashboard is not None and tables.dashboard.tls)
+    pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}
+    if beside or any(map(_may_be_warned_of, chosen)):
+        return await asyncio.to_thread(_look, there, names, tables)
+    # Most pools have neither, and a check of everything takes time.
+    return await asyncio.to_thread(_look_if_changed, pythons, there, names, tables) if pythons else []
+
+
+def _may_be_warned_of(server: ServerConfig) -> bool:
+    named = server.tls or server.depends_on or server.log.path
+    return bool(named or server.binds_itself or (server.user and os.geteuid()))
+
+
+def _runs_python_as_root(server: ServerConfig) -> bool:
+    return not (os.geteuid() or server.user or server.command)
+
+
+def _look_if_changed(
+    pythons: set[str], servers: list[ServerConfig], names: set[str], tables: Tables
+) -> list[str]:
+    return _look(servers, names, tables) if any(changed_by(each, os.environ) for each in pythons) else []
+
+
+def _look(servers: list[ServerConfig], names: set[str], tables: Tables) -> list[str]:
+    config = Configuration(servers, tables=tables)
+    config.outside(names=())
+    found: dict[str, list[str]] = {}
+    for warning in config.warnings:
+        if not warning.name or warning.name in names:
+            text = str(warning).removeprefix(f"{warning.name}: ")
+            found.setdefault(text, []).append(warning.name)
+    return [f"{who}: {text}" if (who := _listed(whose)) else text for text, whose in found.items()]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
