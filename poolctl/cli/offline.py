@@ -113,13 +113,13 @@ def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Describe
 
 def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     """The servers as they are: stopped, or still served by workers without a supervisor."""
-    from poolctl.keeper import desired_state_file
+    from poolctl.keeper import rendezvous
     from poolctl.runners.survivors import are_there
 
     if not are_there(ref.directory):
         return [item(server) for server in servers]
     found = find_survivors(ref)
-    records = desired_state_file.read(ref.directory).get("servers") or {}
+    records = rendezvous.read_desired(ref.directory).get("servers") or {}
     items = []
     for server in servers:
         its = [each for each in found if each.said["server"] == server.name and _runs_as(each, server)]

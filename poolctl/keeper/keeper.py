@@ -10,15 +10,13 @@ import signal
 import socket
 import time
 
-from . import store_keys, wire
-from .channel import Channel, Donor
-from .reap import Reaper
-from .reexec import Reexec, restore
-from .shutdown import LAST_OUTPUT_SECONDS, Shutdown, Signals, kill_children
+from ..clock import Watchdog
+from . import fd_store, wire
+from .clients import Channel, Donor, SupervisorProcess
+from .fd_store import Store, fill
+from .reap import Reaper, kill_children
+from .shutdown import LAST_OUTPUT_SECONDS, Reexec, Shutdown, Signals, restore
 from .spawn import spawn
-from .store import Store, fill
-from .supervisor_process import SupervisorProcess
-from .watchdog import Watchdog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -183,7 +181,7 @@ class Keeper:
 
     def _lifeline_ended(self) -> None:
         if not os.read(self._lifeline, 4096):
-            self.store.drop(store_keys.LIFELINE)
+            self.store.drop(fd_store.LIFELINE)
             self._lifeline = -1
             self._terminate()
 
@@ -314,7 +312,7 @@ class Keeper:
             self._supervisor.due = time.monotonic()
 
     def _take_lifeline(self) -> None:
-        _, fds = self.store.get(store_keys.LIFELINE) or (None, [])
+        _, fds = self.store.get(fd_store.LIFELINE) or (None, [])
         self._lifeline = fds[0] if fds else -1
 
     def _closed(self, channel: Channel) -> None:
@@ -324,7 +322,7 @@ class Keeper:
             if not self._supervisor.pid and self._supervisor.due is None:
                 # It exited before it had sent everything. The supervisor uses what arrived, and finds the rest.
                 self._whole()
-                self._shutdown.over = self._shutdown.over or self.store.get(store_keys.CONTROL) is None
+                self._shutdown.over = self._shutdown.over or self.store.get(fd_store.CONTROL) is None
             return
         # A supervisor's exit is reported by SIGCHLD; another client's only by the end of its connection.
         self._detach()

@@ -1,17 +1,25 @@
-"""Children that have exited: their process group is killed, they are reaped, and reported until acknowledged."""
+"""The pool's processes: their exits, reported until acknowledged, and signals to them.
+
+Children are reaped, after the rest of their process group was killed. The processes of a keeper that has exited are not
+children of this one, and are watched by pidfd: only their parent, which is init by now, gets their exit status.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import select
 import signal
+import time
 
 from ..platform import process_start
-from .pidfd_watch import Watcher, kill_rest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+KILLED_SECONDS = 5.0
 
 
 class Reaper:
@@ -108,3 +116,165 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass
+
+
+class Watcher:
+    """Watches processes by pid and start time. A single descriptor gets readable when some of them may have exited."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._pids: dict[int, int] = {}  # by pidfd
+        self._processes: dict[int, tuple[int, int]] = {}  # pid to pidfd and start time
+
+    def fileno(self) -> int:
+        """Readable when `ended` has something to report."""
+        return self._epoll.fileno()
+
+    @property
+    def pids(self) -> list[int]:
+        """The watched pids."""
+        return list(self._processes)
+
+    @property
+    def starts(self) -> dict[int, int]:
+        """The start times of the watched processes by pid."""
+        return {pid: start for pid, (_, start) in self._processes.items()}
+
+    def watch(self, pid: int, start: int) -> bool:
+        """Watch the process; False if it has exited, even if its pid was given to another since. Raises OSError."""
+        if pid in self._processes:
+            return True
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError as error:
+            # The number may be that of another process's thread by now.
+            if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+                raise
+            return False
+        # Checked after the descriptor was opened: from now on the pid cannot be reused unnoticed.
+        found = process_start(pid)
+        if found != start:
+            os.close(fd)
+            if found is None and os.path.exists(f"/proc/{pid}"):
+                # It exists but cannot be opened: most likely for want of a descriptor.
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return False
+        self._processes[pid] = fd, start
+        self._pids[fd] = pid
+        self._epoll.register(fd, select.EPOLLIN)
+        return True
+
+    def ended(self) -> list[int]:
+        """The pids that have exited since the last call; the rest of their process groups is killed."""
+        pids = []
+        for fd, _ in self._epoll.poll(0):
+            pid = self._pids.pop(fd)
+            _, start = self._processes.pop(pid)
+            self._epoll.unregister(fd)
+            os.close(fd)
+            kill_rest(pid, start)
+            pids.append(pid)
+        return pids
+
+    def signal(self, pid: int, number: int, *, group: bool) -> bool:
+        """Send a signal to a watched process, or to its group; False if it has exited or is unknown."""
+        if pid not in self._processes:
+            return False
+        try:
+            signal.pidfd_send_signal(self._processes[pid][0], 0)
+            if group:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, number)
+            signal.pidfd_send_signal(self._processes[pid][0], number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Stop watching."""
+        for fd, _ in self._processes.values():
+            os.close(fd)
+        self._epoll.close()
+
+    def kill_all(self, limit_seconds: float) -> None:
+        """Kill all watched processes, and wait at most that long for their exits."""
+        for pid in self.pids:
+            self.signal(pid, signal.SIGKILL, group=True)
+        while self._processes and self._epoll.poll(limit_seconds):
+            self.ended()
+
+
+def kill_rest(pid: int, start: int) -> None:
+    """Kill the rest of the process group whose leader has exited.
+
+    The pid is not reused while the group has a member: if another process has it, the group no longer exists.
+    """
+    if process_start(pid) in (None, start):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def signal_process(pid: int, start: int, number: int, *, group: bool = False) -> bool:
+    """Send a signal to the process of that start time, or first to its group; False if it has exited.
+
+    Sent by pidfd where available (not in every sandbox), so that a process that has reused the pid gets nothing.
+    """
+    process = -1
+    try:
+        try:
+            process = os.pidfd_open(pid)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOSYS):
+                return False
+        if process_start(pid) != start:
+            return False
+        if group:
+            try:
+                os.killpg(pid, number)
+            except ProcessLookupError:
+                pass  # it leads no group
+        if process < 0:
+            os.kill(pid, number)
+        else:
+            signal.pidfd_send_signal(process, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        if process >= 0:
+            os.close(process)
+    return True
+
+
+def kill_children(patience_seconds: float = 0.0) -> None:
+    """Kill and reap every child, with its process group, until there is none. They may first exit by themselves.
+
+    One that cannot be killed is left: it is blocked in the kernel, perhaps on a file system.
+    """
+    patient_until = time.monotonic() + patience_seconds
+    until = patient_until + KILLED_SECONDS
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    try:
+        while (now := time.monotonic()) < until and _some_are_left():
+            if now >= patient_until:
+                for child in children():
+                    for kill in (os.killpg, os.kill):
+                        with contextlib.suppress(ProcessLookupError):
+                            kill(child, signal.SIGKILL)
+            signal.sigtimedwait({signal.SIGCHLD}, (patient_until if now < patient_until else until) - now)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _some_are_left() -> bool:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return True
+    return False
+
+
+def children(pid: int | None = None) -> list[int]:
+    """The pids of the children of this process's first thread, or of another's."""
+    pid = pid or os.getpid()
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]

@@ -1,4 +1,6 @@
-"""Finds processes that have lost keeper and supervisor, by sockets in the pool's directory.
+"""Finds what keeper and supervisor leave behind when both are killed, in the pool's directory.
+
+That is the desired state of the servers, in a file, and processes, by their sockets.
 
 Only the pool's user can enter that directory. For a worker of another user, a socket is bound there before the worker
 starts, and the worker listens on it once it is an orphan. The kernel says which process listens (unix(7),
@@ -8,15 +10,19 @@ SO_PEERCRED); the caller checks that process's answer.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import secrets
 import select
 import socket
 import time
 from collections.abc import Collection
 
-from ..platform import peer_credentials
+from ..platform import machine_life, peer_credentials
 from . import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 WORKER, LOGGER, DASHBOARD = "w", "l", "d"
 _TABLE = "/proc/net/unix"
@@ -30,7 +36,7 @@ Answer = tuple[wire.Message, list[int]]
 def bind(directory: str, kind: str) -> tuple[socket.socket, str]:
     """A non-blocking socket that can be listened on later, and its path. Raises OSError."""
     # No longer than the path of the control socket, which has been checked.
-    path = f"{directory}/{kind}.{secrets.token_hex(4)}"
+    path = f"{directory}/{kind}.{os.urandom(4).hex()}"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
         with contextlib.suppress(OSError):
@@ -145,3 +151,33 @@ def _files(directory: str, kinds: tuple[str, ...]) -> list[str]:
         return [f"{directory}/{name}" for name in sorted(os.listdir(directory)) if name.startswith(prefixes)]
     except OSError:
         return []
+
+
+_DESIRED = "wanted.json"
+
+
+def write_desired(directory: str, content: bytes) -> None:
+    """Replace the desired state by this JSON object. Raises OSError."""
+    path = os.path.join(directory, _DESIRED)
+    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(b'{"life": %s, "left": %s}' % (json.dumps(machine_life()).encode(), content))
+    # A reader finds the old or the new content whole, whenever this process is killed.
+    os.replace(f"{path}.new", path)
+
+
+def read_desired(directory: str) -> dict[str, Any]:
+    """The desired state that a killed pool left; empty if the machine or container has been restarted since."""
+    try:
+        with open(os.path.join(directory, _DESIRED), "rb") as file:
+            found = json.load(file)
+        known = found["life"] == machine_life() and found["life"][0] and isinstance(found["left"], dict)
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return found["left"] if known else {}
+
+
+def remove_desired(directory: str) -> None:
+    """Remove the desired state: only a pool that was killed leaves it behind."""
+    with contextlib.suppress(OSError):
+        os.unlink(os.path.join(directory, _DESIRED))

@@ -1,16 +1,25 @@
-"""The shutdown of a pool by its keeper: requested, carried out by a supervisor or without one, bounded in any case."""
+"""The end of the keeper's program: with its pool, or because it executes another version of itself.
+
+A shutdown is requested, carried out by a supervisor or without one, and bounded in any case. execve(2) keeps the pid,
+the children with their exit statuses, the subreaper flag, and every inheritable descriptor; the rest of this process's
+state goes into a file in memory for the next program.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import signal
 import socket
-import time
 
-from . import desired_state_file, store_keys
-from .reap import Reaper, is_child
-from .store import Store
+from ..platform import read_file
+from . import fd_store, rendezvous
+from .fd_store import Store
+from .reap import KILLED_SECONDS, Reaper, is_child
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # Each of these requests the end of the pool.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -20,7 +29,6 @@ STOP_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
 ALONE_SECONDS = 3.0
 LAST_OUTPUT_SECONDS = 1.0
-_KILLED_SECONDS = 5.0
 
 
 class Signals:
@@ -96,7 +104,7 @@ class Shutdown:
         self.due = now + ALONE_SECONDS
         if supervisor:
             self._reaper.signal(supervisor, signal.SIGKILL, group=False)
-        for meta in self._store.values(store_keys.WORKER):
+        for meta in self._store.values(fd_store.WORKER):
             self._reaper.signal(int(meta["pid"]), signal.SIGTERM, group=False, start=meta.get("start"))
         return False
 
@@ -104,47 +112,66 @@ class Shutdown:
         """Kill the watched processes, and close every descriptor: the readers of pipes and sockets get end of file."""
         if self.begun and not self.last:
             # The shutdown was requested although no supervisor has confirmed it.
-            desired_state_file.remove(self._directory)
-        self._reaper.watcher.kill_all(_KILLED_SECONDS)
+            rendezvous.remove_desired(self._directory)
+        self._reaper.watcher.kill_all(KILLED_SECONDS)
         self._store.clear()
 
     def _workers(self) -> list[int]:
-        return [int(meta["pid"]) for meta in self._store.values(store_keys.WORKER)]
+        return [int(meta["pid"]) for meta in self._store.values(fd_store.WORKER)]
 
     def _is_there(self, pid: int) -> bool:
         return is_child(pid) or pid in self._reaper.watcher.pids
 
 
-def kill_children(patience_seconds: float = 0.0) -> None:
-    """Kill and reap every child, with its process group, until there is none. They may first exit by themselves.
-
-    One that cannot be killed is left: it is blocked in the kernel, perhaps on a file system.
-    """
-    patient_until = time.monotonic() + patience_seconds
-    until = patient_until + _KILLED_SECONDS
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    try:
-        while (now := time.monotonic()) < until and _some_are_left():
-            if now >= patient_until:
-                for child in children():
-                    for kill in (os.killpg, os.kill):
-                        with contextlib.suppress(ProcessLookupError):
-                            kill(child, signal.SIGKILL)
-            signal.sigtimedwait({signal.SIGCHLD}, (patient_until if now < patient_until else until) - now)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+FORMAT = 1
 
 
-def _some_are_left() -> bool:
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-        return True
-    return False
+class Reexec:
+    """`argv` is the keeper's next program, without its last argument, `supervisor` the next supervisor's."""
+
+    def __init__(self, argv: list[str], supervisor: list[str]) -> None:
+        self._argv = argv
+        self._supervisor = supervisor
+
+    def execute(self, store: Store, reaper: Reaper, open_files: tuple[int, int]) -> None:
+        """Execute that program. Returns only if it cannot be executed: then nothing has changed."""
+        # The next supervisor makes new ones.
+        store.clear(*fd_store.OF_THE_VERSION)
+        state = {
+            "format": FORMAT,
+            "entries": (rows := store.rows()),
+            "unheard": reaper.unacknowledged,
+            "sequence": reaper.sequence,
+            "watched": reaper.watcher.starts,
+            "open_files": open_files,
+        }
+        file = os.memfd_create("poolctl-keeper", 0)
+        os.write(file, json.dumps(state).encode())
+        kept = [fd for _, _, fds in rows for fd in fds]
+        plan = json.dumps({"supervisor": self._supervisor, "restored": file})
+        # Signals that arrive in between are pending for the next program.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            for fd in kept:
+                os.set_inheritable(fd, True)
+            os.execv(self._argv[0], [*self._argv, plan])
+        except OSError:
+            for fd in kept:
+                os.set_inheritable(fd, False)
+            os.close(file)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def children(pid: int | None = None) -> list[int]:
-    """The pids of the children of this process's first thread, or of another's."""
-    pid = pid or os.getpid()
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(child) for child in file.read().split()]
+def restore(file: int, store: Store, reaper: Reaper) -> tuple[int, int]:
+    """Restore the previous program's state; returns the limits of open files for workers."""
+    state: dict[str, Any] = json.loads(read_file(file))
+    os.close(file)
+    for name, meta, fds in state["entries"]:
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        store.put(name, meta, fds)
+    reaper.resume(
+        state["unheard"], state["sequence"], {int(pid): start for pid, start in state["watched"].items()}
+    )
+    soft, hard = state["open_files"]
+    return soft, hard

@@ -1,17 +1,18 @@
-"""Starts a program as a direct child of the keeper, with descriptors at 3, 4, 5 …"""
+"""Starts programs with descriptors at 3, 4, 5 …: as children of the keeper, or in the background; their output."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
-import signal
+import stat
 
-from .output_file import rotate_if_large
+from ..platform import raise_descriptor_limit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container
+    import re
+    from collections.abc import Callable, Container, Sequence
 
 
 def spawn(
@@ -28,6 +29,8 @@ def spawn(
     `env` is its environment (None: this process's), from which the variables `without` are left out. Raises OSError
     if the program cannot be executed. The keeper's own descriptors are not inherited.
     """
+    import signal  # in the new process: who starts one in the background needs none of it
+
     with contextlib.suppress(OSError):
         rotate_if_large(output)
     # First moved to other numbers: one of them may have the number that another one needs.
@@ -55,3 +58,130 @@ def spawn(
     finally:
         for fd in lifted:
             os.close(fd)
+
+
+Limits = tuple[int, int]
+
+
+class Companion:
+    """A program started along with another one, as its child; it gets `fd` as descriptor 3.
+
+    `output` is the file for what it prints. With `session` it leads a session of its own. The variables
+    `without` are left out of its environment.
+    """
+
+    __slots__ = ("argv", "fd", "output", "session", "without")
+
+    def __init__(
+        self, argv: list[str], output: str, *, session: bool, fd: int = -1, without: Sequence[str] = ()
+    ) -> None:
+        self.argv = argv
+        self.output = output
+        self.session = session
+        self.fd = fd
+        self.without = without
+
+
+def in_background(argv: list[str], env: dict[str, str], fds: Sequence[int]) -> None:
+    """Run `argv` in a session of its own, not as a child of ours, with only `fds` of our descriptors, at 3, 4 …"""
+    _detached(env, fds, [], lambda: argv)
+
+
+def in_company(
+    argv: Callable[[list[int], Limits], list[str]],
+    env: dict[str, str],
+    fds: Sequence[int],
+    companions: Sequence[Companion],
+) -> None:
+    """Likewise, with companions, which start before the program itself has been loaded.
+
+    `argv` is called in the new process, with their pids, 0 for one that could not be started, and with the limits of
+    open files (the soft and the hard one) from before they were raised for the program and its companions.
+    """
+
+    def command() -> list[str]:
+        limits = raise_descriptor_limit()
+        return argv([_start(each, place, env) for place, each in enumerate(companions, 3 + len(fds))], limits)
+
+    _detached(env, fds, [each.fd for each in companions], command)
+
+
+def _detached(
+    env: dict[str, str], fds: Sequence[int], passing: Sequence[int], command: Callable[[], list[str]]
+) -> None:
+    """Execute the program that `command` returns; it is called when `fds` and then `passing` are at 3, 4 …"""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            if os.fork() == 0:
+                _keep_only([*fds, *passing])
+                os.chdir("/")
+                argv = command()
+                for fd in range(3, 3 + len(fds)):
+                    os.set_inheritable(fd, True)
+                os.execve(argv[0], argv, env)
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+
+
+def _keep_only(fds: Sequence[int]) -> None:
+    """Have these descriptors at 3, 4 …, not inheritable, and no others; 0 to 2 are /dev/null."""
+    above = 3 + len(fds)
+    # Above the numbers assigned below, but no higher: the limit of open files may be small.
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in fds]
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    for place, fd in enumerate(lifted, 3):
+        os.dup2(fd, place, inheritable=False)
+    os.closerange(above, os.sysconf("SC_OPEN_MAX"))
+
+
+def _start(companion: Companion, fd: int, env: dict[str, str]) -> int:
+    with contextlib.suppress(OSError):
+        return spawn(
+            companion.argv, env, [fd], companion.output, session=companion.session, without=companion.without
+        )
+    return 0
+
+
+MAX_SIZE_BYTES = 1024 * 1024
+
+
+# The output of the pool's own processes: several of them append to one file, and none may fill the disk.
+
+
+def rotate_if_large(path: str) -> None:
+    """Move the content of a file above MAX_SIZE_BYTES to `path.1`: its last part, with repeated lines counted.
+
+    The file is truncated, not replaced: processes that are not notified have it open (O_APPEND). On a full disk the
+    content is dropped. Raises OSError, FileNotFoundError among them.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode) or status.st_size <= MAX_SIZE_BYTES:
+        return
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            _keep_old(fd, f"{path}.1")
+        os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def _keep_old(fd: int, path: str) -> None:
+    left_out = os.fstat(fd).st_size - MAX_SIZE_BYTES
+    kept = os.pread(fd, MAX_SIZE_BYTES, left_out)
+    import re  # rarely needed
+
+    kept = re.sub(rb"^(.*\n)\1+", _counted, kept[kept.find(b"\n") + 1 :], flags=re.MULTILINE)
+    with open(path, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as old:
+        old.write(b"(%d bytes before this were left out)\n" % left_out)
+        old.write(kept)
+
+
+def _counted(lines: re.Match[bytes]) -> bytes:
+    repeated = len(lines[0]) // len(lines[1]) - 1
+    return b"%s(the line above was repeated %d time%s)\n" % (lines[1], repeated, b"s" * (repeated > 1))

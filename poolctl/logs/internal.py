@@ -8,7 +8,7 @@ import os
 import sys
 
 from poolctl.clock import Clock, RateLimit
-from poolctl.keeper.output_file import rotate_if_large
+from poolctl.keeper.spawn import rotate_if_large
 
 _LONGEST_MESSAGE = 4096
 _BURST_BYTES, _BYTES_PER_SECOND = 256 * 1024, 4096

@@ -7,13 +7,13 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from poolctl.keeper import store_keys, wire
+from poolctl.keeper import fd_store, wire
 
 from .descriptor import Duplicate, HasDescriptor, close_duplicates, owners_of
 from .link import Link
 
 # Forks of these would become children of the old keeper's parent, not of the new keeper.
-_NOT_KEPT = store_keys.OF_THE_VERSION
+_NOT_KEPT = fd_store.OF_THE_VERSION
 
 
 class KeeperLink(Link):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig
 from poolctl.keeper import wire
-from poolctl.keeper.background import in_background
+from poolctl.keeper.spawn import in_background
 
 from . import withheld
 from .descriptor import give_up

@@ -11,9 +11,9 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from poolctl.clock import Watchdog
 from poolctl.keeper import wire
-from poolctl.keeper.pidfd_watch import signal_process
-from poolctl.keeper.watchdog import Watchdog
+from poolctl.keeper.reap import signal_process
 from poolctl.platform import process_start
 
 from .link import Link

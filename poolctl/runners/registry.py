@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from poolctl.keeper.background import Companion
+    from poolctl.keeper.spawn import Companion
 
     from .protocol import Runner
     from .site import RunnerSite

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from poolctl.keeper import rendezvous, wire
-from poolctl.keeper.pidfd_watch import signal_process
+from poolctl.keeper.reap import signal_process
 from poolctl.platform import close_promptly, peer_credentials, process_start, process_users
 from poolctl.worker.tally import is_page
 

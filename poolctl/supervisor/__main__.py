@@ -9,7 +9,7 @@ import os
 import sys
 
 from poolctl.control.messages import CHECK, TRY
-from poolctl.keeper.supervisor_process import CALM
+from poolctl.keeper.clients import CALM
 from poolctl.logs.internal import InternalLog
 from poolctl.platform import make_room_for_descriptors, name_process
 

@@ -19,8 +19,8 @@ from poolctl.control import directory
 from poolctl.control.pool_exit import clear_exit
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED
-from poolctl.keeper import desired_state_file, store_keys, wire
-from poolctl.keeper.background import Companion, in_company
+from poolctl.keeper import fd_store, rendezvous, wire
+from poolctl.keeper.spawn import Companion, in_company
 from poolctl.platform import proc_problem
 from poolctl.runners.registry import VARIABLE, UnknownRunner, companions
 
@@ -28,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from poolctl.keeper.background import Limits
+    from poolctl.keeper.spawn import Limits
 
 _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
@@ -118,7 +118,7 @@ def _launch(
                 name: [pid, fd] for fd, (name, pid) in enumerate(zip(programs, pids, strict=True), first_link)
             }
             plan = {
-                "supervisor": programs[store_keys.SUPERVISOR].argv,
+                "supervisor": programs[fd_store.SUPERVISOR].argv,
                 "control": 3,
                 "lifeline": 4 if lifeline else -1,
                 "inherited": names,
@@ -141,7 +141,7 @@ def _programs(
     """The programs that the pool needs, loading while the keeper does; by the names of their links in its store."""
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
     programs = {
-        store_keys.SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),
+        fd_store.SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),
     }
     try:
         return programs | companions(env, files, pool_directory, without)
@@ -210,11 +210,11 @@ def remove_stale_files(pool_directory: str) -> None:
 
 def forget_desired_state(pool_directory: str, names: Collection[str] | None = None) -> None:
     """Record these servers, or all, as deliberately stopped, for the next start. Never fails."""
-    left = desired_state_file.read(pool_directory)
+    left = rendezvous.read_desired(pool_directory)
     if not left:
         return
     if names is None:
-        _unless_it_runs(pool_directory, desired_state_file.remove)
+        _unless_it_runs(pool_directory, rendezvous.remove_desired)
         return
     from poolctl.core.desired import Desired
 
@@ -222,7 +222,7 @@ def forget_desired_state(pool_directory: str, names: Collection[str] | None = No
         if name in names:
             wanted["desired"] = Desired.STOPPED.value
     content = json.dumps(left).encode()
-    _unless_it_runs(pool_directory, lambda place: desired_state_file.write(place, content))
+    _unless_it_runs(pool_directory, lambda place: rendezvous.write_desired(place, content))
 
 
 def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:

@@ -23,7 +23,7 @@ from poolctl.core.events import caused_by
 from poolctl.core.state import Entry
 from poolctl.core.trace import Trace
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
-from poolctl.keeper import store_keys, wire
+from poolctl.keeper import fd_store, wire
 from poolctl.matching.matcher import close_matcher
 from poolctl.pool.select import Selector
 from poolctl.runners.keeper_link import KeeperLink
@@ -207,7 +207,7 @@ class ManagedPool:
     async def _restore_runtime_files(self) -> None:
         async for listener in self._runtime_files.restored():
             if listener is not None:
-                self._keeper.send({"op": "put", "name": store_keys.CONTROL}, [listener.fileno()])
+                self._keeper.send({"op": "put", "name": fd_store.CONTROL}, [listener.fileno()])
                 self._control.listen(listener)
             self._store.rewrite_file()
             self._save()

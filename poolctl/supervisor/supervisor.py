@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from poolctl import bootstrap
 from poolctl.control.directory import make_private, state_dir
-from poolctl.keeper import store_keys, wire
+from poolctl.keeper import fd_store, wire
 from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.link import LinkLost
 
@@ -56,7 +56,7 @@ class Supervisor:
             self._runtime_files,
             calm=self._calm,
         )
-        _, fds = await keeper.call({"op": "get", "name": store_keys.CONTROL})
+        _, fds = await keeper.call({"op": "get", "name": fd_store.CONTROL})
         listener = socket.socket(fileno=fds[0])
         await self._pool.begin(listener)
         self._runtime_files.publish(self._pool.name, int(hello["pid"]))

@@ -32,7 +32,7 @@ from poolctl.control.upgrading import options_of_this_version
 from poolctl.errors import ControlError, PoolError
 from poolctl.http.exchange import exchange
 from poolctl.http.head import BadMessage
-from poolctl.keeper.shutdown import children, kill_children
+from poolctl.keeper.reap import children, kill_children
 from poolctl.platform import become_subreaper
 from poolctl.values import Table
 from poolctl.worker.process_setup import START_VARIABLES

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from poolctl.config import ServerConfig, certificate_validity
-from poolctl.keeper import store_keys
+from poolctl.keeper import fd_store
 from poolctl.platform import read_file, sealed_file
 
 from ..link import Link
@@ -77,7 +77,7 @@ class Certificates:
 
     async def recall(self, names: Collection[str]) -> None:
         """Load the certificates that the previous supervisor left for these servers."""
-        _, fds = await self._keeper.call({"op": "get", "name": store_keys.CERTIFICATES})
+        _, fds = await self._keeper.call({"op": "get", "name": fd_store.CERTIFICATES})
         for fd in fds:
             try:
                 left = pickle.loads(read_file(fd))
@@ -104,7 +104,7 @@ class Certificates:
         left = {name: (each.files, each.contents, each.ends) for name, each in self._given.items()}
         fd = sealed_file("poolctl-certificates", pickle.dumps(left))
         try:
-            self._keeper.send({"op": "put", "name": store_keys.CERTIFICATES}, [fd])
+            self._keeper.send({"op": "put", "name": fd_store.CERTIFICATES}, [fd])
         finally:
             os.close(fd)
 

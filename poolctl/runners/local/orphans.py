@@ -16,7 +16,7 @@ from typing import Any
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.keeper import rendezvous, store_keys, wire
+from poolctl.keeper import fd_store, rendezvous, wire
 from poolctl.platform import copy_descriptor
 from poolctl.worker.orphaned_worker import spec_digest
 
@@ -106,7 +106,7 @@ class _Intake:
 
     async def _take_worker(self, survivor: Survivor, server: ServerConfig) -> bool:
         said = survivor.said
-        name = f"{store_keys.WORKER}{server.name}.{said['generation']}.{said['index']}"
+        name = f"{fd_store.WORKER}{server.name}.{said['generation']}.{said['index']}"
         control, theirs = wire.pair()
         with control, theirs, contextlib.ExitStack() as closing:
             fds, place = [theirs.fileno()], None
@@ -122,9 +122,9 @@ class _Intake:
                 if place is not None:
                     rendezvous.forget(place)
                 return False
-            self._put_once(f"{store_keys.LISTENER}{server.key}", {"server": server.name}, survivor.listeners)
+            self._put_once(f"{fd_store.LISTENER}{server.key}", {"server": server.name}, survivor.listeners)
             meta = {"server": server.name, "protocol": said["protocol"]}
-            self._put_once(f"{store_keys.ADOPTION}{server.key}", meta, survivor.pair)
+            self._put_once(f"{fd_store.ADOPTION}{server.key}", meta, survivor.pair)
             await self._put_worker(name, survivor, [control.fileno(), *survivor.tally], place)
         return True
 
@@ -137,7 +137,7 @@ class _Intake:
         return True
 
     async def _take_program(self, survivor: Survivor, server: ServerConfig) -> bool:
-        index = sum(name.startswith(f"{store_keys.WORKER}{server.name}.") for name in self._put)
+        index = sum(name.startswith(f"{fd_store.WORKER}{server.name}.") for name in self._put)
         survivor.said.update(generation=1, index=index, protocol=None)
         if server.job:
             # A job is ready once it has ended with success, not while it runs.
@@ -148,14 +148,14 @@ class _Intake:
                     fd = listener.fileno()
                     if not is_socket(fd, socket.SOCK_STREAM, listens=True) or not _is_at(fd, server):
                         raise OSError(errno.EINVAL, "it is another socket now")
-                    self._put_once(f"{store_keys.LISTENER}{server.key}", {"server": server.name}, [fd])
+                    self._put_once(f"{fd_store.LISTENER}{server.key}", {"server": server.name}, [fd])
             except OSError as error:
                 logger.warning(
                     "%s: pid %d still serves, but its socket cannot be taken over (%s); stop it by hand",
                     server.name, survivor.pid, error.strerror,
                 )  # fmt: skip
                 return False
-        await self._put_worker(f"{store_keys.WORKER}{server.name}.1.{index}", survivor, [])
+        await self._put_worker(f"{fd_store.WORKER}{server.name}.1.{index}", survivor, [])
         return True
 
     async def _put_worker(
@@ -183,7 +183,7 @@ class _Intake:
 
     def take_pipes(self) -> None:
         for key, (message, fd) in self._pipes.streams.items():
-            self._put_once(f"{store_keys.OUTPUT}{key}", message, [fd])
+            self._put_once(f"{fd_store.OUTPUT}{key}", message, [fd])
 
 
 def _is_as_configured(survivor: Survivor, server: ServerConfig) -> bool:

@@ -7,8 +7,8 @@ import sys
 
 from poolctl import bootstrap
 from poolctl.config import default_interpreter
-from poolctl.keeper import store_keys
-from poolctl.keeper.background import Companion
+from poolctl.keeper import fd_store
+from poolctl.keeper.spawn import Companion
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ def companions(
     zygote = bootstrap.command(interpreter, "worker", "zygote")
     logger = bootstrap.command(sys.executable, "logs", directory, isolated=True)
     programs = {
-        store_keys.LOGGER: Companion(logger, f"{directory}/logger.log", session=True, without=without),
+        fd_store.LOGGER: Companion(logger, f"{directory}/logger.log", session=True, without=without),
     }
     if not _is_another_users(interpreter, env):
-        programs[f"{store_keys.ZYGOTE}{interpreter}"] = Companion(
+        programs[f"{fd_store.ZYGOTE}{interpreter}"] = Companion(
             zygote, f"{directory}/helpers.log", session=True, without=without
         )
     return programs

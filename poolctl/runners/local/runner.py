@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from poolctl.config import ServerConfig
-from poolctl.keeper import store_keys
+from poolctl.keeper import fd_store
 
 from ..keeper_link import KeeperLink
 from ..protocol import Adopted, Capabilities, Endpoints, Exit, Placement, RunnerEvents
@@ -193,7 +193,7 @@ class LocalRunner:
         """Record at the keeper, for a later supervisor, that the worker is ready."""
         if not worker.exited.done():
             self.keeper.send(
-                {"op": "note", "name": f"{store_keys.WORKER}{worker.placement.id}", "meta": worker.meta()}
+                {"op": "note", "name": f"{fd_store.WORKER}{worker.placement.id}", "meta": worker.meta()}
             )
 
     async def adopt(
@@ -326,4 +326,4 @@ class LocalRunner:
             placement = worker.placement
             self.tallies.ended(placement.server, f"{placement.id}:{placement.pid}", worker.tally)
         self.sleeping.tidy(worker.server.key, self._workers.values())
-        self.keeper.send({"op": "drop", "name": f"{store_keys.WORKER}{worker.placement.id}"})
+        self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{worker.placement.id}"})

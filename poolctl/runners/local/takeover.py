@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.keeper import store_keys, wire
+from poolctl.keeper import fd_store, wire
 
 from ..descriptor import HasDescriptor
 from ..keeper_link import KeeperLink
@@ -41,12 +41,12 @@ logger = logging.getLogger("poolctl.supervisor")
 _REPORT_SECONDS = 0.2
 
 _KINDS = (
-    store_keys.LISTENER,
-    store_keys.ADOPTION,
-    store_keys.OUTPUT,
-    store_keys.TALLY,
-    store_keys.HELD_CONNECTION,
-    store_keys.WORKER,
+    fd_store.LISTENER,
+    fd_store.ADOPTION,
+    fd_store.OUTPUT,
+    fd_store.TALLY,
+    fd_store.HELD_CONNECTION,
+    fd_store.WORKER,
 )
 
 
@@ -82,17 +82,17 @@ async def take_over(
         reply, _ = await parts.keeper.call({"op": "list", "after": after})
         for name, meta in reply["entries"]:
             after = name
-            if name.startswith(store_keys.ZYGOTE):
-                parts.zygotes.adopt(Source.of(name.removeprefix(store_keys.ZYGOTE)))
+            if name.startswith(fd_store.ZYGOTE):
+                parts.zygotes.adopt(Source.of(name.removeprefix(fd_store.ZYGOTE)))
                 warm = True
-            elif name.startswith(store_keys.APP_ZYGOTE):
+            elif name.startswith(fd_store.APP_ZYGOTE):
                 _, fds = await parts.keeper.call({"op": "get", "name": name})
                 parts.app_zygotes.adopt(meta, fds[0])
             kind = next((kind for kind in _KINDS if name.startswith(kind)), None)
             if kind is None:
                 continue
             _, fds = await parts.keeper.call({"op": "get", "name": name})
-            if kind != store_keys.WORKER:
+            if kind != fd_store.WORKER:
                 owners = _take(parts, name, kind, meta, fds, by_key)
                 if owners:
                     parts.keeper.share(name, meta, owners)
@@ -115,7 +115,7 @@ async def take_over(
 
 async def inherited(keeper: Link) -> dict[str, list[int]]:
     """The descriptors of the sockets that systemd passed when the pool was started, by number and by name."""
-    reply, fds = await keeper.call({"op": "get", "name": store_keys.INHERITED})
+    reply, fds = await keeper.call({"op": "get", "name": fd_store.INHERITED})
     found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
     for name, fd in zip(reply["meta"] or (), fds, strict=True):
         if name:
@@ -156,13 +156,13 @@ def _take(
 ) -> Sequence[HasDescriptor]:
     """The new owners of the entry's descriptors; none if it is not needed any more."""
     key = name.removeprefix(kind)
-    if kind == store_keys.LISTENER:
+    if kind == fd_store.LISTENER:
         return parts.sockets.adopt(key, fds, meta)
-    if kind == store_keys.ADOPTION:
+    if kind == fd_store.ADOPTION:
         return parts.adoptions.adopt(key, fds, meta)
-    if kind == store_keys.OUTPUT:
+    if kind == fd_store.OUTPUT:
         return [parts.output.adopt(key, meta, fds[0])]
-    if kind == store_keys.TALLY:
+    if kind == fd_store.TALLY:
         parts.tallies.adopt(meta["server"], key, fds[0])
     else:
         parts.sleeping.adopt(by_key.get(meta["key"]), name, meta, fds[0])
@@ -171,10 +171,10 @@ def _take(
 
 async def _take_acceptor(parts: Parts, by_key: Mapping[str, ServerConfig]) -> None:
     """Adopt the accept helper, last of all: connections that it accepted earlier go to the servers' pairs."""
-    reply, fds = await parts.keeper.call({"op": "get", "name": store_keys.ACCEPTOR})
+    reply, fds = await parts.keeper.call({"op": "get", "name": fd_store.ACCEPTOR})
     if fds:
         owners = parts.sleeping.adopt_acceptor(reply["meta"], fds[0], by_key)
-        parts.keeper.share(store_keys.ACCEPTOR, reply["meta"], owners)
+        parts.keeper.share(fd_store.ACCEPTOR, reply["meta"], owners)
 
 
 def _keep_app_zygotes(parts: Parts, servers: Mapping[str, ServerConfig]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from poolctl import __version__
 from poolctl.address import parse
 from poolctl.errors import ServerError
-from poolctl.keeper import rendezvous, store_keys, wire
+from poolctl.keeper import fd_store, rendezvous, wire
 from poolctl.listeners.open import close_listener, refuse
 from poolctl.listeners.unix import identity_of
 from poolctl.monitor.event_queue import Events
@@ -139,7 +139,7 @@ class DashboardPage:
         self._tried.set()
         process = await DashboardProcess.start(self._keeper, self._directory, settings, mark, self._sockets)
         self._keeper.send(
-            {"op": "put", "name": store_keys.DASHBOARD_LINK, "meta": {**process.known, "mark": mark}},
+            {"op": "put", "name": fd_store.DASHBOARD_LINK, "meta": {**process.known, "mark": mark}},
             [process.link.sock.fileno()],
         )
         self._watch(process)
@@ -153,7 +153,7 @@ class DashboardPage:
     async def _adopt(self) -> None:
         """Adopt what the keeper holds, or the listener of a process whose keeper and supervisor are both dead."""
         self._adopted = True
-        reply, fds = await self._keeper.call({"op": "get", "name": store_keys.DASHBOARD})
+        reply, fds = await self._keeper.call({"op": "get", "name": fd_store.DASHBOARD})
         if not fds:
             left = await asyncio.to_thread(take_over, self._directory)
             if left is not None:
@@ -161,7 +161,7 @@ class DashboardPage:
             return
         self._bind = str(reply["meta"]["bind"])
         self._sockets = [socket.socket(fileno=fd) for fd in fds]
-        reply, fds = await self._keeper.call({"op": "get", "name": store_keys.DASHBOARD_LINK})
+        reply, fds = await self._keeper.call({"op": "get", "name": fd_store.DASHBOARD_LINK})
         if fds:
             meta = reply["meta"]
             self._watch(DashboardProcess(wire.over(fds[0]), meta, str(meta["mark"])))
@@ -172,7 +172,7 @@ class DashboardPage:
     def _hold(self, bind: str, sockets: list[socket.socket]) -> None:
         self._bind, self._sockets = bind, sockets
         fds = [sock.fileno() for sock in sockets]
-        self._keeper.send({"op": "put", "name": store_keys.DASHBOARD, "meta": {"bind": bind}}, fds)
+        self._keeper.send({"op": "put", "name": fd_store.DASHBOARD, "meta": {"bind": bind}}, fds)
 
     def _watch(self, process: DashboardProcess) -> None:
         self._process = process
@@ -182,7 +182,7 @@ class DashboardPage:
         if self._process is not process:
             return
         self._process = None
-        self._keeper.send({"op": "drop", "name": store_keys.DASHBOARD_LINK})
+        self._keeper.send({"op": "drop", "name": fd_store.DASHBOARD_LINK})
         logger.error("the dashboard's process has ended; another one is started")
         if asyncio.get_running_loop().time() - process.began > _CALM_SECONDS:
             self._pause_seconds = _FIRST_PAUSE_SECONDS
@@ -191,14 +191,14 @@ class DashboardPage:
     async def _off(self) -> None:
         if self._process is not None:
             process, self._process = self._process, None
-            self._keeper.send({"op": "drop", "name": store_keys.DASHBOARD_LINK})
+            self._keeper.send({"op": "drop", "name": fd_store.DASHBOARD_LINK})
             process.end()
         if self._sockets:
             refuse(self._sockets)  # the process that is about to end has them too
             close_listener(self._sockets, identity_of(self._bind))
             self._sockets, self._bind = [], ""
             with contextlib.suppress(LinkLost):
-                await self._keeper.call({"op": "drop", "name": store_keys.DASHBOARD})
+                await self._keeper.call({"op": "drop", "name": fd_store.DASHBOARD})
 
 
 def take_over(directory: str) -> tuple[str, list[socket.socket]] | None:

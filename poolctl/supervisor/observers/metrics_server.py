@@ -15,7 +15,7 @@ from poolctl.config import Tables
 from poolctl.errors import ServerError
 from poolctl.http.head import BadMessage
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
-from poolctl.keeper import store_keys
+from poolctl.keeper import fd_store
 from poolctl.listeners.open import BACKLOG
 from poolctl.listeners.unix import Identity, identity_of, remove
 from poolctl.monitor.event_queue import Events
@@ -52,7 +52,7 @@ class MetricsAddress:
 
     async def begin(self, tables: Tables) -> None:
         """Take over the listener of the previous supervisor; return when serving has been tried."""
-        reply, fds = await self._keeper.call({"op": "get", "name": store_keys.METRICS})
+        reply, fds = await self._keeper.call({"op": "get", "name": fd_store.METRICS})
         if fds:
             self._open = str(reply["meta"])
             self._listeners = [socket.socket(fileno=fd) for fd in fds]
@@ -112,7 +112,7 @@ class MetricsAddress:
         self._listeners = await self._opener.listen(parse(bind))
         self._open, self._identity = bind, identity_of(bind)
         self._keeper.send(
-            {"op": "put", "name": store_keys.METRICS, "meta": bind},
+            {"op": "put", "name": fd_store.METRICS, "meta": bind},
             [sock.fileno() for sock in self._listeners],
         )
 
@@ -139,7 +139,7 @@ class MetricsAddress:
                 sock.close()
             self._open, self._listeners = None, []
             with contextlib.suppress(LinkLost):
-                await self._keeper.call({"op": "drop", "name": store_keys.METRICS})
+                await self._keeper.call({"op": "drop", "name": fd_store.METRICS})
 
 
 LIMITS = ServerLimits(

@@ -13,8 +13,8 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 
-from poolctl.keeper import store_keys
-from poolctl.keeper.watchdog import PING_SECONDS, SILENT_SECONDS, Watchdog
+from poolctl.clock import PING_SECONDS, SILENT_SECONDS, Watchdog
+from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.process_watchdog import identity, kill
@@ -140,6 +140,6 @@ def irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:
     if pid == 1:
         return "it is the first process of a container (PID 1)"
     # `poolctl run`, which has a lifeline, is a service's main process itself; `poolctl start` makes the keeper that.
-    if env.get("NOTIFY_SOCKET") and store_keys.LIFELINE not in keeper.entries:
+    if env.get("NOTIFY_SOCKET") and fd_store.LIFELINE not in keeper.entries:
         return "it is the main process of a systemd service"
     return "" if keeper.whole else "the supervisor does not know all of its descriptors yet"

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from poolctl import bootstrap
-from poolctl.keeper import store_keys, wire
-from poolctl.keeper.background import in_background
+from poolctl.keeper import fd_store, wire
+from poolctl.keeper.spawn import in_background
 from poolctl.runners.process_watchdog import identity, kill
 from poolctl.values import Table
 
@@ -23,7 +23,7 @@ _HELLO_SECONDS = 20.0
 _FULL_SECONDS = 0.002
 # A keeper that is silent, or whose socket is full, for this long gets SIGCONT.
 _LATE_SECONDS = 2.0
-_FIRST = (store_keys.CONTROL, store_keys.WANTED, store_keys.CONFIGURATION)
+_FIRST = (fd_store.CONTROL, fd_store.WANTED, fd_store.CONFIGURATION)
 # Another process may be doing the same with the same descriptors, or a keeper is about to end.
 _REFUSALS = 5
 
@@ -86,7 +86,7 @@ def _fill(link: socket.socket, keeper: Table, entries: Entries, *, terminate: bo
         meta, fds = entries[name]
         _send(link, keeper, {"op": "put", "name": name, "meta": meta}, fds)
     for name, (meta, _) in entries.items():
-        if name.startswith(store_keys.WORKER):
+        if name.startswith(fd_store.WORKER):
             _send(link, keeper, {"op": "watch", "pid": meta["pid"], "start": meta["start"]})
     if terminate:
         _send(link, keeper, {"op": "terminate"})

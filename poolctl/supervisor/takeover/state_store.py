@@ -17,7 +17,7 @@ from poolctl import __version__
 from poolctl.config import ServerConfig, Surroundings, Tables
 from poolctl.core.record import record_of, restore
 from poolctl.core.state import Entry
-from poolctl.keeper import desired_state_file, store_keys
+from poolctl.keeper import fd_store, rendezvous
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.link import Link
 from poolctl.values import Table
@@ -80,7 +80,7 @@ class StateStore:
 
     async def configuration(self) -> StoredConfiguration | None:
         """The configuration that the previous supervisor had in force; None if there was none."""
-        content = await self._read(store_keys.CONFIGURATION)
+        content = await self._read(fd_store.CONFIGURATION)
         if content is None:
             return None
         try:
@@ -95,14 +95,14 @@ class StateStore:
     def save_configuration(self, configuration: StoredConfiguration) -> None:
         """Store the configuration in force."""
         self._missing, self._stale = configuration.missing, True
-        self._write(store_keys.CONFIGURATION, pickle.dumps((__version__, configuration)))
+        self._write(fd_store.CONFIGURATION, pickle.dumps((__version__, configuration)))
 
     async def restore(self, entries: dict[str, Entry]) -> set[str]:
         """Restore the entries' desired state; returns the names of those with a recorded state.
 
         All of it stays part of the record, so a change of one entry does not lose the state of the others.
         """
-        stored = await self._read(store_keys.WANTED)
+        stored = await self._read(fd_store.WANTED)
         records: Table = self.saved_state().servers if stored is None else json.loads(stored)
         for name in records.keys() & entries.keys():
             restore(entries[name], records[name])
@@ -127,12 +127,12 @@ class StateStore:
         content = b"{%s}" % b", ".join(records)
         if content != self._stored:
             self._stored = content
-            self._write(store_keys.WANTED, content)
+            self._write(fd_store.WANTED, content)
         state = b'{"missing": %s, "servers": %s}' % (_json(self._missing), content)
         if state != self._written and not self._deleted:
             self._written = state
             try:
-                desired_state_file.write(self._directory, state)
+                rendezvous.write_desired(self._directory, state)
             except OSError as error:
                 logger.warning(
                     "if keeper and supervisor are killed together, live changes are lost: %s", error
@@ -144,22 +144,22 @@ class StateStore:
 
     def saved_state(self) -> SavedState:
         """The content of the file: the state of a pool whose keeper was killed with its supervisor."""
-        found = desired_state_file.read(self._directory)
+        found = rendezvous.read_desired(self._directory)
         return SavedState(dict(found.get("servers") or {}), list(found.get("missing") or ()))
 
     def delete_file(self) -> None:
         """Delete the file for good: the pool ends on purpose, and no later one continues it."""
         self._deleted = True
-        desired_state_file.remove(self._directory)
+        rendezvous.remove_desired(self._directory)
 
     async def totals(self) -> Table:
         """The totals that the previous supervisor had counted."""
-        found: Table = json.loads(await self._read(store_keys.TOTALS) or b"{}")
+        found: Table = json.loads(await self._read(fd_store.TOTALS) or b"{}")
         return found
 
     def save_totals(self, totals: Table) -> None:
         """Store what was counted."""
-        self._write(store_keys.TOTALS, json.dumps(totals).encode())
+        self._write(fd_store.TOTALS, json.dumps(totals).encode())
 
     def _write(self, name: str, content: bytes) -> None:
         fd = sealed_file(f"poolctl-{name}", content)

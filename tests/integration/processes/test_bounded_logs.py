@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.keeper.output_file import MAX_SIZE_BYTES
+from poolctl.keeper.spawn import MAX_SIZE_BYTES
 from poolctl.worker.process_setup import CONTROL_FD
 from tests.real_pool import HELLO_APP, RealPool
 

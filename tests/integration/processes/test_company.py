@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl.keeper import wire
-from poolctl.keeper.background import Companion, Limits, in_company
+from poolctl.keeper.spawn import Companion, Limits, in_company
 from tests.deadline import wait_until
 
 pytestmark = pytest.mark.unmeasured

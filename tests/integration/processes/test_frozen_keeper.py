@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.keeper.watchdog import PING_SECONDS, SILENT_SECONDS
+from poolctl.clock import PING_SECONDS, SILENT_SECONDS
 from tests.http_get import get
 from tests.integration.processes.test_successors import supervisor_of
 from tests.processes import is_alive, stat

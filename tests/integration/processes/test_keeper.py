@@ -17,7 +17,7 @@ import pytest
 
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
-from poolctl.keeper.background import in_background
+from poolctl.keeper.spawn import in_background
 from tests.deadline import wait_until
 from tests.processes import descriptors, is_alive, stat
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from poolctl.clock import PING_SECONDS, SILENT_SECONDS
 from poolctl.keeper import wire
-from poolctl.keeper.channel import Donor
-from poolctl.keeper.watchdog import PING_SECONDS, SILENT_SECONDS
+from poolctl.keeper.clients import Donor
 from poolctl.platform import process_start
 from tests.deadline import wait_until
 from tests.processes import stat

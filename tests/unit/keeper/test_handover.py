@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from poolctl.keeper import handover, wire
-from poolctl.keeper.store import Store
+from poolctl.keeper.fd_store import Store
 
 Pair = tuple[socket.socket, socket.socket]
 

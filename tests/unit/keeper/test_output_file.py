@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.keeper.output_file import MAX_SIZE_BYTES, rotate_if_large
+from poolctl.keeper.spawn import MAX_SIZE_BYTES, rotate_if_large
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from poolctl.keeper.pidfd_watch import Watcher, kill_rest
-from poolctl.keeper.reap import Reaper
+from poolctl.keeper.reap import Reaper, Watcher, kill_rest
 from poolctl.platform import process_start
 from tests.deadline import wait_until
 from tests.processes import is_alive

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from poolctl.keeper.supervisor_process import CALM, SupervisorProcess
+from poolctl.keeper.clients import CALM, SupervisorProcess
 
 
 def test_pauses_grow_up_to_half_a_minute_and_start_over_after_a_steady_run(tmp_path: Path) -> None:

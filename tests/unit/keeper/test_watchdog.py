@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from poolctl.keeper.watchdog import FIRST_MESSAGE_SECONDS, PING_SECONDS, SILENT_SECONDS, Watchdog
+from poolctl.clock import FIRST_MESSAGE_SECONDS, PING_SECONDS, SILENT_SECONDS, Watchdog
 
 
 def silent_at(watchdog: Watchdog, until: float) -> float | None:

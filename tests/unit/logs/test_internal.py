@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.clock import ManualClock, RateLimit
-from poolctl.keeper.output_file import MAX_SIZE_BYTES
+from poolctl.keeper.spawn import MAX_SIZE_BYTES
 from poolctl.logs.internal import InternalLog
 
 

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
-from poolctl.keeper.output_file import MAX_SIZE_BYTES
+from poolctl.keeper.spawn import MAX_SIZE_BYTES
 from poolctl.runners.local.resources.own_logs import OwnLogs
 
 

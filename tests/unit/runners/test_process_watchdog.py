@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from poolctl.clock import Watchdog
 from poolctl.keeper import wire
-from poolctl.keeper.watchdog import Watchdog
 from poolctl.runners.link import Link
 from poolctl.runners.process_watchdog import PING, ProcessWatchdog, identity, kill
 

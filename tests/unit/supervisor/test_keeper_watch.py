@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from poolctl.clock import SystemClock
-from poolctl.keeper import store_keys, wire
-from poolctl.keeper.watchdog import Watchdog
+from poolctl.clock import SystemClock, Watchdog
+from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.keeper_link import KeeperLink
 from poolctl.supervisor.takeover.keeper_watch import KeeperWatch, irreplaceable
@@ -150,7 +149,7 @@ def test_an_irreplaceable_keeper_is_reported_and_not_killed(process: subprocess.
         (
             2,
             {"NOTIFY_SOCKET": "/run/systemd/notify"},
-            [store_keys.LIFELINE],
+            [fd_store.LIFELINE],
             True,
             "",
         ),  # `poolctl run` is that

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poolctl.core.record import record_of
-from poolctl.keeper.store import Store
+from poolctl.keeper.fd_store import Store
 from poolctl.runners.protocol import Exit
 from poolctl.supervisor.observers import statistics as statistics_module
 from poolctl.supervisor.observers.statistics import Statistics

@@ -14,9 +14,9 @@ import pytest
 from poolctl.config import ServerConfig
 from poolctl.core.desired import Desired, Overrides
 from poolctl.core.state import Entry
-from poolctl.keeper import desired_state_file, store_keys
+from poolctl.keeper import fd_store, rendezvous
+from poolctl.keeper.fd_store import Store
 from poolctl.keeper.keeper import Keeper
-from poolctl.keeper.store import Store
 from poolctl.platform import sealed_file
 from poolctl.runners.link import Link
 from poolctl.supervisor.takeover.state_store import StateStore
@@ -83,10 +83,10 @@ class History:
                 self.wanted[name][key] = value
             store.note_changed(*(entries[name] for name in changed))
             store.save(entries)
-            assert set(desired_state_file.read(self.directory)["servers"]) >= set(changed)
+            assert set(rendezvous.read_desired(self.directory)["servers"]) >= set(changed)
         link.end()
         if self.chance.random() < 0.3:
-            self.store.drop(store_keys.WANTED)
+            self.store.drop(fd_store.WANTED)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -107,7 +107,7 @@ def test_workers_of_an_older_supervisor_are_taken_over() -> None:
         link = StoreLink(Store())
         left = {"a": {"wanted": True, "count": 2}, "b": {"dismissed": True}, "gone": {"wanted": True}}
         fd = sealed_file("wanted", json.dumps(left).encode())
-        link.send({"op": "put", "name": store_keys.WANTED}, [fd])
+        link.send({"op": "put", "name": fd_store.WANTED}, [fd])
         os.close(fd)
         entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}
         assert await StateStore(link, "/nowhere").restore(entries) == {"a", "b", "gone"}

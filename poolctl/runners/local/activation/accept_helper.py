@@ -13,7 +13,7 @@ from signal import SIGKILL
 from typing import NamedTuple
 
 from poolctl.bootstrap import command
-from poolctl.keeper import store_keys, wire
+from poolctl.keeper import fd_store, wire
 from poolctl.keeper.handover import Connection
 
 from ... import withheld
@@ -110,7 +110,7 @@ class AcceptHelper:
                 return  # its exit also closes the link
         if link is self._link:
             self._pid = int(reply["pid"])
-            put = {"op": "put", "name": store_keys.ACCEPTOR, "meta": {"pid": self._pid}}
+            put = {"op": "put", "name": fd_store.ACCEPTOR, "meta": {"pid": self._pid}}
             self._keeper.send(put, [link.sock])
         else:
             self._kill(int(reply["pid"]))
@@ -170,7 +170,7 @@ class AcceptHelper:
             request.done(Fetched(failed=True, blocked=blocked and place == 0))
 
     def _forget(self) -> None:
-        self._keeper.send({"op": "drop", "name": store_keys.ACCEPTOR})
+        self._keeper.send({"op": "drop", "name": fd_store.ACCEPTOR})
         self._link = None
         self._up = False
         self._set_timer()

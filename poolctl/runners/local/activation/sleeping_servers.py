@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from poolctl.config import ServerConfig
-from poolctl.keeper import store_keys, wire
+from poolctl.keeper import fd_store, wire
 from poolctl.keeper.handover import Connection
 from poolctl.platform import close_promptly
 
@@ -119,7 +119,7 @@ class SleepingServers:
 
     def keep(self, key: str, sock: Connection) -> str:
         """See Handoff."""
-        name = f"{store_keys.HELD_CONNECTION}{next(self._numbers)}"
+        name = f"{fd_store.HELD_CONNECTION}{next(self._numbers)}"
         try:
             self._keeper.send({"op": "put", "name": name, "meta": {"key": key, **sock.limits()}}, [sock])
         except OSError:

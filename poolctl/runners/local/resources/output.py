@@ -14,7 +14,7 @@ from typing import Any
 
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig, masked_text
-from poolctl.keeper import store_keys, wire
+from poolctl.keeper import fd_store, wire
 from poolctl.logs.log_line import stamp
 from poolctl.logs.read import tail
 
@@ -69,7 +69,7 @@ class Output:
         Raises LinkLost if it cannot be started.
         """
         # The keeper has it too: a logger gets end of file only when the pool has lost both.
-        reply, kept = await self._keeper.call({"op": "get", "name": store_keys.LOGGER})
+        reply, kept = await self._keeper.call({"op": "get", "name": fd_store.LOGGER})
         if kept:
             self._link = self._linked(wire.over(kept[0]))
         else:
@@ -93,13 +93,13 @@ class Output:
 
     async def _note(self) -> list[int]:
         """The file in which a logger notes its move in progress for its successor, and a pipe."""
-        _, kept = await self._keeper.call({"op": "get", "name": store_keys.UNDERWAY})
+        _, kept = await self._keeper.call({"op": "get", "name": fd_store.UNDERWAY})
         if kept:
             return kept
         fds = [os.memfd_create("poolctl-log", os.MFD_CLOEXEC), *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)]
         with contextlib.suppress(OSError):  # one move may consist of so many parts
             fcntl.fcntl(fds[1], fcntl.F_SETPIPE_SZ, _TAKEN_BYTES)
-        self._keeper.send({"op": "put", "name": store_keys.UNDERWAY}, fds)
+        self._keeper.send({"op": "put", "name": fd_store.UNDERWAY}, fds)
         return fds
 
     async def _spawn(self) -> socket.socket:
@@ -116,7 +116,7 @@ class Output:
                 },
                 [theirs.fileno()],
             )
-        self._keeper.send({"op": "put", "name": store_keys.LOGGER}, [ours])
+        self._keeper.send({"op": "put", "name": fd_store.LOGGER}, [ours])
         return ours
 
     def path(self, server: ServerConfig) -> str:
@@ -158,7 +158,7 @@ class Output:
         message["pid"] = pid
         if start is not None:
             message["start"] = start
-        self._keeper.send({"op": "put", "name": f"{store_keys.OUTPUT}{key}", "meta": message}, [read])
+        self._keeper.send({"op": "put", "name": f"{fd_store.OUTPUT}{key}", "meta": message}, [read])
         if self._link is not None:
             self._link.send(message, [read])
 
@@ -219,8 +219,8 @@ class Output:
             self._link.send({"t": "end"})
             self._link.close()
             self._link = None
-            self._keeper.send({"op": "drop", "name": store_keys.LOGGER})
-            self._keeper.send({"op": "drop", "name": store_keys.UNDERWAY})
+            self._keeper.send({"op": "drop", "name": fd_store.LOGGER})
+            self._keeper.send({"op": "drop", "name": fd_store.UNDERWAY})
         for read, _ in self._pipes.values():
             read.close()
         self._pipes.clear()
@@ -232,7 +232,7 @@ class Output:
             self._watched.received(message)
         if message.get("t") == "eof" and key in self._pipes:
             self._pipes.pop(key)[0].close()
-            self._keeper.send({"op": "drop", "name": f"{store_keys.OUTPUT}{key}"})
+            self._keeper.send({"op": "drop", "name": f"{fd_store.OUTPUT}{key}"})
             self._finished.pop(key).set()
         elif message.get("t") == "synced" and self._reopened is not None:
             self._reopened.set()
@@ -249,12 +249,12 @@ class Output:
         # Started again at once: a pipe holds 64 KiB, and a worker that fills it waits.
         self._link = None
         self._watch_no_more()
-        self._keeper.send({"op": "drop", "name": store_keys.LOGGER})
+        self._keeper.send({"op": "drop", "name": fd_store.LOGGER})
         self._restarting = asyncio.ensure_future(self._again())
 
     def _known(self, identity: dict[str, Any]) -> None:
         """Store the logger's identity for a successor."""
-        self._keeper.send({"op": "note", "name": store_keys.LOGGER, "meta": identity})
+        self._keeper.send({"op": "note", "name": fd_store.LOGGER, "meta": identity})
 
     def _watch_no_more(self) -> None:
         if self._watched is not None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 
-from poolctl.keeper.output_file import rotate_if_large
+from poolctl.keeper.spawn import rotate_if_large
 from poolctl.logs.inotify import DirectoryWatch
 
 _GATHER_SECONDS = 0.05

@@ -8,7 +8,7 @@ import socket
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.keeper import store_keys, wire
+from poolctl.keeper import fd_store, wire
 from poolctl.listeners.open import Inherited, close_listener, describe, refuse
 from poolctl.listeners.unix import identity_of
 
@@ -37,7 +37,7 @@ class Sockets:
         if key in self._open and not self.shared(key):
             self._shared.add(key)
             meta = {"server": server.name, "shared": True}
-            self._keeper.send({"op": "note", "name": f"{store_keys.LISTENER}{key}", "meta": meta})
+            self._keeper.send({"op": "note", "name": f"{fd_store.LISTENER}{key}", "meta": meta})
         return self.of(server)
 
     def shared(self, key: str) -> bool:
@@ -73,7 +73,7 @@ class Sockets:
         self._keeper.send(
             {
                 "op": "put",
-                "name": f"{store_keys.LISTENER}{key}",
+                "name": f"{fd_store.LISTENER}{key}",
                 "meta": {"server": server.name, "shared": self.shared(key)},
             },
             self._open[key],
@@ -90,7 +90,7 @@ class Sockets:
             refuse(sockets)
         close_listener(sockets, self._identities.pop(key, None))
         with contextlib.suppress(LinkLost):
-            await self._keeper.call({"op": "drop", "name": f"{store_keys.LISTENER}{key}"})
+            await self._keeper.call({"op": "drop", "name": f"{fd_store.LISTENER}{key}"})
 
     async def close_all(self) -> None:
         """Close every listener."""

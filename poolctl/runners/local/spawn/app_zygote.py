@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from poolctl.config import masked_text
-from poolctl.keeper import store_keys, wire
+from poolctl.keeper import fd_store, wire
 
 from ... import untrusted
 from ...link import Link, LinkLost, Refused
@@ -45,7 +45,7 @@ class AppZygote:
     @property
     def name(self) -> str:
         """The name of its entry in the keeper's store."""
-        return f"{store_keys.APP_ZYGOTE}{self.key}.{self.process.pid}"
+        return f"{fd_store.APP_ZYGOTE}{self.key}.{self.process.pid}"
 
     @property
     def forking(self) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from poolctl.config import ServerConfig, interpreter, missing_program
 from poolctl.errors import ServerError
-from poolctl.keeper import rendezvous, store_keys, wire
+from poolctl.keeper import fd_store, rendezvous, wire
 from poolctl.platform import sealed_file
 
 from ...descriptor import HasDescriptor
@@ -269,7 +269,7 @@ class Forker:
         of_the_worker = (None, notify) if worker.server.command else (control, worker.tally)
         kept: list[HasDescriptor] = [each for each in of_the_worker if each is not None]
         self._keeper.send(
-            {"op": "put", "name": f"{store_keys.WORKER}{worker.placement.id}", "meta": worker.meta()}, kept
+            {"op": "put", "name": f"{fd_store.WORKER}{worker.placement.id}", "meta": worker.meta()}, kept
         )
         # First recorded, then ordered to begin: at no moment does a supervisor's exit leave it unknown.
         if worker.server.command:

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from poolctl.bootstrap import as_user, command
 from poolctl.config import enter_as
-from poolctl.keeper import store_keys, wire
+from poolctl.keeper import fd_store, wire
 from poolctl.platform import process_start
 
 from ... import untrusted, withheld
@@ -146,7 +146,7 @@ class Zygotes:
         task = self._running.pop(key, None)
         if task is None:
             return
-        self._keeper.send({"op": "drop", "name": f"{store_keys.ZYGOTE}{key}"})
+        self._keeper.send({"op": "drop", "name": f"{fd_store.ZYGOTE}{key}"})
         if task.done() and not task.cancelled() and task.exception() is None:
             self._let_go(task.result())
         else:
@@ -189,7 +189,7 @@ class Zygotes:
         def on_end() -> None:
             if self._running.get(key) is starting:
                 del self._running[key]
-                self._keeper.send({"op": "drop", "name": f"{store_keys.ZYGOTE}{key}"})
+                self._keeper.send({"op": "drop", "name": f"{fd_store.ZYGOTE}{key}"})
             if not up.done():
                 up.set_exception(LinkLost("the interpreter exited at its start"))
             self._let_go(link)
@@ -219,7 +219,7 @@ class Zygotes:
 
     async def _kept(self, key: str) -> tuple[socket.socket, Process] | None:
         """A zygote from the keeper's store, if it has the right environment."""
-        reply, fds = await self._keeper.call({"op": "get", "name": f"{store_keys.ZYGOTE}{key}"})
+        reply, fds = await self._keeper.call({"op": "get", "name": f"{fd_store.ZYGOTE}{key}"})
         if not fds:
             return None
         meta = reply.get("meta") or {}
@@ -240,7 +240,7 @@ class Zygotes:
             reply, _ = await self._keeper.call(order, [theirs.fileno()])
         meta = {"without": without, "pid": reply["pid"], "start": process_start(reply["pid"])}
         self._keeper.send(
-            {"op": "put", "name": f"{store_keys.ZYGOTE}{source.key}", "meta": meta}, [ours.fileno()]
+            {"op": "put", "name": f"{fd_store.ZYGOTE}{source.key}", "meta": meta}, [ours.fileno()]
         )
         return ours, _process(meta)
 

@@ -11,7 +11,7 @@ import contextlib
 import socket
 
 from poolctl.config import ServerConfig
-from poolctl.keeper import handover, store_keys, wire
+from poolctl.keeper import fd_store, handover, wire
 from poolctl.platform import close_promptly
 
 from ...link import Link, LinkLost
@@ -47,7 +47,7 @@ class AdoptionPairs:
         take.setblocking(False)
         self._pairs[server.key] = (protocol(server), give, take)
         meta = {"server": server.name, "protocol": protocol(server)}
-        entry = {"op": "put", "name": f"{store_keys.ADOPTION}{server.key}", "meta": meta}
+        entry = {"op": "put", "name": f"{fd_store.ADOPTION}{server.key}", "meta": meta}
         self._keeper.send(entry, [give, take])
 
     def of(self, server: ServerConfig) -> tuple[socket.socket, ...]:
@@ -94,12 +94,12 @@ class AdoptionPairs:
         self.empty(key)
         self._forget(key)
         with contextlib.suppress(LinkLost):
-            await self._keeper.call({"op": "drop", "name": f"{store_keys.ADOPTION}{key}"})
+            await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
     def drop(self, key: str) -> None:
         """Give up the pair of an address, which is empty, until it is needed again."""
         self._forget(key)
-        self._keeper.send({"op": "drop", "name": f"{store_keys.ADOPTION}{key}"})
+        self._keeper.send({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
     async def close_all(self) -> None:
         """Close every pair."""

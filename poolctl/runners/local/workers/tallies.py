@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from poolctl.keeper import store_keys
+from poolctl.keeper import fd_store
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, Counts, completed, new_page, read_page
 
 from ...link import Link
@@ -88,7 +88,7 @@ class Tallies:
             left = completed(counts)
             if any(left):
                 self._keeper.send(
-                    {"op": "put", "name": f"{store_keys.TALLY}{name}", "meta": {"server": server}}, [tally.fd]
+                    {"op": "put", "name": f"{fd_store.TALLY}{name}", "meta": {"server": server}}, [tally.fd]
                 )
                 self._open.add(name)
                 self.add_up(name, server, left)
@@ -106,7 +106,7 @@ class Tallies:
     def settled(self) -> None:
         """The reported counts have been added up where they outlive this process."""
         for name in self._open:
-            self._keeper.send({"op": "drop", "name": f"{store_keys.TALLY}{name}"})
+            self._keeper.send({"op": "drop", "name": f"{fd_store.TALLY}{name}"})
         self._open.clear()
 
     @property

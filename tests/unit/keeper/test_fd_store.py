@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import integers, sampled_from
 
-from poolctl.keeper.store import Store
+from poolctl.keeper.fd_store import Store
 
 NAMES = sampled_from(["control", "wanted", "listener:a", "listener:b", "worker:é.1.0"])
 

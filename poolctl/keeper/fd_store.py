@@ -1,4 +1,8 @@
-"""The descriptor store: named descriptors that outlive the process that put them there (after systemd's FDSTORE)."""
+"""The descriptor store: named descriptors that outlive the process that put them there (after systemd's FDSTORE).
+
+Exactly the names of a pool's sockets and workers contain a colon: a keeper without a supervisor keeps running for
+their sake (`Store.holds_work`).
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,30 @@ import json
 import os
 
 from ..platform import process_start
-from . import store_keys, wire
+from . import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+# Given to the pool at its start.
+CONTROL, LIFELINE, INHERITED = "control", "lifeline", "inherited"
+# Helpers: the links to them, and the logger's move in progress. Zygotes belong to the version that started them: one an
+# interpreter, one an application.
+LOGGER, UNDERWAY = "logger", "logger-underway"
+ACCEPTOR = "acceptor"
+ZYGOTE, APP_ZYGOTE = "zygote ", "appzygote "
+OF_THE_VERSION = (ZYGOTE, APP_ZYGOTE)
+# Work, by a server's key, a worker's id, or a number.
+LISTENER, ADOPTION, OUTPUT = "listener:", "adoption:", "output:"
+WORKER, TALLY, HELD_CONNECTION = "worker:", "tally:", "visitor:"
+# State that a supervisor leaves to its successor, and its own endpoints.
+CONFIGURATION, WANTED, TOTALS = "configuration", "wanted", "totals"
+CERTIFICATES = "certificates"
+METRICS, DASHBOARD, DASHBOARD_LINK = "metrics", "dashboard", "dashboard link"
+
+# Not an entry, but named with them in the plan: the supervisor is the client itself.
+SUPERVISOR = "supervisor"
 
 _PAGE = 200
 _PAGE_BYTES = wire.MAX_MESSAGE_BYTES // 2
@@ -77,21 +100,21 @@ def fill(store: Store, plan: dict[str, Any]) -> tuple[int, int] | None:
     """
     control, lifeline, names = plan["control"], plan.get("lifeline", -1), plan["inherited"]
     first = max(control, lifeline) + 1
-    _keep(store, store_keys.CONTROL, None, [control])
+    _keep(store, CONTROL, None, [control])
     if lifeline >= 0:
-        _keep(store, store_keys.LIFELINE, None, [lifeline])
+        _keep(store, LIFELINE, None, [lifeline])
     if names:
-        _keep(store, store_keys.INHERITED, names, list(range(first, first + len(names))))
+        _keep(store, INHERITED, names, list(range(first, first + len(names))))
     supervisor = None
     for name, (pid, link) in plan["begun"].items():
         if not pid:
             os.close(link)
-        elif name == store_keys.SUPERVISOR:
+        elif name == SUPERVISOR:
             supervisor = pid, link
         else:
             # A zygote's workers inherit its environment: the supervisor decides whether it is the right one.
             meta = {"without": plan.get("without", []), "pid": pid, "start": process_start(pid)}
-            _keep(store, name, meta if name.startswith(store_keys.ZYGOTE) else None, [link])
+            _keep(store, name, meta if name.startswith(ZYGOTE) else None, [link])
     return supervisor
 
 
