@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from poolctl.pool.select import Selector
+    from poolctl.selection.selector import Selector
 
 FORMATS = ("table", "wide", "json", "jsonl", "name")
 # The stable keys of an item, in the order in which `-o wide` shows what it shows of them.
@@ -95,7 +95,7 @@ class CommandRequest:
 
     def selector(self) -> Selector:
         """The selection. SelectorError for a bad regular expression, an unknown state or health."""
-        from poolctl.pool.select import Selector
+        from poolctl.selection.selector import Selector
 
         get = self.values.get
         return Selector(

@@ -20,7 +20,7 @@ from poolctl.control.directory import state_dir
 from poolctl.control.messages import item
 from poolctl.errors import PoolError
 from poolctl.expressions import FASTER
-from poolctl.pool.select import select
+from poolctl.selection.selector import select
 from poolctl.values import Value
 
 if TYPE_CHECKING:

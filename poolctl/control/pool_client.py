@@ -67,7 +67,7 @@ class PoolClient:
         As in `Pool.filter`: nothing matches when both are empty; PoolParamError for an invalid expression.
         The expression is matched in the caller's thread, without a time limit.
         """
-        from poolctl.pool.match import Row, matching
+        from poolctl.selection.field_filter import Row, matching
 
         document = self.list(selector={**(selector or {}), "allow_empty": True})
         rows = {item["bind"]: Row(item["name"], item["expose"]) for item in document["items"]}

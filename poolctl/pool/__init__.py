@@ -1,4 +1,4 @@
-"""The keyed pool of the Python API; `poolctl.pool.select` chooses among plain mappings and imports none of it."""
+"""The keyed pool of the Python API."""
 
 from __future__ import annotations
 

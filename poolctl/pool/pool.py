@@ -15,12 +15,12 @@ from poolctl.errors import (
     ServerError,
 )
 from poolctl.runners.protocol import Runner
+from poolctl.selection.field_filter import checked, matching, values
 from poolctl.states import Field
 
 from . import engine, start_stop
 from .context import PoolContext
 from .engine import LOCK
-from .match import checked, matching, values
 from .members import Members
 from .monitor import Monitor
 from .server import Server

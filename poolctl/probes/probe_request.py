@@ -9,8 +9,8 @@ from poolctl.config import Probe, ServerConfig
 from poolctl.expressions import is_plain
 from poolctl.http.head import request_head
 from poolctl.http.response_reader import ResponseReader
-from poolctl.matching.matcher import TOO_SLOW, matcher
-from poolctl.matching.matcher import Answer as Matched
+from poolctl.selection.matcher import TOO_SLOW, matcher
+from poolctl.selection.matcher import Answer as Matched
 
 from .probe_connection import OnResult, ProbeReply
 

@@ -24,12 +24,12 @@ from poolctl.core.state import Entry
 from poolctl.core.trace import Trace
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
 from poolctl.keeper import fd_store, wire
-from poolctl.matching.matcher import close_matcher
-from poolctl.pool.select import Selector
 from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.protocol import Exit, Placement
 from poolctl.runners.registry import make_runner
 from poolctl.runners.site import RunnerSite
+from poolctl.selection.matcher import close_matcher
+from poolctl.selection.selector import Selector
 from poolctl.units import format_duration
 from poolctl.values import Value
 

@@ -18,8 +18,8 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 FLOORS = {
     "errors": 0, "exit_codes": 0, "states": 0, "clock": 0, "units": 0, "address": 0, "platform": 0, "bootstrap": 0,
     "safe_open": 0, "expressions": 0, "json_text": 0, "values": 0,
-    "config": 1, "http": 1,
-    "matching": 2, "listeners": 2, "keeper": 2, "worker": 2, "logs": 2, "runners": 2, "probes": 2, "acceptor": 2,
+    "config": 1, "http": 1, "selection": 1,
+    "listeners": 2, "keeper": 2, "worker": 2, "logs": 2, "runners": 2, "probes": 2, "acceptor": 2,
     "core": 3,
     "pool": 4, "control": 4, "monitor": 4, "gateway": 4,
     "supervisor": 5,
@@ -52,11 +52,11 @@ TOP = 6
 
 STANDARD_LIBRARY_ONLY = [
     "keeper", "acceptor", "logs", "platform", "errors", "exit_codes", "states", "clock", "address", "units",
-    "expressions", "json_text", "values", "matching.__main__", "http",
+    "expressions", "json_text", "values", "selection", "http",
 ]  # fmt: skip
 LIGHT = [
     *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.files.find", "control.directory", "control.client",
-    "cli.main", "cli.command_line", "cli.render", "pool.select", "pool.unmatched",
+    "cli.main", "cli.command_line", "cli.render",
 ]  # fmt: skip
 HEAVY = {
     "pydantic",

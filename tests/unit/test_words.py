@@ -18,10 +18,10 @@ ROOT = Path(__file__).parents[2]
 # Directories and files that are clean; add another one when it is.
 CLEAN = [
     "poolctl/cli", "poolctl/keeper", "poolctl/worker", "poolctl/runners", "poolctl/logs", "poolctl/listeners",
-    "poolctl/matching", "poolctl/acceptor", "poolctl/web", "poolctl/pool", "poolctl/core", "poolctl/config",
+    "poolctl/selection", "poolctl/acceptor", "poolctl/web", "poolctl/pool", "poolctl/core", "poolctl/config",
     "poolctl/monitor", "poolctl/http", "poolctl/probes", "poolctl/address", "poolctl/supervisor",
     "completions", "README.md", "docs", "tests/unit/cli", "tests/unit/web", "tests/unit/listeners", "tests/unit/logs",
-    "tests/unit/monitor", "tests/unit/probes", "tests/unit/http", "tests/unit/matching", "tests/browser",
+    "tests/unit/monitor", "tests/unit/probes", "tests/unit/http", "tests/unit/selection", "tests/browser",
     "tests/unit/supervisor", "tests/unit/core",
     *(f"poolctl/{each.name}" for each in sorted((ROOT / "poolctl").glob("*.py"))),
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from poolctl.cli.remote import ask, selected
 from poolctl.control.client import NoSupervisor
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import NOTHING_MATCHED
-from poolctl.pool.select import selection_needed
+from poolctl.selection.selector import selection_needed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from poolctl.cli.remote import selected
 from poolctl.cli.render import field_text
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.expressions import BadExpression, compiled
-from poolctl.pool.select import select
+from poolctl.selection.selector import select
 
 if TYPE_CHECKING:
     import re

@@ -12,7 +12,7 @@ from poolctl.control.server import Progress
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.monitor.event_queue import Events
-from poolctl.pool.select import Selector
+from poolctl.selection.selector import Selector
 
 from ..active_configuration import PoolEnvironment
 from .statistics import Statistics

@@ -17,7 +17,7 @@ from poolctl.core.state import Worker
 from poolctl.core.view import LEAVING
 from poolctl.monitor.exposition import Family, render
 from poolctl.platform import cpu_seconds, memory_bytes
-from poolctl.pool.select import Selector
+from poolctl.selection.selector import Selector
 from poolctl.states import State
 from poolctl.worker import tally
 

@@ -15,7 +15,7 @@ from poolctl.core.state import Entry
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED
 from poolctl.monitor.event_queue import Events
-from poolctl.pool.select import Selector, SelectorError
+from poolctl.selection.selector import Selector, SelectorError
 from poolctl.states import State, Status
 
 from ..active_configuration import ActiveConfiguration

@@ -16,7 +16,7 @@ from poolctl.core.core import Core
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
-from poolctl.pool.select import Selector
+from poolctl.selection.selector import Selector
 
 from ..active_configuration import PoolEnvironment
 from ..deferred_imports import DeferredImports

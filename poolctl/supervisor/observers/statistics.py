@@ -13,7 +13,7 @@ from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import cpu_seconds, memory_bytes
-from poolctl.pool.select import Selector
+from poolctl.selection.selector import Selector
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 

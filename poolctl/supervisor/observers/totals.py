@@ -9,8 +9,8 @@ from poolctl.core.availability import KO, OK, WARN, Availability
 from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.monitor.event_queue import Events
-from poolctl.pool.select import Selector
 from poolctl.runners.protocol import Counters
+from poolctl.selection.selector import Selector
 from poolctl.values import Table
 from poolctl.worker.tally import COUNTED, Counts, add
 

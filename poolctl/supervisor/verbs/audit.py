@@ -14,7 +14,7 @@ from poolctl.control.server import Request
 from poolctl.core.events import caused_by
 from poolctl.exit_codes import USAGE
 from poolctl.monitor.event_queue import Events
-from poolctl.pool.select import Selector, SelectorError
+from poolctl.selection.selector import Selector, SelectorError
 
 from .verb import NothingMatched
 

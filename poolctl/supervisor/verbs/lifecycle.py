@@ -9,7 +9,7 @@ from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.state import Entry
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
-from poolctl.pool.select import Selector
+from poolctl.selection.selector import Selector
 from poolctl.states import Status
 
 from .reports import disabled, drained, items, unwell

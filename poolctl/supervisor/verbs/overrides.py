@@ -13,7 +13,7 @@ from poolctl.core.rollout import not_arrived
 from poolctl.core.state import Entry
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
-from poolctl.pool.select import Selector, SelectorError, selection_needed
+from poolctl.selection.selector import Selector, SelectorError, selection_needed
 
 from ..active_configuration import obstacles
 from .reports import items

@@ -24,7 +24,7 @@ from poolctl.core.state import Entry
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, parse_filter, recent
-from poolctl.pool.select import Selector, SelectorError
+from poolctl.selection.selector import Selector, SelectorError
 from poolctl.states import State, Status
 
 from .reports import details, items, reporter, unwell

@@ -16,8 +16,8 @@ from poolctl.core.file_digests import digests
 from poolctl.core.state import Entry
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
-from poolctl.pool.select import Selector
 from poolctl.runners import withheld
+from poolctl.selection.selector import Selector
 
 from ..resolve_config import ResolvedConfig
 from .diff import Kind, Running, Written, plan

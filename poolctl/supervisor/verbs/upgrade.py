@@ -14,7 +14,7 @@ from poolctl.control.messages import CHECK, TRIED, TRY, Document, failure
 from poolctl.control.server import Progress
 from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
-from poolctl.pool.select import Selector
+from poolctl.selection.selector import Selector
 
 from .diff import Kind
 from .reload import Reload

@@ -18,9 +18,9 @@ from poolctl.core.rollout import Rollout
 from poolctl.core.state import Entry
 from poolctl.errors import PoolError, PoolParamError, ServerError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED, TIMED_OUT
-from poolctl.matching.matcher import matcher
 from poolctl.monitor.event_queue import Events
-from poolctl.pool.select import EXPRESSIONS, Selector, SelectorError, select
+from poolctl.selection.matcher import matcher
+from poolctl.selection.selector import EXPRESSIONS, Selector, SelectorError, select
 
 from ..active_configuration import ActiveConfiguration
 from .reports import as_kind, items, reporter

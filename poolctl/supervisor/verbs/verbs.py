@@ -12,7 +12,7 @@ from poolctl.control.server import Progress, Request
 from poolctl.core.core import Core
 from poolctl.exit_codes import USAGE
 from poolctl.monitor.event_queue import Events
-from poolctl.pool.select import Selector, SelectorError
+from poolctl.selection.selector import Selector, SelectorError
 from poolctl.values import Value
 
 from ..active_configuration import ActiveConfiguration

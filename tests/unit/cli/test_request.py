@@ -7,7 +7,7 @@ import pytest
 
 from poolctl.cli.command_request import GOALS, HEALTH, STATES, CommandRequest, one_of
 from poolctl.cli.outcome import UsageError
-from poolctl.pool.select import SelectorError
+from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status
 
 

@@ -14,7 +14,7 @@ from poolctl.control.answers import About, ErrorEntry
 from poolctl.core.core import Core
 from poolctl.core.trace import Trace
 from poolctl.monitor.event_queue import Events
-from poolctl.pool.select import Selector
+from poolctl.selection.selector import Selector
 from poolctl.supervisor.active_configuration import ActiveConfiguration
 from poolctl.supervisor.resolve_config import ResolvedConfig
 from poolctl.supervisor.takeover.state_store import StateStore

@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 from poolctl import bootstrap
 from poolctl.expressions import FASTER, SLOW
-from poolctl.runners import withheld
 
 # The process limits its own CPU time. One that does not run at all is killed after this time.
 _STUCK_SECONDS = 10.0
 # Idle time after which the process is stopped.
 _IDLE_SECONDS = 60.0
 _CHUNK_BYTES = 65536
+# An interpreter that was built as a shared library is found with it.
+_ENVIRONMENT = ("LD_LIBRARY_PATH",)
 
 
 class Answer(NamedTuple):
@@ -185,10 +186,11 @@ def _spawn() -> tuple[int, subprocess.Popen[bytes]]:
     with theirs:
         try:
             process = subprocess.Popen(
-                bootstrap.command(sys.executable, "matching", isolated=True),
+                bootstrap.command(sys.executable, "selection", isolated=True),
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                env=withheld.environment(),
+                # The variables of this process may hold secrets, and are none of its business.
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 process_group=0,  # Ctrl-C of a terminal must not reach it
             )
         except BaseException:

@@ -10,18 +10,36 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
-    from typing import Any, TypeVar
+    from typing import Any, Protocol, TypeVar
 
-    from poolctl.pool.unmatched import Selectable, Unmatched
+    class Selectable(Protocol):
+        """What servers are selected by."""
+
+        @property
+        def name(self) -> str: ...
+        @property
+        def bind(self) -> str: ...
+        @property
+        def expose(self) -> str: ...
+        @property
+        def state(self) -> str: ...
+        @property
+        def health(self) -> str: ...
+        @property
+        def tags(self) -> Sequence[str]: ...
 
     Server = TypeVar("Server", bound=Selectable)
     Test = Callable[[Selectable], bool]
 
-__all__ = ["Selector", "SelectorError", "select"]
+__all__ = ["Selector", "SelectorError", "Unmatched", "select"]
 
 _LISTS = ("targets", "name", "bind", "expose", "tag", "state", "health")
 # The fields that regular expressions select by.
 EXPRESSIONS = ("name", "bind", "expose")
+_NEAR_NAMES = 3
+# Near names of thousands of words, such as a shell's for `*`, would hold up the supervisor.
+_SHOWN_WORDS = 10
+_LONGEST_WORD = 200
 
 
 class SelectorError(ValueError):
@@ -122,8 +140,6 @@ def select(items: Iterable[Server], selector: Selector) -> tuple[list[Server], U
         return everything, None
     wanted, unknown = _by_targets(everything, selector.targets)
     if unknown:
-        from poolctl.pool.unmatched import unmatched_targets
-
         return [], unmatched_targets(unknown, everything)
     tests = _tests(selector)
     chosen = [
@@ -132,8 +148,6 @@ def select(items: Iterable[Server], selector: Selector) -> tuple[list[Server], U
         if ((wanted is None or at in wanted) and all(test(item) for test in tests)) is not selector.invert
     ]
     if not chosen and not selector.allow_empty:
-        from poolctl.pool.unmatched import unmatched_options
-
         return [], unmatched_options(_said(selector), selector.tag, everything)
     return chosen, None
 
@@ -212,7 +226,6 @@ def _compiled(field: str, patterns: list[str]) -> list[Callable[[str], object]]:
 
 
 def _one_of(field: str, word: str) -> str:
-    from poolctl.pool.unmatched import close
     from poolctl.states import State, Status
 
     allowed = [str(member.value) for member in (State if field == "state" else Status)]
@@ -237,3 +250,73 @@ def _said(selector: Selector) -> str:
     """The options as they were written."""
     words = [f"--{key} {word}" for key in _LISTS if key != "targets" for word in getattr(selector, key)]
     return " ".join([*words, *["--not"] * selector.invert])
+
+
+class Unmatched:
+    """Why a selection matched nothing: unknown targets with similar names, or options that match no server."""
+
+    __slots__ = ("near", "options", "targets")
+
+    def __init__(
+        self,
+        targets: Sequence[str] = (),
+        near: Mapping[str, Sequence[str]] | None = None,
+        *,
+        options: str = "",
+    ) -> None:
+        self.targets = list(targets)
+        self.options = options
+        self.near = {target: list(names) for target, names in (near or {}).items()}
+
+    @property
+    def message(self) -> str:
+        """One line: what matched nothing."""
+        if not self.targets:
+            return f"no server matches {self.options}".rstrip()
+        shown = ", ".join(repr(target) for target in self.targets[:_SHOWN_WORDS])
+        more = len(self.targets) - _SHOWN_WORDS
+        return f"no server matches {shown}" + (f" and {more} more" if more > 0 else "")
+
+    @property
+    def hint(self) -> str:
+        """Near names, or where the names are listed."""
+        names = list(dict.fromkeys(name for near in self.near.values() for name in near))
+        if names:
+            return f"did you mean {' or '.join(repr(name) for name in names)}?"
+        if self.targets:
+            return "poolctl list --field name shows the names"
+        return "poolctl list -o wide shows all servers; --allow-empty accepts that options match nothing"
+
+    def __repr__(self) -> str:
+        return f"<Unmatched {self.targets or 'options'}>"
+
+
+def unmatched_targets(unknown: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
+    """Targets that name no server, the first of them with what is near."""
+    return Unmatched(unknown, {target: _near(target, items) for target in unknown[:_SHOWN_WORDS]})
+
+
+def unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
+    """Options that fit no server; for tags that none has, those that look like them: they are compared with case."""
+    known = dict.fromkeys(tag for item in items for tag in item.tags)
+    unknown = [tag for tag in tags if tag not in known]
+    return Unmatched(near={tag: close(tag, known) for tag in unknown[:_SHOWN_WORDS]}, options=options)
+
+
+def close(word: str, words: Iterable[str]) -> list[str]:
+    """Those of the words that look like it, upper and lower case alike."""
+    import difflib
+
+    by_fold = {each.casefold(): each for each in words}
+    near = difflib.get_close_matches(word[:_LONGEST_WORD].casefold(), by_fold, n=_NEAR_NAMES)
+    return [by_fold[fold] for fold in near]
+
+
+def _near(target: str, items: Sequence[Selectable]) -> list[str]:
+    """Names, then addresses, that look like the target; wildcards in it are left out of the comparison."""
+    bare = target.replace("*", "").replace("?", "")
+    names = [item.name for item in items]
+    binds = [item.bind for item in items]
+    port = target.rpartition(":")[2]
+    same_port = [bind for bind in binds if port.isdigit() and bind.endswith(f":{port}")]
+    return close(bare, names) or same_port[:_NEAR_NAMES] or close(bare, binds)

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.control.answers import Item
-from poolctl.pool.select import Selector, SelectorError, select
-from poolctl.pool.unmatched import Unmatched
+from poolctl.selection.selector import Selector, SelectorError, Unmatched, select
 
 
 def item(name: str, bind: str, **keys: Any) -> Item:
@@ -202,7 +201,7 @@ def test_a_selector_says_what_it_chooses() -> None:
 
 def test_choosing_by_name_needs_neither_expressions_nor_addresses() -> None:
     script = (
-        "import sys; before = set(sys.modules); from poolctl.pool.select import *;"
+        "import sys; before = set(sys.modules); from poolctl.selection.selector import *;"
         "from poolctl.control.answers import Item;"
         "select([Item.from_json({'name': 'a', 'bind': 'b'})], Selector(['a']));"
         "print(*(set(sys.modules) - before))"

@@ -1,1 +1,0 @@
-"""Matches users' regular expressions in a separate process, which is killed when one takes too long."""
