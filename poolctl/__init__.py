@@ -15,12 +15,12 @@ if sys.argv[0].rpartition("/")[2] == "poolctl" or (
     from os import _exit
 
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        # Until install() has run: importing it takes a moment, in which the interpreter's own handler would raise.
+        # Until install_ctrl_c() has run: its import takes a moment, in which the interpreter's own handler would raise.
         _signal.signal(_signal.SIGINT, lambda number, frame: _exit(130))
 
-        from poolctl.cli.interrupts import install
+        from poolctl.cli.main import install_ctrl_c
 
-        install()
+        install_ctrl_c()
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

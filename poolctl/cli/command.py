@@ -7,11 +7,39 @@ shell completions are all made from it, so that a new command is one new file. S
 
 from __future__ import annotations
 
-from poolctl.cli.command_request import FORMATS, HEALTH, STATES
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
+
+FORMATS = ("table", "wide", "json", "jsonl", "name")
+# The stable keys of an item, in the order in which `-o wide` shows what it shows of them.
+FIELDS = (
+    "name",
+    "bind",
+    "expose",
+    "state",
+    "ready",
+    "health",
+    "pids",
+    "workers",
+    "uptime_seconds",
+    "restarts",
+    "tags",
+)
+STATES = (
+    "disabled",
+    "stopped",
+    "sleeping",
+    "starting",
+    "running",
+    "draining",
+    "stopping",
+    "backoff",
+    "failed",
+)
+HEALTH = ("unknown", "ok", "warn", "ko")
+GOALS = ("ready", "stopped", "healthy", "running", *(s for s in STATES if s not in ("stopped", "running")))
 
 FLAG, VALUE, LIST = "flag", "value", "list"
 # Values that a shell offers: names of the pool in the working directory, or its own files.
@@ -160,3 +188,31 @@ def targets(metavar: str = "TARGET", help: str = "Names or addresses; * and ? ar
 SELECTION = (targets(help="Names or addresses; * and ? are wildcards. Default: all servers."), *FILTERS)
 # Of commands that never mean all servers by default.
 EXPLICIT_SELECTION = (targets(), *FILTERS, ALL)
+
+
+def names() -> list[str]:
+    """Every command, in alphabetical order: the modules of `poolctl.cli.commands`, which nothing else lists."""
+    from pkgutil import iter_modules
+
+    from poolctl.cli import commands
+
+    return sorted(module.name for module in iter_modules(commands.__path__))
+
+
+def command_named(verb: str) -> Command | None:
+    """The declaration of a command; None when there is no such command."""
+    module = module_of(verb)
+    return None if module is None else module.COMMAND
+
+
+def module_of(verb: str) -> Any:
+    """The module of a command, imported; None when there is no such command."""
+    if not verb.isidentifier():
+        return None
+    name = f"poolctl.cli.commands.{verb}"
+    try:
+        return __import__(name, fromlist=["COMMAND"])  # importlib.import_module would import `warnings` too
+    except ModuleNotFoundError as missing:
+        if missing.name != name:
+            raise
+        return None

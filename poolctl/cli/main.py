@@ -1,7 +1,9 @@
-"""The command's door, and its last word: no traceback ever, one exit code always.
+"""The command's entry point: no traceback ever, one exit code always, Ctrl-C at any moment exits with 130.
 
 The fast lane answers the plain spellings of the frequent commands with the standard library alone, in the time of two
 or three bare interpreter starts; Typer alone would take ten. Other spellings go to the Typer application.
+
+Loaded before everything else of the command, hence without `signal`, which imports for two milliseconds.
 """
 
 from __future__ import annotations
@@ -9,30 +11,32 @@ from __future__ import annotations
 import gc
 import os
 import sys
-
-from poolctl.cli import interrupts
-from poolctl.cli.interrupts import INTERRUPTED
+from _signal import SIGINT, signal  # type: ignore[import-not-found,unused-ignore]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import FrameType
     from typing import NoReturn
 
     from poolctl.cli.outcome import Outcome
 
+INTERRUPTED = 130
 DEBUG_VARIABLE = "POOLCTL_DEBUG"
 REPORT_TO = "the project's issue tracker"
+_ctrl_c_raises = False  # otherwise it ends the process at once
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit code. Never raises. Without `args` it is the whole process: it ends."""
+    global _ctrl_c_raises
     if args is None:
         # Imported modules are no garbage: collecting took a tenth of the time of a short command.
         gc.set_threshold(50_000)
         code = INTERRUPTED
         try:
             code = _run(sys.argv[1:])
-            interrupts.end()
+            _ctrl_c_raises = False  # nothing is left to clean up
         except KeyboardInterrupt:
             pass  # after the command was over
         _leave(code)
@@ -65,14 +69,16 @@ def _leave(code: int) -> NoReturn:
 
 
 def _perform(words: list[str]) -> Outcome:
+    global _ctrl_c_raises
     from poolctl.cli.command_line import parse
 
     request = parse(words)
+    _ctrl_c_raises = True  # so that the command can clean up
     if request is None:
         from poolctl.cli.typer_app import perform_args
 
         return perform_args(words)
-    from poolctl.cli.commands import perform
+    from poolctl.cli.command_line import perform
 
     return perform(request)
 
@@ -158,3 +164,31 @@ def _give_up_on_stdout() -> None:
         os.close(null)
     except (OSError, ValueError, AttributeError):
         pass
+
+
+def install_ctrl_c() -> None:
+    """Take Ctrl-C over, which must not be ignored (nohup, `&` of a shell without job control)."""
+    signal(SIGINT, _interrupted)
+    sys.unraisablehook = _unraisable
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    global _ctrl_c_raises
+    if not _ctrl_c_raises or _is_importing(frame):
+        os._exit(INTERRUPTED)
+    _ctrl_c_raises = False  # a second one exits at once
+    raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: modules in C and Rust take an exception there for a failure of their own."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
+def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """A KeyboardInterrupt that was raised where Python can only report it, such as in a weak reference's callback."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        os._exit(INTERRUPTED)
+    sys.__unraisablehook__(unraisable)

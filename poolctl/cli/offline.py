@@ -24,7 +24,7 @@ from poolctl.selection.selector import select
 from poolctl.values import Value
 
 if TYPE_CHECKING:
-    from poolctl.cli.command_request import CommandRequest
+    from poolctl.cli.command_line import CommandRequest
     from poolctl.cli.pool_ref import PoolRef
     from poolctl.config import Configuration, ServerConfig
     from poolctl.listeners.port_ledger import PortLedger

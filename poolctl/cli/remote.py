@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, others_named_alike
-from poolctl.cli.progress import Progress
 from poolctl.control.answers import Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_exit import await_end
@@ -16,10 +16,12 @@ from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCH
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import TypeVar
+    from threading import Thread, Timer
+    from types import TracebackType
+    from typing import Any, TypeVar
 
-    from poolctl.cli.command_request import CommandRequest
-    from poolctl.cli.pool_ref import PoolRef
+    from poolctl.cli.command_line import CommandRequest
+    from poolctl.control.answers import ProgressLine
 
     Answer = TypeVar("Answer", bound=Result)
 
@@ -186,3 +188,116 @@ def selected(request: CommandRequest, pool: PoolRef) -> Result:
     if result.exit_code:
         raise Failure(Outcome.of(result))
     return result
+
+
+def hand_over_to_systemd(pool: PoolRef, *, ready: bool) -> None:
+    """As a service's main process, report the keeper as the new one: systemd can stop it. Else do nothing."""
+    from poolctl.control import sd_notify
+    from poolctl.control.client import Client
+    from poolctl.errors import ControlError
+
+    if os.environ.get("NOTIFY_SOCKET") and sd_notify.is_main(os.environ):
+        try:
+            keeper = Client(pool.socket).ping().keeper_pid
+        except ControlError:
+            return  # it has ended already, and so does the service
+        sd_notify.notify(os.environ, f"MAINPID={keeper}", *([sd_notify.READY] if ready else []))
+
+
+DELAY_SECONDS = 0.5
+NAMES_SHOWN = 3
+_DONE = frozenset({"running", "stopped", "failed", "disabled", "sleeping"})
+
+
+class Progress:
+    """Takes the supervisor's messages; shows how many servers are done and which are awaited.
+
+    Calls come from the command's thread. rich's thread draws the line several times a second; both use
+    one dictionary.
+    """
+
+    def __init__(self, verb: str, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.verb = verb
+        self._quiet = quiet
+        self._verbose = verbose and not quiet
+        self.warnings: list[str] = []
+        self._states: dict[str, tuple[str, bool]] = {}
+        self._enabled = not quiet and not verbose and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._timer: Timer | None = None
+        self._status: Any = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is shown: otherwise the supervisor need not report every step."""
+        return self._enabled or self._verbose
+
+    def __enter__(self) -> Progress:
+        if self._enabled:
+            from threading import Timer
+
+            self._timer = Timer(DELAY_SECONDS, self._show)
+            self._timer.daemon = True
+            start_unsignalled(self._timer)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()  # a display that is just being made must be made before it can be taken down
+        if self._status is not None:
+            self._status.stop()
+
+    def __call__(self, line: ProgressLine) -> None:
+        """What the supervisor says before its answer."""
+        if line.warning is not None:
+            self.warnings.append(line.warning)
+        if line.notice is not None and not self._quiet and self.verb != "status":
+            # At once: it may be what the command waits for. Of `status` it is a part of the answer.
+            sys.stderr.write(f"waiting: {line.notice}\n")
+            sys.stderr.flush()
+        step = line.progress
+        if step is None:
+            return
+        name, state, ready = step.name, step.state, step.ready
+        if self._verbose and self._states.get(name) != (state, ready):
+            sys.stderr.write(f"{name}: {state}{', ready' if ready else ''}\n")
+            sys.stderr.flush()
+        self._states[name] = (state, ready)
+
+    def line(self) -> str:
+        """One line: how many are done, which are awaited."""
+        states = self._states.copy()
+        waiting = [name for name, (state, _) in states.items() if state not in _DONE]
+        done = len(states) - len(waiting)
+        line = f"{self.verb}: {done} of {len(states)}" if states else f"{self.verb} …"
+        if waiting:
+            more = f" and {len(waiting) - NAMES_SHOWN} more" if len(waiting) > NAMES_SHOWN else ""
+            line += f", waiting for {', '.join(waiting[:NAMES_SHOWN])}{more}"
+        return line
+
+    def _show(self) -> None:
+        from rich.console import Console
+
+        console = Console(stderr=True, highlight=False, markup=False)
+        self._status = console.status(self)
+        self._status.start()
+
+    def __rich__(self) -> str:
+        return self.line()
+
+
+def start_unsignalled(thread: Thread) -> None:
+    """Start the thread with all signals blocked, for itself and for those that it starts.
+
+    The kernel gives a signal to any thread that does not block it: one that the main thread waits for with
+    sigwaitinfo(2) would be lost to a thread that draws a progress display.
+    """
+    import signal as signals
+
+    before = signals.pthread_sigmask(signals.SIG_BLOCK, signals.valid_signals())
+    try:
+        thread.start()
+    finally:
+        signals.pthread_sigmask(signals.SIG_SETMASK, before)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import TextIO
 
-    from poolctl.control.answers import ErrorEntry
+    from poolctl.control.answers import ErrorEntry, Result
     from poolctl.values import Value
 
 TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts")
@@ -250,3 +250,28 @@ def _pad(text: str, column: str, width: int) -> str:
 
 def _label(word: str, colour: str, colours: bool) -> str:
     return paint(f"{word}:", f"1;{colour}") if colours else f"{word}:"
+
+
+def servers(count: int, of: int | None = None) -> str:
+    """`3 servers`, `1 server`, `2 of 3 servers`."""
+    if of is not None and count != of:
+        return f"{count} of {of} server{'' if of == 1 else 's'}"
+    return f"{count} server{'' if count == 1 else 's'}"
+
+
+# States that are as they should be without being ready.
+_ASIDE = ("sleeping", "draining", "disabled")
+
+
+def ready_line(result: Result, *, waited: bool) -> str:
+    """`3 servers ready`, with those in other intended states in brackets."""
+    if not result.items:
+        return "" if result.exit_code else "no server selected"
+    asides = {state: sum(item.state == state for item in result.items) for state in _ASIDE}
+    ready = sum(item.ready for item in result.items)
+    count = len(result.items) - sum(asides.values())
+    line = f"{servers(ready, count)} ready"
+    if not waited:
+        line = f"{servers(count)} starting, {ready} ready"
+    said = ", ".join(f"{number} {state}" for state, number in asides.items() if number)
+    return f"{line} ({said})" if said else line

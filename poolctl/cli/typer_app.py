@@ -16,10 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from poolctl import __version__
-from poolctl.cli import commands
-from poolctl.cli.command import COMMON, FLAG, LIST, SECTIONS, Command, Option
-from poolctl.cli.command_line import as_help, split, verb_of
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command import COMMON, FLAG, LIST, SECTIONS, Command, Option, command_named, names
+from poolctl.cli.command_line import CommandRequest, as_help, perform, split, verb_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.exit_codes import USAGE
 from poolctl.values import Table
@@ -37,7 +35,7 @@ _NOT_YET = ("import",)
 Perform = Callable[[CommandRequest], Outcome]
 
 
-def perform_args(args: Sequence[str], perform: Perform = commands.perform) -> Outcome:
+def perform_args(args: Sequence[str], perform: Perform = perform) -> Outcome:
     """The outcome of a command line. Raises UsageError and what commands raise; prints nothing but help."""
     words, own_command = split(as_help(list(args)))
     application = build(perform)
@@ -56,7 +54,7 @@ def perform_args(args: Sequence[str], perform: Perform = commands.perform) -> Ou
 
 
 @functools.cache
-def build(perform: Perform = commands.perform) -> Any:
+def build(perform: Perform = perform) -> Any:
     """The application. Its commands are made when they are needed, and hand their requests to `perform`."""
     app = typer.Typer(
         name="poolctl",
@@ -96,7 +94,7 @@ class _Group(typer.core.TyperGroup):
         return list(self.commands)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        declared = {name: commands.command_named(name) for name in self.commands}
+        declared = {name: command_named(name) for name in self.commands}
         for section in SECTIONS:
             rows = [(name, each.help) for name, each in declared.items() if each and each.section == section]
             with formatter.section(f"Commands {section}"):
@@ -112,17 +110,17 @@ class _Commands(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._made:
-            declared = commands.command_named(name)
+            declared = command_named(name)
             if declared is None:
                 raise KeyError(name)
             self._made[name] = _made(name, declared, self._perform)
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(commands.names())
+        return iter(names())
 
     def __len__(self) -> int:
-        return len(commands.names())
+        return len(names())
 
 
 def _made(verb: str, declared: Command, perform: Perform) -> Any:
@@ -217,8 +215,8 @@ def _usage_error(error: Exception, words: Sequence[str]) -> UsageError | None:
 
 def _after_command(option: str, words: Sequence[str]) -> str:
     """The command line with the option after the command that has it; "" for an option in its place."""
-    at = next((at for at, word in enumerate(words) if commands.command_named(word)), 0)
-    command = commands.command_named(words[at])
+    at = next((at for at, word in enumerate(words) if command_named(word)), 0)
+    command = command_named(words[at])
     if not at or command is None or not any(option in each.spellings for each in command.options):
         return ""
     return shlex.join(["poolctl", *words[at:], *words[:at]])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolctl.address import Address, AddressError, parse
 from poolctl.cli.command import CHANGES, FILES, LIST, SAVED_CHANGE, Command, Option
-from poolctl.cli.command_request import CommandRequest, saves
+from poolctl.cli.command_line import CommandRequest, saves
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask
@@ -19,7 +19,7 @@ from poolctl.exit_codes import CONFLICT, FAILED
 from poolctl.values import Table
 
 if TYPE_CHECKING:
-    from poolctl.cli.changes.write_back import WriteBack
+    from poolctl.cli.live_change import WriteBack
 
 # Lists that can be written as on a command line.
 LISTS: dict[str, Callable[[str], list[str]]] = {
@@ -55,7 +55,7 @@ def perform(request: CommandRequest) -> Outcome:
     if not save:
         return _together([_added(request, pool, table, base_dir) for table in tables])
     request.options()  # a wrong one is said before anything is read
-    from poolctl.cli.changes.write_back import WriteBack
+    from poolctl.cli.live_change import WriteBack
     from poolctl.config import relocated
 
     files = WriteBack(pool, request)

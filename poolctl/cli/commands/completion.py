@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from poolctl.cli.command import SETUP, Command, Option
-from poolctl.cli.command_request import CommandRequest, one_of
+from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.completions import SHELLS, script
 from poolctl.cli.outcome import Outcome, UsageError
 

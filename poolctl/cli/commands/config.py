@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from poolctl.cli.command import REVEAL, SELECTION, SETUP, Command, output
-from poolctl.cli.command_request import FORMATS, CommandRequest
+from poolctl.cli.command import FORMATS, REVEAL, SELECTION, SETUP, Command, output
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.offline import choose, described, load, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool

@@ -18,7 +18,7 @@ from poolctl.errors import ControlError
 from poolctl.exit_codes import DONE, FAILED
 
 if TYPE_CHECKING:
-    from poolctl.cli.command_request import CommandRequest
+    from poolctl.cli.command_line import CommandRequest
     from poolctl.cli.pool_ref import PoolRef
 
 SUBJECTS = ("check_pool", "check_machine", "check_addresses", "check_paths")

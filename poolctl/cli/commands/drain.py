@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from poolctl.cli.changes.live_change import change
 from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, OUTPUT, SAVE, TIMEOUT, Command
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.plural import servers
+from poolctl.cli.render import servers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,12 +10,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import LIST, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
-from poolctl.cli.command_request import CommandRequest, one_of
+from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import selected
 from poolctl.cli.render import coloured, paint, printable, stdout_fd
-from poolctl.cli.time_range import lines_of, since_of
 from poolctl.control import directory
 from poolctl.control.answers import EventsResult, ProgressLine
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, receive_within
@@ -58,7 +57,7 @@ def perform(request: CommandRequest) -> Outcome:
         raise UsageError(f"events has no form {request.output!r}", hint="-o json prints JSON lines")
     for kind in request.get("kind") or ():
         one_of("--kind", kind, KINDS)
-    lines, since = lines_of(request), since_of(request)
+    lines, since = request.lines(), request.since()
     pool = find_pool(request)
     names = None
     if not request.selector().selects_all:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poolctl.cli.command import INSPECT, OUTPUT, Command
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask

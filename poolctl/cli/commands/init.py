@@ -8,7 +8,7 @@ import shlex
 import sys
 
 from poolctl.cli.command import DIRECTORIES, SETUP, Command, Option, flag
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.config import FILE_NAMES, PYPROJECT
 from poolctl.exit_codes import CONFLICT, FAILED

@@ -7,13 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 from poolctl.cli.command import FOLLOW, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.log_lines import PrefixedLines, log_paths, terminal_text
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask, ask_for
 from poolctl.cli.render import coloured, stdout_fd
-from poolctl.cli.time_range import lines_of, since_of
 from poolctl.control.answers import Described, Details, ShowResult
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import FAILED, INTERRUPTED
@@ -45,7 +44,7 @@ def perform(request: CommandRequest) -> Outcome:
         raise UsageError("--raw and -o cannot be combined", hint="--raw prints lines as servers wrote them")
     if request.get("reopen"):
         return _reopen(request)
-    lines, since = lines_of(request), since_of(request)
+    lines, since = request.lines(), request.since()
     pool = find_pool(request)
     paths = log_paths(_described(request, pool), pool)
     text_of = _form(request, list(paths))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from poolctl.cli.command import LIST, OBSERVE, OUTPUT, Command, Option
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask_for

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from poolctl.cli.command import INSPECT, OUTPUT, Command
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import from_here, printable
 from poolctl.control import directory

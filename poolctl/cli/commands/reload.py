@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple
 
-from poolctl.cli.changes.reload_plan import change_lines, plan_text
 from poolctl.cli.command import (
     CALLER_ENV,
     CHANGES,
@@ -19,6 +17,7 @@ from poolctl.cli.command import (
 )
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.reloading import change_lines, plan_text
 from poolctl.cli.remote import ask_for
 from poolctl.cli.render import from_here, show
 from poolctl.control.answers import ReloadResult
@@ -27,9 +26,8 @@ from poolctl.exit_codes import INTERRUPTED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.cli.command_request import CommandRequest
+    from poolctl.cli.command_line import CommandRequest
     from poolctl.cli.pool_ref import PoolRef
-    from poolctl.control.answers import Result
 
 COMMAND = Command(
     "Apply the changed file: start, stop, restart what differs.",
@@ -75,27 +73,17 @@ def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
     ]
 
 
-class _Printer(NamedTuple):
-    """Prints each change that was applied (a ChangeReporter)."""
-
-    request: CommandRequest
-
-    def changed(self, result: Result) -> None:
-        outcome = Outcome.of(result, "\n".join(change_lines(result)), form=self.request.output)
-        outcome.quiet = self.request.quiet
-        show(outcome)
-        sys.stdout.flush()
-
-
 def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
     """Reload now, and whenever something changes, until Ctrl-C or the end of the pool."""
-    from poolctl.cli.changes.watch_mode import PoolWatcher
+    from poolctl.cli.reloading import PoolWatcher
 
     ended = Outcome(message="the pool has been stopped")
     try:
-        watcher = PoolWatcher(request, pool, _Printer(request))
-        watcher.apply_now()
-        watcher.run()
+        for result in PoolWatcher(request, pool).changes(now=True):
+            outcome = Outcome.of(result, "\n".join(change_lines(result)), form=request.output)
+            outcome.quiet = request.quiet
+            show(outcome)
+            sys.stdout.flush()
     except KeyboardInterrupt:
         ended = Outcome(exit_code=INTERRUPTED)
     ended.streamed = bool(request.output)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from poolctl.cli.changes.live_change import change
 from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, NO_DEPS, SAVED_CHANGE, Command
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
 
 TYPE_CHECKING = False

@@ -13,12 +13,11 @@ from poolctl.cli.command import (
     TIMEOUT,
     Command,
 )
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.readiness import hand_over_to_systemd, ready_line
-from poolctl.cli.remote import ask_or_launch
+from poolctl.cli.remote import ask_or_launch, hand_over_to_systemd
+from poolctl.cli.render import ready_line, servers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,15 +11,12 @@ from time import time
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import LIFECYCLE, NO_DEPS, OUTPUT, SELECTION, TIMEOUT, WATCH, Command, Option, flag
-from poolctl.cli.command_request import CommandRequest, one_of
-from poolctl.cli.interrupts import start_unsignalled
+from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.log_lines import JsonLines
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
-from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
-from poolctl.cli.progress import Progress
-from poolctl.cli.remote import await_pool_end
-from poolctl.cli.render import explain
+from poolctl.cli.remote import Progress, await_pool_end, start_unsignalled
+from poolctl.cli.render import explain, servers
 from poolctl.cli.run.child_process import (
     STOP_SECONDS,
     UserCommand,
@@ -40,7 +37,7 @@ from poolctl.logs.log_line import LogLine, stamp
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from poolctl.cli.changes.watch_mode import PoolWatcher
+    from poolctl.cli.reloading import PoolWatcher
 
 # `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
@@ -191,9 +188,9 @@ class RunSession:
     def watch(self) -> None:
         """Apply what changes from now on, if that is wanted; returns at once."""
         if self.request.get("watch"):
-            from poolctl.cli.changes.watch_mode import PoolWatcher
+            from poolctl.cli.reloading import PoolWatcher
 
-            watcher = PoolWatcher(self.request, self.pool, self)
+            watcher = PoolWatcher(self.request, self.pool)
             thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)
             start_unsignalled(thread)
 
@@ -213,13 +210,14 @@ class RunSession:
 
     def _watch(self, watcher: PoolWatcher) -> None:
         try:
-            watcher.run(self._ending.is_set)
+            for result in watcher.changes(self._ending.is_set):
+                self.changed(result)
         except Failure as failure:  # what more there is to watch cannot be; the pool runs on
             self._explain(failure.outcome)
 
     def changed(self, result: Result) -> None:
         """Print what came of a change of the files, between the servers' output."""
-        from poolctl.cli.changes.reload_plan import change_lines
+        from poolctl.cli.reloading import change_lines
 
         for line in change_lines(result):
             self._say(line)

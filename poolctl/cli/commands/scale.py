@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from poolctl.cli.changes.live_change import change
 from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, SAVED_CHANGE, Command, targets
-from poolctl.cli.command_request import CommandRequest, saves
+from poolctl.cli.command_line import CommandRequest, saves
+from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome, UsageError
-from poolctl.cli.plural import servers
+from poolctl.cli.render import servers
 from poolctl.config import MOST_WORKERS
 
 TYPE_CHECKING = False

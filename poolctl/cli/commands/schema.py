@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from poolctl.cli.command import SETUP, Command
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 
 COMMAND = Command(

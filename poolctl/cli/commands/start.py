@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from poolctl.cli.command import LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, TIMEOUT, Command
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.readiness import hand_over_to_systemd, ready_line
-from poolctl.cli.remote import ask_or_launch
+from poolctl.cli.remote import ask_or_launch, hand_over_to_systemd
+from poolctl.cli.render import ready_line
 
 COMMAND = Command(
     "Start servers; return when each is ready.",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, flag
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import CRASH_LOOP, ask_for
-from poolctl.cli.render import duration
+from poolctl.cli.render import duration, servers
 from poolctl.control.answers import StatusResult
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import NOT_AS_DESIRED
@@ -16,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from poolctl.cli.command_request import CommandRequest
+    from poolctl.cli.command_line import CommandRequest
     from poolctl.control.answers import Item
 
 # Of Docker's HEALTHCHECK; it knows no other than this and 0.

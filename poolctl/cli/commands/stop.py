@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from poolctl.cli.command import LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, TIMEOUT, Command
 from poolctl.cli.outcome import Failure, Outcome
-from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask
+from poolctl.cli.render import servers
 from poolctl.control.answers import Item
 from poolctl.control.client import NoSupervisor
 from poolctl.errors import PoolError
 
 if TYPE_CHECKING:
-    from poolctl.cli.command_request import CommandRequest
+    from poolctl.cli.command_line import CommandRequest
     from poolctl.cli.pool_ref import PoolRef
     from poolctl.runners.survivors import Survivor
 

@@ -9,7 +9,7 @@ from time import sleep
 from typing import Any
 
 from poolctl.cli.command import INSPECT, SELECTION, Command, Option, flag, output
-from poolctl.cli.command_request import CommandRequest, one_of
+from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.top.board import SORTS

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from poolctl import __version__
 from poolctl.cli.command import CHANGES, OUTPUT, TIMEOUT, Command, flag
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask
+from poolctl.cli.render import servers
 from poolctl.control.answers import Result
 from poolctl.control.client import Client
 from poolctl.control.upgrading import upgrade

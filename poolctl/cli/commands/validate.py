@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from poolctl.cli.command import ALLOW_EMPTY, OUTPUT, SETUP, Command, flag
 from poolctl.cli.offline import no_server, servers_of
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.render import servers
 from poolctl.control.answers import ErrorEntry
 from poolctl.control.messages import entries, item
 from poolctl.exit_codes import DONE, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
-    from poolctl.cli.command_request import CommandRequest
+    from poolctl.cli.command_line import CommandRequest
     from poolctl.config import Configuration
 
 COMMAND = Command(

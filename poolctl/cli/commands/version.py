@@ -7,7 +7,7 @@ import sys
 
 from poolctl import __version__
 from poolctl.cli.command import OUTPUT, SETUP, Command
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.errors import ControlError

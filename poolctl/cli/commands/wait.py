@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from time import monotonic, sleep
 
-from poolctl.cli.command import LIFECYCLE, OUTPUT, SELECTION, TIMEOUT, Command, Option
-from poolctl.cli.command_request import GOALS, CommandRequest
+from poolctl.cli.command import GOALS, LIFECYCLE, OUTPUT, SELECTION, TIMEOUT, Command, Option
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.plural import servers
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask
+from poolctl.cli.render import servers
 from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.exit_codes import TIMED_OUT
 

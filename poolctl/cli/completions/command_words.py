@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from poolctl.cli import commands
-from poolctl.cli.command import COMMON, Option, flag
+from poolctl.cli.command import COMMON, Option, command_named, flag, names
 
 _HELP = flag("help", "-h", "--help", help="Show the help and exit.")
 _VERSION = flag("version", "--version", help="Show the version and exit.")
@@ -30,8 +29,8 @@ class Completed(NamedTuple):
 def completed() -> list[Completed]:
     """Every command, the first with the empty name for what may stand before a command."""
     found = [Completed("", "", [*COMMON, _VERSION, _HELP], None, False)]
-    for name in commands.names():
-        command = commands.command_named(name)
+    for name in names():
+        command = command_named(name)
         if command is not None:
             argument = command.arguments[0] if command.arguments else None
             options = [*command.options, _HELP]

@@ -11,7 +11,7 @@ import re
 import sys
 from itertools import pairwise
 
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.config import read_regular
 
 TYPE_CHECKING = False

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from poolctl import bootstrap
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.offline import choose, load, servers_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool

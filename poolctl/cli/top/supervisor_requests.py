@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from poolctl.cli.interrupts import start_unsignalled
 from poolctl.cli.log_lines import log_paths
 from poolctl.cli.pool_ref import PoolRef
+from poolctl.cli.remote import start_unsignalled
 from poolctl.control.answers import ShowResult
 from poolctl.control.client import Client
 from poolctl.errors import ControlError

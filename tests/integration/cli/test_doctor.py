@@ -380,7 +380,7 @@ def test_a_supervisor_that_is_silent(real_pool: RealPool) -> None:
 def test_a_check_that_fails_itself_is_one_line_and_the_others_go_on(
     real_pool: RealPool, monkeypatch: Any
 ) -> None:
-    from poolctl.cli.command_request import CommandRequest
+    from poolctl.cli.command_line import CommandRequest
     from poolctl.cli.commands import doctor
     from poolctl.cli.doctor import check_machine
 

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.command import SECTIONS, Command
-from poolctl.cli.command_line import as_help, split
-from poolctl.cli.command_request import CommandRequest
-from poolctl.cli.commands import command_named, names
+from poolctl.cli.command import SECTIONS, Command, command_named, names
+from poolctl.cli.command_line import CommandRequest, as_help, split
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.typer_app import FIRST_STEPS, build
 

@@ -13,10 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import poolctl
-from poolctl.cli.command import COMMON, FLAG, LIST, Command, Option
-from poolctl.cli.command_line import parse
-from poolctl.cli.command_request import CommandRequest
-from poolctl.cli.commands import command_named, names
+from poolctl.cli.command import COMMON, FLAG, LIST, Command, Option, command_named, names
+from poolctl.cli.command_line import CommandRequest, parse
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.typer_app import perform_args
 from tests.stand_in import always, item

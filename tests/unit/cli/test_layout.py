@@ -12,8 +12,7 @@ import pytest
 
 import poolctl
 from poolctl.cli import commands
-from poolctl.cli.command import SECTIONS
-from poolctl.cli.commands import command_named, names
+from poolctl.cli.command import SECTIONS, command_named, names
 
 from .conftest import Command
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.command_request import GOALS, HEALTH, STATES, CommandRequest, one_of
+from poolctl.cli.command import GOALS, HEALTH, STATES
+from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import UsageError
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.changes.watch_mode import PoolWatcher, WatchSet, code_directories
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.reloading import PoolWatcher, WatchSet, code_directories
 from poolctl.control.answers import ReloadResult, Result
 from tests.deadline import wait_until
 from tests.stand_in import Send, item
@@ -54,7 +54,7 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
     """`watching(items)`: a context in which the pool of these items of `show` is watched."""
 
     @contextmanager
-    def watch(*items: dict[str, Any], code: int = 0, changes: Any = ()) -> Iterator[Watched]:
+    def watched_pool(*items: dict[str, Any], code: int = 0, changes: Any = ()) -> Iterator[Watched]:
         async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
             targets = (body.get("selector") or {}).get("targets") or []
             found = [each for each in items if not targets or each["name"] in targets]
@@ -65,8 +65,13 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
             watched = Watched(directory, requests)
 
             place = find_pool(request)
-            watcher = PoolWatcher(request, place, watched)
-            thread = threading.Thread(target=watcher.run)
+            watcher = PoolWatcher(request, place)
+
+            def watch() -> None:
+                for result in watcher.changes():
+                    watched.changed(result)
+
+            thread = threading.Thread(target=watch)
             thread.start()
             try:
                 yield watched
@@ -75,7 +80,7 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
                 thread.join(10)
             assert not thread.is_alive(), "the end of the pool is the end of watching"
 
-    return watch
+    return watched_pool
 
 
 def test_a_changed_configuration_is_reloaded_once(watching: Watching, directory: Path) -> None:

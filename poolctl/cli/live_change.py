@@ -1,18 +1,19 @@
-"""--save: a live change that the files say too. Checked before anything is done, written when it has been."""
+"""A live change of the selected servers, which --save also writes to the files.
+
+What is to be written is checked before anything is done, and written when it has been done.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
 
-from poolctl.cli.command_request import CommandRequest
-from poolctl.cli.outcome import Failure, Outcome, error
-from poolctl.cli.pool_ref import PoolRef
+from poolctl.cli.command_line import CommandRequest, saves
+from poolctl.cli.outcome import Failure, Outcome, UsageError, error
+from poolctl.cli.pool_ref import PoolRef, find_pool
+from poolctl.cli.remote import ask, selected
 from poolctl.cli.render import from_here
-from poolctl.config import Configuration, Draft, FileChanged
-from poolctl.control.answers import About
 from poolctl.control.client import Client, NoSupervisor
-from poolctl.errors import PoolValidateError
+from poolctl.errors import ControlError, PoolError, PoolValidateError
 from poolctl.exit_codes import (
     CONFLICT,
     DONE,
@@ -20,14 +21,117 @@ from poolctl.exit_codes import (
     INVALID_CONFIGURATION,
     NOT_AS_DESIRED,
     NOT_PERMITTED,
+    NOTHING_MATCHED,
     TIMED_OUT,
 )
+from poolctl.selection.selector import selection_needed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from poolctl.config import Configuration
+    from poolctl.control.answers import About, Item
 
 # A change that has been made, if not for every server, or not in time, is worth keeping.
 MADE = (DONE, FAILED, TIMED_OUT)
 
 # So many other commands at most may come between.
 ATTEMPTS = 20
+
+
+def change(
+    request: CommandRequest,
+    report: Callable[[Sequence[Item]], str],
+    write: Callable[[WriteBack, list[str]], None] | None = None,
+    *,
+    options: Mapping[str, object] | None = None,
+    works_offline: bool = False,
+    removes: bool = False,
+) -> Outcome:
+    """Change the selected servers; returns when the change has been made, and with --save written.
+
+    `report` is the line about the servers afterwards. `write` makes the change in the files, None for a state that no
+    file has a key for. With `works_offline` it is a change of the files alone where no supervisor runs.
+    """
+    save = saves(request)
+    pool = find_pool(request)
+    _require_selection(request, pool)
+
+    def live() -> Outcome:
+        result = ask(request, pool, more=options)
+        return Outcome.of(result, _line(result.items, report, failed=bool(result.exit_code)))
+
+    if not save or write is None:
+        outcome = live()
+        if save:
+            outcome.warnings.append(
+                f"{request.verb} is a live state that no file stores: nothing was written"
+            )
+        return outcome
+    request.selector(), request.options()  # a wrong one is reported before anything is read
+    files = WriteBack(pool, request)
+    items, running = _selected(files, request, pool, works_offline=works_offline, removes=removes)
+    write(files, [item.name for item in items])
+    return files.finish(live if running else lambda: _changed_files(files, items, report, removes=removes))
+
+
+def _require_selection(request: CommandRequest, pool: PoolRef) -> None:
+    """Raises UsageError without a selection and without --all: these commands never mean all by default."""
+    if not request.selector().selects_all:
+        if request.get("all"):
+            raise UsageError(f"{request.verb}: --all and a selection cannot be combined")
+    elif not request.get("all"):
+        needed = selection_needed(request.verb, _count_servers(request, pool))
+        raise UsageError(needed.message, hint=needed.hint)
+
+
+def _count_servers(request: CommandRequest, pool: PoolRef) -> int | None:
+    """How many servers the pool has; None when neither a supervisor nor the files can say it."""
+    asked = CommandRequest(
+        "list", {"config": request.get("config"), "pool": request.get("pool"), "quiet": True}
+    )
+    try:
+        return len(selected(asked, pool).items)
+    except (Failure, PoolError, ControlError):
+        return None
+
+
+def _selected(
+    files: WriteBack, request: CommandRequest, pool: PoolRef, *, works_offline: bool, removes: bool
+) -> tuple[Sequence[Item], bool]:
+    """The selected servers, and whether the change is one of a running pool. Failure for a bad selection."""
+    from poolctl.cli.offline import select_from_files
+
+    if not files.supervised:
+        if not works_offline:
+            raise NoSupervisor
+        return select_from_files(request, pool), False
+    chosen = ask(CommandRequest("list", request.values), pool, "list")
+    if chosen.exit_code == NOTHING_MATCHED and removes:
+        # A server that was removed from the running pool before can still be taken out of the files.
+        return select_from_files(request, pool), False
+    if chosen.exit_code:
+        raise Failure(Outcome.of(chosen))
+    return chosen.items, True
+
+
+def _changed_files(
+    files: WriteBack, items: Sequence[Item], report: Callable[[Sequence[Item]], str], *, removes: bool
+) -> Outcome:
+    """The outcome of a change of the files alone: the servers as they will be, none of them running."""
+    if not removes:
+        from poolctl.control.messages import item
+
+        names = {each.name for each in items}
+        items = [item(server) for server in files.draft.check() if server.name in names]
+    return Outcome(items, message=_line(items, report))
+
+
+def _line(items: Sequence[Item], report: Callable[[Sequence[Item]], str], *, failed: bool = False) -> str:
+    if items:
+        return report(items)
+    return "" if failed else "no server selected"
 
 
 class WriteBack:
@@ -37,6 +141,8 @@ class WriteBack:
         """Read them. PoolValidateError for files that cannot be read, Failure (5) for invalid ones."""
         self.pool = pool
         self.request = request
+        from poolctl.config import Draft
+
         about = _about(pool)
         self.supervised = about is not None
         files = about.files if about is not None and about.files else pool.files
@@ -115,6 +221,8 @@ class WriteBack:
 
     def _write(self) -> None:
         """Write the change; concurrent edits by others are kept, and ours is applied to them."""
+        from poolctl.config import FileChanged
+
         for _ in range(ATTEMPTS):
             try:
                 self.draft.write()
@@ -126,6 +234,8 @@ class WriteBack:
         self.draft.write()
 
     def _written(self, outcome: Outcome) -> Outcome:
+        from poolctl.config import FileChanged
+
         try:
             self._write()
         except (FileChanged, PoolValidateError, KeyError) as changed:

@@ -1,22 +1,27 @@
-"""Watch mode: changed files are applied once they are complete; a broken configuration is only reported."""
+"""Changed files take effect: the plan of a reload as lines, and watch mode, which reloads whenever something changes.
+
+In watch mode files are applied once they are complete; a broken configuration is only reported.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import select
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from poolctl.cli.command_request import CommandRequest
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, error
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.remote import ask_for
-from poolctl.control.answers import Details, ReloadResult, Result, ShowResult
+from poolctl.cli.render import coloured, paint, printable, servers
+from poolctl.control.answers import Details, PlannedChange, ReloadResult, Result, ShowResult
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
-from poolctl.exit_codes import FAILED
+from poolctl.exit_codes import DONE, FAILED, NOT_AS_DESIRED
 from poolctl.logs.inotify import DirectoryWatch
 from poolctl.values import Table
 
@@ -27,25 +32,73 @@ LONGEST_SECONDS = 3.0
 # Of these a change of code makes new processes; the others meet it when they start.
 _ALIVE = ("running", "starting", "backoff", "draining", "failed")
 
+# Sign, colour and the word of the summary, by the kind of a change; first what happens to processes.
+KINDS = {
+    "add": ("+", "32", "added"),
+    "remove": ("-", "31", "removed"),
+    "restart": ("~", "33", "restarted"),
+    "update": ("=", "36", "updated in place"),
+    "override": ("!", "35", "reset to the file"),
+}
+
 Answer = TypeVar("Answer", bound=Result)
 
 
-class ChangeReporter(Protocol):
-    """Shows the outcome of changes."""
+def change_lines(result: Result) -> list[str]:
+    """The lines about a detected change: the plan of a reload, or `~ users: code`."""
+    if isinstance(result, ReloadResult):
+        return plan_text(result).splitlines()
+    return [f"~ {item.name}: code" for item in result.items if item.ready]
 
-    def changed(self, result: Result) -> None:
-        """A change was applied, or could not be."""
-        ...
+
+def plan_text(result: ReloadResult, *, dry_run: bool = False) -> str:
+    """The plan, a line for each change, and its summary."""
+    if result.exit_code not in (DONE, NOT_AS_DESIRED) and result.changes is None:
+        return ""
+    changes = result.changes or ()
+    lines = list(plan_lines(changes, coloured(sys.stdout)))
+    if result.exit_code not in (DONE, NOT_AS_DESIRED):
+        return "\n".join([*lines, "not everything could be applied"])
+    return "\n".join([*lines, _summary(changes, dry_run=dry_run)])
+
+
+def plan_lines(changes: Iterable[PlannedChange], colours: bool = False) -> Iterable[str]:
+    """`+ orders 127.0.0.1:8082`, `~ users: env.A, app`: one line for each change."""
+    for change in changes:
+        sign, colour, _ = KINDS.get(change.change, ("?", "0", ""))
+        text = printable(f"{sign} {change.name}{_detail(change)}")
+        yield paint(text, colour) if colours else text
+
+
+def _detail(change: PlannedChange) -> str:
+    kind = change.change
+    if kind in ("add", "remove"):
+        return f" {change.bind}"
+    if kind == "override":
+        return f": {change.message or 'a live change ends'}"
+    return f": {', '.join(change.keys) or change.message or 'changed'}"
+
+
+def _summary(changes: Iterable[PlannedChange], *, dry_run: bool) -> str:
+    counts: dict[str, int] = {}
+    names = set()  # a server may have more than one of them
+    for change in changes:
+        counts[change.change] = counts.get(change.change, 0) + 1
+        names.add(change.name)
+    if not counts:
+        return "nothing to do" if dry_run else "nothing has changed"
+    words = [f"{counts[kind]} {word}" for kind, (_, _, word) in KINDS.items() if kind in counts]
+    would = f"{servers(len(names))} would change: " if dry_run else ""
+    return would + ", ".join(words)
 
 
 class PoolWatcher:
-    """Applies what changes to the running pool; `reporter` shows the outcome of each."""
+    """Applies what changes to the running pool."""
 
-    def __init__(self, request: CommandRequest, pool: PoolRef, reporter: ChangeReporter) -> None:
+    def __init__(self, request: CommandRequest, pool: PoolRef) -> None:
         """Begin to watch. Failure where that is not possible, NoSupervisor without one."""
         self._request = request
         self._pool = pool
-        self._reporter = reporter
         self._files = [*(Client(pool.socket).ping().files or pool.files)]
         try:
             self._watch = DirectoryWatch(departures=True)
@@ -55,8 +108,13 @@ class PoolWatcher:
         self._sources = WatchSet(self._files, ())
         self._look_around()
 
-    def run(self, over: Callable[[], bool] = lambda: False) -> None:
-        """Apply what changes until the pool's supervisor goes away, or `over` is true when something changes."""
+    def changes(self, over: Callable[[], bool] = lambda: False, *, now: bool = False) -> Iterator[Result]:
+        """Apply what changes, and yield the outcome of each; with `now` what has changed already, too.
+
+        Ends when the pool's supervisor goes away, or when `over` is true when something changes.
+        """
+        if now:
+            yield self._reload()
         poll = select.poll()
         poll.register(self._watch.fd, select.POLLIN)
         while True:
@@ -64,11 +122,7 @@ class PoolWatcher:
             paths = self._settled(poll)
             if over() or not os.path.exists(self._pool.socket):
                 return
-            self._apply(paths)
-
-    def apply_now(self) -> None:
-        """Reload whatever has changed."""
-        self._reload()
+            yield from self._applied(paths)
 
     def _settled(self, poll: select.poll) -> set[str] | None:
         """The changed paths, once no more change; None when the kernel dropped some."""
@@ -80,33 +134,33 @@ class PoolWatcher:
             if not poll.poll(QUIET_SECONDS * 1000) or monotonic() > deadline:
                 return found
 
-    def _apply(self, paths: set[str] | None) -> None:
+    def _applied(self, paths: set[str] | None) -> Iterator[Result]:
         replaced: set[str] = set()
         if self._sources.configuration_changed():
-            replaced = self._reload()
+            result = self._reload()
+            replaced = {each.name for each in result.changes or () if each.change in ("add", "restart")}
+            yield result
         if paths is None:
             names = [name for names in self._sources.app_dirs.values() for name in names]
         else:
             names = self._sources.changed_servers(paths)
         names = [name for name in names if name not in replaced]
         if names:
-            self._restart(names)
+            yield from self._restarted(names)
         if replaced or names or any(os.path.isdir(path) for path in paths or ()):
             self._look_around()
 
-    def _reload(self) -> set[str]:
-        """The servers that have new processes by it."""
+    def _reload(self) -> ReloadResult:
         result = self._ask(ReloadResult, "reload", {"dry_run": False})
-        self._reporter.changed(result)
         self._look_around()
-        return {each.name for each in result.changes or () if each.change in ("add", "restart")}
+        return result
 
-    def _restart(self, names: list[str]) -> None:
+    def _restarted(self, names: list[str]) -> Iterator[Result]:
         """Replace those of the servers that run."""
         listed = self._ask(Result, "list", {}, names)
         running = [item.name for item in listed.items if item.state in _ALIVE]
         if running:
-            self._reporter.changed(self._ask(Result, "restart", {"wait": True}, running))
+            yield self._ask(Result, "restart", {"wait": True}, running)
 
     def _look_around(self) -> None:
         """Watch the files and directories of the pool as it is now."""

@@ -1,1 +1,0 @@
-"""Changes of a pool: by a command, by its changed files, and written back to the files."""
