@@ -66,11 +66,11 @@ class DependencyGraph:
         if entry is None:
             return True
         if condition == "started":
-            return entry.ready or entry.started
+            return entry.answers or entry.started
         if condition == "completed":
             return entry.completed
-        # One that is out of rotation is not ready, but still answers.
-        return entry.ready or (entry.out and entry.complete)
+        # One that is out of rotation is not ready, but its dependents reach it.
+        return entry.answers
 
     def may_stop(self, entry: Entry) -> bool:
         """Whether no dependent has to stop, or to be replaced, before it."""

@@ -71,7 +71,7 @@ class Reconciler:
             self._trace.forget(entry.name)
 
     def _decide(self, entry: Entry) -> list[Action]:
-        view = self._view(entry)
+        view = self.view(entry)
         decided = actions = decide(view)
         if self._calm and entry.name not in self._queue.commanded:
             # Watching starts no worker, and the request that comes counts as a command.
@@ -88,7 +88,8 @@ class Reconciler:
             # The server's configuration or address has changed since it is watched.
             self._executor.disarm(entry)
 
-    def _view(self, entry: Entry) -> View:
+    def view(self, entry: Entry) -> View:
+        """The facts on which the next actions for the entry depend."""
         return entry.view(
             may_start=self._graph.may_start(entry),
             may_stop=self._graph.may_stop(entry) and self._addresses.may_close(entry),

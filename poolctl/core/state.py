@@ -14,7 +14,7 @@ from poolctl.states import Status
 
 from .desired import FOLLOWS, NO_OVERRIDES, Desired, ImpossibleChange, Overrides
 from .events import Cause
-from .view import LEAVING, Listener, Phase, View, WorkerView, is_asleep, is_ready, state_of
+from .view import LEAVING, Listener, Phase, View, WorkerView, answers, is_asleep, is_ready, state_of
 
 
 @dataclass(slots=True)
@@ -269,6 +269,11 @@ class Entry:
         return is_ready(self)
 
     @property
+    def answers(self) -> bool:
+        """See `answers`."""
+        return answers(self)
+
+    @property
     def health(self) -> Status:
         """The health of its ready workers; warn when they differ."""
         ready = [worker for worker in self.workers.values() if worker.phase is Phase.READY]
@@ -313,8 +318,8 @@ class Entry:
         return now - min(since) if since else 0.0
 
     def summary(self) -> tuple[object, ...]:
-        """The properties that its neighbours in the dependency graph depend on."""
-        return self.desired, self.ready, bool(self.workers), self.started, self.up, self.complete
+        """All properties that the decisions about its neighbours depend on: they are decided on when it changes."""
+        return self.desired, self.answers, self.ready, bool(self.workers), self.started, self.up
 
     @property
     def started(self) -> bool:

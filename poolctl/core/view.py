@@ -180,9 +180,13 @@ def state_of(server: Facts) -> State:
     return State.STARTING
 
 
+def answers(server: Facts) -> bool:
+    """It serves, in rotation or not, and is not ko; a job has ended with 0."""
+    if server.desired.rests:
+        return server.desired is Desired.COMPLETED and server.job
+    return any(worker.phase is Phase.READY and not worker.ko for worker in server.present)
+
+
 def is_ready(server: Facts) -> bool:
-    """It has answered, serves, and is not ko; a job is ready once it has ended with 0."""
-    desired = server.desired
-    if desired.rests:
-        return desired is Desired.COMPLETED and server.job
-    return not server.out and any(worker.phase is Phase.READY and not worker.ko for worker in server.present)
+    """It answers, and gets traffic; a job is ready once it has ended with 0."""
+    return answers(server) and (server.desired.rests or not server.out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from poolctl import ServerConfig
+from poolctl.core.desired import Overrides
 from poolctl.core.view import Phase
 from poolctl.runners.protocol import Exit
 from tests.unit.pool.scripted_runner import FAILS, NEVER
@@ -142,5 +143,26 @@ def test_a_server_starts_when_the_removed_one_that_it_depends_on_is_gone() -> No
         desk.runner.may_close.set()
         await turns()
         assert desk.states() == {"api": "running"}
+
+    run(scenario())
+
+
+def test_dependent_waits_for_a_hung_server_out_of_rotation_and_starts_when_it_answers_again() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("api", depends_on=["db"]))
+        await desk.ask("start", "db")
+        db = desk.core.entries["db"]
+        worker = db.workers["db.1.0"]
+        desk.core.mark_stuck(db, worker, True)
+        desk.begin("start", "api", timeout=1)
+        await turns()
+        assert desk.states() == {"db": "running", "api": "starting"}
+        desk.core.override(db, Overrides(out=True))
+        await turns()
+        assert desk.states() == {"db": "draining", "api": "starting"}
+        assert not desk.core.graph.may_start(desk.core.entries["api"]), "a hung server answers no dependent"
+        desk.core.mark_stuck(db, worker, False)
+        await turns()
+        assert desk.states() == {"db": "draining", "api": "running"}
 
     run(scenario())

@@ -102,6 +102,7 @@ class Histories(RuleBasedStateMachine):
     def check(self) -> None:
         """Invariants that hold at every moment."""
         for entry in self.core.entries.values():
+            self.check_queued(entry)
             generations = {
                 worker.generation for worker in entry.workers.values() if worker.placement is not None
             }
@@ -116,6 +117,15 @@ class Histories(RuleBasedStateMachine):
                 entry.rests,
                 entry.overrides,
             )
+
+    def check_queued(self, entry: Entry) -> None:
+        """Where no operation is under way, whose end brings the next decision, there is nothing to decide."""
+        held = (entry.config, entry.bound, *entry.former, *entry.releasing)
+        whats = {entry.name, *(config.key for config in held if config is not None)}
+        if not any(
+            step.what in whats or step.what.startswith(f"{entry.name}.") for step in self.runner.steps
+        ):
+            assert not decide(self.core._reconciler.view(entry)), f"{entry.name} is not decided on"
 
     def entry(self, name: str) -> Entry | None:
         return self.core.entries.get(name)
