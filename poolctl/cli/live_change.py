@@ -121,7 +121,7 @@ def _changed_files(
 ) -> Outcome:
     """The outcome of a change of the files alone: the servers as they will be, none of them running."""
     if not removes:
-        from poolctl.control.messages import item
+        from poolctl.control.answers import item
 
         names = {each.name for each in items}
         items = [item(server) for server in files.draft.check() if server.name in names]

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from poolctl import exit_codes
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.config import masked, values_of
-from poolctl.control.answers import Described, ErrorEntry, Item
+from poolctl.control.answers import Described, ErrorEntry, Item, item
 from poolctl.control.directory import state_dir
-from poolctl.control.messages import item
 from poolctl.errors import PoolError
 from poolctl.expressions import FASTER
 from poolctl.selection.selector import select
@@ -179,13 +178,13 @@ def _runs_as(survivor: Survivor, server: ServerConfig) -> bool:
 def _running(server: ServerConfig, its: list[Survivor], restarts: int) -> Item:
     ready = [each.said.get("ready_at") for each in its if not server.job]
     since = [float(at) for at in ready if at is not None]
-    return item(
-        server,
+    uptime = time.monotonic() - min(since) if since else 0.0
+    return item(server).but(
         state="running" if since else "starting",
         ready=bool(since),
         health="ok" if since else "unknown",
-        pids=sorted(each.pid for each in its),
-        uptime_seconds=time.monotonic() - min(since) if since else 0.0,
+        pids=tuple(sorted(each.pid for each in its)),
+        uptime_seconds=round(uptime, 3),
         restarts=restarts,
     )
 

@@ -9,7 +9,7 @@ from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, others_named_alike
 from poolctl.control.answers import Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
-from poolctl.control.pool_exit import await_end
+from poolctl.control.pool_processes import await_end
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCHED
 

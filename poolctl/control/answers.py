@@ -5,16 +5,24 @@ A verb with more to say than `Result` has a class of its own here, and a command
 
 from __future__ import annotations
 
+from poolctl.errors import ServerError
 from poolctl.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
-    from poolctl.errors import ServerError
+    from poolctl.config import ServerConfig
+    from poolctl.errors import PoolError
     from poolctl.values import Table
 
+_MAX_EXIT_CODE = 255
+
 SCHEMA = 1
+PROTOCOL = 1
+CHECK = "--check"  # asks another version of the supervisor whether it could run here
+TRY = "--try"  # lets another version take over a small pool
+TRIED = "POOLCTL_TRIED"  # the variable that tells the other version that this is done
 
 
 class Item(Value):
@@ -54,6 +62,13 @@ class ErrorEntry(Value):
     def of(cls, problem: ServerError) -> ErrorEntry:
         """The error as JSON documents have it."""
         return cls.from_json(problem.to_dict())
+
+    def to_error(self) -> ServerError:
+        """The error to raise. Exit codes of the command line mean nothing there: a group fills in its own code."""
+        code, error = (self.code, self.error) if self.code > _MAX_EXIT_CODE else (0, "")
+        return ServerError(
+            self.message, name=self.name, bind=self.bind, hint=self.hint, code=code, error=error
+        )
 
 
 class Result(Value):
@@ -353,3 +368,30 @@ class MonitorResult(Result):
     """Of `monitor`."""
 
     items: tuple[Monitored, ...] = ()
+
+
+def item(config: ServerConfig) -> Item:
+    """A server as the files describe it, without a supervisor."""
+    return Item(
+        name=config.name,
+        bind=config.key,
+        expose=config.expose,
+        state="disabled" if config.disabled else "stopped",
+        ready=False,
+        health="unknown",
+        pids=(),
+        workers=config.workers,
+        uptime_seconds=0.0,
+        restarts=0,
+        tags=tuple(config.tags),
+    )
+
+
+def failure(kind: type[PoolError], message: str, hint: str = "") -> ErrorEntry:
+    """An error of the pool as a whole, with the code and the name of its kind."""
+    return ErrorEntry(code=kind.code, error=kind.error, message=message, hint=hint)
+
+
+def entries(errors: PoolError) -> tuple[ErrorEntry, ...]:
+    """Every error of a group."""
+    return tuple(map(ErrorEntry.from_json, errors.to_list()))

@@ -1,27 +1,30 @@
-"""A client of a running supervisor: one HTTP request over its control socket, one JSON document back.
+"""Clients of a running supervisor: one HTTP request over its control socket, JSON lines back.
 
-Standard library only, and little of it: the command line's fast lane is made of this. Every call blocks.
+`Client` blocks; `call_async` and `messages_async` are for an event loop. Standard library only, and little of it: the
+command line's fast lane is made of this.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
 # Not socket, which would import selectors and enum tables: two milliseconds that a Unix socket does not need.
 from _socket import AF_UNIX, SOCK_STREAM, socket
 from time import monotonic
 
+from poolctl import __version__
 from poolctl.control import directory
-from poolctl.control.answers import PingResult, ProgressLine
+from poolctl.control.answers import PingResult, ProgressLine, Result, UpgradeResult
 from poolctl.errors import ControlError
-from poolctl.exit_codes import CONFLICT, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT
+from poolctl.exit_codes import CONFLICT, FAILED, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT
 from poolctl.http.head import BadMessage, request_head
 from poolctl.http.response_reader import ResponseReader
 from poolctl.json_text import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
     from typing import TypeVar
 
     from poolctl.values import Table, Value
@@ -29,12 +32,13 @@ if TYPE_CHECKING:
     Answer = TypeVar("Answer", bound=Value)
 
 OK = 200
-FIELDS = (("Host", "poolctl"), ("Content-Type", "application/json"))
+_FIELDS = (("Host", "poolctl"), ("Content-Type", "application/json"))
 FORBIDDEN = 403
 # A connection to a dead supervisor waits in the backlog: after this time without data it has to answer a ping.
 SILENCE_SECONDS = 10.0
 # The supervisor enforces the command's timeout and reports what was late; the grace is for one that hangs.
 GRACE_SECONDS = 5.0
+_HANDOVER_SECONDS = 30.0
 
 
 class NoSupervisor(ControlError):
@@ -142,9 +146,30 @@ class Client:
             pass  # a timeout is one too
         finally:
             connection.close()
-        from poolctl.control.unresponsive import silent
+        from poolctl.control.pool_processes import silent
 
         raise silent(self.socket_path, limit)
+
+    def upgrade(self) -> Result:
+        """The supervisor's result, once its successor is of this version and answers; or its refusal.
+
+        Keeper and supervisor are of this version then; the servers' processes keep running. Blocks. Raises
+        NoSupervisor, and ControlError (1) when the pool goes on with another version.
+        """
+        from poolctl.control.pool_processes import await_end
+
+        result = self.ask(UpgradeResult, "upgrade", {"options": options_of_this_version()})
+        if result.exit_code or not result.upgraded_from:
+            return result
+        await_end(result.upgraded_from, _HANDOVER_SECONDS)
+        about = self.ping()  # it waits for the successor
+        if about.version != __version__ or about.supervisor_pid == result.upgraded_from:
+            raise ControlError(
+                f"the pool still runs poolctl {about.version}",
+                exit_code=FAILED,
+                hint="see supervisor.log in its runtime directory",
+            )
+        return result.but(items=self.ask(Result, "list").items)
 
     def _connect(self) -> socket:
         connection = socket(AF_UNIX, SOCK_STREAM)
@@ -202,6 +227,64 @@ class Client:
             yield chunk
 
 
+async def messages_async(
+    socket_path: str, verb: str, body: Mapping[str, object] | None = None
+) -> AsyncGenerator[Table]:
+    """Yield the messages as they come: progress, and last {"result": …}. Close it to stop asking.
+
+    Raises NoSupervisor when nothing listens, SupervisorEnded when it goes away before the result, or refuses.
+    """
+    from poolctl.http.exchange import NoResponse, exchange
+
+    payload, fields = _request(body or {})
+    lines = LineSplitter()
+    try:
+        async with exchange(socket_path, "POST", f"/v1/{verb}", fields, payload, version="1.0") as response:
+            if response.status != OK:
+                raise SupervisorEnded(socket_path)
+            async for piece in response.body():
+                for line in lines.feed(piece):
+                    message = loads(line)
+                    yield message
+                    if "result" in message:
+                        return
+    except (NoResponse, BadMessage, ValueError):
+        raise SupervisorEnded(socket_path) from None
+    except OSError:
+        raise NoSupervisor from None
+    raise SupervisorEnded(socket_path)
+
+
+async def call_async(
+    socket_path: str, verb: str, body: Mapping[str, object], *, timeout_seconds: float
+) -> Table:
+    """Return the supervisor's result for `verb`. Raises what `messages_async` does, and TimeoutError."""
+    import asyncio
+    import contextlib
+
+    async with (
+        asyncio.timeout(timeout_seconds),
+        contextlib.aclosing(messages_async(socket_path, verb, body)) as messages,
+    ):
+        async for message in messages:
+            if "result" in message:
+                result: Table = message["result"]
+                return result
+    raise SupervisorEnded(socket_path)
+
+
+def options_of_this_version() -> Table:
+    """What another version has to know to hand over to this one: the options of the verb `upgrade`."""
+    from poolctl import bootstrap
+
+    return {
+        "version": __version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "keeper": bootstrap.command(sys.executable, "keeper", isolated=True),
+        "supervisor": bootstrap.command(sys.executable, "supervisor"),
+    }
+
+
 def receive_within(connection: socket, seconds: float) -> bytes:
     """The next data, b"" at the end. Raises TimeoutError when none arrives in that time."""
     connection.settimeout(seconds)
@@ -228,9 +311,13 @@ class LineSplitter:
         return b"".join(self._pieces)
 
 
-def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
+def _request(body: Mapping[str, object]) -> tuple[bytes, list[tuple[str, str]]]:
     payload = dumps(body).encode()
-    fields = [*FIELDS, ("Content-Length", str(len(payload)))]
+    return payload, [*_FIELDS, ("Content-Length", str(len(payload)))]
+
+
+def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
+    payload, fields = _request(body)
     try:
         # HTTP/1.0, so that the lines come as they are and not in chunks.
         connection.sendall(request_head("POST", f"/v1/{verb}", fields, version="1.0") + payload)

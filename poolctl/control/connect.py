@@ -1,4 +1,4 @@
-"""A client of a running pool, for programs: found by its file, its name, or the working directory."""
+"""Finding a running pool by its file, its name or the working directory, and a client for it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import os
 
 from poolctl.control import directory
 from poolctl.control.client import Client, NoSupervisor
+from poolctl.control.pool_client import PoolClient
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from poolctl.control.pool_client import PoolClient
 
 
 def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
@@ -19,8 +18,6 @@ def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
 
     Raises NoSupervisor when none is running. Does not read the file, so a broken one does not matter.
     """
-    from poolctl.control.pool_client import PoolClient
-
     path = find_socket(None if config_or_name is None else os.fspath(config_or_name), os.environ)
     client = Client(path)
     client.ping()

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 
-from poolctl.control.messages import CHECK, TRY
+from poolctl.control.answers import CHECK, TRY
 from poolctl.keeper.clients import CALM
 from poolctl.logs.internal import InternalLog
 from poolctl.platform import make_room_for_descriptors, name_process

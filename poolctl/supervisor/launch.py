@@ -16,7 +16,7 @@ import sys
 from poolctl import bootstrap
 from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named_in
 from poolctl.control import directory
-from poolctl.control.pool_exit import clear_exit
+from poolctl.control.pool_processes import clear_exit
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED
 from poolctl.keeper import fd_store, rendezvous, wire

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 from poolctl import __version__
 from poolctl.clock import SystemClock
 from poolctl.config import ServerConfig, longest_stop_seconds
-from poolctl.control.answers import About, ProgressLine, Result
-from poolctl.control.messages import PROTOCOL
-from poolctl.control.pool_exit import PoolExit, write_exit
-from poolctl.control.reserve import DescriptorReserve
-from poolctl.control.server import ControlServer, Handler, Progress, Request
+from poolctl.control.answers import PROTOCOL, About, ProgressLine, Result
+from poolctl.control.pool_processes import PoolExit, write_exit
+from poolctl.control.server import ControlServer, DescriptorReserve, Handler, Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.events import caused_by
 from poolctl.core.state import Entry

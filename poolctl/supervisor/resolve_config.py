@@ -8,8 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from poolctl.config import Configuration, ServerConfig, Surroundings, Tables, load
-from poolctl.control.answers import ErrorEntry
-from poolctl.control.messages import entries
+from poolctl.control.answers import ErrorEntry, entries
 from poolctl.errors import PoolError, ServerError
 from poolctl.listeners.port_ledger import PortLedger
 

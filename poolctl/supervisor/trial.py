@@ -25,10 +25,9 @@ from typing import Any
 import poolctl
 from poolctl.config import ServerConfig, interpreter, load
 from poolctl.control import directory
-from poolctl.control.client import Client
-from poolctl.control.messages import TRIED
-from poolctl.control.pool_exit import await_end
-from poolctl.control.upgrading import options_of_this_version
+from poolctl.control.answers import TRIED
+from poolctl.control.client import Client, options_of_this_version
+from poolctl.control.pool_processes import await_end
 from poolctl.errors import ControlError, PoolError
 from poolctl.http.exchange import exchange
 from poolctl.http.head import BadMessage

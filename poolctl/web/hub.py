@@ -14,7 +14,7 @@ from typing import Any
 
 from poolctl.clock import Clock
 from poolctl.config import masked_text
-from poolctl.control.aio_client import answers, ask
+from poolctl.control.client import call_async, messages_async
 from poolctl.errors import ControlError
 from poolctl.logs.log_line import stamp
 from poolctl.monitor.describe import sentence, severity
@@ -201,7 +201,7 @@ class Hub:
     ) -> Table:
         """The supervisor's result. Raises ControlError, TimeoutError."""
         body = {"selector": {"targets": targets}, "options": dict(options), "by": dict(by or {})}
-        return await ask(self._socket_path, verb, body, timeout_seconds=timeout_seconds)
+        return await call_async(self._socket_path, verb, body, timeout_seconds=timeout_seconds)
 
     async def _watch(self) -> None:
         """Query while there are viewers, and a little longer, so that a reloaded page finds everything."""
@@ -298,7 +298,7 @@ class Hub:
 
     async def _read(self, options: Table) -> None:
         body = {"selector": {}, "options": options}
-        async with contextlib.aclosing(answers(self._socket_path, "events", body)) as lines:
+        async with contextlib.aclosing(messages_async(self._socket_path, "events", body)) as lines:
             async for line in lines:
                 event = line.get("event")
                 if isinstance(event, dict):

@@ -29,7 +29,7 @@ from poolctl.cli.run.stop_signals import StopSignals, Terminated, deferred_signa
 from poolctl.control import sd_notify
 from poolctl.control.answers import Item, ReloadResult, Result
 from poolctl.control.client import Client, NoSupervisor
-from poolctl.control.pool_exit import await_end, read_exit
+from poolctl.control.pool_processes import await_end, read_exit
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
 from poolctl.logs.log_line import LogLine, stamp

@@ -11,7 +11,6 @@ from poolctl.cli.remote import ask
 from poolctl.cli.render import servers
 from poolctl.control.answers import Result
 from poolctl.control.client import Client
-from poolctl.control.upgrading import upgrade
 
 COMMAND = Command(
     "Upgrade a running pool to this version of poolctl.",
@@ -34,7 +33,7 @@ def perform(request: CommandRequest) -> Outcome:
         if not request.get("restart"):
             return Outcome.of(result, f"{message}; upgrade --force replaces another build of that version")
     else:
-        result = upgrade(client)
+        result = client.upgrade()
         message = f"poolctl {before} → {__version__}"
         if result.exit_code:
             return Outcome.of(result)

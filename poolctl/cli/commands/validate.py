@@ -10,8 +10,7 @@ from poolctl.cli.offline import no_server, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import servers
-from poolctl.control.answers import ErrorEntry
-from poolctl.control.messages import entries, item
+from poolctl.control.answers import ErrorEntry, entries, item
 from poolctl.exit_codes import DONE, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from poolctl.address import Address, parse
 from poolctl.config import ConfigNotFound
-from poolctl.control.answers import About, ErrorEntry, Item, Result
+from poolctl.control.answers import About, ErrorEntry, Item, Result, entries
 from poolctl.control.client import Client, NoSupervisor
-from poolctl.control.messages import entries
 from poolctl.errors import ControlError, PoolError
 from poolctl.values import Table, Value
 

@@ -16,10 +16,9 @@ from poolctl.cli.offline import choose, load, servers_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import ServerConfig, enter_as, interpreter
-from poolctl.control.answers import Result
+from poolctl.control.answers import Result, item
 from poolctl.control.client import Client
 from poolctl.control.directory import state_dir
-from poolctl.control.messages import item
 from poolctl.errors import ControlError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED
 from poolctl.listeners.failure import ListenError, explained

@@ -6,13 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from poolctl.config import Tables
-from poolctl.control.answers import DashboardLink, DashboardResult
-from poolctl.control.messages import Document, failure
+from poolctl.control.answers import DashboardLink, DashboardResult, failure
 from poolctl.control.server import Progress
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector
+from poolctl.values import Table
 
 from ..active_configuration import PoolEnvironment
 from .statistics import Statistics
@@ -67,7 +67,7 @@ class DashboardManager:
             self._dashboard = DashboardPage(self._environment, self._events)
         self._dashboard.want(tables.dashboard)
 
-    async def dashboard(self, selector: Selector, options: Document, progress: Progress) -> DashboardResult:
+    async def dashboard(self, selector: Selector, options: Table, progress: Progress) -> DashboardResult:
         """The verb `dashboard`: the page's URL and its token, for clients that may use the control socket anyway."""
         page, table = self._dashboard, self._configuration.tables.dashboard
         if table is None:

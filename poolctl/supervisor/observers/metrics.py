@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from poolctl import __version__
 from poolctl.config import masked_text
 from poolctl.control.answers import About, MetricsResult
-from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.availability import KO, OK, UNKNOWN, WARN, Availability
 from poolctl.core.core import Core
@@ -19,6 +18,7 @@ from poolctl.monitor.exposition import Family, render
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.selection.selector import Selector
 from poolctl.states import State
+from poolctl.values import Table
 from poolctl.worker import tally
 
 from ..verbs.verb import selected
@@ -44,7 +44,7 @@ class PoolMetrics:
         self._statistics = statistics
         self._identity = identity
 
-    async def verb(self, selector: Selector, options: Document, progress: Progress) -> MetricsResult:
+    async def verb(self, selector: Selector, options: Table, progress: Progress) -> MetricsResult:
         """The verb: the metrics as text, in the OpenMetrics format on request."""
         return MetricsResult(text=await self.text(bool(options.get("openmetrics")), selector))
 

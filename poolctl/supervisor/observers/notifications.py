@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from poolctl.config import Tables
-from poolctl.control.answers import NotifyResult, ReceiverResult
-from poolctl.control.messages import Document, failure
+from poolctl.control.answers import NotifyResult, ReceiverResult, failure
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.state import Entry
@@ -17,6 +16,7 @@ from poolctl.exit_codes import FAILED, NOTHING_MATCHED
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector, SelectorError
 from poolctl.states import State, Status
+from poolctl.values import Table
 
 from ..active_configuration import ActiveConfiguration
 
@@ -99,7 +99,7 @@ class Notifications:
         assert self._notifier is not None
         self._notifier.missed({"kind": kind, "event": after, "server": name, "after": after, "seq": 0})
 
-    async def notify(self, selector: Selector, options: Document, progress: Progress) -> NotifyResult:
+    async def notify(self, selector: Selector, options: Table, progress: Progress) -> NotifyResult:
         """Send a test message to each receiver, or to those in `receivers`; the answer holds each result."""
         names = options.get("receivers") or []
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.control.answers import About, MetricsResult
-from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 from poolctl.selection.selector import Selector
+from poolctl.values import Table
 
 from ..active_configuration import PoolEnvironment
 from ..deferred_imports import DeferredImports
@@ -156,7 +156,7 @@ class MetricsEndpoint:
         """Why they are not served on the configured address; "" when they are."""
         return "" if self._made is None else self._made[1].problem
 
-    async def verb(self, selector: Selector, options: Document, progress: Progress) -> MetricsResult:
+    async def verb(self, selector: Selector, options: Table, progress: Progress) -> MetricsResult:
         """The verb: the metrics as text, in the OpenMetrics format on request."""
         return await self._load()[0].verb(selector, options, progress)
 

@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from poolctl.control.answers import Measured, Stats, StatsHistory, StatsResult, WorkerStats
-from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.selection.selector import Selector
+from poolctl.values import Table
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
@@ -125,7 +125,7 @@ class Statistics:
         await totals.resume()
         return cls(core, totals)
 
-    async def stats(self, selector: Selector, options: Document, progress: Progress) -> StatsResult:
+    async def stats(self, selector: Selector, options: Table, progress: Progress) -> StatsResult:
         """The verb: the selected servers with their figures."""
         entries = selected(self._core, selector)
         self.watch()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from poolctl.control.answers import Monitored, MonitorResult, Observed
-from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.availability import KO, OK, WARN, Availability
 from poolctl.core.core import Core
@@ -88,7 +87,7 @@ class Totals:
             self._counters.settled()
         self._added.clear()
 
-    def _heard(self, event: Document) -> None:
+    def _heard(self, event: Table) -> None:
         known = self._availability.get(event["server"]) if event["kind"] == "health" else None
         if known is not None and event["after"] in (OK, WARN, KO):
             known.note(self._core.clock.monotonic(), health=event["after"])
@@ -114,7 +113,7 @@ class Monitoring:
         self._core = core
         self._totals = totals
 
-    async def monitor(self, selector: Selector, options: Document, progress: Progress) -> MonitorResult:
+    async def monitor(self, selector: Selector, options: Table, progress: Progress) -> MonitorResult:
         """The selected servers, each with its snapshot as `"monitor"`."""
         entries = selected(self._core, selector)
         return MonitorResult(

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from poolctl.control.answers import Result
-from poolctl.control.messages import Document
 from poolctl.control.server import Request
 from poolctl.core.events import caused_by
 from poolctl.exit_codes import USAGE
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector, SelectorError
+from poolctl.values import Table
 
 from .verb import NothingMatched
 
@@ -36,7 +36,7 @@ class Audit:
     def __init__(self, events: Events) -> None:
         self._events = events
 
-    async def watched(self, request: Request, selector: Selector, options: Document, work: Work) -> Result:
+    async def watched(self, request: Request, selector: Selector, options: Table, work: Work) -> Result:
         """The result of the command, which is recorded at its beginning and at its end, whatever that is."""
         if request.verb not in AUDITED or options.get("dry_run"):
             return await work()
@@ -70,7 +70,7 @@ class Audit:
                 duration_seconds=round(time.monotonic() - begun, 3),
             )
 
-    def _record(self, event: str, message: str, by: Document, **more: Any) -> None:
+    def _record(self, event: str, message: str, by: Table, **more: Any) -> None:
         self._events.record("audit", event, message=message, by=by, **more)
 
 
@@ -88,9 +88,9 @@ class _Outcome:
         self.servers = [item.name for item in result.items]
 
 
-def peer(request: Request) -> Document:
+def peer(request: Request) -> Table:
     """The client's uid and pid as reported by the kernel, its user's name, and its command."""
-    found: Document = {"uid": request.uid, "pid": request.pid, "user": _user(request.uid)}
+    found: Table = {"uid": request.uid, "pid": request.pid, "user": _user(request.uid)}
     try:
         with open(f"/proc/{request.pid}/comm", encoding="utf-8", errors="replace") as file:
             found["command"] = file.read().rstrip("\n")
@@ -99,7 +99,7 @@ def peer(request: Request) -> Document:
     return found | _in_the_name_of(request.body.get("by"))
 
 
-def _in_the_name_of(by: Any) -> Document:
+def _in_the_name_of(by: Any) -> Table:
     """The person behind a client, as that says: the dashboard names its browser's address."""
     if not isinstance(by, dict):
         return {}
@@ -120,11 +120,11 @@ def _words(selector: Selector) -> list[str]:
     return [*targets, *words, *(["--not"] if "not" in given else [])]
 
 
-def _given(selector: Selector) -> Document:
+def _given(selector: Selector) -> Table:
     return {key: value for key, value in selector.to_dict().items() if value and key != "allow_empty"}
 
 
-def _details(verb: str, options: Document) -> list[str]:
+def _details(verb: str, options: Table) -> list[str]:
     everything = ["--all"] if options.get("all") is True else []
     if verb == "scale":
         return [*everything, str(options.get("workers"))]
@@ -134,5 +134,5 @@ def _details(verb: str, options: Document) -> list[str]:
     return [str(server.get("name", ""))] if verb == "add" and isinstance(server, dict) else []
 
 
-def _recorded(options: Document) -> Document:
+def _recorded(options: Table) -> Table:
     return {key: options[key] for key in _RECORDED if options.get(key) is not None}

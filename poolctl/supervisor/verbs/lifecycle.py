@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from poolctl.control.answers import Result
-from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.state import Entry
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
 from poolctl.selection.selector import Selector
 from poolctl.states import Status
+from poolctl.values import Table
 
 from .reports import disabled, drained, items, unwell
 from .start_checks import ensure_open_files, expired, size, startup_warnings
@@ -24,7 +24,7 @@ class Lifecycle:
         self._context = context
         self._core = context.core
 
-    async def start(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def start(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """Start the selected servers and what they depend on; return when each is ready or has failed."""
         chosen = selected(self._core, selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
@@ -54,7 +54,7 @@ class Lifecycle:
         ]
         return result.but(warnings=(*result.warnings, *await warnings, *sleepless))
 
-    async def restart(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def restart(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """Replace the selected servers, each when its replacement has answered; start those that do not run."""
         chosen = selected(self._core, selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
@@ -80,7 +80,7 @@ class Lifecycle:
         operation.problems += [disabled(entry) for entry in chosen if entry.is_disabled and selector.targets]
         return await operation.conclude(chosen, options, progress)
 
-    async def stop(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def stop(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """Stop the selected servers, what depends on them first; without a selection end the supervisor too.
 
         With the option `idle` only if none of them is wanted or runs.

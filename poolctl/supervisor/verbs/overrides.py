@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from poolctl.config import Finding, ServerConfig, problem_of
-from poolctl.control.answers import ErrorEntry, Result
-from poolctl.control.messages import Document, entries
+from poolctl.control.answers import ErrorEntry, Result, entries
 from poolctl.control.server import Progress
 from poolctl.core.rollout import not_arrived
 from poolctl.core.state import Entry
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.selection.selector import Selector, SelectorError, selection_needed
+from poolctl.values import Table
 
 from ..active_configuration import obstacles
 from .reports import items
@@ -33,7 +33,7 @@ class OverrideVerbs:
         self._core = context.core
         self._configuration = context.configuration
 
-    async def scale(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def scale(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """Set the number of workers of each selected server; return when that many are ready."""
         workers = options.get("workers")
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
@@ -59,7 +59,7 @@ class OverrideVerbs:
         ]
         return operation.result(chosen, code or (FAILED if operation.problems else 0))
 
-    async def drain(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def drain(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """Take the selected servers out of rotation; they still answer direct requests."""
         chosen = self._chosen("drain", selector, options)
         warnings = tuple(
@@ -72,14 +72,14 @@ class OverrideVerbs:
                 self._core.override(entry, replace(entry.overrides, out=True))
         return Result(items=items(self._core, chosen), warnings=warnings)
 
-    async def undrain(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def undrain(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """Take drained servers back into rotation."""
         chosen = self._chosen("undrain", selector, options)
         for entry in chosen:
             self._core.override(entry, replace(entry.overrides, out=False))
         return Result(items=items(self._core, chosen))
 
-    async def enable(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def enable(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """Enable the selected servers, and start those that were disabled; return when each is ready."""
         chosen = self._chosen("enable", selector, options)
         enabled = [entry for entry in chosen if entry.is_disabled]
@@ -89,7 +89,7 @@ class OverrideVerbs:
             self._core.enable(entry)
         return await operation.conclude(chosen, options, progress)
 
-    async def disable(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def disable(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """Disable the selected servers, after stopping their dependents; return when they have stopped."""
         chosen = self._chosen("disable", selector, options)
         also = [entry for entry in with_dependents(self._core, chosen, progress) if entry not in chosen]
@@ -100,7 +100,7 @@ class OverrideVerbs:
             self._core.disable(entry)
         return await operation.conclude(chosen, options, progress)
 
-    async def add(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def add(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """Add and start a server that is in no file; return when it is ready. 8 when its name or address is taken."""
         table, base_dir = options.get("server"), options.get("base_dir")
         if not isinstance(table, dict) or not isinstance(base_dir, str):
@@ -123,7 +123,7 @@ class OverrideVerbs:
         operation = Operation(self._core, PoolStartError, [entry] if entry.wanted else [])
         return await operation.conclude([entry], options, progress)
 
-    async def remove(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def remove(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """Stop the selected servers, their dependents first, and forget them; the result lists the removed ones."""
         chosen = self._chosen("remove", selector, options)
         deps = options.get("deps", True)
@@ -139,7 +139,7 @@ class OverrideVerbs:
         self._core.registry.revise()  # the missing ones are saved for a successor
         return await operation.conclude(chosen, options, progress)
 
-    def _chosen(self, verb: str, selector: Selector, options: Document) -> list[Entry]:
+    def _chosen(self, verb: str, selector: Selector, options: Table) -> list[Entry]:
         """The selected entries. Raises SelectorError for no selection, unless the option `all` asks for every one."""
         if selector.selects_all and options.get("all") is not True:
             raise selection_needed(verb, len(self._core.entries))

@@ -15,7 +15,6 @@ from poolctl.control.answers import (
     StatusResult,
     Summary,
 )
-from poolctl.control.messages import Document
 from poolctl.control.server import Progress
 from poolctl.core.certificates import day, passed_over
 from poolctl.core.desired import Desired
@@ -26,6 +25,7 @@ from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, parse_filter, recent
 from poolctl.selection.selector import Selector, SelectorError
 from poolctl.states import State, Status
+from poolctl.values import Table
 
 from .reports import details, items, reporter, unwell
 from .verb import Verb, VerbContext, selected
@@ -42,17 +42,17 @@ class Reading:
         self._context = context
         self._core = context.core
 
-    async def listing(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def listing(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """The selected servers as they are."""
         return Result(items=items(self._core, selected(self._core, selector)))
 
-    async def show(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def show(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """The selected servers with their configuration, its origins, and what happened last."""
         entries = selected(self._core, selector)
         reveal = options.get("reveal") is True
         return ShowResult(items=tuple(details(self._core, entry, reveal=reveal) for entry in entries))
 
-    async def status(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def status(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """Every selected server, and a summary; exit code 3 unless all that should run is ready."""
         entries = selected(self._core, selector)
         should_run = [
@@ -84,7 +84,7 @@ class Reading:
             summary=summary,
         )
 
-    async def wait(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def wait(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """Return when each selected server is in the state `for`; exit code 124 after the timeout."""
         entries = selected(self._core, selector)
         goal = str(options.get("for") or "ready")
@@ -106,14 +106,14 @@ class Reading:
             exit_code=TIMED_OUT if late else 0,
         )
 
-    async def reopen(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def reopen(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """Reopen every log file; the selected servers."""
         entries = selected(self._core, selector)
         if (log_files := self._core.runner.capabilities.log_files) is not None:
             await log_files.reopen_logs()
         return Result(items=items(self._core, entries))
 
-    async def events(self, selector: Selector, options: Document, progress: Progress) -> EventsResult:
+    async def events(self, selector: Selector, options: Table, progress: Progress) -> EventsResult:
         """Send the last `lines` matching events (10,000 at most), and with `follow` each new one.
 
         The result names the journal and the number of its last event.
@@ -125,7 +125,7 @@ class Reading:
         if wanted.after > events.seq:
             # The number is of a journal that has been removed.
             wanted = wanted._replace(after=0)
-        queue: asyncio.Queue[Document] = asyncio.Queue()
+        queue: asyncio.Queue[Table] = asyncio.Queue()
         end = events.subscribe(partial(_offer, queue, wanted))
         try:
             path = events.journal.path if events.journal is not None else ""
@@ -140,7 +140,7 @@ class Reading:
             end()
         return EventsResult(seq=events.seq, path=path)
 
-    async def _follow(self, queue: asyncio.Queue[Document], progress: Progress) -> None:
+    async def _follow(self, queue: asyncio.Queue[Table], progress: Progress) -> None:
         over = asyncio.ensure_future(self._context.over.wait())
         try:
             while not over.done():
@@ -180,12 +180,12 @@ def expiring(entry: Entry, now: float) -> str:
     return f"{entry.name}: its certificate expires on {day(ends)} ({left}); renew it, then poolctl reload"
 
 
-def _offer(queue: asyncio.Queue[Document], wanted: EventFilter, event: Document) -> None:
+def _offer(queue: asyncio.Queue[Table], wanted: EventFilter, event: Table) -> None:
     if wanted.matches(event):
         queue.put_nowait(event)
 
 
-def _wanted(names: Collection[str] | None, options: Document) -> tuple[EventFilter, int]:
+def _wanted(names: Collection[str] | None, options: Table) -> tuple[EventFilter, int]:
     """Raises SelectorError for options of another shape than the protocol's."""
     lines = options.get("lines", MOST_LINES)
     wanted = parse_filter(

@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from poolctl.config import TABLE_NAMES, ServerConfig
-from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult
-from poolctl.control.messages import Document, failure
+from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult, failure
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.events import CURRENT_CAUSE, Cause
@@ -18,6 +17,7 @@ from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, S
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
 from poolctl.runners import withheld
 from poolctl.selection.selector import Selector
+from poolctl.values import Table
 
 from ..resolve_config import ResolvedConfig
 from .diff import Kind, Running, Written, plan
@@ -38,7 +38,7 @@ class Reload:
         self._configuration = context.configuration
         self._turn = asyncio.Lock()
 
-    async def reload(self, selector: Selector, options: Document, progress: Progress) -> ReloadResult:
+    async def reload(self, selector: Selector, options: Table, progress: Progress) -> ReloadResult:
         """Apply the differences between the files and what is in force, or list them; refuse files with problems."""
         force = bool(options.get("force"))
         async with self._turn:
@@ -222,9 +222,7 @@ class _Application:
                 errors.append(as_kind(PoolRestartError, problem))
         return errors
 
-    async def conclude(
-        self, options: Document, progress: Progress
-    ) -> tuple[int, list[ErrorEntry], list[str]]:
+    async def conclude(self, options: Table, progress: Progress) -> tuple[int, list[ErrorEntry], list[str]]:
         """Exit code, errors and warnings, when every server has reached its goal or failed."""
         codes = await asyncio.gather(
             self._coming.settle(options, progress), self._going.settle(options, progress)

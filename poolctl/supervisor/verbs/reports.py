@@ -17,7 +17,6 @@ from poolctl.control.answers import (
     ServerStep,
     WorkerDetails,
 )
-from poolctl.control.messages import Document, item
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.state import Entry
@@ -25,6 +24,7 @@ from poolctl.core.view import Phase
 from poolctl.errors import PoolError, ServerError
 from poolctl.runners import withheld
 from poolctl.states import Status
+from poolctl.values import Table
 
 if TYPE_CHECKING:
     from poolctl.probes.worker_probes import WorkerProbes
@@ -37,18 +37,21 @@ def items(core: Core, entries: Iterable[Entry]) -> tuple[Item, ...]:
 
 
 def _item(core: Core, entry: Entry, now: float) -> Item:
-    inherited = entry.config.address.kind == "fd"
-    return item(
-        entry.config,
-        workers=entry.size,
-        disabled=entry.is_disabled,
+    config = entry.config
+    inherited = config.address.kind == "fd"
+    return Item(
+        name=config.name,
+        bind=config.key,
+        expose=config.expose,
         state=entry.state,
         ready=entry.ready,
         health=entry.health.value,
-        pids=entry.pids,
-        uptime_seconds=entry.uptime_seconds(now),
+        pids=tuple(entry.pids),
+        workers=entry.size,
+        uptime_seconds=round(entry.uptime_seconds(now), 3),
         restarts=entry.restarts,
-        address=", ".join(core.endpoints(entry.config)) if inherited else None,
+        tags=tuple(config.tags),
+        address=", ".join(core.endpoints(config)) if inherited else None,
     )
 
 
@@ -87,7 +90,7 @@ def details(core: Core, entry: Entry, *, reveal: bool) -> Details:
     )
 
 
-def reporter(progress: Progress, options: Document) -> Callable[[Entry], None]:
+def reporter(progress: Progress, options: Table) -> Callable[[Entry], None]:
     """A function that sends a line of progress for each changed entry, if the client wants progress."""
     if not options.get("progress", True):
         return lambda entry: None

@@ -16,8 +16,7 @@ from poolctl.config import (
     changed_by,
     open_files_needed,
 )
-from poolctl.control.answers import Result
-from poolctl.control.messages import failure
+from poolctl.control.answers import Result, failure
 from poolctl.core.certificates import day
 from poolctl.core.core import Core
 from poolctl.core.file_digests import certificate_ends

@@ -9,12 +9,21 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE
 
 from poolctl import __version__, bootstrap
-from poolctl.control.answers import ErrorEntry, PlannedChange, Result, UpgradeResult
-from poolctl.control.messages import CHECK, TRIED, TRY, Document, failure
+from poolctl.control.answers import (
+    CHECK,
+    TRIED,
+    TRY,
+    ErrorEntry,
+    PlannedChange,
+    Result,
+    UpgradeResult,
+    failure,
+)
 from poolctl.control.server import Progress
 from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.selection.selector import Selector
+from poolctl.values import Table
 
 from .diff import Kind
 from .reload import Reload
@@ -34,7 +43,7 @@ class Upgrade:
         self._reload = reload
         self._daemon = context.daemon
 
-    async def upgrade(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def upgrade(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """Refuse, with the reason, or answer and hand over. The options are those of the client's `upgrade`."""
         version, python = str(options.get("version")), str(options.get("python"))
         if python.split(".")[:2] != sys.version.split()[0].split(".")[:2]:
@@ -51,7 +60,7 @@ class Upgrade:
         self._daemon.hand_over(options["keeper"], options["supervisor"])
         return UpgradeResult(items=difference.items, upgraded_from=os.getpid())
 
-    async def _differs(self, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def _differs(self, selector: Selector, options: Table, progress: Progress) -> Result:
         """The result of `reload --dry-run`; with an error if the next version would not know a running server."""
         difference = await self._reload.reload(selector, {**options, "dry_run": True}, progress)
         if difference.errors or not any(_is_lost(change) for change in difference.changes or ()):
@@ -61,7 +70,7 @@ class Upgrade:
             "poolctl reload --dry-run shows the difference, poolctl reload applies the files",
         )
 
-    async def _try(self, options: Document) -> Result | None:
+    async def _try(self, options: Table) -> Result | None:
         """Why the next version cannot take over, in our environment; None when it has taken over a small pool."""
         files, on_disk = self._files, _is_on_disk()
         env = {**os.environ, TRIED: "1"} if on_disk else None

@@ -10,8 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from poolctl.control.answers import About, ErrorEntry, ProgressLine, Result
-from poolctl.control.messages import Document, failure
+from poolctl.control.answers import About, ErrorEntry, ProgressLine, Result, failure
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.rollout import Rollout
@@ -21,6 +20,7 @@ from poolctl.exit_codes import FAILED, NOTHING_MATCHED, TIMED_OUT
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.matcher import matcher
 from poolctl.selection.selector import EXPRESSIONS, Selector, SelectorError, select
+from poolctl.values import Table
 
 from ..active_configuration import ActiveConfiguration
 from .reports import as_kind, items, reporter
@@ -43,7 +43,7 @@ class Daemon(Protocol):
 
 
 # The selected servers, the options, and what takes lines of progress.
-Verb = Callable[[Selector, Document, Progress], Awaitable[Result]]
+Verb = Callable[[Selector, Table, Progress], Awaitable[Result]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Operation(Rollout):
         for entry in self._entries:
             core.clear_warnings(entry)
 
-    async def conclude(self, chosen: list[Entry], options: Document, progress: Progress) -> Result:
+    async def conclude(self, chosen: list[Entry], options: Table, progress: Progress) -> Result:
         """Wait until each has reached its goal or failed; the result with every failure."""
         return self.result(chosen, await self.settle(options, progress))
 
@@ -114,7 +114,7 @@ class Operation(Rollout):
             warnings=tuple(self.warnings),
         )
 
-    async def settle(self, options: Document, progress: Progress) -> int:
+    async def settle(self, options: Table, progress: Progress) -> int:
         """Wait until each has reached its goal or failed; the exit code."""
         if not options.get("wait", True):
             return 0

@@ -6,14 +6,13 @@ import os
 from functools import partial
 from importlib import import_module
 
-from poolctl.control.answers import ErrorEntry, PingResult, Result
-from poolctl.control.messages import PROTOCOL, Document
+from poolctl.control.answers import PROTOCOL, ErrorEntry, PingResult, Result
 from poolctl.control.server import Progress, Request
 from poolctl.core.core import Core
 from poolctl.exit_codes import USAGE
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector, SelectorError
-from poolctl.values import Value
+from poolctl.values import Table, Value
 
 from ..active_configuration import ActiveConfiguration
 from . import lifecycle, reading
@@ -86,7 +85,7 @@ class Verbs:
                 return refused.result
             return refused.result.but(ended=True, keeper_pid=self._daemon.shut_down())
 
-    async def perform(self, verb: str, selector: Selector, options: Document, progress: Progress) -> Result:
+    async def perform(self, verb: str, selector: Selector, options: Table, progress: Progress) -> Result:
         """The result of one verb. Raises SelectorError for wrong options, NothingMatched."""
         assert self._knows(verb)
         await match(self._core, selector)
@@ -107,7 +106,7 @@ def _usage_error(message: str, hint: str) -> Result:
     return Result(errors=(error,), exit_code=USAGE)
 
 
-def _options(body: Document) -> Document:
+def _options(body: Table) -> Table:
     """The command's options. Raises SelectorError for a body of another shape than the protocol's."""
     options = body.get("options") or {}
     if not isinstance(options, dict) or not isinstance(body.get("selector") or {}, dict):
@@ -125,6 +124,6 @@ def modules() -> list[str]:
     return [f"verbs.{name}" for name in sorted(names - {"__init__"})]
 
 
-async def _no_gateway(selector: Selector, options: Document, progress: Progress) -> Result:
+async def _no_gateway(selector: Selector, options: Table, progress: Progress) -> Result:
     """No route and no host: this version has no gateway."""
     return Result()

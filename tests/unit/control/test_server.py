@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from poolctl.control import server as control
 from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.directory import BACKLOG
-from poolctl.control.reserve import DescriptorReserve
-from poolctl.control.server import ControlServer, Progress, Request
+from poolctl.control.server import ControlServer, DescriptorReserve, Progress, Request
 from poolctl.values import Table, Value
 
 Handle = Callable[[Request, Progress], Awaitable[Value]]
