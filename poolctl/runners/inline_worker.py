@@ -21,8 +21,7 @@ from poolctl.listeners.stop_accepting import stop_reading
 from poolctl.worker.load_app import LoadFailed, load_app
 from poolctl.worker.serving.access_log import AccessLog
 from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
-from poolctl.worker.serving.tls_context import renew_context, ssl_context
-from poolctl.worker.serving.uvicorn_config import drainable
+from poolctl.worker.serving.uvicorn_config import drainable, renew_context, ssl_context
 from poolctl.worker.serving.uvicorn_parts import LifespanOn
 
 from .daemon_thread import in_daemon_thread

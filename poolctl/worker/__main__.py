@@ -44,10 +44,9 @@ def main() -> None:
             sys.exit(_why(error)[0])
         run()
     else:
-        from .process_setup import resume
-        from .worker_process import run_worker
+        from .worker_process import resume as resume_worker
 
-        resume(run_worker)
+        resume_worker()
 
 
 class _TooOld(ImportError):

@@ -17,23 +17,20 @@ from typing import Any, NoReturn
 
 import uvicorn
 
-from .load_app import LoadFailed, explain, load_app
+from .load_app import LoadFailed, exit_status, explain, load_app, set_app_environment
 from .preload import preload
 from .process_setup import (
     SPEC_FD,
     SetupFailed,
     Spec,
     apply_spec,
-    exit_status,
     needs_exec,
     read_spec_after_exec,
-    set_app_environment,
     start_interpreter_again,
 )
 from .serving.access_log import watch_requests
 from .serving.pool_server import PoolServer, StartupFailed
-from .serving.tls_context import ssl_context
-from .serving.uvicorn_config import drainable
+from .serving.uvicorn_config import drainable, ssl_context
 
 _FAILED = 1
 _INTERRUPTED = 130

@@ -1,25 +1,34 @@
-"""Imports what every worker needs, once, in the process that workers are forked from.
+"""Imports and runs what every worker needs, once, in the process that workers are forked from.
 
-After the import of an application, its framework does once what it would otherwise do in the first request of each
-worker. None of the application's own code is called: neither its lifespan nor a middleware or an endpoint.
+The prefork run is a whole worker that starts, serves a few requests and stops. The interpreter writes into the code
+that it runs (specialised bytecode, caches, imports of the first request), and pages that are written before the fork
+are shared by all workers. Measured: a third of the time and a seventh of the memory of each. No loop and no thread is
+left.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import importlib
-import inspect
-import linecache
 import logging.config
+import os
+import socket
 import sys
-import tokenize
 import zipimport
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TextIO
 
+import uvicorn
+
+from ..keeper import wire
+from .control_socket import BEAT, answer
+from .process_setup import descriptors, keep_fds
 from .serving import uvicorn_parts
+from .serving.pool_server import PoolServer
 from .serving.uvicorn_config import prepare
+from .tally import blank_page
 
 # Otherwise the first request imports anyio's backend, which takes 18 ms.
 _MODULES = (
@@ -35,9 +44,10 @@ _MODULES = (
 )
 
 _MANY_OBJECTS = 100_000
-# A path that matches no route: each route prepares itself to find that out.
-_PATH = "/\0"
-_MAX_DEPTH = 8
+_PREFORK_REQUEST = b"GET / HTTP/1.1\r\nhost: prefork\r\nconnection: close\r\n\r\n"
+# Enough for the interpreter to have specialised the code, so that it writes into it no more.
+_ROUNDS = 8
+_SECONDS = 2.0  # the limit, in case an application has changed parts of uvicorn
 
 
 def preload() -> None:
@@ -84,76 +94,87 @@ def freeze() -> None:
     gc.freeze()
 
 
-def warm_up(app: Any) -> None:
-    """Let the routes of a Starlette or FastAPI application prepare themselves; other applications are left as they are.
+def prefork_run() -> None:
+    """Serve a few requests with an empty application, on a socket that no other process can reach."""
+    before = descriptors()
+    with open(os.devnull, "w") as nowhere, _logging_to(nowhere):
+        for _ in range(_ROUNDS):
+            _run_once()
+    keep_fds(descriptors() - before)
 
-    FastAPI builds the routes of an included router on its first use: 20 ms and 6 MB for thirty routes.
+
+def prefork_run_again() -> None:
+    """Run once more after an import, whose objects have taken the memory that the first run had warmed up.
+
+    Measured: a tenth of the pages that a worker copies until it is ready. Nothing is logged or raised: if the
+    application has changed uvicorn, its workers show the effect.
     """
-    routing = sys.modules.get("starlette.routing")
-    if routing is not None:
-        if "fastapi" in sys.modules:
-            _warm_up_fastapi()
-        _match(getattr(app, "routes", None), routing.BaseRoute, _MAX_DEPTH)
-        if "fastapi" in sys.modules:
-            # The first request meets any error again.
-            with contextlib.suppress(Exception):
-                _read_sources(app)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.suppress(Exception):
+            _run_once()
+    finally:
+        logging.disable(disabled)
 
 
-def _read_sources(app: Any) -> None:
-    """Read the source files of the endpoints, which the first request of each looks up."""
-    read = set()
-    for endpoint in _endpoints(app, _MAX_DEPTH):
-        code = getattr(endpoint, "__code__", None)
-        if inspect.iscode(code) and code.co_filename not in read:
-            read.add(code.co_filename)
-            linecache.getlines(code.co_filename)
+def _run_once() -> None:
+    config = uvicorn.Config(_blank, log_config=None)
+    config.load()
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve_one(config))
+    _answer_a_heartbeat()
 
 
-def _endpoints(router: Any, depth: int) -> Iterator[Any]:
-    routes = getattr(router, "routes", None)
-    if not isinstance(routes, Iterable) or not depth:
+def _answer_a_heartbeat() -> None:
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        ours.send(BEAT)
+        answer(theirs, blank_page())
+
+
+@contextlib.contextmanager
+def _logging_to(stream: TextIO) -> Iterator[None]:
+    names = ("uvicorn", "uvicorn.access")
+    handlers = [each for name in names for each in logging.getLogger(name).handlers]
+    streams = [each for each in handlers if isinstance(each, logging.StreamHandler)]
+    before = [each.setStream(stream) for each in streams]
+    try:
+        yield
+    finally:
+        for each, original in zip(streams, before, strict=True):
+            each.setStream(original)
+
+
+async def _serve_one(config: uvicorn.Config) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind("")  # a name that the kernel chooses (unix(7), autobind)
+        listener.listen()
+        for sock in (listener, client):
+            sock.setblocking(False)
+        server = PoolServer(config, tally=blank_page())
+
+        async def ask() -> None:
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, listener.getsockname())
+            await loop.sock_sendall(client, _PREFORK_REQUEST)
+            while await loop.sock_recv(client, 4096):
+                continue
+            # A few milliseconds early, so that this code has run before the fork as well.
+            if server.server_state.batch is not None:
+                server.server_state.batch.write()
+            server.stop()
+
+        asking: list[asyncio.Task[None]] = []
+        async with asyncio.timeout(_SECONDS):
+            await server.run([listener], lambda: asking.append(asyncio.ensure_future(ask())))
+
+
+async def _blank(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "lifespan":
+        for kind in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{kind}.complete"})
         return
-    for route in routes:
-        yield getattr(route, "endpoint", None)
-        yield from _endpoints(getattr(route, "original_router", route), depth - 1)
-
-
-def _warm_up_fastapi() -> None:
-    with contextlib.suppress(Exception):  # it is imported when the application starts, if this version has it
-        importlib.import_module("fastapi.telemetry._runtime")
-    # The first request of an endpoint looks up its source, and compiles regular expressions for that.
-    with contextlib.suppress(OSError):
-        inspect.getsourcelines(tokenize.generate_tokens)
-
-
-def _match(routes: Any, kind: type[Any], depth: int) -> None:
-    if not isinstance(routes, Iterable) or not depth:
-        return
-    for route in routes:
-        if not isinstance(route, kind):
-            continue
-        try:
-            route.matches(_scope())
-            below = getattr(route, "routes", None)
-        except Exception:
-            continue
-        _match(below, kind, depth - 1)
-
-
-def _scope() -> dict[str, Any]:
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-        "path": _PATH,
-        "raw_path": b"/%00",
-        "root_path": "",
-        "query_string": b"",
-        "headers": [],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 1),
-        "state": {},
-    }
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})

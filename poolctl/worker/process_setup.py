@@ -18,9 +18,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..bootstrap import command
-from ..platform import name_process, prefer_for_oom_kill, read_file
-from .kept_fds import FIRST_FD, close_others
+from ..platform import prefer_for_oom_kill, read_file
 
+# The descriptors that a process of the pool is given begin here.
+FIRST_FD = 16
 SPEC_FD = FIRST_FD
 CONTROL_FD = FIRST_FD + 1
 FIRST_LISTENER_FD = FIRST_FD + 2
@@ -45,32 +46,6 @@ Spec = dict[str, Any]
 
 class SetupFailed(Exception):
     """The machine does not allow what the specification of the worker requires."""
-
-
-def become_worker(fds: list[int], run: Callable[[Spec], int], *, preloaded: bool = False) -> NoReturn:
-    """Turn this process into the worker that `fds` describe: its specification, control socket, output, listeners.
-
-    `run` serves until the end and returns the exit status. With `preloaded` this is a fork of a process that has the
-    server's rights already and has imported its application.
-    """
-    run_and_exit(lambda: _set_up(fds, run, preloaded))
-
-
-def _set_up(fds: list[int], run: Callable[[Spec], int], preloaded: bool) -> int:
-    # Signals stay as they are: a preloaded application may have set handlers.
-    spec_fd, control, output, *rest = fds
-    spec = read_spec(spec_fd)
-    name_process(spec["server"])
-    wait_for_go(control)
-    if spec["kind"] == "command":
-        _run_command(spec, output, rest)
-    place([spec_fd, control, *rest], output)
-    close_others()
-    if not preloaded:
-        apply_spec(spec)
-        if needs_exec(spec):
-            start_interpreter_again(spec, 2 + len(rest), "serve", str(len(rest)))
-    return run(spec)
 
 
 def run_and_exit(run: Callable[[], int]) -> NoReturn:
@@ -110,16 +85,6 @@ def start_interpreter_again(spec: Spec, descriptors: int, *arguments: str) -> No
     os.execve(argv[0], argv, dict(os.environ))
 
 
-def resume(run: Callable[[Spec], int]) -> NoReturn:
-    """Run the worker after the exec that its environment required."""
-    from .preload import preload, prepare_for_forks
-
-    spec = read_spec_after_exec(2 + int(sys.argv[1]))
-    preload()
-    prepare_for_forks()
-    os._exit(run(spec))
-
-
 def read_spec_after_exec(descriptors: int) -> Spec:
     """The specification, after `start_interpreter_again` with so many descriptors, which are not inherited further."""
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
@@ -140,7 +105,7 @@ def wait_for_go(control: int) -> None:
         os._exit(0)
 
 
-def _run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
+def run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
     place(listeners, output, _FIRST_INHERITED_FD)
     for fd in range(_FIRST_INHERITED_FD, _FIRST_INHERITED_FD + len(listeners)):
         os.set_inheritable(fd, True)
@@ -233,16 +198,44 @@ def drop_rights(uid: int, gid: int) -> None:
         os.setresuid(uid, uid, uid)
 
 
-def set_app_environment(spec: Spec) -> None:
-    """Set sys.argv and the import path for the application. A second call, after a preload, changes nothing."""
-    sys.argv = [spec["app"] or spec["server"]]
-    if sys.path[0] != spec["app_dir"]:
-        sys.path.insert(0, spec["app_dir"])
+# libuv opens a pipe with the first loop of a process and keeps it when the loop is closed. After every later fork the
+# child closes it *by number* and opens another on the lowest free numbers. A child that has put another descriptor
+# there loses it, and aborts at its own first fork. So no lower number is ever free: then the pipe keeps its numbers.
+_kept: list[int] = []
 
 
-def exit_status(code: object) -> int:
-    """The exit status for sys.exit(code), as documented: an integer itself, 0 for None; a text is printed, for 1."""
-    if code is None or isinstance(code, int):
-        return (code or 0) & 0xFF
-    print(code, file=sys.stderr)
-    return 1
+def descriptors() -> set[int]:
+    """The descriptors of this process that are open now."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            os.fstat(int(name))
+        except OSError:
+            continue  # the listing's own
+        found.add(int(name))
+    return found
+
+
+def keep_fds(fds: set[int]) -> None:
+    """Keep these open from now on, here and in forks; no others may be open above them. Occupies all others below."""
+    _kept[:] = sorted(fds)
+    assert all(fd < FIRST_FD for fd in _kept), f"{_kept} are not low enough"
+    occupy_others()
+
+
+def occupy_others() -> None:
+    """Occupy every number below the kept ones: before the first fork of a process, and after it closed some."""
+    while _kept:
+        fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        if fd > _kept[-1]:
+            os.close(fd)
+            return
+
+
+def close_others() -> None:
+    """Close every descriptor below FIRST_FD that is not kept. A process that forks for the pool occupies them again."""
+    first = 3
+    # By ranges: an error for each one that is closed already would make a few more pages private.
+    for fd in (*_kept, FIRST_FD):
+        os.closerange(first, fd)
+        first = fd + 1

@@ -13,21 +13,36 @@ import ssl
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 
 from ..keeper import wire
-from .control_socket import ControlSocket, begin
-from .load_app import MOST_CHARACTERS, LoadFailed, explain, load_app
-from .orphaned_worker import OrphanedWorker, permitted_uids, spec_digest
-from .process_setup import CONTROL_FD, FIRST_LISTENER_FD, SPEC_FD, Spec, exit_status, set_app_environment
+from ..platform import name_process
+from .control_socket import ControlSocket, OrphanedWorker, begin, permitted_uids, spec_digest
+from .load_app import MOST_CHARACTERS, LoadFailed, exit_status, explain, load_app, set_app_environment
+from .preload import preload, prepare_for_forks
+from .process_setup import (
+    CONTROL_FD,
+    FIRST_LISTENER_FD,
+    SPEC_FD,
+    Spec,
+    apply_spec,
+    close_others,
+    needs_exec,
+    place,
+    read_spec,
+    read_spec_after_exec,
+    run_and_exit,
+    run_command,
+    start_interpreter_again,
+    wait_for_go,
+)
 from .serving.access_log import watch_requests
 from .serving.adoption import Adoption
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
 from .serving.server_state import IdleTimer
-from .serving.tls_context import ssl_context
-from .serving.uvicorn_config import configure
+from .serving.uvicorn_config import configure, ssl_context
 from .tally import map_page
 
 # Events and log lines of every worker, encoded.
@@ -262,21 +277,6 @@ def _adoption(first_fd: int) -> Adoption:
     return Adoption(socket.socket(fileno=first_fd), socket.socket(fileno=first_fd + 1))
 
 
-def run_worker(spec: Spec) -> int:
-    """Run the worker to its end, including exit handlers; returns the exit status."""
-    worker = WorkerProcess(spec)
-    status = worker.run()
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if worker.signalled is not None:
-        # The exit status shows the signal, as with any other program.
-        signal.signal(worker.signalled, signal.SIG_DFL)
-        os.kill(os.getpid(), worker.signalled)
-    return status
-
-
 class ForkedChildren:
     """Separates each child that the application forks from its worker: descriptors, and the event loop's signals.
 
@@ -317,3 +317,51 @@ class ForkedChildren:
             # The loop's own, whichever signals the application lets it handle; other handlers are the application's.
             if signal.getsignal(number) in self._loop_handlers:
                 signal.signal(number, signal.SIG_DFL)
+
+
+def become_worker(fds: list[int], *, preloaded: bool = False) -> NoReturn:
+    """Turn this process into the worker that `fds` describe: its specification, control socket, output, listeners.
+
+    With `preloaded` this is a fork of a process that has the server's rights already and has imported its application.
+    """
+    run_and_exit(lambda: _set_up(fds, preloaded))
+
+
+def _set_up(fds: list[int], preloaded: bool) -> int:
+    # Signals stay as they are: a preloaded application may have set handlers.
+    spec_fd, control, output, *rest = fds
+    spec = read_spec(spec_fd)
+    name_process(spec["server"])
+    wait_for_go(control)
+    if spec["kind"] == "command":
+        run_command(spec, output, rest)
+    place([spec_fd, control, *rest], output)
+    close_others()
+    if not preloaded:
+        apply_spec(spec)
+        if needs_exec(spec):
+            start_interpreter_again(spec, 2 + len(rest), "serve", str(len(rest)))
+    return _run(spec)
+
+
+def resume() -> NoReturn:
+    """Run the worker after the exec that its environment required."""
+    spec = read_spec_after_exec(2 + int(sys.argv[1]))
+    preload()
+    prepare_for_forks()
+    os._exit(_run(spec))
+
+
+def _run(spec: Spec) -> int:
+    """Run the worker to its end, including exit handlers; returns the exit status."""
+    worker = WorkerProcess(spec)
+    status = worker.run()
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if worker.signalled is not None:
+        # The exit status shows the signal, as with any other program.
+        signal.signal(worker.signalled, signal.SIG_DFL)
+        os.kill(os.getpid(), worker.signalled)
+    return status

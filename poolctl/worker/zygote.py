@@ -3,6 +3,9 @@
 The base zygote has imported uvicorn. An app zygote has also switched to a server's user and environment, and imported
 its application. An import may do what does not survive a fork: start threads or processes, open connections. Then the
 app zygote reports that and exits, and each worker imports the application itself.
+
+A zygote is single-threaded and runs no event loop, because a lock held by another thread at the fork would stay locked.
+Children are forked twice, so that the keeper, the nearest subreaper above, is the parent of every one of them.
 """
 
 from __future__ import annotations
@@ -11,42 +14,55 @@ import atexit
 import contextlib
 import gc
 import os
+import select
 import signal
 import socket
 import sys
+import time
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from ..keeper import wire
 from ..platform import name_process
 from .fork_safety import ProcessSnapshot, ThreadOrigins
-from .forks import serve_forks
-from .kept_fds import close_others, occupy_others
-from .load_app import MOST_CHARACTERS, LoadFailed, explain, import_app, module_of
-from .prefork_run import prefork_run, prefork_run_again
-from .preload import collecting_rarely, freeze, preload, prepare_for_forks, warm_up
+from .load_app import (
+    MOST_CHARACTERS,
+    LoadFailed,
+    exit_status,
+    explain,
+    import_app,
+    module_of,
+    set_app_environment,
+    warm_up,
+)
+from .preload import collecting_rarely, freeze, prefork_run, prefork_run_again, preload, prepare_for_forks
 from .process_setup import (
     SPEC_FD,
     Spec,
     apply_spec,
-    become_worker,
     clear_pool_variables,
-    exit_status,
+    close_others,
     needs_exec,
+    occupy_others,
     place,
     read_spec,
     read_spec_after_exec,
     reset_signals,
     run_and_exit,
-    set_app_environment,
     start_interpreter_again,
     wait_for_go,
 )
 from .serving.pool_server import STARTUP_FAILURE
-from .worker_process import run_worker
+from .worker_process import become_worker
 
 REQUESTS_FD = 3
 _APP_REQUESTS_FD = SPEC_FD + 1
 _EXIT_FUNCTIONS_SECONDS = 1
+_FORKER_SECONDS = 0.05
+_CLOSE_BEHIND_MILLISECONDS = 4
+
+# The function that a fork runs, by the operation of the request; it gets the descriptors that came with it.
+Roles = Mapping[str, Callable[[list[int]], NoReturn]]
 
 
 def serve_requests() -> None:
@@ -67,9 +83,7 @@ def serve_requests() -> None:
     # The supervisor may have exited before this zygote is up.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         wire.send(requests, {"event": "up"}, wait=True)
-        serve_forks(
-            requests, {"worker": lambda fds: become_worker(fds, run_worker), "app": become_app_zygote}
-        )
+        serve_forks(requests, {"worker": become_worker, "app": become_app_zygote})
 
 
 def become_app_zygote(fds: list[int]) -> NoReturn:
@@ -127,7 +141,7 @@ def _run(spec: Spec) -> int:
         freeze()
     _close_output()
     if _send(requests, {"event": "up"}):
-        serve_forks(requests, {"worker": lambda fds: become_worker(fds, run_worker, preloaded=True)})
+        serve_forks(requests, {"worker": lambda fds: become_worker(fds, preloaded=True)})
     # The application's exit functions are left to its workers.
     return 0
 
@@ -167,3 +181,112 @@ def _send(requests: socket.socket, message: wire.Message) -> bool:
         wire.send(requests, message, wait=True)
         return True
     return False
+
+
+def serve_forks(requests: socket.socket, roles: Roles) -> None:
+    """Fork for each request until the requests' socket ends.
+
+    A forker is forked before there is a request and waits for it: by then half the cost of a fork has been paid.
+    """
+    failed = False
+    while not _has_ended(requests):
+        try:
+            forker = os.fork()
+        except OSError as error:
+            if failed:
+                _refuse_next(requests, error)
+            failed = not failed
+            _wait_for_request(requests)
+            continue
+        if forker == 0:
+            _fork_some(requests, roles)
+        # An application may have its children reaped by the kernel.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(forker, 0)
+
+
+def _has_ended(requests: socket.socket) -> bool:
+    try:
+        return not requests.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _wait_for_request(requests: socket.socket) -> None:
+    poll = select.poll()
+    poll.register(requests, select.POLLIN)
+    poll.poll()
+
+
+def _refuse_next(requests: socket.socket, error: OSError) -> None:
+    received = wire.receive(requests, wait=True)
+    if received is not None:
+        message, fds = received
+        _close_all(fds)
+        if "id" in message:
+            wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"}, wait=True)
+
+
+def _fork_some(requests: socket.socket, roles: Roles) -> NoReturn:
+    """Fork for the next request and for those that follow closely, then exit: the keeper becomes the parent.
+
+    One such process for each worker would be a fifth of the cost of a start. It exits soon after the first fork: the
+    keeper cannot wait for a worker, or signal it by its pid, while this process is its parent.
+    """
+    more = select.poll()
+    more.register(requests, select.POLLIN)
+    ends = None
+    try:
+        while (received := wire.receive(requests, wait=True)) is not None:
+            ends = ends or time.monotonic() + _FORKER_SECONDS
+            message, fds = received
+            if _is_fork(requests, message, roles):
+                _fork_one(requests, message, fds, roles)
+            _close_all(fds)
+            if time.monotonic() >= ends or not more.poll(_CLOSE_BEHIND_MILLISECONDS):
+                break
+    finally:
+        os._exit(0)
+
+
+def _is_fork(requests: socket.socket, message: wire.Message, roles: Roles) -> bool:
+    if message.get("op") == "ping":
+        wire.send(requests, {"event": "up"}, wait=True)
+    return message.get("op") in roles
+
+
+def _fork_one(requests: socket.socket, message: wire.Message, fds: list[int], roles: Roles) -> None:
+    group = os.getpgrp()
+    try:
+        child = os.fork()
+        if child == 0:
+            os.close(requests.detach())
+            _lead_session(group)
+            roles[message["op"]](fds)
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            # Immediately, not when the child is scheduled: a signal to the zygote's group must not reach it.
+            os.setpgid(child, child)
+        wire.send(requests, {"id": message["id"], "pid": child}, wait=True)
+    except OSError as error:
+        wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"}, wait=True)
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _lead_session(group: int) -> None:
+    """Become the leader of a session. A process that already leads a group returns to `group` first (setsid(2)).
+
+    It returns to it in any case: an error, even a caught one, makes a few more pages private.
+    """
+    for _ in range(2):
+        try:
+            os.setpgid(0, group)
+            os.setsid()
+            return
+        except PermissionError:
+            continue

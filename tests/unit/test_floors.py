@@ -44,8 +44,8 @@ WITHIN = {
         "certificates_in_use": 2, "resources": 2, "workers": 2, "spawn": 3, "activation": 3, "orphans": 3,
     },
     "worker": {
-        "load_app": 0, "tally": 0, "kept_fds": 0, "forks": 0, "fork_safety": 0,
-        "control_socket": 1, "orphaned_worker": 2, "serving": 2, "preload": 3, "prefork_run": 4, "process_setup": 5,
+        "load_app": 0, "tally": 0, "fork_safety": 0, "process_setup": 1, "control_socket": 1, "serving": 2,
+        "preload": 3, "worker_process": 4, "debug": 4, "zygote": 5,
     },
 }  # fmt: skip
 TOP = 6

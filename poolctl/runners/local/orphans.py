@@ -18,7 +18,7 @@ from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, rendezvous, wire
 from poolctl.platform import copy_descriptor
-from poolctl.worker.orphaned_worker import spec_digest
+from poolctl.worker.control_socket import spec_digest
 
 from ..descriptor import Descriptor
 from ..link import Link

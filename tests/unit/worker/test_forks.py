@@ -18,7 +18,7 @@ from tests.deadline import wait_until
 SCRIPT = """
 import os, sys
 from poolctl.keeper import wire
-from poolctl.worker.forks import serve_forks
+from poolctl.worker.zygote import serve_forks
 
 fork, failures = os.fork, int(sys.argv[2])
 

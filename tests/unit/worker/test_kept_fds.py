@@ -11,7 +11,7 @@ pytest.importorskip("uvloop")
 
 SCRIPT = """
 import asyncio, os, stat, sys, uvloop
-from poolctl.worker import kept_fds
+from poolctl.worker import process_setup as kept_fds
 
 async def nothing(): pass
 

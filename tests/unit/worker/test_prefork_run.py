@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 
 from poolctl.worker.fork_safety import ProcessSnapshot
-from poolctl.worker.prefork_run import prefork_run_again
+from poolctl.worker.preload import prefork_run_again
 
 
 class Lines(logging.Handler):

@@ -9,7 +9,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.runners.spec import worker_spec
-from poolctl.worker.orphaned_worker import spec_digest
+from poolctl.worker.control_socket import spec_digest
 
 
 def number(*, interpreter: str = "python", **keys: Any) -> int:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
 
-from poolctl.worker.preload import warm_up
+from poolctl.worker.load_app import warm_up
 
 
 class Lazy(BaseRoute):
