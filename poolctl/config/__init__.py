@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     )
     from poolctl.config.checks.requirements import missing_program
     from poolctl.config.configuration import Configuration, ServerConfig, no_certificate
-    from poolctl.config.edit.draft import Draft
-    from poolctl.config.edit.replace_file import FileChanged
-    from poolctl.config.edit.toml_text import table_text, value_text
+    from poolctl.config.edit.draft import Draft, FileChanged
+    from poolctl.config.edit.toml_file import table_text, value_text
     from poolctl.config.files.document import Document
     from poolctl.config.files.find import FILE_NAMES, PYPROJECT, ConfigNotFound, candidate_files, find_config
     from poolctl.config.files.read_file import missing_file, read_regular, variables_named_in
@@ -76,9 +75,8 @@ _MODULES = {
     "checks.open_files": "OPEN_FILES_OF_POOL OPEN_FILES_RESERVE RAISE_OPEN_FILES open_files_needed",
     "checks.requirements": "missing_program",
     "configuration": "Configuration ServerConfig no_certificate",
-    "edit.draft": "Draft",
-    "edit.replace_file": "FileChanged",
-    "edit.toml_text": "table_text value_text",
+    "edit.draft": "Draft FileChanged",
+    "edit.toml_file": "table_text value_text",
     "files.document": "Document",
     "files.find": "ConfigNotFound FILE_NAMES PYPROJECT candidate_files find_config",
     "files.read_file": "missing_file read_regular variables_named_in",

@@ -13,6 +13,8 @@ SHOWN_CHARACTERS = 60
 
 # The keys and indexes that lead to a value.
 Path = tuple[str | int, ...]
+# A value as a parser or Python gives it, before the model has checked it: any type is possible.
+Tree = Any
 
 _parts = re.compile(r"\.|\[\d+\]\.?")
 

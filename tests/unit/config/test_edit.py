@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config.edit.draft import Draft
-from poolctl.config.edit.replace_file import FileChanged, replace
+from poolctl.config.edit.draft import Draft, FileChanged, replace
 from poolctl.config.loader import load
 from poolctl.errors import PoolValidateError
 
@@ -355,6 +354,7 @@ def test_the_owner_stays_when_a_file_is_replaced(tmp_path: Path) -> None:
             "server:\n- name: a\n  tags:\n      - x # y\n  disabled: true\n\n# about b\n- name: b",
         ),
         ("pool.json", '[{"name" :"a"},\n {"name":"b"}]', '[{"name": "a", "disabled": true},\n {"name":"b"}]'),
+        ("pool.json", '[{"name":"a"}]\n', '[{"name": "a", "disabled": true}]\n'),
     ],
 )
 def test_every_way_of_writing_servers_can_be_changed(

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config.edit.toml_text import table_text, value_text
+from poolctl.config.edit.toml_file import table_text, value_text
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=20)
 SIMPLE = st.one_of(

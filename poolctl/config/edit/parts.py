@@ -1,0 +1,199 @@
+"""Changes to the servers of one file: in its parsed value, and in its text cut into servers with their comments."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from poolctl.config.model.problems import Path, Tree
+
+Pairs = list[tuple[Path, Tree]]
+
+_line = re.compile(r"[^\n]*\n|[^\n]+\Z")
+
+
+def _same(value: Tree) -> Tree:
+    return value
+
+
+@dataclass
+class Changes:
+    """New values of keys by the index of their server, servers to remove, and tables to add as servers."""
+
+    pairs: dict[int, Pairs] = field(default_factory=dict)
+    removed: set[int] = field(default_factory=set)
+    added: list[dict[str, Tree]] = field(default_factory=list)
+
+    def apply(self, servers: Tree, convert: Callable[[Tree], Tree] = _same) -> None:
+        """Change the servers of a parsed file; `convert` makes what its library writes of a plain value."""
+        for index, pairs in self.pairs.items():
+            assign(servers[index], pairs, convert)
+        for index in sorted(self.removed, reverse=True):
+            del servers[index]
+        for table in self.added:
+            servers.append(convert(table))
+
+    def first(self) -> Path:
+        """The path of one of them, in the list of servers."""
+        for index, pairs in self.pairs.items():
+            return (index, *pairs[0][0])
+        return tuple(sorted(self.removed)[:1])
+
+
+def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = _same) -> None:
+    """Give keys of a table their values; tables on the way are made."""
+    for path, value in pairs:
+        at = table
+        for number, key in enumerate(path[:-1], 1):
+            if at.get(key) is None:
+                for inner in reversed(path[number:]):
+                    value = {inner: value}
+                path = path[:number]
+                break
+            at = at[key]
+        at[path[-1]] = convert(value)
+
+
+def list_at(data: Tree, servers: Path, make: Callable[[], Tree] = list) -> Tree:
+    """The list of servers of a parsed file; an empty one is put there if there is none."""
+    for number, key in enumerate(servers, 1):
+        if data.get(key) is None:
+            data[key] = make() if number == len(servers) else {}
+        data = data[key]
+    return data
+
+
+class Part(NamedTuple):
+    """The lines of a server: [first, end) are its own, [above, below) include the comments that belong to it."""
+
+    first: int
+    end: int
+    above: int
+    below: int
+
+
+class Parts:
+    """The lines of a text, cut into the servers that it defines.
+
+    `mark` is the text before a server in its first line: blanks, and in YAML a dash. In YAML comments belong to lines
+    of their indentation. ValueError for a text whose servers do not begin alike, each in a line of its own.
+    """
+
+    def __init__(self, text: str, positions: dict[Path, tuple[int, int]], servers: Path) -> None:
+        self.lines = lines_of(text)
+        self._new = [*self.lines, ""]
+        starts: list[tuple[int, int]] = []
+        while (place := positions.get((*servers, len(starts)))) is not None:
+            starts.append((place[0] - 1, place[1] - 1))
+        marks = {self.lines[line][:column] for line, column in starts}
+        self.mark = marks.pop() if marks else ""
+        if marks or self.mark.strip(" \t-") or (servers in positions and not starts):
+            raise ValueError("its servers are not one below the other")
+        self.indent = len(self.mark.rstrip()) - 1 if "-" in self.mark else None
+        limits: dict[int, int] = {}
+        current = -1
+        for path, (line, _) in sorted(positions.items(), key=lambda item: item[1][0]):
+            own = path[len(servers) :] if path[: len(servers)] == servers else ()
+            owner = int(own[0]) if own else -1
+            if owner != current:
+                limits.setdefault(current, line - 1)
+                current = owner
+        self.servers = [
+            self._part(first, limits.get(number, len(self.lines))) for number, (first, _) in enumerate(starts)
+        ]
+
+    def _part(self, first: int, limit: int) -> Part:
+        """The server that begins in line `first`, where something else begins in line `limit`.
+
+        A comment directly above a server belongs to it, unless the file begins with it; so does one directly below,
+        unless it is directly above the next thing.
+        """
+        end, indent = limit, self.indent
+        while end > first + 1 and (self.is_blank(end - 1) or self._is_comment(end - 1)):
+            end -= 1
+        below = following = end
+        while following < limit and self._is_comment(following) and self._depth(following) >= (indent or 0):
+            following += 1
+            if indent is not None and self._depth(following - 1) > indent:
+                below = following
+        if following < limit or limit == len(self.lines) or indent not in (None, self._depth(limit)):
+            below = following
+        above = first
+        while above > 0 and self._is_comment(above - 1) and indent in (None, self._depth(above - 1)):
+            above -= 1
+        return Part(first, end, above or first, below)
+
+    def is_blank(self, at: int) -> bool:
+        """Whether there is a line `at`, and it is empty."""
+        return 0 <= at < len(self.lines) and not self.lines[at].strip()
+
+    def _is_comment(self, at: int) -> bool:
+        return self.lines[at].lstrip().startswith("#")
+
+    def _depth(self, at: int) -> int:
+        return len(self.lines[at]) - len(self.lines[at].lstrip(" \t"))
+
+    def change(self, changes: Changes, edit: Callable[[str, Pairs], str], added: str, head: str = "") -> str:
+        """The text with the changes made.
+
+        `edit` gives the new text of a server; `added` are the new ones, with a gap between them and the others in the
+        manner of the file; `head` begins the list where there is none.
+        """
+        for index, pairs in changes.pairs.items():
+            part = self.servers[index]
+            text = edit("".join(self.lines[part.first : part.end]), pairs)
+            ends = self.lines[part.end - 1].endswith("\n")
+            self._replace(part.first, part.end, text if ends else text.rstrip("\n"))
+        for index in changes.removed:
+            self._remove(self.servers[index], first=index == 0)
+        if added:
+            self._append(added, head)
+        return "".join(self._new)
+
+    def _replace(self, start: int, end: int, text: str = "") -> None:
+        self._new[start:end] = [text] + [""] * (end - start - 1)
+
+    def _remove(self, part: Part, *, first: bool) -> None:
+        """Take out a server, its comments, and one of the gaps around it: the one below if there is another above."""
+        start, end = part.above, part.below
+        if start == 0 or self.is_blank(start - 1) or (first and self.indent is not None):
+            while self.is_blank(end):
+                end += 1
+        if end == len(self.lines):
+            while self.is_blank(start - 1):
+                start -= 1
+        self._replace(start, end)
+
+    def _append(self, text: str, head: str) -> None:
+        """Insert whole lines behind the last server."""
+        at = self.servers[-1].below if self.servers else len(self.lines)
+        if self.indent is None:
+            gap = bool(at) and not head
+        else:
+            gap = len(self.servers) > 1 and self.is_blank(self.servers[-1].above - 1)
+        unended = at == len(self.lines) > 0 and not self.lines[-1].endswith("\n")
+        follows = self.indent is None and at < len(self.lines) and not self.is_blank(at)
+        self._new[at] = "\n" * unended + "\n" * gap + head + text + "\n" * follows + self._new[at]
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text with their ends; only a line feed ends a line."""
+    return _line.findall(text)
+
+
+def in_layout_of(text: str, written: str, changed: str) -> str:
+    """The text with what differs between `written`, the same as a library writes it, and `changed`.
+
+    Empty lines that the library adds are left out. If it also breaks lines differently, the text is `changed` itself.
+    """
+    lines, before, after = lines_of(text), lines_of(written), lines_of(changed)
+    if len(lines) != len(before):
+        return changed
+    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
+    for tag, start, end, new_start, new_end in reversed(matcher.get_opcodes()):
+        if tag != "equal":
+            lines[start:end] = [line for line in after[new_start:new_end] if line.strip()]
+    return "".join(lines)
