@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli.completions import FILES, SHELLS, script
+from poolctl.cli.completions import SHELLS, script
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
 
 ROOT = Path(__file__).parents[3]
+FILES = {"bash": "poolctl.bash", "zsh": "_poolctl", "fish": "poolctl.fish"}
 
 CASES = [
     ("poolctl sta", {"start", "status"}),
