@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import OUTPUT, SETUP, Command
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from poolctl.cli.command_line import CommandRequest
     from poolctl.cli.pool_ref import PoolRef
 
-SUBJECTS = ("check_pool", "check_machine", "check_addresses", "check_paths")
 _COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31"}
 
 Check = Callable[[CheckContext], Iterable[CheckResult]]
@@ -55,8 +53,10 @@ def _pool(request: CommandRequest) -> tuple[PoolRef | None, list[CheckResult]]:
 
 
 def _checks() -> Iterator[Check]:
-    for subject in SUBJECTS:
-        yield from import_module(f"poolctl.cli.doctor.{subject}").CHECKS
+    from poolctl.cli.doctor import check_machine, check_paths, check_pool
+
+    for subject in (check_pool, check_machine, check_paths):
+        yield from subject.CHECKS
 
 
 def _looked(check: Check, context: CheckContext) -> list[CheckResult]:

@@ -17,15 +17,17 @@ from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
 from poolctl.cli.remote import Progress, await_pool_end, start_unsignalled
 from poolctl.cli.render import explain, servers
-from poolctl.cli.run.child_process import (
+from poolctl.cli.run.run_output import BackgroundStream, LogPrinter
+from poolctl.cli.run.signals import (
     STOP_SECONDS,
+    StopSignals,
+    Terminated,
     UserCommand,
     continue_in_child,
+    deferred_signals,
     is_first_process,
     program,
 )
-from poolctl.cli.run.run_output import BackgroundStream, LogPrinter
-from poolctl.cli.run.stop_signals import StopSignals, Terminated, deferred_signals
 from poolctl.control import sd_notify
 from poolctl.control.answers import Item, ReloadResult, Result
 from poolctl.control.client import Client, NoSupervisor
@@ -89,8 +91,12 @@ def perform(request: CommandRequest) -> Outcome:
     with (
         BackgroundStream(sys.stderr) as stderr,
         redirect_stderr(stderr),
-        StopSignals(session) as signals,
+        StopSignals() as signals,
     ):
+        if sd_notify.enabled(
+            os.environ
+        ):  # no terminal hangs up; it is the order to reload: systemd.service(5)
+            signal.signal(signal.SIGHUP, lambda number, frame: session.reload())
         lifeline = -1
         try:
             with deferred_signals():  # what is half launched could not be waited for

@@ -12,24 +12,11 @@ from poolctl.exit_codes import NOT_PERMITTED
 from poolctl.runners.survivors import are_there
 
 from .check import CheckContext, CheckResult, ok, problem, read, warning
-from .check_addresses import answers
+from .check_machine import answers
 
-_ON_THE_NETWORK = frozenset(
-    (
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "9p",
-        "afs",
-        "ceph",
-        "glusterfs",
-        "lustre",
-        "fuse.sshfs",
-        "fuse.glusterfs",
-    )
-)
+_ON_THE_NETWORK = {
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs", "fuse.glusterfs",
+}  # fmt: skip
 _SCARCE_BYTES, _LOW_BYTES = 16 << 20, 256 << 20
 _SCARCE_FILES = 256
 

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from poolctl.cli.log_lines import JsonLines, PrefixedLines
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.remote import start_unsignalled
-from poolctl.cli.run.stop_signals import StopSignals
+from poolctl.cli.run.signals import StopSignals
 from poolctl.control.answers import ShowResult
 from poolctl.control.client import Client
 from poolctl.errors import ControlError

@@ -8,18 +8,13 @@ import threading
 
 import pytest
 
-from poolctl.cli.run.stop_signals import StopSignals
-
-
-class Session:
-    def reload(self) -> None:
-        raise AssertionError("nothing was to be reloaded")
+from poolctl.cli.run.signals import StopSignals
 
 
 def test_a_signal_that_came_just_before_the_wait_ends_the_wait_in_the_kernel() -> None:
     reads, writes = os.pipe()
     handled: list[int] = []
-    with StopSignals(Session()) as signals:
+    with StopSignals() as signals:
         # As if the handler had run between the last instruction and poll(2): only the pipe tells of it.
         signal.signal(signal.SIGTERM, lambda number, frame: handled.append(number))
         os.kill(os.getpid(), signal.SIGTERM)
@@ -35,7 +30,7 @@ def test_a_signal_that_came_just_before_the_wait_ends_the_wait_in_the_kernel() -
 def test_a_signal_during_the_wait_raises() -> None:
     reads, writes = os.pipe()
     interrupt = threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
-    with StopSignals(Session()) as signals:
+    with StopSignals() as signals:
         interrupt.start()
         with pytest.raises(KeyboardInterrupt):
             signals.wait_for_end(writes)
@@ -50,7 +45,7 @@ def test_a_signal_that_another_thread_has_taken_raises_too() -> None:
     over = threading.Event()
     other = threading.Thread(target=over.wait)
     other.start()
-    with StopSignals(Session()) as signals:
+    with StopSignals() as signals:
         interrupt = threading.Timer(0.1, signal.pthread_kill, [other.ident, signal.SIGINT])
         interrupt.start()
         with pytest.raises(KeyboardInterrupt):
