@@ -14,7 +14,7 @@ from poolctl.core.events import Event
 from poolctl.logs.log_line import stamp
 from poolctl.values import Table
 
-from .journal import Document, Journal, newest_first
+from .journal import Journal, newest_first
 
 SCHEMA = 1
 
@@ -29,7 +29,7 @@ _BURST, _PER_SECOND = 10_000, 20
 _LONGEST_TEXT = 4096
 _MOST_SERVERS = 20_000
 
-Subscriber = Callable[[Document], None]
+Subscriber = Callable[[Table], None]
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -44,7 +44,7 @@ class Events:
         self.journal: Journal | None = None
         self._clock = clock
         self._seq = 0
-        self._pending: list[Document] = []
+        self._pending: list[Table] = []
         self._timer: asyncio.TimerHandle | None = None
         self._subscribers: list[Subscriber] = []
         self._allowances: dict[str, RateLimit] = {}
@@ -170,7 +170,7 @@ class Events:
                 except Exception:
                     logger.exception("an event could not be delivered")
 
-    def _write(self, journal: Journal, events: list[Document]) -> None:
+    def _write(self, journal: Journal, events: list[Table]) -> None:
         lost = journal.lost
         journal.append(events)
         if journal.lost and not lost:

@@ -1,15 +1,16 @@
-"""The journal of a pool's events: one JSON object a line, appended to, rotated, and searched."""
+"""The journal of a pool's events: one JSON object a line, appended to, rotated, searched, and described."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.clock import Clock
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.read import OpenLog
+from poolctl.values import Table
 
 if TYPE_CHECKING:
     from poolctl.config import EventsTable
@@ -21,11 +22,18 @@ KEEP = 5
 
 _encoded = json.JSONEncoder(default=str, check_circular=False, ensure_ascii=False).encode
 
-Document = dict[str, Any]
 KINDS = ("lifecycle", "health", "config", "audit", "recovery", "scale", "wake", "notify", "pool")
 # The most that one answer of the control socket holds; the journal has the rest.
 MOST_LINES = 10_000
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+
+INFO, WARNING, ERROR = SEVERITIES = ("info", "warning", "error")
+
+_STATES = {"failed": ERROR, "backoff": WARNING}
+_HEALTH = {"ko": ERROR, "warn": WARNING}
+_POOL = {"keeper lost": ERROR, "keeper silent": ERROR, "events lost": ERROR}
+_ORDERED = ("draining", "stopping")
 
 
 class Journal:
@@ -73,7 +81,7 @@ class Journal:
         """Set when the file is rotated and how many old ones are kept."""
         self._file.limit(max_size_bytes=max_size_bytes, keep=keep, max_age_seconds=max_age_seconds)
 
-    def append(self, events: list[Document]) -> None:
+    def append(self, events: list[Table]) -> None:
         """Write these events, in one write; those that do not fit on the disk are lost, and counted."""
         # Half of a surrogate pair becomes an escape, which JSON has as well.
         lines = [_encoded(event).encode(errors="backslashreplace") + b"\n" for event in events]
@@ -89,7 +97,7 @@ class Journal:
         self._file.close()
 
 
-def newest_first(path: str) -> Iterator[Document]:
+def newest_first(path: str) -> Iterator[Table]:
     """The events of a journal and its rotated files, newest first; incomplete lines are skipped."""
     log = OpenLog(path)
     try:
@@ -101,7 +109,7 @@ def newest_first(path: str) -> Iterator[Document]:
         log.close()
 
 
-def parsed(line: bytes) -> Document | None:
+def parsed(line: bytes) -> Table | None:
     """The event on this line; None for an incomplete one, such as the last line of a killed supervisor."""
     try:
         event = json.loads(line)
@@ -122,7 +130,7 @@ class EventFilter(NamedTuple):
     after: int = 0
     until: int = 0
 
-    def matches(self, event: Document) -> bool:
+    def matches(self, event: Table) -> bool:
         """Whether the event passes."""
         return (
             (self.servers is None or self._concerns(event))
@@ -132,7 +140,7 @@ class EventFilter(NamedTuple):
             and (not self.until or event["seq"] <= self.until)
         )
 
-    def _concerns(self, event: Document) -> bool:
+    def _concerns(self, event: Table) -> bool:
         assert self.servers is not None
         # The event of a command names all servers that the command was for.
         return event.get("server") in self.servers or any(
@@ -140,9 +148,9 @@ class EventFilter(NamedTuple):
         )
 
 
-def recent(path: str, wanted: EventFilter, lines: int | None) -> list[Document]:
+def recent(path: str, wanted: EventFilter, lines: int | None) -> list[Table]:
     """The last `lines` events (None: all) of the journal that pass the filter, in the order in which they happened."""
-    found: list[Document] = []
+    found: list[Table] = []
     if lines == 0:
         return found
     for event in newest_first(path):
@@ -169,3 +177,60 @@ def parse_filter(
     if not isinstance(after, int) or isinstance(after, bool):
         return None
     return EventFilter(servers, kinds, since, after)
+
+
+def sentence(event: Table) -> str:
+    """What happened, and why: `starting → running (restart a)`."""
+    what, cause = _what(event), str(event.get("cause") or "")
+    return what if what.endswith(cause) else f"{what} ({cause})"
+
+
+def who(event: Table) -> str:
+    """The user and process that caused it, `root, poolctl 4242`; "" for none."""
+    by = event.get("by")
+    if not isinstance(by, dict):
+        return ""
+    return f"{by.get('user', by.get('uid', '?'))}, {by.get('command') or 'pid'} {by.get('pid', '?')}"
+
+
+def _what(event: Table) -> str:
+    kind, word, message = event.get("kind"), str(event.get("event", "")), str(event.get("message") or "")
+    if word.startswith("worker ") and kind == "lifecycle":
+        pid = f" (pid {event['pid']})" if event.get("pid") else ""
+        return f"{word}{pid}: {message}" if message else f"{word}{pid}"
+    if kind == "scale":
+        return message or f"{word}: {event.get('before')} → {event.get('after')}"
+    if kind == "audit":
+        end = word.partition(" ")[2]
+        took = f" after {event['duration_seconds']:g} s" if end and "duration_seconds" in event else ""
+        return f"{message}: {end}{took}" if end else message
+    if kind == "config":
+        keys = ", ".join(map(str, event.get("keys") or ()))
+        return f"{word}: {message or keys}" if message or keys else word
+    if kind in ("lifecycle", "wake") and message:
+        return message
+    return f"{word}: {message}" if message and message != word else word
+
+
+def severity(event: Table) -> str:
+    """The event's own `severity`, if it has one, else what its kind says."""
+    own = event.get("severity")
+    if own in SEVERITIES:
+        return str(own)
+    kind, after = event.get("kind"), event.get("after")
+    if kind == "health":
+        return _HEALTH.get(str(after), INFO)
+    if kind == "lifecycle":
+        return _of_lifecycle(event)
+    if kind == "recovery":
+        return ERROR if event.get("event") in ("failed", "given up") else WARNING
+    if kind == "pool":
+        return _POOL.get(str(event.get("event")), WARNING if event.get("adopted") else INFO)
+    return INFO
+
+
+def _of_lifecycle(event: Table) -> str:
+    if event.get("event") != "worker ended":
+        return _STATES.get(str(event.get("after")), INFO)
+    unordered = event.get("before") not in _ORDERED
+    return WARNING if unordered and event.get("status") != 0 else INFO

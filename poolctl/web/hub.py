@@ -17,7 +17,7 @@ from poolctl.config import masked_text
 from poolctl.control.client import call_async, messages_async
 from poolctl.errors import ControlError
 from poolctl.logs.log_line import stamp
-from poolctl.monitor.describe import sentence, severity
+from poolctl.monitor.journal import sentence, severity
 from poolctl.values import Table
 
 SPAN_SECONDS = 3600.0

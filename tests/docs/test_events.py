@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 from poolctl.config import EventsTable, Notify
-from poolctl.monitor.describe import sentence
-from poolctl.monitor.journal import KINDS
+from poolctl.monitor.journal import KINDS, sentence
 from poolctl.units import format_duration, format_size
 from tests.real_pool import RealPool
 

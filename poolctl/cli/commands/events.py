@@ -20,8 +20,7 @@ from poolctl.control.answers import EventsResult, ProgressLine
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, receive_within
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import INTERRUPTED
-from poolctl.monitor.describe import sentence, severity, who
-from poolctl.monitor.journal import KINDS, MOST_LINES, NAME, EventFilter, recent
+from poolctl.monitor.journal import KINDS, MOST_LINES, NAME, EventFilter, recent, sentence, severity, who
 
 if TYPE_CHECKING:
     from _socket import socket

@@ -38,7 +38,7 @@ def _alone(pool: PoolRef, names: list[str]) -> NotifyResult:
     import asyncio
 
     from poolctl.cli.offline import load
-    from poolctl.monitor.notify.notifier import FixedFacts, send_test
+    from poolctl.monitor.notify.send import FixedFacts, send_test
 
     config = load(pool, allow_empty=True)
     configured = config.tables.notify

@@ -1,37 +1,215 @@
-"""The configured receivers, and the state that they leave to a successor."""
+"""The configured receivers: what is sent to each, tried again, and left to a successor."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+import random
+from collections import deque
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 from poolctl.clock import Clock
 from poolctl.monitor.event_queue import Events
 from poolctl.values import Table
 
-from .delivery import DeliveryTask
-from .message import TEST, Message, PoolFacts
-from .send import Sender, Unsent
+from .problem_tracker import PROBLEM, RESOLVED, Message, PoolFacts, ProblemTracker
+from .send import Sender, Unsent, send_test
 
 if TYPE_CHECKING:
     from poolctl.config import Notify
 
+INITIAL_SECONDS = 1.0
+MAX_DELAY_SECONDS = 300.0
+JITTER = 0.2
+MAX_WAITING = 100
 _LAST_SECONDS = 2.0
 
 
-class FixedFacts(NamedTuple):
-    """A pool without a supervisor, for test notifications."""
+class Outbox:
+    """Messages in their order; `retry_for` and times are in seconds."""
 
-    name: str
-    environment: Mapping[str, str]
-    directory: str
+    def __init__(self, retry_for: float) -> None:
+        self._retry_for = retry_for
+        self._waiting: deque[tuple[Message, float]] = deque()
+        self._attempts = 0
+        self._not_before = 0.0
 
-    def tags(self, server: str) -> Collection[str]:
-        """None: a test notification is about no server."""
-        return ()
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, message: Message, now: float) -> Message | None:
+        """Queue a message; returns the oldest one, which is dropped, when too many are waiting."""
+        self._waiting.append((message, now))
+        if len(self._waiting) <= MAX_WAITING:
+            return None
+        self._attempts, self._not_before = 0, min(self._not_before, now + MAX_DELAY_SECONDS)
+        return self._waiting.popleft()[0]
+
+    def next_at(self) -> float | None:
+        """When the next attempt is due; None when nothing waits."""
+        return self._not_before if self._waiting else None
+
+    def due(self, now: float) -> Message | None:
+        """The message to send now."""
+        return self._waiting[0][0] if self._waiting and now >= self._not_before else None
+
+    def sent(self) -> None:
+        """The first message was delivered."""
+        self._waiting.popleft()
+        self._attempts, self._not_before = 0, 0.0
+
+    def failed(
+        self, now: float, *, again: bool = True, after_seconds: float = 0.0, jitter: float = 0.0
+    ) -> bool:
+        """The attempt failed; whether there is another, not before `after_seconds`. If not, the message is dropped.
+
+        `jitter` is a random number from -1 to 1.
+        """
+        since = self._waiting[0][1]
+        delay = min(INITIAL_SECONDS * 2.0 ** min(self._attempts, 30), MAX_DELAY_SECONDS)
+        delay = max(delay * (1 + JITTER * jitter), min(after_seconds, 3600.0))
+        if not again or now + delay - since > self._retry_for:
+            self.sent()
+            return False
+        self._attempts += 1
+        self._not_before = now + delay
+        return True
+
+    def to_list(self) -> list[Any]:
+        """The waiting messages, for a successor."""
+        return [[list(message), since] for message, since in self._waiting]
+
+    def restore(self, waiting: list[Any]) -> None:
+        """Continue with what a predecessor could not send."""
+        for (status, severity, title, lines, time, events), since in waiting:
+            message = Message(status, severity, title, tuple(lines), time, tuple(events))
+            self._waiting.append((message, since))
+
+
+class DeliveryTask:
+    """A task that sends to one receiver, and tries again, without holding up the others."""
+
+    def __init__(
+        self,
+        notify: Notify,
+        facts: PoolFacts,
+        clock: Clock,
+        events: Events,
+        notifier: Notifier,
+    ) -> None:
+        self.label = notify.label
+        self._problems = ProblemTracker(notify, facts)
+        self._sender = Sender(notify, facts)
+        self._clock = clock
+        self._events = events
+        self._notifier = notifier
+        self._outbox = Outbox(notify.retry_for)
+        self._news = asyncio.Event()
+        self._delayed = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the task."""
+        self._task = asyncio.ensure_future(self._run())
+
+    def take(self, event: Table) -> None:
+        """Consider an event; it is sent later, if the receiver wants it."""
+        before = self._problems.next_at()
+        self._problems.take(event, self._clock.time())
+        if self._problems.next_at() != before:
+            self._news.set()
+
+    @property
+    def open_problems(self) -> set[tuple[str, str]]:
+        """The problems that were sent and are not resolved: ("state" or "health", the server's name)."""
+        return {(kind, name) for kind, _, name in (key.partition(" ") for key in self._problems.to_dict())}
+
+    def gather(self) -> None:
+        """Compose the message that is due at once, because the supervisor ends."""
+        message = self._problems.due(self._clock.time(), at_once=True)
+        if message is not None:
+            self._put(message)
+
+    async def close(self, limit_seconds: float = 0.0) -> None:
+        """Stop, after trying for that long to send what is waiting."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        try:
+            async with asyncio.timeout(limit_seconds):
+                while limit_seconds and (message := self._outbox.due(self._clock.time())) is not None:
+                    await self._attempt(message)
+        except TimeoutError:
+            pass
+
+    def to_dict(self) -> Table:
+        """The state for a successor; empty when there is none."""
+        found = {"open": self._problems.to_dict(), "waiting": self._outbox.to_list()}
+        return found if any(found.values()) else {}
+
+    def restore(self, document: Table) -> None:
+        """Continue from the state of a predecessor."""
+        self._problems.restore(document.get("open", {}))
+        self._outbox.restore(document.get("waiting", []))
+
+    async def _run(self) -> None:
+        while True:
+            self._news.clear()
+            now = self._clock.time()
+            composed = self._problems.due(now)
+            if composed is not None:
+                self._put(composed)
+            message = self._outbox.due(now)
+            if message is not None:
+                await self._attempt(message)
+                continue
+            times = [at for at in (self._problems.next_at(), self._outbox.next_at()) if at is not None]
+            try:
+                async with asyncio.timeout(max(0.001, min(times) - now) if times else None):
+                    await self._news.wait()
+            except TimeoutError:
+                continue
+
+    def _put(self, message: Message) -> None:
+        given_up = self._outbox.put(message, self._clock.time())
+        if given_up is not None:
+            self._report("given up", given_up, "too many are waiting")
+        self._notifier.save()
+
+    async def _attempt(self, message: Message) -> None:
+        try:
+            await self._sender.send(message)
+        except Unsent as problem:
+            again = self._outbox.failed(
+                self._clock.time(),
+                again=problem.again,
+                after_seconds=problem.after_seconds,
+                jitter=random.uniform(-1, 1),
+            )
+            if not again or not self._delayed:
+                self._report("delayed" if again else "given up", message, str(problem))
+            self._delayed = again
+        else:
+            self._outbox.sent()
+            self._delayed = False
+            self._report("sent", message)
+        self._notifier.save()
+
+    def _report(self, event: str, message: Message, cause: str = "") -> None:
+        severity = "info" if event == "sent" else "warning"
+        text = (
+            message.title if message.status in (PROBLEM, RESOLVED) else f"{message.status}: {message.title}"
+        )
+        self._events.record(
+            "notify",
+            event,
+            message=f"{self.label}: {text}",
+            cause=cause,
+            receiver=self.label,
+            severity=severity,
+        )
 
 
 class Notifier:
@@ -46,7 +224,7 @@ class Notifier:
         self._deliveries: dict[str, DeliveryTask] = {}
         self._left: Table = self._read()
         self._leaving: set[asyncio.Task[None]] = set()
-        self._unsubscribe = events.subscribe(self._take)
+        self._unsubscribe = events.subscribe(self.take)
 
     def apply(self, receivers: Sequence[Notify]) -> None:
         """Notify these receivers from now on; unchanged ones are not interrupted."""
@@ -70,13 +248,10 @@ class Notifier:
         delivery.start()
         return delivery
 
-    def _take(self, event: Table) -> None:
+    def take(self, event: Table) -> None:
+        """Consider an event, also one that happened while there was no supervisor."""
         for delivery in self._deliveries.values():
             delivery.take(event)
-
-    def missed(self, event: Table) -> None:
-        """Consider an event that happened while there was no supervisor."""
-        self._take(event)
 
     async def test(self, labels: Collection[str] = ()) -> dict[str, str]:
         """Send a test notification to these receivers (default: all); the error of each, "" for success."""
@@ -128,22 +303,3 @@ class Notifier:
         except OSError:
             # Notifications go out even when the disk is full.
             return
-
-
-async def send_test(receivers: Sequence[Notify], facts: PoolFacts) -> dict[str, str]:
-    """Send a test notification to these receivers; the error of each by its name, "" for success."""
-    title = f"{facts.name}: this is a test"
-    message = Message(
-        TEST, "info", title, ("If you can read this, problems will be reported here.",), Clock().time()
-    )
-
-    async def attempt(notify: Notify) -> str:
-        try:
-            await Sender(notify, facts).send(message)
-        except Unsent as problem:
-            return str(problem)
-        return ""
-
-    return dict(
-        zip([each.label for each in receivers], await asyncio.gather(*map(attempt, receivers)), strict=True)
-    )

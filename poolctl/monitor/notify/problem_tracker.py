@@ -1,29 +1,109 @@
-"""Which events one receiver is notified of, and when: batched, sent once, repeated while they last, resolved.
+"""Which messages one receiver gets, and when: problems batched, sent once, repeated while they last, resolved.
 
 Pure: the time is an argument, in seconds since the epoch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from poolctl.monitor.describe import INFO, SEVERITIES, sentence, severity
+from poolctl.monitor.journal import INFO, SEVERITIES, sentence, severity
 from poolctl.units import format_duration
 from poolctl.values import Table
-
-from .message import NEWS, PROBLEM, RESOLVED, Message, MessageLine, PoolFacts, compose
 
 if TYPE_CHECKING:
     from poolctl.config import Notify
 
-
+PROBLEM, RESOLVED, NEWS, TEST = "problem", "resolved", "info", "test"
 # A problem of a server is resolved in these states, and when another worker of it is ready.
 _RESOLVED_STATES = frozenset({"running", "stopped", "disabled", "sleeping", "draining"})
 # In these states a server has no health.
 _GONE = frozenset({"stopped", "disabled"})
 _RESOLVED_HEALTH = frozenset({"ok", "unknown"})
 _MAX_NEWS = 1000
+_NAMED = 3
+
+
+class PoolFacts(Protocol):
+    """The facts of a pool that its receivers need."""
+
+    @property
+    def name(self) -> str:
+        """The name of the pool."""
+        ...
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables that hold secrets."""
+        ...
+
+    @property
+    def directory(self) -> str:
+        """Where commands run."""
+        ...
+
+    def tags(self, server: str) -> Collection[str]:
+        """The tags of the server of this name."""
+        ...
+
+
+class Message(NamedTuple):
+    """`status` is problem, resolved, info or test; `time` in seconds since the epoch."""
+
+    status: str
+    severity: str
+    title: str
+    lines: tuple[str, ...]
+    time: float
+    events: tuple[Table, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Its lines as one text."""
+        return "\n".join(self.lines)
+
+
+class MessageLine(NamedTuple):
+    """One problem, its end, or a piece of news."""
+
+    status: str
+    severity: str
+    text: str
+    event: Table
+
+
+def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
+    """One message of these lines, of which there is at least one."""
+    counts = {status: sum(line.status == status for line in lines) for status in (PROBLEM, RESOLVED, NEWS)}
+    status = next(status for status, count in counts.items() if count)
+    worst = max((SEVERITIES.index(line.severity) for line in lines if line.status == status), default=0)
+    words = [f"{count} {_word(status, count)}" for status, count in counts.items() if count]
+    title = lines[0].text if len(lines) == 1 else f"{', '.join(words)}{_server_names(lines)}"
+    return Message(
+        status,
+        SEVERITIES[worst] if status != RESOLVED else INFO,
+        f"{pool}: {title.partition(chr(10))[0]}",
+        tuple(line.text for line in lines),
+        now,
+        tuple(line.event for line in lines),
+    )
+
+
+def _server_names(lines: Sequence[MessageLine]) -> str:
+    """The names of the first few servers: often only the title is read."""
+    names = list(
+        dict.fromkeys(str(line.event.get("server") or "") for line in lines if line.event.get("server"))
+    )
+    shown = ", ".join(names[:_NAMED])
+    return f" ({shown}{' …' if len(names) > _NAMED else ''})" if names else ""
+
+
+def _word(status: str, count: int) -> str:
+    if status == PROBLEM:
+        return "problems" if count > 1 else "problem"
+    return "resolved" if status == RESOLVED else "news"
 
 
 class TrackedProblem:

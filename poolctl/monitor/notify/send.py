@@ -1,4 +1,7 @@
-"""One attempt to send a message: an HTTP request, or a command. No error names an address or a token."""
+"""A message in the form of each kind of receiver, and one attempt to send it: an HTTP request, or a command.
+
+No error names an address or a token.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,33 @@ import signal
 import socket
 import ssl
 from base64 import b64encode
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from poolctl import __version__
+from poolctl.clock import Clock
 from poolctl.http.exchange import exchange
 from poolctl.http.head import BadMessage
 from poolctl.http.response_reader import ResponseHead
+from poolctl.logs.log_line import stamp
 from poolctl.platform import bounded_file, last_line
 from poolctl.runners import withheld
+from poolctl.values import Table
 
-from .message import Message, PoolFacts, document, post
+from .problem_tracker import NEWS, RESOLVED, TEST, Message, PoolFacts
 
 if TYPE_CHECKING:
     from poolctl.config import Notify
 
 _MAX_READ_BYTES = 64 * 1024
 _MAX_OUTPUT_BYTES = 16 * 1024 * 1024
+# https://docs.ntfy.sh/publish/#message-priority, https://docs.ntfy.sh/emojis/
+_NTFY_PRIORITIES = {"error": 5, "warning": 4, "info": 3}
+_NTFY_TAGS = {"error": "rotating_light", "warning": "warning", "info": "information_source"}
+# Gotify's apps make a sound from priority 4 on, a loud one from 8 on.
+_GOTIFY_PRIORITIES = {"error": 8, "warning": 5, "info": 2}
+_COLOURS = {"error": "#d00000", "warning": "#e8a317", "info": "#2eb886"}
 
 
 class Unsent(Exception):
@@ -199,3 +211,106 @@ def _reason(error: Exception) -> str:
 
 def _ended(returncode: int) -> str:
     return f"exited with status {returncode}" if returncode > 0 else f"was killed by signal {-returncode}"
+
+
+class Post(NamedTuple):
+    """The request; the path is appended to that of the address."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+def post(kind: str, message: Message, *, pool: str, host: str, topic: str = "", token: str = "") -> Post:
+    """The message as a receiver of this kind takes it."""
+    bearer = {"authorization": f"Bearer {token}"} if token else {}
+    if kind == "ntfy":
+        return _json("/", bearer, _ntfy(message, topic))
+    if kind == "gotify":
+        return _json("/message", {"x-gotify-key": token}, _gotify(message))
+    if kind == "slack":
+        return _json("", bearer, _slack(message))
+    return _json("", bearer, document(message, pool, host))
+
+
+def document(message: Message, pool: str, host: str) -> Table:
+    """The body for a webhook, and the standard input of a command."""
+    return {
+        "schema": 1,
+        "pool": pool,
+        "host": host,
+        "status": message.status,
+        "severity": message.severity,
+        "title": message.title,
+        "text": message.text,
+        "time": stamp(message.time),
+        "events": list(message.events),
+    }
+
+
+def _json(path: str, headers: dict[str, str], body: Table) -> Post:
+    return Post(path, {"content-type": "application/json", **headers}, json.dumps(body, default=str).encode())
+
+
+def _ntfy(message: Message, topic: str) -> Table:
+    tag = "white_check_mark" if message.status == RESOLVED else _NTFY_TAGS[message.severity]
+    return {
+        "topic": topic,
+        "title": message.title,
+        "message": message.text,
+        "priority": _NTFY_PRIORITIES[message.severity],
+        "tags": [tag],
+    }
+
+
+def _gotify(message: Message) -> Table:
+    return {
+        "title": message.title,
+        "message": message.text,
+        "priority": _GOTIFY_PRIORITIES[message.severity],
+        "extras": {"client::display": {"contentType": "text/plain"}},
+    }
+
+
+def _slack(message: Message) -> Table:
+    # https://api.slack.com/reference/surfaces/formatting#escaping
+    colour = _COLOURS["info" if message.status in (RESOLVED, NEWS, TEST) else message.severity]
+    return {
+        "text": f"*{_escaped(message.title)}*",
+        "attachments": [{"color": colour, "text": _escaped(message.text), "fallback": message.title}],
+    }
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+class FixedFacts(NamedTuple):
+    """A pool without a supervisor, for test notifications."""
+
+    name: str
+    environment: Mapping[str, str]
+    directory: str
+
+    def tags(self, server: str) -> Collection[str]:
+        """None: a test notification is about no server."""
+        return ()
+
+
+async def send_test(receivers: Sequence[Notify], facts: PoolFacts) -> dict[str, str]:
+    """Send a test notification to these receivers; the error of each by its name, "" for success."""
+    title = f"{facts.name}: this is a test"
+    message = Message(
+        TEST, "info", title, ("If you can read this, problems will be reported here.",), Clock().time()
+    )
+
+    async def attempt(notify: Notify) -> str:
+        try:
+            await Sender(notify, facts).send(message)
+        except Unsent as problem:
+            return str(problem)
+        return ""
+
+    return dict(
+        zip([each.label for each in receivers], await asyncio.gather(*map(attempt, receivers)), strict=True)
+    )

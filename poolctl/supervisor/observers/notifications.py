@@ -97,7 +97,7 @@ class Notifications:
 
     def _missed(self, kind: str, name: str, after: str) -> None:
         assert self._notifier is not None
-        self._notifier.missed({"kind": kind, "event": after, "server": name, "after": after, "seq": 0})
+        self._notifier.take({"kind": kind, "event": after, "server": name, "after": after, "seq": 0})
 
     async def notify(self, selector: Selector, options: Table, progress: Progress) -> NotifyResult:
         """Send a test message to each receiver, or to those in `receivers`; the answer holds each result."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.monitor.describe import sentence
+from poolctl.monitor.journal import sentence
 
 
 @pytest.mark.parametrize(("event", "said"), [

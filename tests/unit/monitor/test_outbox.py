@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from poolctl.monitor.notify.delivery import MAX_WAITING, Outbox
-from poolctl.monitor.notify.message import Message
+from poolctl.monitor.notify.notifier import MAX_WAITING, Outbox
+from poolctl.monitor.notify.problem_tracker import Message
 
 
 def message(title: str = "a") -> Message:

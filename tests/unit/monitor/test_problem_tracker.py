@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from poolctl.config import Notify
-from poolctl.monitor.notify.message import Message
-from poolctl.monitor.notify.notifier import FixedFacts
-from poolctl.monitor.notify.problem_tracker import ProblemTracker
+from poolctl.monitor.notify.problem_tracker import Message, ProblemTracker
+from poolctl.monitor.notify.send import FixedFacts
 
 
 def event(after: str, server: str = "web", kind: str = "lifecycle", **more: Any) -> dict[str, Any]:

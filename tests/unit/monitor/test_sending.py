@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from poolctl.config import Notify
-from poolctl.monitor.notify.message import Message
-from poolctl.monitor.notify.notifier import FixedFacts
-from poolctl.monitor.notify.send import Sender, Unsent
+from poolctl.monitor.notify.problem_tracker import Message
+from poolctl.monitor.notify.send import FixedFacts, Sender, Unsent
 from tests.certificates import certificate
 from tests.receivers import TOKEN, Receiver, receiver
 
