@@ -10,8 +10,7 @@ import unicodedata
 
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.control import directory
-from poolctl.logs.json_record import JsonRecord, parse_record
-from poolctl.logs.log_line import LogLine
+from poolctl.logs.log_line import JsonRecord, LogLine, parse_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

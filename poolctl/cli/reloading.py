@@ -22,7 +22,7 @@ from poolctl.control.answers import Details, PlannedChange, ReloadResult, Result
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from poolctl.exit_codes import DONE, FAILED, NOT_AS_DESIRED
-from poolctl.logs.inotify import DirectoryWatch
+from poolctl.logs.follow import DirectoryWatch
 from poolctl.values import Table
 
 # An editor, a checkout or a deployment writes many files: they are one change when nothing more comes for so long.

@@ -10,7 +10,7 @@ import sys
 
 from poolctl.cli.outcome import Outcome
 from poolctl.control.answers import SCHEMA, Item
-from poolctl.json_text import dumps
+from poolctl.values import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

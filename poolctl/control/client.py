@@ -19,8 +19,8 @@ from poolctl.control.answers import PingResult, ProgressLine, Result, UpgradeRes
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, FAILED, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT
 from poolctl.http.head import BadMessage, request_head
-from poolctl.http.response_reader import ResponseReader
-from poolctl.json_text import dumps, loads
+from poolctl.http.message_reader import ResponseReader
+from poolctl.values import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

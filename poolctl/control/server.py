@@ -15,9 +15,8 @@ from poolctl.config import OPEN_FILES_RESERVE
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result
 from poolctl.control.directory import BACKLOG
 from poolctl.exit_codes import FAILED
-from poolctl.http.head import BadMessage
+from poolctl.http.head import BadMessage, RequestHead
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
-from poolctl.http.request_reader import RequestHead
 from poolctl.platform import peer_credentials
 from poolctl.values import Table, Value
 

@@ -15,9 +15,8 @@ from .view import Phase
 from .workqueue import Workqueue
 
 if TYPE_CHECKING:
-    from poolctl.probes.probe import WorkerProbe
     from poolctl.probes.schedule import Schedule
-    from poolctl.probes.worker_probes import WorkerProbes
+    from poolctl.probes.worker_probes import WorkerProbe, WorkerProbes
 
 
 class HealthChecks:

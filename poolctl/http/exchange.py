@@ -7,8 +7,8 @@ import contextlib
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
-from .head import request_head
-from .response_reader import ResponseHead, ResponseReader
+from .head import ResponseHead, request_head
+from .message_reader import ResponseReader
 
 _READ_BYTES = 256 * 1024
 

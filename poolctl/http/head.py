@@ -1,4 +1,4 @@
-"""Heads of messages: the grammar that requests and responses share, framing (RFC 9112 §5 and §6), and writing."""
+"""Heads of requests and responses: their grammar, what they say of framing (RFC 9112 §5 and §6), and writing them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from re import Pattern
-
+    from typing import ClassVar
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # RFC 9110 §5.6.2
 # A field's value: no CR, LF, NUL or other control (RFC 9110 §5.5). No space stands before the colon (RFC 9112 §5.1).
@@ -18,9 +18,22 @@ UNFIT = rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?![\n]|\Z)"
 FIELD_LINES = rb"(?:" + FIELD_LINE + rb")*+"
 TOKEN_CHARACTERS = "!#$%&'*+.^_`|~-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _TOKEN_BYTES = TOKEN_CHARACTERS.encode()
+# Visible ASCII without the fragment, which is no part of a target (RFC 9112 §3.2). One empty line may stand before it,
+# left behind by a client that ended its last body with one (RFC 9112 §2.2).
+_REQUEST_LINE = rb"(?:\r\n)?+(" + TOKEN + rb") ([!\"$-~]++) HTTP/1\.([01])\r\n"
+_REQUEST_HEAD = _REQUEST_LINE + FIELD_LINES + rb"\r\n"
+_OTHER_VERSION = rb"(?:\r\n)?+" + TOKEN + rb" [!-~]++ HTTP/(?!1\.[01])[0-9]\.[0-9]\r\n"
+_HOST = rb"[0-9A-Za-z._~%!$&'()*+,;=:\[\]-]*+"  # RFC 9110 §7.2, RFC 3986 §3.2.2
+# The space after the status is left out by many when there is no reason phrase (RFC 9112 §4).
+STATUS_LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + TEXT + rb")?+\r\n"
+_VERSIONS = (b"HTTP/1.0 ", b"HTTP/1.1 ")
+_SHORTEST_STATUS_LINE = len("HTTP/1.1 200")
+# A user agent reads a folded line as one (RFC 9112 §5.2); a server refuses it.
+_FOLDED_FIELD_LINES = rb"(?:(?:" + TOKEN + rb":|[\t ])" + TEXT + rb"\r\n)*+"
+_FOLD = rb"[\t ]*+\r\n[\t ]++"
 _CONTROLS = bytes(byte for byte in range(32) if byte != ord("\t")) + b"\x7f"
 _MAX_LENGTH_DIGITS = 15
-
+_END = b"\r\n\r\n"
 
 _compiled: dict[bytes, Pattern[bytes]] = {}
 # What a client or a person needs to recognise a status; the phrase means nothing (RFC 9112 §4).
@@ -51,16 +64,7 @@ def compiled(expression: bytes) -> Pattern[bytes]:
     return pattern
 
 
-def are_fields(lines: Iterable[bytes]) -> bool:
-    """Whether each line, without its end, is a FIELD_LINE; found out without a regular expression."""
-    for line in lines:
-        name, colon, value = line.partition(b":")
-        if not colon or not name or name.strip(_TOKEN_BYTES) or has_control(value):
-            return False
-    return True
-
-
-def has_control(text: bytes) -> bool:
+def _has_control(text: bytes) -> bool:
     """Whether there is a control character in it that TEXT does not allow."""
     return text.translate(None, _CONTROLS) != text
 
@@ -78,6 +82,10 @@ class MessageHead:
 
     `content_length` is None where the head names none; `keep_alive`, the sender would keep the connection open.
     """
+
+    start_line: ClassVar[bytes]
+    field_lines: ClassVar[bytes] = FIELD_LINES
+    no_start_line: ClassVar[str]
 
     content_length: int | None = None
     chunked = False
@@ -100,6 +108,12 @@ class MessageHead:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.raw.strip().split(bytes((13,)))[0].decode('latin-1')}>"
 
+    @classmethod
+    def problem(cls, raw: bytes) -> BadMessage:
+        """Why this is not such a head."""
+        known = compiled(cls.start_line).match(raw)
+        return BadMessage("malformed header field" if known else cls.no_start_line)
+
     def values(self, name: bytes) -> list[bytes]:
         """The values of every field of this name, which is in lower case; as they were sent, in their order."""
         found: list[bytes] = []
@@ -114,6 +128,82 @@ class MessageHead:
     def get(self, name: bytes) -> bytes:
         """The value of the field of this name: several ones joined by a comma (RFC 9110 §5.2), b"" without one."""
         return b", ".join(self.values(name))
+
+
+class RequestHead(MessageHead):
+    """The head of a request: its method, its target as it was sent, and its fields."""
+
+    start_line = _REQUEST_LINE
+    no_start_line = "no request line"
+
+    def __init__(self, raw: bytes) -> None:
+        found = compiled(_REQUEST_HEAD).fullmatch(raw)
+        if found is None:
+            raise self.problem(raw)
+        self.method, self.target, minor = found.groups()
+        super().__init__(raw, http_1_1=minor == b"1")
+        if self.chunked and not self.http_1_1:
+            raise BadMessage("transfer-encoding in HTTP/1.0")  # RFC 9112 §6.1
+        # RFC 9112 §3.2: exactly one, which an older client may leave out.
+        hosts = self.values(b"host")
+        if len(hosts) > 1 or (self.http_1_1 and not hosts):
+            raise BadMessage("more than one host" if hosts else "no host")
+        if hosts and not compiled(_HOST).fullmatch(hosts[0]):
+            raise BadMessage("host is not a host name")
+
+    @classmethod
+    def problem(cls, raw: bytes) -> BadMessage:
+        """Why this is not the head of a request."""
+        if compiled(_OTHER_VERSION).match(raw):
+            return BadMessage("the version is not HTTP/1.1", 505)
+        return super().problem(raw)
+
+    @property
+    def path(self) -> str:
+        """The target without its query."""
+        return self.target.partition(b"?")[0].decode("ascii")
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client waits for 100 before it sends the body (RFC 9110 §10.1.1)."""
+        return self.http_1_1 and self.get(b"expect").lower() == b"100-continue"
+
+
+class ResponseHead(MessageHead):
+    """The head of a response: its status and its fields."""
+
+    start_line = STATUS_LINE
+    field_lines = _FOLDED_FIELD_LINES
+    no_start_line = "no HTTP/1.1 status line"
+
+    def __init__(self, raw: bytes) -> None:
+        if not is_response_head(raw):
+            raw = compiled(_FOLD).sub(b" ", raw)
+            if not is_response_head(raw):
+                raise self.problem(raw)
+        self.status = int(raw[9:12])
+        super().__init__(raw, http_1_1=raw[7:8] == b"1")
+
+
+def is_response_head(raw: bytes) -> bool:
+    """Whether these are a STATUS_LINE, FIELD_LINES and an empty line; found out without a regular expression."""
+    start, *fields = raw.removesuffix(_END).split(b"\r\n")
+    return (
+        raw.endswith(_END)
+        and start[:9] in _VERSIONS
+        and start[9:12].isdigit()
+        and start[9:10] != b"0"
+        and start[12:13] in (b"", b" ")
+        and len(start) >= _SHORTEST_STATUS_LINE
+        and not _has_control(start)
+        and all(map(_is_field, fields))
+    )
+
+
+def _is_field(line: bytes) -> bool:
+    """Whether the line, without its end, is a FIELD_LINE."""
+    name, colon, value = line.partition(b":")
+    return bool(colon and name) and not name.strip(_TOKEN_BYTES) and not _has_control(value)
 
 
 def _content_length(values: list[bytes]) -> int:
@@ -160,7 +250,7 @@ def _head(start_line: str, fields: Iterable[tuple[str, str]]) -> bytes:
         if not name or name.strip(TOKEN_CHARACTERS):
             raise ValueError(f"{name!r} is not the name of a header")
         line = f"{name}: {value}".encode(errors="surrogateescape")
-        if has_control(line):
+        if _has_control(line):
             raise ValueError(f"the header {name!r} has a control character in its value")
         lines.append(line)
     return b"\r\n".join([*lines, b"", b""])

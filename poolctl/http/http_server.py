@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from .head import CONTINUE, LAST_CHUNK, BadMessage, chunk, response_head
-from .message_reader import MAX_HEAD_BYTES
-from .request_reader import RequestHead, RequestReader
+from .head import CONTINUE, LAST_CHUNK, BadMessage, RequestHead, chunk, response_head
+from .message_reader import MAX_HEAD_BYTES, RequestReader
 
 Fields = Iterable[tuple[str, str]]
 _READ_BYTES = 64 * 1024

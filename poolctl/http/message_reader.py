@@ -1,4 +1,4 @@
-"""A message of HTTP/1.1, read as its bytes come, however they are cut: what requests and responses share.
+"""Messages of HTTP/1.1, read as their bytes come, however they are cut: requests and responses.
 
 Every limit holds while the message is still arriving: a head without an end, a chunk without a size, a trailer section
 that goes on for ever are refused as soon as they are longer than a message may be.
@@ -6,7 +6,7 @@ that goes on for ever are refused as soon as they are longer than a message may 
 
 from __future__ import annotations
 
-from .head import FIELD_LINES, TEXT, UNFIT, BadMessage, MessageHead, compiled
+from .head import FIELD_LINES, TEXT, UNFIT, BadMessage, MessageHead, RequestHead, ResponseHead, compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +20,11 @@ _MAX_CHUNK_LINE_BYTES = 4096
 _MAX_TRAILER_BYTES = 8192
 _CHUNK_LINE = rb"([0-9A-Fa-f]{1,15}+)(?:[\t ]*+;" + TEXT + rb")?"
 _END = b"\r\n\r\n"
+_BEGINNING_OF_RESPONSE = b"HTTP/1."
+_MAX_INTERIM = 20
+_BODILESS = (204, 304)  # RFC 9112 §6.3
+_SHARED_HEAD_BYTES, _MOST_SHARED_HEADS = 1024, 128
+_shared_heads: dict[bytes, ResponseHead] = {}
 
 
 class MessageReader:
@@ -29,8 +34,7 @@ class MessageReader:
     away as it comes.
     """
 
-    start_line: ClassVar[bytes]
-    field_lines: ClassVar[bytes] = FIELD_LINES
+    kind: ClassVar[type[MessageHead]]
 
     # The state of a reader that has read nothing; set on an instance only where it changes. A supervisor makes a
     # thousand readers a second for its probes, and most of them read one piece.
@@ -112,16 +116,12 @@ class MessageReader:
         if end > max(self._checked, 2):  # an empty line may come first
             begin = self._checked
             if not begin:
-                start = compiled(self.start_line).match(data)
+                start = compiled(self.kind.start_line).match(data)
                 begin = start.end() if start is not None else 0
-            lines = compiled(self.field_lines).match(data, begin, end)
+            lines = compiled(self.kind.field_lines).match(data, begin, end)
             if not begin or lines is None or lines.end() != end:
-                raise self._reason(data[:end] + b"\r\n")
+                raise self.kind.problem(data[:end] + b"\r\n")
             self._checked = end
-
-    def _reason(self, raw: bytes) -> BadMessage:
-        """Why this is no head."""
-        return BadMessage("malformed header field")
 
     def _read_plain(self, data: bytes) -> bool:
         left = self._left
@@ -216,3 +216,91 @@ class MessageReader:
         self.rest = data[at + 2 :]
         self.complete = True
         return True
+
+
+class RequestReader(MessageReader):
+    """Reads one request: `head`, then `body`. What follows it, in `rest`, belongs to the next one."""
+
+    kind = RequestHead
+    head: RequestHead | None = None
+
+    def _read_head(self, raw: bytes) -> None:
+        head = self.head = RequestHead(raw)
+        length = head.content_length or 0
+        if self._max_body_bytes is not None and length > self._max_body_bytes:
+            self._body_too_large()
+        self._frame(head, None if head.chunked else length)
+
+    def _body_too_large(self) -> bool:
+        raise BadMessage("the body is too large", 413)
+
+
+class ResponseReader(MessageReader):
+    """Reads the response to one request; interim responses before it are passed over (RFC 9110 §15.2).
+
+    `head_only` for the answer to a HEAD. `status` is 0 until the head is there. Of a body that is too large the
+    beginning is kept, and it counts as complete; the connection is of no further use then.
+    """
+
+    kind = ResponseHead
+    head: ResponseHead | None = None
+    status = 0
+    _interim = 0
+    _truncated = False
+
+    def __init__(
+        self,
+        *,
+        head_only: bool = False,
+        max_head_bytes: int = MAX_HEAD_BYTES,
+        max_body_bytes: int | None = None,
+    ) -> None:
+        super().__init__(max_head_bytes=max_head_bytes, max_body_bytes=max_body_bytes)
+        self._head_only = head_only
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may be sent on the connection, once the response is complete."""
+        head = self.head
+        if head is None or not self.complete or self._truncated or self.rest or not head.keep_alive:
+            return False
+        # A body with neither a length nor chunks ended with the connection; chunks in HTTP/1.0 are a fault (§6.1).
+        return head.http_1_1 if self._chunked else self._left == 0
+
+    def end(self) -> bool:
+        """Whether the response is complete now that nothing more comes."""
+        if self._framed is not None and self._left is None and not self._framed.chunked:
+            self.complete = True
+        return self.complete
+
+    def _read_head(self, raw: bytes) -> None:
+        head = _shared_head(raw) if len(raw) <= _SHARED_HEAD_BYTES else ResponseHead(raw)
+        if head.status == 101:
+            raise BadMessage("switches protocols without being asked")
+        if head.status < 200:
+            self._interim += 1
+            if self._interim > _MAX_INTERIM:
+                raise BadMessage(f"more than {_MAX_INTERIM} interim responses")
+            return
+        self.head, self.status = head, head.status
+        bodiless = self._head_only or head.status in _BODILESS
+        self._frame(head, 0 if bodiless else head.content_length)
+
+    def _check_beginning(self, data: bytes) -> None:
+        if not data.startswith(_BEGINNING_OF_RESPONSE[: len(data)]):
+            raise ResponseHead.problem(data)
+        super()._check_beginning(data)
+
+    def _body_too_large(self) -> bool:
+        self._truncated = True
+        return True
+
+
+def _shared_head(raw: bytes) -> ResponseHead:
+    """The head, parsed once for all workers that send the same one: those of one application do, for a second."""
+    head = _shared_heads.get(raw)
+    if head is None:
+        if len(_shared_heads) >= _MOST_SHARED_HEADS:
+            _shared_heads.clear()
+        head = _shared_heads[raw] = ResponseHead(raw)
+    return head

@@ -3,15 +3,148 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any, Protocol
 
 from poolctl.config import Health, Probe, ServerConfig
 from poolctl.runners.protocol import Exit, Placement, Runner, WorkerFailed
 from poolctl.states import Status
+from poolctl.units import format_duration
 
-from .probe import WorkerProbe
-from .prober import WorkerConnector, make_prober
+from .hysteresis import Hysteresis
+from .prober import Prober, WorkerConnector, make_prober
 from .schedule import Schedule
+
+# A worker that is not ready yet is probed more often than later on.
+_FIRST_PAUSE_SECONDS = 0.02
+_FACTOR = 1.5
+_UNKNOWN_SECONDS = 0.5
+_QUEUE_PAUSE_SECONDS = 0.2
+
+
+class ProbeOwner(Protocol):
+    """Is notified of results."""
+
+    def on_result(self, probe: WorkerProbe) -> None:
+        """The probe has a new result."""
+        ...
+
+
+class WorkerProbe:
+    """`owner` is notified of every result; `message` says what was wrong with the last one, "" if nothing was."""
+
+    __slots__ = (
+        "_owner", "_prober", "_schedule", "_started_at", "due", "hysteresis", "kind", "latency_seconds",
+        "message", "probe",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        kind: str,
+        probe: Probe,
+        prober: Prober,
+        schedule: Schedule,
+        owner: ProbeOwner,
+    ) -> None:
+        self.kind = kind
+        self.probe = probe
+        self.hysteresis = Hysteresis(probe)
+        self.message = ""
+        self.latency_seconds: float | None = None
+        self.due: float | None = None
+        self._prober = prober
+        self._schedule = schedule
+        self._owner = owner
+        self._started_at: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<WorkerProbe {self.kind} {self.status}{f' ({self.message})' if self.message else ''}>"
+
+    @property
+    def status(self) -> Status:
+        """The status after the results so far."""
+        return self.hysteresis.status
+
+    async def wait_until_ok(self) -> None:
+        """Probe at once, then ever less often; return after as many successes in a row as the probe requires."""
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            started_at = self._schedule.now()
+            self._record(await self._run_once(), started_at)
+            if self.status is Status.OK:
+                return
+            if self.message:
+                # A failure before the worker was ready is not a fall.
+                self.hysteresis.reset()
+            await asyncio.sleep(min(pause, self.probe.interval))
+            pause *= _FACTOR
+
+    async def _run_once(self) -> str:
+        """The problem, "" for none; the time in which the connection waits to be accepted does not count."""
+        result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._prober.start(lambda problem: None if result.done() else result.set_result(problem))
+        left = self.probe.timeout
+        was_queued = False
+        try:
+            while left > 0:
+                pause = min(left, _QUEUE_PAUSE_SECONDS)
+                if (await asyncio.wait({result}, timeout=pause))[0]:
+                    return result.result()
+                queued = self._prober.queued()
+                if queued:
+                    self.message = "its connection is waiting to be accepted"
+                elif not was_queued:  # else it may have been accepted just now
+                    left -= pause
+                was_queued = queued
+        except asyncio.CancelledError:
+            self._prober.cancel()
+            raise
+        self._prober.cancel()
+        return self._timed_out
+
+    def start(self, status: Status) -> None:
+        """Probe at regular intervals from now on, beginning with that status; soon, if it is not ok."""
+        longest = self.probe.interval
+        if status is not Status.OK:
+            longest = min(longest, _UNKNOWN_SECONDS)
+        self.hysteresis = Hysteresis(self.probe, status)
+        # Workers that started together are not probed together for ever.
+        self._schedule.put(self, self._schedule.now() + random.uniform(0, longest))
+
+    def stop(self) -> None:
+        """Send no more probes."""
+        self._schedule.remove(self)
+        self._prober.close()
+
+    def run(self, now: float) -> None:
+        """Its time has come: send the probe, or give up the one that is under way."""
+        if self._started_at is not None:
+            self._prober.cancel()
+            self._finished(self._timed_out)
+            return
+        self._started_at = now
+        self._schedule.put(self, now + self.probe.timeout)
+        self._prober.start(self._finished)
+
+    def _finished(self, problem: str) -> None:
+        started_at, self._started_at = self._started_at, None
+        if started_at is None:
+            return
+        self._record(problem, started_at)
+        probe = self.probe
+        interval = self.hysteresis.interval_seconds * (1 + probe.jitter * random.uniform(-1, 1))
+        self._schedule.put(self, max(started_at + interval, self._schedule.now()))
+        self._owner.on_result(self)
+
+    def _record(self, problem: str, started_at: float) -> None:
+        self.message = problem
+        self.latency_seconds = self._schedule.now() - started_at
+        self.hysteresis.record(not problem)
+
+    @property
+    def _timed_out(self) -> str:
+        return f"no answer within {format_duration(self.probe.timeout)}"
+
 
 KINDS = ("readiness", "liveness")
 _WORST_FIRST = (Status.KO, Status.WARN, Status.UNKNOWN)

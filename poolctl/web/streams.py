@@ -11,8 +11,7 @@ from typing import Any
 
 from poolctl.cli.log_lines import record_lines
 from poolctl.logs.follow import Follower
-from poolctl.logs.json_record import parse_record
-from poolctl.logs.log_line import LogLine
+from poolctl.logs.log_line import LogLine, parse_record
 
 from .hub import Hub
 

@@ -120,7 +120,7 @@ def _described(request: CommandRequest, pool: PoolRef) -> Sequence[Details | Des
 def _document(line: LogLine) -> str:
     document: Table = {"time": line.time, "name": line.name, "pid": line.pid, "line": line.text}
     if line.text.startswith("{"):
-        from poolctl.logs.json_record import parse_record
+        from poolctl.logs.log_line import parse_record
 
         record = parse_record(line.text)
         if record is not None:

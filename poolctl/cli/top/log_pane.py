@@ -11,8 +11,7 @@ from rich.text import Text
 from poolctl.cli.log_lines import record_lines
 from poolctl.cli.render import printable
 from poolctl.logs.follow import Follower
-from poolctl.logs.json_record import parse_record
-from poolctl.logs.log_line import LogLine
+from poolctl.logs.log_line import LogLine, parse_record
 
 _KEPT_LINES = 2000
 # Colours that a server writes for a terminal (ECMA-48 §5.4): here they would be noise.

@@ -20,8 +20,7 @@ from urllib.parse import unquote, urlsplit
 from poolctl import __version__
 from poolctl.clock import Clock
 from poolctl.http.exchange import exchange
-from poolctl.http.head import BadMessage
-from poolctl.http.response_reader import ResponseHead
+from poolctl.http.head import BadMessage, ResponseHead
 from poolctl.logs.log_line import stamp
 from poolctl.platform import bounded_file, last_line
 from poolctl.runners import withheld

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from poolctl.http.exchange import NoResponse, exchange
 from poolctl.http.head import BadMessage
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
-from poolctl.http.request_reader import RequestReader
-from poolctl.http.response_reader import ResponseReader
+from poolctl.http.message_reader import RequestReader, ResponseReader
 from tests.http_corpus import REQUESTS, RESPONSES, RequestCase, ResponseCase
 
 MAX_BODY_BYTES = 64 * 1024

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.http.head import FIELD_LINE
-from poolctl.http.message_reader import MAX_CHUNKS
-from poolctl.http.response_reader import _START_LINE, ResponseReader, _is_head
+from poolctl.http.head import FIELD_LINE, STATUS_LINE, is_response_head
+from poolctl.http.message_reader import MAX_CHUNKS, ResponseReader
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
@@ -72,5 +71,5 @@ _SOME_HEADS = st.lists(
 
 @given(_SOME_HEADS)
 def test_a_head_is_one_exactly_when_the_grammar_says_so(raw: bytes) -> None:
-    grammar = _START_LINE + rb"(?:" + FIELD_LINE + rb")*+\r\n"
-    assert _is_head(raw + b"\r\n\r\n") == bool(re.fullmatch(grammar, raw + b"\r\n\r\n"))
+    grammar = STATUS_LINE + rb"(?:" + FIELD_LINE + rb")*+\r\n"
+    assert is_response_head(raw + b"\r\n\r\n") == bool(re.fullmatch(grammar, raw + b"\r\n\r\n"))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from poolctl.http.head import chunk, request_head, response_head
-from poolctl.http.request_reader import RequestReader
+from poolctl.http.message_reader import RequestReader
 
 
 def test_request_head_is_one_that_the_reader_understands() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.cli.log_lines import record_lines
-from poolctl.logs.json_record import parse_record
+from poolctl.logs.log_line import parse_record
 
 
 @pytest.fixture(autouse=True)

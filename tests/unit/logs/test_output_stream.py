@@ -13,8 +13,7 @@ import pytest
 
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import as_text, stamp
-from poolctl.logs.output_stream import OutputStream
-from poolctl.logs.pipe import Move, PipeReader, WriteAheadNote
+from poolctl.logs.output_stream import Move, OutputStream, PipeReader, WriteAheadNote
 from poolctl.logs.read import tail
 
 NOW = 1_790_000_000.0

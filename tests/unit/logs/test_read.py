@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from poolctl.logs import follow as follow_module
 from poolctl.logs import read as read_module
-from poolctl.logs.follow import Follower, Merge, follow
-from poolctl.logs.inotify import DirectoryWatch
+from poolctl.logs.follow import DirectoryWatch, Follower, Merge, follow
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import LogLine, as_text, parse_line, stamp
 from poolctl.logs.read import merged_tail, tail

@@ -12,10 +12,9 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config import Probe
-from poolctl.probes.probe import WorkerProbe
-from poolctl.probes.probe_request import HttpProbeRequest, statuses
-from poolctl.probes.prober import Prober, WorkerConnector, make_prober
+from poolctl.probes.prober import HttpProbeRequest, Prober, WorkerConnector, make_prober, statuses
 from poolctl.probes.schedule import Multiplexer, Schedule
+from poolctl.probes.worker_probes import WorkerProbe
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 
 from poolctl.keeper.spawn import rotate_if_large
-from poolctl.logs.inotify import DirectoryWatch
+from poolctl.logs.follow import DirectoryWatch
 
 _GATHER_SECONDS = 0.05
 _WITHOUT_INOTIFY_SECONDS = 1.0

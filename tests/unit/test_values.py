@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl import json_text
+from poolctl import values
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -19,9 +19,9 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_a_value_is_written_and_read_as_json_does_it(value: object) -> None:
-    text = json_text.dumps(value)
+    text = values.dumps(value)
     assert text == json.dumps(value)
-    assert json_text.loads(text) == json_text.loads(f" {text}\n".encode()) == value
+    assert values.loads(text) == values.loads(f" {text}\n".encode()) == value
 
 
 @pytest.mark.parametrize("text", ["", " ", "{", '{"a": }', "[1] 2", "nul", '"\n"', b"\xff", b'"\xff"'])
@@ -29,10 +29,10 @@ def test_invalid_json_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         json.loads(text)
     with pytest.raises(ValueError, match=r"."):
-        json_text.loads(text)
+        values.loads(text)
 
 
 def test_what_has_no_form_in_json_takes_that_of_the_default() -> None:
-    assert json_text.dumps([{1}], default=sorted) == "[[1]]"
+    assert values.dumps([{1}], default=sorted) == "[[1]]"
     with pytest.raises(TypeError, match="a set has no form in JSON"):
-        json_text.dumps({1})
+        values.dumps({1})
