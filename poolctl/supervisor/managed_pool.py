@@ -7,8 +7,9 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from poolctl import __version__
 from poolctl.clock import SystemClock
@@ -31,16 +32,18 @@ from poolctl.selection.selector import Selector
 from poolctl.units import format_duration
 from poolctl.values import Value
 
+from . import health
 from .active_configuration import ActiveConfiguration, PoolEnvironment
-from .deferred_imports import DeferredImports
 from .health import watch_health
+from .observers import observers
 from .observers.event_recorder import LostOutput
 from .observers.observers import Observers
 from .runtime_files import RuntimeFiles
 from .takeover.adopt_workers import adopt, take_in_late
-from .takeover.keeper_watch import KeeperWatch
+from .takeover.keeper_replacement import KeeperWatch
 from .takeover.state_store import StateStore
-from .verbs.verbs import Verbs, modules
+from .verbs import verbs
+from .verbs.verbs import Verbs
 
 if TYPE_CHECKING:
     from .systemd import Service
@@ -51,29 +54,33 @@ _LAST_ANSWER_SECONDS = 0.02
 _SAVE_SECONDS = 0.05
 # A calm supervisor takes no action by itself for this long; then another one may try.
 _CALM_SECONDS = 300.0
+_AFTER_START_SECONDS = 1.0
+_BETWEEN_IMPORTS_SECONDS = 0.02
 _SIGNALLED = 128
 
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class HostProcess(Protocol):
-    """The process that the pool is managed in."""
-
-    def end(self) -> None:
-        """End it: nothing is left to do, and the runtime files are withdrawn. The next command starts another."""
-        ...
-
-    def replace(self, keeper: list[str], supervisor: list[str]) -> None:
-        """Let the keeper and a supervisor that these commands start take over."""
-        ...
+async def import_slowly(names: Iterable[str]) -> None:
+    """Import these modules one at a time, with pauses: all at once would block the loop for 15 ms."""
+    for name in names:
+        await asyncio.sleep(_BETWEEN_IMPORTS_SECONDS)
+        try:
+            import_module(name)
+        except Exception:
+            # Its package is being replaced: that must not stop the others.
+            logger.exception("%s cannot be imported", name)
 
 
 class ManagedPool:
-    """The daemon: a core over a runner, with verbs, health checks and observers around it."""
+    """The daemon: a core over a runner, with verbs, health checks and observers around it.
+
+    `over` is set when its process should end: because nothing is left to do, or so that the processes that the commands
+    of `replacement` (a keeper's and a supervisor's) start take over.
+    """
 
     def __init__(
         self,
-        process: HostProcess,
         directory: str,
         files: Sequence[str],
         state_directory: str,
@@ -85,7 +92,8 @@ class ManagedPool:
     ) -> None:
         self.directory = directory
         self.files = list(files)
-        self._process = process
+        self.over = asyncio.Event()
+        self.replacement: tuple[list[str], list[str]] | None = None
         self._keeper = keeper
         self._keeper_pid = int(hello["pid"])
         self._runtime_files = runtime_files
@@ -121,17 +129,17 @@ class ManagedPool:
         """Load the configuration and answer requests from now on; an invalid one is the answer to the first."""
         servers = await self._make_core()
         await self._adopt(servers)
-        deferred = DeferredImports()
-        if not self._calm:
-            watch_health(self.core, self.events, deferred)
+        recovering = any(entry.recovering for entry in self.core.entries.values())
+        if recovering and not self._calm:
+            watch_health(self.core, self.events)
         self.core.listeners.add(self._changed)
         for entry in self.core.entries.values():
             # Adopted workers may differ from the record, and the core may have reported that before this.
             self._changed(entry)
-        await self._answer(listener, deferred)
+        await self._answer(listener)
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
         self._restoring = asyncio.ensure_future(self._restore_runtime_files())
-        deferred.start()
+        self._importing = asyncio.ensure_future(self._import_rest(is_watching=recovering))
         if self._calm:
             self._serve_commands_only()
             return
@@ -157,11 +165,20 @@ class ManagedPool:
             logger.info("adopted %d workers", adopted)
         self._observers.record_events(adopted)
 
-    async def _answer(self, listener: socket.socket, deferred: DeferredImports) -> None:
+    async def _import_rest(self, *, is_watching: bool) -> None:
+        """Import what no start needs: soon, because a package's files may be replaced under a running process."""
+        await asyncio.sleep(_AFTER_START_SECONDS)
+        await import_slowly(health.MODULES)
+        # No health check was due yet.
+        if not (self._calm or is_watching):
+            watch_health(self.core, self.events)
+        await import_slowly(observers.MODULES)
+        await import_slowly(verbs.modules())
+        self._verbs.complete()
+
+    async def _answer(self, listener: socket.socket) -> None:
         self._verbs = Verbs(self.core, self.events, self, self._configuration)
-        await self._observers.add_verbs(self._verbs, deferred)
-        deferred.add(modules(), self._verbs.complete)
-        deferred.add(("takeover.replace_keeper",))
+        await self._observers.begin_serving(self._verbs)
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
             from .systemd import Service
@@ -237,6 +254,7 @@ class ManagedPool:
     async def end(self) -> None:
         """Close everything; the answers under way are finished."""
         self._restoring.cancel()
+        self._importing.cancel()
         self._verbs.end()
         await self._control.close()
         await self._observers.stop_serving()
@@ -289,7 +307,8 @@ class ManagedPool:
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
         """See Daemon."""
         self._ending = True
-        asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._process.replace, keeper, supervisor)
+        self.replacement = keeper, supervisor
+        asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self.over.set)
 
     def shut_down(self) -> int:
         """See Daemon."""
@@ -304,7 +323,7 @@ class ManagedPool:
                 self._store.delete_file()
             self._runtime_files.withdraw()
             # The answer that says so has to get out first.
-            asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._process.end)
+            asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self.over.set)
         return self._keeper_pid
 
     def _end_if_unused(self) -> None:

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from poolctl import bootstrap
 from poolctl.control.directory import make_private, state_dir
@@ -18,6 +19,7 @@ from poolctl.runners.link import LinkLost
 
 from .managed_pool import ManagedPool
 from .runtime_files import RuntimeFiles
+from .takeover.keeper_replacement import replace_keeper
 
 KEEPER_FD = 3
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
@@ -38,7 +40,6 @@ class Supervisor:
 
     async def run(self) -> int:
         """Manage the pool until it is stopped, or until its files turn out to be invalid; the exit status."""
-        self._over = asyncio.Event()
         self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._early_exits: list[wire.Message] = []
         keeper = KeeperLink(socket.socket(fileno=KEEPER_FD), self._from_keeper, self._keeper_lost)
@@ -47,7 +48,6 @@ class Supervisor:
         with contextlib.suppress(OSError):
             make_private(self.directory)
         self._pool = ManagedPool(
-            self,
             self.directory,
             self.files,
             self._state_dir(),
@@ -66,7 +66,9 @@ class Supervisor:
         if self._terminating:
             self._terminate()
         await self._adopted(keeper)
-        await self._over.wait()
+        await self._pool.over.wait()
+        if self._pool.replacement is not None:
+            await self._replace(*self._pool.replacement)
         self._runtime_files.withdraw()
         await self._pool.end()
         # Awaited: a keeper that has not received it starts the next supervisor.
@@ -104,15 +106,8 @@ class Supervisor:
         self._keeper.send({"op": "terminating", "seconds": self._pool.stop_seconds})
         self._pool.terminate()
 
-    def end(self) -> None:
-        """See HostProcess."""
-        self._over.set()
-
-    def replace(self, keeper: list[str], supervisor: list[str]) -> None:
-        """See HostProcess: the keeper executes another version of itself, which starts a supervisor of its own."""
-        self._replacing = asyncio.ensure_future(self._replace(keeper, supervisor))
-
-    async def _replace(self, keeper: list[str], supervisor: list[str]) -> None:
+    async def _replace(self, keeper: list[str], supervisor: list[str]) -> NoReturn:
+        """Let the keeper execute another version of itself, which starts a supervisor of its own."""
         logger.info("another version takes over: %s", supervisor)
         self._pool.save()
         order = {
@@ -127,8 +122,8 @@ class Supervisor:
         os._exit(0)
 
     def _keeper_lost(self) -> None:
-        if self._runtime_files.withdrawn or self._over.is_set():
-            self._over.set()
+        if self._runtime_files.withdrawn:
+            self._pool.over.set()
             return
         # Nothing else happens in this process from here on: the successor does the rest.
         if self._keeper.whole:
@@ -136,8 +131,6 @@ class Supervisor:
             self._pool.events.record("pool", "keeper lost", message="another one is started")
             self._pool.save()
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
-            from .takeover.replace_keeper import replace_keeper
-
             replace_keeper(self.directory, command, self._keeper.held(), terminate=self._terminating)
         else:
             logger.error("the keeper is gone, and not everything is known here that it held")

@@ -34,7 +34,6 @@ WITHIN = {
     },
     "supervisor": {
         "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "observers": 5,
-        "deferred_imports": 0, "resolve_config": 0,
     },
     "runners": {
         "daemon_thread": 0, "untrusted": 0, "protocol": 0, "withheld": 0, "descriptor": 0, "link": 1, "spec": 1,

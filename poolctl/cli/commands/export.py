@@ -68,7 +68,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 def _pool(request: CommandRequest, ref: PoolRef) -> ServicePool:
     from poolctl.cli.systemd_units import ServicePool
-    from poolctl.supervisor.resolve_config import default_name
+    from poolctl.supervisor.active_configuration import default_name
 
     config = load(ref)
     name = config.settings.name or default_name(ref.files[0])

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from poolctl.core.core import Core
 from poolctl.monitor.event_queue import Events
 
-from ..deferred_imports import DeferredImports
-
-MODULES = ("poolctl.monitor.recovery_policy", "health.recovery", "health.memory_limit", "health.heartbeat")
-
-
-def watch_health(core: Core, events: Events, deferred: DeferredImports) -> None:
-    """Watch the core's workers: soon, or at once if the previous supervisor had begun to recover one."""
-    if any(entry.recovering for entry in core.entries.values()):
-        _begin(core, events)
-    else:
-        # No health check is due yet.
-        deferred.add(MODULES, partial(_begin, core, events))
+# Imported after a start: no health check is due at once.
+MODULES = ("poolctl.supervisor.health.recovery", "poolctl.supervisor.health.heartbeat")
 
 
-def _begin(core: Core, events: Events) -> None:
+def watch_health(core: Core, events: Events) -> None:
+    """Watch the core's workers, and continue the recoveries that the previous supervisor had begun."""
     from .heartbeat import Heartbeat
-    from .memory_limit import MemoryLimit
-    from .recovery import WorkerRecovery
+    from .recovery import MemoryLimit, WorkerRecovery
 
     recovery = WorkerRecovery(core, events)
     recovery.resume(core.entries.values())

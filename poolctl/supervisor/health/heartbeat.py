@@ -18,7 +18,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.runners.protocol import Heartbeats
 from poolctl.units import format_duration
 
-from .recovery import HEARTBEAT, Recovers
+from .recovery import HEARTBEAT, WorkerRecovery
 
 # Workers due within this are asked together: each wake-up costs more than a question.
 TOGETHER_SECONDS = 0.5
@@ -46,7 +46,7 @@ class Heartbeat:
         beats: Heartbeats,
         core: Core,
         events: Events,
-        recovery: Recovers,
+        recovery: WorkerRecovery,
         chance: Random | None = None,
     ) -> None:
         self._beats = beats

@@ -1,4 +1,7 @@
-"""Recovers hung, unhealthy and grown workers by the strategy of their server, each time with a report."""
+"""Recovers hung, unhealthy and grown workers by the strategy of their server, each time with a report.
+
+Grown are those that use more memory than `limits.memory`; only workers of servers with a limit are measured.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,28 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from poolctl.clock import Clock
 from poolctl.core.core import Core
 from poolctl.core.events import caused_by
 from poolctl.core.state import Entry, Worker
 from poolctl.core.view import Phase
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.recovery_policy import Situation, Step, decide, within
+from poolctl.platform import memory_bytes
 from poolctl.states import Status
+from poolctl.units import format_size
 from poolctl.values import Table
 
 LAST_LINES = 10
 LIVENESS, HEARTBEAT, MEMORY = "liveness", "heartbeat", "memory"
 _ALL = "all"
+FIRST_SECONDS = 2.0
+INTERVAL_SECONDS = 30.0
+# A worker near its limit is measured more often.
+NEAR_SECONDS = 5.0
+_NEAR = 0.75
 _DONE = {
     Step.RESTART: "restarted",
     Step.REPLACE: "replaced",
@@ -48,14 +59,6 @@ class Case:
         self.timer: asyncio.TimerHandle | None = None
 
 
-class Recovers(Protocol):
-    """Receives the problems that heartbeats and memory limits find."""
-
-    def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
-        """A worker has a problem; the same one again has no effect."""
-        ...
-
-
 class WorkerRecovery:
     """Listens to the core's health checks and changes, and to `notice`."""
 
@@ -69,7 +72,7 @@ class WorkerRecovery:
         core.listeners.add(self.look)
 
     def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
-        """See Recovers."""
+        """A worker has a problem; the same one again has no effect."""
         case = self._cases.setdefault(entry.name, Case(self._chance.uniform(-1, 1)))
         known = case.problems.get(worker.id)
         if known is None or known.worker is not worker:
@@ -227,6 +230,68 @@ class WorkerRecovery:
             write()
 
 
+class MemoryLimit:
+    """Measures the workers of every server that `look` has seen, and reports those that are too large to `recovery`."""
+
+    def __init__(self, clock: Clock, recovery: WorkerRecovery) -> None:
+        self._clock = clock
+        self._recovery = recovery
+        self._due: dict[str, tuple[float, Entry, Worker]] = {}  # by worker id
+        self._timer: asyncio.TimerHandle | None = None
+        self._measuring: asyncio.Task[None] | None = None
+
+    def look(self, entry: Entry) -> None:
+        """Measure the server's workers from now on, if there is a limit for them."""
+        if entry.config.limits.memory is None:
+            return
+        for worker in entry.workers.values():
+            known = self._due.get(worker.id)
+            if worker.phase is Phase.READY and (known is None or known[2] is not worker):
+                self._due[worker.id] = (self._clock.monotonic() + FIRST_SECONDS, entry, worker)
+                self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._due and self._measuring is None:
+            delay = min(due for due, _, _ in self._due.values()) - self._clock.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, delay), self._begin)
+
+    def _begin(self) -> None:
+        self._measuring = asyncio.ensure_future(self.measure_due())
+        self._measuring.add_done_callback(self._measured)
+
+    def _measured(self, task: asyncio.Task[None]) -> None:
+        self._measuring = None
+        self._set_timer()
+
+    async def measure_due(self) -> None:
+        """Measure all that are due, in a thread: the kernel walks through the whole memory of each."""
+        now = self._clock.monotonic()
+        self._due = {name: each for name, each in self._due.items() if _counts(each[1], each[2])}
+        pids = {
+            name: worker.placement.pid
+            for name, (due, _, worker) in self._due.items()
+            if due <= now and worker.placement is not None and worker.placement.pid is not None
+        }
+        found = await asyncio.to_thread(self.measure, list(pids.values()))
+        for name, pid in pids.items():
+            _, entry, worker = self._due[name]
+            if worker.placement is None or worker.placement.pid != pid:
+                continue
+            limit, size = entry.config.limits.memory, found[pid]
+            near = limit is not None and size is not None and size >= limit * _NEAR
+            self._due[name] = (now + (NEAR_SECONDS if near else INTERVAL_SECONDS), entry, worker)
+            if limit is not None and size is not None and size > limit and _counts(entry, worker):
+                seen = f"worker {name} (pid {pid}) uses {format_size(size)}, and limits.memory is {format_size(limit)}"
+                self._recovery.notice(entry, worker, MEMORY, seen)
+
+    def measure(self, pids: Iterable[int]) -> dict[int, int | None]:
+        """The memory of each process in bytes, None for one that has ended. Blocks."""
+        return {pid: memory_bytes(pid) for pid in pids}
+
+
 def _history(entry: Entry, worker: Worker) -> list[float]:
     return sorted([*entry.recoveries.get(_ALL, ()), *entry.recoveries.get(str(worker.index), ())])
 
@@ -285,3 +350,8 @@ def _cancel(case: Case) -> None:
     if case.timer is not None:
         case.timer.cancel()
         case.timer = None
+
+
+def _counts(entry: Entry, worker: Worker) -> bool:
+    there = entry.workers.get(worker.id) is worker and worker.phase is Phase.READY
+    return there and entry.config.limits.memory is not None and worker.placement is not None

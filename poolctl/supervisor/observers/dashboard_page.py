@@ -1,4 +1,4 @@
-"""The dashboard's listener, and the process that serves it: started, restarted, moved and ended.
+"""The dashboard's listener, and the process that serves it: started, restarted, moved and ended. The verb `dashboard`.
 
 The keeper holds the listener and the link to the process as well, so that both outlive this supervisor.
 """
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from poolctl import __version__
 from poolctl.address import parse
-from poolctl.errors import ServerError
+from poolctl.control.answers import DashboardLink, DashboardResult, failure
+from poolctl.errors import PoolMonitorError, ServerError
+from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.keeper import fd_store, rendezvous, wire
 from poolctl.listeners.open import close_listener, refuse
 from poolctl.listeners.unix import identity_of
@@ -33,6 +35,7 @@ _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
 _CALM_SECONDS = 60.0
 _ANSWER_SECONDS = 2.0
+_HINT = "add [dashboard] to the pool's file, then poolctl reload"
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -199,6 +202,23 @@ class DashboardPage:
             self._sockets, self._bind = [], ""
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": fd_store.DASHBOARD})
+
+
+async def link(page: DashboardPage | None, environment: PoolEnvironment) -> DashboardResult:
+    """The page's URL and its token; the error when it is not served."""
+    table = environment.configuration.tables.dashboard
+    if table is None:
+        problem = failure(PoolMonitorError, "this pool has no dashboard", _HINT)
+        return DashboardResult(errors=(problem,), exit_code=NOT_AS_DESIRED)
+    # A supervisor that serves commands only has no page, and leaves the page's process alone.
+    found = await (
+        page.settings() if page is not None else asyncio.to_thread(settings_of, table, environment)
+    )
+    if found is None:
+        why = page.problem if page is not None else ""
+        problem = failure(PoolMonitorError, f"the dashboard: {why}", "poolctl events")
+        return DashboardResult(errors=(problem,), exit_code=NOT_AS_DESIRED)
+    return DashboardResult(dashboard=DashboardLink(url=found.url, token=found.values["token"]))
 
 
 def take_over(directory: str) -> tuple[str, list[socket.socket]] | None:

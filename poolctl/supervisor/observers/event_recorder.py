@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from poolctl.control.answers import About
 from poolctl.core.core import Core
 from poolctl.core.events import Cause
@@ -12,6 +10,8 @@ from poolctl.core.view import LEAVING, Phase, is_asleep
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.protocol import Exit
 from poolctl.states import State
+
+from .statistics import Totals
 
 _WRONG = (State.BACKOFF.value, State.FAILED.value)
 _RESTING = (State.STOPPED.value, State.DISABLED.value, State.SLEEPING.value, *_WRONG)
@@ -33,24 +33,16 @@ class _Seen:
         self.last_end = ""
 
 
-class StateObserver(Protocol):
-    """Receives each change of a server's state."""
-
-    def moved(self, entry: Entry, before: str, after: str) -> None:
-        """The server went from one state to another."""
-        ...
-
-
 class EventRecorder:
     """`look` is called for each entry that may have changed; an unchanged one costs two microseconds.
 
-    `observer` is called at once when an entry goes from one state to another.
+    `totals` receive each change of a server's state at once.
     """
 
-    def __init__(self, core: Core, events: Events, observer: StateObserver | None = None) -> None:
+    def __init__(self, core: Core, events: Events, totals: Totals | None = None) -> None:
         self._core = core
         self._events = events
-        self._observer = observer
+        self._totals = totals
         self._seen: dict[str, _Seen] = {}
 
     def begin(self, adopted: int, about: About) -> None:
@@ -109,8 +101,8 @@ class EventRecorder:
 
     def _changed(self, entry: Entry, seen: _Seen, state: str) -> None:
         before, seen.state = seen.state, state
-        if self._observer is not None:
-            self._observer.moved(entry, before, state)
+        if self._totals is not None:
+            self._totals.moved(entry, before, state)
         slept = State.SLEEPING.value in (before, state)
         kind = "wake" if slept else "lifecycle"
         failure = entry.failure.message if entry.failure and state in _WRONG else ""

@@ -23,7 +23,7 @@ from poolctl.monitor.exposition import OPENMETRICS, TEXT, wants_openmetrics
 from poolctl.runners.link import Link, LinkLost
 from poolctl.runners.opener import Opener
 
-from .metrics import PoolMetrics
+from .pool_metrics import PoolMetrics
 
 _AGAIN_SECONDS = 5.0
 
@@ -50,14 +50,8 @@ class MetricsAddress:
         self._work: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()
 
-    async def begin(self, tables: Tables) -> None:
-        """Take over the listener of the previous supervisor; return when serving has been tried."""
-        reply, fds = await self._keeper.call({"op": "get", "name": fd_store.METRICS})
-        if fds:
-            self._open = str(reply["meta"])
-            self._listeners = [socket.socket(fileno=fd) for fd in fds]
-            self._identity = identity_of(self._open)
-        self.follow(tables)
+    async def attempted(self) -> None:
+        """Return when serving has been tried."""
         await self._tried.wait()
 
     def follow(self, tables: Tables) -> None:
@@ -72,10 +66,13 @@ class MetricsAddress:
         """Stop serving."""
         self.follow(Tables())
         assert self._work is not None
-        await self._work
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._work
 
     async def _settle(self, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
+        if before is None:
+            await self._adopt()
+        else:
             await asyncio.wait({before})
         self.problem = ""
         while not self._is_settled():
@@ -91,6 +88,14 @@ class MetricsAddress:
                 await asyncio.sleep(_AGAIN_SECONDS)
         self.problem = ""
         self._tried.set()
+
+    async def _adopt(self) -> None:
+        """Take over the listener of the previous supervisor."""
+        reply, fds = await self._keeper.call({"op": "get", "name": fd_store.METRICS})
+        if fds:
+            self._open = str(reply["meta"])
+            self._listeners = [socket.socket(fileno=fd) for fd in fds]
+            self._identity = identity_of(self._open)
 
     async def _try(self) -> None:
         wanted = self._wanted

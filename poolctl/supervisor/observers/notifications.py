@@ -1,27 +1,23 @@
-"""Notifications of a pool; the notifier is loaded when a receiver is configured."""
+"""Notifications of a pool's problems, and the test notifications of the verb `notify`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from poolctl.config import Tables
 from poolctl.control.answers import NotifyResult, ReceiverResult, failure
-from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED
 from poolctl.monitor.event_queue import Events
-from poolctl.selection.selector import Selector, SelectorError
+from poolctl.monitor.notify.notifier import Notifier
+from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status
 from poolctl.values import Table
 
 from ..active_configuration import ActiveConfiguration
-
-if TYPE_CHECKING:
-    from poolctl.monitor.notify.notifier import Notifier
 
 
 class Notifications:
@@ -29,29 +25,24 @@ class Notifications:
 
     def __init__(self, core: Core, events: Events, configuration: ActiveConfiguration, path: str) -> None:
         self._core = core
-        self._events = events
         self._configuration = configuration
-        self._path = path
-        self._notifier: Notifier | None = None
         self._unhealthy: set[str] = set()  # servers that the previous supervisor reported as unhealthy
-        configuration.followers.append(self.apply)
+        self._notifier = Notifier(events, core.clock, self, path)
         self.apply(configuration.tables)
+        self._catch_up()
 
     def apply(self, tables: Tables) -> None:
         """Notify the receivers of these tables from now on."""
-        if self._notifier is None:
-            if not tables.notify:
-                return
-            self._notifier = self._made()
-            self._notifier.apply(tables.notify)
-            self._catch_up()
-        else:
-            self._notifier.apply(tables.notify)
+        self._notifier.apply(tables.notify)
 
-    def _made(self) -> Notifier:
-        from poolctl.monitor.notify.notifier import Notifier
+    @property
+    def labels(self) -> list[str]:
+        """The names of the receivers."""
+        return self._notifier.labels
 
-        return Notifier(self._events, self._core.clock, self, self._path)
+    async def test(self, labels: Sequence[str]) -> dict[str, str]:
+        """Send a test notification to these receivers, or to all; the error of each, "" for success."""
+        return await self._notifier.test(labels)
 
     # The facts of the pool that receivers need (PoolFacts).
 
@@ -77,7 +68,6 @@ class Notifications:
 
     def _catch_up(self) -> None:
         """Report the end of problems that ended while there was no supervisor."""
-        assert self._notifier is not None
         for kind, name in self._notifier.open_problems:
             entry = self._core.entries.get(name)
             if kind == "health" and entry is not None:
@@ -96,39 +86,33 @@ class Notifications:
             self._core.listeners.discard(self._look)
 
     def _missed(self, kind: str, name: str, after: str) -> None:
-        assert self._notifier is not None
         self._notifier.take({"kind": kind, "event": after, "server": name, "after": after, "seq": 0})
-
-    async def notify(self, selector: Selector, options: Table, progress: Progress) -> NotifyResult:
-        """Send a test message to each receiver, or to those in `receivers`; the answer holds each result."""
-        names = options.get("receivers") or []
-        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-            raise SelectorError("notify: no such receivers", hint="receivers is a list of names")
-        known = self._notifier.labels if self._notifier is not None else []
-        unknown = [each for each in names if each not in known]
-        if unknown or self._notifier is None or not known:
-            what = (
-                f"no receiver is named {unknown[0]!r}"
-                if unknown
-                else "no [[notify]] receivers are configured"
-            )
-            hint = f"there are: {', '.join(known)}" if known else "add a [[notify]] to the file"
-            return NotifyResult(errors=(failure(PoolMonitorError, what, hint),), exit_code=NOTHING_MATCHED)
-        found = await self._notifier.test(names)
-        errors = tuple(
-            failure(PoolMonitorError, f"{label}: {problem}") for label, problem in found.items() if problem
-        )
-        receivers = tuple(
-            ReceiverResult(name=label, ok=not problem, message=problem) for label, problem in found.items()
-        )
-        return NotifyResult(errors=errors, exit_code=FAILED if errors else 0, receivers=receivers)
 
     def save(self) -> None:
         """Save pending notifications for a successor."""
-        if self._notifier is not None:
-            self._notifier.remember()
+        self._notifier.remember()
 
     async def close(self) -> None:
         """Send pending notifications, for two seconds at most."""
-        if self._notifier is not None:
-            await self._notifier.close()
+        await self._notifier.close()
+
+
+async def test_receivers(notifications: Notifications | None, options: Table) -> NotifyResult:
+    """Send a test notification to each receiver, or to those in `receivers`; the answer holds each result."""
+    names = options.get("receivers") or []
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise SelectorError("notify: no such receivers", hint="receivers is a list of names")
+    known = notifications.labels if notifications is not None else []
+    unknown = [each for each in names if each not in known]
+    if unknown or notifications is None or not known:
+        what = f"no receiver is named {unknown[0]!r}" if unknown else "no [[notify]] receivers are configured"
+        hint = f"there are: {', '.join(known)}" if known else "add a [[notify]] to the file"
+        return NotifyResult(errors=(failure(PoolMonitorError, what, hint),), exit_code=NOTHING_MATCHED)
+    found = await notifications.test(names)
+    errors = tuple(
+        failure(PoolMonitorError, f"{label}: {problem}") for label, problem in found.items() if problem
+    )
+    receivers = tuple(
+        ReceiverResult(name=label, ok=not problem, message=problem) for label, problem in found.items()
+    )
+    return NotifyResult(errors=errors, exit_code=FAILED if errors else 0, receivers=receivers)

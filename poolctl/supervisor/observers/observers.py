@@ -1,15 +1,16 @@
-"""Everything that watches a pool and decides nothing: events, statistics, metrics, notifications, the dashboard."""
+"""Everything that watches a pool and decides nothing: events, statistics, metrics, notifications, the dashboard.
+
+What the configuration does not name is imported soon after the start, or when a command asks for it.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 from typing import TYPE_CHECKING
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
-from poolctl.control.answers import About, MetricsResult
+from poolctl.control.answers import DashboardResult, MetricsResult, NotifyResult
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.monitor.event_queue import Events
@@ -19,22 +20,23 @@ from poolctl.selection.selector import Selector
 from poolctl.values import Table
 
 from ..active_configuration import PoolEnvironment
-from ..deferred_imports import DeferredImports
 from ..takeover.state_store import StateStore
 from ..verbs.verb import Daemon
 from ..verbs.verbs import Verbs
-from .dashboard import DashboardManager
 from .event_recorder import EventRecorder
-from .notifications import Notifications
-from .statistics import Statistics
-from .totals import Monitoring
+from .statistics import Statistics, Totals
 
 if TYPE_CHECKING:
-    from .metrics import PoolMetrics
+    from .dashboard_page import DashboardPage
     from .metrics_server import MetricsAddress
+    from .notifications import Notifications
 
-# Imported soon after a start, which does not pay for them: an upgrade may replace their files under this process.
-METRICS_MODULES = ("poolctl.monitor.exposition", "observers.metrics", "observers.metrics_server")
+# What a start imports only for a configuration that names it.
+MODULES = (
+    "poolctl.supervisor.observers.metrics_server",
+    "poolctl.supervisor.observers.notifications",
+    "poolctl.supervisor.observers.dashboard_page",
+)
 _NOTIFIED = "notify.json"
 
 
@@ -45,71 +47,73 @@ class Observers:
         self.events = Events(clock)
         self._environment = environment
         self._configuration = environment.configuration
-        self._state_directory = environment.state_directory
         self._daemon = daemon
-        self._dashboard = DashboardManager(environment, self.events)
-        self._metrics: MetricsEndpoint | None = None
+        self._dashboard: DashboardPage | None = None
+        self._metrics: MetricsAddress | None = None
+        self._notifications: Notifications | None = None
 
     def keep_journal(self) -> None:
         """Keep events where the configuration in force says."""
-        self._configuration.followers.append(self._set_journal)
-        self._set_journal(self._configuration.tables)
+        self._configuration.follow(self._set_journal)
 
     async def resume_counting(self, core: Core, store: StateStore) -> None:
         """Continue the counts of the previous supervisor; before any worker is adopted."""
         self._core = core
-        self._statistics = await Statistics.begin(core, self.events, store)
+        self._totals = Totals(core, self.events, store)
+        await self._totals.resume()
+        self._statistics = Statistics(core, self._totals)
 
     def record_events(self, adopted: int) -> None:
         """Record and notify changes of the servers; `adopted` workers of the previous supervisor are there."""
         # First, so that it receives the first events, too.
-        self._notifications = Notifications(
-            self._core, self.events, self._configuration, f"{self._state_directory}/{_NOTIFIED}"
-        )
-        if self._configuration.problems:
-            return
-        recorder = EventRecorder(self._core, self.events, self._statistics.totals)
-        recorder.begin(adopted, self._daemon.identity())
+        self._configuration.follow(self._set_receivers)
+        if not self._configuration.problems:
+            recorder = EventRecorder(self._core, self.events, self._totals)
+            recorder.begin(adopted, self._daemon.identity())
 
-    async def add_verbs(self, verbs: Verbs, deferred: DeferredImports) -> None:
+    async def begin_serving(self, verbs: Verbs) -> None:
         """Answer the observers' verbs, and serve metrics."""
         verbs.add("stats", self._statistics.stats)
-        verbs.add("monitor", Monitoring(self._core, self._statistics.totals).monitor)
-        verbs.add("dashboard", self._dashboard.dashboard)
-        self._metrics = MetricsEndpoint(
-            self._core, self._statistics, self._daemon.identity(), self._environment, self.events
-        )
-        verbs.add("metrics", self._metrics.verb)
-        await self._metrics.begin(deferred)
-        verbs.add("notify", self._notifications.notify)
+        verbs.add("monitor", self._statistics.monitor)
+        verbs.add("metrics", self._metrics_verb)
+        verbs.add("dashboard", self._dashboard_verb)
+        verbs.add("notify", self._notify_verb)
+        self._configuration.follow(self._serve_metrics)
+        if self._metrics is not None:
+            await self._metrics.attempted()
 
     def start_dashboard(self) -> None:
         """Serve the dashboard as configured, now and after each reload."""
-        self._dashboard.begin(self._statistics)
+        if not self._configuration.problems:
+            self._configuration.follow(self._serve_dashboard)
 
     @property
     def problems(self) -> list[str]:
         """The tables whose addresses cannot be served now, each with the reason."""
-        found = {"[metrics]": self._metrics.problem if self._metrics is not None else ""}
-        found["[dashboard]"] = self._dashboard.problem
-        return [f"{table}: {problem}" for table, problem in found.items() if problem]
+        found = {"[metrics]": self._metrics, "[dashboard]": self._dashboard}
+        return [
+            f"{table}: {each.problem}" for table, each in found.items() if each is not None and each.problem
+        ]
 
     async def addresses_tried(self) -> None:
         """Return once it is known whether the addresses of these tables can be opened."""
-        await self._dashboard.attempted()
+        if self._dashboard is not None:
+            await self._dashboard.attempted()
 
     def save_totals(self) -> None:
         """Save the counts for a successor."""
-        self._statistics.totals.save()
+        self._totals.save()
 
     def flush(self) -> None:
         """Write pending events, and save pending notifications."""
         self.events.flush()
-        self._notifications.save()
+        if self._notifications is not None:
+            self._notifications.save()
 
     async def stop_serving(self) -> None:
         """End the dashboard and the metrics endpoint."""
-        await self._dashboard.aclose()
+        if self._dashboard is not None:
+            await self._dashboard.aclose()
         if self._metrics is not None:
             await self._metrics.close()
 
@@ -117,63 +121,62 @@ class Observers:
         """Record the end, and notify it."""
         self.events.record("pool", "supervisor ended", pid=os.getpid())
         self.events.flush()
-        await self._notifications.close()
+        if self._notifications is not None:
+            await self._notifications.close()
         self.events.close()
 
     def _set_journal(self, tables: Tables) -> None:
-        self.events.keep_in(Journal.configured(tables.events, os.path.join(self._state_directory, JOURNAL)))
+        path = os.path.join(self._environment.state_directory, JOURNAL)
+        self.events.keep_in(Journal.configured(tables.events, path))
 
+    def _set_receivers(self, tables: Tables) -> None:
+        if self._notifications is not None:
+            self._notifications.apply(tables)
+        elif tables.notify:
+            from .notifications import Notifications
 
-class MetricsEndpoint:
-    """The metrics, by the verb `metrics` and on the configured address; loaded when either is used, or soon."""
+            path = os.path.join(self._environment.state_directory, _NOTIFIED)
+            self._notifications = Notifications(self._core, self.events, self._configuration, path)
 
-    def __init__(
-        self,
-        core: Core,
-        statistics: Statistics,
-        identity: About,
-        environment: PoolEnvironment,
-        events: Events,
-    ) -> None:
-        self._core = core
-        self._statistics = statistics
-        self._identity = identity
-        self._environment = environment
-        self._events = events
-        self._made: tuple[PoolMetrics, MetricsAddress] | None = None
-
-    async def begin(self, deferred: DeferredImports) -> None:
-        """Follow the configuration, beginning with what is in force."""
-        configuration = self._environment.configuration
-        configuration.followers.append(self._follow)
-        if configuration.tables.metrics is not None:
-            await self._load()[1].begin(configuration.tables)
-        else:
-            deferred.add(METRICS_MODULES, self._load)
-
-    @property
-    def problem(self) -> str:
-        """Why they are not served on the configured address; "" when they are."""
-        return "" if self._made is None else self._made[1].problem
-
-    async def verb(self, selector: Selector, options: Table, progress: Progress) -> MetricsResult:
-        """The verb: the metrics as text, in the OpenMetrics format on request."""
-        return await self._load()[0].verb(selector, options, progress)
-
-    async def close(self) -> None:
-        """Stop serving."""
-        if self._made is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._made[1].close()
-
-    def _follow(self, tables: Tables) -> None:
-        self._load()[1].follow(tables)
-
-    def _load(self) -> tuple[PoolMetrics, MetricsAddress]:
-        if self._made is None:
-            from .metrics import PoolMetrics
+    def _serve_metrics(self, tables: Tables) -> None:
+        if self._metrics is None and tables.metrics is not None:
             from .metrics_server import MetricsAddress
+            from .pool_metrics import PoolMetrics
 
-            metrics = PoolMetrics(self._core, self._statistics, self._identity)
-            self._made = metrics, MetricsAddress(self._environment.keeper, self._events, metrics)
-        return self._made
+            metrics = PoolMetrics(self._core, self._statistics, self._daemon.identity())
+            self._metrics = MetricsAddress(self._environment.keeper, self.events, metrics)
+        if self._metrics is not None:
+            self._metrics.follow(tables)
+
+    def _serve_dashboard(self, tables: Tables) -> None:
+        # A page that is opened shows the last two minutes at once.
+        self._statistics.always = tables.dashboard is not None
+        if self._statistics.always:
+            self._statistics.watch()
+        if self._dashboard is None and tables.dashboard is not None:
+            from .dashboard_page import DashboardPage
+
+            self._dashboard = DashboardPage(self._environment, self.events)
+        if self._dashboard is not None:
+            self._dashboard.want(tables.dashboard)
+
+    async def _metrics_verb(self, selector: Selector, options: Table, progress: Progress) -> MetricsResult:
+        """The metrics as text, in the OpenMetrics format on request."""
+        from .pool_metrics import PoolMetrics
+
+        metrics = PoolMetrics(self._core, self._statistics, self._daemon.identity())
+        return MetricsResult(text=await metrics.text(bool(options.get("openmetrics")), selector))
+
+    async def _dashboard_verb(
+        self, selector: Selector, options: Table, progress: Progress
+    ) -> DashboardResult:
+        """The page's URL and its token, for clients that may use the control socket anyway."""
+        from .dashboard_page import link
+
+        return await link(self._dashboard, self._environment)
+
+    async def _notify_verb(self, selector: Selector, options: Table, progress: Progress) -> NotifyResult:
+        """Send a test notification to each receiver, or to those in `receivers`."""
+        from .notifications import test_receivers
+
+        return await test_receivers(self._notifications, options)

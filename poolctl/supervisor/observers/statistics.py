@@ -1,4 +1,4 @@
-"""Statistics of each server: what its workers have counted, what they use, and their recent history."""
+"""Statistics of each server: totals over all workers, what they use, their history. The verbs `stats`, `monitor`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from poolctl.control.answers import Measured, Stats, StatsHistory, StatsResult, WorkerStats
+from poolctl.control.answers import (
+    Measured,
+    Monitored,
+    MonitorResult,
+    Observed,
+    Stats,
+    StatsHistory,
+    StatsResult,
+    WorkerStats,
+)
 from poolctl.control.server import Progress
+from poolctl.core.availability import KO, OK, WARN, Availability
 from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
 from poolctl.monitor.event_queue import Events
@@ -20,7 +30,6 @@ from poolctl.worker.tally import Counts
 from ..takeover.state_store import StateStore
 from ..verbs.reports import items
 from ..verbs.verb import selected
-from .totals import Totals
 
 INTERVAL_SECONDS = 2.0
 KEPT = 60
@@ -102,11 +111,99 @@ class History:
         )
 
 
-class Statistics:
-    """Read on request; sampled for a minute after a request, or `always`.
+class Totals:
+    """Totals over all workers of a server, ended ones included: no counter ever falls.
 
-    `counts` returns what a worker has counted.
-    """
+    By the names of the servers; saved for a successor whenever something was added."""
+
+    def __init__(self, core: Core, events: Events, store: StateStore) -> None:
+        self._core = core
+        self._counters = counters = core.runner.capabilities.counters
+        self._store = store
+        self._counts: dict[str, Counts] = {}
+        self._wakes: dict[str, int] = {}
+        self._added: set[str] = set()
+        self._availability: dict[str, Availability] = {}
+        self._changed = False
+        if counters is not None:
+            counters.add_up = self._add_up
+        events.subscribe(self._heard)
+
+    async def resume(self) -> None:
+        """Continue the counts of the previous supervisor; before any worker is adopted."""
+        kept = await self._store.totals()
+        self._counts = {
+            name: (counts + [0] * tally.COUNTED)[: tally.COUNTED]
+            for name, counts in kept.get("counts", {}).items()
+        }
+        self._wakes = kept.get("wakes", {})
+        self._availability = {
+            name: Availability.restored(each) for name, each in kept.get("availability", {}).items()
+        }
+        self._added = set(kept.get("added", ()))
+
+    def of_the_ended(self, entry: Entry) -> Counts:
+        """The counts of the server's workers that have ended."""
+        return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
+
+    def wakes(self, entry: Entry) -> int:
+        """How many times a request has woken the server."""
+        return self._wakes.get(entry.name, 0)
+
+    def availability(self, entry: Entry) -> Availability:
+        """How long the server has been up and down, until now."""
+        found = self._availability.setdefault(entry.name, Availability())
+        # Changes while there was no supervisor were not noted.
+        found.note(self._core.clock.monotonic(), state=entry.state, health=entry.health.value)
+        return found
+
+    def moved(self, entry: Entry, before: str, after: str) -> None:
+        """The server went from one state to another."""
+        found = self._availability.setdefault(entry.name, Availability())
+        found.note(self._core.clock.monotonic(), state=after, health=entry.health.value)
+        if before == "sleeping" and entry.called and entry.wanted:
+            self._wakes[entry.name] = self.wakes(entry) + 1
+        self._changed = True
+
+    def save(self) -> None:
+        """Save the totals for a successor, if they have changed."""
+        if not self._changed:
+            return
+        self._changed = False
+        self._forget_the_removed()
+        document: Table = {
+            "counts": self._counts,
+            "wakes": self._wakes,
+            "availability": {name: each.to_dict() for name, each in self._availability.items()},
+            # Their pages are kept until this is stored, so that a crash in between adds nothing twice.
+            "added": self._counters.unsettled if self._counters is not None else [],
+        }
+        self._store.save_totals(document)
+        if self._counters is not None:
+            self._counters.settled()
+        self._added.clear()
+
+    def _heard(self, event: Table) -> None:
+        known = self._availability.get(event["server"]) if event["kind"] == "health" else None
+        if known is not None and event["after"] in (OK, WARN, KO):
+            known.note(self._core.clock.monotonic(), health=event["after"])
+            self._changed = True
+
+    def _add_up(self, name: str, server: str, counts: Counts) -> None:
+        if name in self._added:
+            return
+        self._added.add(name)
+        self._changed = True
+        tally.add(self._counts.setdefault(server, [0] * tally.COUNTED), counts)
+
+    def _forget_the_removed(self) -> None:
+        for known in (self._counts, self._wakes, self._availability):
+            for name in known.keys() - self._core.entries.keys():
+                del known[name]
+
+
+class Statistics:
+    """Read on request; sampled for a minute after a request, or `always`."""
 
     def __init__(self, core: Core, totals: Totals) -> None:
         self.always = False
@@ -118,13 +215,6 @@ class Statistics:
         self._asked_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
 
-    @classmethod
-    async def begin(cls, core: Core, events: Events, store: StateStore) -> Statistics:
-        """Continue the counts of the previous supervisor; before any worker is adopted."""
-        totals = Totals(core, events, core.runner.capabilities.counters, store)
-        await totals.resume()
-        return cls(core, totals)
-
     async def stats(self, selector: Selector, options: Table, progress: Progress) -> StatsResult:
         """The verb: the selected servers with their figures."""
         entries = selected(self._core, selector)
@@ -135,6 +225,32 @@ class Statistics:
                 Measured.extending(item, stats=self.figures(seen))
                 for item, seen in zip(items(self._core, entries), snapshots, strict=True)
             )
+        )
+
+    async def monitor(self, selector: Selector, options: Table, progress: Progress) -> MonitorResult:
+        """The verb: the last results of the probes of the selected servers, and their availability; sends no probe."""
+        entries = selected(self._core, selector)
+        return MonitorResult(
+            items=tuple(
+                Monitored.extending(item, monitor=self._observed(entry))
+                for item, entry in zip(items(self._core, entries), entries, strict=True)
+            )
+        )
+
+    def _observed(self, entry: Entry) -> Observed:
+        known = self.totals.availability(entry)
+        failure = entry.failure.message if entry.failure is not None and not entry.ready else ""
+        return Observed(
+            status=known.status,
+            latency_seconds=self._core.health.latency_seconds(entry),
+            uptime_seconds=known.uptime,
+            downtime_seconds=known.downtime,
+            rise_seconds=known.risetime,
+            fall_seconds=known.falltime,
+            rises=known.rise,
+            falls=known.fall,
+            sli=known.sli,
+            message=self._core.health.complaint(entry) or failure,
         )
 
     def watch(self) -> None:

@@ -19,7 +19,7 @@ from poolctl.runners import withheld
 from poolctl.selection.selector import Selector
 from poolctl.values import Table
 
-from ..resolve_config import ResolvedConfig
+from ..active_configuration import ResolvedConfig
 from .diff import Kind, Running, Written, plan
 from .reports import as_kind, items
 from .start_checks import ensure_open_files_for_all, expired

@@ -1,14 +1,20 @@
-"""The table of the verbs, and how a request becomes an answer."""
+"""The table of the verbs, how a request becomes an answer, and its record in the audit trail."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import pwd
+import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 from poolctl.control.answers import PROTOCOL, ErrorEntry, PingResult, Result
 from poolctl.control.server import Progress, Request
 from poolctl.core.core import Core
+from poolctl.core.events import caused_by
 from poolctl.exit_codes import USAGE
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector, SelectorError
@@ -16,13 +22,23 @@ from poolctl.values import Table, Value
 
 from ..active_configuration import ActiveConfiguration
 from . import lifecycle, reading
-from .audit import Audit
 from .start_checks import TooManyOpenFiles
 from .verb import Daemon, NothingMatched, Verb, VerbContext, match
 
 _PACKAGE = __package__ or ""
 _SHAPE = "objects, with timeout in seconds and env as a table"
 _SHAPES = {"timeout": (int, float), "env": (dict,)}
+
+AUDITED = frozenset(
+    {
+        "start", "stop", "restart", "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove",
+        "upgrade",
+    }
+)  # fmt: skip
+# Recorded with their values; the others may hold secrets, such as an environment.
+_RECORDED = ("timeout", "wait", "deps", "kill", "workers", "all")
+
+Work = Callable[[], Awaitable[Result]]
 
 
 class Verbs:
@@ -53,7 +69,7 @@ class Verbs:
         if not self._is_complete:
             self._is_complete = True
             for name in modules():
-                module = import_module(f"poolctl.supervisor.{name}")
+                module = import_module(name)
                 if hasattr(module, "verbs"):
                     self._verbs = module.verbs(self._context) | self._verbs
 
@@ -118,12 +134,120 @@ def _options(body: Table) -> Table:
 
 
 def modules() -> list[str]:
-    """The files of this package, by their names below `poolctl.supervisor`."""
+    """The modules of this package."""
     paths = import_module(_PACKAGE).__path__
     names = {name.removesuffix(".py") for path in paths for name in os.listdir(path) if name.endswith(".py")}
-    return [f"verbs.{name}" for name in sorted(names - {"__init__"})]
+    return [f"{_PACKAGE}.{name}" for name in sorted(names - {"__init__"})]
 
 
 async def _no_gateway(selector: Selector, options: Table, progress: Progress) -> Result:
     """No route and no host: this version has no gateway."""
     return Result()
+
+
+class Audit:
+    """Records commands among the pool's events."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+
+    async def watched(self, request: Request, selector: Selector, options: Table, work: Work) -> Result:
+        """The result of the command, which is recorded at its beginning and at its end, whatever that is."""
+        if request.verb not in AUDITED or options.get("dry_run"):
+            return await work()
+        by = peer(request)
+        message = " ".join([request.verb, *_words(selector), *_details(request.verb, options)])
+        self._record(request.verb, message, by, selection=_given(selector), options=_recorded(options))
+        begun, outcome = time.monotonic(), _Outcome()
+        try:
+            with caused_by(message, by):
+                result = await work()
+            outcome.of(result)
+            return result
+        except NothingMatched as nothing:
+            outcome.of(nothing.result)
+            raise
+        except SelectorError as wrong:
+            outcome.code, outcome.problem = USAGE, wrong.message
+            raise
+        except asyncio.CancelledError:
+            outcome.code, outcome.problem = None, "the client disconnected"
+            raise
+        finally:
+            word = "done" if outcome.code == 0 else "abandoned" if outcome.code is None else "failed"
+            self._record(
+                f"{request.verb} {word}",
+                message,
+                by,
+                cause=outcome.problem,
+                exit_code=outcome.code,
+                servers=outcome.servers,
+                duration_seconds=round(time.monotonic() - begun, 3),
+            )
+
+    def _record(self, event: str, message: str, by: Table, **more: Any) -> None:
+        self._events.record("audit", event, message=message, by=by, **more)
+
+
+class _Outcome:
+    """The outcome of a command; `code` is None when its client has disconnected."""
+
+    def __init__(self) -> None:
+        self.code: int | None = 1
+        self.problem = "an internal error of the supervisor"
+        self.servers: list[str] = []
+
+    def of(self, result: Result) -> None:
+        self.code = result.exit_code
+        self.problem = result.errors[0].message.partition("\n")[0] if result.errors else ""
+        self.servers = [item.name for item in result.items]
+
+
+def peer(request: Request) -> Table:
+    """The client's uid and pid as reported by the kernel, its user's name, and its command."""
+    found: Table = {"uid": request.uid, "pid": request.pid, "user": _user(request.uid)}
+    try:
+        with open(f"/proc/{request.pid}/comm", encoding="utf-8", errors="replace") as file:
+            found["command"] = file.read().rstrip("\n")
+    except OSError:
+        pass
+    return found | _in_the_name_of(request.body.get("by"))
+
+
+def _in_the_name_of(by: Any) -> Table:
+    """The person behind a client, as that says: the dashboard names its browser's address."""
+    if not isinstance(by, dict):
+        return {}
+    return {key: by[key][:200] for key in ("command", "address") if isinstance(by.get(key), str) and by[key]}
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _words(selector: Selector) -> list[str]:
+    given = _given(selector)
+    targets = given.pop("targets", [])
+    words = [f"--{key} {each}" for key, values in given.items() if key != "not" for each in values]
+    return [*targets, *words, *(["--not"] if "not" in given else [])]
+
+
+def _given(selector: Selector) -> Table:
+    return {key: value for key, value in selector.to_dict().items() if value and key != "allow_empty"}
+
+
+def _details(verb: str, options: Table) -> list[str]:
+    everything = ["--all"] if options.get("all") is True else []
+    if verb == "scale":
+        return [*everything, str(options.get("workers"))]
+    if everything:
+        return everything
+    server = options.get("server")
+    return [str(server.get("name", ""))] if verb == "add" and isinstance(server, dict) else []
+
+
+def _recorded(options: Table) -> Table:
+    return {key: options[key] for key in _RECORDED if options.get(key) is not None}

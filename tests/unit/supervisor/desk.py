@@ -15,8 +15,7 @@ from poolctl.core.core import Core
 from poolctl.core.trace import Trace
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector
-from poolctl.supervisor.active_configuration import ActiveConfiguration
-from poolctl.supervisor.resolve_config import ResolvedConfig
+from poolctl.supervisor.active_configuration import ActiveConfiguration, ResolvedConfig
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verbs import Verbs
 from tests.unit.supervisor.slow_runner import SlowRunner

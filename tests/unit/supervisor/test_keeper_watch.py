@@ -15,7 +15,7 @@ from poolctl.clock import SystemClock, Watchdog
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.keeper_link import KeeperLink
-from poolctl.supervisor.takeover.keeper_watch import KeeperWatch, irreplaceable
+from poolctl.supervisor.takeover.keeper_replacement import KeeperWatch, irreplaceable
 from tests.deadline import wait_until
 from tests.processes import stat
 

@@ -9,7 +9,7 @@ from typing import Any
 from poolctl.clock import Clock
 from poolctl.core.state import Entry, Worker
 from poolctl.platform import memory_bytes
-from poolctl.supervisor.health.memory_limit import FIRST_SECONDS, INTERVAL_SECONDS, NEAR_SECONDS, MemoryLimit
+from poolctl.supervisor.health.recovery import FIRST_SECONDS, INTERVAL_SECONDS, NEAR_SECONDS, MemoryLimit
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 MIB = 1024 * 1024

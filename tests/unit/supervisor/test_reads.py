@@ -13,8 +13,7 @@ from poolctl.core.record import record_of
 from poolctl.keeper.fd_store import Store
 from poolctl.runners.protocol import Exit
 from poolctl.supervisor.observers import statistics as statistics_module
-from poolctl.supervisor.observers.statistics import Statistics
-from poolctl.supervisor.observers.totals import Monitoring, Totals
+from poolctl.supervisor.observers.statistics import Statistics, Totals
 from poolctl.supervisor.takeover import state_store
 from poolctl.supervisor.takeover.state_store import StateStore
 from tests.unit.supervisor.desk import Desk, run, turns, web
@@ -30,10 +29,10 @@ class Recorded(Desk):
         self.store = StateStore(self.link, str(directory))
         self.serialised: list[str] = []
         monkeypatch.setattr(state_store, "record_of", self._counted)
-        totals = Totals(self.core, self.events, None, self.store)
+        totals = Totals(self.core, self.events, self.store)
         self.statistics = Statistics(self.core, totals)
         self.verbs.add("stats", self.statistics.stats)
-        self.verbs.add("monitor", Monitoring(self.core, totals).monitor)
+        self.verbs.add("monitor", self.statistics.monitor)
 
     def _counted(self, entry: Any) -> dict[str, Any]:
         self.serialised.append(entry.name)

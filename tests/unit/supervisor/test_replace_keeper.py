@@ -12,7 +12,7 @@ import pytest
 
 from poolctl.keeper import wire
 from poolctl.runners.process_watchdog import identity
-from poolctl.supervisor.takeover import replace_keeper
+from poolctl.supervisor.takeover import keeper_replacement
 from tests.deadline import wait_until
 from tests.processes import stat
 
@@ -21,7 +21,7 @@ from tests.processes import stat
 def test_a_new_keeper_that_is_stopped_while_it_is_filled_is_continued(
     monkeypatch: pytest.MonkeyPatch, full: bool
 ) -> None:
-    monkeypatch.setattr(replace_keeper, "_LATE_SECONDS", 0.05)
+    monkeypatch.setattr(keeper_replacement, "_LATE_SECONDS", 0.05)
     ours, theirs = wire.pair()
     with ours, theirs, subprocess.Popen(["sleep", "60"]) as process:
         os.kill(process.pid, signal.SIGSTOP)
@@ -32,8 +32,8 @@ def test_a_new_keeper_that_is_stopped_while_it_is_filled_is_continued(
 
         def rescued() -> None:
             keeper = identity(process.pid)
-            replace_keeper._fill(ours, keeper, entries, terminate=False)
-            replace_keeper._await(ours, "adopted", keeper)
+            keeper_replacement._fill(ours, keeper, entries, terminate=False)
+            keeper_replacement._await(ours, "adopted", keeper)
 
         rescuer = threading.Thread(target=rescued)
         rescuer.start()

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 
 from poolctl import __version__
 from poolctl.config import masked_text
-from poolctl.control.answers import About, MetricsResult
-from poolctl.control.server import Progress
+from poolctl.control.answers import About
 from poolctl.core.availability import KO, OK, UNKNOWN, WARN, Availability
 from poolctl.core.core import Core
 from poolctl.core.state import Worker
@@ -18,7 +17,6 @@ from poolctl.monitor.exposition import Family, render
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.selection.selector import Selector
 from poolctl.states import State
-from poolctl.values import Table
 from poolctl.worker import tally
 
 from ..verbs.verb import selected
@@ -43,10 +41,6 @@ class PoolMetrics:
         self._core = core
         self._statistics = statistics
         self._identity = identity
-
-    async def verb(self, selector: Selector, options: Table, progress: Progress) -> MetricsResult:
-        """The verb: the metrics as text, in the OpenMetrics format on request."""
-        return MetricsResult(text=await self.text(bool(options.get("openmetrics")), selector))
 
     async def text(self, openmetrics: bool = False, selector: Selector | None = None) -> str:
         """The pool and its servers as they are now, or the selected ones."""

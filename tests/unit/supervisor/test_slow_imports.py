@@ -1,0 +1,50 @@
+"""What no start needs, imported after it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+from poolctl.supervisor import health, managed_pool
+from poolctl.supervisor.managed_pool import import_slowly
+from poolctl.supervisor.observers import observers
+from poolctl.supervisor.verbs import verbs
+
+
+def test_modules_are_imported_with_other_work_between_them_and_one_that_is_missing_is_passed_over() -> None:
+    async def scenario() -> None:
+        names = ["poolctl.nowhere", "poolctl.states", "poolctl.units"]
+        work = asyncio.ensure_future(import_slowly(names))
+        turns = 0
+        async with asyncio.timeout(10):
+            while not work.done():
+                await asyncio.sleep(managed_pool._BETWEEN_IMPORTS_SECONDS / 4)
+                turns += 1
+        assert turns >= len(names)
+        await work
+
+    asyncio.run(scenario())
+
+
+def test_start_imports_none_of_them_and_afterwards_all_of_them_are_there() -> None:
+    changing = [f"poolctl.supervisor.verbs.{name}" for name in ("diff", "overrides", "reload", "upgrade")]
+    assert set(changing) <= set(verbs.modules())
+    names = [*health.MODULES, *observers.MODULES, *changing]
+    look = f"""
+import sys
+import poolctl.supervisor.__main__, poolctl.supervisor.supervisor
+names = {names!r}
+early = [name for name in names if name in sys.modules]
+assert not early, early
+for name in names:
+    __import__(name)
+there = set(sys.modules)
+from poolctl.supervisor.verbs import overrides, reload, upgrade
+from poolctl.supervisor.health import recovery, heartbeat
+from poolctl.supervisor.observers import dashboard_process, notifications, pool_metrics, metrics_server
+late = set(sys.modules) - there
+assert not late, late
+"""
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
