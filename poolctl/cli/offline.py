@@ -18,7 +18,7 @@ from poolctl.config import masked, values_of
 from poolctl.control.answers import Described, ErrorEntry, Item, item
 from poolctl.control.directory import state_dir
 from poolctl.errors import PoolError
-from poolctl.expressions import FASTER
+from poolctl.selection.expressions import FASTER
 from poolctl.selection.selector import select
 from poolctl.values import Value
 

@@ -12,8 +12,8 @@ import signal
 import socket
 import warnings
 
-from poolctl.expressions import FASTER, LIMIT_SECONDS, SLOW, BadExpression, compiled
 from poolctl.platform import name_process
+from poolctl.selection.expressions import FASTER, LIMIT_SECONDS, SLOW, BadExpression, compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

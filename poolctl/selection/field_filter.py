@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from poolctl.address import AddressError, canonical
 from poolctl.errors import PoolParamError
-from poolctl.expressions import BadExpression, compiled
+from poolctl.selection.expressions import BadExpression, compiled
 from poolctl.states import Field
 
 

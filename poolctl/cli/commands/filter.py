@@ -12,7 +12,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import selected
 from poolctl.cli.render import field_text
 from poolctl.exit_codes import NOTHING_MATCHED
-from poolctl.expressions import BadExpression, compiled
+from poolctl.selection.expressions import BadExpression, compiled
 from poolctl.selection.selector import select
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 from poolctl.address import Address
 from poolctl.config.model.problems import Finding, Path, shown
-from poolctl.expressions import BadExpression, compiled
+from poolctl.selection.expressions import BadExpression, compiled
 
 PLACEHOLDERS = ("{port}", "{host}", "{bind}")
 # Only servers with one of these have rules to follow beyond those of app and bind.

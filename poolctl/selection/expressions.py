@@ -1,6 +1,6 @@
 """Regular expressions that users write: the problem of an invalid one, its place, and the fix.
 
-Matching one may take unbounded time; callers that must not wait use poolctl.selection.
+Matching one may take unbounded time; callers that must not wait use the matcher.
 """
 
 from __future__ import annotations
