@@ -13,9 +13,9 @@ from poolctl.address import overlaps
 from poolctl.config import ServerConfig
 from poolctl.runners.protocol import Endpoints
 
+from .server_changes import Workqueue
 from .state import Entry
 from .view import LEAVING, Listener
-from .workqueue import Workqueue
 
 
 def same_listener(one: ServerConfig, other: ServerConfig) -> bool:

@@ -14,18 +14,16 @@ from poolctl.errors import ServerError
 from poolctl.runners.protocol import Runner
 
 from .addresses import Addresses, same_listener
-from .certificates import restore_certificate
 from .decide import Stop
-from .desired import IN_BACKOFF, NO_OVERRIDES, Desired, Overrides
-from .events import Recorder
 from .health import HealthChecks
 from .perform import Executor
 from .reconcile import Reconciler
-from .registry import Registry
+from .server_changes import Recorder, Workqueue
+from .server_files import restore_certificate
+from .servers import Servers
 from .state import Entry, Worker
 from .trace import Trace
-from .view import LEAVING, Phase
-from .workqueue import Workqueue
+from .view import IN_BACKOFF, LEAVING, NO_OVERRIDES, Desired, Overrides, Phase
 
 # Commands and reports of failures wait this long for the output of a server.
 LOGS_SECONDS = 2.0
@@ -53,15 +51,14 @@ class Core:
         self._queue = Workqueue()
         self._addresses = Addresses(self._queue)
         can_sleep = runner.capabilities.sleep is not None
-        self.registry = Registry(servers, self._addresses, can_sleep=can_sleep)
-        self.entries = self.registry.entries
-        self.graph = self.registry.graph
+        self.servers = Servers(servers, self._addresses, can_sleep=can_sleep)
+        self.entries = self.servers.entries
         self.health = HealthChecks(runner, self._queue, recorder)
         self._executor = Executor(
-            runner, clock, self._queue, self._addresses, self.registry, self.health, recorder, random.Random()
+            runner, clock, self._queue, self._addresses, self.servers, self.health, recorder, random.Random()
         )
         self._reconciler = Reconciler(
-            self._queue, self.registry, self._addresses, self._executor, calm=calm, trace=trace
+            self._queue, self.servers, self._addresses, self._executor, calm=calm, trace=trace
         )
         self.listeners = self._reconciler.listeners
         self.listeners.add(self.health.look)
@@ -197,7 +194,7 @@ class Core:
 
         `source` is the table and the directory of one that was added live.
         """
-        entry = self.registry.add(config)
+        entry = self.servers.add(config)
         entry.source = source
         self.touch(entry)
         return entry
@@ -225,7 +222,7 @@ class Core:
 
     def remove(self, entry: Entry) -> None:
         """Drain and stop the server; it is forgotten when its last worker has ended."""
-        self.registry.remove(entry)
+        self.servers.remove(entry)
         self._halt(entry, Desired.REMOVED)
         self.touch(entry)
 
@@ -237,7 +234,7 @@ class Core:
         """
         before, was_disabled = entry.config, entry.is_disabled
         entry.source = None
-        self.registry.configure(entry, config)
+        self.servers.configure(entry, config)
         if not same_listener(before, config):
             # At once: a server that needs that address may be decided on before this one.
             self._addresses.leave(entry)
@@ -323,7 +320,7 @@ class Core:
         if not recorded and worker.phase is not Phase.DRAINING:
             entry.generation = max(entry.generation, worker.generation)
         if entry.removed:
-            self.registry.remove(entry)
+            self.servers.remove(entry)
         entry.workers[worker.id] = worker
         entry.called = entry.called or worker.phase is Phase.READY
         entry.newest = max(entry.newest, worker.generation)

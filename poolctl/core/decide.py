@@ -1,4 +1,4 @@
-"""The next actions for one server: a pure function of its desired and its actual state.
+"""The next actions for one server, and for one whose worker has ended: pure functions of its state.
 
 No clock, no I/O, no memory: time comes as facts (a backoff), and the executor reports the outcome of the actions as
 new facts. It is called again after every change until it returns no action.
@@ -6,12 +6,15 @@ new facts. It is called again after every change until it returns no action.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
+from poolctl.config import Restart
 from poolctl.probes.hysteresis import RotationState, rotation_changes
+from poolctl.runners.protocol import Exit
 
-from .desired import IN_BACKOFF, Desired
-from .view import LEAVING, Listener, Phase, View, WorkerView
+from .view import IN_BACKOFF, LEAVING, Desired, Listener, Phase, View, WorkerView
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +88,11 @@ class Disarm:
 
 
 @dataclass(frozen=True, slots=True)
-class Sleep:
+class FallAsleep:
     """Drain every worker, and start none until the next request; that one starts another generation."""
 
 
-Action = Open | Close | Spawn | Check | Drain | Stop | Rotate | Attend | Release | Arm | Disarm | Sleep
+Action = Open | Close | Spawn | Check | Drain | Stop | Rotate | Attend | Release | Arm | Disarm | FallAsleep
 
 
 def decide(view: View) -> list[Action]:
@@ -112,7 +115,7 @@ def _proceed(view: View) -> list[Action]:
     if view.asleep:
         return [] if view.armed else [Arm()]
     if view.falls_asleep:
-        return [Sleep()]
+        return [FallAsleep()]
     return _disarm(view) + _rotate(view) + _attend(view) + _serve(view)
 
 
@@ -195,3 +198,55 @@ def _serve(view: View) -> list[Action]:
 def _retire(worker: WorkerView) -> Action:
     # A stuck worker cannot finish anything.
     return Drain(worker.id) if worker.phase is Phase.READY and not worker.stuck else Stop(worker.id)
+
+
+class Next(StrEnum):
+    """The consequences for the server."""
+
+    RESTART = "restart"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision, the pause before a restart, and the reason for giving up."""
+
+    next: Next
+    delay_seconds: float = 0.0
+    reason: str = ""
+
+
+def judge(
+    policy: Restart,
+    exit_: Exit,
+    *,
+    was_ready: bool,
+    restarts: Sequence[float],
+    now: float,
+    jitter: float,
+    retries: bool = True,
+) -> Verdict:
+    """The consequence of an exit without a command.
+
+    `restarts` are the times of the restarts so far, `now` the time of this death (same clock), `jitter` a random number
+    from -1 to 1. The first restart within the window is at once, if the worker had ever been ready. Without `retries`
+    the exit of a worker that was never ready is final.
+    """
+    if not (retries or was_ready):
+        return Verdict(Next.FAILED, reason=exit_.message)
+    if exit_.ok and policy.policy != "always":
+        return Verdict(Next.DONE)
+    if policy.policy == "no":
+        return Verdict(Next.FAILED, reason=exit_.message)
+    recent = [moment for moment in restarts if now - moment <= policy.window]
+    if len(recent) >= policy.limit:
+        reason = f"{exit_.message}; restarted {len(recent)} times within {policy.window:g} s"
+        return Verdict(Next.FAILED, reason=reason)
+    if not recent and was_ready:
+        return Verdict(Next.RESTART)
+    backoff = policy.backoff
+    steps = max(0, len(recent) - 1)
+    # Past this exponent the maximum is reached in any case, and a float would overflow.
+    delay = min(backoff.max, backoff.initial * backoff.factor ** min(steps, 64))
+    return Verdict(Next.RESTART, delay * (1 + backoff.jitter * jitter))

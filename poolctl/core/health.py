@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from poolctl.runners.protocol import Exit, Runner
 from poolctl.states import Status
 
-from .events import Event, Recorder
+from .server_changes import Event, Recorder, Workqueue
 from .state import Entry, Worker
 from .view import Phase
-from .workqueue import Workqueue
 
 if TYPE_CHECKING:
     from poolctl.probes.schedule import Schedule

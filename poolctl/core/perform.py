@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig
-from poolctl.errors import PoolStartError
-from poolctl.runners.protocol import Exit, Runner
+from poolctl.errors import ServerError
+from poolctl.runners.protocol import Exit, Runner, WorkerFailed
 
-from .activation import Activation
 from .addresses import Addresses
 from .decide import (
     Action,
@@ -20,22 +20,20 @@ from .decide import (
     Close,
     Disarm,
     Drain,
+    FallAsleep,
     Open,
     Release,
     Rotate,
-    Sleep,
     Spawn,
     Stop,
 )
-from .events import Recorder
-from .exits import Exits, explained
-from .file_digests import certificate_ends, digests
 from .health import HealthChecks
-from .registry import Registry
-from .startup import Startup, cancel
+from .server_changes import Recorder, Workqueue, caused_by
+from .server_files import certificate_ends, digests
+from .servers import Servers
 from .state import Entry, Worker
 from .view import LEAVING, Listener, Phase
-from .workqueue import Workqueue
+from .worker_lifecycle import WorkerLifecycle, cancel, explained
 
 # An interpreter may take 30 s until it can fork.
 _CHECK_SECONDS = 40.0
@@ -50,17 +48,16 @@ class Executor:
         clock: Clock,
         queue: Workqueue,
         addresses: Addresses,
-        registry: Registry,
+        servers: Servers,
         health: HealthChecks,
         recorder: Recorder,
         rng: random.Random,
     ) -> None:
         self._runner = runner
+        self._sleep = runner.capabilities.sleep
         self._queue = queue
         self._addresses = addresses
-        self._exits = Exits(runner, clock, queue, registry, rng)
-        self._startup = Startup(runner, clock, queue, self._exits, health, recorder)
-        self._activation = Activation(runner, queue)
+        self._workers = WorkerLifecycle(runner, clock, queue, servers, health, recorder, rng)
 
     def perform(self, entry: Entry, action: Action) -> None:
         """Begin the action; the entry shows at once that it has begun."""
@@ -80,21 +77,21 @@ class Executor:
                 worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, entry.config)
                 worker.resting = entry.config.health.gated and not entry.config.command
                 entry.workers[worker.id] = worker
-                worker.task = self._queue.run(self._startup.live(entry, worker))
+                worker.task = self._queue.run(self._workers.live(entry, worker))
             case Check():
                 entry.checking = True
                 self._queue.run(self._check(entry, entry.generation))
             case Drain(name):
                 worker = entry.workers[name]
                 worker.phase = Phase.DRAINING
-                self._queue.run(self._exits.drain(entry, worker))
+                self._queue.run(self._workers.drain(entry, worker))
             case Stop(name):
                 worker = entry.workers[name]
                 worker.phase = Phase.STOPPING
                 if worker.placement is not None:
                     # A worker whose successor waits for its end leaves its connections to that.
                     successor = entry.wanted and (worker.relieved or not worker.config.overlap)
-                    self._queue.run(self._exits.stop(entry, worker, replaced=successor))
+                    self._queue.run(self._workers.stop(entry, worker, replaced=successor))
                 else:
                     cancel(worker)
             case Rotate(name, in_rotation):
@@ -107,47 +104,33 @@ class Executor:
                 assert worker.placement is not None
                 self._queue.run(self._runner.attend(worker.placement, accepting))
             case Arm():
-                self._activation.arm(entry)
+                self._arm(entry)
             case Disarm():
-                self._activation.disarm(entry)
-            case Sleep():
-                self._sleep(entry)
+                self.disarm(entry)
+            case FallAsleep():
+                self._fall_asleep(entry)
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
         """Continue with a worker that another supervisor has placed."""
-        worker.task = self._queue.run(self._startup.go_on(entry, worker))
+        worker.task = self._queue.run(self._workers.go_on(entry, worker))
 
     def kill(self, entry: Entry, worker: Worker) -> None:
         """End the worker at once, although it may be leaving already."""
         worker.phase = Phase.STOPPING
         worker.stop_seconds = 0
         if worker.placement is not None:
-            self._queue.run(self._exits.stop(entry, worker))
+            self._queue.run(self._workers.stop(entry, worker))
         else:
             cancel(worker)
 
     def go_back(self, entry: Entry) -> bool:
         """Whether an older generation serves; it stays the wanted one then."""
-        return self._exits.go_back(entry)
+        return self._workers.go_back(entry)
 
     def close(self, held: ServerConfig) -> None:
         """Close a listener that belongs to no server any more."""
         self._addresses.closed(held.key)
         self._queue.run(self._runner.close(held.key))
-
-    def idle_after(self, entry: Entry, seconds: float) -> None:
-        """Have the entry's workers report when they have had no traffic for its `scale.idle`."""
-        for worker in entry.workers.values():
-            worker.idle = False
-            self._activation.idle_after(worker, seconds)
-
-    def disarm(self, entry: Entry) -> None:
-        """Stop watching for a request."""
-        self._activation.disarm(entry)
-
-    def preload(self, entry: Entry) -> None:
-        """Import the current application of a sleeping server."""
-        self._activation.preload(entry)
 
     async def renew_tls(self, entry: Entry) -> None:
         """Load the server's current certificates into its workers. Raises ServerError."""
@@ -160,16 +143,6 @@ class Executor:
         entry.certificate_ends = ends
         self._queue.note(entry)
 
-    def _sleep(self, entry: Entry) -> None:
-        # The activator, or the next worker, takes over the connections that these have.
-        entry.called = False
-        entry.next_generation()
-        for worker in entry.workers.values():
-            if worker.phase is Phase.READY:
-                worker.phase = Phase.DRAINING
-                self._queue.run(self._exits.drain(entry, worker, replaced=True))
-        self._queue.touch(entry, progressed=True)
-
     async def _check(self, entry: Entry, generation: int) -> None:
         """Check that workers of the generation can be started; if not, it is given up and the running workers stay."""
         try:
@@ -179,8 +152,8 @@ class Executor:
             if entry.wanted and entry.generation == generation:
                 message, hint = explained(error)
                 message = message or f"checking that a worker can start took longer than {_CHECK_SECONDS:g} s"
-                self._exits.note(entry, message, hint, PoolStartError, of_a_worker=False)
-                self._exits.go_back(entry)
+                self._workers.note(entry, message, hint, of_a_worker=False)
+                self._workers.go_back(entry)
         # Without running workers to keep, the start itself reports the problem.
         entry.feasible = generation
         entry.checking = False
@@ -201,9 +174,9 @@ class Executor:
             entry.listener, entry.bound = Listener.CLOSED, None
             if entry.wanted:  # otherwise it was stopped meanwhile, which is no failure
                 message, hint = explained(error)
-                self._exits.note(entry, message, hint, PoolStartError, of_a_worker=False, cause=error)
-                if not self._exits.go_back(entry):
-                    self._exits.died(entry, Exit(message=message), was_ready=False)
+                self._workers.note(entry, message, hint, of_a_worker=False, cause=error)
+                if not self._workers.go_back(entry):
+                    self._workers.died(entry, Exit(message=message), was_ready=False)
         else:
             entry.listener = Listener.OPEN
             self._addresses.opened(entry, opened)
@@ -224,3 +197,73 @@ class Executor:
         if held in entry.releasing:
             entry.releasing.remove(held)
         self._queue.touch(entry, progressed=True)
+
+    # Sleep: the runner watches the listener, and the first request wakes the server.
+
+    def _arm(self, entry: Entry) -> None:
+        assert self._sleep is not None, "entries are sleepy only with a runner that can watch listeners"
+        entry.armed = entry.config
+        self._sleep.arm(entry.config, partial(self._called, entry))
+        self.preload(entry)
+
+    def disarm(self, entry: Entry) -> None:
+        """Stop watching for a request; the workers that come take the waiting connections."""
+        if entry.armed is not None:
+            if self._sleep is not None:
+                self._sleep.disarm(entry.armed.key)
+            entry.armed = None
+
+    def idle_after(self, entry: Entry, seconds: float) -> None:
+        """Have the entry's workers report when they have had no traffic for so long."""
+        for worker in entry.workers.values():
+            worker.idle = False
+            if self._sleep is not None and worker.placement is not None:
+                self._sleep.idle_after(worker.placement, seconds)
+
+    def _fall_asleep(self, entry: Entry) -> None:
+        # The activator, or the next worker, takes over the connections that these have.
+        entry.called = False
+        entry.next_generation()
+        for worker in entry.workers.values():
+            if worker.phase is Phase.READY:
+                worker.phase = Phase.DRAINING
+                self._queue.run(self._workers.drain(entry, worker, replaced=True))
+        self._queue.touch(entry, progressed=True)
+
+    def preload(self, entry: Entry) -> None:
+        """Import the current application of a sleeping server, so that waking it takes only a fork."""
+        if entry.config.preload:
+            self._queue.run(self._preload(entry))
+
+    async def _preload(self, entry: Entry) -> None:
+        try:
+            entry.preload_problem = await self._runner.prepare(entry.config, entry.code_since)
+        except (ServerError, WorkerFailed, OSError):
+            # Its next start reports the problem; until then it is in the server's log.
+            return
+        self._queue.note(entry)
+
+    def _called(self, entry: Entry) -> None:
+        entry.armed = None
+        entry.called = True
+        loop = asyncio.get_running_loop()
+        loop.call_later(entry.config.start_timeout, self._give_up, entry, entry.newest)
+        with caused_by("a request"):
+            self._queue.touch(entry, progressed=True)
+
+    def _give_up(self, entry: Entry, newest: int) -> None:
+        """Close the connections that wait for a wake that has failed; later ones wait for the next attempt."""
+        if entry.newest != newest or entry.ready or entry.armed is not None:
+            return
+        coming = [each for each in entry.workers.values() if each.phase in (Phase.PLACING, Phase.STARTING)]
+        for worker in coming[:1]:
+            # It has begun: no connection is closed before that attempt is over.
+            assert worker.task is not None
+            worker.task.add_done_callback(partial(self._came_to_nothing, entry, worker, newest))
+            return
+        if self._sleep is not None:
+            self._sleep.dismiss(entry.config.key)
+
+    def _came_to_nothing(self, entry: Entry, worker: Worker, newest: int, ended: asyncio.Task[None]) -> None:
+        if worker.ready_at is None:
+            self._give_up(entry, newest)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from .addresses import Addresses, abandoned
 from .decide import Action, Arm, decide
 from .perform import Executor
-from .registry import Registry
+from .server_changes import Workqueue
+from .servers import Servers
 from .state import Entry
 from .trace import Trace
 from .view import Listener, View
-from .workqueue import Workqueue
 
 
 class Reconciler:
@@ -20,7 +20,7 @@ class Reconciler:
     def __init__(
         self,
         queue: Workqueue,
-        registry: Registry,
+        servers: Servers,
         addresses: Addresses,
         executor: Executor,
         *,
@@ -31,8 +31,7 @@ class Reconciler:
         self._calm = calm
         self._trace = trace
         self._queue = queue
-        self._registry = registry
-        self._graph = registry.graph
+        self._servers = servers
         self._addresses = addresses
         self._executor = executor
         self._summaries: dict[str, tuple[object, ...]] = {}
@@ -50,13 +49,13 @@ class Reconciler:
             self._wake_neighbours(entry)
             for held in self._addresses.tidy(entry):
                 self._executor.close(held)
-            if entry.removed and entry.at_rest and self._registry.entries.get(name) is entry:
+            if entry.removed and entry.at_rest and self._servers.entries.get(name) is entry:
                 self.forget(entry)
                 # Its dependencies need not wait for it any more.
-                self._queue.update(self._graph.dependents(entry))
+                self._queue.update(self._servers.dependents(entry))
             elif not entry.removed:
                 # A dependency that stops may have waited for the last worker that needed it.
-                self._queue.update(self._registry.removed.values())
+                self._queue.update(self._servers.removed.values())
         if self._queue:
             self._queue.schedule()
         for entry in touched.values():
@@ -65,7 +64,7 @@ class Reconciler:
 
     def forget(self, entry: Entry) -> None:
         """Drop an entry without workers and listeners."""
-        self._registry.forget(entry)
+        self._servers.forget(entry)
         self._summaries.pop(entry.name, None)
         if self._trace is not None:
             self._trace.forget(entry.name)
@@ -81,7 +80,7 @@ class Reconciler:
         return actions
 
     def _review_sleep(self, entry: Entry) -> None:
-        entry.needed = any(dependent.up for dependent in self._graph.dependents(entry))
+        entry.needed = any(dependent.up for dependent in self._servers.dependents(entry))
         if entry.armed is not None and (
             entry.armed is not entry.config or entry.listener is not Listener.OPEN
         ):
@@ -91,8 +90,8 @@ class Reconciler:
     def view(self, entry: Entry) -> View:
         """The facts on which the next actions for the entry depend."""
         return entry.view(
-            may_start=self._graph.may_start(entry),
-            may_stop=self._graph.may_stop(entry) and self._addresses.may_close(entry),
+            may_start=self._servers.may_start(entry),
+            may_stop=self._servers.may_stop(entry) and self._addresses.may_close(entry),
             may_open=self._addresses.may_open(entry),
             abandoned=tuple(held.key for held in abandoned(entry)),
         )
@@ -101,6 +100,6 @@ class Reconciler:
         summary = entry.summary()
         if self._summaries.get(entry.name) != summary:
             self._summaries[entry.name] = summary
-            neighbours = (*self._graph.dependents(entry), *self._graph.dependencies(entry))
+            neighbours = (*self._servers.dependents(entry), *self._servers.dependencies(entry))
             for neighbour in (*neighbours, *self._addresses.neighbours(entry)):
                 self._queue.add(neighbour)

@@ -107,7 +107,7 @@ class Rollout:
         begun = any(worker.generation == entry.generation for worker in entry.workers.values())
         if entry.ignore_dependencies or begun or not entry.wanted:
             return None
-        for dependency in self._core.graph.dependencies(entry):
+        for dependency in self._core.servers.dependencies(entry):
             since = self._failures.get(dependency.name, dependency.failures)
             idle = dependency.rests or dependency.failures > since or dependency.name in self._stuck
             if idle and not dependency.ready:
@@ -162,7 +162,7 @@ async def until(
             if finished(entry):
                 del waiting[entry.name]
                 # Its dependents may be finished by this, although nothing about them has changed.
-                ahead += core.graph.dependents(entry)
+                ahead += core.servers.dependents(entry)
         if not waiting and not everything.done():
             everything.set_result(None)
 

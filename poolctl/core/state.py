@@ -5,16 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.runners.protocol import Exit, Placement
 from poolctl.states import Status
 
-from .desired import FOLLOWS, NO_OVERRIDES, Desired, ImpossibleChange, Overrides
-from .events import Cause
-from .view import LEAVING, Listener, Phase, View, WorkerView, answers, is_asleep, is_ready, state_of
+from .view import (
+    FOLLOWS,
+    LEAVING,
+    NO_OVERRIDES,
+    Desired,
+    ImpossibleChange,
+    Listener,
+    Overrides,
+    Phase,
+    View,
+    WorkerView,
+    answers,
+    is_asleep,
+    is_ready,
+    state_of,
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -61,8 +74,15 @@ class Worker:
         return self.status is Status.KO
 
 
+class Cause(NamedTuple):
+    """A command or a decision, and its author: {"uid", "pid", "user", "command"}, None for the pool itself."""
+
+    cause: str
+    by: Mapping[str, Any] | None = None
+
+
 def persisted(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
-    """A field that the next supervisor needs: part of the record (see `record`)."""
+    """A field that the next supervisor needs: part of its record (see `record_of`)."""
     return field(default=default, default_factory=factory, metadata={"persisted": True})
 
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 
 from .decide import Action
-from .desired import IN_BACKOFF
-from .view import LEAVING, Listener, Phase, View, WorkerView
+from .view import IN_BACKOFF, LEAVING, Listener, Phase, View, WorkerView
 
 VARIABLE, DECISIONS = "POOLCTL_TRACE", "decisions"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from poolctl.clock import Clock, RateLimit
 from poolctl.config import masked_text
-from poolctl.core.events import Event
+from poolctl.core.server_changes import Event
 from poolctl.logs.log_line import stamp
 from poolctl.values import Table
 

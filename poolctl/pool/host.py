@@ -13,8 +13,8 @@ from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
 from poolctl.core.availability import Availability
 from poolctl.core.core import Core
-from poolctl.core.events import Event
 from poolctl.core.rollout import until
+from poolctl.core.server_changes import Event
 from poolctl.core.state import Entry
 from poolctl.core.trace import Trace
 from poolctl.core.view import LEAVING, Listener, Phase
@@ -240,10 +240,10 @@ class Host:
             if entry is None:
                 continue
             handle.observe(self._observed(handle, entry))
-            if handle.orders or not entry.at_rest or self.core.graph.dependents(entry):
+            if handle.orders or not entry.at_rest or self.core.servers.dependents(entry):
                 continue
             # Those that it depends on may have been kept for it.
-            dependencies = [self._handles.get(each.name) for each in self.core.graph.dependencies(entry)]
+            dependencies = [self._handles.get(each.name) for each in self.core.servers.dependencies(entry)]
             ahead += [each for each in dependencies if each is not None]
             self.core.forget(entry)
             del self._handles[entry.name]

@@ -254,9 +254,9 @@ class ActiveConfiguration:
 
     def save(self, core: Core) -> None:
         """Save what is in force for a successor, if it has changed."""
-        if self._saved_revision == core.registry.revision:
+        if self._saved_revision == core.servers.revision:
             return
-        self._saved_revision = core.registry.revision
+        self._saved_revision = core.servers.revision
         entries = core.entries.values()
         placed = {
             worker.id: worker.config

@@ -18,7 +18,7 @@ from poolctl.control.answers import PROTOCOL, About, ProgressLine, Result
 from poolctl.control.pool_processes import PoolExit, write_exit
 from poolctl.control.server import ControlServer, DescriptorReserve, Handler, Progress, Request
 from poolctl.core.core import Core
-from poolctl.core.events import caused_by
+from poolctl.core.server_changes import caused_by
 from poolctl.core.state import Entry
 from poolctl.core.trace import Trace
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
@@ -327,7 +327,7 @@ class ManagedPool:
         return self._keeper_pid
 
     def _end_if_unused(self) -> None:
-        if self.core.registry.unused and not self._verbs.used:
+        if self.core.servers.unused and not self._verbs.used:
             self.shut_down()
 
     def expired(self, placement: Placement) -> None:

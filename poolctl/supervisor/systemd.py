@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from poolctl.control import sd_notify
 from poolctl.control.server import Handler, Progress, Request
 from poolctl.core.core import Core
-from poolctl.core.desired import Desired
 from poolctl.core.state import Entry
+from poolctl.core.view import Desired
 from poolctl.values import Value
 
 _SOON_SECONDS = 0.05

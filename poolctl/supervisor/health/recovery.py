@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from poolctl.clock import Clock
 from poolctl.core.core import Core
-from poolctl.core.events import caused_by
+from poolctl.core.server_changes import caused_by
 from poolctl.core.state import Entry, Worker
 from poolctl.core.view import Phase
 from poolctl.monitor.event_queue import Events
@@ -163,7 +163,7 @@ class WorkerRecovery:
         elif step is Step.REPLACE:
             core.renew(entry, entry.generation)
         else:
-            for dependent in core.graph.closure([entry], core.graph.dependents):
+            for dependent in core.servers.closure([entry], core.servers.dependents):
                 if dependent is not entry:
                     core.stop(dependent)
             core.override(entry, replace(entry.overrides, disabled=True))

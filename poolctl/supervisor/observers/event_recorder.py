@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from poolctl.control.answers import About
 from poolctl.core.core import Core
-from poolctl.core.events import Cause
-from poolctl.core.state import Entry, Worker
+from poolctl.core.state import Cause, Entry, Worker
 from poolctl.core.view import LEAVING, Phase, is_asleep
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.protocol import Exit

@@ -15,7 +15,7 @@ from typing import Any
 
 from poolctl import __version__
 from poolctl.config import ServerConfig, Surroundings, Tables
-from poolctl.core.record import record_of, restore
+from poolctl.core.servers import record_of, restore
 from poolctl.core.state import Entry
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.platform import read_file, sealed_file

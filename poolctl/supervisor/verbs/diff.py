@@ -9,7 +9,7 @@ from typing import Any
 
 from poolctl.config import Section, ServerConfig
 from poolctl.control.answers import PlannedChange
-from poolctl.core.desired import NO_OVERRIDES, Overrides
+from poolctl.core.view import NO_OVERRIDES, Overrides
 
 # Keys for the supervisor, or that only describe a server: a change takes effect without a new process.
 LIVE = frozenset(

@@ -29,7 +29,7 @@ class Lifecycle:
         chosen = selected(self._core, selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
         deps = options.get("deps", True)
-        graph = self._core.graph
+        graph = self._core.servers
         needed = graph.closure(runnable, graph.dependencies) if deps else runnable
         all_of_them = [entry for entry in needed if not entry.is_disabled]
         ensure_open_files(self._core, ((entry.config, size(entry)) for entry in all_of_them))
@@ -70,7 +70,7 @@ class Lifecycle:
         operation.problems += refused
         environment = options.get("env")
         if environment:
-            self._core.registry.revise()  # it is saved for a successor
+            self._core.servers.revise()  # it is saved for a successor
         for entry in runnable:
             if environment:
                 self._context.configuration.environments[entry.name] = environment

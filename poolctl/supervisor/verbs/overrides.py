@@ -136,7 +136,7 @@ class OverrideVerbs:
             if not entry.added:
                 self._configuration.missing.add(entry.name)
             self._core.remove(entry)
-        self._core.registry.revise()  # the missing ones are saved for a successor
+        self._core.servers.revise()  # the missing ones are saved for a successor
         return await operation.conclude(chosen, options, progress)
 
     def _chosen(self, verb: str, selector: Selector, options: Table) -> list[Entry]:

@@ -10,9 +10,9 @@ from poolctl.config import TABLE_NAMES, ServerConfig
 from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult, failure
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
-from poolctl.core.events import CURRENT_CAUSE, Cause
-from poolctl.core.file_digests import digests
-from poolctl.core.state import Entry
+from poolctl.core.server_changes import CURRENT_CAUSE
+from poolctl.core.server_files import digests
+from poolctl.core.state import Cause, Entry
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
 from poolctl.runners import withheld
@@ -179,7 +179,7 @@ class _Application:
         for entry in gone:
             core.remove(entry)
         coming = [self._configured(server) for server in self._servers.values()]
-        core.registry.arrange(self._servers)
+        core.servers.arrange(self._servers)
         awaited = [entry for entry in coming if self._awaited(entry)]
         self._coming = Operation(core, PoolRestartError, awaited)
         stopping = [entry for entry in coming if entry.is_disabled and not entry.at_rest]

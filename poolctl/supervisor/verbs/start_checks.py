@@ -17,9 +17,8 @@ from poolctl.config import (
     open_files_needed,
 )
 from poolctl.control.answers import Result, failure
-from poolctl.core.certificates import day
 from poolctl.core.core import Core
-from poolctl.core.file_digests import certificate_ends
+from poolctl.core.server_files import certificate_ends, day
 from poolctl.core.state import Entry
 from poolctl.errors import PoolRestartError, PoolStartError, ServerError
 from poolctl.exit_codes import FAILED

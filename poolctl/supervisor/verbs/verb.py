@@ -136,7 +136,7 @@ class Operation(Rollout):
 
 def with_dependents(core: Core, chosen: list[Entry], progress: Progress) -> list[Entry]:
     """The entries and all that depend on them; the client is warned of those that it did not select."""
-    graph = core.graph
+    graph = core.servers
     all_of_them = graph.closure(chosen, graph.dependents)
     names = {entry.name for entry in chosen}
     for entry in all_of_them:

@@ -14,7 +14,7 @@ from typing import Any
 from poolctl.control.answers import PROTOCOL, ErrorEntry, PingResult, Result
 from poolctl.control.server import Progress, Request
 from poolctl.core.core import Core
-from poolctl.core.events import caused_by
+from poolctl.core.server_changes import caused_by
 from poolctl.exit_codes import USAGE
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector, SelectorError
@@ -97,7 +97,7 @@ class Verbs:
             return nothing.result
         except TooManyOpenFiles as refused:
             # A supervisor without servers ends: it would keep the limit that it was started with.
-            if not self._core.registry.unused:
+            if not self._core.servers.unused:
                 return refused.result
             return refused.result.but(ended=True, keeper_pid=self._daemon.shut_down())
 

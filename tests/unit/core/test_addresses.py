@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poolctl import ServerConfig
-from poolctl.core.record import restore
+from poolctl.core.servers import restore
 from poolctl.core.state import Worker
 from poolctl.core.view import Phase
 from tests.unit.pool.scripted_runner import FAILS, NEVER

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from poolctl.core.desired import Overrides
-from poolctl.core.record import restore
+from poolctl.core.servers import restore
 from poolctl.core.state import Worker
-from poolctl.core.view import Phase
+from poolctl.core.view import Overrides, Phase
 from tests.unit.pool.scripted_runner import FAILS
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
@@ -102,7 +101,7 @@ def test_a_removed_server_finishes_what_it_has_and_is_forgotten_with_its_edges()
             "stop api.1.0 10",
         ]
         assert desk.states() == {"db": "running", "other": "running"}
-        assert desk.core.graph.dependents(desk.core.entries["db"]) == []
+        assert desk.core.servers.dependents(desk.core.entries["db"]) == []
 
     run(scenario())
 
@@ -140,7 +139,7 @@ def test_server_that_is_added_again_while_it_leaves_runs_next_to_the_leaving_one
 def test_the_order_of_the_servers_is_the_one_that_is_asked_for() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"), web("b"), web("c"))
-        desk.core.registry.arrange(["c", "a", "unknown"])
+        desk.core.servers.arrange(["c", "a", "unknown"])
         assert list(desk.states()) == ["c", "a", "b"]
 
     run(scenario())

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from poolctl.core.decide import Check, Close, Drain, Open, Spawn, Stop, decide
-from poolctl.core.desired import Desired
-from poolctl.core.view import Listener, Phase, View, WorkerView
+from poolctl.core.view import Desired, Listener, Phase, View, WorkerView
 from poolctl.states import State
 
 

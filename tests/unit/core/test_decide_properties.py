@@ -16,16 +16,15 @@ from poolctl.core.decide import (
     Close,
     Disarm,
     Drain,
+    FallAsleep,
     Open,
     Release,
     Rotate,
-    Sleep,
     Spawn,
     Stop,
     decide,
 )
-from poolctl.core.desired import Desired
-from poolctl.core.view import LEAVING, Listener, Phase, View, WorkerView
+from poolctl.core.view import LEAVING, Desired, Listener, Phase, View, WorkerView
 from poolctl.states import State
 
 MOST_WORKERS = 3
@@ -55,7 +54,7 @@ def applied(view: View, actions: list[Action]) -> View:
             case Disarm():
                 assert armed
                 armed = False
-            case Sleep():
+            case FallAsleep():
                 facts = {"called": False, "generation": view.generation + 100}
                 for worker in view.staying:
                     assert worker.phase is Phase.READY
@@ -138,7 +137,7 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
     if not before.may_open:
         assert not any(isinstance(action, Open) for action in actions)
     assert {action.key for action in actions if isinstance(action, Release)} == set(before.abandoned)
-    if Sleep() in actions:
+    if FallAsleep() in actions:
         assert before.sleepy
         assert not before.needed
         return
@@ -252,4 +251,4 @@ def test_server_falls_asleep_when_complete_idle_and_not_needed(
         desired=Desired.RUN, generation=1, count=count, sleepy=True, called=True, needed=needed, out=out,
         listener=Listener.OPEN, workers=tuple(workers),
     )  # fmt: skip
-    assert (decide(view) == [Sleep()]) == (not (needed or out or busy or incomplete))
+    assert (decide(view) == [FallAsleep()]) == (not (needed or out or busy or incomplete))

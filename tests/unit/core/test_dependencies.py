@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from poolctl import ServerConfig
-from poolctl.core.desired import Overrides
-from poolctl.core.view import Phase
+from poolctl.core.view import Overrides, Phase
 from poolctl.runners.protocol import Exit
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
@@ -160,7 +159,7 @@ def test_dependent_waits_for_a_hung_server_out_of_rotation_and_starts_when_it_an
         desk.core.override(db, Overrides(out=True))
         await turns()
         assert desk.states() == {"db": "draining", "api": "starting"}
-        assert not desk.core.graph.may_start(desk.core.entries["api"]), "a hung server answers no dependent"
+        assert not desk.core.servers.may_start(desk.core.entries["api"]), "a hung server answers no dependent"
         desk.core.mark_stuck(db, worker, False)
         await turns()
         assert desk.states() == {"db": "draining", "api": "running"}

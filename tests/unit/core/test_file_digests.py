@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from poolctl import ServerConfig
-from poolctl.core.file_digests import certificate_ends
+from poolctl.core.server_files import certificate_ends
 from tests.certificates import certificate
 
 

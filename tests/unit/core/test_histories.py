@@ -19,10 +19,9 @@ from poolctl.clock import ManualClock
 from poolctl.core import reconcile
 from poolctl.core.core import Core
 from poolctl.core.decide import Action, decide
-from poolctl.core.desired import Overrides
-from poolctl.core.record import record_of, restore
+from poolctl.core.servers import record_of, restore
 from poolctl.core.state import Entry
-from poolctl.core.view import LEAVING, Listener, Phase, View
+from poolctl.core.view import LEAVING, Listener, Overrides, Phase, View
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.protocol import Exit
 from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
@@ -266,13 +265,13 @@ class Histories(RuleBasedStateMachine):
 
     def check_converged(self, entry: Entry) -> None:
         phases = {worker.phase for worker in entry.workers.values()}
-        if entry.removed and not self.core.graph.may_stop(entry):
+        if entry.removed and not self.core.servers.may_stop(entry):
             return  # what depends on it goes on with it
         if entry.rests:
             assert (phases, entry.listener, entry.bound) == (set(), Listener.CLOSED, None), entry
         elif entry.asleep:
             assert (phases, entry.state) == (set(), "sleeping")
-        elif self.core.graph.may_start(entry):
+        elif self.core.servers.may_start(entry):
             assert phases == {Phase.READY}
             assert entry.complete
             assert len(entry.workers) == entry.size

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.config import Backoff, Restart
-from poolctl.core.exits import Next, Verdict, judge
+from poolctl.core.decide import Next, Verdict, judge
 from poolctl.runners.protocol import Exit
 
 GOOD, BAD = Exit.from_status(0), Exit.from_status(1)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from poolctl.config import ServerConfig
+from poolctl.core.server_changes import BATCH, Workqueue
 from poolctl.core.state import Entry
-from poolctl.core.workqueue import BATCH, Workqueue
 
 
 def entries(count: int) -> list[Entry]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from poolctl import ServerConfig
 from poolctl.control.answers import PlannedChange
-from poolctl.core.desired import Overrides
+from poolctl.core.view import Overrides
 from poolctl.supervisor.verbs.diff import Kind, Running, Written, differences, is_live, plan
 from tests.unit.supervisor.desk import web
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from poolctl.control.answers import About
 from poolctl.control.server import Request
-from poolctl.core.events import caused_by
+from poolctl.core.server_changes import caused_by
 from poolctl.monitor.journal import Journal
 from poolctl.runners.protocol import Exit
 from poolctl.supervisor.observers.event_recorder import EventRecorder

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.core.record import record_of
+from poolctl.core.servers import record_of
 from poolctl.keeper.fd_store import Store
 from poolctl.runners.protocol import Exit
 from poolctl.supervisor.observers import statistics as statistics_module

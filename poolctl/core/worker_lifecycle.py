@@ -1,4 +1,4 @@
-"""Exits of workers: draining and stopping them, and the consequences when they end by themselves."""
+"""The life of a worker: placed, awaited until it is ready, drained or stopped; and the consequences of its end."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 from poolctl.clock import Clock
-from poolctl.config import Restart
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, ServerError
-from poolctl.runners.protocol import Exit, Runner, WorkerFailed
+from poolctl.runners.protocol import Exit, Runner, WorkerFailed, app_state
 from poolctl.units import format_duration
 
-from .desired import Desired
-from .registry import Registry
+from .decide import Next, judge
+from .health import HealthChecks
+from .server_changes import Recorder, Workqueue
+from .server_files import certificate_ends, digests, report_expired
+from .servers import Servers
 from .state import Entry, Worker
-from .view import LEAVING, Phase
-from .workqueue import Workqueue
+from .view import LEAVING, Desired, Phase
 
 _MORE_FILES = "raise the limit of open files where the pool is started: ulimit -n"
 _FIXES = {
@@ -36,24 +34,138 @@ _FIXES = {
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Exits:
-    """Notes in the entry the consequences of an exit."""
+class WorkerLifecycle:
+    """Notes in the entry the progress of its workers, and the consequences of their exits."""
 
     def __init__(
-        self, runner: Runner, clock: Clock, queue: Workqueue, registry: Registry, rng: random.Random
+        self,
+        runner: Runner,
+        clock: Clock,
+        queue: Workqueue,
+        servers: Servers,
+        health: HealthChecks,
+        recorder: Recorder,
+        rng: random.Random,
     ) -> None:
         self._runner = runner
         self._clock = clock
         self._queue = queue
-        self._registry = registry
+        self._servers = servers
+        self._health = health
+        self._recorder = recorder
         self._random = rng
 
-    # Workers that are stopped.
+    # Workers that start.
 
-    def leave(self, entry: Entry, worker: Worker) -> None:
-        """Drain or stop a worker for which that was decided before it had a process."""
-        leave = self.drain if worker.phase is Phase.DRAINING else self.stop
-        self._queue.run(leave(entry, worker))
+    async def live(self, entry: Entry, worker: Worker) -> None:
+        """Place the worker and watch it until it ends."""
+        exit_ = Exit(message="was stopped before it was placed")
+        if worker.phase is Phase.PLACING:
+            exit_ = await self._place(entry, worker)
+        if worker.ready_at is None and worker.phase not in LEAVING and entry.files == worker.files:
+            # Files read by a worker that failed before it was ready are not in use.
+            entry.files = worker.files_before or entry.files
+        self._ended(entry, worker, exit_)
+
+    async def go_on(self, entry: Entry, worker: Worker) -> None:
+        """Watch a worker that another supervisor has placed until it ends."""
+        self._ended(entry, worker, await self._watch(entry, worker))
+
+    async def _place(self, entry: Entry, worker: Worker) -> Exit:
+        worker.placed_at = self._clock.time()
+        worker.certificate_ends = certificate_ends(worker.config)
+        worker.files_before, worker.files = entry.files, digests(worker.config)
+        if worker.generation == entry.generation:
+            entry.files = worker.files
+            self._queue.note(entry)
+        try:
+            if worker.config.preload and not await self._prepare(entry, worker):
+                return Exit(message="was stopped before its application was imported")
+            app_state.set(entry.app_state)  # in the context of this worker's task
+            worker.placement = await self._runner.place(worker.config, worker.generation, worker.index)
+        except Exception as error:
+            worker.failure = failure_of(entry, *explained(error), cause=error)
+            return Exit(message=worker.failure.message)
+        self._check_certificate(entry, worker)
+        if worker.phase is Phase.PLACING:
+            worker.phase = Phase.STARTING
+            self._queue.touch(entry, progressed=True)
+        return await self._watch(entry, worker)
+
+    def _check_certificate(self, entry: Entry, worker: Worker) -> None:
+        """Report a file whose certificate has expired."""
+        assert worker.placement is not None
+        expired, used = worker.certificate_ends, worker.placement.certificate_ends
+        if expired is None or expired > self._clock.time():
+            return
+        if used is not None and used > expired:
+            worker.certificate_ends, worker.passed_over = used, expired
+            # For the next reload, the file still differs from the one in use.
+            if worker.generation == entry.generation and "tls" in worker.files_before:
+                entry.files = {**entry.files, "tls": worker.files_before["tls"]}
+        report_expired(self._recorder, entry, worker, expired)
+
+    async def _watch(self, entry: Entry, worker: Worker) -> Exit:
+        """See the worker become ready, unless it is leaving already, and end."""
+        assert worker.placement is not None
+        ending = asyncio.ensure_future(self._runner.watch(worker.placement))
+        if worker.phase is Phase.STARTING:
+            await self._become_ready(entry, worker, ending)
+        elif worker.phase in LEAVING:
+            # That was decided before it had a process.
+            leave = self.drain if worker.phase is Phase.DRAINING else self.stop
+            self._queue.run(leave(entry, worker))
+        return await ending
+
+    async def _become_ready(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
+        assert worker.placement is not None
+        config, logs = worker.config, f"poolctl logs {entry.name}"
+        try:
+            await self._runner.begun(worker.placement)
+            async with asyncio.timeout(None if config.job else config.start_timeout):
+                await self._runner.ready(worker.placement)
+                if config.health.gated:
+                    await self._health.admit(entry, worker, ending)
+        except WorkerFailed as error:
+            worker.failure = failure_of(entry, error.message, error.hint, cause=error)
+        except Exception as error:
+            message, hint = explained(error)
+            if isinstance(error, TimeoutError):
+                why = self._health.message(entry, worker)
+                message = (
+                    f"was not ready within {format_duration(config.start_timeout)}{f': {why}' if why else ''}"
+                )
+                hint = f"{logs}; start_timeout says how long it may take"
+            worker.failure = failure_of(entry, message, hint or logs, cause=error)
+            worker.given_up = True
+            await self._runner.stop(worker.placement, 0)
+        else:
+            if worker.phase is Phase.STARTING:
+                worker.phase = Phase.READY
+                worker.ready_at = self._clock.monotonic()
+                entry.count_restart(worker)
+                entry.called = True
+                entry.retries = entry.retries or entry.complete
+                if worker.generation == entry.generation:
+                    entry.certificate_ends = worker.certificate_ends
+                self._queue.touch(entry, progressed=True)
+
+    async def _prepare(self, entry: Entry, worker: Worker) -> bool:
+        """Import the application before the worker is placed; False if the worker is not wanted any more.
+
+        Raises ServerError or WorkerFailed, as the runner does.
+        """
+        worker.preparing = asyncio.ensure_future(self._runner.prepare(worker.config, entry.code_since))
+        await asyncio.wait({worker.preparing})
+        if worker.preparing.cancelled():
+            return False
+        entry.preload_problem = worker.preparing.result()
+        warning = f"{entry.name}: preload = true has no effect: {entry.preload_problem}"
+        if entry.preload_problem and warning not in entry.warnings:
+            entry.warnings.append(warning)
+        return worker.phase is Phase.PLACING
+
+    # Workers that are stopped.
 
     async def drain(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
         """Let the worker finish its requests, then end it; `replaced`: another one takes over its connections."""
@@ -84,7 +196,7 @@ class Exits:
 
     # Workers that have ended.
 
-    def ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+    def _ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """The worker has ended, stopped or by itself."""
         entry.workers.pop(worker.id, None)
         worker.exit = exit_
@@ -96,7 +208,7 @@ class Exits:
         was_ready = worker.ready_at is not None
         if not was_ready and not (worker.config.job and exit_.ok):
             failure = worker.failure or failure_of(
-                entry, f"{exit_.message} before it was ready", f"poolctl logs {entry.name}", PoolStartError
+                entry, f"{exit_.message} before it was ready", f"poolctl logs {entry.name}"
             )
             entry.failures += 1
             entry.failure, entry.failed_since = failure, worker.placed_at
@@ -121,7 +233,7 @@ class Exits:
         entry.retries = True
         # Its workers are replaced by forks of the existing import, whatever was requested since.
         entry.code_since = 0.0
-        self._registry.configure(entry, staying.config)
+        self._servers.configure(entry, staying.config)
         return True
 
     def died(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
@@ -156,7 +268,7 @@ class Exits:
         elif verdict.next is Next.FAILED:
             entry.become(Desired.FAILED)
             if was_ready or (entry.retries and entry.config.restart.policy != "no"):
-                self.note(entry, verdict.reason, f"poolctl logs {entry.name}", PoolStartError)
+                self.note(entry, verdict.reason, f"poolctl logs {entry.name}")
         else:
             window = entry.config.restart.window
             entry.restart_times = [each for each in entry.restart_times if now - each <= window] + [now]
@@ -185,7 +297,7 @@ class Exits:
         entry: Entry,
         message: str,
         hint: str,
-        kind: type[PoolError],
+        kind: type[PoolError] = PoolStartError,
         *,
         of_a_worker: bool = True,
         cause: Exception | None = None,
@@ -197,56 +309,10 @@ class Exits:
         entry.failure = failure_of(entry, message, hint, kind, cause=cause)
 
 
-class Next(StrEnum):
-    """The consequences for the server."""
-
-    RESTART = "restart"
-    DONE = "done"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The decision, the pause before a restart, and the reason for giving up."""
-
-    next: Next
-    delay_seconds: float = 0.0
-    reason: str = ""
-
-
-def judge(
-    policy: Restart,
-    exit_: Exit,
-    *,
-    was_ready: bool,
-    restarts: Sequence[float],
-    now: float,
-    jitter: float,
-    retries: bool = True,
-) -> Verdict:
-    """The consequence of an exit without a command.
-
-    `restarts` are the times of the restarts so far, `now` the time of this death (same clock), `jitter` a random number
-    from -1 to 1. The first restart within the window is at once, if the worker had ever been ready. Without `retries`
-    the exit of a worker that was never ready is final.
-    """
-    if not (retries or was_ready):
-        return Verdict(Next.FAILED, reason=exit_.message)
-    if exit_.ok and policy.policy != "always":
-        return Verdict(Next.DONE)
-    if policy.policy == "no":
-        return Verdict(Next.FAILED, reason=exit_.message)
-    recent = [moment for moment in restarts if now - moment <= policy.window]
-    if len(recent) >= policy.limit:
-        reason = f"{exit_.message}; restarted {len(recent)} times within {policy.window:g} s"
-        return Verdict(Next.FAILED, reason=reason)
-    if not recent and was_ready:
-        return Verdict(Next.RESTART)
-    backoff = policy.backoff
-    steps = max(0, len(recent) - 1)
-    # Past this exponent the maximum is reached in any case, and a float would overflow.
-    delay = min(backoff.max, backoff.initial * backoff.factor ** min(steps, 64))
-    return Verdict(Next.RESTART, delay * (1 + backoff.jitter * jitter))
+def cancel(worker: Worker) -> None:
+    """Give up a worker without a process that is not wanted any more."""
+    if worker.preparing is not None:
+        worker.preparing.cancel()
 
 
 def _serves(entry: Entry) -> bool:
@@ -254,7 +320,12 @@ def _serves(entry: Entry) -> bool:
 
 
 def failure_of(
-    entry: Entry, message: str, hint: str, kind: type[PoolError], *, cause: Exception | None = None
+    entry: Entry,
+    message: str,
+    hint: str,
+    kind: type[PoolError] = PoolStartError,
+    *,
+    cause: Exception | None = None,
 ) -> ServerError:
     """The failure of a server, with the code of the attempt."""
     failure = ServerError(

@@ -1,0 +1,206 @@
+"""The servers of the pool by name, with their dependencies, and their records for the next supervisor."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, asdict, fields
+from typing import Any
+
+from poolctl.config import ServerConfig
+
+from .addresses import Addresses
+from .state import Entry
+from .view import IN_BACKOFF, Desired, Overrides
+
+
+class Servers:
+    """The servers, including those that are leaving. Starts and stops nothing.
+
+    `can_sleep`: their runner can watch listeners of servers without workers.
+    """
+
+    def __init__(
+        self, servers: Iterable[ServerConfig], addresses: Addresses, *, can_sleep: bool = True
+    ) -> None:
+        self._addresses = addresses
+        self._can_sleep = can_sleep
+        self.entries: dict[str, Entry] = {}
+        self.removed: dict[str, Entry] = {}
+        self.revision = 0  # how many times the configuration of a server has changed
+        # Names, because a dependency may be missing: not added yet, or removed.
+        self._dependents: dict[str, dict[str, None]] = defaultdict(dict)
+        for server in servers:
+            self._enter(Entry(server, can_sleep=can_sleep))
+
+    def add(self, config: ServerConfig) -> Entry:
+        """Add a server; one that is leaving under the same name comes back as this one."""
+        entry = self.entries.get(config.name)
+        if entry is not None:
+            entry.become(Desired.IDLE)
+            self.removed.pop(entry.name, None)
+            self.configure(entry, config)
+            return entry
+        self.revision += 1
+        return self._enter(Entry(config, can_sleep=self._can_sleep))
+
+    def _enter(self, entry: Entry) -> Entry:
+        self.entries[entry.name] = entry
+        self._note(entry)
+        return entry
+
+    def remove(self, entry: Entry) -> None:
+        """Let the server leave; it is forgotten when its last worker has ended."""
+        entry.become(Desired.REMOVED)
+        self.removed[entry.name] = entry
+        self._addresses.leave(entry)
+
+    def configure(self, entry: Entry, config: ServerConfig) -> None:
+        """Give the server this configuration of the same name, which takes effect as its workers are replaced."""
+        self.revision += 1
+        self._discard(entry)
+        entry.config = config
+        self._note(entry)
+
+    def forget(self, entry: Entry) -> None:
+        """Forget a server that has left."""
+        self.revision += 1
+        self._discard(entry)
+        del self.entries[entry.name]
+        self.removed.pop(entry.name, None)
+
+    def _note(self, entry: Entry) -> None:
+        """Note its dependencies and its address."""
+        for dependency in entry.config.depends_on:
+            self._dependents[dependency.name][entry.name] = None
+        self._addresses.claim(entry)
+
+    def _discard(self, entry: Entry) -> None:
+        """Forget its dependencies and its address; its dependents keep theirs."""
+        for dependency in entry.config.depends_on:
+            self._dependents[dependency.name].pop(entry.name, None)
+        self._addresses.waive(entry)
+
+    def revise(self) -> None:
+        """Note that the configuration has changed without a change of an entry, so that it is saved for a successor."""
+        self.revision += 1
+
+    def arrange(self, names: Iterable[str]) -> None:
+        """Put the servers into this order; those that are not named follow."""
+        first = {name: self.entries[name] for name in names if name in self.entries}
+        rest = {name: entry for name, entry in self.entries.items() if name not in first}
+        self.entries.clear()
+        self.entries.update(first | rest)
+
+    @property
+    def unused(self) -> bool:
+        """No server runs, is wanted, or has ever run."""
+        return not any(
+            entry.wanted or entry.workers or entry.generation > 1 or entry.failures
+            for entry in self.entries.values()
+        )
+
+    # Their dependencies.
+
+    def dependencies(self, entry: Entry) -> list[Entry]:
+        """The servers that it depends on directly."""
+        found = (self.entries.get(dependency.name) for dependency in entry.config.depends_on)
+        return [dependency for dependency in found if dependency is not None]
+
+    def dependents(self, entry: Entry) -> list[Entry]:
+        """The servers that depend on it directly."""
+        found = (self.entries.get(name) for name in self._dependents.get(entry.name, ()))
+        return [dependent for dependent in found if dependent is not None]
+
+    def closure(self, entries: Iterable[Entry], step: Callable[[Entry], list[Entry]]) -> list[Entry]:
+        """The entries and all that is reached from them by `step`, in the order of the file."""
+        seen: set[str] = set()
+        ahead = list(entries)
+        while ahead:
+            entry = ahead.pop()
+            if entry.name not in seen:
+                seen.add(entry.name)
+                ahead += step(entry)
+        return [entry for name, entry in self.entries.items() if name in seen]
+
+    def may_start(self, entry: Entry) -> bool:
+        """Whether each of its dependencies fulfils its condition."""
+        awaited = entry.config.depends_on
+        if entry.ignore_dependencies:
+            # A sleeping server that was started without its dependencies still wakes after those that are wanted.
+            awaited = tuple(each for each in awaited if entry.sleepy and self._is_to_run(each.name))
+        return all(self._satisfied(each.name, each.condition) for each in awaited)
+
+    def _is_to_run(self, name: str) -> bool:
+        entry = self.entries.get(name)
+        return entry is not None and not entry.rests
+
+    def _satisfied(self, name: str, condition: str) -> bool:
+        entry = self.entries.get(name)
+        if entry is None:
+            return True
+        if condition == "started":
+            return entry.answers or entry.started
+        if condition == "completed":
+            return entry.completed
+        # One that is out of rotation is not ready, but its dependents reach it.
+        return entry.answers
+
+    def may_stop(self, entry: Entry) -> bool:
+        """Whether no dependent has to stop, or to be replaced, before it."""
+        if entry.removed and any(
+            dependency.name == entry.name
+            for other in self.entries.values()
+            for worker in other.workers.values()
+            for dependency in worker.config.depends_on
+        ):
+            return False
+        return not any(dependent.workers and not dependent.wanted for dependent in self.dependents(entry))
+
+
+# The record of a server: the state that the next supervisor needs, as JSON values. A field with the value of a new
+# entry is left out: most records hold little more than the desired state.
+
+PERSISTED: dict[str, Any] = {
+    each.name: each.default if each.default_factory is MISSING else each.default_factory()
+    for each in fields(Entry)
+    if each.metadata["persisted"]
+}
+_PLAIN = [(name, usual) for name, usual in PERSISTED.items() if name not in ("desired", "overrides")]
+
+
+def record_of(entry: Entry) -> dict[str, Any]:
+    """The record of the entry. A backoff is not part of it: a successor tries at once."""
+    found = {name: value for name, usual in _PLAIN if (value := getattr(entry, name)) != usual}
+    if entry.desired is not Desired.IDLE:
+        found["desired"] = (Desired.RUN if entry.desired in IN_BACKOFF else entry.desired).value
+    if entry.overrides != PERSISTED["overrides"]:
+        found["overrides"] = asdict(entry.overrides)
+    return found
+
+
+def restore(entry: Entry, record: Mapping[str, Any]) -> None:
+    """Restore the entry from its record, also from one of a version that stored single flags."""
+    for name, _ in _PLAIN:
+        if name in record:
+            setattr(entry, name, record[name])
+    entry.desired = Desired(record["desired"]) if "desired" in record else _from_flags(record)
+    overrides = record.get("overrides")
+    if overrides is None:
+        overrides = {
+            "workers": record.get("count"),
+            "disabled": record.get("disabled"),
+            "out": record.get("out", False),
+        }
+    entry.overrides = Overrides(**overrides)
+
+
+def _from_flags(record: Mapping[str, Any]) -> Desired:
+    """From the flags that earlier versions wrote: `wanted`, `removed`, `failed`, `done`, `dismissed`."""
+    if record.get("removed"):
+        return Desired.REMOVED
+    if not record.get("wanted"):
+        return Desired.STOPPED if record.get("dismissed") else Desired.IDLE
+    if record.get("failed"):
+        return Desired.FAILED
+    return Desired.COMPLETED if record.get("done") else Desired.RUN
