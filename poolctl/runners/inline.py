@@ -20,8 +20,8 @@ from poolctl.listeners.open import close_listener, describe, inherited_descripto
 from poolctl.listeners.stop_accepting import accepted_from, stop_reading
 from poolctl.listeners.unix import Identity, identity_of
 
-from .descriptor import give_up
 from .inline_worker import InlineWorker
+from .link import give_up
 from .opener import Opener
 from .protocol import IMPORTS_PER_CPU, Capabilities, Endpoints, Exit, Placement, WorkerFailed, app_state
 
@@ -106,8 +106,7 @@ class InlineRunner:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if worker.exited.done():
             exit_ = worker.exited.result()
-            message = f"{exit_.message} before it was ready"
-            raise WorkerFailed(f"{message}: {worker.reason}" if worker.reason else message, exit=exit_)
+            raise WorkerFailed(exit_.before_ready(worker.reason), exit=exit_)
 
     async def rotate(self, placement: Placement, in_rotation: bool) -> None:
         """See Runner."""

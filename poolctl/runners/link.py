@@ -1,4 +1,7 @@
-"""One end of a message socket in an event loop: the supervisor's to keeper, zygotes, logger and workers."""
+"""Links of the supervisor to keeper, zygotes, logger and workers, and who owns the descriptors sent over them.
+
+A descriptor is closed once, by its owner, however many users it has.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from poolctl.keeper import wire
+from poolctl.keeper import fd_store, wire
 
 from . import untrusted
-from .descriptor import HasDescriptor, close_duplicates, owners_of
 
 _RETRY_SECONDS = 0.002
 _PAUSED_SECONDS = 1.0
@@ -22,6 +25,60 @@ _LONGEST_RETRY_SECONDS = 0.1
 
 Message = wire.Message
 Reply = tuple[Message, list[int]]
+
+
+class HasDescriptor(Protocol):
+    """A socket, or anything else that owns a descriptor; `fileno()` is -1 once it is closed."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+
+class Descriptor:
+    """The owner of a descriptor that belongs to no socket object."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """See HasDescriptor."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close it; a second time does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Duplicate(Descriptor):
+    """A duplicate that its holder closes too: only the number of the original was known."""
+
+
+def owners_of(fds: Iterable[int | HasDescriptor]) -> list[HasDescriptor]:
+    """The owners as they are, and duplicates of what was given by number. Raises OSError."""
+    return [Duplicate(os.dup(fd)) if isinstance(fd, int) else fd for fd in fds]
+
+
+def close_duplicates(owners: Iterable[HasDescriptor]) -> None:
+    """Close the duplicates; the other owners belong to the caller."""
+    for owner in owners:
+        if isinstance(owner, Duplicate):
+            owner.close()
+
+
+def give_up(fds: Iterable[int]) -> None:
+    """Let go of what these numbers stand for, in a forked child, and keep the numbers in use.
+
+    They are not closed: the objects that own the numbers live on, and would later close another file.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.dup2(null, fd, inheritable=False)
+    os.close(null)
 
 
 class LinkLost(Exception):
@@ -32,30 +89,37 @@ class Refused(LinkLost):
     """The process at the other end is there, and reports an error."""
 
 
+class Receiver:
+    """The owner of a link, which the link calls."""
+
+    def received(self, message: Message, fds: list[int]) -> None:
+        """A message that is no reply, with its descriptors. Raises Malformed for an invalid one."""
+        _close(fds)
+
+    def lost(self) -> None:
+        """The other end is gone: called once, unless the link was closed at this end."""
+
+    def breached(self, deed: str) -> None:
+        """An untrusted process broke the protocol ("sent …"); `lost` follows."""
+
+
 class Link:
     """Messages in order, replies matched to their calls. Sending never blocks; what does not fit waits here.
 
-    `on_message` gets every message that is no reply, with its descriptors; `on_end` is called once, when the other
-    end is gone. Belongs to the running loop; not thread-safe.
+    Belongs to the running loop; not thread-safe.
 
-    With `on_breach` the other end runs an application's code and is not trusted: no descriptor is taken from it, and
-    what it sends and leaves unread is bounded. When it breaks these rules, or `on_message` raises Malformed, the link
-    is closed, and `on_breach` is called with what it did ("sent …"), before `on_end`.
+    A process that runs an application's code is not `trusted`: no descriptor is taken from it, and what it sends and
+    leaves unread is bounded. When it breaks these rules, or sends a message that the receiver finds Malformed, the link
+    is closed.
     """
 
     def __init__(
-        self,
-        sock: socket.socket,
-        on_message: Callable[[Message, list[int]], None],
-        on_end: Callable[[], None] = lambda: None,
-        *,
-        on_breach: Callable[[str], None] | None = None,
+        self, sock: socket.socket, receiver: Receiver | None = None, *, trusted: bool = True
     ) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self._on_message = on_message
-        self._on_end = on_end
-        self._on_breach = on_breach
+        self._receiver = receiver or Receiver()
+        self._trusted = trusted
         self._loop = asyncio.get_running_loop()
         self._allowance = untrusted.allowance()
         # A socket may outlive us, and with it answers to what we asked: our successor must not ask by the same numbers.
@@ -137,15 +201,15 @@ class Link:
             self._readable()
 
     def close(self) -> None:
-        """End the link from this side; calls under way raise LinkLost, `on_end` is not called."""
-        self._on_end = lambda: None
-        self._lost()
+        """End the link from this side; calls under way raise LinkLost, the receiver is not called."""
+        self._receiver = Receiver()
+        self._end()
 
     def cut_off(self, deed: str) -> None:
         """Close the link to an untrusted process, which broke the protocol ("sent …")."""
-        if self._on_breach is not None and self.sock.fileno() >= 0:
-            self._on_breach(deed)
-            self._lost(f"it {deed}")
+        if not self._trusted and self.sock.fileno() >= 0:
+            self._receiver.breached(deed)
+            self._end(f"it {deed}")
 
     def _limit(self, number: int, seconds: float) -> None:
         self._limits[number] = self._loop.call_later(seconds, self._look, number, seconds, self.heard)
@@ -156,10 +220,10 @@ class Link:
         if heard != self.heard or late_seconds > _PAUSED_SECONDS:
             self._limit(number, seconds)
         else:
-            self._lost(f"the other end has not answered for {seconds:g} s")
+            self._end(f"the other end has not answered for {seconds:g} s")
 
     def _queue(self, message: Message, fds: Sequence[int | HasDescriptor]) -> None:
-        if self._on_breach is not None and len(self._outbox) >= untrusted.MOST_UNREAD:
+        if not self._trusted and len(self._outbox) >= untrusted.MOST_UNREAD:
             self.cut_off(f"left {untrusted.MOST_UNREAD} messages unread")
             return
         self._outbox.append((message, owners_of(fds)))
@@ -198,14 +262,14 @@ class Link:
                 # A reset is reported once, when the other end has not read everything; its messages are still there.
                 continue
             except wire.WireError as error:
-                if self._on_breach is not None:
+                if not self._trusted:
                     self.cut_off(f"sent {error}")
                     return
                 continue
             except OSError:
                 received = None
             if received is None:
-                self._lost()
+                self._end()
                 return
             self.heard += 1
             self._dispatch(*received)
@@ -213,7 +277,7 @@ class Link:
                 return
 
     def _receive(self) -> Reply | None:
-        if self._on_breach is None:
+        if self._trusted:
             return wire.receive(self.sock)
         return wire.receive(self.sock, most_bytes=untrusted.MOST_BYTES, most_descriptors=0)
 
@@ -228,23 +292,20 @@ class Link:
             future.set_result((message, fds))
 
     def _take(self, message: Message, fds: list[int]) -> None:
-        if self._on_breach is None:
-            self._on_message(message, fds)
-            return
         try:
-            if not self._allowance.take(1, self._loop.time()):
+            if not self._trusted and not self._allowance.take(1, self._loop.time()):
                 raise untrusted.Malformed(f"more than {untrusted.BURST} messages at once")
-            self._on_message(message, fds)
+            self._receiver.received(message, fds)
         except untrusted.Malformed as error:
             self.cut_off(f"sent {error}")
 
-    def _lost(self, reason: str = "the other end is gone") -> None:
+    def _end(self, reason: str = "the other end is gone") -> None:
         if self.sock.fileno() < 0:
             return
         self._loop.remove_reader(self.sock.fileno())
         if self._retry is not None:
             self._retry.cancel()
-        if self._on_breach is None:
+        if self._trusted:
             self.sock.close()
         else:
             wire.close(self.sock.detach())
@@ -254,14 +315,83 @@ class Link:
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(LinkLost(reason))
-        on_end = self._on_end
-        # They usually refer to our owner: without this cycle both are freed at once, and not by the collector.
-        self._on_message, self._on_end, self._on_breach = _ignore, lambda: None, None
-        on_end()
+        # It usually refers to our owner: without this cycle both are freed at once, and not by the collector.
+        receiver, self._receiver = self._receiver, Receiver()
+        receiver.lost()
 
 
-def _ignore(message: Message, fds: list[int]) -> None:
-    _close(fds)
+class KeeperLink(Link):
+    """A Link whose `put`, `note` and `drop` are recorded, with the descriptors, transparently to callers.
+
+    A descriptor given as its owner (a socket) is recorded as that object: one descriptor serves both, and is omitted
+    once it is closed. A plain number is duplicated. `entries` are the names with their values and descriptors.
+    """
+
+    def __init__(self, sock: socket.socket, receiver: Receiver | None = None) -> None:
+        self.entries: dict[str, tuple[object, list[HasDescriptor]]] = {}
+        self.whole = False  # `entries` is complete
+        self._dropped: set[str] | None = None  # while `complete` is running
+        super().__init__(sock, receiver)
+
+    def send(self, message: wire.Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
+        """See Link."""
+        self._record(message, fds)
+        super().send(message, fds)
+
+    def share(self, name: str, meta: object, owners: Sequence[HasDescriptor]) -> None:
+        """Record an entry of the keeper whose descriptors these objects own here."""
+        self._forget(name)
+        self.entries[name] = (meta, list(owners))
+
+    async def complete(self) -> None:
+        """Fetch the entries that an earlier supervisor put, too: from now on the keeper can be replaced."""
+        after = ""
+        self._dropped = set()
+        while True:
+            reply, _ = await self.call({"op": "list", "after": after})
+            for name, _ in reply["entries"]:
+                after = name
+                if name not in self.entries and not name.startswith(fd_store.OF_THE_VERSION):
+                    await self._fetch(name)
+            if not reply["entries"]:
+                self._dropped = None
+                self.whole = True
+                return
+
+    def held(self) -> dict[str, tuple[object, list[int]]]:
+        """The entries with their open descriptors."""
+        return {
+            name: (meta, [fd for owner in owners if (fd := owner.fileno()) >= 0])
+            for name, (meta, owners) in self.entries.items()
+        }
+
+    def close(self) -> None:
+        """See Link; the records are dropped."""
+        super().close()
+        for name in list(self.entries):
+            self._forget(name)
+
+    async def _fetch(self, name: str) -> None:
+        reply, fds = await self.call({"op": "get", "name": name})
+        if name in self.entries or name in (self._dropped or ()) or not (fds or reply["meta"] is not None):
+            for fd in fds:
+                os.close(fd)
+        else:
+            self.entries[name] = (reply["meta"], [Duplicate(fd) for fd in fds])
+
+    def _record(self, message: wire.Message, fds: Sequence[int | HasDescriptor]) -> None:
+        operation, name = message["op"], message.get("name", "")
+        if operation == "put" and not name.startswith(fd_store.OF_THE_VERSION):
+            self.share(name, message.get("meta"), owners_of(fds))
+        elif operation == "note" and name in self.entries:
+            self.entries[name] = (message.get("meta"), self.entries[name][1])
+        elif operation == "drop":
+            if self._dropped is not None:
+                self._dropped.add(name)
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        close_duplicates(self.entries.pop(name, (None, []))[1])
 
 
 def _close(fds: Sequence[int]) -> None:

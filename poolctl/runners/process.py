@@ -17,8 +17,7 @@ from poolctl.keeper import wire
 from poolctl.keeper.spawn import in_background
 
 from . import withheld
-from .descriptor import give_up
-from .keeper_link import KeeperLink
+from .link import KeeperLink, Receiver, give_up
 from .local.runner import LocalRunner
 from .protocol import Capabilities, Endpoints, Exit, Placement, RunnerEvents
 
@@ -169,22 +168,15 @@ class ProcessRunner:
         logs = self._logs_directory or os.path.join(directory, "logs")
         os.makedirs(logs, mode=0o700, exist_ok=True)
         ours, theirs = wire.pair()
-        hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
-
-        def on_message(message: wire.Message, fds: list[int]) -> None:
-            if message.get("event") == "hello":
-                hello.set_result(message)
-            elif message.get("event") == "exit":
-                runner.exit_reported(message)
-
-        link = self._link = KeeperLink(ours, on_message)
+        keeper = _Keeper()
+        link = self._link = KeeperLink(ours, keeper)
         argv = command(sys.executable, "keeper", directory, "3", isolated=True)
         with theirs:
             # Not our child, so that it need not be reaped; in a session of its own, away from our terminal.
             await asyncio.to_thread(in_background, argv, dict(os.environ), [theirs.fileno()])
-        runner = LocalRunner(link, directory, logs, events=self.events)
+        runner = keeper.runner = LocalRunner(link, directory, logs, events=self.events)
         async with asyncio.timeout(_KEEPER_SECONDS):
-            said = await hello
+            said = await keeper.hello
         runner.children.keeper_pid = int(said["pid"])
         soft, hard = said["open_files"]
         runner.forker.open_files = (soft, hard)
@@ -201,6 +193,21 @@ class ProcessRunner:
             give_up([self._link.sock.fileno(), *held])
             _of_parents.append((self._started, self._link))
         self._started = self._link = self._directory = None
+
+
+class _Keeper(Receiver):
+    """The messages of the runner's keeper."""
+
+    runner: LocalRunner
+
+    def __init__(self) -> None:
+        self.hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        if message.get("event") == "hello":
+            self.hello.set_result(message)
+        elif message.get("event") == "exit":
+            self.runner.exit_reported(message)
 
 
 _runners: weakref.WeakSet[ProcessRunner] = weakref.WeakSet()

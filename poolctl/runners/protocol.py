@@ -81,6 +81,11 @@ class Exit:
         """Whether it ended by itself with status 0."""
         return self.status == 0
 
+    def before_ready(self, reason: str) -> str:
+        """The message of a worker that ended so before it was ready; `reason` is what it gave itself, if anything."""
+        message = f"{self.message} before it was ready"
+        return f"{message}: {reason}" if reason else message
+
     @classmethod
     def from_status(cls, status: int) -> Exit:
         """From an exit status as subprocess gives it: negative means a signal."""

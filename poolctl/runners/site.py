@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .keeper_link import KeeperLink
+from .link import KeeperLink
 from .protocol import RunnerEvents
 
 

@@ -23,7 +23,7 @@ from poolctl.core.state import Entry
 from poolctl.core.trace import Trace
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
 from poolctl.keeper import fd_store, wire
-from poolctl.runners.keeper_link import KeeperLink
+from poolctl.runners.link import KeeperLink
 from poolctl.runners.protocol import Exit, Placement
 from poolctl.runners.registry import make_runner
 from poolctl.runners.site import RunnerSite

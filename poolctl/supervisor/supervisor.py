@@ -14,8 +14,7 @@ from typing import NoReturn
 from poolctl import bootstrap
 from poolctl.control.directory import make_private, state_dir
 from poolctl.keeper import fd_store, wire
-from poolctl.runners.keeper_link import KeeperLink
-from poolctl.runners.link import LinkLost
+from poolctl.runners.link import KeeperLink, LinkLost, Receiver
 
 from .managed_pool import ManagedPool
 from .runtime_files import RuntimeFiles
@@ -28,7 +27,7 @@ _END_SECONDS = 15.0
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Supervisor:
+class Supervisor(Receiver):
     """Runs one pool. A calm one adopts the workers that run and serves commands, no more."""
 
     def __init__(self, directory: str, files: Sequence[str], *, calm: bool = False) -> None:
@@ -42,7 +41,7 @@ class Supervisor:
         """Manage the pool until it is stopped, or until its files turn out to be invalid; the exit status."""
         self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._early_exits: list[wire.Message] = []
-        keeper = KeeperLink(socket.socket(fileno=KEEPER_FD), self._from_keeper, self._keeper_lost)
+        keeper = KeeperLink(socket.socket(fileno=KEEPER_FD), self)
         self._keeper = keeper
         hello = await self._hello
         with contextlib.suppress(OSError):
@@ -83,7 +82,8 @@ class Supervisor:
             await keeper.complete()
             keeper.send({"op": "adopted"})
 
-    def _from_keeper(self, message: wire.Message, fds: list[int]) -> None:
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        """See Receiver: a message of the keeper."""
         event = message.get("event")
         if event == "hello":
             self._hello.set_result(message)
@@ -121,7 +121,8 @@ class Supervisor:
         logging.shutdown()
         os._exit(0)
 
-    def _keeper_lost(self) -> None:
+    def lost(self) -> None:
+        """See Receiver: the keeper has ended."""
         if self._runtime_files.withdrawn:
             self._pool.over.set()
             return

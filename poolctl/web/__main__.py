@@ -12,7 +12,7 @@ from typing import Any
 
 from poolctl.keeper import rendezvous, wire
 from poolctl.logs.internal import InternalLog
-from poolctl.runners.link import Link
+from poolctl.runners.link import Link, Receiver
 from poolctl.runners.process_watchdog import PING
 from poolctl.values import Table
 
@@ -25,7 +25,7 @@ _LOOK_SECONDS = 5.0
 _LOOKS = 6
 
 
-class DashboardServer:
+class DashboardServer(Receiver):
     """Serves from `begin` (with the listeners) to `end` or SIGTERM, or until no process is left to send these."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -36,8 +36,8 @@ class DashboardServer:
         self._over = asyncio.Event()
         self._messages: asyncio.Future[tuple[Table, list[int]]] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._over.set)
-        self._lost = asyncio.Event()
-        link = self._link = Link(self._sock, self._on_message, self._lost.set)
+        self._alone = asyncio.Event()
+        link = self._link = Link(self._sock, self)
         if await self._begins():
             message, fds = self._messages.result()
             sockets = [socket.socket(fileno=fd) for fd in fds]
@@ -58,7 +58,7 @@ class DashboardServer:
 
     async def _begins(self) -> bool:
         """Whether `begin` arrives before the end."""
-        others = [asyncio.ensure_future(event.wait()) for event in (self._over, self._lost)]
+        others = [asyncio.ensure_future(event.wait()) for event in (self._over, self._alone)]
         waiting: set[asyncio.Future[Any]] = {self._messages, *others}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for other in others:
@@ -67,12 +67,17 @@ class DashboardServer:
 
     async def _outlive(self, message: Table, sockets: list[socket.socket]) -> None:
         """Keep serving without keeper and supervisor, until a new pool has taken the listener over."""
-        await self._lost.wait()
+        await self._alone.wait()
         if not self._over.is_set():
             await OrphanedDashboard(message["directory"], message["bind"], sockets).taken()
             self._over.set()
 
-    def _on_message(self, message: wire.Message, fds: list[int]) -> None:
+    def lost(self) -> None:
+        """See Receiver."""
+        self._alone.set()
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        """See Receiver."""
         if message.get("t") == "begin" and not self._messages.done():
             self._messages.set_result((message, fds))
         elif message == PING:

@@ -36,11 +36,12 @@ WITHIN = {
         "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "observers": 5,
     },
     "runners": {
-        "daemon_thread": 0, "untrusted": 0, "protocol": 0, "withheld": 0, "descriptor": 0, "link": 1, "spec": 1,
-        "opener": 1, "survivors": 1, "keeper_link": 2, "process_watchdog": 2, "site": 3, "local": 4,
+        "daemon_thread": 0, "untrusted": 0, "protocol": 0, "withheld": 0, "link": 1, "spec": 1,
+        "opener": 1, "survivors": 1, "process_watchdog": 2, "site": 3, "local": 4,
     },
     "runners.local": {
-        "certificates_in_use": 2, "resources": 2, "workers": 2, "spawn": 3, "activation": 3, "orphans": 3,
+        "children": 1, "sockets": 1, "output": 1, "tallies": 1, "programs": 1, "certificates_in_use": 1,
+        "local_worker": 2, "spawn": 3, "activation": 3, "orphans": 3, "takeover": 4,
     },
     "worker": {
         "load_app": 0, "tally": 0, "fork_safety": 0, "process_setup": 1, "control_socket": 1, "serving": 2,

@@ -20,11 +20,10 @@ from poolctl.keeper import fd_store, rendezvous, wire
 from poolctl.platform import copy_descriptor
 from poolctl.worker.control_socket import spec_digest
 
-from ..descriptor import Descriptor
-from ..link import Link
+from ..link import Descriptor, Link
 from ..spec import user_id, user_ids, worker_spec
 from ..survivors import SILENCE, Pipes, Survivor, are_there, find, is_socket
-from .resources.output import Output
+from .output import Output
 
 logger = logging.getLogger("poolctl.supervisor")
 

@@ -13,25 +13,19 @@ from typing import Any
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store
 
-from ..keeper_link import KeeperLink
+from ..link import KeeperLink
 from ..protocol import Adopted, Capabilities, Endpoints, Exit, Placement, RunnerEvents
 from .activation.sleeping_servers import SleepingServers
+from .children import Children
+from .local_worker import LocalWorker
 from .orphans import take_in
-from .resources.output import Output, last_lines
-from .resources.sockets import Sockets
-from .spawn.app_zygotes import AppZygotes
-from .spawn.children import Children
+from .output import Output, last_lines
+from .sockets import AdoptionPairs, Sockets
+from .spawn.app_zygotes import AppZygotes, ImportLimit
 from .spawn.forking import Forker
-from .spawn.import_limit import ImportLimit
 from .spawn.zygotes import Zygotes
 from .takeover import Parts, inherited, reports_of, take_over
-from .workers import worker_commands
-from .workers.adoption_pairs import AdoptionPairs
-from .workers.heartbeats import Heartbeats
-from .workers.local_worker import LocalWorker
-from .workers.programs import connect
-from .workers.stopping import Stopping
-from .workers.tallies import Tallies
+from .tallies import Tallies
 
 _LAST_OUTPUT_SECONDS = 1.0
 
@@ -82,9 +76,7 @@ class LocalRunner:
         self.check, self.reopen_logs = self.forker.check, self.output.reopen
         self.force_certificate = self.forker.certificates.force
         self._orphanage = orphanage
-        self._partings = Stopping(keeper, self.adoptions)
         self._workers: dict[str, LocalWorker] = {}
-        self.beats = Heartbeats(self._workers)
         self.tallies = Tallies(keeper, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
         self._events = events
@@ -93,7 +85,7 @@ class LocalRunner:
     def capabilities(self) -> Capabilities:
         """See Runner."""
         return Capabilities(
-            sleep=self, heartbeats=self.beats, counters=self.tallies, logs=self, log_files=self, takeover=self
+            sleep=self, heartbeats=self, counters=self.tallies, logs=self, log_files=self, takeover=self
         )
 
     async def open(self, server: ServerConfig) -> Endpoints:
@@ -111,18 +103,10 @@ class LocalRunner:
         await self.adoptions.close(key)
         await self.sockets.close(key)
 
-    def give(self, key: str, sock: socket.socket) -> bool:
-        """Whether a worker of that address will get the connection, as if it had accepted it; False: try again later.
-
-        Bytes may have arrived on it, but nothing was answered, and no handshake has begun. It stays the caller's to
-        close, which does not close it for the worker.
-        """
-        return self.sleeping.hold(key, sock) or self.adoptions.give(key, sock)
-
     def idle_after(self, placement: Placement, seconds: float) -> None:
         """See Sleep."""
         if placement.id in self._workers:
-            worker_commands.idle_after(self._workers[placement.id], seconds)
+            self._workers[placement.id].idle_after(seconds)
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         """See Sleep."""
@@ -160,30 +144,11 @@ class LocalRunner:
         self._workers[placement.id] = worker
         self._by_pid[placement.pid] = worker
         worker.answered.add_done_callback(lambda _: self._note(worker))
-        worker.on_expired = lambda: self._expired(worker)
-        worker.on_idle = lambda idle: self._idle(placement, idle)
-        worker.on_breach = lambda: self._breached(worker)
+        worker.events = self._events
         worker.on_disowned = lambda: self._disowned(worker)
         early = self.children.add(placement.pid)
         if early is not None:
             self._ended(worker, early)
-
-    def _expired(self, worker: LocalWorker) -> None:
-        if self._events is not None:
-            self._events.expired(worker.placement)
-        elif worker.control is not None:
-            worker.control.send({"order": "drain"})
-
-    def _idle(self, placement: Placement, idle: bool) -> None:
-        if self._events is not None:
-            self._events.idle(placement, idle)
-
-    def _breached(self, worker: LocalWorker) -> None:
-        """Kill a worker that breaks the protocol; this is then handled as an unexpected exit."""
-        logger.warning(
-            "killing worker %s (pid %s): %s", worker.placement.id, worker.placement.pid, worker.breach
-        )
-        self._partings.kill_soon(worker)
 
     def _disowned(self, worker: LocalWorker) -> None:
         self._by_pid.pop(worker.placement.pid or 0, None)
@@ -204,6 +169,7 @@ class LocalRunner:
         await self.forker.certificates.recall(servers)
         parts = Parts(
             self.keeper,
+            self.children,
             self.zygotes,
             self.app_zygotes,
             self.forker,
@@ -246,39 +212,45 @@ class LocalRunner:
     async def rotate(self, placement: Placement, in_rotation: bool) -> None:
         """See Runner. Without effect on a command."""
         if placement.id in self._workers:
-            worker_commands.rotate(self._workers[placement.id], in_rotation)
+            self._workers[placement.id].rotate(in_rotation)
 
     async def attend(self, placement: Placement, accepting: bool) -> None:
         """See Runner. Without effect on a command."""
         if placement.id in self._workers:
-            worker_commands.attend(self._workers[placement.id], accepting)
+            self._workers[placement.id].attend(accepting)
 
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
         """See Runner. A command is reached by its port."""
         worker = self._workers.get(placement.id)
-        if worker is None or worker.exited.done():
+        if worker is None:
             raise ConnectionRefusedError("it has exited")
-        if worker.control is None:
-            return await connect(worker.server, next(iter(self.sockets.of(worker.server)), None))
-        return worker_commands.connect(worker, kind, plain)
+        return await worker.connect(kind, plain, self.sockets.of(worker.server))
 
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         """See Runner."""
         if placement.id in self._workers:
             given = self.forker.certificates.renewed(server)
-            worker_commands.renew_tls(self._workers[placement.id], server, given.contents)
+            self._workers[placement.id].renew_tls(server, given.contents)
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner. A command may go on accepting."""
-        await self._partings.leave(self._workers.get(placement.id), replaced=replaced)
+        if worker := self._workers.get(placement.id):
+            await worker.leave(self._receivers(worker, replaced))
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner."""
-        await self._partings.drain(self._workers.get(placement.id), replaced=replaced)
+        if worker := self._workers.get(placement.id):
+            await worker.drain(self._receivers(worker, replaced))
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         """See Runner."""
-        return await self._partings.stop(self._workers.get(placement.id), timeout_seconds, replaced=replaced)
+        worker = self._workers.get(placement.id)
+        if worker is None:
+            return Exit(message="has ended before")
+        return await worker.stop(timeout_seconds, self._receivers(worker, replaced))
+
+    def _receivers(self, worker: LocalWorker, replaced: bool) -> str | None:
+        return self.adoptions.protocol(worker.server.key) if replaced else None
 
     async def watch(self, placement: Placement) -> Exit:
         """See Runner. The output of a worker that never answered is in its file by then, as far as possible."""
@@ -290,6 +262,16 @@ class LocalRunner:
             await self.output.finished(worker.output, _LAST_OUTPUT_SECONDS)
         self._workers.pop(placement.id, None)
         return exit_
+
+    def beat(self, placement: Placement, asked_ns: int) -> bool:
+        """See Heartbeats."""
+        worker = self._workers.get(placement.id)
+        return worker is not None and worker.beat(asked_ns)
+
+    def beaten_ns(self, placement: Placement) -> int:
+        """See Heartbeats."""
+        worker = self._workers.get(placement.id)
+        return worker.tally.beaten_ns() if worker is not None and worker.tally is not None else 0
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """See Logs."""

@@ -16,25 +16,23 @@ from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, wire
 
-from ..descriptor import HasDescriptor
-from ..keeper_link import KeeperLink
-from ..link import Link
+from ..link import HasDescriptor, KeeperLink, Link
 from ..protocol import Placement
 from ..spec import user_id
+from .local_worker import LocalWorker
+from .programs import NotifySocket
 from .spawn.zygotes import Source
-from .workers.local_worker import LocalWorker
-from .workers.notify_socket import NotifySocket
-from .workers.tallies import Tally
+from .tallies import Tally
 
 if TYPE_CHECKING:
     from .activation.sleeping_servers import SleepingServers
-    from .resources.output import Output
-    from .resources.sockets import Sockets
+    from .children import Children
+    from .output import Output
+    from .sockets import AdoptionPairs, Sockets
     from .spawn.app_zygotes import AppZygotes
     from .spawn.forking import Forker
     from .spawn.zygotes import Zygotes
-    from .workers.adoption_pairs import AdoptionPairs
-    from .workers.tallies import Tallies
+    from .tallies import Tallies
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -54,6 +52,7 @@ class Parts(NamedTuple):
     """The parts of a runner that take the keeper's entries."""
 
     keeper: KeeperLink
+    children: Children
     zygotes: Zygotes
     app_zygotes: AppZygotes
     forker: Forker
@@ -101,7 +100,7 @@ async def take_over(
                 if meta.get("start") is not None:
                     # Without effect for a child of the keeper; another process may not be watched yet.
                     parts.keeper.send({"op": "watch", "pid": meta["pid"], "start": meta["start"]})
-                adopted.append(_worker(parts.keeper, name, server, meta, fds, follow))
+                adopted.append(_worker(parts, name, server, meta, fds, follow))
             else:
                 _end_unknown(parts.keeper, name, meta, fds)
         if not reply["entries"]:
@@ -185,7 +184,7 @@ def _keep_app_zygotes(parts: Parts, servers: Mapping[str, ServerConfig]) -> None
 
 
 def _worker(
-    keeper: KeeperLink,
+    parts: Parts,
     name: str,
     server: ServerConfig,
     meta: wire.Message,
@@ -194,12 +193,12 @@ def _worker(
 ) -> LocalWorker:
     generation, index, pid = int(meta["generation"]), int(meta["index"]), int(meta["pid"])
     placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
-    worker = LocalWorker(placement, server, str(meta["output"]), meta.get("protocol"))
+    worker = LocalWorker(parts.children, placement, server, str(meta["output"]), meta.get("protocol"))
     worker.start, worker.place = meta.get("start"), meta.get("place")
     sockets = [socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)]
     # Before the worker's exit can be reported.
     worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
-    keeper.share(name, meta, [*sockets[:1], *([worker.tally] if worker.tally is not None else [])])
+    parts.keeper.share(name, meta, [*sockets[:1], *([worker.tally] if worker.tally is not None else [])])
     follow(worker)
     # An earlier version kept the worker's end as well.
     for theirs in sockets[1:]:

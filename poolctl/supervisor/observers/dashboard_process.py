@@ -18,7 +18,7 @@ from poolctl.control.directory import SOCKET_NAME
 from poolctl.errors import ServerError
 from poolctl.keeper import wire
 from poolctl.runners import withheld
-from poolctl.runners.link import Link, LinkLost
+from poolctl.runners.link import Link, LinkLost, Receiver
 from poolctl.runners.process_watchdog import ProcessWatchdog, identity, kill
 from poolctl.values import Table
 
@@ -114,7 +114,7 @@ def _make(path: str) -> None:
         raise ServerError(f"its token cannot be written: {error}", hint="name one: token_file") from None
 
 
-class DashboardProcess:
+class DashboardProcess(Receiver):
     """The process at the other end of `sock`; `known` identifies it, `mark` identifies its settings.
 
     `exited` is done when it has ended by itself.
@@ -128,7 +128,7 @@ class DashboardProcess:
         self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._watched: ProcessWatchdog | None = None
         # The exit is reported soon, not at once: the first message may find the link lost already.
-        self.link = Link(sock, self._heard, self._ends)
+        self.link = Link(sock, self)
         self._watched = ProcessWatchdog(self.link, known, "the dashboard's process")
 
     @classmethod
@@ -175,7 +175,8 @@ class DashboardProcess:
         self.link.close()
         asyncio.get_running_loop().call_later(_ENDS_SECONDS, kill, self.known)
 
-    def _heard(self, message: wire.Message, fds: list[int]) -> None:
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        """See Receiver."""
         if self._watched is not None:
             self._watched.received(message)
         if message.get("t") == "up":
@@ -186,7 +187,8 @@ class DashboardProcess:
             self._watched.close()
             self._watched = None
 
-    def _ends(self) -> None:
+    def lost(self) -> None:
+        """See Receiver."""
         asyncio.get_running_loop().call_soon(self._ended)
 
     def _ended(self) -> None:

@@ -40,7 +40,7 @@ def hand_over(runner: ProcessRunner, server: ServerConfig) -> socket.socket:
     """Our end of a connection whose other end was given to the server's workers."""
 
     async def give(sock: socket.socket) -> bool:
-        return (await local(runner)).give(server.key, sock)
+        return (await local(runner)).adoptions.give(server.key, sock)
 
     ours, theirs = socket.socketpair()
     with theirs:
@@ -88,7 +88,7 @@ def test_a_program_has_no_pair(runner: ProcessRunner) -> None:
         runner_ = await local(runner)
         await runner_.open(server)
         with socket.socket() as sock:
-            return runner_.give(server.key, sock)
+            return runner_.adoptions.give(server.key, sock)
 
     assert engine.run_sync(scenario()) is False
     engine.run_sync(runner.close(server.key))

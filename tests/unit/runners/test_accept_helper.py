@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from poolctl.keeper.spawn import spawn
-from poolctl.runners.descriptor import HasDescriptor
-from poolctl.runners.link import Link
+from poolctl.runners.link import HasDescriptor, Link
 from poolctl.runners.local.activation import accept_helper as module
 from poolctl.runners.local.activation.accept_helper import ACCEPT, AcceptHelper, Fetched
 

@@ -12,29 +12,35 @@ import pytest
 
 from poolctl.keeper import wire
 from poolctl.runners.link import Link, LinkLost
+from poolctl.runners.local.children import Children, Process
 from poolctl.runners.local.spawn.app_zygote import AppZygote
 from poolctl.runners.local.spawn.app_zygotes import AppZygotes
-from poolctl.runners.local.spawn.children import Children, Process
-from poolctl.runners.local.spawn.imports import Imports
 from poolctl.runners.protocol import WorkerFailed
 
 
-def one() -> tuple[AppZygote, socket.socket]:
+class Silent:
+    """A keeper that is told much and answers nothing."""
+
+    def send(self, message: wire.Message, fds: object = ()) -> None:
+        pass
+
+    async def call(self, message: wire.Message, fds: object = ()) -> None:
+        raise LinkLost("there is none")
+
+
+def one(keeper: Link | None = None) -> tuple[AppZygote, socket.socket]:
     ours, theirs = wire.pair()
     theirs.setblocking(False)
-    zygote = AppZygote("key", Process(os.getpid(), None), None, "web")
-    zygote.link = Link(ours, zygote.received, zygote.ended, on_breach=lambda deed: None)
+    zygote = AppZygote(
+        keeper or cast(Link, Silent()), children(), "key", Process(os.getpid(), None), None, "web"
+    )
+    zygote.follow(ours)
     return zygote, theirs
 
 
 def children() -> Children:
     """What trusts no zygote, and needs no keeper where the processes are there."""
-    return Children(cast(Link, None), 0)
-
-
-def imports_over(keeper: Link) -> Imports:
-    """What ends zygotes, and nothing else."""
-    return Imports(keeper, children(), *[cast(Any, None)] * 3)
+    return Children(cast(Link, Silent()), 0)
 
 
 async def asked(theirs: socket.socket) -> wire.Message:
@@ -54,9 +60,9 @@ def test_one_that_is_not_needed_any_more_answers_who_has_asked_already() -> None
     async def run() -> None:
         zygote, theirs = one()
         with theirs:
-            fork = asyncio.ensure_future(zygote.fork([], children()))
+            fork = asyncio.ensure_future(zygote.fork([]))
             request = await asked(theirs)
-            zygote.after_forks(zygote.link.close)
+            zygote.end()
             wire.send(theirs, {"id": request["id"], "pid": os.getppid()})
             assert (await fork).pid == os.getppid()
             assert wire.receive(theirs) is None, "and then it is let go"
@@ -68,13 +74,13 @@ def test_the_keepers_entry_of_one_is_kept_until_its_forks_are_made() -> None:
     """The keeper shuts down a socket that it drops, and with it the link."""
 
     async def run() -> None:
-        (zygote, theirs), (ours, keeper) = one(), wire.pair()
-        imports = imports_over(Link(ours, lambda *_: None, lambda: None))
+        ours, keeper = wire.pair()
+        zygote, theirs = one(Link(ours))
         zygote.up.set_result("")
         with theirs, keeper:
-            fork = asyncio.ensure_future(zygote.fork([], children()))
+            fork = asyncio.ensure_future(zygote.fork([]))
             request = await asked(theirs)
-            imports.end(zygote)
+            zygote.end()
             with pytest.raises(BlockingIOError):
                 wire.receive(keeper)
             wire.send(theirs, {"id": request["id"], "pid": os.getppid()})
@@ -88,8 +94,7 @@ def test_the_keepers_entry_of_one_is_kept_until_its_forks_are_made() -> None:
 def test_of_two_imports_the_one_that_began_later_stays_whichever_is_up_first(newer_first: bool) -> None:
     async def run() -> None:
         ours, keeper = wire.pair()
-        zygotes = AppZygotes(*[cast(Any, None)] * 5)
-        zygotes._imports = imports_over(Link(ours, lambda *_: None, lambda: None))
+        zygotes = AppZygotes(Link(ours), children(), *[cast(Any, None)] * 3)
         with contextlib.ExitStack() as ends:
             ends.enter_context(ours)
             ends.enter_context(keeper)
@@ -115,7 +120,7 @@ def test_zygote_without_waiters_is_closed_at_once() -> None:
     async def run() -> None:
         zygote, theirs = one()
         with theirs:
-            zygote.after_forks(zygote.link.close)
+            zygote.end()
             assert wire.receive(theirs) is None
 
     asyncio.run(run())
@@ -125,8 +130,8 @@ def test_refused_fork_and_unanswered_fork_are_distinguished() -> None:
     async def run() -> None:
         zygote, theirs = one()
         refused, lost = (
-            asyncio.ensure_future(zygote.fork([], children())),
-            asyncio.ensure_future(zygote.fork([], children())),
+            asyncio.ensure_future(zygote.fork([])),
+            asyncio.ensure_future(zygote.fork([])),
         )
         request = await asked(theirs)
         wire.send(theirs, {"id": request["id"], "error": "cannot fork: Resource temporarily unavailable"})
@@ -152,7 +157,7 @@ def test_it_is_of_use_or_says_why_not_or_has_ended() -> None:
         theirs.close()
         with pytest.raises(LinkLost):
             await zygote.up
-        assert zygote.reason == "cannot import it"
+        assert zygote._reason == "cannot import it"
 
     asyncio.run(run())
 
@@ -161,7 +166,7 @@ def test_one_that_names_a_process_which_it_cannot_have_forked_forks_no_more() ->
     async def run() -> None:
         zygote, theirs = one()
         with theirs:
-            fork = asyncio.ensure_future(zygote.fork([], children()))
+            fork = asyncio.ensure_future(zygote.fork([]))
             request = await asked(theirs)
             wire.send(theirs, {"id": request["id"], "pid": "word"})
             with pytest.raises(

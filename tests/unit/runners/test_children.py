@@ -13,8 +13,8 @@ import pytest
 from poolctl.keeper import wire
 from poolctl.platform import process_start
 from poolctl.runners.link import Link
-from poolctl.runners.local.spawn import children as module
-from poolctl.runners.local.spawn.children import Children, Forged, Process
+from poolctl.runners.local import children as module
+from poolctl.runners.local.children import Children, Forged, Process
 from poolctl.runners.protocol import Exit
 
 
@@ -27,7 +27,7 @@ class Keeper:
 
     def __init__(self) -> None:
         ours, self._sock = wire.pair()
-        self.link = Link(ours, lambda message, fds: None)
+        self.link = Link(ours)
         self.children = Children(self.link, os.getpid())
         self.before: Any = lambda: None
         self._sock.setblocking(False)

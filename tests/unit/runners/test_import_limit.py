@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 from poolctl import ServerConfig
 from poolctl.keeper import wire
 from poolctl.runners.link import Link, LinkLost
+from poolctl.runners.local.children import Children, Process
+from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.spawn.app_zygote import AppZygote
-from poolctl.runners.local.spawn.children import Process
-from poolctl.runners.local.spawn.import_limit import ImportLimit
-from poolctl.runners.local.workers.local_worker import LocalWorker
+from poolctl.runners.local.spawn.app_zygotes import ImportLimit
 from poolctl.runners.protocol import Exit, Placement
 
 
 def worker(index: int, **config: object) -> LocalWorker:
     server = ServerConfig(name="web", bind="127.0.0.1:8080", **(config or {"app": "web:app"}))
-    return LocalWorker(Placement.of("web", 1, index), server, "web")
+    return LocalWorker(cast(Children, None), Placement.of("web", 1, index), server, "web")
 
 
 def begun(workers: list[LocalWorker]) -> list[bool]:
@@ -60,9 +61,10 @@ def test_a_worker_that_ends_gives_up_its_turn_and_one_that_ended_before_takes_no
 def test_a_process_that_imports_for_several_takes_a_turn_and_gives_it_back_when_it_ends() -> None:
     async def run() -> None:
         turns, waiting = ImportLimit(at_once=1), worker(0)
-        ours, theirs = wire.pair()
-        zygote = AppZygote("key", Process(1, None), None, "web")
-        zygote.link = Link(ours, zygote.received, zygote.ended)
+        (ours, theirs), at_keeper = wire.pair(), wire.pair()
+        keeper = Link(at_keeper[0])
+        zygote = AppZygote(keeper, Children(keeper, 0), "key", Process(1, None), None, "web")
+        zygote.follow(ours)
         turns.queue(zygote)
         turns.queue(waiting)
         assert zygote.begun.done()
@@ -71,6 +73,8 @@ def test_a_process_that_imports_for_several_takes_a_turn_and_gives_it_back_when_
         async with asyncio.timeout(5):
             await waiting.begun
         assert isinstance(zygote.up.exception(), LinkLost)
-        turns.queue(zygote)  # one that has ended while it waited is begun all the same, to no effect
+        turns.queue(zygote)  # one that has ended while it waited begins, to no effect
+        keeper.close()
+        at_keeper[1].close()
 
     asyncio.run(run())

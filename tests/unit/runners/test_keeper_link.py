@@ -9,7 +9,7 @@ from typing import Any
 
 from poolctl.keeper import wire
 from poolctl.keeper.keeper import Keeper
-from poolctl.runners.keeper_link import KeeperLink
+from poolctl.runners.link import KeeperLink
 
 
 class Peer:
@@ -21,7 +21,7 @@ class Peer:
         self.keeper = Keeper("/nowhere", [], (0, 0))
         self.store = self.keeper.store
         asyncio.get_running_loop().add_reader(self.sock, self._serve)
-        self.kept = KeeperLink(ours, lambda message, fds: None)
+        self.kept = KeeperLink(ours)
 
     def _serve(self) -> None:
         received = wire.receive(self.sock)

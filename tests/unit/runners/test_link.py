@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from poolctl.keeper import wire
-from poolctl.runners.link import Link, LinkLost, Refused
+from poolctl.runners.link import Link, LinkLost, Receiver, Refused
 from poolctl.runners.untrusted import Malformed
 
 
@@ -30,17 +30,26 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-class Peer:
+class Peer(Receiver):
     """The other end, and what arrived at this one."""
 
-    def __init__(self, on_message: Any = None, on_breach: Any = None) -> None:
+    def __init__(self, *, trusted: bool = True, refused: str = "") -> None:
         ours, self.sock = wire.pair()
         self.heard: list[wire.Message] = []
+        self.deeds: list[str] = []
         self.ends = 0
-        on_message = on_message or (lambda message, fds: self.heard.append(message))
-        self.link = Link(ours, on_message, self._ended, on_breach=on_breach)
+        self._refused = refused
+        self.link = Link(ours, self, trusted=trusted)
 
-    def _ended(self) -> None:
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        if self._refused:
+            raise Malformed(self._refused)
+        self.heard.append(message)
+
+    def breached(self, deed: str) -> None:
+        self.deeds.append(deed)
+
+    def lost(self) -> None:
         self.ends += 1
 
     async def request(self) -> tuple[wire.Message, list[int]]:
@@ -211,7 +220,7 @@ def test_a_pause_of_this_process_does_not_count_as_silence_of_the_other_end() ->
 def test_end_of_a_link_waits_for_no_connection_that_was_sent_to_linger() -> None:
     async def scenario() -> None:
         ours, theirs = wire.pair()
-        link = Link(ours, lambda message, fds: None, on_breach=lambda deed: None)
+        link = Link(ours, trusted=False)
         with socket.create_server(("127.0.0.1", 0)) as listener, theirs, socket.socket() as client:
             client.connect(listener.getsockname())
             accepted, _ = listener.accept()
@@ -256,19 +265,14 @@ def test_last_words_of_a_process_that_ended_with_unread_orders_are_heard() -> No
     ],
 )
 def test_untrusted_peer_that_breaks_the_rules_is_cut_off_with_the_reason(packet: bytes, deed: str) -> None:
-    def refuse(message: wire.Message, fds: list[int]) -> None:
-        if "wrong" in message:
-            raise Malformed("a strange thing")
-
     async def scenario() -> None:
-        deeds: list[str] = []
-        peer = Peer(on_breach=deeds.append, on_message=refuse)
+        peer = Peer(trusted=False, refused="a strange thing")
         call = asyncio.ensure_future(peer.link.call({}))
         await peer.request()
         peer.sock.send(packet)
         with pytest.raises(LinkLost, match=deed):
             await call
-        assert (deeds, peer.ends) == ([deed], 1)
+        assert (peer.deeds, peer.ends) == ([deed], 1)
         peer.close()
 
     run(scenario())
@@ -276,14 +280,13 @@ def test_untrusted_peer_that_breaks_the_rules_is_cut_off_with_the_reason(packet:
 
 def test_descriptors_of_an_untrusted_peer_never_enter_this_process() -> None:
     async def scenario() -> None:
-        deeds: list[str] = []
-        peer = Peer(on_breach=deeds.append)
+        peer = Peer(trusted=False)
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(20):
             socket.send_fds(peer.sock, [b'{"id":[]}'], [0] * 250)
-        while not deeds:
+        while not peer.deeds:
             await asyncio.sleep(0)
-        assert deeds == ["sent a message with more descriptors than are expected"]
+        assert peer.deeds == ["sent a message with more descriptors than are expected"]
         assert len(os.listdir("/proc/self/fd")) < before, "its own socket is closed, and nothing has come"
         peer.close()
 
@@ -292,19 +295,18 @@ def test_descriptors_of_an_untrusted_peer_never_enter_this_process() -> None:
 
 def test_untrusted_peer_may_send_few_messages_unasked_and_any_number_of_replies() -> None:
     async def scenario() -> None:
-        deeds: list[str] = []
-        peer = Peer(on_breach=deeds.append)
+        peer = Peer(trusted=False)
         for _ in range(300):
             call = asyncio.ensure_future(peer.link.call({}))
             request, _ = await peer.request()
             wire.send(peer.sock, {"id": request["id"]})
             await call
-        assert deeds == []
+        assert peer.deeds == []
         for number in range(150):
             wire.send(peer.sock, {"n": number})
-        while not deeds:
+        while not peer.deeds:
             await asyncio.sleep(0)
-        assert deeds == ["sent more than 100 messages at once"]
+        assert peer.deeds == ["sent more than 100 messages at once"]
         assert len(peer.heard) == 100
         peer.close()
 
@@ -313,11 +315,10 @@ def test_untrusted_peer_may_send_few_messages_unasked_and_any_number_of_replies(
 
 def test_untrusted_peer_that_reads_nothing_is_cut_off_when_too_much_waits_for_it() -> None:
     async def scenario() -> None:
-        deeds: list[str] = []
-        peer = Peer(on_breach=deeds.append)
+        peer = Peer(trusted=False)
         for number in range(2000):
             peer.link.send({"n": number})
-        assert deeds == ["left 512 messages unread"]
+        assert peer.deeds == ["left 512 messages unread"]
         peer.close()
 
     run(scenario())

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from poolctl import ServerConfig
 from poolctl.keeper import wire
-from poolctl.runners.local.workers import local_worker as module
-from poolctl.runners.local.workers.local_worker import LocalWorker
-from poolctl.runners.protocol import Exit, Placement
+from poolctl.runners.local import local_worker as module
+from poolctl.runners.local.children import Children, Process
+from poolctl.runners.local.local_worker import LocalWorker
+from poolctl.runners.protocol import Exit, Placement, RunnerEvents
 from poolctl.runners.untrusted import Malformed
 
 
-def worker(**config: Any) -> LocalWorker:
+class Keeper:
+    """Kills the processes that it is told to kill."""
+
+    def __init__(self) -> None:
+        self.killed: list[Process] = []
+
+    def kill_after(self, process: Process, exited: asyncio.Future[Exit], seconds: float) -> None:
+        self.killed.append(process)
+
+
+class Heard:
+    """What a runner reports by itself."""
+
+    def __init__(self) -> None:
+        self.expirations: list[Placement] = []
+
+    def expired(self, placement: Placement) -> None:
+        self.expirations.append(placement)
+
+
+def worker(keeper: Keeper | None = None, **config: Any) -> LocalWorker:
     server = ServerConfig(name="web", bind="127.0.0.1:8080", app="web:app", **config)
-    return LocalWorker(Placement.of("web", 1, 0, pid=2), server, "web")
+    return LocalWorker(cast(Children, keeper or Keeper()), Placement.of("web", 1, 0, pid=2), server, "web")
 
 
 @pytest.mark.parametrize(
@@ -59,11 +80,11 @@ def test_text_is_shortened_and_drives_no_terminal() -> None:
 def test_served_requests_are_believed_once_and_only_where_there_is_a_limit() -> None:
     async def scenario() -> None:
         for limit, times in ((None, 0), (10, 1)):
-            found, heard = worker(http={"max_requests": limit}), []
-            found.on_expired = lambda heard=heard: heard.append(1)  # type: ignore[misc]
+            found, heard = worker(http={"max_requests": limit}), Heard()
+            found.events = cast(RunnerEvents, heard)
             found.received({"event": "expired"})
             found.received({"event": "expired"})
-            assert len(heard) == times
+            assert len(heard.expirations) == times
 
     asyncio.run(scenario())
 
@@ -75,8 +96,8 @@ def test_worker_that_closes_its_control_socket_and_lives_on_misbehaves(
 
     async def scenario() -> None:
         for ends in (True, False):
-            found, breaches = worker(), []
-            found.on_breach = lambda breaches=breaches: breaches.append(1)  # type: ignore[misc]
+            keeper = Keeper()
+            found = worker(keeper)
             ours, theirs = wire.pair()
             found.control_by(ours)
             theirs.close()
@@ -84,7 +105,7 @@ def test_worker_that_closes_its_control_socket_and_lives_on_misbehaves(
             if ends:
                 found.ended(Exit.from_status(0))
             await asyncio.sleep(0.05)
-            assert breaches == ([] if ends else [1])
+            assert keeper.killed == ([] if ends else [found.process])
             assert found.breach == ("" if ends else "it closed its control socket")
 
     asyncio.run(scenario())

@@ -12,7 +12,7 @@ import pytest
 
 from poolctl.clock import Watchdog
 from poolctl.keeper import wire
-from poolctl.runners.link import Link
+from poolctl.runners.link import Link, Receiver
 from poolctl.runners.process_watchdog import PING, ProcessWatchdog, identity, kill
 
 
@@ -52,7 +52,12 @@ async def asked(
 
     loop = asyncio.get_running_loop()
     loop.add_reader(theirs.fileno(), hear)
-    link = Link(ours, lambda message, fds: watched.received(message))
+
+    class Answers(Receiver):
+        def received(self, message: wire.Message, fds: list[int]) -> None:
+            watched.received(message)
+
+    link = Link(ours, Answers())
     found: list[dict[str, Any]] = []
     watched = ProcessWatchdog(link, known, "it", found.append, Watchdog(loop.time(), 0.02, 0.1))
     deadline = loop.time() + (10 if until_end_of or answers == most else 0.5)

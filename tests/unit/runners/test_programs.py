@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.runners.local.workers.notify_socket import NotifySocket
-from poolctl.runners.local.workers.programs import first_connection
+from poolctl.runners.local.programs import NotifySocket, first_connection
 from poolctl.runners.spec import argument_vector
 
 

@@ -14,7 +14,7 @@ import pytest
 from poolctl.clock import SystemClock, Watchdog
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.keeper_link import KeeperLink
+from poolctl.runners.link import KeeperLink
 from poolctl.supervisor.takeover.keeper_replacement import KeeperWatch, irreplaceable
 from tests.deadline import wait_until
 from tests.processes import stat
@@ -47,7 +47,7 @@ class WatchedKeeper:
     def __init__(self, process: subprocess.Popen[bytes], reason: str = "") -> None:
         ours, self.theirs = wire.pair()
         self.theirs.setblocking(False)
-        self.link = KeeperLink(ours, lambda message, fds: None)
+        self.link = KeeperLink(ours)
         self._recorded = Events(SystemClock())
         self._seen: list[tuple[str, str]] = []
         self._recorded.subscribe(lambda event: self._seen.append((event["event"], event["severity"])))
@@ -162,7 +162,7 @@ def test_a_keeper_is_replaced_only_when_its_exit_does_not_end_the_pool(
 ) -> None:
     async def scenario() -> None:
         ours, theirs = wire.pair()
-        keeper = KeeperLink(ours, lambda message, fds: None)
+        keeper = KeeperLink(ours)
         for name in names:
             keeper.share(name, None, [])
         keeper.whole = whole

@@ -17,8 +17,7 @@ from poolctl.keeper import fd_store, wire
 from poolctl.keeper.handover import Connection
 
 from ... import withheld
-from ...descriptor import HasDescriptor
-from ...link import Link, LinkLost
+from ...link import HasDescriptor, Link, LinkLost, Receiver
 
 # Longer than the helper's own limit: it can be stopped, or get no processor.
 _SILENT_SECONDS = 1.0
@@ -42,7 +41,7 @@ class _Request(NamedTuple):
     done: Callable[[Fetched], None]
 
 
-class AcceptHelper:
+class AcceptHelper(Receiver):
     """One helper process for all servers, started by the keeper when it is needed for the first time, and kept warm.
 
     `returned` gets the connections that an earlier supervisor had asked for, with the keys of their servers.
@@ -66,13 +65,13 @@ class AcceptHelper:
         if self._link is None:
             ours, theirs = wire.pair()
             self._up, self._pid = False, None
-            self._link = Link(ours, self._heard, self._lost)
+            self._link = Link(ours, self)
             self._starting = asyncio.ensure_future(self._start(self._link, theirs))
 
     def adopt(self, meta: wire.Message, fd: int) -> list[HasDescriptor]:
         """Adopt the previous supervisor's helper, with the messages from it that have not been read."""
         self._pid, self._up = int(meta["pid"]), True
-        self._link = Link(wire.over(fd), self._heard, self._lost)
+        self._link = Link(wire.over(fd), self)
         return [self._link.sock]
 
     def fetch(
@@ -115,7 +114,8 @@ class AcceptHelper:
         else:
             self._kill(int(reply["pid"]))
 
-    def _heard(self, message: wire.Message, fds: list[int]) -> None:
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        """See Receiver."""
         request = self._requests.get(message.get("n", 0))
         self._set_timer()
         if message["t"] == "up":
@@ -155,7 +155,8 @@ class AcceptHelper:
     def _kill(self, pid: int) -> None:
         self._keeper.send({"op": "signal", "pid": pid, "signal": SIGKILL, "group": True})
 
-    def _lost(self) -> None:
+    def lost(self) -> None:
+        """See Receiver."""
         # Most likely by its own deadline: it was working on the first request.
         self._give_up(blocked=self._up)
 

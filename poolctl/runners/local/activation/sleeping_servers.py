@@ -13,11 +13,9 @@ from poolctl.keeper import fd_store, wire
 from poolctl.keeper.handover import Connection
 from poolctl.platform import close_promptly
 
-from ...descriptor import HasDescriptor
-from ...link import Link
-from ..resources.sockets import Sockets
-from ..workers.adoption_pairs import AdoptionPairs
-from ..workers.local_worker import LocalWorker
+from ...link import HasDescriptor, Link
+from ..local_worker import LocalWorker
+from ..sockets import AdoptionPairs, Sockets
 from .accept_helper import AcceptHelper
 from .activator import Activator
 from .sleeping_listener import SleepingListener

@@ -3,44 +3,76 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import math
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from poolctl.config import masked_text
 from poolctl.keeper import fd_store, wire
+from poolctl.units import format_duration
 
 from ... import untrusted
-from ...link import Link, LinkLost, Refused
+from ...link import Link, LinkLost, Receiver, Refused
 from ...protocol import Exit, WorkerFailed
-from .children import Children, Forged, Process
-from .zygotes import SILENT_SECONDS
+from ..children import Children, Forged, Process
+from ..output import Output, last_lines
+from .zygotes import END_SECONDS, SILENT_SECONDS
+
+_EXIT_SECONDS = 1.0
+_LAST_OUTPUT_SECONDS = 1.0
+_LAST_LINES = 200
+
+logger = logging.getLogger("poolctl.supervisor")
 
 
-class AppZygote:
+class ImportFailed(WorkerFailed):
+    """The application cannot be imported; `printed` is its output, which is in the log of `server` already."""
+
+    def __init__(
+        self, message: str, server: str, printed: list[str], *, hint: str = "", exit: Exit | None
+    ) -> None:
+        super().__init__(message, hint=hint or f"poolctl logs {server}", exit=exit)
+        self.server = server
+        self.printed = printed
+
+
+class AppZygote(Receiver):
     """`code_since` is a monotonic time in seconds: its code is of that time or newer; infinite before the import.
 
     `up` gives the reason why the process cannot be used, "" if it can, and raises LinkLost if it exits before that.
     """
 
+    link: Link
+
     def __init__(
-        self, key: str, process: Process, uid: int | None, server: str, code_since: float = math.inf
+        self,
+        keeper: Link,
+        children: Children,
+        key: str,
+        process: Process,
+        uid: int | None,
+        server: str,
+        code_since: float = math.inf,
     ) -> None:
         loop = asyncio.get_running_loop()
+        self._keeper = keeper
+        self._children = children
         self.key = key
         self.code_since = code_since
         self.process = process
-        self._uid = uid  # of its user; None for the pool's own
+        self.uid = uid  # of its user; None for the pool's own
         self.server = server  # its log has the import's output
-        self.link: Link
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
         self.up: asyncio.Future[str] = loop.create_future()
         self.up.add_done_callback(self._is_over)
         self.exited: asyncio.Future[Exit] = loop.create_future()
-        self.reason = ""
+        self._reason = ""
         self._forks = 0  # in progress
-        self._then: Callable[[], None] | None = None
+        self._ends = False
 
     @property
     def name(self) -> str:
@@ -48,9 +80,15 @@ class AppZygote:
         return f"{fd_store.APP_ZYGOTE}{self.key}.{self.process.pid}"
 
     @property
-    def forking(self) -> bool:
-        """Whether a caller waits for a fork."""
-        return self._forks > 0
+    def usable(self) -> bool:
+        """Whether it can be asked to fork."""
+        return not self._ends and self.link.sock.fileno() >= 0
+
+    def follow(self, sock: socket.socket) -> None:
+        """Receive its messages, until it has exited."""
+        self.link = Link(sock, self, trusted=False)
+        if (early := self._children.add(self.process.pid)) is not None:
+            self.exited.set_result(early)
 
     def begin(self) -> None:
         """Have it import the application."""
@@ -59,24 +97,64 @@ class AppZygote:
         self._has_begun()
 
     def received(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
-        """A message from the process itself. Raises Malformed."""
+        """See Receiver."""
         event = untrusted.text(message, "event")
         if event == "failed":
-            self.reason = masked_text(untrusted.text(message, "message"))
+            self._reason = masked_text(untrusted.text(message, "message"))
         elif event in ("up", "unusable") and not self.up.done():
             self.up.set_result(untrusted.text(message, "problem"))
 
-    def ended(self) -> None:
-        """Its link is closed: no more messages follow."""
-        if not self.up.done():
-            self.up.set_exception(LinkLost("the process has exited"))
+    def lost(self) -> None:
+        """See Receiver."""
+        self._keeper.send({"op": "drop", "name": self.name})
+        self._give_up()
+        self._children.kill_after(self.process, self.exited, END_SECONDS)
 
-    async def fork(self, fds: Sequence[int], children: Children) -> Process:
+    def breached(self, deed: str) -> None:
+        """See Receiver."""
+        logger.warning("the process that has imported %s %s: killing it", self.server, deed)
+        self._children.kill_after(self.process, self.exited, 0.0)
+
+    def forged(self, deed: str) -> None:
+        """It has named a process that it cannot have forked: it is not used again."""
+        self.link.cut_off(deed)
+
+    async def finish(self, timeout_seconds: float, output: Output, pipe: str = "") -> str:
+        """Return when the application is imported: "", or the reason why nothing can be forked from there.
+
+        Raises ImportFailed, once what it printed into the `pipe` is in its file. Cancelled, it ends the process.
+        """
+        since = time.time()
+        exit_ = None
+        try:
+            await asyncio.shield(self.begun)
+            async with asyncio.timeout(timeout_seconds):
+                return await asyncio.shield(self.up)
+        except TimeoutError:
+            message = f"was not ready within {format_duration(timeout_seconds)}"
+            hint = f"poolctl logs {self.server}; start_timeout sets how long it may take"
+        except LinkLost:
+            exit_ = Exit(message="ended")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EXIT_SECONDS):
+                    exit_ = await asyncio.shield(self.exited)
+            message = exit_.before_ready(self._reason)
+            hint = ""
+        except asyncio.CancelledError:
+            self.end()
+            raise
+        self.end()
+        await output.finished(pipe, _LAST_OUTPUT_SECONDS)
+        path = output.paths.get(self.server, "")
+        printed = last_lines(path, _LAST_LINES, since) if path else []
+        raise ImportFailed(message, self.server, printed, hint=hint, exit=exit_)
+
+    async def fork(self, fds: Sequence[int]) -> Process:
         """A new worker that has inherited `fds`. Raises WorkerFailed; LinkLost if the zygote has exited."""
         self._forks += 1
         try:
             reply, _ = await self.link.call({"op": "worker"}, fds, patience_seconds=SILENT_SECONDS)
-            return await children.verify(reply, self._uid, self.process.start)
+            return await self._children.verify(reply, self.uid, self.process.start)
         except Refused as error:
             raise WorkerFailed(f"no worker can be forked: {error}") from error
         except Forged as error:
@@ -87,18 +165,27 @@ class AppZygote:
             ) from error
         finally:
             self._forks -= 1
-            if not self._forks and self._then is not None:
-                self._then()
+            if self._ends:
+                self._close_after_forks()
 
-    def forged(self, deed: str) -> None:
-        """It has named a process that it cannot have forked: it is not used again."""
-        self.link.cut_off(deed)
+    def end(self) -> None:
+        """Let the process exit after the forks in progress. While it imports it would not receive the request."""
+        importing = not self.up.done()
+        seconds = END_SECONDS + (SILENT_SECONDS if self._forks else 0.0)
+        self._ends = True
+        self._close_after_forks()
+        self._give_up()
+        self._children.kill_after(self.process, self.exited, 0.0 if importing else seconds)
 
-    def after_forks(self, then: Callable[[], None]) -> None:
-        """Call `then` when no fork is in progress."""
-        self._then = then
+    def _close_after_forks(self) -> None:
         if not self._forks:
-            then()
+            self.link.close()
+            # Not earlier: the keeper shuts down a socket that it drops, and our end of it is the same socket.
+            self._keeper.send({"op": "drop", "name": self.name})
+
+    def _give_up(self) -> None:
+        if not self.up.done():
+            self.up.set_exception(LinkLost("the process has exited"))
 
     def _is_over(self, up: asyncio.Future[str]) -> None:
         up.exception()  # possibly no caller awaits it

@@ -1,33 +1,74 @@
 """The app zygotes of a pool: processes that have imported an application and fork the workers of `preload` servers.
 
 One serves all servers whose settings that an import can see are equal. It belongs to one version of the code: a
-request for newer code gets another zygote, and the old one is used until then.
+request for newer code gets another zygote, and the old one is used until then. Imports, in app zygotes and in workers,
+take turns.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import math
-from collections import defaultdict
+import os
+import socket
+import time
+from collections import defaultdict, deque
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 from poolctl.config import ServerConfig
 from poolctl.keeper import wire
 
 from ...link import Link
-from ...protocol import Exit, WorkerFailed
-from ...spec import Spec
-from ..resources.output import Output
-from .app_zygote import AppZygote
-from .children import Children, Process
-from .import_limit import ImportLimit
-from .imports import ImportFailed, Imports
+from ...protocol import IMPORTS_PER_CPU, Exit, WorkerFailed
+from ...spec import Spec, spec_file
+from ..children import Children, Process
+from ..output import Output
+from .app_zygote import AppZygote, ImportFailed
 from .zygotes import Zygotes
 
 _ADOPTION_SECONDS = 30.0
+
+
+class Importer(Protocol):
+    """A process that waits to import; `imported` is done when it has its application, or has exited."""
+
+    imported: asyncio.Future[None]
+
+    def begin(self) -> None:
+        """Start the import."""
+
+
+class ImportLimit:
+    """A queue of waiting processes. The next begins when one has its application, or has exited.
+
+    They are forked ahead: forking uses one processor, while the imports use the rest.
+    """
+
+    def __init__(self, at_once: int = IMPORTS_PER_CPU * (os.cpu_count() or 1)) -> None:
+        self._free = at_once
+        self._waiting: deque[Importer] = deque()
+
+    def queue(self, importer: Importer) -> None:
+        """Call its `begin` when it is its turn."""
+        self._waiting.append(importer)
+        self._next()
+
+    def _next(self) -> None:
+        while self._free and self._waiting:
+            importer = self._waiting.popleft()
+            # One that has exited while it waited is skipped.
+            if not importer.imported.done():
+                self._free -= 1
+                importer.imported.add_done_callback(self._over)
+            importer.begin()
+
+    def _over(self, imported: asyncio.Future[None]) -> None:
+        self._free += 1
+        self._next()
 
 
 class _Making:
@@ -52,7 +93,12 @@ class AppZygotes:
     def __init__(
         self, keeper: Link, children: Children, zygotes: Zygotes, output: Output, turns: ImportLimit
     ) -> None:
-        self._imports = Imports(keeper, children, zygotes, output, turns)
+        self._keeper = keeper
+        self._children = children
+        self._zygotes = zygotes
+        self._output = output
+        self._turns = turns
+        self._by_pid: dict[int, AppZygote] = {}
         self._present: dict[str, AppZygote] = {}
         self._making: dict[str, _Making] = {}
         self._unusable: dict[str, tuple[float, str]] = {}
@@ -66,7 +112,7 @@ class AppZygotes:
         """
         key = self.need(server, spec)
         present = self._present.get(key)
-        if present is not None and present.code_since >= since:
+        if present is not None and present.usable and present.code_since >= since:
             return present
         tried_at, problem = self._unusable.get(key, (-1.0, ""))
         if tried_at >= since:
@@ -81,7 +127,10 @@ class AppZygotes:
         except ImportFailed as failure:
             if failure.server == server.name:
                 raise
-            raise await self._imports.repeat(failure, server) from None
+            # Another server shares the import: its own log has the output too.
+            await self._output.say(server, failure.printed)
+            hint = failure.hint.replace(f"poolctl logs {failure.server}", f"poolctl logs {server.name}")
+            raise WorkerFailed(failure.message, hint=hint, exit=failure.exit) from None
         except asyncio.CancelledError:
             if task.cancelled():
                 raise WorkerFailed("was stopped before its application was imported") from None
@@ -105,17 +154,20 @@ class AppZygotes:
 
     def exited(self, pid: int, exit_: Exit) -> bool:
         """Handle the exit of a process; whether it was one of these."""
-        return self._imports.exited(pid, exit_)
+        zygote = self._by_pid.pop(pid, None)
+        if zygote is not None:
+            zygote.exited.set_result(exit_)
+        return zygote is not None
 
     def adopt(self, meta: wire.Message, fd: int) -> None:
         """Adopt another supervisor's zygote; `end_unneeded` follows."""
         process = Process(int(meta["pid"]), meta.get("start"))
         code_since, server = float(meta["asked_at"]), str(meta["server"])
-        zygote = AppZygote(meta["key"], process, meta.get("uid"), server, code_since)
-        self._imports.follow(zygote, wire.over(fd), self._gone)
+        zygote = self._zygote(meta["key"], process, meta.get("uid"), server, code_since)
+        self._follow(zygote, wire.over(fd))
         before = self._making.get(zygote.key)
         if before is not None and before.code_since > zygote.code_since:
-            self._imports.end(zygote)
+            zygote.end()
             return
         zygote.begin()
         # It may have reported to another supervisor that it is up.
@@ -143,7 +195,7 @@ class AppZygotes:
         if (making := self._making.get(key)) is not None:
             making.task.cancel()
         if (zygote := self._present.pop(key, None)) is not None:
-            self._imports.end(zygote)
+            zygote.end()
 
     # Making one.
 
@@ -161,25 +213,70 @@ class AppZygotes:
         making.task.add_done_callback(done)
 
     async def _make(self, key: str, server: ServerConfig, spec: Spec, making: _Making) -> AppZygote | str:
-        making.zygote, output = await self._imports.start(key, server, spec, self._gone)
-        return await self._finish(making.zygote, server.start_timeout, output)
+        making.zygote, pipe = await self._fork(key, server, spec)
+        self._turns.queue(making.zygote)
+        return await self._finish(making.zygote, server.start_timeout, pipe)
 
-    async def _finish(self, zygote: AppZygote, timeout_seconds: float, output: str = "") -> AppZygote | str:
-        problem = await self._imports.finish(zygote, timeout_seconds, output)
+    async def _fork(self, key: str, server: ServerConfig, spec: Spec) -> tuple[AppZygote, str]:
+        """A process that waits for its turn to import, and the key of the pipe for its output until then."""
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
+            link, theirs = wire.pair()
+            if_failed.enter_context(link)
+            ours.enter_context(theirs)
+            pipe, write = self._output.attach(server)
+            if_failed.callback(self._output.discard, pipe)
+            ours.callback(os.close, write)
+            file = spec_file({**spec, "server": server.name})
+            ours.callback(os.close, file)
+            # If the base zygote exits now, the request can be repeated.
+            fds = [file, theirs.fileno(), write]
+            source = self._zygotes.source(spec["python"], spec["user"])
+            process = await self._zygotes.twice(source, lambda: self._zygotes.fork(source, fds, "app"))
+            if_failed.pop_all()
+            self._output.follow(pipe, process.pid)
+            uid = spec["user"][0] if spec["user"] is not None else None
+            zygote = self._zygote(key, process, uid, server.name)
+            self._follow(zygote, link)
+            if source.user is not None:
+
+                def on_forged(deed: str) -> None:
+                    self._zygotes.forged(source, deed)
+                    zygote.forged(deed)
+
+                self._children.confirm(process, on_forged)
+            meta = {
+                "key": key,
+                "asked_at": time.monotonic(),
+                "pid": process.pid,
+                "start": process.start,
+                "uid": uid,
+                "server": server.name,
+            }
+            self._keeper.send({"op": "put", "name": zygote.name, "meta": meta}, [link.fileno()])
+        return zygote, pipe
+
+    def _zygote(
+        self, key: str, process: Process, uid: int | None, server: str, code_since: float = math.inf
+    ) -> AppZygote:
+        return AppZygote(self._keeper, self._children, key, process, uid, server, code_since)
+
+    def _follow(self, zygote: AppZygote, sock: socket.socket) -> None:
+        zygote.follow(sock)
+        if not zygote.exited.done():
+            self._by_pid[zygote.process.pid] = zygote
+
+    async def _finish(self, zygote: AppZygote, timeout_seconds: float, pipe: str = "") -> AppZygote | str:
+        problem = await zygote.finish(timeout_seconds, self._output, pipe)
         if problem:
             self._unusable[zygote.key] = (zygote.code_since, problem)
-            self._imports.end(zygote)
+            zygote.end()
             return problem
         before = self._present.get(zygote.key)
-        if before is None:
+        if before is None or not before.usable:
             newest = zygote
         else:
             # Two imports may end in another order than they began.
             older, newest = sorted((before, zygote), key=lambda each: each.code_since)
-            self._imports.end(older)
+            older.end()
         self._present[zygote.key] = newest
         return newest
-
-    def _gone(self, zygote: AppZygote) -> None:
-        if self._present.get(zygote.key) is zygote:
-            del self._present[zygote.key]

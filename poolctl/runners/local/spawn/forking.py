@@ -7,30 +7,71 @@ import contextlib
 import dataclasses
 import functools
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable, Mapping
 
-from poolctl.config import ServerConfig, interpreter, missing_program
+from poolctl.config import RAISE_OPEN_FILES, ServerConfig, interpreter, missing_program
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, rendezvous, wire
 from poolctl.platform import sealed_file
 
-from ...descriptor import HasDescriptor
-from ...link import Link
+from ...link import HasDescriptor, Link
 from ...protocol import Placement
 from ...spec import Spec, app_spec, argument_vector, spec_file, tls_contents, user_id, user_ids, worker_spec
 from ..certificates_in_use import Certificates, Given
-from ..resources.output import Output
-from ..workers.adoption_pairs import AdoptionPairs, protocol
-from ..workers.local_worker import LocalWorker
-from ..workers.notify_socket import NotifySocket
-from ..workers.tallies import Tally
+from ..children import Children, Process
+from ..local_worker import LocalWorker
+from ..output import Output
+from ..programs import NotifySocket
+from ..sockets import AdoptionPairs, protocol
+from ..tallies import Tally
 from .app_zygote import AppZygote
 from .app_zygotes import AppZygotes
-from .children import Children, Process
-from .descriptor_budget import DescriptorBudget
 from .zygotes import Source, Zygotes
+
+# While a worker is being made: its own sockets, pipe, page, and the files that it is given.
+_DESCRIPTORS_OF_ONE = 16
+_PATIENCE_SECONDS = 10.0
+
+
+class DescriptorBudget:
+    """Lets as many workers be made at once as there are free descriptors in this process, and so in the keeper.
+
+    In a restart of many servers the others wait until the first ones' old workers have exited.
+    """
+
+    def __init__(self) -> None:
+        self._free = 0  # at least
+        self._ended = asyncio.Event()
+
+    async def enter(self) -> None:
+        """Return when there is room. Raises ServerError if no worker exits in time to make room."""
+        while not self._take():
+            self._ended.clear()
+            try:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    await self._ended.wait()
+            except TimeoutError:
+                limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+                raise ServerError(
+                    f"all {limit} open files of the pool are in use", hint=RAISE_OPEN_FILES
+                ) from None
+
+    def ended(self) -> None:
+        """A worker has exited: its descriptors are free."""
+        self._free = 0
+        self._ended.set()
+
+    def _take(self) -> bool:
+        if self._free < _DESCRIPTORS_OF_ONE:
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            self._free = limit - len(os.listdir("/proc/self/fd"))
+        if self._free < _DESCRIPTORS_OF_ONE:
+            return False
+        self._free -= _DESCRIPTORS_OF_ONE
+        return True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -164,7 +205,7 @@ class Forker:
                 server, spec, [write, *(sock.fileno() for sock in sockets)], given, afterwards, if_failed
             )
             if isinstance(app_zygote, AppZygote):
-                process = await app_zygote.fork(inheritance.fds, self._children)
+                process = await app_zygote.fork(inheritance.fds)
             else:
                 process = await self._zygotes.fork(forked_from, inheritance.fds)
             if_failed.pop_all()
@@ -173,7 +214,9 @@ class Forker:
             self._output.follow(output, pid, start if server.command else None)
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
             placement = dataclasses.replace(placement, certificate_ends=given.ends)
-            worker = LocalWorker(placement, server, output, None if server.command else protocol(server))
+            worker = LocalWorker(
+                self._children, placement, server, output, None if server.command else protocol(server)
+            )
             worker.start, worker.place, worker.tally = start, inheritance.place, inheritance.tally
             worker.preloaded = isinstance(app_zygote, AppZygote)
             worker.answered.add_done_callback(

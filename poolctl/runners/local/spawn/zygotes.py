@@ -16,9 +16,9 @@ from poolctl.keeper import fd_store, wire
 from poolctl.platform import process_start
 
 from ... import untrusted, withheld
-from ...link import Link, LinkLost, Refused
+from ...link import Link, LinkLost, Receiver, Refused
 from ...protocol import WorkerFailed
-from .children import Children, Forged, Process, kill
+from ..children import Children, Forged, Process
 
 START_SECONDS = 30.0
 # A fork takes milliseconds. A zygote that is silent for so long with requests pending is stopped, or hangs.
@@ -157,8 +157,7 @@ class Zygotes:
         link.close()
         process = self._processes.pop(link, None)
         if process is not None:
-            loop = asyncio.get_running_loop()
-            loop.call_later(END_SECONDS, kill, self._keeper, process)
+            asyncio.get_running_loop().call_later(END_SECONDS, self._children.kill, process)
 
     def _zygote(self, source: Source) -> asyncio.Task[Link]:
         key = source.key
@@ -176,46 +175,34 @@ class Zygotes:
 
     async def _start(self, source: Source) -> Link:
         key = source.key
-        starting = asyncio.current_task()
-        up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def on_message(message: wire.Message, fds: list[int]) -> None:
-            event = untrusted.text(message, "event")
-            if event == "up" and not up.done():
-                up.set_result(None)
-            elif event == "unfit" and not up.done():
-                up.set_exception(Unfit(untrusted.text(message, "reason"), untrusted.text(message, "hint")))
-
-        def on_end() -> None:
-            if self._running.get(key) is starting:
-                del self._running[key]
-                self._keeper.send({"op": "drop", "name": f"{fd_store.ZYGOTE}{key}"})
-            if not up.done():
-                up.set_exception(LinkLost("the interpreter exited at its start"))
-            self._let_go(link)
-
         kept = await self._kept(key)
         # One from the keeper's store has most likely been up for long.
         limit_seconds = START_SECONDS if kept is None else SILENT_SECONDS
         sock, process = kept or await self._spawn(source)
-        link = Link(sock, on_message, on_end, on_breach=lambda deed: self._breached(source, deed))
+        zygote = _Zygote(self, source)
+        zygote.link = link = Link(sock, zygote, trusted=False)
         self._processes[link] = process
         if kept is not None:
             # Another supervisor may have received its first message.
             link.send({"op": "ping"})
         try:
             async with asyncio.timeout(limit_seconds):
-                await up
+                await zygote.up
         except BaseException as error:
             self._let_go(link)
             if isinstance(error, TimeoutError):
-                on_end()  # otherwise it would be used again
+                zygote.lost()  # otherwise it would be used again
                 raise LinkLost(f"the interpreter was not up within {limit_seconds:g} s") from None
             raise
         return link
 
-    def _breached(self, source: Source, deed: str) -> None:
-        logger.warning("the zygote of %s %s: replacing it", source.interpreter, deed)
+    def lost(self, zygote: _Zygote) -> None:
+        """It has exited, or does not answer: the next one to fork from is another."""
+        key = zygote.source.key
+        if self._running.get(key) is zygote.starting:
+            del self._running[key]
+            self._keeper.send({"op": "drop", "name": f"{fd_store.ZYGOTE}{key}"})
+        self._let_go(zygote.link)
 
     async def _kept(self, key: str) -> tuple[socket.socket, Process] | None:
         """A zygote from the keeper's store, if it has the right environment."""
@@ -243,6 +230,33 @@ class Zygotes:
             {"op": "put", "name": f"{fd_store.ZYGOTE}{source.key}", "meta": meta}, [ours.fileno()]
         )
         return ours, _process(meta)
+
+
+class _Zygote(Receiver):
+    """The messages of one process; `up` is done once it can fork. Made by the task that starts it."""
+
+    link: Link
+
+    def __init__(self, zygotes: Zygotes, source: Source) -> None:
+        self.source = source
+        self.starting = asyncio.current_task()
+        self.up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._zygotes = zygotes
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        event = untrusted.text(message, "event")
+        if event == "up" and not self.up.done():
+            self.up.set_result(None)
+        elif event == "unfit" and not self.up.done():
+            self.up.set_exception(Unfit(untrusted.text(message, "reason"), untrusted.text(message, "hint")))
+
+    def lost(self) -> None:
+        if not self.up.done():
+            self.up.set_exception(LinkLost("the interpreter exited at its start"))
+        self._zygotes.lost(self)
+
+    def breached(self, deed: str) -> None:
+        logger.warning("the zygote of %s %s: replacing it", self.source.interpreter, deed)
 
 
 def _process(meta: wire.Message) -> Process:

@@ -1,4 +1,7 @@
-"""NOTIFY_SOCKET (sd_notify(3)): how a program that is not an ASGI application reports that it is ready."""
+"""Programs that are not ASGI applications: how to reach them, and how they become ready.
+
+One reports it through NOTIFY_SOCKET (sd_notify(3)), or it accepts a connection.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,56 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from poolctl.config import ServerConfig
+from poolctl.listeners.acceptance import accepted
 from poolctl.platform import CREDENTIALS_BYTES, ask_for_credentials, sender_credentials
 
-from ...untrusted import allowance
+from ..untrusted import allowance
 
-# A program that sends too much waits that long, without delaying others.
+# Nothing announces that another program has called bind(): it has to be tried.
+_FIRST_PAUSE_SECONDS = 0.01
+_LAST_PAUSE_SECONDS = 0.2
+# A program that sends too many notifications waits that long, without delaying others.
 _PAUSE_SECONDS = 0.5
 _MOST_BYTES = 4096
+
+
+async def first_connection(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
+    """Return when the program accepts connections: when it has accepted one of ours, or listens by itself."""
+    target = listeners[0] if listeners else None
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            with await connect(server, target) as probe:
+                if target is not None:
+                    await accepted(probe, target)
+                return
+        except OSError:
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LAST_PAUSE_SECONDS)
+
+
+async def connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:
+    """A connection to the program: to the listener that it was given, or to its address. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    address = server.address.nearby
+    if target is not None:
+        family, where = target.family, target.getsockname()
+    elif address.kind == "unix":
+        family, where = socket.AF_UNIX, address.path
+    else:
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        family, _, _, _, where = found[0]
+    probe = socket.socket(family, socket.SOCK_STREAM)
+    probe.setblocking(False)
+    try:
+        await loop.sock_connect(probe, where)
+    except BaseException:
+        probe.close()
+        raise
+    return probe
 
 
 class NotifySocket:

@@ -1,42 +1,54 @@
-"""The runner's side of one worker: the process, its control socket, its readiness and its exit."""
+"""The runner's side of one worker: the process, its control socket, its readiness, the orders to it, and its exit."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
+import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from poolctl.config import ServerConfig, masked_text
-from poolctl.keeper import rendezvous, wire
-from poolctl.platform import process_start
+from poolctl.keeper import rendezvous
+from poolctl.platform import process_start, sealed_file
 from poolctl.worker.control_socket import BEAT
 
-from ... import untrusted
-from ...link import Link
-from ...protocol import AdoptedWorker, Exit, Placement, WorkerFailed
-from .notify_socket import NotifySocket
-from .programs import first_connection
+from .. import untrusted
+from ..link import Link, Message, Receiver
+from ..protocol import AdoptedWorker, Exit, Placement, RunnerEvents, WorkerFailed
+from ..spec import tls_settings
+from .children import Children, Process
+from .programs import NotifySocket, connect, first_connection
 from .tallies import Tally
 
 # Between the end of its control socket and the report of its exit.
 _END_SECONDS = 5.0
+_KILL_SECONDS = 5.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class LocalWorker:
+class LocalWorker(Receiver):
     """A process of this machine. `exited` and `answered` are futures; both may be awaited by several.
 
-    `output` is the key of the pipe for its output, `protocol` that of its adoption pair, if it has one.
+    `output` is the key of the pipe for its output, `protocol` that of its adoption pair, if it has one. A program has
+    no control socket: orders other than to stop have no effect on it.
     """
 
     def __init__(
-        self, placement: Placement, server: ServerConfig, output: str, protocol: str | None = None
+        self,
+        children: Children,
+        placement: Placement,
+        server: ServerConfig,
+        output: str,
+        protocol: str | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
+        self._children = children
         self.placement = placement
         self.server = server
         self.output = output
@@ -55,12 +67,10 @@ class LocalWorker:
         self.reason = ""
         self.start: int | None = None  # of the process; with the pid its identity (see process_start)
         self.place: str | None = None  # the socket that was bound for it, on which it listens as an orphan
-        self.on_expired: Callable[[], None] = lambda: None
-        self.on_idle: Callable[[bool], None] = lambda idle: None
-        self.on_breach: Callable[[], None] = lambda: None
-        self.expired = False  # it has served its `max_requests`
-        self.renewing = False  # it has been sent another certificate, and has not answered
+        self.events: RunnerEvents | None = None
         self.on_disowned: Callable[[], None] = lambda: None
+        self._expired = False  # it has served its `max_requests`
+        self._renewing = False  # it has been sent another certificate, and has not answered
         self.breach = ""  # how it, or its zygote, broke the protocol
         self.ready_at: float | None = None  # by the system's monotonic clock, which all processes share
         self.leaving = False
@@ -68,40 +78,46 @@ class LocalWorker:
         self.idle = False  # without traffic for its server's scale.idle
         self.preloaded = False  # forked from a process that had its application already
 
+    @property
+    def process(self) -> Process:
+        """Its process."""
+        return Process(self.placement.pid or 0, self.start)
+
     def control_by(self, sock: socket.socket) -> None:
         """Control the worker by this socket, and receive its messages."""
-        self.control = Link(sock, self.received, self._silent, on_breach=self.breached)
+        self.control = Link(sock, self, trusted=False)
 
-    def received(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
-        """A message from the worker itself. Raises Malformed."""
+    def received(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """See Receiver."""
         event = untrusted.text(message, "event")
         if event == "ready":
             self.leaving = untrusted.flag(message, "leaving")
             self.resting = untrusted.text(message, "resting")
             if self.leaving:
-                self.leave()
+                _settle(self.left)
             _settle(self.reported)
             self.answer()
         elif event == "expired":
-            if self.server.http.max_requests is not None and not self.expired:
-                self.expired = True
-                self.on_expired()
+            if self.server.http.max_requests is not None and not self._expired:
+                self._expired = True
+                self._report_expired()
         elif event in ("idle", "busy"):
             self.idle = event == "idle"
-            self.on_idle(self.idle)
+            if self.events is not None:
+                self.events.idle(self.placement, self.idle)
         elif event == "left":
-            self.leave()
+            _settle(self.left)
         elif event == "imported":
             _settle(self.imported)
         elif event == "tls":
-            error = untrusted.text(message, "error") if self.renewing else ""
-            self.renewing = False
+            error = untrusted.text(message, "error") if self._renewing else ""
+            self._renewing = False
             if error:
                 logger.error("%s: its certificate cannot be used: %s", self.placement.id, error)
         elif event == "failed":
             self.reason = masked_text(untrusted.text(message, "message"))
 
-    def _silent(self) -> None:
+    def lost(self) -> None:
         """Its end of the control socket is closed: it has exited, or can no longer be controlled."""
         if not self.exited.done():
             loop = asyncio.get_running_loop()
@@ -109,10 +125,19 @@ class LocalWorker:
             self.exited.add_done_callback(lambda _: limit.cancel())
 
     def breached(self, deed: str) -> None:
-        """It broke the protocol: stop reading from it, and have it killed."""
+        """See Receiver: it is killed, which is then handled as an unexpected exit."""
         if not self.breach and not self.exited.done():
             self.breach = f"it {deed}"
-            self.on_breach()
+            logger.warning(
+                "killing worker %s (pid %s): %s", self.placement.id, self.placement.pid, self.breach
+            )
+            self._children.kill_after(self.process, self.exited, 0.0)
+
+    def _report_expired(self) -> None:
+        if self.events is not None:
+            self.events.expired(self.placement)
+        elif self.control is not None:
+            self.control.send({"order": "drain"})
 
     def disown(self, deed: str) -> None:
         """Its zygote named a process that is not of the pool: its exit will never be reported."""
@@ -133,9 +158,86 @@ class LocalWorker:
         self.tally.ask(asked_ns)
         return self.control.offer(BEAT)
 
-    def leave(self) -> None:
-        """It does not accept any more."""
-        _settle(self.left)
+    def rotate(self, in_rotation: bool) -> None:
+        """Take it out of rotation (its clients reconnect elsewhere), or put it back."""
+        if self.control is not None:
+            self.control.send({"order": "in" if in_rotation else "out"})
+
+    def attend(self, accepting: bool) -> None:
+        """Let it accept connections, or not."""
+        self.resting = ""
+        if self.control is not None:
+            self.control.send({"order": "work" if accepting else "rest"})
+
+    def idle_after(self, seconds: float) -> None:
+        """Set after how long without traffic it is idle; 0 is never."""
+        self.idle = False
+        if self.control is not None:
+            self.control.send({"order": "idle", "seconds": seconds})
+
+    def renew_tls(self, server: ServerConfig, contents: list[bytes]) -> None:
+        """Send it the certificate, the key and the client CAs that were read for its server."""
+        if self.control is None:
+            return
+        with contextlib.ExitStack() as ours:
+            fds = [sealed_file("poolctl", content) for content in contents]
+            for fd in fds:
+                ours.callback(os.close, fd)
+            self._renewing = True
+            self.control.send({"order": "tls", "tls": tls_settings(server)}, fds)
+
+    async def connect(self, kind: str, plain: bool, listeners: Sequence[socket.socket]) -> socket.socket:
+        """Our end of a connection that it is to answer; to a program by its listener or address. Raises OSError."""
+        if self.exited.done():
+            raise ConnectionRefusedError("it has exited")
+        if self.control is None:
+            return await connect(self.server, next(iter(listeners), None))
+        if self.control.waits:
+            raise BlockingIOError(errno.EAGAIN, "it has not read earlier commands")
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.control.send({"order": "conn", "kind": kind, "plain": plain}, [theirs.fileno()])
+        return ours
+
+    async def leave(self, receivers: str | None) -> None:
+        """See Runner. A command may go on accepting. `receivers` as in `_part`."""
+        if self.left.done():
+            return
+        if self.control is None:
+            await self._children.signal(self.process, self.exited, signal.SIGTERM)
+            _settle(self.left)
+        else:
+            self._part("drain", receivers)
+        await asyncio.wait({self.left}, timeout=self.server.drain_timeout)
+
+    async def drain(self, receivers: str | None) -> None:
+        """See Runner. `receivers` as in `_part`."""
+        until = asyncio.get_running_loop().time() + self.server.drain_timeout
+        await self.leave(receivers)
+        await asyncio.wait({self.exited}, timeout=until - asyncio.get_running_loop().time())
+
+    async def stop(self, timeout_seconds: float, receivers: str | None) -> Exit:
+        """See Runner. `receivers` as in `_part`."""
+        self._part("stop", receivers)
+        if self.control is None or not self.answered.done():
+            # One that is still importing its application does not read commands.
+            await self._children.signal(self.process, self.exited, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await asyncio.shield(self.exited)
+        except TimeoutError:
+            await self._children.signal(self.process, self.exited, signal.SIGKILL, group=True)
+            async with asyncio.timeout(_KILL_SECONDS):
+                return await asyncio.shield(self.exited)
+
+    def _part(self, order: str, receivers: str | None) -> None:
+        """Order it to drain or to stop; `receivers` is the protocol of those that take from the pair, None for none.
+
+        They get its connections if the protocol is the same.
+        """
+        if self.control is not None:
+            same = receivers is not None and receivers == self.protocol
+            self.control.send({"order": order, "to": "pair" if same else "nobody"})
 
     async def ready(self, listeners: Sequence[socket.socket]) -> None:
         """Return when it has answered; a job, when it has exited with 0. Raises WorkerFailed."""
@@ -166,7 +268,7 @@ class LocalWorker:
             self.placement, self.server, self.ready_at, self.leaving, self.idle, self.resting
         )
 
-    def meta(self) -> dict[str, Any]:
+    def meta(self) -> Message:
         """The facts that another supervisor needs to adopt it."""
         placement = self.placement
         if self.start is None and placement.pid is not None:
@@ -205,22 +307,12 @@ class LocalWorker:
         _settle(self.left)
         self.exited.set_result(exit_)
         if not self.answered.done():
-            self.answered.set_exception(self.failure(exit_))
+            hint = f"poolctl logs {self.server.name}"
+            self.answered.set_exception(WorkerFailed(exit_.before_ready(self.reason), hint=hint, exit=exit_))
         if self.control is not None:
             self.control.close()
-        # They lead back here: without them this object is freed at once, and not by the collector.
-        self.on_expired = self.on_idle = self.on_breach = self.on_disowned = _nothing
-
-    def failure(self, exit_: Exit) -> WorkerFailed:
-        """The error of a worker that has exited before it was ready."""
-        message = f"{exit_.message} before it was ready"
-        if self.reason:
-            message = f"{message}: {self.reason}"
-        return WorkerFailed(message, hint=f"poolctl logs {self.server.name}", exit=exit_)
-
-
-def _nothing(*ignored: object) -> None:
-    """The callback of a worker that has exited."""
+        # It leads back here: without it this object is freed at once, and not by the collector.
+        self.on_disowned = lambda: None
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -1,4 +1,7 @@
-"""Workers' output: pipes that outlive the logger, and a logger that is restarted when it exits."""
+"""Workers' output: pipes that outlive the logger, and a logger that is restarted when it exits.
+
+The logs of the pool's own processes are bounded here too.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,26 @@ from typing import Any
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig, masked_text
 from poolctl.keeper import fd_store, wire
+from poolctl.keeper.spawn import rotate_if_large
+from poolctl.logs.follow import DirectoryWatch
 from poolctl.logs.log_line import stamp
 from poolctl.logs.read import tail
 
-from ... import withheld
-from ...descriptor import Descriptor
-from ...link import Link, LinkLost
-from ...process_watchdog import ProcessWatchdog
-from ...protocol import RunnerEvents
-from .own_logs import OwnLogs
+from .. import withheld
+from ..link import Descriptor, Link, LinkLost, Receiver
+from ..process_watchdog import ProcessWatchdog
+from ..protocol import RunnerEvents
 
 _AGAIN_SECONDS = 0.2
 _SAY_SECONDS = 1.0
 _TAKEN_BYTES = 256 * 1024
 _FILES_OF_A_REPORT = 3
 _LONGEST_LINE = 4096
+_GATHER_SECONDS = 0.05
+_WITHOUT_INOTIFY_SECONDS = 1.0
 
 
-class Output:
+class Output(Receiver):
     """The pipes of all workers, moved into files by the logger process.
 
     The read ends are kept here and by the keeper, so that no output is lost when a logger exits: its successor
@@ -71,10 +76,10 @@ class Output:
         # The keeper has it too: a logger gets end of file only when the pool has lost both.
         reply, kept = await self._keeper.call({"op": "get", "name": fd_store.LOGGER})
         if kept:
-            self._link = self._linked(wire.over(kept[0]))
+            self._link = Link(wire.over(kept[0]), self)
         else:
             note = await self._note()
-            self._link = self._linked(await self._spawn())
+            self._link = Link(await self._spawn(), self)
             self._link.send({"t": "underway"}, note)
             for fd in note:
                 os.close(fd)
@@ -82,14 +87,6 @@ class Output:
         for read, message in self._pipes.values():
             self._link.send(message, [read])
         self._ask_reopen()
-
-    def _linked(self, sock: socket.socket) -> Link:
-        def ended() -> None:
-            # Soon, because the first message to an exiting logger finds the link lost while others are to follow.
-            asyncio.get_running_loop().call_soon(self._on_end, link)
-
-        link = Link(sock, self._on_message, ended)
-        return link
 
     async def _note(self) -> list[int]:
         """The file in which a logger notes its move in progress for its successor, and a pipe."""
@@ -226,7 +223,8 @@ class Output:
         self._pipes.clear()
         self._own_logs.close()
 
-    def _on_message(self, message: wire.Message, fds: list[int]) -> None:
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        """See Receiver."""
         key = str(message.get("id"))
         if self._watched is not None:
             self._watched.received(message)
@@ -243,8 +241,13 @@ class Output:
                 server, int(message.get("bytes", 0)), path, str(message.get("error") or "")
             )
 
-    def _on_end(self, link: Link) -> None:
-        if self._link is not link:
+    def lost(self) -> None:
+        """See Receiver."""
+        # Soon, because the first message to an exiting logger finds the link lost while others are to follow.
+        asyncio.get_running_loop().call_soon(self._replace, self._link)
+
+    def _replace(self, lost: Link | None) -> None:
+        if self._link is not lost or lost is None:
             return
         # Started again at once: a pipe holds 64 KiB, and a worker that fills it waits.
         self._link = None
@@ -273,3 +276,46 @@ def last_lines(path: str, lines: int, since: float) -> list[str]:
     """The last lines of a log since a time (seconds since the epoch), for a report, without passwords of URLs."""
     found = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT)
     return [masked_text(line.text[:_LONGEST_LINE]) for line in found]
+
+
+class OwnLogs:
+    """Rotates the `*.log` files in `directory` when they become large. Belongs to the running loop.
+
+    inotify(7) reports every write, and many writes cause one check: a process that prints without end is bounded to its
+    output in that time, and one that prints nothing costs nothing.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._loop = asyncio.get_running_loop()
+        self._watch: DirectoryWatch | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._check()
+
+    def _check(self) -> None:
+        try:
+            if self._watch is None:
+                self._watch = DirectoryWatch()
+            self._watch.changed()
+            self._watch.add(self._directory)  # again: it may have been removed and created since
+            self._loop.add_reader(self._watch.fd, self._check_soon)
+        except OSError:
+            self._timer = self._loop.call_later(_WITHOUT_INOTIFY_SECONDS, self._check)
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self._directory):
+                if name.endswith(".log"):
+                    rotate_if_large(os.path.join(self._directory, name))
+
+    def _check_soon(self) -> None:
+        assert self._watch is not None
+        self._loop.remove_reader(self._watch.fd)
+        self._timer = self._loop.call_later(_GATHER_SECONDS, self._check)
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watch is not None:
+            self._loop.remove_reader(self._watch.fd)
+            self._watch.close()
+            self._watch = None

@@ -2,7 +2,8 @@
 
 A preloaded application runs in its zygote and can forge its answers. The keeper later signals the named process with
 its own rights, so the process must be a child of the keeper, run as the zygote's user, be no older than the zygote, and
-not be in use already.
+not be in use already. For the same reason the keeper sends the signals: only the parent of a process can be sure that a
+pid is still that process's.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from typing import NamedTuple
 from poolctl.keeper.wire import Message
 from poolctl.platform import process_parent, process_start, process_users
 
-from ... import untrusted
-from ...link import Link
-from ...protocol import Exit
+from .. import untrusted
+from ..link import Link, LinkLost
+from ..protocol import Exit
 
 _MOST_PID = 1 << 22  # of any Linux (proc(5), pid_max)
 # Until then the intermediate process, which forks for the zygote, is the parent.
 _FIRST_LOOK_SECONDS = 0.1
 _LAST_LOOK_SECONDS = 3.0
+_TRIES = 20
+_AGAIN_SECONDS = 0.005
+# Longer than it takes to detect that the keeper does not answer, and to replace it.
+_KEEPER_SECONDS = 15.0
 
 
 class Process(NamedTuple):
@@ -52,6 +57,7 @@ class Children:
         self._unconfirmed: dict[Process, tuple[float, Callable[[str], None]]] = {}
         self._forks = 0  # in progress
         self._look: asyncio.TimerHandle | None = None
+        self._killing: set[asyncio.Task[None]] = set()
         self._sees_processes = process_start(os.getpid()) is not None
 
     @contextlib.contextmanager
@@ -124,9 +130,37 @@ class Children:
         if self._unconfirmed:
             self._look = loop.call_later(_FIRST_LOOK_SECONDS, self._confirm)
 
+    def kill(self, process: Process) -> None:
+        """Have the keeper kill the process and its session, if it is still its child."""
+        if process.start is not None:
+            self._keeper.send(_order(process, signal.SIGKILL, group=True))
 
-def kill(keeper: Link, process: Process) -> None:
-    """Have the keeper kill its child with its process group, if it is still the same process."""
-    if process.start is not None:
-        order = {"op": "signal", "signal": signal.SIGKILL, "group": True}
-        keeper.send({**order, "pid": process.pid, "start": process.start})
+    async def signal(
+        self, process: Process, exited: asyncio.Future[Exit], number: int, *, group: bool = False
+    ) -> None:
+        """Have the keeper signal the process, or its session; nothing once it has `exited`."""
+        order = _order(process, number, group=group)
+        with contextlib.suppress(LinkLost, TimeoutError):
+            # Again, because the keeper becomes the parent a moment after the fork.
+            for _ in range(_TRIES):
+                async with asyncio.timeout(_KEEPER_SECONDS):
+                    reply, _ = await self._keeper.call(order)
+                if reply["sent"] or exited.done():
+                    return
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+    def kill_after(self, process: Process, exited: asyncio.Future[Exit], seconds: float) -> None:
+        """Kill the process and those of its session, unless it exits by itself within that time. Does not wait."""
+
+        async def kill() -> None:
+            await asyncio.wait({exited}, timeout=seconds)
+            if not exited.done():
+                await self.signal(process, exited, signal.SIGKILL, group=True)
+
+        task = asyncio.ensure_future(kill())
+        self._killing.add(task)
+        task.add_done_callback(self._killing.discard)
+
+
+def _order(process: Process, number: int, *, group: bool) -> Message:
+    return {"op": "signal", "pid": process.pid, "start": process.start, "signal": number, "group": group}

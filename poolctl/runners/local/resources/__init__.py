@@ -1,1 +1,0 @@
-"""Resources that outlive a runner: listeners and pipes, which the keeper holds too, and the logger."""

@@ -1,0 +1,220 @@
+"""The sockets of a pool's servers, held here and by the keeper, and closed at both: listeners and adoption pairs.
+
+Through its adoption pair the workers of a server hand accepted connections to each other. A draining worker gives, the
+first other one that is ready takes; queued connections wait as in a backlog. One pair a server, because a connection
+must not reach another server's application, nor a plain one a TLS server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+from poolctl.config import ServerConfig
+from poolctl.errors import ServerError
+from poolctl.keeper import fd_store, handover, wire
+from poolctl.listeners.open import Inherited, close_listener, describe, refuse
+from poolctl.listeners.unix import identity_of
+from poolctl.platform import close_promptly
+
+from ..link import Link, LinkLost
+from ..opener import Opener
+
+PLAIN, TLS = "plain", "tls"
+_MOST_IN_A_PAIR = 1024
+
+
+class Sockets:
+    """Listening sockets by the canonical address of their server."""
+
+    def __init__(self, keeper: Link) -> None:
+        self._keeper = keeper
+        self.inherited: Inherited = {}  # the sockets of `fd:` addresses
+        self._opener = Opener()
+        self._open: dict[str, list[socket.socket]] = {}
+        self._shared: set[str] = set()
+        self._identities: dict[str, tuple[int, int] | None] = {}
+
+    def of(self, server: ServerConfig) -> list[socket.socket]:
+        """The server's listeners; none for a job, or for a command that binds by itself."""
+        return self._open.get(server.key, [])
+
+    def lend(self, server: ServerConfig) -> list[socket.socket]:
+        """Likewise, for a worker: from now on its application, and any process it starts, may hold them too."""
+        key = server.key
+        if key in self._open and not self.shared(key):
+            self._shared.add(key)
+            meta = {"server": server.name, "shared": True}
+            self._keeper.send({"op": "note", "name": f"{fd_store.LISTENER}{key}", "meta": meta})
+        return self.of(server)
+
+    def shared(self, key: str) -> bool:
+        """Whether an application may hold the listeners of this address: then any call on them may block."""
+        return key in self._shared or key.startswith("fd:")
+
+    def keys(self) -> set[str]:
+        """The addresses that have a listener."""
+        return set(self._open)
+
+    def endpoints(self, key: str) -> list[str]:
+        """The addresses that are bound."""
+        return [describe(sock) for sock in self._open.get(key, ())]
+
+    async def open(self, server: ServerConfig) -> None:
+        """Open the server's listeners, if it has any and they are not open. Raises ServerError."""
+        key = server.key
+        if server.job or key in self._open:
+            return
+        try:
+            if server.binds_itself:
+                if server.address.kind == "tcp":
+                    await self._opener.check_free(server.address)
+                return
+            self._open[key] = await self._opener.listen(server.address, self.inherited)
+        except ServerError as error:
+            raise ServerError(error.message, name=server.name, bind=server.bind, hint=error.hint) from error
+        if server.command:
+            # As in sd_listen_fds(3): a program that wants a non-blocking socket sets that itself, for all users.
+            for sock in self._open[key]:
+                sock.setblocking(True)
+        self._identities[key] = identity_of(key)
+        self._keeper.send(
+            {
+                "op": "put",
+                "name": f"{fd_store.LISTENER}{key}",
+                "meta": {"server": server.name, "shared": self.shared(key)},
+            },
+            self._open[key],
+        )
+
+    async def close(self, key: str) -> None:
+        """Close them here and at the keeper; connections are refused from now on."""
+        sockets = self._open.pop(key, [])
+        self._shared.discard(key)
+        if not sockets:
+            return
+        if not key.startswith("fd:"):
+            # A worker that is about to exit may hold one; systemd's own sockets are returned unchanged.
+            refuse(sockets)
+        close_listener(sockets, self._identities.pop(key, None))
+        with contextlib.suppress(LinkLost):
+            await self._keeper.call({"op": "drop", "name": f"{fd_store.LISTENER}{key}"})
+
+    async def close_all(self) -> None:
+        """Close every listener."""
+        await asyncio.gather(*(self.close(key) for key in list(self._open)))
+
+    def adopt(self, key: str, fds: list[int], meta: wire.Message) -> list[socket.socket]:
+        """Take ownership of the listeners that the keeper held."""
+        if meta.get("shared", True):
+            self._shared.add(key)
+        # No option is changed: processes that accept from it rely on its state.
+        self._open[key] = [socket.socket(fileno=fd) for fd in fds]
+        self._identities[key] = identity_of(key)
+        return self._open[key]
+
+
+def protocol(server: ServerConfig) -> str:
+    """The protocol of the server's connections and the user of its workers: only equal ones share a pair.
+
+    A process that has held an end of a pair can read its connections, so workers of another user get a new pair.
+    """
+    spoken = TLS if server.tls else PLAIN
+    return spoken if server.user is None else f"{spoken} {server.user}"
+
+
+class AdoptionPairs:
+    """The pairs by the canonical address of their server, here and at the keeper."""
+
+    def __init__(self, keeper: Link) -> None:
+        self._keeper = keeper
+        self._pairs: dict[str, tuple[str, socket.socket, socket.socket]] = {}
+
+    def open(self, server: ServerConfig) -> None:
+        """Make the server's pair, if it has none of its protocol. A program, which cannot use one, has none."""
+        if server.command or self.protocol(server.key) == protocol(server):
+            return
+        self._forget(server.key)
+        give, take = wire.pair()
+        # Once, and before another process has it: all that share a socket share this too.
+        give.setblocking(False)
+        take.setblocking(False)
+        self._pairs[server.key] = (protocol(server), give, take)
+        meta = {"server": server.name, "protocol": protocol(server)}
+        entry = {"op": "put", "name": f"{fd_store.ADOPTION}{server.key}", "meta": meta}
+        self._keeper.send(entry, [give, take])
+
+    def of(self, server: ServerConfig) -> tuple[socket.socket, ...]:
+        """The ends (give, take) for a worker of the server; nothing for a program."""
+        if server.command:
+            return ()
+        self.open(server)
+        return self._pairs[server.key][1:]
+
+    def protocol(self, key: str) -> str | None:
+        """The protocol of that address's pair; None if it has none."""
+        return self._pairs[key][0] if key in self._pairs else None
+
+    def give(self, key: str, sock: socket.socket) -> bool:
+        """Whether the connection is queued for a worker now; it stays the caller's to close. False: no room."""
+        if key not in self._pairs:
+            return False
+        try:
+            limits = sock.limits() if isinstance(sock, handover.Connection) else None
+            handover.give(self._pairs[key][1], sock.fileno(), limits)
+        except BlockingIOError:
+            return False
+        return True
+
+    def adopt(self, key: str, fds: list[int], meta: wire.Message) -> list[socket.socket]:
+        """Take ownership of the pair that the keeper held."""
+        give, take = (socket.socket(fileno=fd) for fd in fds)
+        self._pairs[key] = (str(meta["protocol"]), give, take)
+        return [give, take]
+
+    def left(self, key: str) -> socket.socket | None:
+        """The end from which connections are taken; None if the address has no pair."""
+        return self._pairs[key][2] if key in self._pairs else None
+
+    def empty(self, key: str) -> None:
+        """Close every connection that is queued in the pair."""
+        if key in self._pairs:
+            _empty(self._pairs[key][2])
+
+    async def close(self, key: str) -> None:
+        """Close the pair here and at the keeper, and every connection that is queued in it."""
+        if key not in self._pairs:
+            return
+        self.empty(key)
+        self._forget(key)
+        with contextlib.suppress(LinkLost):
+            await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
+
+    def drop(self, key: str) -> None:
+        """Give up the pair of an address, which is empty, until it is needed again."""
+        self._forget(key)
+        self._keeper.send({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
+
+    async def close_all(self) -> None:
+        """Close every pair."""
+        await asyncio.gather(*(self.close(key) for key in list(self._pairs)))
+
+    def _forget(self, key: str) -> None:
+        for end in self._pairs.pop(key, ("",))[1:]:
+            end.close()
+
+
+def _empty(take: socket.socket) -> None:
+    # Bounded to the pair's capacity: an application may go on filling it.
+    for _ in range(_MOST_IN_A_PAIR):
+        try:
+            received = wire.receive(take)
+        except wire.WireError:
+            continue
+        except OSError:
+            return
+        if received is None:
+            return
+        for fd in received[1]:
+            close_promptly(fd)
