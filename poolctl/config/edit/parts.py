@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from poolctl.config.model.problems import Path, Tree
@@ -19,13 +18,13 @@ def _same(value: Tree) -> Tree:
     return value
 
 
-@dataclass
 class Changes:
     """New values of keys by the index of their server, servers to remove, and tables to add as servers."""
 
-    pairs: dict[int, Pairs] = field(default_factory=dict)
-    removed: set[int] = field(default_factory=set)
-    added: list[dict[str, Tree]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.pairs: dict[int, Pairs] = {}
+        self.removed: set[int] = set()
+        self.added: list[dict[str, Tree]] = []
 
     def apply(self, servers: Tree, convert: Callable[[Tree], Tree] = _same) -> None:
         """Change the servers of a parsed file; `convert` makes what its library writes of a plain value."""
