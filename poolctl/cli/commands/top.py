@@ -6,15 +6,19 @@ import os
 import signal
 import sys
 from time import sleep
-from typing import Any
+from typing import TYPE_CHECKING
 
 from poolctl.cli.command import INSPECT, SELECTION, Command, Option, flag, output
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.top.board import SORTS
-from poolctl.control.answers import Result, StatsResult
+from poolctl.cli.remote import ask_for
+from poolctl.cli.top.board import SORTS, ServerBoard
+from poolctl.control.answers import StatsResult
 from poolctl.exit_codes import INTERRUPTED
+
+if TYPE_CHECKING:
+    from poolctl.cli.top.live_view import StatsSource
 
 INTERVAL_SECONDS = 2.0
 _LEAST_INTERVAL_SECONDS = 0.1
@@ -39,28 +43,27 @@ def perform(request: CommandRequest) -> Outcome:
     if request.output not in ("", "json"):
         raise UsageError(f"top has no form {request.output!r}", hint="poolctl list prints tables")
     frames, interval = _frames(request), _interval(request)
-    from poolctl.cli.top.board import SORTS, ServerBoard
-    from poolctl.cli.top.supervisor_requests import StatsSource
-
     sort = one_of("--sort", request.get("sort") or "file", tuple(SORTS))
-    ref = find_pool(request)
-    source = StatsSource(ref, request.selector().to_dict())
-    result = source.read()
-    if result.get("exit_code"):
-        raise Failure(Outcome.of(Result.from_json(result)))
+    pool = find_pool(request)
+    result = ask_for(StatsResult, request, pool, "stats")
+    if result.exit_code:
+        raise Failure(Outcome.of(result))
     if request.output:
-        return Outcome(StatsResult.from_json(result).items)
+        return Outcome(result.items)
+    from poolctl.cli.top.live_view import StatsSource
+
     board = ServerBoard(sort=sort)
-    board.update(result.get("items") or [])
-    pool = source.client.ping().name or "pool"
+    board.update(result.items)
+    source = StatsSource(pool, request.selector().to_dict())
+    name = source.client.ping().name or "pool"
     if _is_terminal() and frames != 1:
-        return _live(board, source, pool, interval, frames)
+        return _live(board, source, name, interval, frames)
     if frames is None and not request.quiet:
         sys.stderr.write("not a terminal: printing one snapshot (use `poolctl list -o json` in scripts)\n")
-    return _print(board, source, pool, interval, frames or 1)
+    return _print(board, source, name, interval, frames or 1)
 
 
-def _live(board: Any, source: Any, pool: str, interval: float, frames: int | None) -> Outcome:
+def _live(board: ServerBoard, source: StatsSource, pool: str, interval: float, frames: int | None) -> Outcome:
     from poolctl.cli.top.live_view import LiveView
     from poolctl.cli.top.terminal import Screen, SignalReceived, TerminalSignals
     from poolctl.clock import SystemClock
@@ -80,7 +83,7 @@ def _live(board: Any, source: Any, pool: str, interval: float, frames: int | Non
     return Outcome.of_stream()
 
 
-def _print(board: Any, source: Any, pool: str, interval: float, frames: int) -> Outcome:
+def _print(board: ServerBoard, source: StatsSource, pool: str, interval: float, frames: int) -> Outcome:
     from poolctl.cli.top.frames import frame_text
 
     for left in range(frames, 0, -1):
@@ -89,7 +92,7 @@ def _print(board: Any, source: Any, pool: str, interval: float, frames: int) -> 
         if left > 1:
             sleep(interval)
             sys.stdout.write("\n")
-            board.update(source.read().get("items") or [])
+            board.update(source.read().items)
     return Outcome.of_stream()
 
 

@@ -1,1 +1,1 @@
-"""The live view: `live_view` runs it, `board` is its state, `frames` draws it, `terminal` and `keys` do I/O."""
+"""The live view: `live_view` runs it, `board` is its state, `frames` and `table` draw it, `terminal` does the I/O."""

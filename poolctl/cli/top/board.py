@@ -1,35 +1,32 @@
-"""The servers as rows: what is known of each, their order, which are shown, and which one is selected."""
+"""The servers as rows: their order, which of them are shown, and which one is selected."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
 
-from poolctl.values import Table
+    from poolctl.control.answers import Measured
 
 # States that need attention come first.
 _STATES = (
     "failed", "backoff", "starting", "stopping", "draining", "running", "sleeping", "stopped", "disabled",
 )  # fmt: skip
 _HEALTH = ("ko", "warn", "unknown", "ok")
-# Key of the column that is sorted by → whether the largest comes first.
-SORTS = {
-    "name": False,
-    "state": False,
-    "health": False,
-    "requests": True,
-    "latency": True,
-    "memory": True,
-    "cpu": True,
-    "uptime": True,
-    "restarts": True,
-    "file": False,
+# What is compared in each order; the order of the file, and by name, compare nothing else.
+SORTS: dict[str, Callable[[Measured], float | None]] = {
+    "name": lambda row: None,
+    "state": lambda row: _place(_STATES, row.state),
+    "health": lambda row: _place(_HEALTH, row.health),
+    "requests": lambda row: row.stats.requests_per_second,
+    "latency": lambda row: row.stats.latency_p99_seconds,
+    "memory": lambda row: row.stats.memory_bytes,
+    "cpu": lambda row: row.stats.cpu_percent,
+    "uptime": lambda row: row.uptime_seconds,
+    "restarts": lambda row: row.restarts,
+    "file": lambda row: None,
 }
-_NUMBERS = {
-    "requests": "requests_per_second",
-    "latency": "latency_p99_seconds",
-    "memory": "memory_bytes",
-    "cpu": "cpu_percent",
-}
+_LARGEST_FIRST = ("requests", "latency", "memory", "cpu", "uptime", "restarts")
 
 
 class ServerBoard:
@@ -39,23 +36,22 @@ class ServerBoard:
     """
 
     def __init__(self, *, sort: str = "file") -> None:
-        self.rows: dict[str, ServerRow] = {}  # in the order of the file
-        self.shown: list[ServerRow] = []
+        self.rows: Sequence[Measured] = ()  # in the order of the file
+        self.shown: list[Measured] = []
         self.height = 1
         self.top = 0
         self.filter = ""
         self.sort = sort
         self.reverse = False
-        self.summary: Table = {}
         self._at = 0
 
     @property
-    def selected(self) -> ServerRow | None:
+    def selected(self) -> Measured | None:
         """The row that keys act on; None when none is shown."""
         return self.shown[self._at] if self.shown else None
 
     @property
-    def visible(self) -> list[ServerRow]:
+    def visible(self) -> list[Measured]:
         """The rows on the screen."""
         return self.shown[self.top : self.top + self.height]
 
@@ -64,14 +60,13 @@ class ServerBoard:
         """Which of the shown rows is selected, from 1; 0 for none."""
         return self._at + 1 if self.shown else 0
 
-    def update(self, items: list[Table]) -> None:
+    @property
+    def falling(self) -> bool:
+        """Whether the largest comes first."""
+        return (self.sort in _LARGEST_FIRST) is not self.reverse
+
+    def update(self, rows: Sequence[Measured]) -> None:
         """Take the newest result; servers that it does not name are gone."""
-        rows: dict[str, ServerRow] = {}
-        for at, item in enumerate(items):
-            name = str(item.get("name", ""))
-            row = rows[name] = self.rows.get(name) or ServerRow(at)
-            row.at = at
-            row.update(item)
         self.rows = rows
         self._arrange()
 
@@ -106,83 +101,35 @@ class ServerBoard:
 
     def _arrange(self) -> None:
         before = self.selected
-        self.shown = in_order(matching(self.rows.values(), self.filter), self.sort, self.reverse)
+        self.shown = self._in_order(matching(self.rows, self.filter))
         names = [row.name for row in self.shown]
-        at = names.index(before.name) if before is not None and before.name in names else self._at
-        self._select(at)
+        self._select(names.index(before.name) if before is not None and before.name in names else self._at)
 
     def _select(self, at: int) -> None:
         self._at = max(0, min(at, len(self.shown) - 1))
         last_top = max(0, len(self.shown) - self.height)
         self.top = min(max(self.top, self._at - self.height + 1), self._at, last_top)
 
-
-class ServerRow:
-    """One server: its item as every command has it, its statistics if there are any, and what they were."""
-
-    __slots__ = ("at", "history", "item", "stats")
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-        self.item: Table = {}
-        self.stats: Table = {}
-        self.history: dict[str, Sequence[float | None]] = {}
-
-    def __repr__(self) -> str:
-        return f"<Row {self.name} {self.item.get('state')}>"
-
-    @property
-    def name(self) -> str:
-        """The server's."""
-        return str(self.item.get("name", ""))
-
-    def number(self, key: str) -> float | None:
-        """A figure of the statistics; None when it is not known."""
-        value = self.stats.get(key)
-        return float(value) if isinstance(value, (int, float)) else None
-
-    def update(self, item: Table) -> None:
-        """Take the newest item."""
-        self.item, self.stats = item, item.get("stats") or {}
-        self.history = self.stats.get("history") or {}
+    def _in_order(self, rows: list[Measured]) -> list[Measured]:
+        """The rows sorted; equal ones by name, unknown figures last."""
+        if self.sort in ("file", "name"):
+            ordered = rows if self.sort == "file" else sorted(rows, key=lambda row: row.name)
+            return ordered[::-1] if self.reverse else ordered
+        figures = [(SORTS[self.sort](row), row) for row in sorted(rows, key=lambda row: row.name)]
+        known = [(figure, row) for figure, row in figures if figure is not None]
+        known.sort(key=lambda each: each[0], reverse=self.falling)
+        return [row for _, row in known] + [row for figure, row in figures if figure is None]
 
 
-def matching(rows: Iterable[ServerRow], words: str) -> list[ServerRow]:
+def matching(rows: Iterable[Measured], words: str) -> list[Measured]:
     """The rows in which each of the words is found, in name, address, state, health or a tag; case is ignored."""
     wanted = words.lower().split()
     return [row for row in rows if all(word in _text(row) for word in wanted)] if wanted else list(rows)
 
 
-def in_order(rows: Iterable[ServerRow], sort: str, reverse: bool) -> list[ServerRow]:
-    """The rows sorted by a key of SORTS; equal ones by name, unknown figures last."""
-    falling = SORTS[sort] is not reverse
-    named = sorted(rows, key=lambda row: (row.name, row.at))
-    if sort == "file":
-        return sorted(named, key=lambda row: row.at, reverse=reverse)
-    if sort == "name":
-        return named[::-1] if reverse else named
-    known = [row for row in named if _value(row, sort) is not None]
-    unknown = [row for row in named if _value(row, sort) is None]
-    # Stable in both directions: those that are equal stay by name.
-    return sorted(known, key=lambda row: _value(row, sort) or 0.0, reverse=falling) + unknown
-
-
-def _value(row: ServerRow, sort: str) -> float | None:
-    if sort == "state":
-        return _place(_STATES, str(row.item.get("state")))
-    if sort == "health":
-        return _place(_HEALTH, str(row.item.get("health")))
-    if sort in _NUMBERS:
-        return row.number(_NUMBERS[sort])
-    value = row.item.get("uptime_seconds" if sort == "uptime" else sort)
-    return float(value) if isinstance(value, (int, float)) else None
+def _text(row: Measured) -> str:
+    return " ".join([row.name, row.bind, row.expose, row.state, row.health, *row.tags]).lower()
 
 
 def _place(order: Sequence[str], word: str) -> float:
-    return float(order.index(word)) if word in order else float(len(order))
-
-
-def _text(row: ServerRow) -> str:
-    item = row.item
-    words = [item.get(key) or "" for key in ("name", "bind", "expose", "state", "health")]
-    return " ".join(map(str, [*words, *(item.get("tags") or ())])).lower()
+    return order.index(word) if word in order else len(order)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import NamedTuple
 
+from rich.cells import chop_cells
 from rich.console import Console
 from rich.text import Text
 
-from poolctl.cli.render import coloured, duration
+from poolctl.cli.log_lines import record_lines
+from poolctl.cli.render import coloured, duration, printable, servers
+from poolctl.control.answers import Measured
+from poolctl.logs.follow import Follower
+from poolctl.logs.log_line import LogLine, parse_record
 
-from .board import ServerBoard, ServerRow
-from .log_pane import LogPane
+from .board import ServerBoard
 from .table import STATES, format_count, format_percent, format_seconds, format_size, sparkline, table_lines
 
 _NARROW = 100
@@ -21,56 +29,53 @@ _NARROW = 100
 
 def head_lines(board: ServerBoard, pool: str, width: int) -> list[Text]:
     """One line of the servers' states, and one of their figures."""
-    rows = list(board.rows.values())
-    return [_states(rows, pool, width), _totals(rows, width)]
+    return [_states(board.rows, pool, width), _totals(board.rows, width)]
 
 
-def _states(rows: Sequence[ServerRow], pool: str, width: int) -> Text:
+def _states(rows: Sequence[Measured], pool: str, width: int) -> Text:
     for words in (True, False):
         line = _counts(rows, pool, words)
         if line.cell_len <= width:
             break
-    longest = max((float(row.item.get("uptime_seconds") or 0) for row in rows), default=0.0)
-    if longest:
-        _at_right(line, Text(f"up {duration(longest)} ", _FAINT), width)
+    if longest := max((row.uptime_seconds for row in rows), default=0.0):
+        up = Text(f"up {duration(longest)} ", _FAINT)
+        if (room := width - line.cell_len - up.cell_len) > 1:
+            line.append(" " * room).append_text(up)
     return line
 
 
-def _counts(rows: Sequence[ServerRow], pool: str, words: bool) -> Text:
+def _counts(rows: Sequence[Measured], pool: str, words: bool) -> Text:
     """How many servers are in each state, in words or only by its sign."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        state = str(row.item.get("state"))
-        counts[state] = counts.get(state, 0) + 1
+    counts = Counter(row.state for row in rows)
     line = Text(no_wrap=True, end="").append(f" {pool} ", "bold reverse")
-    line.append(f"  {len(rows)} server{'s' if len(rows) != 1 else ''}", "bold")
+    line.append(f"  {servers(len(rows))}", "bold")
     for state, (sign, style) in STATES.items():
-        if counts.get(state):
+        if counts[state]:
             line.append(f"  {sign} {counts[state]}{f' {state}' if words else ''}", style)
-    unhealthy = sum(row.item.get("health") in ("warn", "ko") for row in rows)
-    if unhealthy:
+    if unhealthy := sum(row.health in ("warn", "ko") for row in rows):
         line.append(f"  ! {unhealthy}{' unhealthy' if words else ''}", "bold red")
     return line
 
 
-def _totals(rows: Sequence[ServerRow], width: int) -> Text:
+def _totals(rows: Sequence[Measured], width: int) -> Text:
     wide = width >= _NARROW
     chart = 24 if width >= 140 else 12 if wide else 8
+    all_stats = [row.stats for row in rows]
     line = Text(" ", no_wrap=True, end="")
-    rates = _summed(row.history.get("requests_per_second") or () for row in rows)
-    _figure(line, "req/s", format_count(_total(rows, "requests_per_second")))
+    _figure(line, "req/s", format_count(sum(stats.requests_per_second for stats in all_stats)))
+    rates = _summed([stats.history.requests_per_second for stats in all_stats])
     line.append(" " + sparkline(rates, chart), "green")
-    slowest = max((row.number("latency_p99_seconds") or 0.0 for row in rows), default=0.0) or None
-    _figure(line, "p99", format_seconds(slowest))
-    memory = _summed(row.history.get("memory_bytes") or () for row in rows)
-    _figure(line, "mem", format_size(_total(rows, "memory_bytes")))
+    slowest = max((stats.latency_p99_seconds or 0.0 for stats in all_stats), default=0.0)
+    _figure(line, "p99", format_seconds(slowest or None))
+    _figure(line, "mem", format_size(sum(stats.memory_bytes for stats in all_stats)))
     if wide:
+        memory = _summed([stats.history.memory_bytes for stats in all_stats])
         line.append(" " + sparkline(memory, chart, from_zero=False), "blue")
-    _figure(line, "cpu", format_percent(_total(rows, "cpu_percent")))
-    _figure(line, "busy", format_count(_total(rows, "in_flight")))
+    _figure(line, "cpu", format_percent(sum(stats.cpu_percent for stats in all_stats)))
+    _figure(line, "busy", format_count(sum(stats.in_flight for stats in all_stats)))
     if wide:
-        _figure(line, "conn", format_count(_total(rows, "connections")))
-    errors = _total(rows, "errors_total")
+        _figure(line, "conn", format_count(sum(stats.connections for stats in all_stats)))
+    errors = sum(stats.errors_total for stats in all_stats)
     _figure(line, "errors", format_count(errors), "bold red" if errors else "bold")
     return line
 
@@ -80,27 +85,10 @@ def _figure(line: Text, title: str, value: str, style: str = "bold") -> None:
     line.append(value, style)
 
 
-def _at_right(line: Text, more: Text, width: int) -> None:
-    room = width - line.cell_len - more.cell_len
-    if room > 1:
-        line.append(" " * room)
-        line.append_text(more)
-
-
-def _total(rows: Iterable[ServerRow], key: str) -> float:
-    return sum(row.number(key) or 0.0 for row in rows)
-
-
-def _summed(series: Iterable[Sequence[float | None]]) -> list[float | None]:
+def _summed(series: Sequence[Sequence[float]]) -> list[float]:
     """The sum of several histories, of which the last values belong together."""
-    total: list[float | None] = []
-    for values in series:
-        newest_first = list(values)[::-1]
-        total += [None] * (len(newest_first) - len(total))
-        for at, value in enumerate(newest_first):
-            if value is not None:
-                total[at] = (total[at] or 0.0) + value
-    return total[::-1]
+    newest_first = zip_longest(*(reversed(values) for values in series), fillvalue=0.0)
+    return [sum(values) for values in newest_first][::-1]
 
 
 Hints = Sequence[tuple[str, str]]
@@ -114,14 +102,11 @@ _HINTS = (
 _ALWAYS = (("?", "help"), ("q", "quit"))
 
 
-class Notice:
+class Notice(NamedTuple):
     """A message in the last line instead of the hints."""
 
-    __slots__ = ("style", "text")
-
-    def __init__(self, text: str, style: str = "") -> None:
-        self.text = text
-        self.style = style
+    text: str
+    style: str = ""
 
 
 def servers_frame(
@@ -141,6 +126,80 @@ def servers_frame(
     lines = [*head, *table]
     lines += [Text()] * (height - 1 - len(lines))
     return [*lines, _last_line(board, notice, typing, width)]
+
+
+_KEPT_LINES = 2000
+# Colours that a server writes for a terminal (ECMA-48 §5.4): here they would be noise.
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+_LEVELS = {"ERROR": "red", "ERR": "red", "CRITICAL": "bold red", "FATAL": "bold red"}
+_STYLES = {**_LEVELS, "WARN": "yellow", "WARNING": "yellow", "DEBUG": "bright_black", "TRACE": "bright_black"}
+
+
+class LogPane:
+    """The last lines of the file and those that come. `back` is how many lines the reader has gone up."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self.name = name
+        self.path = path
+        self.back = 0
+        self._follower = Follower({name: path}, lines=_KEPT_LINES)
+        self._lines: deque[Text] = deque(maxlen=_KEPT_LINES)
+        self._take(self._follower.first)
+
+    def __repr__(self) -> str:
+        return f"<LogPane {self.path}, {len(self._lines)} lines>"
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when there may be more; -1: look from time to time."""
+        return self._follower.fileno()
+
+    def read(self) -> bool:
+        """Whether anything came."""
+        return self._take(self._follower.read()) > 0
+
+    def close(self) -> None:
+        """Follow no more."""
+        self._follower.close()
+
+    def scroll(self, lines: int) -> None:
+        """Go up by so many lines, down by a negative number; 0 lines back is the end, which is followed."""
+        self.back = max(0, min(self.back + lines, len(self._lines) - 1))
+
+    def visible(self, width: int, height: int) -> list[Text]:
+        """The lines that fit on a screen of this size, long lines broken."""
+        found: list[Text] = []
+        for line in list(self._lines)[: len(self._lines) - self.back][::-1]:
+            found += _broken(line, width)[::-1]
+            if len(found) >= height:
+                break
+        return found[:height][::-1]
+
+    def _take(self, lines: list[LogLine]) -> int:
+        made = [text for line in lines for text in _texts(line)]
+        self._lines.extend(made)
+        if self.back:  # what is being read stays where it is
+            self.scroll(len(made))
+        return len(made)
+
+
+def _texts(line: LogLine) -> list[Text]:
+    time = line.time[11:19]
+    record = parse_record(line.text)
+    if record is None:
+        parts, style = [printable(_CONTROL.sub("", line.text.expandtabs(4)))], ""
+    else:
+        parts, style = record_lines(record), _STYLES.get(record.level, "")
+    return [Text.assemble((f"{time} ", "bright_black"), (part, style)) for part in parts]
+
+
+def _broken(line: Text, width: int) -> list[Text]:
+    if line.cell_len <= width:
+        return [line]
+    at, offsets = 0, []
+    for piece in chop_cells(line.plain, width)[:-1]:
+        at += len(piece)
+        offsets.append(at)
+    return list(line.divide(offsets))
 
 
 def log_frame(pane: LogPane, size: tuple[int, int]) -> list[Text]:

@@ -1,25 +1,134 @@
-"""The running view: keys, answers, the clock and signals, and what each of them changes on the screen."""
+"""The running view: keys, answers, the clock and signals, and what each of them changes on the screen.
+
+Requests to the supervisor run in threads, so that the view never waits for one.
+"""
 
 from __future__ import annotations
 
 import os
 import select
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 from rich.text import Text
 
+from poolctl.cli.log_lines import log_paths
+from poolctl.cli.pool_ref import PoolRef
+from poolctl.cli.remote import start_unsignalled
 from poolctl.clock import Clock
-from poolctl.control.client import NoSupervisor
+from poolctl.control.answers import Item, Result, ShowResult, StatsResult
+from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError
 
 from .board import SORTS, ServerBoard
-from .frames import Notice, help_frame, log_frame, servers_frame
-from .log_pane import LogPane
-from .supervisor_requests import Action, BackgroundRequests, Result, StatsSource, action_of
+from .frames import LogPane, Notice, help_frame, log_frame, servers_frame
 from .terminal import Keys, Screen, TerminalSignals
 
 _ESCAPE_SECONDS = 0.05
 _NOTICE_SECONDS = 4.0
 _SORT_KEYS = dict(zip("NSHRLMCUXF", SORTS, strict=True))
+
+Answer = TypeVar("Answer")
+
+
+class StatsSource:
+    """The servers' states and statistics."""
+
+    def __init__(self, ref: PoolRef, selector: Mapping[str, object]) -> None:
+        self.client = Client(ref.socket)
+        self._ref = ref
+        self._selector = selector
+
+    def read(self) -> StatsResult:
+        """The newest result. Raises ControlError."""
+        return self.client.ask(StatsResult, "stats", {"selector": self._selector, "options": {}})
+
+    def log_path(self, name: str) -> str:
+        """The path of the server's log. Raises ControlError."""
+        found = self.client.ask(ShowResult, "show", {"selector": {"targets": [name]}}).items
+        return log_paths(found, self._ref)[name]
+
+
+class BackgroundRequests:
+    """Runs requests in threads; `fileno` is readable when there is an answer for `deliver`."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        self._answered: deque[Callable[[], None]] = deque()
+
+    def fileno(self) -> int:
+        """The descriptor that is readable when there are answers."""
+        return self._read
+
+    def ask(self, request: Callable[[], Answer], answered: Callable[[Answer | ControlError], None]) -> None:
+        """Make the request; `deliver` calls `answered` with its answer, or with the reason why there is none."""
+
+        def run() -> None:
+            answer: Answer | ControlError
+            try:
+                answer = request()
+            except ControlError as error:
+                answer = error
+            self._answered.append(lambda: answered(answer))
+            try:
+                os.write(self._write, b".")
+            except OSError:
+                pass  # full: it is readable already; closed: the view has ended
+
+        start_unsignalled(threading.Thread(target=run, name="asks", daemon=True))
+
+    def deliver(self) -> None:
+        """Pass on all answers since the last call."""
+        try:
+            os.read(self._read, 4096)
+        except BlockingIOError:
+            pass
+        while self._answered:
+            self._answered.popleft()()
+
+
+class Action(NamedTuple):
+    """A verb for one server. `question` is asked first if something stops by it."""
+
+    verb: str
+    name: str
+    doing: str
+    done: str
+    question: str = ""
+    workers: int | None = None
+
+    def body(self) -> dict[str, object]:
+        """The body of the request to the supervisor."""
+        workers = {} if self.workers is None else {"workers": self.workers}
+        return {"selector": {"targets": [self.name]}, "options": {"wait": True, "progress": False, **workers}}
+
+
+def action_of(key: str, item: Item) -> Action | None:
+    """The action of a key for a server in this state; None for a key without one."""
+    name, state = item.name, item.state
+    if key == "r":
+        return Action("restart", name, "restarting", "restarted")
+    if key == "s" and state == "disabled":
+        return Action("enable", name, "enabling", "enabled")
+    if key == "s" and state in ("stopped", "failed"):
+        return Action("start", name, "starting", "started")
+    if key == "s":
+        return Action("stop", name, "stopping", "stopped", f"Stop {name}?")
+    if key == "d" and state == "draining":
+        return Action("undrain", name, "undraining", "back in rotation")
+    if key == "d":
+        return Action("drain", name, "draining", "out of rotation", f"Take {name} out of rotation?")
+    wanted = item.workers + {"+": 1, "-": -1}.get(key, 0)
+    if key not in ("+", "-") or wanted < 1:
+        return None
+    workers = f"{wanted} worker{'s' if wanted > 1 else ''}"
+    question = f"Scale {name} down to {workers}?" if key == "-" else ""
+    return Action("scale", name, "scaling", f"has {workers}", question, wanted)
 
 
 class LiveView:
@@ -60,19 +169,19 @@ class LiveView:
         while not self._over:
             screen.draw(self._frame(screen))
             self._wait(screen, signals)
-            if signals.resized():
+            came = signals.take()
+            if signal.SIGWINCH in came:
                 screen.resize()
-            if signals.stopped():
+            if signal.SIGTSTP in came:
                 screen.give_back()
                 signals.stop_here()
                 screen.take()
-            signals.raise_if_ending()
             now = self._clock.monotonic()
             if self._notice is not None and self._question is None and now >= self._notice_until:
                 self._notice = None
             if now >= self._ask_at and not self._waiting and not self._paused:
                 self._waiting = True
-                self._asking.ask(self._source.read, self._updated, self._failed)
+                self._asking.ask(self._source.read, self._updated)
 
     def _frame(self, screen: Screen) -> list[Text]:
         size = screen.width, screen.height
@@ -91,7 +200,6 @@ class LiveView:
         if self._pane is not None and self._pane.fileno() >= 0:
             sources.append(self._pane.fileno())
         ready, _, _ = select.select(sources, screen.writers(), [], self._timeout())
-        signals.clear()
         screen.flush()
         if screen.fileno() in ready:
             data = screen.read()
@@ -102,7 +210,7 @@ class LiveView:
             for key in self._keys.flush():
                 self._press(key, screen)
         if self._asking.fileno() in ready:
-            self._asking.answers()
+            self._asking.deliver()
         if self._pane is not None:
             self._pane.read()
 
@@ -117,36 +225,34 @@ class LiveView:
 
     # Answers of the supervisor.
 
-    def _updated(self, result: Result) -> None:
-        self._waiting = False
-        self._trouble = ""
-        self._ask_at = self._clock.monotonic() + self._interval
-        self._board.update(result.get("items") or [])
-        if self._frames is not None:
-            self._frames -= 1
-            self._over = self._frames <= 0
-
-    def _failed(self, error: ControlError) -> None:
+    def _updated(self, result: StatsResult | ControlError) -> None:
         self._waiting = False
         self._ask_at = self._clock.monotonic() + self._interval
-        gone = isinstance(error, NoSupervisor)
-        self._trouble = (
-            "no supervisor is running: these are its last figures; poolctl start" if gone else error.message
-        )
+        if isinstance(result, NoSupervisor):
+            self._trouble = "no supervisor is running: these are its last figures; poolctl start"
+        elif isinstance(result, ControlError):
+            self._trouble = result.message
+        else:
+            self._trouble = ""
+            self._board.update(result.items)
+            if self._frames is not None:
+                self._frames -= 1
+                self._over = self._frames <= 0
 
     def _act(self, action: Action) -> None:
         self._say(f"{action.doing} {action.name} …", "yellow", lasting=True)
         client = self._source.client
         self._asking.ask(
-            lambda: client.call(action.verb, action.body()),
+            lambda: client.ask(Result, action.verb, action.body()),
             lambda result: self._acted(action, result),
-            lambda error: self._say(f"{action.name}: {error.message}", "bold red"),
         )
 
-    def _acted(self, action: Action, result: Result) -> None:
-        errors = result.get("errors") or []
-        if errors:
-            message = str(errors[0].get("message", "failed")).splitlines()[0]
+    def _acted(self, action: Action, result: Result | ControlError) -> None:
+        if isinstance(result, ControlError):
+            self._say(f"{action.name}: {result.message}", "bold red")
+            return
+        if result.errors:
+            message = (result.errors[0].message or "failed").splitlines()[0]
             self._say(f"{action.name}: {message}", "bold red", lasting=True)
         else:
             self._say(f"{action.name} {action.done}", "green")
@@ -227,16 +333,15 @@ class LiveView:
         elif key == " ":
             self._paused = not self._paused
         elif board.selected is not None:
-            self._press_row(key, board.selected.name)
+            self._press_row(key, board.selected)
 
-    def _press_row(self, key: str, name: str) -> None:
-        row = self._board.selected
+    def _press_row(self, key: str, row: Item) -> None:
         if key in ("enter", "l"):
             try:
-                self._pane = LogPane(name, self._source.log_path(name))
+                self._pane = LogPane(row.name, self._source.log_path(row.name))
             except (ControlError, OSError) as error:
-                self._say(f"{name}: {error}", "bold red")
-        elif row is not None and (action := action_of(key, row.item)) is not None:
+                self._say(f"{row.name}: {error}", "bold red")
+        elif (action := action_of(key, row)) is not None:
             if action.question:
                 self._question = action
                 self._notice = Notice(f"{action.question}  y: yes, any other key: no", "bold yellow")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from poolctl.cli.render import duration, printable
+from poolctl.control.answers import Measured, Stats, StatsHistory
 
-from .board import SORTS, ServerBoard, ServerRow
+from .board import ServerBoard
 
 _UNKNOWN = "-"
 BARS = "▁▂▃▄▅▆▇"  # without the full one, so that rows do not grow together
@@ -32,7 +33,6 @@ STATES = {
 }
 HEALTH = {"ok": "green", "warn": "yellow", "ko": "bold red"}
 _FAINT = "bright_black"
-_STYLES = {"requests_per_second": "green", "latency_p99_seconds": "yellow", "memory_bytes": "blue"}
 
 
 def format_count(number: float | None) -> str:
@@ -101,19 +101,20 @@ def _bar(value: float, span: float) -> str:
     return BARS[min(len(BARS) - 1, int(value / span * (len(BARS) - 1) + 0.5))]
 
 
-class Column(NamedTuple):
-    """`priority`: the lower, the sooner it finds room. `kind` is text, number, usage (of its processes) or chart.
+# The text of a row's cell so many columns wide, and its style.
+Cell = Callable[[Measured, int], tuple[str, str]]
 
-    A chart grows where there is room. `key` names a figure of the statistics, or a text.
-    """
+
+class Column(NamedTuple):
+    """`priority`: the lower, the sooner it finds room. A chart grows where there is room."""
 
     title: str
     sort: str
     width: int
     priority: int
-    kind: str
-    key: str
+    cell: Cell
     right: bool = False
+    chart: bool = False
 
 
 class Placed(NamedTuple):
@@ -123,83 +124,90 @@ class Placed(NamedTuple):
     width: int
 
 
-def _cell(column: Column, row: ServerRow, width: int) -> tuple[str, str]:
-    """The text of a row's cell, and its style."""
-    if column.kind == "text":
-        return _TEXTS[column.key](row)
-    number = row.number(column.key)
-    style = _STYLES.get(column.key, "")
-    if column.kind == "chart":
-        values = row.history.get(column.key) or ()
-        text = sparkline(values, width, from_zero=column.key != "memory_bytes")
-        return text, style if any(values) else _FAINT
-    if column.kind == "usage" and not (number or row.item.get("pids")):
-        number = None  # of no process
-    return _FORMATS[column.key](number), "" if number else _FAINT
+def _figure(
+    value: Callable[[Stats], float | None],
+    form: Callable[[float | None], str],
+    style: str = "",
+    *,
+    of_processes: bool = False,
+) -> Cell:
+    def cell(row: Measured, width: int) -> tuple[str, str]:
+        number = value(row.stats)
+        if of_processes and not (number or row.pids):
+            number = None
+        return form(number), style if number else _FAINT
+
+    return cell
 
 
-def _name(row: ServerRow) -> tuple[str, str]:
-    return printable(row.name), "bold" if row.item.get("state") == "failed" else ""
+def _chart(
+    series: Callable[[StatsHistory], Sequence[float | None]], style: str, *, from_zero: bool = True
+) -> Cell:
+    def cell(row: Measured, width: int) -> tuple[str, str]:
+        values = series(row.stats.history)
+        return sparkline(values, width, from_zero=from_zero), style if any(values) else _FAINT
+
+    return cell
 
 
-def _state(row: ServerRow) -> tuple[str, str]:
-    state = str(row.item.get("state", ""))
-    sign, style = STATES.get(state, ("?", ""))
-    if state == "running" and not row.item.get("ready"):
-        style = "yellow"
-    return f"{sign} {state}", style
+def _name(row: Measured, width: int) -> tuple[str, str]:
+    return printable(row.name), "bold" if row.state == "failed" else ""
 
 
-def _health(row: ServerRow) -> tuple[str, str]:
-    health = str(row.item.get("health") or "unknown")
-    return ("-", _FAINT) if health == "unknown" else (health, HEALTH.get(health, ""))
+def _state(row: Measured, width: int) -> tuple[str, str]:
+    sign, style = STATES.get(row.state, ("?", ""))
+    return f"{sign} {row.state}", "yellow" if row.state == "running" and not row.ready else style
 
 
-def _address(row: ServerRow) -> tuple[str, str]:
-    return printable(str(row.item.get("address") or row.item.get("bind") or "")), _FAINT
+def _health(row: Measured, width: int) -> tuple[str, str]:
+    known = row.health not in ("", "unknown")
+    return (row.health, HEALTH.get(row.health, "")) if known else (_UNKNOWN, _FAINT)
 
 
-def _workers(row: ServerRow) -> tuple[str, str]:
-    there, wanted = len(row.item.get("pids") or ()), row.item.get("workers")
-    return (str(there), "") if there == wanted else (f"{there}/{wanted}", "yellow" if there else _FAINT)
+def _address(row: Measured, width: int) -> tuple[str, str]:
+    return printable(row.address or row.bind), _FAINT
 
 
-def _uptime(row: ServerRow) -> tuple[str, str]:
-    seconds = row.item.get("uptime_seconds")
-    return (duration(seconds), "") if seconds else ("-", _FAINT)
+def _workers(row: Measured, width: int) -> tuple[str, str]:
+    there = len(row.pids)
+    if there == row.workers:
+        return str(there), ""
+    return f"{there}/{row.workers}", "yellow" if there else _FAINT
 
 
-def _restarts(row: ServerRow) -> tuple[str, str]:
-    restarts = int(row.item.get("restarts") or 0)
-    return str(restarts), "" if restarts else _FAINT
+def _uptime(row: Measured, width: int) -> tuple[str, str]:
+    return (duration(row.uptime_seconds), "") if row.uptime_seconds else (_UNKNOWN, _FAINT)
 
 
-_TEXTS = {
-    "name": _name, "state": _state, "health": _health, "address": _address, "workers": _workers, "uptime": _uptime,
-    "restarts": _restarts,
-}  # fmt: skip
-_FORMATS = {
-    "requests_per_second": format_count, "latency_p99_seconds": format_seconds, "memory_bytes": format_size,
-    "cpu_percent": format_percent, "in_flight": format_count, "connections": format_count,
-}  # fmt: skip
+def _restarts(row: Measured, width: int) -> tuple[str, str]:
+    return str(row.restarts), "" if row.restarts else _FAINT
+
+
+_requests = _figure(lambda stats: stats.requests_per_second, format_count, "green")
+_requests_chart = _chart(lambda history: history.requests_per_second, "green")
+_latency = _figure(lambda stats: stats.latency_p99_seconds, format_seconds, "yellow")
+_latency_chart = _chart(lambda history: history.latency_p99_seconds, "yellow")
+_memory = _figure(lambda stats: stats.memory_bytes, format_size, "blue", of_processes=True)
+_memory_chart = _chart(lambda history: history.memory_bytes, "blue", from_zero=False)
+_cpu = _figure(lambda stats: stats.cpu_percent, format_percent, of_processes=True)
 
 COLUMNS = (
-    Column("NAME", "name", 0, 0, "text", "name"),
-    Column("STATE", "state", 10, 0, "text", "state"),
-    Column("HEALTH", "health", 6, 1, "text", "health"),
-    Column("ADDRESS", "file", 21, 9, "text", "address"),
-    Column("WORK", "", 4, 8, "text", "workers", right=True),
-    Column("REQ/S", "requests", 6, 1, "number", "requests_per_second", right=True),
-    Column("", "", 8, 2, "chart", "requests_per_second"),
-    Column("P99", "latency", 6, 1, "number", "latency_p99_seconds", right=True),
-    Column("", "", 8, 6, "chart", "latency_p99_seconds"),
-    Column("MEM", "memory", 5, 1, "usage", "memory_bytes", right=True),
-    Column("", "", 8, 7, "chart", "memory_bytes"),
-    Column("CPU", "cpu", 5, 4, "usage", "cpu_percent", right=True),
-    Column("BUSY", "", 4, 10, "number", "in_flight", right=True),
-    Column("CONN", "", 5, 11, "number", "connections", right=True),
-    Column("UP", "uptime", 6, 3, "text", "uptime", right=True),
-    Column("RST", "restarts", 3, 5, "text", "restarts", right=True),
+    Column("NAME", "name", 0, 0, _name),
+    Column("STATE", "state", 10, 0, _state),
+    Column("HEALTH", "health", 6, 1, _health),
+    Column("ADDRESS", "file", 21, 9, _address),
+    Column("WORK", "", 4, 8, _workers, right=True),
+    Column("REQ/S", "requests", 6, 1, _requests, right=True),
+    Column("", "", 8, 2, _requests_chart, chart=True),
+    Column("P99", "latency", 6, 1, _latency, right=True),
+    Column("", "", 8, 6, _latency_chart, chart=True),
+    Column("MEM", "memory", 5, 1, _memory, right=True),
+    Column("", "", 8, 7, _memory_chart, chart=True),
+    Column("CPU", "cpu", 5, 4, _cpu, right=True),
+    Column("BUSY", "", 4, 10, _figure(lambda stats: stats.in_flight, format_count), right=True),
+    Column("CONN", "", 5, 11, _figure(lambda stats: stats.connections, format_count), right=True),
+    Column("UP", "uptime", 6, 3, _uptime, right=True),
+    Column("RST", "restarts", 3, 5, _restarts, right=True),
 )
 
 
@@ -218,7 +226,7 @@ def place(width: int, names: int) -> list[Placed]:
     more = min(left, longest - name)
     widths[COLUMNS[0]] = name + more
     left -= more
-    charts = [column for column in COLUMNS if column in taken and column.kind == "chart"]
+    charts = [column for column in COLUMNS if column in taken and column.chart]
     for column in charts:
         widths[column] += min(left // len(charts), LONGEST_CHART - column.width)
     return [Placed(column, widths[column]) for column in COLUMNS if column in taken]
@@ -227,7 +235,7 @@ def place(width: int, names: int) -> list[Placed]:
 def table_lines(board: ServerBoard, width: int, *, cursor: bool = True, all_rows: bool = False) -> list[Text]:
     """The head and the visible rows; with `cursor` the selected one stands out."""
     rows = board.shown if all_rows else board.visible
-    longest = max((cell_len(name) for name in board.rows), default=0)
+    longest = max((cell_len(row.name) for row in board.rows), default=0)
     columns = place(width, longest)
     selected = board.selected if cursor else None
     return [_head(columns, board), *(_line(columns, row, row is selected, width) for row in rows)]
@@ -240,16 +248,16 @@ def _head(columns: Iterable[Placed], board: ServerBoard) -> Text:
         title = column.title
         sorted_by = bool(column.sort) and column.sort == board.sort and column.sort != "file"
         if sorted_by:
-            title += "▾" if SORTS[board.sort] is not board.reverse else "▴"
+            title += "▾" if board.falling else "▴"
         line.append(_fitted(title, width, column.right), "bold cyan" if sorted_by else "bold bright_black")
     return line
 
 
-def _line(columns: Iterable[Placed], row: ServerRow, selected: bool, screen: int) -> Text:
+def _line(columns: Iterable[Placed], row: Measured, selected: bool, screen: int) -> Text:
     line = Text(no_wrap=True, end="", overflow="crop")
     for column, width in columns:
         _gap(line)
-        text, style = _cell(column, row, width)
+        text, style = column.cell(row, width)
         # Colours of their own would make patches of the selected row.
         line.append(_fitted(text, width, column.right), "" if selected else style)
     if selected:

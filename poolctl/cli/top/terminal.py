@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import select
 import signal
 import sys
@@ -11,7 +12,7 @@ import termios
 import time
 import tty
 from collections.abc import Sequence
-from types import FrameType, TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -49,9 +50,7 @@ class Screen:
         self.take()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.give_back()
 
     def take(self) -> None:
@@ -166,27 +165,24 @@ class SignalReceived(Exception):
 
 
 class TerminalSignals:
-    """`with Signals() as signals`: signals are only noted, and `fileno` is readable when one has come."""
+    """`with TerminalSignals() as signals`: signals are only noted, and `fileno` is readable when one has come."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
         self._wakeup = -1
-        self._noted: set[int] = set()
 
     def __enter__(self) -> TerminalSignals:
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in (*_ENDING, signal.SIGWINCH, signal.SIGTSTP):
-            self._before[number] = signal.signal(number, self._note)
+            self._before[number] = signal.signal(number, _noted)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
         os.close(self._read)
         os.close(self._write)
@@ -195,42 +191,26 @@ class TerminalSignals:
         """The descriptor that is readable when a signal has come."""
         return self._read
 
-    def clear(self) -> None:
-        """Read what made it readable."""
+    def take(self) -> set[int]:
+        """The signals since the last call. Raises KeyboardInterrupt for Ctrl-C, SignalReceived for another end."""
         try:
-            os.read(self._read, 4096)
+            came = set(os.read(self._read, 4096))
         except BlockingIOError:
-            pass
-
-    def resized(self) -> bool:
-        """Whether the terminal has another size now."""
-        return self._take(signal.SIGWINCH)
-
-    def stopped(self) -> bool:
-        """Whether Ctrl-Z was pressed."""
-        return self._take(signal.SIGTSTP)
+            return set()
+        for number in _ENDING:
+            if number in came:
+                raise KeyboardInterrupt if number == signal.SIGINT else SignalReceived(number)
+        return came
 
     def stop_here(self) -> None:
         """Stop as a program that does nothing about Ctrl-Z; returns when the shell lets it go on."""
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
-        signal.signal(signal.SIGTSTP, self._note)
+        signal.signal(signal.SIGTSTP, _noted)
 
-    def raise_if_ending(self) -> None:
-        """Raise Ended when a signal said so, KeyboardInterrupt for Ctrl-C."""
-        for number in _ENDING:
-            if self._take(number):
-                if number == signal.SIGINT:
-                    raise KeyboardInterrupt
-                raise SignalReceived(number)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted.add(number)
-
-    def _take(self, number: int) -> bool:
-        found = number in self._noted
-        self._noted.discard(number)
-        return found
+def _noted(number: int, frame: object) -> None:
+    """The number is in the pipe already (signal.set_wakeup_fd)."""
 
 
 _SEQUENCES = {
@@ -239,10 +219,15 @@ _SEQUENCES = {
     "[5~": "page up", "[6~": "page down", "[3~": "delete", "[Z": "back tab",
 }  # fmt: skip
 _SINGLE = {
-    "\r": "enter", "\n": "enter", "\t": "tab", "\x7f": "backspace", "\x08": "backspace", "\x0c": "redraw",
-    "\x15": "clear", "\x01": "home", "\x05": "end", "\x02": "page up", "\x06": "page down", "\x0e": "down",
-    "\x10": "up",
+    "\x1b": "escape", "\r": "enter", "\n": "enter", "\t": "tab", "\x7f": "backspace", "\x08": "backspace",
+    "\x0c": "redraw", "\x15": "clear",
+    "\x01": "home", "\x05": "end", "\x02": "page up", "\x06": "page down", "\x0e": "down", "\x10": "up",
 }  # fmt: skip
+
+
+# A whole escape sequence (ECMA-48 §5.4), or one character; and what may become a sequence at the end of the input.
+_KEY = re.compile(r"\x1b[\[O][ -?]*[@-~]|.", re.DOTALL)
+_BEGUN = re.compile(r"\x1b(?:[\[O][ -?]*)?\Z")
 
 
 class Keys:
@@ -250,51 +235,26 @@ class Keys:
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._text = ""
+        self._begun = ""
 
     @property
     def pending(self) -> bool:
         """Whether there is the beginning of a sequence, which after a moment is nothing but the Escape key."""
-        return bool(self._text)
+        return bool(self._begun)
 
     def feed(self, data: bytes) -> list[str]:
         """The keys that are complete now."""
-        self._text += self._decoder.decode(data)
-        found: list[str] = []
-        while self._text:
-            if self._text[0] != "\x1b":
-                found += _named(self._text[0])
-                self._text = self._text[1:]
-                continue
-            length = _sequence_length(self._text)
-            if not length:
-                break
-            name = _SEQUENCES.get(self._text[1:length]) if length > 1 else "escape"
-            found += [name] if name else []
-            self._text = self._text[length:]
-        return found
+        text = self._begun + self._decoder.decode(data)
+        begun = _BEGUN.search(text)
+        self._begun = begun[0] if begun else ""
+        return _named(_KEY.findall(text.removesuffix(self._begun)))
 
     def flush(self) -> list[str]:
         """The keys that are left when nothing follows: Escape, and what was typed after it."""
-        text, self._text = self._text, ""
-        return [key for char in text for key in (["escape"] if char == "\x1b" else _named(char))]
+        text, self._begun = self._begun, ""
+        return _named(text)
 
 
-def _named(char: str) -> list[str]:
-    if char in _SINGLE:
-        return [_SINGLE[char]]
-    return [char] if char.isprintable() else []
-
-
-def _sequence_length(text: str) -> int:
-    """How many characters belong to the sequence that the text begins with (ECMA-48 §5.4); 0: not all are there."""
-    if len(text) < 2:
-        return 0
-    if text[1] not in "[O":
-        return 1
-    for at in range(2, len(text)):
-        if "\x40" <= text[at] <= "\x7e":
-            return at + 1
-        if not "\x20" <= text[at] <= "\x3f":
-            return 1
-    return 0
+def _named(typed: Sequence[str]) -> list[str]:
+    names = [_SEQUENCES.get(each[1:], "") if len(each) > 1 else _SINGLE.get(each, each) for each in typed]
+    return [name for name in names if name.isprintable() and name]

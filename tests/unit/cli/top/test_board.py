@@ -9,10 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.cli.top.board import SORTS, ServerBoard
-from tests.stand_in import item
+from poolctl.control.answers import Measured
+from tests.stand_in import item as document
 
 
-def board_of(*items: dict[str, Any], height: int = 10, sort: str = "file") -> ServerBoard:
+def item(*args: Any, **fields: Any) -> Measured:
+    return Measured.from_json(document(*args, **fields))
+
+
+def board_of(*items: Measured, height: int = 10, sort: str = "file") -> ServerBoard:
     board = ServerBoard(sort=sort)
     board.resize(height)
     board.update(list(items))
@@ -23,7 +28,7 @@ def names(board: ServerBoard) -> list[str]:
     return [row.name for row in board.shown]
 
 
-def measured(name: str, **stats: Any) -> dict[str, Any]:
+def measured(name: str, **stats: Any) -> Measured:
     return item(name, stats=stats)
 
 
@@ -33,10 +38,10 @@ def selected(board: ServerBoard) -> str:
 
 
 def test_the_largest_figures_come_first_and_unknown_ones_last() -> None:
-    items = [measured("a", requests_per_second=1), measured("b"), measured("c", requests_per_second=9)]
-    board = board_of(*items, sort="requests")
+    items = [measured("a", latency_p99_seconds=1), measured("b"), measured("c", latency_p99_seconds=9)]
+    board = board_of(*items, sort="latency")
     assert names(board) == ["c", "a", "b"]
-    board.sort_by("requests")
+    board.sort_by("latency")
     assert names(board) == ["a", "c", "b"]
 
 

@@ -9,9 +9,9 @@ import pytest
 from rich.text import Text
 
 from poolctl.cli.top.board import ServerBoard
-from poolctl.cli.top.frames import Notice, help_frame, log_frame, servers_frame
-from poolctl.cli.top.log_pane import LogPane
-from poolctl.cli.top.supervisor_requests import action_of
+from poolctl.cli.top.frames import LogPane, Notice, help_frame, log_frame, servers_frame
+from poolctl.cli.top.live_view import action_of
+from poolctl.control.answers import Measured
 from tests.stand_in import item
 
 STATES = [
@@ -28,10 +28,10 @@ STATES = [
 
 
 def stats(number: int) -> dict[str, Any]:
-    series = [float(number * at) for at in range(60)]
+    series = [number * at for at in range(60)]
     return {
         "requests_per_second": 12.5 * number, "errors_total": number, "in_flight": 3, "connections": number,
-        "latency_p99_seconds": 0.0042, "memory_bytes": 23.4 * 2**20, "cpu_percent": 4.0,
+        "latency_p99_seconds": 0.0042, "memory_bytes": int(23.4 * 2**20), "cpu_percent": 4.0,
         "history": {"requests_per_second": series, "latency_p99_seconds": series, "memory_bytes": series},
     }  # fmt: skip
 
@@ -44,7 +44,9 @@ def board_of(count: int, *, measured: bool) -> ServerBoard:
         )
         for number in range(count)
     ]
-    board.update([{**each, "stats": stats(at)} for at, each in enumerate(items)] if measured else items)
+    if measured:
+        items = [{**each, "stats": stats(at)} for at, each in enumerate(items)]
+    board.update([*map(Measured.from_json, items)])
     return board
 
 
@@ -81,9 +83,8 @@ def test_eighty_columns_show_the_main_figures() -> None:
 def test_a_server_without_a_process_uses_nothing_and_one_with_one_next_to_nothing() -> None:
     board = ServerBoard()
     idle = {**stats(0), "memory_bytes": 0, "cpu_percent": 0.0}
-    board.update(
-        [{**item("asleep", state="sleeping"), "pids": [], "stats": idle}, {**item("awake"), "stats": idle}]
-    )
+    asleep = {**item("asleep", state="sleeping"), "pids": [], "stats": idle}
+    board.update([*map(Measured.from_json, (asleep, {**item("awake"), "stats": idle}))])
     asleep, awake = (line.plain for line in frame(board, (80, 24))[4:6])
     assert "0%" not in asleep
     assert "0K" not in asleep
@@ -147,12 +148,12 @@ class TestLog:
      ("+", "running", "scale", False), ("-", "running", "scale", True)],
 )  # fmt: skip
 def test_a_key_sends_its_verb(key: str, state: str, verb: str, asks: bool) -> None:
-    action = action_of(key, item("web", state=state, workers=2))
+    action = action_of(key, Measured.from_json(item("web", state=state, workers=2)))
     assert action is not None
     assert (action.verb, bool(action.question)) == (verb, asks)
     assert action.body()["selector"] == {"targets": ["web"]}
 
 
 def test_the_last_worker_is_not_scaled_away() -> None:
-    assert action_of("-", item("web", workers=1)) is None
-    assert action_of("x", item("web")) is None
+    assert action_of("-", Measured.from_json(item("web", workers=1))) is None
+    assert action_of("x", Measured.from_json(item("web"))) is None
