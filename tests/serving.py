@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import itertools
 import os
 import socket
 import ssl
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import uvicorn
 
 from poolctl.keeper import handover, wire
-from poolctl.worker.serving.adoption import Adoption
+from poolctl.worker.serving.accepting import AdoptionPair
 from poolctl.worker.serving.pool_server import PoolServer
 from tests.asgi_apps import lifespan
 
@@ -223,12 +224,12 @@ class Pair:
         self.give, self.take = wire.pair()
         self.give.setblocking(False)
         self.take.setblocking(False)
-        self._made: list[Adoption] = []
+        self._made: list[AdoptionPair] = []
 
-    def worker(self) -> Adoption:
+    def worker(self) -> AdoptionPair:
         """One worker's own descriptors of the pair."""
         give, take = (socket.socket(fileno=os.dup(end.fileno())) for end in (self.give, self.take))
-        self._made.append(Adoption(give, take))
+        self._made.append(AdoptionPair(give, take))
         return self._made[-1]
 
     def hand_over(self, sock: socket.socket, until: float | None = None, *, asked: bool = False) -> None:
@@ -237,10 +238,8 @@ class Pair:
             handover.give(self.give, sock.fileno(), limits)
 
     def close(self) -> None:
-        for made in self._made:
-            made.close_in_child()
-        self.give.close()
-        self.take.close()
+        for end in (*itertools.chain(*self._made), self.give, self.take):
+            end.close()
 
 
 async def accepted() -> tuple[Client, socket.socket]:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import contextvars
 import functools
-import logging
 import os
 import socket
 import sys
@@ -165,8 +164,8 @@ class InlineWorker:
         protocol: Any = config.http_protocol_class
         config.http_protocol_class = _without_access_log(protocol)
         if access_log or server.http.request_id:
-            write = logging.getLogger("uvicorn.access").info if access_log else None
-            config.loaded_app = AccessLog(config.loaded_app, write=write, answer=bool(server.http.request_id))
+            log = "logger" if access_log else None
+            config.loaded_app = AccessLog(config.loaded_app, log=log, answer=bool(server.http.request_id))
         tls = tls_settings(server)
         if tls is not None:
             with _opened(server) as fds:

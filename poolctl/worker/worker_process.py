@@ -38,8 +38,8 @@ from .process_setup import (
     start_interpreter_again,
     wait_for_go,
 )
+from .serving.accepting import AdoptionPair
 from .serving.access_log import watch_requests
-from .serving.adoption import Adoption
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
 from .serving.server_state import IdleTimer
 from .serving.uvicorn_config import configure, ssl_context
@@ -62,7 +62,8 @@ class WorkerProcess:
         count = spec["listeners"]
         self.listeners = [socket.socket(fileno=FIRST_LISTENER_FD + place) for place in range(count)]
         self.tls_fds = range(FIRST_LISTENER_FD + count, FIRST_LISTENER_FD + count + spec["tls_files"])
-        self.adoption = _adoption(self.tls_fds.stop) if spec["adoption"] else None
+        ends = [socket.socket(fileno=self.tls_fds.stop + place) for place in range(2 * spec["adoption"])]
+        self.adoption = AdoptionPair(*ends) if ends else None
         self.tally_fd = self.tls_fds.stop + 2 * spec["adoption"]
         place = spec["orphanage"]
         self.orphan_socket = (
@@ -161,7 +162,7 @@ class WorkerProcess:
                 )
 
     def greeting(self) -> tuple[wire.Message, list[int]]:
-        held = [*self.listeners, *(self.adoption.ends if self.adoption is not None else ())]
+        held = [*self.listeners, *(self.adoption or ())]
         message = {
             **self.spec["orphanage"],
             "pid": os.getpid(),
@@ -252,12 +253,14 @@ class WorkerProcess:
     def close_in_child(self) -> None:
         # It must not keep the port bound, or connections open that were closed here.
         self.control.close_in_child()
-        if self.adoption is not None:
-            self.adoption.close_in_child()
         if self.orphan is not None:
             self.orphan.close_in_child()
-        places = () if self.orphan_socket is None else (self.orphan_socket.detach(),)
-        for fd in (self.tally_fd, *places, *(each.detach() for each in self.listeners)):
+        sockets = [
+            *self.listeners,
+            *(self.adoption or ()),
+            *([self.orphan_socket] if self.orphan_socket else ()),
+        ]
+        for fd in (self.tally_fd, *(each.detach() for each in sockets)):
             try:
                 os.close(fd)
             except OSError:
@@ -271,10 +274,6 @@ def _context(tls: dict[str, Any], fds: list[int]) -> ssl.SSLContext:
         message = f"its certificate cannot be used: {error}"
         print(message, file=sys.stderr)
         raise StartupFailed(message, STARTUP_FAILURE) from error
-
-
-def _adoption(first_fd: int) -> Adoption:
-    return Adoption(socket.socket(fileno=first_fd), socket.socket(fileno=first_fd + 1))
 
 
 class ForkedChildren:

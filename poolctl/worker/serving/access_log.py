@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable
 from http import HTTPStatus
 from time import gmtime, perf_counter, strftime, time
 from typing import Any
 
-from .uvicorn_parts import BUSY_APP, get_client_addr, get_path_with_query_string
+import uvicorn
+
+from .uvicorn_parts import (
+    BUSY_APP,
+    App,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    get_client_addr,
+    get_path_with_query_string,
+)
+
+logger = logging.getLogger("uvicorn.access")
 
 _NAME = b"x-request-id"
 # IDs from clients are logged, and sent on.
@@ -19,38 +32,33 @@ _GOOD = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 _SECRET_BYTES = 16
 _CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
 
-Write = Callable[[str], None]
-Line = Callable[["LoggedRequest"], str]
-
 
 class AccessLog:
     """An ASGI application that gives each request of another one an ID, and writes a line when it is complete.
 
     The ID is that of the header X-Request-ID, or a new one if that is missing or unprintable. The application finds it
-    in the header, and in `scope["state"]["request_id"]`. With `answer` the response has the header too.
+    in the header, and in `scope["state"]["request_id"]`. With `answer` the response has the header too. `log` is the
+    form of the lines in the worker's output, `text` or `json`, or `logger` for uvicorn's logger; None for no lines.
     """
 
-    def __init__(
-        self, app: Any, *, write: Write | None, line: Line | None = None, answer: bool = False
-    ) -> None:
+    def __init__(self, app: App, *, log: str | None, answer: bool = False) -> None:
         self.inner = app
-        self._write = write
-        self._line = line or as_text
+        self._form = log
         self._answer = answer
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self.inner(scope, receive, send)
             return
         seen = LoggedRequest(scope)
         name = [(_NAME, seen.name.encode())]
 
-        async def received() -> Any:
+        async def received() -> Message:
             message = await receive()
             seen.left = seen.left or message["type"] == "http.disconnect"
             return message
 
-        async def sent(message: Any) -> None:
+        async def sent(message: Message) -> None:
             if self._answer and message["type"] in _HEADS:
                 headers = [each for each in message.get("headers", ()) if bytes(each[0]).lower() != _NAME]
                 message = {**message, "headers": headers + name}
@@ -64,10 +72,13 @@ class AccessLog:
             self._log(seen)
 
     def _log(self, seen: LoggedRequest) -> None:
-        if not seen.logged:
-            seen.logged = True
-            if self._write is not None:
-                self._write(self._line(seen))
+        if seen.logged or self._form is None:
+            return
+        seen.logged = True
+        if self._form == "logger":
+            logger.info(as_text(seen))
+        else:
+            _print(as_json(seen) if self._form == "json" else f"INFO:     {as_text(seen)}")
 
 
 _HEADS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
@@ -78,14 +89,14 @@ class LoggedRequest:
 
     __slots__ = ("begun", "left", "logged", "name", "scope", "status")
 
-    def __init__(self, scope: Any) -> None:
+    def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.begun = perf_counter()
         self.name = _named(scope)
         self.status = 0
         self.left = self.logged = False
 
-    def answered(self, message: Any) -> bool:
+    def answered(self, message: Message) -> bool:
         """Record a message of the response; whether the response is complete with it."""
         kind = message["type"]
         if kind in ("http.response.start", "websocket.http.response.start"):
@@ -107,6 +118,11 @@ class LoggedRequest:
         return perf_counter() - self.begun
 
     @property
+    def client(self) -> str:
+        """The client's address; empty if it has none."""
+        return get_client_addr(self.scope)  # type: ignore[arg-type]
+
+    @property
     def method(self) -> str:
         """The method; WebSocket for one."""
         return str(self.scope.get("method", "WebSocket"))
@@ -114,7 +130,7 @@ class LoggedRequest:
     @property
     def target(self) -> str:
         """The path with its query, as it is logged."""
-        return get_path_with_query_string(self.scope)
+        return get_path_with_query_string(self.scope)  # type: ignore[arg-type]
 
 
 def as_text(seen: LoggedRequest) -> str:
@@ -124,8 +140,7 @@ def as_text(seen: LoggedRequest) -> str:
     except ValueError:
         phrase = ""
     request = f'"{seen.method} {seen.target} HTTP/{seen.scope["http_version"]}"'
-    client = get_client_addr(seen.scope) or "-"
-    return f"{client} - {request} {int(seen.outcome)}{phrase} {1000 * seen.seconds:.1f}ms {seen.name}"
+    return f"{seen.client or '-'} - {request} {int(seen.outcome)}{phrase} {1000 * seen.seconds:.1f}ms {seen.name}"
 
 
 def as_json(seen: LoggedRequest) -> str:
@@ -137,7 +152,7 @@ def as_json(seen: LoggedRequest) -> str:
             "level": "INFO",
             "message": f"{seen.method} {seen.target} {int(seen.outcome)}",
             "request_id": seen.name,
-            "client": get_client_addr(seen.scope),
+            "client": seen.client,
             "method": seen.method,
             "target": seen.target,
             "http_version": seen.scope["http_version"],
@@ -147,27 +162,20 @@ def as_json(seen: LoggedRequest) -> str:
     )
 
 
-def watch_requests(config: Any, wanted: dict[str, Any] | None) -> None:
+def watch_requests(config: uvicorn.Config, wanted: dict[str, Any] | None) -> None:
     """Let uvicorn's loaded configuration serve its application with an access log; None changes nothing."""
     if wanted is None:
         return
-    form = wanted["log"]
-    line, write = (as_json, _print) if form == "json" else (_with_level, _print)
-    options: dict[str, Any] = {"write": write if form else None, "line": line, "answer": wanted["answer"]}
-    config.loaded_app = AccessLog(config.loaded_app, **options)
+    config.loaded_app = AccessLog(config.loaded_app, **wanted)
     # The application with which uvicorn responds above max_concurrency.
     module = sys.modules.get(config.http_protocol_class.__module__)
     if module is not None and hasattr(module, BUSY_APP):
-        vars(module)[BUSY_APP] = AccessLog(unwatched(getattr(module, BUSY_APP)), **options)
+        vars(module)[BUSY_APP] = AccessLog(unwatched(getattr(module, BUSY_APP)), **wanted)
 
 
-def unwatched(app: Any) -> Any:
+def unwatched(app: App) -> App:
     """The application itself."""
     return app.inner if isinstance(app, AccessLog) else app
-
-
-def _with_level(seen: LoggedRequest) -> str:
-    return f"INFO:     {as_text(seen)}"
 
 
 def _print(line: str) -> None:
@@ -177,7 +185,7 @@ def _print(line: str) -> None:
         pass  # no process reads the output: no request may fail for that
 
 
-def _named(scope: Any) -> str:
+def _named(scope: Scope) -> str:
     given = [value for name, value in scope["headers"] if name == _NAME]
     name = given[0] if given and _GOOD.fullmatch(given[0]) else os.urandom(_SECRET_BYTES).hex().encode()
     if given != [name]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
@@ -61,11 +60,6 @@ class Lingering(LimitedHead):
     """Mixed in before one of uvicorn's HTTP protocol classes."""
 
     lingering = False
-    # Methods of that class: looking them up by super() would cost a tenth of the work done here.
-    made: Callable[[asyncio.Transport], None]
-    lost: Callable[[Exception | None], None]
-    headers_complete: Callable[[], None]
-    response_complete: Callable[[], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -113,7 +107,7 @@ class Lingering(LimitedHead):
 
     def shutdown(self) -> None:
         """Close an idle connection; a response in progress is the last one, and says so."""
-        super().shutdown()  # type: ignore[misc]
+        super().shutdown()
         if not self.idle:
             self._answer_and_close()
 
@@ -143,7 +137,7 @@ class Lingering(LimitedHead):
             count.begun_ns = monotonic_ns()  # the previous request has its response
         self._last_request_if_draining()
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         state = self.server_state
         due = state.handshake_is_over(self) if state.expected else None
         self.made(transport)
@@ -164,7 +158,7 @@ class Lingering(LimitedHead):
     def send_400_response(self, msg: str) -> None:
         if self.count is not None:
             self.count.batch.tally[MALFORMED] += 1
-        super().send_400_response(msg)  # type: ignore[misc]
+        super().send_400_response(msg)
 
     def on_response_complete(self) -> None:
         count = self.count
@@ -211,8 +205,7 @@ class LingeringZttp(Lingering):
         if ahead and cycle is self.cycle:
             # Pipelined requests wait in the parser, which has no limit for them.
             self._ahead += len(data)
-            heads = self.server_state.heads
-            if heads is not None and self._ahead > heads.most_bytes:
+            if self._ahead > self.server_state.heads.most_bytes:
                 self.flow.pause_reading()
 
     def handle_remote_protocol_error(self) -> None:

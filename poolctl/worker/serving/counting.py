@@ -7,16 +7,17 @@ import sys
 from bisect import bisect_right
 from typing import Any
 
-from ..tally import (
-    BOUNDS_NS,
-    BROKEN,
-    BUCKETS,
-    DISCONNECTED,
-    LATENCY_NS,
-    STARTED,
-    STATUS,
+from ..tally import BOUNDS_NS, BROKEN, BUCKETS, DISCONNECTED, LATENCY_NS, STARTED, STATUS
+from .uvicorn_parts import (
+    STATUS_TABLES,
+    App,
+    Http1Protocol,
+    Message,
+    Receive,
+    RequestResponseCycle,
+    Scope,
+    Send,
 )
-from .uvicorn_parts import STATUS_TABLES
 
 SOON_SECONDS = 0.01
 MANY = 16
@@ -91,10 +92,10 @@ class Count:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.took = batch.latencies_ns.append
-        self.newest: Any = None  # the request whose headers arrived last
+        self.newest: RequestResponseCycle | None = None  # the request whose headers arrived last
         self.begun_ns = 0  # when the oldest request in progress began; 0 if it is not timed
 
-    def lost(self, connection: Any) -> None:
+    def lost(self, connection: Http1Protocol) -> None:
         """The connection is closed: requests without a response will have none."""
         newest, self.newest = self.newest, None
         if newest is None or newest.response_complete:
@@ -122,12 +123,12 @@ class Statuses:
         return line
 
 
-def count_statuses(protocol: Any, batch: Batch | None) -> bool:
+def count_statuses(protocol: type, batch: Batch | None) -> bool:
     """Count all responses of uvicorn's HTTP protocol class by status, with None no more; False if that is impossible.
 
     There is one batch for a process, because all servers in it share the table.
     """
-    module = sys.modules.get(getattr(protocol, "__module__", ""))
+    module = sys.modules.get(protocol.__module__)
     able = False
     for name in STATUS_TABLES:
         table = getattr(module, name, None)
@@ -147,17 +148,17 @@ def count_statuses(protocol: Any, batch: Batch | None) -> bool:
 class Counted:
     """An application whose responses are counted by status, for protocol classes without such a table."""
 
-    def __init__(self, app: Any, batch: Batch) -> None:
+    def __init__(self, app: App, batch: Batch) -> None:
         self.inner = app
         self._batch = batch
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.inner(scope, receive, send)
             return
         begun = False
 
-        async def answer(message: Any) -> None:
+        async def answer(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
@@ -169,34 +170,3 @@ class Counted:
         finally:
             if not begun:
                 self._batch.slots.append(STATUS + 5)  # uvicorn's own response
-
-
-def uncounted(app: Any, batch: Batch) -> Any:
-    """The application, with its responses subtracted from the counts by status."""
-
-    def subtract(status: int) -> None:
-        slot = STATUS + status // 100
-        if slot in batch.slots:
-            batch.slots.remove(slot)
-        else:
-            batch.tally[slot] -= 1
-
-    async def ask(scope: Any, receive: Any, send: Any) -> None:
-        started = False
-
-        async def answer(message: Any) -> None:
-            nonlocal started
-            await send(message)
-            if message["type"] == "http.response.start":
-                started = True
-                subtract(message["status"])
-
-        try:
-            await app(scope, receive, answer)
-        except BaseException:
-            if not started:
-                # uvicorn sends its own response now.
-                asyncio.get_running_loop().call_soon(subtract, 500)
-            raise
-
-    return ask

@@ -11,10 +11,13 @@ import asyncio
 import functools
 import inspect
 import logging
+import socket
 from collections.abc import Callable
 from typing import Any
 
 import h11
+
+from poolctl.keeper import handover
 
 from .connection import Closing, Lingering, LingeringZttp
 from .uvicorn_parts import DIRECT, H11, HTTP1, HTTP2, HTTPTOOLS, WEBSOCKETS, ZTTP, H11Protocol, http2_protocol
@@ -66,20 +69,21 @@ class Moving(Lingering):
         transport.pause_reading()
         if transport.get_write_buffer_size():
             self._try_again()
-        elif self._give():
+        elif self._give(state.moves_to):
             transport.abort()
         else:
             # No room: the other workers are busy. Serve until there is.
             transport.resume_reading()
             self._try_again()
 
-    def _give(self) -> bool:
+    def _give(self, end: socket.socket) -> bool:
         # A lingering connection has a shorter limit, which does not apply any more.
         limits = {} if self.lingering else self.time_left()
-        given: bool = self.server_state.moves_to.give(
-            self.transport.get_extra_info("socket").fileno(), limits
-        )
-        return given
+        try:
+            handover.give(end, self.transport.get_extra_info("socket").fileno(), limits)
+        except OSError:
+            return False
+        return True
 
     def _try_again(self) -> None:
         if self._trying is not None and not self._trying.cancelled():
@@ -103,7 +107,7 @@ class MovingHttptools(Moving):
         return self.cycle is None or not self.cycle.more_body
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()  # type: ignore[misc]
+        super().on_message_complete()
         if self.cycle is not None and self.cycle.response_complete:
             # The response came before the end of the body, which uvicorn then does not record.
             self.cycle.more_body = False
@@ -140,12 +144,11 @@ class MovingH11(Moving):
         super().on_response_complete()
         if self.idle and self.head is None and (begun := self.conn.trailing_data[0]):
             # A part of the next head arrived before this response was complete.
-            self._unset_keepalive_if_required()  # type: ignore[attr-defined]
+            self._unset_keepalive_if_required()
             self.wait_for_head(begun, len(begun))
 
     def send_400_response(self, msg: str) -> None:
-        heads = self.server_state.heads
-        if heads is not None and len(self.conn.trailing_data[0]) > heads.most_bytes:
+        if len(self.conn.trailing_data[0]) > self.server_state.heads.most_bytes:
             self.refuse(431)
         else:
             super().send_400_response(msg)

@@ -12,8 +12,12 @@ import asyncio
 from time import monotonic_ns
 from typing import Any
 
+import uvicorn
+
 from .connection import QUIET_SECONDS, wants_events
-from .request_heads import FIRST, Head, unread_bytes
+from .request_heads import FIRST, Head
+from .server_state import PoolServerState, unread_bytes
+from .uvicorn_parts import Http2Protocol
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -24,18 +28,10 @@ _NO_ERROR, _REFUSED_STREAM, _ENHANCE_YOUR_CALM = 0, 7, 11
 _HIGHEST_STREAM = 2**31 - 1
 
 
-class LingeringHttp2:
+class LingeringHttp2(Http2Protocol):
     """Mixed in before that class."""
 
-    transport: asyncio.Transport
-    loop: asyncio.AbstractEventLoop
-    conn: Any
-    cycles: dict[int, Any]
-    server_state: Any
-    shutdown_requested: bool
-    timeout_keep_alive: float
-    timeout_keep_alive_task: asyncio.TimerHandle | None
-
+    server_state: PoolServerState
     head: Head | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -64,7 +60,7 @@ class LingeringHttp2:
             return
         self.lingering = True
         self.conn.close(_NO_ERROR, _HIGHEST_STREAM)
-        self.flush()  # type: ignore[attr-defined]
+        self.flush()
         self._close_if_quiet()
 
     def stay(self) -> None:
@@ -80,7 +76,7 @@ class LingeringHttp2:
                 cycle.disconnected = True
                 cycle.stream.end_message()
                 cycle.message_event.set()
-        self.flush()  # type: ignore[attr-defined]
+        self.flush()
 
     def shutdown(self) -> None:
         """Close when the responses in progress are complete; refuse new requests so that clients can repeat them."""
@@ -92,13 +88,13 @@ class LingeringHttp2:
         self.lingering = self.shutdown_requested = True
         self._final = self._newest
         self.conn.close(_NO_ERROR, self._final)
-        self.flush()  # type: ignore[attr-defined]
+        self.flush()
 
     def handle_request(self, event: Any) -> None:
         if self._final is not None and event.stream_id > self._final:
             self.conn.stream(event.stream_id).reset(_REFUSED_STREAM)
             return
-        super().handle_request(event)  # type: ignore[misc]
+        super().handle_request(event)
         if event.end_stream and (cycle := self.cycles.get(event.stream_id)) is not None:
             # uvicorn 0.54 waits for an event that zttp 0.0.35 does not send for a request without a body.
             cycle.more_body = False
@@ -113,24 +109,24 @@ class LingeringHttp2:
 
     def on_response_complete(self, stream_id: int) -> None:
         begun_ns = self._begun_ns.pop(stream_id, 0)
-        if begun_ns:
+        if begun_ns and self.batch is not None:
             self.batch.complete += 1
             self.batch.latencies_ns.append(monotonic_ns() - begun_ns)
             if self.batch.timer is None:
                 self.batch.soon()
-        super().on_response_complete(stream_id)  # type: ignore[misc]
+        super().on_response_complete(stream_id)
         self._close_if_quiet()
 
     def data_received(self, data: bytes) -> None:
         heads = self.server_state.heads
         self._frames.feed(data)
-        if heads is not None and self._frames.head_bytes > heads.most_bytes:
+        if self._frames.head_bytes > heads.most_bytes:
             self.conn.close(_ENHANCE_YOUR_CALM)
-            self.flush()  # type: ignore[attr-defined]
+            self.flush()
             self.transport.close()
             return
-        super().data_received(data)  # type: ignore[misc]
-        if heads is not None and self._newest:
+        super().data_received(data)
+        if self._newest:
             if self._frames.within and self.head is None:
                 self.head = Head()
                 heads.wait(self)
@@ -138,18 +134,17 @@ class LingeringHttp2:
                 self._head_is_over()
         self._close_if_quiet()
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         due = self.server_state.handshake_is_over(self)
-        super().connection_made(transport)  # type: ignore[misc]
-        if self.server_state.heads is not None:
-            self.head = Head()
-            self.server_state.heads.wait(self, due)
+        super().connection_made(transport)
+        self.head = Head()
+        self.server_state.heads.wait(self, due)
         if self.server_state.draining:
             self.linger()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_over()
-        super().connection_lost(exc)  # type: ignore[misc]
+        super().connection_lost(exc)
 
     def head_is_late(self) -> None:
         """The time for a head is over: close with GOAWAY."""
@@ -184,7 +179,7 @@ class LingeringHttp2:
         if self.conn.has_pending_send():
             self._close_after(QUIET_SECONDS)
         else:
-            super()._close_connection()  # type: ignore[misc]
+            super()._close_connection()
 
 
 class Frames:
@@ -236,8 +231,14 @@ class Http1Or2(asyncio.Protocol):
     http1: type[Any]
     http2: type[Any]
 
-    def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> None:
-        self.transport: Any = None
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: PoolServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self.idle = True
         self.server_state = server_state
         self._made_with = {"config": config, "server_state": server_state, "app_state": app_state}
@@ -245,11 +246,11 @@ class Http1Or2(asyncio.Protocol):
         self._data = b""
         self._timer: asyncio.TimerHandle | None = None
         self._until: tuple[float | None, bool] | None = None
-        self.head: Head | None = None if server_state.heads is None else FIRST
+        self.head: Head | None = FIRST
         if config.ssl is not None:
             server_state.expect(self)
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         due = self.server_state.handshake_is_over(self)
         self.transport = transport
         tls = transport.get_extra_info("ssl_object")
@@ -259,8 +260,7 @@ class Http1Or2(asyncio.Protocol):
             self._set_up(self.http1)  # it was handed over between two requests
         else:
             self.server_state.connections.add(self)
-            if self.head is not None:
-                self.server_state.heads.wait(self, due if self._until is None else self._until[0])
+            self.server_state.heads.wait(self, due if self._until is None else self._until[0])
             if self.server_state.draining:
                 self.linger()
 
@@ -307,9 +307,7 @@ class Http1Or2(asyncio.Protocol):
             self.transport.close()
 
     def _end(self) -> float | None:
-        if self.server_state.heads is None:
-            return None
-        due: float | None = self.server_state.heads.due.get(self)
+        due = self.server_state.heads.due.get(self)
         self.server_state.heads.end(self)
         return due
 

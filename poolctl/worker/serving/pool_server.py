@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import socket
 import ssl
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
 
-from poolctl.keeper import handover
-
-from .adoption import AcceptedConnections, Adoption
+from .accepting import AdoptionPair, SharedListeners
 from .counting import Batch, Counted, count_statuses
 from .draining import Moving, close_websocket, drainable_protocol, http_classes
 from .probe_connections import ProbeConnections
-from .request_heads import HEAD_BYTES, HEAD_SECONDS, Heads
-from .server_state import PoolServerState
-from .shared_listeners import SharedListeners
+from .server_state import HEAD_BYTES, HEAD_SECONDS, Heads, PoolServerState
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -30,7 +24,6 @@ _NOT_STARTED = "the application did not start"
 STARTUP_FAILURE = 3  # uvicorn's exit status for an application that does not start
 _CANCELLED_TASKS_SECONDS = 0.5
 _HANDSHAKE_SECONDS = 2.0
-_LEAST_HANDSHAKE_SECONDS = 0.1
 _H11_BYTES = 4096
 
 
@@ -61,7 +54,7 @@ class PoolServer(uvicorn.Server):
         state: dict[str, Any] | None = None,
         drain_seconds: float = 30.0,
         stop_seconds: float = 10.0,
-        adoption: Adoption | None = None,
+        adoption: AdoptionPair | None = None,
         resting: bool = False,
         tally: memoryview | None = None,
         head_seconds: float = HEAD_SECONDS,
@@ -74,8 +67,6 @@ class PoolServer(uvicorn.Server):
         self._out = False
         self._probes: ProbeConnections | None = None
         self._http2 = http2
-        self._head_seconds = head_seconds
-        self._head_bytes = head_bytes
         self._drain_seconds = drain_seconds
         self._stop_seconds = stop_seconds
         self._adoption = adoption
@@ -85,15 +76,7 @@ class PoolServer(uvicorn.Server):
         self.server_state.batch = None if tally is None else Batch(tally)
         self.server_state.heads = Heads(head_seconds, head_bytes)
         self._changed = self.server_state.changed
-        self._accepted = AcceptedConnections(self._changed)
-        self.acceptor = SharedListeners(
-            config,
-            self.server_state,
-            self._make_protocol,
-            adoption=adoption,
-            on_taken=self._adopt,
-            most=max_connections,
-        )
+        self.acceptor = SharedListeners(config, self.server_state, adoption=adoption, most=max_connections)
         self.lingers = self.migrates = False
         self.on_left: Callable[[], None] = lambda: None  # called when it has stopped accepting
 
@@ -105,7 +88,7 @@ class PoolServer(uvicorn.Server):
         """
         self._listeners = listeners
         await self._start()
-        await self.acceptor.begin(listeners, wanted=not self.resting)
+        await self.acceptor.begin(listeners, self.lifespan.state, wanted=not self.resting)
         on_ready()
         try:
             while not self.should_exit:
@@ -181,7 +164,7 @@ class PoolServer(uvicorn.Server):
             if not config.loaded:
                 config.load()
             # h11's own limit is above the worker's, which sends the right response.
-            config.h11_max_incomplete_event_size = self._head_bytes + _H11_BYTES
+            config.h11_max_incomplete_event_size = self.server_state.heads.most_bytes + _H11_BYTES
             self._prepare_protocol()
             self.lifespan = config.lifespan_class(config)
             self.lifespan.state.update(self._extra_state)
@@ -205,26 +188,6 @@ class PoolServer(uvicorn.Server):
         if not count_statuses(uvicorns, batch) and batch is not None:
             self.config.loaded_app = Counted(self.config.loaded_app, batch)
 
-    def _adopt(self, taken: handover.Connection) -> None:
-        """Serve a connection that another process has accepted."""
-        until, asked = taken.until, taken.asked
-        seconds = self._head_seconds
-        if until is not None and not asked:
-            seconds = min(max(_LEAST_HANDSHAKE_SECONDS, until - time.monotonic()), seconds)
-        make = functools.partial(self._make_adopted, until, asked)
-        self._accepted.attach(make, taken, self.config.ssl, seconds)
-
-    def _make_adopted(self, until: float | None, asked: bool) -> asyncio.Protocol:
-        made: Any = self._make_protocol()
-        made.take_over(until, asked=asked)
-        return made  # type: ignore[no-any-return]
-
-    def _make_protocol(self) -> asyncio.Protocol:
-        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
-        return made
-
     def _limit_reached(self) -> None:
         logger.info(
             "Maximum request limit of %d exceeded. Terminating process.", self.server_state.max_requests
@@ -238,7 +201,7 @@ class PoolServer(uvicorn.Server):
             self._probes.close()
         self.on_left()
         if self.lingers or self.migrates:
-            self.server_state.moves_to = self._adoption if self.migrates else None
+            self.server_state.moves_to = self._adoption.give if self._adoption and self.migrates else None
             self.server_state.draining = not self.migrates
             for connection in self._http_connections():
                 connection.leave()
@@ -279,7 +242,7 @@ class PoolServer(uvicorn.Server):
         server_state = self.server_state
 
         def something_left() -> bool:
-            left = bool(self._accepted or server_state.connections or server_state.tasks)
+            left = bool(self.acceptor.accepted or server_state.connections or server_state.tasks)
             return left and not (or_stopped and not self.lingers)
 
         await self._wait(something_left, timeout_seconds)

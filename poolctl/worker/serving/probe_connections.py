@@ -14,10 +14,12 @@ from typing import Any
 
 import uvicorn
 
+from ..tally import STATUS
+from .accepting import AcceptedConnections, make_protocol
 from .access_log import unwatched
-from .adoption import AcceptedConnections
-from .counting import Batch, Counted, uncounted
-from .server_state import PoolServerState
+from .counting import Batch, Counted
+from .server_state import Heads, PoolServerState
+from .uvicorn_parts import App, Message, Receive, Scope, Send
 
 _KEPT_SECONDS = 86400.0  # the prober closes it
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -39,6 +41,7 @@ class ProbeConnections:
         self._address = _address(listeners)
         self._secure = False
         self.server_state = PoolServerState()
+        self.server_state.heads = Heads(_KEPT_SECONDS)
         self._accepted = AcceptedConnections(self.server_state.changed)
 
     def answer(self, question: dict[str, Any], sock: socket.socket) -> None:
@@ -61,15 +64,13 @@ class ProbeConnections:
                 connection.transport.abort()
 
     def _make_protocol(self) -> asyncio.Protocol:
-        kind: Any = self._config.http_protocol_class
-        made: Any = getattr(kind, "http1", kind)(
-            config=self._config, server_state=self.server_state, app_state=self._app_state
-        )
+        http1 = getattr(self._config.http_protocol_class, "http1", None)
+        made = make_protocol(self._config, self.server_state, self._app_state, http1)
         made.access_log = False
         counted = isinstance(made.app, Counted)
         made.app = unwatched(made.app.inner if counted else made.app)
         if self._batch is not None and not counted:
-            made.app = uncounted(made.app, self._batch)
+            made.app = _uncounted(made.app, self._batch)
         made.timeout_keep_alive = _KEPT_SECONDS
         made.connection_made = functools.partial(self._made, made)
         return made  # type: ignore[no-any-return]
@@ -98,3 +99,34 @@ def _address(listeners: Sequence[socket.socket]) -> tuple[str, int] | None:
             host, port = listener.getsockname()[:2]
             return _ANYWHERE.get(host, host), port
     return None
+
+
+def _uncounted(app: App, batch: Batch) -> App:
+    """The application, with its responses subtracted from the counts by status."""
+
+    def subtract(status: int) -> None:
+        slot = STATUS + status // 100
+        if slot in batch.slots:
+            batch.slots.remove(slot)
+        else:
+            batch.tally[slot] -= 1
+
+    async def ask(scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal started
+            await send(message)
+            if message["type"] == "http.response.start":
+                started = True
+                subtract(message["status"])
+
+        try:
+            await app(scope, receive, answer)
+        except BaseException:
+            if not started:
+                # uvicorn sends its own response now.
+                asyncio.get_running_loop().call_soon(subtract, 500)
+            raise
+
+    return ask

@@ -7,24 +7,18 @@ comparison: one timer serves all connections of a worker, and runs only while a 
 
 from __future__ import annotations
 
-import array
 import asyncio
-import fcntl
 import re
-import termios
-from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 from ..tally import MALFORMED, STATUS
-from .uvicorn_parts import CLOSE_HEADER
+from .counting import Count
+from .server_state import PoolServerState, unread_bytes
+from .uvicorn_parts import CLOSE_HEADER, Http1Protocol
 
-HEAD_SECONDS = 10.0
-HEAD_BYTES = 64 * 1024
 # A read of at most this size cannot exceed the limit: `http.max_head_size` is not smaller.
 SMALL_BYTES = 4096
-_COARSE = 20  # the timer fires at most this often within the time limit of a head
-_GRACE_SECONDS = 1.0
 _READ_ON_SECONDS = 2.0
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _END_BYTES = 4
@@ -44,78 +38,15 @@ class Head:
 FIRST = Head()  # a first head of which nothing has arrived yet
 
 
-class Heads:
-    """All connections of a worker that wait for a head, with one timer. Times are those of the monotonic clock."""
-
-    def __init__(self, seconds: float = HEAD_SECONDS, most_bytes: int = HEAD_BYTES) -> None:
-        self.seconds = seconds
-        self.most_bytes = most_bytes
-        self.due: dict[LimitedHead, float] = {}  # when the head of each must be complete
-        self._spared: set[LimitedHead] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._fires = 0.0
-
-    def __len__(self) -> int:
-        return len(self.due)
-
-    def wait(self, connection: LimitedHead, due: float | None = None) -> None:
-        """Close the connection, or respond with 408, unless its head is complete when it is due."""
-        now = monotonic()
-        self.due[connection] = due = now + self.seconds if due is None else due
-        if self._timer is None or due < self._fires:
-            self._set_timer(due - now)
-
-    def end(self, connection: LimitedHead) -> None:
-        """Its head is complete, or is not expected any more."""
-        self.due.pop(connection, None)
-        if self._spared:
-            self._spared.discard(connection)
-
-    def _set_timer(self, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        seconds = max(0.0, seconds)
-        self._fires = monotonic() + seconds
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._check)
-
-    def _check(self) -> None:
-        self._timer = None
-        now = monotonic()
-        for connection, due in list(self.due.items()):
-            if due > now:
-                continue
-            if connection.transport is None:
-                self.end(connection)  # it was lost during a handover
-            elif not connection.idle:
-                # Pipelined: its time begins when the response before it is complete.
-                self.due[connection] = now + self.seconds
-            elif connection not in self._spared and unread_bytes(connection.transport):
-                # The event loop was slow, not the client.
-                self._spared.add(connection)
-                self.due[connection] = now + _GRACE_SECONDS
-            else:
-                connection.head_is_late()
-        if self.due:
-            self._set_timer(max(min(self.due.values()) - now, self.seconds / _COARSE))
-
-
-class LimitedHead:
+class LimitedHead(Http1Protocol):
     """Mixed in before one of uvicorn's protocol classes for HTTP/1.1."""
 
-    transport: asyncio.Transport
-    loop: asyncio.AbstractEventLoop
-    cycle: Any
-    connections: Any
-    scope: Any
-    server_state: Any
-    count: Any
-    timeout_keep_alive: float
-    timeout_keep_alive_task: asyncio.TimerHandle | None
-    feed: Callable[[bytes], None]  # data_received() of that class
+    server_state: PoolServerState
+    count: Count | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.head: Head | None = None if self.server_state.heads is None else FIRST
+        self.head: Head | None = FIRST
 
     @property
     def idle(self) -> bool:
@@ -156,9 +87,8 @@ class LimitedHead:
         `until` and `asked` are as in `poolctl.keeper.handover.Connection`.
         """
         if until is not None and not asked:
-            if self.head is FIRST:
-                heads = self.server_state.heads
-                heads.wait(self, min(until, monotonic() + heads.seconds))
+            heads = self.server_state.heads
+            heads.wait(self, min(until, monotonic() + heads.seconds))
             return
         self.head = None
         left = self.timeout_keep_alive
@@ -192,7 +122,7 @@ class LimitedHead:
     def wait_for_head(self, data: bytes, size: int) -> None:
         """The data did not complete a request: `size` bytes of it are a head, unless it is the end of a body."""
         heads = self.server_state.heads
-        if heads is None or self.transport.is_closing() or self not in self.connections:
+        if self.transport.is_closing() or self not in self.connections:
             self.head_is_over()  # a WebSocket is not a connection of this protocol any more
             return
         if self.idle and self.timeout_keep_alive_task is not None:
@@ -212,7 +142,7 @@ class LimitedHead:
     def _measured(self, data: bytes) -> int:
         """The number of bytes that belong to a head; 0 when the head is too large, and has been refused."""
         heads, head = self.server_state.heads, self.head
-        if heads is None or (head is None and (not self.idle or self.body_follows)):
+        if head is None and (not self.idle or self.body_follows):
             return 1  # a body, or data that follows one
         size = len(data)
         so_far, last = (0, b"") if head is None else (head.size, head.last)
@@ -238,7 +168,7 @@ class LimitedHead:
             lines.append(name + b": " + value)
         transport.write(b"\r\n".join([*lines, b"", phrase]))
         self.head_is_over()
-        self._unset_keepalive_if_required()  # type: ignore[attr-defined]
+        self._unset_keepalive_if_required()
         if self.count is not None:
             self.count.batch.tally[MALFORMED] += 1
             self.count.batch.tally[STATUS + status // 100] += 1
@@ -264,7 +194,7 @@ class LimitedHead:
         if unread_bytes(self.transport):
             self.close_when_quiet(self.timeout_keep_alive)
         else:
-            super().timeout_keep_alive_handler()  # type: ignore[misc]
+            super().timeout_keep_alive_handler()
 
 
 class RefusedConnection(asyncio.Protocol):
@@ -275,16 +205,3 @@ class RefusedConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._before.connection_lost(exc)
-
-
-def unread_bytes(transport: asyncio.Transport) -> int:
-    """The number of bytes in the connection's receive buffer."""
-    sock = transport.get_extra_info("socket")
-    if sock is None:
-        return 0
-    count = array.array("i", [0])
-    try:
-        fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
-    except OSError:
-        return 0
-    return count[0]

@@ -6,17 +6,19 @@ cost 6 % of a core that way and nothing this way, because here each value is com
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
+import socket
 import sys
+import termios
 import time
 import weakref
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Protocol
 
 from ..tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
-from .adoption import Adoption
 from .counting import Batch
-from .request_heads import Heads
 from .uvicorn_parts import ServerState
 
 Header = tuple[bytes, bytes]
@@ -25,7 +27,10 @@ _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS = (
     b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec",
 )  # fmt: skip
-_HANDSHAKE_SECONDS = 60.0  # of the event loops
+HEAD_SECONDS = 10.0
+HEAD_BYTES = 64 * 1024
+_COARSE = 20  # the timer fires at most this often within the time limit of a head
+_GRACE_SECONDS = 1.0
 _MARGIN_SECONDS = 1.0
 
 
@@ -88,6 +93,89 @@ class Connections(set[Any]):
         self.discard(connection)
 
 
+class AwaitsHead(Protocol):
+    """A connection whose next head has a time limit."""
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """The transport; None before and after the connection."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is in progress."""
+
+    def head_is_late(self) -> None:
+        """The time is over: close the connection, or refuse the request."""
+
+
+class Heads:
+    """All connections of a worker that wait for a head, with one timer. Times are those of the monotonic clock."""
+
+    def __init__(self, seconds: float = HEAD_SECONDS, most_bytes: int = HEAD_BYTES) -> None:
+        self.seconds = seconds
+        self.most_bytes = most_bytes
+        self.due: dict[AwaitsHead, float] = {}  # when the head of each must be complete
+        self._spared: set[AwaitsHead] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._fires = 0.0
+
+    def __len__(self) -> int:
+        return len(self.due)
+
+    def wait(self, connection: AwaitsHead, due: float | None = None) -> None:
+        """Close the connection, or respond with 408, unless its head is complete when it is due."""
+        now = time.monotonic()
+        self.due[connection] = due = now + self.seconds if due is None else due
+        if self._timer is None or due < self._fires:
+            self._set_timer(due - now)
+
+    def end(self, connection: AwaitsHead) -> None:
+        """Its head is complete, or is not expected any more."""
+        self.due.pop(connection, None)
+        if self._spared:
+            self._spared.discard(connection)
+
+    def _set_timer(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        seconds = max(0.0, seconds)
+        self._fires = time.monotonic() + seconds
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._check)
+
+    def _check(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        for connection, due in list(self.due.items()):
+            if due > now:
+                continue
+            if connection.transport is None:
+                self.end(connection)  # it was lost during a handover
+            elif not connection.idle:
+                # Pipelined: its time begins when the response before it is complete.
+                self.due[connection] = now + self.seconds
+            elif connection not in self._spared and unread_bytes(connection.transport):
+                # The event loop was slow, not the client.
+                self._spared.add(connection)
+                self.due[connection] = now + _GRACE_SECONDS
+            else:
+                connection.head_is_late()
+        if self.due:
+            self._set_timer(max(min(self.due.values()) - now, self.seconds / _COARSE))
+
+
+def unread_bytes(transport: asyncio.Transport) -> int:
+    """The number of bytes in the connection's receive buffer."""
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        return 0
+    count = array.array("i", [0])
+    try:
+        fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
+    except OSError:
+        return 0
+    return count[0]
+
+
 class PoolServerState(ServerState):
     """uvicorn's shared state: connections, tasks, request count and default headers.
 
@@ -104,16 +192,15 @@ class PoolServerState(ServerState):
         self.date_header = True
         self.tally: memoryview | None = None  # the page of counts
         self.batch: Batch | None = None  # counts that are not on the page yet
-        self.heads: Heads | None = None  # None: no time limit for heads
+        self.heads = Heads()
         self.max_requests: int | None = None
         self.on_limit: Callable[[], None] = lambda: None
         self.draining = False  # each response is the last one of its connection
-        self.moves_to: Adoption | None = None  # connections are handed over through this pair
+        self.moves_to: socket.socket | None = None  # connections are handed over through it
         super().__init__()
         self.on_activity: Callable[[], None] | None = None
-        self.expected: dict[
-            weakref.ref[Any], float
-        ] = {}  # the time by which the handshake has succeeded or failed
+        # The time by which each handshake has succeeded or failed.
+        self.expected: dict[weakref.ref[object], float] = {}
         self._most_connections = sys.maxsize
         self._on_full: Callable[[], None] = lambda: None
         self.connections: Connections = Connections(self)
@@ -142,8 +229,7 @@ class PoolServerState(ServerState):
 
         A failure is noticed when its objects are freed, or when the time for a handshake is over.
         """
-        seconds = _HANDSHAKE_SECONDS if self.heads is None else self.heads.seconds + _MARGIN_SECONDS
-        ends = time.monotonic() + seconds
+        ends = time.monotonic() + self.heads.seconds + _MARGIN_SECONDS
         self.expected[weakref.ref(connection, self._no_longer_expected)] = ends
         if self.open_connections >= self._most_connections:
             self._on_full()
@@ -154,7 +240,7 @@ class PoolServerState(ServerState):
             return None
         ends = self.expected.pop(weakref.ref(connection), None)
         self.changed.set()
-        return None if ends is None or self.heads is None else ends - _MARGIN_SECONDS
+        return None if ends is None else ends - _MARGIN_SECONDS
 
     @property
     def expects(self) -> bool:
@@ -166,7 +252,7 @@ class PoolServerState(ServerState):
             self.expected.pop(oldest, None)
         return False
 
-    def _no_longer_expected(self, connection: weakref.ref[Any]) -> None:
+    def _no_longer_expected(self, connection: weakref.ref[object]) -> None:
         # The garbage collector calls it too: at any time, perhaps without a running loop.
         self.expected.pop(connection, None)
         self.changed.set()

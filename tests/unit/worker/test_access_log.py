@@ -51,10 +51,20 @@ class Told:
         await send({"type": "http.response.body", "body": b"ok"})
 
 
-def test_a_name_is_honoured_or_made_and_found_by_the_application_and_the_client(engine: Engine) -> None:
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines that the worker prints."""
+    printed: list[str] = []
+    monkeypatch.setattr(access_log, "_print", printed.append)
+    return printed
+
+
+def test_request_id_is_taken_or_made_and_found_by_application_and_client(
+    engine: Engine, lines: list[str]
+) -> None:
     async def scenario() -> None:
-        app, lines = Told(), []
-        async with served(engine, AccessLog(app, write=lines.append, answer=True)) as (
+        app = Told()
+        async with served(engine, AccessLog(app, log="text", answer=True)) as (
             _,
             _app,
             port,
@@ -75,7 +85,8 @@ def test_a_name_is_honoured_or_made_and_found_by_the_application_and_the_client(
                 assert MADE.fullmatch(made)
                 assert app.found[-1] == (made, [made.encode()])
             assert re.fullmatch(
-                r'127\.0\.0\.1:\d+ - "GET /a\?b=c HTTP/1\.1" 202 Accepted \d+\.\d+ms theirs-1', lines[0]
+                r'INFO:     127\.0\.0\.1:\d+ - "GET /a\?b=c HTTP/1\.1" 202 Accepted \d+\.\d+ms theirs-1',
+                lines[0],
             )
             assert len(lines) == 5
             client.close()
@@ -83,10 +94,9 @@ def test_a_name_is_honoured_or_made_and_found_by_the_application_and_the_client(
     engine.run(scenario())
 
 
-def test_a_line_says_how_it_ended_also_when_nothing_was_answered(engine: Engine) -> None:
+def test_line_gives_the_status_even_of_a_request_without_a_response(engine: Engine, lines: list[str]) -> None:
     async def scenario() -> None:
-        lines: list[str] = []
-        inner = AccessLog(Told(), write=lines.append, line=access_log.as_json)
+        inner = AccessLog(Told(), log="json")
         async with served(engine, inner) as (_, _app, port, _running):
             client = await Client.connect(port)
             status, headers, _ = await client.get("/fails")
@@ -118,4 +128,4 @@ def test_app_without_an_access_log_is_not_wrapped() -> None:
     watch_requests(config, None)
     assert config.loaded_app is before
     assert unwatched(before) is before
-    assert unwatched(AccessLog(app, write=None)) is app
+    assert unwatched(AccessLog(app, log=None)) is app

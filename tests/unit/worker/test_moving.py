@@ -13,7 +13,7 @@ import pytest
 
 from poolctl.keeper import wire
 from poolctl.worker.serving import connection
-from poolctl.worker.serving.adoption import Adoption
+from poolctl.worker.serving.accepting import AdoptionPair
 from tests.serving import ENGINES, App, Client, Engine, Pair, Served, leaving, served, turns, until
 
 BIG = b"x" * 4_000_000
@@ -238,7 +238,7 @@ def test_an_answer_that_is_not_read_yet_is_written_here_to_its_end(engine: Engin
 def test_with_a_full_pair_a_connection_is_served_on_and_goes_later(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         other = Pair()
-        gives_only = Adoption(pair.give, other.take)
+        gives_only = AdoptionPair(pair.give, other.take)
         async with served(engine, adoption=gives_only) as old:
             client = await connected(old)
             with socket.socket() as filler, contextlib.suppress(BlockingIOError):

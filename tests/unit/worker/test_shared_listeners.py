@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.worker.serving.shared_listeners import connections_by_descriptors
+from poolctl.worker.serving.accepting import connections_by_descriptors
 from tests.certificates import certificate
 from tests.serving import ENGINES, Client, Engine, Pair, accepted, leaving, served, until
 

@@ -1,23 +1,29 @@
-"""Accepts from the listeners that a server's workers share, while there is room for more connections."""
+"""Where a worker's connections come from: the listeners and the adoption pair that a server's workers share.
+
+Both are open while the worker should accept, and has room. A full worker refuses nothing: connections wait in the
+backlog, or in the pair, for other workers.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import os
 import resource
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvicorn
 
 from poolctl.keeper import handover
+from poolctl.keeper.wire import WireError
 from poolctl.listeners.stop_accepting import close, stop_reading
 
-from .adoption import Adoption
 from .server_state import PoolServerState
 
 # A full worker accepts again when this part of its connections has closed, or a moment after the first one: opening
@@ -25,6 +31,8 @@ from .server_state import PoolServerState
 _PART = 16
 _ROOM_SECONDS = 0.05
 _HANDSHAKES_SECONDS = 1.0
+_LEAST_HANDSHAKE_SECONDS = 0.1
+_TAKE_AGAIN_SECONDS = 0.1
 # Descriptors that are left to probes, to files of the application and to connections that are accepted in one go.
 _LEAST_RESERVE = 16
 _RESERVED_PART = 16
@@ -32,43 +40,95 @@ _OPEN_AT_START = 64  # where /proc cannot tell
 _AT_ONCE = 16
 _ROOM_PART = 4
 
-MakeProtocol = Callable[[], asyncio.Protocol]
+
+class AdoptionPair(NamedTuple):
+    """A socket pair through which workers hand over connections with their unread bytes, unnoticed by clients.
+
+    Neither end is made non-blocking here: that is a property of the open file, which all workers share.
+    """
+
+    give: socket.socket
+    take: socket.socket
+
+
+class AcceptedConnections:
+    """Connections that have no protocol yet; `changed` is set when one has got it, or has failed."""
+
+    def __init__(self, changed: asyncio.Event) -> None:
+        self._changed = changed
+        self._tasks: set[asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._tasks)
+
+    def attach(
+        self,
+        make: Callable[[], asyncio.BaseProtocol],
+        sock: socket.socket,
+        context: ssl.SSLContext | None,
+        handshake_seconds: float | None = None,
+    ) -> None:
+        """Give the connection a protocol; with a context it uses TLS."""
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        # asyncio does not accept a handshake timeout without TLS.
+        timeout = None if context is None else handshake_seconds
+        work = loop.connect_accepted_socket(make, sock, ssl=context, ssl_handshake_timeout=timeout)
+        task = loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def cancel(self) -> None:
+        """Cancel those that have no protocol yet."""
+        for task in list(self._tasks):
+            task.cancel()
+
+    def _done(self, task: asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # otherwise asyncio logs that it was never retrieved
+        self._changed.set()
 
 
 class SharedListeners:
-    """The listeners and the adoption pair of one worker: open while it should accept, and has room.
+    """The listeners and the adoption pair of one worker.
 
-    A full worker refuses nothing: connections wait in the backlog for other workers. `most` is how many it may have;
-    None for as many as its descriptors allow, minus a reserve.
+    `most` is how many connections it may have; None for as many as its descriptors allow, minus a reserve. `accepted`
+    are the connections from the pair that have no protocol yet.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
         server_state: PoolServerState,
-        make_protocol: MakeProtocol,
         *,
-        adoption: Adoption | None,
-        on_taken: Callable[[handover.Connection], None],
+        adoption: AdoptionPair | None,
         most: int | None,
     ) -> None:
         self.servers: list[asyncio.base_events.Server] = []
         self._config = config
         self._server_state = server_state
-        self._make_protocol = make_protocol
         self._adoption = adoption
-        self._on_taken = on_taken
         self._most = most
+        self.accepted = AcceptedConnections(server_state.changed)
+        self._app_state: dict[str, Any] = {}
         self._listeners: Sequence[socket.socket] = ()
         self._wanted = self._full = self._ended = False
         self._lock = asyncio.Lock()  # held while `servers` is opened or closed
         self._tasks: set[asyncio.Task[None]] = set()
         self._room_timer: asyncio.TimerHandle | None = None
         self._handshake_timer: asyncio.TimerHandle | None = None
+        self._take_timer: asyncio.TimerHandle | None = None
 
-    async def begin(self, listeners: Sequence[socket.socket], *, wanted: bool) -> None:
-        """Accept from the listeners now, or with `wanted` false once `want` is called."""
+    async def begin(
+        self, listeners: Sequence[socket.socket], app_state: dict[str, Any], *, wanted: bool
+    ) -> None:
+        """Accept from the listeners now, or with `wanted` false once `want` is called.
+
+        The application finds `app_state` in the scope of each connection.
+        """
         self._listeners = listeners
+        self._app_state = app_state
         self._wanted = wanted
         if self._most is None:
             self._most = connections_by_descriptors()
@@ -104,8 +164,7 @@ class SharedListeners:
         for timer in (self._room_timer, self._handshake_timer):
             if timer is not None:
                 timer.cancel()
-        if self._adoption is not None:
-            self._adoption.close()
+        self._stop_taking()
         async with self._lock:
             await close(self.servers)
         await asyncio.gather(*self._tasks)
@@ -121,8 +180,7 @@ class SharedListeners:
         self._full = True
         self._recheck_handshakes()
         self._server_state.watch_room(self._room)
-        if self._adoption is not None:
-            self._adoption.close()
+        self._stop_taking()
         # Immediately: the next connection is for another worker.
         before, self.servers = self.servers, []
         for server in before:
@@ -169,18 +227,17 @@ class SharedListeners:
             while not self._ended and (self._wanted and not self._full) is not bool(self.servers):
                 if self.servers:
                     before, self.servers = self.servers, []
-                    if self._adoption is not None:
-                        self._adoption.close()
+                    self._stop_taking()
                     await close(before)
                 else:
                     self.servers = await self._accept()
-                    if self._adoption is not None and not self._full:
-                        self._adoption.open(self._on_taken)
+                    if not self._full:
+                        self._take()
 
     async def _accept(self) -> list[asyncio.base_events.Server]:
-        heads, config = self._server_state.heads, self._config
+        config = self._config
         loop = asyncio.get_running_loop()
-        sockets = [SharedListener(listener, self._server_state.room) for listener in self._listeners]
+        sockets = [SharedListener(listener, self._server_state) for listener in self._listeners]
         try:
             return [
                 await loop.create_server(
@@ -188,7 +245,7 @@ class SharedListeners:
                     sock=sock,
                     ssl=config.ssl,
                     backlog=config.backlog,
-                    ssl_handshake_timeout=None if config.ssl is None or heads is None else heads.seconds,
+                    ssl_handshake_timeout=None if config.ssl is None else self._server_state.heads.seconds,
                 )
                 for sock in sockets
             ]
@@ -199,6 +256,61 @@ class SharedListeners:
                 sock.close()
             raise
 
+    def _make_protocol(self) -> Any:
+        return make_protocol(self._config, self._server_state, self._app_state)
+
+    def _take(self) -> None:
+        """Take connections out of the adoption pair from now on."""
+        if self._adoption is not None:
+            asyncio.get_running_loop().add_reader(self._adoption.take.fileno(), self._take_one)
+
+    def _stop_taking(self) -> None:
+        """Take no more connections; those that wait are left to other workers."""
+        if self._take_timer is not None:
+            self._take_timer.cancel()
+        if self._adoption is not None:
+            asyncio.get_running_loop().remove_reader(self._adoption.take.fileno())
+
+    def _take_one(self) -> None:
+        # One in each iteration of the loop, so that other work, and other workers, have their turn.
+        assert self._adoption is not None
+        try:
+            taken = handover.take(self._adoption.take)
+        except handover.NoRoom:
+            self._stop_taking()
+            self._take_timer = asyncio.get_running_loop().call_later(_TAKE_AGAIN_SECONDS, self._take)
+            return
+        except (BlockingIOError, InterruptedError, WireError):
+            return  # usually another worker was faster
+        except OSError:
+            taken = None
+        if taken is None:
+            self._stop_taking()
+        else:
+            self._adopt(taken)
+
+    def _adopt(self, taken: handover.Connection) -> None:
+        """Serve a connection that another process has accepted."""
+        until, asked = taken.until, taken.asked
+        seconds = self._server_state.heads.seconds
+        if until is not None and not asked:
+            seconds = min(max(_LEAST_HANDSHAKE_SECONDS, until - time.monotonic()), seconds)
+        make = functools.partial(self._make_adopted, until, asked)
+        self.accepted.attach(make, taken, self._config.ssl, seconds)
+
+    def _make_adopted(self, until: float | None, asked: bool) -> asyncio.Protocol:
+        made = self._make_protocol()
+        made.take_over(until, asked=asked)
+        return made  # type: ignore[no-any-return]
+
+
+def make_protocol(
+    config: uvicorn.Config, server_state: PoolServerState, app_state: dict[str, Any], kind: type | None = None
+) -> Any:
+    """The protocol of a new connection, of this class or else of the configuration's."""
+    made: Any = kind or config.http_protocol_class
+    return made(config=config, server_state=server_state, app_state=app_state)
+
 
 class SharedListener(socket.socket):
     """A listener from which asyncio accepts a few connections at once, instead of as many as there are.
@@ -206,19 +318,19 @@ class SharedListener(socket.socket):
     Some iterations pass until they are counted: a worker accepts at once only a part of what it has room for.
     """
 
-    def __init__(self, like: socket.socket, room: Callable[[], int]) -> None:
+    def __init__(self, like: socket.socket, server_state: PoolServerState) -> None:
         # Not like.dup(): it makes the new socket blocking for a moment, and with it, because they share one open file,
         # the listener of every other worker; one that calls accept() just then waits there for ever.
         numbers: Any = super(socket.socket, like)
         self._kind = numbers.family, numbers.type, numbers.proto
         super().__init__(*self._kind, fileno=os.dup(like.fileno()))
-        self._room = room
+        self._server_state = server_state
         self._at_once = 1
 
     def accept(self) -> tuple[socket.socket, Any]:
         """Like socket.accept(); sometimes raises BlockingIOError early, so that the loop goes on with other work."""
         if not self._at_once:
-            self._at_once = max(1, min(_AT_ONCE, self._room() // _ROOM_PART))
+            self._at_once = max(1, min(_AT_ONCE, self._server_state.room() // _ROOM_PART))
             raise BlockingIOError
         self._at_once -= 1
         fd, address = self._accept()  # type: ignore[attr-defined]
