@@ -1,22 +1,37 @@
-"""Errors of opening a listener, with the cause and the fix."""
+"""Errors of opening a listener, with the cause and the fix.
+
+For an address in use the cause is the process that holds it, if this user may see it (sock_diag(7), proc(5)).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
+import pwd
 import shlex
-from collections.abc import Sequence
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from poolctl.errors import ServerError
 
-from . import holder
+from .sock_diag import ANY_STATE, LISTEN, tcp_sockets, unix_listeners
 
 if TYPE_CHECKING:
     from poolctl.address import Address
 
 _UNPRIVILEGED_PORT_START = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 _DEFAULT_UNPRIVILEGED_PORT = 1024
+# The limit of a search, for any number of processes, descriptors and connections.
+MOST_SECONDS = 1.0
+_MOST_CONNECTIONS = 20  # of one port are checked
+_MOST_CHARACTERS = 1 << 20  # of a table
+
+# Host and port, or the path of a Unix socket.
+Place = tuple[str, int] | str
 
 
 class ListenError(ServerError):
@@ -25,9 +40,7 @@ class ListenError(ServerError):
     `taken` is the place that another process uses, if that is the cause; `naming` names that process.
     """
 
-    def __init__(
-        self, message: str, *, bind: str = "", hint: str = "", taken: holder.Place | None = None
-    ) -> None:
+    def __init__(self, message: str, *, bind: str = "", hint: str = "", taken: Place | None = None) -> None:
         super().__init__(message, bind=bind, hint=hint)
         self.taken = taken
 
@@ -45,7 +58,7 @@ def explain_tcp(address: Address, host: str, error: OSError) -> ListenError:
         )
     elif error.errno == errno.EADDRNOTAVAIL:
         message = f"{host} is not an address of this machine"
-        hint = f"use one that it has: {', '.join(holder.local_addresses()) or '127.0.0.1'}"
+        hint = f"use one that it has: {', '.join(local_addresses()) or '127.0.0.1'}"
     elif error.errno == errno.EAFNOSUPPORT:
         message, hint = f"this machine has no support for the address {host}", "use an IPv4 address"
     else:
@@ -73,15 +86,15 @@ def unresolved(address: Address, reason: str) -> ListenError:
     )
 
 
-def taken(address: Address, place: holder.Place) -> ListenError:
+def taken(address: Address, place: Place) -> ListenError:
     """The ListenError for a place that is in use. It does not name the process, because finding it takes long."""
     what, command, another = _named(place)
     hint = f"find the process (as root): {command}, or choose another {another}"
     return ListenError(f"{what} is in use", bind=address.key, hint=hint, taken=place)
 
 
-def naming(error: ListenError, holders: Sequence[holder.Holder]) -> ListenError:
-    """The same error with the processes that use the place (see holder.Search), and the fix."""
+def naming(error: ListenError, holders: Sequence[Holder]) -> ListenError:
+    """The same error with the processes that use the place (see Search), and the fix."""
     if error.taken is None or not holders:
         return error
     what, command, another = _named(error.taken)
@@ -103,21 +116,21 @@ def naming(error: ListenError, holders: Sequence[holder.Holder]) -> ListenError:
     return ListenError(f"{what} is in use by {by}", bind=error.bind, hint=hint, taken=error.taken)
 
 
-def _pool(holder_: holder.Holder, files: Sequence[str]) -> tuple[str, str]:
+def _pool(holder: Holder, files: Sequence[str]) -> tuple[str, str]:
     if not files:
-        return f"a pool inside another program, {holder_}", "stop that program"
-    user = "" if holder_.uid in (-1, os.geteuid()) else f" as {holder_.user}"
+        return f"a pool inside another program, {holder}", "stop that program"
+    user = "" if holder.uid in (-1, os.geteuid()) else f" as {holder.user}"
     named = " ".join(f"-c {shlex.quote(file)}" for file in files)
     return f"the pool of {', '.join(files)}", f"stop it{user}: poolctl {named} stop"
 
 
 def explained(errors: Sequence[ListenError]) -> list[ListenError]:
     """The same errors with the processes that use the places, from one search; blocks for up to a second."""
-    found = holder.Search().find([each.taken for each in errors if each.taken is not None])
+    found = Search().find([each.taken for each in errors if each.taken is not None])
     return [naming(each, found.get(each.taken, ())) if each.taken is not None else each for each in errors]
 
 
-def _named(place: holder.Place) -> tuple[str, str, str]:
+def _named(place: Place) -> tuple[str, str, str]:
     """The place in words, the command that shows which process has it, and its kind."""
     if isinstance(place, str):
         return f"the Unix socket {place}", f"ss -lxp 'src {place}'", "path"
@@ -130,3 +143,229 @@ def _unprivileged_port() -> int:
             return int(file.read())
     except (OSError, ValueError):
         return _DEFAULT_UNPRIVILEGED_PORT
+
+
+class Holder:
+    """One process that holds a socket; `pid` is None if only its user is visible.
+
+    It `listens`, or has a connection, which has ended if there is no `name` either. `pool` are the files of its pool;
+    empty if that pool is embedded in another program, None if it belongs to no pool.
+    """
+
+    __slots__ = ("listens", "name", "pid", "pool", "uid")
+
+    def __init__(
+        self, name: str, pid: int | None, uid: int, *, listens: bool = True, pool: list[str] | None = None
+    ) -> None:
+        # Any user may have chosen it.
+        self.name = "".join(each if each.isprintable() else "?" for each in name)
+        self.pid = pid
+        self.uid = uid
+        self.listens = listens
+        self.pool = pool
+
+    @property
+    def user(self) -> str:
+        """The name of its user, if there is one."""
+        return _user_name(self.uid)
+
+    def __repr__(self) -> str:
+        return self.name if self.pid is None else f"{self.name} (pid {self.pid})"
+
+
+class Search:
+    """Finds the processes that hold addresses. It caches its last result, so that repeated searches are cheap.
+
+    Not thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, Holder] = {}
+
+    def find(self, places: Iterable[Place]) -> dict[Place, list[Holder]]:
+        """For each place the processes that keep it from being bound; listeners win over connections.
+
+        Never raises. Blocks for about MOST_SECONDS at most, and omits holders not found by then.
+        """
+        until = time.monotonic() + MOST_SECONDS
+        sockets = _sockets(list(places), until)
+        wanted = {inode: held for each in sockets.values() for inode, held in each.items()}
+        self._known = {inode: self._known[inode] for inode in wanted if inode in self._known}
+        self._known |= _owners({each: wanted[each] for each in wanted if each not in self._known}, until)
+        found = {place: [self._known[inode] for inode in inodes] for place, inodes in sockets.items()}
+        return {place: list(dict.fromkeys(holders)) for place, holders in found.items()}
+
+
+def local_addresses() -> list[str]:
+    """The addresses of this machine, IPv4 first, without link-local ones; empty if /proc does not list them."""
+    found = []
+    previous = ""
+    for fields in _table("/proc/net/fib_trie"):
+        if fields[:1] == ["/32"] and fields[-1] == "LOCAL" and previous not in found:
+            found.append(previous)
+        previous = fields[-1]
+    for fields in _table("/proc/net/if_inet6"):
+        text = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(fields[0]))
+        if not text.startswith("fe80:"):
+            found.append(text)
+    return found
+
+
+def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]]:
+    """The inodes of the sockets that occupy each place, with the kernel's information about their holders."""
+    found: dict[Place, dict[int, Holder]] = {place: {} for place in places}
+    by_port: dict[int, list[tuple[Place, bytes]]] = {}
+    for place in places:
+        if not isinstance(place, str):
+            by_port.setdefault(place[1], []).append((place, _packed(place[0])))
+    if by_port:
+        for sock in tcp_sockets(LISTEN, until):
+            for place, address in by_port.get(sock.port, ()):
+                if _overlap(address, sock.address):
+                    found[place][sock.inode] = _of_user(sock.uid)
+    for port, wanted in by_port.items():
+        for place, address in wanted:
+            if not found[place]:
+                found[place] = _connections(port, address, until)
+    paths = {place for place in places if isinstance(place, str)}
+    for path, inode in unix_listeners(until) if paths else ():
+        if (known := os.path.abspath(path)) in paths:
+            found[known][inode] = _of_user(-1)
+    return found
+
+
+def _connections(port: int, address: bytes, until: float) -> dict[int, Holder]:
+    found: dict[int, Holder] = {}
+    for sock in tcp_sockets(ANY_STATE & ~LISTEN, until, port=port):
+        if _overlap(address, sock.address) and len(found) < _MOST_CONNECTIONS:
+            ended = Holder("", None, sock.uid, listens=False)
+            found[sock.inode] = _of_user(sock.uid, listens=False) if sock.inode else ended
+    if len(found) > 1:
+        found.pop(0, None)
+    return found
+
+
+def _overlap(one: bytes, other: bytes) -> bool:
+    return one == other or not any(one) or not any(other)
+
+
+def _packed(host: str) -> bytes:
+    """The address as bytes, IPv4 as four of them; a name as the wildcard, which overlaps everything."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            return socket.inet_pton(family, host.partition("%")[0])
+        except OSError:
+            continue
+    return bytes(4)
+
+
+def _table(path: str) -> Iterator[list[str]]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            rows = file.read(_MOST_CHARACTERS).splitlines()
+    except OSError:
+        return
+    for row in rows:
+        fields = row.split()
+        if fields and fields[0] not in ("sl", "Num"):
+            yield fields
+
+
+def _of_user(uid: int, *, listens: bool = True) -> Holder:
+    user = f"user {_user_name(uid)}" if uid >= 0 else "another user"
+    return Holder(f"a process of {user}", None, uid, listens=listens)
+
+
+def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
+    """The oldest process that has a descriptor of each socket; for those not found, the known facts."""
+    missing = {f"socket:[{inode}]": inode for inode in wanted if inode}
+    found = dict(wanted)
+    for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()) if missing else ():
+        for inode in _sockets_of(pid, missing, until):
+            known = wanted[inode]
+            found[inode] = Holder(
+                _process_name(pid), pid, known.uid, listens=known.listens, pool=_pool_of(pid)
+            )
+        if not missing or time.monotonic() >= until:
+            break
+    same: dict[tuple[int | None, int, bool], Holder] = {}
+    return {inode: same.setdefault((each.pid, each.uid, each.listens), each) for inode, each in found.items()}
+
+
+def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
+    """The missing sockets that the process has; removes them from `missing`."""
+    found: set[int] = set()
+    with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                target = os.readlink(entry.path)
+                if target in missing:
+                    found.add(missing.pop(target))
+            if not missing or time.monotonic() >= until:
+                break
+    return found
+
+
+def _pool_of(pid: int) -> list[str] | None:
+    """The files of the pool whose keeper, supervisor or worker the process is (see Holder)."""
+    parent = _parent(pid)
+    # A worker of this very pool, whose keeper is our parent, is a process like any other.
+    for each in (pid,) if parent == os.getppid() else (pid, parent):
+        arguments = _arguments(each)[2:]
+        if len(arguments) < 3 or not arguments[0].endswith("/poolctl/bootstrap.py"):
+            continue
+        if arguments[1] == "supervisor":
+            return _files(arguments[3:])
+        if arguments[1] == "keeper":
+            try:
+                return _files(json.loads(arguments[3])["supervisor"][5:])
+            except (IndexError, KeyError, TypeError, ValueError):
+                return []
+    return None
+
+
+def _files(arguments: list[str]) -> list[str]:
+    return [str(each) for each in arguments if not str(each).startswith("-")]
+
+
+def _parent(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _arguments(pid: int) -> list[str]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as raw:
+            return raw.read().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def _process_name(pid: int) -> str:
+    """The operator's name for the process: for an interpreter, the module or script that it runs."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            name = file.read().strip()
+    except OSError:
+        return "a process"
+    arguments = _arguments(pid)
+    if not name.startswith("python"):
+        return name
+    for at, argument in enumerate(arguments[1:], start=1):
+        if argument == "-m":
+            return " ".join(["python", "-m", *arguments[at + 1 : at + 2]])
+        if argument == "-c":
+            break
+        if not argument.startswith("-"):
+            return os.path.basename(argument) or name
+    return name
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

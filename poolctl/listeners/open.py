@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from . import unix
@@ -15,12 +15,13 @@ from .failure import ListenError, explain, explain_tcp, unresolved
 if TYPE_CHECKING:
     from poolctl.address import Address
 
-__all__ = ["BACKLOG", "ListenError", "close_listener", "describe", "from_descriptor", "open_listener"]
+__all__ = ["BACKLOG", "ListenError", "close_listener", "describe", "open_listener"]
 
 # The accept queue belongs to the socket that all processes share, and the last listen() sets its
 # length: every caller of it uses this number (the kernel caps it at net.core.somaxconn).
 BACKLOG = 2048
 
+_EVERYWHERE = ("0.0.0.0", "::")
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 FIRST_DESCRIPTOR = 3
 Inherited = Mapping[str, "list[int]"]
@@ -58,15 +59,6 @@ def prepare(sock: socket.socket) -> socket.socket:
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
-
-
-def from_descriptor(fd: int) -> socket.socket:
-    """The listener behind a descriptor that another process sent; it owns `fd` from now on.
-
-    The kernel is asked for the family: with a wrong one TCP options are silently not set on accepted
-    connections.
-    """
-    return prepare(socket.socket(fileno=fd))
 
 
 def refuse(sockets: Iterable[socket.socket]) -> None:
@@ -265,3 +257,30 @@ def _is_connected(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def accepted_from(listeners: Sequence[socket.socket]) -> list[int]:
+    """The descriptors of these listeners, of every connection accepted from them, and of all duplicates, unordered.
+
+    An event loop registers a connection only some turns after accepting it. A caller that must not miss one, such as a
+    forked child, checks the descriptors: an accepted connection has its listener's address as its own.
+    """
+    addresses = {_local_name(each) for each in listeners}
+    found = []
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # not a socket, or the listing's own
+            sock = socket.socket(fileno=int(name))
+            try:
+                if _local_name(sock) in addresses or _local_name(sock, everywhere=True) in addresses:
+                    found.append(sock.fileno())
+            finally:
+                sock.detach()
+    return found
+
+
+def _local_name(sock: socket.socket, *, everywhere: bool = False) -> tuple[int, object, object]:
+    name = sock.getsockname()
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return sock.family, name, None
+    host = _EVERYWHERE[sock.family == socket.AF_INET6] if everywhere else name[0]
+    return sock.family, host, name[1]

@@ -10,8 +10,7 @@ from urllib.parse import quote, urlsplit
 from poolctl.config import Probe, ServerConfig
 from poolctl.http.head import request_head
 from poolctl.http.message_reader import ResponseReader
-from poolctl.listeners.acceptance import accepted
-from poolctl.listeners.sock_diag import is_accepted
+from poolctl.listeners.sock_diag import accepted, is_accepted
 from poolctl.runners.protocol import Placement, Runner
 from poolctl.selection.expressions import is_plain
 from poolctl.selection.matcher import TOO_SLOW, matcher

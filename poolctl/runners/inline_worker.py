@@ -16,8 +16,8 @@ import uvicorn
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.listeners.stop_accepting import stop_reading
 from poolctl.worker.load_app import LoadFailed, load_app
+from poolctl.worker.serving.accepting import stop_reading
 from poolctl.worker.serving.access_log import AccessLog
 from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
 from poolctl.worker.serving.uvicorn_config import drainable, renew_context, ssl_context

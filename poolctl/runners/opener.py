@@ -8,8 +8,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING, TypeVar
 
-from poolctl.listeners import holder
-from poolctl.listeners.failure import ListenError, naming
+from poolctl.listeners.failure import MOST_SECONDS, Holder, ListenError, Place, Search, naming
 from poolctl.listeners.open import close_listener, open_listener
 from poolctl.listeners.port_ledger import is_free
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from poolctl.listeners.open import Inherited
 
 # The search ends earlier by itself, unless reading a file of another process hangs.
-_PATIENCE_SECONDS = 2 * holder.MOST_SECONDS
+_PATIENCE_SECONDS = 2 * MOST_SECONDS
 
 T = TypeVar("T")
 
@@ -33,9 +32,9 @@ class Opener:
     """Opens listeners. One search at a time finds the processes that hold addresses in use, for all callers."""
 
     def __init__(self) -> None:
-        self._search = holder.Search()
+        self._search = Search()
         self._searching: asyncio.Task[None] | None = None
-        self._wanted: dict[holder.Place, asyncio.Future[list[holder.Holder]]] = {}
+        self._wanted: dict[Place, asyncio.Future[list[Holder]]] = {}
 
     async def listen(self, address: Address, inherited: Inherited | None = None) -> list[socket.socket]:
         """The open sockets of the address. Raises ListenError; cancelled halfway, nothing stays open."""
@@ -53,7 +52,7 @@ class Opener:
             # Connections in TIME_WAIT do not prevent it. A listener does, and the error names its process.
             close_listener(await self.listen(address))
 
-    async def _holders(self, place: holder.Place) -> list[holder.Holder]:
+    async def _holders(self, place: Place) -> list[Holder]:
         loop, search = asyncio.get_running_loop(), self._searching
         if search is None or search.done() or search.get_loop() is not loop:
             self._wanted.clear()  # left by a closed loop

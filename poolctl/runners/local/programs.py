@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 
 from poolctl.config import ServerConfig
-from poolctl.listeners.acceptance import accepted
+from poolctl.listeners.sock_diag import accepted
 from poolctl.platform import CREDENTIALS_BYTES, ask_for_credentials, sender_credentials
 
 from ..untrusted import allowance

@@ -7,6 +7,7 @@ backlog, or in the pair, for other workers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import os
@@ -22,7 +23,6 @@ import uvicorn
 
 from poolctl.keeper import handover
 from poolctl.keeper.wire import WireError
-from poolctl.listeners.stop_accepting import close, stop_reading
 
 from .server_state import PoolServerState
 
@@ -155,7 +155,7 @@ class SharedListeners:
                 # The new ones accept before the old ones stop: both use the same sockets.
                 before = self.servers
                 self.servers = await self._accept()
-                await close(before)
+                await close_servers(before)
         await self._settle()
 
     async def end(self) -> None:
@@ -166,7 +166,7 @@ class SharedListeners:
                 timer.cancel()
         self._stop_taking()
         async with self._lock:
-            await close(self.servers)
+            await close_servers(self.servers)
         await asyncio.gather(*self._tasks)
 
     def _fill(self) -> None:
@@ -185,7 +185,7 @@ class SharedListeners:
         before, self.servers = self.servers, []
         for server in before:
             stop_reading(server.sockets)
-        self._do(close(before))
+        self._do(close_servers(before))
 
     def _room(self) -> None:
         """A connection of a full worker has ended."""
@@ -228,7 +228,7 @@ class SharedListeners:
                 if self.servers:
                     before, self.servers = self.servers, []
                     self._stop_taking()
-                    await close(before)
+                    await close_servers(before)
                 else:
                     self.servers = await self._accept()
                     if not self._full:
@@ -310,6 +310,27 @@ def make_protocol(
     """The protocol of a new connection, of this class or else of the configuration's."""
     made: Any = kind or config.http_protocol_class
     return made(config=config, server_state=server_state, app_state=app_state)
+
+
+def stop_reading(listeners: Sequence[socket.socket]) -> None:
+    """Stop accepting from them; accepted connections continue."""
+    loop = asyncio.get_running_loop()
+    for listener in listeners:
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.remove_reader(listener.fileno())
+
+
+async def close_servers(servers: Sequence[asyncio.base_events.Server]) -> None:
+    """Stop accepting, without losing an accepted connection."""
+    # asyncio's Server.close() destroys connections that it accepted and did not attach yet: stop reading the listener
+    # first and close it some turns later, when those are attached.
+    for server in servers:
+        stop_reading(server.sockets)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for server in servers:
+        server.close()
+    await asyncio.sleep(0)
 
 
 class SharedListener(socket.socket):

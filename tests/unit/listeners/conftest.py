@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.listeners import holder
+from poolctl.listeners import failure
 
 
 @pytest.fixture(autouse=True)
 def patient_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine the search of all processes takes longer than a user should wait."""
-    monkeypatch.setattr(holder, "MOST_SECONDS", 60.0)
+    monkeypatch.setattr(failure, "MOST_SECONDS", 60.0)

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from poolctl.listeners import acceptance, sock_diag
-from poolctl.listeners.acceptance import accepted
-from poolctl.listeners.sock_diag import is_accepted
+from poolctl.listeners import sock_diag
+from poolctl.listeners.sock_diag import accepted, is_accepted
 
 KINDS = ["127.0.0.1", "::1", "unix"]
 
@@ -88,7 +87,7 @@ def test_what_the_program_does_with_a_connection_says_that_it_has_accepted_it(
             await asyncio.wait_for(waiting, 5)
 
     if not asked:
-        monkeypatch.setattr(acceptance, "is_accepted", lambda sock: None)
+        monkeypatch.setattr(sock_diag, "is_accepted", lambda sock: None)
     asyncio.run(scenario())
 
 

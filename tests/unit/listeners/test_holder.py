@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.listeners import holder, sock_diag
+from poolctl.listeners import failure, sock_diag
 from tests.deadline import wait_until
 
 LISTEN = """
@@ -26,8 +26,8 @@ sys.stdin.read()
 """
 
 
-def find(place: holder.Place) -> list[holder.Holder]:
-    return holder.Search().find([place])[place]
+def find(place: failure.Place) -> list[failure.Holder]:
+    return failure.Search().find([place])[place]
 
 
 @pytest.mark.parametrize("how", ["script", "command", "module"])
@@ -81,11 +81,11 @@ def test_many_places_are_looked_for_at_once_and_remembered(
 ) -> None:
     free = ("127.0.0.1", free_port())
     scans = []
-    owners = holder._owners
+    owners = failure._owners
     monkeypatch.setattr(
-        holder, "_owners", lambda wanted, until: scans.append(len(wanted)) or owners(wanted, until)
+        failure, "_owners", lambda wanted, until: scans.append(len(wanted)) or owners(wanted, until)
     )
-    search = holder.Search()
+    search = failure.Search()
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(20)]
         places = [each.getsockname() for each in listeners]
@@ -100,8 +100,8 @@ def test_many_places_are_looked_for_at_once_and_remembered(
 
 def test_a_search_ends_in_time_with_what_is_known_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setattr(holder, "_sockets_of", lambda pid, missing, until: time.sleep(0.06) or set())
-        monkeypatch.setattr(holder, "MOST_SECONDS", 0.05)
+        monkeypatch.setattr(failure, "_sockets_of", lambda pid, missing, until: time.sleep(0.06) or set())
+        monkeypatch.setattr(failure, "MOST_SECONDS", 0.05)
         began = time.monotonic()
         (found,) = find(listener.getsockname())
         assert time.monotonic() - began < 5
@@ -159,34 +159,34 @@ def test_a_free_port_has_no_holder(free_port: Callable[[], int]) -> None:
 
 
 def test_a_socket_of_no_visible_process_is_said_to_be_its_users() -> None:
-    assert repr(holder._of_user(0)) == "a process of user root"
-    assert repr(holder._of_user(-1)) == "a process of another user"
-    assert repr(holder._of_user(4_000_000_001)) == "a process of user 4000000001"
+    assert repr(failure._of_user(0)) == "a process of user root"
+    assert repr(failure._of_user(-1)) == "a process of another user"
+    assert repr(failure._of_user(4_000_000_001)) == "a process of user 4000000001"
 
 
 def test_the_name_of_a_process_cannot_steer_a_terminal() -> None:
-    assert repr(holder.Holder("a\x1b[2Jb", 1, 0)) == "a?[2Jb (pid 1)"
+    assert repr(failure.Holder("a\x1b[2Jb", 1, 0)) == "a?[2Jb (pid 1)"
 
 
 def test_a_process_that_is_gone_has_no_name() -> None:
-    assert holder._process_name(2**22 + 1) == "a process"
-    assert holder._sockets_of(2**22 + 1, {"socket:[1]": 1}, time.monotonic() + 1) == set()
-    assert holder._pool_of(2**22 + 1) is None
+    assert failure._process_name(2**22 + 1) == "a process"
+    assert failure._sockets_of(2**22 + 1, {"socket:[1]": 1}, time.monotonic() + 1) == set()
+    assert failure._pool_of(2**22 + 1) is None
 
 
 def test_a_process_that_is_no_interpreter_is_called_by_its_own_name() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
             # Between fork and exec the child still is this interpreter.
-            wait_until(lambda: holder._process_name(process.pid) == "sleep", what="the child's own name")
+            wait_until(lambda: failure._process_name(process.pid) == "sleep", what="the child's own name")
         finally:
             process.kill()
 
 
 def test_the_addresses_of_this_machine_include_loopback() -> None:
-    assert holder.local_addresses()[0].count(".") == 3
-    assert "127.0.0.1" in holder.local_addresses()
+    assert failure.local_addresses()[0].count(".") == 3
+    assert "127.0.0.1" in failure.local_addresses()
 
 
 def test_a_system_without_these_tables_has_no_answers() -> None:
-    assert list(holder._table("/proc/net/none")) == []
+    assert list(failure._table("/proc/net/none")) == []

@@ -17,14 +17,12 @@ import pytest
 
 from poolctl.address import parse
 from poolctl.listeners import unix
-from poolctl.listeners.failure import explain, explain_tcp, explained, naming, taken
-from poolctl.listeners.holder import Holder, Place
+from poolctl.listeners.failure import Holder, Place, explain, explain_tcp, explained, naming, taken
 from poolctl.listeners.open import (
     BACKLOG,
     ListenError,
     close_listener,
     describe,
-    from_descriptor,
     open_listener,
     targets,
 )
@@ -66,15 +64,6 @@ def accepted_option(listener: socket.socket, level: int, option: int) -> int:
 def test_accepted_sockets_inherit_no_delay(host: str, free_port: FreePort) -> None:
     with opened(f"{host}:{free_port()}") as (listener,):
         assert accepted_option(listener, socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-
-
-def test_a_listener_that_came_as_a_descriptor_still_hands_down_no_delay(free_port: FreePort) -> None:
-    with opened(f"127.0.0.1:{free_port()}") as (listener,):
-        rebuilt = from_descriptor(os.dup(listener.fileno()))
-        with rebuilt:
-            assert rebuilt.family == socket.AF_INET
-            assert not rebuilt.getblocking()
-            assert accepted_option(rebuilt, socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 def test_listeners_are_non_blocking_and_not_inherited_by_programs(free_port: FreePort) -> None:

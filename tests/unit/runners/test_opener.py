@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.address import parse
-from poolctl.listeners import holder
-from poolctl.listeners.failure import ListenError
+from poolctl.listeners.failure import Holder, ListenError, Place, Search
 from poolctl.runners import opener
 from poolctl.runners.opener import Opener
 
@@ -32,14 +31,14 @@ def messages(opener: Opener, listeners: Iterable[socket.socket]) -> list[str]:
 
 def test_listeners_that_fail_together_share_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
     searches: list[int] = []
-    find = holder.Search.find
+    find = Search.find
 
-    def counted(search: holder.Search, places: list[holder.Place]) -> dict[holder.Place, list[holder.Holder]]:
+    def counted(search: Search, places: list[Place]) -> dict[Place, list[Holder]]:
         assert threading.current_thread() is not threading.main_thread()
         searches.append(len(places))
         return find(search, places)
 
-    monkeypatch.setattr(holder.Search, "find", counted)
+    monkeypatch.setattr(Search, "find", counted)
     it = Opener()
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(30)]
@@ -53,17 +52,17 @@ def test_listeners_that_fail_together_share_one_search(monkeypatch: pytest.Monke
 def test_a_search_that_hangs_or_fails_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     over, searched = threading.Event(), []
 
-    def search_until_over(search: holder.Search, places: Any) -> None:
+    def search_until_over(search: Search, places: Any) -> None:
         searched.append(over.wait(30))
 
     monkeypatch.setattr(opener, "_PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(holder.Search, "find", search_until_over)
+    monkeypatch.setattr(Search, "find", search_until_over)
     it = Opener()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert messages(it, [listener]) == [f"port {port} is in use"]
         assert searched == []
         over.set()
-        monkeypatch.setattr(holder.Search, "find", lambda search, places: {}[places])
+        monkeypatch.setattr(Search, "find", lambda search, places: {}[places])
         monkeypatch.setattr(opener, "_PATIENCE_SECONDS", 5)
         assert messages(it, [listener]) == [f"port {port} is in use"]
