@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from poolctl.keeper.handover import Connection
 from poolctl.keeper.spawn import spawn
 from poolctl.runners.link import HasDescriptor, Link
 from poolctl.runners.local.activation import accept_helper as module
@@ -33,6 +34,22 @@ class Keeper:
             os.kill(message["pid"], message["signal"])
 
 
+class Request:
+    """A request for connections, and what came of it."""
+
+    kind, key = ACCEPT, "key"
+
+    def __init__(self, got: list[socket.socket], done: asyncio.Future[Fetched]) -> None:
+        self._got = got
+        self._done = done
+
+    def arrived(self, sock: Connection) -> None:
+        self._got.append(sock)
+
+    def ended(self, found: Fetched) -> None:
+        self._done.set_result(found)
+
+
 class Stage:
     """A helper, a listener that its application has made blocking, and what came of it."""
 
@@ -45,7 +62,7 @@ class Stage:
     async def fetch(self, count: int = 1) -> Fetched:
         clients = [socket.create_connection(self.listener.getsockname()) for _ in range(count)]
         done: asyncio.Future[Fetched] = asyncio.get_running_loop().create_future()
-        self.acceptor.fetch(ACCEPT, "key", self.listener, 8, self.got.append, done.set_result)
+        self.acceptor.fetch(Request(self.got, done), self.listener, 8)
         found = await done
         for client in clients:
             client.close()

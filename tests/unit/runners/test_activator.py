@@ -15,10 +15,9 @@ from poolctl.acceptor import __main__ as helper
 from poolctl.keeper import handover, wire
 from poolctl.keeper.handover import Connection
 from poolctl.runners.local.activation import activator as module
-from poolctl.runners.local.activation import held_limit
-from poolctl.runners.local.activation.accept_helper import AcceptHelper, Fetched
-from poolctl.runners.local.activation.activator import Activator
-from poolctl.runners.local.activation.sleeping_listener import SleepingListener
+from poolctl.runners.local.activation import held_connections
+from poolctl.runners.local.activation.accept_helper import AcceptHelper, Fetch, Fetched
+from poolctl.runners.local.activation.activator import Activator, SleepingListener
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -49,44 +48,29 @@ class Helper(AcceptHelper):
     def warm(self) -> None:
         pass
 
-    def fetch(
-        self,
-        kind: str,
-        key: str,
-        sock: Any,
-        most: int,
-        deliver: Callable[[Connection], None],
-        done: Callable[[Fetched], None],
-    ) -> None:
-        self.asked.append(kind)
-        asyncio.get_running_loop().call_soon(self._answer, kind, sock, most, deliver, done)
+    def fetch(self, fetch: Fetch, sock: Any, most: int) -> None:
+        self.asked.append(fetch.kind)
+        asyncio.get_running_loop().call_soon(self._answer, fetch, sock, most)
 
-    def _answer(
-        self,
-        kind: str,
-        shared: socket.socket,
-        most: int,
-        deliver: Callable[[Connection], None],
-        done: Callable[[Fetched], None],
-    ) -> None:
+    def _answer(self, fetch: Fetch, shared: socket.socket, most: int) -> None:
         if self.fails:
-            done(Fetched(failed=True, blocked=True))
+            fetch.ended(Fetched(failed=True, blocked=True))
             return
         try:
             ours, theirs = wire.pair()
         except OSError:
-            done(Fetched(full=True))
+            fetch.ended(Fetched(full=True))
             return
         with ours, theirs:
-            helper.fetch(theirs, {"op": kind, "n": 1, "key": "", "most": most}, shared)
+            helper.fetch(theirs, {"op": fetch.kind, "n": 1, "key": "", "most": most}, shared)
             while received := wire.receive(ours):
                 message, fds = received
                 if message["t"] == "done":
                     break
                 taken = Connection(fileno=fds[0])
                 taken.limit(message)
-                deliver(taken)
-        done(Fetched(message["empty"], message["junk"], message["full"]))
+                fetch.arrived(taken)
+        fetch.ended(Fetched(message["empty"], message["junk"], message["full"]))
 
 
 class House:
@@ -131,9 +115,10 @@ class House:
         self.woken += 1
 
     def clear(self) -> None:
-        self.activator.clear("web", self._clear)
+        self.activator.clear("web")
 
-    def _clear(self) -> None:
+    def emptied(self, key: str) -> None:
+        assert key == "web"
         self.cleared += 1
 
     def arm(self, **how: Any) -> None:
@@ -284,8 +269,8 @@ def test_a_slow_line_and_an_idle_connection_have_their_time() -> None:
 
 
 def _hold_at_most(monkeypatch: Any, count: int) -> None:
-    monkeypatch.setattr(held_limit, "MOST", count)
-    monkeypatch.setattr(held_limit, "LEAST", count)
+    monkeypatch.setattr(held_connections, "MOST", count)
+    monkeypatch.setattr(held_connections, "LEAST", count)
 
 
 def test_more_connections_than_may_be_held_push_out_the_oldest_silent_one(monkeypatch: Any) -> None:

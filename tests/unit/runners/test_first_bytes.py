@@ -8,7 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.runners.local.activation.first_bytes import LONGEST_LINE_BYTES, FirstBytes, classify_first_bytes
+from poolctl.runners.local.activation.held_connections import (
+    LONGEST_LINE_BYTES,
+    FirstBytes,
+    classify_first_bytes,
+)
 
 REQUESTS = [
     b"GET / HTTP/1.1\r\n",

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from signal import SIGKILL
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from poolctl.bootstrap import command
 from poolctl.keeper import fd_store, wire
@@ -36,9 +36,19 @@ class Fetched(NamedTuple):
     blocked: bool = False
 
 
-class _Request(NamedTuple):
-    deliver: Callable[[Connection], None]
-    done: Callable[[Fetched], None]
+class Fetch(Protocol):
+    """A request for connections of the server `key`, from its listener (ACCEPT) or from its pair (TAKE)."""
+
+    kind: str
+    key: str
+
+    def arrived(self, sock: Connection) -> None:
+        """One of them."""
+        ...
+
+    def ended(self, found: Fetched) -> None:
+        """All of them have arrived; called once."""
+        ...
 
 
 class AcceptHelper(Receiver):
@@ -53,7 +63,7 @@ class AcceptHelper(Receiver):
         self._returned = returned
         self._output = os.path.join(directory, "helpers.log")
         self._numbers = itertools.count(time.monotonic_ns())  # none of an earlier supervisor's
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, Fetch] = {}
         self._link: Link | None = None
         self._up = False
         self._pid: int | None = None
@@ -74,21 +84,13 @@ class AcceptHelper(Receiver):
         self._link = Link(wire.over(fd), self)
         return [self._link.sock]
 
-    def fetch(
-        self,
-        kind: str,
-        key: str,
-        sock: HasDescriptor,
-        most: int,
-        deliver: Callable[[Connection], None],
-        done: Callable[[Fetched], None],
-    ) -> None:
-        """Take connections out of a listener or a pair; `deliver` gets each, then `done` is called once."""
+    def fetch(self, fetch: Fetch, sock: HasDescriptor, most: int) -> None:
+        """Take connections out of a listener or a pair."""
         self.warm()
         assert self._link is not None
         number = next(self._numbers)
-        self._requests[number] = _Request(deliver, done)
-        self._link.send({"op": kind, "n": number, "key": key, "most": most}, [sock])
+        self._requests[number] = fetch
+        self._link.send({"op": fetch.kind, "n": number, "key": fetch.key, "most": most}, [sock])
         if self._timer is None:
             self._set_timer()
 
@@ -126,11 +128,11 @@ class AcceptHelper(Receiver):
             if request is None:
                 self._returned(message["key"], sock)
             else:
-                request.deliver(sock)
+                request.arrived(sock)
         elif message["t"] == "done" and request is not None:
             del self._requests[message["n"]]
             self._set_timer()
-            request.done(Fetched(message["empty"], message["junk"], message["full"]))
+            request.ended(Fetched(message["empty"], message["junk"], message["full"]))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -168,7 +170,7 @@ class AcceptHelper(Receiver):
         if was_up:
             self.warm()
         for place, request in enumerate(requests.values()):
-            request.done(Fetched(failed=True, blocked=blocked and place == 0))
+            request.ended(Fetched(failed=True, blocked=blocked and place == 0))
 
     def _forget(self) -> None:
         self._keeper.send({"op": "drop", "name": fd_store.ACCEPTOR})

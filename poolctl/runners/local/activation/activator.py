@@ -12,20 +12,95 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from poolctl.keeper.handover import Connection
 
 from .accept_helper import ACCEPT, TAKE, AcceptHelper, Fetched
-from .epoll_watch import EpollWatch
-from .first_bytes import ENOUGH_BYTES, FirstBytes, classify_first_bytes, refusal
-from .handoff_queue import HandoffQueue
-from .held_limit import HeldLimit
-from .sleeping_listener import Fetch, Handoff, HeldConnection, SleepingListener
+from .held_connections import (
+    ENOUGH_BYTES,
+    FirstBytes,
+    Handoff,
+    HandoffQueue,
+    HeldConnection,
+    HeldLimit,
+    classify_first_bytes,
+    refusal,
+)
 
 _AGAIN_SECONDS = 0.1
+_CONNECTION = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_ENDS = select.EPOLLRDHUP | select.EPOLLHUP
+
+
+@dataclass(slots=True, eq=False)
+class SleepingListener:
+    """The activator's state of a server. Without `accepts` any connection wakes it, and none is accepted for it.
+
+    Its listeners are `shared` when an application may have them as well. `left` is where its workers leave their idle
+    connections. One that was answered may stay idle for `quiet_seconds`; any other has `head_seconds` for its
+    request's head, as at a worker, which continues with the remaining time.
+    """
+
+    key: str
+    listeners: Sequence[socket.socket]
+    on_request: Callable[[], None]
+    accepts: bool = True
+    shared: bool = False
+    tls: bool = False
+    left: socket.socket | None = None
+    quiet_seconds: float = 75.0
+    head_seconds: float = 10.0
+    # In the order of arrival; and those among them that no worker has held.
+    connections: dict[HeldConnection, None] = field(default_factory=dict)
+    unseen_connections: dict[HeldConnection, None] = field(default_factory=dict)
+    timer: asyncio.TimerHandle | None = None
+    fetched: set[int] = field(
+        default_factory=set
+    )  # the descriptors with a pending request to the accept helper
+    armed: bool = False
+    paused: bool = True  # its listeners are not watched now
+
+    @property
+    def sockets(self) -> dict[int, socket.socket]:
+        """The sockets on which connections arrive, by descriptor."""
+        left = [] if self.left is None else [self.left]
+        return {sock.fileno(): sock for sock in (*self.listeners, *left)}
+
+    def expendable(self, newest: HeldConnection) -> HeldConnection | None:
+        """The connection to close first when there are too many: the oldest that has never sent anything.
+
+        After those, one left by a worker. None if all others are in the middle of a request.
+        """
+        for group in (self.unseen_connections, self.connections):
+            for each in group:
+                if not each.begun and each is not newest:
+                    return each
+        return None
+
+    def add(self, held: HeldConnection) -> None:
+        """Hold the connection."""
+        self.connections[held] = None
+        if held.unseen:
+            self.unseen_connections[held] = None
+
+    def wait(self, held: HeldConnection, late: Callable[[], None], *, begun: bool) -> None:
+        """Call `late` when the time for its first byte, or for the rest of its request, is over."""
+        held.begun = begun
+        if begun:
+            held.give_time(self.head_seconds, asked=False)
+        elif held.sock.until is None:
+            held.give_time(self.quiet_seconds, asked=True)
+        held.set_timer(late)
+
+    def remove(self, held: HeldConnection) -> None:
+        """Release the connection."""
+        self.connections.pop(held, None)
+        self.unseen_connections.pop(held, None)
 
 
 class Activator:
@@ -39,10 +114,11 @@ class Activator:
         self._accept_helper = accept_helper
         self._sleeping: dict[str, SleepingListener] = {}
         self._blocking: set[str] = set()
-        self._fetches: set[Fetch] = set()
+        self._fetches: set[_Fetch] = set()
         self._limit = HeldLimit()
         self._handoff = HandoffQueue(handoff)
-        self._watch = EpollWatch(self._on_events)
+        self._watched: dict[int, tuple[SleepingListener, HeldConnection | None]] = {}
+        self._epoll: select.epoll | None = None
 
     def arm(self, sleeping: SleepingListener) -> None:
         """Watch for the first request; `on_request` is called once, from the loop, after it was disarmed."""
@@ -68,10 +144,10 @@ class Activator:
         if sleeping is None:
             return
         sleeping.armed = False
-        self._unwatch(sleeping)
+        self._unwatch_listeners(sleeping)
         for held in sleeping.connections:
             self._limit.remove(held)
-            self._watch.remove(held.sock.fileno())
+            self._unwatch(held.sock.fileno())
             held.cancel()
         self._handoff.add(key, sleeping.connections)
 
@@ -87,11 +163,11 @@ class Activator:
         self._hold(sleeping, held)
         return True
 
-    def clear(self, key: str, then: Callable[[], None]) -> None:
-        """Take all connections left by workers that have exited; call `then` once their pair is drained."""
+    def clear(self, key: str) -> None:
+        """Take all connections left by workers that have exited, until their pair is empty (see Handoff)."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
-            self._fetch(sleeping, sleeping.left, partial(self._cleared, sleeping, then))
+            self._fetch(_Fetch(self, sleeping, sleeping.left, clears=True))
 
     def dismiss(self, key: str) -> None:
         """Close every connection that is held or being fetched for the server."""
@@ -113,25 +189,43 @@ class Activator:
         """Dismiss and disarm all."""
         for key in {*self._sleeping, *self._handoff.keys, *(fetch.key for fetch in self._fetches)}:
             self.forget(key)
-        self._watch.close()
+        if self._epoll is not None:
+            asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+        self._watched.clear()
+
+    def _watch(self, fd: int, sleeping: SleepingListener, held: HeldConnection | None = None) -> None:
+        """Watch a connection, or with no `held` a listener or a pair. Raises OSError."""
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_events)
+        self._watched[fd] = (sleeping, held)
+        self._epoll.register(fd, select.EPOLLIN if held is None else _CONNECTION)
+
+    def _unwatch(self, fd: int) -> None:
+        # Explicitly: closing a descriptor does not remove it from an epoll while other processes hold duplicates.
+        if self._watched.pop(fd, None) is not None and self._epoll is not None:
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
 
     def _watch_listeners(self, sleeping: SleepingListener) -> None:
         sleeping.paused = False
         sleeping.timer = None
         try:
             for fd in sleeping.sockets.keys() - sleeping.fetched:
-                self._watch.add(fd, sleeping)
+                self._watch(fd, sleeping)
         except OSError:
             self._pause(sleeping)
 
     def _pause(self, sleeping: SleepingListener) -> None:
         # Most likely out of descriptors: new connections wait in the backlog, those that workers left in the pair.
-        self._unwatch(sleeping)
+        self._unwatch_listeners(sleeping)
         sleeping.timer = asyncio.get_running_loop().call_later(
             _AGAIN_SECONDS, self._watch_listeners, sleeping
         )
 
-    def _unwatch(self, sleeping: SleepingListener) -> None:
+    def _unwatch_listeners(self, sleeping: SleepingListener) -> None:
         # Readable for as long as a connection waits in the backlog: an epoll that goes on watching never sleeps.
         if sleeping.timer is not None:
             sleeping.timer.cancel()
@@ -139,18 +233,21 @@ class Activator:
         if not sleeping.paused:
             sleeping.paused = True
             for fd in sleeping.sockets:
-                self._watch.remove(fd)
+                self._unwatch(fd)
 
     def _on_events(self) -> None:
-        for fd, sleeping, held, ends in self._watch.events():
+        for fd, events in self._epoll.poll(0) if self._epoll is not None else ():
+            if fd not in self._watched:
+                continue  # since one of the events before it
+            sleeping, held = self._watched[fd]
             if held is not None:
-                self._classify(sleeping, held, last=ends)
+                self._classify(sleeping, held, last=bool(events & _ENDS))
             elif not sleeping.accepts:
                 self._wake(sleeping)
             elif sleeping.shared or sleeping.sockets[fd] is sleeping.left:
-                self._watch.remove(fd)
+                self._unwatch(fd)
                 sleeping.fetched.add(fd)
-                self._fetch(sleeping, sleeping.sockets[fd], partial(self._fetched, sleeping, fd))
+                self._fetch(_Fetch(self, sleeping, sleeping.sockets[fd]))
             else:
                 self._accept(sleeping, sleeping.sockets[fd])
 
@@ -168,22 +265,16 @@ class Activator:
             if not sleeping.armed:
                 return
 
-    def _fetch(
-        self, sleeping: SleepingListener, shared: socket.socket, done: Callable[[Fetched], None]
-    ) -> None:
+    def _fetch(self, fetch: _Fetch) -> None:
         """Have the accept helper take connections from sockets that an application shares."""
-        fetch = Fetch(sleeping.key, shared is not sleeping.left, sleeping.head_seconds)
         self._fetches.add(fetch)
+        self._accept_helper.fetch(fetch, fetch.shared, self._limit.most_at_once)
 
-        def ended(found: Fetched) -> None:
-            self._fetches.discard(fetch)
-            done(found)
-
-        most, arrived = self._limit.most_at_once, partial(self._arrived, fetch)
-        self._accept_helper.fetch(ACCEPT if fetch.unseen else TAKE, fetch.key, shared, most, arrived, ended)
-
-    def _arrived(self, fetch: Fetch, sock: Connection) -> None:
-        held = fetch.held(sock)
+    def _arrived(self, fetch: _Fetch, sock: Connection) -> None:
+        unseen = fetch.kind == ACCEPT
+        held = HeldConnection(sock, unseen=unseen)
+        if unseen:
+            held.give_time(fetch.sleeping.head_seconds, asked=False)
         if not fetch.wanted:
             self._handoff.close(held)
         elif sleeping := self._sleeping.get(fetch.key):
@@ -192,35 +283,32 @@ class Activator:
             # Its server has been woken meanwhile.
             self._handoff.add(fetch.key, [held])
 
-    def _fetched(self, sleeping: SleepingListener, fd: int, found: Fetched) -> None:
+    def _fetched(self, fetch: _Fetch, found: Fetched) -> None:
+        self._fetches.discard(fetch)
+        sleeping, fd = fetch.sleeping, fetch.fd
         sleeping.fetched.discard(fd)
-        if not sleeping.armed:
+        if not sleeping.armed or (fetch.clears and sleeping.left is None):
             return
         if found.failed:
-            self._failed(sleeping, found)
+            # The server accepts by itself.
+            if found.blocked:
+                self._blocking.add(sleeping.key)
+            self._wake(sleeping)
+        elif fetch.clears:
+            self._cleared(sleeping, found)
         elif found.junk or found.full:
             self._pause(sleeping)
         elif not sleeping.paused and fd in sleeping.sockets:
-            self._watch.add(fd, sleeping)
+            self._watch(fd, sleeping)
 
-    def _cleared(self, sleeping: SleepingListener, then: Callable[[], None], found: Fetched) -> None:
-        if not sleeping.armed or sleeping.left is None:
-            return
-        if found.failed:
-            self._failed(sleeping, found)
-        elif found.empty:
-            self._watch.remove(sleeping.left.fileno())
+    def _cleared(self, sleeping: SleepingListener, found: Fetched) -> None:
+        if found.empty and sleeping.left is not None:
+            self._unwatch(sleeping.left.fileno())
             sleeping.left = None
-            then()
+            self._store.emptied(sleeping.key)
         else:
             pause_seconds = _AGAIN_SECONDS if found.junk or found.full else 0
-            asyncio.get_running_loop().call_later(pause_seconds, self.clear, sleeping.key, then)
-
-    def _failed(self, sleeping: SleepingListener, found: Fetched) -> None:
-        """Wake the server, which accepts by itself."""
-        if found.blocked:
-            self._blocking.add(sleeping.key)
-        self._wake(sleeping)
+            asyncio.get_running_loop().call_later(pause_seconds, self.clear, sleeping.key)
 
     def _hold(self, sleeping: SleepingListener, held: HeldConnection) -> None:
         held.sock.setblocking(False)
@@ -238,7 +326,7 @@ class Activator:
 
     def _watch_held(self, sleeping: SleepingListener, held: HeldConnection) -> None:
         sleeping.add(held)
-        self._watch.add(held.sock.fileno(), sleeping, held)
+        self._watch(held.sock.fileno(), sleeping, held)
         self._limit.add(held)
 
     def _make_room(self, newest: HeldConnection) -> None:
@@ -261,7 +349,7 @@ class Activator:
             if last:
                 self._close(sleeping, held)
             else:
-                held.wait(sleeping, on_late, begun=False)
+                sleeping.wait(held, on_late, begun=False)
             return
         except OSError:
             head = b""
@@ -269,7 +357,7 @@ class Activator:
         if verdict is FirstBytes.REQUEST:
             self._wake(sleeping)
         elif verdict is FirstBytes.BEGINNING and not last:
-            held.wait(sleeping, on_late, begun=True)
+            sleeping.wait(held, on_late, begun=True)
         else:
             self._close(sleeping, held, b"" if sleeping.tls or not head else refusal(late=late))
 
@@ -277,7 +365,7 @@ class Activator:
         """Close a connection that wakes no server, after `answer` if there is one."""
         sleeping.remove(held)
         self._limit.remove(held)
-        self._watch.remove(held.sock.fileno())
+        self._unwatch(held.sock.fileno())
         if answer:
             with contextlib.suppress(OSError):
                 # Read first: closing with unread bytes would reset the connection, and the answer with it.
@@ -288,3 +376,25 @@ class Activator:
     def _wake(self, sleeping: SleepingListener) -> None:
         self.disarm(sleeping.key)
         sleeping.on_request()
+
+
+class _Fetch:
+    """A request to the accept helper for a server; no longer `wanted` once the server has been stopped."""
+
+    def __init__(
+        self, activator: Activator, sleeping: SleepingListener, shared: socket.socket, *, clears: bool = False
+    ) -> None:
+        self.kind = TAKE if shared is sleeping.left else ACCEPT
+        self.key = sleeping.key
+        self.sleeping = sleeping
+        self.shared = shared
+        self.fd = -1 if clears else shared.fileno()
+        self.clears = clears  # whatever its workers have left is taken
+        self.wanted = True
+        self._activator = activator
+
+    def arrived(self, sock: Connection) -> None:
+        self._activator._arrived(self, sock)
+
+    def ended(self, found: Fetched) -> None:
+        self._activator._fetched(self, found)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store, wire
@@ -17,8 +15,7 @@ from ...link import HasDescriptor, Link
 from ..local_worker import LocalWorker
 from ..sockets import AdoptionPairs, Sockets
 from .accept_helper import AcceptHelper
-from .activator import Activator
-from .sleeping_listener import SleepingListener
+from .activator import Activator, SleepingListener
 
 
 class SleepingServers:
@@ -59,7 +56,7 @@ class SleepingServers:
         gone = all(worker.exited.done() for worker in workers if worker.server.key == key)
         if gone:
             # Once its pair is empty nothing more will come through it.
-            self._activator.clear(key, partial(self._adoptions.drop, key))
+            self._activator.clear(key)
 
     def disarm(self, key: str) -> None:
         """Stop watching; the server's next workers take all connections."""
@@ -69,10 +66,6 @@ class SleepingServers:
         """Close the connections that wait for a worker, at every stage."""
         self._activator.dismiss(key)
         self._adoptions.empty(key)
-
-    def hold(self, key: str, sock: socket.socket) -> bool:
-        """Whether the server sleeps and now holds a duplicate of the connection."""
-        return self._activator.hold(key, sock)
 
     def close(self, key: str) -> None:
         """Forget the server, and close the connections that are held for it."""
@@ -105,7 +98,7 @@ class SleepingServers:
 
     def _return(self, key: str, sock: Connection) -> None:
         try:
-            if key in self._servers and not self.hold(key, sock):
+            if key in self._servers and not self._activator.hold(key, sock):
                 self.give(key, sock)
         finally:
             close_promptly(sock.detach())
@@ -127,3 +120,7 @@ class SleepingServers:
     def forget(self, name: str) -> None:
         """See Handoff."""
         self._keeper.send({"op": "drop", "name": name})
+
+    def emptied(self, key: str) -> None:
+        """See Handoff."""
+        self._adoptions.drop(key)
