@@ -126,12 +126,12 @@ def _stats(item: Document) -> Document:
     number = int(item["name"].rpartition("-")[2])
     now = time.time() / 2
 
-    def at(sample: float) -> tuple[float, float, float]:
+    def at(sample: float) -> tuple[float, float, int]:
         wave = 1 + math.sin(sample / (3 + number % 7)) * 0.6 + math.sin(sample * 1.7 + number) * 0.2
         return (
             40 * wave * (1 + number % 5),
             0.004 * (1 + number % 6) * (2 - wave / 2),
-            (5 + number % 9) * 1048576.0 * (1 + wave / 20),
+            int((5 + number % 9) * 1048576.0 * (1 + wave / 20)),
         )
 
     series = [at(now - back) for back in range(60, 0, -1)]
@@ -139,7 +139,7 @@ def _stats(item: Document) -> Document:
     return {
         "requests_total": 120_000 + number * 77, "requests_per_second": round(rps, 2), "errors_total": number % 3,
         "in_flight": number % 4, "connections": 3 + number % 9, "latency_p50_seconds": p99 / 3,
-        "latency_p99_seconds": p99, "memory_bytes": int(memory), "cpu_percent": 1.5 * (number % 5),
+        "latency_p99_seconds": p99, "memory_bytes": memory, "cpu_percent": 1.5 * (number % 5),
         "loop_lag_seconds": 0.0004, "wakes_total": 0, "restarts_total": item["restarts"],
         "history": {
             "interval_seconds": 2,

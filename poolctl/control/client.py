@@ -1,6 +1,6 @@
 """Clients of a running supervisor: one HTTP request over its control socket, JSON lines back.
 
-`Client` blocks; `call_async` and `messages_async` are for an event loop. Standard library only, and little of it: the
+`Client` blocks; `ask_async` and `messages_async` are for an event loop. Standard library only, and little of it: the
 command line's fast lane is made of this.
 """
 
@@ -255,10 +255,10 @@ async def messages_async(
     raise SupervisorEnded(socket_path)
 
 
-async def call_async(
-    socket_path: str, verb: str, body: Mapping[str, object], *, timeout_seconds: float
-) -> Table:
-    """Return the supervisor's result for `verb`. Raises what `messages_async` does, and TimeoutError."""
+async def ask_async(
+    kind: type[Answer], socket_path: str, verb: str, body: Mapping[str, object], *, timeout_seconds: float
+) -> Answer:
+    """Return the supervisor's result for `verb`. Raises what `messages_async` does, ControlError, and TimeoutError."""
     import asyncio
     import contextlib
 
@@ -268,8 +268,7 @@ async def call_async(
     ):
         async for message in messages:
             if "result" in message:
-                result: Table = message["result"]
-                return result
+                return _value(kind, message["result"])
     raise SupervisorEnded(socket_path)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from poolctl.clock import Clock, RateLimit
 from poolctl.config import masked_text
@@ -14,9 +13,7 @@ from poolctl.core.server_changes import Event
 from poolctl.logs.log_line import stamp
 from poolctl.values import Table
 
-from .journal import Journal, newest_first
-
-SCHEMA = 1
+from .journal import Journal, JournalEvent, newest_first
 
 # Long enough to write many events at once, short enough to go unnoticed.
 _GATHER_SECONDS = 0.02
@@ -29,7 +26,7 @@ _BURST, _PER_SECOND = 10_000, 20
 _LONGEST_TEXT = 4096
 _MOST_SERVERS = 20_000
 
-Subscriber = Callable[[Table], None]
+Subscriber = Callable[[JournalEvent], None]
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -44,7 +41,7 @@ class Events:
         self.journal: Journal | None = None
         self._clock = clock
         self._seq = 0
-        self._pending: list[Table] = []
+        self._pending: list[JournalEvent] = []
         self._timer: asyncio.TimerHandle | None = None
         self._subscribers: list[Subscriber] = []
         self._allowances: dict[str, RateLimit] = {}
@@ -65,34 +62,33 @@ class Events:
         server: str = "",
         message: str = "",
         cause: str = "",
-        by: Mapping[str, Any] | None = None,
-        before: Any = None,
-        after: Any = None,
-        **detail: Any,
+        by: Mapping[str, object] | None = None,
+        before: object = None,
+        after: object = None,
+        **detail: object,
     ) -> None:
         """Record an event; the values given must not change afterwards.
 
-        `kind` is one of event_query.KINDS, `event` a word, `by` who requested it ({"uid", "pid", "user"}).
-        `bind` and other values are `detail`.
+        `kind` is one of journal.KINDS, `event` a word; for the others see JournalEvent.
         """
         if server and not self._may_record(server):
             return
         self._seq += 1
+        time = stamp(self._clock.time())
         self._pending.append(
-            {
-                "time": self._clock.time(),
-                "schema": SCHEMA,
-                "seq": self._seq,
-                "kind": kind,
-                "event": event,
-                "server": server,
-                "message": _short(message),
-                "cause": _short(cause),
-                "by": by,
-                "before": before,
-                "after": after,
-                **detail,
-            }
+            JournalEvent(
+                time,
+                self._seq,
+                kind,
+                event,
+                server,
+                _short(message),
+                _short(cause),
+                by,
+                before,
+                after,
+                detail,
+            )
         )
         try:
             loop = asyncio.get_running_loop()
@@ -139,7 +135,7 @@ class Events:
         self.close()
         self.journal = journal
         with contextlib.suppress(PermissionError):  # then it can hardly be written either
-            self._seq = max(self._seq, next((event["seq"] for event in newest_first(journal.path)), 0))
+            self._seq = max(self._seq, next((event.seq for event in newest_first(journal.path)), 0))
 
     def subscribe(self, fn: Subscriber) -> Callable[[], None]:
         """Call `fn` with each event that is recorded from now on. Returns a function that ends the subscription."""
@@ -159,8 +155,6 @@ class Events:
         events, self._pending = self._pending, []
         if not events:
             return
-        for event in events:
-            event["time"] = stamp(event["time"])
         if self.journal is not None:
             self._write(self.journal, events)
         for event in events:
@@ -170,7 +164,7 @@ class Events:
                 except Exception:
                     logger.exception("an event could not be delivered")
 
-    def _write(self, journal: Journal, events: list[Table]) -> None:
+    def _write(self, journal: Journal, events: list[JournalEvent]) -> None:
         lost = journal.lost
         journal.append(events)
         if journal.lost and not lost:

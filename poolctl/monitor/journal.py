@@ -1,10 +1,10 @@
-"""The journal of a pool's events: one JSON object a line, appended to, rotated, searched, and described."""
+"""The journal of a pool's events: one JSON object a line, appended to, rotated, and searched."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.clock import Clock
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from poolctl.config import EventsTable
 
 
+SCHEMA = 1
 NAME = "events.jsonl"
 MAX_SIZE_BYTES = 10 * 1024 * 1024
 KEEP = 5
@@ -34,6 +35,103 @@ _STATES = {"failed": ERROR, "backoff": WARNING}
 _HEALTH = {"ko": ERROR, "warn": WARNING}
 _POOL = {"keeper lost": ERROR, "keeper silent": ERROR, "events lost": ERROR}
 _ORDERED = ("draining", "stopping")
+_FIELDS = (
+    "time", "schema", "seq", "kind", "event", "server", "message", "cause", "by", "before", "after",
+)  # fmt: skip
+_TEXTS = ("time", "kind", "event", "server", "message", "cause")
+
+
+class JournalEvent(NamedTuple):
+    """What has happened: the fields of every event, and in `detail` those of its kind (bind, worker, pid, keys, …).
+
+    `by` is who requested it: uid, pid, user, command.
+    """
+
+    time: str
+    seq: int
+    kind: str
+    event: str
+    server: str = ""
+    message: str = ""
+    cause: str = ""
+    by: Mapping[str, object] | None = None
+    before: object = None
+    after: object = None
+    detail: Mapping[str, object] = {}
+
+    @classmethod
+    def from_json(cls, table: Table) -> JournalEvent:
+        """The event on a line of the journal, in an answer of the supervisor, or left by a predecessor."""
+        detail = {name: value for name, value in table.items() if name not in _FIELDS}
+        time, kind, word, server, message, cause = (str(table.get(name) or "") for name in _TEXTS)
+        by, seq = table.get("by"), int(table.get("seq") or 0)
+        if not isinstance(by, dict):
+            by = None
+        return cls(
+            time, seq, kind, word, server, message, cause, by, table.get("before"), table.get("after"), detail
+        )
+
+    def to_json(self) -> Table:
+        """The event as a line of the journal has it."""
+        time, *others, detail = self
+        return {"time": time, "schema": SCHEMA, **dict(zip(_FIELDS[2:], others, strict=True)), **detail}
+
+    @property
+    def state(self) -> str:
+        """The word that it ends in: a server's state or health; "" where `after` is something else."""
+        return self.after if isinstance(self.after, str) else ""
+
+    @property
+    def sentence(self) -> str:
+        """What happened, and why: `starting → running (restart a)`."""
+        what = self._what()
+        return what if what.endswith(self.cause) else f"{what} ({self.cause})"
+
+    @property
+    def author(self) -> str:
+        """The user and process that caused it, `root, poolctl 4242`; "" for none."""
+        if not self.by:
+            return ""
+        user, command = self.by.get("user", self.by.get("uid", "?")), self.by.get("command") or "pid"
+        return f"{user}, {command} {self.by.get('pid', '?')}"
+
+    def _what(self) -> str:
+        kind, word, message, detail = self.kind, self.event, self.message, self.detail
+        if word.startswith("worker ") and kind == "lifecycle":
+            pid = f" (pid {detail['pid']})" if detail.get("pid") else ""
+            return f"{word}{pid}: {message}" if message else f"{word}{pid}"
+        if kind == "scale":
+            return message or f"{word}: {self.before} → {self.after}"
+        if kind == "audit":
+            end = word.partition(" ")[2]
+            took = f" after {detail['duration_seconds']:g} s" if end and "duration_seconds" in detail else ""
+            return f"{message}: {end}{took}" if end else message
+        if kind == "config":
+            keys = detail.get("keys")
+            said = message or ", ".join(map(str, keys if isinstance(keys, list) else ()))
+            return f"{word}: {said}" if said else word
+        if kind in ("lifecycle", "wake") and message:
+            return message
+        return f"{word}: {message}" if message and message != word else word
+
+    @property
+    def severity(self) -> str:
+        """The event's own severity, if it has one, else that of its kind."""
+        own = self.detail.get("severity")
+        if own in SEVERITIES:
+            return str(own)
+        if self.kind == "health":
+            return _HEALTH.get(self.state, INFO)
+        if self.kind == "lifecycle" and self.event == "worker ended":
+            unordered = self.before not in _ORDERED
+            return WARNING if unordered and self.detail.get("status") != 0 else INFO
+        if self.kind == "lifecycle":
+            return _STATES.get(self.state, INFO)
+        if self.kind == "recovery":
+            return ERROR if self.event in ("failed", "given up") else WARNING
+        if self.kind == "pool":
+            return _POOL.get(self.event, WARNING if self.detail.get("adopted") else INFO)
+        return INFO
 
 
 class Journal:
@@ -81,10 +179,10 @@ class Journal:
         """Set when the file is rotated and how many old ones are kept."""
         self._file.limit(max_size_bytes=max_size_bytes, keep=keep, max_age_seconds=max_age_seconds)
 
-    def append(self, events: list[Table]) -> None:
+    def append(self, events: list[JournalEvent]) -> None:
         """Write these events, in one write; those that do not fit on the disk are lost, and counted."""
         # Half of a surrogate pair becomes an escape, which JSON has as well.
-        lines = [_encoded(event).encode(errors="backslashreplace") + b"\n" for event in events]
+        lines = [_encoded(event.to_json()).encode(errors="backslashreplace") + b"\n" for event in events]
         done = self._file.append(b"".join(lines))
         if done:
             self.lost = 0
@@ -97,7 +195,7 @@ class Journal:
         self._file.close()
 
 
-def newest_first(path: str) -> Iterator[Table]:
+def newest_first(path: str) -> Iterator[JournalEvent]:
     """The events of a journal and its rotated files, newest first; incomplete lines are skipped."""
     log = OpenLog(path)
     try:
@@ -109,13 +207,14 @@ def newest_first(path: str) -> Iterator[Table]:
         log.close()
 
 
-def parsed(line: bytes) -> Table | None:
+def parsed(line: bytes) -> JournalEvent | None:
     """The event on this line; None for an incomplete one, such as the last line of a killed supervisor."""
     try:
-        event = json.loads(line)
+        table = json.loads(line)
     except ValueError:
         return None
-    return event if isinstance(event, dict) and isinstance(event.get("seq"), int) else None
+    whole = isinstance(table, dict) and isinstance(table.get("seq"), int)
+    return JournalEvent.from_json(table) if whole else None
 
 
 class EventFilter(NamedTuple):
@@ -130,32 +229,30 @@ class EventFilter(NamedTuple):
     after: int = 0
     until: int = 0
 
-    def matches(self, event: Table) -> bool:
+    def matches(self, event: JournalEvent) -> bool:
         """Whether the event passes."""
         return (
-            (self.servers is None or self._concerns(event))
-            and (not self.kinds or event.get("kind") in self.kinds)
-            and (not self.since or str(event.get("time", "")) >= self.since)
-            and event["seq"] > self.after
-            and (not self.until or event["seq"] <= self.until)
+            (self.servers is None or self._concerns(event, self.servers))
+            and (not self.kinds or event.kind in self.kinds)
+            and (not self.since or event.time >= self.since)
+            and event.seq > self.after
+            and (not self.until or event.seq <= self.until)
         )
 
-    def _concerns(self, event: Table) -> bool:
-        assert self.servers is not None
+    def _concerns(self, event: JournalEvent, servers: Collection[str]) -> bool:
         # The event of a command names all servers that the command was for.
-        return event.get("server") in self.servers or any(
-            name in self.servers for name in event.get("servers") or ()
-        )
+        many = event.detail.get("servers")
+        return event.server in servers or (isinstance(many, list) and any(name in servers for name in many))
 
 
-def recent(path: str, wanted: EventFilter, lines: int | None) -> list[Table]:
+def recent(path: str, wanted: EventFilter, lines: int | None) -> list[JournalEvent]:
     """The last `lines` events (None: all) of the journal that pass the filter, in the order in which they happened."""
-    found: list[Table] = []
+    found: list[JournalEvent] = []
     if lines == 0:
         return found
     for event in newest_first(path):
         # Numbers grow; the time of a machine may be set back.
-        if event["seq"] <= wanted.after:
+        if event.seq <= wanted.after:
             break
         if wanted.matches(event):
             found.append(event)
@@ -177,60 +274,3 @@ def parse_filter(
     if not isinstance(after, int) or isinstance(after, bool):
         return None
     return EventFilter(servers, kinds, since, after)
-
-
-def sentence(event: Table) -> str:
-    """What happened, and why: `starting → running (restart a)`."""
-    what, cause = _what(event), str(event.get("cause") or "")
-    return what if what.endswith(cause) else f"{what} ({cause})"
-
-
-def who(event: Table) -> str:
-    """The user and process that caused it, `root, poolctl 4242`; "" for none."""
-    by = event.get("by")
-    if not isinstance(by, dict):
-        return ""
-    return f"{by.get('user', by.get('uid', '?'))}, {by.get('command') or 'pid'} {by.get('pid', '?')}"
-
-
-def _what(event: Table) -> str:
-    kind, word, message = event.get("kind"), str(event.get("event", "")), str(event.get("message") or "")
-    if word.startswith("worker ") and kind == "lifecycle":
-        pid = f" (pid {event['pid']})" if event.get("pid") else ""
-        return f"{word}{pid}: {message}" if message else f"{word}{pid}"
-    if kind == "scale":
-        return message or f"{word}: {event.get('before')} → {event.get('after')}"
-    if kind == "audit":
-        end = word.partition(" ")[2]
-        took = f" after {event['duration_seconds']:g} s" if end and "duration_seconds" in event else ""
-        return f"{message}: {end}{took}" if end else message
-    if kind == "config":
-        keys = ", ".join(map(str, event.get("keys") or ()))
-        return f"{word}: {message or keys}" if message or keys else word
-    if kind in ("lifecycle", "wake") and message:
-        return message
-    return f"{word}: {message}" if message and message != word else word
-
-
-def severity(event: Table) -> str:
-    """The event's own `severity`, if it has one, else what its kind says."""
-    own = event.get("severity")
-    if own in SEVERITIES:
-        return str(own)
-    kind, after = event.get("kind"), event.get("after")
-    if kind == "health":
-        return _HEALTH.get(str(after), INFO)
-    if kind == "lifecycle":
-        return _of_lifecycle(event)
-    if kind == "recovery":
-        return ERROR if event.get("event") in ("failed", "given up") else WARNING
-    if kind == "pool":
-        return _POOL.get(str(event.get("event")), WARNING if event.get("adopted") else INFO)
-    return INFO
-
-
-def _of_lifecycle(event: Table) -> str:
-    if event.get("event") != "worker ended":
-        return _STATES.get(str(event.get("after")), INFO)
-    unordered = event.get("before") not in _ORDERED
-    return WARNING if unordered and event.get("status") != 0 else INFO

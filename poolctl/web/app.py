@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -17,8 +17,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from poolctl.clock import Clock
+from poolctl.control.answers import Result, ShowResult
 from poolctl.errors import ControlError
-from poolctl.values import Table
+from poolctl.values import Table, Value
 
 from .authentication import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Guard, Session, Sessions
 from .hub import Hub
@@ -27,6 +28,10 @@ from .streams import Tails, with_pulse
 STATIC = Path(__file__).with_name("static")
 ACTIONS = ("start", "stop", "restart", "drain", "undrain")
 _WAITS = ("start", "stop", "restart")
+# Of a server, of which the page shows no configuration: its values may be secret.
+_DETAILS = (
+    "name", "worker_list", "failure", "complaint", "overrides", "endpoints", "generation", "preload_problem",
+)  # fmt: skip
 _LONGEST_SECONDS = 300.0
 _MOST_BYTES = 256 * 1024
 
@@ -45,36 +50,17 @@ class PageSettings(NamedTuple):
     name: str
     token: str
     hosts: tuple[str, ...] = ()
-    tls: Mapping[str, Any] | None = None
+    tls: Table | None = None
     ended_path: str = ""
 
 
-class Actions:
-    """Has the supervisor perform confirmed actions, in the name of the dashboard."""
+class Routes(Value):
+    """The gateway's routes, as the page shows them; a pool without a gateway has none."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-
-    async def perform(self, wish: Mapping[str, Any], address: str) -> tuple[int, Table]:
-        """HTTP status and answer of {"action": …, "servers": […]}; `address` is the client's."""
-        action, servers = wish.get("action"), wish.get("servers")
-        if action not in ACTIONS:
-            return 400, {"error": f"an action is one of {', '.join(ACTIONS)}"}
-        if not isinstance(servers, list) or not servers or not all(map(_is_name, servers)):
-            return 400, {"error": "servers is a list of names"}
-        options: Table = {"progress": False}
-        if action in _WAITS:
-            options |= {"timeout": _LONGEST_SECONDS, "wait": True}
-        by = {"command": f"dashboard {action}", "address": address}
-        try:
-            result = await self._hub.ask(action, servers, options, by, timeout_seconds=_LONGEST_SECONDS + 10)
-        except (ControlError, TimeoutError) as error:
-            return 503, {"error": str(error) or "the supervisor does not answer"}
-        keys = ("items", "errors", "warnings", "exit_code")
-        return 200, {key: result.get(key) for key in keys}
+    items: tuple[Table, ...] = ()
 
 
-def _is_name(text: Any) -> bool:
+def _is_name(text: object) -> bool:
     """Whether it is a valid server name: an address or a wildcard is not."""
     return (
         isinstance(text, str)
@@ -97,7 +83,8 @@ def make_app(settings: PageSettings, over: asyncio.Event, clock: Clock | None = 
         Attempts(time),
         over,
     )
-    return Guard(Starlette(routes=page.routes()), settings.hosts)
+    handlers = {ControlError: _unanswered, TimeoutError: _unanswered}
+    return Guard(Starlette(routes=page.routes(), exception_handlers=handlers), settings.hosts)
 
 
 class _Page:
@@ -109,7 +96,6 @@ class _Page:
         self._sessions = sessions
         self._attempts = attempts
         self._over = over
-        self._actions = Actions(hub)
         self._tails = Tails(hub, settings.logs_directory)
 
     def routes(self) -> list[BaseRoute]:
@@ -198,11 +184,7 @@ class _Page:
         return self._streamed(self._hub.view())
 
     async def _logs(self, request: Request) -> Response:
-        servers = request.query_params.getlist("server")
-        try:
-            paths = await self._tails.paths(servers)
-        except (ControlError, TimeoutError) as error:
-            return JSONResponse({"error": str(error) or "the supervisor does not answer"}, 503)
+        paths = await self._tails.paths(request.query_params.getlist("server"))
         if not paths:
             return JSONResponse({"error": "there is no such server"}, 404)
         return self._streamed(self._tails.follow(paths))
@@ -211,35 +193,34 @@ class _Page:
         return StreamingResponse(with_pulse(messages, self._over), media_type="text/event-stream")
 
     async def _server(self, request: Request) -> Response:
-        """Workers and failure of one server. Not its configuration, whose values may be secret."""
-        name = request.query_params.get("name", "")
-        found = await self._asked("show", [name])
-        if isinstance(found, Response):
-            return found
-        keys = (
-            "name", "worker_list", "failure", "complaint", "overrides", "endpoints", "generation", "preload_problem",
-        )  # fmt: skip
-        items = [{key: item.get(key) for key in keys} for item in found["items"]]
-        return JSONResponse({"items": items, "errors": found["errors"]})
+        """Workers and failure of one server."""
+        found = await self._hub.ask(ShowResult, "show", [request.query_params.get("name", "")], {})
+        items = [item.to_json(*_DETAILS) for item in found.items]
+        return JSONResponse({"items": items, "errors": [each.to_json() for each in found.errors]})
 
     async def _routes(self, request: Request) -> Response:
-        found = await self._asked("routes", [])
-        if isinstance(found, Response):
-            return found
-        # A pool without a gateway has none, and an older supervisor does not support the verb.
-        return JSONResponse({"items": found["items"] if found["exit_code"] == 0 else []})
-
-    async def _asked(self, verb: str, targets: list[str]) -> Table | Response:
-        try:
-            return await self._hub.ask(verb, targets, {})
-        except (ControlError, TimeoutError) as error:
-            return JSONResponse({"error": str(error) or "the supervisor does not answer"}, 503)
+        return JSONResponse((await self._hub.ask(Routes, "routes", [], {})).to_json())
 
     async def _act(self, request: Request) -> Response:
-        document = await _document(request)
-        address = request.client.host if request.client else ""
-        status, answer = await self._actions.perform(document, address)
-        return JSONResponse(answer, status)
+        """Have the supervisor perform {"action": …, "servers": […]}, which the user has confirmed."""
+        wish = await _document(request)
+        action, servers = wish.get("action"), wish.get("servers")
+        if action not in ACTIONS:
+            return JSONResponse({"error": f"an action is one of {', '.join(ACTIONS)}"}, 400)
+        if not isinstance(servers, list) or not servers or not all(map(_is_name, servers)):
+            return JSONResponse({"error": "servers is a list of names"}, 400)
+        options: Table = {"progress": False}
+        if action in _WAITS:
+            options |= {"timeout": _LONGEST_SECONDS, "wait": True}
+        client = request.client.host if request.client else ""
+        by = {"command": f"dashboard {action}", "address": client}
+        seconds = _LONGEST_SECONDS + 10
+        result = await self._hub.ask(Result, action, servers, options, by, timeout_seconds=seconds)
+        return JSONResponse(result.to_json("items", "errors", "warnings", "exit_code"))
+
+
+async def _unanswered(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error) or "the supervisor does not answer"}, 503)
 
 
 async def _index(request: Request) -> Response:
@@ -251,7 +232,7 @@ def _bearer(request: Request) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-async def _document(request: Request) -> Mapping[str, Any]:
+async def _document(request: Request) -> Table:
     """The JSON object of the request's body; an empty one for anything else."""
     body = b""
     async for chunk in request.stream():

@@ -10,15 +10,16 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import TypeVar
 
 from poolctl.clock import Clock
 from poolctl.config import masked_text
-from poolctl.control.client import call_async, messages_async
+from poolctl.control.answers import Item, Measured, PingResult, StatsResult
+from poolctl.control.client import ask_async, messages_async
 from poolctl.errors import ControlError
 from poolctl.logs.log_line import stamp
-from poolctl.monitor.journal import sentence, severity
-from poolctl.values import Table
+from poolctl.monitor.journal import JournalEvent
+from poolctl.values import Table, Value
 
 SPAN_SECONDS = 3600.0
 INTERVAL_SECONDS = 2.0
@@ -31,7 +32,10 @@ _MOST_CHANGES = 400
 _MOST_EVENTS = 300
 _MOST_WAITING = 200
 
-Changes = list[list[Any]]  # [seconds since 1970, level], oldest first
+Changes = list[tuple[float, str]]  # seconds since 1970 and level, oldest first
+Answer = TypeVar("Answer", bound=Value)
+
+_ITEM_FIELDS = tuple(Item.annotations)
 
 OK, WARN, KO, BUSY, ASLEEP, OFF = "ok", "warn", "ko", "busy", "asleep", "off"
 _RESTING = {
@@ -57,17 +61,14 @@ FIGURES = (
 logger = logging.getLogger("poolctl.web")
 
 
-def level(item: Mapping[str, Any]) -> str:
-    """`ok warn ko busy asleep off` for a server as `list` describes it (state, ready, health)."""
-    state = str(item.get("state", ""))
+def level(state: str, ready: bool, health: str = "") -> str:
+    """`ok warn ko busy asleep off` for a server in this state."""
     if state in _RESTING:
         # A job that has exited with 0 has succeeded.
-        return OK if state == "stopped" and item.get("ready") else _RESTING[state]
-    if item.get("health") == "ko":
-        return KO
-    if item.get("health") == "warn":
-        return WARN
-    return OK if item.get("ready") else BUSY
+        return OK if state == "stopped" and ready else _RESTING[state]
+    if health in (KO, WARN):
+        return health
+    return OK if ready else BUSY
 
 
 class Levels:
@@ -76,27 +77,23 @@ class Levels:
     def __init__(self) -> None:
         self._changes: dict[str, Changes] = {}
 
-    def fill(self, event: Mapping[str, Any]) -> None:
+    def fill(self, event: JournalEvent) -> None:
         """Add a server's change from an event of the journal."""
-        kind, name, after = event.get("kind"), str(event.get("server") or ""), event.get("after")
-        if not name or not isinstance(after, str):
-            return
-        if kind in ("lifecycle", "wake") and after in STATES:
-            word = level({"state": after, "ready": after == "running"})
-            self._note(name, word, _seconds(event.get("time")))
-        elif kind == "health" and after in (OK, WARN, KO):
-            self._note(name, after, _seconds(event.get("time")))
+        word = ""
+        if event.kind in ("lifecycle", "wake") and event.state in STATES:
+            word = level(event.state, event.state == "running")
+        elif event.kind == "health" and event.state in (OK, WARN, KO):
+            word = event.state
+        if word and event.server:
+            self.note(event.server, word, datetime.fromisoformat(event.time).timestamp())
 
-    def note(self, item: Mapping[str, Any], now: float) -> None:
-        """Add a server's present level, if it has changed."""
-        self._note(str(item["name"]), level(item), now)
-
-    def _note(self, name: str, word: str, now: float) -> None:
+    def note(self, name: str, word: str, now: float) -> None:
+        """Add a server's level, if it has changed."""
         changes = self._changes.setdefault(name, [])
         # The journal's events may arrive after the present state has been queried.
-        place = bisect.bisect_right(changes, now, key=lambda change: float(change[0]))
+        place = bisect.bisect_right(changes, now, key=lambda change: change[0])
         if place == 0 or changes[place - 1][1] != word:
-            changes.insert(place, [round(now, 1), word])
+            changes.insert(place, (round(now, 1), word))
             del changes[:-_MOST_CHANGES]
 
     def forget(self, names: Iterable[str]) -> None:
@@ -114,46 +111,34 @@ def _recent(changes: Changes, begin: float) -> Changes:
     return changes[max(0, within - 1) :]
 
 
-def _seconds(time: Any) -> float:
-    return datetime.fromisoformat(str(time)).timestamp()
-
-
 class PoolSnapshot:
-    """The servers, their figures, and series of figures for charts (oldest first), by name in the order of the file."""
+    """The servers, their figures, and series of figures for charts (oldest first), by name in the order of the file.
 
-    def __init__(self, about: Mapping[str, Any] | None = None) -> None:
-        keys = ("name", "version", "python", "supervisor_pid", "files")
-        self.about = {key: (about or {}).get(key) for key in keys}
+    All as the page gets them.
+    """
+
+    def __init__(self, about: PingResult | None = None) -> None:
+        shown = ("name", "version", "python", "supervisor_pid", "files")
+        self.about = about.to_json(*shown) if about is not None else {}
         self.items: dict[str, Table] = {}
         self.figures: dict[str, Table] = {}
         self.series: dict[str, Table] = {}
 
-    @property
-    def order(self) -> list[str]:
-        """The names in the order of the file."""
-        return list(self.items)
-
-    def update(self, items: Iterable[Table]) -> tuple[list[Table], list[str], Table]:
+    def update(self, servers: Iterable[Measured]) -> tuple[list[Measured], list[str], Table]:
         """The changed servers (uptime, which always changes, aside), the names removed, and the changed figures."""
         before, self.items = self.items, {}
         known, self.figures, self.series = self.figures, {}, {}
         changed = []
-        for item in items:
-            name = item["name"]
-            item["expose"] = masked_text(item.get("expose") or "") or None
-            figures = item.pop("stats", None) or {}
-            self.items[name] = item
-            history = figures.get("history") or {}
-            self.series[name] = {key: history.get(key) or [] for key in SERIES}
-            self.figures[name] = {key: figures[key] for key in FIGURES if key in figures}
-            if _without_uptime(before.get(name)) != _without_uptime(item):
-                changed.append(item)
+        for server in servers:
+            item = server.to_json(*_ITEM_FIELDS)
+            item["expose"] = masked_text(server.expose)
+            self.items[server.name] = item
+            self.figures[server.name] = server.stats.to_json(*FIGURES)
+            self.series[server.name] = server.stats.history.to_json(*SERIES)
+            if {**before.get(server.name, {}), "uptime_seconds": server.uptime_seconds} != item:
+                changed.append(server)
         news = {name: each for name, each in self.figures.items() if each != known.get(name)}
         return changed, [name for name in before if name not in self.items], news
-
-
-def _without_uptime(item: Table | None) -> Table | None:
-    return None if item is None else {key: value for key, value in item.items() if key != "uptime_seconds"}
 
 
 class Hub:
@@ -192,16 +177,17 @@ class Hub:
 
     async def ask(
         self,
+        kind: type[Answer],
         verb: str,
         targets: list[str],
-        options: Mapping[str, Any],
-        by: Mapping[str, Any] | None = None,
+        options: Mapping[str, object],
+        by: Mapping[str, object] | None = None,
         *,
         timeout_seconds: float = _ANSWER_SECONDS,
-    ) -> Table:
+    ) -> Answer:
         """The supervisor's result. Raises ControlError, TimeoutError."""
-        body = {"selector": {"targets": targets}, "options": dict(options), "by": dict(by or {})}
-        return await call_async(self._socket_path, verb, body, timeout_seconds=timeout_seconds)
+        body = {"selector": {"targets": targets}, "options": options, "by": by or {}}
+        return await ask_async(kind, self._socket_path, verb, body, timeout_seconds=timeout_seconds)
 
     async def _watch(self) -> None:
         """Query while there are viewers, and a little longer, so that a reloaded page finds everything."""
@@ -234,8 +220,8 @@ class Hub:
 
     async def _look_once(self) -> None:
         if self._gone is not None:
-            about = await self.ask("ping", [], {})
-            result = await self.ask("stats", [], {})
+            about = await self.ask(PingResult, "ping", [], {})
+            result = await self.ask(StatsResult, "stats", [], {})
             await self._remember()
             self._snapshot = PoolSnapshot(about)
             self._apply(result)
@@ -243,23 +229,26 @@ class Hub:
             self._spread(self._everything())
             self._again.set()
             return
-        changed, removed, figures = self._apply(await self.ask("stats", [], {}))
+        changed, removed, figures = self._apply(await self.ask(StatsResult, "stats", [], {}))
+        snapshot, now = self._snapshot, self._clock.time()
         if changed or removed:
-            document = {"items": changed, "removed": removed, "order": self._snapshot.order}
-            self._tell("changed", {**document, "levels": self._levels_of(changed)})
-        self._tell("stats", {"now": self._clock.time(), "servers": figures})
+            levels = self._levels.since(now)
+            document = {
+                "items": [snapshot.items[name] for name in changed],
+                "removed": removed,
+                "order": list(snapshot.items),
+                "levels": {name: levels.get(name, []) for name in changed},
+            }
+            self._tell("changed", document)
+        self._tell("stats", {"now": now, "servers": figures})
 
-    def _apply(self, result: Table) -> tuple[list[Table], list[str], Table]:
-        changed, removed, figures = self._snapshot.update(result["items"])
+    def _apply(self, result: StatsResult) -> tuple[list[str], list[str], Table]:
+        changed, removed, figures = self._snapshot.update(result.items)
         now = self._clock.time()
         for item in changed:
-            self._levels.note(item, now)
+            self._levels.note(item.name, level(item.state, item.ready, item.health), now)
         self._levels.forget(removed)
-        return changed, removed, figures
-
-    def _levels_of(self, items: list[Table]) -> Table:
-        levels = self._levels.since(self._clock.time())
-        return {item["name"]: levels.get(item["name"], []) for item in items}
+        return [item.name for item in changed], removed, figures
 
     def _everything(self) -> str:
         now = self._clock.time()
@@ -300,18 +289,17 @@ class Hub:
         body = {"selector": {}, "options": options}
         async with contextlib.aclosing(messages_async(self._socket_path, "events", body)) as lines:
             async for line in lines:
-                event = line.get("event")
-                if isinstance(event, dict):
-                    self._happened(event)
+                if event := line.get("event"):
+                    self._happened(JournalEvent.from_json(event))
 
-    def _happened(self, event: Table) -> None:
-        self._last = int(event.get("seq", 0))
+    def _happened(self, event: JournalEvent) -> None:
+        self._last = event.seq
         self._levels.fill(event)
         # Severity and title, as in `events` and notifications.
-        event = {**event, "severity": severity(event), "text": sentence(event)}
-        self._events.append(event)
+        document = {**event.to_json(), "severity": event.severity, "text": event.sentence}
+        self._events.append(document)
         if self._gone is None:
-            self._tell("event", event)
+            self._tell("event", document)
             self._look.set()
 
     # Messages to viewers.

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from poolctl.cli.log_lines import record_lines
+from poolctl.control.answers import ShowResult
 from poolctl.logs.follow import Follower
 from poolctl.logs.log_line import LogLine, parse_record
 
@@ -32,13 +33,13 @@ class Tails:
 
     async def paths(self, servers: Sequence[str]) -> dict[str, str]:
         """The log file of each of these servers (none: of every one). Raises ControlError, TimeoutError."""
-        result = await self._hub.ask("show", [], {})
+        result = await self._hub.ask(ShowResult, "show", [], {})
         wanted = set(servers)
         found = {
-            item["name"]: ((item.get("config") or {}).get("log") or {}).get("path")
-            or os.path.join(self._logs_directory, f"{item['name']}.log")
-            for item in result["items"]
-            if not wanted or item["name"] in wanted
+            item.name: (item.config.get("log") or {}).get("path")
+            or os.path.join(self._logs_directory, f"{item.name}.log")
+            for item in result.items
+            if not wanted or item.name in wanted
         }
         return dict(list(found.items())[:MOST_SERVERS])
 

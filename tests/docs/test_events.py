@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from poolctl.config import EventsTable, Notify
-from poolctl.monitor.journal import KINDS, sentence
+from poolctl.monitor.journal import KINDS, JournalEvent
 from poolctl.units import format_duration, format_size
 from tests.real_pool import RealPool
 
@@ -27,7 +27,7 @@ def test_its_kinds_are_all_there_are() -> None:
 def test_its_event_has_the_fields_of_every_event() -> None:
     (example,) = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
     event = json.loads(example)
-    assert sentence(event) == "starting → running (restart users)"
+    assert JournalEvent.from_json(event).sentence == "starting → running (restart users)"
     assert {
         "time",
         "schema",

@@ -20,12 +20,11 @@ from poolctl.control.answers import EventsResult, ProgressLine
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, receive_within
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import INTERRUPTED
-from poolctl.monitor.journal import KINDS, MOST_LINES, NAME, EventFilter, recent, sentence, severity, who
+from poolctl.monitor.journal import KINDS, MOST_LINES, NAME, EventFilter, JournalEvent, recent
 
 if TYPE_CHECKING:
     from _socket import socket
 
-    from poolctl.values import Table
 
 _AGAIN_SECONDS = 0.5
 _COLOURS = {"error": "31", "warning": "33"}
@@ -64,7 +63,7 @@ def perform(request: CommandRequest) -> Outcome:
     watched = _EventStream(pool, EventFilter(names, request.get("kind") or (), since))
     try:
         past = recent(watched.path, watched.wanted, lines)
-        write = _writer(request, [*(names or ()), *(str(each.get("server", "")) for each in past)])
+        write = _writer(request, [*(names or ()), *(each.server for each in past)])
         watched.show(past, write)
         if request.get("follow"):
             watched.follow(write)
@@ -93,16 +92,16 @@ class _EventStream:
         path = f"{directory.state_dir(os.environ, pool.key)}/{NAME}"
         if not os.path.exists(path) and pool.files:
             path = _configured(pool) or path
-        return path, next((event["seq"] for event in recent(path, EventFilter(), 1)), 0)
+        return path, next((event.seq for event in recent(path, EventFilter(), 1)), 0)
 
-    def show(self, events: Iterable[Table], write: Callable[[Table], None]) -> None:
+    def show(self, events: Iterable[JournalEvent], write: Callable[[JournalEvent], None]) -> None:
         for event in events:
-            self._last = max(self._last, event["seq"])
+            self._last = max(self._last, event.seq)
             if self.wanted.matches(event):
                 write(event)
         sys.stdout.flush()
 
-    def follow(self, write: Callable[[Table], None]) -> None:
+    def follow(self, write: Callable[[JournalEvent], None]) -> None:
         """Every event that comes; without a supervisor those that another one writes down. Never returns.
 
         Raises BrokenPipeError when the output has lost its reader, even if there is nothing to print.
@@ -120,14 +119,14 @@ class _EventStream:
 
         def received(line: ProgressLine) -> None:
             if line.event is not None:
-                self.show([line.event], write)
+                self.show([JournalEvent.from_json(line.event)], write)
 
         while True:
             options = {"follow": True, "after": self._last, "lines": MOST_LINES}
             try:
                 client.ask(EventsResult, "events", {"options": options}, received)
             except (NoSupervisor, SupervisorEnded, ControlError):
-                newest = next((event["seq"] for event in recent(self.path, EventFilter(), 1)), 0)
+                newest = next((event.seq for event in recent(self.path, EventFilter(), 1)), 0)
                 if newest < self._last:
                     self._last = 0  # the journal was removed, and another has begun
                 self.show(recent(self.path, self.wanted._replace(after=self._last), None), write)
@@ -145,22 +144,22 @@ def _configured(pool: PoolRef) -> str:
     return str(table.path or "") if table else ""
 
 
-def _writer(request: CommandRequest, names: Iterable[str]) -> Callable[[Table], None]:
+def _writer(request: CommandRequest, names: Iterable[str]) -> Callable[[JournalEvent], None]:
     if request.output in ("json", "jsonl"):
-        return lambda event: print(json.dumps(event))
+        return lambda event: print(json.dumps(event.to_json()))
     colours, wide = coloured(sys.stdout), request.output == "wide" or request.verbose
     width = max([len(name) for name in names] or [0])
 
-    def write(event: Table) -> None:
+    def write(event: JournalEvent) -> None:
         nonlocal width
-        name = printable(str(event.get("server") or "-"))
+        name = printable(event.server or "-")
         width = max(width, len(name))
-        text = printable(sentence(event))
-        colour = _COLOURS.get(severity(event))
-        by = who(event) if wide or event.get("kind") == "audit" else ""
+        text = printable(event.sentence)
+        colour = _COLOURS.get(event.severity)
+        by = event.author if wide or event.kind == "audit" else ""
         words = [
-            _time(str(event.get("time", ""))),
-            str(event.get("kind", "")).ljust(_KIND_WIDTH),
+            _time(event.time),
+            event.kind.ljust(_KIND_WIDTH),
             name.ljust(width),
             paint(text, colour) if colours and colour else text,
         ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolctl.clock import Clock
 from poolctl.monitor.event_queue import Events
+from poolctl.monitor.journal import JournalEvent
 from poolctl.values import Table
 
 from .problem_tracker import PROBLEM, RESOLVED, Message, PoolFacts, ProblemTracker
@@ -77,15 +78,18 @@ class Outbox:
         self._not_before = now + delay
         return True
 
-    def to_list(self) -> list[Any]:
+    def to_list(self) -> list[object]:
         """The waiting messages, for a successor."""
-        return [[list(message), since] for message, since in self._waiting]
+        return [
+            [[*message[:-1], [event.to_json() for event in message.events]], since]
+            for message, since in self._waiting
+        ]
 
     def restore(self, waiting: list[Any]) -> None:
         """Continue with what a predecessor could not send."""
         for (status, severity, title, lines, time, events), since in waiting:
-            message = Message(status, severity, title, tuple(lines), time, tuple(events))
-            self._waiting.append((message, since))
+            found = tuple(map(JournalEvent.from_json, events))
+            self._waiting.append((Message(status, severity, title, tuple(lines), time, found), since))
 
 
 class DeliveryTask:
@@ -114,7 +118,7 @@ class DeliveryTask:
         """Start the task."""
         self._task = asyncio.ensure_future(self._run())
 
-    def take(self, event: Table) -> None:
+    def take(self, event: JournalEvent) -> None:
         """Consider an event; it is sent later, if the receiver wants it."""
         before = self._problems.next_at()
         self._problems.take(event, self._clock.time())
@@ -248,7 +252,7 @@ class Notifier:
         delivery.start()
         return delivery
 
-    def take(self, event: Table) -> None:
+    def take(self, event: JournalEvent) -> None:
         """Consider an event, also one that happened while there was no supervisor."""
         for delivery in self._deliveries.values():
             delivery.take(event)

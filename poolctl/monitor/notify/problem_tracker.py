@@ -6,10 +6,11 @@ Pure: the time is an argument, in seconds since the epoch.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from poolctl.monitor.journal import INFO, SEVERITIES, sentence, severity
+from poolctl.monitor.journal import INFO, SEVERITIES, JournalEvent
 from poolctl.units import format_duration
 from poolctl.values import Table
 
@@ -57,7 +58,7 @@ class Message(NamedTuple):
     title: str
     lines: tuple[str, ...]
     time: float
-    events: tuple[Table, ...] = ()
+    events: tuple[JournalEvent, ...] = ()
 
     @property
     def text(self) -> str:
@@ -71,7 +72,7 @@ class MessageLine(NamedTuple):
     status: str
     severity: str
     text: str
-    event: Table
+    event: JournalEvent
 
 
 def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
@@ -93,9 +94,7 @@ def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
 
 def _server_names(lines: Sequence[MessageLine]) -> str:
     """The names of the first few servers: often only the title is read."""
-    names = list(
-        dict.fromkeys(str(line.event.get("server") or "") for line in lines if line.event.get("server"))
-    )
+    names = list(dict.fromkeys(line.event.server for line in lines if line.event.server))
     shown = ", ".join(names[:_NAMED])
     return f" ({shown}{' …' if len(names) > _NAMED else ''})" if names else ""
 
@@ -106,24 +105,20 @@ def _word(status: str, count: int) -> str:
     return "resolved" if status == RESOLVED else "news"
 
 
+@dataclass(slots=True)
 class TrackedProblem:
     """Something that lasts. `sent` is the severity with which it was sent last, "" when it was not sent yet."""
 
-    __slots__ = ("event", "sent", "sent_at", "severity", "since")
-
-    def __init__(
-        self, event: Table, severity: str, since: float, sent: str = "", sent_at: float = 0.0
-    ) -> None:
-        self.event = event
-        self.severity = severity
-        self.since = since
-        self.sent = sent
-        self.sent_at = sent_at
+    event: JournalEvent
+    severity: str
+    since: float
+    sent: str = ""
+    sent_at: float = 0.0
 
     def to_dict(self) -> Table:
         """For a successor, which may be of another version."""
         return {
-            "event": self.event,
+            "event": self.event.to_json(),
             "severity": self.severity,
             "since": self.since,
             "told": self.sent,
@@ -133,7 +128,8 @@ class TrackedProblem:
     @classmethod
     def from_dict(cls, document: Table) -> TrackedProblem:
         """The problem of a predecessor."""
-        return cls(*(document[key] for key in ("event", "severity", "since", "told", "told_at")))
+        rest = (document[key] for key in ("severity", "since", "told", "told_at"))
+        return cls(JournalEvent.from_json(document["event"]), *rest)
 
 
 class ProblemTracker:
@@ -143,19 +139,17 @@ class ProblemTracker:
         self._notify = notify
         self._facts = facts
         self._open: dict[str, TrackedProblem] = {}
-        self._over: dict[str, tuple[TrackedProblem, Table, float]] = {}
+        self._over: dict[str, tuple[TrackedProblem, JournalEvent, float]] = {}
         self._news: list[MessageLine] = []
         self._gathered_at: float | None = None
 
-    def take(self, event: Table, now: float) -> None:
+    def take(self, event: JournalEvent, now: float) -> None:
         """Consider an event; `due` returns the message later."""
-        kind = event["kind"]
-        # The kind first: `after` of a recovery or of a reload is not a word.
-        if kind == "lifecycle" and event.get("after") in _GONE:
+        if event.kind == "lifecycle" and event.state in _GONE:
             self._forget_health(event, now)
         if not self._concerns(event):
             return
-        level = severity(event)
+        level = event.severity
         key = _key(event)
         if key is not None and _rank(level) >= max(1, _rank(self._notify.min_severity)):
             self._begin(key, event, level, now)
@@ -164,24 +158,24 @@ class ProblemTracker:
             self._gather(now)
         elif (
             (key is None or level == INFO)
-            and kind in self._notify.events
+            and event.kind in self._notify.events
             and _rank(level) >= _rank(self._notify.min_severity)
             and len(self._news) < _MAX_NEWS
         ):
             self._news.append(MessageLine(NEWS if level == INFO else PROBLEM, level, _text(event), event))
             self._gather(now)
 
-    def _forget_health(self, event: Table, now: float) -> None:
-        for key in [key for key in self._open if key.split(" ")[:2] == ["health", event.get("server")]]:
+    def _forget_health(self, event: JournalEvent, now: float) -> None:
+        for key in [key for key in self._open if key.split(" ")[:2] == ["health", event.server]]:
             self._over[key] = (self._open.pop(key), event, now)
             self._gather(now)
 
-    def _concerns(self, event: Table) -> bool:
+    def _concerns(self, event: JournalEvent) -> bool:
         # Sleep resolves a problem with a server's state.
-        kind = "lifecycle" if event["kind"] == "wake" and "wake" not in self._notify.events else event["kind"]
-        if kind not in self._notify.events or event.get("receiver") == self._notify.label:
+        kind = "lifecycle" if event.kind == "wake" and "wake" not in self._notify.events else event.kind
+        if kind not in self._notify.events or event.detail.get("receiver") == self._notify.label:
             return False
-        server, wanted = str(event.get("server") or ""), self._notify.servers
+        server, wanted = event.server, self._notify.servers
         if not wanted or not server:
             return True
         tags = self._facts.tags(server)
@@ -190,7 +184,7 @@ class ProblemTracker:
             for each in wanted
         )
 
-    def _begin(self, key: str, event: Table, level: str, now: float) -> None:
+    def _begin(self, key: str, event: JournalEvent, level: str, now: float) -> None:
         over = self._over.pop(key, None)
         if over is not None:
             # It ended for so short a time that nothing was sent.
@@ -265,33 +259,26 @@ def _rank(level: str) -> int:
     return SEVERITIES.index(level) if level else -1
 
 
-def _key(event: Table) -> str | None:
+def _key(event: JournalEvent) -> str | None:
     """The problem that the event is about; None for one that does not last."""
-    if event["kind"] in ("lifecycle", "wake"):
-        return f"state {event.get('server')}"
-    if event["kind"] == "health":
-        return f"health {event.get('server')}"
-    return None
+    if event.kind in ("lifecycle", "wake"):
+        return f"state {event.server}"
+    return f"health {event.server}" if event.kind == "health" else None
 
 
-def _resolves(event: Table) -> bool:
-    if event["kind"] == "health":
-        return event.get("after") in _RESOLVED_HEALTH
-    return event.get("after") in _RESOLVED_STATES or event.get("event") == "worker ready"
+def _resolves(event: JournalEvent) -> bool:
+    if event.kind == "health":
+        return event.state in _RESOLVED_HEALTH
+    return event.state in _RESOLVED_STATES or event.event == "worker ready"
 
 
-def _text(event: Table) -> str:
-    server = event.get("server")
-    return f"{server}: {sentence(event)}" if server else sentence(event)
+def _text(event: JournalEvent) -> str:
+    return f"{event.server}: {event.sentence}" if event.server else event.sentence
 
 
-def _end(event: Table) -> str:
-    word = "running" if event.get("event") == "worker ready" else event.get("after")
-    return (
-        f"{event.get('server')}: {word} again"
-        if word in ("running", "ok")
-        else f"{event.get('server')}: {word}"
-    )
+def _end(event: JournalEvent) -> str:
+    word = "running" if event.event == "worker ready" else event.state
+    return f"{event.server}: {word}{' again' if word in ('running', 'ok') else ''}"
 
 
 def _lasted(seconds: float) -> str:

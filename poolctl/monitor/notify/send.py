@@ -243,7 +243,7 @@ def document(message: Message, pool: str, host: str) -> Table:
         "title": message.title,
         "text": message.text,
         "time": stamp(message.time),
-        "events": list(message.events),
+        "events": [event.to_json() for event in message.events],
     }
 
 

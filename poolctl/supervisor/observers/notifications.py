@@ -12,6 +12,7 @@ from poolctl.core.state import Entry
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED
 from poolctl.monitor.event_queue import Events
+from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.notify.notifier import Notifier
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status
@@ -86,7 +87,7 @@ class Notifications:
             self._core.listeners.discard(self._look)
 
     def _missed(self, kind: str, name: str, after: str) -> None:
-        self._notifier.take({"kind": kind, "event": after, "server": name, "after": after, "seq": 0})
+        self._notifier.take(JournalEvent("", 0, kind, after, name, after=after))
 
     def save(self) -> None:
         """Save pending notifications for a successor."""

@@ -21,6 +21,7 @@ from poolctl.core.availability import KO, OK, WARN, Availability
 from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
 from poolctl.monitor.event_queue import Events
+from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.selection.selector import Selector
 from poolctl.values import Table
@@ -183,10 +184,10 @@ class Totals:
             self._counters.settled()
         self._added.clear()
 
-    def _heard(self, event: Table) -> None:
-        known = self._availability.get(event["server"]) if event["kind"] == "health" else None
-        if known is not None and event["after"] in (OK, WARN, KO):
-            known.note(self._core.clock.monotonic(), health=event["after"])
+    def _heard(self, event: JournalEvent) -> None:
+        known = self._availability.get(event.server) if event.kind == "health" else None
+        if known is not None and event.state in (OK, WARN, KO):
+            known.note(self._core.clock.monotonic(), health=event.state)
             self._changed = True
 
     def _add_up(self, name: str, server: str, counts: Counts) -> None:

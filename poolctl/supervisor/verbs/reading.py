@@ -22,7 +22,7 @@ from poolctl.core.state import Entry
 from poolctl.core.view import Desired
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
-from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, parse_filter, recent
+from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, JournalEvent, parse_filter, recent
 from poolctl.selection.selector import Selector, SelectorError
 from poolctl.states import State, Status
 from poolctl.values import Table
@@ -125,7 +125,7 @@ class Reading:
         if wanted.after > events.seq:
             # The number is of a journal that has been removed.
             wanted = wanted._replace(after=0)
-        queue: asyncio.Queue[Table] = asyncio.Queue()
+        queue: asyncio.Queue[JournalEvent] = asyncio.Queue()
         end = events.subscribe(partial(_offer, queue, wanted))
         try:
             path = events.journal.path if events.journal is not None else ""
@@ -133,21 +133,21 @@ class Reading:
                 # In a thread: a journal may be large, and its disk slow. New events are queued meanwhile.
                 past = wanted._replace(until=events.seq)
                 for event in await asyncio.to_thread(recent, path, past, lines) if events.seq else ():
-                    progress(ProgressLine(event=event))
+                    progress(ProgressLine(event=event.to_json()))
             if options.get("follow"):
                 await self._follow(queue, progress)
         finally:
             end()
         return EventsResult(seq=events.seq, path=path)
 
-    async def _follow(self, queue: asyncio.Queue[Table], progress: Progress) -> None:
+    async def _follow(self, queue: asyncio.Queue[JournalEvent], progress: Progress) -> None:
         over = asyncio.ensure_future(self._context.over.wait())
         try:
             while not over.done():
                 coming = asyncio.ensure_future(queue.get())
                 await asyncio.wait({coming, over}, return_when=asyncio.FIRST_COMPLETED)
                 if coming.done():
-                    progress(ProgressLine(event=coming.result()))
+                    progress(ProgressLine(event=coming.result().to_json()))
                 coming.cancel()
         finally:
             over.cancel()
@@ -180,7 +180,7 @@ def expiring(entry: Entry, now: float) -> str:
     return f"{entry.name}: its certificate expires on {day(ends)} ({left}); renew it, then poolctl reload"
 
 
-def _offer(queue: asyncio.Queue[Table], wanted: EventFilter, event: Table) -> None:
+def _offer(queue: asyncio.Queue[JournalEvent], wanted: EventFilter, event: JournalEvent) -> None:
     if wanted.matches(event):
         queue.put_nowait(event)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.core.state import Entry, Worker
+from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.protocol import Exit
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
@@ -33,9 +34,9 @@ class Ward:
     def entry(self) -> Entry:
         return next(iter(self.desk.core.entries.values()))
 
-    def _recorded(self, event: dict[str, Any]) -> None:
-        if event["kind"] == "health":
-            self.events.append(event)
+    def _recorded(self, event: JournalEvent) -> None:
+        if event.kind == "health":
+            self.events.append(event.to_json())
 
     def _is_unhealthy(self, entry: Entry, worker: Worker, reason: str) -> None:
         self.unhealthy.append(f"{worker.id}: {reason}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.monitor.journal import sentence
+from poolctl.monitor.journal import JournalEvent
 
 
 @pytest.mark.parametrize(("event", "said"), [
@@ -21,4 +21,4 @@ from poolctl.monitor.journal import sentence
      "stop web: done after 0.5 s"),
 ])  # fmt: skip
 def test_an_event_is_one_line_that_says_nothing_twice(event: dict[str, Any], said: str) -> None:
-    assert sentence(event) == said
+    assert JournalEvent.from_json(event).sentence == said

@@ -11,7 +11,7 @@ import pytest
 
 from poolctl.clock import ManualClock
 from poolctl.monitor.event_queue import Events
-from poolctl.monitor.journal import Journal, newest_first
+from poolctl.monitor.journal import Journal, JournalEvent, newest_first
 
 TIME = "2023-11-14T22:13:20.000000Z"
 
@@ -44,7 +44,7 @@ def test_what_is_recorded_together_is_written_together_and_in_order(path: Path) 
         events = Events(ManualClock(), Journal(str(path)))
         delivered: list[int] = []
         done = asyncio.Event()
-        events.subscribe(lambda event: (delivered.append(event["seq"]), done.set())[0])
+        events.subscribe(lambda event: (delivered.append(event.seq), done.set())[0])
         events.record("pool", "one")
         events.record("pool", "two")
         assert delivered == []
@@ -60,7 +60,7 @@ def test_numbers_go_on_where_the_supervisor_before_stopped(path: Path) -> None:
         events = Events(ManualClock(), Journal(str(path)))
         events.record("pool", f"supervisor {number}")
         events.close()
-    assert [(event["seq"], event["event"]) for event in newest_first(str(path))] == [
+    assert [(event.seq, event.event) for event in newest_first(str(path))] == [
         (3, "supervisor 3"), (2, "supervisor 2"), (1, "supervisor 1"),
     ]  # fmt: skip
 
@@ -70,7 +70,7 @@ def test_a_torn_last_line_is_skipped_and_the_next_event_has_a_line_of_its_own(pa
     path.write_text('{"time": "x", "seq": 7}\n7\n{"of": "another program"}\n{"time": "y", "se')
     events = Events(ManualClock(), Journal(str(path)))
     events.record("pool", "after")
-    assert [event["seq"] for event in newest_first(str(path))] == [8, 7]
+    assert [event.seq for event in newest_first(str(path))] == [8, 7]
 
 
 def test_numbers_go_on_over_rotation(path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_full_disk_loses_events_counts_them_and_says_so_when_there_is_room_aga
     link.symlink_to("/dev/full")
     events = Events(ManualClock(), journal := Journal(str(link)))
     delivered: list[str] = []
-    events.subscribe(lambda event: delivered.append(event["event"]))
+    events.subscribe(lambda event: delivered.append(event.event))
     events.record("pool", "one")
     events.record("pool", "two")
     assert journal.lost == 2
@@ -118,13 +118,13 @@ def test_a_full_disk_loses_events_counts_them_and_says_so_when_there_is_room_aga
 
 
 def test_failing_subscriber_does_not_affect_the_others(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def fails(event: dict[str, Any]) -> None:
+    def fails(event: JournalEvent) -> None:
         raise RuntimeError("no")
 
     events = Events(ManualClock(), Journal(str(path)))
     delivered: list[int] = []
     events.subscribe(fails)
-    end = events.subscribe(lambda event: delivered.append(event["seq"]))
+    end = events.subscribe(lambda event: delivered.append(event.seq))
     events.record("pool", "one")
     end()
     end()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.notify.notifier import MAX_WAITING, Outbox
 from poolctl.monitor.notify.problem_tracker import Message
 
 
 def message(title: str = "a") -> Message:
-    return Message("problem", "error", title, ("line",), 5.0, ({"kind": "lifecycle"},))
+    return Message("problem", "error", title, ("line",), 5.0, (JournalEvent("", 1, "lifecycle", "running"),))
 
 
 def test_attempts_are_spaced_by_twice_the_time_up_to_five_minutes() -> None:

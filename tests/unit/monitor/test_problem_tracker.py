@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from poolctl.config import Notify
+from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.notify.problem_tracker import Message, ProblemTracker
 from poolctl.monitor.notify.send import FixedFacts
 
 
-def event(after: str, server: str = "web", kind: str = "lifecycle", **more: Any) -> dict[str, Any]:
-    return {"kind": kind, "event": after, "server": server, "after": after, "message": "", **more}
+def event(after: str, server: str = "web", kind: str = "lifecycle", **more: Any) -> JournalEvent:
+    return JournalEvent.from_json({"kind": kind, "event": after, "server": server, "after": after, **more})
 
 
 def problems(**keys: Any) -> ProblemTracker:
@@ -124,13 +125,13 @@ def test_many_at_once_are_one_message() -> None:
             False,
         ),
         ({"events": ["notify"]}, event("given up", "", "notify", severity="warning", receiver="ntfy"), True),
-        ({}, event("recovered", "web", "recovery") | {"after": {"pids": [7], "state": "running"}}, True),
+        ({}, event("recovered", "web", "recovery")._replace(after={"pids": [7], "state": "running"}), True),
         ({}, event("worker ended", before="stopping", status=1), False),
         ({}, event("worker ended", before="ready", status=0), False),
     ],
 )
 def test_receiver_hears_of_the_problems_it_selects(
-    keys: dict[str, Any], event_: dict[str, Any], sent: bool
+    keys: dict[str, Any], event_: JournalEvent, sent: bool
 ) -> None:
     found = problems(delay=0, **keys)
     found.take(event_, 5)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from poolctl.config import Notify
+from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.notify.problem_tracker import Message
 from poolctl.monitor.notify.send import FixedFacts, Sender, Unsent
 from tests.certificates import certificate
@@ -25,7 +26,7 @@ MESSAGE = Message(
     "shop: web: failed <é>",
     ("web: failed & gone",),
     0.0,
-    ({"kind": "lifecycle", "seq": 1},),
+    (JournalEvent("", 1, "lifecycle", "running"),),
 )
 ENV = {"TOKEN": TOKEN, "HOOK": "http://127.0.0.1:1/"}
 
@@ -63,7 +64,7 @@ def test_each_kind_of_receiver_understands_its_message(there: Receiver) -> None:
     assert webhook.body == {
         "schema": 1, "pool": "shop", "host": socket.gethostname(), "status": "problem", "severity": "error",
         "title": MESSAGE.title, "text": MESSAGE.text, "time": "1970-01-01T00:00:00.000000Z",
-        "events": [{"kind": "lifecycle", "seq": 1}],
+        "events": [MESSAGE.events[0].to_json()],
     }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ class Recording:
     def __init__(self, desk: Desk, adopted: int = 0) -> None:
         self._desk = desk
         self.all: list[dict[str, Any]] = []
-        desk.events.subscribe(self.all.append)
+        desk.events.subscribe(lambda event: self.all.append(event.to_json()))
         EventRecorder(desk.core, desk.events).begin(adopted, ABOUT)
 
     def take(self, *kinds: str) -> list[dict[str, Any]]:

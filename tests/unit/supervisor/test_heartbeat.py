@@ -47,7 +47,7 @@ class HeartbeatScenario:
         self.heartbeat = Heartbeat(self.bodies, core, self.desk.events, self, Fixed())
         core.listeners.add(self.heartbeat.look)
         self.desk.events.subscribe(
-            lambda event: self.events.append(event["event"]) if event["kind"] == "health" else None
+            lambda event: self.events.append(event.event) if event.kind == "health" else None
         )
 
     def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:

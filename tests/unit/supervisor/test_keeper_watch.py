@@ -50,7 +50,7 @@ class WatchedKeeper:
         self.link = KeeperLink(ours)
         self._recorded = Events(SystemClock())
         self._seen: list[tuple[str, str]] = []
-        self._recorded.subscribe(lambda event: self._seen.append((event["event"], event["severity"])))
+        self._recorded.subscribe(lambda event: self._seen.append((event.event, event.severity)))
         watchdog = Watchdog(asyncio.get_running_loop().time(), ASK, SILENT)
         self.watch = ReplaceableOrNot(self.link, process.pid, self._recorded, watchdog)
         self.watch.reason = reason

@@ -25,7 +25,7 @@ class RecoveryScenario:
         self.recovery = WorkerRecovery(self.core, self.desk.events, Fixed())
         self.reports: list[dict[str, Any]] = []
         self.desk.events.subscribe(
-            lambda event: self.reports.append(event) if event["kind"] == "recovery" else None
+            lambda event: self.reports.append(event.to_json()) if event.kind == "recovery" else None
         )
 
     @property

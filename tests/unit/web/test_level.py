@@ -28,4 +28,4 @@ from poolctl.web.hub import level
 def test_the_level_follows_from_state_readiness_and_health(
     state: str, ready: bool, health: str, word: str
 ) -> None:
-    assert level({"state": state, "ready": ready, "health": health}) == word
+    assert level(state, ready, health) == word
