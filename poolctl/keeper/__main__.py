@@ -1,17 +1,17 @@
 """The keeper: holds descriptors, starts programs, reaps. It has no notion of servers and makes no decisions.
 
-    keeper DIRECTORY PLAN
+    keeper DIRECTORY PLAN [BEGUN]
     keeper DIRECTORY LINK_FD
 
 In the first form the supervisor, its only client, may die at any moment; the keeper restarts it and reports to the
 new one what the old one has not acknowledged. PLAN is a JSON object: `supervisor`, its argument vector; `control`, the
 descriptor of its listener; `lifeline`, -1 or a pipe whose end of file asks for the end of the pool; `inherited`, the
-names of systemd's sockets, which follow it; `begun`, the pids (0: it could not be started) and the links of children
-that were started before this program was loaded, the supervisor's and others' by the name under which they are kept;
-`without`, the variables that were left out of the others' environment; `open_files`, the limits before they were
-raised for all of them. Or PLAN has `supervisor`, `donor`, the descriptor of a link to a supervisor that has lost its
-keeper and sends everything to the new one, and `donor_process`, the pid and start time of that supervisor. In the
-second form the client is the program that holds the other end of LINK_FD, and everything ends with it.
+names of systemd's sockets; `begun`, the names of the children that BEGUN (see spawn.in_background) has the pids of, the
+supervisor among them; `without`, the variables that the others' environment lacks. The descriptors of systemd's sockets
+and of the links to the children follow the last one named. Or PLAN has `supervisor`, `donor`, the descriptor of a link
+to a supervisor that has lost its keeper and sends everything to the new one, and `donor_process`, the pid and start
+time of that supervisor. In the second form the client is the program that holds the other end of LINK_FD, and
+everything ends with it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from .keeper import Keeper
 
 def main() -> None:
     """Run the keeper described by the arguments until the pool has ended."""
-    directory, argument = sys.argv[1:]
+    directory, argument, *begun = sys.argv[1:]
     name_process("poolctl-keeper")
     become_subreaper()
     open_files = raise_descriptor_limit()
     try:
         if argument.startswith("{"):
-            plan = json.loads(argument)
-            limits = plan.get("open_files", open_files)
-            keeper = Keeper(directory, plan["supervisor"], tuple(limits))
+            plan: wire.Message = {"open_files": open_files, "pids": []}
+            for each in (argument, *begun):
+                plan |= json.loads(each)
+            keeper = Keeper(directory, plan["supervisor"], tuple(plan["open_files"]))
             if "restored" in plan:
                 keeper.resume(plan["restored"])
             else:

@@ -12,10 +12,6 @@ from . import wire
 from .reap import signal_process
 from .spawn import spawn
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 
 class Channel:
     """One client's connection. Nothing here blocks: a stopped or hung client must not delay reaping."""
@@ -74,15 +70,12 @@ class Channel:
 class Donor(Channel):
     """The link to a supervisor that fills this new keeper and is not its child; `process` is its pid and start time.
 
-    If it does not answer pings meanwhile, it gets SIGCONT, then SIGKILL.
-
-    Without `process` it is not watched: a supervisor of an older version sends none, and answers no pings.
-    All times are those of one monotonic clock.
+    If it does not answer pings meanwhile, it gets SIGCONT, then SIGKILL. All times are those of one monotonic clock.
     """
 
-    def __init__(self, sock: socket.socket, process: dict[str, Any] | None, now: float) -> None:
+    def __init__(self, sock: socket.socket, process: wire.Message, now: float) -> None:
         super().__init__(sock)
-        self._process = process if process and process["start"] is not None else None
+        self._pid, self._start = int(process["pid"]), int(process["start"] or 0)
         self._watch_from(now)
 
     def _watch_from(self, now: float) -> None:
@@ -91,9 +84,9 @@ class Donor(Channel):
         self._watchdog.received(now)
 
     @property
-    def due(self) -> float | None:
+    def due(self) -> float:
         """When to `check` again."""
-        return self._watchdog.due if self._process else None
+        return self._watchdog.due
 
     def received(self, now: float) -> None:
         """A message of it was received."""
@@ -101,20 +94,14 @@ class Donor(Channel):
 
     def check(self, now: float, *, early: bool = False) -> None:
         """Send a ping when due, or at once with `early`; send a signal if the last ping was not answered in time."""
-        if self._process is None:
-            return
         if self._watchdog.is_silent(now):
-            self._signal(signal.SIGKILL)
+            signal_process(self._pid, self._start, signal.SIGKILL)
             self._watch_from(now)
         elif self._watchdog.is_late:
             # It may have been stopped.
-            self._signal(signal.SIGCONT)
+            signal_process(self._pid, self._start, signal.SIGCONT)
         elif self._watchdog.should_ping(now, early=early):
             self.send({"event": "ping"})
-
-    def _signal(self, number: int) -> None:
-        assert self._process is not None
-        signal_process(self._process["pid"], self._process["start"], number)
 
 
 def _close(fds: list[int]) -> None:

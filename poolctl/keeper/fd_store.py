@@ -51,12 +51,12 @@ class Store:
         """Whether there are sockets or workers, besides what the pool was started with and a supervisor's notes."""
         return any(":" in name for name in self._entries)
 
-    def put(self, name: str, meta: Any, fds: list[int]) -> None:
+    def put(self, name: str, meta: object, fds: list[int]) -> None:
         """Keep `fds` (owned by the store from now on) under `name`; replaces and closes an earlier entry."""
         self.drop(name)
         self._entries[name] = (meta, fds)
 
-    def note(self, name: str, meta: Any) -> None:
+    def note(self, name: str, meta: object) -> None:
         """Replace the value of an entry, if it exists."""
         if name in self._entries:
             self._entries[name] = (meta, self._entries[name][1])
@@ -75,7 +75,7 @@ class Store:
         """The values of the entries whose names start with `prefix`."""
         return [value for name, (value, _) in self._entries.items() if name.startswith(prefix)]
 
-    def rows(self) -> list[tuple[str, Any, list[int]]]:
+    def rows(self) -> list[tuple[str, object, list[int]]]:
         """Every name with its value and its descriptors, which stay the store's."""
         return [(name, value, fds) for name, (value, fds) in self._entries.items()]
 
@@ -85,7 +85,7 @@ class Store:
             if name.startswith(prefixes or ("",)):
                 self.drop(name)
 
-    def page(self, after: str) -> list[list[Any]]:
+    def page(self, after: str) -> list[list[object]]:
         """Some `[name, value]` rows that follow `after` in name order: as many as a message holds, at most 200."""
         names = sorted(name for name in self._entries if name > after)[:_PAGE]
         rows = [[name, self._entries[name][0]] for name in names]
@@ -93,7 +93,7 @@ class Store:
         return rows[: max(1, sum(size <= _PAGE_BYTES for size in sizes))]
 
 
-def fill(store: Store, plan: dict[str, Any]) -> tuple[int, int] | None:
+def fill(store: Store, plan: wire.Message) -> tuple[int, int] | None:
     """Put the descriptors of the plan into the store; the pid and the link of the supervisor, if it is running.
 
     The supervisor starts any helper that could not be started here when it needs it.
@@ -106,7 +106,8 @@ def fill(store: Store, plan: dict[str, Any]) -> tuple[int, int] | None:
     if names:
         _keep(store, INHERITED, names, list(range(first, first + len(names))))
     supervisor = None
-    for name, (pid, link) in plan["begun"].items():
+    links = itertools.count(first + len(names))
+    for name, pid, link in zip(plan["begun"], plan["pids"], links, strict=False):
         if not pid:
             os.close(link)
         elif name == SUPERVISOR:
@@ -118,7 +119,7 @@ def fill(store: Store, plan: dict[str, Any]) -> tuple[int, int] | None:
     return supervisor
 
 
-def _keep(store: Store, name: str, meta: Any, fds: list[int]) -> None:
+def _keep(store: Store, name: str, meta: object, fds: list[int]) -> None:
     for fd in fds:
         # Otherwise every program that is started would inherit it.
         os.set_inheritable(fd, False)

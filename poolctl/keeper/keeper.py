@@ -15,12 +15,8 @@ from . import fd_store, wire
 from .clients import Channel, Donor, SupervisorProcess
 from .fd_store import Store, fill
 from .reap import Reaper, kill_children
-from .shutdown import LAST_OUTPUT_SECONDS, Reexec, Shutdown, Signals, restore
+from .shutdown import LAST_OUTPUT_SECONDS, Shutdown, Signals, execute_next, restore
 from .spawn import spawn
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 VERSION = 2
 
@@ -43,12 +39,12 @@ class Keeper:
         self._client: Channel | None = None
         self._donor: Donor | None = None
         self._shutdown = Shutdown(self.store, self.reaper, directory)
-        self._reexec: Reexec | None = None
+        self._next: tuple[list[str], list[str]] | None = None  # the next version, and its supervisor
 
-    def begin(self, plan: dict[str, Any]) -> None:
+    def begin(self, plan: wire.Message) -> None:
         """Put the descriptors that this process was started with into the store."""
         if "donor" in plan:
-            self._begin_after(Donor(wire.over(plan["donor"]), plan.get("donor_process"), time.monotonic()))
+            self._begin_after(Donor(wire.over(plan["donor"]), plan["donor_process"], time.monotonic()))
             return
         begun = fill(self.store, plan)
         self._take_lifeline()
@@ -175,9 +171,9 @@ class Keeper:
 
     def _become_next_version(self) -> None:
         """Execute the next version, if the supervisor has exited for that."""
-        reexec, self._reexec = self._reexec, None
-        if reexec is not None:
-            reexec.execute(self.store, self.reaper, self._open_files)
+        following, self._next = self._next, None
+        if following is not None:
+            execute_next(*following, self.store, self.reaper, self._open_files)
 
     def _lifeline_ended(self) -> None:
         if not os.read(self._lifeline, 4096):
@@ -292,7 +288,7 @@ class Keeper:
         elif operation == "renew":
             if not self._shutdown.begun:
                 # When the supervisor has exited, which it does now by itself.
-                self._reexec = Reexec(message["argv"], message["supervisor"])
+                self._next = message["argv"], message["supervisor"]
         elif operation == "terminating":
             self._shutdown.answered(float(message.get("seconds", 0.0)))
         elif operation == "terminate":

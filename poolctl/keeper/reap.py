@@ -14,10 +14,7 @@ import signal
 import time
 
 from ..platform import process_start
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from . import wire
 
 KILLED_SECONDS = 5.0
 
@@ -29,35 +26,34 @@ class Reaper:
     """
 
     def __init__(self) -> None:
-        self.unacknowledged: list[dict[str, Any]] = []
+        self.unacknowledged: list[wire.Message] = []
         self.watcher = Watcher()
         self.sequence = 0
 
-    def resume(self, unacknowledged: list[dict[str, Any]], sequence: int, watched: dict[int, int]) -> None:
+    def resume(self, unacknowledged: list[wire.Message], sequence: int, watched: dict[int, int]) -> None:
         """Continue where this process's reaper before execve(2) stopped; `watched` are start times by pid."""
         self.unacknowledged, self.sequence = unacknowledged, sequence
         for pid, start in watched.items():
-            with contextlib.suppress(
-                OSError
-            ):  # the exit of one that cannot be watched shows at its control socket
+            # The exit of one that cannot be watched shows at its control socket.
+            with contextlib.suppress(OSError):
                 self.watch(pid, start)
 
-    def reap(self) -> list[dict[str, Any]]:
+    def reap(self) -> list[wire.Message]:
         """Reap all children that have exited; returns the new reports, which are also appended to `unacknowledged`."""
         fresh = []
         while (child := _ended_child()) is not None:
             # The rest of the worker's process group is killed before its pid can be reused.
-            _kill_group(child)
+            kill_group(child)
             _, status = os.waitpid(child, 0)
             code = os.waitstatus_to_exitcode(status)
             fresh.append(self._report(child, code if code >= 0 else None, -code if code < 0 else None))
         return fresh
 
-    def ended(self) -> list[dict[str, Any]]:
+    def ended(self) -> list[wire.Message]:
         """Likewise for the watched processes."""
         return [self._report(pid, None, None) for pid in self.watcher.ended()]
 
-    def watch(self, pid: int, start: int) -> dict[str, Any] | None:
+    def watch(self, pid: int, start: int) -> wire.Message | None:
         """Watch a process that is not a child; returns its exit report if it has exited already."""
         if is_child(pid) or self.watcher.watch(pid, start):
             return None
@@ -87,7 +83,7 @@ class Reaper:
             return True
         return False
 
-    def _report(self, pid: int, status: int | None, number: int | None) -> dict[str, Any]:
+    def _report(self, pid: int, status: int | None, number: int | None) -> wire.Message:
         self.sequence += 1
         report = {"event": "exit", "sequence": self.sequence, "pid": pid, "status": status, "signal": number}
         self.unacknowledged.append(report)
@@ -111,38 +107,21 @@ def _ended_child() -> int | None:
     return found.si_pid if found is not None else None
 
 
-def _kill_group(pid: int) -> None:
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
-
-
 class Watcher:
     """Watches processes by pid and start time. A single descriptor gets readable when some of them may have exited."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._pids: dict[int, int] = {}  # by pidfd
-        self._processes: dict[int, tuple[int, int]] = {}  # pid to pidfd and start time
+        self.starts: dict[int, int] = {}  # the start times of the watched processes by pid
 
     def fileno(self) -> int:
         """Readable when `ended` has something to report."""
         return self._epoll.fileno()
 
-    @property
-    def pids(self) -> list[int]:
-        """The watched pids."""
-        return list(self._processes)
-
-    @property
-    def starts(self) -> dict[int, int]:
-        """The start times of the watched processes by pid."""
-        return {pid: start for pid, (_, start) in self._processes.items()}
-
     def watch(self, pid: int, start: int) -> bool:
         """Watch the process; False if it has exited, even if its pid was given to another since. Raises OSError."""
-        if pid in self._processes:
+        if pid in self.starts:
             return True
         try:
             fd = os.pidfd_open(pid)
@@ -159,7 +138,7 @@ class Watcher:
                 # It exists but cannot be opened: most likely for want of a descriptor.
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return False
-        self._processes[pid] = fd, start
+        self.starts[pid] = start
         self._pids[fd] = pid
         self._epoll.register(fd, select.EPOLLIN)
         return True
@@ -169,38 +148,27 @@ class Watcher:
         pids = []
         for fd, _ in self._epoll.poll(0):
             pid = self._pids.pop(fd)
-            _, start = self._processes.pop(pid)
             self._epoll.unregister(fd)
             os.close(fd)
-            kill_rest(pid, start)
+            kill_rest(pid, self.starts.pop(pid))
             pids.append(pid)
         return pids
 
     def signal(self, pid: int, number: int, *, group: bool) -> bool:
         """Send a signal to a watched process, or to its group; False if it has exited or is unknown."""
-        if pid not in self._processes:
-            return False
-        try:
-            signal.pidfd_send_signal(self._processes[pid][0], 0)
-            if group:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, number)
-            signal.pidfd_send_signal(self._processes[pid][0], number)
-        except ProcessLookupError:
-            return False
-        return True
+        return pid in self.starts and signal_process(pid, self.starts[pid], number, group=group)
 
     def close(self) -> None:
         """Stop watching."""
-        for fd, _ in self._processes.values():
+        for fd in self._pids:
             os.close(fd)
         self._epoll.close()
 
     def kill_all(self, limit_seconds: float) -> None:
         """Kill all watched processes, and wait at most that long for their exits."""
-        for pid in self.pids:
+        for pid in self.starts:
             self.signal(pid, signal.SIGKILL, group=True)
-        while self._processes and self._epoll.poll(limit_seconds):
+        while self.starts and self._epoll.poll(limit_seconds):
             self.ended()
 
 
@@ -210,8 +178,13 @@ def kill_rest(pid: int, start: int) -> None:
     The pid is not reused while the group has a member: if another process has it, the group no longer exists.
     """
     if process_start(pid) in (None, start):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
+        kill_group(pid)
+
+
+def kill_group(pid: int) -> None:
+    """Kill the processes of the group, if there are any."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def signal_process(pid: int, start: int, number: int, *, group: bool = False) -> bool:
@@ -229,10 +202,8 @@ def signal_process(pid: int, start: int, number: int, *, group: bool = False) ->
         if process_start(pid) != start:
             return False
         if group:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it leads no group
                 os.killpg(pid, number)
-            except ProcessLookupError:
-                pass  # it leads no group
         if process < 0:
             os.kill(pid, number)
         else:

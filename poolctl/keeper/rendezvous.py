@@ -20,10 +20,6 @@ from collections.abc import Collection
 from ..platform import machine_life, peer_credentials
 from . import wire
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 WORKER, LOGGER, DASHBOARD = "w", "l", "d"
 _TABLE = "/proc/net/unix"
 _LISTENS = b"00010000"  # __SO_ACCEPTCON
@@ -166,7 +162,7 @@ def write_desired(directory: str, content: bytes) -> None:
     os.replace(f"{path}.new", path)
 
 
-def read_desired(directory: str) -> dict[str, Any]:
+def read_desired(directory: str) -> wire.Message:
     """The desired state that a killed pool left; empty if the machine or container has been restarted since."""
     try:
         with open(os.path.join(directory, _DESIRED), "rb") as file:

@@ -13,13 +13,9 @@ import signal
 import socket
 
 from ..platform import read_file
-from . import fd_store, rendezvous
+from . import fd_store, rendezvous, wire
 from .fd_store import Store
 from .reap import KILLED_SECONDS, Reaper, is_child
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 # Each of these requests the end of the pool.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -120,51 +116,44 @@ class Shutdown:
         return [int(meta["pid"]) for meta in self._store.values(fd_store.WORKER)]
 
     def _is_there(self, pid: int) -> bool:
-        return is_child(pid) or pid in self._reaper.watcher.pids
+        return is_child(pid) or pid in self._reaper.watcher.starts
 
 
-FORMAT = 1
+def execute_next(
+    argv: list[str], supervisor: list[str], store: Store, reaper: Reaper, open_files: tuple[int, int]
+) -> None:
+    """Execute the next version of the keeper: `argv` without its last argument; `supervisor` is its supervisor.
 
-
-class Reexec:
-    """`argv` is the keeper's next program, without its last argument, `supervisor` the next supervisor's."""
-
-    def __init__(self, argv: list[str], supervisor: list[str]) -> None:
-        self._argv = argv
-        self._supervisor = supervisor
-
-    def execute(self, store: Store, reaper: Reaper, open_files: tuple[int, int]) -> None:
-        """Execute that program. Returns only if it cannot be executed: then nothing has changed."""
-        # The next supervisor makes new ones.
-        store.clear(*fd_store.OF_THE_VERSION)
-        state = {
-            "format": FORMAT,
-            "entries": (rows := store.rows()),
-            "unheard": reaper.unacknowledged,
-            "sequence": reaper.sequence,
-            "watched": reaper.watcher.starts,
-            "open_files": open_files,
-        }
-        file = os.memfd_create("poolctl-keeper", 0)
-        os.write(file, json.dumps(state).encode())
-        kept = [fd for _, _, fds in rows for fd in fds]
-        plan = json.dumps({"supervisor": self._supervisor, "restored": file})
-        # Signals that arrive in between are pending for the next program.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-        try:
-            for fd in kept:
-                os.set_inheritable(fd, True)
-            os.execv(self._argv[0], [*self._argv, plan])
-        except OSError:
-            for fd in kept:
-                os.set_inheritable(fd, False)
-            os.close(file)
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    Returns only if it cannot be executed: then nothing has changed.
+    """
+    # The next supervisor makes new ones.
+    store.clear(*fd_store.OF_THE_VERSION)
+    state = {
+        "entries": (rows := store.rows()),
+        "unheard": reaper.unacknowledged,
+        "sequence": reaper.sequence,
+        "watched": reaper.watcher.starts,
+        "open_files": open_files,
+    }
+    file = os.memfd_create("poolctl-keeper", 0)
+    os.write(file, json.dumps(state).encode())
+    kept = [fd for _, _, fds in rows for fd in fds]
+    # Signals that arrive in between are pending for the next program.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        for fd in kept:
+            os.set_inheritable(fd, True)
+        os.execv(argv[0], [*argv, json.dumps({"supervisor": supervisor, "restored": file})])
+    except OSError:
+        for fd in kept:
+            os.set_inheritable(fd, False)
+        os.close(file)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def restore(file: int, store: Store, reaper: Reaper) -> tuple[int, int]:
     """Restore the previous program's state; returns the limits of open files for workers."""
-    state: dict[str, Any] = json.loads(read_file(file))
+    state: wire.Message = json.loads(read_file(file))
     os.close(file)
     for name, meta, fds in state["entries"]:
         for fd in fds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import stat
 
@@ -12,7 +13,7 @@ from ..platform import raise_descriptor_limit
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import re
-    from collections.abc import Callable, Container, Sequence
+    from collections.abc import Container, Sequence
 
 
 def spawn(
@@ -60,9 +61,6 @@ def spawn(
             os.close(fd)
 
 
-Limits = tuple[int, int]
-
-
 class Companion:
     """A program started along with another one, as its child; it gets `fd` as descriptor 3.
 
@@ -82,42 +80,26 @@ class Companion:
         self.without = without
 
 
-def in_background(argv: list[str], env: dict[str, str], fds: Sequence[int]) -> None:
-    """Run `argv` in a session of its own, not as a child of ours, with only `fds` of our descriptors, at 3, 4 …"""
-    _detached(env, fds, [], lambda: argv)
-
-
-def in_company(
-    argv: Callable[[list[int], Limits], list[str]],
-    env: dict[str, str],
-    fds: Sequence[int],
-    companions: Sequence[Companion],
+def in_background(
+    argv: list[str], env: dict[str, str], fds: Sequence[int], companions: Sequence[Companion] = ()
 ) -> None:
-    """Likewise, with companions, which start before the program itself has been loaded.
+    """Run `argv` in a session of its own, not as a child of ours, with only `fds` of our descriptors, at 3, 4 …
 
-    `argv` is called in the new process, with their pids, 0 for one that could not be started, and with the limits of
-    open files (the soft and the hard one) from before they were raised for the program and its companions.
+    Companions start before the program itself has been loaded. It gets one more argument then: a JSON object with their
+    `pids`, 0 for one that could not be started, and `open_files`, the limits (the soft and the hard one) from before
+    they were raised for all of them.
     """
-
-    def command() -> list[str]:
-        limits = raise_descriptor_limit()
-        return argv([_start(each, place, env) for place, each in enumerate(companions, 3 + len(fds))], limits)
-
-    _detached(env, fds, [each.fd for each in companions], command)
-
-
-def _detached(
-    env: dict[str, str], fds: Sequence[int], passing: Sequence[int], command: Callable[[], list[str]]
-) -> None:
-    """Execute the program that `command` returns; it is called when `fds` and then `passing` are at 3, 4 …"""
     child = os.fork()
     if child == 0:
         try:
             os.setsid()
             if os.fork() == 0:
-                _keep_only([*fds, *passing])
+                _keep_only([*fds, *(each.fd for each in companions)])
                 os.chdir("/")
-                argv = command()
+                if companions:
+                    limits = raise_descriptor_limit()
+                    pids = [_start(each, fd, env) for fd, each in enumerate(companions, 3 + len(fds))]
+                    argv = [*argv, json.dumps({"pids": pids, "open_files": limits})]
                 for fd in range(3, 3 + len(fds)):
                     os.set_inheritable(fd, True)
                 os.execve(argv[0], argv, env)

@@ -20,7 +20,7 @@ from poolctl.control.pool_processes import clear_exit
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED
 from poolctl.keeper import fd_store, rendezvous, wire
-from poolctl.keeper.spawn import Companion, in_company
+from poolctl.keeper.spawn import Companion, in_background
 from poolctl.platform import proc_problem
 from poolctl.runners.registry import VARIABLE, UnknownRunner, companions
 
@@ -28,7 +28,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from poolctl.keeper.spawn import Limits
 
 _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
@@ -107,30 +106,20 @@ def _launch(
             fds.append(read)
         inherited, names = _inherited(env)
         fds += inherited
-        first_link = 3 + len(fds)
         for program in programs.values():
             kept, given = (ours.enter_context(end) for end in wire.pair())
             fds.append(kept.fileno())
             program.fd = given.fileno()
-
-        def keeper(pids: list[int], limits: Limits) -> list[str]:
-            begun = {
-                name: [pid, fd] for fd, (name, pid) in enumerate(zip(programs, pids, strict=True), first_link)
-            }
-            plan = {
-                "supervisor": programs[fd_store.SUPERVISOR].argv,
-                "control": 3,
-                "lifeline": 4 if lifeline else -1,
-                "inherited": names,
-                "begun": begun,
-                "without": without,
-                "open_files": limits,
-            }
-            return bootstrap.command(
-                sys.executable, "keeper", pool_directory, json.dumps(plan), isolated=True
-            )
-
-        in_company(keeper, _for_the_keeper(env), fds, list(programs.values()))
+        plan = {
+            "supervisor": programs[fd_store.SUPERVISOR].argv,
+            "control": 3,
+            "lifeline": 4 if lifeline else -1,
+            "inherited": names,
+            "begun": list(programs),
+            "without": without,
+        }
+        keeper = bootstrap.command(sys.executable, "keeper", pool_directory, json.dumps(plan), isolated=True)
+        in_background(keeper, _for_the_keeper(env), fds, list(programs.values()))
         if_failed.pop_all()
         return write
 

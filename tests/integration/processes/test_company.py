@@ -12,20 +12,21 @@ from typing import Any
 import pytest
 
 from poolctl.keeper import wire
-from poolctl.keeper.spawn import Companion, Limits, in_company
+from poolctl.keeper.spawn import Companion, in_background
 from tests.deadline import wait_until
 
 pytestmark = pytest.mark.unmeasured
 
-# Says into its last argument who its parent is, what it holds and what it may hold; stays until descriptor 3 ends.
+# Writes into its first argument who its parent is, what it holds and may hold, and its other arguments; stays until
+# descriptor 3 ends.
 SAY = """
 import json, os, resource, sys
 held = sorted(int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}"))
 limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-said = {"pid": os.getpid(), "parent": os.getppid(), "held": held, "limit": limit}
-with open(sys.argv[-1] + ".new", "w") as file:
+said = {"pid": os.getpid(), "parent": os.getppid(), "held": held, "limit": limit, "more": sys.argv[2:]}
+with open(sys.argv[1] + ".new", "w") as file:
     json.dump(said, file)
-os.rename(sys.argv[-1] + ".new", sys.argv[-1])
+os.rename(sys.argv[1] + ".new", sys.argv[1])
 os.read(3, 1)
 """
 
@@ -36,13 +37,9 @@ def say(path: Path) -> list[str]:
 
 def company(directory: Path, *companions: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the program was told and says, and what the last companion says."""
-    told, program, last = (directory / name for name in ("told", "program", "last"))
+    program, last = (directory / name for name in ("program", "last"))
     read, write = os.pipe()
     links = [wire.pair() for _ in companions]
-
-    def command(pids: list[int], limits: Limits) -> list[str]:
-        told.write_text(json.dumps({"pids": pids, "limits": limits}))
-        return say(program)
 
     try:
         fds = [read, *(ours.fileno() for ours, _ in links)]
@@ -51,7 +48,7 @@ def company(directory: Path, *companions: list[str]) -> tuple[dict[str, Any], di
             Companion(argv, output, session=True, fd=theirs.fileno())
             for argv, (_, theirs) in zip(companions, links, strict=True)
         ]
-        in_company(command, dict(os.environ), fds, accompanied)
+        in_background(say(program), dict(os.environ), fds, accompanied)
         wait_until(lambda: program.exists() and last.exists())
     finally:
         for fd in (read, write):
@@ -59,7 +56,8 @@ def company(directory: Path, *companions: list[str]) -> tuple[dict[str, Any], di
         for pair in links:
             for end in pair:
                 end.close()
-    return json.loads(told.read_text()) | json.loads(program.read_text()), json.loads(last.read_text())
+    said = json.loads(program.read_text())
+    return said | json.loads(said["more"][0]), json.loads(last.read_text())
 
 
 def test_companions_are_children_of_the_program_and_hold_their_link_only(tmp_path: Path) -> None:
@@ -72,7 +70,7 @@ def test_companions_are_children_of_the_program_and_hold_their_link_only(tmp_pat
             program, last = company(tmp_path, say(tmp_path / "first"), say(tmp_path / "last"))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert program["limits"] == [lowered, hard]
+    assert program["open_files"] == [lowered, hard]
     assert program["limit"] == last["limit"] == hard
     assert last["parent"] == program["pid"] != os.getpid()
     assert program["pids"][1] == last["pid"]

@@ -211,7 +211,7 @@ def test_a_supervisor_that_cannot_be_started_ends_a_keeper_that_holds_nothing(tm
     with socket.socket(socket.AF_UNIX) as control:
         control.bind("")
         plan = {
-            "supervisor": ["/no/such/program"], "control": 3, "lifeline": -1, "inherited": [], "begun": {},
+            "supervisor": ["/no/such/program"], "control": 3, "lifeline": -1, "inherited": [], "begun": [],
         }  # fmt: skip
         argv = command(sys.executable, "keeper", str(tmp_path / "gone"), json.dumps(plan), isolated=True)
         (tmp_path / "gone").mkdir()

@@ -58,7 +58,7 @@ def test_the_end_is_seen_once(pid: int) -> None:
     assert watcher.watch(pid, start_of(pid))
     assert watcher.watch(pid, start_of(pid)), "to say it again is no error"
     assert watcher.ended() == []
-    assert watcher.pids == [pid]
+    assert list(watcher.starts) == [pid]
     assert watcher.signal(pid, signal.SIGTERM, group=False)
     assert ended(watcher) == [pid]
     assert watcher.ended() == []
@@ -68,7 +68,7 @@ def test_the_end_is_seen_once(pid: int) -> None:
 def test_another_process_with_the_same_pid_is_not_taken_for_it(pid: int) -> None:
     watcher = Watcher()
     assert not watcher.watch(pid, start_of(pid) - 1)
-    assert watcher.pids == []
+    assert watcher.starts == {}
     kill_rest(pid, start_of(pid) - 1)
     assert is_alive(pid)
     assert not watcher.signal(pid, signal.SIGKILL, group=True), "it is not watched"
@@ -92,7 +92,7 @@ def test_all_are_killed_at_once() -> None:
     for each in pids:
         watcher.watch(each, start_of(each))
     watcher.kill_all(10)
-    assert watcher.pids == []
+    assert watcher.starts == {}
     assert not any(map(is_alive, pids))
 
 
