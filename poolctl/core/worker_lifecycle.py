@@ -74,7 +74,7 @@ class WorkerLifecycle:
     async def _place(self, entry: Entry, worker: Worker) -> Exit:
         worker.placed_at = self._clock.time()
         worker.certificate_ends = certificate_ends(worker.config)
-        worker.files_before, worker.files = entry.files, digests(worker.config)
+        worker.files_before, worker.files = _files_before(entry, worker), digests(worker.config)
         if worker.generation == entry.generation:
             entry.files = worker.files
             self._queue.note(entry)
@@ -307,6 +307,16 @@ class WorkerLifecycle:
             entry.failed_since = self._clock.time()
         entry.failures += 1
         entry.failure = failure_of(entry, message, hint, kind, cause=cause)
+
+
+def _files_before(entry: Entry, worker: Worker) -> dict[str, str]:
+    """The digests of the files in use until the replacement that the worker is part of, or until now."""
+    workers = entry.workers.values()
+    if any(each.phase is Phase.READY and each.generation < worker.generation for each in workers):
+        for each in workers:
+            if each.generation == worker.generation and each.files:
+                return each.files_before
+    return entry.files
 
 
 def cancel(worker: Worker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from poolctl import ServerConfig
@@ -152,6 +153,24 @@ def test_failed_replacement_is_reported_and_the_next_reload_tries_again() -> Non
         assert changes_of(await desk.ask("reload")) == [("a", "restart", ["env.A"])]
         await turns()
         assert {"a.3.0", "b.1.0"} == set(desk.runner.running)
+
+    run(scenario())
+
+
+def test_reload_after_a_failed_replacement_finds_no_difference_when_the_files_are_as_before(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        certificate = tmp_path / "cert.pem"
+        certificate.write_text("one")
+        tls = {"cert": str(certificate), "key": str(certificate)}
+        before = web("a", workers=2, tls=tls)
+        desk = Desk(before, **{"a.2.1": FAILS})
+        await desk.ask("start")
+        certificate.write_text("two")
+        desk.files.written = [web("a", workers=2, tls=tls, env={"A": "1"})]
+        assert (await desk.ask("reload"))["exit_code"] == 1
+        certificate.write_text("one")
+        desk.files.written = [before]
+        assert changes_of(await desk.ask("reload")) == []
 
     run(scenario())
 
