@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 
 from poolctl.errors import PoolError, PoolRestartError, PoolStopError, ServerError
 
@@ -12,6 +13,14 @@ from .state import Entry
 from .view import Listener
 
 LAST_LINES = 5
+# So many are read, because most of a traceback says nothing to an operator.
+_LINES_READ = 50
+_IN_TRACEBACK = ("During handling of the above exception", "The above exception was the direct cause")
+# What uvicorn prints about the course of a worker.
+_COURSE = re.compile(
+    r"INFO:\s+(Started server process|Finished server process|Waiting for application|Shutting down"
+    r"|Application (startup|shutdown) complete)|ERROR:\s+Application startup failed\. Exiting\."
+)
 OWN_SOCKET = (
     "the pool listens there for it: have it take that socket ({fd}, LISTEN_FDS), "
     'or bind the port itself by saying {port} in the command: ["env", "PORT={port}", …]'
@@ -42,9 +51,11 @@ class Rollout:
         self.missing = await until(self._core, self._entries, self._settled, timeout_seconds, report)
         failed = [entry for entry in self._entries if self._has_failed(entry)]
         found = await asyncio.gather(
-            *(self._core.last_lines(entry, LAST_LINES, entry.failed_since) for entry in failed)
+            *(self._core.last_lines(entry, _LINES_READ, entry.failed_since) for entry in failed)
         )
-        self._last_lines = {entry.name: lines for entry, lines in zip(failed, found, strict=True)}
+        self._last_lines = {
+            entry.name: explaining(lines)[-LAST_LINES:] for entry, lines in zip(failed, found, strict=True)
+        }
 
     def is_overtaken(self, entry: Entry) -> bool:
         """Whether another command wants the opposite."""
@@ -81,8 +92,8 @@ class Rollout:
         hint = failure.hint
         if entry.config.command and not entry.config.binds_itself and _finds_address_taken(lines):
             hint = f"{OWN_SOCKET}; {hint}"
-        if lines and failure.message.endswith(lines[-1].rpartition("Error: ")[2]):
-            lines = lines[:-1]  # the message says it already
+        # The message may quote the error already.
+        lines = [line for line in lines if not failure.message.endswith(line.rpartition("Error: ")[2])]
         message = "\n    ".join([failure.message, *lines])
         described = ServerError(message, name=entry.name, bind=entry.config.key, hint=hint)
         described.__cause__ = failure.__cause__
@@ -125,6 +136,20 @@ def not_arrived(entry: Entry, kind: type[PoolError], message: str) -> ServerErro
         code=kind.code,
         error=kind.error,
     )
+
+
+def explaining(lines: Sequence[str]) -> list[str]:
+    """The lines that may explain a failure: without frames of tracebacks and uvicorn's reports of its course."""
+    found = []
+    in_traceback = True  # the lines may begin within one
+    for line in lines:
+        if "Traceback (most recent call last):" in line:
+            in_traceback = True
+        elif not (in_traceback and line[:1].isspace()):
+            in_traceback = False
+            if line.strip() and not line.startswith(_IN_TRACEBACK) and not _COURSE.match(line):
+                found.append(line)
+    return found
 
 
 def _finds_address_taken(lines: Iterable[str]) -> bool:

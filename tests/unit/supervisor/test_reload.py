@@ -157,7 +157,9 @@ def test_failed_replacement_is_reported_and_the_next_reload_tries_again() -> Non
     run(scenario())
 
 
-def test_reload_after_a_failed_replacement_finds_no_difference_when_the_files_are_as_before(tmp_path: Path) -> None:
+def test_reload_after_a_failed_replacement_finds_no_difference_when_the_files_are_as_before(
+    tmp_path: Path,
+) -> None:
     async def scenario() -> None:
         certificate = tmp_path / "cert.pem"
         certificate.write_text("one")
