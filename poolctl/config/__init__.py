@@ -4,56 +4,28 @@ Four rooms: `model` (keys, ranges, rules), `files` (text into tables with places
 that the servers refer to), `edit` (changes written back).
 """
 
+# ruff: noqa: F403, F405 (the names are in __all__)
 from __future__ import annotations
 
 TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for the fast lane
 if TYPE_CHECKING:
-    from typing import Any
-
-    from poolctl.config.checks.certificate_checks import certificate_validity
-    from poolctl.config.checks.interpreter import (
-        changed_by,
-        default_interpreter,
-        enter_as,
-        ids_of,
-        interpreter,
-        start_options,
-    )
-    from poolctl.config.checks.open_files import (
-        OPEN_FILES_OF_POOL,
-        OPEN_FILES_RESERVE,
-        RAISE_OPEN_FILES,
-        open_files_needed,
-    )
-    from poolctl.config.checks.requirements import missing_program
-    from poolctl.config.configuration import Configuration, ServerConfig, no_certificate
-    from poolctl.config.edit.draft import Draft, FileChanged
-    from poolctl.config.edit.toml_file import table_text, value_text
-    from poolctl.config.files.document import Document
-    from poolctl.config.files.find import FILE_NAMES, PYPROJECT, ConfigNotFound, candidate_files, find_config
-    from poolctl.config.files.read_file import missing_file, read_regular, variables_named_in
-    from poolctl.config.loader import Surroundings, load
-    from poolctl.config.model import MOST_WORKERS
-    from poolctl.config.model.conflicts import conflicts
-    from poolctl.config.model.dependency_rules import dependency_findings, longest_stop_seconds
-    from poolctl.config.model.interpolate import escaped, referenced_variables
-    from poolctl.config.model.json_schema import json_schema
-    from poolctl.config.model.normalise import merged, relocated
-    from poolctl.config.model.problems import Finding, Place, Problem, problem_of, shown
-    from poolctl.config.model.secrets import MASK, masked, masked_text, values_of
-    from poolctl.config.model.sections import (
-        Backoff,
-        Dependency,
-        Health,
-        Patience,
-        Probe,
-        Recovery,
-        Restart,
-        Section,
-        TLSConfig,
-    )
-    from poolctl.config.model.table_models import Dashboard, EventsTable, Notify
-    from poolctl.config.model.tables import TABLE_NAMES, Tables, pool_variables
+    from poolctl.config.checks.certificate_checks import *
+    from poolctl.config.checks.interpreter import *
+    from poolctl.config.configuration import *
+    from poolctl.config.edit.draft import *
+    from poolctl.config.edit.toml_file import *
+    from poolctl.config.files.document import *
+    from poolctl.config.files.find import *
+    from poolctl.config.files.read_file import *
+    from poolctl.config.loader import *
+    from poolctl.config.model import *
+    from poolctl.config.model.conflicts import *
+    from poolctl.config.model.json_schema import *
+    from poolctl.config.model.normalise import *
+    from poolctl.config.model.problems import *
+    from poolctl.config.model.secrets import *
+    from poolctl.config.model.sections import *
+    from poolctl.config.model.tables import *
 
 # fmt: off
 __all__ = [
@@ -71,32 +43,27 @@ __all__ = [
 # fmt: on
 _MODULES = {
     "checks.certificate_checks": "certificate_validity",
-    "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter start_options",
-    "checks.open_files": "OPEN_FILES_OF_POOL OPEN_FILES_RESERVE RAISE_OPEN_FILES open_files_needed",
-    "checks.requirements": "missing_program",
-    "configuration": "Configuration ServerConfig no_certificate",
+    "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter missing_program start_options",
+    "configuration": "Configuration ServerConfig no_certificate open_files_needed",
     "edit.draft": "Draft FileChanged",
-    "edit.toml_file": "table_text value_text",
+    "edit.toml_file": "escaped table_text value_text",
     "files.document": "Document",
     "files.find": "ConfigNotFound FILE_NAMES PYPROJECT candidate_files find_config",
     "files.read_file": "missing_file read_regular variables_named_in",
     "loader": "Surroundings load",
-    "model": "MOST_WORKERS",
-    "model.conflicts": "conflicts",
-    "model.dependency_rules": "dependency_findings longest_stop_seconds",
-    "model.interpolate": "escaped referenced_variables",
-    "model.normalise": "merged relocated",
+    "model": "MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE RAISE_OPEN_FILES",
+    "model.conflicts": "conflicts dependency_findings longest_stop_seconds",
+    "model.normalise": "merged referenced_variables relocated",
     "model.problems": "Finding Place Problem problem_of shown",
     "model.json_schema": "json_schema",
     "model.secrets": "MASK masked masked_text values_of",
     "model.sections": "Backoff Dependency Health Patience Probe Recovery Restart Section TLSConfig",
-    "model.table_models": "Dashboard EventsTable Notify",
-    "model.tables": "TABLE_NAMES Tables pool_variables",
+    "model.tables": "TABLE_NAMES Dashboard EventsTable Notify Tables pool_variables",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Each is imported when it is first used: finding the file must not import pydantic.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

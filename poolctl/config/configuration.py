@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Any, overload
+from typing import overload
 
 from pydantic import ConfigDict
 
-from poolctl.config.files.env_file import variables_of
-from poolctl.config.files.origins import Origins
+from poolctl.config.files.assemble import Origins
+from poolctl.config.files.read_file import variables_of
+from poolctl.config.model import OPEN_FILES_OF_POOL
 from poolctl.config.model.conflicts import shared_users
-from poolctl.config.model.pool_table import PoolSettings
-from poolctl.config.model.problems import Finding, Problem, problem_of
+from poolctl.config.model.problems import Finding, Problem, Tree, problem_of
 from poolctl.config.model.secrets import MASK
 from poolctl.config.model.sections import TLSConfig, refuse
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.tables import Tables, pool_variables
+from poolctl.config.model.tables import PoolSettings, Tables, pool_variables
 from poolctl.errors import ServerError
 
 
@@ -64,7 +64,7 @@ class Configuration(Sequence[ServerConfig]):
         problems: Iterable[ServerError] = (),
         settings: PoolSettings | None = None,
         tables: Tables | None = None,
-        defaults: dict[str, Any] | None = None,
+        defaults: dict[str, Tree] | None = None,
         files: Iterable[str] = (),
         origins: Origins | None = None,
     ) -> None:
@@ -78,7 +78,7 @@ class Configuration(Sequence[ServerConfig]):
         self._origins = origins
         self._outside_warnings: list[Problem] = []
         # Only Python can give these to a pool.
-        self._handler: Any = None
+        self._handler: Tree = None
         self._tls: TLSConfig | None = None
 
     @overload
@@ -195,3 +195,28 @@ def _distinct(problems: Iterable[Problem]) -> list[Problem]:
     """One missing certificate of [defaults] is one problem, however many servers use it."""
     found = {(each.place if each.file else id(each), each.message): each for each in problems}
     return list(found.values())
+
+
+_DESCRIPTORS_OF_PAIR = 2
+# Its control socket or NOTIFY_SOCKET, the page on which it counts, the pipe that takes its output. A keeper that has
+# taken the place of another one, and is not its parent, has a pidfd of it as well, if there is room.
+_DESCRIPTORS_OF_WORKER = 3
+_DESCRIPTORS_OF_PROGRAM = 2
+# When many are restarted, the others wait until there are free descriptors.
+REPLACED_AT_ONCE = 16
+
+
+def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
+    """The open files of keeper and supervisor, which have the same limit, for servers with so many workers each.
+
+    One that sleeps, with no worker, has its listener.
+    """
+    workers, total = 0, OPEN_FILES_OF_POOL
+    for server, count in servers:
+        workers += count
+        if not (server.job or server.binds_itself):
+            # One listener for each version of the protocol.
+            total += 2 if server.address.dual or server.address.host == "localhost" else 1
+        total += count * (_DESCRIPTORS_OF_PROGRAM if server.command else _DESCRIPTORS_OF_WORKER)
+        total += _DESCRIPTORS_OF_PAIR * bool(count and not server.command) + server.health.probed
+    return total + _DESCRIPTORS_OF_WORKER * min(workers, REPLACED_AT_ONCE)

@@ -7,25 +7,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 from poolctl.address import Address
 from poolctl.config.checks.interpreter import default_interpreter
 from poolctl.config.configuration import Configuration, ServerConfig, unserved
-from poolctl.config.files.assemble import Assembly, ServerTable, located
+from poolctl.config.files.assemble import Assembly, Origins, ServerTable, located
 from poolctl.config.files.document import read_documents
-from poolctl.config.files.origins import Origins
-from poolctl.config.model.conflicts import conflicts
-from poolctl.config.model.defaults import Defaults
-from poolctl.config.model.dependency_rules import dependency_findings
-from poolctl.config.model.derive import derive
+from poolctl.config.model.conflicts import conflicts, dependency_findings
 from poolctl.config.model.explain import reset_suggestions, validated
-from poolctl.config.model.interpolate import interpolate
-from poolctl.config.model.normalise import normalise, refuse_internal
-from poolctl.config.model.pool_table import PoolSettings
-from poolctl.config.model.problems import Finding, Problem
-from poolctl.config.model.sections import refuse
-from poolctl.config.model.tables import TABLE_NAMES, Tables
+from poolctl.config.model.normalise import derive, interpolate, merged, normalise, refuse_internal
+from poolctl.config.model.problems import Finding, Problem, Tree
+from poolctl.config.model.sections import Section, refuse
+from poolctl.config.model.tables import TABLE_NAMES, PoolSettings, Tables
 from poolctl.errors import PoolValidateError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -75,8 +68,84 @@ def _load(paths: Paths, env: Mapping[str, str], texts: Mapping[str, str] | None)
     return config
 
 
+# An app of a server displaces a command of the defaults instead of contradicting it, and the other way round.
+OF_AN_APP = frozenset({"app", "factory", "handler_key", "tls"})
+OF_A_COMMAND = frozenset({"command", "notify", "job"})
+
+
+class Defaults:
+    """The keys that servers take over. `findings` are the problems of the table itself."""
+
+    def __init__(self, table: dict[str, Tree], base_dir: str) -> None:
+        self.findings: list[Finding] = []
+        self.tls = table.get("tls") if isinstance(table.get("tls"), dict) else None
+        self.raw = {key: value for key, value in table.items() if key != "tls" or value is not self.tls}
+        self.ready: dict[str, Tree] = {}
+        if not table:
+            return
+        bad = self._check(table, base_dir)
+        for key in bad:
+            # Reported here, and not again for each server.
+            self.raw.pop(key, None)
+        self.raw_tables = {key: value for key, value in self.raw.items() if isinstance(value, dict)}
+
+    def _check(self, table: dict[str, Tree], base_dir: str) -> set[Tree]:
+        findings: list[Finding] = []
+        trial = {"app": "a:b", **table, "name": "defaults"}
+        if "command" in trial:
+            trial.pop("app")
+        trial.setdefault("bind", "127.0.0.1:1")
+        trial.pop("job", None)
+        derive(trial, base_dir, findings)
+        model = validated(ServerConfig, trial, findings)
+        self.findings = [finding for finding in findings if finding.path[0] in table]
+        bad = {finding.path[0] for finding in self.findings}
+        if model is not None:
+            for key in self.raw.keys() - bad:
+                value = getattr(model, str(key))
+                self.ready[key] = value if isinstance(value, Section) else self.raw[key]
+            if self.tls is not None and "tls" not in bad:
+                self.ready["tls"] = model.tls
+        else:
+            self.ready = {key: value for key, value in self.raw.items() if key not in bad}
+        if "tls" in bad:
+            self.tls = None
+        return bad
+
+    def under(self, own: dict[str, Tree]) -> dict[str, Tree]:
+        """A server's table with the defaults under it, in a new table."""
+        if not self.ready and self.tls is None:
+            return dict(own)
+        table = {**self.ready, **own}
+        if self.tls is not None:
+            self._resolve_tls(table, own)
+        for key in self.raw_tables.keys() & own.keys():
+            if isinstance(own[key], dict):
+                table[key] = merged(self.raw_tables[key], own[key])
+        displaced = (
+            OF_AN_APP if "command" in own else OF_A_COMMAND if own.keys() & OF_AN_APP - {"tls"} else ()
+        )
+        for key in displaced:
+            if key not in own:
+                table.pop(key, None)
+        return table
+
+    def _resolve_tls(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
+        asked = own.get("tls", self.raw.get("tls"))
+        if asked is True:
+            table["tls"] = self.ready.get("tls", self.tls)
+        elif isinstance(asked, dict) and self.tls is not None:
+            # The key and its password belong to the certificate.
+            under = self.tls
+            if "cert" in asked:
+                under = {k: v for k, v in under.items() if k not in ("cert", "key", "password_env")}
+            table["tls"] = merged(under, asked)
+        elif asked is None:
+            table.pop("tls", None)
+
+
 def _server_of(
-    own: dict[str, Any],
+    own: dict[str, Tree],
     base_dir: str,
     defaults: Defaults,
     handlers: str | None,
@@ -101,11 +170,11 @@ def _server_of(
 class Surroundings:
     """What the files of a pool say to every server: [defaults], as read, and the handlers of [pool]."""
 
-    defaults: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Tree] = field(default_factory=dict)
     base_dir: str = ""
     handlers: str | None = None
 
-    def server(self, table: Mapping[str, Any], base_dir: str, env: Mapping[str, str]) -> ServerConfig:
+    def server(self, table: Mapping[str, Tree], base_dir: str, env: Mapping[str, str]) -> ServerConfig:
         """The server of this table, whose relative paths begin in `base_dir`.
 
         `env` is what `${VAR}` sees. Raises PoolValidateError with every problem.
@@ -114,7 +183,7 @@ class Surroundings:
         findings: list[Finding] = []
         own = normalise(interpolate(dict(table), env, findings), base_dir, findings)
         refuse_internal(own, findings)
-        under = Defaults(self.defaults, self.base_dir, ServerConfig)
+        under = Defaults(self.defaults, self.base_dir)
         interpreter = default_interpreter(base_dir, env)
         server, _ = _server_of(own, base_dir, under, self.handlers, lambda _: interpreter, findings)
         findings += unserved(server) if server else ()
@@ -134,7 +203,7 @@ class _Loader:
         self.unresolved = {problem.place for problem in assembly.problems}
         self.interpreter = cache(lambda base_dir: default_interpreter(base_dir, env))
         base_dir = assembly.documents[0].base_dir if assembly.documents else os.getcwd()
-        self.defaults = Defaults(assembly.defaults, base_dir, ServerConfig)
+        self.defaults = Defaults(assembly.defaults, base_dir)
         self.settings = self._settings()
         # By the index of the entry: its server if it is valid, and its address if it could be read.
         self.servers: list[ServerConfig | None] = []
@@ -189,7 +258,7 @@ class _Loader:
             table = {key: value for key, value in table.items() if key not in bad}
 
     def _tables(self) -> Tables:
-        from poolctl.config.model.table_rules import made, overlapping
+        from poolctl.config.model.tables import made, overlapping
 
         findings: list[Finding] = []
         tables = made(self.assembly.tables, findings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
@@ -10,17 +11,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from poolctl.config.checks.import_check import Import, check_imports, check_interpreters, check_zttp
-from poolctl.config.checks.interpreter import ids_of, trusted_by_root
-from poolctl.config.checks.requirements import missing_program, unwritable
-from poolctl.config.files.env_file import EnvFileError, read_env_file, variables_of
-from poolctl.config.files.read_file import read_text
+from poolctl.config.checks.interpreter import ids_of, missing_program, trusted_by_root
+from poolctl.config.files.read_file import EnvFileError, read_env_file, read_text, variables_of
 from poolctl.config.model.problems import Finding, Problem
 from poolctl.config.model.sections import TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.tables import Tables
+from poolctl.safe_open import UnsafePath, check_appendable
 
 if TYPE_CHECKING:
-    from poolctl.config.model.table_models import Dashboard
+    from poolctl.config.model.tables import Dashboard
 
 Findings = list[Finding]
 _LOG_PATH = ("log", "path")
@@ -238,3 +238,25 @@ def _unknown_secrets(tables: Tables, env: Mapping[str, str]) -> Iterator[Finding
             if path and not os.access(path, os.R_OK):
                 what = "cannot be read" if os.path.exists(path) else "is not there"
                 yield Finding(("notify", index, key), f"{path} {what}", f"create it, or fix {key}", path)
+
+
+def unwritable(key: tuple[str | int, ...], path: str) -> list[Finding]:
+    """The problem of a file that this user cannot append to; an empty list for a good one. Changes nothing."""
+    try:
+        check_appendable(path)
+    except UnsafePath as refused:
+        reason, _, fix = str(refused.strerror).partition("; ")
+        return [Finding(key, f"{path} cannot be written: {reason}", fix or "name another file", path)]
+    except IsADirectoryError:
+        return [Finding(key, f"{path} is a directory", "name a file in it", path)]
+    except OSError as error:
+        reason, fix = error.strerror or str(error), "name another file"
+        if error.errno == errno.EACCES:
+            fix = f"let the pool's user (uid {os.geteuid()}) write there, or name another file"
+        elif error.errno == errno.ENOTDIR:
+            above = path
+            while not os.path.lexists(above):
+                above = os.path.dirname(above)
+            reason = f"{above} is no directory"
+        return [Finding(key, f"{path} cannot be written: {reason}", fix, path)]
+    return []

@@ -1,4 +1,4 @@
-"""Which Python runs a server's application, and which users can modify the code that it runs at startup.
+"""Which Python or program runs a server, and which users can modify the code that Python runs at startup.
 
 Root does not start an interpreter whose files, packages or .pth files another user may change; that user's server
 does. Standard library only.
@@ -17,6 +17,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
+
+    from poolctl.config.model.problems import Finding
+    from poolctl.config.model.server_keys import ServerKeys
 
 _MOST_LINKS = 40
 
@@ -112,6 +115,27 @@ def trusted_by_root(interpreter: str, env: Mapping[str, str]) -> tuple[str, str]
     else:
         who, fix = "other users", f"chmod -R go-w {path}"
     return f"{who} can modify {path}, whose code this server runs as root", fix
+
+
+def missing_program(server: ServerKeys, env: Mapping[str, str]) -> Finding | None:
+    """The problem of the program of a `command`, which gets the environment `env`."""
+    import shutil
+
+    from poolctl.config.model.problems import Finding
+
+    program = server.command[0] if server.command else "{"
+    if "{" in program:
+        return None
+    what, hint = "is not there", "install it, or write its full path"
+    if "/" in program:
+        whole = os.path.join(server.cwd, program)
+        if os.access(whole, os.X_OK) and not os.path.isdir(whole):
+            return None
+        if os.path.exists(whole):
+            what, hint = "is not executable", f"chmod +x {program}"
+    elif shutil.which(program, path=env.get("PATH", os.defpath)):
+        return None
+    return Finding(("command", 0), f"{program!r} {what}", hint, program)
 
 
 def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:

@@ -24,10 +24,9 @@ from poolctl.config.edit.parts import Changes, lines_of, list_at
 from poolctl.config.files.assemble import Assembly, ServerTable
 from poolctl.config.files.document import Document, read_documents
 from poolctl.config.files.parsers import parse
-from poolctl.config.files.positions import ParseError
 from poolctl.config.files.read_file import read_text
 from poolctl.config.loader import load
-from poolctl.config.model.problems import Path, Problem, Tree
+from poolctl.config.model.problems import ParseError, Path, Problem, Tree
 from poolctl.config.model.secrets import masked_file
 from poolctl.errors import PoolValidateError
 

@@ -1,6 +1,6 @@
 """Configuration as TOML text (https://toml.io/en/v1.0.0), which the standard library only reads, and changes to it.
 
-tomlkit is imported to change a file only: that takes 30 ms.
+The fast lane writes values with it: what only changes need is imported by them.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from poolctl.config.edit.parts import Changes, Pairs, Parts, assign, in_layout_of, list_at
-from poolctl.config.files.document import Document
-from poolctl.config.model.problems import Path, Tree
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from poolctl.config.edit.parts import Changes, Pairs
+    from poolctl.config.files.document import Document
+    from poolctl.config.model.problems import Path, Tree
 
 _driving = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _bare_key = re.compile(r"[A-Za-z0-9_-]+")
@@ -44,6 +46,17 @@ def table_text(head: str, table: Mapping[str, object]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def escaped(value: Tree) -> Tree:
+    """The same value, its strings written so that interpolation gives them back as they are."""
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, Mapping):
+        return {key: escaped(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [escaped(each) for each in value]
+    return value
+
+
 def _string(text: str) -> str:
     # A TOML basic string is a JSON string, but for DEL, and it cannot say half of a surrogate pair. What would drive a
     # terminal is escaped as well.
@@ -53,13 +66,15 @@ def _string(text: str) -> str:
 
 def edited_in_parts(document: Document, text: str, servers: Path, changes: Changes) -> str:
     """The text with the changes made, all other text as it is. Raises ValueError if it cannot be cut into servers."""
+    import tomlkit
+
+    from poolctl.config.edit.parts import Parts, assign, in_layout_of, list_at
+
     parts = Parts(text, document.positions(), servers)
     if not all(parts.lines[part.first].lstrip().startswith("[[") for part in parts.servers):
         raise ValueError("its servers are not tables with heads of their own")
 
     def edit(own: str, pairs: Pairs) -> str:
-        import tomlkit
-
         one = tomlkit.parse(own)
         assign(list_at(one, servers)[0], pairs, _item)
         return in_layout_of(own, own, one.as_string())
@@ -71,6 +86,8 @@ def edited_in_parts(document: Document, text: str, servers: Path, changes: Chang
 def rewritten(text: str, servers: Path, changes: Changes) -> str:
     """The text with the changes made in the list of its servers. Raises ValueError."""
     import tomlkit
+
+    from poolctl.config.edit.parts import list_at
 
     whole = tomlkit.parse(text)
     if whole.as_string() != text:

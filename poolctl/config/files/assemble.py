@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from poolctl.config.files.document import Document
+from poolctl.config.files.document import SYNONYMS, Document
 from poolctl.config.model.explain import nearest
-from poolctl.config.model.interpolate import interpolate
-from poolctl.config.model.normalise import merged, normalise, refuse_internal
-from poolctl.config.model.problems import Finding, Path, Place, Problem, problem_of, shown
-from poolctl.config.model.tables import NOT_IMPLEMENTED, TABLE_NAMES
+from poolctl.config.model.normalise import interpolate, merged, normalise, refuse_internal
+from poolctl.config.model.problems import Finding, Path, Place, Problem, Tree, problem_of, shown
+from poolctl.config.model.tables import NOT_IMPLEMENTED, TABLE_NAMES, with_absolute_paths
 
 KNOWN = ("pool", "defaults", "server", *TABLE_NAMES)
 
@@ -20,13 +18,13 @@ class ServerTable:
 
     __slots__ = ("base_dir", "name", "parts", "table")
 
-    def __init__(self, name: str, table: dict[str, Any], document: Document, path: Path) -> None:
+    def __init__(self, name: str, table: dict[str, Tree], document: Document, path: Path) -> None:
         self.name = name
         self.table = table
         self.base_dir = document.base_dir
         self.parts: list[tuple[Document, Path]] = [(document, path)]
 
-    def override(self, table: dict[str, Any], document: Document, path: Path) -> None:
+    def override(self, table: dict[str, Tree], document: Document, path: Path) -> None:
         """Let a later file's table win, key by key."""
         self.table = merged(self.table, table)
         self.parts.append((document, path))
@@ -38,9 +36,9 @@ class Assembly:
     def __init__(self, env: Mapping[str, str]) -> None:
         self.env = env
         self.documents: list[Document] = []
-        self.settings: dict[str, Any] = {}
-        self.defaults: dict[str, Any] = {}
-        self.tables: dict[str, Any] = {}  # the others, by name
+        self.settings: dict[str, Tree] = {}
+        self.defaults: dict[str, Tree] = {}
+        self.tables: dict[str, Tree] = {}  # the others, by name
         self.entries: list[ServerTable] = []
         self.problems: list[Problem] = []
         self._by_name: dict[str, ServerTable] = {}
@@ -69,7 +67,7 @@ class Assembly:
         for finding in findings:
             self.problems.append(located(finding, document.place((*path, *finding.path)), entry))
 
-    def _table(self, document: Document, key: str, value: Any) -> Iterator[Finding]:
+    def _table(self, document: Document, key: str, value: Tree) -> Iterator[Finding]:
         """Take over one key of a file."""
         if key in NOT_IMPLEMENTED:
             message = f"{NOT_IMPLEMENTED[key]} is not available in this version of poolctl"
@@ -96,8 +94,6 @@ class Assembly:
         elif not isinstance(value, dict):
             yield Finding((key,), f"{key!r} is {shown(value)}, not a table", f"write [{key}]")
         elif key in TABLE_NAMES:
-            from poolctl.config.model.table_rules import with_absolute_paths
-
             table = with_absolute_paths(key, value, document.base_dir)
             self.tables[key] = merged(self.tables.get(key, {}), table)
         elif key == "defaults":
@@ -105,9 +101,7 @@ class Assembly:
         else:
             self.settings = merged(self.settings, value)
 
-    def _notify(self, document: Document, tables: list[dict[str, Any]]) -> Iterator[Finding]:
-        from poolctl.config.model.table_rules import with_absolute_paths
-
+    def _notify(self, document: Document, tables: list[dict[str, Tree]]) -> Iterator[Finding]:
         found = [with_absolute_paths("notify", each, document.base_dir) for each in tables]
         for index, table in enumerate(found):
             if "written" in table:
@@ -117,7 +111,7 @@ class Assembly:
                 table["written"] = written
         self.tables["notify"] = found
 
-    def _defaults(self, document: Document, value: dict[str, Any]) -> None:
+    def _defaults(self, document: Document, value: dict[str, Tree]) -> None:
         findings: list[Finding] = []
         table = normalise(value, document.base_dir, findings)
         refuse_internal(table, findings)
@@ -127,7 +121,7 @@ class Assembly:
         self._report(document, findings, ("defaults",))
         self.defaults = merged(self.defaults, table)
 
-    def _servers(self, document: Document, values: list[Any], at: Path) -> Iterator[Finding]:
+    def _servers(self, document: Document, values: list[Tree], at: Path) -> Iterator[Finding]:
         here: set[str] = set()
         for index, value in enumerate(values):
             path = (*at, index)
@@ -158,3 +152,79 @@ def located(finding: Finding, place: Place, entry: ServerTable | None = None) ->
     return problem_of(
         finding, place, name=entry.name if entry else "", bind=bind if isinstance(bind, str) else ""
     )
+
+
+LONG_FORMS = {written: key for key, written in SYNONYMS.items()}
+
+
+class Origins:
+    """Finds the places of the values of a pool's servers. All are equal, so that servers with equal keys are."""
+
+    def __init__(self, documents: list[Document], entries: list[ServerTable]) -> None:
+        self.documents = documents
+        self._entries = {entry.name: entry for entry in reversed(entries)}
+        self._by_table: dict[str, dict[Path, list[tuple[Path, int]]]] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Origins)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def place(self, entry: ServerTable | str, path: Path) -> Place:
+        """The place of a key of a server; its table's for a key that is not written anywhere."""
+        entry = self._entries[entry] if isinstance(entry, str) else entry
+        for length in range(len(path), 0, -1):
+            found = self._written(entry, path[:length])
+            if found is not None:
+                document, whole = found
+                return document.place((*whole, *path[length:]))
+        document, table = entry.parts[0]
+        return document.place((*table, *path))
+
+    def of_table(self, path: Path) -> Place:
+        """The place of a key that belongs to no server; `path` begins with its table."""
+        for length in range(len(path), 0, -1):
+            for document in reversed(self.documents):
+                if document.exact(path[:length]) is not None:
+                    return document.place(path)
+        return self.documents[0].place(path)
+
+    def of(self, name: str) -> dict[str, str]:
+        """`{"http.loop": "/etc/pool.toml:7", …}` for every key that a file gives to the server."""
+        found: dict[str, str] = {}
+        entry = self._entries.get(name)
+        if entry is None:
+            return found
+        tables = [each.data.get("defaults") for each in self.documents if isinstance(each.data, dict)]
+        # The table [defaults.tls] is for servers that ask for it.
+        asks = "tls" in entry.table or any(
+            isinstance(each, dict) and each.get("tls") is True for each in tables
+        )
+        sources: list[tuple[Document, Path]] = [(document, ("defaults",)) for document in self.documents]
+        for document, table in [*sources, *entry.parts]:
+            for path, line in self._keys(document).get(table, ()):
+                first = LONG_FORMS.get(str(path[0]), path[0])
+                if table != ("defaults",) or first != "tls" or asks:
+                    found[".".join(map(str, (first, *path[1:])))] = f"{document.path}:{line}"
+        return found
+
+    def _keys(self, document: Document) -> dict[Path, list[tuple[Path, int]]]:
+        """The keys of each server's table of a file, with their lines; made once for all servers."""
+        known = self._by_table.get(document.path)
+        if known is None:
+            known = self._by_table[document.path] = {}
+            start = len(document.prefix)
+            for path, (line, _) in document.positions().items():
+                own = path[start:]
+                size = 1 if own[:1] == ("defaults",) or isinstance(own[0] if own else "", int) else 2
+                rest = own[size:]
+                if rest and all(isinstance(part, str) for part in rest):
+                    known.setdefault(own[:size], []).append((rest, line))
+        return known
+
+    def _written(self, entry: ServerTable, path: Path) -> tuple[Document, Path] | None:
+        defaults: list[tuple[Document, Path]] = [(document, ("defaults",)) for document in self.documents]
+        for document, table in reversed([*defaults, *entry.parts]):
+            if document.exact((*table, *path)) is not None:
+                return document, (*table, *path)
+        return None

@@ -8,9 +8,8 @@ from typing import Any
 
 from poolctl.config.files.find import PYPROJECT, has_section
 from poolctl.config.files.parsers import parse, positions
-from poolctl.config.files.positions import ParseError
 from poolctl.config.files.read_file import files_of, kind_of, read_text
-from poolctl.config.model.problems import Path, Place, Problem, dotted
+from poolctl.config.model.problems import ParseError, Path, Place, Problem, dotted
 from poolctl.config.model.secrets import masked_quotes
 
 SECTION = ("tool", "poolctl")

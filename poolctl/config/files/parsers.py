@@ -1,26 +1,60 @@
-"""Text into plain values: tables, lists, strings, numbers. Two equal keys are an error in every format."""
+"""Text into plain values: tables, lists, strings, numbers; and where each key and element is.
+
+Two equal keys are an error in every format. The six commonest mistakes have plain words, their place and their fix: a
+value without quotes, a list or table that is not closed, a string that is not closed, a comma missing or too many, a
+key that is there twice, and a colon in place of TOML's equals sign. Of everything else the parser's own message is
+given, with a reminder of the format's rules.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from bisect import bisect_right
 
-from poolctl.config.files.positions import DEEPEST, MOST_VALUES, Lines, ParseError, Scanner
-from poolctl.config.model.problems import Path
+from poolctl.config.model.problems import DEEPEST, MOST_VALUES, SHOWN_CHARACTERS, ParseError, Path, Tree
 
-_many_digits = re.compile(r"[0-9_]{4000,}")
-_toml_place = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+_blank = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
+_space = re.compile(r"[ \t]*")
+_string = re.compile(
+    r'"""(?:[^\\]|\\.)*?"{3,5}(?!")|\'\'\'.*?\'{3,5}(?!\')|"(?:[^"\\]|\\.)*"|\'[^\']*\'', re.DOTALL
+)
+_bare = re.compile(r"[^,\]}\n#]+")
+_key = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'|[A-Za-z0-9_-]+')
 _PART = r"""(?:"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|[\w-]++)[ \t]*+"""
-_long_key = re.compile(rf"(?:^|[\[{{,])[ \t]*+(?:{_PART}\.[ \t]*+){{{DEEPEST}}}", re.ASCII)
-_json_constant = re.compile(r'"(?:[^"\\]|\\.)*+"?|(NaN|-?Infinity)', re.DOTALL)
+_LONG_KEY = rf"(?a)(?:^|[\[{{,])[ \t]*+(?:{_PART}\.[ \t]*+){{{DEEPEST}}}"
+# Used for errors only, and compiled then.
+_TOML_PLACE = r" \(at (?:line (\d+), column (\d+)|end of document)\)$"
+_JSON_CONSTANT = r'(?s)"(?:[^"\\]|\\.)*+"?|(NaN|-?Infinity)'
+_NAME = r"""\s*((?:[\w.-]|"[^"\n]*"|'[^'\n]*')+)"""
+_STATEMENT = rf"\s*\[|{_NAME}\s*="
+_WORD = rf"[^\s,\]}}#\"']{{1,{SHOWN_CHARACTERS}}}"
+
+RULES = {
+    "toml": "write key = value, [table] or # comment, each on a line of its own",
+    "yaml": "indent entries of one level alike, with spaces only, and close every quote and bracket",
+    "json": "JSON has double quotes, no comments, and no comma before a closing bracket",
+}
+UNCLOSED_STRING = ("the string is not closed", "put a quote at its end")
+COMMA = ("a comma is missing", "put one before it")
+# Beginnings of the parsers' messages about a string that is not closed.
+_OF_STRINGS = (
+    *("Unterminated string", "Illegal character '\\n'", "Found invalid character '\\n'"),
+    *("Expected '\"", "Expected \"'", "Invalid control character"),
+)
+_TRUTHS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
+_NOTHING = ("none", "null", "nil", "undefined")
+
+# The offset of a mistake, its message and its fix.
+Explained = tuple[int, str, str] | None
 
 
-def parse(text: str, kind: str) -> Any:
+def parse(text: str, kind: str) -> Tree:
     """The value of a text of that kind (`toml`, `yaml`, `json`). Raises ParseError."""
     if text.count("\n") + text.count(",") > MOST_VALUES:
-        hint = "split it: a directory is one pool"
-        raise ParseError(f"more than {MOST_VALUES:,} lines and values", hint=hint)
+        raise ParseError(
+            f"more than {MOST_VALUES:,} lines and values", hint="split it: a directory is one pool"
+        )
     try:
         if kind == "toml":
             return parse_toml(text)
@@ -32,9 +66,7 @@ def parse(text: str, kind: str) -> Any:
     except ParseError as error:
         if error.hint:
             raise
-        from poolctl.config.files.syntax_hints import explained
-
-        raise explained(text, kind, error) from None
+        raise _explained(text, kind, error) from None
     except RecursionError:
         raise ParseError("nested too deeply", hint="a configuration needs five levels") from None
 
@@ -52,31 +84,29 @@ def positions(text: str, kind: str) -> dict[Path, tuple[int, int]]:
         return scanner.found
 
 
-def parse_toml(text: str) -> Any:
+def parse_toml(text: str) -> Tree:
     """What the text says. Raises ParseError."""
     import tomllib
 
     for number, row in enumerate(text.split("\n"), 1):
         # tomllib takes quadratic time and memory for a key of many parts: a.a.a.a.…
-        if row.count(".") >= DEEPEST and (key := _long_key.search(row)):
+        if row.count(".") >= DEEPEST and (key := re.search(_LONG_KEY, row)):
             raise ParseError(f"a key of more than {DEEPEST} parts", number, key.start() + 1)
     try:
         return tomllib.loads(text)
     except ValueError as error:
         message = str(error)
-        digits = _many_digits.search(text) if "integer string conversion" in message else None
+        digits = re.search(r"[0-9_]{4000,}", text) if "integer string conversion" in message else None
         if digits:
             raise ParseError("a number of too many digits", *Lines(text).place(digits.start())) from None
-        place = _toml_place.search(message)
+        place = re.search(_TOML_PLACE, message)
         message = message[: place.start()] if place else message.partition(";")[0]
         if place and place[1]:
-            line, column = int(place[1]), int(place[2])
-        else:
-            line, column = Lines(text).place(len(text)) if place else (0, 0)
-        raise ParseError(message, line, column) from None
+            raise ParseError(message, int(place[1]), int(place[2])) from None
+        raise ParseError(message, *(Lines(text).place(len(text)) if place else (0, 0))) from None
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str) -> Tree:
     """What the text says. Raises ParseError."""
     try:
         return json.loads(text, object_pairs_hook=_table, parse_constant=_refused)
@@ -89,7 +119,7 @@ def parse_json(text: str) -> Any:
         place = scanner.lines.place(offset)
         raise ParseError(f"the key {key!r} is there twice", *place, "keep one of them") from None
     except ValueError as error:
-        constant = next((found for found in _json_constant.finditer(text) if found[1]), None)
+        constant = next((found for found in re.finditer(_JSON_CONSTANT, text) if found[1]), None)
         if constant is None:
             raise ParseError("a number of too many digits") from None
         place = Lines(text).place(constant.start(1))
@@ -100,12 +130,243 @@ class _RepeatedKey(Exception):
     pass
 
 
-def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _table(pairs: list[tuple[str, Tree]]) -> dict[str, Tree]:
     table = dict(pairs)
     if len(table) != len(pairs):
         raise _RepeatedKey
     return table
 
 
-def _refused(name: str) -> Any:
+def _refused(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+class Lines:
+    """Finds the line of an offset in a text, in logarithmic time."""
+
+    def __init__(self, text: str) -> None:
+        self._starts = [0, *(match.end() for match in re.finditer("\n", text))]
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """Line and column, both from 1."""
+        line = bisect_right(self._starts, offset)
+        return line, offset - self._starts[line - 1] + 1
+
+
+class Scanner:
+    """Walks over a valid TOML or JSON text, or the part of one before an error.
+
+    The methods read what begins `here` and return the offset behind it. JSON is read as one value of TOML: only the
+    sign between key and value is another.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.lines = Lines(text)
+        self.found: dict[Path, tuple[int, int]] = {}
+        # The offsets of brackets that are not closed, and the first key of a table that was there before.
+        self.open: list[int] = []
+        self.repeated: tuple[str, int] | None = None
+        # How many tables an array of tables has so far.
+        self._counts: dict[Path, int] = {}
+
+    def scan(self, kind: str) -> dict[Path, tuple[int, int]]:
+        """Line and column of every key, header and element; the first where one is repeated."""
+        table: Path = ()
+        here = self._skip(_blank, 0)
+        if kind == "json" and here < len(self.text):
+            self._value(here, ())
+            return self.found
+        while here < len(self.text):
+            if self.text[here] == "[":
+                table, here = self._header(here)
+            else:
+                here = self._pair(here, table)
+            here = self._skip(_blank, here)
+        return self.found
+
+    def _skip(self, pattern: re.Pattern[str], here: int) -> int:
+        match = pattern.match(self.text, here)
+        return match.end() if match else here
+
+    def _note(self, path: Path, offset: int) -> None:
+        self.found.setdefault(path, self.lines.place(offset))
+
+    def _keys(self, here: int) -> tuple[list[tuple[str, int]], int]:
+        """The parts of a dotted key, each with its offset."""
+        parts: list[tuple[str, int]] = []
+        while True:
+            here = self._skip(_space, here)
+            match = _key.match(self.text, here)
+            if match is None:
+                return parts, here + 1
+            parts.append((_unquoted(match[0]), here))
+            here = self._skip(_space, match.end())
+            if self.text[here : here + 1] != ".":
+                return parts, here
+            here += 1
+
+    def _header(self, here: int) -> tuple[Path, int]:
+        """The table that the header begins."""
+        start = here
+        array = self.text.startswith("[[", here)
+        parts, here = self._keys(here + 1 + array)
+        path: Path = ()
+        for number, (part, _) in enumerate(parts, 1):
+            path = (*path, part)
+            if path in self._counts and not (array and number == len(parts)):
+                path = (*path, self._counts[path] - 1)
+        if array:
+            self._note(path, start)
+            index = self._counts.get(path, 0)
+            self._counts[path] = index + 1
+            path = (*path, index)
+        self._note(path, start)
+        return path, here + 1 + array
+
+    def _pair(self, here: int, table: Path) -> int:
+        """Read a pair of that table: `key = value`, or `"key": value`."""
+        parts, after = self._keys(here)
+        path = table
+        for number, (part, offset) in enumerate(parts, 1):
+            path = (*path, part)
+            if number == len(parts) and path in self.found and self.repeated is None:
+                self.repeated = part, offset
+            self._note(path, offset)
+        # Past the equals sign or colon.
+        return self._value(self._skip(_blank, self._skip(_blank, after) + 1), path)
+
+    def _value(self, here: int, path: Path) -> int:
+        sign = self.text[here : here + 1]
+        if sign in ("[", "{"):
+            return self._inside(here, path, "]" if sign == "[" else "}")
+        match = (_string if sign in ('"', "'") else _bare).match(self.text, here)
+        return match.end() if match else here + 1
+
+    def _inside(self, here: int, path: Path, end: str) -> int:
+        """Read a list or an inline table, from its bracket to its `end`."""
+        self.open.append(here)
+        index = 0
+        here = self._skip(_blank, here + 1)
+        while here < len(self.text) and self.text[here] != end:
+            if self.text[here] == ",":
+                here += 1
+            elif end == "}":
+                here = self._pair(here, path)
+            else:
+                self._note((*path, index), here)
+                here = self._value(here, (*path, index))
+                index += 1
+            here = self._skip(_blank, here)
+        if here < len(self.text):
+            self.open.pop()
+        return here + 1
+
+
+def _unquoted(key: str) -> str:
+    if key[0] not in "\"'":
+        return key
+    if key[0] == "'" or "\\" not in key:
+        return key[1:-1]
+    try:
+        return str(json.loads(key))
+    except ValueError:
+        import tomllib  # its escapes are more
+
+        return next(iter(tomllib.loads(f"{key} = 0")))
+
+
+def _explained(text: str, kind: str, error: ParseError) -> ParseError:
+    """The same error with its fix, in plain words if it is one of the six."""
+    found = None
+    if error.line and kind != "yaml":
+        start = sum(len(line) + 1 for line in text.split("\n")[: error.line - 1]) + error.column - 1
+        if error.message.startswith(_OF_STRINGS):
+            found = (start, *UNCLOSED_STRING)
+        else:
+            found = (_explained_toml if kind == "toml" else _explained_json)(text, error.message, start)
+    if found is None:
+        return ParseError(error.message, error.line, error.column, RULES[kind])
+    at, message, hint = found
+    return ParseError(message, *Lines(text).place(at), hint)
+
+
+def _explained_toml(text: str, message: str, start: int) -> Explained:
+    begin = text.rfind("\n", 0, start) + 1
+    before, rest = text[begin:start], text[start:].partition("\n")[0].lstrip()
+    bracket = next(reversed(_open_brackets(text[:start], "toml")), None)
+    ended = rest[:1] in ("", "#")
+    next_statement = bool(re.match(_STATEMENT, rest))
+    if message.startswith("Expected '=' after a key") and rest.startswith(":"):
+        value = rest[1:].strip()[:SHOWN_CHARACTERS] or "value"
+        return start, "':' where '=' belongs", f"write {before.strip()[:SHOWN_CHARACTERS]} = {value}"
+    if message.startswith(("Cannot overwrite a value", "Duplicate inline table key")):
+        key = re.search(r"key '([^']*)'$", message) or re.match(_NAME, text[begin:])
+        name = key[1] if key else ""
+        return text.rfind(name, begin, start), f"the key {name!r} is there twice", "keep one of them"
+    if message.startswith("Expected newline or end of document"):
+        value = before.partition("=")[2].lstrip()
+        unquoted = value[:1] not in ("", '"', "'", "[", "{") and not value[-1].isspace()
+        return _unquoted_word(text, start - len(value)) if unquoted else None
+    if message.startswith("Invalid value"):
+        if bracket is not None and (ended or next_statement):
+            return _not_closed(text, bracket)
+        no_value = (start, "there is no value behind the =", "write one, or take the key out")
+        return no_value if ended else _unquoted_word(text, start)
+    if message.startswith("Invalid initial character for a key part"):
+        if bracket is None or text[bracket] != "{":
+            return None
+        return (
+            (start, "a comma before the }", "take it out") if rest[:1] == "}" else _not_closed(text, bracket)
+        )
+    if message.startswith("Unclosed"):
+        closing = ended or (next_statement and message.startswith("Unclosed array"))
+        return _not_closed(text, bracket) if bracket is not None and closing else (start, *COMMA)
+    return None
+
+
+def _explained_json(text: str, message: str, start: int) -> Explained:
+    before = text[:start].rstrip()
+    if not text.strip():
+        return 0, "the file is empty", 'write { "server": [ … ] }'
+    if not text[start:].strip():
+        opened = "".join(text[at] for at in reversed(_open_brackets(text, "json")[-20:]))
+        closing = opened.replace("[", "]").replace("{", "}")
+        return len(before), "the file ends before all is closed", f"write {closing} at its end"
+    if message.startswith(("Expecting value", "Expecting property name", "Illegal trailing comma")):
+        comma = len(before) - 1 if before.endswith(",") else start
+        after = text[comma + 1 :].lstrip()[:1]
+        if text[comma] == "," and after in ("]", "}"):
+            return comma, f"a comma before the {after}", "take it out"
+        return None if text[start] in "#/'" else _unquoted_word(text, start, json=True)
+    return (start, *COMMA) if message.startswith("Expecting ','") and text[start] not in "#/" else None
+
+
+def _unquoted_word(text: str, start: int, *, json: bool = False) -> Explained:
+    """A word that is no value, or in JSON no key."""
+    match = re.compile(_WORD).match(text, start)
+    if match is None:
+        return None
+    word = match[0].partition(":")[0] if json else match[0]
+    if json and text[start + len(word) :].lstrip().startswith(":"):
+        return start, f"{word!r} is no key", f'put it in double quotes: "{word}"'
+    hint = f'put it in quotes: "{word}"'
+    if word.lower() in _TRUTHS:
+        hint = f"write {_TRUTHS[word.lower()]}"
+    elif word.lower() in _NOTHING:
+        hint = "write null" if json else "leave the key out"
+    return start, f"{word!r} is no value", hint
+
+
+def _not_closed(text: str, bracket: int) -> Explained:
+    if text[bracket] == "[":
+        return bracket, "the list that begins here is not closed", "put a ] behind its last value"
+    message = "the table that begins here is not closed in its line"
+    return bracket, message, "write it on one line, with a } at its end"
+
+
+def _open_brackets(text: str, kind: str) -> list[int]:
+    """The offsets of the brackets that are not closed in this beginning of a text."""
+    scanner = Scanner(text)
+    scanner.scan(kind)
+    return scanner.open

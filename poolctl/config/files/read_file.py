@@ -1,4 +1,7 @@
-"""Reads configuration files: bounded in size, regular files only, as UTF-8. Each failure is a problem with its fix."""
+"""Reads configuration files: bounded in size, regular files only, as UTF-8. Each failure is a problem with its fix.
+
+Files of environment variables are read here, too: `NAME=value` lines, as shells, compose and systemd write them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import re
 import stat
 
+from poolctl.errors import ServerError
 from poolctl.safe_open import open_to_read
 
 TYPE_CHECKING = False
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from poolctl.config.model.problems import Problem
+    from poolctl.config.model.server_keys import ServerKeys
 
 LARGEST_BYTES = 8 * 1024 * 1024
 SUFFIXES = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
@@ -162,3 +167,60 @@ def _problem(path: str, message: str, hint: str, before: str | None = None) -> P
 
     line, column = (0, 0) if before is None else (before.count("\n") + 1, len(before) - before.rfind("\n"))
     return Problem(message, place=Place(path, line, column), hint=hint)
+
+
+# All possessive: a file of one long line must not be tried in many ways.
+# The parts of a file of variables, compiled when they are used. All possessive: a file of one long line must not be
+# tried in many ways.
+_BLANKS = r"(?:[ \t\r\n]++|#[^\n]*+)*+"
+_NAME = r"(?:export[ \t]++)?([^\s=#'\"]++)[ \t]*+=[ \t]*+"
+_END = r"[ \t\r]*+(?:#[^\n]*+)?(?=\n|\Z)"
+_PAIR = rf"""(?s){_NAME}(?:'([^']*+)'{_END}|"((?:[^"\\]++|\\.)*+)"{_END}|(?!['"])([^\n]*+)){_BLANKS}"""
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "`": "`", "\n": ""}
+
+
+class EnvFileError(ValueError):
+    """A file of variables that cannot be read or understood; the message names file and line."""
+
+
+def read_env_file(path: str, *, for_another_user: bool = False) -> dict[str, str]:
+    """The variables of the file. Blocks on the disk. Raises EnvFileError. `for_another_user` as in `read_regular`.
+
+    Blank lines and comments are skipped, `export` is allowed. In double quotes backslashes escape and a value
+    may go over several lines; single quotes keep everything; without quotes a value ends at ` #`.
+    """
+    from poolctl.config.model.problems import Problem
+
+    try:
+        text = read_text(path, for_another_user=for_another_user)
+    except Problem as problem:
+        raise EnvFileError(f"{path}: {problem.message}") from problem
+    found: dict[str, str] = {}
+    pair, blanks = re.compile(_PAIR), re.match(_BLANKS, text)
+    here = blanks.end() if blanks else 0
+    while here < len(text):
+        match = pair.match(text, here)
+        if match is None:
+            begins = re.compile(_NAME).match(text, here)
+            message = "no NAME=value; a comment starts with #"
+            if begins:
+                message = f"the quote of {begins[1]} is not closed, or text follows it"
+            raise EnvFileError(f"{path}:{text.count(chr(10), 0, here) + 1}: {message}")
+        name, single, double, bare = match.groups()
+        if double is not None:
+            single = re.sub(r"(?s)\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[0]), double)
+        found[name] = re.split(r"(?:^|[ \t])#", bare, maxsplit=1)[0].rstrip() if single is None else single
+        here = match.end()
+    return found
+
+
+def variables_of(server: ServerKeys) -> dict[str, str]:
+    """The variables of a server's env_file and env. Raises ServerError for a file that cannot be read."""
+    found: dict[str, str] = {}
+    for path in server.env_file:
+        try:
+            found.update(read_env_file(path, for_another_user=server.user is not None))
+        except EnvFileError as error:
+            hint = "fix the file, or remove it from env_file"
+            raise ServerError(str(error), name=server.name, bind=server.bind, hint=hint) from error
+    return found | server.env

@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from poolctl.config.files.positions import DEEPEST, MOST_VALUES, ParseError
-from poolctl.config.model.problems import Path
+from poolctl.config.model.problems import DEEPEST, MOST_VALUES, ParseError, Path, Tree
 
 _BOOLEANS = {
     **dict.fromkeys(("true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"), True),
@@ -26,7 +25,9 @@ _float = re.compile(
 )
 _PLAIN_TAGS = {None, "!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 _NUMBER_STARTS = frozenset("0123456789+-.")
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# One of PyYAML's: which attributes it has depends on its class.
+Event = Any
 MERGE = "<<"
 
 
@@ -35,26 +36,46 @@ class Frame:
 
     __slots__ = ("anchor", "key", "merges", "merging", "path", "start", "values", "waiting")
 
-    def __init__(self, values: Any, anchor: str | None, start: int) -> None:
+    def __init__(self, values: Tree, anchor: str | None, start: int) -> None:
         self.values = values
         self.anchor = anchor
         self.start = start
         self.path: Path = ()
-        self.key: Any = None
+        self.key: Tree = None
         self.waiting = self.merging = False
-        self.merges: list[Any] | None = None
+        self.merges: list[Tree] | None = None
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> Tree:
     """What the one document of the text says. Raises ParseError."""
     try:
         return _Builder().build(yaml.parse(text, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
-        from poolctl.config.files.syntax_hints import yaml_error
-
-        raise yaml_error(text, error) from error
+        raise _explained(text, error) from error
     except yaml.YAMLError as error:
         raise ParseError(str(error).partition("\n")[0]) from error
+
+
+def _explained(text: str, error: yaml.MarkedYAMLError) -> ParseError:
+    """The error with its fix, in plain words if it is one of the commonest mistakes."""
+    start, context, problem = error.context_mark, error.context or "", error.problem or ""
+    mark = error.problem_mark or start
+    message, hint = " ".join(part for part in (context, problem) if part) or "no YAML", ""
+    if "flow sequence" in context or "flow mapping" in context:
+        what, sign = ("list", "]") if "sequence" in context else ("table", "}")
+        mark, message = start, f"the {what} that begins here is not closed, or lacks a comma"
+        hint = f"put a {sign} at its end"
+    elif "quoted scalar" in context and "escape" not in problem and "hexdecimal" not in problem:
+        mark, message, hint = start, "the string is not closed", "put a quote at its end"
+    elif "mapping values are not allowed" in problem:
+        message, hint = (
+            "a second ':' in one line",
+            'put the text in quotes: "…", or indent what follows the first one',
+        )
+    elif "cannot start any token" in problem and mark:
+        sign = text.split("\n")[mark.line][mark.column : mark.column + 1]
+        message, hint = f"a text cannot begin with {sign!r}", "" if sign == "\t" else 'put it in quotes: "…"'
+    return ParseError(message, *((mark.line + 1, mark.column + 1) if mark else (0, 0)), hint)
 
 
 def yaml_positions(text: str) -> dict[Path, tuple[int, int]]:
@@ -69,12 +90,12 @@ class _Builder:
 
     def __init__(self) -> None:
         self.stack: list[Frame] = []
-        self.anchors: dict[str, tuple[Any, int]] = {}
+        self.anchors: dict[str, tuple[Tree, int]] = {}
         self.count = 0
-        self.root: Any = None
+        self.root: Tree = None
         self.documents = 0
 
-    def build(self, events: Iterator[Any]) -> Any:
+    def build(self, events: Iterator[Event]) -> Tree:
         scalar, alias = yaml.ScalarEvent, yaml.AliasEvent
         for event in events:
             kind = type(event)
@@ -106,7 +127,7 @@ class _Builder:
                     raise _refused(event, "a second document", fix)
         return self.root
 
-    def open(self, values: Any, event: Any) -> None:
+    def open(self, values: Tree, event: Event) -> None:
         if event.tag not in _PLAIN_TAGS:
             raise _refused(event, f"the tag {event.tag!r} is not allowed", "take it out")
         if len(self.stack) >= DEEPEST:
@@ -115,7 +136,7 @@ class _Builder:
             self.anchors.pop(event.anchor, None)
         self.stack.append(Frame(values, event.anchor, self.count))
 
-    def close(self, event: Any) -> None:
+    def close(self, event: Event) -> None:
         frame = self.stack.pop()
         if frame.merges:
             for merged in frame.merges:
@@ -124,7 +145,7 @@ class _Builder:
             self.anchors[frame.anchor] = (frame.values, self.count - frame.start + 1)
         self.put(frame.values, event)
 
-    def alias(self, event: Any) -> None:
+    def alias(self, event: Event) -> None:
         if event.anchor not in self.anchors:
             message = f"the alias *{event.anchor} has no anchor before it, or is within what it names"
             raise _refused(event, message, f"put &{event.anchor} where its value is")
@@ -133,7 +154,7 @@ class _Builder:
         self.count += size
         self.put(value, event)
 
-    def put(self, value: Any, event: Any) -> None:
+    def put(self, value: Tree, event: Event) -> None:
         self.count += 1
         if self.count > MOST_VALUES:
             message = f"more than {MOST_VALUES:,} values, aliases counted as what they repeat"
@@ -158,7 +179,7 @@ class _Builder:
             else:
                 frame.values[frame.key] = value
 
-    def merge(self, frame: Frame, value: Any, event: Any) -> None:
+    def merge(self, frame: Frame, value: Tree, event: Event) -> None:
         tables = value if isinstance(value, list) else [value]
         if not all(isinstance(table, dict) for table in tables):
             raise _refused(event, "<< merges tables, and this is none", "write << : *NAME")
@@ -172,17 +193,17 @@ class _Positions(_Builder):
         super().__init__()
         self.positions = positions
 
-    def open(self, values: Any, event: Any) -> None:
+    def open(self, values: Tree, event: Event) -> None:
         path = self.note(event, None)
         super().open(values, event)
         self.stack[-1].path = path
 
-    def put(self, value: Any, event: Any) -> None:
+    def put(self, value: Tree, event: Event) -> None:
         if not isinstance(event, yaml.CollectionEndEvent):
             self.note(event, value)
         super().put(value, event)
 
-    def note(self, event: Any, value: Any) -> Path:
+    def note(self, event: Event, value: Tree) -> Path:
         """The path of the value, whose position is noted. A merged table has the path of its table."""
         if not self.stack:
             return ()
@@ -195,12 +216,12 @@ class _Positions(_Builder):
         return path
 
 
-def _merges(event: Any) -> bool:
+def _merges(event: Event) -> bool:
     """Whether a key's event says that a table is merged in here; in quotes it is a word like any other."""
     return getattr(event, "value", None) == MERGE and not event.style
 
 
-def plain(text: str, event: Any = None) -> Any:
+def plain(text: str, event: Event = None) -> Tree:
     """What a scalar without quotes says: null, a truth value, a number, or its text."""
     if text in _BOOLEANS:
         return _BOOLEANS[text]
@@ -215,6 +236,6 @@ def plain(text: str, event: Any = None) -> Any:
     return {".inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}.get(text.lower(), text)
 
 
-def _refused(event: Any, message: str, hint: str) -> ParseError:
+def _refused(event: Event, message: str, hint: str) -> ParseError:
     mark = event.start_mark
     return ParseError(message, mark.line + 1, mark.column + 1, hint)

@@ -2,5 +2,13 @@
 
 from __future__ import annotations
 
-# Known here, where pydantic need not be imported.
+# Limits are known here, where pydantic need not be imported.
 MOST_WORKERS = 10_000
+# Open files kept free by the supervisor so that commands are answered even when all other descriptors are used up.
+OPEN_FILES_RESERVE = 16
+# Those of an idle pool: its helpers, journal, log and clients.
+OPEN_FILES_OF_POOL = 48 + OPEN_FILES_RESERVE
+RAISE_OPEN_FILES = (
+    "raise the hard limit: ulimit -Hn in the shell, LimitNOFILE= of the unit, "
+    "nofile in /etc/security/limits.conf"
+)

@@ -8,7 +8,6 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from poolctl.config.model.other_tools import fix_of
 from poolctl.config.model.problems import Finding, Path, printable, shown, unreported
 from poolctl.config.model.value_types import (
     METHOD_PATTERN,
@@ -54,6 +53,56 @@ SHORT_FORMS = {
     "health": 'a path such as "/ready", or a table',
 }
 PROBES = ("startup", "readiness", "liveness")
+# What to write instead of keys of golib, uvicorn, gunicorn, supervisord, docker compose and pm2, in a table that has
+# them. Capitals and underscores do not count: golib mixes two spellings.
+OTHER_TOOLS = {
+    "": {
+        'health = "/path", or health = { readiness = { http = "/path" } }': "monitor healthcheck",
+        'http = { head_timeout = "10s" }': "readtimeout readheadertimeout",
+        'drain_timeout = "30s"': "writetimeout",
+        'http = { keep_alive = "75s" }': "idletimeout timeoutkeepalive disablekeepalive",
+        'http = { max_head_size = "64KiB" }': "maxheaderbytes",
+        "http = { max_concurrency = N }": "maxhandlers limitconcurrency",
+        "http = { max_requests = N }": "limitmaxrequests",
+        'http = { root_path = "/path" }': "rootpath",
+        "http = { proxy_headers = true }": "proxyheaders",
+        'log = { path = "FILE" }, which takes both streams': "logger stdoutlogfile stderrlogfile",
+        'tls = { cert = "FILE", key = "FILE" }': "sslcertfile sslkeyfile",
+        'bind = "HOST:PORT"': "host port ports",
+        'cwd = "PATH"': "directory workingdir",
+        "workers = N": "numprocs instances replicas",
+        'env = { NAME = "value" }': "environment",
+        "disabled = true for a server that is not started": "autostart",
+        'restart = "always"': "autorestart",
+        "restart = { limit = N }": "startretries",
+        'stop_timeout = "10s"': "stopwaitsecs",
+        'depends_on = ["NAME"]': "priority",
+        'limits = { memory = "300MB" }': "maxmemoryrestart",
+        'command = ["node", "app.js"]': "script",
+        "take it out: a server with tls never starts without it": "tlsmandatory",
+        "take it out: a server's whole process group is ended": "stopasgroup killasgroup",
+        "take it out: start_timeout limits the time until it answers": "startsecs",
+        "take it out, and start it with poolctl run --watch": "reload",
+        "take it out: poolctl has no equal": "maxconcurrentstreams maxreadframesize permitprohibitedciphersuites"
+        " maxuploadbufferperconnection maxuploadbufferperstream",
+    },
+    "tls": {
+        'tls = { cert = "FILE", key = "FILE" }, or tls = true for what [defaults.tls] says': "certs",
+        "tls = true": "inheritdefault",
+        'tls = { ca = "FILE" }': "rootca rootcafile",
+        'tls = { ca = "FILE", client_auth = "required" }': "clientca clientcafile",
+        'tls = { client_auth = "none", "optional" or "required" }': "authclient",
+        'tls = { min_version = "1.2" }': "versionmin",
+        'tls = { ciphers = "…" }, in OpenSSL\'s notation': "cipherlist",
+        "take it out: poolctl has no equal": "versionmax curvelist dynamicsizingdisable sessionticketdisable",
+    },
+}
+_FIXES = {
+    (table, key): fix
+    for table, fixes in OTHER_TOOLS.items()
+    for fix, keys in fixes.items()
+    for key in keys.split()
+}
 MOST_SUGGESTIONS = 2000
 
 
@@ -117,8 +166,9 @@ def unknown_key(path: Path, known: tuple[str, ...]) -> Finding:
     """The finding of a key that the model does not have."""
     key = str(path[-1])
     parent = next((part for part in reversed(path[:-1]) if isinstance(part, str)), "")
-    fix = fix_of(key, parent)
+    fix = _FIXES.get((parent, key[:60].replace("_", "").lower()))
     if fix:
+        fix = fix if fix.startswith("take it out") else f"write {fix}"
         return Finding(path, f"{key[:60]!r} is a key of another tool", fix, key[:60])
     near = nearest(key, known)
     hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}"

@@ -7,10 +7,8 @@ from typing import Any
 
 from poolctl.config.model import MOST_WORKERS
 from poolctl.config.model.normalise import INTERNAL
-from poolctl.config.model.pool_table import PoolSettings
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.table_models import MODELS
-from poolctl.config.model.tables import NOT_IMPLEMENTED
+from poolctl.config.model.tables import MODELS, NOT_IMPLEMENTED, PoolSettings
 from poolctl.units import format_duration, format_size
 
 Schema = dict[str, Any]

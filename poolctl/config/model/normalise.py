@@ -1,33 +1,93 @@
-"""Short forms into long ones, relative paths into absolute ones: one file's table at a time.
+"""The table of a server as a file has it becomes the one that the model validates.
 
-It happens before files are merged, because a path belongs to the file that holds it, and because tables merge
-key by key only when both are tables.
+References are replaced, short forms become long ones, relative paths absolute; later what follows from other keys is
+added. All but the last happens before files are merged, because a path belongs to the file that holds it, and because
+tables merge key by key only when both are tables.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+import re
+from collections.abc import Callable, Iterator, Mapping
 
-from poolctl import address
+from poolctl.address import Address, AddressError, canonical, parse
 from poolctl.config.model import MOST_WORKERS
-from poolctl.config.model.problems import Finding, shown
-from poolctl.config.model.value_types import number_from_environment
+from poolctl.config.model.problems import Finding, Path, Tree, shown
+from poolctl.config.model.rules import LONGEST_SOCKET_PATH_BYTES, RULED, app_findings, findings_of_rules
+from poolctl.config.model.value_types import Interpolated, number_from_environment
 
 # Fields of ServerConfig that are no keys of a file.
 INTERNAL = frozenset({"address", "base_dir", "from_file", "handlers", "derived_expose", "origins"})
-
 DEEPEST_LOOK = 5
 WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
-
 # Keys whose values are relative to the directory of their file.
 PATHS = ("app_dir", "bind", "cwd", "env_file", "listen", "log", "python", "tls")
+# In the place of an address that cannot be read, so that the model reports only its other keys.
+NO_ADDRESS = Address("job", name="?")
+EXPOSE_SCHEMES = ("http://", "https://", "ws://", "wss://", "http+unix://", "unix://")
+REFERENCES_ALLOWED = "${VAR}, ${VAR:-default}, or $${ for a literal ${"
 
-Step = Callable[[Any, str], Any]
+_reference = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
+_inside = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.ASCII | re.DOTALL)
+_unusable = re.compile("[\0\ud800-\udfff]")
 
 
-def normalise(table: dict[str, Any], base_dir: str, findings: list[Finding]) -> dict[str, Any]:
+def referenced_variables(text: str) -> Iterator[str]:
+    """The names of the variables that a file's text refers to without a default; comments are skipped."""
+    for line in text.splitlines():
+        for match in _reference.finditer("" if line.lstrip().startswith("#") else line):
+            inside = _inside.fullmatch(match[1] or "")
+            if inside is not None and inside[2] is None:
+                yield inside[1]
+
+
+def interpolate(value: Tree, env: Mapping[str, str], findings: list[Finding], path: Path = ()) -> Tree:
+    """The value with its references replaced; a reference that cannot be is a finding.
+
+    Defaults are taken where a variable is unset or empty, as in a shell; `$${` is a literal `${`. What a variable holds
+    is not interpolated again. A value without references is returned itself.
+    """
+    if isinstance(value, str):
+        return _text(value, env, findings, path)
+    if isinstance(value, dict):
+        return {key: interpolate(inner, env, findings, (*path, key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [interpolate(inner, env, findings, (*path, index)) for index, inner in enumerate(value)]
+    return value
+
+
+def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: Path) -> str:
+    if _unusable.search(text):
+        findings.append(Finding(path, "the text holds a NUL or half a surrogate pair", "take it out"))
+        return _unusable.sub("?", text)
+    if "${" not in text:
+        return text
+
+    def replaced(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return "${"
+        inside = _inside.fullmatch(match[1])
+        if not match[2] or inside is None or "${" in (inside[2] or ""):
+            message, hint = f"{match[0]!r} is no reference", f"write {REFERENCES_ALLOWED}"
+            findings.append(Finding(path, message, hint, allowed=REFERENCES_ALLOWED))
+            return ""
+        name, default = inside[1], inside[2]
+        found = env.get(name) or default
+        if found is None and name not in env:
+            message, hint = f"the environment variable {name} is not set", "set it, or give a default: "
+            findings.append(Finding(path, message, f"{hint}${{{name}:-…}}", match[0]))
+        return found or ""
+
+    result = _reference.sub(replaced, text)
+    if _unusable.search(result):
+        message = "the environment variable holds bytes that are no text"
+        findings.append(Finding(path, message, "set it to UTF-8"))
+        result = _unusable.sub("?", result)
+    return Interpolated(result) if result != text else text
+
+
+def normalise(table: dict[str, Tree], base_dir: str, findings: list[Finding]) -> dict[str, Tree]:
     """The table of one server (or of the defaults) in its long form; the given one is left as it is."""
     found = dict(table)
     for key, value in table.items():
@@ -45,7 +105,7 @@ def normalise(table: dict[str, Any], base_dir: str, findings: list[Finding]) -> 
     return found
 
 
-def _take_workers(table: dict[str, Any]) -> Iterator[Finding]:
+def _take_workers(table: dict[str, Tree]) -> Iterator[Finding]:
     written = table.pop("workers")
     workers = number_from_environment(written)
     number = isinstance(workers, int) and not isinstance(workers, bool)
@@ -59,7 +119,7 @@ def _take_workers(table: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(("workers",), message, hint, shown(written), WORKERS_ALLOWED)
 
 
-def absolute(value: Any, base_dir: str) -> Any:
+def absolute(value: Tree, base_dir: str) -> Tree:
     """An absolute path, from the directory of its file; values of other types are left to the model."""
     if not isinstance(value, str) or not value:
         return value
@@ -68,70 +128,65 @@ def absolute(value: Any, base_dir: str) -> Any:
     return os.path.normpath(os.path.join(base_dir, value))
 
 
-def _python(value: Any, base_dir: str) -> Any:
+def _python(value: Tree, base_dir: str) -> Tree:
     path = absolute(value, base_dir)
-    if isinstance(path, str) and os.path.isdir(path):
-        # A virtual environment.
-        return os.path.join(path, "bin", "python")
-    return path
+    # A virtual environment is named by its directory.
+    return os.path.join(path, "bin", "python") if isinstance(path, str) and os.path.isdir(path) else path
 
 
-def _bind(value: Any, base_dir: str) -> Any:
-    if not isinstance(value, str) or value.lstrip()[:5].lower() != "unix:":
-        return value
-    try:
-        return address.canonical(value, base_dir=base_dir)
-    except address.AddressError:
-        return value
+def _bind(value: Tree, base_dir: str) -> Tree:
+    if isinstance(value, str) and value.lstrip()[:5].lower() == "unix:":
+        try:
+            return canonical(value, base_dir=base_dir)
+        except AddressError:
+            pass
+    return value
 
 
-def _restart(value: Any, base_dir: str) -> Any:
-    if value is False:
-        # YAML reads a bare `no` as a truth value.
-        return {"policy": "no"}
+def _restart(value: Tree, base_dir: str) -> Tree:
+    # YAML reads a bare `no` as a truth value.
+    value = "no" if value is False else value
     return {"policy": value} if isinstance(value, str) else value
 
 
-def _recovery(value: Any, base_dir: str) -> Any:
+def _recovery(value: Tree, base_dir: str) -> Tree:
     return {"strategy": value} if isinstance(value, str) else value
 
 
-def _health(value: Any, base_dir: str) -> Any:
+def _health(value: Tree, base_dir: str) -> Tree:
     return {"readiness": {"http": value}} if isinstance(value, str) else value
 
 
-def _depends_on(value: Any, base_dir: str) -> Any:
+def _depends_on(value: Tree, base_dir: str) -> Tree:
     if not isinstance(value, (list, tuple)):
         return value
     return tuple({"name": entry} if isinstance(entry, str) else entry for entry in value)
 
 
-def _env_file(value: Any, base_dir: str) -> Any:
+def _env_file(value: Tree, base_dir: str) -> Tree:
     if isinstance(value, (list, tuple)):
         return tuple(absolute(path, base_dir) for path in value)
     return (absolute(value, base_dir),) if isinstance(value, str) and value else value
 
 
-def _tls(value: Any, base_dir: str) -> Any:
+def _tls(value: Tree, base_dir: str) -> Tree:
     if not isinstance(value, dict):
         return value
     return {k: absolute(v, base_dir) if k in ("cert", "key", "ca") else v for k, v in value.items()}
 
 
-def _log(value: Any, base_dir: str) -> Any:
+def _log(value: Tree, base_dir: str) -> Tree:
     if not isinstance(value, dict) or "path" not in value:
         return value
     return value | {"path": absolute(value["path"], base_dir)}
 
 
-STEPS: dict[str, Step] = {
-    "app_dir": absolute,
-    "bind": _bind,
-    "cwd": absolute,
+STEPS: dict[str, Callable[[Tree, str], Tree]] = {
+    **dict.fromkeys(("app_dir", "cwd"), absolute),
+    **dict.fromkeys(("bind", "listen"), _bind),
     "depends_on": _depends_on,
     "env_file": _env_file,
     "health": _health,
-    "listen": _bind,
     "log": _log,
     "python": _python,
     "recovery": _recovery,
@@ -140,13 +195,13 @@ STEPS: dict[str, Step] = {
 }
 
 
-def refuse_internal(table: dict[str, Any], findings: list[Finding]) -> None:
+def refuse_internal(table: dict[str, Tree], findings: list[Finding]) -> None:
     """Take out the fields that only ServerConfig itself may set."""
     for key in INTERNAL & table.keys():
         findings.append(Finding((key,), f"unknown key {key!r}", "take it out", shown(table.pop(key))))
 
 
-def nul_findings(value: Any, path: tuple[str | int, ...] = ()) -> list[Finding]:
+def nul_findings(value: Tree, path: Path = ()) -> list[Finding]:
     """Texts with a NUL, which no path, argument or variable can hold; in files they are found by their escapes."""
     if isinstance(value, str):
         return [Finding(path, "the text holds a NUL", "take it out")] if "\0" in value else []
@@ -156,7 +211,7 @@ def nul_findings(value: Any, path: tuple[str | int, ...] = ()) -> list[Finding]:
     return [finding for key, inner in items for finding in nul_findings(inner, (*path, key))]
 
 
-def relocated(table: dict[str, Any], base_dir: str, new_dir: str) -> dict[str, Any]:
+def relocated(table: dict[str, Tree], base_dir: str, new_dir: str) -> dict[str, Tree]:
     """The same server for a file in `new_dir`, where its relative paths began in `base_dir`."""
     if os.path.abspath(base_dir) == os.path.abspath(new_dir):
         return table
@@ -173,10 +228,113 @@ def relocated(table: dict[str, Any], base_dir: str, new_dir: str) -> dict[str, A
     return found
 
 
-def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merged(under: dict[str, Tree], over: dict[str, Tree]) -> dict[str, Tree]:
     """Both tables in a new one: tables merge deeply, anything else is taken whole from `over`."""
     found = {**under, **over}
     for key in under.keys() & over.keys():
         if isinstance(under[key], dict) and isinstance(over[key], dict):
             found[key] = merged(under[key], over[key])
     return found
+
+
+def derive(
+    table: dict[str, Tree], base_dir: str, findings: list[Finding], *, from_file: bool = False
+) -> Address | None:
+    """Add to a normalised table what follows from it; contradictions are findings.
+
+    Returns the address, None where there is none to be read.
+    """
+    found = _address(table, base_dir)
+    address = found if isinstance(found, Address) else None
+    if isinstance(found, Finding):
+        findings.append(found)
+    table["address"] = address or NO_ADDRESS
+    table["bind"] = address.key if address else "?"
+    table["base_dir"] = base_dir
+    if from_file:
+        table["from_file"] = True
+    for key in ("cwd", "app_dir"):
+        if key not in table:
+            table[key] = base_dir
+    if "app" in table:
+        findings += app_findings(table["app"])
+    if table.keys() & RULED:
+        findings += findings_of_rules(table, address)
+        scale = table.get("scale")
+        if isinstance(scale, dict) and "max" not in scale and isinstance(scale.get("min"), int):
+            table["scale"] = scale | {"max": max(scale["min"], 1)}
+    problem = _expose(table, address)
+    if problem is not None:
+        findings.append(problem)
+    return address
+
+
+def _address(table: dict[str, Tree], base_dir: str) -> Address | Finding | None:
+    job, text = table.get("job") is True, table.get("bind")
+    if text is None and "bind" not in table:
+        if job:
+            name = table.get("name")
+            return Address("job", name=name) if isinstance(name, str) else None
+        return Finding(("bind",), "'bind' is missing", 'add bind = "127.0.0.1:8080", or another address')
+    if not isinstance(text, str):
+        port = isinstance(text, int) and not isinstance(text, bool) and 0 < text < 65536
+        fix = f'write bind = ":{text}"' if port else 'write bind = "127.0.0.1:8080"'
+        return Finding(("bind",), f"{shown(text)} is not an address", fix, shown(text), "an address")
+    if job:
+        return Finding(("bind",), "a job has no address", "take out 'bind', or 'job'", shown(text))
+    try:
+        address = parse(text, base_dir=base_dir)
+    except AddressError as problem:
+        return Finding(("bind",), problem.message, problem.hint, shown(text), "an address")
+    if address.kind == "job":
+        return Finding(("bind",), f"{shown(text)} is not an address", "write job = true instead of 'bind'")
+    if address.path and len(address.path.encode("utf-8", "surrogateescape")) > LONGEST_SOCKET_PATH_BYTES:
+        limit = f"{LONGEST_SOCKET_PATH_BYTES} bytes"
+        message = f"the path of the unix socket is longer than {limit}: {address.path}"
+        return Finding(("bind",), message, "choose a shorter one: the system allows no more (unix(7))")
+    return address
+
+
+def _expose(table: dict[str, Tree], address: Address | None) -> Finding | None:
+    expose = table.get("expose")
+    if expose is None:
+        table["expose"] = exposed(address, bool(table.get("tls"))) if address else "?"
+        table["derived_expose"] = True
+        return None
+    if not isinstance(expose, str):
+        return None
+    head, scheme, rest = expose.partition("://")
+    message, fix = "", 'write "http://HOST:PORT"'
+    if not expose or not expose.isprintable() or " " in expose or (scheme and not rest):
+        message = f"{shown(expose)} is no address that clients could use"
+    elif scheme and head.lower() + scheme not in EXPOSE_SCHEMES:
+        message = f"{shown(expose)} has the scheme {head!r}"
+    elif port := _impossible_port(expose):
+        message, fix = f"port {port[:20]} of {shown(expose)} is not one", "ports are 1 to 65535"
+    return Finding(("expose",), message, fix, shown(expose), "a URL") if message else None
+
+
+def _impossible_port(expose: str) -> str:
+    """A port that does not exist; "" for one that does, or for none, which is the scheme's."""
+    scheme, _, rest = expose.rpartition("://")
+    if "unix" in scheme.lower() or expose.lower().startswith(("unix:", "fd:")):
+        return ""
+    authority = rest.partition("/")[0].rpartition("@")[2]
+    host, colon, port = authority.rpartition(":")
+    if not colon or port == "auto" or (host.count(":") and not host.endswith("]")):
+        return ""
+    return "" if port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535 else port
+
+
+def exposed(address: Address, tls: bool) -> str:
+    """The address that clients use, as far as the bind address determines it.
+
+    Wildcards become localhost; a unix or an inherited socket is shown as it is bound; a job has none; a port
+    that is not chosen yet is `auto`.
+    """
+    if address.kind != "tcp":
+        return "" if address.kind == "job" else address.key
+    scheme = "https" if tls else "http"
+    if address.is_wildcard:
+        return f"{scheme}://localhost:{'auto' if address.port is None else address.port}"
+    return f"{scheme}://{address.key}"

@@ -10,6 +10,10 @@ from poolctl.config.model.secrets import MASK, is_secret_key, masked_text
 from poolctl.errors import PoolValidateError, ServerError
 
 SHOWN_CHARACTERS = 60
+# The model is five levels deep.
+DEEPEST = 100
+# 10,000 servers of 25 keys; hostile files are given up before they cost seconds.
+MOST_VALUES = 300_000
 
 # The keys and indexes that lead to a value.
 Path = tuple[str | int, ...]
@@ -17,6 +21,17 @@ Path = tuple[str | int, ...]
 Tree = Any
 
 _parts = re.compile(r"\.|\[\d+\]\.?")
+
+
+class ParseError(Exception):
+    """A text that cannot be parsed; line and column count from 1, 0 is unknown."""
+
+    def __init__(self, message: str, line: int = 0, column: int = 0, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.line = line
+        self.column = column
+        self.hint = hint
 
 
 class Place(NamedTuple):

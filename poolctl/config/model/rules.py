@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from poolctl.address import Address
-from poolctl.config.model.problems import Finding, Path, shown
+from poolctl.config.model.problems import Finding, Path, Tree, shown
 from poolctl.selection.expressions import BadExpression, compiled
 
 PLACEHOLDERS = ("{port}", "{host}", "{bind}")
@@ -20,7 +19,7 @@ _app = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _user = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?(?::[A-Za-z0-9_][A-Za-z0-9_.-]*\$?)?", re.ASCII)
 
 
-def app_findings(app: Any) -> list[Finding]:
+def app_findings(app: Tree) -> list[Finding]:
     """The problem of an app as it is written."""
     if app is None or callable(app):
         return []
@@ -43,13 +42,13 @@ def app_findings(app: Any) -> list[Finding]:
     return [Finding(("app",), f"{shown(app)} is not module:attribute", fix, shown(app), '"module:attribute"')]
 
 
-def binds_itself(command: Any) -> bool:
+def binds_itself(command: Tree) -> bool:
     """Whether a command gets the address, and not the socket."""
     words = command if isinstance(command, (list, tuple)) else ()
     return any(isinstance(word, str) and any(mark in word for mark in PLACEHOLDERS) for word in words)
 
 
-def findings_of_rules(table: dict[str, Any], address: Address | None) -> Iterator[Finding]:
+def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterator[Finding]:
     """Every contradiction between the keys of a server."""
     app, user = table.get("app"), table.get("user")
     if table.get("command") is not None:
@@ -67,7 +66,7 @@ def findings_of_rules(table: dict[str, Any], address: Address | None) -> Iterato
         yield Finding(("user",), f"{shown(user)} is not name[:group]", 'write "www-data" or "www-data:web"')
 
 
-def _command(table: dict[str, Any], address: Address | None) -> Iterator[Finding]:
+def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Finding]:
     command, job, scale = table["command"], table.get("job") is True, table.get("scale")
     if isinstance(command, str):
         import shlex
@@ -103,7 +102,7 @@ def _command(table: dict[str, Any], address: Address | None) -> Iterator[Finding
         yield Finding(("scale",), message, TAKE_THE_SOCKET)
 
 
-def _sleeping_command(scale: Any, *, job: bool, itself: bool) -> Iterator[Finding]:
+def _sleeping_command(scale: Tree, *, job: bool, itself: bool) -> Iterator[Finding]:
     idle = scale.get("idle", 0) if isinstance(scale, dict) else scale.idle
     if job:
         yield Finding(("scale", "min"), "a job is not woken by a request", "write workers = 1")
@@ -115,20 +114,20 @@ def _sleeping_command(scale: Any, *, job: bool, itself: bool) -> Iterator[Findin
         yield Finding(("scale", "idle"), message, "write idle = 0, or leave it out")
 
 
-def _scale(scale: dict[str, Any]) -> Iterator[Finding]:
+def _scale(scale: dict[str, Tree]) -> Iterator[Finding]:
     least, most = scale.get("min", 1), scale.get("max")
     if isinstance(least, int) and isinstance(most, int) and least > most:
         message = f"scale.max = {most} is below scale.min = {least}"
         yield Finding(("scale", "max"), message, "raise scale.max, or lower scale.min")
 
 
-def _tls(tls: dict[str, Any]) -> Iterator[Finding]:
+def _tls(tls: dict[str, Tree]) -> Iterator[Finding]:
     if tls.get("client_auth") in ("optional", "required") and not tls.get("ca"):
         fix = 'add ca = "FILE", the certificates that clients\' are checked against'
         yield Finding(("tls", "client_auth"), f"client_auth = {tls['client_auth']!r} needs ca", fix)
 
 
-def _http(http: dict[str, Any]) -> Iterator[Finding]:
+def _http(http: dict[str, Tree]) -> Iterator[Finding]:
     implementation, root_path = http.get("implementation", "auto"), http.get("root_path")
     if http.get("http2") is True and implementation != "zttp":
         message = f"HTTP/2 needs the parser zttp, and http.implementation is {shown(implementation)}"
@@ -140,13 +139,13 @@ def _http(http: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(("http", "root_path"), message, fix, shown(root_path))
 
 
-def _health(health: dict[str, Any]) -> Iterator[Finding]:
+def _health(health: dict[str, Tree]) -> Iterator[Finding]:
     for key in ("startup", "readiness", "liveness"):
         if isinstance(health.get(key), dict):
             yield from _probe(("health", key), health[key])
 
 
-def _probe(path: Path, probe: dict[str, Any]) -> Iterator[Finding]:
+def _probe(path: Path, probe: dict[str, Tree]) -> Iterator[Finding]:
     kinds = [kind for kind in ("http", "tcp", "exec") if probe.get(kind) not in (None, False)]
     if len(kinds) != 1:
         message = f"a probe is one of http, tcp and exec, and this is {' and '.join(kinds) or 'none'}"

@@ -16,13 +16,13 @@ from poolctl.config.model.value_types import (
     Duration,
     Factor,
     FileCount,
+    FilePath,
     Headers,
     HeadSize,
     LeastWorkers,
     Method,
     MostWorkers,
     OpenFiles,
-    Path,
     Positive,
     Proxies,
     Restarts,
@@ -86,14 +86,14 @@ class Dependency(Section):
 class TLSConfig(Section):
     """Certificates of a server, or of all that ask for it (`set_default_tls`, `[defaults.tls]`)."""
 
-    cert: Path = Field(description="The certificate and its chain, a PEM file.")
-    key: Path | None = Field(
+    cert: FilePath = Field(description="The certificate and its chain, a PEM file.")
+    key: FilePath | None = Field(
         default=None, description="The private key, a PEM file; left out: it is in cert."
     )
     password_env: Text | None = Field(
         default=None, description="The environment variable with the key's password."
     )
-    ca: Path | None = Field(
+    ca: FilePath | None = Field(
         default=None, description="The CA certificates that clients' are checked against."
     )
     client_auth: Literal["none", "optional", "required"] = Field(
@@ -266,7 +266,7 @@ class Limits(Section):
 class Log(Section):
     """Where the output of the workers goes."""
 
-    path: Path | None = Field(
+    path: FilePath | None = Field(
         default=None, description="The file. Left out: logs/NAME.log in the state directory."
     )
     format: Literal["text", "json"] = Field(

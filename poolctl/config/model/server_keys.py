@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import ConfigDict, Field, InstanceOf, ValidationError, WrapValidator
 
 from poolctl.address import Address
-from poolctl.config.model.derive import derive, exposed
 from poolctl.config.model.explain import findings_of, reset_suggestions
-from poolctl.config.model.normalise import INTERNAL, normalise, nul_findings, refuse_internal
+from poolctl.config.model.normalise import INTERNAL, derive, exposed, normalise, nul_findings, refuse_internal
 from poolctl.config.model.problems import Finding, shown, unreported
 from poolctl.config.model.rules import binds_itself
 from poolctl.config.model.secrets import masked_arguments
@@ -33,9 +32,9 @@ from poolctl.config.model.value_types import (
     BadValue,
     Duration,
     Environment,
+    FilePath,
     Labels,
     Name,
-    Path,
     Positive,
     Text,
     Truth,
@@ -76,8 +75,8 @@ class ServerKeys(Section):
     expose: str = Field(description="The address that clients use. Left out: derived from bind and tls.")
     app: Any = Field(default=None, description='The ASGI application: "module:attribute".')
     factory: Truth = Field(default=False, description="app is a function that returns the application.")
-    app_dir: Path = Field(default=".", description="The directory that goes first on the import path.")
-    python: Path | None = Field(
+    app_dir: FilePath = Field(default=".", description="The directory that goes first on the import path.")
+    python: FilePath | None = Field(
         default=None,
         description="The interpreter or virtual environment of the app. Left out: $VIRTUAL_ENV, then .venv "
         "beside the file, then poolctl's own.",
@@ -93,10 +92,12 @@ class ServerKeys(Section):
     overlap: Truth = Field(default=True, description="Two generations may run at once while it is restarted.")
     handler_key: str = Field(default="", description="Which entry of [pool] handlers serves it.")
     env: Environment = Field(default=EMPTY, description="Environment variables; they win over env_file.")
-    env_file: tuple[Path, ...] = Field(
+    env_file: tuple[FilePath, ...] = Field(
         default=(), description="Files of environment variables; a later one wins."
     )
-    cwd: Path = Field(default=".", description="The working directory. Left out: the directory of the file.")
+    cwd: FilePath = Field(
+        default=".", description="The working directory. Left out: the directory of the file."
+    )
     user: Text | None = Field(default=None, description='"name" or "name:group" that it runs as; needs root.')
     scale: Scale = Field(default=Scale(), description="How many workers.")
     preload: Truth = Field(default=False, description="Import the app once and fork the workers from there.")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, WithJsonSchema
 
 from poolctl.config.model import MOST_WORKERS
-from poolctl.config.model.interpolate import Interpolated
 from poolctl.units import (
     DURATION_ALLOWED,
     DURATION_PATTERN,
@@ -29,6 +28,12 @@ class BadValue(ValueError):
     def __init__(self, message: str, allowed: str) -> None:
         super().__init__(message)
         self.allowed = allowed
+
+
+class Interpolated(str):
+    """A string that came from the environment: it may be read as a number or a truth value."""
+
+    __slots__ = ()
 
 
 def number_from_environment(value: Any) -> Any:
@@ -130,7 +135,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _from_text]
 Truth = Annotated[bool, BeforeValidator(truth_from_environment)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-Path = Annotated[str, StringConstraints(min_length=1), Field(json_schema_extra={"format": "path"})]
+FilePath = Annotated[str, StringConstraints(min_length=1), Field(json_schema_extra={"format": "path"})]
 Proxies = Annotated[tuple[Text, ...], BeforeValidator(_proxies)]
 Argument = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_list)]
 

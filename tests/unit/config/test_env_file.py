@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config.files.env_file import EnvFileError, read_env_file
+from poolctl.config.files.read_file import EnvFileError, read_env_file
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,7 @@ import pytest
 
 from poolctl import PoolConfig
 from poolctl.config.model.problems import Finding
-from poolctl.config.model.table_models import EventsTable, Notify
-from poolctl.config.model.table_rules import made
-from poolctl.config.model.tables import NOT_IMPLEMENTED, Tables
+from poolctl.config.model.tables import NOT_IMPLEMENTED, EventsTable, Notify, Tables, made
 from tests.config_files import SERVER, load_text, told
 from tests.unit.supervisor.desk import Desk, run, web
 
