@@ -38,21 +38,6 @@ class Outcome:
     `streamed`: what was to be printed has been.
     """
 
-    __slots__ = (
-        "errors",
-        "errors_are_result",
-        "exit_code",
-        "extra",
-        "form",
-        "items",
-        "message",
-        "notes",
-        "quiet",
-        "streamed",
-        "text",
-        "warnings",
-    )
-
     def __init__(
         self,
         items: Sequence[Value] = (),

@@ -6,7 +6,7 @@ import os
 import sys
 
 from poolctl.cli.outcome import Failure, Outcome
-from poolctl.cli.pool_ref import PoolRef, others_named_alike
+from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
 from poolctl.control.answers import Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_processes import await_end
@@ -17,7 +17,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from threading import Thread, Timer
-    from types import TracebackType
     from typing import Any, TypeVar
 
     from poolctl.cli.command_line import CommandRequest
@@ -67,6 +66,13 @@ def ask_for(
     if progress.warnings:
         result = result.but(warnings=tuple(dict.fromkeys([*progress.warnings, *result.warnings])))
     return result
+
+
+def gateway_table(request: CommandRequest, columns: tuple[str, ...]) -> Outcome:
+    """A table of the gateway's; an empty one has its header too, and a pool without a gateway has an empty one."""
+    result = ask(request, find_pool(request))
+    as_table = request.output in ("", "table", "wide") and not result.exit_code
+    return Outcome.of(result, text="  ".join(columns).upper() + "\n" if as_table else None)
 
 
 def await_pool_end(result: Result) -> None:
@@ -240,9 +246,7 @@ class Progress:
             start_unsignalled(self._timer)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer.join()  # a display that is just being made must be made before it can be taken down

@@ -5,15 +5,11 @@ from __future__ import annotations
 from poolctl.cli.command import INSPECT, OUTPUT, Command
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.remote import ask
+from poolctl.cli.remote import gateway_table
 
 COMMAND = Command("List the gateway's routes.", OUTPUT, section=INSPECT)
-COLUMNS = ("alias", "host", "path", "to", "policy", "state")
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The supervisor's answer; an empty table has its header too. Raises NoSupervisor."""
-    result = ask(request, find_pool(request))
-    as_table = request.output in ("", "table", "wide") and not result.exit_code
-    return Outcome.of(result, text="  ".join(COLUMNS).upper() + "\n" if as_table else None)
+    """The supervisor's answer. Raises NoSupervisor."""
+    return gateway_table(request, ("alias", "host", "path", "to", "policy", "state"))

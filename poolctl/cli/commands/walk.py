@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, Option, flag
 from poolctl.cli.command_line import CommandRequest
@@ -44,21 +43,8 @@ COMMAND = Command(
 )
 
 
-class Run(NamedTuple):
-    """One run of the command: for which server, its exit code, and its output."""
-
-    item: Item
-    exit_code: int
-    stdout: str = ""
-    stderr: str = ""
-
-    def walked(self) -> Walked:
-        """Its entry in the JSON document."""
-        return Walked.extending(self.item, exit_code=self.exit_code, stdout=self.stdout, stderr=self.stderr)
-
-
 class Walked(Item):
-    """A server, and what the command has done for it."""
+    """A server, and what the command has done for it: its exit code, and its output."""
 
     exit_code: int
     stdout: str
@@ -79,12 +65,12 @@ class Walk:
         # thread is being started leaves one that the pool of threads does not know, and waits for no more.
         self.beginning = threading.Lock()
 
-    def runs(self, items: Sequence[Item]) -> Iterator[Run]:
+    def runs(self, items: Sequence[Item]) -> Iterator[Walked]:
         """The runs as they are done. Stops all children when interrupted."""
         from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
         waiting = list(reversed(items))
-        running: dict[Future[Run], None] = {}
+        running: dict[Future[Walked], None] = {}
         failed = False
         with ThreadPoolExecutor(self.jobs) as threads:
             try:
@@ -99,20 +85,20 @@ class Walk:
             finally:
                 self._end_children()
 
-    def _run(self, item: Item) -> Run:
+    def _run(self, item: Item) -> Walked:
         argv = arguments(self.command, item)
         try:
             child = self._begin(argv, environment(item))
         except (OSError, ValueError) as failure:
             code = NOT_EXECUTABLE if isinstance(failure, PermissionError) else NOT_FOUND
             reason = getattr(failure, "strerror", None) or str(failure)
-            return Run(item, code, stderr=f"{argv[0]}: {reason}\n")
+            return _walked(item, code, stderr=f"{argv[0]}: {reason}\n")
         if child is None:
-            return Run(item, INTERRUPTED)
+            return _walked(item, INTERRUPTED)
         output, errors = child.communicate()
         self.children.discard(child)
         code = child.returncode if child.returncode >= 0 else 128 - child.returncode
-        return Run(item, code, _text(output), _text(errors or b""))
+        return _walked(item, code, _text(output), _text(errors or b""))
 
     def _begin(self, argv: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes] | None:
         with self.beginning:
@@ -158,10 +144,10 @@ def perform(request: CommandRequest) -> Outcome:
         if as_text:
             _print_group(run, quiet=request.quiet)
     order = {item.name: at for at, item in enumerate(items)}
-    done.sort(key=lambda run: order[run.item.name])
+    done.sort(key=lambda run: order[run.name])
     errors = [_failure(run) for run in done if run.exit_code]
     return Outcome(
-        [run.walked() for run in done],
+        done,
         errors=errors,
         exit_code=FAILED if errors else 0,
         text="" if as_text else None,
@@ -187,20 +173,24 @@ def _jobs(request: CommandRequest) -> int:
     return int(text)
 
 
-def _print_group(run: Run, *, quiet: bool) -> None:
+def _print_group(run: Walked, *, quiet: bool) -> None:
     if not quiet:
-        head = f"==> {printable(run.item.name)} <=="
+        head = f"==> {printable(run.name)} <=="
         sys.stdout.write((paint(head, "1") if coloured(sys.stdout) else head) + "\n")
     body = run.stdout + run.stderr
     sys.stdout.write(body if not body or body.endswith("\n") else f"{body}\n")
     sys.stdout.flush()
 
 
-def _failure(run: Run) -> ErrorEntry:
+def _failure(run: Walked) -> ErrorEntry:
     last = (run.stderr or run.stdout).rstrip("\n").rpartition("\n")[2]
     message = f"the command exited with {run.exit_code}" + (f": {last}" if last else "")
-    entry = error(FAILED, message, name=run.item.name, bind=run.item.bind)
+    entry = error(FAILED, message, name=run.name, bind=run.bind)
     return entry.but(error="ErrorCommand")
+
+
+def _walked(item: Item, exit_code: int, stdout: str = "", stderr: str = "") -> Walked:
+    return Walked.extending(item, exit_code=exit_code, stdout=stdout, stderr=stderr)
 
 
 def _text(output: bytes) -> str:

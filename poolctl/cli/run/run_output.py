@@ -6,7 +6,6 @@ import sys
 import threading
 from queue import SimpleQueue
 from time import time
-from types import TracebackType
 from typing import Any, TextIO
 
 from poolctl.cli.log_lines import JsonLines, PrefixedLines
@@ -60,9 +59,7 @@ class BackgroundStream:
     def __enter__(self) -> BackgroundStream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self._stuck:
             self._hand_over("").acquire(timeout=END_SECONDS)
 
