@@ -183,6 +183,13 @@ class Host:
         handle.host = self
         return name
 
+    def in_users_names(self, text: str) -> str:
+        """The text with the servers' own names in place of those that the core knows them by."""
+        for name, handle in self._handles.items():
+            if name != handle.server.name:
+                text = text.replace(name, handle.server.name)
+        return text
+
     def admit(self, handle: Handle, config: ServerConfig, *, replace: bool) -> bool:
         """Give the server an entry with this configuration, or its entry the configuration; whether that is another.
 

@@ -102,7 +102,7 @@ async def _stop(handles: Sequence[Handle], limit: float | None) -> None:
         for handle in active:
             problem = rollout.problem(handle.entry) if handle.entry is not None else None
             if problem is not None:
-                errors.append(_as_users(handle.server, problem))
+                errors.append(_as_users(handle, problem))
     _raise(errors, PoolStopError, "did not stop", len(handles))
 
 
@@ -268,7 +268,7 @@ class _Arrival:
         holder = core.holder(entry)
         if holder is not None:
             problem = ServerError(
-                f"its address is in use by {holder.config.name!r} of this process",
+                f"its address is in use by {host.in_users_names(holder.name)!r} of this process",
                 name=each.handle.server.name,
                 bind=each.handle.server.bind,
                 hint="stop that one first",
@@ -343,7 +343,7 @@ class _Arrival:
             return None
         if rollout.is_overtaken(entry):
             return ServerError("was stopped before it was ready", name=server.name, bind=server.bind)
-        return _as_users(server, problem)
+        return _as_users(each.handle, problem)
 
     def _arrived(self, host: Host, each: _Ordered) -> None:
         handle = each.handle
@@ -357,10 +357,13 @@ class _Arrival:
             context.attach(handle, lambda: order_stop([handle.server]))
 
 
-def _as_users(server: Startable, problem: ServerError) -> ServerError:
-    """The problem under the server's own name; a program has no command that shows logs."""
+def _as_users(handle: Handle, problem: ServerError) -> ServerError:
+    """The problem in the names of the user's servers; a program has no command that shows logs."""
+    server, message = handle.server, problem.message
+    if handle.host is not None:
+        message = handle.host.in_users_names(message)
     hint = problem.hint.replace(f"poolctl logs {problem.name}", "").removeprefix("; ")
-    found = ServerError(problem.message, name=server.name, bind=server.bind, hint=hint)
+    found = ServerError(message, name=server.name, bind=server.bind, hint=hint)
     found.__cause__ = problem.__cause__
     return found
 

@@ -476,6 +476,27 @@ def test_servers_of_one_name_in_two_pools_of_a_runner_are_kept_apart() -> None:
     engine.run_sync(runner.aclose())
 
 
+def test_errors_name_servers_as_their_pool_does_where_two_pools_have_the_same_names() -> None:
+    runner = ScriptedRunner()
+    made(runner, config("db"), config("a", bind="127.0.0.1:2")).start_sync()
+    other = made(
+        runner,
+        config("db", bind="127.0.0.1:3", restart="no"),
+        config("web", bind="127.0.0.1:4", depends_on=["db"]),
+    )
+    runner.script["db~2"] = FAILS
+    with pytest.raises(PoolStartError) as raised:
+        other.start_sync()
+    assert "~" not in "".join(
+        f"{error.name} {error.message} {error.hint}" for error in raised.value.exceptions
+    )
+    made(runner, config("a", bind="127.0.0.1:5")).start_sync()
+    with pytest.raises(PoolStartError) as raised:
+        made(runner, config("b", bind="127.0.0.1:5")).start_sync()
+    assert "in use by 'a'" in str(raised.value.exceptions[0])
+    engine.run_sync(runner.aclose())
+
+
 def test_a_restart_that_is_cut_short_by_a_stop_says_so_and_ends_both_generations() -> None:
     runner = ScriptedRunner()
     pool = made(runner, config("a"))
