@@ -1,6 +1,6 @@
-"""What a supervisor answers: values with typed fields from the verb that makes them to the command that prints them.
+"""Answers of a supervisor: typed values, from the verb that makes them to the command that prints them.
 
-A verb with more to say than `Result` has a class of its own here, and a command reads its answer as that class.
+A verb whose answer has more fields than `Result` has its own class here, and the command reads the answer as that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCHEMA = 1
 PROTOCOL = 1
 CHECK = "--check"  # asks another version of the supervisor whether it could run here
 TRY = "--try"  # lets another version take over a small pool
-TRIED = "POOLCTL_TRIED"  # the variable that tells the other version that this is done
+TRIED = "POOLCTL_TRIED"  # environment variable: the trial has already been made
 
 
 class Item(Value):
@@ -72,7 +72,7 @@ class ErrorEntry(Value):
 
 
 class Result(Value):
-    """The last line of a verb's answer; verbs that have more to say add fields.
+    """The last line of a verb's answer; the classes of some verbs add fields.
 
     `PRINTED` names the fields that the command's JSON document has besides the servers and the errors.
     """
@@ -84,13 +84,13 @@ class Result(Value):
     errors: tuple[ErrorEntry, ...] = ()
     exit_code: int = 0
     warnings: tuple[str, ...] = ()
-    # Of an answer with which the supervisor ends: the process that ends last.
+    # Set where the supervisor ends after this answer; the keeper exits last.
     ended: bool | None = None
     keeper_pid: int | None = None
 
 
 class ServerStep(Value):
-    """A server on its way, for a command that waits for it."""
+    """The present state of a server that a command waits for."""
 
     name: str
     bind: str
@@ -109,10 +109,10 @@ class ProgressLine(Value):
 
 
 class About(Value):
-    """What a supervisor says of itself and its pool; `calm`: it takes no action by itself.
+    """The identity of a supervisor and its pool; `calm`: it takes no action of its own.
 
-    `keeper_problem` is what is wrong with its keeper, `not_served` names the tables beside the servers whose addresses
-    cannot be served, each with the reason.
+    `keeper_problem` is what is wrong with its keeper, `not_served` names the tables (dashboard, metrics)
+    whose addresses cannot be served, each with the reason.
     """
 
     name: str
@@ -138,7 +138,7 @@ class PingResult(About):
 
 
 class Summary(About):
-    """`status`: the pool, and how many of its servers are how."""
+    """The pool, and the number of its servers in each state and health."""
 
     servers: int
     should_run: int
@@ -181,7 +181,7 @@ class EventsResult(Result):
 
 
 class UpgradeResult(Result):
-    """Of `upgrade`: the process that gives its place away."""
+    """Of `upgrade`: the pid of the supervisor that is replaced."""
 
     upgraded_from: int | None = None
 
@@ -193,7 +193,7 @@ class MetricsResult(Result):
 
 
 class DashboardLink(Value):
-    """Where the dashboard is, and what opens it."""
+    """The address of the dashboard, and the token to log in with."""
 
     url: str
     token: str
@@ -208,7 +208,7 @@ class DashboardResult(Result):
 
 
 class ReceiverResult(Value):
-    """What came of a test notification to one receiver; `message` is the reason of a failure."""
+    """The outcome of a test notification to one receiver; `message` is the reason of a failure."""
 
     name: str
     ok: bool
@@ -284,7 +284,7 @@ class ShowResult(Result):
 
 
 class StatsHistory(Value):
-    """How it was at each interval, oldest first."""
+    """Samples at each interval, oldest first."""
 
     interval_seconds: float
     requests_per_second: tuple[float, ...]
@@ -344,7 +344,7 @@ class StatsResult(Result):
 
 
 class Observed(Value):
-    """How a server is and has been, as Pool.monitor has it."""
+    """Status and availability of a server, as Pool.monitor reports it."""
 
     status: str
     latency_seconds: float | None

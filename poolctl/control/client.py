@@ -64,7 +64,7 @@ class SupervisorEnded(ControlError):
 class Client:
     """The verbs of one running supervisor, one connection for each call, usable from any thread.
 
-    `receive` may wait for other descriptors too; what it raises, a call raises.
+    `receive` replaces the way to wait for data, so as to wait for other descriptors too; its exceptions pass through.
     """
 
     def __init__(
@@ -151,10 +151,10 @@ class Client:
         raise silent(self.socket_path, limit)
 
     def upgrade(self) -> Result:
-        """The supervisor's result, once its successor is of this version and answers; or its refusal.
+        """Replace supervisor and keeper by those of this version; the servers' processes keep running.
 
-        Keeper and supervisor are of this version then; the servers' processes keep running. Blocks. Raises
-        NoSupervisor, and ControlError (1) when the pool goes on with another version.
+        Returns when the new supervisor answers, or the old one has refused. Raises NoSupervisor, and ControlError (1)
+        when the pool still runs another version.
         """
         from poolctl.control.pool_processes import await_end
 
@@ -232,7 +232,7 @@ async def messages_async(
 ) -> AsyncGenerator[Table]:
     """Yield the messages as they come: progress, and last {"result": …}. Close it to stop asking.
 
-    Raises NoSupervisor when nothing listens, SupervisorEnded when it goes away before the result, or refuses.
+    Raises NoSupervisor when nothing listens, SupervisorEnded when the connection ends before the result.
     """
     from poolctl.http.exchange import NoResponse, exchange
 
@@ -273,7 +273,7 @@ async def ask_async(
 
 
 def options_of_this_version() -> Table:
-    """What another version has to know to hand over to this one: the options of the verb `upgrade`."""
+    """The options of the verb `upgrade`: how another version starts this one as its successor."""
     from poolctl import bootstrap
 
     return {
@@ -291,7 +291,7 @@ def receive_within(connection: socket, seconds: float) -> bytes:
 
 
 class LineSplitter:
-    """Lines out of pieces, in time that grows with their length alone: a line of `list` may have megabytes."""
+    """Splits received data into lines, in linear time: a line of `list` may have megabytes."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -306,7 +306,7 @@ class LineSplitter:
         return lines
 
     def rest(self) -> bytes:
-        """What came after the last line end."""
+        """The data after the last line end."""
         return b"".join(self._pieces)
 
 
@@ -323,7 +323,9 @@ def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
     except (BrokenPipeError, ConnectionResetError):
         pass  # its answer, sent before it closed the connection, can still be read
     except TimeoutError:
-        raise ControlError("the supervisor takes no commands", exit_code=CONFLICT, hint="try again") from None
+        raise ControlError(
+            "the supervisor accepts no commands", exit_code=CONFLICT, hint="try again"
+        ) from None
 
 
 def _messages(response: ResponseReader, chunks: Iterator[bytes]) -> Iterator[Table]:

@@ -31,7 +31,7 @@ STATE_VARIABLE = "POOLCTL_STATE_DIR"
 SOCKET_NAME = "control.sock"
 # sun_path has 108 bytes, the last of them the terminating NUL (unix(7))
 SOCKET_PATH_BYTES = 107
-# Clients that may wait for the supervisor, as for its successor; every listen(2) on the socket says the same.
+# Connections that may wait, also while a supervisor is replaced; every listen(2) on the socket uses this value.
 BACKLOG = 512
 
 
@@ -71,7 +71,7 @@ def runtime_root(env: Mapping[str, str]) -> str:
 
 
 def pool_dir(env: Mapping[str, str], key: str) -> str:
-    """Return the directory of the pool with this key: where it is, else where it would be. Makes nothing."""
+    """Return the directory of the pool with this key: the existing one, else the one to make. Makes nothing."""
     roots = candidates(env)
     for root in roots:
         path = f"{root}/{key}"
@@ -226,7 +226,7 @@ def make_private(path: str) -> None:
     os.makedirs(path, mode=0o700, exist_ok=True)
     status = os.lstat(path)
     if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
-        # One of our own processes that writes there has recreated it after it had vanished.
+        # It had vanished, and one of our own processes recreated it with the mode of its umask.
         os.chmod(path, 0o700)
 
 

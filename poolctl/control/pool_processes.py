@@ -16,7 +16,7 @@ _LOG_BYTES = 4096
 
 
 def await_end(pid: int, limit_seconds: float = LIMIT_SECONDS) -> bool:
-    """Whether the process exits within the limit; True for one that does not exist, and for 0."""
+    """Whether the process exits within the limit; True for one that does not exist, and for pid 0."""
     if not pid:
         return True
     try:
@@ -96,7 +96,7 @@ def silent(socket_path: str, seconds: float) -> ControlError:
             message = f"{message}, and the keeper (pid {keeper}), which would restart it, is stopped"
             hint = f"kill -CONT {keeper}"
         elif _state(keeper) not in _DEAD:
-            message = f"{message}, and cannot be restarted{_last_words(directory)}"
+            message = f"{message}, and cannot be restarted{_last_log_line(directory)}"
             hint = f"the keeper tries again within 30 s; see {directory}/supervisor.log"
     return ControlError(message, exit_code=CONFLICT, hint=hint)
 
@@ -122,7 +122,7 @@ def _state(pid: int) -> str:
         return ""
 
 
-def _last_words(directory: str) -> str:
+def _last_log_line(directory: str) -> str:
     """The last line of the supervisors' log, after a colon; empty without one."""
     try:
         with open(f"{directory}/supervisor.log", "rb") as log:

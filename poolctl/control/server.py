@@ -45,9 +45,9 @@ Handler = Callable[[Request, Progress], Awaitable[Value]]
 
 
 class DescriptorReserve:
-    """Lowers the soft limit of open files by `count` below the hard one, except while it is entered, by however many.
+    """Keeps `count` descriptors free for commands: the soft limit is lower by so many, except while it is entered.
 
-    Nothing happens where the hard limit leaves no room for it.
+    May be entered several times. Does nothing where the hard limit leaves no room for it.
     """
 
     def __init__(self, count: int = OPEN_FILES_RESERVE) -> None:

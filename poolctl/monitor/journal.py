@@ -42,7 +42,7 @@ _TEXTS = ("time", "kind", "event", "server", "message", "cause")
 
 
 class JournalEvent(NamedTuple):
-    """What has happened: the fields of every event, and in `detail` those of its kind (bind, worker, pid, keys, …).
+    """One event of the pool. `detail` has the fields of its kind: bind, worker, pid, keys, ….
 
     `by` is who requested it: uid, pid, user, command.
     """

@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[2]
 CLEAN = [
     "poolctl/cli", "poolctl/keeper", "poolctl/worker", "poolctl/runners", "poolctl/logs", "poolctl/listeners",
     "poolctl/selection", "poolctl/acceptor", "poolctl/web", "poolctl/pool", "poolctl/core", "poolctl/config",
-    "poolctl/monitor", "poolctl/http", "poolctl/probes", "poolctl/address", "poolctl/supervisor",
+    "poolctl/monitor", "poolctl/control", "poolctl/http", "poolctl/probes", "poolctl/address", "poolctl/supervisor",
     "completions", "README.md", "docs", "tests/unit/cli", "tests/unit/web", "tests/unit/listeners", "tests/unit/logs",
     "tests/unit/monitor", "tests/unit/probes", "tests/unit/http", "tests/unit/selection", "tests/browser",
-    "tests/unit/supervisor", "tests/unit/core",
+    "tests/unit/supervisor", "tests/unit/core", "tests/unit/control",
     *(f"poolctl/{each.name}" for each in sorted((ROOT / "poolctl").glob("*.py"))),
 ]  # fmt: skip
 
