@@ -64,18 +64,14 @@ class SupervisorEnded(ControlError):
 class Client:
     """The verbs of one running supervisor, one connection for each call, usable from any thread.
 
-    `receive` replaces the way to wait for data, so as to wait for other descriptors too; its exceptions pass through.
+    `output` is a descriptor that the caller writes to: a call raises BrokenPipeError once that has lost its reader.
     """
 
     def __init__(
-        self,
-        socket_path: str,
-        *,
-        silence_seconds: float = SILENCE_SECONDS,
-        receive: Callable[[socket, float], bytes] | None = None,
+        self, socket_path: str, *, silence_seconds: float = SILENCE_SECONDS, output: int = -1
     ) -> None:
         self.socket_path = socket_path
-        self._receive = receive or receive_within
+        self._output = output
         self._silence_seconds = silence_seconds
 
     def __repr__(self) -> str:
@@ -215,7 +211,10 @@ class Client:
                         "timed out", exit_code=TIMED_OUT, hint="give it more time with --timeout"
                     )
             try:
-                chunk = self._receive(connection, wait)
+                if self._output >= 0 and not _readable(connection, wait, self._output):
+                    raise TimeoutError
+                connection.settimeout(wait)
+                chunk = connection.recv(262144)
             except TimeoutError:
                 if deadline is None or monotonic() < deadline:
                     self.ping()
@@ -284,10 +283,10 @@ def options_of_this_version() -> Table:
     }
 
 
-def receive_within(connection: socket, seconds: float) -> bytes:
-    """The next data, b"" at the end. Raises TimeoutError when none arrives in that time."""
-    connection.settimeout(seconds)
-    return connection.recv(262144)
+def _readable(connection: socket, seconds: float, output: int) -> bool:
+    from poolctl.platform import await_readable
+
+    return await_readable(connection.fileno(), seconds, output)
 
 
 class LineSplitter:

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from poolctl.cli.command import LIST, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
 from poolctl.cli.command_line import CommandRequest, one_of
@@ -17,14 +16,10 @@ from poolctl.cli.remote import selected
 from poolctl.cli.render import coloured, paint, printable, stdout_fd
 from poolctl.control import directory
 from poolctl.control.answers import EventsResult, ProgressLine
-from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, receive_within
+from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import INTERRUPTED
 from poolctl.monitor.journal import KINDS, MOST_LINES, NAME, EventFilter, JournalEvent, recent
-
-if TYPE_CHECKING:
-    from _socket import socket
-
 
 _AGAIN_SECONDS = 0.5
 _COLOURS = {"error": "31", "warning": "33"}
@@ -109,13 +104,7 @@ class _EventStream:
         from poolctl.platform import await_readable
 
         reader = stdout_fd()
-
-        def receive(connection: socket, seconds: float) -> bytes:
-            if not await_readable(connection.fileno(), seconds, reader):
-                raise TimeoutError
-            return receive_within(connection, seconds)
-
-        client = Client(self._client.socket_path, receive=receive)
+        client = Client(self._client.socket_path, output=reader)
 
         def received(line: ProgressLine) -> None:
             if line.event is not None:
