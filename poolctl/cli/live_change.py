@@ -179,7 +179,10 @@ class WriteBack:
         servers = {server.name: server for server in self.now}
         for name in self.known(names):
             if name not in servers or servers[name].disabled != disabled:
-                self.draft.set(name, ("disabled",), disabled)
+                if disabled:
+                    self.draft.set(name, ("disabled",), True)
+                else:
+                    self.draft.reset(name, "disabled", False)
 
     def remove(self, names: Sequence[str]) -> None:
         """Take servers out; one that was added live is in no file, and need not be."""

@@ -126,13 +126,13 @@ class Rollout:
         return None
 
 
-def not_arrived(entry: Entry, kind: type[PoolError], message: str) -> ServerError:
+def not_arrived(entry: Entry, kind: type[PoolError], message: str, hint: str = "") -> ServerError:
     """The error of a server that has not reached the goal of a command of this kind."""
     return ServerError(
         message,
         name=entry.name,
         bind=entry.config.key,
-        hint=entry.failure.message if entry.failure else f"poolctl logs {entry.name}",
+        hint=hint or (entry.failure.message if entry.failure else f"poolctl logs {entry.name}"),
         code=kind.code,
         error=kind.error,
     )

@@ -20,7 +20,7 @@ from functools import partial
 from itertools import accumulate
 
 from poolctl.config.configuration import Configuration
-from poolctl.config.edit.parts import Changes, lines_of, list_at
+from poolctl.config.edit.parts import REMOVED, Changes, lines_of, list_at
 from poolctl.config.files.assemble import Assembly, ServerTable
 from poolctl.config.files.document import Document, read_documents
 from poolctl.config.files.parsers import parse
@@ -28,7 +28,7 @@ from poolctl.config.files.read_file import read_text
 from poolctl.config.loader import load
 from poolctl.config.model.problems import ParseError, Path, Problem, Tree
 from poolctl.config.model.secrets import masked_file
-from poolctl.errors import PoolValidateError
+from poolctl.errors import PoolValidateError, ServerError
 
 MARK = b"\xef\xbb\xbf"
 
@@ -57,6 +57,7 @@ class Draft:
         for document in self.documents:
             assembly.add(document)
         self._entries = {entry.name.casefold(): entry for entry in reversed(assembly.entries)}
+        self._defaults = assembly.defaults
         self._changes: dict[str, Changes] = {}
         self._texts: dict[str, str] | None = None
         self.written: list[str] = []
@@ -71,6 +72,16 @@ class Draft:
         self._asked.append((Draft.set, (name, path, value)))
         document, table = self._home(self._known(name), path)
         self._set(document, table, _own_path(document, table, path) or path, value)
+
+    def reset(self, name: str, key: str, default: Tree) -> None:
+        """Give a key that a server has its default: taken out where that says the same and loses no comment."""
+        self._asked.append((Draft.reset, (name, key, default)))
+        entry = self._known(name)
+        document, table = self._home(entry, (key,))
+        own = _own_path(document, table, (key,)) or (key,)
+        homes = [part for part in entry.parts if part[0].exact((*part[1], key)) is not None]
+        alone = len(homes) == 1 and key not in self._defaults and not _has_comment(document, (*table, key))
+        self._set(document, table, own, REMOVED if alone else default)
 
     def scale(self, name: str, workers: int) -> None:
         """Give a server a number of workers; one that may sleep, or grow, keeps that."""
@@ -124,11 +135,24 @@ class Draft:
         return self._texts
 
     def check(self) -> Configuration:
-        """The configuration as it will be. PoolValidateError with every problem of it."""
+        """The configuration as it will be. PoolValidateError with every problem of it, at its place in the files."""
         config = load(self.files, self.env, self.texts())
         if config.problems:
-            raise PoolValidateError("the changed configuration is invalid", config.problems)
+            problems = [self._in_files(problem) for problem in config.problems]
+            raise PoolValidateError("the changed configuration is invalid", problems)
         return config
+
+    def _in_files(self, problem: ServerError) -> ServerError:
+        """The problem with the line of the file as it is; that of the change itself where it is in no file yet."""
+        for document in self.documents:
+            if isinstance(problem, Problem) and problem.file == document.path in self.texts():
+                before, after = document.text.splitlines(), self.texts()[document.path].splitlines()
+                matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
+                for old, new, size in matcher.get_matching_blocks():
+                    if new < problem.line <= new + size:
+                        problem.line += old - new
+                        break
+        return problem
 
     def difference(self) -> str:
         """What changes, as a unified diff for people, its secrets masked."""
@@ -175,6 +199,13 @@ def _own_path(document: Document, table: Path, path: Path) -> Path | None:
     """The path of a key within its server, as the file spells it; None if the file does not have it."""
     whole = document.exact((*table, *path))
     return None if whole is None else whole[len(document.prefix) + len(table) :]
+
+
+def _has_comment(document: Document, path: Path) -> bool:
+    """Whether a comment stands in the line of a key, or directly below, where YAML counts it to the key."""
+    line, _ = document.positions()[document.exact(path) or path]
+    lines = document.text.splitlines()[line - 1 : line + 1]
+    return "#" in lines[0] or any(each.lstrip().startswith("#") for each in lines[1:])
 
 
 def edited(document: Document, changes: Changes) -> str:

@@ -14,6 +14,10 @@ Pairs = list[tuple[Path, Tree]]
 _line = re.compile(r"[^\n]*\n|[^\n]+\Z")
 
 
+# The value of a key that is taken out.
+REMOVED = object()
+
+
 def _same(value: Tree) -> Tree:
     return value
 
@@ -43,7 +47,7 @@ class Changes:
 
 
 def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = _same) -> None:
-    """Give keys of a table their values; tables on the way are made."""
+    """Give keys of a table their values, REMOVED for none; tables on the way are made."""
     for path, value in pairs:
         at = table
         for number, key in enumerate(path[:-1], 1):
@@ -53,7 +57,10 @@ def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = _same) -
                 path = path[:number]
                 break
             at = at[key]
-        at[path[-1]] = convert(value)
+        if value is REMOVED:
+            del at[path[-1]]
+        else:
+            at[path[-1]] = convert(value)
 
 
 def list_at(data: Tree, servers: Path, make: Callable[[], Tree] = list) -> Tree:

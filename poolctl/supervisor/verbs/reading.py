@@ -99,7 +99,12 @@ class Reading:
         if goal in ("ready", "healthy", "running"):
             entries = [entry for entry in entries if not entry.is_disabled]
         late = await until(self._core, entries, test, options.get("timeout"), reporter(progress, options))
-        problems = [not_arrived(entry, PoolMonitorError, self._why_not(entry, goal)) for entry in late]
+        # A server that runs is not kept from stopping by an earlier failure.
+        hint = "poolctl stop {}" if goal == State.STOPPED else ""
+        problems = [
+            not_arrived(entry, PoolMonitorError, self._why_not(entry, goal), hint.format(entry.name))
+            for entry in late
+        ]
         return Result(
             items=items(self._core, selected(self._core, selector)),
             errors=tuple(map(ErrorEntry.of, problems)),

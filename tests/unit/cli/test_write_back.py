@@ -38,13 +38,13 @@ def test_json_says_which_files_were_written(poolctl: Command, supervised: Superv
         document = poolctl("enable", "orders", "--save", "-o", "json").json
     assert document["saved"] == [str(file)]
     assert document["items"] == [item("orders", 8082)]
-    assert file.read_text() == COMMENTED.replace("disabled = true", "disabled = false")
+    assert file.read_text() == COMMENTED.replace("disabled = true\n", "")
 
 
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["enable", "orders"], COMMENTED.replace("disabled = true", "disabled = false")),
+        (["enable", "orders"], COMMENTED.replace("disabled = true\n", "")),
         (["disable", "--tag", "api"], COMMENTED.replace('"inner"]\n', '"inner"]\ndisabled = true\n')),
         (["remove", "orders"], COMMENTED[: COMMENTED.index('\n[[server]]\nname = "orders"')]),
         (ADD, COMMENTED + NEW),

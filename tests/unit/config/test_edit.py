@@ -367,6 +367,77 @@ def test_every_way_of_writing_servers_can_be_changed(
     assert file.read_text() == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("pool.toml", '[[server]]\nname = "a"\ndisabled = true\n', '[[server]]\nname = "a"\n'),
+        (
+            "pool.yaml",
+            "server:\n- name: a\n  disabled: true\n  tags: [x]\n",
+            "server:\n- name: a\n  tags: [x]\n",
+        ),
+        ("pool.json", '[{"name":"a", "disabled": true}]\n', '[{"name": "a"}]\n'),
+        (
+            "pool.toml",
+            '[[server]]\nname = "a"\ndisabled = true # for now\n',
+            '[[server]]\nname = "a"\ndisabled = false # for now\n',
+        ),
+        (
+            "pool.yaml",
+            "- name: a\n  disabled: true\n  # of two\n  tags: [x]\n",
+            "- name: a\n  disabled: false\n  # of two\n  tags: [x]\n",
+        ),
+        (
+            "pool.toml",
+            '[defaults]\ndisabled = true\n[[server]]\nname = "a"\ndisabled = true\n',
+            '[defaults]\ndisabled = true\n[[server]]\nname = "a"\ndisabled = false\n',
+        ),
+    ],
+)
+def test_key_is_taken_out_for_its_default_unless_a_comment_or_the_defaults_forbid_it(
+    tmp_path: Path, name: str, text: str, expected: str
+) -> None:
+    file = written(tmp_path, name, text)
+    draft = drafted(file)
+    draft.reset("a", "disabled", False)
+    draft.write()
+    assert file.read_text() == expected
+
+
+def test_key_of_two_files_gets_its_default_in_the_last(tmp_path: Path) -> None:
+    first = written(tmp_path, "pool.toml", '[[server]]\nname = "a"\ndisabled = true\n')
+    last = written(tmp_path, "local.toml", '[[server]]\nname = "a"\ndisabled = true\n')
+    draft = drafted(first, last)
+    draft.reset("a", "disabled", False)
+    assert draft.write() == [str(last)]
+    assert last.read_text() == '[[server]]\nname = "a"\ndisabled = false\n'
+
+
+def test_problem_of_a_change_is_reported_at_its_line_in_the_file(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        "pool.toml",
+        """\
+        [[server]]
+        name = "db"
+        bind = "127.0.0.1:8081"
+        app = "hello:app"
+
+        [[server]]
+        name = "api"
+        bind = "127.0.0.1:8082"
+        app = "hello:app"
+        depends_on = ["db"]
+        """,
+    )
+    draft = drafted(file)
+    draft.remove("db")
+    with pytest.raises(PoolValidateError) as raised:
+        draft.check()
+    (problem,) = raised.value.exceptions
+    assert (getattr(problem, "line", None), "db" in str(problem)) == (10, True)
+
+
 def test_removing_a_server_whose_yaml_anchor_is_used_elsewhere_keeps_the_value(tmp_path: Path) -> None:
     file = written(tmp_path, "pool.yaml", "- {name: a, env: &v {X: '1'}}\n- {name: b, env: *v}\n")
     draft = drafted(file)

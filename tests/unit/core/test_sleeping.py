@@ -200,6 +200,26 @@ def test_wait_for_a_wake_is_bounded_by_the_start_timeout(script: str) -> None:
     run(scenario())
 
 
+def test_server_whose_dependency_is_not_ready_stays_starting_without_its_clients_and_starts_after_it() -> (
+    None
+):
+    async def scenario() -> None:
+        desk = Desk(web("db"), sleepy(depends_on=["db"], start_timeout=0.02), db=FAILS)
+        await desk.ask("start")
+        assert desk.states() == {"db": "failed", "web": "sleeping"}
+        desk.runner.ring("web")
+        dismissed = f"dismiss {desk.core.entries['web'].config.key}"
+        while dismissed not in desk.runner.log:
+            await asyncio.sleep(0.001)
+        assert desk.states() == {"db": "failed", "web": "starting"}
+        desk.runner.script.clear()
+        assert (await desk.ask("start", "db"))["exit_code"] == 0
+        await turns()
+        assert desk.states() == {"db": "running", "web": "running"}
+
+    run(scenario())
+
+
 def test_changed_idle_time_reaches_running_workers() -> None:
     async def scenario() -> None:
         desk = Desk(sleepy())

@@ -240,6 +240,18 @@ def test_a_replacement_that_fails_leaves_the_old_ones_all_of_them() -> None:
     run(scenario())
 
 
+def test_wait_for_a_stop_does_not_quote_the_failure_of_an_earlier_restart() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(), **{"web.2.0": FAILS})
+        await desk.ask("start")
+        assert (await desk.ask("restart"))["exit_code"] == 1
+        answer = await desk.ask("wait", **{"for": "stopped", "timeout": 0.01})
+        assert (answer["exit_code"], answer["errors"][0]["message"]) == (124, "is running, not stopped")
+        assert answer["errors"][0]["hint"] == "poolctl stop web"
+
+    run(scenario())
+
+
 def test_warnings_are_reported_once() -> None:
     async def scenario() -> None:
         desk = Desk(web())
