@@ -107,7 +107,7 @@ class CommandRequest:
         except ValueError as error:
             raise UsageError(f"--{key.replace('_', '-')}: {error}") from None
 
-    def options(self) -> Mapping[str, Any]:
+    def options(self) -> Mapping[str, object]:
         """The options of the supervisor's request, besides the selection."""
         options: Table = {"timeout": self.seconds("timeout")}
         if "no_wait" in self.values:

@@ -17,7 +17,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from threading import Thread, Timer
-    from typing import Any, TypeVar
+    from typing import TypeVar
+
+    from rich.status import Status
 
     from poolctl.cli.command_line import CommandRequest
     from poolctl.control.answers import ProgressLine
@@ -56,7 +58,7 @@ def ask_for(
             "options": {**options, "progress": progress.wanted},
         }
         try:
-            result = _call(kind, pool, verb or request.verb, body, progress, options["timeout"])
+            result = _call(kind, pool, verb or request.verb, body, progress, request.seconds("timeout"))
         except KeyboardInterrupt:
             if request.verb not in _ORDERS:
                 raise
@@ -230,7 +232,7 @@ class Progress:
         self._states: dict[str, tuple[str, bool]] = {}
         self._enabled = not quiet and not verbose and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._timer: Timer | None = None
-        self._status: Any = None
+        self._status: Status | None = None
 
     @property
     def wanted(self) -> bool:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from poolctl.cli.pool_ref import PoolRef
-    from poolctl.values import Table
+
+    NameAndTags = tuple[str, tuple[str, ...]]
 
 ANSWER_SECONDS = 1.0
 # Words that would have to be quoted are left to the fingers.
@@ -41,13 +42,10 @@ def complete(args: Sequence[str]) -> int:
 
 def _request(words: list[str]) -> CommandRequest:
     """-c and --pool as they stand in the unfinished command line; `~` is still as it was typed."""
-    values: Table = {"config": [], "pool": None}
-    for option, value in pairwise(words):
-        if option in ("-c", "--config"):
-            values["config"].append(os.path.expanduser(value))
-        elif option == "--pool":
-            values["pool"] = value
-    return CommandRequest("list", values)
+    pairs = list(pairwise(words))
+    files = [os.path.expanduser(value) for option, value in pairs if option in ("-c", "--config")]
+    pool = next((value for option, value in pairs if option == "--pool"), None)
+    return CommandRequest("list", {"config": files, "pool": pool})
 
 
 def _words(kind: str, request: CommandRequest) -> Iterable[str]:
@@ -55,23 +53,24 @@ def _words(kind: str, request: CommandRequest) -> Iterable[str]:
 
     servers = _servers(find_pool(request, missing_ok=True))
     if kind == "tags":
-        return sorted({str(tag) for server in servers for tag in server.get("tags") or ()})
-    return [str(server["name"]) for server in servers if server.get("name")] if kind == "servers" else []
+        return sorted({tag for _, tags in servers for tag in tags})
+    return [name for name, _ in servers if name] if kind == "servers" else []
 
 
-def _servers(pool: PoolRef) -> list[Table]:
+def _servers(pool: PoolRef) -> list[NameAndTags]:
+    from poolctl.control.answers import Result
     from poolctl.control.client import Client
     from poolctl.errors import ControlError
 
     try:
         client = Client(pool.socket, silence_seconds=ANSWER_SECONDS)
-        return list(client.call("list", {}, timeout=0.0).get("items") or ())
+        return [(item.name, item.tags) for item in client.ask(Result, "list", timeout=0.0).items]
     except ControlError:
         return [server for file in pool.files for server in _from(file)]
 
 
-def _from(path: str) -> list[Table]:
-    """The tables of servers in a file or a directory, as they stand there: nothing is validated."""
+def _from(path: str) -> list[NameAndTags]:
+    """The servers in a file or a directory, as they stand there: nothing is validated."""
     if os.path.isdir(path):
         endings = (".toml", ".yaml", ".yml", ".json")
         files = sorted(file for file in os.listdir(path) if file.endswith(endings))
@@ -80,7 +79,8 @@ def _from(path: str) -> list[Table]:
     if path.endswith("pyproject.toml"):
         document = document.get("tool", {}).get("poolctl", {})
     found = document if isinstance(document, list) else document.get("server", [])
-    return [server for server in found if isinstance(server, dict)]
+    tables = [server for server in found if isinstance(server, dict)]
+    return [(str(each.get("name") or ""), tuple(map(str, each.get("tags") or ()))) for each in tables]
 
 
 def _parsed(path: str) -> Any:

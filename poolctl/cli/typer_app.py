@@ -54,7 +54,7 @@ def perform_args(args: Sequence[str], perform: Perform = perform) -> Outcome:
 
 
 @functools.cache
-def build(perform: Perform = perform) -> Any:
+def build(perform: Perform = perform) -> typer.core.TyperGroup:
     """The application. Its commands are made when they are needed, and hand their requests to `perform`."""
     app = typer.Typer(
         name="poolctl",
@@ -67,7 +67,7 @@ def build(perform: Perform = perform) -> Any:
         epilog="\b\nTo begin with:\n" + "\n".join(f"  {line}" for line in FIRST_STEPS),
     )
 
-    def before(ctx: typer.Context, **values: Any) -> None:
+    def before(ctx: typer.Context, **values: object) -> None:
         del values["version"]
         ctx.obj = {**(ctx.obj or {}), **{key: value for key, value in values.items() if value is not None}}
 
@@ -76,8 +76,8 @@ def build(perform: Perform = perform) -> Any:
     )
     _accept(before, {**_parameters(COMMON), "version": (Annotated[bool, version], False)})
     app.callback()(before)
-    application: Any = typer.main.get_command(app)
-    application.commands = _Commands(perform)
+    application = typer.main.get_group(app)
+    application.commands = _Commands(perform)  # type: ignore[assignment]
     return application
 
 
@@ -90,10 +90,10 @@ def _print_version(wanted: bool) -> None:
 class _Group(typer.core.TyperGroup):
     """Lists the commands by their sections."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: object) -> list[str]:
         return list(self.commands)
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, ctx: object, formatter: Any) -> None:
         declared = {name: command_named(name) for name in self.commands}
         for section in SECTIONS:
             rows = [(name, each.help) for name, each in declared.items() if each and each.section == section]
@@ -101,14 +101,14 @@ class _Group(typer.core.TyperGroup):
                 formatter.write_dl(rows, col_spacing=12 - max(len(name) for name, _ in rows))
 
 
-class _Commands(Mapping[str, Any]):
+class _Commands(Mapping[str, object]):
     """The commands by name. Each is made when it is asked for: Typer takes 50 ms for all of them."""
 
     def __init__(self, perform: Perform) -> None:
         self._perform = perform
-        self._made: Table = {}
+        self._made: dict[str, object] = {}
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> object:
         if name not in self._made:
             declared = command_named(name)
             if declared is None:
@@ -123,7 +123,7 @@ class _Commands(Mapping[str, Any]):
         return len(names())
 
 
-def _made(verb: str, declared: Command, perform: Perform) -> Any:
+def _made(verb: str, declared: Command, perform: Perform) -> object:
     """Typer's command, which hands a request with the values of its options to `perform`."""
     accepted = (*declared.arguments, *declared.options)
     lists = {option.key for option in accepted if option.kind == LIST}
@@ -145,9 +145,9 @@ def _made(verb: str, declared: Command, perform: Perform) -> Any:
     return typer.main.get_command(app)
 
 
-def _parameters(options: Sequence[Option]) -> dict[str, tuple[Any, Any]]:
+def _parameters(options: Sequence[Option]) -> dict[str, tuple[object, object]]:
     """Annotation and default of each option, by its key. Values stay text: requests judge them."""
-    found: dict[str, tuple[Any, Any]] = {}
+    found: dict[str, tuple[object, object]] = {}
     for option in options:
         metavar = option.metavar or None
         about = (
@@ -166,7 +166,7 @@ def _parameters(options: Sequence[Option]) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def _accept(function: Callable[..., Any], accepted: Mapping[str, tuple[Any, Any]]) -> None:
+def _accept(function: Callable[..., object], accepted: Mapping[str, tuple[object, object]]) -> None:
     """Give the function the signature that Typer reads: the context, then these parameters."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("ctx", keyword, annotation=typer.Context)]

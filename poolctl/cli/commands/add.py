@@ -7,7 +7,7 @@ import shlex
 import tomllib
 from collections.abc import Callable
 from datetime import date, datetime, time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from poolctl.address import Address, AddressError, parse
 from poolctl.cli.command import CHANGES, FILES, LIST, SAVED_CHANGE, Command, Option
@@ -154,20 +154,17 @@ def _setting(word: str) -> Table:
         raise UsageError(
             f"--set: {word!r} is not KEY=VALUE", hint="--set workers=2, --set env.LEVEL=debug"
         ) from None
-    value: Any = text
+    value: object = text
     try:
         read = tomllib.loads(f"value = {text}")
         if read.keys() == {"value"} and not isinstance(read["value"], (date, datetime, time)):
             value = read["value"]
     except ValueError:
         pass
-    at: Any = found
-    while True:
-        (last,) = at
-        if not isinstance(at[last], dict):
-            break
-        at = at[last]
-    at[last] = value
+    table = found
+    while isinstance(inner := next(iter(table.values())), dict):
+        table = inner
+    table[next(iter(table))] = value
     for key, as_list in LISTS.items():
         if isinstance(found.get(key), str):
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from poolctl.cli.command import FORMATS, REVEAL, SELECTION, SETUP, Command, output
 from poolctl.cli.command_line import CommandRequest
@@ -59,7 +58,7 @@ def perform(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _text(name: str, table: Any) -> str:
+def _text(name: str, table: Table | list[Table]) -> str:
     """A table other than the servers', or a list of them; a url keeps its `${…}` references."""
     if isinstance(table, list):
         return "\n".join(table_text(f"[[{name}]]", escaped(each) | _as_written(each)) for each in table)

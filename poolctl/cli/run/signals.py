@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.exit_codes import NOT_EXECUTABLE, NOT_FOUND
+
+Handler = Callable[[int, FrameType | None], object] | int | None
 
 # Sent to us, meant for the command.
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -188,7 +189,7 @@ class StopSignals:
     def __init__(self) -> None:
         self._stopping = False
         self._unasked = False  # it stops without a signal from the user
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Handler] = {}
         self.interrupted = False  # SIGINT was granted already
         self._wakeup = self._waker = self._waker_before = -1
 
@@ -244,7 +245,7 @@ class StopSignals:
 @contextmanager
 def deferred_signals() -> Iterator[None]:
     """Let what is begun here be finished: the first of the signals takes effect behind it, a second one at once."""
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in _STOPPING}
+    before: dict[int, Handler] = {number: signal.getsignal(number) for number in _STOPPING}
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -265,6 +266,6 @@ def deferred_signals() -> Iterator[None]:
         _handle(before[came[0]], came[0])
 
 
-def _handle(handler: Any, number: int) -> None:
+def _handle(handler: Handler, number: int) -> None:
     if callable(handler):
         handler(number, None)

@@ -11,8 +11,8 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import FrameType
 
 from rich.console import Console
 from rich.text import Text
@@ -171,7 +171,7 @@ class TerminalSignals:
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self._wakeup = -1
 
     def __enter__(self) -> TerminalSignals:
