@@ -37,7 +37,7 @@ help:
 	@echo "make types         mypy --strict"
 	@echo "make floors        imports point down only"
 	@echo "make house         figures of the package's structure, with their definitions"
-	@echo "make entered       the files that a start enters, over all processes"
+	@echo "make entered       the files that a start, a restart and a death enter, over all processes"
 	@echo "make completions   regenerates completions/"
 	@echo "make bench         benchmarks, as a table"
 	@echo "make matrix        the tests that depend on the interpreter: every Python, lowest and newest dependencies"
