@@ -25,7 +25,7 @@ SILENCE = "nothing that can be read"
 
 @dataclass
 class Survivor:
-    """A worker. `sock` leads to it; a program has none, and no descriptors.
+    """A worker. `sock` leads to it; a program, and a worker that is too busy to listen, have none, and no descriptors.
 
     `said` is what it says of itself, checked: server, key, generation, index, ready_at, output, protocol … It may be
     forged, so callers check that `uid` is the server's user. A process with a `fault`, the reason why its message was
@@ -111,11 +111,11 @@ class Pipes:
 def find(directory: str) -> tuple[list[Survivor], Pipes]:
     """The workers of this directory's pool that still serve, and the pipes that take their output.
 
-    Programs, which speak no protocol, are known by the logger only.
+    Programs, which speak no protocol, and workers whose event loop is blocked are known by the logger only.
     """
     found = [*_workers(directory)]
     pipes = _pipes(directory)
-    found += _programs(pipes, {survivor.pid for survivor in found})
+    found += _without_socket(pipes, {survivor.pid for survivor in found})
     return found, pipes
 
 
@@ -216,13 +216,16 @@ def _pipes(directory: str) -> Pipes:
     return pipes
 
 
-def _programs(pipes: Pipes, known: set[int]) -> list[Survivor]:
+def _without_socket(pipes: Pipes, known: set[int]) -> list[Survivor]:
     found = []
     for key, (message, _) in pipes.streams.items():
         pid, start = int(message["pid"]), message.get("start")
         if start is not None and pid not in known and process_start(pid) == start:
             ready_at = start / os.sysconf("SC_CLK_TCK")
-            said = {"server": message["name"], "output": key, "ready_at": ready_at, "leaving": False}
+            said = {
+                "server": message["name"], "command": message.get("command"), "output": key,
+                "ready_at": ready_at, "leaving": False,
+            }  # fmt: skip
             users = process_users(pid) or set()
             if len(users) == 1:
                 found.append(Survivor(pid, users.pop(), start, said))

@@ -81,6 +81,11 @@ class _Intake:
             logger.warning("pid %d belongs to no server of the configuration: it is stopped", survivor.pid)
             survivor.ask_to_end()
             return
+        if survivor.sock is None and not survivor.said["command"]:
+            logger.warning(
+                "%s: pid %d still serves, but is busy: it is asked again", server.name, survivor.pid
+            )
+            return
         if survivor.sock is None:
             taken = await self._take_program(survivor, server)
         else:
@@ -114,7 +119,7 @@ class _Intake:
                 fds.append(closing.enter_context(bound).fileno())
             if said["deaf"] or not self._is_its_pipe(said["output"], server):
                 said["output"] = self._output.new_key(server)
-                fds.append(self._new_pipe(said["output"], server, survivor.pid))
+                fds.append(self._new_pipe(said["output"], server, survivor))
                 closing.callback(os.close, fds[-1])
             if name in self._put or not survivor.order({"order": "adopt"}, fds):
                 survivor.order({"order": "drain"})
@@ -173,11 +178,12 @@ class _Intake:
             self._put.add(name)
             self._keeper.send({"op": "put", "name": name, "meta": meta}, fds)
 
-    def _new_pipe(self, key: str, server: ServerConfig, pid: int) -> int:
+    def _new_pipe(self, key: str, server: ServerConfig, survivor: Survivor) -> int:
         """The write end of another pipe, for an orphan whose logger was killed too."""
         read, write = os.pipe()
         os.set_blocking(read, False)
-        self._pipes.streams[key] = self._output.order(key, server, pid), read
+        order = self._output.order(key, server, survivor.pid)
+        self._pipes.streams[key] = {**order, "start": survivor.start}, read
         return write
 
     def take_pipes(self) -> None:

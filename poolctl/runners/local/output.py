@@ -127,6 +127,7 @@ class Output(Receiver):
             "t": "add",
             "id": key,
             "name": server.name,
+            "command": bool(server.command),
             "pid": pid,
             "path": self.path(server),
             "format": log.format,
@@ -150,7 +151,7 @@ class Output(Receiver):
         return key, write
 
     def follow(self, key: str, pid: int, start: int | None = None) -> None:
-        """Start reading the pipe, now that the worker exists. `start` is that of a program (see process_start)."""
+        """Start reading the pipe, now that the worker exists. `start` is its start time (see process_start)."""
         read, message = self._pipes[key]
         message["pid"] = pid
         if start is not None:

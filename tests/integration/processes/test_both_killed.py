@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,32 @@ def test_stop_ends_what_serves_whatever_became_of_the_file(pool: RealPool, until
         get(port)
     assert list(pool.runtime.glob("*/control.sock")) == []
     assert list(pool.runtime.glob("@*")) == []
+
+
+BLOCKING = """
+import pathlib, time
+
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    pathlib.Path("blocked").touch()
+    time.sleep(600)
+"""
+
+
+def test_stop_kills_a_worker_whose_event_loop_is_blocked(pool: RealPool, until: Any) -> None:
+    port = pool.write_hello()["web"]
+    pool.write("hello.py", BLOCKING)
+    pool.ok("start")
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        until((pool.directory / "blocked").exists)
+        (worker,) = pool.items()["web"]["pids"]
+        kill_both(pool, until)
+        assert pool.items()["web"]["pids"] == [worker]
+        done = pool.ok("stop", "--timeout", "1s")
+    assert "1 server stopped" in done.stdout + done.stderr
+    assert f"pid {worker} had to be killed" in done.stdout + done.stderr
+    assert not is_alive(worker)
 
 
 def test_live_changes_are_in_force_after_a_takeover(pool: RealPool, until: Any, free_port: Any) -> None:

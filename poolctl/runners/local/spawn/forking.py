@@ -211,7 +211,7 @@ class Forker:
             if_failed.pop_all()
             pid, start = process
             # A program reports nothing itself: the logger knows its pid, if all other processes exit.
-            self._output.follow(output, pid, start if server.command else None)
+            self._output.follow(output, pid, start)
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
             placement = dataclasses.replace(placement, certificate_ends=given.ends)
             worker = LocalWorker(
