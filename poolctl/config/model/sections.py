@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from poolctl.config.model.explain import findings_of, reset_suggestions
-from poolctl.config.model.problems import Finding, problem_of
+from poolctl.config.model.problems import Finding, Tree, problem_of
 from poolctl.config.model.value_types import (
     EMPTY,
     Argument,
@@ -32,6 +32,7 @@ from poolctl.config.model.value_types import (
     Text,
     Truth,
     UrlPath,
+    field,
 )
 from poolctl.errors import PoolValidateError
 
@@ -41,7 +42,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
 
-    def __init__(self, /, **data: Any) -> None:
+    def __init__(self, /, **data: Tree) -> None:
         try:
             self.__pydantic_validator__.validate_python(data, self_instance=self)
         except ValidationError as error:
@@ -51,7 +52,7 @@ class Section(BaseModel):
     # pydantic then does not call it for the tables of a file, which need no second validation.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: Tree) -> None:
         raise AttributeError(f"{type(self).__name__} does not change: make another one with other values")
 
     def __delattr__(self, name: str) -> None:
@@ -69,17 +70,17 @@ def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -
 class Scale(Section):
     """How many workers."""
 
-    min: LeastWorkers = Field(default=1, description="Workers at least; 0 lets it sleep.")
-    max: MostWorkers = Field(default=1, description="Workers at most; left out: the same as min, at least 1.")
-    idle: Duration = Field(default=0.0, description="How long without traffic until it sleeps; 0 is never.")
+    min: LeastWorkers = field(1, "Workers at least; 0 lets it sleep.")
+    max: MostWorkers = field(1, "Workers at most; left out: the same as min, at least 1.")
+    idle: Duration = field(0.0, "How long without traffic until it sleeps; 0 is never.")
 
 
 class Dependency(Section):
     """Another server that this one waits for."""
 
     name: Text = Field(description="The name of the other server.")
-    condition: Literal["started", "ready", "completed"] = Field(
-        default="ready", description="The state to wait for: started, ready, or (a job) completed."
+    condition: Literal["started", "ready", "completed"] = field(
+        "ready", "The state to wait for: started, ready, or (a job) completed."
     )
 
 
@@ -87,133 +88,108 @@ class TLSConfig(Section):
     """Certificates of a server, or of all that ask for it (`set_default_tls`, `[defaults.tls]`)."""
 
     cert: FilePath = Field(description="The certificate and its chain, a PEM file.")
-    key: FilePath | None = Field(
-        default=None, description="The private key, a PEM file; left out: it is in cert."
+    key: FilePath | None = field(None, "The private key, a PEM file; left out: it is in cert.")
+    password_env: Text | None = field(None, "The environment variable with the key's password.")
+    ca: FilePath | None = field(None, "The CA certificates that clients' are checked against.")
+    client_auth: Literal["none", "optional", "required"] = field(
+        "none", "Whether clients present a certificate of their own."
     )
-    password_env: Text | None = Field(
-        default=None, description="The environment variable with the key's password."
-    )
-    ca: FilePath | None = Field(
-        default=None, description="The CA certificates that clients' are checked against."
-    )
-    client_auth: Literal["none", "optional", "required"] = Field(
-        default="none", description="Whether clients present a certificate of their own."
-    )
-    min_version: Literal["1.2", "1.3"] = Field(
-        default="1.2", description="The oldest TLS version that is accepted."
-    )
-    ciphers: Text | None = Field(default=None, description="Cipher suites in OpenSSL's notation (TLS 1.2).")
-    warn_before: Duration = Field(
-        default=1_209_600.0, description="Warn when the certificate expires within this time; 0 is never."
+    min_version: Literal["1.2", "1.3"] = field("1.2", "The oldest TLS version that is accepted.")
+    ciphers: Text | None = field(None, "Cipher suites in OpenSSL's notation (TLS 1.2).")
+    warn_before: Duration = field(
+        1_209_600.0, "Warn when the certificate expires within this time; 0 is never."
     )
 
 
 class Http(Section):
     """How uvicorn speaks HTTP."""
 
-    implementation: Literal["auto", "h11", "httptools", "zttp"] = Field(
-        default="auto", description="The HTTP parser; auto never selects zttp."
+    implementation: Literal["auto", "h11", "httptools", "zttp"] = field(
+        "auto", "The HTTP parser; auto never selects zttp."
     )
-    http2: Truth = Field(default=False, description="Serve HTTP/2 too; needs the parser zttp.")
-    loop: Literal["auto", "asyncio", "uvloop"] = Field(default="auto", description="The event loop.")
-    keep_alive: Duration = Field(default=75.0, description="How long an idle connection is kept.")
-    root_path: str = Field(
-        default="",
-        description="The path below which a proxy serves the app (ASGI root_path): no / at its end.",
+    http2: Truth = field(False, "Serve HTTP/2 too; needs the parser zttp.")
+    loop: Literal["auto", "asyncio", "uvloop"] = field("auto", "The event loop.")
+    keep_alive: Duration = field(75.0, "How long an idle connection is kept.")
+    root_path: str = field(
+        "",
+        "The path below which a proxy serves the app (ASGI root_path): no / at its end.",
         json_schema_extra={"pattern": r"^(?:/.*[^/]|.*\$\{.*)?$"},
     )
-    proxy_headers: Truth = Field(default=False, description="Believe X-Forwarded-* of the trusted proxies.")
-    trusted_proxies: Proxies = Field(
-        default=(), description='Addresses or networks of trusted proxies, or "*".'
+    proxy_headers: Truth = field(False, "Believe X-Forwarded-* of the trusted proxies.")
+    trusted_proxies: Proxies = field((), 'Addresses or networks of trusted proxies, or "*".')
+    access_log: Truth = field(False, "A log line for each request, with its X-Request-ID.")
+    request_id: Truth | None = field(
+        None, "Give each request and its response an X-Request-ID. Left out: no."
     )
-    access_log: Truth = Field(
-        default=False, description="A log line for each request, with its X-Request-ID."
+    max_concurrency: AtLeastOne | None = field(
+        None, "Connections and requests at once; above it the answer is 503. Left out: no limit."
     )
-    request_id: Truth | None = Field(
-        default=None, description="Give each request and its response an X-Request-ID. Left out: no."
+    max_requests: AtLeastOne | None = field(
+        None, "A worker is replaced after so many requests. Left out: never."
     )
-    max_concurrency: AtLeastOne | None = Field(
-        default=None,
-        description="Connections and requests at once; above it the answer is 503. Left out: no limit.",
+    max_connections: AtLeastOne | None = field(
+        None,
+        "Open connections of a worker; above it new ones wait in the backlog. Left out: as many as its descriptors "
+        "allow, less a reserve.",
     )
-    max_requests: AtLeastOne | None = Field(
-        default=None, description="A worker is replaced after so many requests. Left out: never."
+    head_timeout: Positive = field(
+        10.0,
+        "Time for the head of a request to arrive: the first one from the accept, a TLS handshake included, later "
+        "ones from their first byte.",
     )
-    max_connections: AtLeastOne | None = Field(
-        default=None,
-        description="Open connections of a worker; above it new ones wait in the backlog. Left out: as many as its"
-        " descriptors allow, less a reserve.",
+    max_head_size: HeadSize = field(
+        64 * 1024, "Largest head of a request; a larger one is answered with 431."
     )
-    head_timeout: Positive = Field(
-        default=10.0,
-        description="Time for the head of a request to arrive: the first one from the accept, a TLS handshake"
-        " included, later ones from their first byte.",
-    )
-    max_head_size: HeadSize = Field(
-        default=64 * 1024, description="Largest head of a request; a larger one is answered with 431."
-    )
-    websocket: Literal["auto", "none", "websockets", "websockets-sansio", "wsproto"] = Field(
-        default="auto", description="The WebSocket implementation."
+    websocket: Literal["auto", "none", "websockets", "websockets-sansio", "wsproto"] = field(
+        "auto", "The WebSocket implementation."
     )
 
 
 class Backoff(Section):
     """The delays between consecutive restarts."""
 
-    initial: Duration = Field(default=0.2, description="The delay before the second restart.")
-    max: Duration = Field(default=30.0, description="The longest delay.")
-    factor: Factor = Field(default=2.0, description="Each delay is so many times the one before.")
-    jitter: Share = Field(default=0.1, description="The random part of a delay.")
+    initial: Duration = field(0.2, "The delay before the second restart.")
+    max: Duration = field(30.0, "The longest delay.")
+    factor: Factor = field(2.0, "Each delay is so many times the one before.")
+    jitter: Share = field(0.1, "The random part of a delay.")
 
 
 class Restart(Section):
     """When a server that ended is started again."""
 
-    policy: Literal["no", "on-failure", "always"] = Field(
-        default="on-failure", description="After which ends."
-    )
-    backoff: Backoff = Field(default=Backoff(), description="The delays of the restarts within the window.")
-    limit: Restarts = Field(
-        default=10, description="After so many restarts in the window the next end is a failure."
-    )
-    window: Positive = Field(default=60.0, description="The time in which restarts are counted together.")
+    policy: Literal["no", "on-failure", "always"] = field("on-failure", "After which ends.")
+    backoff: Backoff = field(Backoff(), "The delays of the restarts within the window.")
+    limit: Restarts = field(10, "After so many restarts in the window the next end is a failure.")
+    window: Positive = field(60.0, "The time in which restarts are counted together.")
 
 
 class Probe(Section):
     """A check of a server: exactly one of http, tcp and exec."""
 
-    http: UrlPath | None = Field(default=None, description="A path; the status of the response decides.")
-    tcp: Truth = Field(default=False, description="A connection decides.")
-    exec: Argument | None = Field(default=None, description="A command; its exit status decides.")
-    interval: Positive = Field(default=5.0, description="The time between two probes.")
-    timeout: Positive = Field(default=2.0, description="How long a response may take.")
-    interval_fall: Positive | None = Field(
-        default=None, description="The interval while it falls; default: interval."
-    )
-    interval_rise: Positive | None = Field(
-        default=None, description="The interval while it rises; default: interval."
-    )
-    fall_count_warn: Count = Field(default=1, description="Failures in a row from ok to warn.")
-    fall_count_ko: Count = Field(default=3, description="Failures in a row from warn to ko.")
-    rise_count_warn: Count = Field(default=1, description="Successes in a row from warn to ok.")
-    rise_count_ko: Count = Field(default=1, description="Successes in a row from ko to warn.")
-    jitter: Share = Field(default=0.1, description="The random part of an interval.")
-    method: Method = Field(default="GET", description="The method of the request.")
-    headers: Headers = Field(
-        default=EMPTY, description="Headers of the request; Host is the server's expose."
-    )
-    status: Statuses = Field(default="200-399", description="The statuses that are a success.")
-    body: str | None = Field(default=None, description="A regular expression that the body has to contain.")
+    http: UrlPath | None = field(None, "A path; the status of the response decides.")
+    tcp: Truth = field(False, "A connection decides.")
+    exec: Argument | None = field(None, "A command; its exit status decides.")
+    interval: Positive = field(5.0, "The time between two probes.")
+    timeout: Positive = field(2.0, "How long a response may take.")
+    interval_fall: Positive | None = field(None, "The interval while it falls; default: interval.")
+    interval_rise: Positive | None = field(None, "The interval while it rises; default: interval.")
+    fall_count_warn: Count = field(1, "Failures in a row from ok to warn.")
+    fall_count_ko: Count = field(3, "Failures in a row from warn to ko.")
+    rise_count_warn: Count = field(1, "Successes in a row from warn to ok.")
+    rise_count_ko: Count = field(1, "Successes in a row from ko to warn.")
+    jitter: Share = field(0.1, "The random part of an interval.")
+    method: Method = field("GET", "The method of the request.")
+    headers: Headers = field(EMPTY, "Headers of the request; Host is the server's expose.")
+    status: Statuses = field("200-399", "The statuses that are a success.")
+    body: str | None = field(None, "A regular expression that the body has to contain.")
 
 
 class Health(Section):
     """The probes of a server."""
 
-    startup: Probe | None = Field(
-        default=None, description="Sent until it succeeds once; the others wait for it."
-    )
-    readiness: Probe | None = Field(default=None, description="Whether it takes part in the traffic.")
-    liveness: Probe | None = Field(default=None, description="Whether it is alive; ko sets off the recovery.")
+    startup: Probe | None = field(None, "Sent until it succeeds once; the others wait for it.")
+    readiness: Probe | None = field(None, "Whether it takes part in the traffic.")
+    liveness: Probe | None = field(None, "Whether it is alive; ko sets off the recovery.")
 
     @property
     def gated(self) -> bool:
@@ -229,51 +205,39 @@ class Health(Section):
 class Patience(Backoff):
     """The delays between consecutive recoveries."""
 
-    initial: Duration = Field(default=5.0, description="The delay before the second recovery.")
-    max: Duration = Field(default=300.0, description="The longest delay.")
+    initial: Duration = field(5.0, "The delay before the second recovery.")
+    max: Duration = field(300.0, "The longest delay.")
 
 
 class Recovery(Section):
     """The action on a hung server."""
 
-    strategy: Literal["restart", "replace", "disable", "notify", "none"] = Field(
-        default="restart", description="Stop and start, swap, disable, only notify, or nothing."
+    strategy: Literal["restart", "replace", "disable", "notify", "none"] = field(
+        "restart", "Stop and start, swap, disable, only notify, or nothing."
     )
-    heartbeat: Duration = Field(
-        default=5.0, description="The time between two heartbeats of an app's worker; 0 is never."
+    heartbeat: Duration = field(5.0, "The time between two heartbeats of an app's worker; 0 is never.")
+    stuck_after: Positive = field(
+        15.0, "A worker whose event loop answers no heartbeat for so long is stuck."
     )
-    stuck_after: Positive = Field(
-        default=15.0, description="A worker whose event loop answers no heartbeat for so long is stuck."
-    )
-    limit: Restarts = Field(
-        default=5, description="After so many recoveries within the window it is left alone."
-    )
-    window: Positive = Field(default=600.0, description="The time in which recoveries are counted together.")
-    backoff: Patience = Field(
-        default=Patience(), description="The delays of the recoveries within the window."
-    )
+    limit: Restarts = field(5, "After so many recoveries within the window it is left alone.")
+    window: Positive = field(600.0, "The time in which recoveries are counted together.")
+    backoff: Patience = field(Patience(), "The delays of the recoveries within the window.")
 
 
 class Limits(Section):
     """Resources that a worker may use."""
 
-    memory: Size | None = Field(default=None, description="PSS of a worker; exceeded means a swap.")
-    open_files: OpenFiles | None = Field(
-        default=None, description="Open descriptors (RLIMIT_NOFILE). Left out: the launching shell's limit."
+    memory: Size | None = field(None, "PSS of a worker; exceeded means a swap.")
+    open_files: OpenFiles | None = field(
+        None, "Open descriptors (RLIMIT_NOFILE). Left out: the launching shell's limit."
     )
 
 
 class Log(Section):
     """Where the output of the workers goes."""
 
-    path: FilePath | None = Field(
-        default=None, description="The file. Left out: logs/NAME.log in the state directory."
-    )
-    format: Literal["text", "json"] = Field(
-        default="text", description="A time before each line, or JSON lines."
-    )
-    max_size: Size = Field(default=10 * 1024 * 1024, description="The file is rotated when it is larger.")
-    keep: FileCount = Field(default=5, description="Number of rotated files.")
-    max_age: Positive | None = Field(
-        default=None, description="The file is rotated when it is older. Left out: never."
-    )
+    path: FilePath | None = field(None, "The file. Left out: logs/NAME.log in the state directory.")
+    format: Literal["text", "json"] = field("text", "A time before each line, or JSON lines.")
+    max_size: Size = field(10 * 1024 * 1024, "The file is rotated when it is larger.")
+    keep: FileCount = field(5, "Number of rotated files.")
+    max_age: Positive | None = field(None, "The file is rotated when it is older. Left out: never.")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import ConfigDict, Field, InstanceOf, ValidationError, WrapValidator
 
 from poolctl.address import Address
 from poolctl.config.model.explain import findings_of, reset_suggestions
 from poolctl.config.model.normalise import INTERNAL, derive, exposed, normalise, nul_findings, refuse_internal
-from poolctl.config.model.problems import Finding, shown, unreported
+from poolctl.config.model.problems import Finding, Tree, shown, unreported
 from poolctl.config.model.rules import binds_itself
 from poolctl.config.model.secrets import masked_arguments
 from poolctl.config.model.sections import (
@@ -39,11 +39,12 @@ from poolctl.config.model.value_types import (
     Text,
     Truth,
     Words,
+    field,
     truth_from_environment,
 )
 
 
-def _tls(value: Any, validate: Any) -> Any:
+def _tls(value: Tree, validate: Tree) -> Tree:
     value = truth_from_environment(value)
     if isinstance(value, bool):
         return value
@@ -73,70 +74,54 @@ class ServerKeys(Section):
     name: Name = Field(description="Unique in the pool; letters, digits, dots, underscores and hyphens.")
     bind: str = Field(description="The address it listens on; unique in the pool. A job has none.")
     expose: str = Field(description="The address that clients use. Left out: derived from bind and tls.")
-    app: Any = Field(default=None, description='The ASGI application: "module:attribute".')
-    factory: Truth = Field(default=False, description="app is a function that returns the application.")
-    app_dir: FilePath = Field(default=".", description="The directory that goes first on the import path.")
-    python: FilePath | None = Field(
-        default=None,
-        description="The interpreter or virtual environment of the app. Left out: $VIRTUAL_ENV, then .venv "
-        "beside the file, then poolctl's own.",
+    app: Tree = field(None, 'The ASGI application: "module:attribute".')
+    factory: Truth = field(False, "app is a function that returns the application.")
+    app_dir: FilePath = field(".", "The directory that goes first on the import path.")
+    python: FilePath | None = field(
+        None,
+        "The interpreter or virtual environment of the app. Left out: $VIRTUAL_ENV, then .venv beside the file, "
+        "then poolctl's own.",
     )
-    command: Argument | None = Field(
-        default=None,
-        description="Any program instead of an app; {fd}, {port}, {host}, {bind} and {name} are replaced.",
+    command: Argument | None = field(
+        None, "Any program instead of an app; {fd}, {port}, {host}, {bind} and {name} are replaced."
     )
-    notify: Truth = Field(
-        default=False, description="The command says READY=1 on NOTIFY_SOCKET when it is ready."
+    notify: Truth = field(False, "The command says READY=1 on NOTIFY_SOCKET when it is ready.")
+    job: Truth = field(False, "The command runs to its end and has no address.")
+    overlap: Truth = field(True, "Two generations may run at once while it is restarted.")
+    handler_key: str = field("", "Which entry of [pool] handlers serves it.")
+    env: Environment = field(EMPTY, "Environment variables; they win over env_file.")
+    env_file: tuple[FilePath, ...] = field((), "Files of environment variables; a later one wins.")
+    cwd: FilePath = field(".", "The working directory. Left out: the directory of the file.")
+    user: Text | None = field(None, '"name" or "name:group" that it runs as; needs root.')
+    scale: Scale = field(Scale(), "How many workers.")
+    preload: Truth = field(False, "Import the app once and fork the workers from there.")
+    tags: Words = field((), "Words to select it by.")
+    labels: Labels = field(EMPTY, "Names and values for other tools.")
+    disabled: Truth = field(False, "Known and listed, never started.")
+    mandatory: Truth = field(False, "When it has failed, the whole pool is stopped.")
+    depends_on: tuple[Dependency, ...] = field((), "The servers that it waits for.")
+    tls: Tls = field(False, "false, true (what [defaults.tls] or set_default_tls says), or its own table.")
+    http: Http = field(Http(), "How uvicorn speaks HTTP.")
+    start_timeout: Positive = field(30.0, "How long it may take until it is ready.")
+    stop_timeout: Duration = field(10.0, "How long it may take to end; then it is killed.")
+    drain_timeout: Duration = field(30.0, "How long its connections may take to end.")
+    health: Health = field(Health(), 'The probes; a string is a readiness path: "/ready".')
+    restart: Restart = field(Restart(), 'When it is started again; a string is the policy: "always".')
+    recovery: Recovery = field(
+        Recovery(),
+        'The action when liveness is ko or its loop is stuck; a string is the strategy: "replace".',
     )
-    job: Truth = Field(default=False, description="The command runs to its end and has no address.")
-    overlap: Truth = Field(default=True, description="Two generations may run at once while it is restarted.")
-    handler_key: str = Field(default="", description="Which entry of [pool] handlers serves it.")
-    env: Environment = Field(default=EMPTY, description="Environment variables; they win over env_file.")
-    env_file: tuple[FilePath, ...] = Field(
-        default=(), description="Files of environment variables; a later one wins."
-    )
-    cwd: FilePath = Field(
-        default=".", description="The working directory. Left out: the directory of the file."
-    )
-    user: Text | None = Field(default=None, description='"name" or "name:group" that it runs as; needs root.')
-    scale: Scale = Field(default=Scale(), description="How many workers.")
-    preload: Truth = Field(default=False, description="Import the app once and fork the workers from there.")
-    tags: Words = Field(default=(), description="Words to select it by.")
-    labels: Labels = Field(default=EMPTY, description="Names and values for other tools.")
-    disabled: Truth = Field(default=False, description="Known and listed, never started.")
-    mandatory: Truth = Field(default=False, description="When it has failed, the whole pool is stopped.")
-    depends_on: tuple[Dependency, ...] = Field(default=(), description="The servers that it waits for.")
-    tls: Tls = Field(
-        default=False,
-        description="false, true (what [defaults.tls] or set_default_tls says), or its own table.",
-    )
-    http: Http = Field(default=Http(), description="How uvicorn speaks HTTP.")
-    start_timeout: Positive = Field(default=30.0, description="How long it may take until it is ready.")
-    stop_timeout: Duration = Field(
-        default=10.0, description="How long it may take to end; then it is killed."
-    )
-    drain_timeout: Duration = Field(default=30.0, description="How long its connections may take to end.")
-    health: Health = Field(
-        default=Health(), description='The probes; a string is a readiness path: "/ready".'
-    )
-    restart: Restart = Field(
-        default=Restart(), description='When it is started again; a string is the policy: "always".'
-    )
-    recovery: Recovery = Field(
-        default=Recovery(),
-        description='The action when liveness is ko or its loop is stuck; a string is the strategy: "replace".',
-    )
-    limits: Limits = Field(default=Limits(), description="Resources that a worker may use.")
-    log: Log = Field(default=Log(), description="Where its output goes.")
+    limits: Limits = field(Limits(), "Resources that a worker may use.")
+    log: Log = field(Log(), "Where its output goes.")
 
     address: InstanceOf[Address] = Field(exclude=True, repr=False)
     base_dir: str = Field(default="", exclude=True, repr=False)
     from_file: bool = Field(default=False, exclude=True, repr=False)
     handlers: str | None = Field(default=None, exclude=True, repr=False)
     derived_expose: bool = Field(default=False, exclude=True, repr=False)
-    origins: Any = Field(default=None, exclude=True, repr=False)
+    origins: Tree = Field(default=None, exclude=True, repr=False)
 
-    def __init__(self, /, **data: Any) -> None:
+    def __init__(self, /, **data: Tree) -> None:
         findings: list[Finding] = []
         base_dir = os.getcwd()
         refuse_internal(data, findings)
@@ -188,7 +173,7 @@ class ServerKeys(Section):
         """`{"http.loop": "/etc/pool.toml:7", …}` for the keys that files give; None when made in Python."""
         return None if self.origins is None else self.origins.of(self.name)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Tree]:
         """The whole configuration as a file could have it: seconds, bytes, absolute paths, no None."""
         found = self.model_dump(exclude_none=True, exclude={"app"}, warnings=False)
         if self.app is not None:
@@ -198,7 +183,7 @@ class ServerKeys(Section):
             del found["bind"], found["expose"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
-    def replace(self, /, **changes: Any) -> Self:
+    def replace(self, /, **changes: Tree) -> Self:
         """The same server with other values, validated. Raises PoolValidateError."""
         given = {key: getattr(self, key) for key in self.model_fields_set - INTERNAL}
         if self.derived_expose and changes.keys() & {"bind", "listen", "tls"}:
@@ -216,12 +201,12 @@ class ServerKeys(Section):
 
     def at(self, address: Address) -> Self:
         """The same server on another address, such as the port that was chosen for `auto`."""
-        changes: dict[str, Any] = {"address": address, "bind": address.key}
+        changes: dict[str, Tree] = {"address": address, "bind": address.key}
         if self.derived_expose:
             changes["expose"] = exposed(address, bool(self.tls))
         return self.model_copy(update=changes)
 
-    def __getstate__(self) -> dict[Any, Any]:
+    def __getstate__(self) -> dict[str, Tree]:
         state = super().__getstate__()
         # The texts of the files stay where they were read.
         return state | {"__dict__": state["__dict__"] | {"origins": None}}

@@ -33,6 +33,7 @@ from poolctl.config.model.value_types import (
     Text,
     Truth,
     Words,
+    field,
 )
 
 TABLE_NAMES = ("metrics", "dashboard", "notify", "events")
@@ -99,17 +100,14 @@ Kinds = Annotated[tuple[KINDS, ...], Field(strict=False)]
 class PoolSettings(Section):
     """The table [pool]."""
 
-    name: Name | None = Field(
-        default=None, description="Names the pool; left out: derived from the path of the file."
-    )
+    name: Name | None = field(None, "Names the pool; left out: derived from the path of the file.")
     port_range: Annotated[
         tuple[int, int],
         BeforeValidator(_port_range),
         WithJsonSchema({"type": "string", "pattern": r"^\s*\d{1,5}\s*-\s*\d{1,5}\s*$"}),
-    ] = Field(default=(20000, 29999), description="The ports that `auto` chooses from.")
-    handlers: Annotated[str, BeforeValidator(_handlers)] | None = Field(
-        default=None,
-        description='"module:function" that returns the apps by their handler_key, for servers without their own.',
+    ] = field((20000, 29999), "The ports that `auto` chooses from.")
+    handlers: Annotated[str, BeforeValidator(_handlers)] | None = field(
+        None, '"module:function" that returns the apps by their handler_key, for servers without their own.'
     )
 
     def to_dict(self) -> dict[str, Tree]:
@@ -130,70 +128,47 @@ class Table(Section):
 class MetricsTable(Table):
     """[metrics]: the endpoint for a Prometheus server."""
 
-    bind: Bind = Field(default="127.0.0.1:9464", description="The address of the endpoint.")
-    path: MetricsPath = Field(default="/metrics", description="The path of the metrics.")
+    bind: Bind = field("127.0.0.1:9464", "The address of the endpoint.")
+    path: MetricsPath = field("/metrics", "The path of the metrics.")
 
 
 class Dashboard(Table):
     """[dashboard]: the web page of the pool."""
 
-    bind: Bind = Field(default="127.0.0.1:9465", description="The address of the page.")
-    token_file: FilePath | None = Field(
-        default=None,
-        description="A file that holds the token; left out: dashboard.token in the state directory.",
+    bind: Bind = field("127.0.0.1:9465", "The address of the page.")
+    token_file: FilePath | None = field(
+        None, "A file that holds the token; left out: dashboard.token in the state directory."
     )
-    token_env: Text | None = Field(default=None, description="The environment variable that holds the token.")
-    hosts: Words = Field(
-        default=(),
-        description="Names by which browsers may request the page, besides addresses and localhost.",
-    )
-    tls: TLSConfig | Literal[False] = Field(default=False, description="The certificate of the page.")
-    insecure: Truth = Field(default=False, description="Whether other machines may reach it without tls.")
+    token_env: Text | None = field(None, "The environment variable that holds the token.")
+    hosts: Words = field((), "Names by which browsers may request the page, besides addresses and localhost.")
+    tls: TLSConfig | Literal[False] = field(False, "The certificate of the page.")
+    insecure: Truth = field(False, "Whether other machines may reach it without tls.")
 
 
 class Notify(Table):
     """[[notify]]: a receiver of notifications about problems and their end."""
 
-    name: Name | None = Field(
-        default=None, description="Names it in events and in `poolctl notify`; left out: its type."
-    )
+    name: Name | None = field(None, "Names it in events and in `poolctl notify`; left out: its type.")
     type: Literal["webhook", "ntfy", "gotify", "slack", "command"] = Field(
         description="How notifications are sent."
     )
-    url: Url | None = Field(
-        default=None, description="The receiver's address; of ntfy and gotify the server."
-    )
-    url_env: Text | None = Field(default=None, description="The environment variable that holds the url.")
-    url_file: FilePath | None = Field(default=None, description="A file that holds the url.")
-    token_env: Text | None = Field(default=None, description="The environment variable that holds the token.")
-    token_file: FilePath | None = Field(default=None, description="A file that holds the token.")
-    topic: Topic | None = Field(default=None, description="The topic of ntfy.")
-    command: Argument | None = Field(
-        default=None, description="A program that reads the message from standard input."
-    )
-    events: Kinds = Field(
-        default=("lifecycle", "health", "recovery", "pool"), description="The kinds of events that are sent."
-    )
-    servers: Words = Field(
-        default=(), description='Names or wildcards of servers, "tag:T" for their tags; left out: all.'
-    )
-    min_severity: Literal["info", "warning", "error"] = Field(
-        default="warning", description="The lowest severity that is sent."
-    )
-    resolved: Truth = Field(default=True, description="Whether the end of a problem is sent too.")
-    delay: Duration = Field(
-        default=1.0, description="How long events are gathered; a problem that ends meanwhile is not sent."
-    )
-    repeat: Duration = Field(
-        default=4 * 3600.0, description="When a problem that lasts is sent again; 0 is never."
-    )
-    timeout: Positive = Field(default=10.0, description="How long one attempt may take.")
-    retry_for: Duration = Field(
-        default=3600.0, description="How long failed attempts are repeated, with backoff."
-    )
-    ca: FilePath | None = Field(
-        default=None,
-        description="The CA certificates that the receiver's is checked against; left out: the system's.",
+    url: Url | None = field(None, "The receiver's address; of ntfy and gotify the server.")
+    url_env: Text | None = field(None, "The environment variable that holds the url.")
+    url_file: FilePath | None = field(None, "A file that holds the url.")
+    token_env: Text | None = field(None, "The environment variable that holds the token.")
+    token_file: FilePath | None = field(None, "A file that holds the token.")
+    topic: Topic | None = field(None, "The topic of ntfy.")
+    command: Argument | None = field(None, "A program that reads the message from standard input.")
+    events: Kinds = field(("lifecycle", "health", "recovery", "pool"), "The kinds of events that are sent.")
+    servers: Words = field((), 'Names or wildcards of servers, "tag:T" for their tags; left out: all.')
+    min_severity: Literal["info", "warning", "error"] = field("warning", "The lowest severity that is sent.")
+    resolved: Truth = field(True, "Whether the end of a problem is sent too.")
+    delay: Duration = field(1.0, "How long events are gathered; a problem that ends meanwhile is not sent.")
+    repeat: Duration = field(4 * 3600.0, "When a problem that lasts is sent again; 0 is never.")
+    timeout: Positive = field(10.0, "How long one attempt may take.")
+    retry_for: Duration = field(3600.0, "How long failed attempts are repeated, with backoff.")
+    ca: FilePath | None = field(
+        None, "The CA certificates that the receiver's is checked against; left out: the system's."
     )
 
     written: str | None = Field(default=None, exclude=True, repr=False)
@@ -212,14 +187,10 @@ class Notify(Table):
 class EventsTable(Table):
     """[events]: the journal."""
 
-    path: FilePath | None = Field(
-        default=None, description="The file. Left out: events.jsonl in the state directory."
-    )
-    max_size: Size = Field(default=10 * 1024 * 1024, description="The file is rotated when it is larger.")
-    keep: FileCount = Field(default=5, description="Number of rotated files.")
-    max_age: Positive | None = Field(
-        default=None, description="The file is rotated when it is older. Left out: never."
-    )
+    path: FilePath | None = field(None, "The file. Left out: events.jsonl in the state directory.")
+    max_size: Size = field(10 * 1024 * 1024, "The file is rotated when it is larger.")
+    keep: FileCount = field(5, "Number of rotated files.")
+    max_age: Positive | None = field(None, "The file is rotated when it is older. Left out: never.")
 
 
 MODELS: dict[str, type[Table]] = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, WithJsonSchema
 
 from poolctl.config.model import MOST_WORKERS
+from poolctl.config.model.problems import Tree
 from poolctl.units import (
     DURATION_ALLOWED,
     DURATION_PATTERN,
@@ -20,6 +21,11 @@ from poolctl.units import (
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,200}$"
 YEAR_SECONDS = 366 * 86400.0
 LARGEST_BYTES = 2**60
+
+
+def field(default: Tree, description: str, **more: Tree) -> Tree:
+    """A key of a table that may be left out."""
+    return Field(default=default, description=description, **more)
 
 
 class BadValue(ValueError):
@@ -36,7 +42,7 @@ class Interpolated(str):
     __slots__ = ()
 
 
-def number_from_environment(value: Any) -> Any:
+def number_from_environment(value: Tree) -> Tree:
     """A number, where `${VAR}` gave its text."""
     if type(value) is Interpolated:
         for kind in (int, float):
@@ -47,17 +53,17 @@ def number_from_environment(value: Any) -> Any:
     return value
 
 
-def truth_from_environment(value: Any) -> Any:
+def truth_from_environment(value: Tree) -> Tree:
     """A truth value, where `${VAR}` gave its text."""
     if type(value) is Interpolated:
         return {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
     return value
 
 
-def _duration(minimum: float, maximum: float = YEAR_SECONDS) -> Any:
+def _duration(minimum: float, maximum: float = YEAR_SECONDS) -> Tree:
     """The type of seconds, or a text such as "1m30s", in a range."""
 
-    def seconds(value: Any) -> float:
+    def seconds(value: Tree) -> float:
         try:
             found = parse_duration(value)
         except ValueError as problem:
@@ -71,10 +77,10 @@ def _duration(minimum: float, maximum: float = YEAR_SECONDS) -> Any:
     return Annotated[float, BeforeValidator(seconds), _schema(number, DURATION_PATTERN, "seconds")]
 
 
-def _size(minimum: int, maximum: int, allowed: str) -> Any:
+def _size(minimum: int, maximum: int, allowed: str) -> Tree:
     """The type of bytes, or a text such as "64KiB", in a range."""
 
-    def size_bytes(value: Any) -> int:
+    def size_bytes(value: Tree) -> int:
         try:
             found = parse_size(number_from_environment(value))
         except ValueError as problem:
@@ -87,12 +93,12 @@ def _size(minimum: int, maximum: int, allowed: str) -> Any:
     return Annotated[int, BeforeValidator(size_bytes), _schema(number, SIZE_PATTERN, "bytes")]
 
 
-def _schema(number: dict[str, Any], pattern: str, unit: str) -> WithJsonSchema:
+def _schema(number: dict[str, Tree], pattern: str, unit: str) -> WithJsonSchema:
     text = {"type": "string", "pattern": f"^(?:{pattern}|.*\\$\\{{.*)$"}
     return WithJsonSchema({"anyOf": [number, text], "unit": unit})
 
 
-def _proxies(value: Any) -> Any:
+def _proxies(value: Tree) -> Tree:
     if not isinstance(value, (list, tuple)):
         return value
     from ipaddress import ip_network
@@ -107,7 +113,7 @@ def _proxies(value: Any) -> Any:
     return tuple(value)
 
 
-def _list(value: Any) -> Any:
+def _list(value: Tree) -> Tree:
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -151,7 +157,7 @@ Word = Annotated[str, StringConstraints(pattern=WORD_PATTERN)]
 Words = Annotated[tuple[Word, ...], Strict(False)]
 
 
-def _environment(value: Any) -> Any:
+def _environment(value: Tree) -> Tree:
     if not isinstance(value, dict):
         return value
     for key, text in value.items():
@@ -166,7 +172,7 @@ def _environment(value: Any) -> Any:
 class FrozenDict(dict[str, str]):
     """A table of strings that does not change, and can be hashed."""
 
-    def _refuse(self, *_: Any, **__: Any) -> Any:
+    def _refuse(self, *_: Tree, **__: Tree) -> Tree:
         raise TypeError("a configuration does not change: make another one with other values")
 
     __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse
@@ -174,7 +180,7 @@ class FrozenDict(dict[str, str]):
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Tree, ...]:
         return FrozenDict, (dict(self),)
 
 

@@ -175,11 +175,12 @@ def test_they_are_kept_for_another_process(tmp_path: Path) -> None:
     assert list(tables.to_dict()) == ["metrics", "dashboard", "events", "notify"]
 
 
-def test_a_reload_names_what_changes_and_tells_those_who_follow() -> None:
+def test_reload_names_the_tables_that_change_and_calls_their_followers() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
         told: list[Tables] = []
-        desk.files.followers.append(told.append)
+        desk.files.follow(told.append)
+        told.clear()
         then = Tables(events=EventsTable(keep=3), notify=(Notify(type="slack", url_env="A"),))
         desk.files.tables_of_files = then
         dry = await desk.ask("reload", dry_run=True)
