@@ -1,13 +1,21 @@
-"""What the servers of a pool share while they run: values for their applications, and one way to end them all."""
+"""What the servers of a pool share: values for applications and a way to end them all, a handler, TLS and a runner."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+
+from poolctl.clock import Clock
+from poolctl.config import ServerConfig, TLSConfig
+from poolctl.errors import ServerError
+from poolctl.runners.protocol import Runner
 
 from .engine import LOCK
 
+Handler = Callable[[], Mapping[str, object]]
+
+# What golib, whose configurations load as they are, calls the handler that no key asks for.
+_KEYLESS = ("", "default")
 # How long the watching of an event outlives the servers that it was for; setting the event wakes it at once.
 _LINGER_SECONDS = 5.0
 
@@ -18,8 +26,10 @@ class PoolContext:
     Setting `stop`, an event that may be shared with other parts of a program, cancels as well.
     """
 
-    def __init__(self, values: Mapping[str, Any] | None = None, stop: threading.Event | None = None) -> None:
-        self.values: dict[str, Any] = dict(values or {})
+    def __init__(
+        self, values: Mapping[str, object] | None = None, stop: threading.Event | None = None
+    ) -> None:
+        self.values: dict[str, object] = dict(values or {})
         self.stop = stop if stop is not None else threading.Event()
         self._endings: dict[object, Callable[[], object]] = {}
         self._watcher: threading.Thread | None = None
@@ -64,3 +74,72 @@ class PoolContext:
                 if not self._endings:
                     self._watcher = None
                     return
+
+
+class Shared:
+    """One pool's, and the same for all of its servers."""
+
+    __slots__ = ("clock", "context", "handler", "runner", "tls")
+
+    def __init__(self, context: PoolContext | None = None, runner: Runner | None = None) -> None:
+        self.context = context
+        self.runner = runner
+        self.handler: Handler | None = None
+        self.tls: TLSConfig | None = None
+        self.clock = Clock()
+
+    @property
+    def values(self) -> Mapping[str, object]:
+        """What applications find in their state."""
+        return self.context.values if self.context is not None else {}
+
+    def prepare(self, config: ServerConfig) -> ServerConfig:
+        """The configuration as it is to be started. Raises ServerError for what is not to be."""
+        if self.context is not None and self.context.cancelled:
+            raise _problem(config, "its context was cancelled", "make a new PoolContext")
+        if config.disabled:
+            raise _problem(config, "is disabled", "take `disabled = true` out of its configuration")
+        return self.furnish(config)
+
+    def furnish(self, config: ServerConfig) -> ServerConfig:
+        """The configuration with the shared handler and the default TLS put in. Raises ServerError."""
+        found: dict[str, object] = {}
+        if config.tls is True:
+            found["tls"] = self._default_tls(config)
+        if config.app is None and not config.command:
+            app = self._handler(config)
+            if app is not None:
+                found["app"] = app
+        return config.model_copy(update=found) if found else config
+
+    def _default_tls(self, config: ServerConfig) -> TLSConfig:
+        if self.tls is None:
+            raise _problem(config, "asks for TLS, and there is no default", "set_default_tls(TLSConfig(…))")
+        return self.tls
+
+    def _handler(self, config: ServerConfig) -> object:
+        key = config.handler_key
+        if self.handler is None:
+            if config.handlers:
+                return None  # named in the file: the server's worker imports it
+            raise _problem(
+                config, "has no app, no command and no handler", "give it an `app`, or the pool a handler"
+            )
+        try:
+            handlers = self.handler()
+        except (Exception, SystemExit) as error:  # an exit would end the loop of the other servers
+            raise _problem(config, f"the handler failed: {type(error).__name__}: {error}", "") from error
+        if not isinstance(handlers, Mapping):
+            problem = f"the handler gives no mapping of applications, but {handlers!r}"
+            raise _problem(config, problem, "have it return {key: application}")
+        for name in (key,) if key else _KEYLESS:
+            if name in handlers:
+                return handlers[name]
+        if not key and len(handlers) == 1:
+            return next(iter(handlers.values()))
+        have = ", ".join(repr(name) for name in handlers) or "none"
+        raise _problem(config, f"the handler has nothing under {key!r}", f"it has: {have}")
+
+
+def _problem(config: ServerConfig, message: str, hint: str) -> ServerError:
+    return ServerError(message, name=config.name, bind=config.key, hint=hint)

@@ -14,7 +14,7 @@ import contextvars
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TypeVar
 
 # One lock for every pool of the process. It is held for a few dictionary operations, so that sharing it costs nothing;
 # two pools that are merged into each other cannot deadlock; and a fork holds it, so that a child never inherits it
@@ -37,7 +37,7 @@ class Engine:
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop
         self.on_exit: dict[object, Ending] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._orders = 0
         self._holds = 0
         self._begun = threading.Event()
@@ -56,14 +56,14 @@ class Engine:
             self._begun.set()
             runner.run(self._over.wait())
 
-    def order(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    def order(self, work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
         """What `work` will give, run on the loop; cancelling the future cancels the work. Called under LOCK."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._orders += 1
         self.loop.call_soon_threadsafe(self._begin, work, future, context=contextvars.Context())
         return future
 
-    def _begin(self, work: Coroutine[Any, Any, T], future: concurrent.futures.Future[T]) -> None:
+    def _begin(self, work: Coroutine[None, None, T], future: concurrent.futures.Future[T]) -> None:
         with LOCK:
             self._orders -= 1
         if future.cancelled():
@@ -79,14 +79,14 @@ class Engine:
         task.add_done_callback(lambda _: _hand_over(task, future))
         future.add_done_callback(given_up)
 
-    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def spawn(self, work: Coroutine[None, None, T]) -> asyncio.Task[T]:
         """A task of this loop that keeps the engine alive; called on the loop."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
+    def _done(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         self._end_if_idle()
 
@@ -147,18 +147,18 @@ def engine() -> Engine:
         return _current
 
 
-def submit(work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+def submit(work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
     """What `work` will give, run on the engine."""
     with LOCK:
         return engine().order(work)
 
 
-async def run(work: Coroutine[Any, Any, T]) -> T:
+async def run(work: Coroutine[None, None, T]) -> T:
     """Run `work` on the engine and await it in the caller's own loop."""
     return await asyncio.wrap_future(submit(work))
 
 
-def run_sync(work: Coroutine[Any, Any, T]) -> T:
+def run_sync(work: Coroutine[None, None, T]) -> T:
     """Run `work` on the engine and block until it is done. Raises RuntimeError on the engine's own thread."""
     try:
         refuse_own_thread()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
@@ -23,15 +23,14 @@ from poolctl.runners.protocol import Placement, ReportingRunner, Runner
 from poolctl.states import State, Status
 
 from . import engine
-from .context import PoolContext
+from .context import PoolContext, Shared
 from .engine import LOCK
-from .shared import Shared
 
-Future = concurrent.futures.Future[Any]
+Future = concurrent.futures.Future[None]
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class Snapshot:
     """How a server is at one moment, for any thread to read."""
 
     state: State = State.STOPPED
@@ -68,7 +67,7 @@ class Handle:
     def __init__(self, server: Startable) -> None:
         self.server = server
         self.epoch = engine.epoch
-        self.observed = Observed()
+        self.observed = Snapshot()
         self.refusal: ServerError | None = None  # why the newest order to start it has failed
         self.availability = Availability()
         self.host: Host | None = None
@@ -122,7 +121,7 @@ class Handle:
             found.settle(self._clock.monotonic())
         return found
 
-    def observe(self, observed: Observed) -> None:
+    def observe(self, observed: Snapshot) -> None:
         """Note how it is now."""
         with LOCK:
             self.observed = observed
@@ -133,7 +132,7 @@ class Handle:
         """Let it count as failed, unless it runs; with None it is only stopped."""
         self.refusal = error
         if self.entry is None or self.entry.at_rest:
-            self.observe(Observed(State.FAILED, message=error.message) if error is not None else Observed())
+            self.observe(Snapshot(State.FAILED, message=error.message) if error is not None else Snapshot())
 
 
 class _Silent:
@@ -212,7 +211,9 @@ class Host:
         self.core.change(handle.entry, config, live=False)
         return True
 
-    async def wait_until(self, handles: Iterable[Handle], test: Any, timeout_seconds: float | None) -> None:
+    async def wait_until(
+        self, handles: Iterable[Handle], test: Callable[[Entry], bool], timeout_seconds: float | None
+    ) -> None:
         """Return when the test is true of each handle's entry, or the time is over."""
         entries = [handle.entry for handle in handles if handle.entry is not None]
         await until(self.core, entries, test, timeout_seconds, lambda entry: None)
@@ -261,14 +262,14 @@ class Host:
         if not self._handles and self.engine.on_exit.pop(self, None) is not None:
             self.engine.release()
 
-    def _observed(self, handle: Handle, entry: Entry) -> Observed:
+    def _observed(self, handle: Handle, entry: Entry) -> Snapshot:
         view = entry.view(may_start=True, may_stop=True)
         if view.desired.rests and not view.workers and handle.refusal is not None:
-            return Observed(State.FAILED, message=handle.refusal.message)
+            return Snapshot(State.FAILED, message=handle.refusal.message)
         ready = [worker for worker in entry.workers.values() if worker.phase is Phase.READY]
         probed = any(worker.config.health.probed for worker in ready)
         listening = entry.bound if entry.listener is Listener.OPEN else None
-        return Observed(
+        return Snapshot(
             state=view.state,
             ready=view.ready,
             probed=probed,

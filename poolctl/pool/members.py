@@ -12,11 +12,11 @@ from poolctl.config import ServerConfig
 from poolctl.errors import PoolAddError, PoolParamError, PoolStopError, ServerError
 
 from . import engine
+from .context import Shared
 from .engine import LOCK
-from .host import Handle, living
+from .host import Handle, Startable, living
 from .server import Server
-from .shared import Shared
-from .start_stop import Stays, order_stop
+from .start_stop import order_stop
 
 T = TypeVar("T")
 Visit = Callable[[str, Server], object]
@@ -99,7 +99,7 @@ class Members(Mapping[str, Server]):
             self._changes += 1
             self._servers[config.bind] = server
             if self._is_view:
-                if not self._stays()(server):
+                if not self._holds(server):
                     self._own.add(server)
             else:
                 server._move(self._shared)
@@ -168,7 +168,7 @@ class Members(Mapping[str, Server]):
             concurrent.futures.wait(futures)
             self._raise_failed(futures)
 
-    def _endings(self) -> set[concurrent.futures.Future[Any]]:
+    def _endings(self) -> set[concurrent.futures.Future[None]]:
         context = self._shared.context
         if context is not None and context.cancelled:
             context.cancel()  # setting its event has ordered them to stop, whether its watcher has seen it or not
@@ -180,7 +180,7 @@ class Members(Mapping[str, Server]):
             }
 
     @staticmethod
-    def _raise_failed(futures: Iterable[concurrent.futures.Future[Any]]) -> None:
+    def _raise_failed(futures: Iterable[concurrent.futures.Future[None]]) -> None:
         raised = [future.exception() for future in futures if future.done() and not future.cancelled()]
         errors = [child for error in raised if isinstance(error, PoolStopError) for child in error.exceptions]
         if errors:
@@ -206,10 +206,9 @@ class Members(Mapping[str, Server]):
             servers = [server for bind in binds if (server := self.load(bind)) is not None]
         return all(fn(server.bind, server) is not False for server in dict.fromkeys(servers))
 
-    def _stays(self) -> Stays:
-        """A function that says of a server whether it is still in the pool; what is stored in a view is only there."""
-        mine, own = self._whole._servers, self._own
-        return lambda server: server in own or mine.get(server.bind) is server
+    def _holds(self, server: Startable) -> bool:
+        """Whether the server is in the pool; what is stored in a view is only there."""
+        return server in self._own or self._whole._servers.get(server.bind) is server
 
     def _snapshot(self) -> dict[str, Server]:
         with LOCK:

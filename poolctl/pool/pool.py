@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from types import TracebackType
 
@@ -18,17 +18,14 @@ from poolctl.runners.protocol import Runner
 from poolctl.selection.field_filter import checked, matching, values
 from poolctl.states import Field
 
-from . import engine, start_stop
-from .context import PoolContext
+from .context import Handler, PoolContext, Shared
 from .engine import LOCK
 from .members import Members
 from .monitor import Monitor
-from .server import Server
-from .shared import Handler, Shared
-from .start_stop import Timeout, seconds
+from .server import Lifecycle, Server
 
 
-class Pool(Members):
+class Pool(Members, Lifecycle):
     """Servers keyed by canonical bind address, in the order in which they came. Thread-safe.
 
     They live in this process unless a `runner` is given. Every function that takes an address takes any spelling.
@@ -50,15 +47,15 @@ class Pool(Members):
         """
         if isinstance(servers, (Server, ServerConfig)) or not isinstance(servers, Iterable):
             raise PoolParamError(f"a pool takes a list of servers, and this is {servers!r}", hint="Pool([…])")
-        if handler is not None:
-            _checked_handler(handler)
         if context is not None and not isinstance(context, PoolContext):
             raise PoolParamError(f"{context!r} is no PoolContext", hint="PoolContext(values={…})")
         if runner is not None and not callable(getattr(runner, "open", None)):
             raise PoolParamError(
                 f"{runner!r} is no runner", hint="leave it out: the servers run in this process"
             )
-        super().__init__(Shared(handler=handler, context=context, runner=runner))
+        super().__init__(Shared(context, runner))
+        if handler is not None:
+            self.handler(handler)
         errors: list[ServerError] = []
         for server in servers:
             try:
@@ -139,7 +136,11 @@ class Pool(Members):
 
     def handler(self, fn: Handler) -> None:
         """Have ``fn() -> {key: app}`` serve those that have no app of their own, from their next start on."""
-        self._shared.handler = _checked_handler(fn)
+        if not callable(fn):
+            raise PoolParamError(
+                f"a handler is a function that returns a mapping of apps, and this is {fn!r}"
+            )
+        self._shared.handler = fn
 
     def _not_added(self, errors: builtins.list[ServerError]) -> PoolAddError:
         error = PoolAddError(f"{len(errors)} server{'s' * (len(errors) != 1)} cannot be added", errors)
@@ -147,36 +148,6 @@ class Pool(Members):
         return error
 
     # Running.
-
-    async def start(self, *, timeout: Timeout = None) -> None:
-        """Return when all that are not disabled answer, dependencies first. Raises PoolStartError with every failure.
-
-        `timeout` is in seconds (or a timedelta, or "5s"); those that it cuts short have a TimeoutError as cause.
-        """
-        await engine.run(start_stop.start(self._all(), seconds(timeout), self._stays()))
-
-    async def stop(self, *, timeout: Timeout = None) -> None:
-        """Return when all have ended; each is killed after its `stop_timeout`, or `timeout`. Raises PoolStopError."""
-        await engine.run(start_stop.stop(self._all(), seconds(timeout)))
-
-    async def restart(self, *, timeout: Timeout = None) -> None:
-        """Return when each has been replaced, or started. Where it failed the old one stays.
-
-        Raises PoolRestartError.
-        """
-        await engine.run(start_stop.restart(self._all(), seconds(timeout), self._stays()))
-
-    def start_sync(self, *, timeout: Timeout = None) -> None:
-        """`start`, blocking."""
-        engine.run_sync(start_stop.start(self._all(), seconds(timeout), self._stays()))
-
-    def stop_sync(self, *, timeout: Timeout = None) -> None:
-        """`stop`, blocking."""
-        engine.run_sync(start_stop.stop(self._all(), seconds(timeout)))
-
-    def restart_sync(self, *, timeout: Timeout = None) -> None:
-        """`restart`, blocking."""
-        engine.run_sync(start_stop.restart(self._all(), seconds(timeout), self._stays()))
 
     async def __aenter__(self) -> Pool:
         try:
@@ -191,8 +162,8 @@ class Pool(Members):
     ) -> None:
         await self.stop()
 
-    def _all(self) -> builtins.list[Server]:
-        return [*self._snapshot().values()]
+    def _chosen(self) -> tuple[Sequence[Server], Pool]:
+        return [*self._snapshot().values()], self
 
     @property
     def is_running(self) -> bool:
@@ -220,9 +191,3 @@ class Pool(Members):
         if errors:
             raise PoolMonitorError(f"{len(errors)} servers cannot be monitored", errors)
         return found
-
-
-def _checked_handler(fn: Handler) -> Handler:
-    if not callable(fn):
-        raise PoolParamError(f"a handler is a function that returns a mapping of apps, and this is {fn!r}")
-    return fn

@@ -22,14 +22,12 @@ from poolctl.config import (
 )  # fmt: skip
 from poolctl.errors import PoolAddError, PoolParamError, PoolValidateError, ServerError
 
+from .context import Handler, PoolContext
 from .pool import Pool
-from .server import DEFAULT_PORT_RANGE, with_port
+from .server import with_port
 
 if TYPE_CHECKING:
     from poolctl.runners.protocol import Runner
-
-    from .context import PoolContext
-    from .shared import Handler
 
 Servers = Iterable[ServerConfig | Mapping[str, Any]]
 
@@ -39,7 +37,7 @@ class PoolConfig(Configuration):
 
     def __init__(self, servers: Servers = ()) -> None:
         super().__init__()
-        self._context: Any = None
+        self._context: PoolContext | None = None
         self._servers = self._valid(self._made(servers))
 
     @classmethod
@@ -95,7 +93,7 @@ class PoolConfig(Configuration):
             kept = [other for other in kept if other is not server]
         return kept
 
-    def set_handler(self, handler: Callable[[], Mapping[str, Any]] | None) -> None:
+    def set_handler(self, handler: Handler | None) -> None:
         """Serve the servers that have no app of their own by what `handler` returns: `{handler_key: ASGI app}`."""
         if handler is not None and not callable(handler):
             raise PoolParamError(
@@ -111,9 +109,9 @@ class PoolConfig(Configuration):
             raise PoolParamError(f"{shown(tls)} is no TLSConfig", hint="write TLSConfig(cert=…, key=…)")
         self._tls = tls
 
-    def set_context(self, context: Any) -> None:
+    def set_context(self, context: PoolContext | None) -> None:
         """Let the pool's servers run under this PoolContext; cancelling it ends them."""
-        if context is not None and not callable(getattr(context, "attach", None)):
+        if context is not None and not isinstance(context, PoolContext):
             raise PoolParamError(f"{shown(context)} is no PoolContext", hint="write PoolContext(values={…})")
         self._context = context
 
@@ -133,48 +131,34 @@ class PoolConfig(Configuration):
             count = len(problems)
             raise PoolValidateError(f"the configuration has {count} problem{'s' * (count > 1)}", problems)
 
-    def pool(self, *, handler: Any = None, context: Any = None, runner: Any = None) -> Pool:
+    def pool(
+        self,
+        *,
+        handler: Handler | None = None,
+        context: PoolContext | None = None,
+        runner: Runner | None = None,
+    ) -> Pool:
         """A pool of the valid servers, none of them started.
 
         Raises PoolAddError with every problem; its `.pool` holds the valid servers.
         """
-        lacking_tls = [server for server in self._servers if server.tls is True and self._tls is None]
-        return build(
-            [server for server in self._servers if server not in lacking_tls],
-            problems=[*self._problems, *(self._located(s, no_certificate()) for s in lacking_tls)],
-            handler=handler if handler is not None else self._handler,
-            context=context if context is not None else self._context,
-            runner=runner,
-            tls=self._tls,
-            port_range="-".join(map(str, self.settings.port_range)),
-        )
+        pool = Pool(handler=handler or self._handler, context=context or self._context, runner=runner)
+        pool._shared.tls = self._tls
+        port_range = "-".join(map(str, self.settings.port_range))
+        errors: list[ServerError] = [*self._problems]
+        for server in self._servers:
+            try:
+                if server.tls is True and self._tls is None:
+                    raise self._located(server, no_certificate())
+                pool.store_new(with_port(server, port_range))
+            except PoolAddError as error:
+                errors += error.exceptions  # type: ignore[arg-type]
+            except ServerError as error:
+                errors.append(error)
+        if errors:
+            raise pool._not_added(errors)
+        return pool
 
 
 def _problem(server: ServerConfig, finding: Finding) -> Problem:
     return problem_of(finding, name=server.name, bind=server.bind)
-
-
-def build(
-    configs: Iterable[ServerConfig],
-    *,
-    problems: Iterable[ServerError] = (),
-    handler: Handler | None = None,
-    context: PoolContext | None = None,
-    runner: Runner | None = None,
-    tls: TLSConfig | None = None,
-    port_range: str = DEFAULT_PORT_RANGE,
-) -> Pool:
-    """The pool of these servers. Raises PoolAddError with every problem; its `.pool` holds the valid servers."""
-    pool = Pool(handler=handler, context=context, runner=runner)
-    pool._shared.tls = tls
-    errors = list(problems)
-    for config in configs:
-        try:
-            pool.store_new(with_port(config, port_range))
-        except PoolAddError as error:
-            errors += error.exceptions  # type: ignore[arg-type]
-        except ServerError as error:
-            errors.append(error)
-    if errors:
-        raise pool._not_added(errors)
-    return pool

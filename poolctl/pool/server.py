@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import NoReturn
 
 from poolctl.address import Address
 from poolctl.config import ServerConfig
-from poolctl.errors import PoolMonitorError, PoolParamError, ServerError
+from poolctl.errors import (
+    PoolError,
+    PoolMonitorError,
+    PoolParamError,
+    PoolRestartError,
+    PoolStartError,
+    ServerError,
+)
 from poolctl.listeners.port_ledger import is_free
 from poolctl.states import State, Status
 
 from . import engine, start_stop
+from .context import Shared
 from .engine import LOCK
-from .host import Handle, living
+from .host import Handle, Startable, living
 from .monitor import Monitor, observe
-from .shared import Shared
-from .start_stop import Timeout, seconds
+from .start_stop import Membership, Timeout, seconds
 
 DEFAULT_PORT_RANGE = "20000-29999"
 
@@ -25,7 +33,57 @@ _NO_POOL = Shared()
 _chosen_ports: set[int] = set()
 
 
-class Server:
+class Lifecycle:
+    """`start`, `stop` and `restart`, of one server or of those of a pool, and for each a twin that blocks.
+
+    A timeout is in seconds, a timedelta, or "5s".
+    """
+
+    __slots__ = ()
+
+    def _chosen(self) -> tuple[Sequence[Startable], Membership | None]:
+        """The servers that are meant, and their pool if it is the pool that is started."""
+        raise NotImplementedError
+
+    def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
+        servers, pool = self._chosen()
+        return start_stop.start(servers, seconds(timeout), pool, kind)
+
+    def _stop(self, timeout: Timeout) -> Coroutine[None, None, None]:
+        return start_stop.stop(self._chosen()[0], seconds(timeout))
+
+    async def start(self, *, timeout: Timeout = None) -> None:
+        """Return when it answers; of a pool, when all that are not disabled do, dependencies first.
+
+        Raises PoolStartError with every failure; those that the timeout cuts short have a TimeoutError as cause.
+        """
+        await engine.run(self._start(timeout))
+
+    async def stop(self, *, timeout: Timeout = None) -> None:
+        """Return when all have ended; each is killed after its `stop_timeout`, or `timeout`. Raises PoolStopError."""
+        await engine.run(self._stop(timeout))
+
+    async def restart(self, *, timeout: Timeout = None) -> None:
+        """Return when a new instance answers on the same listener; what is stopped is started.
+
+        Raises PoolRestartError; where it failed the old one stays.
+        """
+        await engine.run(self._start(timeout, PoolRestartError))
+
+    def start_sync(self, *, timeout: Timeout = None) -> None:
+        """`start`, blocking."""
+        engine.run_sync(self._start(timeout))
+
+    def stop_sync(self, *, timeout: Timeout = None) -> None:
+        """`stop`, blocking."""
+        engine.run_sync(self._stop(timeout))
+
+    def restart_sync(self, *, timeout: Timeout = None) -> None:
+        """`restart`, blocking."""
+        engine.run_sync(self._start(timeout, PoolRestartError))
+
+
+class Server(Lifecycle):
     """One server. Lives in this process unless its pool has another runner; any method from any thread.
 
     Alone it may be started too; what it lacks (a handler, default TLS) comes from the pool that stores it.
@@ -135,36 +193,6 @@ class Server:
         handle = living(self)
         return handle is not None and handle.stale
 
-    async def start(self, *, timeout: Timeout = None) -> None:
-        """Return when it answers; at once if it does already. Raises PoolStartError of one child.
-
-        `timeout` is in seconds (or a timedelta, or "5s"); it passing is a child with a TimeoutError as cause.
-        """
-        await engine.run(start_stop.start([self], seconds(timeout)))
-
-    async def stop(self, *, timeout: Timeout = None) -> None:
-        """Return when it has ended; killed after `stop_timeout` or `timeout`. Raises PoolStopError."""
-        await engine.run(start_stop.stop([self], seconds(timeout)))
-
-    async def restart(self, *, timeout: Timeout = None) -> None:
-        """Return when a new instance answers on the same listener. Raises PoolRestartError; then the old one stays.
-
-        A server that is stopped is started.
-        """
-        await engine.run(start_stop.restart([self], seconds(timeout)))
-
-    def start_sync(self, *, timeout: Timeout = None) -> None:
-        """`start`, blocking."""
-        engine.run_sync(start_stop.start([self], seconds(timeout)))
-
-    def stop_sync(self, *, timeout: Timeout = None) -> None:
-        """`stop`, blocking."""
-        engine.run_sync(start_stop.stop([self], seconds(timeout)))
-
-    def restart_sync(self, *, timeout: Timeout = None) -> None:
-        """`restart`, blocking."""
-        engine.run_sync(start_stop.restart([self], seconds(timeout)))
-
     def monitor(self) -> Monitor:
         """A snapshot; of a server without probes one connection measures the latency: blocks for at most a second.
 
@@ -174,6 +202,9 @@ class Server:
             return observe(self.name, self.bind, self.state, living(self))
         except ServerError as error:
             raise PoolMonitorError(f"{self.name} cannot be monitored", [error]) from error
+
+    def _chosen(self) -> tuple[Sequence[Startable], Membership | None]:
+        return [self], None
 
     def _move(self, shared: Shared) -> None:
         """Belong to that pool from the next start on."""
@@ -188,7 +219,7 @@ class Server:
         self._name = config.name
         self._expose = config.expose
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         raise TypeError("a Server cannot be pickled; pickle its config")
 
 

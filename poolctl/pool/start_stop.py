@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 from poolctl.config import Dependency, ServerConfig
 from poolctl.core.rollout import Rollout
@@ -27,11 +28,14 @@ from .engine import LOCK
 from .host import Handle, Host, Startable, dependencies_among, handle_of, host_of, is_leaving, living
 
 Timeout = float | timedelta | str | None
-# Whether a server is still where it was when the order was given: a pool does not start what has left it meanwhile.
-Stays = Callable[[Startable], bool]
-
 # How long the workers of an abandoned start are waited for, which are killed.
 _KILL_SECONDS = 5.0
+
+
+class Membership(Protocol):
+    """A pool that starts its servers: it passes over disabled ones, and over those that have left it meanwhile."""
+
+    def _holds(self, server: Startable) -> bool: ...
 
 
 def seconds(timeout: Timeout) -> float | None:
@@ -44,18 +48,17 @@ def seconds(timeout: Timeout) -> float | None:
         raise PoolParamError(f"timeout: {error}") from error
 
 
-async def start(servers: Sequence[Startable], limit: float | None, stays: Stays | None = None) -> None:
-    """Return when all answer, dependencies first. Raises PoolStartError.
+async def start(
+    servers: Sequence[Startable],
+    limit: float | None,
+    pool: Membership | None = None,
+    kind: type[PoolError] = PoolStartError,
+) -> None:
+    """Return when all answer, dependencies first; as PoolRestartError when all have been replaced. Raises the kind.
 
-    `stays` is given by a pool: it passes over disabled servers, and what has left it. One server alone is started
-    without what it depends on.
+    One server alone, without a `pool`, is started without what it depends on.
     """
-    await _Arrival(PoolStartError, limit, stays).run(servers)
-
-
-async def restart(servers: Sequence[Startable], limit: float | None, stays: Stays | None = None) -> None:
-    """Return when all have been replaced, or started as `start` does it. Raises PoolRestartError."""
-    await _Arrival(PoolRestartError, limit, stays).run(servers)
+    await _StartOrder(kind, limit, pool).run(servers)
 
 
 async def stop(servers: Sequence[Startable], limit: float | None) -> None:
@@ -87,39 +90,28 @@ def order_stop(
 
 
 async def _stop(handles: Sequence[Handle], limit: float | None) -> None:
+    hosts: dict[Host, dict[Handle, str]] = {}
     for handle in handles:
         handle.refuse(None)
-    errors: list[ServerError] = []
-    rollouts: list[tuple[Rollout, list[Handle]]] = []
-    for host, active in _by_host(handles).items():
-        _relate(host, active)
-        entries = [handle.entry for handle in active if handle.entry is not None]
-        rollouts.append((Rollout(host.core, PoolStopError, entries), active))
+        if handle.host is not None and handle.entry is not None:
+            hosts.setdefault(handle.host, {})[handle] = handle.entry.name
+    rollouts: list[tuple[Rollout, Handle]] = []
+    for host, names in hosts.items():
+        # Those that are stopped together go in the order of their dependencies, however they were started.
+        for handle, needed in dependencies_among(list(names), names).items():
+            host.relate(handle, needed)
+        entries = [handle.entry for handle in names if handle.entry is not None]
+        rollout = Rollout(host.core, PoolStopError, entries)
+        rollouts += [(rollout, handle) for handle in names]
         for entry in entries:
             host.core.stop(entry, limit_seconds=limit)
-    await asyncio.gather(*(rollout.wait(None) for rollout, _ in rollouts))
-    for rollout, active in rollouts:
-        for handle in active:
-            problem = rollout.problem(handle.entry) if handle.entry is not None else None
-            if problem is not None:
-                errors.append(_as_users(handle, problem))
+    await asyncio.gather(*(rollout.wait(None) for rollout in {rollout for rollout, _ in rollouts}))
+    errors = [
+        _as_users(handle, problem)
+        for rollout, handle in rollouts
+        if handle.entry is not None and (problem := rollout.problem(handle.entry)) is not None
+    ]
     _raise(errors, PoolStopError, "did not stop", len(handles))
-
-
-def _by_host(handles: Iterable[Handle]) -> dict[Host, list[Handle]]:
-    found: dict[Host, list[Handle]] = {}
-    for handle in handles:
-        if handle.host is not None and handle.entry is not None:
-            found.setdefault(handle.host, []).append(handle)
-    return found
-
-
-def _relate(host: Host, handles: Sequence[Handle]) -> None:
-    """Let those that are stopped together go in the order of their dependencies, however they were started."""
-    names = {handle: handle.entry.name for handle in handles if handle.entry is not None}
-    needed = dependencies_among(handles, names)
-    for handle in handles:
-        host.relate(handle, needed[handle])
 
 
 @dataclass(slots=True)
@@ -136,61 +128,83 @@ class _Ordered:
         return self.handle.entry
 
 
-class _Arrival:
+class _StartOrder:
     """One order to start or restart servers, on the engine's loop."""
 
-    def __init__(self, kind: type[PoolError], limit: float | None, stays: Stays | None) -> None:
+    def __init__(self, kind: type[PoolError], limit: float | None, pool: Membership | None) -> None:
         self._kind = kind
         self._limit = limit
-        self._stays = stays
+        self._deadline = None if limit is None else asyncio.get_running_loop().time() + limit
+        self._pool = pool
+        self._needed: set[str] = set()  # the names of those that others of them depend on
         self._errors: dict[Startable, ServerError] = {}
-        self._rollouts: dict[Host, Rollout] = {}
         self._stops: list[concurrent.futures.Future[None]] = []
         self._handles: list[Handle] = []
+        self._begun: dict[Host, list[Handle]] = {}
 
     async def run(self, servers: Sequence[Startable]) -> None:
         """Raises the kind of error with every failure."""
-        deadline = None if self._limit is None else asyncio.get_running_loop().time() + self._limit
-        free = await self._previous_stops(servers)
-        ordered: list[_Ordered] = []
+        self._needed = {dependency.name for server in servers for dependency in server.config.depends_on}
         try:
-            ordered = self._prepared(free)
-            self._begin(ordered)
-            await self._wait(ordered, deadline)
-            await self._conclude(ordered)
+            async with asyncio.TaskGroup() as stages:
+                await self._in_stages(servers, stages)
         finally:
             for handle in self._handles:
                 handle.orders -= 1
-            for each in ordered:
-                if each.handle.host is not None:
-                    each.handle.host.look(each.handle)
+            for host, handles in self._begun.items():
+                for handle in handles:
+                    host.look(handle)
         for future in self._stops:
             await asyncio.shield(asyncio.wrap_future(future))
-        stays = self._stays or (lambda server: True)
-        errors = [self._errors[server] for server in servers if server in self._errors and stays(server)]
+        errors = [
+            self._errors[server] for server in servers if server in self._errors and self._holds(server)
+        ]
         what = "did not restart" if self._kind is PoolRestartError else "did not start"
         _raise(errors, self._kind, what, len(servers))
 
-    async def _previous_stops(self, servers: Sequence[Startable]) -> Sequence[Startable]:
-        """Wait for the stops that were ordered before; the servers for which they were over in time."""
-
-        async def over() -> None:
-            while futures := {
-                future for each in servers if (known := living(each)) for future in known.stops
+    async def _in_stages(self, servers: Sequence[Startable], stages: asyncio.TaskGroup) -> None:
+        """Begin with those that can be started; the others follow when the stops that were ordered before are over."""
+        waiting = servers
+        while waiting:
+            stops = {each.name: set(known.stops) for each in waiting if (known := living(each))}
+            held_up = {name for name, futures in stops.items() if futures}
+            while more := {
+                each.name
+                for each in waiting
+                if each.name not in held_up and any(d.name in held_up for d in each.config.depends_on)
             }:
-                await asyncio.wait([asyncio.wrap_future(future) for future in futures])
+                held_up |= more
+            if free := [each for each in waiting if each.name not in held_up]:
+                stages.create_task(self._stage(free))
+            waiting = [each for each in waiting if each.name in held_up]
+            if waiting and not await self._one_over([future for each in stops.values() for future in each]):
+                self._errors |= {server: self._late(server) for server in waiting}
+                return
 
+    async def _one_over(self, stops: Iterable[concurrent.futures.Future[None]]) -> bool:
+        """Wait for the end of one of the stops; whether that was in time."""
+        over, loop = asyncio.Event(), asyncio.get_running_loop()
+        for stop in stops:
+            stop.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
         try:
-            await asyncio.wait_for(over(), self._limit)
-        except TimeoutError as error:
-            stopping = {each for each in servers if (known := living(each)) is not None and known.stops}
-            self._errors = {server: self._late(server, error) for server in stopping}
-            return [server for server in servers if server not in stopping]
-        return servers
+            async with asyncio.timeout_at(self._deadline):
+                return await over.wait()
+        except TimeoutError:
+            return False
 
-    def _late(self, server: Startable, cause: BaseException) -> ServerError:
+    async def _stage(self, servers: Sequence[Startable]) -> None:
+        """Start these servers, which no earlier stop holds up."""
+        ordered = self._prepared(servers)
+        rollouts = self._begin(ordered)
+        await self._wait(ordered, rollouts)
+        await self._conclude(ordered, rollouts)
+
+    def _holds(self, server: Startable) -> bool:
+        return self._pool is None or self._pool._holds(server)
+
+    def _late(self, server: Startable) -> ServerError:
         problem = ServerError(f"was not ready within {self._limit:g} s", name=server.name, bind=server.bind)
-        problem.__cause__ = cause
+        problem.__cause__ = TimeoutError()
         return problem
 
     # Asking the core.
@@ -200,13 +214,13 @@ class _Arrival:
         found: list[_Ordered] = []
         for server in servers:
             with LOCK:  # a server that leaves the pool from now on is stopped
-                if self._stays is not None and not self._stays(server):
+                if not self._holds(server):
                     continue
                 handle = handle_of(server)
                 handle.orders += 1
                 self._handles.append(handle)
             config, startable = server.config, True
-            if self._stays is not None and config.disabled:
+            if self._pool is not None and config.disabled:
                 startable = False
                 if handle.observed.state is State.RUNNING and (future := order_stop([server])) is not None:
                     self._stops.append(future)
@@ -220,8 +234,7 @@ class _Arrival:
                     self._refuse(handle, error)
                     startable = False
             found.append(_Ordered(handle, config, startable))
-        needed = {dependency.name for server in servers for dependency in server.config.depends_on}
-        return [each for each in found if each.startable or each.handle.server.name in needed]
+        return [each for each in found if each.startable or each.handle.server.name in self._needed]
 
     def _refuse(self, handle: Handle, error: ServerError) -> None:
         if handle.observed.state is State.RUNNING:
@@ -230,23 +243,27 @@ class _Arrival:
             handle.refuse(error)
         self._errors[handle.server] = error
 
-    def _begin(self, ordered: Sequence[_Ordered]) -> None:
+    def _begin(self, ordered: Sequence[_Ordered]) -> dict[Host, Rollout]:
         hosts: dict[Host, list[_Ordered]] = {}
+        rollouts: dict[Host, Rollout] = {}
         for each in ordered:
             hosts.setdefault(each.handle.host or host_of(each.handle.server._shared), []).append(each)
         for host, group in hosts.items():
-            names = {each.handle: host.reserve(each.handle) for each in group}
-            needed = dependencies_among([each.handle for each in group], names)
+            begun = self._begun.setdefault(host, [])
+            begun += [each.handle for each in group]
+            names = {handle: host.reserve(handle) for handle in begun}
+            needed = dependencies_among(begun, names)
             replace = self._kind is PoolRestartError
             changed = [
                 host.admit(each.handle, self._furnished(each, names, needed), replace=replace)
                 for each in group
             ]
             entries = [each.entry for each in group if each.startable]
-            self._rollouts[host] = Rollout(host.core, self._kind, entries)
+            rollouts[host] = Rollout(host.core, self._kind, entries)
             for each, is_new in zip(group, changed, strict=True):
                 if each.startable:
                     self._order(host, each, changed=is_new)
+        return rollouts
 
     def _furnished(
         self,
@@ -257,7 +274,7 @@ class _Arrival:
         """The configuration for the core, which knows other names, and only what is started together."""
         config = each.config
         dependencies = needed[each.handle]
-        if self._stays is None:
+        if self._pool is None:
             dependencies = each.entry.config.depends_on if each.handle.entry is not None else ()
         changes = {"name": names[each.handle], "depends_on": dependencies}
         same = all(getattr(config, key) == value for key, value in changes.items())
@@ -281,15 +298,16 @@ class _Arrival:
         if self._kind is PoolRestartError and runs and not changed:
             core.restart(entry, retries=entry.sleepy)
         elif changed or not (entry.wanted and entry.ready):
-            core.start(entry, ignore_dependencies=self._stays is None, retries=entry.sleepy)
+            core.start(entry, ignore_dependencies=self._pool is None, retries=entry.sleepy)
         each.handle.awaiting.add(self)
 
     # Waiting for it.
 
-    async def _wait(self, ordered: Sequence[_Ordered], deadline: float | None) -> None:
-        left = None if deadline is None else max(0.0, deadline - asyncio.get_running_loop().time())
+    async def _wait(self, ordered: Sequence[_Ordered], rollouts: dict[Host, Rollout]) -> None:
+        now = asyncio.get_running_loop().time()
+        left = None if self._deadline is None else max(0.0, self._deadline - now)
         try:
-            await asyncio.gather(*(rollout.wait(left) for rollout in self._rollouts.values()))
+            await asyncio.gather(*(rollout.wait(left) for rollout in rollouts.values()))
         except asyncio.CancelledError:
             for each in ordered:
                 self._give_up(each)
@@ -302,24 +320,20 @@ class _Arrival:
         """Abandon what is not ready yet, unless another order waits for it as well; whether it was abandoned."""
         handle = each.handle
         handle.awaiting.discard(self)
-        if (
-            handle.host is None
-            or handle.awaiting
-            or not each.startable
-            or each.entry.failed
-            or each.entry.settled
-        ):
+        if handle.host is None or handle.awaiting or not each.startable:
+            return False
+        if each.entry.failed or each.entry.settled:
             return False
         handle.host.core.abandon(each.entry, problem)
         return True
 
-    async def _conclude(self, ordered: Sequence[_Ordered]) -> None:
+    async def _conclude(self, ordered: Sequence[_Ordered], rollouts: dict[Host, Rollout]) -> None:
         abandoned: dict[Host, list[Handle]] = {}
         for each in ordered:
             handle, host = each.handle, each.handle.host
             if host is None or not each.startable or handle.server in self._errors:
                 continue
-            problem = self._problem(each, self._rollouts[host])
+            problem = self._problem(each, rollouts[host])
             if problem is None:
                 self._arrived(host, each)
                 continue
@@ -337,7 +351,7 @@ class _Arrival:
     def _problem(self, each: _Ordered, rollout: Rollout) -> ServerError | None:
         server, entry = each.handle.server, each.entry
         if entry in rollout.missing:
-            return self._late(server, TimeoutError())
+            return self._late(server)
         problem = rollout.problem(entry)
         if problem is None:
             return None
@@ -369,18 +383,14 @@ def _as_users(handle: Handle, problem: ServerError) -> ServerError:
 
 
 def _serves_on(problem: ServerError) -> ServerError:
-    if not problem.message.endswith(_SERVES_ON):
-        problem.message += _SERVES_ON
+    suffix = "; the old instance serves on"
+    if not problem.message.endswith(suffix):
+        problem.message += suffix
         problem.args = (problem.message,)
     return problem
 
 
-_SERVES_ON = "; the old instance serves on"
-
-
 def _raise(errors: list[ServerError], kind: type[PoolError], what: str, count: int) -> None:
-    if not errors:
-        return
-    if count == 1:
-        raise kind(f"{errors[0].name} {what}", errors)
-    raise kind(f"{len(errors)} of {count} servers {what}", errors)
+    if errors:
+        who = errors[0].name if count == 1 else f"{len(errors)} of {count} servers"
+        raise kind(f"{who} {what}", errors)

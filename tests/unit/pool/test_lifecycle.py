@@ -695,6 +695,28 @@ def test_stop_that_outlasts_a_starts_timeout_fails_no_other_server() -> None:
     pool.stop_sync()
 
 
+def test_start_does_not_hold_up_servers_for_the_earlier_stop_of_another() -> None:
+    runner = ScriptedRunner()
+    runner.may_stop = asyncio.Event()
+    needs = {"depends_on": ["a"]}
+    pool = made(runner, config("a"), config("b"), config("needs-a", **needs), config("c", depends_on=["b"]))
+    pool[config("a").bind].start_sync()
+    stopping = threading.Thread(target=pool[config("a").bind].stop_sync, daemon=True)
+    stopping.start()
+    wait_until(lambda: "stop a.1.0 10" in runner.log)
+    starting = threading.Thread(target=pool.start_sync, daemon=True)
+    starting.start()
+    wait_until(lambda: pool[config("c").bind].is_running)
+    assert [server.name for server in pool.values() if server.is_running] == ["b", "c"]
+    on_loop(runner.may_stop.set)
+    for thread in (stopping, starting):
+        thread.join(10)
+    assert [server.name for server in pool.values() if server.is_running] == ["a", "b", "needs-a", "c"]
+    places = [line for line in runner.log if line.startswith("place")]
+    assert places == ["place a.1.0", "place b.1.0", "place c.1.0", "place a.1.0", "place needs-a.1.0"]
+    pool.stop_sync()
+
+
 def test_a_stop_right_after_a_swap_ends_the_old_worker_too() -> None:
     runner = ScriptedRunner()
     runner.may_drain = asyncio.Event()
