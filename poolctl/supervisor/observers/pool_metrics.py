@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from poolctl import __version__
 from poolctl.config import masked_text
@@ -22,16 +23,78 @@ from poolctl.worker import tally
 from ..verbs.verb import selected
 from .statistics import BOUNDS_SECONDS, ServerSnapshot, Statistics, Usage, loop_lag_seconds
 
-_TIMES = {
-    "uptime": "How long the server has answered.",
-    "downtime": "How long it has not, though it was not turned off.",
-    "risetime": "How long it was on its way from ko to ok.",
-    "falltime": "How long it was on its way from ok to ko.",
+
+class _WorkerSnapshot(NamedTuple):
+    worker: Worker
+    counts: tally.Counts | None
+    usage: Usage
+
+    @property
+    def pid(self) -> int | None:
+        return self.worker.placement.pid if self.worker.placement is not None else None
+
+
+Subject = TypeVar("Subject")
+# Name, kind and help of a metric, and its value for one server or worker; None where it has none.
+Row = tuple[str, str, str, Callable[[Subject], "float | None"]]
+
+_SERVER: Sequence[Row[ServerSnapshot]] = (
+    ("poolctl_server_ready", "gauge", "Whether the server answers.", lambda each: int(each.entry.ready)),
+    ("poolctl_server_workers_wanted", "gauge", "How many workers the server is to have.", lambda each: each.entry.size),
+    ("poolctl_server_workers", "gauge", "How many workers the server has.", lambda each: len(each.workers)),
+    ("poolctl_server_restarts", "counter", "How often the server was restarted, ordered or not.",
+     lambda each: each.entry.restarts),
+    ("poolctl_server_failures", "counter", "How often a start or a stop of the server has failed.",
+     lambda each: each.entry.failures),
+    ("poolctl_server_memory_bytes", "gauge", "Memory (PSS) of the server's workers.", lambda each: each.memory_bytes),
+    ("poolctl_certificate_expiration_timestamp_seconds", "gauge",
+     "When the certificate that the server uses expires, in seconds since 1970 (UTC).",
+     lambda each: each.entry.certificate_ends if each.entry.workers else None),
+)  # fmt: skip
+_AVAILABILITY: Sequence[Row[Availability]] = (
+    ("poolctl_monitor_uptime_seconds", "counter", "How long the server has answered.",
+     lambda each: round(each.uptime, 3)),
+    ("poolctl_monitor_downtime_seconds", "counter", "How long it has not, though it was not turned off.",
+     lambda each: round(each.downtime, 3)),
+    ("poolctl_monitor_risetime_seconds", "counter", "How long it was on its way from ko to ok.",
+     lambda each: round(each.risetime, 3)),
+    ("poolctl_monitor_falltime_seconds", "counter", "How long it was on its way from ok to ko.",
+     lambda each: round(each.falltime, 3)),
+    ("poolctl_monitor_rises", "counter", "How often the server began to answer.", lambda each: each.rise),
+    ("poolctl_monitor_falls", "counter", "How often it ceased to, though it was not turned off.",
+     lambda each: each.fall),
+    ("poolctl_monitor_sli_ratio", "gauge", "The part of its time that it has answered, from 0 to 1.",
+     lambda each: each.sli),
+)  # fmt: skip
+_REQUESTS: Sequence[Row[tally.Counts]] = (
+    ("poolctl_requests", "counter", "Requests that have come.", lambda counts: counts[tally.STARTED]),
+    ("poolctl_requests_in_flight", "gauge", "Requests that are being answered.", tally.in_flight),
+    ("poolctl_open_connections", "gauge", "Connections that are open.", lambda counts: counts[tally.OPEN_CONNECTIONS]),
+    ("poolctl_connections", "counter", "Connections that a worker has accepted, or taken over from another.",
+     lambda counts: counts[tally.CONNECTIONS]),
+    ("poolctl_open_websockets", "gauge", "WebSockets that are open.", lambda counts: counts[tally.OPEN_WEBSOCKETS]),
+    ("poolctl_websockets", "counter", "Connections that became WebSockets.", lambda counts: counts[tally.WEBSOCKETS]),
+)  # fmt: skip
+_ERRORS = {
+    "5xx": tally.STATUS + 5,
+    "broken": tally.BROKEN,
+    "disconnected": tally.DISCONNECTED,
+    "malformed": tally.MALFORMED,
 }
-_TURNS = {
-    "rise": "How often the server began to answer.",
-    "fall": "How often it ceased to, though it was not turned off.",
-}
+_WORKER: Sequence[Row[_WorkerSnapshot]] = (
+    ("poolctl_worker_memory_bytes", "gauge", "Memory (PSS) of the worker.",
+     lambda each: None if each.pid is None else each.usage.memory_bytes),
+    ("poolctl_worker_cpu_seconds", "counter", "Processor time of the worker.",
+     lambda each: None if each.pid is None else cpu_seconds(each.pid)),
+    ("poolctl_worker_event_loop_lag_seconds", "gauge", "How late the worker's event loop was at its newest heartbeat.",
+     lambda each: loop_lag_seconds(each.counts)),
+    ("poolctl_worker_requests", "counter", "Requests that have come to the worker.",
+     lambda each: each.counts[tally.STARTED] if each.counts else None),
+    ("poolctl_worker_requests_in_flight", "gauge", "Requests that the worker is answering.",
+     lambda each: tally.in_flight(each.counts) if each.counts else None),
+    ("poolctl_worker_open_connections", "gauge", "Connections of the worker that are open.",
+     lambda each: each.counts[tally.OPEN_CONNECTIONS] if each.counts else None),
+)  # fmt: skip
 
 
 class PoolMetrics:
@@ -54,203 +117,105 @@ class PoolMetrics:
         return await asyncio.to_thread(render, families, openmetrics=openmetrics)
 
     def _pool(self, seen: list[ServerSnapshot]) -> Iterable[Family]:
-        info = Family("poolctl_build", "info", "Which pool this is, and the version of poolctl that runs it.")
+        info = _family(
+            "poolctl_build", "info", "Which pool this is, and the version of poolctl that runs it."
+        )
         info.add(1, pool=self._identity.name, version=__version__, python=self._identity.python)
-        yield info
-        servers = Family("poolctl_servers", "gauge", "Servers of the pool by their state.")
+        servers = _family("poolctl_servers", "gauge", "Servers of the pool by their state.")
         states = [each.entry.state for each in seen]
         for state in State:
             servers.add(states.count(state.value), state=state.value)
-        yield servers
-        memory = Family(
-            "poolctl_process_memory_bytes", "gauge", "Memory (PSS) of the pool's own processes.", "bytes"
-        )
-        spent = Family(
-            "poolctl_process_cpu_seconds", "counter", "Processor time of the pool's own processes.", "seconds"
+        memory = _family("poolctl_process_memory_bytes", "gauge", "Memory (PSS) of the pool's own processes.")
+        spent = _family(
+            "poolctl_process_cpu_seconds", "counter", "Processor time of the pool's own processes."
         )
         for process, pid in (("supervisor", os.getpid()), ("keeper", self._identity.keeper_pid)):
             memory.add(memory_bytes(pid), process=process)
             spent.add(cpu_seconds(pid), process=process)
-        yield from (memory, spent)
+        return info, servers, memory, spent
 
     def _monitor(self, seen: list[ServerSnapshot]) -> Iterable[Family]:
         """The status of each server, and its availability."""
-        known = [(each.entry.name, self._statistics.totals.availability(each.entry)) for each in seen]
-        status = Family(
-            "poolctl_monitor_status",
-            "gauge",
-            "1 for the status of the server: ok, warn, ko, or unknown while it is off.",
-        )
-        for name, found in known:
+        totals = self._statistics.totals
+        known = [(totals.availability(each.entry), _name(each)) for each in seen]
+        text = "1 for the status of the server: ok, warn, ko, or unknown while it is off."
+        status = _family("poolctl_monitor_status", "gauge", text)
+        for found, labels in known:
             for value in (OK, WARN, KO, UNKNOWN):
-                status.add(int(found.status == value), server=name, status=value)
-        yield status
-        latency = Family(
-            "poolctl_monitor_latency_seconds",
-            "gauge",
-            "How long the newest probe of the server took.",
-            "seconds",
-        )
+                status.add(int(found.status == value), **labels, status=value)
+        text = "How long the newest probe of the server took."
+        latency = _family("poolctl_monitor_latency_seconds", "gauge", text)
+        wakes = _family("poolctl_server_wakes", "counter", "How often a request has woken the server.")
         for each in seen:
-            latency.add(self._core.health.latency_seconds(each.entry), server=each.entry.name)
-        yield latency
-        yield from _availability(known)
-        expiration = Family(
-            "poolctl_certificate_expiration_timestamp_seconds",
-            "gauge",
-            "When the certificate that the server uses expires, in seconds since 1970 (UTC).",
-            "seconds",
-        )
-        for each in seen:
-            if each.entry.workers:
-                expiration.add(each.entry.certificate_ends, server=each.entry.name)
-        yield expiration
-        wakes = Family("poolctl_server_wakes", "counter", "How often a request has woken the server.")
-        for each in seen:
-            wakes.add(self._statistics.totals.wakes(each.entry), server=each.entry.name)
-        yield wakes
+            latency.add(self._core.health.latency_seconds(each.entry), **_name(each))
+            wakes.add(totals.wakes(each.entry), **_name(each))
+        return status, latency, *_families(_AVAILABILITY, known), wakes
 
 
-def _availability(known: list[tuple[str, Availability]]) -> Iterable[Family]:
-    """For how long servers have answered, and how often that has changed."""
-    for what, said in _TIMES.items():
-        times = Family(f"poolctl_monitor_{what}_seconds", "counter", said, "seconds")
-        for name, found in known:
-            times.add(round(getattr(found, what), 3), server=name)
-        yield times
-    for what, said in _TURNS.items():
-        turns = Family(f"poolctl_monitor_{what}s", "counter", said)
-        for name, found in known:
-            turns.add(getattr(found, what), server=name)
-        yield turns
-    sli = Family(
-        "poolctl_monitor_sli_ratio",
-        "gauge",
-        "The part of its time that it has answered, from 0 to 1.",
-        "ratio",
-    )
-    for name, found in known:
-        sli.add(found.sli, server=name)
-    yield sli
+def _family(name: str, kind: str, text: str) -> Family:
+    unit = name.rpartition("_")[2]
+    return Family(name, kind, text, unit if unit in ("seconds", "bytes", "ratio") else "")
+
+
+def _families(
+    rows: Iterable[Row[Subject]], subjects: Sequence[tuple[Subject, Mapping[str, str]]]
+) -> Iterable[Family]:
+    """A family for each row, with a sample for each subject under its labels."""
+    for name, kind, text, value in rows:
+        family = _family(name, kind, text)
+        for subject, labels in subjects:
+            family.add(value(subject), **labels)
+        yield family
+
+
+def _name(seen: ServerSnapshot) -> Mapping[str, str]:
+    return {"server": seen.entry.name}
 
 
 def _states(seen: list[ServerSnapshot]) -> Iterable[Family]:
-    info = Family("poolctl_server", "info", "What the server is: its addresses and tags.")
-    state = Family("poolctl_server_state", "gauge", "1 for the state that the server is in.")
-    ready = Family("poolctl_server_ready", "gauge", "Whether the server answers.")
-    wanted = Family("poolctl_server_workers_wanted", "gauge", "How many workers the server is to have.")
-    workers = Family("poolctl_server_workers", "gauge", "How many workers the server has.")
-    restarts = Family(
-        "poolctl_server_restarts", "counter", "How often the server was restarted, ordered or not."
-    )
-    failures = Family(
-        "poolctl_server_failures", "counter", "How often a start or a stop of the server has failed."
-    )
-    memory = Family("poolctl_server_memory_bytes", "gauge", "Memory (PSS) of the server's workers.", "bytes")
+    info = _family("poolctl_server", "info", "What the server is: its addresses and tags.")
+    state = _family("poolctl_server_state", "gauge", "1 for the state that the server is in.")
     for each in seen:
-        entry, name = each.entry, each.entry.name
-        now = entry.state
-        info.add(
-            1,
-            server=name,
-            bind=entry.config.key,
-            expose=masked_text(entry.config.expose),
-            tags=",".join(entry.config.tags),
-        )
+        config, now = each.entry.config, each.entry.state
+        exposed, tags = masked_text(config.expose), ",".join(config.tags)
+        info.add(1, **_name(each), bind=config.key, expose=exposed, tags=tags)
         for value in State:
-            state.add(int(now == value.value), server=name, state=value.value)
-        ready.add(int(entry.ready), server=name)
-        wanted.add(entry.size, server=name)
-        workers.add(len(each.workers), server=name)
-        restarts.add(entry.restarts, server=name)
-        failures.add(entry.failures, server=name)
-        memory.add(each.memory_bytes, server=name)
-    yield from (info, state, ready, wanted, workers, restarts, failures, memory)
+            state.add(int(now == value.value), **_name(each), state=value.value)
+    return info, state, *_families(_SERVER, [(each, _name(each)) for each in seen])
 
 
 def _requests(seen: list[ServerSnapshot]) -> Iterable[Family]:
-    started = Family("poolctl_requests", "counter", "Requests that have come.")
-    responses = Family(
-        "poolctl_responses", "counter", "Responses that have begun, by the class of their status."
-    )
-    errors = Family(
-        "poolctl_request_errors", "counter",
-        "What went wrong: 5xx; broken off by the application; disconnected before the end; malformed.",
-    )  # fmt: skip
-    in_flight = Family("poolctl_requests_in_flight", "gauge", "Requests that are being answered.")
-    duration = Family(
-        "poolctl_request_duration_seconds",
-        "histogram",
-        "From the headers of a request to the end of its response.",
-        "seconds",
-    )
-    open_ = Family("poolctl_open_connections", "gauge", "Connections that are open.")
-    accepted = Family(
-        "poolctl_connections",
-        "counter",
-        "Connections that a worker has accepted, or taken over from another.",
-    )
-    sockets = Family("poolctl_open_websockets", "gauge", "WebSockets that are open.")
-    upgraded = Family("poolctl_websockets", "counter", "Connections that became WebSockets.")
-    for each in seen:
-        if each.entry.config.command:
-            continue  # requests to a program are not counted
-        name, counts = each.entry.name, each.total
-        started.add(counts[tally.STARTED], server=name)
+    text = "Responses that have begun, by the class of their status."
+    responses = _family("poolctl_responses", "counter", text)
+    text = "What went wrong: 5xx; broken off by the application; disconnected before the end; malformed."
+    errors = _family("poolctl_request_errors", "counter", text)
+    text = "From the headers of a request to the end of its response."
+    duration = Family("poolctl_request_duration_seconds", "histogram", text, "seconds")
+    # Requests to a program are not counted.
+    counted = [(each.total, _name(each)) for each in seen if not each.entry.config.command]
+    for counts, labels in counted:
         for digit in range(1, 6):
-            responses.add(counts[tally.STATUS + digit], server=name, code=f"{digit}xx")
-        for reason, slot in _REASONS.items():
-            errors.add(counts[slot], server=name, reason=reason)
-        in_flight.add(tally.in_flight(counts), server=name)
+            responses.add(counts[tally.STATUS + digit], **labels, code=f"{digit}xx")
+        for reason, slot in _ERRORS.items():
+            errors.add(counts[slot], **labels, reason=reason)
         buckets = counts[tally.BUCKETS : tally.COUNTED]
-        duration.spread(BOUNDS_SECONDS, buckets, counts[tally.LATENCY_NS] / 1e9, server=name)
-        open_.add(counts[tally.OPEN_CONNECTIONS], server=name)
-        accepted.add(counts[tally.CONNECTIONS], server=name)
-        sockets.add(counts[tally.OPEN_WEBSOCKETS], server=name)
-        upgraded.add(counts[tally.WEBSOCKETS], server=name)
-    yield from (started, responses, errors, in_flight, duration, open_, accepted, sockets, upgraded)
-
-
-_REASONS = {
-    "5xx": tally.STATUS + 5,
-    "broken": tally.BROKEN,
-    "disconnected": tally.DISCONNECTED,
-    "malformed": tally.MALFORMED,
-}
+        duration.spread(BOUNDS_SECONDS, buckets, counts[tally.LATENCY_NS] / 1e9, **labels)
+    return responses, errors, duration, *_families(_REQUESTS, counted)
 
 
 def _workers(seen: list[ServerSnapshot]) -> Iterable[Family]:
-    info = Family("poolctl_worker", "info", "The process of the worker.")
-    memory = Family("poolctl_worker_memory_bytes", "gauge", "Memory (PSS) of the worker.", "bytes")
-    spent = Family("poolctl_worker_cpu_seconds", "counter", "Processor time of the worker.", "seconds")
-    lag = Family(
-        "poolctl_worker_event_loop_lag_seconds",
-        "gauge",
-        "How late the worker's event loop was at its newest heartbeat.",
-        "seconds",
-    )
-    requests = Family("poolctl_worker_requests", "counter", "Requests that have come to the worker.")
-    in_flight = Family("poolctl_worker_requests_in_flight", "gauge", "Requests that the worker is answering.")
-    open_ = Family("poolctl_worker_open_connections", "gauge", "Connections of the worker that are open.")
-    for each in seen:
-        for worker, counts, usage in _staying(each):
-            labels = {"server": each.entry.name, "worker": str(worker.index)}
-            pid = worker.placement.pid if worker.placement is not None else None
-            if pid is not None:
-                info.add(1, **labels, pid=str(pid), generation=str(worker.generation))
-                memory.add(usage.memory_bytes, **labels)
-                spent.add(cpu_seconds(pid), **labels)
-            lag.add(loop_lag_seconds(counts), **labels)
-            if counts is not None:
-                requests.add(counts[tally.STARTED], **labels)
-                in_flight.add(tally.in_flight(counts), **labels)
-                open_.add(counts[tally.OPEN_CONNECTIONS], **labels)
-    yield from (info, memory, spent, lag, requests, in_flight, open_)
+    info = _family("poolctl_worker", "info", "The process of the worker.")
+    found = []
+    for server in seen:
+        for each in _staying(server):
+            labels = {"server": server.entry.name, "worker": str(each.worker.index)}
+            found.append((each, labels))
+            if each.pid is not None:
+                info.add(1, **labels, pid=str(each.pid), generation=str(each.worker.generation))
+    return info, *_families(_WORKER, found)
 
 
-def _staying(seen: ServerSnapshot) -> Iterable[tuple[Worker, tally.Counts | None, Usage]]:
+def _staying(seen: ServerSnapshot) -> Iterable[_WorkerSnapshot]:
     """One worker for each index: while it is being replaced, the one that stays."""
-    places: dict[int, tuple[Worker, tally.Counts | None, Usage]] = {}
-    for found in sorted(seen.workers, key=lambda each: (each[0].phase not in LEAVING, each[0].generation)):
-        places[found[0].index] = found
-    return places.values()
+    workers = sorted(seen.workers, key=lambda each: (each[0].phase not in LEAVING, each[0].generation))
+    return {worker[0].index: _WorkerSnapshot(*worker) for worker in workers}.values()
