@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from poolctl.config import (
     Configuration,
@@ -238,7 +238,9 @@ class ActiveConfiguration:
                 there[name] = server
         return list(there.values())
 
-    async def single(self, table: Mapping[str, Any], base_dir: str, taken: Collection[int]) -> ServerConfig:
+    async def single(
+        self, table: Mapping[str, object], base_dir: str, taken: Collection[int]
+    ) -> ServerConfig:
         """A server to be added to those that have these ports.
 
         Raises PoolValidateError, and ServerError when no port is free.

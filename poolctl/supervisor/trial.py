@@ -20,12 +20,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import poolctl
 from poolctl.config import ServerConfig, interpreter, load
 from poolctl.control import directory
-from poolctl.control.answers import TRIED
+from poolctl.control.answers import TRIED, DashboardResult, PingResult, Result, UpgradeResult
 from poolctl.control.client import Client, options_of_this_version
 from poolctl.control.pool_processes import await_end
 from poolctl.errors import ControlError, PoolError
@@ -96,54 +96,62 @@ def try_takeover_by(options: str, *files: str) -> str | None:
     return None
 
 
-def try_takeover(servers: Iterable[ServerConfig], options: Mapping[str, Any], logs: str) -> None:
+def try_takeover(servers: Iterable[ServerConfig], options: Table, logs: str) -> None:
     """Let another version take over a small pool of this one, and replace all of its processes.
 
     `options` are those of the verb `upgrade`. If it fails, the small pool's logs are kept in the directory `logs`.
     Blocks. Raises TrialFailed.
     """
-    with _pool(servers, logs) as pool:
+    with _small_pool(servers, logs) as pool:
         # No error yet: servers that do not start under this version may start under the other one.
-        pool.call("start")
+        pool.ask(Result, "start")
         before, helpers = pool.pids(), pool.helpers()
-        result = pool.call("upgrade", {**options, "tried": True})
-        if result.get("errors"):
-            raise TrialFailed(_first(result))
-        await_end(int(result["upgraded_from"]), _ANSWER_SECONDS)
-        about = pool.call("ping")
-        if about.get("version") != options["version"]:
+        pid = pool.order(UpgradeResult, "upgrade", {**options, "tried": True}).upgraded_from
+        assert pid is not None
+        await_end(pid, _ANSWER_SECONDS)
+        if pool.ask(PingResult, "ping").version != options["version"]:
             raise TrialFailed(f"the takeover failed: {pool.last_words()}")
         if pool.pids() != before:
             raise TrialFailed("the takeover did not keep the workers")
         pool.replace_helpers(helpers)
-        for verb in ("restart", "dashboard"):
-            pool.order(verb)
+        pool.order(Result, "restart")
+        pool.order(DashboardResult, "dashboard")
         pool.check_answers()
-        pool.order("stop")
+        pool.order(Result, "stop")
         pool.check_logs()
 
 
-class _Pool:
-    def __init__(self, place: str, env: Mapping[str, str], sockets: Mapping[str, str]) -> None:
-        self._sockets = sockets  # paths by the names of those that answer
+Answer = TypeVar("Answer", Result, PingResult, UpgradeResult, DashboardResult)
+
+
+class _SmallPool:
+    """The pool of the configuration in the directory `place`."""
+
+    def __init__(self, place: str, env: Mapping[str, str], names: Iterable[str]) -> None:
+        self._sockets = {name: f"{place}/{number}.sock" for number, name in enumerate(names)}
         self._directory = directory.pool_dir(env, directory.pool_key(f"{place}/{_FILE}"))
         self._client = Client(directory.control_socket(self._directory))
 
-    def call(self, verb: str, options: Mapping[str, Any] | None = None) -> Table:
+    def ask(self, kind: type[Answer], verb: str, options: Table | None = None) -> Answer:
         """The supervisor's answer. Raises TrialFailed when there is none."""
         try:
-            return self._client.call(verb, {"options": dict(options or {})})
+            return self._client.ask(kind, verb, {"options": options or {}})
         except ControlError as error:
             raise TrialFailed(f"no supervisor answers {verb!r}: {self.last_words()}") from error
 
-    def order(self, verb: str) -> None:
-        """Send a command. Raises TrialFailed when it fails."""
-        if (result := self.call(verb)).get("errors"):
-            raise TrialFailed(_first(result))
+    def order(self, kind: type[Answer], verb: str, options: Table | None = None) -> Answer:
+        """Likewise; raises TrialFailed also when the command fails."""
+        answer = self.ask(kind, verb, options)
+        for error in answer.errors:
+            where = f"{error.name}: " if error.name else ""
+            # A hint that refers to the small pool itself is of no use.
+            hint = "" if error.hint.startswith(("poolctl ", "see ")) else f"; {error.hint}"
+            raise TrialFailed(f"{where}{error.message}{hint}")
+        return answer
 
-    def pids(self) -> dict[str, list[int]]:
+    def pids(self) -> dict[str, tuple[int, ...]]:
         """The pids of the workers, by their servers' names."""
-        return {item["name"]: item["pids"] for item in self.call("list")["items"]}
+        return {item.name: item.pids for item in self.ask(Result, "list").items}
 
     def check_answers(self) -> None:
         """Send a request to each application. Raises TrialFailed."""
@@ -159,7 +167,7 @@ class _Pool:
     def helpers(self) -> set[int]:
         """The pids of its logger and its dashboard."""
         found = set()
-        for pid in children(int(self.call("ping")["keeper_pid"])):
+        for pid in children(self.ask(PingResult, "ping").keeper_pid):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
                 if {"logs", "web"}.intersection(file.read().split("\0")):
                     found.add(pid)
@@ -189,7 +197,7 @@ class _Pool:
 
 
 @contextlib.contextmanager
-def _pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_Pool]:
+def _small_pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_SmallPool]:
     """Launch the small pool; at the end none of its processes is left. Raises TrialFailed."""
     # If its keeper dies, its processes become our children.
     become_subreaper()
@@ -203,11 +211,10 @@ def _pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_Pool]:
     try:
         env = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
         env[directory.RUNTIME_VARIABLE] = place
-        table = _table(place, servers)
+        kinds = _kinds(servers)
         _write(f"{place}/trial.py", _APP, 0o644)
-        _write(f"{place}/{_FILE}", json.dumps(table), 0o600)
-        sockets = {each["name"]: each["bind"][len("unix:") :] for each in table["server"] if "bind" in each}
-        pool = _Pool(place, env, sockets)
+        _write(f"{place}/{_FILE}", _configuration(place, kinds), 0o600)
+        pool = _SmallPool(place, env, kinds)
         lifeline = launch([f"{place}/{_FILE}"], env, lifeline=True)
         yield pool
     except (ControlError, TrialFailed) as failed:
@@ -272,40 +279,39 @@ def _too_late(number: int, frame: object) -> None:
     raise TrialFailed(f"it did not end within {LIMIT_SECONDS} s")
 
 
-def _table(place: str, servers: Iterable[ServerConfig]) -> Table:
-    """The configuration: one server for each combination of settings that matter, and a program."""
-    found: dict[str, Table] = {}
+def _kinds(servers: Iterable[ServerConfig]) -> dict[str, Table]:
+    """The tables of servers, one for each combination of the settings that matter, by the first name with it."""
+    found: dict[str, tuple[str, Table]] = {}
     for server in servers:
         if server.command:
             continue
-        variables = server.environment().items()
         kind: Table = {
             "python": interpreter(server.python, server.base_dir, os.environ),
             "preload": server.preload,
-            "env": {name: value for name, value in variables if name.startswith(START_VARIABLES)},
+            "env": {
+                name: each for name, each in server.environment().items() if name.startswith(START_VARIABLES)
+            },
             "http": server.http.model_dump(include=_PROTOCOLS, exclude_defaults=True),
-        }
-        if server.user is not None:
-            kind["user"] = server.user
-        found.setdefault(json.dumps(kind, sort_keys=True), {"name": server.name, **kind})
+        } | ({} if server.user is None else {"user": server.user})
+        found.setdefault(json.dumps(kind, sort_keys=True), (server.name, kind))
+    return dict(found.values())
+
+
+def _configuration(place: str, kinds: Mapping[str, Table]) -> str:
+    """The configuration: a server of each kind, and a program."""
     shared = {"app": "trial:app", "app_dir": place, "cwd": "/"}
-    apps = [{**each, **shared, "bind": f"unix:{place}/{n}.sock"} for n, each in enumerate(found.values())]
+    apps = [
+        {"name": name, **kind, **shared, "bind": f"unix:{place}/{number}.sock"}
+        for number, (name, kind) in enumerate(kinds.items())
+    ]
     program = {"name": "a-program", "job": True, "command": [sys.executable, "-I", "-c", ""], "cwd": "/"}
-    return {"server": [*apps, program], "dashboard": {"bind": f"unix:{place}/dashboard.sock"}}
+    return json.dumps({"server": [*apps, program], "dashboard": {"bind": f"unix:{place}/dashboard.sock"}})
 
 
 def _write(path: str, text: str, mode: int) -> None:
     with open(path, "w") as file:
         file.write(text)
     os.chmod(path, mode)
-
-
-def _first(result: Mapping[str, Any]) -> str:
-    error = result["errors"][0]
-    where = f"{error['name']}: " if error.get("name") else ""
-    # A hint that refers to the small pool itself is of no use.
-    hint = "" if error["hint"].startswith(("poolctl ", "see ")) else f"; {error['hint']}"
-    return f"{where}{error['message']}{hint}"
 
 
 async def _status(path: str) -> int:

@@ -16,7 +16,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from poolctl import bootstrap
 from poolctl.clock import PING_SECONDS, SILENT_SECONDS, Watchdog
@@ -166,7 +165,7 @@ _FIRST = (fd_store.CONTROL, fd_store.WANTED, fd_store.CONFIGURATION)
 _REFUSALS = 5
 
 # Names with their values and descriptors.
-Entries = Mapping[str, tuple[Any, list[int]]]
+Entries = Mapping[str, tuple[object, list[int]]]
 
 
 class _Refused(Exception):
@@ -224,7 +223,7 @@ def _fill(link: socket.socket, keeper: Table, entries: Entries, *, terminate: bo
         meta, fds = entries[name]
         _send(link, keeper, {"op": "put", "name": name, "meta": meta}, fds)
     for name, (meta, _) in entries.items():
-        if name.startswith(fd_store.WORKER):
+        if name.startswith(fd_store.WORKER) and isinstance(meta, dict):
             _send(link, keeper, {"op": "watch", "pid": meta["pid"], "start": meta["start"]})
     if terminate:
         _send(link, keeper, {"op": "terminate"})

@@ -11,7 +11,6 @@ import os
 import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from poolctl import __version__
 from poolctl.config import ServerConfig, Surroundings, Tables
@@ -25,7 +24,7 @@ from poolctl.values import Table
 logger = logging.getLogger("poolctl.supervisor")
 
 # The definition of a server that was added live: its table, and the base directory of its relative paths.
-Source = tuple[Mapping[str, Any], str]
+Source = tuple[Mapping[str, object], str]
 
 
 @dataclass
@@ -178,5 +177,5 @@ class StateStore:
             os.close(fds[0])
 
 
-def _json(value: Any) -> bytes:
+def _json(value: object) -> bytes:
     return json.dumps(value).encode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 from poolctl.config import Section, ServerConfig
 from poolctl.control.answers import PlannedChange
@@ -147,7 +146,7 @@ def differences(before: ServerConfig, after: ServerConfig) -> list[str]:
     return keys
 
 
-def _within(name: str, one: Any, other: Any) -> list[str]:
+def _within(name: str, one: object, other: object) -> list[str]:
     if isinstance(one, Section) and type(one) is type(other):
         below = [
             key

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 from poolctl.config import TABLE_NAMES, ServerConfig
 from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult, failure
@@ -240,7 +239,7 @@ def running(entry: Entry) -> Running:
     return Running(entry.config, entry.overrides, entry.added, entry.files)
 
 
-def _changed(name: str, now: Any, then: Any) -> tuple[str, ...]:
+def _changed(name: str, now: object, then: object) -> tuple[str, ...]:
     """The keys of a table that differ; for a list of tables only its name."""
     if not isinstance(now, dict) or not isinstance(then, dict):
         return (name,)

@@ -9,13 +9,12 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib import import_module
-from typing import Any
 
 from poolctl.control.answers import PROTOCOL, ErrorEntry, PingResult, Result
 from poolctl.control.server import Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.server_changes import caused_by
-from poolctl.exit_codes import USAGE
+from poolctl.exit_codes import FAILED, USAGE
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector, SelectorError
 from poolctl.values import Table, Value
@@ -56,7 +55,6 @@ class Verbs:
         self.used = False
         self._context = VerbContext(core, events, daemon, configuration)
         self._is_complete = False
-        self._audit = Audit(events)
         self._verbs: dict[str, Verb] = {
             **reading.verbs(self._context),
             **lifecycle.verbs(self._context),
@@ -85,14 +83,14 @@ class Verbs:
         if not self._knows(request.verb):
             known = ", ".join(sorted([*self._verbs, "ping"]))
             message = f"this supervisor does not know {request.verb!r} (protocol {PROTOCOL})"
-            return _usage_error(message, f"it knows: {known}")
+            return _failed(USAGE, message, f"it knows: {known}")
         try:
             options = _options(request.body)
             selector = Selector.from_dict(request.body.get("selector") or {})
             work = partial(self.perform, request.verb, selector, options, progress)
-            return await self._audit.watched(request, selector, options, work)
+            return await audited(self._context.events, request, selector, options, work)
         except SelectorError as wrong:
-            return _usage_error(wrong.message, wrong.hint)
+            return _failed(USAGE, wrong.message, wrong.hint)
         except NothingMatched as nothing:
             return nothing.result
         except TooManyOpenFiles as refused:
@@ -117,9 +115,9 @@ class Verbs:
         return verb in self._verbs
 
 
-def _usage_error(message: str, hint: str) -> Result:
-    error = ErrorEntry(code=USAGE, error="ErrorUsage", message=message, hint=hint)
-    return Result(errors=(error,), exit_code=USAGE)
+def _failed(code: int, message: str, hint: str = "") -> Result:
+    error = ErrorEntry(code=code, error="ErrorUsage", message=message, hint=hint)
+    return Result(errors=(error,), exit_code=code)
 
 
 def _options(body: Table) -> Table:
@@ -145,62 +143,41 @@ async def _no_gateway(selector: Selector, options: Table, progress: Progress) ->
     return Result()
 
 
-class Audit:
-    """Records commands among the pool's events."""
-
-    def __init__(self, events: Events) -> None:
-        self._events = events
-
-    async def watched(self, request: Request, selector: Selector, options: Table, work: Work) -> Result:
-        """The result of the command, which is recorded at its beginning and at its end, whatever that is."""
-        if request.verb not in AUDITED or options.get("dry_run"):
-            return await work()
-        by = peer(request)
-        message = " ".join([request.verb, *_words(selector), *_details(request.verb, options)])
-        self._record(request.verb, message, by, selection=_given(selector), options=_recorded(options))
-        begun, outcome = time.monotonic(), _Outcome()
-        try:
-            with caused_by(message, by):
-                result = await work()
-            outcome.of(result)
-            return result
-        except NothingMatched as nothing:
-            outcome.of(nothing.result)
-            raise
-        except SelectorError as wrong:
-            outcome.code, outcome.problem = USAGE, wrong.message
-            raise
-        except asyncio.CancelledError:
-            outcome.code, outcome.problem = None, "the client disconnected"
-            raise
-        finally:
-            word = "done" if outcome.code == 0 else "abandoned" if outcome.code is None else "failed"
-            self._record(
-                f"{request.verb} {word}",
-                message,
-                by,
-                cause=outcome.problem,
-                exit_code=outcome.code,
-                servers=outcome.servers,
-                duration_seconds=round(time.monotonic() - begun, 3),
-            )
-
-    def _record(self, event: str, message: str, by: Table, **more: Any) -> None:
-        self._events.record("audit", event, message=message, by=by, **more)
-
-
-class _Outcome:
-    """The outcome of a command; `code` is None when its client has disconnected."""
-
-    def __init__(self) -> None:
-        self.code: int | None = 1
-        self.problem = "an internal error of the supervisor"
-        self.servers: list[str] = []
-
-    def of(self, result: Result) -> None:
-        self.code = result.exit_code
-        self.problem = result.errors[0].message.partition("\n")[0] if result.errors else ""
-        self.servers = [item.name for item in result.items]
+async def audited(events: Events, request: Request, selector: Selector, options: Table, work: Work) -> Result:
+    """The result of the command, which is recorded at its beginning and at its end, whatever that is."""
+    if request.verb not in AUDITED or options.get("dry_run"):
+        return await work()
+    by = peer(request)
+    message = " ".join([request.verb, *_words(selector), *_details(request.verb, options)])
+    given, recorded = _given(selector), _recorded(options)
+    events.record("audit", request.verb, message=message, by=by, selection=given, options=recorded)
+    begun, is_abandoned = time.monotonic(), False
+    outcome = _failed(FAILED, "an internal error of the supervisor")
+    try:
+        with caused_by(message, by):
+            outcome = await work()
+        return outcome
+    except NothingMatched as nothing:
+        outcome = nothing.result
+        raise
+    except SelectorError as wrong:
+        outcome = _failed(USAGE, wrong.message)
+        raise
+    except asyncio.CancelledError:
+        outcome, is_abandoned = _failed(FAILED, "the client disconnected"), True
+        raise
+    finally:
+        word = "abandoned" if is_abandoned else "failed" if outcome.exit_code else "done"
+        events.record(
+            "audit",
+            f"{request.verb} {word}",
+            message=message,
+            by=by,
+            cause=outcome.errors[0].message.partition("\n")[0] if outcome.errors else "",
+            exit_code=None if is_abandoned else outcome.exit_code,
+            servers=[item.name for item in outcome.items],
+            duration_seconds=round(time.monotonic() - begun, 3),
+        )
 
 
 def peer(request: Request) -> Table:
@@ -214,7 +191,7 @@ def peer(request: Request) -> Table:
     return found | _in_the_name_of(request.body.get("by"))
 
 
-def _in_the_name_of(by: Any) -> Table:
+def _in_the_name_of(by: object) -> Table:
     """The person behind a client, as that says: the dashboard names its browser's address."""
     if not isinstance(by, dict):
         return {}
