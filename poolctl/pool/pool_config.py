@@ -82,16 +82,18 @@ class PoolConfig(Configuration):
         return made
 
     def _valid(self, servers: list[ServerConfig]) -> list[ServerConfig]:
-        out: dict[int, ServerConfig] = {}
+        """The servers without a problem between them; the others are excluded, each with its problem."""
+        out: set[int] = set()
         for index, _, finding in conflicts([(server.name, server.address) for server in servers]):
-            out[index] = servers[index]
+            out.add(index)
             self._problems.append(_problem(servers[index], finding))
         kept = [server for index, server in enumerate(servers) if index not in out]
         failed = [problem.name for problem in self._problems]
         for server, finding in dependency_findings(kept, failed):
+            out.update(index for index, other in enumerate(servers) if other is server)
             self._problems.append(_problem(server, finding))
-            kept = [other for other in kept if other is not server]
-        return kept
+        self._excluded = [servers[index] for index in sorted(out)]
+        return [server for index, server in enumerate(servers) if index not in out]
 
     def set_handler(self, handler: Handler | None) -> None:
         """Serve the servers that have no app of their own by what `handler` returns: `{handler_key: ASGI app}`."""

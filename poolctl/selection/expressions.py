@@ -46,13 +46,17 @@ class BadExpression(ValueError):
 def compiled(expression: str) -> re.Pattern[str]:
     """The compiled expression. Raises BadExpression."""
     import re
+    import warnings
 
     for name in re.finditer(r"(?<!\\)\[:(\^?)(\w+):\]", expression):
         if name[2] in _CLASSES:
             fix = f"in Python [[{name[0][1:-1]}]] is [{name[1]}{_CLASSES[name[2]]}]"
             raise BadExpression(expression, f"{name[0]} is not known", name.start(), fix)
     try:
-        return re.compile(expression)
+        with warnings.catch_warnings():
+            # `[[` and `--` in a set may mean something else in a later Python; here they are characters.
+            warnings.simplefilter("ignore", FutureWarning)
+            return re.compile(expression)
     except re.error as error:
         at = error.pos or 0
         fix = _ELSEWHERE.get(expression[at : at + 2], "")

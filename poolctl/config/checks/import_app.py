@@ -70,7 +70,9 @@ def _failure(error: BaseException, app_dir: str) -> dict[str, Any]:
         return {"kind": "no module", "missing": error.name, "where": place}
     if isinstance(error, SystemExit):
         return {"kind": "ended", "message": f"exited with status {error.code}"}
-    return {"kind": "raised", "message": f"{type(error).__name__}: {error}"[:1000], "where": place}
+    # str() of a syntax error names its place again.
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    return {"kind": "raised", "message": f"{type(error).__name__}: {message}"[:1000], "where": place}
 
 
 def _place(error: BaseException, app_dir: str) -> str:

@@ -97,6 +97,12 @@ def test_line_of_the_app_that_failed_is_reported(apps: Path) -> None:
     assert f"{apps}/boom.py:2" in text
 
 
+def test_the_place_of_a_syntax_error_is_reported_once(apps: Path) -> None:
+    (text,) = outside(apps, 'app = "syntax:app"', import_apps=True)
+    assert text.count("syntax.py") == 1
+    assert f"syntax cannot be imported: SyntaxError: invalid syntax ({apps}/syntax.py:1)" in text
+
+
 def test_all_apps_are_imported_in_one_go_and_none_hides_another(apps: Path) -> None:
     lines = [f'app = "{name}:app"' for name in ("ends", "good", "killed", "boom", "syntax")]
     found = outside(apps, *lines, import_apps=True)

@@ -60,6 +60,25 @@ def test_the_valid_ones_are_in_it_and_the_problems_tell_of_the_others() -> None:
     assert len(caught.value.exceptions) == len(config.problems) == 5
 
 
+@pytest.mark.parametrize(
+    "more", [{"bind": ":1"}, {"name": "a"}, {"depends_on": ["c"]}, {"depends_on": ["x"]}]
+)
+def test_problem_between_servers_made_in_python_hides_none_of_what_they_refer_to(
+    more: dict[str, Any],
+) -> None:
+    other = {"name": "c", "bind": ":2", "app": None, "cwd": "/nowhere"} | more
+    config = PoolConfig([server("a", ":1"), other])
+    assert [each.name for each in config] == ["a"]
+    (between,) = config.problems
+    with pytest.raises(PoolValidateError) as caught:
+        config.validate()
+    problems = [problem.message for problem in caught.value.exceptions]
+    assert problems[0] == between.message
+    assert len(problems) == 3
+    assert any("nothing to serve" in problem for problem in problems)
+    assert "/nowhere is not there" in problems
+
+
 def test_a_list_without_apps_gets_its_handler_later() -> None:
     config = PoolConfig([ServerConfig(name="a", bind=":1")])
     assert config.problems == []

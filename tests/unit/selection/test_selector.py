@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.control.answers import Item
+from poolctl.selection.expressions import compiled
 from poolctl.selection.selector import Selector, SelectorError, Unmatched, select
 
 
@@ -296,3 +297,8 @@ def test_any_text_is_a_target_or_an_error_and_never_a_crash(target: str, pattern
     except SelectorError:
         return
     select(ITEMS, selector)
+
+
+@pytest.mark.parametrize("expression", ["[[a]", "[a||b]", "[a&&b]"])
+def test_expression_whose_meaning_may_change_in_a_later_python_gives_no_warning(expression: str) -> None:
+    assert compiled(expression).pattern == expression
