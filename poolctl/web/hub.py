@@ -124,7 +124,7 @@ class PoolSnapshot:
         self.figures: dict[str, Table] = {}
         self.series: dict[str, Table] = {}
 
-    def update(self, servers: Iterable[Measured]) -> tuple[list[Measured], list[str], Table]:
+    def update(self, servers: Iterable[Measured]) -> tuple[list[str], list[str], Table]:
         """The changed servers (uptime, which always changes, aside), the names removed, and the changed figures."""
         before, self.items = self.items, {}
         known, self.figures, self.series = self.figures, {}, {}
@@ -132,11 +132,12 @@ class PoolSnapshot:
         for server in servers:
             item = server.to_json(*_ITEM_FIELDS)
             item["expose"] = masked_text(server.expose)
+            item["level"] = level(server.state, server.ready, server.health)
             self.items[server.name] = item
             self.figures[server.name] = server.stats.to_json(*FIGURES)
             self.series[server.name] = server.stats.history.to_json(*SERIES)
             if {**before.get(server.name, {}), "uptime_seconds": server.uptime_seconds} != item:
-                changed.append(server)
+                changed.append(server.name)
         news = {name: each for name, each in self.figures.items() if each != known.get(name)}
         return changed, [name for name in before if name not in self.items], news
 
@@ -245,10 +246,10 @@ class Hub:
     def _apply(self, result: StatsResult) -> tuple[list[str], list[str], Table]:
         changed, removed, figures = self._snapshot.update(result.items)
         now = self._clock.time()
-        for item in changed:
-            self._levels.note(item.name, level(item.state, item.ready, item.health), now)
+        for name in changed:
+            self._levels.note(name, self._snapshot.items[name]["level"], now)
         self._levels.forget(removed)
-        return [item.name for item in changed], removed, figures
+        return changed, removed, figures
 
     def _everything(self) -> str:
         now = self._clock.time()

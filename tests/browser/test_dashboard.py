@@ -232,7 +232,7 @@ def test_an_event_is_shown_at_once(page: Page, stage: Stage) -> None:
     stage.pool.happened("audit", "stop", server="web-5", message="stop web-5", by=by)
     page.get_by_text("dashboard stop by ada from 10.1.2.3").wait_for()
     page.get_by_label("Kind").select_option("audit")
-    expect(page.locator("#events li")).to_have_count(1)
+    expect(page.locator("#event-list li")).to_have_count(1)
 
 
 def test_an_event_has_the_severity_and_title_of_the_command_line(page: Page, stage: Stage) -> None:
@@ -252,10 +252,10 @@ def test_an_event_has_the_severity_and_title_of_the_command_line(page: Page, sta
         message="it was stuck: restarted",
         lines=["<i>last</i>", "words"],
     )
-    started = page.locator("#events li").filter(has_text="web-1").first
+    started = page.locator("#event-list li").filter(has_text="web-1").first
     expect(started.locator(".what")).to_have_text("backoff → starting")
     assert "ko" not in (started.locator(".badge").get_attribute("class") or "").split()
-    recovered = page.locator("#events li").filter(has_text="web-2").first
+    recovered = page.locator("#event-list li").filter(has_text="web-2").first
     recovered.get_by_text("recovered: it was stuck: restarted").wait_for()
     assert "warn" in (recovered.locator(".badge").get_attribute("class") or "").split()
     recovered.get_by_text("Last output").click()

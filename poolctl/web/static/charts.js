@@ -84,9 +84,11 @@ export class Chart {
     this.fill.setAttribute("d", area(found, HEIGHT));
     const now = this.values.at(-1);
     setText(this.begin, `${Math.round((60 * seconds) / 60)} min ago`);
-    setText(this.most, known.length ? `highest ${this.show(most === 1e-9 ? 0 : most)}` : "no figures yet");
+    const highest = this.show(known.length ? Math.max(...known) : null);
+    const any = highest !== "–";
+    setText(this.most, any ? `highest ${highest}` : "no figures yet");
     if (!this.pointed) setText(this.now, this.show(now));
-    const say = known.length ? `now ${this.show(now)}, highest ${this.show(Math.max(...known))}` : "no figures yet";
+    const say = any ? `now ${this.show(now)}, highest ${highest}` : "no figures yet";
     this.picture.setAttribute("aria-label", `${this.title}, last 2 minutes: ${say}`);
   }
 

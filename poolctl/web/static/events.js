@@ -44,15 +44,15 @@ function kinds() {
 export function drawEvents() {
   kinds();
   const found = store.events.filter(isWanted).slice(-SHOWN).reverse();
-  $("events").replaceChildren(...found.map((event) => eventLine(event)));
+  $("event-list").replaceChildren(...found.map((event) => eventLine(event)));
   $("no-events").hidden = found.length > 0;
 }
 
 export function addEvent(event) {
   kinds();
   if (!isWanted(event)) return;
-  $("events").prepend(eventLine(event));
-  if ($("events").children.length > SHOWN) $("events").lastElementChild.remove();
+  $("event-list").prepend(eventLine(event));
+  if ($("event-list").children.length > SHOWN) $("event-list").lastElementChild.remove();
   $("no-events").hidden = true;
 }
 

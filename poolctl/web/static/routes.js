@@ -8,7 +8,7 @@ const text = (value) => (Array.isArray(value) ? value.map(text).join(", ") : val
 export async function showRoutes() {
   const { items } = await get("routes");
   const columns = ["alias", "host", "path", "to", "policy"];
-  $("routes").replaceChildren(...items.map((route) => el("tr", {}, ...columns.map((key) => el("td", {}, text(route[key]))))));
-  $("routes").closest(".scroll").hidden = items.length === 0;
+  $("route-list").replaceChildren(...items.map((route) => el("tr", {}, ...columns.map((key) => el("td", {}, text(route[key]))))));
+  $("route-list").closest(".scroll").hidden = items.length === 0;
   $("no-routes").hidden = items.length > 0;
 }

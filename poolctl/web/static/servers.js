@@ -4,7 +4,7 @@ import { ACTIONS, act, offered } from "./actions.js";
 import { Chart, historyBar, sparkline } from "./charts.js";
 import { $, el, setText } from "./dom.js";
 import { bytes, duration, latency, plural, rate } from "./format.js";
-import { level, store, trouble } from "./store.js";
+import { store, trouble } from "./store.js";
 
 const figure = (key) => (server) => server.figures[key] ?? -1;
 const SORTS = {
@@ -24,9 +24,10 @@ let descending = false;
 let charts = null;
 let tallies = null;
 
+const stateWord = (server) => (server.state === "running" && !server.ready ? "not ready" : server.state);
+
 export function badge(server) {
-  const word = level(server);
-  const found = el("span", { class: "badges" }, el("span", { class: `badge ${word}` }, server.state === "running" && !server.ready ? "not ready" : server.state));
+  const found = el("span", { class: "badges" }, el("span", { class: `badge ${server.level}` }, stateWord(server)));
   if (["ok", "warn", "ko"].includes(server.health)) {
     found.append(el("span", { class: `badge ${server.health}`, title: "health" }, server.health));
   }
@@ -192,8 +193,8 @@ function drawOverview() {
   setText(tallies.now, `${ready} of ${should.length}`);
   const counts = {};
   for (const server of all) {
-    const word = server.state === "running" && !server.ready ? "not ready" : server.state;
-    counts[word] = counts[word] || [0, level(server), word === server.state];
+    const word = stateWord(server);
+    counts[word] ||= [0, server.level, word === server.state];
     counts[word][0] += 1;
   }
   drawTally(counts);

@@ -40,11 +40,11 @@ class Store extends EventTarget {
     for (const item of message.items) {
       this.take(item);
       const server = this.servers.get(item.name);
-      server.figures = message.figures[item.name] || {};
-      server.series = message.series[item.name] || Object.fromEntries(SERIES.map((key) => [key, []]));
+      server.figures = message.figures[item.name];
+      server.series = message.series[item.name];
       server.levels = message.levels[item.name] || [];
     }
-    this.refill();
+    for (let back = SAMPLES; back > 0; back -= 1) this.sum(back);
     this.notify("pool");
   }
 
@@ -71,62 +71,37 @@ class Store extends EventTarget {
       if (this.servers.has(name)) this.servers.get(name).figures = figures;
     }
     for (const server of this.servers.values()) {
-      for (const key of SERIES) {
-        server.series[key].push(server.figures[key] ?? null);
-        if (server.series[key].length > SAMPLES) server.series[key].shift();
-      }
+      for (const key of SERIES) keep(server.series[key], server.figures[key] ?? null, SAMPLES);
     }
-    this.sum();
+    this.sum(1);
     this.notify("stats");
   }
 
   event(event) {
-    this.events.push(event);
-    if (this.events.length > MOST_EVENTS) this.events.shift();
+    keep(this.events, event, MOST_EVENTS);
     this.notify("event", event);
   }
 
-  // The totals of the pool.
-  sum() {
-    let rps = null;
-    let memory = null;
-    let p99 = null;
-    for (const { figures } of this.servers.values()) {
-      if (figures.requests_per_second != null) rps = (rps ?? 0) + figures.requests_per_second;
-      if (figures.memory_bytes != null) memory = (memory ?? 0) + figures.memory_bytes;
-      if (figures.latency_p99_seconds != null && figures.requests_per_second > 0) p99 = Math.max(p99 ?? 0, figures.latency_p99_seconds);
+  // Adds the pool's totals of a moment: that of the last figures is 1, the one before 2.
+  sum(back) {
+    let [rps, memory, p99] = [null, null, null];
+    for (const { series } of this.servers.values()) {
+      const [requests, latency, bytes] = SERIES.map((key) => series[key].at(-back));
+      if (requests != null) rps = (rps ?? 0) + requests;
+      if (bytes != null) memory = (memory ?? 0) + bytes;
+      if (latency != null && requests > 0) p99 = Math.max(p99 ?? 0, latency);
     }
-    for (const [key, value] of Object.entries({ rps, memory, p99 })) {
-      this.total[key].push(value);
-      if (this.total[key].length > SAMPLES) this.total[key].shift();
-    }
+    for (const [key, value] of Object.entries({ rps, memory, p99 })) keep(this.total[key], value, SAMPLES);
   }
+}
 
-  refill() {
-    const add = (one, other) => (other == null ? one : (one ?? 0) + other);
-    const most = (one, other) => (other == null ? one : Math.max(one ?? 0, other));
-    const keys = { rps: ["requests_per_second", add], memory: ["memory_bytes", add], p99: ["latency_p99_seconds", most] };
-    for (const [key, [name, join]] of Object.entries(keys)) {
-      const series = [...this.servers.values()].map((server) => server.series[name]);
-      const length = Math.max(0, ...series.map((values) => values.length));
-      this.total[key] = Array.from({ length }, (_, index) =>
-        series.reduce((sum, values) => join(sum, values[values.length - length + index]), null));
-    }
-  }
+function keep(list, value, most) {
+  list.push(value);
+  if (list.length > most) list.shift();
 }
 
 export const store = new Store();
 
-const TROUBLE = { ko: 0, warn: 1, ok: 4, asleep: 5, off: 6 };
+const TROUBLE = { ko: 0, warn: 1, busy: 2, ok: 4, asleep: 5, off: 6 };
 
-export function level(server) {
-  const { state, health, ready } = server;
-  if (state === "stopped" && ready) return "ok";
-  if (state === "stopped" || state === "disabled") return "off";
-  if (state === "sleeping") return "asleep";
-  if (state === "failed" || state === "backoff" || (state === "running" && health === "ko")) return "ko";
-  if (state !== "running" || !ready || health === "warn") return "warn";
-  return "ok";
-}
-
-export const trouble = (server) => TROUBLE[level(server)];
+export const trouble = (server) => TROUBLE[server.level];

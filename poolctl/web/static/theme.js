@@ -6,10 +6,7 @@ const KEY = "poolctl-theme";
 
 export function beginTheme() {
   const select = $("theme");
-  const apply = (theme) => {
-    if (theme === "auto") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = theme;
-  };
+  const apply = (theme) => (document.documentElement.dataset.theme = theme);
   let kept = "auto";
   try {
     kept = localStorage.getItem(KEY) || "auto";

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from poolctl.web.app import STATIC
 from poolctl.web.authentication import MOST
 from tests.dashboard_stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
@@ -205,3 +207,10 @@ def test_configuration_values_are_not_shown(client: Client) -> None:
     reply = client.send("GET", "/poolctl/server?name=web-1")
     assert reply.json()["items"][0]["name"] == "web-1"
     assert "do not show" not in reply.text
+
+
+def test_no_element_has_the_name_of_a_view_because_the_browser_would_scroll_to_it() -> None:
+    (views,) = re.findall(r"const VIEWS = (\[.*\]);", (STATIC / "main.js").read_text())
+    ids = set(re.findall(r'\bid="([^"]+)"', (STATIC / "index.html").read_text()))
+    assert {f"view-{view}" for view in json.loads(views)} <= ids
+    assert not ids & set(json.loads(views))
