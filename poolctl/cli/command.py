@@ -143,38 +143,56 @@ COMMON = (
 )
 
 
+HELP_OPTION = flag("help", "-h", "--help", help="Show this help and exit.")
+
+
 def output(help: str = "table, wide, json, jsonl, name, or FIELD,FIELD…", *words: str) -> Option:
     """-o, with the forms that a shell offers."""
     return Option("output", "-o", "--output", metavar="FORM", words=words or FORMATS, help=help)
 
 
 OUTPUT = output()
-TIMEOUT = Option("timeout", "--timeout", metavar="DURATION", help='Give up after this time: "30s".')
-NO_WAIT = flag("no_wait", "--no-wait", help="Return at once.")
+TIMEOUT = Option("timeout", "--timeout", metavar="DURATION", help='Give up after this time, such as "30s".')
+NO_WAIT = flag("no_wait", "--no-wait", help="Return at once, without waiting for the result.")
 NO_DEPS = flag("no_deps", "--no-deps", help="Ignore dependencies: act on the selected servers only.")
-ALL = flag("all", "--all", help="Every server of the pool.")
+ALL = flag("all", "--all", help="Act on every server of the pool.")
 ALLOW_EMPTY = flag("allow_empty", "--allow-empty", help="Do not fail when nothing matches.")
 CALLER_ENV = flag("env", "--env", help="Use this command's environment instead of the supervisor's.")
-FORCE_CERTIFICATES = flag("force", "--force", help="Accept expired certificates in place of valid ones.")
+FORCE_CERTIFICATES = flag("force", "--force", help="Let expired certificates replace valid ones.")
 REVEAL = flag("reveal", "--reveal", help="Show secrets instead of masking them.")
 WATCH = flag("watch", "--watch", help="Keep running; reload when the configuration or code changes.")
 SAVE = flag("save", "--save", help="Also write the change to the file, keeping its comments.")
 SAVE_DRY_RUN = flag(
-    "dry_run", "--dry-run", help="Print what --save would write, change nothing; exit 3 on a difference."
+    "dry_run", "--dry-run", help="Print what --save would write; exit 3 if the file would change."
 )
 # Of changes that hold until a reload, unless they are saved.
 SAVED_CHANGE = (OUTPUT, TIMEOUT, NO_WAIT, SAVE, SAVE_DRY_RUN)
 FOLLOW = flag("follow", "-f", "--follow", help="Keep following new lines.")
 SINCE = Option(
-    "since", "--since", metavar="TIME", help='Not older than "10m", or than an ISO 8601 time.'
+    "since", "--since", metavar="TIME", help='Nothing older than this: "10m", or an ISO 8601 time.'
 )  # fmt: skip
 FILTERS = (
-    Option("name", "--name", metavar="RE", kind=LIST, help="Name matches this regular expression."),
-    Option("bind", "--bind", metavar="RE", kind=LIST, help="Address matches this regular expression."),
-    Option("expose", "--expose", metavar="RE", kind=LIST, help="Exposed address matches this expression."),
-    Option("tag", "--tag", metavar="TAG", kind=LIST, completes=TAGS, help="Has this tag."),
-    Option("state", "--state", metavar="STATE", kind=LIST, words=STATES, help="Is in this state."),
-    Option("health", "--health", metavar="HEALTH", kind=LIST, words=HEALTH, help="unknown, ok, warn or ko."),
+    Option(
+        "name", "--name", metavar="RE", kind=LIST, help="Servers whose name matches this regular expression."
+    ),
+    Option("bind", "--bind", metavar="RE", kind=LIST, help="Servers whose address matches this expression."),
+    Option(
+        "expose",
+        "--expose",
+        metavar="RE",
+        kind=LIST,
+        help="Servers whose exposed address matches this one.",
+    ),
+    Option("tag", "--tag", metavar="TAG", kind=LIST, completes=TAGS, help="Servers with this tag."),
+    Option("state", "--state", metavar="STATE", kind=LIST, words=STATES, help="Servers in this state."),
+    Option(
+        "health",
+        "--health",
+        metavar="HEALTH",
+        kind=LIST,
+        words=HEALTH,
+        help="Servers of this health: unknown, ok, warn or ko.",
+    ),
     flag("invert", "--not", help="Select all other servers."),
     ALLOW_EMPTY,
 )

@@ -286,7 +286,7 @@ def one_of(option: str, word: str, accepted: tuple[str, ...], final: tuple[str, 
 
     near = difflib.get_close_matches(word, accepted, n=1)
     hint = f"did you mean {near[0]!r}?" if near and near[0] != word else f"one of: {', '.join(accepted)}"
-    raise UsageError(f"{option}: {word!r} is not understood", hint=hint)
+    raise UsageError(f"{option}: unknown value {word!r}", hint=hint)
 
 
 def perform(request: CommandRequest) -> Outcome:

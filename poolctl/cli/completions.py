@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command import COMMON, DIRECTORIES, FILES, Command, Option, command_named, flag, names
+from poolctl.cli.command import (
+    COMMON,
+    DIRECTORIES,
+    FILES,
+    HELP_OPTION,
+    Command,
+    Option,
+    command_named,
+    flag,
+    names,
+)
 
 SHELLS = ("bash", "zsh", "fish")
-_HELP = flag("help", "-h", "--help", help="Show the help and exit.")
 _VERSION = flag("version", "--version", help="Show the version and exit.")
 # How each shell completes words, files, directories, what it asks poolctl for, and a value that it does not know.
 _ACTIONS = {
@@ -28,7 +37,7 @@ def script(shell: str) -> str:
 
 def _options(command: Command | None) -> list[Option]:
     """The options of a command; of none, those that may stand before a command."""
-    return [*(command.options if command else (*COMMON, _VERSION)), _HELP]
+    return [*(command.options if command else (*COMMON, _VERSION)), HELP_OPTION]
 
 
 def _action(shell: str, option: Option) -> str:

@@ -260,7 +260,7 @@ class WriteBack:
             outcome.message = ""  # nothing has been done
         saved = outcome.extra["saved"] = self.draft.written
         words = ", ".join(map(from_here, saved))
-        line = f"wrote {words}" if saved else "" if outcome.errors else "the files already say so"
+        line = f"wrote {words}" if saved else "" if outcome.errors else "the files have this change already"
         outcome.message = "\n".join(part for part in (outcome.message, line) if part)
         return outcome
 

@@ -131,7 +131,7 @@ def _explain(error: BaseException, words: list[str]) -> int:
 def _unforeseen(error: BaseException) -> tuple[str, str]:
     said = f"{type(error).__name__}: {error}".splitlines()[0]
     hint = f"please report this to {REPORT_TO}, with the output of {DEBUG_VARIABLE}=1 and poolctl version --verbose"
-    return f"poolctl itself failed ({said})", hint
+    return f"internal error ({said})", hint
 
 
 def _give_streams() -> None:

@@ -16,7 +16,17 @@ from typing import Annotated, Any
 import typer
 
 from poolctl import __version__
-from poolctl.cli.command import COMMON, FLAG, LIST, SECTIONS, Command, Option, command_named, names
+from poolctl.cli.command import (
+    COMMON,
+    FLAG,
+    HELP_OPTION,
+    LIST,
+    SECTIONS,
+    Command,
+    Option,
+    command_named,
+    names,
+)
 from poolctl.cli.command_line import CommandRequest, as_help, perform, split, verb_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.exit_codes import USAGE
@@ -101,6 +111,30 @@ class _Group(typer.core.TyperGroup):
                 formatter.write_dl(rows, col_spacing=12 - max(len(name) for name, _ in rows))
 
 
+class _Command(typer.core.TyperCommand):
+    """Shows arguments and options as they are declared, without the types that Typer names."""
+
+    declared: Command
+
+    def collect_usage_pieces(self, ctx: object) -> list[str]:
+        pieces = ["[OPTIONS]"]
+        for each in self.declared.arguments:
+            word = each.metavar + ("…" if each.kind == LIST and "…" not in each.metavar else "")
+            pieces.append(word if each.required else f"[{word}]")
+        return pieces + ["[-- CMD…]"] * self.declared.takes_command
+
+    def format_options(self, ctx: object, formatter: Any) -> None:
+        arguments = [(each.metavar, each.help) for each in self.declared.arguments]
+        options = [
+            (" ".join(filter(None, [", ".join(each.spellings), each.metavar])), each.help)
+            for each in (*self.declared.options, HELP_OPTION)
+        ]
+        for title, rows in (("Arguments", arguments), ("Options", options)):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
 class _Commands(Mapping[str, object]):
     """The commands by name. Each is made when it is asked for: Typer takes 50 ms for all of them."""
 
@@ -141,8 +175,11 @@ def _made(verb: str, declared: Command, perform: Perform) -> object:
 
     _accept(run, _parameters(accepted))
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(verb, help=declared.help, epilog=_epilog(declared), context_settings=HELP)(run)
-    return typer.main.get_command(app)
+    app.command(verb, cls=_Command, help=declared.help, epilog=_epilog(declared), context_settings=HELP)(run)
+    made = typer.main.get_command(app)
+    if isinstance(made, _Command):
+        made.declared = declared
+    return made
 
 
 def _parameters(options: Sequence[Option]) -> dict[str, tuple[object, object]]:

@@ -126,7 +126,10 @@ def _from_options(request: CommandRequest) -> Table:
 
     name = request.get("server")
     if not name:
-        raise UsageError("add: which server?", hint="poolctl add NAME --bind ADDRESS --app MODULE:ATTRIBUTE")
+        raise UsageError(
+            "add: the new server's name is missing",
+            hint="poolctl add NAME --bind ADDRESS --app MODULE:ATTRIBUTE",
+        )
     table: Table = {"name": name}
     for key in ("bind", "app"):
         if request.get(key) is not None:

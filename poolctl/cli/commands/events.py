@@ -28,7 +28,7 @@ _KIND_WIDTH = max(map(len, KINDS))
 COMMAND = Command(
     "Show events: lifecycle, health, recovery, who did what.",
     SELECTION,
-    output("wide, or json: JSON lines.", "json", "jsonl"),
+    output("wide, or json for JSON lines.", "json", "jsonl"),
     flag("follow", "-f", "--follow", help="Keep following new events."),
     Option("lines", "-n", "--lines", metavar="N", help='The last N events (default 100), or "all".'),
     SINCE,
@@ -47,7 +47,7 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """Print the last events, and with -f those that come, until interrupted. `-o json` prints JSON lines."""
     if request.output not in ("", "table", "wide", "json", "jsonl"):
-        raise UsageError(f"events has no form {request.output!r}", hint="-o json prints JSON lines")
+        raise UsageError(f"events -o: unknown form {request.output!r}", hint="-o json prints JSON lines")
     for kind in request.get("kind") or ():
         one_of("--kind", kind, KINDS)
     lines, since = request.lines(), request.since()

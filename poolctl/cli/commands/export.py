@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 SYSTEMS = ("systemd",)
 COMMAND = Command(
     "Write unit files to run the pool under systemd.",
-    Option("system", metavar="SYSTEM", words=SYSTEMS, required=True, help="systemd."),
+    Option("system", metavar="SYSTEM", words=SYSTEMS, required=True, help="systemd, the only one so far."),
     Option(
         "into",
         "-o",
         "--output",
         metavar="DIRECTORY",
         completes=DIRECTORIES,
-        help="Write files here.",
+        help="Write the files here instead of printing them.",
     ),
-    flag("for_user", "--user", help="For the user's own service manager."),
+    flag("for_user", "--user", help="Write units for the user's own service manager."),
     Option(
         "listen",
         "--listen",

@@ -66,7 +66,7 @@ _APPLICATION = rf"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?(?:{_FRAMEWORKS})\("
 _USUAL_FILES = ("main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/main.py", "src/main.py")
 
 COMMAND = Command(
-    "Write a starter pool.toml, or the FILE of -c.",
+    "Write a starter pool.toml, or the file that -c names.",
     Option(
         "directory",
         metavar="DIRECTORY",

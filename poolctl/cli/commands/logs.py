@@ -22,11 +22,11 @@ from poolctl.values import Table
 COMMAND = Command(
     "Show the servers' output.",
     SELECTION,
-    output("json: JSON lines.", "json", "jsonl"),
+    output("json prints JSON lines.", "json", "jsonl"),
     FOLLOW,
     Option("lines", "-n", "--lines", metavar="N", help="The last N lines of each server (default 100)."),
     SINCE,
-    flag("raw", "--raw", help="Lines as the servers wrote them: no names, JSON as it is."),
+    flag("raw", "--raw", help="Print lines unchanged, without the servers' names."),
     flag("reopen", "--reopen", help="Reopen log files (after logrotate)."),
     section=OBSERVE,
     examples=(
@@ -39,7 +39,7 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """Print the last lines, and with -f those that come, until interrupted. `-o json` prints JSON lines."""
     if request.output not in ("", "json", "jsonl"):
-        raise UsageError(f"logs has no form {request.output!r}", hint="-o json prints JSON lines")
+        raise UsageError(f"logs -o: unknown form {request.output!r}", hint="-o json prints JSON lines")
     if request.get("raw") and request.output:
         raise UsageError("--raw and -o cannot be combined", hint="--raw prints lines as servers wrote them")
     if request.get("reopen"):

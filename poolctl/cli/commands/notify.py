@@ -15,7 +15,7 @@ from poolctl.exit_codes import DONE, FAILED, NOTHING_MATCHED
 
 COMMAND = Command(
     "Send a test notification.",
-    Option("words", metavar="test [NAME]", kind=LIST, help="Names of receivers; default: all."),
+    Option("words", metavar="test [NAME…]", kind=LIST, help="Names of the receivers; default: all."),
     OUTPUT,
     section=OBSERVE,
 )
@@ -25,7 +25,7 @@ def perform(request: CommandRequest) -> Outcome:
     """Send it by the supervisor, with its environment; without one by this command, with its own."""
     action, *names = request.get("words") or [""]
     if action != "test":
-        raise UsageError(f"notify: {action!r} is not understood", hint="poolctl notify test [NAME…]")
+        raise UsageError(f"notify: unknown action {action!r}", hint="poolctl notify test [NAME…]")
     pool = find_pool(request)
     try:
         result = ask_for(NotifyResult, request, pool, more={"receivers": names})

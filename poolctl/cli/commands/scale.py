@@ -49,7 +49,7 @@ def perform(request: CommandRequest) -> Outcome:
 def _number(word: str) -> int:
     """The last word as a number of workers. UsageError for anything else."""
     if not word:
-        raise UsageError("scale: how many workers?", hint="poolctl scale web 4")
+        raise UsageError("scale: the number of workers is missing", hint="poolctl scale web 4")
     if not (word.isascii() and word.isdigit() and 1 <= int(word[:9]) <= MOST_WORKERS):
         stops = word == "0"
         hint = (

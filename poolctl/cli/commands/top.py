@@ -24,12 +24,10 @@ INTERVAL_SECONDS = 2.0
 _LEAST_INTERVAL_SECONDS = 0.1
 
 COMMAND = Command(
-    "Live view of servers (press ? for keys).",
+    "Show servers live (press ? for the keys).",
     SELECTION,
     output("json prints the view's figures as JSON.", "json"),
-    Option(
-        "frames", "-n", "--frames", metavar="N", help="Exit after N views; without a terminal print them."
-    ),
+    Option("frames", "-n", "--frames", metavar="N", help="Exit after N views; without a terminal, print N."),
     flag("once", "--once", help="Print one view and exit."),
     Option("interval", "--interval", metavar="DURATION", help='Time between updates (default "2s").'),
     Option("sort", "--sort", metavar="COLUMN", words=tuple(SORTS), help=f"{', '.join(SORTS)}."),
@@ -41,7 +39,7 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """Show the view until it is left; NoSupervisor (6) when none runs. `-o json` prints what it shows."""
     if request.output not in ("", "json"):
-        raise UsageError(f"top has no form {request.output!r}", hint="poolctl list prints tables")
+        raise UsageError(f"top -o: unknown form {request.output!r}", hint="poolctl list prints tables")
     frames, interval = _frames(request), _interval(request)
     sort = one_of("--sort", request.get("sort") or "file", tuple(SORTS))
     pool = find_pool(request)

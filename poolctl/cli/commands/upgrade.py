@@ -17,7 +17,7 @@ COMMAND = Command(
     OUTPUT,
     TIMEOUT,
     flag("restart", "--restart", help="Also replace the servers' workers, as restart does."),
-    flag("force", "--force", help="Even if the version is the same."),
+    flag("force", "--force", help="Upgrade even if the version is the same."),
     section=CHANGES,
 )
 

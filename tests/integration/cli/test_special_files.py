@@ -56,6 +56,6 @@ def test_path_that_is_no_pool_file_is_5_with_the_reason(
         done = real_pool.run(*["-c", "x.toml"], *command.format("x.toml").split(), timeout_seconds=20)
         assert done.code == 5, done
         assert reason in done.stderr + done.stdout
-        assert "itself failed" not in done.stderr
+        assert "internal error" not in done.stderr
     assert real_pool.run("__complete", "servers", "-c", "x.toml", timeout_seconds=20)[1:] == (0, "", "")
     assert real_pool.processes() == {}

@@ -112,10 +112,10 @@ def test_what_is_wanted_can_be_said(
     ("args", "code", "words"),
     [
         (["nobody"], 4, "no server matches 'nobody'"),
-        (["--kind", "wether"], 2, "'wether' is not understood"),
+        (["--kind", "wether"], 2, "unknown value 'wether'"),
         (["-n", "many"], 2, "not a number of lines"),
         (["--since", "2026-13-01"], 2, "not a time"),
-        (["-o", "name"], 2, "events has no form 'name'"),
+        (["-o", "name"], 2, "events -o: unknown form 'name'"),
     ],
 )
 def test_what_cannot_be_is_said(

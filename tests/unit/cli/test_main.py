@@ -35,7 +35,7 @@ def test_an_unexpected_error_is_one_line_that_says_where_to_report_it(
     break_listing(monkeypatch, RuntimeError("first\nsecond"))
     said = poolctl("list")
     assert said.code == 1
-    assert said.err.splitlines()[0] == "error: poolctl itself failed (RuntimeError: first)"
+    assert said.err.splitlines()[0] == "error: internal error (RuntimeError: first)"
     assert "POOLCTL_DEBUG=1" in said.err
     assert "Traceback" not in said.err
     assert poolctl("list", "-o", "json").json["errors"][0]["error"] == "ErrorUnexpected"

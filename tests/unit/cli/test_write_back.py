@@ -81,7 +81,10 @@ def test_what_a_file_cannot_say_is_done_and_said(
 
 def test_what_the_file_says_already_is_not_written(poolctl: Command, file: Path) -> None:
     before = file.stat().st_ino
-    assert poolctl("disable", "orders", "--save").out == "1 server disabled\nthe files already say so\n"
+    assert (
+        poolctl("disable", "orders", "--save").out
+        == "1 server disabled\nthe files have this change already\n"
+    )
     assert file.stat().st_ino == before
 
 
