@@ -101,7 +101,7 @@ class PoolWatcher:
         self._pool = pool
         self._files = [*(Client(pool.socket).ping().files or pool.files)]
         try:
-            self._watch = DirectoryWatch(departures=True)
+            self._watch = DirectoryWatch()
         except (OSError, AttributeError) as error:
             hint = "watching needs inotify(7), a feature of Linux"
             raise Failure(Outcome.failed(FAILED, f"cannot watch: {error}", hint)) from None

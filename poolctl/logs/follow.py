@@ -8,37 +8,31 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from poolctl.safe_open import UnsafePath, open_file
-
 from ..platform import await_readable
 from .log_line import LogLine, parse_line
-from .read import LONGEST_LINE_BYTES, MOST_FILES, OpenLog, carry_times, in_order
+from .read import LONGEST_LINE_BYTES, OpenLog, carry_times, in_order
 
-_MODIFY, _MOVED_TO, _CREATE = 0x2, 0x80, 0x100
-_ATTRIB, _MOVED_FROM, _DELETE = 0x4, 0x40, 0x200
+_CHANGES = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200  # IN_MODIFY, ATTRIB, MOVED_FROM, MOVED_TO, CREATE, DELETE
 _EVENT = struct.Struct("iIII")
 _EVENTS_BYTES = 64 * 1024
 
 
 class DirectoryWatch:
-    """Reports which files in some directories were written or moved there. Raises OSError without inotify.
+    """Reports which files in some directories were written, moved, removed or given other rights.
 
-    With `departures` also those that were removed, moved away, or given other rights.
+    Raises OSError without inotify.
     """
 
-    __slots__ = ("_directories", "_libc", "_mask", "fd")
+    __slots__ = ("_directories", "_libc", "fd")
 
-    def __init__(self, *, departures: bool = False) -> None:
-        self._mask = _MODIFY | _MOVED_TO | _CREATE
-        if departures:
-            self._mask |= _ATTRIB | _MOVED_FROM | _DELETE
+    def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._directories: dict[int, str] = {}
         self.fd = _checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def add(self, directory: str) -> None:
         """Watch one more directory. Raises OSError (FileNotFoundError if it does not exist)."""
-        number = _checked(self._libc.inotify_add_watch(self.fd, os.fsencode(directory), self._mask))
+        number = _checked(self._libc.inotify_add_watch(self.fd, os.fsencode(directory), _CHANGES))
         self._directories[number] = directory
 
     def changed(self) -> set[str] | None:
@@ -104,7 +98,16 @@ class TailedFile:
     def read(self) -> list[bytes]:
         """The whole lines added since the last call, without their ends."""
         found = self._rest()
-        while self._advance(found):
+        while newer := self._newer():
+            for fd in newer:
+                found += self._rest()
+                if self._partial:
+                    found.append(self._partial)
+                if self._fd >= 0:
+                    self._older.add(_finished(os.fstat(self._fd)))
+                self.close()
+                self._fd, self._offset, self._partial = fd, 0, b""
+                self._inode = os.fstat(fd).st_ino
             found += self._rest()
         return found
 
@@ -134,70 +137,23 @@ class TailedFile:
                 self._partial = b""
         return found
 
-    def _advance(self, found: list[bytes]) -> bool:
-        """Switch to the next newer file, if there is one; adds the rest of this one."""
-        while True:
-            place = self._place()
-            if place == 0:
-                return False
-            following = self._oldest_unread() if place is None else self._newer(place)
-            try:
-                fd = open_file(self._name(following), os.O_RDONLY)
-            except (FileNotFoundError, UnsafePath):
-                return False
-            if self._place() != place:  # rotated once more in between
-                os.close(fd)
-                continue
-            found += self._rest()
-            if self._partial:
-                found.append(self._partial)
-            self._leave()
-            self._fd, self._offset, self._partial = fd, 0, b""
-            self._inode = os.fstat(fd).st_ino
-            return True
-
-    def _newer(self, place: int) -> int:
-        """The number of the file that was begun after this one."""
-        missing = place > 1 and not os.path.exists(self._name(place - 1))
-        return place - 2 if missing else place - 1
-
-    def _name(self, number: int) -> str:
-        return f"{self.path}.{number}" if number else self.path
-
-    def _leave(self) -> None:
-        if self._fd >= 0:
-            self._older.add(_finished(os.fstat(self._fd)))
-            self.close()
-
-    def _files(self) -> Iterator[os.stat_result | None]:
-        """The file and its predecessors, newest first; None for a missing one."""
-        number = missing = 0
-        while missing < 2 and number < MOST_FILES:
-            try:
-                yield os.stat(self._name(number))
-                missing = 0
-            except OSError:
-                missing += number > 0
-                yield None
-            number += 1
-
-    def _place(self) -> int | None:
-        """The number of the open file: 0 for the current one; None if it was removed."""
-        if self._fd < 0:
-            return None
-        for number, status in enumerate(self._files()):
-            if status is not None and status.st_ino == self._inode:
-                return number
-        return None
-
-    def _oldest_unread(self) -> int:
-        oldest = 0
-        for number, status in enumerate(self._files()):
-            if number and status is not None and _finished(status) in self._older:
+    def _newer(self) -> list[int]:
+        """The descriptors of the files that were begun after this one, oldest first."""
+        try:
+            if self._fd >= 0 and os.stat(self.path).st_ino == self._inode:
+                return []
+        except OSError:
+            return []
+        log = OpenLog(self.path)
+        newer = 0
+        for fd, _ in log.parts:
+            status = os.fstat(fd)
+            if (self._fd >= 0 and status.st_ino == self._inode) or _finished(status) in self._older:
                 break
-            if status is not None or not number:
-                oldest = number
-        return oldest
+            newer += 1
+        for fd, _ in log.parts[newer:]:
+            os.close(fd)
+        return [fd for fd, _ in reversed(log.parts[:newer])]
 
 
 def _finished(status: os.stat_result) -> Finished:
@@ -259,9 +215,8 @@ class Follower:
                 log.close()
 
     def _add(self, name: str, path: str, lines: int | None, since: str) -> None:
-        self._watch_directory(
-            os.path.dirname(path)
-        )  # first, so that no line is missed between reading and watching
+        # First, so that no line is missed between reading and watching.
+        self._watch_directory(os.path.dirname(path))
         growing = TailedFile(path)
         log = OpenLog(path)
         try:
@@ -324,7 +279,7 @@ def follow(
 def _new_watch() -> DirectoryWatch | None:
     try:
         return DirectoryWatch()
-    except (OSError, AttributeError):
+    except OSError:
         return None
 
 

@@ -11,6 +11,7 @@ from poolctl.clock import Clock
 from poolctl.safe_open import directory_of, open_file
 
 from .log_line import parse_line, seconds_of, stamp
+from .read import OpenLog
 
 _FILE_MODE = 0o640
 _LOOK_EVERY_SECONDS = 1.0
@@ -264,17 +265,9 @@ def stored_part(path: str, block: bytes) -> int:
 def _ending(path: str, length: int) -> bytes:
     """The last bytes of a log; the file itself may be missing when it has just been rotated."""
     found = b""
-    number = 0
-    while len(found) < length and number < _MOST_FILES:
-        try:
-            fd = open_file(f"{path}.{number}" if number else path, os.O_RDONLY)
-        except OSError:
-            if number:
-                break
-        else:
-            size = os.fstat(fd).st_size
-            wanted = min(size, length - len(found))
-            found = os.pread(fd, wanted, size - wanted) + found
-            os.close(fd)
-        number += 1
+    log = OpenLog(path, _MOST_FILES)
+    for fd, size in log.parts:
+        wanted = min(size, length - len(found))
+        found = os.pread(fd, wanted, size - wanted) + found
+    log.close()
     return found

@@ -205,23 +205,6 @@ class OutputStream:
     sets `ended` when no writer is left.
     """
 
-    __slots__ = (
-        "_enlarged",
-        "_format",
-        "_longest",
-        "_partial",
-        "_pipes",
-        "_underway",
-        "dropped_bytes",
-        "ended",
-        "fd",
-        "file",
-        "id",
-        "name",
-        "order",
-        "pid",
-    )
-
     def __init__(
         self,
         id: str,

@@ -8,7 +8,6 @@ successor neither loses nor repeats a line (see WriteAheadNote). Sent before any
   server's process; `path` is the file. Optional: `format` ("text" or "json"), `max_size` in bytes, `keep`, `max_age` in
   seconds; 0 means no limit. For a known `id` with the same pipe and path only the limits and the pid change; otherwise
   the new stream replaces the old one.
-- `pid`: `pid` is now the process that writes to the stream `id`.
 - `reopen`: close every file, so that the next line opens it by its path again (after logrotate).
 - `sync`: answer `synced`, with the same `token`, once everything that is in the pipes now has been stored.
 - `ping`: answer `pong` with the logger's pid.
@@ -152,10 +151,6 @@ class Logger:
         try:
             if kind == "add":
                 self._add(message, fds)
-            elif kind == "pid":
-                pid, stream = int(message["pid"]), self._by_id.get(str(message["id"]))
-                if stream is not None:
-                    stream.pid = pid
             elif kind == "ping":
                 self._reports.append({"t": "pong", "pid": os.getpid()})
             elif kind == "underway":

@@ -118,14 +118,6 @@ def test_json_lines_name_the_server(session: Session) -> None:
     assert (found["name"], found["pid"], found["line"]) == ("web", 42, 'say "hi"')
 
 
-def test_the_process_may_be_named_after_its_pipe(session: Session) -> None:
-    write = session.add("web.0", format="json", pid=0)
-    wire.send(session.control, {"t": "pid", "id": "web.0", "pid": 99})
-    os.write(write, b"hello\n")
-    session.sync()
-    assert json.loads((session.directory / "web.log").read_text())["pid"] == 99
-
-
 def test_the_end_of_a_pipe_is_reported_after_its_last_words_are_stored(session: Session) -> None:
     os.write(session.add("web.0"), b"no newline at the end")
     session.finish("web.0")
