@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from poolctl.states import Status
 
+if TYPE_CHECKING:
+    from poolctl.config import Probe
+
 W = TypeVar("W")
-
-
-class Thresholds(Protocol):
-    """What a probe is configured with: counts of results in a row, intervals in seconds."""
-
-    @property
-    def fall_count_warn(self) -> int: ...
-    @property
-    def fall_count_ko(self) -> int: ...
-    @property
-    def rise_count_warn(self) -> int: ...
-    @property
-    def rise_count_ko(self) -> int: ...
-    @property
-    def interval(self) -> float: ...
-    @property
-    def interval_fall(self) -> float | None: ...
-    @property
-    def interval_rise(self) -> float | None: ...
 
 
 class Hysteresis:
@@ -36,10 +20,10 @@ class Hysteresis:
     lead out of ko to warn, `rise_count_warn` more from there to ok. Unknown falls as ok, and rises as warn.
     """
 
-    __slots__ = ("_count", "_succeeded", "_thresholds", "status")
+    __slots__ = ("_count", "_probe", "_succeeded", "status")
 
-    def __init__(self, thresholds: Thresholds, status: Status = Status.UNKNOWN) -> None:
-        self._thresholds = thresholds
+    def __init__(self, probe: Probe, status: Status = Status.UNKNOWN) -> None:
+        self._probe = probe
         self.status = status
         self._succeeded: bool | None = None  # the last result
         self._count = 0  # how many like it in a row, since the last step
@@ -76,23 +60,20 @@ class Hysteresis:
     @property
     def interval_seconds(self) -> float:
         """The time from the start of one probe to the next."""
-        thresholds = self._thresholds
-        if self.falling:
-            return thresholds.interval_fall or thresholds.interval
-        if self.rising:
-            return thresholds.interval_rise or thresholds.interval
-        return thresholds.interval
+        probe = self._probe
+        now = probe.interval_fall if self.falling else probe.interval_rise if self.rising else None
+        return now or probe.interval
 
     def _step(self, succeeded: bool) -> tuple[int, Status]:
         """How many results in a row lead one step on, and to which status."""
-        thresholds = self._thresholds
+        probe = self._probe
         if succeeded:
             if self.status is Status.KO:
-                return thresholds.rise_count_ko, Status.WARN
-            return thresholds.rise_count_warn, Status.OK
+                return probe.rise_count_ko, Status.WARN
+            return probe.rise_count_warn, Status.OK
         if self.status is Status.WARN:
-            return thresholds.fall_count_ko, Status.KO
-        return thresholds.fall_count_warn, Status.WARN
+            return probe.fall_count_ko, Status.KO
+        return probe.fall_count_warn, Status.WARN
 
 
 class RotationState(NamedTuple):

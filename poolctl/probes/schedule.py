@@ -87,37 +87,17 @@ class Scheduled(Protocol):
         ...
 
 
-class Timer(Protocol):
-    """A call that an event loop will make."""
-
-    def cancel(self) -> None:
-        """Do not make the call."""
-        ...
-
-
-class TimerLoop(Protocol):
-    """The part of an event loop that has the time."""
-
-    def time(self) -> float:
-        """Seconds on the loop's clock."""
-        ...
-
-    def call_at(self, when: float, callback: Callable[[], None], /) -> Timer:
-        """Call it at that time."""
-        ...
-
-
 class Schedule:
     """Runs each when it is due, at most 20 ms late. A later `put` of the same item replaces the earlier one.
 
     Without a `loop` it is the running one.
     """
 
-    def __init__(self, loop: TimerLoop | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self._loop = loop
         self._heap: list[tuple[float, int, Scheduled]] = []
         self._numbers = itertools.count()
-        self._timer: Timer | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._at = 0.0
         self._multiplexer: Multiplexer | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from poolctl.probes.schedule import GRAIN_SECONDS, Schedule
 
 
-class Clock:
+class Clock(asyncio.AbstractEventLoop):
     """Time that the test moves, and the one timer that is set."""
 
     def __init__(self) -> None:
