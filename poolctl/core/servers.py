@@ -40,6 +40,8 @@ class Servers:
             entry.become(Desired.IDLE)
             self.removed.pop(entry.name, None)
             self.configure(entry, config)
+            if any(worker.config != config for worker in entry.workers.values()):
+                entry.next_generation()  # a dependent has kept them from stopping until now
             return entry
         self.revision += 1
         return self._enter(Entry(config, can_sleep=self._can_sleep))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from poolctl import ServerConfig
 from poolctl.core.servers import restore
 from poolctl.core.state import Worker
@@ -222,5 +224,24 @@ def test_a_move_goes_on_under_another_supervisor() -> None:
             await turns(80)
             assert set(desk.runner.running) == {"web.2.0"}
             assert (desk.states(), desk.runner.opened) == ({"web": "running"}, {address})
+
+    run(scenario())
+
+
+def test_removed_server_added_again_at_another_address_before_it_could_stop_moves_there() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db", bind="127.0.0.1:8002"), web("api", depends_on=["db"]))
+        await desk.ask("start")
+        db, api = desk.core.entries["db"], desk.core.entries["api"]
+        desk.runner.may_drain = asyncio.Event()
+        desk.core.remove(db)
+        desk.core.remove(api)
+        await turns()
+        assert set(desk.runner.running) == {"db.1.0", "api.1.0"}, "its dependent has to end first"
+        desk.core.start(desk.core.add(web("db", bind="127.0.0.1:8001")))
+        desk.runner.may_drain.set()
+        await turns()
+        assert set(desk.runner.running) == {"db.2.0"}
+        assert desk.runner.opened == {"127.0.0.1:8001"}
 
     run(scenario())
