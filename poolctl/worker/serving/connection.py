@@ -1,72 +1,73 @@
-"""Connections that can be drained: uvicorn's HTTP protocols with a drain that loses no request.
+"""Connections of HTTP/1.1 that can be drained: uvicorn's protocols, whose requests are counted and limited.
 
 A keep-alive connection that is closed while the client's next request is on its way loses that request (measured:
 1–2 % of them). So a connection that cannot move to another worker lingers: each response says `Connection: close`, and
 an idle one is closed only after a quiet period with nothing in its receive buffer (RFC 9112 §9.6).
+
+The head of a request is limited in time and size. The time runs from the accept, including a TLS handshake, to the end
+of the first head, and later from a head's first byte to its end; between two requests the keep-alive timeout applies.
+A request whose head arrives in one piece costs a comparison.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from time import monotonic_ns
+import re
+from collections.abc import Iterable
+from time import monotonic, monotonic_ns
 from typing import Any
 
-from ..tally import MALFORMED
+from ..tally import MALFORMED, STATUS
 from .counting import MANY, Count
-from .request_heads import FIRST, LimitedHead
+from .server_state import PoolServerState, unread_bytes
+from .uvicorn_parts import CLOSE_HEADER, Http1Protocol
 
 QUIET_SECONDS = 2.0
 CLOSE = (b"connection", b"close")
+# A read of at most this size cannot exceed the limit: `http.max_head_size` is not smaller.
+SMALL_BYTES = 4096
+_READ_ON_SECONDS = 2.0
+_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_END_BYTES = 4
+_REFUSALS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
-class Closing:
-    """Mixed in before an unknown protocol class, of which only uvicorn's common interface is used."""
+class Head:
+    """An incomplete head, of which about `size` bytes have arrived."""
 
-    transport: asyncio.Transport
-    head = None
+    __slots__ = ("last", "size")
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.server_state: Any = kwargs["server_state"]
-        if kwargs["config"].ssl is not None:
-            self.server_state.expect(self)
-
-    def leave(self) -> None:
-        """Leave this worker."""
-        self.linger()
-
-    def linger(self) -> None:
-        """Finish the response in progress, and close."""
-        self.shutdown()  # type: ignore[attr-defined]
-
-    def stay(self) -> None:
-        """Do nothing: a connection that was asked to close still closes."""
-
-    def end_events(self) -> None:
-        """Do nothing: its responses are unknown."""
-
-    def take_over(self, until: float | None, *, asked: bool) -> None:
-        """Do nothing: it has only its own limits."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        self.server_state.handshake_is_over(self)
-        super().connection_made(transport)  # type: ignore[misc]
-        if self.server_state.draining:
-            self.linger()
+    def __init__(self) -> None:
+        self.size = 0
+        self.last = b""  # the last bytes: the end of a head may arrive in two pieces
 
 
-class Lingering(LimitedHead):
-    """Mixed in before one of uvicorn's HTTP protocol classes."""
+FIRST = Head()  # a first head of which nothing has arrived yet
 
+
+class Lingering(Http1Protocol):
+    """Mixed in before one of uvicorn's protocol classes for HTTP/1.1."""
+
+    server_state: PoolServerState
     lingering = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.head: Head | None = FIRST
         batch = self.server_state.batch
         self.count = None if batch is None else Count(batch)
         if kwargs["config"].ssl is not None:
             self.server_state.expect(self)
+
+    @property
+    def idle(self) -> bool:
+        """No request is in progress."""
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def body_follows(self) -> bool:
+        """The body of a request that has its response has not been read to its end."""
+        return self.cycle is not None and self.cycle.more_body
 
     def leave(self) -> None:
         """Leave this worker in the best way that is possible."""
@@ -94,7 +95,7 @@ class Lingering(LimitedHead):
         For the application the client has disconnected.
         """
         cycle = self.cycle
-        if self.idle or not cycle.response_started or not wants_events(cycle.scope):
+        if self.idle or not cycle.response_started or not wants_events(cycle.scope["headers"]):
             return
         cycle.disconnected = True
         cycle.message_event.set()
@@ -141,8 +142,8 @@ class Lingering(LimitedHead):
         state = self.server_state
         due = state.handshake_is_over(self) if state.expected else None
         self.made(transport)
-        if self.head is FIRST:
-            self.await_first_head(due)
+        if self.head is FIRST and self not in state.heads.due:
+            state.heads.wait(self, due)
         if state.draining:
             self.close_when_quiet(QUIET_SECONDS)
         if state.moves_to is not None:
@@ -191,40 +192,151 @@ class Lingering(LimitedHead):
         if not cycle.response_started and CLOSE not in cycle.default_headers:
             cycle.default_headers = [*cycle.default_headers, CLOSE]
 
-
-class LingeringZttp(Lingering):
-    """For the protocol on zttp: it lingers, because the parser does not report its buffered data."""
-
-    flow: Any
-    _ahead = 0
-
     def data_received(self, data: bytes) -> None:
-        cycle = self.cycle
-        ahead = not self.idle and not cycle.more_body
-        super().data_received(data)
-        if ahead and cycle is self.cycle:
-            # Pipelined requests wait in the parser, which has no limit for them.
-            self._ahead += len(data)
-            if self._ahead > self.server_state.heads.most_bytes:
-                self.flow.pause_reading()
+        if self.head is None and len(data) <= SMALL_BYTES:
+            self.feed(data)
+            cycle = self.cycle
+            # The usual case, and the cheapest: a request in one piece, after others.
+            if cycle is not None and not cycle.response_complete and "method" in self.scope:
+                return
+            self.wait_for_head(data, 1)  # a part of it may be the end of a body
+            return
+        size = len(data) if self.head is FIRST and len(data) <= SMALL_BYTES else self._measured(data)
+        if size:
+            self.feed(data)
+            cycle = self.cycle
+            if cycle is None or cycle.response_complete or "method" not in self.scope:
+                self.wait_for_head(data, size)
+            elif self.head is not None:
+                self.head_is_over()
 
-    def handle_remote_protocol_error(self) -> None:
-        # zttp has its own limits: 16 KiB and a hundred headers.
-        if "size limit" in str(sys.exception()) and self.idle:
-            self.refuse(431)
+    def take_over(self, until: float | None, *, asked: bool) -> None:
+        """Continue, before the connection is made, with the time that its client has left in another process.
+
+        `until` and `asked` are as in `poolctl.keeper.handover.Connection`.
+        """
+        if until is not None and not asked:
+            heads = self.server_state.heads
+            heads.wait(self, min(until, monotonic() + heads.seconds))
+            return
+        self.head = None
+        left = self.timeout_keep_alive
+        self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
+
+    def time_left(self) -> dict[str, Any]:
+        """The arguments for `take_over` in another process, for a connection that is between two requests."""
+        timer = self.timeout_keep_alive_task
+        if self.head is not None:
+            due = self.server_state.heads.due.get(self)
+            return {} if due is None else {"until": due, "asked": False}
+        if timer is None:
+            return {}
+        return {"until": monotonic() + timer.when() - self.loop.time(), "asked": True}
+
+    def head_is_over(self) -> None:
+        """No head is expected any more."""
+        if self.head is not None:
+            self.head = None
+            self.server_state.heads.end(self)
+
+    def head_is_late(self) -> None:
+        """The time is over: close a connection without data; respond to an incomplete head with 408."""
+        head = self.head
+        if head is not None and head.size and not self.transport.is_closing():
+            self.refuse(431 if head.size > self.server_state.heads.most_bytes else 408)
         else:
-            super().handle_remote_protocol_error()  # type: ignore[misc]
+            self.head_is_over()
+            self.transport.close()
 
-    def on_response_complete(self) -> None:
-        self._ahead = 0
-        super().on_response_complete()
+    def wait_for_head(self, data: bytes, size: int) -> None:
+        """The data did not complete a request: `size` bytes of it are a head, unless it is the end of a body."""
+        heads = self.server_state.heads
+        if self.transport.is_closing() or self not in self.connections:
+            self.head_is_over()  # a WebSocket is not a connection of this protocol any more
+            return
+        if self.idle and self.timeout_keep_alive_task is not None:
+            self.head_is_over()  # it was a whole request, which has its response already
+            return
+        if self.idle and self.body_follows:
+            self.close_when_quiet(self.timeout_keep_alive)
+            return
+        head = self.head
+        if head is None:
+            heads.wait(self)
+        if head is None or head is FIRST:
+            head = self.head = Head()
+        head.size += size
+        head.last = (head.last + data[-_END_BYTES:])[-_END_BYTES:]
 
-    def last_chunk(self) -> bytes:
-        """See Lingering."""
-        return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
+    def _measured(self, data: bytes) -> int:
+        """The number of bytes that belong to a head; 0 when the head is too large, and has been refused."""
+        heads, head = self.server_state.heads, self.head
+        if head is None and (not self.idle or self.body_follows):
+            return 1  # a body, or data that follows one
+        size = len(data)
+        so_far, last = (0, b"") if head is None else (head.size, head.last)
+        if so_far + size <= heads.most_bytes:
+            return size
+        text = last + data
+        begins = 0 if so_far else len(text) - len(text.lstrip(b"\r\n"))
+        end = _END_OF_HEAD.search(text, begins)
+        if end is not None and so_far - len(last) + end.end() - begins <= heads.most_bytes:
+            return size
+        if self.idle:
+            self.refuse(431)
+        elif head is not None and head is not FIRST:
+            head.size += size  # refused as soon as the response before it is complete
+        return 0
+
+    def refuse(self, status: int) -> None:
+        """Respond to an incomplete request, and close once the client has had time to read the response."""
+        transport, phrase = self.transport, _REFUSALS[status]
+        lines = [b"HTTP/1.1 %d %b" % (status, phrase)]
+        length = (b"content-length", b"%d" % len(phrase))
+        for name, value in (*self.server_state.default_headers, length, CLOSE_HEADER):
+            lines.append(name + b": " + value)
+        transport.write(b"\r\n".join([*lines, b"", phrase]))
+        self.head_is_over()
+        self._unset_keepalive_if_required()
+        if self.count is not None:
+            self.count.batch.tally[MALFORMED] += 1
+            self.count.batch.tally[STATUS + status // 100] += 1
+        # Closed with unread data, the connection would be reset, and the response lost.
+        if transport.can_write_eof():
+            transport.write_eof()
+        transport.resume_reading()
+        transport.set_protocol(RefusedConnection(self))
+        self.loop.call_later(_READ_ON_SECONDS, transport.close)
+
+    def close_when_quiet(self, seconds: float) -> None:
+        """Close the connection after this time without a byte."""
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, but never one with a request in its receive buffer, or a part of one."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self.head is not None and self.head.size:
+            return
+        if unread_bytes(self.transport):
+            self.close_when_quiet(self.timeout_keep_alive)
+        else:
+            super().timeout_keep_alive_handler()
 
 
-def wants_events(scope: Any) -> bool:
-    """Whether the client of this request reads a stream of events."""
+class RefusedConnection(asyncio.Protocol):
+    """A connection whose last response has been written: further data from its client is read and discarded."""
+
+    def __init__(self, before: Any) -> None:
+        self._before = before
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._before.connection_lost(exc)
+
+
+def wants_events(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether the client of a request with these headers reads a stream of events."""
     # As every EventSource sends (HTML, "Server-sent events"). Any other stream, ended so, could be taken for complete.
-    return any(name == b"accept" and b"text/event-stream" in value for name, value in scope["headers"])
+    return any(name == b"accept" and b"text/event-stream" in value for name, value in headers)

@@ -12,6 +12,7 @@ import functools
 import inspect
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ import h11
 
 from poolctl.keeper import handover
 
-from .connection import Closing, Lingering, LingeringZttp
+from .connection import Lingering
 from .uvicorn_parts import DIRECT, H11, HTTP1, HTTP2, HTTPTOOLS, WEBSOCKETS, ZTTP, H11Protocol, http2_protocol
 
 logger = logging.getLogger("uvicorn.error")
@@ -28,6 +29,74 @@ _FIRST_PAUSE_SECONDS = 0.003
 _LAST_PAUSE_SECONDS = 0.05
 REPLY_SECONDS = 2.0
 SERVICE_RESTART = 1012  # of the registry that RFC 6455 §11.7 set up
+
+
+class Closing:
+    """Mixed in before an unknown protocol class, of which only uvicorn's common interface is used."""
+
+    transport: asyncio.Transport
+    head = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.server_state: Any = kwargs["server_state"]
+        if kwargs["config"].ssl is not None:
+            self.server_state.expect(self)
+
+    def leave(self) -> None:
+        """Leave this worker."""
+        self.linger()
+
+    def linger(self) -> None:
+        """Finish the response in progress, and close."""
+        self.shutdown()  # type: ignore[attr-defined]
+
+    def stay(self) -> None:
+        """Do nothing: a connection that was asked to close still closes."""
+
+    def end_events(self) -> None:
+        """Do nothing: its responses are unknown."""
+
+    def take_over(self, until: float | None, *, asked: bool) -> None:
+        """Do nothing: it has only its own limits."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self.server_state.handshake_is_over(self)
+        super().connection_made(transport)  # type: ignore[misc]
+        if self.server_state.draining:
+            self.linger()
+
+
+class LingeringZttp(Lingering):
+    """For the protocol on zttp: it lingers, because the parser does not report its buffered data."""
+
+    flow: Any
+    _ahead = 0
+
+    def data_received(self, data: bytes) -> None:
+        cycle = self.cycle
+        ahead = not self.idle and not cycle.more_body
+        super().data_received(data)
+        if ahead and cycle is self.cycle:
+            # Pipelined requests wait in the parser, which has no limit for them.
+            self._ahead += len(data)
+            if self._ahead > self.server_state.heads.most_bytes:
+                self.flow.pause_reading()
+
+    def handle_remote_protocol_error(self) -> None:
+        # zttp has its own limits: 16 KiB and a hundred headers.
+        if "size limit" in str(sys.exception()) and self.idle:
+            self.refuse(431)
+        else:
+            super().handle_remote_protocol_error()  # type: ignore[misc]
+
+    def on_response_complete(self) -> None:
+        self._ahead = 0
+        super().on_response_complete()
+
+    def last_chunk(self) -> bytes:
+        """See Lingering."""
+        return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
 
 
 class Moving(Lingering):

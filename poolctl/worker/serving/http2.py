@@ -14,8 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from .connection import QUIET_SECONDS, wants_events
-from .request_heads import FIRST, Head
+from .connection import FIRST, QUIET_SECONDS, Head, wants_events
 from .server_state import PoolServerState, unread_bytes
 from .uvicorn_parts import Http2Protocol
 
@@ -72,7 +71,11 @@ class LingeringHttp2(Http2Protocol):
     def end_events(self) -> None:
         """End the streams of events, whose clients connect again."""
         for cycle in list(self.cycles.values()):
-            if cycle.response_started and not cycle.response_complete and wants_events(cycle.scope):
+            if (
+                cycle.response_started
+                and not cycle.response_complete
+                and wants_events(cycle.scope["headers"])
+            ):
                 cycle.disconnected = True
                 cycle.stream.end_message()
                 cycle.message_event.set()

@@ -9,8 +9,7 @@ import pytest
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from poolctl.worker.serving import uvicorn_config
-from poolctl.worker.serving.connection import Closing
-from poolctl.worker.serving.draining import drainable_protocol
+from poolctl.worker.serving.draining import Closing, drainable_protocol
 from poolctl.worker.tally import blank_page
 from tests.serving import ENGINES, Client, Engine, served
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.worker.serving import request_heads, server_state
+from poolctl.worker.serving import connection, server_state
 from tests.asgi_apps import answer, lifespan
 from tests.certificates import certificate
 from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, accepted, served, turns, until
@@ -244,7 +244,7 @@ def test_a_client_that_sends_on_can_read_why_it_was_refused(engine: Engine) -> N
 
 
 def test_a_refused_client_that_stays_is_closed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_heads, "_READ_ON_SECONDS", SECONDS)
+    monkeypatch.setattr(connection, "_READ_ON_SECONDS", SECONDS)
 
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):

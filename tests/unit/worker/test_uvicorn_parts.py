@@ -19,7 +19,7 @@ from poolctl.worker.serving import uvicorn_parts as parts
 from poolctl.worker.serving.uvicorn_parts import UvicornParts
 from tests.serving import Client, Engine, served
 
-MIXINS = ("request_heads", "connection", "draining", "http2")
+MIXINS = ("connection", "draining", "http2")
 PACKAGE = Path(poolctl.__file__).parent
 SERVING = PACKAGE / "worker" / "serving"
 HTTP = {
@@ -143,8 +143,8 @@ def test_every_name_that_is_used_of_a_websocket_is_listed() -> None:
 def test_every_name_that_a_mixin_takes_from_its_protocol_class_is_listed() -> None:
     trees = [ast.parse((SERVING / f"{name}.py").read_text()) for name in MIXINS]
     classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
-    mixins = [each for each in classes if each.name.startswith(("Limited", "Lingering", "Moving"))]
-    assert len(mixins) == 7
+    mixins = [each for each in classes if each.name.startswith(("Lingering", "Moving"))]
+    assert len(mixins) == 6
     own = {name for each in mixins for name in defined(each)} | parts.DIRECT.keys()
     listed = {
         name
