@@ -16,9 +16,10 @@ import select
 import socket
 import time
 from binascii import crc32
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..keeper import rendezvous, wire
+from .process_setup import Spec
 from .tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS
 
 # As `wire` encodes it. It is compared as bytes: parsing would touch pages that a fork shares until then.
@@ -37,21 +38,25 @@ class Controlled(Protocol):
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         """Follow an order; its descriptors are closed afterwards."""
 
-    def control_lost(self) -> None:
-        """No more orders can come: keeper and supervisor are both gone."""
+    def stop(self) -> None:
+        """Stop: keeper and supervisor of an embedded pool have exited."""
 
     def greeting(self) -> tuple[wire.Message, list[int]]:
         """Its state for a supervisor that may adopt it, and the descriptors that it holds."""
 
-    def adopted(self, control: int, bound: int | None) -> None:
-        """It is controlled over this socket from now on; it listens on `bound` if it is orphaned again."""
-
 
 class ControlSocket:
-    """Receives the worker's orders and sends its events."""
+    """Receives the worker's orders and sends its events.
 
-    def __init__(self, fd: int, worker: Controlled) -> None:
+    When keeper and supervisor have both exited the worker waits to be adopted. `bound` is a socket that was bound for
+    that before the worker started; without it the worker's user can enter the directory itself.
+    """
+
+    def __init__(self, fd: int, worker: Controlled, spec: Spec, bound: socket.socket | None) -> None:
         self._worker = worker
+        self._spec = spec
+        self._bound = bound
+        self._orphan: OrphanedWorker | None = None
         self._tally: memoryview | None = None
         self._take(fd)
 
@@ -68,12 +73,6 @@ class ControlSocket:
         """Accept no more orders."""
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
 
-    def move(self, fd: int) -> None:
-        """Accept orders from this socket instead."""
-        self._sock.close()
-        self._take(fd)
-        self.listen(self._tally)
-
     def send(self, message: wire.Message) -> None:
         """Send it if there is room: a supervisor that does not read must not delay a request."""
         with contextlib.suppress(OSError):
@@ -84,10 +83,28 @@ class ControlSocket:
         with contextlib.suppress(OSError):
             self._sock.send(message)
 
+    def adopted(self, fd: int, bound: int | None) -> None:
+        """Accept orders from this socket instead; with `bound` listen there if both exit again."""
+        self._orphan = None
+        self._bound = None if bound is None else socket.socket(fileno=bound)
+        self._sock.close()
+        self._take(fd)
+        self.listen(self._tally)
+
+    def perform(self, message: wire.Message, fds: list[int]) -> None:
+        """Let the worker follow an order; closes the descriptors."""
+        try:
+            self._worker.perform(message, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
     def close_in_child(self) -> None:
-        """Close it in a process that the application has forked."""
-        with contextlib.suppress(OSError):
-            os.close(self._sock.detach())
+        """Close everything in a process that the application has forked."""
+        orphans = () if self._orphan is None else self._orphan.sockets
+        for sock in (self._sock, *orphans, *([] if self._bound is None else [self._bound])):
+            with contextlib.suppress(OSError):
+                os.close(sock.detach())
 
     def _readable(self) -> None:
         if answer(self._sock, self._tally):
@@ -101,14 +118,17 @@ class ControlSocket:
         if received is None:
             # An end of file is always readable.
             self.ignore()
-            self._worker.control_lost()
+            self._lost()
+        else:
+            self.perform(*received)
+
+    def _lost(self) -> None:
+        if self._spec["orphanage"] is None:
+            self._worker.stop()
             return
-        message, fds = received
-        try:
-            self._worker.perform(message, fds)
-        finally:
-            for fd in fds:
-                os.close(fd)
+        # Without a socket it cannot be found, but still serves.
+        with contextlib.suppress(OSError):
+            self._orphan = OrphanedWorker(self, self._worker, self._spec, self._bound)
 
 
 def begin(tally: memoryview | None) -> None:
@@ -137,39 +157,39 @@ class OrphanedWorker:
     """Listens in the pool's directory, and answers each connection with the worker's state and descriptors.
 
     The order `adopt` ends this: it brings a new control socket. If `bound` was given it also brings a socket to listen
-    on the next time, and a new output pipe if the current one has no reader. `bound` is a socket that was bound for
-    this worker before it started; without it the worker's user can enter the directory itself.
+    on the next time, and a new output pipe if the current one has no reader.
     """
 
     def __init__(
-        self, directory: str, bound: socket.socket | None, uids: set[int], worker: Controlled
+        self, control: ControlSocket, worker: Controlled, spec: Spec, bound: socket.socket | None
     ) -> None:
-        self._uids = uids
+        self._control = control
         self._worker = worker
+        self._spec = spec
+        self._uids = _permitted_uids(spec)
         self._loop = asyncio.get_running_loop()
         self._connections: list[socket.socket] = []
         self._path = ""
         if bound is None:
-            bound, self._path = rendezvous.bind(directory, rendezvous.WORKER)
+            bound, self._path = rendezvous.bind(spec["orphanage"]["directory"], rendezvous.WORKER)
         self._listener, self._needs_another = bound, not self._path
         self._listener.listen()
         self._loop.add_reader(self._listener.fileno(), self._accept)
         self._check_output()
 
-    def close(self) -> None:
-        """Stop listening."""
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The listener and its connections."""
+        return self._listener, *self._connections
+
+    def _close(self) -> None:
         self._checking.cancel()
-        for sock in (self._listener, *self._connections):
+        for sock in self.sockets:
             self._loop.remove_reader(sock.fileno())
             sock.close()
         self._connections.clear()
         if self._path:
             rendezvous.forget(self._path)
-
-    def close_in_child(self) -> None:
-        """Close everything in a process that the application has forked."""
-        for sock in (self._listener, *self._connections):
-            os.close(sock.detach())
 
     def _check_output(self) -> None:
         # Repeatedly: the logger may exit later, or may not have closed the pipe yet.
@@ -180,13 +200,13 @@ class OrphanedWorker:
         connection = rendezvous.accept(self._listener, self._uids)
         if connection is None:
             return
-        message, fds = self._worker.greeting()
+        state, fds = self._worker.greeting()
+        message = {
+            **self._spec["orphanage"], "event": "orphan", "version": VERSION, "deaf": output_is_closed(),
+            "pid": os.getpid(), "likeness": spec_digest(self._spec), **state,
+        }  # fmt: skip
         try:
-            wire.send(
-                connection,
-                {"event": "orphan", "version": VERSION, "deaf": output_is_closed(), **message},
-                fds,
-            )
+            wire.send(connection, message, fds)
         except OSError:
             connection.close()
             return
@@ -202,20 +222,16 @@ class OrphanedWorker:
             return
         message, fds = received
         if message.get("order") == "adopt" and fds:
-            self.close()
+            self._close()
             control, *output = fds
             bound = output.pop(0) if self._needs_another and output else None
             for fd in output:
                 os.dup2(fd, 1)
                 os.dup2(fd, 2)
                 os.close(fd)
-            self._worker.adopted(control, bound)
-            return
-        try:
-            self._worker.perform(message, fds)
-        finally:
-            for fd in fds:
-                os.close(fd)
+            self._control.adopted(control, bound)
+        else:
+            self._control.perform(message, fds)
 
 
 def output_is_closed() -> bool:
@@ -238,11 +254,11 @@ def _is_null(fd: int) -> bool:
     return os.path.samestat(os.fstat(fd), os.stat(os.devnull))
 
 
-def permitted_uids(spec: dict[str, Any]) -> set[int]:
+def _permitted_uids(spec: Spec) -> set[int]:
     """The users who may connect: root, and the user who started the pool, but no other user of the pool's servers."""
     return {0} if spec["user"] is not None else {0, os.geteuid()}
 
 
-def spec_digest(spec: dict[str, Any]) -> int:
+def spec_digest(spec: Spec) -> int:
     """The digest of a specification; equal digests mean that the server's configuration has not changed."""
     return crc32(json.dumps({key: spec[key] for key in _KEYS}, sort_keys=True).encode())

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import uvicorn
 
@@ -28,9 +28,8 @@ from .process_setup import (
     read_spec_after_exec,
     start_interpreter_again,
 )
-from .serving.access_log import watch_requests
-from .serving.pool_server import PoolServer, StartupFailed
-from .serving.uvicorn_config import drainable, ssl_context
+from .serving.pool_server import PoolServer, StartupFailed, load_config
+from .serving.uvicorn_config import drainable
 
 _FAILED = 1
 _INTERRUPTED = 130
@@ -76,7 +75,10 @@ def _live(spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> int
         set_app_environment(spec)
         if "PYTHONBREAKPOINT" not in os.environ:
             sys.breakpointhook = _stop_here
-        config = _configure(spec, load_app(spec), tls_fds)
+        # The developer wants to see the requests, in uvicorn's own format.
+        settings = {**spec["uvicorn"], "access_log": True, "limit_max_requests": None}
+        config = uvicorn.Config(load_app(spec), **drainable(settings))
+        load_config(config, spec["requests"] and {**spec["requests"], "log": None}, spec["tls"], tls_fds)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(_serve(spec, config, listeners))
     except KeyboardInterrupt:
@@ -89,19 +91,6 @@ def _live(spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> int
     except StartupFailed:
         return _FAILED  # uvicorn has logged the reason
     return 0
-
-
-def _configure(spec: Spec, app: Any, tls_fds: list[int]) -> uvicorn.Config:
-    # The developer wants to see the requests, in uvicorn's own format.
-    settings = {**spec["uvicorn"], "access_log": True, "limit_max_requests": None}
-    config = uvicorn.Config(app, **drainable(settings))
-    config.load()
-    watch_requests(config, spec["requests"] and {**spec["requests"], "log": None})
-    if spec["tls"] is not None:
-        config.ssl = ssl_context(spec["tls"], tls_fds)
-        for fd in tls_fds:
-            os.close(fd)
-    return config
 
 
 async def _serve(spec: Spec, config: uvicorn.Config, listeners: list[socket.socket]) -> None:

@@ -13,12 +13,10 @@ import contextlib
 import gc
 import importlib
 import logging.config
-import os
 import socket
 import sys
 import zipimport
 from collections.abc import Iterator
-from typing import Any, TextIO
 
 import uvicorn
 
@@ -97,53 +95,35 @@ def freeze() -> None:
 def prefork_run() -> None:
     """Serve a few requests with an empty application, on a socket that no other process can reach."""
     before = descriptors()
-    with open(os.devnull, "w") as nowhere, _logging_to(nowhere):
-        for _ in range(_ROUNDS):
-            _run_once()
+    for _ in range(_ROUNDS):
+        _run_once()
     keep_fds(descriptors() - before)
 
 
 def prefork_run_again() -> None:
     """Run once more after an import, whose objects have taken the memory that the first run had warmed up.
 
-    Measured: a tenth of the pages that a worker copies until it is ready. Nothing is logged or raised: if the
-    application has changed uvicorn, its workers show the effect.
+    Measured: a tenth of the pages that a worker copies until it is ready. Nothing is raised: if the application has
+    changed uvicorn, its workers show the effect.
     """
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.suppress(Exception):
-            _run_once()
-    finally:
-        logging.disable(disabled)
+    with contextlib.suppress(Exception):
+        _run_once()
 
 
 def _run_once() -> None:
-    config = uvicorn.Config(_blank, log_config=None)
-    config.load()
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_serve_one(config))
-    _answer_a_heartbeat()
-
-
-def _answer_a_heartbeat() -> None:
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        config = uvicorn.Config(_blank, log_config=None, access_log=False)
+        config.load()
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(_serve_one(config))
+    finally:
+        logging.disable(disabled)
     ours, theirs = wire.pair()
     with ours, theirs:
         ours.send(BEAT)
         answer(theirs, blank_page())
-
-
-@contextlib.contextmanager
-def _logging_to(stream: TextIO) -> Iterator[None]:
-    names = ("uvicorn", "uvicorn.access")
-    handlers = [each for name in names for each in logging.getLogger(name).handlers]
-    streams = [each for each in handlers if isinstance(each, logging.StreamHandler)]
-    before = [each.setStream(stream) for each in streams]
-    try:
-        yield
-    finally:
-        for each, original in zip(streams, before, strict=True):
-            each.setStream(original)
 
 
 async def _serve_one(config: uvicorn.Config) -> None:
@@ -170,7 +150,9 @@ async def _serve_one(config: uvicorn.Config) -> None:
             await server.run([listener], lambda: asking.append(asyncio.ensure_future(ask())))
 
 
-async def _blank(scope: Any, receive: Any, send: Any) -> None:
+async def _blank(
+    scope: uvicorn_parts.Scope, receive: uvicorn_parts.Receive, send: uvicorn_parts.Send
+) -> None:
     if scope["type"] == "lifespan":
         for kind in ("startup", "shutdown"):
             await receive()

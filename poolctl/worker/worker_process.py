@@ -9,7 +9,6 @@ import contextlib
 import os
 import signal
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ import uvicorn
 
 from ..keeper import wire
 from ..platform import name_process
-from .control_socket import ControlSocket, OrphanedWorker, begin, permitted_uids, spec_digest
+from .control_socket import ControlSocket, begin
 from .load_app import MOST_CHARACTERS, LoadFailed, exit_status, explain, load_app, set_app_environment
 from .preload import preload, prepare_for_forks
 from .process_setup import (
@@ -39,8 +38,7 @@ from .process_setup import (
     wait_for_go,
 )
 from .serving.accepting import AdoptionPair
-from .serving.access_log import watch_requests
-from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
+from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
 from .serving.server_state import IdleTimer
 from .serving.uvicorn_config import configure, ssl_context
 from .tally import map_page
@@ -58,7 +56,6 @@ class WorkerProcess:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.control = ControlSocket(CONTROL_FD, self)
         count = spec["listeners"]
         self.listeners = [socket.socket(fileno=FIRST_LISTENER_FD + place) for place in range(count)]
         self.tls_fds = range(FIRST_LISTENER_FD + count, FIRST_LISTENER_FD + count + spec["tls_files"])
@@ -66,14 +63,12 @@ class WorkerProcess:
         self.adoption = AdoptionPair(*ends) if ends else None
         self.tally_fd = self.tls_fds.stop + 2 * spec["adoption"]
         place = spec["orphanage"]
-        self.orphan_socket = (
-            socket.socket(fileno=self.tally_fd + 1) if place is not None and place["bound"] else None
-        )
+        bound = socket.socket(fileno=self.tally_fd + 1) if place is not None and place["bound"] else None
+        self.control = ControlSocket(CONTROL_FD, self, spec, bound)
         self.signalled: int | None = None
         self.expired = False
         self.accepting_ordered = False  # the supervisor has ordered it to accept, or not to
         self.idleness: IdleTimer | None = None
-        self.orphan: OrphanedWorker | None = None
         self.ready_at: float | None = None
         os.close(SPEC_FD)
         self.forked = ForkedChildren(self)
@@ -100,16 +95,8 @@ class WorkerProcess:
     def _configure(self) -> uvicorn.Config:
         spec = self.spec
         set_app_environment(spec)
-        app = load_app(spec)
-        config = configure(app, spec["uvicorn"])
-        config.load()
-        watch_requests(config, spec["requests"])
-        if spec["tls"] is not None:
-            config.ssl = _context(spec["tls"], list(self.tls_fds))
-            # The application and its children must not be able to read them.
-            for fd in self.tls_fds:
-                os.close(fd)
-        return config
+        config = configure(load_app(spec), spec["uvicorn"])
+        return load_config(config, spec["requests"], spec["tls"], list(self.tls_fds))
 
     async def _serve(self, config: uvicorn.Config) -> None:
         self.server = PoolServer(
@@ -149,40 +136,20 @@ class WorkerProcess:
         self.expired = True
         self.control.send({"event": "expired"})
 
-    def control_lost(self) -> None:
-        """Keeper and supervisor have both exited: wait to be adopted; in an embedded pool, stop."""
-        place = self.spec["orphanage"]
-        if place is None:
-            self._stop()
-        else:
-            # Without a socket it cannot be found, but still serves.
-            with contextlib.suppress(OSError):
-                self.orphan = OrphanedWorker(
-                    place["directory"], self.orphan_socket, permitted_uids(self.spec), self
-                )
-
     def greeting(self) -> tuple[wire.Message, list[int]]:
         held = [*self.listeners, *(self.adoption or ())]
         message = {
-            **self.spec["orphanage"],
-            "pid": os.getpid(),
             "ready_at": self.ready_at,
             "leaving": self.server.should_exit,
             "listeners": len(self.listeners),
             "tally": True,
-            "likeness": spec_digest(self.spec),
         }
         return message, [*(sock.fileno() for sock in held), self.tally_fd]
-
-    def adopted(self, control: int, bound: int | None) -> None:
-        self.orphan = None
-        self.orphan_socket = None if bound is None else socket.socket(fileno=bound)
-        self.control.move(control)
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         match message.get("order"):
             case "stop":
-                self._stop(migrate=message.get("to") == "pair")
+                self.stop(migrate=message.get("to") == "pair")
             case "drain":
                 self.server.drain(migrate=message.get("to") == "pair")
             case "out" | "in" as place:
@@ -231,10 +198,10 @@ class WorkerProcess:
         if self.signalled is None and self.server.started:
             self.server.drain()
         else:
-            self._stop()
+            self.stop()
         self.signalled = number
 
-    def _stop(self, *, migrate: bool = False) -> None:
+    def stop(self, *, migrate: bool = False) -> None:
         if self.server.started:
             self.server.stop(migrate=migrate)
         else:
@@ -253,27 +220,10 @@ class WorkerProcess:
     def close_in_child(self) -> None:
         # It must not keep the port bound, or connections open that were closed here.
         self.control.close_in_child()
-        if self.orphan is not None:
-            self.orphan.close_in_child()
-        sockets = [
-            *self.listeners,
-            *(self.adoption or ()),
-            *([self.orphan_socket] if self.orphan_socket else ()),
-        ]
+        sockets = [*self.listeners, *(self.adoption or ())]
         for fd in (self.tally_fd, *(each.detach() for each in sockets)):
-            try:
+            with contextlib.suppress(OSError):
                 os.close(fd)
-            except OSError:
-                pass
-
-
-def _context(tls: dict[str, Any], fds: list[int]) -> ssl.SSLContext:
-    try:
-        return ssl_context(tls, fds)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        message = f"its certificate cannot be used: {error}"
-        print(message, file=sys.stderr)
-        raise StartupFailed(message, STARTUP_FAILURE) from error
 
 
 class ForkedChildren:

@@ -70,7 +70,6 @@ class Closing:
 class LingeringZttp(Lingering):
     """For the protocol on zttp: it lingers, because the parser does not report its buffered data."""
 
-    flow: Any
     _ahead = 0
 
     def data_received(self, data: bytes) -> None:
@@ -130,8 +129,7 @@ class Moving(Lingering):
         transport, state = self.transport, self.server_state
         if state.moves_to is None or transport is None or transport.is_closing():
             return
-        protocol: Any = transport.get_protocol()
-        if self not in state.connections or protocol is not self:
+        if self not in state.connections or transport.get_protocol() is not self:
             return  # it has become a WebSocket, or was refused
         if not self.between_requests:
             return  # busy: tried again after the next response
@@ -165,9 +163,6 @@ class Moving(Lingering):
 class MovingHttptools(Moving):
     """For the protocol on httptools, which parses everything that the client has sent."""
 
-    pipeline: Any
-    scope: Any
-
     @property
     def between_requests(self) -> bool:
         """See Moving. A request has a scope from its begin, and a method there once its headers are complete."""
@@ -191,7 +186,7 @@ class MovingHttptools(Moving):
 class MovingH11(Moving):
     """For the protocol on h11, which keeps pipelined data in its buffer."""
 
-    conn: Any
+    conn: h11.Connection
 
     @property
     def between_requests(self) -> bool:
@@ -247,19 +242,19 @@ def drainable_protocol(protocol: type[asyncio.Protocol], *, http2: bool = False)
     return type("Http1Or2", (Http1Or2,), classes)
 
 
-def http_classes(made: Any) -> tuple[type[Any], ...]:
+def http_classes(made: type) -> tuple[type, ...]:
     """All classes that a connection of a drainable class can have before it is a WebSocket."""
     return tuple(each for each in (made, getattr(made, "http1", None), getattr(made, "http2", None)) if each)
 
 
-def _with(mixin: type[Any], protocol: type[Any]) -> type[Any]:
+def _with(mixin: type, protocol: type) -> type:
     if mixin is Closing:
         logger.warning(
             "uvicorn's %s is not known to this version of poolctl: a restart closes its connections, and may lose "
             'requests that are on their way; set http.implementation to "h11" or "httptools"',
             protocol.__name__,
         )
-    names: dict[str, Any] = {name: getattr(protocol, method, None) for name, method in DIRECT.items()}
+    names: dict[str, object] = {name: getattr(protocol, method, None) for name, method in DIRECT.items()}
     if issubclass(mixin, Lingering):
         # With thirty attributes, objects of a class do not share the attributes' names any more: each takes 1.3 KB
         # more, and more time for each access. uvicorn's have twenty-eight.
@@ -267,7 +262,7 @@ def _with(mixin: type[Any], protocol: type[Any]) -> type[Any]:
     return type(f"{mixin.__name__}{protocol.__name__}", (mixin, protocol), names)
 
 
-def _mixin(protocol: type[Any]) -> type[Any]:
+def _mixin(protocol: type) -> type:
     if not HTTPTOOLS.missing(protocol):
         return MovingHttptools
     events = getattr(protocol, "handle_events", None)
@@ -279,7 +274,7 @@ def _mixin(protocol: type[Any]) -> type[Any]:
     return Closing
 
 
-def _is_zttp(protocol: type[Any]) -> bool:
+def _is_zttp(protocol: type) -> bool:
     return any(each.__name__ == "ZttpProtocol" for each in protocol.__mro__)
 
 

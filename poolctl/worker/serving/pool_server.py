@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
 
 from .accepting import AdoptionPair, SharedListeners
+from .access_log import watch_requests
 from .counting import Batch, Counted, count_statuses
 from .draining import Moving, close_websocket, drainable_protocol, http_classes
 from .probe_connections import ProbeConnections
 from .server_state import HEAD_BYTES, HEAD_SECONDS, Heads, PoolServerState
+from .uvicorn_config import ssl_context
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -33,6 +37,28 @@ class StartupFailed(Exception):
     def __init__(self, message: str, status: int = STARTUP_FAILURE) -> None:
         super().__init__(message)
         self.status = status
+
+
+def load_config(
+    config: uvicorn.Config, requests: dict[str, Any] | None, tls: dict[str, Any] | None, tls_fds: list[int]
+) -> uvicorn.Config:
+    """Load the configuration, with access log and TLS as specified; closes the descriptors of the TLS files.
+
+    Raises StartupFailed if the certificate cannot be used.
+    """
+    config.load()
+    watch_requests(config, requests)
+    if tls is not None:
+        try:
+            config.ssl = ssl_context(tls, tls_fds)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            message = f"its certificate cannot be used: {error}"
+            print(message, file=sys.stderr)
+            raise StartupFailed(message) from error
+        # The application and its children must not be able to read them.
+        for fd in tls_fds:
+            os.close(fd)
+    return config
 
 
 class PoolServer(uvicorn.Server):

@@ -80,7 +80,7 @@ class UvicornParts(NamedTuple):
     attributes: tuple[str, ...]
     cycle: tuple[str, ...] = ()
 
-    def missing(self, protocol: type[Any]) -> set[str]:
+    def missing(self, protocol: type) -> set[str]:
         """The names that the class lacks. An attribute is the class's own, or is set by one of its __init__ methods."""
         found: set[str] = set(dir(protocol))
         methods = {*self.methods} - found
