@@ -13,7 +13,7 @@ import time
 import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # A thread that was joined, or a child that exited, may still exist for a moment.
 _ENDING_SECONDS = 0.2
@@ -164,7 +164,7 @@ class ThreadOrigins:
             sys.meta_path.remove(self)
         self._check(self._main)
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         """Called when the import of `name` begins (importlib.abc.MetaPathFinder)."""
         self._check()
         self._last = name

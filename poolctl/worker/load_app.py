@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from .process_setup import Spec
+
 # The limit for an error that goes to the supervisor; the log has all of it.
 MOST_CHARACTERS = 2000
 # A path that matches no route: each route prepares itself to find that out.
@@ -42,21 +44,21 @@ def _is_machinery(filename: str) -> bool:
     return filename in (__file__, importlib.__file__) or filename.startswith("<frozen importlib")
 
 
-def import_app(spec: dict[str, Any]) -> Any:
+def import_app(spec: Spec) -> Any:
     """Import the application, or its factory or mapping, without calling it. Raises LoadFailed."""
     return _attribute(_path(spec))
 
 
-def module_of(spec: dict[str, Any]) -> str:
+def module_of(spec: Spec) -> str:
     """The module that `import_app` imports."""
     return _path(spec).partition(":")[0]
 
 
-def _path(spec: dict[str, Any]) -> str:
+def _path(spec: Spec) -> str:
     return str(spec["handlers"] if spec["app"] is None else spec["app"])
 
 
-def load_app(spec: dict[str, Any]) -> Any:
+def load_app(spec: Spec) -> Any:
     """The ASGI application that the specification names. Raises LoadFailed."""
     if spec["app"] is None:
         path = f"{spec['handlers']}()[{spec['handler_key']!r}]"
@@ -100,7 +102,7 @@ def _call(function: Any, path: str) -> Any:
         raise LoadFailed(f"{path}() failed: {type(error).__name__}: {error}") from error
 
 
-def set_app_environment(spec: dict[str, Any]) -> None:
+def set_app_environment(spec: Spec) -> None:
     """Set sys.argv and the import path for the application. A second call, after a preload, changes nothing."""
     sys.argv = [spec["app"] or spec["server"]]
     if sys.path[0] != spec["app_dir"]:

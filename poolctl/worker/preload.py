@@ -64,7 +64,7 @@ def preload() -> None:
 
 def prepare_for_forks() -> None:
     """Prepare the process for its first fork; nothing of poolctl is imported afterwards."""
-    prepare()
+    prepare(_blank)
     # Applications are imported from directories. With zip files tried first, each worker pays for an error.
     sys.path_hooks.sort(key=lambda hook: hook is zipimport.zipimporter)
     # The application may have its own poolctl, in its own interpreter.

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import uvicorn
 
@@ -40,7 +40,7 @@ from .process_setup import (
 from .serving.accepting import AdoptionPair
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
 from .serving.server_state import IdleTimer
-from .serving.uvicorn_config import configure, ssl_context
+from .serving.uvicorn_config import Tls, configure, ssl_context
 from .tally import map_page
 
 # Events and log lines of every worker, encoded.
@@ -170,11 +170,11 @@ class WorkerProcess:
                 if self.idleness is not None and self.idleness.idle:
                     self._report_idle(True)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> wire.Message:
         resting = {"resting": "told" if self.accepting_ordered else "new"} if self.server.resting else {}
         return {"event": "ready", "leaving": self.server.should_exit, **resting}
 
-    def _renew(self, tls: dict[str, Any], fds: list[int]) -> None:
+    def _renew(self, tls: Tls, fds: list[int]) -> None:
         """Use another certificate from now on; an unusable one changes nothing."""
         try:
             context = ssl_context(tls, fds)

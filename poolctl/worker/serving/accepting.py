@@ -25,6 +25,7 @@ from poolctl.keeper import handover
 from poolctl.keeper.wire import WireError
 
 from .server_state import PoolServerState
+from .uvicorn_parts import State
 
 # A full worker accepts again when this part of its connections has closed, or a moment after the first one: opening
 # and closing a listener costs as much as several requests.
@@ -111,7 +112,7 @@ class SharedListeners:
         self._adoption = adoption
         self._most = most
         self.accepted = AcceptedConnections(server_state.changed)
-        self._app_state: dict[str, Any] = {}
+        self._app_state: State = {}
         self._listeners: Sequence[socket.socket] = ()
         self._wanted = self._full = self._ended = False
         self._lock = asyncio.Lock()  # held while `servers` is opened or closed
@@ -120,9 +121,7 @@ class SharedListeners:
         self._handshake_timer: asyncio.TimerHandle | None = None
         self._take_timer: asyncio.TimerHandle | None = None
 
-    async def begin(
-        self, listeners: Sequence[socket.socket], app_state: dict[str, Any], *, wanted: bool
-    ) -> None:
+    async def begin(self, listeners: Sequence[socket.socket], app_state: State, *, wanted: bool) -> None:
         """Accept from the listeners now, or with `wanted` false once `want` is called.
 
         The application finds `app_state` in the scope of each connection.
@@ -216,7 +215,7 @@ class SharedListeners:
             self._server_state.watch_room(None)
             self._do(self._settle())
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+    def _do(self, work: Coroutine[object, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -305,7 +304,7 @@ class SharedListeners:
 
 
 def make_protocol(
-    config: uvicorn.Config, server_state: PoolServerState, app_state: dict[str, Any], kind: type | None = None
+    config: uvicorn.Config, server_state: PoolServerState, app_state: State, kind: type | None = None
 ) -> Any:
     """The protocol of a new connection, of this class or else of the configuration's."""
     made: Any = kind or config.http_protocol_class
@@ -348,7 +347,7 @@ class SharedListener(socket.socket):
         self._server_state = server_state
         self._at_once = 1
 
-    def accept(self) -> tuple[socket.socket, Any]:
+    def accept(self) -> tuple[socket.socket, object]:
         """Like socket.accept(); sometimes raises BlockingIOError early, so that the loop goes on with other work."""
         if not self._at_once:
             self._at_once = max(1, min(_AT_ONCE, self._server_state.room() // _ROOM_PART))

@@ -17,10 +17,12 @@ from collections.abc import Iterable
 from time import monotonic, monotonic_ns
 from typing import Any
 
+import uvicorn
+
 from ..tally import MALFORMED, STATUS
 from .counting import MANY, Count
 from .server_state import PoolServerState, unread_bytes
-from .uvicorn_parts import CLOSE_HEADER, Http1Protocol
+from .uvicorn_parts import CLOSE_HEADER, Http1Protocol, State
 
 QUIET_SECONDS = 2.0
 CLOSE = (b"connection", b"close")
@@ -51,13 +53,19 @@ class Lingering(Http1Protocol):
     server_state: PoolServerState
     lingering = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: PoolServerState,
+        app_state: State,
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
         self.head: Head | None = FIRST
-        batch = self.server_state.batch
+        batch = server_state.batch
         self.count = None if batch is None else Count(batch)
-        if kwargs["config"].ssl is not None:
-            self.server_state.expect(self)
+        if config.ssl is not None:
+            server_state.expect(self)
 
     @property
     def idle(self) -> bool:
@@ -223,7 +231,7 @@ class Lingering(Http1Protocol):
         left = self.timeout_keep_alive
         self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
 
-    def time_left(self) -> dict[str, Any]:
+    def time_left(self) -> dict[str, float | bool]:
         """The arguments for `take_over` in another process, for a connection that is between two requests."""
         timer = self.timeout_keep_alive_task
         if self.head is not None:
@@ -329,7 +337,7 @@ class Lingering(Http1Protocol):
 class RefusedConnection(asyncio.Protocol):
     """A connection whose last response has been written: further data from its client is read and discarded."""
 
-    def __init__(self, before: Any) -> None:
+    def __init__(self, before: Lingering) -> None:
         self._before = before
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from bisect import bisect_right
-from typing import Any
 
 from ..tally import BOUNDS_NS, BROKEN, BUCKETS, DISCONNECTED, LATENCY_NS, STARTED, STATUS
 from .uvicorn_parts import (
@@ -112,12 +111,12 @@ class Statuses:
 
     __slots__ = ("count", "rows", "table")
 
-    def __init__(self, table: dict[int, Any], batch: Batch) -> None:
+    def __init__(self, table: dict[int, bytes], batch: Batch) -> None:
         self.table = table
         self.rows = {status: (line, STATUS + status // 100) for status, line in table.items()}
         self.count = batch.slots.append
 
-    def __getitem__(self, status: int) -> Any:
+    def __getitem__(self, status: int) -> bytes:
         line, slot = self.rows[status]
         self.count(slot)
         return line

@@ -17,11 +17,24 @@ from collections.abc import Callable
 from typing import Any
 
 import h11
+import uvicorn
 
 from poolctl.keeper import handover
 
 from .connection import Lingering
-from .uvicorn_parts import DIRECT, H11, HTTP1, HTTP2, HTTPTOOLS, WEBSOCKETS, ZTTP, H11Protocol, http2_protocol
+from .server_state import PoolServerState
+from .uvicorn_parts import (
+    DIRECT,
+    H11,
+    HTTP1,
+    HTTP2,
+    HTTPTOOLS,
+    WEBSOCKETS,
+    ZTTP,
+    H11Protocol,
+    State,
+    http2_protocol,
+)
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -30,6 +43,8 @@ _LAST_PAUSE_SECONDS = 0.05
 REPLY_SECONDS = 2.0
 SERVICE_RESTART = 1012  # of the registry that RFC 6455 §11.7 set up
 
+WebSocket = Any  # a connection of a class of uvicorn_parts.WEBSOCKETS
+
 
 class Closing:
     """Mixed in before an unknown protocol class, of which only uvicorn's common interface is used."""
@@ -37,11 +52,13 @@ class Closing:
     transport: asyncio.Transport
     head = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.server_state: Any = kwargs["server_state"]
-        if kwargs["config"].ssl is not None:
-            self.server_state.expect(self)
+    def __init__(
+        self, config: uvicorn.Config, server_state: PoolServerState, app_state: State, **others: Any
+    ) -> None:
+        super().__init__(config, server_state, app_state, **others)  # type: ignore[call-arg]
+        self.server_state = server_state
+        if config.ssl is not None:
+            server_state.expect(self)
 
     def leave(self) -> None:
         """Leave this worker."""
@@ -278,7 +295,7 @@ def _is_zttp(protocol: type) -> bool:
     return any(each.__name__ == "ZttpProtocol" for each in protocol.__mro__)
 
 
-def close_websocket(connection: Any) -> None:
+def close_websocket(connection: WebSocket) -> None:
     """Close an open WebSocket of uvicorn's with 1012; shut down any other connection in uvicorn's own way.
 
     For a WebSocket uvicorn's own way closes the socket right after the close frame. With unread data in the receive
@@ -296,13 +313,13 @@ def close_websocket(connection: Any) -> None:
 
 
 @functools.cache
-def _closing_function(protocol: Any) -> Callable[[Any], bool] | None:
+def _closing_function(protocol: Any) -> Callable[[WebSocket], bool] | None:
     """The function that closes connections of this class; None if the class lacks parts, as before uvicorn 0.53."""
     parts = WEBSOCKETS.get(protocol.__name__)
     return None if parts is None or parts.missing(protocol) else _CLOSING_FUNCTIONS[protocol.__name__]
 
 
-def _sansio(connection: Any) -> bool:
+def _sansio(connection: WebSocket) -> bool:
     if not connection.handshake_complete or connection.close_sent:
         return False
     # Discard what the client sends before its close frame.
@@ -312,7 +329,7 @@ def _sansio(connection: Any) -> bool:
     return True
 
 
-def _wsproto(connection: Any) -> bool:
+def _wsproto(connection: WebSocket) -> bool:
     from wsproto.events import CloseConnection
 
     if not connection.handshake_complete or connection.close_sent or connection.response_started:
@@ -323,7 +340,7 @@ def _wsproto(connection: Any) -> bool:
     return True
 
 
-def _await_reply(connection: Any, close_frame: bytes) -> None:
+def _await_reply(connection: WebSocket, close_frame: bytes) -> None:
     connection.stop_keepalive()
     connection.queue.put_nowait({"type": "websocket.disconnect", "code": SERVICE_RESTART})
     connection.transport.write(close_frame)
@@ -332,7 +349,7 @@ def _await_reply(connection: Any, close_frame: bytes) -> None:
     connection.close_timer = connection.loop.call_later(REPLY_SECONDS, connection.transport.close)
 
 
-def _legacy(connection: Any) -> bool:
+def _legacy(connection: WebSocket) -> bool:
     if not connection.handshake_completed_event.is_set() or not connection.open:
         return False
     connection.ws_server.closing = True  # so the application gets this code, too
@@ -344,7 +361,7 @@ def _legacy(connection: Any) -> bool:
 
 
 # By the names of uvicorn_parts.WEBSOCKETS.
-_CLOSING_FUNCTIONS: dict[str, Callable[[Any], bool]] = {
+_CLOSING_FUNCTIONS: dict[str, Callable[[WebSocket], bool]] = {
     "WebSocketsSansIOProtocol": _sansio,
     "WSProtocol": _wsproto,
     "WebSocketProtocol": _legacy,

@@ -14,9 +14,9 @@ from typing import Any
 
 import uvicorn
 
-from .connection import FIRST, QUIET_SECONDS, Head, wants_events
+from .connection import FIRST, QUIET_SECONDS, Head, Lingering, wants_events
 from .server_state import PoolServerState, unread_bytes
-from .uvicorn_parts import Http2Protocol
+from .uvicorn_parts import Http2Protocol, State
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -33,16 +33,22 @@ class LingeringHttp2(Http2Protocol):
     server_state: PoolServerState
     head: Head | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: PoolServerState,
+        app_state: State,
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
         self.lingering = False
         self.batch = self.server_state.batch
         self._frames = Frames()
         self._newest = 0  # the highest stream that got a response
         self._final: int | None = None  # the highest one that will get one
         self._begun_ns: dict[int, int] = {}
-        if kwargs["config"].ssl is not None:
-            self.server_state.expect(self)
+        if config.ssl is not None:
+            server_state.expect(self)
 
     @property
     def idle(self) -> bool:
@@ -231,20 +237,20 @@ class Http1Or2(asyncio.Protocol):
     Without TLS it is HTTP/2 if it begins with the client's preface (RFC 9113 §3.3).
     """
 
-    http1: type[Any]
-    http2: type[Any]
+    http1: type[Lingering]
+    http2: type[LingeringHttp2]
 
     def __init__(
         self,
         config: uvicorn.Config,
         server_state: PoolServerState,
-        app_state: dict[str, Any],
+        app_state: State,
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self.idle = True
         self.server_state = server_state
-        self._made_with = {"config": config, "server_state": server_state, "app_state": app_state}
+        self._made_with = config, server_state, app_state
         self._loop = _loop or asyncio.get_event_loop()
         self._data = b""
         self._timer: asyncio.TimerHandle | None = None
@@ -305,8 +311,7 @@ class Http1Or2(asyncio.Protocol):
         self.transport.close()
 
     def _close_if_silent(self) -> None:
-        undecided: Any = self.transport.get_protocol()
-        if undecided is self and not self._data and not unread_bytes(self.transport):
+        if self.transport.get_protocol() is self and not self._data and not unread_bytes(self.transport):
             self.transport.close()
 
     def _end(self) -> float | None:
@@ -314,10 +319,11 @@ class Http1Or2(asyncio.Protocol):
         self.server_state.heads.end(self)
         return due
 
-    def _set_up(self, kind: type[Any], due: float | None = None) -> None:
-        protocol = kind(**self._made_with, _loop=self._loop)
+    def _set_up(self, kind: type[Lingering | LingeringHttp2], due: float | None = None) -> None:
+        protocol = kind(*self._made_with, _loop=self._loop)
         if self._until is not None:
-            protocol.take_over(*self._until)
+            until, asked = self._until
+            protocol.take_over(until, asked=asked)
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
         if due is not None and protocol.head is not None:

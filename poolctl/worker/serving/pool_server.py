@@ -20,7 +20,8 @@ from .counting import Batch, Counted, count_statuses
 from .draining import Moving, close_websocket, drainable_protocol, http_classes
 from .probe_connections import ProbeConnections
 from .server_state import HEAD_BYTES, HEAD_SECONDS, Heads, PoolServerState
-from .uvicorn_config import ssl_context
+from .uvicorn_config import Settings, Tls, ssl_context
+from .uvicorn_parts import Message, State
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -40,7 +41,7 @@ class StartupFailed(Exception):
 
 
 def load_config(
-    config: uvicorn.Config, requests: dict[str, Any] | None, tls: dict[str, Any] | None, tls_fds: list[int]
+    config: uvicorn.Config, requests: Settings | None, tls: Tls | None, tls_fds: list[int]
 ) -> uvicorn.Config:
     """Load the configuration, with access log and TLS as specified; closes the descriptors of the TLS files.
 
@@ -77,7 +78,7 @@ class PoolServer(uvicorn.Server):
         self,
         config: uvicorn.Config,
         *,
-        state: dict[str, Any] | None = None,
+        state: State | None = None,
         drain_seconds: float = 30.0,
         stop_seconds: float = 10.0,
         adoption: AdoptionPair | None = None,
@@ -151,7 +152,7 @@ class PoolServer(uvicorn.Server):
         )
         return movable and self._adoption is not None and self.config.ssl is None
 
-    def answer_probe(self, question: dict[str, Any], sock: socket.socket) -> None:
+    def answer_probe(self, question: Message, sock: socket.socket) -> None:
         """Answer a probe on this connection, in the way that it asks for."""
         if self.should_exit:
             sock.close()

@@ -19,7 +19,7 @@ from .accepting import AcceptedConnections, make_protocol
 from .access_log import unwatched
 from .counting import Batch, Counted
 from .server_state import Heads, PoolServerState
-from .uvicorn_parts import App, Message, Receive, Scope, Send
+from .uvicorn_parts import App, Message, Receive, Scope, Send, State
 
 _KEPT_SECONDS = 86400.0  # the prober closes it
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -31,7 +31,7 @@ class ProbeConnections:
     def __init__(
         self,
         config: uvicorn.Config,
-        app_state: dict[str, Any],
+        app_state: State,
         batch: Batch | None,
         listeners: Sequence[socket.socket],
     ) -> None:
@@ -44,7 +44,7 @@ class ProbeConnections:
         self.server_state.heads = Heads(_KEPT_SECONDS)
         self._accepted = AcceptedConnections(self.server_state.changed)
 
-    def answer(self, question: dict[str, Any], sock: socket.socket) -> None:
+    def answer(self, question: Message, sock: socket.socket) -> None:
         """Answer on the connection as requested: `echo`, or HTTP, with `plain` without TLS even if the server uses it.
 
         An echo shows that the event loop runs.
@@ -86,8 +86,8 @@ class ProbeConnections:
 class Echo(asyncio.Protocol):
     """Sends back what comes."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: Any = transport
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         self._transport.write(data)

@@ -34,18 +34,18 @@ _GRACE_SECONDS = 1.0
 _MARGIN_SECONDS = 1.0
 
 
-class Tasks(set[Any]):
+class Tasks(set[asyncio.Task[None]]):
     """The requests in progress; the state is notified before each new one and after the last one."""
 
     def __init__(self, state: PoolServerState) -> None:
         super().__init__()
         self._state = state
 
-    def add(self, task: Hashable) -> None:
+    def add(self, task: asyncio.Task[None]) -> None:
         self._state.active()
         super().add(task)
 
-    def discard(self, task: Hashable) -> None:
+    def discard(self, task: object) -> None:
         super().discard(task)
         if not self:
             self._state.tasks_ended()
@@ -60,7 +60,7 @@ class Connections(set[Any]):
     def __init__(self, state: PoolServerState) -> None:
         super().__init__()
         self._state = state
-        self.http: tuple[type[Any], ...] = ()
+        self.http: tuple[type, ...] = ()
         self.on_leave: Callable[[], None] | None = None  # called after each end
 
     def add(self, connection: Hashable) -> None:

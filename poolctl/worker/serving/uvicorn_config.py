@@ -12,8 +12,14 @@ from typing import Any
 
 import uvicorn
 
+from .uvicorn_parts import App
+
+# Of uvicorn, and those for `ssl_context`.
+Settings = dict[str, Any]
+Tls = dict[str, Any]
+
 # The settings of a server without an `http` table.
-USUAL: dict[str, Any] = {
+USUAL: Settings = {
     "http": "auto",
     "loop": "auto",
     "ws": "auto",
@@ -32,9 +38,9 @@ _CLIENT_AUTH = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required"
 _prepared: list[uvicorn.Config] = []
 
 
-def prepare() -> None:
+def prepare(app: App) -> None:
     """Make the usual configuration once, before the first fork; it saves each worker 0.3 MB and 1 ms."""
-    made = _make(_nothing, USUAL)
+    made = _make(app, USUAL)
     made.load()
     # Given as classes, they are not looked up by name in each worker (0.1 MB).
     made.http, made.ws = made.http_protocol_class, made.ws_protocol_class  # type: ignore[assignment]
@@ -42,7 +48,7 @@ def prepare() -> None:
     _prepared[:] = [made]
 
 
-def drainable(settings: dict[str, Any]) -> dict[str, Any]:
+def drainable(settings: Settings) -> Settings:
     """The settings with a parser instead of `auto`, whose meaning may change in uvicorn.
 
     Connections with these parsers can be drained without loss.
@@ -52,7 +58,7 @@ def drainable(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, "http": "h11" if find_spec("httptools") is None else "httptools"}
 
 
-def configure(app: Any, settings: dict[str, Any]) -> uvicorn.Config:
+def configure(app: App, settings: Settings) -> uvicorn.Config:
     """A configuration for `app`, not loaded yet."""
     if settings != USUAL or not _prepared:
         return _make(app, settings)
@@ -62,16 +68,12 @@ def configure(app: Any, settings: dict[str, Any]) -> uvicorn.Config:
     return config
 
 
-async def _nothing(scope: Any, receive: Any, send: Any) -> None:
-    """An application for a configuration that is only loaded."""
-
-
-def _make(app: Any, settings: dict[str, Any]) -> uvicorn.Config:
+def _make(app: App, settings: Settings) -> uvicorn.Config:
     # The preload has set up the logging; the access log is poolctl's own.
     return uvicorn.Config(app, log_config=None, log_level="warning", **drainable(settings))
 
 
-def ssl_context(tls: dict[str, Any], fds: list[int]) -> ssl.SSLContext:
+def ssl_context(tls: Tls, fds: list[int]) -> ssl.SSLContext:
     """A server's context from the certificate, the key and, with three descriptors, the clients' authorities."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls["min_version"]]
@@ -83,7 +85,7 @@ def ssl_context(tls: dict[str, Any], fds: list[int]) -> ssl.SSLContext:
     return context
 
 
-def renew_context(context: ssl.SSLContext, tls: dict[str, Any], fds: list[int]) -> None:
+def renew_context(context: ssl.SSLContext, tls: Tls, fds: list[int]) -> None:
     """Use these files for the context's handshakes from now on; existing connections are not affected.
 
     Raises OSError (ssl.SSLError is one) for files that do not match; the context then keeps its previous ones.

@@ -36,10 +36,12 @@ else:
 
 __all__ = [
     "CLOSE_HEADER", "LOGGING_CONFIG", "App", "H11Protocol", "Http1Protocol", "Http2Protocol", "LifespanOn", "Message",
-    "Receive", "RequestResponseCycle", "Scope", "Send", "ServerState", "get_client_addr", "get_path_with_query_string",
+    "Receive", "RequestResponseCycle", "Scope", "Send", "ServerState", "State", "get_client_addr",
+    "get_path_with_query_string",
 ]  # fmt: skip
 
-# Those of an ASGI application.
+# Those of an ASGI application; the state is what it finds in each scope.
+State = dict[str, Any]
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

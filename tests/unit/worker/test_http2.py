@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import time
 from collections import defaultdict
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from poolctl.worker.serving import connection, http2
 from poolctl.worker.serving.http2 import PREFACE, Frames
 from tests.asgi_apps import answer, lifespan
-from tests.serving import Client, Engine, leaving, served, until
+from tests.serving import Client, Engine, Pair, accepted, leaving, served, until
 
 zttp = pytest.importorskip("zttp")
 if importlib.util.find_spec("uvicorn.protocols.http.zttp_h2_impl") is None:
@@ -211,3 +212,23 @@ def test_frames_are_followed_however_they_are_cut() -> None:
             assert frames.within is (at + size < len(sent)) or not frames.within
         assert not frames.within
         assert 1000 < frames.head_bytes < 4000
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(None, False), (5, False), (5, True)])
+def test_connection_that_another_process_accepted_is_served(
+    engine: Engine, pair: Pair, seconds: float | None, asked: bool
+) -> None:
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker(), http2=True):
+            until = None if seconds is None else time.monotonic() + seconds
+            client, sock = await accepted()
+            pair.hand_over(sock, until, asked=asked)
+            assert (await client.get())[0] == 200
+            if asked:
+                return  # its client has spoken HTTP/1.1
+            client, sock = await accepted()
+            pair.hand_over(sock, until)
+            other = Http2(client)
+            assert await other.answer(other.ask()) == (200, b"ok")
+
+    engine.run(scenario())

@@ -17,7 +17,7 @@ def test_a_server_without_an_http_table_asks_for_the_usual_settings() -> None:
 
 
 def test_a_prepared_configuration_serves_the_application_that_it_is_given() -> None:
-    uvicorn_config.prepare()
+    uvicorn_config.prepare(saying("nothing"))
     first, second = saying("first"), saying("second")
     configs = [uvicorn_config.configure(app, dict(uvicorn_config.USUAL)) for app in (first, second)]
     for config in configs:
@@ -26,7 +26,7 @@ def test_a_prepared_configuration_serves_the_application_that_it_is_given() -> N
 
 
 def test_other_settings_make_a_configuration_of_their_own() -> None:
-    uvicorn_config.prepare()
+    uvicorn_config.prepare(saying("nothing"))
     wanted = uvicorn_settings(plain(http={"keep_alive": "5s", "root_path": "/api"}))
     config = uvicorn_config.configure(saying("hello"), wanted)
     assert (config.timeout_keep_alive, config.root_path) == (5.0, "/api")
