@@ -165,7 +165,6 @@ class OrphanedWorker:
     ) -> None:
         self._control = control
         self._worker = worker
-        self._spec = spec
         self._uids = _permitted_uids(spec)
         self._loop = asyncio.get_running_loop()
         self._connections: list[socket.socket] = []
@@ -200,11 +199,8 @@ class OrphanedWorker:
         connection = rendezvous.accept(self._listener, self._uids)
         if connection is None:
             return
-        state, fds = self._worker.greeting()
-        message = {
-            **self._spec["orphanage"], "event": "orphan", "version": VERSION, "deaf": output_is_closed(),
-            "pid": os.getpid(), "likeness": spec_digest(self._spec), **state,
-        }  # fmt: skip
+        message, fds = self._worker.greeting()
+        message = {"event": "orphan", "version": VERSION, "deaf": output_is_closed(), **message}
         try:
             wire.send(connection, message, fds)
         except OSError:

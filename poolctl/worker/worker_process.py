@@ -18,7 +18,7 @@ import uvicorn
 
 from ..keeper import wire
 from ..platform import name_process
-from .control_socket import ControlSocket, begin
+from .control_socket import ControlSocket, begin, spec_digest
 from .load_app import MOST_CHARACTERS, LoadFailed, exit_status, explain, load_app, set_app_environment
 from .preload import preload, prepare_for_forks
 from .process_setup import (
@@ -139,10 +139,13 @@ class WorkerProcess:
     def greeting(self) -> tuple[wire.Message, list[int]]:
         held = [*self.listeners, *(self.adoption or ())]
         message = {
+            **self.spec["orphanage"],
+            "pid": os.getpid(),
             "ready_at": self.ready_at,
             "leaving": self.server.should_exit,
             "listeners": len(self.listeners),
             "tally": True,
+            "likeness": spec_digest(self.spec),
         }
         return message, [*(sock.fileno() for sock in held), self.tally_fd]
 
