@@ -148,6 +148,14 @@ def close_promptly(fd: int) -> None:
     os.close(sock.detach())
 
 
+def replace_file(path: str, content: bytes) -> None:
+    """Write a private file so that readers find the old or the new content whole. Raises OSError."""
+    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(content)
+    os.replace(f"{path}.new", path)
+
+
 def await_readable(fd: int, timeout_seconds: float | None, reader: int) -> bool:
     """Whether `fd` can be read from within that time. Raises BrokenPipeError when `reader` has no reader.
 

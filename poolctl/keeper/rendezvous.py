@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Collection
 
-from ..platform import machine_life, peer_credentials
+from ..platform import machine_life, peer_credentials, replace_file
 from . import wire
 
 WORKER, LOGGER, DASHBOARD = "w", "l", "d"
@@ -154,12 +154,8 @@ _DESIRED = "wanted.json"
 
 def write_desired(directory: str, content: bytes) -> None:
     """Replace the desired state by this JSON object. Raises OSError."""
-    path = os.path.join(directory, _DESIRED)
-    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(b'{"life": %s, "left": %s}' % (json.dumps(machine_life()).encode(), content))
-    # A reader finds the old or the new content whole, whenever this process is killed.
-    os.replace(f"{path}.new", path)
+    state = b'{"life": %s, "left": %s}' % (json.dumps(machine_life()).encode(), content)
+    replace_file(os.path.join(directory, _DESIRED), state)
 
 
 def read_desired(directory: str) -> wire.Message:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import socket
 from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING
 
 from poolctl.errors import ServerError
+from poolctl.platform import replace_file
 
 from .open import Target, targets
 
@@ -79,10 +79,7 @@ class PortLedger:
         return port
 
     def _write(self) -> None:
-        temporary = f"{self._path}.new"
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(self._ports, file)
-        os.replace(temporary, self._path)
+        replace_file(self._path, json.dumps(self._ports).encode())
 
 
 def is_free(address: Address, port: int) -> bool:

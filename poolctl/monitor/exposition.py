@@ -61,28 +61,19 @@ def render(families: Iterable[Family], *, openmetrics: bool = False) -> str:
 def wants_openmetrics(accept: str) -> bool:
     """Whether a client's Accept header prefers OpenMetrics (RFC 9110 §12.5.1)."""
     ours, others = 0.0, 0.0
-    for part in accept.split(","):
-        kind, *parameters = (each.strip().lower() for each in part.split(";"))
-        quality = _quality(parameters)
-        if kind == "application/openmetrics-text":
-            version = next(
-                (each[8:].strip('"') for each in parameters if each.startswith("version=")), "1.0.0"
-            )
-            if version in ("1.0.0", "0.0.1"):
-                ours = max(ours, quality)
-        elif kind in ("text/plain", "text/*", "*/*"):
+    for part in accept.lower().replace(" ", "").split(","):
+        kind, *pairs = part.split(";")
+        parameters = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        try:
+            quality = float(parameters.get("q", 1))
+        except ValueError:
+            continue
+        if kind in ("text/plain", "text/*", "*/*"):
             others = max(others, quality)
+        elif kind == "application/openmetrics-text":
+            known = parameters.get("version", "1.0.0").strip('"') in ("1.0.0", "0.0.1")
+            ours = max(ours, quality if known else 0.0)
     return ours > 0 and ours >= others
-
-
-def _quality(parameters: Sequence[str]) -> float:
-    for each in parameters:
-        if each.startswith("q="):
-            try:
-                return min(1.0, max(0.0, float(each[2:])))
-            except ValueError:
-                return 0.0
-    return 1.0
 
 
 def _head(family: Family, openmetrics: bool) -> list[str]:

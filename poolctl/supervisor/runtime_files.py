@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from poolctl import __version__
 from poolctl.control.directory import SOCKET_NAME, make_private
 from poolctl.keeper import rendezvous
+from poolctl.platform import replace_file
 
 _CHECK_SECONDS = 1.0
 
@@ -60,11 +61,7 @@ class RuntimeFiles:
             "started": self._started,
             "version": __version__,
         }
-        path = os.path.join(self._directory, "info.json")
-        with open(f"{path}.new", "w", encoding="utf-8") as file:
-            json.dump(info, file)
-        # A reader finds the old or the new content whole.
-        os.replace(f"{path}.new", path)
+        replace_file(os.path.join(self._directory, "info.json"), json.dumps(info).encode())
         self._complete = True
         self._link_name()
 

@@ -24,6 +24,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poolctl.clock import Clock
+from poolctl.platform import replace_file
 
 LIFE_SECONDS = 12 * 3600
 # A browser sends a cookie to every port of a host. The path keeps it from the applications on other ports.
@@ -129,7 +130,8 @@ class EndedSessions:
         now = self._clock.time()
         self._known = {each: end for each, end in self._known.items() if end > now} | {session: expires}
         try:
-            self._write()
+            if self._path:
+                replace_file(self._path, json.dumps(self._known).encode())
         except OSError as error:
             logger.error("a logout could not be stored, and may be undone by a restart: %s", error)
 
@@ -144,14 +146,6 @@ class EndedSessions:
                 found = json.load(file)
             if isinstance(found, dict):
                 self._known |= {str(each): end for each, end in found.items() if isinstance(end, int)}
-
-    def _write(self) -> None:
-        if not self._path:
-            return
-        fd = os.open(f"{self._path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:
-            json.dump(self._known, file)
-        os.replace(f"{self._path}.new", self._path)
 
 
 class Attempts:

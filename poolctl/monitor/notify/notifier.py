@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from poolctl.clock import Clock
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
+from poolctl.platform import replace_file
 from poolctl.values import Table
 
 from .problem_tracker import PROBLEM, RESOLVED, Message, PoolFacts, ProblemTracker
@@ -295,15 +297,9 @@ class Notifier:
     def save(self) -> None:
         """Write what deliveries leave to a successor."""
         found = {label: left for label, delivery in self._deliveries.items() if (left := delivery.to_dict())}
-        try:
-            if not found:
-                if os.path.exists(self._path):
-                    os.unlink(self._path)
-                return
-            fd = os.open(f"{self._path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="utf-8") as file:
-                json.dump(found, file, default=str)
-            os.replace(f"{self._path}.new", self._path)
-        except OSError:
-            # Notifications go out even when the disk is full.
-            return
+        # Notifications go out even when the disk is full.
+        with contextlib.suppress(OSError):
+            if found:
+                replace_file(self._path, json.dumps(found, default=str).encode())
+            elif os.path.exists(self._path):
+                os.unlink(self._path)
