@@ -17,7 +17,6 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.config import masked, values_of
 from poolctl.control.answers import Described, ErrorEntry, Item, item
 from poolctl.control.directory import state_dir
-from poolctl.errors import PoolError
 from poolctl.selection.expressions import FASTER
 from poolctl.selection.selector import select
 from poolctl.values import Value
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from poolctl.cli.pool_ref import PoolRef
     from poolctl.config import Configuration, ServerConfig
     from poolctl.listeners.port_ledger import PortLedger
-    from poolctl.runners.survivors import Survivor
+    from poolctl.runners.registry import Orphan
 
 Server = TypeVar("Server", bound=Item)
 
@@ -113,19 +112,19 @@ def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Describe
 def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     """The servers as they are: stopped, or still served by workers without a supervisor."""
     from poolctl.keeper import rendezvous
-    from poolctl.runners.survivors import are_there
+    from poolctl.runners.registry import find_orphans, orphans_exist
 
-    if not are_there(ref.directory):
+    if not orphans_exist(os.environ, ref.directory):
         return [item(server) for server in servers]
-    found = find_survivors(ref)
+    found = find_orphans(os.environ, ref.directory)
     records = rendezvous.read_desired(ref.directory).get("servers") or {}
     items = []
     for server in servers:
         its = [each for each in found if each.said["server"] == server.name and _runs_as(each, server)]
         restarts = records.get(server.name, {}).get("restarts", 0)
         items.append(_running(server, its, restarts) if its else item(server))
-    for survivor in found:
-        survivor.close()
+    for orphan in found:
+        orphan.close()
     return items
 
 
@@ -156,26 +155,14 @@ def summary_of(items: list[Item], ref: PoolRef) -> OfflineSummary:
     )
 
 
-def find_survivors(ref: PoolRef) -> list[Survivor]:
-    """The workers that outlived keeper and supervisor; the caller closes them."""
-    from poolctl.runners.survivors import find
-
-    found, pipes = find(ref.directory)
-    pipes.close()
-    return found
-
-
-def _runs_as(survivor: Survivor, server: ServerConfig) -> bool:
+def _runs_as(orphan: Orphan, server: ServerConfig) -> bool:
     """Whether it runs as the server's user: what it says of itself may be a lie."""
-    from poolctl.runners.spec import user_id
+    from poolctl.runners.spec import find_user_id
 
-    try:
-        return survivor.uid == user_id(server)
-    except PoolError:  # there is no such user any more
-        return False
+    return orphan.uid == find_user_id(server)
 
 
-def _running(server: ServerConfig, its: list[Survivor], restarts: int) -> Item:
+def _running(server: ServerConfig, its: list[Orphan], restarts: int) -> Item:
     ready = [each.said.get("ready_at") for each in its if not server.job]
     since = [float(at) for at in ready if at is not None]
     uptime = time.monotonic() - min(since) if since else 0.0

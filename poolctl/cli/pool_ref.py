@@ -91,17 +91,17 @@ def _is_missing(path: str) -> bool:
 
 
 def _runs(pool: PoolRef) -> bool:
-    """Whether a supervisor listens there, or servers have outlived it."""
+    """Whether a supervisor listens there, or workers have outlived it."""
     from poolctl.control.client import Client, NoSupervisor
     from poolctl.errors import ControlError
-    from poolctl.runners.survivors import are_there
+    from poolctl.runners.registry import orphans_exist
 
     if not os.path.isdir(pool.directory):
         return False
     try:
         Client(pool.socket).ping(timeout=_ANSWER_SECONDS)
     except NoSupervisor:
-        return are_there(pool.directory)
+        return orphans_exist(os.environ, pool.directory)
     except ControlError:
         pass  # it exists; the command reports the problem
     return True

@@ -19,7 +19,7 @@ from poolctl.core.state import Entry
 from poolctl.core.trace import Trace
 from poolctl.core.view import LEAVING, Listener, Phase
 from poolctl.errors import ServerError
-from poolctl.runners.protocol import Placement, ReportingRunner, Runner
+from poolctl.runners.protocol import Placement, Runner
 from poolctl.states import State, Status
 
 from . import engine
@@ -150,8 +150,7 @@ class Host:
         self.engine = on
         self._handles: dict[str, Handle] = {}  # by their names in the core
         self.core.listeners.add(self._changed)
-        if isinstance(runner, ReportingRunner):
-            runner.events = self
+        runner.events = self
 
     def expired(self, placement: Placement) -> None:
         """See RunnerEvents."""

@@ -23,7 +23,16 @@ from poolctl.worker.serving.accepting import stop_reading
 from .inline_worker import InlineWorker
 from .link import give_up
 from .opener import Opener
-from .protocol import IMPORTS_PER_CPU, Capabilities, Endpoints, Exit, Placement, WorkerFailed, app_state
+from .protocol import (
+    IMPORTS_PER_CPU,
+    Capabilities,
+    Endpoints,
+    Exit,
+    Placement,
+    RunnerEvents,
+    WorkerFailed,
+    app_state,
+)
 
 _KILL_SIGNAL = 9
 
@@ -33,6 +42,8 @@ _NEED_A_PROCESS = ("command", "job", "user", "env", "env_file")
 
 class InlineRunner:
     """The runner of this process: real sockets and real uvicorn servers, no processes."""
+
+    events: RunnerEvents | None = None  # there is nothing to report
 
     def __init__(self) -> None:
         self._listeners: dict[str, tuple[list[socket.socket], Identity | None]] = {}

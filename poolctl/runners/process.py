@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable
 
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig
@@ -19,12 +17,12 @@ from poolctl.keeper.spawn import in_background
 from . import withheld
 from .link import KeeperLink, Receiver, give_up
 from .local.runner import LocalRunner
-from .protocol import Capabilities, Endpoints, Exit, Placement, RunnerEvents
+from .protocol import Capabilities, Endpoints
 
 _KEEPER_SECONDS = 10.0
 
 
-class ProcessRunner:
+class ProcessRunner(LocalRunner):
     """A process for each worker, with a keeper of its own that ends, and ends them, when this program does.
 
     Started by the first server that is opened. Linux only. Output is kept in `logs_directory`, a temporary directory by
@@ -32,10 +30,9 @@ class ProcessRunner:
     """
 
     def __init__(self, logs_directory: str | None = None) -> None:
-        self.events: RunnerEvents | None = None  # set before the first server is opened
+        # The rest of a LocalRunner is made when its keeper is there: until then there is no worker to ask about.
         self._logs_directory = logs_directory
-        self._started: asyncio.Task[LocalRunner] | None = None
-        self._link: KeeperLink | None = None
+        self._started: asyncio.Task[None] | None = None
         self._directory: str | None = None
         _runners.add(self)
 
@@ -44,170 +41,94 @@ class ProcessRunner:
 
     @property
     def capabilities(self) -> Capabilities:
-        """See Runner."""
+        """See Runner. It does not outlive this program, and its callers read neither counts nor files of logs."""
         return Capabilities(sleep=self, logs=self)
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner."""
         if server.tls and server.tls is not True and server.tls.password_env:
             withheld.withhold([server.tls.password_env])
-        return await (await self._runner()).open(server)
+        await self.start()
+        return await super().open(server)
+
+    async def prepare(self, server: ServerConfig, since: float) -> str:
+        """See Runner."""
+        await self.start()
+        return await super().prepare(server, since)
+
+    async def check(self, server: ServerConfig) -> None:
+        """See Runner."""
+        await self.start()
+        await super().check(server)
 
     async def close(self, key: str) -> None:
         """See Runner."""
         if self._started is not None:
-            await (await self._runner()).close(key)
-
-    async def prepare(self, server: ServerConfig, since: float) -> str:
-        """See Runner."""
-        return await (await self._runner()).prepare(server, since)
-
-    async def check(self, server: ServerConfig) -> None:
-        """See Runner."""
-        await (await self._runner()).check(server)
-
-    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
-        """See Runner."""
-        return await (await self._runner()).place(server, generation, index)
-
-    async def begun(self, placement: Placement) -> None:
-        """See Runner."""
-        await (await self._runner()).begun(placement)
-
-    async def ready(self, placement: Placement) -> None:
-        """See Runner."""
-        await (await self._runner()).ready(placement)
-
-    async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
-        """See Runner."""
-        await (await self._runner()).leave(placement, replaced=replaced)
-
-    async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
-        """See Runner."""
-        await (await self._runner()).drain(placement, replaced=replaced)
-
-    async def rotate(self, placement: Placement, in_rotation: bool) -> None:
-        """See Runner."""
-        await (await self._runner()).rotate(placement, in_rotation)
-
-    async def attend(self, placement: Placement, accepting: bool) -> None:
-        """See Runner."""
-        await (await self._runner()).attend(placement, accepting)
-
-    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
-        """See Runner."""
-        return await (await self._runner()).connect(placement, kind, plain)
-
-    async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
-        """See Runner."""
-        await (await self._runner()).renew_tls(placement, server)
-
-    def force_certificate(self, name: str, generation: int) -> None:
-        """See Runner."""
-        if started := self._running():
-            started.force_certificate(name, generation)
-
-    def idle_after(self, placement: Placement, seconds: float) -> None:
-        """See Sleep."""
-        if started := self._running():
-            started.idle_after(placement, seconds)
-
-    def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """See Sleep."""
-        started = self._running()
-        assert started is not None, "its listener is open"
-        started.arm(server, on_request)
-
-    def disarm(self, key: str) -> None:
-        """See Sleep."""
-        if started := self._running():
-            started.disarm(key)
-
-    def dismiss(self, key: str) -> None:
-        """See Sleep."""
-        if started := self._running():
-            started.dismiss(key)
-
-    async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
-        """See Runner."""
-        return await (await self._runner()).stop(placement, timeout_seconds, replaced=replaced)
-
-    async def watch(self, placement: Placement) -> Exit:
-        """See Runner."""
-        return await (await self._runner()).watch(placement)
+            await self.start()
+            await super().close(key)
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """See Logs."""
-        started = self._running()
-        return await started.logs(name, lines, since) if started else []
+        """See Logs. None of a server that could not be opened, because the keeper could not be started."""
+        return await super().logs(name, lines, since) if hasattr(self, "output") else []
 
     async def aclose(self) -> None:
         """End every worker and the keeper; a server that is opened afterwards starts new ones."""
         if self._started is not None:
-            runner = await self._runner()
-            self._started = self._link = None
-            await runner.aclose()
-            runner.keeper.close()
+            await self.start()
+            self._started = None
+            await super().aclose()
+            self.keeper.close()
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
 
-    def _running(self) -> LocalRunner | None:
-        task = self._started
-        if task is None or not task.done() or task.cancelled() or task.exception() is not None:
-            return None
-        return task.result()
-
-    async def _runner(self) -> LocalRunner:
+    async def start(self) -> None:
+        """Start the keeper, unless that was done."""
         if self._started is None:
             self._started = asyncio.ensure_future(self._start())
-        return await asyncio.shield(self._started)
+        await asyncio.shield(self._started)
 
-    async def _start(self) -> LocalRunner:
+    async def _start(self) -> None:
         directory = self._directory = tempfile.mkdtemp(prefix="poolctl-")
         logs = self._logs_directory or os.path.join(directory, "logs")
         os.makedirs(logs, mode=0o700, exist_ok=True)
         ours, theirs = wire.pair()
-        keeper = _Keeper()
-        link = self._link = KeeperLink(ours, keeper)
+        receiver = _Keeper(self)
+        keeper = self.keeper = KeeperLink(ours, receiver)
         argv = command(sys.executable, "keeper", directory, "3", isolated=True)
         with theirs:
             # Not our child, so that it need not be reaped; in a session of its own, away from our terminal.
             await asyncio.to_thread(in_background, argv, dict(os.environ), [theirs.fileno()])
-        runner = keeper.runner = LocalRunner(link, directory, logs, events=self.events)
         async with asyncio.timeout(_KEEPER_SECONDS):
-            said = await keeper.hello
-        runner.children.keeper_pid = int(said["pid"])
+            said = await receiver.hello
         soft, hard = said["open_files"]
-        runner.forker.open_files = (soft, hard)
-        await runner.output.start()
-        return runner
+        super().__init__(keeper, directory, logs, keeper_pid=int(said["pid"]), open_files=(soft, hard))
+        await self.output.start()
 
     def forget_descriptors(self) -> None:
         """Let go of the keeper, which ends with the last one that holds its link, and of the listeners.
 
         For a forked child; it has no servers, and starts a keeper of its own for those that it opens.
         """
-        if self._link is not None:
-            held = [fd for _, fds in self._link.held().values() for fd in fds]
-            give_up([self._link.sock.fileno(), *held])
-            _of_parents.append((self._started, self._link))
-        self._started = self._link = self._directory = None
+        if self._started is not None and hasattr(self, "keeper"):
+            held = [fd for _, fds in self.keeper.held().values() for fd in fds]
+            give_up([self.keeper.sock.fileno(), *held])
+            _of_parents.append((self._started, dict(vars(self))))
+        self._started = self._directory = None
 
 
 class _Keeper(Receiver):
     """The messages of the runner's keeper."""
 
-    runner: LocalRunner
-
-    def __init__(self) -> None:
+    def __init__(self, runner: LocalRunner) -> None:
         self.hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
+        self._runner = runner
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         if message.get("event") == "hello":
             self.hello.set_result(message)
         elif message.get("event") == "exit":
-            self.runner.exit_reported(message)
+            self._runner.exit_reported(message)
 
 
 _runners: weakref.WeakSet[ProcessRunner] = weakref.WeakSet()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
@@ -23,7 +23,6 @@ __all__ = [
     "Endpoints",
     "Exit",
     "Placement",
-    "ReportingRunner",
     "Runner",
     "RunnerEvents",
     "WorkerFailed",
@@ -283,15 +282,13 @@ class RunnerEvents(Protocol):
         ...
 
 
-@runtime_checkable
-class ReportingRunner(Protocol):
-    """A runner that reports by itself to its `events`, which are set before its first server is opened."""
+class Runner(Protocol):
+    """Makes and ends the workers of servers. Used from one event loop, which no method may block.
+
+    Before its first server is opened `events` is set: it gets what the runner reports by itself.
+    """
 
     events: RunnerEvents | None
-
-
-class Runner(Protocol):
-    """Makes and ends the workers of servers. Used from one event loop, which no method may block."""
 
     @property
     def capabilities(self) -> Capabilities:

@@ -1,26 +1,78 @@
 """The runners by name; none is imported before it is chosen. Standard library only.
 
-A runner's module has `make(site)`, which gives the Runner of a supervisor (see RunnerSite), and may have
-`companions(files, directory, env, without)`: the programs that are started with a pool's keeper, by the names under
-which its store keeps the links to them.
+A runner's module has `make(site)`, which gives the Runner of a supervisor. It may have more:
+- `companions(files, directory, env, without)`: the programs that are started with a pool's keeper, by the names under
+  which its store keeps the links to them;
+- `orphans_exist(directory)` and `find_orphans(directory)`, for workers that serve on after their keeper and their
+  supervisor have died.
 """
 
 from __future__ import annotations
 
 import importlib
 
+from poolctl.values import Value
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
+    from types import ModuleType
+    from typing import Protocol
 
     from poolctl.keeper.spawn import Companion
+    from poolctl.keeper.wire import Message
 
+    from .link import KeeperLink
     from .protocol import Runner
-    from .site import RunnerSite
+
+    class Orphan(Protocol):
+        """A worker without keeper and supervisor. Every call may block.
+
+        `said` is what it says of itself: server, ready_at and more. `uid` is its user, which the caller checks.
+        """
+
+        @property
+        def pid(self) -> int:
+            """Its process."""
+
+        @property
+        def uid(self) -> int:
+            """The user of its process."""
+
+        @property
+        def said(self) -> Message:
+            """What it says of itself."""
+
+        def ask_to_end(self) -> None:
+            """Ask it to finish its requests and end."""
+
+        def await_end(self, timeout_seconds: float) -> bool:
+            """Whether it has ended by then."""
+
+        def kill(self) -> None:
+            """End it, and its process group, at once."""
+
+        def close(self) -> None:
+            """Close the descriptors; the worker serves on."""
+
 
 VARIABLE = "POOLCTL_RUNNER"
-_MODULES = {"local": "poolctl.runners.local.registration"}
+_MODULES = {"local": "poolctl.runners.local"}
+
+
+class RunnerSite(Value):
+    """The pool that a runner works for. `open_files` are the soft and the hard limit of its processes.
+
+    `directory` is that of the pool's runtime files. `environments` holds, by server, the variables that replace the
+    pool's own (`restart --env`); it changes while the pool runs.
+    """
+
+    keeper: KeeperLink
+    keeper_pid: int
+    open_files: tuple[int, int]
+    directory: str
+    logs_directory: str
+    environments: Mapping[str, Mapping[str, str]]
 
 
 class UnknownRunner(Exception):
@@ -42,7 +94,22 @@ def companions(
     return found
 
 
-def _module(env: Mapping[str, str]) -> Any:
+def orphans_exist(env: Mapping[str, str], directory: str) -> bool:
+    """Whether the pool of this directory has orphans; a runner that is unknown here has none."""
+    try:
+        exist = getattr(_module(env), "orphans_exist", None)
+    except UnknownRunner:
+        return False
+    return exist is not None and bool(exist(directory))
+
+
+def find_orphans(env: Mapping[str, str], directory: str) -> list[Orphan]:
+    """The orphans of the pool of this directory; the caller closes them. Blocks."""
+    found: list[Orphan] = _module(env).find_orphans(directory) if orphans_exist(env, directory) else []
+    return found
+
+
+def _module(env: Mapping[str, str]) -> ModuleType:
     """The module of the runner that POOLCTL_RUNNER names: built in, or a dotted name; the local one by default."""
     name = env.get(VARIABLE) or "local"
     try:

@@ -11,6 +11,7 @@ from typing import Any
 from poolctl.config import ServerConfig, ids_of, read_regular
 from poolctl.errors import ServerError
 from poolctl.platform import sealed_file
+from poolctl.worker.control_socket import spec_digest
 
 from . import withheld
 from .protocol import app_state
@@ -57,6 +58,14 @@ def worker_spec(
         "idle_seconds": server.idle_seconds,
         "resting": server.health.gated,
     }
+
+
+def worker_digest(server: ServerConfig) -> int | None:
+    """The digest of the worker that would be started now; None when none could be."""
+    try:
+        return spec_digest(worker_spec(server, interpreter="", listeners=0, tls_files=0, open_files=(0, 0)))
+    except ServerError:
+        return None
 
 
 def app_spec(
@@ -157,6 +166,14 @@ def user_id(server: ServerConfig) -> int:
     """The uid of its processes. Raises ServerError."""
     ids = user_ids(server)
     return os.geteuid() if ids is None else ids[0]
+
+
+def find_user_id(server: ServerConfig) -> int | None:
+    """The uid of its processes; None when there is no such user any more."""
+    try:
+        return user_id(server)
+    except ServerError:
+        return None
 
 
 def tls_settings(server: ServerConfig) -> dict[str, Any] | None:

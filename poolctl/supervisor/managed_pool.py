@@ -25,8 +25,7 @@ from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
 from poolctl.keeper import fd_store, wire
 from poolctl.runners.link import KeeperLink
 from poolctl.runners.protocol import Exit, Placement
-from poolctl.runners.registry import make_runner
-from poolctl.runners.site import RunnerSite
+from poolctl.runners.registry import RunnerSite, make_runner
 from poolctl.selection.matcher import close_matcher
 from poolctl.selection.selector import Selector
 from poolctl.units import format_duration
@@ -103,8 +102,16 @@ class ManagedPool:
         os.makedirs(logs, mode=0o700, exist_ok=True)
         soft, hard = hello["open_files"]
         environments: dict[str, Mapping[str, str]] = {}
-        site = RunnerSite(keeper, self._keeper_pid, (soft, hard), directory, logs, environments, self)
+        site = RunnerSite(
+            keeper=keeper,
+            keeper_pid=self._keeper_pid,
+            open_files=(soft, hard),
+            directory=directory,
+            logs_directory=logs,
+            environments=environments,
+        )
         self.runner = make_runner(os.environ, site)
+        self.runner.events = self
         self._clock = SystemClock()
         self._store = StateStore(keeper, directory)
         self._save_timer: asyncio.TimerHandle | None = None

@@ -20,8 +20,8 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.runners.inline import InlineRunner
-from poolctl.runners.protocol import Capabilities, Endpoints, Exit, Placement, app_state
-from poolctl.runners.site import RunnerSite
+from poolctl.runners.protocol import Capabilities, Endpoints, Exit, Placement, RunnerEvents, app_state
+from poolctl.runners.registry import RunnerSite
 
 HOST = "TEST_RUNNER_HOST"
 _LENGTH = struct.Struct("!I")
@@ -44,6 +44,8 @@ async def received(reader: asyncio.StreamReader) -> Any:
 
 class HostRunner:
     """The runner in the supervisor: each method is a call to the host."""
+
+    events: RunnerEvents | None = None
 
     def __init__(self, path: str) -> None:
         self._path = path

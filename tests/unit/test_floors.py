@@ -37,7 +37,7 @@ WITHIN = {
     },
     "runners": {
         "daemon_thread": 0, "untrusted": 0, "protocol": 0, "withheld": 0, "link": 1, "spec": 1,
-        "opener": 1, "survivors": 1, "process_watchdog": 2, "site": 3, "local": 4,
+        "opener": 1, "process_watchdog": 2, "registry": 3, "local": 4,
     },
     "runners.local": {
         "children": 1, "sockets": 1, "output": 1, "tallies": 1, "programs": 1, "certificates_in_use": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from poolctl.errors import PoolError
 if TYPE_CHECKING:
     from poolctl.cli.command_line import CommandRequest
     from poolctl.cli.pool_ref import PoolRef
-    from poolctl.runners.survivors import Survivor
+    from poolctl.runners.registry import Orphan
 
 _STOP_SECONDS = 10.0
 _KILL_SECONDS = 5.0
@@ -50,7 +51,7 @@ def perform(request: CommandRequest) -> Outcome:
     try:
         result = ask(request, pool)
     except NoSupervisor:
-        if ended := _stop_survivors(request, pool):
+        if ended := _stop_orphans(request, pool):
             return ended
         return Outcome(_at_rest(request, pool), message="nothing is running")
     if result.exit_code and not result.items:
@@ -77,28 +78,27 @@ def _at_rest(request: CommandRequest, pool: PoolRef) -> list[Item]:
         raise
 
 
-def _stop_survivors(request: CommandRequest, pool: PoolRef) -> Outcome | None:
+def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
     """End the selected servers that still serve; None when there are none."""
-    from poolctl.cli.offline import find_survivors
-    from poolctl.runners.survivors import are_there
+    from poolctl.runners.registry import find_orphans, orphans_exist
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
 
     everything = request.selector().selects_all
-    if not are_there(pool.directory):
+    if not orphans_exist(os.environ, pool.directory):
         forget_desired_state(pool.directory, None if everything else _names(request, pool))
         remove_stale_files(pool.directory)
         return None
-    found = find_survivors(pool)
+    found = find_orphans(os.environ, pool.directory)
     items = _items_before(request, pool, found, everything=everything)
     names = {each.name for each in items}
     forget_desired_state(pool.directory, None if everything else names)
     chosen = [each for each in found if everything or each.said["server"] in names]
     warnings = _end(chosen, request.seconds("timeout") or _STOP_SECONDS)
-    for survivor in found:
-        survivor.close()
+    for orphan in found:
+        orphan.close()
     if everything:
         remove_stale_files(pool.directory)
-    ended = {str(survivor.said["server"]) for survivor in chosen} - {""}
+    ended = {str(orphan.said["server"]) for orphan in chosen} - {""}
     items = [each.but(**_AT_REST) if each.name in ended else each for each in items]
     message = f"{servers(len(ended))} stopped, left over from a pool whose keeper and supervisor were killed"
     return Outcome(items, warnings=warnings, message=message)
@@ -111,7 +111,7 @@ def _names(request: CommandRequest, pool: PoolRef) -> set[str]:
 
 
 def _items_before(
-    request: CommandRequest, pool: PoolRef, found: list[Survivor], *, everything: bool
+    request: CommandRequest, pool: PoolRef, found: list[Orphan], *, everything: bool
 ) -> list[Item]:
     from poolctl.cli.offline import select_from_files
 
@@ -128,13 +128,13 @@ def _items_before(
         ]
 
 
-def _end(chosen: list[Survivor], limit_seconds: float) -> list[str]:
+def _end(chosen: list[Orphan], limit_seconds: float) -> list[str]:
     """End them within the limit, or kill them; a warning for each that had to be killed."""
-    for survivor in chosen:
-        survivor.ask_to_end()
+    for orphan in chosen:
+        orphan.ask_to_end()
     deadline = time.monotonic() + limit_seconds
     late = [each for each in chosen if not each.await_end(max(0.0, deadline - time.monotonic()))]
-    for survivor in late:
-        survivor.kill()
-        survivor.await_end(_KILL_SECONDS)
+    for orphan in late:
+        orphan.kill()
+        orphan.await_end(_KILL_SECONDS)
     return [f"{each.said['server'] or 'unknown'}: pid {each.pid} had to be killed" for each in late]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from poolctl.control import directory
 from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
-from poolctl.runners.survivors import are_there
+from poolctl.runners.registry import orphans_exist
 
 from .check import CheckContext, CheckResult, ok, problem, read, warning
 from .check_machine import answers
@@ -180,7 +180,7 @@ def leftovers(context: CheckContext) -> Iterator[CheckResult]:
                 continue
             if not os.path.isdir(path):
                 continue
-            served = are_there(path)
+            served = orphans_exist(context.env, path)
             if os.path.lexists(f"{path}/{directory.SOCKET_NAME}") and not answers(
                 f"{path}/{directory.SOCKET_NAME}"
             ):

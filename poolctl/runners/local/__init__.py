@@ -1,1 +1,75 @@
-"""Workers as processes of this machine: with listeners and forks through the keeper."""
+"""Workers as processes of this machine: what the registry of runners asks for, before any of it is imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from poolctl import bootstrap
+from poolctl.config import default_interpreter
+from poolctl.keeper import fd_store, rendezvous
+from poolctl.keeper.spawn import Companion
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from poolctl.runners.registry import RunnerSite
+
+    from .orphans import Orphan
+    from .runner import LocalRunner
+
+
+def make(site: RunnerSite) -> LocalRunner:
+    """See registry. Workers that lose keeper and supervisor wait in the pool's directory."""
+    from .runner import LocalRunner
+
+    return LocalRunner(
+        site.keeper,
+        site.directory,
+        site.logs_directory,
+        keeper_pid=site.keeper_pid,
+        open_files=site.open_files,
+        environments=site.environments,
+        orphanage=site.directory,
+    )
+
+
+def companions(
+    files: Sequence[str], directory: str, env: Mapping[str, str], without: Sequence[str]
+) -> dict[str, Companion]:
+    """See registry: the logger, and the zygote of the interpreter that servers have by default."""
+    interpreter = default_interpreter(os.path.dirname(files[0]), env)
+    zygote = bootstrap.command(interpreter, "worker", "zygote")
+    logger = bootstrap.command(sys.executable, "logs", directory, isolated=True)
+    programs = {
+        fd_store.LOGGER: Companion(logger, f"{directory}/logger.log", session=True, without=without),
+    }
+    if not _is_another_users(interpreter, env):
+        programs[f"{fd_store.ZYGOTE}{interpreter}"] = Companion(
+            zygote, f"{directory}/helpers.log", session=True, without=without
+        )
+    return programs
+
+
+def orphans_exist(directory: str) -> bool:
+    """See registry."""
+    return any(rendezvous.find(directory, kind) for kind in (rendezvous.WORKER, rendezvous.LOGGER))
+
+
+def find_orphans(directory: str) -> list[Orphan]:
+    """See registry."""
+    from .orphans import find
+
+    found, pipes = find(directory)
+    pipes.close()
+    return found
+
+
+def _is_another_users(interpreter: str, env: Mapping[str, str]) -> bool:
+    """Whether root runs this and others can change the interpreter: it runs as its server's user, not known yet."""
+    if os.geteuid() != 0:
+        return False
+    from poolctl.config import changed_by
+
+    return bool(changed_by(interpreter, env))

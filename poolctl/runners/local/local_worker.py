@@ -42,6 +42,7 @@ class LocalWorker(Receiver):
     def __init__(
         self,
         children: Children,
+        events: RunnerEvents,
         placement: Placement,
         server: ServerConfig,
         output: str,
@@ -49,6 +50,7 @@ class LocalWorker(Receiver):
     ) -> None:
         loop = asyncio.get_running_loop()
         self._children = children
+        self._events = events
         self.placement = placement
         self.server = server
         self.output = output
@@ -67,7 +69,6 @@ class LocalWorker(Receiver):
         self.reason = ""
         self.start: int | None = None  # of the process; with the pid its identity (see process_start)
         self.place: str | None = None  # the socket that was bound for it, on which it listens as an orphan
-        self.events: RunnerEvents | None = None
         self.on_disowned: Callable[[], None] = lambda: None
         self._expired = False  # it has served its `max_requests`
         self._renewing = False  # it has been sent another certificate, and has not answered
@@ -100,11 +101,10 @@ class LocalWorker(Receiver):
         elif event == "expired":
             if self.server.http.max_requests is not None and not self._expired:
                 self._expired = True
-                self._report_expired()
+                self._events.expired(self.placement)
         elif event in ("idle", "busy"):
             self.idle = event == "idle"
-            if self.events is not None:
-                self.events.idle(self.placement, self.idle)
+            self._events.idle(self.placement, self.idle)
         elif event == "left":
             _settle(self.left)
         elif event == "imported":
@@ -132,12 +132,6 @@ class LocalWorker(Receiver):
                 "killing worker %s (pid %s): %s", self.placement.id, self.placement.pid, self.breach
             )
             self._children.kill_after(self.process, self.exited, 0.0)
-
-    def _report_expired(self) -> None:
-        if self.events is not None:
-            self.events.expired(self.placement)
-        elif self.control is not None:
-            self.control.send({"order": "drain"})
 
     def disown(self, deed: str) -> None:
         """Its zygote named a process that is not of the pool: its exit will never be reported."""

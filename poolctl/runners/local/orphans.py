@@ -1,6 +1,7 @@
-"""Adopting the orphans of a pool whose keeper and supervisor both died: the new keeper gets what it would have held.
+"""Orphans: workers that still serve after keeper and supervisor have both died. They are found, stopped, or adopted.
 
-`survivors` finds them. What belongs to none of the configured servers, or to one with another address, is stopped.
+A new keeper gets what it would have held of them. What belongs to none of the configured servers, or to one with
+another address, is stopped.
 """
 
 from __future__ import annotations
@@ -10,24 +11,218 @@ import contextlib
 import errno
 import logging
 import os
+import select
+import signal
 import socket
+import time
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
 
 from poolctl.config import ServerConfig
-from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, rendezvous, wire
-from poolctl.platform import copy_descriptor
-from poolctl.worker.control_socket import spec_digest
+from poolctl.keeper.reap import signal_process
+from poolctl.platform import close_promptly, copy_descriptor, peer_credentials, process_start, process_users
+from poolctl.worker.tally import is_page
 
+from .. import untrusted
 from ..link import Descriptor, Link
-from ..spec import user_id, user_ids, worker_spec
-from ..survivors import SILENCE, Pipes, Survivor, are_there, find, is_socket
+from ..spec import find_user_id, user_ids, worker_digest
 from .output import Output
 
 logger = logging.getLogger("poolctl.supervisor")
 
+_ANSWER_SECONDS = 2.0
+_SILENCE = "nothing that can be read"
 _LISTENER_FD = 3  # of a program (sd_listen_fds(3))
+
+
+@dataclass
+class Orphan:
+    """A worker. `sock` leads to it; a program, and a worker that is too busy to listen, have none, and no descriptors.
+
+    `said` is what it says of itself, checked: server, key, generation, index, ready_at, output, protocol … It may be
+    forged, so callers check that `uid` is the server's user. A process with a `fault`, the reason why its message was
+    rejected, has only a server, which is "".
+    """
+
+    pid: int
+    uid: int
+    start: int
+    said: wire.Message
+    sock: socket.socket | None = None
+    listeners: list[int] = field(default_factory=list)
+    pair: list[int] = field(default_factory=list)
+    tally: list[int] = field(default_factory=list)
+    fault: str = ""
+
+    def order(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> bool:
+        """Whether the worker will read the order."""
+        if self.sock is None:
+            return False
+        try:
+            wire.send(self.sock, message, fds)
+        except OSError:
+            return False
+        return True
+
+    def ask_to_end(self) -> None:
+        """See registry.Orphan."""
+        if not self.order({"order": "stop"}):
+            self._signal(signal.SIGTERM)
+
+    def await_end(self, timeout_seconds: float) -> bool:
+        """See registry.Orphan."""
+        try:
+            process = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return True
+        with contextlib.closing(Descriptor(process)):
+            poll = select.poll()
+            poll.register(process, select.POLLIN)
+            return process_start(self.pid) != self.start or bool(poll.poll(timeout_seconds * 1000))
+
+    def kill(self) -> None:
+        """See registry.Orphan."""
+        self._signal(signal.SIGKILL, group=True)
+
+    def _signal(self, number: int, *, group: bool = False) -> None:
+        with contextlib.suppress(OSError):
+            signal_process(self.pid, self.start, number, group=group)
+
+    def close(self) -> None:
+        """See registry.Orphan."""
+        if self.sock is not None:
+            wire.close(self.sock.detach())
+        for fds in (self.listeners, self.pair, self.tally):
+            while fds:
+                close_promptly(fds.pop())
+
+
+@dataclass
+class Pipes:
+    """The pipes of a logger that outlived its pool, by their keys, with the orders by which it was given them."""
+
+    streams: dict[str, tuple[wire.Message, int]] = field(default_factory=dict)
+    loggers: list[socket.socket] = field(default_factory=list)
+
+    def take(self) -> None:
+        """Let the logger stop reading: another one reads them from now on."""
+        for sock in self.loggers:
+            with contextlib.suppress(OSError):
+                wire.send(sock, {"t": "taken"}, wait=True)
+
+    def close(self) -> None:
+        """Close them."""
+        for sock in self.loggers:
+            sock.close()
+        for _, fd in self.streams.values():
+            os.close(fd)
+
+
+def find(directory: str) -> tuple[list[Orphan], Pipes]:
+    """The orphans of this directory's pool, and the pipes that take their output. Blocks.
+
+    Programs, which speak no protocol, and workers whose event loop is blocked are known by the logger only.
+    """
+    answers = rendezvous.ask(directory, rendezvous.WORKER, _ANSWER_SECONDS)
+    found = [orphan for sock, answer in answers if (orphan := _worker(sock, answer)) is not None]
+    pipes = _pipes(directory)
+    return found + _without_socket(pipes, {orphan.pid for orphan in found}), pipes
+
+
+def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> Orphan | None:
+    """The worker at the other end; None when it has ended, or is none that could be ours."""
+    message, fds = answer or ({}, [])
+    # Of the process that began to listen.
+    pid, uid, _ = peer_credentials(sock)
+    start, users = process_start(pid), process_users(pid)
+    # Root starts servers as other users; whether it is the server's is checked once the server is known.
+    possible = start is not None and users == {uid} and os.geteuid() in (0, uid)
+    if start is not None and possible:
+        try:
+            if answer is None:
+                raise untrusted.Malformed(_SILENCE)
+            said = _checked(message, pid)
+            return Orphan(pid, uid, start, said, sock, *_sorted_out(fds, said.pop("listeners")))
+        except untrusted.Malformed as error:
+            fault = f"sent {error}"
+    for fd in fds:
+        close_promptly(fd)
+    if start is None or not possible:
+        wire.close(sock.detach())
+        return None
+    return Orphan(pid, uid, start, {"server": ""}, sock, fault=fault)
+
+
+def _checked(message: wire.Message, pid: int) -> wire.Message:
+    if message.get("event") != "orphan" or message.get("pid") != pid:
+        raise untrusted.Malformed("a message that is not its status")
+    ready_at, protocol = message.get("ready_at"), untrusted.text(message, "protocol")
+    if ready_at is not None and (not isinstance(ready_at, float) or not 0 <= ready_at <= time.monotonic()):
+        raise untrusted.Malformed("an invalid time")
+    if protocol.partition(" ")[0] not in ("plain", "tls"):
+        raise untrusted.Malformed("an unknown protocol")
+    return {
+        **{key: untrusted.text(message, key) for key in ("server", "key", "output")},
+        "generation": untrusted.number(message, "generation", 1, 1_000_000_000),
+        "index": untrusted.number(message, "index", 0, 1_000_000_000),
+        "listeners": untrusted.number(message, "listeners", 0, 1_000_000_000),
+        "likeness": untrusted.number(message, "likeness", 0, 1 << 32),
+        "leaving": untrusted.flag(message, "leaving"),
+        "deaf": untrusted.flag(message, "deaf"),
+        "ready_at": ready_at,
+        "protocol": protocol,
+    }
+
+
+def _sorted_out(fds: list[int], count: int) -> tuple[list[int], list[int], list[int]]:
+    """The listeners, the adoption pair and the page of counts among the descriptors. Raises Malformed."""
+    listeners, pair, tally = fds[:count], fds[count : count + 2], fds[count + 2 :]
+    if (
+        (len(listeners), len(pair), len(tally)) != (count, 2, 1)
+        or not all(_is_socket(fd, socket.SOCK_STREAM, listens=True) for fd in listeners)
+        or not all(_is_socket(fd, socket.SOCK_SEQPACKET, listens=False) for fd in pair)
+        or not is_page(tally[0])
+    ):
+        raise untrusted.Malformed("descriptors that a worker does not have")
+    return listeners, pair, tally
+
+
+def _is_socket(fd: int, kind: int, *, listens: bool) -> bool:
+    """Whether the descriptor is a socket of that type which listens, or else one that can be a pair's."""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if listens else (socket.AF_UNIX,)
+            accepts = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            return sock.family in families and sock.type == kind and bool(accepts) == listens
+    except OSError:
+        return False
+
+
+def _pipes(directory: str) -> Pipes:
+    pipes = Pipes()
+    for sock, answer in rendezvous.ask(directory, rendezvous.LOGGER, _ANSWER_SECONDS):
+        pipes.loggers.append(sock)
+        sock.settimeout(_ANSWER_SECONDS)
+        while answer is not None and answer[0].get("t") == "add" and len(answer[1]) == 1:
+            pipes.streams[str(answer[0]["id"])] = answer[0], answer[1][0]
+            answer = rendezvous.receive(sock)
+    return pipes
+
+
+def _without_socket(pipes: Pipes, known: set[int]) -> list[Orphan]:
+    found = []
+    for key, (message, _) in pipes.streams.items():
+        pid, start = int(message["pid"]), message.get("start")
+        users = process_users(pid) or set()
+        if start is not None and pid not in known and process_start(pid) == start and len(users) == 1:
+            ready_at = start / os.sysconf("SC_CLK_TCK")
+            said = {
+                "server": message["name"], "command": message.get("command"), "output": key,
+                "ready_at": ready_at, "leaving": False,
+            }  # fmt: skip
+            found.append(Orphan(pid, users.pop(), start, said))
+    return found
 
 
 async def take_in(
@@ -38,186 +233,149 @@ async def take_in(
     Returns the servers of which something was found, by their names: whether it differs from their configuration.
     `late`: the pipes of the output are taken only if there is a worker, because otherwise no successor adopts them.
     """
-    if not are_there(directory):
+    if not any(rendezvous.find(directory, kind) for kind in (rendezvous.WORKER, rendezvous.LOGGER)):
         return {}
     found, pipes = await asyncio.to_thread(find, directory)
     intake = _Intake(directory, keeper, output, servers, pipes)
     try:
-        for survivor in found:
-            await intake.take(survivor)
+        for orphan in found:
+            await intake.take(orphan)
         if intake.found or not late:
-            intake.take_pipes()
+            for key, (message, fd) in pipes.streams.items():
+                intake.put(f"{fd_store.OUTPUT}{key}", message, [fd])
             # The answer says that everything has arrived: if we die now, another supervisor finds it at the keeper.
             await keeper.call({"op": "list", "after": "\U0010ffff"})
             pipes.take()
     finally:
-        for survivor in found:
-            survivor.close()
+        for orphan in found:
+            orphan.close()
         pipes.close()
     return intake.found
 
 
+@dataclass
 class _Intake:
     """Puts orphans into the keeper's store, each listener and each adoption pair once."""
 
-    def __init__(
-        self, directory: str, keeper: Link, output: Output, servers: Mapping[str, ServerConfig], pipes: Pipes
-    ) -> None:
-        self._output = output
-        self.found: dict[str, bool] = {}
-        self._keeper = keeper
-        self._servers = servers
-        self._pipes = pipes
-        self._put: set[str] = set()
-        self._outputs: set[str] = set()
-        self._directory = directory
+    directory: str
+    keeper: Link
+    output: Output
+    servers: Mapping[str, ServerConfig]
+    pipes: Pipes
+    found: dict[str, bool] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)  # the entries in the store
+    outputs: set[str] = field(default_factory=set)
 
-    async def take(self, survivor: Survivor) -> None:
-        if survivor.fault:
-            self._take_faulty(survivor)
+    async def take(self, orphan: Orphan) -> None:
+        if orphan.fault:
+            self._take_faulty(orphan)
             return
-        server = self._servers.get(str(survivor.said.get("server")))
-        if server is None or not _is_its(survivor, server):
-            logger.warning("pid %d belongs to no server of the configuration: it is stopped", survivor.pid)
-            survivor.ask_to_end()
+        server = self.servers.get(str(orphan.said.get("server")))
+        if server is None or not _is_its(orphan, server):
+            logger.warning("pid %d belongs to no server of the configuration: it is stopped", orphan.pid)
+            orphan.ask_to_end()
             return
-        if survivor.sock is None and not survivor.said["command"]:
-            logger.warning(
-                "%s: pid %d still serves, but is busy: it is asked again", server.name, survivor.pid
-            )
+        if orphan.sock is None and not orphan.said["command"]:
+            logger.warning("%s: pid %d still serves, but is busy: it is asked again", server.name, orphan.pid)
             return
-        if survivor.sock is None:
-            taken = await self._take_program(survivor, server)
-        else:
-            taken = await self._take_worker(survivor, server)
-        if taken:
+        if await (self._take_program if orphan.sock is None else self._take_worker)(orphan, server):
             outdated = self.found.get(server.name, False)
-            self.found[server.name] = outdated or not _is_as_configured(survivor, server)
+            said, digest = orphan.said.get("likeness"), worker_digest(server)
+            # As it is configured, where that cannot be known.
+            self.found[server.name] = outdated or not (said is None or digest is None or said == digest)
 
-    def _take_faulty(self, survivor: Survivor) -> None:
+    def _take_faulty(self, orphan: Orphan) -> None:
         """Kill a process of one of the servers' users that does not identify itself as a worker.
 
         A silent one may be busy, and is asked again.
         """
-        ours = survivor.uid in {_uid(server) for server in self._servers.values()}
-        killed = ours and SILENCE not in survivor.fault
+        ours = orphan.uid in {find_user_id(server) for server in self.servers.values()}
+        killed = ours and _SILENCE not in orphan.fault
         logger.warning(
             "pid %d (uid %d), which still serves without its pool, %s%s",
-            survivor.pid, survivor.uid, survivor.fault, ": it is killed" if killed else "",
+            orphan.pid, orphan.uid, orphan.fault, ": it is killed" if killed else "",
         )  # fmt: skip
         if killed:
-            survivor.kill()
+            orphan.kill()
 
-    async def _take_worker(self, survivor: Survivor, server: ServerConfig) -> bool:
-        said = survivor.said
+    async def _take_worker(self, orphan: Orphan, server: ServerConfig) -> bool:
+        said = orphan.said
         name = f"{fd_store.WORKER}{server.name}.{said['generation']}.{said['index']}"
         control, theirs = wire.pair()
         with control, theirs, contextlib.ExitStack() as closing:
             fds, place = [theirs.fileno()], None
             if user_ids(server) is not None:
-                bound, place = rendezvous.bind(self._directory, rendezvous.WORKER)
+                bound, place = rendezvous.bind(self.directory, rendezvous.WORKER)
                 fds.append(closing.enter_context(bound).fileno())
             if said["deaf"] or not self._is_its_pipe(said["output"], server):
-                said["output"] = self._output.new_key(server)
-                fds.append(self._new_pipe(said["output"], server, survivor))
-                closing.callback(os.close, fds[-1])
-            if name in self._put or not survivor.order({"order": "adopt"}, fds):
-                survivor.order({"order": "drain"})
+                said["output"] = self.output.new_key(server)
+                read, write = os.pipe()
+                closing.callback(os.close, write)
+                os.set_blocking(read, False)
+                order = self.output.order(said["output"], server, orphan.pid)
+                self.pipes.streams[said["output"]] = {**order, "start": orphan.start}, read
+                fds.append(write)
+            if name in self.done or not orphan.order({"order": "adopt"}, fds):
+                orphan.order({"order": "drain"})
                 if place is not None:
                     rendezvous.forget(place)
                 return False
-            self._put_once(f"{fd_store.LISTENER}{server.key}", {"server": server.name}, survivor.listeners)
+            self.put(f"{fd_store.LISTENER}{server.key}", {"server": server.name}, orphan.listeners)
             meta = {"server": server.name, "protocol": said["protocol"]}
-            self._put_once(f"{fd_store.ADOPTION}{server.key}", meta, survivor.pair)
-            await self._put_worker(name, survivor, [control.fileno(), *survivor.tally], place)
+            self.put(f"{fd_store.ADOPTION}{server.key}", meta, orphan.pair)
+            await self._put_worker(name, orphan, [control.fileno(), *orphan.tally], place)
         return True
 
     def _is_its_pipe(self, output: str, server: ServerConfig) -> bool:
         """Whether the logger knows this pipe as the server's, and no other worker writes to it."""
-        known = self._pipes.streams.get(output)
-        if known is None or known[0].get("name") != server.name or output in self._outputs:
-            return False
-        self._outputs.add(output)
-        return True
+        known = self.pipes.streams.get(output)
+        its = known is not None and known[0].get("name") == server.name and output not in self.outputs
+        self.outputs.add(output)
+        return its
 
-    async def _take_program(self, survivor: Survivor, server: ServerConfig) -> bool:
-        index = sum(name.startswith(f"{fd_store.WORKER}{server.name}.") for name in self._put)
-        survivor.said.update(generation=1, index=index, protocol=None)
+    async def _take_program(self, orphan: Orphan, server: ServerConfig) -> bool:
+        index = sum(name.startswith(f"{fd_store.WORKER}{server.name}.") for name in self.done)
+        orphan.said.update(generation=1, index=index, protocol=None)
         if server.job:
             # A job is ready once it has ended with success, not while it runs.
-            survivor.said["ready_at"] = None
-        if not server.job and not server.binds_itself:
+            orphan.said["ready_at"] = None
+        elif not server.binds_itself:
             try:
-                with contextlib.closing(Descriptor(copy_descriptor(survivor.pid, _LISTENER_FD))) as listener:
+                with contextlib.closing(Descriptor(copy_descriptor(orphan.pid, _LISTENER_FD))) as listener:
                     fd = listener.fileno()
-                    if not is_socket(fd, socket.SOCK_STREAM, listens=True) or not _is_at(fd, server):
+                    if not _is_socket(fd, socket.SOCK_STREAM, listens=True) or not _is_at(fd, server):
                         raise OSError(errno.EINVAL, "it is another socket now")
-                    self._put_once(f"{fd_store.LISTENER}{server.key}", {"server": server.name}, [fd])
+                    self.put(f"{fd_store.LISTENER}{server.key}", {"server": server.name}, [fd])
             except OSError as error:
                 logger.warning(
                     "%s: pid %d still serves, but its socket cannot be taken over (%s); stop it by hand",
-                    server.name, survivor.pid, error.strerror,
+                    server.name, orphan.pid, error.strerror,
                 )  # fmt: skip
                 return False
-        await self._put_worker(f"{fd_store.WORKER}{server.name}.1.{index}", survivor, [])
+        await self._put_worker(f"{fd_store.WORKER}{server.name}.1.{index}", orphan, [])
         return True
 
-    async def _put_worker(
-        self, name: str, survivor: Survivor, fds: list[int], place: str | None = None
-    ) -> None:
-        said = survivor.said
-        meta = {
-            key: said.get(key) for key in ("server", "generation", "index", "ready_at", "output", "protocol")
-        }
-        meta |= {"pid": survivor.pid, "start": survivor.start, "notify": None, "place": place}
-        self._put_once(name, meta, fds)
-        await self._keeper.call({"op": "watch", "pid": survivor.pid, "start": survivor.start})
+    async def _put_worker(self, name: str, orphan: Orphan, fds: list[int], place: str | None = None) -> None:
+        kept = ("server", "generation", "index", "ready_at", "output", "protocol")
+        meta = {key: orphan.said.get(key) for key in kept}
+        meta |= {"pid": orphan.pid, "start": orphan.start, "notify": None, "place": place}
+        self.put(name, meta, fds)
+        await self.keeper.call({"op": "watch", "pid": orphan.pid, "start": orphan.start})
 
-    def _put_once(self, name: str, meta: Any, fds: list[int]) -> None:
-        if name not in self._put:
-            self._put.add(name)
-            self._keeper.send({"op": "put", "name": name, "meta": meta}, fds)
-
-    def _new_pipe(self, key: str, server: ServerConfig, survivor: Survivor) -> int:
-        """The write end of another pipe, for an orphan whose logger was killed too."""
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        order = self._output.order(key, server, survivor.pid)
-        self._pipes.streams[key] = {**order, "start": survivor.start}, read
-        return write
-
-    def take_pipes(self) -> None:
-        for key, (message, fd) in self._pipes.streams.items():
-            self._put_once(f"{fd_store.OUTPUT}{key}", message, [fd])
+    def put(self, name: str, meta: wire.Message, fds: list[int]) -> None:
+        """Put the entry into the store, once."""
+        if name not in self.done:
+            self.done.add(name)
+            self.keeper.send({"op": "put", "name": name, "meta": meta}, fds)
 
 
-def _is_as_configured(survivor: Survivor, server: ServerConfig) -> bool:
-    """Whether a worker started now would be like it; assumed where that cannot be known."""
-    said = survivor.said.get("likeness")
-    if said is None:
-        return True
-    try:
-        spec = worker_spec(server, interpreter="", listeners=0, tls_files=0, open_files=(0, 0))
-    except ServerError:
-        return True
-    return bool(said == spec_digest(spec))
-
-
-def _is_its(survivor: Survivor, server: ServerConfig) -> bool:
+def _is_its(orphan: Orphan, server: ServerConfig) -> bool:
     """Whether this process may serve for the server: its user and its address are the server's."""
     return (
-        survivor.uid == _uid(server)
-        and survivor.said.get("key", server.key) == server.key
-        and all(_is_at(fd, server) for fd in survivor.listeners)
+        orphan.uid == find_user_id(server)
+        and orphan.said.get("key", server.key) == server.key
+        and all(_is_at(fd, server) for fd in orphan.listeners)
     )
-
-
-def _uid(server: ServerConfig) -> int | None:
-    """The user that its processes run as; None when there is no such user."""
-    try:
-        return user_id(server)
-    except ServerError:
-        return None
 
 
 def _is_at(fd: int, server: ServerConfig) -> bool:

@@ -50,7 +50,7 @@ class Output(Receiver):
         keeper: Link,
         directory: str,
         logs_directory: str,
-        events: RunnerEvents | None,
+        events: RunnerEvents,
         orphanage: str | None = None,
     ) -> None:
         self._keeper = keeper
@@ -236,7 +236,7 @@ class Output(Receiver):
         elif message.get("t") == "synced" and self._reopened is not None:
             self._reopened.set()
             self._reopened = None
-        elif message.get("t") == "dropped" and key in self._pipes and self._events is not None:
+        elif message.get("t") == "dropped" and key in self._pipes:
             server, path = (str(self._pipes[key][1][each]) for each in ("name", "path"))
             self._events.output_lost(
                 server, int(message.get("bytes", 0)), path, str(message.get("error") or "")

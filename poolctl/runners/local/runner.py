@@ -40,6 +40,8 @@ class LocalRunner:
     without one they exit.
     """
 
+    events: RunnerEvents | None = None
+
     def __init__(
         self,
         keeper: KeeperLink,
@@ -49,14 +51,13 @@ class LocalRunner:
         keeper_pid: int = 0,
         open_files: tuple[int, int] = (1024, 4096),
         environments: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
-        events: RunnerEvents | None = None,
         orphanage: str | None = None,
     ) -> None:
         self.keeper = keeper
         self.children = Children(keeper, keeper_pid)
         self._turns = ImportLimit()
         self.zygotes = Zygotes(keeper, self.children, directory)
-        self.output = Output(keeper, directory, logs_directory, events, orphanage)
+        self.output = Output(keeper, directory, logs_directory, self, orphanage)
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
         self.sockets = Sockets(keeper)
         self.adoptions = AdoptionPairs(keeper)
@@ -64,6 +65,7 @@ class LocalRunner:
         self.forker = Forker(
             keeper,
             self.children,
+            self,
             self.zygotes,
             self.app_zygotes,
             self.output,
@@ -72,14 +74,10 @@ class LocalRunner:
             environments,
             orphanage,
         )
-        # See Runner.
-        self.check, self.reopen_logs = self.forker.check, self.output.reopen
-        self.force_certificate = self.forker.certificates.force
         self._orphanage = orphanage
         self._workers: dict[str, LocalWorker] = {}
         self.tallies = Tallies(keeper, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
-        self._events = events
 
     @property
     def capabilities(self) -> Capabilities:
@@ -121,6 +119,18 @@ class LocalRunner:
         """See Sleep."""
         self.sleeping.dismiss(key)
 
+    async def check(self, server: ServerConfig) -> None:
+        """See Runner."""
+        await self.forker.check(server)
+
+    def force_certificate(self, name: str, generation: int) -> None:
+        """See Runner."""
+        self.forker.certificates.force(name, generation)
+
+    async def reopen_logs(self) -> None:
+        """See LogFiles."""
+        await self.output.reopen()
+
     async def prepare(self, server: ServerConfig, since: float) -> str:
         """See Runner."""
         with self.children.forking():
@@ -144,11 +154,28 @@ class LocalRunner:
         self._workers[placement.id] = worker
         self._by_pid[placement.pid] = worker
         worker.answered.add_done_callback(lambda _: self._note(worker))
-        worker.events = self._events
         worker.on_disowned = lambda: self._disowned(worker)
         early = self.children.add(placement.pid)
         if early is not None:
             self._ended(worker, early)
+
+    def expired(self, placement: Placement) -> None:
+        """See RunnerEvents."""
+        worker = self._workers.get(placement.id)
+        if self.events is not None:
+            self.events.expired(placement)
+        elif worker is not None and worker.control is not None:
+            worker.control.send({"order": "drain"})
+
+    def idle(self, placement: Placement, idle: bool) -> None:
+        """See RunnerEvents."""
+        if self.events is not None:
+            self.events.idle(placement, idle)
+
+    def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
+        """See RunnerEvents."""
+        if self.events is not None:
+            self.events.output_lost(name, count, path, reason)
 
     def _disowned(self, worker: LocalWorker) -> None:
         self._by_pid.pop(worker.placement.pid or 0, None)
@@ -170,6 +197,7 @@ class LocalRunner:
         parts = Parts(
             self.keeper,
             self.children,
+            self,
             self.zygotes,
             self.app_zygotes,
             self.forker,

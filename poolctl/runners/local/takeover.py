@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.config import ServerConfig
-from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, wire
 
 from ..link import HasDescriptor, KeeperLink, Link
-from ..protocol import Placement
-from ..spec import user_id
+from ..protocol import Placement, RunnerEvents
+from ..spec import find_user_id
 from .local_worker import LocalWorker
 from .programs import NotifySocket
 from .spawn.zygotes import Source
@@ -53,6 +52,7 @@ class Parts(NamedTuple):
 
     keeper: KeeperLink
     children: Children
+    events: RunnerEvents
     zygotes: Zygotes
     app_zygotes: AppZygotes
     forker: Forker
@@ -193,7 +193,9 @@ def _worker(
 ) -> LocalWorker:
     generation, index, pid = int(meta["generation"]), int(meta["index"]), int(meta["pid"])
     placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
-    worker = LocalWorker(parts.children, placement, server, str(meta["output"]), meta.get("protocol"))
+    worker = LocalWorker(
+        parts.children, parts.events, placement, server, str(meta["output"]), meta.get("protocol")
+    )
     worker.start, worker.place = meta.get("start"), meta.get("place")
     sockets = [socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)]
     # Before the worker's exit can be reported.
@@ -204,7 +206,8 @@ def _worker(
     for theirs in sockets[1:]:
         theirs.close()
     if meta["notify"] is not None and sockets:
-        worker.listen(NotifySocket(sockets[0], str(meta["notify"]), _user_id(server)))
+        # If its user has been removed, only root's messages count.
+        worker.listen(NotifySocket(sockets[0], str(meta["notify"]), find_user_id(server) or 0))
     elif sockets:
         worker.control_by(sockets[0])
     worker.begin()
@@ -214,10 +217,3 @@ def _worker(
         worker.ready_at = float(meta["ready_at"])
         worker.answer()
     return worker
-
-
-def _user_id(server: ServerConfig) -> int:
-    try:
-        return user_id(server)
-    except ServerError:  # its user has been removed: only root's messages count
-        return 0

@@ -27,7 +27,8 @@ def runner() -> Iterator[ProcessRunner]:
 
 
 async def local(runner: ProcessRunner) -> LocalRunner:
-    return await runner._runner()
+    await runner.start()
+    return runner
 
 
 async def kept(runner: ProcessRunner) -> dict[str, Any]:

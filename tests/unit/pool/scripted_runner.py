@@ -8,13 +8,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from poolctl import ServerConfig, ServerError
-from poolctl.runners.protocol import Capabilities, Endpoints, Exit, Placement, WorkerFailed, app_state
+from poolctl.runners.protocol import (
+    Capabilities,
+    Endpoints,
+    Exit,
+    Placement,
+    RunnerEvents,
+    WorkerFailed,
+    app_state,
+)
 
 READY, NEVER, FAILS, BREAKS = "ready", "never", "fails", "breaks"
 
 
 class ScriptedRunner:
     """Workers become ready at once unless `script` says otherwise, by id or by server; `log` tells what happened."""
+
+    events: RunnerEvents | None = None
 
     def __init__(self, **script: str) -> None:
         self.script = script

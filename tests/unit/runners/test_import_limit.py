@@ -12,12 +12,14 @@ from poolctl.runners.local.children import Children, Process
 from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.spawn.app_zygote import AppZygote
 from poolctl.runners.local.spawn.app_zygotes import ImportLimit
-from poolctl.runners.protocol import Exit, Placement
+from poolctl.runners.protocol import Exit, Placement, RunnerEvents
 
 
 def worker(index: int, **config: object) -> LocalWorker:
     server = ServerConfig(name="web", bind="127.0.0.1:8080", **(config or {"app": "web:app"}))
-    return LocalWorker(cast(Children, None), Placement.of("web", 1, index), server, "web")
+    return LocalWorker(
+        cast(Children, None), cast(RunnerEvents, None), Placement.of("web", 1, index), server, "web"
+    )
 
 
 def begun(workers: list[LocalWorker]) -> list[bool]:

@@ -36,9 +36,15 @@ class Heard:
         self.expirations.append(placement)
 
 
-def worker(keeper: Keeper | None = None, **config: Any) -> LocalWorker:
+def worker(keeper: Keeper | None = None, events: Heard | None = None, **config: Any) -> LocalWorker:
     server = ServerConfig(name="web", bind="127.0.0.1:8080", app="web:app", **config)
-    return LocalWorker(cast(Children, keeper or Keeper()), Placement.of("web", 1, 0, pid=2), server, "web")
+    return LocalWorker(
+        cast(Children, keeper or Keeper()),
+        cast(RunnerEvents, events),
+        Placement.of("web", 1, 0, pid=2),
+        server,
+        "web",
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,8 +86,8 @@ def test_text_is_shortened_and_drives_no_terminal() -> None:
 def test_served_requests_are_believed_once_and_only_where_there_is_a_limit() -> None:
     async def scenario() -> None:
         for limit, times in ((None, 0), (10, 1)):
-            found, heard = worker(http={"max_requests": limit}), Heard()
-            found.events = cast(RunnerEvents, heard)
+            heard = Heard()
+            found = worker(events=heard, http={"max_requests": limit})
             found.received({"event": "expired"})
             found.received({"event": "expired"})
             assert len(heard.expirations) == times

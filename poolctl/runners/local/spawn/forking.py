@@ -18,7 +18,7 @@ from poolctl.keeper import fd_store, rendezvous, wire
 from poolctl.platform import sealed_file
 
 from ...link import HasDescriptor, Link
-from ...protocol import Placement
+from ...protocol import Placement, RunnerEvents
 from ...spec import Spec, app_spec, argument_vector, spec_file, tls_contents, user_id, user_ids, worker_spec
 from ..certificates_in_use import Certificates, Given
 from ..children import Children, Process
@@ -95,6 +95,7 @@ class Forker:
         self,
         keeper: Link,
         children: Children,
+        events: RunnerEvents,
         zygotes: Zygotes,
         app_zygotes: AppZygotes,
         output: Output,
@@ -106,6 +107,7 @@ class Forker:
         self._orphanage = orphanage
         self._keeper = keeper
         self._children = children
+        self._events = events
         self._zygotes = zygotes
         self._app_zygotes = app_zygotes
         self._output = output
@@ -215,7 +217,12 @@ class Forker:
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
             placement = dataclasses.replace(placement, certificate_ends=given.ends)
             worker = LocalWorker(
-                self._children, placement, server, output, None if server.command else protocol(server)
+                self._children,
+                self._events,
+                placement,
+                server,
+                output,
+                None if server.command else protocol(server),
             )
             worker.start, worker.place, worker.tally = start, inheritance.place, inheritance.tally
             worker.preloaded = isinstance(app_zygote, AppZygote)
