@@ -137,7 +137,7 @@ def test_live_changes_are_in_force_after_a_takeover(pool: RealPool, until: Any, 
 
 
 @pytest.mark.parametrize("order", [["stop"], ["stop", "a"]])
-def test_what_is_stopped_meanwhile_is_not_started_by_a_command_about_another(
+def test_server_stopped_meanwhile_is_not_started_by_a_command_about_another(
     pool: RealPool, until: Any, order: list[str]
 ) -> None:
     pool.write_hello("a", "b")
@@ -168,7 +168,7 @@ def test_an_ordered_end_leaves_nothing_to_go_on_from(pool: RealPool, until: Any)
     assert [pool.items()["a"][key] for key in ("state", "workers")] == ["stopped", 1]
 
 
-def test_what_is_printed_meanwhile_is_kept_and_so_is_what_comes_after(pool: RealPool, until: Any) -> None:
+def test_output_printed_meanwhile_is_kept_and_so_is_later_output(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
     pool.write("chatty.py", CHATTY)
     pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "chatty:app"))

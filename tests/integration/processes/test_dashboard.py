@@ -200,7 +200,7 @@ def test_a_page_with_a_certificate_speaks_tls_alone(page: Page) -> None:
     assert not page.answers()
 
 
-def test_what_is_wrong_with_a_page_is_said_before_anything_is_done(page: Page) -> None:
+def test_problem_of_a_dashboard_is_reported_before_anything_is_done(page: Page) -> None:
     page.write('bind = "0.0.0.0:9465"')
     assert "can be reached from other machines" in page.pool.run("validate").stdout
     page.write('bind = "0.0.0.0:9465"\ninsecure = true')

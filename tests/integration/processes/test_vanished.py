@@ -50,7 +50,7 @@ def test_a_directory_that_is_removed_is_made_again(pool: RealPool, until: Any) -
 
 
 @pytest.mark.slow
-def test_what_was_wanted_is_left_there_again_too(pool: RealPool, until: Any) -> None:
+def test_desired_state_is_written_again_after_its_file_has_vanished(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     pool.ok("start")
     pool.ok("scale", "web", "2")

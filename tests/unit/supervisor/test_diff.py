@@ -54,7 +54,7 @@ def test_each_changed_key_is_named_and_restarts_only_where_it_has_to(key: str) -
     assert key in change.message
 
 
-def test_what_is_written_in_another_way_and_means_the_same_is_no_difference() -> None:
+def test_other_spelling_of_the_same_value_is_no_difference() -> None:
     before = ServerConfig(name="web", bind="127.0.0.1:80", app="a:b")
     after = ServerConfig(
         name="web", bind="http://127.0.0.1:80", app="a:b", workers=1, start_timeout="30s", restart={},

@@ -57,7 +57,7 @@ async def begun(**keys: Any) -> MemoryScenario:
     return it
 
 
-def test_what_has_no_limit_is_not_weighed() -> None:
+def test_server_without_a_memory_limit_is_not_measured() -> None:
     async def scenario() -> None:
         it = await begun()
         assert await it.pass_by(1000) == 0
@@ -66,7 +66,7 @@ def test_what_has_no_limit_is_not_weighed() -> None:
     run(scenario())
 
 
-def test_it_is_weighed_soon_after_its_start_then_seldom_and_near_the_limit_often() -> None:
+def test_worker_is_measured_soon_after_its_start_then_seldom_and_near_its_limit_often() -> None:
     async def scenario() -> None:
         it = await begun(limits={"memory": "100MiB"})
         assert await it.pass_by(FIRST_SECONDS / 2) == 0

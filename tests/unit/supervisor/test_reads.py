@@ -108,7 +108,7 @@ def test_a_change_serialises_the_servers_that_it_is_about_and_no_others(
     scenario(work)
 
 
-def test_what_has_changed_by_itself_is_written_with_the_next_answer(scenario: Callable[..., None]) -> None:
+def test_change_without_a_command_is_written_with_the_next_answer(scenario: Callable[..., None]) -> None:
     async def work(desk: Recorded) -> None:
         desk.runner.end("s2.1.0", Exit(status=1, message="exited with status 1"))
         await turns()
