@@ -42,6 +42,7 @@ from .takeover.adopt_workers import adopt, take_in_late
 from .takeover.keeper_replacement import KeeperWatch
 from .takeover.state_store import StateStore
 from .verbs import verbs
+from .verbs.verb import Call
 from .verbs.verbs import Verbs
 
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ class ManagedPool:
             severity = "error" if self.core.reason else "info"
             self.events.record("pool", "stopping", cause=cause, severity=severity)
             with caused_by(cause):
-                await self._verbs.perform("stop", Selector(), {}, lambda line: None)
+                await self._verbs.perform("stop", Call(Selector(), {}, lambda line: None))
         self.shut_down()
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:

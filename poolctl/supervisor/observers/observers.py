@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING
 from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.control.answers import DashboardResult, MetricsResult, NotifyResult
-from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
-from poolctl.selection.selector import Selector
-from poolctl.values import Table
 
 from ..active_configuration import PoolEnvironment
 from ..takeover.state_store import StateStore
-from ..verbs.verb import Daemon
+from ..verbs.verb import Call, Daemon
 from ..verbs.verbs import Verbs
 from .event_recorder import EventRecorder
 from .statistics import Statistics, Totals
@@ -160,23 +157,21 @@ class Observers:
         if self._dashboard is not None:
             self._dashboard.want(tables.dashboard)
 
-    async def _metrics_verb(self, selector: Selector, options: Table, progress: Progress) -> MetricsResult:
+    async def _metrics_verb(self, call: Call) -> MetricsResult:
         """The metrics as text, in the OpenMetrics format on request."""
         from .pool_metrics import PoolMetrics
 
         metrics = PoolMetrics(self._core, self._statistics, self._daemon.identity())
-        return MetricsResult(text=await metrics.text(bool(options.get("openmetrics")), selector))
+        return MetricsResult(text=await metrics.text(bool(call.options.get("openmetrics")), call.selector))
 
-    async def _dashboard_verb(
-        self, selector: Selector, options: Table, progress: Progress
-    ) -> DashboardResult:
+    async def _dashboard_verb(self, call: Call) -> DashboardResult:
         """The page's URL and its token, for clients that may use the control socket anyway."""
         from .dashboard_page import link
 
         return await link(self._dashboard, self._environment)
 
-    async def _notify_verb(self, selector: Selector, options: Table, progress: Progress) -> NotifyResult:
+    async def _notify_verb(self, call: Call) -> NotifyResult:
         """Send a test notification to each receiver, or to those in `receivers`."""
         from .notifications import test_receivers
 
-        return await test_receivers(self._notifications, options)
+        return await test_receivers(self._notifications, call.options)

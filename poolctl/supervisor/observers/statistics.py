@@ -16,21 +16,19 @@ from poolctl.control.answers import (
     StatsResult,
     WorkerStats,
 )
-from poolctl.control.server import Progress
 from poolctl.core.availability import KO, OK, WARN, Availability
 from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import cpu_seconds, memory_bytes
-from poolctl.selection.selector import Selector
 from poolctl.values import Table
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
 from ..takeover.state_store import StateStore
 from ..verbs.reports import items
-from ..verbs.verb import selected
+from ..verbs.verb import Call, selected
 
 INTERVAL_SECONDS = 2.0
 KEPT = 60
@@ -216,9 +214,9 @@ class Statistics:
         self._asked_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
 
-    async def stats(self, selector: Selector, options: Table, progress: Progress) -> StatsResult:
+    async def stats(self, call: Call) -> StatsResult:
         """The verb: the selected servers with their figures."""
-        entries = selected(self._core, selector)
+        entries = selected(self._core, call.selector)
         self.watch()
         snapshots = await self.look(entries)
         return StatsResult(
@@ -228,9 +226,9 @@ class Statistics:
             )
         )
 
-    async def monitor(self, selector: Selector, options: Table, progress: Progress) -> MonitorResult:
+    async def monitor(self, call: Call) -> MonitorResult:
         """The verb: the last results of the probes of the selected servers, and their availability; sends no probe."""
-        entries = selected(self._core, selector)
+        entries = selected(self._core, call.selector)
         return MonitorResult(
             items=tuple(
                 Monitored.extending(item, monitor=self._observed(entry))

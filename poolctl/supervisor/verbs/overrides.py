@@ -7,18 +7,16 @@ from dataclasses import replace
 
 from poolctl.config import Finding, ServerConfig, problem_of
 from poolctl.control.answers import ErrorEntry, Result, entries
-from poolctl.control.server import Progress
 from poolctl.core.rollout import not_arrived
 from poolctl.core.state import Entry
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
-from poolctl.selection.selector import Selector, SelectorError, selection_needed
-from poolctl.values import Table
+from poolctl.selection.selector import SelectorError, selection_needed
 
 from ..active_configuration import obstacles
 from .reports import items
 from .start_checks import ensure_open_files, size
-from .verb import Operation, Verb, VerbContext, selected, with_dependents
+from .verb import Call, Operation, Verb, VerbContext, selected, with_dependents
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
 _RUNS = frozenset({"running", "draining"})
@@ -33,15 +31,15 @@ class OverrideVerbs:
         self._core = context.core
         self._configuration = context.configuration
 
-    async def scale(self, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def scale(self, call: Call) -> Result:
         """Set the number of workers of each selected server; return when that many are ready."""
-        workers = options.get("workers")
+        workers = call.options.get("workers")
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise SelectorError(
                 f"workers is {workers!r}, not a number of them",
                 hint="a whole number from 1; poolctl stop ends all of them",
             )
-        chosen = self._chosen("scale", selector, options)
+        chosen = self._chosen("scale", call)
         refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry.config, workers))}
         able = [entry for entry in chosen if entry.name not in refused]
         running = [entry for entry in able if not entry.rests]
@@ -51,7 +49,7 @@ class OverrideVerbs:
         for entry in able:
             count = None if workers == entry.config.workers else workers
             self._core.override(entry, replace(entry.overrides, workers=count))
-        code = await operation.settle(options, progress)
+        code = await operation.settle(call)
         operation.problems += [
             not_arrived(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
             for entry in able
@@ -59,9 +57,9 @@ class OverrideVerbs:
         ]
         return operation.result(chosen, code or (FAILED if operation.problems else 0))
 
-    async def drain(self, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def drain(self, call: Call) -> Result:
         """Take the selected servers out of rotation; they still answer direct requests."""
-        chosen = self._chosen("drain", selector, options)
+        chosen = self._chosen("drain", call)
         warnings = tuple(
             f"{entry.name}: is {entry.state}, {_WHEN_IT_RUNS if entry.state in _STAYS else _NEVER}"
             for entry in chosen
@@ -72,37 +70,37 @@ class OverrideVerbs:
                 self._core.override(entry, replace(entry.overrides, out=True))
         return Result(items=items(self._core, chosen), warnings=warnings)
 
-    async def undrain(self, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def undrain(self, call: Call) -> Result:
         """Take drained servers back into rotation."""
-        chosen = self._chosen("undrain", selector, options)
+        chosen = self._chosen("undrain", call)
         for entry in chosen:
             self._core.override(entry, replace(entry.overrides, out=False))
         return Result(items=items(self._core, chosen))
 
-    async def enable(self, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def enable(self, call: Call) -> Result:
         """Enable the selected servers, and start those that were disabled; return when each is ready."""
-        chosen = self._chosen("enable", selector, options)
+        chosen = self._chosen("enable", call)
         enabled = [entry for entry in chosen if entry.is_disabled]
         ensure_open_files(self._core, ((entry.config, size(entry)) for entry in enabled))
         operation = Operation(self._core, PoolStartError, enabled)
         for entry in enabled:
             self._core.enable(entry)
-        return await operation.conclude(chosen, options, progress)
+        return await operation.conclude(chosen, call)
 
-    async def disable(self, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def disable(self, call: Call) -> Result:
         """Disable the selected servers, after stopping their dependents; return when they have stopped."""
-        chosen = self._chosen("disable", selector, options)
-        also = [entry for entry in with_dependents(self._core, chosen, progress) if entry not in chosen]
+        chosen = self._chosen("disable", call)
+        also = [entry for entry in with_dependents(self._core, chosen, call.progress) if entry not in chosen]
         operation = Operation(self._core, PoolStopError, [*also, *chosen])
         for entry in also:
             self._core.stop(entry)
         for entry in chosen:
             self._core.disable(entry)
-        return await operation.conclude(chosen, options, progress)
+        return await operation.conclude(chosen, call)
 
-    async def add(self, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def add(self, call: Call) -> Result:
         """Add and start a server that is in no file; return when it is ready. 8 when its name or address is taken."""
-        table, base_dir = options.get("server"), options.get("base_dir")
+        table, base_dir = call.options.get("server"), call.options.get("base_dir")
         if not isinstance(table, dict) or not isinstance(base_dir, str):
             raise SelectorError("add: which server?", hint=_ADD_SHAPE)
         try:
@@ -121,13 +119,13 @@ class OverrideVerbs:
         self._core.override(entry)
         self._core.start(entry)
         operation = Operation(self._core, PoolStartError, [entry] if entry.wanted else [])
-        return await operation.conclude([entry], options, progress)
+        return await operation.conclude([entry], call)
 
-    async def remove(self, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def remove(self, call: Call) -> Result:
         """Stop the selected servers, their dependents first, and forget them; the result lists the removed ones."""
-        chosen = self._chosen("remove", selector, options)
-        deps = options.get("deps", True)
-        also = with_dependents(self._core, chosen, progress) if deps else chosen
+        chosen = self._chosen("remove", call)
+        deps = call.options.get("deps", True)
+        also = with_dependents(self._core, chosen, call.progress) if deps else chosen
         operation = Operation(self._core, PoolStopError, also)
         for entry in also:
             if entry not in chosen:
@@ -137,13 +135,13 @@ class OverrideVerbs:
                 self._configuration.missing.add(entry.name)
             self._core.remove(entry)
         self._core.servers.revise()  # the missing ones are saved for a successor
-        return await operation.conclude(chosen, options, progress)
+        return await operation.conclude(chosen, call)
 
-    def _chosen(self, verb: str, selector: Selector, options: Table) -> list[Entry]:
+    def _chosen(self, verb: str, call: Call) -> list[Entry]:
         """The selected entries. Raises SelectorError for no selection, unless the option `all` asks for every one."""
-        if selector.selects_all and options.get("all") is not True:
+        if call.selector.selects_all and call.options.get("all") is not True:
             raise selection_needed(verb, len(self._core.entries))
-        return selected(self._core, selector)
+        return selected(self._core, call.selector)
 
     def _not_beside(self, config: ServerConfig) -> tuple[int, list[ServerError]] | None:
         """Why the server cannot be added to those there are, with the exit code; None when it can."""

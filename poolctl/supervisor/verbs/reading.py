@@ -23,12 +23,12 @@ from poolctl.core.view import Desired
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, JournalEvent, parse_filter, recent
-from poolctl.selection.selector import Selector, SelectorError
+from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status
 from poolctl.values import Table
 
-from .reports import details, items, reporter, unwell
-from .verb import Verb, VerbContext, selected
+from .reports import details, items, unwell
+from .verb import Call, Verb, VerbContext, reporter, selected
 
 _GOALS = ("ready", "healthy", *(state.value for state in State))
 _EVENTS_SHAPE = f"since as in the journal, lines and after as numbers, kind as a list of {', '.join(KINDS)}"
@@ -42,19 +42,19 @@ class Reading:
         self._context = context
         self._core = context.core
 
-    async def listing(self, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def listing(self, call: Call) -> Result:
         """The selected servers as they are."""
-        return Result(items=items(self._core, selected(self._core, selector)))
+        return Result(items=items(self._core, selected(self._core, call.selector)))
 
-    async def show(self, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def show(self, call: Call) -> Result:
         """The selected servers with their configuration, its origins, and what happened last."""
-        entries = selected(self._core, selector)
-        reveal = options.get("reveal") is True
+        entries = selected(self._core, call.selector)
+        reveal = call.options.get("reveal") is True
         return ShowResult(items=tuple(details(self._core, entry, reveal=reveal) for entry in entries))
 
-    async def status(self, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def status(self, call: Call) -> Result:
         """Every selected server, and a summary; exit code 3 unless all that should run is ready."""
-        entries = selected(self._core, selector)
+        entries = selected(self._core, call.selector)
         should_run = [
             entry
             for entry in entries
@@ -84,10 +84,10 @@ class Reading:
             summary=summary,
         )
 
-    async def wait(self, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def wait(self, call: Call) -> Result:
         """Return when each selected server is in the state `for`; exit code 124 after the timeout."""
-        entries = selected(self._core, selector)
-        goal = str(options.get("for") or "ready")
+        entries = selected(self._core, call.selector)
+        goal = str(call.options.get("for") or "ready")
         if goal not in _GOALS:
             raise SelectorError(f"nothing can be {goal!r}", hint=f"one of: {', '.join(_GOALS)}")
         tests: dict[str, Callable[[Entry], bool]] = {
@@ -98,7 +98,7 @@ class Reading:
         test = tests.get(goal, lambda entry: entry.state == goal)
         if goal in ("ready", "healthy", "running"):
             entries = [entry for entry in entries if not entry.is_disabled]
-        late = await until(self._core, entries, test, options.get("timeout"), reporter(progress, options))
+        late = await until(self._core, entries, test, call.options.get("timeout"), reporter(call))
         # A server that runs is not kept from stopping by an earlier failure.
         hint = "poolctl stop {}" if goal == State.STOPPED else ""
         problems = [
@@ -106,25 +106,26 @@ class Reading:
             for entry in late
         ]
         return Result(
-            items=items(self._core, selected(self._core, selector)),
+            items=items(self._core, selected(self._core, call.selector)),
             errors=tuple(map(ErrorEntry.of, problems)),
             exit_code=TIMED_OUT if late else 0,
         )
 
-    async def reopen(self, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def reopen(self, call: Call) -> Result:
         """Reopen every log file; the selected servers."""
-        entries = selected(self._core, selector)
+        entries = selected(self._core, call.selector)
         if (log_files := self._core.runner.capabilities.log_files) is not None:
             await log_files.reopen_logs()
         return Result(items=items(self._core, entries))
 
-    async def events(self, selector: Selector, options: Table, progress: Progress) -> EventsResult:
+    async def events(self, call: Call) -> EventsResult:
         """Send the last `lines` matching events (10,000 at most), and with `follow` each new one.
 
         The result names the journal and the number of its last event.
         """
-        names = None if selector.selects_all else {entry.name for entry in selected(self._core, selector)}
-        wanted, lines = _wanted(names, options)
+        chosen = selected(self._core, call.selector)
+        names = None if call.selector.selects_all else {entry.name for entry in chosen}
+        wanted, lines = _wanted(names, call.options)
         events = self._context.events
         events.flush()
         if wanted.after > events.seq:
@@ -138,9 +139,9 @@ class Reading:
                 # In a thread: a journal may be large, and its disk slow. New events are queued meanwhile.
                 past = wanted._replace(until=events.seq)
                 for event in await asyncio.to_thread(recent, path, past, lines) if events.seq else ():
-                    progress(ProgressLine(event=event.to_json()))
-            if options.get("follow"):
-                await self._follow(queue, progress)
+                    call.progress(ProgressLine(event=event.to_json()))
+            if call.options.get("follow"):
+                await self._follow(queue, call.progress)
         finally:
             end()
         return EventsResult(seq=events.seq, path=path)

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Mapping
 
 from poolctl.config import TABLE_NAMES, ServerConfig
 from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult, failure
-from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.server_changes import CURRENT_CAUSE
 from poolctl.core.server_files import digests
@@ -15,14 +14,12 @@ from poolctl.core.state import Cause, Entry
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
 from poolctl.runners import withheld
-from poolctl.selection.selector import Selector
-from poolctl.values import Table
 
 from ..active_configuration import ResolvedConfig
 from .diff import Kind, Running, Written, plan
 from .reports import as_kind, items
 from .start_checks import ensure_open_files_for_all, expired
-from .verb import Operation, VerbContext
+from .verb import Call, Operation, VerbContext
 
 # The name of the pool itself in the plan; no server can have it.
 POOL = "[pool]"
@@ -37,16 +34,16 @@ class Reload:
         self._configuration = context.configuration
         self._turn = asyncio.Lock()
 
-    async def reload(self, selector: Selector, options: Table, progress: Progress) -> ReloadResult:
+    async def reload(self, call: Call) -> ReloadResult:
         """Apply the differences between the files and what is in force, or list them; refuse files with problems."""
-        force = bool(options.get("force"))
+        force = bool(call.options.get("force"))
         async with self._turn:
-            resolved = await self._configuration.read(options.get("env"), keep=self._core.entries)
+            resolved = await self._configuration.read(call.options.get("env"), keep=self._core.entries)
             changes, problems = await self._plan(resolved, force=force)
             if problems:
                 return self._refused(problems)
             lines = (*self._of_the_pool(resolved), *changes)
-            if options.get("dry_run"):
+            if call.options.get("dry_run"):
                 code = NOT_AS_DESIRED if lines else 0
                 return ReloadResult(
                     items=self._items(), exit_code=code, warnings=tuple(resolved.warnings), changes=lines
@@ -55,9 +52,9 @@ class Reload:
             applied = _Application(self._core, changes, resolved.servers)
             applied.begin(force=force)
             self._record(lines)
-            exposed = self._accept(resolved, options.get("env"), applied)
+            exposed = self._accept(resolved, call.options.get("env"), applied)
             renewal = await applied.renew()
-        code, errors, warnings = await applied.conclude(options, progress)
+        code, errors, warnings = await applied.conclude(call)
         errors += renewal
         warnings += [*self._exposed_to(exposed, applied.replaced), *resolved.warnings]
         return ReloadResult(
@@ -221,11 +218,9 @@ class _Application:
                 errors.append(as_kind(PoolRestartError, problem))
         return errors
 
-    async def conclude(self, options: Table, progress: Progress) -> tuple[int, list[ErrorEntry], list[str]]:
+    async def conclude(self, call: Call) -> tuple[int, list[ErrorEntry], list[str]]:
         """Exit code, errors and warnings, when every server has reached its goal or failed."""
-        codes = await asyncio.gather(
-            self._coming.settle(options, progress), self._going.settle(options, progress)
-        )
+        codes = await asyncio.gather(self._coming.settle(call), self._going.settle(call))
         code = TIMED_OUT if TIMED_OUT in codes else max(codes)
         return code, self._coming.errors + self._going.errors, self._coming.warnings + self._going.warnings
 

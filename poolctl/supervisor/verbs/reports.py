@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -13,18 +13,14 @@ from poolctl.control.answers import (
     Item,
     LiveChanges,
     ProbeResult,
-    ProgressLine,
-    ServerStep,
     WorkerDetails,
 )
-from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.core.view import Phase
 from poolctl.errors import PoolError, ServerError
 from poolctl.runners import withheld
 from poolctl.states import Status
-from poolctl.values import Table
 
 if TYPE_CHECKING:
     from poolctl.probes.worker_probes import WorkerProbes
@@ -88,29 +84,6 @@ def details(core: Core, entry: Entry, *, reveal: bool) -> Details:
         origin=config.origin,
         log_files=False if core.runner.capabilities.log_files is None else None,
     )
-
-
-def reporter(progress: Progress, options: Table) -> Callable[[Entry], None]:
-    """A function that sends a line of progress for each changed entry, if the client wants progress."""
-    if not options.get("progress", True):
-        return lambda entry: None
-    seen: dict[str, tuple[str, bool]] = {}
-
-    def report(entry: Entry) -> None:
-        now = (entry.state, entry.ready)
-        if seen.get(entry.name) == now:
-            return
-        seen[entry.name] = now
-        step = ServerStep(
-            name=entry.name,
-            bind=entry.config.key,
-            state=now[0],
-            ready=now[1],
-            message=entry.failure.message if entry.failure else "",
-        )
-        progress(ProgressLine(progress=step))
-
-    return report
 
 
 def disabled(entry: Entry) -> ServerError:

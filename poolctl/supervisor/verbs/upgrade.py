@@ -19,15 +19,13 @@ from poolctl.control.answers import (
     UpgradeResult,
     failure,
 )
-from poolctl.control.server import Progress
 from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
-from poolctl.selection.selector import Selector
 from poolctl.values import Table
 
 from .diff import Kind
 from .reload import Reload
-from .verb import Verb, VerbContext
+from .verb import Call, Verb, VerbContext
 
 # The next version reads configurations from the files again; overrides, such as the number of workers, are handed on.
 _HANDED_ON = Kind.OVERRIDE.value
@@ -43,26 +41,26 @@ class Upgrade:
         self._reload = reload
         self._daemon = context.daemon
 
-    async def upgrade(self, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def upgrade(self, call: Call) -> Result:
         """Refuse, with the reason, or answer and hand over. The options are those of the client's `upgrade`."""
-        version, python = str(options.get("version")), str(options.get("python"))
+        version, python = str(call.options.get("version")), str(call.options.get("python"))
         if python.split(".")[:2] != sys.version.split()[0].split(".")[:2]:
             message = f"the pool runs on Python {sys.version.split()[0]}, poolctl {version} on {python}"
             return _refused(message, "poolctl stop and poolctl start move it, and its servers pause")
-        difference = await self._differs(selector, options, progress)
-        if not difference.errors and not options.get("tried"):
-            if problem := await self._try(options):
+        difference = await self._differs(call)
+        if not difference.errors and not call.options.get("tried"):
+            if problem := await self._try(call.options):
                 return problem
             # The trial took a while, and the files may have changed.
-            difference = await self._differs(selector, options, progress)
+            difference = await self._differs(call)
         if difference.errors:
             return difference
-        self._daemon.hand_over(options["keeper"], options["supervisor"])
+        self._daemon.hand_over(call.options["keeper"], call.options["supervisor"])
         return UpgradeResult(items=difference.items, upgraded_from=os.getpid())
 
-    async def _differs(self, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def _differs(self, call: Call) -> Result:
         """The result of `reload --dry-run`; with an error if the next version would not know a running server."""
-        difference = await self._reload.reload(selector, {**options, "dry_run": True}, progress)
+        difference = await self._reload.reload(call._replace(options={**call.options, "dry_run": True}))
         if difference.errors or not any(_is_lost(change) for change in difference.changes or ()):
             return difference
         return _refused(

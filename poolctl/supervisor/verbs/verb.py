@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from poolctl.control.answers import About, ErrorEntry, ProgressLine, Result, failure
+from poolctl.control.answers import About, ErrorEntry, ProgressLine, Result, ServerStep, failure
 from poolctl.control.server import Progress
 from poolctl.core.core import Core
 from poolctl.core.rollout import Rollout
@@ -23,7 +23,7 @@ from poolctl.selection.selector import EXPRESSIONS, Selector, SelectorError, sel
 from poolctl.values import Table
 
 from ..active_configuration import ActiveConfiguration
-from .reports import as_kind, items, reporter
+from .reports import as_kind, items
 
 
 class Daemon(Protocol):
@@ -42,8 +42,15 @@ class Daemon(Protocol):
         ...
 
 
-# The selected servers, the options, and what takes lines of progress.
-Verb = Callable[[Selector, Table, Progress], Awaitable[Result]]
+class Call(NamedTuple):
+    """A request for a verb: the selected servers, the options, and what takes lines of progress."""
+
+    selector: Selector
+    options: Table
+    progress: Progress
+
+
+Verb = Callable[[Call], Awaitable[Result]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,29 @@ def selected(core: Core, selector: Selector) -> list[Entry]:
     return [entry for entry in entries if entry.name in names]
 
 
+def reporter(call: Call) -> Callable[[Entry], None]:
+    """A function that sends a line of progress for each changed entry, if the client wants progress."""
+    if not call.options.get("progress", True):
+        return lambda entry: None
+    seen: dict[str, tuple[str, bool]] = {}
+
+    def report(entry: Entry) -> None:
+        now = (entry.state, entry.ready)
+        if seen.get(entry.name) == now:
+            return
+        seen[entry.name] = now
+        step = ServerStep(
+            name=entry.name,
+            bind=entry.config.key,
+            state=now[0],
+            ready=now[1],
+            message=entry.failure.message if entry.failure else "",
+        )
+        call.progress(ProgressLine(progress=step))
+
+    return report
+
+
 class Operation(Rollout):
     """A rollout whose outcome is an answer to a client. `problems` may hold problems found before it began."""
 
@@ -101,9 +131,9 @@ class Operation(Rollout):
         for entry in self._entries:
             core.clear_warnings(entry)
 
-    async def conclude(self, chosen: list[Entry], options: Table, progress: Progress) -> Result:
+    async def conclude(self, chosen: list[Entry], call: Call) -> Result:
         """Wait until each has reached its goal or failed; the result with every failure."""
-        return self.result(chosen, await self.settle(options, progress))
+        return self.result(chosen, await self.settle(call))
 
     def result(self, chosen: list[Entry], code: int) -> Result:
         """The result, with every failure; `code` is that of `settle`."""
@@ -114,11 +144,11 @@ class Operation(Rollout):
             warnings=tuple(self.warnings),
         )
 
-    async def settle(self, options: Table, progress: Progress) -> int:
+    async def settle(self, call: Call) -> int:
         """Wait until each has reached its goal or failed; the exit code."""
-        if not options.get("wait", True):
+        if not call.options.get("wait", True):
             return 0
-        await self.wait(options.get("timeout"), reporter(progress, options))
+        await self.wait(call.options.get("timeout"), reporter(call))
         found = (self.problem(entry) for entry in self._entries)
         self.problems += [problem for problem in found if problem is not None]
         return TIMED_OUT if self.missing else FAILED if self.problems else 0

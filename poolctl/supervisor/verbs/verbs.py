@@ -22,7 +22,7 @@ from poolctl.values import Table, Value
 from ..active_configuration import ActiveConfiguration
 from . import lifecycle, reading
 from .start_checks import TooManyOpenFiles
-from .verb import Daemon, NothingMatched, Verb, VerbContext, match
+from .verb import Call, Daemon, NothingMatched, Verb, VerbContext, match
 
 _PACKAGE = __package__ or ""
 _SHAPE = "objects, with timeout in seconds and env as a table"
@@ -86,9 +86,10 @@ class Verbs:
             return _failed(USAGE, message, f"it knows: {known}")
         try:
             options = _options(request.body)
-            selector = Selector.from_dict(request.body.get("selector") or {})
-            work = partial(self.perform, request.verb, selector, options, progress)
-            return await audited(self._context.events, request, selector, options, work)
+            call = Call(Selector.from_dict(request.body.get("selector") or {}), options, progress)
+            return await audited(
+                self._context.events, request, call, partial(self.perform, request.verb, call)
+            )
         except SelectorError as wrong:
             return _failed(USAGE, wrong.message, wrong.hint)
         except NothingMatched as nothing:
@@ -99,11 +100,11 @@ class Verbs:
                 return refused.result
             return refused.result.but(ended=True, keeper_pid=self._daemon.shut_down())
 
-    async def perform(self, verb: str, selector: Selector, options: Table, progress: Progress) -> Result:
+    async def perform(self, verb: str, call: Call) -> Result:
         """The result of one verb. Raises SelectorError for wrong options, NothingMatched."""
         assert self._knows(verb)
-        await match(self._core, selector)
-        return await self._verbs[verb](selector, options, progress)
+        await match(self._core, call.selector)
+        return await self._verbs[verb](call)
 
     def end(self) -> None:
         """End the streams of events, because the supervisor ends."""
@@ -138,18 +139,18 @@ def modules() -> list[str]:
     return [f"{_PACKAGE}.{name}" for name in sorted(names - {"__init__"})]
 
 
-async def _no_gateway(selector: Selector, options: Table, progress: Progress) -> Result:
+async def _no_gateway(call: Call) -> Result:
     """No route and no host: this version has no gateway."""
     return Result()
 
 
-async def audited(events: Events, request: Request, selector: Selector, options: Table, work: Work) -> Result:
+async def audited(events: Events, request: Request, call: Call, work: Work) -> Result:
     """The result of the command, which is recorded at its beginning and at its end, whatever that is."""
-    if request.verb not in AUDITED or options.get("dry_run"):
+    if request.verb not in AUDITED or call.options.get("dry_run"):
         return await work()
     by = peer(request)
-    message = " ".join([request.verb, *_words(selector), *_details(request.verb, options)])
-    given, recorded = _given(selector), _recorded(options)
+    message = " ".join([request.verb, *_words(call.selector), *_details(request.verb, call.options)])
+    given, recorded = _given(call.selector), _recorded(call.options)
     events.record("audit", request.verb, message=message, by=by, selection=given, options=recorded)
     begun, is_abandoned = time.monotonic(), False
     outcome = _failed(FAILED, "an internal error of the supervisor")

@@ -17,6 +17,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.active_configuration import ActiveConfiguration, ResolvedConfig
 from poolctl.supervisor.takeover.state_store import StateStore
+from poolctl.supervisor.verbs.verb import Call
 from poolctl.supervisor.verbs.verbs import Verbs
 from tests.unit.supervisor.slow_runner import SlowRunner
 
@@ -73,7 +74,7 @@ class Desk:
 
     async def ask(self, verb: str, *targets: str, **options: Any) -> dict[str, Any]:
         selector = Selector.from_dict({"targets": list(targets)})
-        answer = await self.verbs.perform(verb, selector, options, lambda line: None)
+        answer = await self.verbs.perform(verb, Call(selector, options, lambda line: None))
         return answer.to_json()
 
     def begin(self, verb: str, *targets: str, **options: Any) -> asyncio.Task[dict[str, Any]]:

@@ -329,7 +329,7 @@ class Greeting(Result):
 
 
 def verbs(context):
-    async def greet(selector, options, progress):
+    async def greet(call):
         return Greeting(words=tuple(f"hello {name}" for name in context.core.entries))
 
     return {"greet": greet}
