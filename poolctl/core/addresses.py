@@ -20,7 +20,7 @@ from .view import LEAVING, Listener
 
 def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
     """Whether both are served from the same listening sockets, opened in the same way."""
-    return (
+    return one is other or (
         tuple(one.address) == tuple(other.address)  # of one or of two families
         and bool(one.command) is bool(other.command)
         and one.binds_itself is other.binds_itself

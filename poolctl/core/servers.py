@@ -106,13 +106,13 @@ class Servers:
 
     def dependencies(self, entry: Entry) -> list[Entry]:
         """The servers that it depends on directly."""
-        found = (self.entries.get(dependency.name) for dependency in entry.config.depends_on)
-        return [dependency for dependency in found if dependency is not None]
+        needed = entry.config.depends_on
+        return [self.entries[each.name] for each in needed if each.name in self.entries] if needed else []
 
     def dependents(self, entry: Entry) -> list[Entry]:
         """The servers that depend on it directly."""
-        found = (self.entries.get(name) for name in self._dependents.get(entry.name, ()))
-        return [dependent for dependent in found if dependent is not None]
+        names = self._dependents.get(entry.name)
+        return [self.entries[name] for name in names if name in self.entries] if names else []
 
     def closure(self, entries: Iterable[Entry], step: Callable[[Entry], list[Entry]]) -> list[Entry]:
         """The entries and all that is reached from them by `step`, in the order of the file."""

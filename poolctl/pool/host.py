@@ -17,7 +17,7 @@ from poolctl.core.rollout import until
 from poolctl.core.server_changes import Event
 from poolctl.core.state import Entry
 from poolctl.core.trace import Trace
-from poolctl.core.view import LEAVING, Listener, Phase
+from poolctl.core.view import LEAVING, Listener, Phase, state_of
 from poolctl.errors import ServerError
 from poolctl.runners.protocol import Placement, Runner
 from poolctl.states import State, Status
@@ -125,8 +125,9 @@ class Handle:
         """Note how it is now."""
         with LOCK:
             self.observed = observed
-            health = observed.health.value
-            self.availability.note(self._clock.monotonic(), state=observed.state.value, health=health)
+            state, health, known = observed.state.value, observed.health.value, self.availability
+            if (state, health) != (known.state, known.health):
+                known.note(self._clock.monotonic(), state=state, health=health)
 
     def refuse(self, error: ServerError | None) -> None:
         """Let it count as failed, unless it runs; with None it is only stopped."""
@@ -262,18 +263,18 @@ class Host:
             self.engine.release()
 
     def _observed(self, handle: Handle, entry: Entry) -> Snapshot:
-        view = entry.view(may_start=True, may_stop=True)
-        if view.desired.rests and not view.workers and handle.refusal is not None:
+        if entry.rests and not entry.workers and handle.refusal is not None:
             return Snapshot(State.FAILED, message=handle.refusal.message)
+        state, is_ready = state_of(entry), entry.ready
         ready = [worker for worker in entry.workers.values() if worker.phase is Phase.READY]
         probed = any(worker.config.health.probed for worker in ready)
         listening = entry.bound if entry.listener is Listener.OPEN else None
         return Snapshot(
-            state=view.state,
-            ready=view.ready,
+            state=state,
+            ready=is_ready,
             probed=probed,
-            health=entry.health if probed else Status.OK if view.ready else Status.UNKNOWN,
-            message=_message(entry, view.state),
+            health=entry.health if probed else Status.OK if is_ready else Status.UNKNOWN,
+            message=_message(entry, state),
             pids=tuple(dict.fromkeys(entry.pids)),
             endpoints=self.core.endpoints(listening) if listening is not None else (),
             ready_since=min(
