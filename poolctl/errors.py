@@ -35,7 +35,7 @@ class ServerError(Exception):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}>"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, str | int]:
         """The error as the JSON of the command line shows it."""
         return {
             "code": self.code,
@@ -82,9 +82,9 @@ class PoolError(ExceptionGroup[ServerError]):
         hidden = len(self.exceptions) - SHOWN_CHILDREN
         return f"{self.message}: {shown}" + (f"; and {hidden} more" if hidden > 0 else "")
 
-    def to_list(self) -> list[dict[str, Any]]:
+    def to_list(self) -> list[dict[str, str | int]]:
         """The children as the JSON of the command line shows them, nested groups flattened."""
-        found: list[dict[str, Any]] = []
+        found: list[dict[str, str | int]] = []
         for child in self.exceptions:
             if isinstance(child, PoolError):
                 found += child.to_list()

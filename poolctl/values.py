@@ -16,22 +16,15 @@ except ImportError:  # not CPython
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, NamedTuple, Self, dataclass_transform
+    from typing import Any, Self, dataclass_transform
 
     Table = dict[str, Any]  # what is JSON already: a configuration, an event
-    Form = Callable[[Any], Any]
+    Form = Callable[[Any], object]
+    Types = type | tuple[type, ...]
 
-    class FieldForm(NamedTuple):
-        """A field: its setter, what stands for a missing value, the types that JSON may have there, what makes a
-        value of one, what makes JSON of a value (None: as it is), and whether it is left out while it is None."""
-
-        name: str
-        put: Callable[[object, object], None]
-        missing: object
-        accepted: Any
-        make: Form | None
-        write: Form | None
-        optional: bool
+    # A field: its name, its setter, what stands for a missing value, the types that JSON may have there, what makes a
+    # value of one, what makes JSON of a value (None: as it is), and whether it is left out while it is None.
+    FieldForm = tuple[str, Callable[[object, object], None], object, Types, Form | None, Form | None, bool]
 else:
     Table = dict
 
@@ -42,7 +35,7 @@ else:
 
 _REQUIRED = object()
 _NOTHING: dict[str, object] = {"str": "", "int": 0, "float": 0.0, "bool": False, "Table": {}}
-_PLAIN: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "Table": dict}
+_PLAIN: dict[str, Types] = {"str": str, "int": int, "float": (int, float), "bool": bool, "Table": dict}
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -53,7 +46,7 @@ class ValueType(type):
     annotations: dict[str, tuple[str, str]]  # each with the module in which it is to be understood
     forms: tuple[FieldForm, ...] | None
 
-    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> ValueType:
+    def __new__(cls, name: str, bases: tuple[type, ...], namespace: Table) -> ValueType:
         base = bases[0] if bases else None
         annotations = dict(base.annotations) if isinstance(base, ValueType) else {}
         defaults = dict(base.defaults) if isinstance(base, ValueType) else {}
@@ -125,7 +118,7 @@ class Value(metaclass=ValueType):
         return table
 
     @classmethod
-    def from_json(cls, table: Mapping[str, Any]) -> Self:
+    def from_json(cls, table: Mapping[str, object]) -> Self:
         """The value that a document holds. Raises ValueError for a field of another type."""
         made = cls.__new__(cls)
         for name, put, missing, accepted, make, _, _ in cls.forms or _forms(cls):
@@ -147,7 +140,7 @@ def _fields(value: Value) -> dict[str, object]:
 
 def _forms(kind: ValueType) -> tuple[FieldForm, ...]:
     """How each field is read and written; made when the first value of the class is."""
-    found: list[Any] = []
+    found: list[FieldForm] = []
     for name, (annotation, module) in kind.annotations.items():
         default = kind.defaults[name]
         put = next(vars(each)[name] for each in kind.__mro__ if name in vars(each)).__set__
@@ -162,7 +155,7 @@ def _forms(kind: ValueType) -> tuple[FieldForm, ...]:
     return kind.forms
 
 
-def _form(word: str, names: Mapping[str, Any]) -> tuple[object, Any, Form | None, Form | None]:
+def _form(word: str, names: Table) -> tuple[object, Types, Form | None, Form | None]:
     """Of a type: what stands for a missing value, the types in JSON, what makes a value of JSON, and the reverse."""
     if word.startswith("tuple["):
         element = word.removeprefix("tuple[").removesuffix(", ...]")
@@ -170,7 +163,7 @@ def _form(word: str, names: Mapping[str, Any]) -> tuple[object, Any, Form | None
         if element.endswith(" | None"):
             accepted = (accepted, type(None)) if isinstance(accepted, type) else (*accepted, type(None))
 
-        def elements(given: list[Any]) -> tuple[Any, ...]:
+        def elements(given: list[object]) -> tuple[object, ...]:
             if not all(isinstance(each, accepted) for each in given):
                 raise ValueError(f"{given!r} has elements of another type")
             return tuple(given if make is None else map(make, given))
@@ -214,7 +207,7 @@ def loads(text: str | bytes) -> Any:
     return value
 
 
-def dumps(value: object, *, default: Callable[[Any], object] | None = None) -> str:
+def dumps(value: object, *, default: Form | None = None) -> str:
     """The value as a JSON document on one line; `default` makes something of what JSON has no form for."""
     if _json is None:
         import json
