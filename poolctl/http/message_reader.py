@@ -248,14 +248,8 @@ class ResponseReader(MessageReader):
     _interim = 0
     _truncated = False
 
-    def __init__(
-        self,
-        *,
-        head_only: bool = False,
-        max_head_bytes: int = MAX_HEAD_BYTES,
-        max_body_bytes: int | None = None,
-    ) -> None:
-        super().__init__(max_head_bytes=max_head_bytes, max_body_bytes=max_body_bytes)
+    def __init__(self, *, head_only: bool = False, max_body_bytes: int | None = None) -> None:
+        super().__init__(max_body_bytes=max_body_bytes)
         self._head_only = head_only
 
     @property

@@ -1,10 +1,19 @@
-"""Time as a parameter."""
+"""Time that a test moves, a rate limit, and a watchdog that waits only while it runs itself."""
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from poolctl.clock import ManualClock, SystemClock
+from poolctl.clock import (
+    FIRST_MESSAGE_SECONDS,
+    PING_SECONDS,
+    SILENT_SECONDS,
+    ManualClock,
+    SystemClock,
+    Watchdog,
+)
 
 
 def test_the_systems_time_goes_on() -> None:
@@ -23,3 +32,74 @@ def test_manual_clock_moves_only_when_advanced() -> None:
 def test_time_does_not_go_back() -> None:
     with pytest.raises(ValueError, match="does not go back"):
         ManualClock().advance(-1)
+
+
+def silent_at(watchdog: Watchdog, until: float) -> float | None:
+    """When it is given up by one who looks whenever it is due; None if not until then."""
+    while (now := watchdog.due) <= until:
+        if watchdog.is_silent(now):
+            return now
+        watchdog.should_ping(now)
+    return None
+
+
+def test_first_message_may_take_long() -> None:
+    watchdog = Watchdog(100.0)
+    assert not watchdog.should_ping(100.0 + SILENT_SECONDS)
+    assert silent_at(watchdog, 1000.0) == pytest.approx(100.0 + FIRST_MESSAGE_SECONDS)
+
+
+def test_quiet_process_is_pinged_once() -> None:
+    watchdog = Watchdog(0.0)
+    watchdog.received(1.0)
+    assert watchdog.due == 1.0 + PING_SECONDS
+    assert not watchdog.should_ping(1.0 + PING_SECONDS - 0.1)
+    assert watchdog.should_ping(1.0 + PING_SECONDS)
+    assert not watchdog.should_ping(1.0 + PING_SECONDS)
+    assert silent_at(watchdog, 1000.0) == pytest.approx(1.0 + PING_SECONDS + SILENT_SECONDS)
+
+
+def test_early_ping_is_sent_at_once() -> None:
+    watchdog = Watchdog(0.0)
+    watchdog.received(1.0)
+    assert watchdog.should_ping(2.0, early=True)
+    assert silent_at(watchdog, 1000.0) == pytest.approx(2.0 + SILENT_SECONDS)
+
+
+def test_any_message_counts_as_an_answer() -> None:
+    watchdog = Watchdog(0.0)
+    watchdog.received(1.0)
+    assert watchdog.should_ping(10.0)
+    assert silent_at(watchdog, 19.0) is None
+    watchdog.received(19.9)
+    assert not watchdog.is_silent(1000.0)
+    assert watchdog.waited_seconds == 0
+    assert watchdog.should_ping(1000.0)
+    assert silent_at(watchdog, 2000.0) == pytest.approx(1000.0 + SILENT_SECONDS)
+
+
+@pytest.mark.parametrize("began", [0.0, 0.5, 3.0, 9.5])
+def test_pause_of_the_watching_process_does_not_count(began: float) -> None:
+    watchdog = Watchdog(0.0)
+    watchdog.received(0.0)
+    assert watchdog.should_ping(10.0)
+    assert silent_at(watchdog, 10.0 + began) is None
+    awake = 10.0 + began + 3600.0
+    # What it answered meanwhile is read next. If it has not, it has the rest of its time.
+    assert not watchdog.is_silent(awake)
+    given_up = silent_at(watchdog, awake + SILENT_SECONDS)
+    assert given_up is not None
+    assert given_up >= awake + SILENT_SECONDS - began
+
+
+def test_repeated_pauses_do_not_count() -> None:
+    chance = random.Random(1)
+    watchdog = Watchdog(0.0)
+    watchdog.received(0.0)
+    assert watchdog.should_ping(5.0)
+    ran, now = 0.0, 5.0
+    while not watchdog.is_silent(now):
+        paused = chance.choice((0.0, 0.0, 7.0, 600.0))
+        ran += 0.0 if paused else watchdog.due - now
+        now = watchdog.due + paused
+    assert ran == pytest.approx(SILENT_SECONDS)

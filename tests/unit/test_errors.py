@@ -53,7 +53,7 @@ def test_an_error_without_children_is_its_own_child() -> None:
     ]
 
 
-def test_the_text_tells_the_first_children() -> None:
+def test_text_of_a_group_names_the_first_children() -> None:
     error = PoolStartError("5 servers failed", [ServerError("x", name=f"s{n}") for n in range(5)])
     assert str(error) == "5 servers failed: s0: x; s1: x; s2: x; and 2 more"
     assert str(ServerError("x", bind="127.0.0.1:80")) == "127.0.0.1:80: x"

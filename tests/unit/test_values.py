@@ -32,7 +32,7 @@ def test_invalid_json_is_a_value_error(text: str | bytes) -> None:
         values.loads(text)
 
 
-def test_what_has_no_form_in_json_takes_that_of_the_default() -> None:
+def test_value_without_a_json_form_takes_that_of_the_default() -> None:
     assert values.dumps([{1}], default=sorted) == "[[1]]"
     with pytest.raises(TypeError, match="a set has no form in JSON"):
         values.dumps({1})

@@ -75,7 +75,7 @@ def test_response_is_read_the_same_whole_and_in_pieces(case: ResponseCase) -> No
 
 @given(st.sampled_from([case for case in REQUESTS if len(case.data) <= SMALL_BYTES]), st.data())
 @settings(max_examples=300)
-def test_it_does_not_matter_where_a_request_is_cut(case: RequestCase, data: st.DataObject) -> None:
+def test_request_is_read_the_same_wherever_it_is_cut(case: RequestCase, data: st.DataObject) -> None:
     at = data.draw(st.integers(1, len(case.data)))
     cut = [piece for piece in (case.data[:at], case.data[at:]) if piece]
     assert read_request(cut) == (case.status, case.body, case.rest)

@@ -165,7 +165,7 @@ def test_answer_is_given_up_when_its_client_goes_away(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_client_that_does_not_read_is_let_go_of(tmp_path: Path) -> None:
+def test_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with served(tmp_path / "s"):
             body = b"x" * 60_000

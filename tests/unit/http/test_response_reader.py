@@ -24,7 +24,7 @@ CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
         CHUNKED + b"6\r\nxxxxxx\r\n" * 3,
     ],
 )
-def test_of_a_body_that_is_too_long_the_beginning_is_kept(data: bytes) -> None:
+def test_beginning_of_a_body_that_is_too_long_is_kept(data: bytes) -> None:
     reader = ResponseReader(max_body_bytes=10)
     assert reader.feed(data)
     assert (reader.body, reader.reusable) == (b"x" * 10, False)

@@ -46,7 +46,7 @@ def test_handed_over_connection_is_taken_with_its_unread_bytes(pair: Pair) -> No
 
 
 @pytest.mark.parametrize(("until", "asked"), [(None, False), (12.5, False), (12.5, True)])
-def test_a_connection_takes_the_time_that_its_client_has_left_along(
+def test_handed_over_connection_keeps_its_clients_remaining_time(
     pair: Pair, until: float | None, asked: bool
 ) -> None:
     client, accepted = socket.socketpair()
@@ -62,7 +62,7 @@ def test_a_connection_takes_the_time_that_its_client_has_left_along(
 
 
 @pytest.mark.parametrize("until", ["soon", None, [], float("nan"), float("inf"), 10**400])
-def test_an_invalid_time_is_ignored(pair: Pair, until: object) -> None:
+def test_invalid_remaining_time_is_ignored(pair: Pair, until: object) -> None:
     client, accepted = socket.socketpair()
     with client, accepted:
         wire.send(pair[0], {"t": "conn", "until": until}, [accepted.fileno()])
@@ -73,7 +73,7 @@ def test_an_invalid_time_is_ignored(pair: Pair, until: object) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_what_is_no_connection_is_an_error_and_leaves_nothing_open(pair: Pair, count: int) -> None:
+def test_message_that_is_no_connection_is_an_error_and_leaves_nothing_open(pair: Pair, count: int) -> None:
     message = {"t": "conn"} if count != 1 else {"t": "something"}
     wire.send(pair[0], message, [pair[0].fileno()] * count)
     with pytest.raises(wire.WireError):
@@ -99,7 +99,7 @@ def test_descriptor_that_is_no_connected_stream_is_closed(pair: Pair) -> None:
             handover.take(pair[1])
 
 
-def test_nothing_waits_for_a_pair_that_an_application_has_made_blocking(pair: Pair) -> None:
+def test_pair_that_an_application_has_made_blocking_blocks_no_call(pair: Pair) -> None:
     for end in pair:
         os.set_blocking(end.fileno(), True)
     with pytest.raises(BlockingIOError):
@@ -126,7 +126,7 @@ def test_close_does_not_wait_for_a_connection_that_is_to_linger() -> None:
         assert time.monotonic() - began < 10
 
 
-def test_without_room_for_it_a_connection_waits(pair: Pair) -> None:
+def test_connection_waits_when_there_is_no_room_for_its_descriptor(pair: Pair) -> None:
     client, accepted = socket.socketpair()
     with client, accepted:
         handover.give(pair[0], accepted.fileno())

@@ -1,11 +1,14 @@
-"""Orphans are found by sockets in their pool's directory, all are asked at once, and none is trusted."""
+"""Processes and desired state that outlive keeper and supervisor are found in the pool's directory."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
 from pathlib import Path
+
+import pytest
 
 from poolctl.keeper import rendezvous, wire
 from poolctl.platform import peer_credentials
@@ -17,7 +20,7 @@ def listening(directory: Path, kind: str = rendezvous.WORKER) -> tuple[socket.so
     return sock, path
 
 
-def test_what_listens_is_found_and_what_is_bound_only_is_not(tmp_path: Path) -> None:
+def test_listening_socket_is_found_and_one_that_is_only_bound_is_not(tmp_path: Path) -> None:
     bound, path = rendezvous.bind(str(tmp_path), rendezvous.WORKER)
     with bound:
         assert os.path.dirname(path) == str(tmp_path)
@@ -64,7 +67,7 @@ def test_listener_that_has_connections_is_still_found(tmp_path: Path) -> None:
             assert rendezvous.find(str(tmp_path), rendezvous.WORKER) == [path]
 
 
-def test_all_are_asked_at_once_and_those_that_say_nothing_cost_one_deadline(tmp_path: Path) -> None:
+def test_sockets_are_asked_at_once_and_silent_ones_cost_one_deadline(tmp_path: Path) -> None:
     silent = [listening(tmp_path)[0] for _ in range(20)]
     speaking = [listening(tmp_path)[0] for _ in range(3)]
     rude, _ = listening(tmp_path)
@@ -118,3 +121,34 @@ def test_message_that_is_none_or_too_large_is_no_answer_and_leaves_no_descriptor
         socket.send_fds(theirs, [b"{}"], [0] * 200)
         assert rendezvous.receive(ours) is None
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_last_desired_state_is_read_until_it_is_removed(tmp_path: Path) -> None:
+    assert rendezvous.read_desired(str(tmp_path)) == {}
+    rendezvous.write_desired(str(tmp_path), b'{"servers": {}}')
+    rendezvous.write_desired(str(tmp_path), b'{"servers": {"web": {"count": 2}}}')
+    assert rendezvous.read_desired(str(tmp_path)) == {"servers": {"web": {"count": 2}}}
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    rendezvous.remove_desired(str(tmp_path))
+    rendezvous.remove_desired(str(tmp_path))
+    assert rendezvous.read_desired(str(tmp_path)) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_desired_state_is_empty_after_a_boot(tmp_path: Path) -> None:
+    rendezvous.write_desired(str(tmp_path), b'{"servers": {}}')
+    (path,) = tmp_path.iterdir()
+    written = json.loads(path.read_text())
+    boot, first = written["life"]
+    for another in (["0-0", first], [boot, first + 1]):
+        path.write_text(json.dumps({**written, "life": another}))
+        assert rendezvous.read_desired(str(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"life": 1', '{"life": null, "left": {}}', "\xff"])
+def test_unreadable_desired_state_is_empty(tmp_path: Path, text: str) -> None:
+    rendezvous.write_desired(str(tmp_path), b"{}")
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(text.encode("latin-1"))
+    assert rendezvous.read_desired(str(tmp_path)) == {}

@@ -17,7 +17,7 @@ def shutdown(directory: Path) -> Shutdown:
     return Shutdown(store, Reaper(), str(directory))
 
 
-def test_a_supervisor_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
+def test_supervisor_that_does_not_confirm_a_shutdown_is_not_waited_for(tmp_path: Path) -> None:
     end = shutdown(tmp_path)
     assert not end.check(1e9, 0)
     end.begin(100.0)
@@ -29,7 +29,7 @@ def test_a_supervisor_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> 
     assert end.check(100.0 + ANSWER_SECONDS, 0), "nobody is there"
 
 
-def test_one_that_stops_the_pool_has_as_long_as_its_servers_may_take(tmp_path: Path) -> None:
+def test_supervisor_that_confirms_a_shutdown_gets_the_time_of_its_servers(tmp_path: Path) -> None:
     for said, limit in ((0.0, STOP_SECONDS), (1.0, STOP_SECONDS), (90.0, 90.0)):
         end = shutdown(tmp_path)
         end.begin(100.0)

@@ -116,7 +116,7 @@ def test_the_largest_message_and_the_most_descriptors_pass_and_one_more_does_not
             wire.send(here, {}, [0] * (wire.MAX_DESCRIPTORS + 1))
 
 
-def test_the_end_is_none_and_what_was_sent_before_it_still_arrives() -> None:
+def test_end_of_file_is_none_after_every_message_sent_before_it() -> None:
     here, there = wire.pair()
     with there:
         wire.send(here, {"last": True})
@@ -125,7 +125,7 @@ def test_the_end_is_none_and_what_was_sent_before_it_still_arrives() -> None:
         assert wire.receive(there) is None
 
 
-def test_an_empty_non_blocking_socket_says_so() -> None:
+def test_empty_socket_raises_instead_of_waiting() -> None:
     here, there = wire.pair()
     with here, there:
         there.setblocking(False)
@@ -133,7 +133,7 @@ def test_an_empty_non_blocking_socket_says_so() -> None:
             wire.receive(there)
 
 
-def test_a_full_socket_says_so_instead_of_waiting() -> None:
+def test_full_socket_raises_instead_of_waiting() -> None:
     here, there = wire.pair()
 
     def fill() -> None:
@@ -172,7 +172,7 @@ def test_closing_an_unexpected_connection_with_linger_does_not_block() -> None:
         assert time.monotonic() - began < 10
 
 
-def test_close_waits_for_nothing_that_was_never_received() -> None:
+def test_close_does_not_wait_for_connections_in_unread_messages() -> None:
     here, there = wire.pair()
     client, accepted = _lingering()
     with here, client:

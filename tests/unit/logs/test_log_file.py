@@ -49,7 +49,7 @@ def test_a_line_longer_than_the_limit_has_a_file_of_its_own(path: Path) -> None:
     assert contents(path) == {"web.log": "b\n", "web.log.1": "longer than that\n", "web.log.2": "a\n"}
 
 
-def test_only_so_many_old_files_are_kept_also_when_that_was_more_before(path: Path) -> None:
+def test_surplus_old_files_are_removed_when_fewer_are_to_be_kept(path: Path) -> None:
     many = LogFile(str(path), max_size_bytes=2, keep=4)
     many.append(b"1\n2\n3\n4\n5\n6\n")
     many.close()
@@ -199,7 +199,7 @@ def test_a_link_of_another_user_leads_nowhere(tmp_path: Path) -> None:
     assert not (tmp_path / "precious").exists()
 
 
-def test_when_it_cannot_be_rotated_the_file_grows_instead_of_losing_lines(path: Path) -> None:
+def test_file_that_cannot_be_rotated_grows_and_loses_no_line(path: Path) -> None:
     clock = ManualClock()
     file = LogFile(str(path), max_size_bytes=4, keep=1, clock=clock)
     file.append(b"one\n")

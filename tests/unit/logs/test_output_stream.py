@@ -81,7 +81,7 @@ EXPECTED = ["0 earlier", *LINES.decode().splitlines(), "9 later"]
 
 
 @pytest.mark.parametrize("stored", range(0, len(BLOCK) + 1, 7))
-def test_killed_while_storing_every_line_is_there_once(interrupted: Interrupted, stored: int) -> None:
+def test_logger_killed_while_storing_leaves_every_line_once(interrupted: Interrupted, stored: int) -> None:
     interrupted.path.write_bytes(as_text(b"0 earlier\n", stamp(NOW - 1)) + BLOCK[:stored])
     os.write(interrupted.write, LINES + b"9 later\n")
     interrupted.note.begin("web.0", stamp(NOW), LINES)
@@ -89,7 +89,7 @@ def test_killed_while_storing_every_line_is_there_once(interrupted: Interrupted,
     assert interrupted.texts() == EXPECTED
 
 
-def test_killed_after_taking_the_lines_they_are_not_waited_for(interrupted: Interrupted) -> None:
+def test_logger_killed_after_taking_lines_does_not_wait_for_them(interrupted: Interrupted) -> None:
     interrupted.path.write_bytes(as_text(b"0 earlier\n", stamp(NOW - 1)) + BLOCK)
     os.write(interrupted.write, b"9 later\n")
     interrupted.note.begin("web.0", stamp(NOW), LINES)
@@ -98,9 +98,7 @@ def test_killed_after_taking_the_lines_they_are_not_waited_for(interrupted: Inte
 
 
 @pytest.mark.parametrize("taken", [len(LINES), len(LINES) - 1, 1])
-def test_killed_after_taking_lines_the_same_ones_that_follow_are_not_taken_for_them(
-    interrupted: Interrupted, taken: int
-) -> None:
+def test_equal_lines_after_those_of_a_killed_logger_are_kept(interrupted: Interrupted, taken: int) -> None:
     interrupted.path.write_bytes(as_text(b"0 earlier\n", stamp(NOW - 1)) + BLOCK)
     os.write(interrupted.write, LINES)
     interrupted.note.begin("web.0", stamp(NOW), LINES)
@@ -113,7 +111,7 @@ def test_killed_after_taking_lines_the_same_ones_that_follow_are_not_taken_for_t
 
 
 @pytest.mark.parametrize("stored", range(0, 40, 3))
-def test_killed_at_the_last_words_that_have_no_end_they_are_there_once(
+def test_logger_killed_at_an_incomplete_last_line_leaves_it_once(
     interrupted: Interrupted, stored: int
 ) -> None:
     interrupted.path.write_bytes(as_text(b"last words\n", stamp(NOW))[:stored])
@@ -146,7 +144,7 @@ def test_a_line_that_never_ends_is_stored_in_parts(interrupted: Interrupted) -> 
     assert [len(text) for text in interrupted.texts()] == [65536, 65536]
 
 
-def test_where_a_pipe_may_not_grow_the_rest_of_a_long_line_finds_room(interrupted: Interrupted) -> None:
+def test_long_line_is_stored_whole_where_its_pipe_may_not_grow(interrupted: Interrupted) -> None:
     class Narrow(PipeReader):
         def enlarge(self, fd: int) -> bool:
             return False
@@ -165,7 +163,9 @@ def test_where_a_pipe_may_not_grow_the_rest_of_a_long_line_finds_room(interrupte
 
 
 @pytest.mark.parametrize("stored", range(1, 9))
-def test_killed_between_two_files_every_line_is_there_once(interrupted: Interrupted, stored: int) -> None:
+def test_logger_killed_between_two_files_leaves_every_line_once(
+    interrupted: Interrupted, stored: int
+) -> None:
     whole = BLOCK.splitlines(keepends=True)
     interrupted.max_size_bytes = 2 * len(whole[0])
     file = LogFile(str(interrupted.path), max_size_bytes=interrupted.max_size_bytes, keep=9)
@@ -183,7 +183,7 @@ def test_killed_between_two_files_every_line_is_there_once(interrupted: Interrup
     assert interrupted.texts() == EXPECTED
 
 
-def test_the_note_of_another_stream_is_none(interrupted: Interrupted) -> None:
+def test_note_of_another_stream_is_ignored(interrupted: Interrupted) -> None:
     os.write(interrupted.write, LINES)
     interrupted.note.begin("web.1", stamp(NOW), LINES)
     interrupted.recover()
@@ -201,7 +201,7 @@ def test_a_line_stays_in_the_pipe_until_it_is_whole(interrupted: Interrupted) ->
     assert interrupted.texts() == ["one", "half"]
 
 
-def test_a_note_that_makes_no_sense_is_none(interrupted: Interrupted) -> None:
+def test_invalid_note_is_ignored(interrupted: Interrupted) -> None:
     fd = os.memfd_create("note")
 
     def found() -> Move | None:

@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 
 class TestTail:
-    def test_goes_back_into_rotated_files(self, path: Path) -> None:
+    def test_tail_goes_back_into_rotated_files(self, path: Path) -> None:
         file = LogFile(str(path), max_size_bytes=80, keep=5)
         file.append(b"".join(at(second, f"line {second}") for second in range(9)))
         file.close()
@@ -41,10 +41,10 @@ class TestTail:
         assert texts(tail(str(path), 4)) == ["line 5", "line 6", "line 7", "line 8"]
         assert texts(tail(str(path), None)) == [f"line {number}" for number in range(9)]
 
-    def test_of_a_missing_file_is_empty(self, path: Path) -> None:
+    def test_tail_of_a_missing_file_is_empty(self, path: Path) -> None:
         assert tail(str(path), 10) == []
 
-    def test_ends_where_lines_are_too_old(self, path: Path) -> None:
+    def test_tail_ends_where_lines_are_too_old(self, path: Path) -> None:
         path.write_bytes(at(1, "old") + at(2, "new") + b"continued\n" + at(3, "newest"))
         assert texts(tail(str(path), None, since=stamp(2))) == ["new", "continued", "newest"]
 
@@ -52,7 +52,7 @@ class TestTail:
         path.write_bytes(at(1, "one") + b"two\n")
         assert {line.time for line in tail(str(path), 2)} == {stamp(1)}
 
-    def test_is_the_same_when_the_files_are_rotated_meanwhile(self, path: Path) -> None:
+    def test_tail_is_the_same_when_the_files_are_rotated_meanwhile(self, path: Path) -> None:
         path.write_bytes(at(1, "one"))
         log = read_module.OpenLog(str(path))
         path.rename(f"{path}.1")
@@ -60,7 +60,7 @@ class TestTail:
         assert texts(log.tail(None)) == ["one"]
         log.close()
 
-    def test_gives_a_file_that_is_seen_under_two_names_once(self, path: Path) -> None:
+    def test_file_seen_under_two_names_is_read_once(self, path: Path) -> None:
         path.write_bytes(at(1, "one"))
         Path(f"{path}.1").hardlink_to(path)
         assert texts(tail(str(path), None)) == ["one"]
@@ -71,7 +71,7 @@ class TestTail:
         st.booleans(),
         st.integers(1, 20),
     )
-    def test_finds_the_lines_wherever_the_blocks_end(
+    def test_tail_finds_the_lines_wherever_blocks_end(
         self, tmp_path_factory: pytest.TempPathFactory, lines: list[str], count: int, ended: bool, block: int
     ) -> None:
         path = tmp_path_factory.mktemp("tail") / "x.log"
@@ -86,7 +86,7 @@ class TestTail:
             read_module._BLOCK_BYTES = before
         assert found == expected
 
-    def test_of_several_logs_is_in_the_order_of_time(self, tmp_path: Path) -> None:
+    def test_tail_of_several_logs_is_in_the_order_of_time(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(at(1, "a1") + at(3, "a3") + b"  trace\n" + at(5, "a5"))
         (tmp_path / "b").write_bytes(at(2, "b2") + at(4, "b4"))
         merged = merged_tail({"one": str(tmp_path / "a"), "two": str(tmp_path / "b")}, 3)
@@ -112,7 +112,7 @@ def followed(
 
 
 class TestFollower:
-    def test_gives_what_was_there_and_then_what_comes_without_a_gap(
+    def test_last_lines_and_new_ones_follow_without_a_gap(
         self, path: Path, followed: Callable[..., Follower]
     ) -> None:
         path.write_bytes(at(1, "a", "b", "c"))
@@ -124,7 +124,7 @@ class TestFollower:
         assert texts(follower.read()) == ["d"]
         assert follower.read() == []
 
-    def test_gives_whole_lines_only(self, path: Path, followed: Callable[..., Follower]) -> None:
+    def test_line_is_followed_once_it_is_whole(self, path: Path, followed: Callable[..., Follower]) -> None:
         path.write_bytes(at(1, "one")[:-1])
         follower = followed(path)
         with open(path, "ab", buffering=0) as file:
@@ -133,7 +133,9 @@ class TestFollower:
             file.write(b"\n")
             assert texts(follower.read()) == ["two"]
 
-    def test_goes_on_over_many_rotations_at_once(self, path: Path, followed: Callable[..., Follower]) -> None:
+    def test_following_continues_over_many_rotations_at_once(
+        self, path: Path, followed: Callable[..., Follower]
+    ) -> None:
         file = LogFile(str(path), max_size_bytes=60, keep=9)
         file.append(at(0, "seen"))
         follower = followed(path)
@@ -144,7 +146,7 @@ class TestFollower:
         assert texts(follower.read()) == ["line 9"]
         file.close()
 
-    def test_finds_what_is_left_when_its_file_was_rotated_away(
+    def test_remaining_files_are_read_when_the_followed_one_was_rotated_away(
         self, path: Path, followed: Callable[..., Follower]
     ) -> None:
         file = LogFile(str(path), max_size_bytes=35, keep=1)
@@ -155,7 +157,7 @@ class TestFollower:
         assert texts(follower.read()) == ["line 3", "line 4"]
         file.close()
 
-    def test_ends_an_unfinished_line_when_the_file_is_replaced(
+    def test_incomplete_line_is_ended_when_the_file_is_replaced(
         self, path: Path, followed: Callable[..., Follower]
     ) -> None:
         path.touch()
@@ -167,7 +169,7 @@ class TestFollower:
         path.write_bytes(at(2, "next"))
         assert texts(follower.read()) == ["torn", "next"]
 
-    def test_does_not_repeat_old_files_when_the_current_one_is_removed(
+    def test_old_files_are_not_repeated_when_the_current_one_is_removed(
         self, path: Path, followed: Callable[..., Follower]
     ) -> None:
         Path(f"{path}.1").write_bytes(at(0, "old"))
@@ -178,7 +180,7 @@ class TestFollower:
         path.write_bytes(at(2, "new"))
         assert texts(follower.read()) == ["new"]
 
-    def test_begins_again_in_a_file_that_was_emptied(
+    def test_file_that_was_emptied_is_read_from_its_beginning(
         self, path: Path, followed: Callable[..., Follower]
     ) -> None:
         path.write_bytes(at(1, "a long line that was there"))
@@ -186,7 +188,7 @@ class TestFollower:
         path.write_bytes(at(2, "new"))
         assert texts(follower.read()) == ["new"]
 
-    def test_waits_for_a_file_and_its_directory(
+    def test_missing_file_and_directory_are_waited_for(
         self, tmp_path: Path, followed: Callable[..., Follower]
     ) -> None:
         follower = followed(tmp_path / "later" / "web.log")
@@ -200,7 +202,7 @@ class TestFollower:
         assert follower.wait(5)
         assert texts(follower.read()) == ["again"]
 
-    def test_merges_what_comes_in_the_order_of_time(
+    def test_new_lines_are_merged_in_the_order_of_time(
         self, tmp_path: Path, followed: Callable[..., Follower]
     ) -> None:
         follower = followed(tmp_path / "a.log", tmp_path / "b.log")
@@ -306,7 +308,7 @@ def test_a_gap_between_rotated_files_is_passed(path: Path) -> None:
     follower.close()
 
 
-def test_following_for_ever_ends_when_the_caller_has_enough(path: Path) -> None:
+def test_following_ends_when_its_iterator_is_closed(path: Path) -> None:
     path.write_bytes(at(1, "a"))
     lines = follow({"web": str(path)}, lines=None)
     assert next(lines).text == "a"

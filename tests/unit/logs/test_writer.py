@@ -242,7 +242,7 @@ def test_a_packet_that_is_no_message_is_answered(session: Session) -> None:
     assert session.report()["t"] == "error"
 
 
-def test_supervisor_that_does_not_read_holds_up_no_process(session: Session) -> None:
+def test_supervisor_that_reads_no_reports_does_not_hold_up_logging(session: Session) -> None:
     session.control.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     for _ in range(2000):
         wire.send(session.control, {"t": "dance"})
@@ -250,7 +250,7 @@ def test_supervisor_that_does_not_read_holds_up_no_process(session: Session) -> 
     assert {report["t"] for report in reports} == {"error"}
 
 
-def test_at_its_end_the_logger_stores_what_the_pipes_hold(tmp_path: Path) -> None:
+def test_logger_stores_the_pipes_content_when_it_ends(tmp_path: Path) -> None:
     session = Session(tmp_path)
     os.write(session.add("web.0"), b"whole\nunfinished")
     wire.send(session.control, {"t": "end"})
@@ -292,7 +292,7 @@ def process(session: Session, **options: Any) -> subprocess.Popen[bytes]:
     )
 
 
-def test_nothing_that_is_still_in_a_pipe_is_lost_with_a_killed_logger(tmp_path: Path) -> None:
+def test_killed_logger_loses_nothing_that_is_still_in_a_pipe(tmp_path: Path) -> None:
     session = Session(tmp_path)
     write = session.add("web.0")
     first = process(session)

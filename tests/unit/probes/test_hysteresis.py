@@ -53,7 +53,7 @@ def test_unknown_falls_as_ok_does_and_rises_as_warn_does() -> None:
 
 
 @given(probes, st.lists(st.booleans(), max_size=60))
-def test_it_moves_one_step_at_a_time_and_only_in_the_direction_of_the_answer(
+def test_status_moves_one_step_at_a_time_in_the_direction_of_the_result(
     chosen: Probe, answers: list[bool]
 ) -> None:
     hysteresis = Hysteresis(chosen, Status.OK)
@@ -87,9 +87,7 @@ def test_a_step_is_taken_after_as_many_answers_in_a_row_as_its_threshold_and_no_
 
 
 @given(probes, st.lists(st.booleans(), max_size=60))
-def test_it_always_gets_to_either_end_when_the_answers_stay_the_same(
-    chosen: Probe, answers: list[bool]
-) -> None:
+def test_status_reaches_either_end_when_the_results_stay_the_same(chosen: Probe, answers: list[bool]) -> None:
     for last, end in ((True, Status.OK), (False, Status.KO)):
         hysteresis = Hysteresis(chosen)
         for answer in answers + [last] * 8:
@@ -99,7 +97,7 @@ def test_it_always_gets_to_either_end_when_the_answers_stay_the_same(
 
 
 @given(probes, st.lists(st.booleans(), min_size=1, max_size=60))
-def test_it_is_asked_at_the_interval_of_the_direction_in_which_it_moves(
+def test_interval_is_that_of_the_direction_in_which_the_status_moves(
     chosen: Probe, answers: list[bool]
 ) -> None:
     hysteresis = Hysteresis(chosen)
@@ -113,7 +111,7 @@ def test_it_is_asked_at_the_interval_of_the_direction_in_which_it_moves(
     assert hysteresis.interval_seconds == expected
 
 
-def test_what_is_forgotten_does_not_count() -> None:
+def test_results_before_a_reset_do_not_count() -> None:
     hysteresis = Hysteresis(probe(rise_count_warn=2))
     hysteresis.record(True)
     hysteresis.reset()

@@ -144,7 +144,7 @@ def test_connection_is_kept_and_opened_again_after_it_has_ended() -> None:
     run(scenario)
 
 
-def test_a_question_that_meets_the_end_of_a_kept_connection_is_asked_again() -> None:
+def test_probe_that_meets_the_end_of_a_kept_connection_is_sent_again() -> None:
     async def scenario() -> None:
         probed = Probed()
         await probed.request()
@@ -338,7 +338,7 @@ def test_request_does_not_depend_on_the_worker() -> None:
     assert request.startswith(b"GET /%C3%BC HTTP/1.1\r\nHost: shop.example:8443\r\n")
 
 
-def test_while_it_becomes_ready_the_time_in_the_accept_queue_does_not_count(listener: socket.socket) -> None:
+def test_time_in_the_accept_queue_does_not_count_before_the_worker_is_ready(listener: socket.socket) -> None:
     async def scenario() -> None:
         probe = Probe(http="/", timeout=0.1)
         probing = WorkerProbe(

@@ -85,7 +85,7 @@ def test_every_probe_runs_when_it_is_due_or_a_little_after(wishes: list[float]) 
     assert clock.timers == []
 
 
-def test_a_thousand_are_served_by_few_timers(clock: Clock, schedule: Schedule) -> None:
+def test_thousand_probes_are_served_by_few_timers(clock: Clock, schedule: Schedule) -> None:
     guests = [Guest(schedule) for _ in range(1000)]
     for place, guest in enumerate(guests):
         schedule.put(guest, place / 1000)
@@ -94,7 +94,7 @@ def test_a_thousand_are_served_by_few_timers(clock: Clock, schedule: Schedule) -
     assert clock.rings <= 5 / GRAIN_SECONDS + 1
 
 
-def test_a_second_time_replaces_the_first_one(clock: Clock, schedule: Schedule) -> None:
+def test_new_time_of_a_probe_replaces_the_previous_one(clock: Clock, schedule: Schedule) -> None:
     guest = Guest(schedule, 0)
     schedule.put(guest, 1.0)
     schedule.put(guest, 2.0)

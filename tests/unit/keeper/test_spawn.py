@@ -15,13 +15,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "helpers.log"
 
 
-def test_a_small_file_is_left_alone(path: Path) -> None:
+def test_small_output_file_is_not_rotated(path: Path) -> None:
     path.write_bytes(b"x" * MAX_SIZE_BYTES)
     rotate_if_large(str(path))
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_reader_that_has_the_file_open_goes_on_in_the_same_one(path: Path) -> None:
+def test_reader_that_has_the_output_file_open_continues_in_it(path: Path) -> None:
     with path.open("ab", buffering=0) as before:
         for _ in range(3):
             before.write(b"".join(b"line %d\n" % number for number in range(150_000)))
@@ -50,7 +50,7 @@ def test_repeated_lines_are_counted(path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_what_cannot_be_kept_is_dropped(path: Path) -> None:
+def test_output_that_cannot_be_kept_is_dropped(path: Path) -> None:
     path.write_bytes(b"x" * (MAX_SIZE_BYTES + 1))
     Path(f"{path}.1").mkdir()
     rotate_if_large(str(path))
