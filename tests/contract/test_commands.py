@@ -103,7 +103,7 @@ def test_walk_gives_every_pid_the_first_one_first(real_pool: RealPool) -> None:
     )
 
 
-def test_what_depends_is_started_after_and_stopped_before_unless_left_out(
+def test_dependents_are_started_after_and_stopped_before_unless_left_out(
     real_pool: RealPool, free_port: Callable[[], int]
 ) -> None:
     real_pool.write_hello()

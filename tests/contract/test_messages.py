@@ -66,7 +66,7 @@ def test_a_problem_names_what_is_allowed_and_what_was_meant(
         'health = { readiness = { http = "/a", status = "200,204,300-399", method = "HEAD" } }',
     ],
 )
-def test_what_is_allowed_is_taken(real_pool: RealPool, line: str) -> None:
+def test_allowed_values_are_accepted(real_pool: RealPool, line: str) -> None:
     real_pool.write("pool.toml", f"{SERVER}{line}\n")
     assert real_pool.ok("validate").stdout.strip() == "1 server, ok"
 

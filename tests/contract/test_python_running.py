@@ -318,7 +318,7 @@ def test_any_method_of_a_running_pool_from_any_thread(pool: Pool, make: Make) ->
     assert all(refused(bind) for bind in pool)
 
 
-def test_what_leaves_the_pool_during_a_start_is_not_started_by_it(make: Make) -> None:
+def test_server_removed_during_a_start_is_not_started(make: Make) -> None:
     go = threading.Event()
 
     async def waiting(scope: Any, receive: Any, send: Any) -> None:

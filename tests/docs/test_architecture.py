@@ -16,20 +16,20 @@ MOST_WORDS = 30
 
 
 @pytest.mark.parametrize("text", [ARCHITECTURE, CONTRIBUTING], ids=["architecture", "contributing"])
-def test_its_paths_are_there(text: str) -> None:
+def test_paths_are_there(text: str) -> None:
     paths = set(re.findall(r"`((?:poolctl|tests|benchmarks|docs|\.ci)/[\w./-]+)`", text))
     assert paths
     assert not [path for path in sorted(paths) if not (ROOT / path).exists()]
 
 
 @pytest.mark.parametrize("text", [ARCHITECTURE, CONTRIBUTING], ids=["architecture", "contributing"])
-def test_its_make_targets_are_there(text: str) -> None:
+def test_make_targets_are_there(text: str) -> None:
     makefile = (ROOT / "Makefile").read_text()
     named = {word for line in re.findall(r"\bmake ([a-z ]+?)(?: +#|`|\n)", text) for word in line.split()}
     assert not [name for name in sorted(named) if not re.search(rf"^{name}:", makefile, re.MULTILINE)]
 
 
-def test_its_floors_are_those_that_are_checked() -> None:
+def test_floors_are_those_that_are_checked() -> None:
     rows = re.findall(r"^\| (\d) \| (.+?) \|", ARCHITECTURE, re.MULTILINE)
     found = {name: int(floor) for floor, names in rows for name in re.findall(r"`(\w+)`", names)}
     # The gateway is to come; the last two are the package itself.
@@ -38,6 +38,6 @@ def test_its_floors_are_those_that_are_checked() -> None:
     }
 
 
-def test_its_glossary_is_short_and_names_nothing_twice() -> None:
+def test_glossary_is_short_and_names_nothing_twice() -> None:
     words = re.findall(r"^\| ([a-z ]+) \|", ARCHITECTURE.partition("## Glossary")[2], re.MULTILINE)[1:]
     assert len(words) == len(set(words)) <= MOST_WORDS

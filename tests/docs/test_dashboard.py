@@ -11,7 +11,7 @@ from tests.real_pool import RealPool
 TEXT = (Path(__file__).parents[2] / "docs" / "dashboard.md").read_text()
 
 
-def test_its_example_is_valid(real_pool: RealPool) -> None:
+def test_example_is_valid(real_pool: RealPool) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
     real_pool.write_hello("web")
     path = real_pool.directory / "pool.toml"
@@ -19,7 +19,7 @@ def test_its_example_is_valid(real_pool: RealPool) -> None:
     assert real_pool.ok("validate").stdout == "1 server, ok\n"
 
 
-def test_its_table_has_every_key_with_its_default() -> None:
+def test_table_has_every_key_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", TEXT, re.MULTILINE))
     assert set(rows) == set(Dashboard.model_fields)
     default = Dashboard()

@@ -14,17 +14,17 @@ from tests.real_pool import RealPool
 TEXT = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
 
 
-def test_its_examples_are_valid_together(real_pool: RealPool) -> None:
+def test_examples_are_valid_together(real_pool: RealPool) -> None:
     examples = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
     real_pool.write("pool.toml", "\n".join(examples))
     assert real_pool.ok("validate").stdout == "1 server, ok\n"
 
 
-def test_its_kinds_are_all_there_are() -> None:
+def test_kinds_are_all_there_are() -> None:
     assert sorted(re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)) == sorted(KINDS)
 
 
-def test_its_event_has_the_fields_of_every_event() -> None:
+def test_event_has_the_fields_of_every_event() -> None:
     (example,) = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
     event = json.loads(example)
     assert JournalEvent.from_json(event).sentence == "starting → running (restart users)"
@@ -43,7 +43,7 @@ def test_its_event_has_the_fields_of_every_event() -> None:
     } <= set(event)
 
 
-def test_its_defaults_are_those_of_the_model() -> None:
+def test_defaults_are_those_of_the_model() -> None:
     notify, events = Notify(type="slack", url_env="A"), EventsTable()
     for key in ("repeat", "delay", "retry_for", "timeout"):
         assert f"`{key}` ({format_duration(getattr(notify, key))}" in TEXT, key

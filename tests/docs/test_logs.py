@@ -13,13 +13,13 @@ from tests.real_pool import RealPool
 TEXT = (Path(__file__).parents[2] / "docs" / "logs.md").read_text()
 
 
-def test_its_example_is_valid(real_pool: RealPool) -> None:
+def test_example_is_valid(real_pool: RealPool) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
     real_pool.write("pool.toml", example)
     assert real_pool.ok("validate").stdout == "1 server, ok\n"
 
 
-def test_its_commands_are_understood(real_pool: RealPool) -> None:
+def test_commands_are_understood(real_pool: RealPool) -> None:
     real_pool.write_hello("users")
     commands = re.findall(r"^\$ poolctl (.*?)(?: +#.*| \|.*)?$", TEXT, re.MULTILINE)
     assert len(commands) == 5
@@ -30,7 +30,7 @@ def test_its_commands_are_understood(real_pool: RealPool) -> None:
     assert real_pool.ok("logs", "--reopen")
 
 
-def test_its_rendered_record_is_how_it_is_rendered(real_pool: RealPool) -> None:
+def test_rendered_record_is_how_it_is_rendered(real_pool: RealPool) -> None:
     real_pool.write_hello("users")
     record = {"level": "error", "msg": "payment failed", "order": 1742, "amount": 12.5}
     log = real_pool.directory / "users.log"
@@ -42,7 +42,7 @@ def test_its_rendered_record_is_how_it_is_rendered(real_pool: RealPool) -> None:
     assert "users | ERROR 12:00:00.250 payment failed order=1742 amount=12.5" in TEXT
 
 
-def test_its_last_line_has_the_keys_of_the_view() -> None:
+def test_last_line_has_the_keys_of_the_view() -> None:
     (line,) = (line for line in TEXT.splitlines() if line.startswith(" / filter"))
     hints = [" ".join(hint) for hint in (*_HINTS[:6], *_ALWAYS)]
     assert line.strip() == "  ".join(hints)

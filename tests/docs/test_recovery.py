@@ -12,13 +12,13 @@ from tests.real_pool import RealPool
 TEXT = (Path(__file__).parents[2] / "docs" / "recovery.md").read_text()
 
 
-def test_its_example_is_valid(real_pool: RealPool) -> None:
+def test_example_is_valid(real_pool: RealPool) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
     real_pool.write("pool.toml", example)
     assert real_pool.ok("validate").stdout == "1 server, ok\n"
 
 
-def test_its_defaults_are_those_of_the_model() -> None:
+def test_defaults_are_those_of_the_model() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", TEXT, re.MULTILINE))
     default = Recovery()
     assert rows["strategy"] == f'"{default.strategy}"'

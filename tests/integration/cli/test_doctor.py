@@ -69,7 +69,7 @@ def test_a_sound_pool_has_no_problem_running_or_not(real_pool: RealPool) -> None
     assert only(found, "servers", "ok")["message"] == "0 of 1 ready, 1 stopped"
 
 
-def test_it_works_without_a_file_and_says_so(real_pool: RealPool) -> None:
+def test_doctor_without_a_file_works_and_reports_that(real_pool: RealPool) -> None:
     code, found = examined(real_pool)
     assert code == 0
     assert "only the machine was checked" in only(found, "configuration", "ok")["message"]

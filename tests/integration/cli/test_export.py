@@ -56,7 +56,7 @@ def test_the_unit_of_a_pool_passes_the_verification_of_systemd(real_pool: RealPo
     assert unit["Install"]["WantedBy"] == ("default.target" if of_user else "multi-user.target")
 
 
-def test_what_is_written_starts_the_pool_whatever_its_path_is_spelled_with(real_pool: RealPool) -> None:
+def test_exported_unit_starts_the_pool_whatever_characters_its_path_has(real_pool: RealPool) -> None:
     odd = real_pool.directory / "a b%n $x"
     odd.mkdir()
     real_pool.write_hello("web")

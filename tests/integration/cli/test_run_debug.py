@@ -104,7 +104,9 @@ def test_a_program_becomes_the_process_itself_with_its_sockets_and_surroundings(
         (["a", "--", "true"], 2, "--debug and a command cannot be combined"),
     ],
 )
-def test_what_cannot_be_is_said(real_pool: RealPool, args: list[str], code: int, words: str) -> None:
+def test_impossible_debug_run_is_refused_with_the_reason(
+    real_pool: RealPool, args: list[str], code: int, words: str
+) -> None:
     real_pool.write_hello("a", "b")
     done = real_pool.run("run", "--debug", *args)
     assert (done.code, words in done.stderr) == (code, True), str(done)
@@ -119,7 +121,7 @@ def test_an_app_that_does_not_start_ends_with_its_traceback(real_pool: RealPool)
     assert "hello.py" in done.stderr
 
 
-def test_it_runs_as_its_user(real_pool: RealPool, until: Any) -> None:
+def test_debug_run_uses_the_servers_user(real_pool: RealPool, until: Any) -> None:
     real_pool.open_to_all()
     port = real_pool.write_hello("web", extra='user = "nobody"\ncwd = "/"\nenv = { PYTHONUTF8 = "1" }')["web"]
     real_pool.write(

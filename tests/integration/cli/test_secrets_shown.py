@@ -65,7 +65,9 @@ def test_secrets_are_masked_wherever_they_are_shown_and_reveal_shows_them(real_p
     assert "hunter2" in real_pool.ok("show", "--reveal").stdout
 
 
-def test_what_a_server_prints_drives_no_terminal_and_reaches_a_pipe_as_it_is(real_pool: RealPool) -> None:
+def test_control_characters_of_servers_are_escaped_on_terminals_and_kept_in_pipes(
+    real_pool: RealPool,
+) -> None:
     real_pool.write_hello("web")
     real_pool.write("hello.py", DRIVES + HELLO_APP)
     real_pool.ok("start")

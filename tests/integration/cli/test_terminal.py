@@ -48,7 +48,7 @@ def test_table_has_colours_unless_they_are_turned_off(pool: RealPool) -> None:
         assert "\x1b" not in terminal.shown
 
 
-def test_what_takes_its_time_is_shown_while_it_does(pool: RealPool) -> None:
+def test_progress_of_a_slow_command_is_shown_on_a_terminal(pool: RealPool) -> None:
     app = pool.directory / "hello.py"
     app.write_text("import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\n" + app.read_text())
     with Terminal(pool, "start") as terminal:

@@ -131,7 +131,7 @@ def test_a_stop_is_over_before_the_container_is_killed(pool: RealPool, contain: 
     assert "killing the remaining processes" in stderr
 
 
-def test_it_ends_in_time_even_if_its_own_stop_hangs(pool: RealPool, contain: Any, until: Any) -> None:
+def test_container_ends_in_time_even_if_the_stop_hangs(pool: RealPool, contain: Any, until: Any) -> None:
     pool.write_hello("web")
     container = contain("--stop-timeout", "1s")
     until(lambda: healthy(pool), timeout_seconds=20)
@@ -163,7 +163,7 @@ def test_a_read_only_root_and_a_user_without_a_name_are_no_hindrance(pool: RealP
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="its system calls have other numbers elsewhere")
-def test_what_a_sandbox_forbids_with_eperm_is_done_without(pool: RealPool, contain: Any) -> None:
+def test_pool_works_in_a_sandbox_that_forbids_system_calls_with_eperm(pool: RealPool, contain: Any) -> None:
     pool.write_hello("web")
     pool.write("forbid.py", FORBID)
     container = contain(

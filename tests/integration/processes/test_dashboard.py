@@ -80,7 +80,7 @@ def page(real_pool: RealPool, until: Until) -> Page:
     return Page(real_pool, until)
 
 
-def test_the_page_is_there_after_a_start_is_no_server_and_ends_with_the_pool(page: Page) -> None:
+def test_page_is_served_after_a_start_and_ends_with_the_pool(page: Page) -> None:
     page.start()
     token = page.token()
     assert page.answers()
@@ -117,7 +117,7 @@ def test_a_page_and_a_logger_that_hang_are_replaced(page: Page) -> None:
 
 
 @pytest.mark.parametrize("whom", ["supervisor_pid", "keeper_pid"])
-def test_the_page_goes_on_when_those_above_it_are_killed(page: Page, whom: str) -> None:
+def test_page_stays_served_when_keeper_or_supervisor_is_killed(page: Page, whom: str) -> None:
     page.start()
     token = page.token()
     process, before = page.process(), page.pool.info()
@@ -145,7 +145,7 @@ def test_dashboard_without_supervisor_and_keeper_serves_on_and_hands_its_listene
     assert page.until(lambda: page.process() not in (None, process))
 
 
-def test_a_reload_switches_it_on_moves_it_and_switches_it_off(page: Page) -> None:
+def test_reload_opens_moves_and_closes_the_dashboard(page: Page) -> None:
     page.write(None)
     page.pool.ok("start")
     assert page.pool.run("dashboard").code == 3
@@ -164,7 +164,7 @@ def test_a_reload_switches_it_on_moves_it_and_switches_it_off(page: Page) -> Non
     page.until(lambda: page.process() is None)
 
 
-def test_another_token_is_in_force_after_a_reload(page: Page, until: Until) -> None:
+def test_new_token_is_valid_after_a_reload(page: Page, until: Until) -> None:
     (page.pool.directory / "token").write_text("first-token\n")
     page.start('token_file = "token"')
     assert page.token() == "first-token"
@@ -176,7 +176,7 @@ def test_another_token_is_in_force_after_a_reload(page: Page, until: Until) -> N
     assert until(lambda: page.servers("first-token").status == 401)
 
 
-def test_a_page_whose_address_is_taken_says_so_and_the_pool_serves(page: Page) -> None:
+def test_taken_dashboard_address_is_reported_and_the_pool_serves(page: Page) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", page.port)):
@@ -188,7 +188,7 @@ def test_a_page_whose_address_is_taken_says_so_and_the_pool_serves(page: Page) -
     assert page.until(page.answers)
 
 
-def test_a_page_with_a_certificate_speaks_tls_alone(page: Page) -> None:
+def test_page_with_a_certificate_speaks_tls_only(page: Page) -> None:
     cert, key = certificate(page.pool.directory)
     page.start(f'tls = {{ cert = "{cert.name}", key = "{key.name}" }}')
     assert page.pool.ok("dashboard").stdout.startswith(f"https://127.0.0.1:{page.port}/#token=")

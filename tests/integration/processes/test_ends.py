@@ -136,9 +136,7 @@ def test_a_restart_whose_replacement_fails_keeps_the_old_and_later_ones_work(
     assert not set(pool.items()["web"]["pids"]) & set(before["pids"])
 
 
-def test_a_worker_that_ends_well_by_itself_is_not_started_again(
-    pool: RealPool, free_port: Any, until: Any
-) -> None:
+def test_worker_that_exits_with_0_is_not_restarted(pool: RealPool, free_port: Any, until: Any) -> None:
     port = free_port()
     write(pool, port, LEAVES)
     pool.ok("start")
@@ -157,7 +155,7 @@ def leave(port: int, status: int) -> None:
         get(port, f"/leave?{status}")
 
 
-def test_always_means_after_a_good_end_too_and_no_means_never(
+def test_restart_always_restarts_after_success_and_restart_no_never_restarts(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
     ports = free_port(), free_port()
@@ -214,7 +212,7 @@ def test_a_worker_that_has_to_be_killed_takes_its_children_with_it(
     until(lambda: not is_alive(child))
 
 
-def test_exit_handlers_and_the_last_line_survive_the_end(pool: RealPool, free_port: Any) -> None:
+def test_exit_handlers_run_and_the_last_line_is_logged(pool: RealPool, free_port: Any) -> None:
     app = """
     import atexit, pathlib, sys
     from hello import app
@@ -240,7 +238,7 @@ def test_max_requests_is_a_swap_that_refuses_nothing(pool: RealPool, free_port: 
     assert (after["state"], after["restarts"], len(after["pids"])) == ("running", 0, 2)
 
 
-def test_what_the_machine_does_not_have_is_named_without_a_traceback_of_ours(
+def test_worker_that_cannot_start_is_explained_without_a_traceback_of_poolctl(
     pool: RealPool, free_port: Any
 ) -> None:
     wanted: dict[str, dict[str, Any]] = {

@@ -200,7 +200,7 @@ def children_of(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_it_ends_with_its_client_and_takes_everything_with_it(tmp_path: Path) -> None:
+def test_keeper_ends_with_its_client_and_kills_its_children(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
     pids = [keeper.spawn("/bin/sleep", "30") for _ in range(3)]
     keeper.sock.close()

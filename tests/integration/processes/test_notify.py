@@ -153,7 +153,7 @@ def test_recovery_is_notified_as_one(real_pool: RealPool, there: Receiver) -> No
     assert ": restarted within " in there.taken[0].text
 
 
-def test_receivers_change_with_a_reload_and_the_end_of_the_pool_waits_for_no_delay(
+def test_receivers_change_with_a_reload_and_stopping_the_pool_sends_what_waits(
     real_pool: RealPool, there: Receiver
 ) -> None:
     configured(real_pool)
@@ -171,7 +171,7 @@ def test_receivers_change_with_a_reload_and_the_end_of_the_pool_waits_for_no_del
     assert "killed by SIGKILL" in there.taken[0].text
 
 
-def test_a_test_message_shows_that_all_is_well_or_what_is_not(
+def test_test_notification_reports_success_and_failure_of_each_receiver(
     real_pool: RealPool, there: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert real_pool.run("notify", "test").code == 5, "there is no file yet"

@@ -92,7 +92,9 @@ def test_servers_that_are_alike_share_one_import_and_no_randomness_of_the_standa
         assert set(item["pids"]) <= set(children(keeper))
 
 
-def test_it_holds_its_requests_and_nothing_else(pool: RealPool, free_port: Any, until: Any) -> None:
+def test_zygote_holds_its_own_sockets_and_no_other_descriptor(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
     write(pool, free_port)
     pool.ok("start")
     (zygote,) = app_zygotes(pool)
@@ -246,7 +248,7 @@ def test_descriptor_that_an_import_has_closed_is_no_obstacle(pool: RealPool, fre
     ],
     ids=["exception", "exit", "killed", "no such attribute"],
 )
-def test_a_failing_import_reads_as_without_preload(pool: RealPool, free_port: Any, does: str) -> None:
+def test_failing_import_is_reported_as_without_preload(pool: RealPool, free_port: Any, does: str) -> None:
     write(pool, free_port, app=does, extra='restart = "no"')
     with_it = pool.run("start")
     pool.run("stop")
@@ -276,7 +278,7 @@ def test_a_stop_does_not_wait_for_an_import(pool: RealPool, free_port: Any, unti
     until(lambda: not pool.processes())
 
 
-def test_hanging_one_is_killed_when_another_has_taken_its_place(
+def test_hanging_zygote_is_killed_when_another_has_replaced_it(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
     port = write(pool, free_port)["web"]
@@ -288,7 +290,7 @@ def test_hanging_one_is_killed_when_another_has_taken_its_place(
     assert [asked(port)["imported_in"]] == app_zygotes(pool)
 
 
-def test_it_ends_when_the_last_server_that_needs_it_has_stopped(
+def test_zygote_ends_when_the_last_server_that_needs_it_has_stopped(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
     ports = write(pool, free_port, "a", "b")
@@ -303,7 +305,7 @@ def test_it_ends_when_the_last_server_that_needs_it_has_stopped(
     until(lambda: app_zygotes(pool) == [])
 
 
-def test_one_that_dies_is_made_again_when_it_is_needed(pool: RealPool, free_port: Any, until: Any) -> None:
+def test_dead_zygote_is_started_again_when_it_is_needed(pool: RealPool, free_port: Any, until: Any) -> None:
     port = write(pool, free_port)["web"]
     pool.ok("start")
     (zygote,) = app_zygotes(pool)
@@ -316,7 +318,7 @@ def test_one_that_dies_is_made_again_when_it_is_needed(pool: RealPool, free_port
     assert [asked(port)["imported_in"]] == app_zygotes(pool) != [zygote]
 
 
-def test_a_new_supervisor_takes_it_over(pool: RealPool, free_port: Any, until: Any) -> None:
+def test_zygote_is_taken_over_by_a_new_supervisor(pool: RealPool, free_port: Any, until: Any) -> None:
     port = write(pool, free_port)["web"]
     pool.ok("start")
     zygotes, (pid,) = app_zygotes(pool), pool.items()["web"]["pids"]

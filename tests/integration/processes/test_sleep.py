@@ -59,7 +59,7 @@ def test_a_server_that_may_sleep_starts_asleep_and_is_woken_by_a_request(pool: R
     assert (item["state"], item["ready"], len(item["pids"])) == ("running", True, 1)
 
 
-def test_without_traffic_it_falls_asleep_again_and_costs_no_process(pool: RealPool) -> None:
+def test_server_falls_asleep_again_without_traffic_and_has_no_process(pool: RealPool) -> None:
     port = pool.write_hello(extra=SLEEPS)["web"]
     pool.write("hello.py", "import os\n" + HELLO_APP.replace('scope["server"][1]', "os.getpid()"))
     pool.ok("start")
@@ -176,7 +176,7 @@ def test_dependencies_wake_first_and_stay_awake_as_long(pool: RealPool) -> None:
 
 
 @pytest.mark.parametrize("command", ["restart", "stop", "start"])
-def test_commands_do_not_wake_it(pool: RealPool, command: str) -> None:
+def test_commands_wake_no_server(pool: RealPool, command: str) -> None:
     port = pool.write_hello("web", "other", extra=STAYS_UP)["web"]
     pool.ok("start")
     silent = connect(port)

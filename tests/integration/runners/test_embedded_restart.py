@@ -25,7 +25,7 @@ async def app(scope, receive, send):
 """
 
 
-def test_it_returns_when_a_busy_old_worker_accepts_no_more(tmp_path: Path, until: Any) -> None:
+def test_restart_returns_when_a_busy_old_worker_accepts_no_more(tmp_path: Path, until: Any) -> None:
     (tmp_path / "busy.py").write_text(APP)
     port = claim_port()
     config = ServerConfig(name="web", bind=f"127.0.0.1:{port}", app="busy:app", app_dir=str(tmp_path))

@@ -126,7 +126,7 @@ def test_a_supervisor_that_does_not_answer_a_ping_is_a_conflict(path: Path) -> N
         ("gone", "gone", "it has ended", "the servers keep serving"),
     ],
 )
-def test_a_silence_is_explained_by_what_became_of_supervisor_and_keeper(
+def test_silence_is_explained_by_the_states_of_supervisor_and_keeper(
     path: Path, supervisor: str, keeper: str, message: str, hint: str
 ) -> None:
     (path.parent / "supervisor.log").write_text("began\nNo space left\n\n")
@@ -161,7 +161,7 @@ def test_a_full_backlog_is_a_conflict(path: Path) -> None:
     assert caught.value.exit_code == 8
 
 
-def test_the_clients_own_deadline_is_124(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_answer_fails_with_exit_code_124(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> None:
         await asyncio.Event().wait()
 
@@ -235,7 +235,7 @@ def test_a_failed_verb_raises_the_error_of_its_kind(path: Path, code: int, kind:
         PoolClient(Client(str(path))).start()
 
 
-def test_when_the_time_is_over_the_children_have_a_timeout_as_cause(path: Path) -> None:
+def test_error_has_a_timeout_as_cause_when_the_time_is_over(path: Path) -> None:
     from poolctl.control.pool_client import PoolClient
 
     late = [{"name": "web", "message": "is still starting"}]

@@ -52,7 +52,7 @@ def test_directory_that_others_can_enter_is_refused_with_the_fix(env: dict[str, 
     assert caught.value.hint == f"chmod 700 {made}"
 
 
-def test_a_link_or_a_file_in_its_place_is_refused(env: dict[str, str], tmp_path: Path) -> None:
+def test_link_or_file_instead_of_a_directory_is_refused(env: dict[str, str], tmp_path: Path) -> None:
     root = tmp_path / "run"
     root.mkdir()
     (root / "abc").symlink_to(tmp_path)
@@ -82,7 +82,7 @@ def test_runtime_directory_that_cannot_be_made_is_reported(tmp_path: Path) -> No
         assert "POOLCTL_RUNTIME_DIR" in caught.value.hint
 
 
-def test_without_a_variable_the_users_own_directories_are_looked_at() -> None:
+def test_users_own_directories_are_searched_without_a_variable() -> None:
     uid = os.geteuid()
     found = directory.candidates({})
     assert found[-1] == f"/tmp/poolctl-{uid}"
@@ -145,7 +145,7 @@ def test_state_lives_in_the_named_directory_or_next_to_the_sockets(
     assert directory.state_dir(env, "abc", create=True) == f"{tmp_path}/run/abc/state"
 
 
-def test_without_variables_state_lives_where_the_system_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_directory_is_the_systems_without_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() == 0:
         assert directory._preferred_state_dir({}, "abc") == "/var/lib/poolctl/abc"
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

@@ -213,7 +213,7 @@ def test_slow_clients_do_not_hold_up_the_others(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_client_that_goes_away_cancels_what_it_asked_for(tmp_path: Path) -> None:
+def test_request_is_cancelled_when_its_client_disconnects(tmp_path: Path) -> None:
     async def scenario() -> None:
         begun, cancelled = asyncio.Event(), asyncio.Event()
 
@@ -239,7 +239,7 @@ def test_a_client_that_goes_away_cancels_what_it_asked_for(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("more", [b"\r\n", b"GET /v1/list HTTP/1.1\r\nhost: x\r\n\r\n"])
-def test_what_follows_a_request_is_no_reason_to_give_it_up(tmp_path: Path, more: bytes) -> None:
+def test_request_is_answered_when_more_data_follows_it(tmp_path: Path, more: bytes) -> None:
     async def scenario() -> None:
         async def slow(request: Request, progress: Progress) -> Value:
             await asyncio.sleep(0.1)
@@ -257,7 +257,7 @@ def test_what_follows_a_request_is_no_reason_to_give_it_up(tmp_path: Path, more:
     asyncio.run(scenario())
 
 
-def test_a_handler_that_fails_is_an_answer_and_no_surprise(tmp_path: Path, caplog: Any) -> None:
+def test_failing_handler_is_answered_with_an_error(tmp_path: Path, caplog: Any) -> None:
     async def scenario() -> None:
         async def broken(request: Request, progress: Progress) -> Value:
             raise RuntimeError("not thought of")

@@ -25,7 +25,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_an_event_is_one_json_line_with_everything_that_is_known(path: Path) -> None:
+def test_event_is_one_json_line_with_all_its_fields(path: Path) -> None:
     events = Events(ManualClock(), Journal(str(path)))
     by = {"uid": 0, "pid": 42, "user": "root"}
     events.record(
@@ -39,7 +39,7 @@ def test_an_event_is_one_json_line_with_everything_that_is_known(path: Path) -> 
     ]  # fmt: skip
 
 
-def test_what_is_recorded_together_is_written_together_and_in_order(path: Path) -> None:
+def test_events_recorded_together_are_written_together_and_in_order(path: Path) -> None:
     async def scenario() -> None:
         events = Events(ManualClock(), Journal(str(path)))
         delivered: list[int] = []
@@ -55,7 +55,7 @@ def test_what_is_recorded_together_is_written_together_and_in_order(path: Path) 
     asyncio.run(scenario())
 
 
-def test_numbers_go_on_where_the_supervisor_before_stopped(path: Path) -> None:
+def test_numbers_continue_from_the_previous_supervisors_last(path: Path) -> None:
     for number in (1, 2, 3):
         events = Events(ManualClock(), Journal(str(path)))
         events.record("pool", f"supervisor {number}")
@@ -73,7 +73,7 @@ def test_a_torn_last_line_is_skipped_and_the_next_event_has_a_line_of_its_own(pa
     assert [event.seq for event in newest_first(str(path))] == [8, 7]
 
 
-def test_numbers_go_on_over_rotation(path: Path) -> None:
+def test_numbers_continue_across_rotation(path: Path) -> None:
     journal = Journal(str(path), max_size_bytes=300, keep=2)
     events = Events(ManualClock(), journal)
     for number in range(10):
@@ -84,7 +84,7 @@ def test_numbers_go_on_over_rotation(path: Path) -> None:
     assert not path.with_name("events.jsonl.3").exists()
 
 
-def test_an_old_journal_is_put_aside(path: Path) -> None:
+def test_journal_is_rotated_when_it_is_old(path: Path) -> None:
     clock = ManualClock()
     events = Events(clock, Journal(str(path), max_age_seconds=3600, clock=clock))
     events.record("pool", "old")

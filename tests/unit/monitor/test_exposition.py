@@ -47,7 +47,7 @@ EXPECTED = {
 }
 
 
-def test_the_text_format_is_read_back_as_it_was_meant() -> None:
+def test_text_format_is_parsed_by_prometheus_client_without_loss() -> None:
     found = list(text_families(render(families())))
     assert samples(found) == EXPECTED
     assert {family.name: family.type for family in found} == {
@@ -59,7 +59,7 @@ def test_the_text_format_is_read_back_as_it_was_meant() -> None:
     assert found[0].documentation == 'How many; a \\ and a\nline and "quotes".'
 
 
-def test_openmetrics_is_read_back_as_it_was_meant() -> None:
+def test_openmetrics_is_parsed_by_prometheus_client_without_loss() -> None:
     text = render(families(), openmetrics=True)
     assert text.endswith("# EOF\n")
     found = list(openmetrics_families(text))
@@ -73,7 +73,7 @@ def test_openmetrics_is_read_back_as_it_was_meant() -> None:
     assert found[0].documentation == 'How many; a \\ and a\nline and "quotes".'
 
 
-def test_numbers_that_are_no_numbers_are_written_as_the_formats_have_them() -> None:
+def test_infinity_and_nan_are_written_as_the_formats_require() -> None:
     family = Family("odd", "gauge", "Odd.")
     for name, value in (("inf", math.inf), ("minus", -math.inf), ("nan", math.nan), ("tiny", 1e-7)):
         family.add(value, server=name)
@@ -105,7 +105,7 @@ _PROMETHEUS = (
         ("application/openmetrics-text;q=much", False),
     ],
 )  # fmt: skip
-def test_openmetrics_is_given_to_those_who_prefer_it(accept: str, wanted: bool) -> None:
+def test_openmetrics_is_chosen_for_clients_that_prefer_it(accept: str, wanted: bool) -> None:
     assert wants_openmetrics(accept) is wanted
 
 

@@ -28,7 +28,7 @@ def test_attempts_are_spaced_by_twice_the_time_up_to_five_minutes() -> None:
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
 
 
-def test_chance_spreads_them() -> None:
+def test_attempts_are_spread_by_jitter() -> None:
     for jitter, wait in ((-1, 0.8), (1, 1.2)):
         box = Outbox(100)
         box.put(message(), 0)
@@ -36,7 +36,7 @@ def test_chance_spreads_them() -> None:
         assert box.next_at() == wait
 
 
-def test_the_receiver_may_ask_for_patience_but_not_for_ever() -> None:
+def test_receiver_may_delay_the_next_attempt_by_an_hour_at_most() -> None:
     for asked, wait in ((30.0, 30), (1e9, 3600)):
         box = Outbox(10_000)
         box.put(message(), 0)
@@ -55,7 +55,7 @@ def test_message_that_cannot_be_sent_in_time_is_dropped_and_the_next_one_sent() 
     assert (len(box), box.next_at()) == (0, None)
 
 
-def test_no_more_than_a_hundred_wait() -> None:
+def test_oldest_message_is_dropped_when_a_hundred_wait() -> None:
     box = Outbox(100)
     for number in range(MAX_WAITING):
         assert box.put(message(str(number)), 0) is None

@@ -89,7 +89,7 @@ def test_lasting_problem_is_notified_repeatedly() -> None:
     assert problems(repeat=0).next_at() is None
 
 
-def test_many_at_once_are_one_message() -> None:
+def test_simultaneous_problems_are_one_message() -> None:
     found = problems(delay=1)
     found.take(event("failed", "c"), 0)
     found.due(1)
@@ -130,7 +130,7 @@ def test_many_at_once_are_one_message() -> None:
         ({}, event("worker ended", before="ready", status=0), False),
     ],
 )
-def test_receiver_hears_of_the_problems_it_selects(
+def test_receiver_is_notified_of_the_problems_it_selects(
     keys: dict[str, Any], event_: JournalEvent, sent: bool
 ) -> None:
     found = problems(delay=0, **keys)
@@ -146,7 +146,7 @@ def test_receiver_without_resolved_gets_no_end() -> None:
     assert found.due(1) is None
 
 
-def test_one_that_fell_asleep_is_well() -> None:
+def test_problem_is_resolved_when_its_server_falls_asleep() -> None:
     found = problems(delay=0)
     found.take(event("backoff"), 0)
     found.due(0)

@@ -42,18 +42,18 @@ situations = st.builds(
         ("none", Step.NOTHING),
     ],
 )
-def test_the_first_recovery_is_at_once(strategy: str, step: Step) -> None:
+def test_first_recovery_is_immediate(strategy: str, step: Step) -> None:
     assert decide(POLICY, seen(strategy=strategy)).step is step
 
 
-def test_those_that_follow_wait_longer_and_longer() -> None:
+def test_later_recoveries_wait_longer_each_time() -> None:
     assert decide(POLICY, seen([995.0])) == Decision(Step.WAIT, again_seconds=5.0)
     assert decide(POLICY, seen([980.0, 995.0])) == Decision(Step.WAIT, again_seconds=15.0)
     assert decide(POLICY, seen([980.0, 985.0], jitter=1.0)).step is Step.WAIT
     assert decide(POLICY, seen([990.0])).step is Step.RESTART
 
 
-def test_after_the_limit_it_is_left_as_it_is_until_the_window_has_moved_on() -> None:
+def test_recovery_pauses_after_the_limit_until_the_window_has_passed() -> None:
     times = [910.0, 930.0, 960.0]
     step, _, again = decide(POLICY, seen(times))
     assert (step, again) == (Step.GIVE_UP, 10.0)
@@ -62,27 +62,27 @@ def test_after_the_limit_it_is_left_as_it_is_until_the_window_has_moved_on() -> 
     assert (step, again) == (Step.GIVE_UP, 0.0), "there is no time at which to try again"
 
 
-def test_a_program_that_cannot_be_there_twice_is_restarted_instead_of_replaced() -> None:
+def test_server_is_restarted_instead_of_replaced_when_generations_may_not_overlap() -> None:
     assert decide(POLICY, seen(strategy="replace", overlaps=False)).step is Step.RESTART
 
 
-def test_of_several_the_last_ready_one_stays() -> None:
+def test_last_ready_worker_of_several_is_never_stopped() -> None:
     assert decide(POLICY, seen([], [], [], size=3, ready=3)).chosen == [0, 1]
     assert decide(POLICY, seen(size=2, ready=1)).step is Step.WAIT
     assert decide(POLICY, seen(size=1, ready=1)).chosen == [0], "there is only this one"
 
 
-def test_only_those_whose_time_it_is_are_taken() -> None:
+def test_only_workers_whose_pause_is_over_are_recovered() -> None:
     step, chosen, again = decide(POLICY, seen([995.0], [], [910.0, 930.0, 960.0], size=4, ready=4))
     assert (step, chosen, again) == (Step.RESTART, [1], 5.0)
 
 
-def test_one_recovery_is_over_before_the_next_begins() -> None:
+def test_recovery_waits_while_another_is_under_way() -> None:
     assert decide(POLICY, seen(under_way=True)) == Decision(Step.WAIT)
 
 
 @given(situations)
-def test_no_decision_takes_more_than_it_may(situation: Situation) -> None:
+def test_decision_never_stops_more_workers_than_allowed(situation: Situation) -> None:
     step, chosen, again = decide(POLICY, situation)
     assert set(chosen) <= set(range(len(situation.histories)))
     assert again >= 0
@@ -107,7 +107,7 @@ def test_no_decision_takes_more_than_it_may(situation: Situation) -> None:
     st.floats(1, 100),
     st.lists(st.floats(-1, 1), min_size=40, max_size=40),
 )
-def test_a_worker_that_never_gets_well_is_recovered_no_oftener_than_allowed(
+def test_permanently_unhealthy_worker_is_recovered_as_often_as_the_limit_allows(
     initial: float, limit: int, window: float, jitters: list[float]
 ) -> None:
     policy = Recovery(limit=limit, window=window, backoff=Patience(initial=initial, max=60))

@@ -94,7 +94,7 @@ def test_secrets_come_from_files_as_well_and_may_change_there(there: Receiver, t
         (400, {}, False, 0), (403, {}, False, 0), (301, {"Location": "http://elsewhere/"}, False, 0),
     ],
 )  # fmt: skip
-def test_an_answer_says_whether_to_try_again(
+def test_status_code_decides_whether_to_try_again(
     there: Receiver, status: int, headers: dict[str, str], again: bool, after: float
 ) -> None:
     there.refusals.append((status, headers))
@@ -182,7 +182,7 @@ def test_certificates_are_checked(tmp_path: Path) -> None:
         assert len(there.taken) == 1
 
 
-def test_a_command_gets_the_message_on_its_input_in_its_words_and_in_its_environment(tmp_path: Path) -> None:
+def test_command_gets_the_message_as_input_arguments_and_environment(tmp_path: Path) -> None:
     script = "import json, os, sys; json.dump([json.load(sys.stdin), sys.argv[1:], dict(os.environ)], open('out', 'w'))"
     command = [sys.executable, "-c", script, "--title={title}", "{status}/{severity}/{pool}/{text}"]
     assert send(tmp_path, type="command", command=command) is None
@@ -206,7 +206,7 @@ def test_a_command_gets_the_message_on_its_input_in_its_words_and_in_its_environ
         (["true"], "None"),
     ],
 )
-def test_a_command_may_fail_and_may_not_hang(command: list[str], words: str) -> None:
+def test_failing_command_is_reported_and_hanging_one_is_killed(command: list[str], words: str) -> None:
     env = {"PATH": "/usr/bin:/bin"}
     assert (
         str(send(type="command", command=command, timeout=0.2 if "sleep" in command else 20, env=env))

@@ -148,7 +148,7 @@ def test_failure_is_reported_with_its_reason(client: Client, stage: Stage) -> No
     assert (reply.status, reply.json()["error"]) == (503, "no supervisor is running for this pool")
 
 
-def test_a_program_may_send_the_token_itself(client: Client, stage: Stage) -> None:
+def test_bearer_token_is_accepted_without_a_session(client: Client, stage: Stage) -> None:
     assert client.send("GET", "/poolctl/server?name=web-1", Authorization=f"Bearer {TOKEN}").status == 200
     assert client.send("GET", "/poolctl/server?name=web-1", Authorization="Bearer wrong").status == 401
     assert client.act("drain", ["web-2"], Authorization=f"Bearer {TOKEN}").status == 200
@@ -161,7 +161,7 @@ def test_the_cookie_is_invalid_after_a_logout(client: Client) -> None:
     assert client.send("GET", "/poolctl/session").status == 401
 
 
-def test_many_wrong_tokens_lead_to_a_wait(client: Client) -> None:
+def test_login_is_refused_for_a_while_after_many_wrong_tokens(client: Client) -> None:
     for _ in range(MOST):
         assert client.send("POST", "/poolctl/login", {"token": "wrong"}).status == 401
     reply = client.send("POST", "/poolctl/login", {"token": TOKEN})
@@ -209,7 +209,7 @@ def test_configuration_values_are_not_shown(client: Client) -> None:
     assert "do not show" not in reply.text
 
 
-def test_no_element_has_the_name_of_a_view_because_the_browser_would_scroll_to_it() -> None:
+def test_no_element_has_the_name_of_a_view_to_which_the_browser_would_scroll() -> None:
     (views,) = re.findall(r"const VIEWS = (\[.*\]);", (STATIC / "main.js").read_text())
     ids = set(re.findall(r'\bid="([^"]+)"', (STATIC / "index.html").read_text()))
     assert {f"view-{view}" for view in json.loads(views)} <= ids

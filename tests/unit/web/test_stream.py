@@ -65,7 +65,7 @@ def test_the_first_message_has_the_whole_state_and_the_next_ones_changes(stage: 
         assert changed["levels"]["web-2"][-1][1] == "ko"
 
 
-def test_change_is_reported_long_before_the_next_poll(stage: Stage) -> None:
+def test_change_is_sent_before_the_next_poll(stage: Stage) -> None:
     with stream(stage) as messages:
         until(messages, "pool")
         stage.pool.become("web-1", state="draining", ready=False)
