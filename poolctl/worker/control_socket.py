@@ -19,7 +19,7 @@ from binascii import crc32
 from typing import Protocol
 
 from ..keeper import rendezvous, wire
-from .process_setup import Spec
+from .process_setup import Spec, discard_output
 from .tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS
 
 # As `wire` encodes it. It is compared as bytes: parsing would touch pages that a fork shares until then.
@@ -192,7 +192,9 @@ class OrphanedWorker:
 
     def _check_output(self) -> None:
         # Repeatedly: the logger may exit later, or may not have closed the pipe yet.
-        _discard_output_if_closed()
+        if output_is_closed():
+            # An application that prints must not fail because the logger has been killed too.
+            discard_output()
         self._checking = self._loop.call_later(_OUTPUT_CHECK_SECONDS, self._check_output)
 
     def _accept(self) -> None:
@@ -234,20 +236,9 @@ def output_is_closed() -> bool:
     """Whether no process reads the output any more: writing to it would be an error."""
     poll = select.poll()
     poll.register(1, select.POLLOUT)
-    return any(events & select.POLLERR for _, events in poll.poll(0)) or _is_null(1)
-
-
-def _discard_output_if_closed() -> None:
-    # An application that prints must not fail because the logger has been killed too.
-    if output_is_closed():
-        null = os.open(os.devnull, os.O_WRONLY)
-        for standard in (1, 2):
-            os.dup2(null, standard)
-        os.close(null)
-
-
-def _is_null(fd: int) -> bool:
-    return os.path.samestat(os.fstat(fd), os.stat(os.devnull))
+    return any(events & select.POLLERR for _, events in poll.poll(0)) or (
+        os.path.samestat(os.fstat(1), os.stat(os.devnull))
+    )
 
 
 def _permitted_uids(spec: Spec) -> set[int]:

@@ -13,7 +13,6 @@ import linecache
 import sys
 import tokenize
 import traceback
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .process_setup import Spec
@@ -117,61 +116,37 @@ def exit_status(code: object) -> int:
     return 1
 
 
-def warm_up(app: Any) -> None:
+def warm_up(app: object) -> None:
     """Let the routes of a Starlette or FastAPI application prepare themselves; other applications are left as they are.
 
-    FastAPI builds the routes of an included router on its first use: 20 ms and 6 MB for thirty routes.
+    FastAPI builds the routes of an included router on its first use: 20 ms and 6 MB for thirty routes. The first
+    request of an endpoint looks up its source, and compiles regular expressions for that.
     """
     routing = sys.modules.get("starlette.routing")
-    if routing is not None:
-        if "fastapi" in sys.modules:
-            _warm_up_fastapi()
-        _match(getattr(app, "routes", None), routing.BaseRoute, _MAX_DEPTH)
-        if "fastapi" in sys.modules:
-            # The first request meets any error again.
+    if routing is None:
+        return
+    sources: set[str] | None = None
+    if "fastapi" in sys.modules:
+        sources = set()
+        with contextlib.suppress(Exception):  # imported when the application starts, if this version has it
+            importlib.import_module("fastapi.telemetry._runtime")
+        with contextlib.suppress(OSError):
+            inspect.getsourcelines(tokenize.generate_tokens)
+    _warm_up_routes(app, routing.BaseRoute, sources, _MAX_DEPTH)
+
+
+def _warm_up_routes(router: object, kind: type, sources: set[str] | None, depth: int) -> None:
+    """Ask each route for a path that matches none, and read the files of the endpoints unless they are in `sources`."""
+    with contextlib.suppress(Exception):  # the first request meets any error again
+        for route in getattr(router, "routes", ()) if depth else ():
             with contextlib.suppress(Exception):
-                _read_sources(app)
-
-
-def _read_sources(app: Any) -> None:
-    """Read the source files of the endpoints, which the first request of each looks up."""
-    read = set()
-    for endpoint in _endpoints(app, _MAX_DEPTH):
-        code = getattr(endpoint, "__code__", None)
-        if inspect.iscode(code) and code.co_filename not in read:
-            read.add(code.co_filename)
-            linecache.getlines(code.co_filename)
-
-
-def _endpoints(router: Any, depth: int) -> Iterator[Any]:
-    routes = getattr(router, "routes", None)
-    if not isinstance(routes, Iterable) or not depth:
-        return
-    for route in routes:
-        yield getattr(route, "endpoint", None)
-        yield from _endpoints(getattr(route, "original_router", route), depth - 1)
-
-
-def _warm_up_fastapi() -> None:
-    with contextlib.suppress(Exception):  # it is imported when the application starts, if this version has it
-        importlib.import_module("fastapi.telemetry._runtime")
-    # The first request of an endpoint looks up its source, and compiles regular expressions for that.
-    with contextlib.suppress(OSError):
-        inspect.getsourcelines(tokenize.generate_tokens)
-
-
-def _match(routes: Any, kind: type[Any], depth: int) -> None:
-    if not isinstance(routes, Iterable) or not depth:
-        return
-    for route in routes:
-        if not isinstance(route, kind):
-            continue
-        try:
-            route.matches(_scope())
-            below = getattr(route, "routes", None)
-        except Exception:
-            continue
-        _match(below, kind, depth - 1)
+                if isinstance(route, kind):
+                    route.matches(_scope())  # type: ignore[attr-defined]
+            code = getattr(getattr(route, "endpoint", None), "__code__", None)
+            if sources is not None and inspect.iscode(code) and code.co_filename not in sources:
+                sources.add(code.co_filename)
+                linecache.getlines(code.co_filename)
+            _warm_up_routes(getattr(route, "original_router", route), kind, sources, depth - 1)
 
 
 def _scope() -> dict[str, Any]:

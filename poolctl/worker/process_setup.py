@@ -141,6 +141,14 @@ def place(fds: list[int], output: int, first: int = FIRST_FD) -> None:
     os.closerange(first + len(lifted), os.sysconf("SC_OPEN_MAX"))
 
 
+def discard_output() -> None:
+    """Let the output go nowhere from now on."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os.close(null)
+
+
 def clear_pool_variables() -> None:
     """Remove the variables from the environment that were set for the pool alone."""
     for name in _POOL_VARIABLES:

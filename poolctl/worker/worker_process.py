@@ -184,7 +184,7 @@ class WorkerProcess:
         except (OSError, ValueError) as error:
             self.control.send({"event": "tls", "error": str(error)[:MOST_CHARACTERS]})
             return
-        self.renewing = asyncio.ensure_future(self.server.renew(context))
+        self.renewing = asyncio.ensure_future(self.server.acceptor.renew(context))
         self.renewing.add_done_callback(lambda _: self.control.send({"event": "tls", "error": None}))
 
     def _watch_idleness(self, seconds: float | None) -> None:

@@ -42,6 +42,7 @@ from .process_setup import (
     apply_spec,
     clear_pool_variables,
     close_others,
+    discard_output,
     needs_exec,
     occupy_others,
     place,
@@ -170,10 +171,7 @@ def _close_output() -> None:
     # From now on only workers print, to pipes of their own; the end of this one shows that all was read.
     sys.stdout.flush()
     sys.stderr.flush()
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
-    os.close(null)
+    discard_output()
 
 
 def _send(requests: socket.socket, message: wire.Message) -> bool:

@@ -21,7 +21,7 @@ import uvicorn
 
 from ..tally import MALFORMED, STATUS
 from .counting import MANY, Count
-from .server_state import PoolServerState, unread_bytes
+from .server_state import Drainable, PoolServerState, unread_bytes
 from .uvicorn_parts import CLOSE_HEADER, Http1Protocol, State
 
 QUIET_SECONDS = 2.0
@@ -47,7 +47,7 @@ class Head:
 FIRST = Head()  # a first head of which nothing has arrived yet
 
 
-class Lingering(Http1Protocol):
+class Lingering(Drainable, Http1Protocol):
     """Mixed in before one of uvicorn's protocol classes for HTTP/1.1."""
 
     server_state: PoolServerState
@@ -76,10 +76,6 @@ class Lingering(Http1Protocol):
     def body_follows(self) -> bool:
         """The body of a request that has its response has not been read to its end."""
         return self.cycle is not None and self.cycle.more_body
-
-    def leave(self) -> None:
-        """Leave this worker in the best way that is possible."""
-        self.linger()
 
     def linger(self) -> None:
         """Start to leave: a response in progress is the last one, an idle connection closes once it is quiet."""
@@ -219,10 +215,7 @@ class Lingering(Http1Protocol):
                 self.head_is_over()
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
-        """Continue, before the connection is made, with the time that its client has left in another process.
-
-        `until` and `asked` are as in `poolctl.keeper.handover.Connection`.
-        """
+        """See Drainable."""
         if until is not None and not asked:
             heads = self.server_state.heads
             heads.wait(self, min(until, monotonic() + heads.seconds))

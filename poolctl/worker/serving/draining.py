@@ -22,7 +22,7 @@ import uvicorn
 from poolctl.keeper import handover
 
 from .connection import Lingering
-from .server_state import PoolServerState
+from .server_state import Drainable, PoolServerState
 from .uvicorn_parts import (
     DIRECT,
     H11,
@@ -46,7 +46,7 @@ SERVICE_RESTART = 1012  # of the registry that RFC 6455 §11.7 set up
 WebSocket = Any  # a connection of a class of uvicorn_parts.WEBSOCKETS
 
 
-class Closing:
+class Closing(Drainable):
     """Mixed in before an unknown protocol class, of which only uvicorn's common interface is used."""
 
     transport: asyncio.Transport
@@ -60,22 +60,9 @@ class Closing:
         if config.ssl is not None:
             server_state.expect(self)
 
-    def leave(self) -> None:
-        """Leave this worker."""
-        self.linger()
-
     def linger(self) -> None:
         """Finish the response in progress, and close."""
         self.shutdown()  # type: ignore[attr-defined]
-
-    def stay(self) -> None:
-        """Do nothing: a connection that was asked to close still closes."""
-
-    def end_events(self) -> None:
-        """Do nothing: its responses are unknown."""
-
-    def take_over(self, until: float | None, *, asked: bool) -> None:
-        """Do nothing: it has only its own limits."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.server_state.handshake_is_over(self)

@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 
 from .connection import FIRST, QUIET_SECONDS, Head, Lingering, wants_events
-from .server_state import PoolServerState, unread_bytes
+from .server_state import Drainable, PoolServerState, unread_bytes
 from .uvicorn_parts import Http2Protocol, State
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -27,7 +27,7 @@ _NO_ERROR, _REFUSED_STREAM, _ENHANCE_YOUR_CALM = 0, 7, 11
 _HIGHEST_STREAM = 2**31 - 1
 
 
-class LingeringHttp2(Http2Protocol):
+class LingeringHttp2(Drainable, Http2Protocol):
     """Mixed in before that class."""
 
     server_state: PoolServerState
@@ -55,24 +55,14 @@ class LingeringHttp2(Http2Protocol):
         """Every request has its complete response, and all of it has been sent."""
         return not self.cycles and not self.conn.has_pending_send()
 
-    def leave(self) -> None:
-        """Leave this worker: the state of the connection is in this process, so it cannot move."""
-        self.linger()
-
     def linger(self) -> None:
-        """Finish the requests in progress, and close when the client is idle."""
+        """Finish the requests in progress, and close when the client is idle; a GOAWAY cannot be revoked."""
         if self.lingering or self.transport is None or self.transport.is_closing():
             return
         self.lingering = True
         self.conn.close(_NO_ERROR, _HIGHEST_STREAM)
         self.flush()
         self._close_if_quiet()
-
-    def stay(self) -> None:
-        """Do nothing: a GOAWAY cannot be revoked."""
-
-    def take_over(self, until: float | None, *, asked: bool) -> None:
-        """Do nothing: no connection of this kind is handed over."""
 
     def end_events(self) -> None:
         """End the streams of events, whose clients connect again."""
@@ -231,7 +221,7 @@ class Frames:
             self._head_goes_on = not flags & _END_HEADERS
 
 
-class Http1Or2(asyncio.Protocol):
+class Http1Or2(Drainable, asyncio.Protocol):
     """A connection until its protocol is known; `http1` and `http2` are the classes that it can get then.
 
     Without TLS it is HTTP/2 if it begins with the client's preface (RFC 9113 §3.3).
@@ -292,19 +282,9 @@ class Http1Or2(asyncio.Protocol):
         """See LimitedHead."""
         self._until = until, asked
 
-    def leave(self) -> None:
-        """Leave this worker."""
-        self.linger()
-
     def linger(self) -> None:
         """Close if no data arrives for a moment; a request that arrives is the last one."""
         self._loop.call_later(QUIET_SECONDS, self._close_if_silent)
-
-    def stay(self) -> None:
-        """See Lingering."""
-
-    def end_events(self) -> None:
-        """See Lingering."""
 
     def shutdown(self) -> None:
         """Close."""

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import socket
-import ssl
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from .access_log import watch_requests
 from .counting import Batch, Counted, count_statuses
 from .draining import Moving, close_websocket, drainable_protocol, http_classes
 from .probe_connections import ProbeConnections
-from .server_state import HEAD_BYTES, HEAD_SECONDS, Heads, PoolServerState
+from .server_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, PoolServerState
 from .uvicorn_config import Settings, Tls, ssl_context
 from .uvicorn_parts import Message, State
 
@@ -181,10 +180,6 @@ class PoolServer(uvicorn.Server):
         for connection in self._http_connections():
             connection.stay() if kept else connection.linger()
 
-    async def renew(self, context: ssl.SSLContext) -> None:
-        """Use another TLS context for new handshakes."""
-        await self.acceptor.renew(context)
-
     async def _start(self) -> None:
         config = self.config
         try:
@@ -261,8 +256,8 @@ class PoolServer(uvicorn.Server):
         for connection in self._http_connections():
             connection.end_events()
 
-    def _http_connections(self) -> list[Any]:
-        return [each for each in self.server_state.connections if hasattr(each, "linger")]
+    def _http_connections(self) -> list[Drainable]:
+        return [each for each in self.server_state.connections if isinstance(each, Drainable)]
 
     async def _emptied(self, timeout_seconds: float, *, or_stopped: bool = False) -> None:
         """Wait until no connection and no task is left, or with `or_stopped` until `stop` is called."""

@@ -93,6 +93,30 @@ class Connections(set[Any]):
         self.discard(connection)
 
 
+class Drainable:
+    """A connection that can leave a worker; each kind overrides what it can do."""
+
+    def linger(self) -> None:
+        """Finish the response in progress, and close as soon as no request is lost by that."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """Leave this worker in the best way that is possible."""
+        self.linger()
+
+    def stay(self) -> None:
+        """Undo `linger`, if that is possible."""
+
+    def end_events(self) -> None:
+        """End streams of events between two of them; their clients connect again."""
+
+    def take_over(self, until: float | None, *, asked: bool) -> None:
+        """Continue, before the connection is made, with the time that its client has left in another process.
+
+        `until` and `asked` are as in `poolctl.keeper.handover.Connection`.
+        """
+
+
 class AwaitsHead(Protocol):
     """A connection whose next head has a time limit."""
 
