@@ -222,7 +222,7 @@ def make_prober(
         return RequestProber(request, connector._replace(kind="http", plain=not tls), multiplexer, tls=tls)
     if server.command:
         return AcceptProber(connector)
-    return RequestProber(EchoRequest(), connector, multiplexer, tls=False)
+    return RequestProber(Echo(), connector, multiplexer, tls=False)
 
 
 def _requires_certificates(server: ServerConfig) -> bool:
@@ -285,29 +285,24 @@ class HttpProbeRequest:
         return f"{found}, and a body without {self._body!r}"
 
 
-class EchoRequest:
-    """One byte, which an application's worker sends back without asking the application."""
+class Echo:
+    """One byte, which an application's worker sends back without asking the application: request and reply."""
 
     payload = b"?"
+    status = 0
+    body = b""
+    reusable = True
 
-    def new_reply(self) -> EchoReply:
+    def new_reply(self) -> Echo:
         """See ProbeRequest."""
-        return EchoReply()
+        return self
 
     def judge(self, reply: ProbeReply, on_result: OnResult) -> None:
         """See ProbeRequest."""
         on_result("")
 
-
-class EchoReply:
-    """Complete with its first byte."""
-
-    status = 0
-    body = b""
-    reusable = True
-
     def feed(self, data: bytes) -> bool:
-        """See ProbeReply."""
+        """See ProbeReply. It is complete with its first byte."""
         return True
 
     def end(self) -> bool:

@@ -22,14 +22,6 @@ _UNKNOWN_SECONDS = 0.5
 _QUEUE_PAUSE_SECONDS = 0.2
 
 
-class ProbeOwner(Protocol):
-    """Is notified of results."""
-
-    def on_result(self, probe: WorkerProbe) -> None:
-        """The probe has a new result."""
-        ...
-
-
 class WorkerProbe:
     """`owner` is notified of every result; `message` says what was wrong with the last one, "" if nothing was."""
 
@@ -44,7 +36,7 @@ class WorkerProbe:
         probe: Probe,
         prober: Prober,
         schedule: Schedule,
-        owner: ProbeOwner,
+        owner: WorkerProbes,
     ) -> None:
         self.kind = kind
         self.probe = probe
@@ -246,7 +238,7 @@ class WorkerProbes:
             probe.stop()
 
     def on_result(self, probe: WorkerProbe) -> None:
-        """See ProbeOwner."""
+        """The probe, one of these, has a new result."""
         self._listener.probed(self, probe)
 
     def _make(self, kind: str, probe: Probe) -> WorkerProbe:
