@@ -162,7 +162,7 @@ def test_a_unix_socket_serves_and_is_gone_after_stop(real_pool: RealPool, http_g
     assert not path.exists()
 
 
-def test_a_unix_path_that_is_too_long_is_a_problem_that_says_so(real_pool: RealPool) -> None:
+def test_unix_path_that_is_too_long_is_a_problem(real_pool: RealPool) -> None:
     write(real_pool, "unix:/tmp/" + "x" * 120)
     done = real_pool.run("start")
     assert done.code in (1, 5), str(done)

@@ -64,7 +64,7 @@ def test_every_command_that_prints_servers_knows_every_form(real_pool: RealPool)
     assert real_pool.ok("list", "--field", "ready", "a").stdout == "false\n"
 
 
-def test_walk_replaces_placeholders_and_groups_what_runs_at_once(real_pool: RealPool) -> None:
+def test_walk_replaces_placeholders_and_groups_output_of_parallel_runs(real_pool: RealPool) -> None:
     port = real_pool.write_hello("web")["web"]
     text = server("web", port, 'tags = ["x", "y"]') + server("sock", f"unix:{real_pool.runtime}/s.sock")
     real_pool.write("pool.toml", text + server("six", "[::1]:9000", 'expose = "http://six.local"'))
@@ -212,7 +212,7 @@ def test_an_interrupted_command_is_130_and_the_pool_goes_on(
     assert states(real_pool) == {"web": "starting"}
 
 
-def test_the_client_of_a_running_pool_does_what_the_commands_do(
+def test_client_of_a_running_pool_has_the_effects_of_the_commands(
     real_pool: RealPool, monkeypatch: pytest.MonkeyPatch, free_port: Any
 ) -> None:
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(real_pool.runtime))

@@ -332,7 +332,7 @@ def test_an_unreadable_file_is_exit_5(real_pool: RealPool) -> None:
     assert real_pool.run("validate").code == 5
 
 
-def test_the_schema_accepts_what_the_model_accepts(real_pool: RealPool) -> None:
+def test_schema_and_model_accept_the_same_files(real_pool: RealPool) -> None:
     schema = real_pool.ok("schema").json
     text = json.dumps(schema)
     assert "$schema" in schema

@@ -65,7 +65,7 @@ def ask(port: int, path: str = "/", *headers: str) -> tuple[int, dict[str, Any]]
     return int(answer.split()[1]), json.loads(body or b"{}")
 
 
-def test_the_keys_of_http_limits_and_log_do_what_they_say(
+def test_keys_of_http_limits_and_log_take_effect(
     real_pool: RealPool, ports: dict[str, int], until: Any
 ) -> None:
     forwarded = ("X-Forwarded-For: 9.9.9.9", "X-Forwarded-Proto: https")

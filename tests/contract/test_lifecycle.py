@@ -148,7 +148,7 @@ def test_every_failure_is_listed_and_the_others_run(
     assert "about to give up" in real_pool.ok("logs", "bad").stdout
 
 
-def test_a_taken_port_is_not_explained_by_what_earlier_workers_have_printed(real_pool: RealPool) -> None:
+def test_taken_port_is_not_explained_by_output_of_earlier_workers(real_pool: RealPool) -> None:
     port = real_pool.write_hello(extra='restart = "no"')["web"]
     path = real_pool.directory / "hello.py"
     path.write_text(path.read_text() + "\nprint('printed by the one before', flush=True)\n")
@@ -225,7 +225,7 @@ def test_if_a_replacement_fails_the_old_process_stays(real_pool: RealPool, http_
     assert http_get(port).status == 200
 
 
-def test_restart_starts_what_is_stopped_with_and_without_a_supervisor(real_pool: RealPool) -> None:
+def test_restart_starts_stopped_servers_with_and_without_a_supervisor(real_pool: RealPool) -> None:
     real_pool.write_hello("a", "b")
     real_pool.ok("restart")
     assert {item["state"] for item in real_pool.items().values()} == {"running"}

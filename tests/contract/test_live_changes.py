@@ -48,7 +48,7 @@ def pool(real_pool: RealPool) -> RealPool:
     return real_pool
 
 
-def test_reload_starts_what_is_new_stops_what_is_gone_and_restarts_only_what_changed(
+def test_reload_starts_new_servers_stops_removed_ones_and_restarts_changed_ones_only(
     pool: RealPool, free_port: Callable[[], int], http_get: Callable[..., Any]
 ) -> None:
     a, b, c, d = pool.ports["a"], pool.ports["b"], free_port(), free_port()
@@ -141,7 +141,7 @@ def test_a_drained_server_answers_and_is_not_ready(pool: RealPool, http_get: Cal
     assert pids(pool) == before
 
 
-def test_enable_starts_what_was_disabled_and_remove_prints_what_it_removed(pool: RealPool) -> None:
+def test_enable_starts_disabled_servers_and_remove_prints_removed_ones(pool: RealPool) -> None:
     pool.write("pool.toml", server("a", pool.ports["a"]) + server("b", pool.ports["b"], "disabled = true"))
     pool.ok("reload")
     assert refused(pool.ports["b"])

@@ -143,7 +143,7 @@ def test_the_keys_of_golib_load_from_lists_and_their_apps_come_from_elsewhere(re
     assert "listen" in done.stdout
 
 
-def test_tls_of_the_defaults_is_for_those_who_ask(real_pool: RealPool) -> None:
+def test_tls_of_the_defaults_is_for_servers_that_ask_for_it(real_pool: RealPool) -> None:
     default = '[defaults.tls]\ncert = "c.pem"\nkey = "k.pem"\n'
     own = 'tls = { cert = "own.pem" }'
     text = (

@@ -161,7 +161,7 @@ def test_show_and_config_say_where_a_value_comes_from(pool: RealPool) -> None:
     assert "hello:app" in config
 
 
-def test_a_running_pool_shows_what_it_runs_with(pool: RealPool) -> None:
+def test_show_of_a_running_pool_has_its_configuration(pool: RealPool) -> None:
     pool.ok("start")
     assert "pool.toml:3" in pool.ok("show", "a").stdout
 
@@ -199,7 +199,7 @@ def test_logs_follow(pool: RealPool, until: Any) -> None:
             follower.wait(timeout=10)
 
 
-def test_status_counts_and_says_what_is_not_ready(pool: RealPool) -> None:
+def test_status_counts_servers_and_names_unready_ones(pool: RealPool) -> None:
     done = pool.run("status")
     assert done.code == 3
     assert done.stdout + done.stderr

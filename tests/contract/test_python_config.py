@@ -92,7 +92,7 @@ def test_undefined_tls_is_a_problem_until_the_default_is_set() -> None:
         config.validate()
 
 
-def test_load_raises_only_for_what_cannot_be_read_or_parsed(real_pool: RealPool) -> None:
+def test_load_raises_only_for_files_that_cannot_be_read_or_parsed(real_pool: RealPool) -> None:
     with pytest.raises(PoolValidateError):
         PoolConfig.load(str(real_pool.directory / "missing.toml"))
     with pytest.raises(PoolValidateError):

@@ -100,7 +100,7 @@ def test_load_takes_any_spelling_and_returns_none_for_the_rest(pool: Pool) -> No
     assert pool.has("127.0.0.1:8081")
 
 
-def test_delete_is_quiet_about_what_is_absent(pool: Pool) -> None:
+def test_delete_of_an_absent_address_is_no_error(pool: Pool) -> None:
     pool.delete("127.0.0.1:1")
     pool.delete("http://127.0.0.1:8081")
     assert not pool.has("127.0.0.1:8081")
@@ -112,7 +112,7 @@ def test_delete_is_quiet_about_what_is_absent(pool: Pool) -> None:
     assert len(pool) == 0
 
 
-def test_store_replaces_what_has_the_same_address_and_keeps_its_place(pool: Pool) -> None:
+def test_store_replaces_the_server_of_that_address_in_its_place(pool: Pool) -> None:
     stored = pool.store_new(make("renamed", 8081))
     assert isinstance(stored, Server)
     assert pool.load("127.0.0.1:8081") is stored
@@ -389,7 +389,7 @@ def test_value_of_another_type_is_a_parameter_error(make: Any) -> None:
     assert caught.value.code == 1320
 
 
-def test_a_config_makes_a_pool_and_says_what_it_left_out() -> None:
+def test_config_makes_a_pool_of_its_valid_servers_and_names_the_others() -> None:
     config = PoolConfig([make("a", 8081), {"name": "b", "bind": "127.0.0.1:8082", "bogus": 1}])
     with pytest.raises(PoolAddError) as caught:
         config.pool()

@@ -175,7 +175,7 @@ def test_notify_is_the_programs_own_word_for_ready(real_pool: RealPool, serve: A
     assert real_pool.items()["web"]["ready"]
 
 
-def test_a_job_runs_before_what_waits_for_it(real_pool: RealPool, serve: Any, http_get: Any) -> None:
+def test_job_runs_before_its_dependents(real_pool: RealPool, serve: Any, http_get: Any) -> None:
     job = f'[[server]]\nname = "migrate"\njob = true\ncommand = ["{sys.executable}", "-c", "open(\'done\', \'w\')"]\n'
     port = serve('depends_on = [{ name = "migrate", condition = "completed" }]', more=job)
     real_pool.ok("start", "web")
@@ -186,7 +186,7 @@ def test_a_job_runs_before_what_waits_for_it(real_pool: RealPool, serve: Any, ht
     real_pool.ok("status")
 
 
-def test_a_failed_job_keeps_back_what_waits_for_it(real_pool: RealPool, serve: Any) -> None:
+def test_failed_job_keeps_its_dependents_from_starting(real_pool: RealPool, serve: Any) -> None:
     job = f'[[server]]\nname = "migrate"\njob = true\ncommand = ["{sys.executable}", "-c", "raise SystemExit(4)"]\n'
     port = serve(
         'depends_on = [{ name = "migrate", condition = "completed" }]', more=job + 'restart = "no"\n'

@@ -156,7 +156,7 @@ def test_the_schema_tells_default_unit_and_range_of_every_key(real_pool: RealPoo
     [("binf = 1", "bind"), ("tag = []", "tags"), ("worker = 1", "workers"), ("start-timeout = 1", "start_timeout"),
      ("log = { maxsize = 1 }", "max_size"), ('http = { lop = "auto" }', "loop"), ("dependson = []", "depends_on")],
 )  # fmt: skip
-def test_a_near_miss_is_answered_with_what_was_meant(real_pool: RealPool, typed: str, meant: str) -> None:
+def test_near_miss_is_answered_with_the_likely_word(real_pool: RealPool, typed: str, meant: str) -> None:
     real_pool.write("pool.toml", f'[[server]]\nname = "a"\nbind = ":1"\napp = "a:b"\n{typed}\n')
     done = real_pool.run("validate", "-o", "json")
     (error,) = done.json["errors"]

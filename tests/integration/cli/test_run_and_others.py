@@ -35,7 +35,7 @@ def test_run_ends_when_another_command_stops_its_pool(pool: RealPool) -> None:
     assert "Traceback" not in err
 
 
-def test_run_goes_on_with_what_is_ready_and_tells_of_the_rest(pool: RealPool) -> None:
+def test_run_continues_with_ready_servers_and_reports_failed_ones(pool: RealPool) -> None:
     text = (pool.directory / "pool.toml").read_text()
     pool.write("pool.toml", text.replace('app = "hello:app"', 'app = "gone:app"', 1) + 'restart = "no"\n')
     running = pool.spawn("run")
@@ -54,7 +54,7 @@ def test_run_goes_on_with_what_is_ready_and_tells_of_the_rest(pool: RealPool) ->
     assert any("1 of 2 servers ready" in line for line in said)
 
 
-def test_run_of_what_cannot_start_at_all_ends_with_its_failure(pool: RealPool) -> None:
+def test_run_without_a_server_that_can_start_exits_with_the_failure(pool: RealPool) -> None:
     (pool.directory / "hello.py").write_text("raise SystemExit(3)\n")
     text = (pool.directory / "pool.toml").read_text()
     pool.write("pool.toml", '[defaults]\nrestart = "no"\n' + text)

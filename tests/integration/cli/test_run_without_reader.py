@@ -139,7 +139,7 @@ def test_a_stop_without_a_reader_completes_requests_and_the_shutdown(
     assert "Traceback" not in running.errors.read_text()
 
 
-def test_a_second_signal_kills_what_is_left_also_without_a_reader(real_pool: RealPool) -> None:
+def test_second_signal_kills_remaining_processes_without_a_reader_too(real_pool: RealPool) -> None:
     running = Running(real_pool)
     running.leave()
     wait_until(lambda: real_pool.items()["web"]["state"] != "running")

@@ -102,7 +102,7 @@ def test_json_is_lines_as_they_are_in_the_journal(poolctl: Command, journal: Pat
         (["--tag", "api", "--kind", "lifecycle"], [3]),
     ],
 )
-def test_what_is_wanted_can_be_said(
+def test_events_are_selected_by_options(
     poolctl: Command, journal: Path, args: list[str], found: list[int]
 ) -> None:
     assert numbers(poolctl("events", "-o", "jsonl", *args).out) == found
@@ -118,7 +118,7 @@ def test_what_is_wanted_can_be_said(
         (["-o", "name"], 2, "events -o: unknown form 'name'"),
     ],
 )
-def test_what_cannot_be_is_said(
+def test_wrong_arguments_of_events_are_refused(
     poolctl: Command, journal: Path, args: list[str], code: int, words: str
 ) -> None:
     said = poolctl("events", *args)

@@ -47,7 +47,7 @@ def test_an_application_that_is_there_is_found(directory: Path, file: str, text:
     assert existing_app(str(directory)) == app
 
 
-def test_a_found_application_is_what_the_file_names(poolctl: Command, directory: Path) -> None:
+def test_starter_file_names_the_application_found(poolctl: Command, directory: Path) -> None:
     (directory / "pool.toml").unlink()
     (directory / "main.py").write_text("app = FastAPI()\n")
     assert poolctl("init").err == ""

@@ -40,7 +40,7 @@ def test_an_invalid_file_is_5_with_every_problem(poolctl: Command, directory: Pa
     assert text.out == ""
 
 
-def test_validate_says_what_it_found(poolctl: Command, directory: Path) -> None:
+def test_validate_prints_the_number_of_servers_or_the_problems(poolctl: Command, directory: Path) -> None:
     assert poolctl("validate").out == "2 servers, ok\n"
     (directory / "pool.toml").write_text('[[server]]\nname = "a"\nbinf = "x"\n')
     said = poolctl("validate")
@@ -85,7 +85,7 @@ def test_show_tells_where_each_value_comes_from(poolctl: Command) -> None:
     assert shown["origin"]["tags"].endswith("pool.toml:8")
 
 
-def test_show_of_a_running_server_shows_what_runs(poolctl: Command, supervised: Supervised) -> None:
+def test_show_of_a_running_server_has_its_live_state(poolctl: Command, supervised: Supervised) -> None:
     failure = {"message": "exited with status 3\n    Traceback"}
     running = item(
         "users",
@@ -150,7 +150,7 @@ def test_filter_matches_a_field(poolctl: Command, args: list[str], names: str) -
         (["name", "users", "--state", "flying"], 2, "one of"),
     ],
 )
-def test_filter_says_what_is_wrong(poolctl: Command, args: list[str], code: int, hint: str) -> None:
+def test_filter_reports_wrong_arguments(poolctl: Command, args: list[str], code: int, hint: str) -> None:
     said = poolctl("filter", *args)
     assert said.code == code
     assert hint in said.err

@@ -38,7 +38,7 @@ def test_the_level_is_read_from_the_usual_beginnings(text: str, level: str) -> N
 
 
 @pytest.mark.parametrize("text", ["hello", "", "errors: none", "{not json}", "[1, 2]", '{"a": '])
-def test_what_says_no_level_has_none(text: str) -> None:
+def test_line_without_a_level_has_none(text: str) -> None:
     assert shown(text) == {"message": text}
 
 

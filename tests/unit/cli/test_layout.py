@@ -58,7 +58,7 @@ def test_no_file_imports_a_command() -> None:
 
 
 @pytest.mark.parametrize("verb", names())
-def test_a_command_declares_what_its_help_needs(verb: str) -> None:
+def test_command_declares_section_and_help(verb: str) -> None:
     command = command_named(verb)
     assert command is not None
     assert command.section in SECTIONS

@@ -165,7 +165,7 @@ def test_status_is_3_without_a_supervisor(poolctl: Command, directory: Path) -> 
     assert poolctl("status").code == 5
 
 
-def test_status_says_what_is_not_as_it_should_be(poolctl: Command, supervised: Supervised) -> None:
+def test_status_names_servers_that_are_not_ready(poolctl: Command, supervised: Supervised) -> None:
     items = [item("a"), item("bb", ready=False, state="backoff"), item("c", ready=False, state="stopped")]
     states = {"running": 1, "backoff": 1, "stopped": 1}
     summary = {"name": "shop", "should_run": 2, "states": states}

@@ -28,7 +28,7 @@ PLAN = """\
 COUNTED = "1 added, 1 removed, 1 restarted, 1 updated in place, 1 reset to the file"
 
 
-def test_reload_prints_what_it_has_changed(poolctl: Command, supervised: Supervised) -> None:
+def test_reload_prints_applied_changes(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always(item("users"), changes=CHANGES)) as requests:
         said = poolctl("reload", "--timeout", "5s")
         document = poolctl("reload", "-o", "json").json
@@ -83,7 +83,9 @@ def test_reload_env_sends_this_environment(
     assert requests[0][1]["options"]["env"]["REGION"] == "here"
 
 
-def test_a_broken_file_is_5_and_says_only_what_is_wrong(poolctl: Command, supervised: Supervised) -> None:
+def test_reload_of_a_broken_file_exits_5_with_its_problems_only(
+    poolctl: Command, supervised: Supervised
+) -> None:
     problem = {
         "code": 1322,
         "error": "ErrorPoolValidate",

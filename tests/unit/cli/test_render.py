@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_table_is_aligned_and_says_what_is_not_known() -> None:
+def test_table_is_aligned_and_shows_unknown_values_as_a_hyphen() -> None:
     assert render.text_of([USERS, OFF], "table").splitlines() == [
         "NAME   STATE     READY  HEALTH   BIND            PIDS  UPTIME  RESTARTS",
         "users  running   yes    ok       127.0.0.1:8081  7        12s         0",
@@ -46,7 +46,7 @@ def test_a_table_is_aligned_and_says_what_is_not_known() -> None:
         (10, "NAME STATE READY BIND"),
     ],
 )
-def test_a_table_leaves_out_what_a_narrow_terminal_has_no_room_for(width: int, head: str) -> None:
+def test_table_leaves_out_columns_on_a_narrow_terminal(width: int, head: str) -> None:
     lines = render.text_of([USERS, OFF], "table", width=width).splitlines()
     assert lines[0].split() == head.split()
     assert all(len(line) <= max(width, 38) for line in lines) or not width
@@ -87,7 +87,7 @@ def test_json_lines_carry_their_schema() -> None:
     assert json.loads(line) == {"schema": 1, **USERS.to_json()}
 
 
-def test_colours_are_for_terminals_of_people_who_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_are_for_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert render.coloured(Terminal())

@@ -77,7 +77,7 @@ def test_the_selection_is_checked_before_anything_is_asked() -> None:
         CommandRequest("list", {"name": ["("]}).selector()
 
 
-def test_a_request_shows_what_was_given() -> None:
+def test_repr_of_a_request_shows_given_values() -> None:
     assert repr(CommandRequest("list", {"tag": ["a"], "quiet": False})) == "<Request list tag=['a']>"
     assert CommandRequest("list", {}) != CommandRequest("stop", {})
 

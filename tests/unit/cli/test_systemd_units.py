@@ -12,7 +12,7 @@ def server(name: str, port: int, drain: float, stop: float, *needs: str) -> Serv
     )  # fmt: skip
 
 
-def test_what_ends_one_after_the_other_adds_up_and_what_ends_together_does_not() -> None:
+def test_stop_times_add_up_along_dependencies_only() -> None:
     web, db, other = server("web", 81, 30, 10, "db"), server("db", 82, 20, 5), server("other", 83, 50, 1)
     margin = stop_seconds([])
     assert margin >= 10

@@ -68,7 +68,7 @@ def test_a_percent_sign_is_no_specifier() -> None:
     assert text("/srv/50% off") == "/srv/50%% off"
 
 
-def test_a_unit_is_named_with_what_is_allowed_there() -> None:
+def test_unit_name_has_allowed_characters_only() -> None:
     assert unit_name("poolctl-a b/ü.x") == "poolctl-a-b--.x"
 
 

@@ -88,7 +88,7 @@ def test_fail_fast_begins_no_other(poolctl: Command) -> None:
     assert len(said.json["errors"]) == 1
 
 
-def test_json_holds_what_each_printed(poolctl: Command) -> None:
+def test_json_of_walk_holds_each_output(poolctl: Command) -> None:
     said = poolctl("walk", "users", "-o", "json", "--", "sh", "-c", r"printf 'a\377'; echo b >&2")
     (visit,) = said.json["items"]
     assert (visit["exit_code"], visit["stdout"], visit["stderr"]) == (0, "a\\xff", "b\n")
@@ -111,7 +111,7 @@ def test_a_number_of_jobs_is_a_number(poolctl: Command, jobs: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
-def test_an_interrupt_ends_what_runs(directory: Path, form: str) -> None:
+def test_interrupt_of_walk_ends_running_commands(directory: Path, form: str) -> None:
     script = "trap '' INT; echo $$ > pid; exec sleep 60"
     walking = subprocess.Popen(
         [sys.executable, "-m", "poolctl", "walk", "-o", form, "--", "sh", "-c", script],

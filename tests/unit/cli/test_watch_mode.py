@@ -130,7 +130,7 @@ def test_changed_code_restarts_the_servers_that_have_it(watching: Watching, dire
         assert pool.orders[1:] == [("restart", ["a"])]
 
 
-def test_what_is_neither_changes_nothing(watching: Watching, directory: Path) -> None:
+def test_other_files_change_nothing(watching: Watching, directory: Path) -> None:
     (directory / "__pycache__").mkdir()
     with watching(shown("a", directory)) as pool:
         for name in ("notes.txt", ".hidden.py", "app.py~", "__pycache__/app.pyc"):
@@ -171,7 +171,7 @@ def test_a_directory_of_files_is_watched_as_a_whole(directory: Path) -> None:
     assert not sources.configuration_changed()
 
 
-def test_code_is_not_looked_for_in_what_others_have_made(tmp_path: Path) -> None:
+def test_watched_directories_exclude_environments_and_caches(tmp_path: Path) -> None:
     for name in ("app/inner", ".git/x", "node_modules/x", "env/lib", "app/__pycache__"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "env" / "pyvenv.cfg").touch()

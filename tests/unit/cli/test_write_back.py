@@ -70,7 +70,7 @@ def test_command_about_processes_still_needs_a_supervisor(
     assert file.read_text() == COMMENTED
 
 
-def test_what_a_file_cannot_say_is_done_and_said(
+def test_live_state_without_a_key_is_changed_with_a_warning(
     poolctl: Command, supervised: Supervised, file: Path
 ) -> None:
     with supervised(always(item("users", state="draining"))):
@@ -79,7 +79,7 @@ def test_what_a_file_cannot_say_is_done_and_said(
     assert said.err == "warning: drain is a live state that no file stores: nothing was written\n"
 
 
-def test_what_the_file_says_already_is_not_written(poolctl: Command, file: Path) -> None:
+def test_change_that_the_file_has_already_is_not_written(poolctl: Command, file: Path) -> None:
     before = file.stat().st_ino
     assert (
         poolctl("disable", "orders", "--save").out
@@ -146,7 +146,7 @@ def test_a_broken_file_is_left_alone(poolctl: Command, supervised: Supervised, f
         assert file.read_text() == text
 
 
-def test_a_dry_run_shows_what_would_be_written(poolctl: Command, file: Path) -> None:
+def test_dry_run_prints_the_difference_and_writes_nothing(poolctl: Command, file: Path) -> None:
     said = poolctl(*ADD, "--save", "--dry-run")
     assert said.code == 3
     assert said.out.endswith('+[[server]]\n+name = "new"\n+bind = "127.0.0.1:9"\n+command = ["sleep", "1"]\n')
@@ -167,7 +167,7 @@ def test_a_server_that_is_in_no_file_is_not_written(
     assert file.read_text().count("workers = 2") == 1
 
 
-def test_what_was_removed_before_can_still_be_taken_out_of_the_file(
+def test_server_removed_live_can_still_be_taken_out_of_the_file(
     poolctl: Command, supervised: Supervised, file: Path
 ) -> None:
     with supervised(always(exit_code=4)) as requests:
@@ -177,9 +177,7 @@ def test_what_was_removed_before_can_still_be_taken_out_of_the_file(
     assert "users" not in file.read_text()
 
 
-def test_what_is_wrong_with_a_new_server_is_said_without_a_place_that_is_not_there(
-    poolctl: Command, file: Path
-) -> None:
+def test_problem_of_a_new_server_names_no_place_in_a_file(poolctl: Command, file: Path) -> None:
     said = poolctl("add", "x", "--bind", ":9", "--app", "a:b", "--set", "wrokers=2", "--save")
     assert said.code == 5
     assert said.err.startswith("error: x: unknown key 'wrokers'\n")
@@ -217,7 +215,7 @@ def test_concurrent_change_of_another_writer_stays(
     assert file.read_text() == other.replace('"inner"]\n', '"inner"]\nworkers = 2\n')
 
 
-def test_a_change_that_cannot_be_written_lasts_until_a_reload_and_says_so(
+def test_change_that_cannot_be_written_lasts_until_a_reload(
     poolctl: Command, supervised: Supervised, file: Path
 ) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
