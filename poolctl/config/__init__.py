@@ -47,7 +47,7 @@ _MODULES = {
     "configuration": "Configuration ServerConfig no_certificate open_files_needed",
     "edit.draft": "Draft FileChanged",
     "edit.toml_file": "escaped table_text value_text",
-    "files.document": "Document",
+    "files.document": "Document read_documents",
     "files.find": "ConfigNotFound FILE_NAMES PYPROJECT candidate_files find_config",
     "files.read_file": "missing_file read_regular variables_named_in",
     "loader": "Surroundings load",

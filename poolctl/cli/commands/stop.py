@@ -16,19 +16,15 @@ from poolctl.control.client import NoSupervisor
 from poolctl.errors import PoolError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from poolctl.cli.command_line import CommandRequest
     from poolctl.cli.pool_ref import PoolRef
     from poolctl.runners.registry import Orphan
 
 _STOP_SECONDS = 10.0
 _KILL_SECONDS = 5.0
-_AT_REST: dict[str, object] = {
-    "state": "stopped",
-    "ready": False,
-    "health": "unknown",
-    "pids": (),
-    "uptime_seconds": 0.0,
-}
+_ENDED = {"state": "stopped", "ready": False, "health": "unknown", "pids": (), "uptime_seconds": 0.0}
 
 COMMAND = Command(
     "Stop servers; without a selection the supervisor too.",
@@ -62,19 +58,22 @@ def perform(request: CommandRequest) -> Outcome:
     return Outcome.of(result, f"{servers(stopped, len(result.items))} stopped")
 
 
-def _at_rest(request: CommandRequest, pool: PoolRef) -> list[Item]:
+def _at_rest(request: CommandRequest, pool: PoolRef) -> Sequence[Item]:
     """The selected servers of a pool that does not run."""
-    everything = request.selector().selects_all
-    if everything and not request.output:
+    if request.selector().selects_all and not request.output:
         return []  # they are not printed, so that no file has to be read
+    return _from_files(request, pool, [])
+
+
+def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item]) -> Sequence[Item]:
+    """The selected servers of the files; without a selection a broken file keeps nothing from being stopped."""
     from poolctl.cli.offline import select_from_files
-    from poolctl.errors import PoolError
 
     try:
         return select_from_files(request, pool)
     except (Failure, PoolError):
-        if everything:
-            return []  # a broken file does not matter: nothing runs
+        if request.selector().selects_all:
+            return otherwise
         raise
 
 
@@ -85,11 +84,13 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
 
     everything = request.selector().selects_all
     if not orphans_exist(os.environ, pool.directory):
-        forget_desired_state(pool.directory, None if everything else _names(request, pool))
+        names = None if everything else {each.name for each in _from_files(request, pool, [])}
+        forget_desired_state(pool.directory, names)
         remove_stale_files(pool.directory)
         return None
     found = find_orphans(os.environ, pool.directory)
-    items = _items_before(request, pool, found, everything=everything)
+    running = dict.fromkeys(str(each.said["server"]) for each in found)
+    items = _from_files(request, pool, [Item.from_json({"name": name}) for name in running if name])
     names = {each.name for each in items}
     forget_desired_state(pool.directory, None if everything else names)
     chosen = [each for each in found if everything or each.said["server"] in names]
@@ -99,33 +100,9 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
     if everything:
         remove_stale_files(pool.directory)
     ended = {str(orphan.said["server"]) for orphan in chosen} - {""}
-    items = [each.but(**_AT_REST) if each.name in ended else each for each in items]
+    items = [each.but(**_ENDED) if each.name in ended else each for each in items]
     message = f"{servers(len(ended))} stopped, left over from a pool whose keeper and supervisor were killed"
     return Outcome(items, warnings=warnings, message=message)
-
-
-def _names(request: CommandRequest, pool: PoolRef) -> set[str]:
-    from poolctl.cli.offline import select_from_files
-
-    return {each.name for each in select_from_files(request, pool)}
-
-
-def _items_before(
-    request: CommandRequest, pool: PoolRef, found: list[Orphan], *, everything: bool
-) -> list[Item]:
-    from poolctl.cli.offline import select_from_files
-
-    try:
-        return select_from_files(request, pool)
-    except (Failure, PoolError):
-        if not everything:
-            raise
-        # A file that is broken by now does not keep its servers from being stopped.
-        return [
-            Item.from_json({"name": name})
-            for name in dict.fromkeys(str(each.said["server"]) for each in found)
-            if name
-        ]
 
 
 def _end(chosen: list[Orphan], limit_seconds: float) -> list[str]:

@@ -73,12 +73,8 @@ def _pidfd() -> None:
 
 
 def _getfd() -> None:
-    read, write = os.pipe()
-    try:
-        os.close(copy_descriptor(os.getpid(), read))
-    finally:
-        os.close(read)
-        os.close(write)
+    with open(os.devnull) as null:
+        os.close(copy_descriptor(os.getpid(), null.fileno()))
 
 
 def _subreaper() -> None:
@@ -91,16 +87,12 @@ def _memfd() -> None:
     os.close(os.memfd_create("poolctl-doctor"))
 
 
+_ADOPTION = "a command's socket is not adopted after keeper and supervisor were killed"
 _FEATURES = (
     ("PR_SET_CHILD_SUBREAPER", "the keeper does not learn how servers exited", True, _subreaper),
     ("memfd_create", "TLS keys cannot be passed on, and upgrades are impossible", True, _memfd),
     ("pidfd_open", "workers are not adopted after their keeper was killed", False, _pidfd),
-    (
-        "pidfd_getfd",
-        "a command's socket is not adopted after keeper and supervisor were killed",
-        False,
-        _getfd,
-    ),
+    ("pidfd_getfd", _ADOPTION, False, _getfd),
 )
 
 

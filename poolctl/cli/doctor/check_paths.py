@@ -104,29 +104,25 @@ def disks(context: CheckContext) -> Iterator[CheckResult]:
 
 def files(context: CheckContext) -> Iterator[CheckResult]:
     """Who may change the pool's files, whose commands are run."""
-    if context.pool is None:
+    if context.pool is not None:
+        found = [each for file in context.pool.files for each in _file(file)]
+        yield from found or [ok("files", ", ".join(context.pool.files))]
+
+
+def _file(path: str) -> Iterator[CheckResult]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        fix = "write one with poolctl init, or name another with -c"
+        yield problem("files", f"{path}: {error.strerror}", fix)
         return
-    found = False
-    for file in context.pool.files:
-        try:
-            status = os.stat(file)
-        except OSError as error:
-            yield problem(
-                "files", f"{file}: {error.strerror}", "write one with poolctl init, or name another with -c"
-            )
-            found = True
-            continue
-        if stat.S_IMODE(status.st_mode) & stat.S_IWOTH:
-            found = True
-            yield warning(
-                "files", f"any user can change {file}, and poolctl runs its commands", f"chmod o-w {file}"
-            )
-        elif status.st_uid not in (0, os.geteuid()):
-            found = True
-            said = f"{file} belongs to uid {status.st_uid}, who can make this user run commands"
-            yield warning("files", said, f"chown {os.geteuid()} {file}")
-    if not found:
-        yield ok("files", ", ".join(context.pool.files))
+    if status.st_mode & stat.S_IWOTH:
+        yield warning(
+            "files", f"any user can change {path}, and poolctl runs its commands", f"chmod o-w {path}"
+        )
+    elif status.st_uid not in (0, os.geteuid()):
+        said = f"{path} belongs to uid {status.st_uid}, who can make this user run commands"
+        yield warning("files", said, f"chown {os.geteuid()} {path}")
 
 
 def _nearest(path: str) -> str:
@@ -169,47 +165,29 @@ def _network(path: str) -> str:
 
 def leftovers(context: CheckContext) -> Iterator[CheckResult]:
     """Everything in the runtime directories that is no running pool's."""
-    count = 0
-    for root in directory.candidates(context.env):
-        for name in sorted(_names(root)):
-            path = f"{root}/{name}"
-            if name.startswith("@"):
-                if not os.path.exists(f"{path}/{directory.SOCKET_NAME}"):
-                    count += 1
-                    yield warning("leftovers", f"{path} is a dangling link", f"rm {path}")
-                continue
-            if not os.path.isdir(path):
-                continue
-            served = orphans_exist(context.env, path)
-            if os.path.lexists(f"{path}/{directory.SOCKET_NAME}") and not answers(
-                f"{path}/{directory.SOCKET_NAME}"
-            ):
-                count += 1
-                fix = (
-                    "poolctl start adopts them, poolctl stop stops them"
-                    if served
-                    else " ".join(["rm -r", path, *_links(root, name)])
-                )
-                yield (problem if served else warning)("leftovers", _said(path, served), fix)
-            elif served and not os.path.lexists(f"{path}/{directory.SOCKET_NAME}"):
-                count += 1
-                yield problem(
-                    "leftovers", _said(path, served), "poolctl start adopts them, poolctl stop stops them"
-                )
-    if not count:
-        yield ok("leftovers", "none")
+    found = [each for root in directory.candidates(context.env) for each in _left_in(root, context)]
+    yield from found or [ok("leftovers", "none")]
+
+
+def _left_in(root: str, context: CheckContext) -> Iterator[CheckResult]:
+    for name in sorted(_names(root)):
+        path, socket = f"{root}/{name}", f"{root}/{name}/{directory.SOCKET_NAME}"
+        if name.startswith("@"):
+            if not os.path.exists(socket):
+                yield warning("leftovers", f"{path} is a dangling link", f"rm {path}")
+        elif os.path.isdir(path) and not answers(socket):
+            if orphans_exist(context.env, path):
+                said = f"{path}: its supervisor is gone, servers still run"
+                yield problem("leftovers", said, "poolctl start adopts them, poolctl stop stops them")
+            elif os.path.lexists(socket):
+                said = f"{path}: its supervisor is gone, its socket is left over"
+                yield warning("leftovers", said, " ".join(["rm -r", path, *_links(root, name)]))
 
 
 def _links(root: str, key: str) -> list[str]:
     """The names under which the pool is found as well."""
     links = (f"{root}/{name}" for name in _names(root) if name.startswith("@"))
     return [link for link in links if os.path.islink(link) and os.readlink(link) == key]
-
-
-def _said(path: str, served: bool) -> str:
-    return f"{path}: its supervisor is gone, " + (
-        "servers still run" if served else "its socket is left over"
-    )
 
 
 def _names(root: str) -> list[str]:
