@@ -16,6 +16,7 @@ import termios
 from collections.abc import Sequence
 from zlib import crc32
 
+from poolctl.keeper import wire
 from poolctl.platform import tee
 
 from .log_file import LogFile
@@ -206,26 +207,15 @@ class OutputStream:
     """
 
     def __init__(
-        self,
-        id: str,
-        fd: int,
-        file: LogFile,
-        *,
-        name: str,
-        pid: int,
-        format: str,
-        pipes: PipeReader,
-        underway: WriteAheadNote,
+        self, order: wire.Message, fd: int, file: LogFile, pipes: PipeReader, underway: WriteAheadNote
     ) -> None:
-        self.id = id
+        self.id, self.pid = str(order["id"]), int(order["pid"])
         self.fd = fd
         self.file = file
-        self.name = name
-        self.pid = pid
+        self.order = order
         self.dropped_bytes = 0
         self.ended = False
-        self.order: dict[str, object] = {}  # that created it, for another logger
-        self._format = format
+        self._name, self._format = str(order["name"]), order.get("format")
         self._measure()
         self._partial = b""
         self._pipes = pipes
@@ -342,7 +332,7 @@ class OutputStream:
         return sum(len(line) + 1 for line in lines[:-1].split(b"\n")[-missing:])
 
     def _form(self, lines: bytes, when: str) -> bytes:
-        return as_json(lines, when, self.name, self.pid) if self._format == "json" else as_text(lines, when)
+        return as_json(lines, when, self._name, self.pid) if self._format == "json" else as_text(lines, when)
 
 
 def _whole(lines: bytes) -> bytes:

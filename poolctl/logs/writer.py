@@ -173,17 +173,21 @@ class Logger:
         for fd in fds:
             os.close(fd)
 
-    def _add(self, message: wire.Message, fds: list[int]) -> None:
+    def _add(self, order: wire.Message, fds: list[int]) -> None:
         """Serve a new stream; takes its descriptor out of `fds`."""
-        path, name, pid = str(message["path"]), str(message["name"]), int(message["pid"])
-        max_size, keep = int(message.get("max_size") or 0), int(message.get("keep") or 0)
-        max_age = float(message.get("max_age") or 0)
-        id, form, fd = str(message["id"]), str(message.get("format") or "text"), fds[0]
-        known = self._by_id.get(id)
+        fd, path = fds[0], str(order["path"])
+        max_size, keep = int(order.get("max_size") or 0), int(order.get("keep") or 0)
+        max_age = float(order.get("max_age") or 0)
+        file = self._files.get(path) or LogFile(path)
+        stream = OutputStream(order, fd, file, self._pipes, self._underway)
+        # Nothing has been changed up to here, where an invalid order has raised its error.
+        file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
+        if max_age:
+            self._age_at = time.monotonic()
+        known = self._by_id.get(stream.id)
         if known is not None:
-            if os.path.sameopenfile(known.fd, fd) and known.file.path == path:
-                self._limit(known.file, max_size, keep, max_age)
-                known.pid, known.order = pid, message
+            if os.path.sameopenfile(known.fd, fd) and known.file is file:
+                known.pid, known.order = stream.pid, order
                 return
             self._drain(known)
             self._end(known)
@@ -191,19 +195,10 @@ class Logger:
         # Edge-triggered: reports new bytes, not an incomplete line that stays in the pipe.
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         fds.remove(fd)
-        file = self._files.setdefault(path, LogFile(path))
-        self._limit(file, max_size, keep, max_age)
+        self._files[path] = file
         file.users += 1
-        stream = self._streams[fd] = self._by_id[id] = OutputStream(
-            id, fd, file, name=name, pid=pid, format=form, pipes=self._pipes, underway=self._underway
-        )
-        stream.order = message
+        self._streams[fd] = self._by_id[stream.id] = stream
         stream.recover()
-
-    def _limit(self, file: LogFile, max_size: int, keep: int, max_age: float) -> None:
-        file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
-        if max_age:
-            self._age_at = time.monotonic()
 
     def _pump(self, stream: OutputStream) -> bool:
         """Move one read's worth of output; whether there may be more."""
@@ -303,7 +298,7 @@ class PipeHandover:
         connection.settimeout(1.0)
         try:
             for stream in streams:
-                wire.send(connection, {**stream.order, "pid": stream.pid}, [stream.fd])
+                wire.send(connection, stream.order, [stream.fd])
             wire.send(connection, {"t": "over"})
         except (OSError, wire.WireError):
             connection.close()

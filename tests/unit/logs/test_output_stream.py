@@ -50,14 +50,11 @@ class Interrupted:
 
     def stream(self) -> OutputStream:
         return OutputStream(
-            "web.0",
+            {"id": "web.0", "name": "web", "pid": 42, "format": self.format},
             self.read,
             LogFile(str(self.path), max_size_bytes=self.max_size_bytes, keep=9),
-            name="web",
-            pid=42,
-            format=self.format,
-            pipes=self.pipes,
-            underway=self.note,
+            self.pipes,
+            self.note,
         )
 
     def texts(self) -> list[str]:
