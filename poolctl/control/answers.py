@@ -284,22 +284,25 @@ class ShowResult(Result):
 
 
 class StatsHistory(Value):
-    """Samples at each interval, oldest first."""
+    """Samples at each interval, oldest first; None where the figure is unknown (see Stats)."""
 
     interval_seconds: float
-    requests_per_second: tuple[float, ...]
+    requests_per_second: tuple[float | None, ...]
     latency_p99_seconds: tuple[float | None, ...]
-    memory_bytes: tuple[int, ...]
+    memory_bytes: tuple[int | None, ...]
 
 
 class WorkerStats(Value):
-    """The figures of one worker; those that it counts itself are left out where it counts none."""
+    """The figures of one worker; those that it counts itself are left out where it counts none.
+
+    Memory and processor time are unknown (None) where it has no pid on this machine.
+    """
 
     id: str
     pid: int | None
     phase: str
-    memory_bytes: int
-    cpu_percent: float
+    memory_bytes: int | None
+    cpu_percent: float | None
     loop_lag_seconds: float | None
     requests_total: int | None = None
     errors_total: int | None = None
@@ -308,21 +311,25 @@ class WorkerStats(Value):
 
 
 class Stats(Value):
-    """The figures of a server over all its workers; `counted` is False for programs, which count nothing."""
+    """The figures of a server over all its workers; `counted` is False for programs, which count nothing.
 
-    requests_total: int
-    requests_per_second: float
-    responses_total: dict[str, int]
-    errors_total: int
-    disconnects_total: int
-    in_flight: int
-    connections: int
-    connections_total: int
-    websockets: int
+    A figure that the pool's runner cannot know is None: requests without counters, memory and processor time of workers
+    without pids.
+    """
+
+    requests_total: int | None
+    requests_per_second: float | None
+    responses_total: dict[str, int] | None
+    errors_total: int | None
+    disconnects_total: int | None
+    in_flight: int | None
+    connections: int | None
+    connections_total: int | None
+    websockets: int | None
     latency_p50_seconds: float | None
     latency_p99_seconds: float | None
-    memory_bytes: int
-    cpu_percent: float
+    memory_bytes: int | None
+    cpu_percent: float | None
     loop_lag_seconds: float | None
     wakes_total: int
     restarts_total: int

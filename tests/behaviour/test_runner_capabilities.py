@@ -23,8 +23,20 @@ def test_commands_answer_over_a_runner_that_can_only_serve(
     (worker,) = item["worker_list"]
     assert (worker["pid"], worker["where"]) == (None, f"host {tmp_path / 'host'}")
     assert item["endpoints"] == [f"127.0.0.1:{site.ports['web']}"]
-    for command in ("list", "show", "status", "metrics"):
+    for command in ("list", "show", "status", "metrics", "top"):
         real_pool.ok(command)
+    (row,) = (line for line in real_pool.ok("top").stdout.splitlines() if "web" in line)
+    assert " 0% " not in row
+    assert "poolctl_requests_total{" not in real_pool.ok("metrics").stdout
+    (item,) = real_pool.ok("metrics", "-o", "json").json["items"]
+    figures = item["stats"]
+    (worker,) = figures["workers"]
+    assert (worker["memory_bytes"], worker["cpu_percent"], figures["counted"]) == (None, None, False)
+    for unknown in ("memory_bytes", "cpu_percent", "requests_total", "requests_per_second", "responses_total",
+                    "errors_total", "disconnects_total", "in_flight", "connections", "connections_total",
+                    "websockets", "latency_p99_seconds"):  # fmt: skip
+        assert figures[unknown] is None, unknown
+    assert (figures["restarts_total"], figures["wakes_total"]) == (0, 0)
     done = real_pool.run("logs", "web")
     assert done.code == 1
     assert "web: its runner keeps no log files on this machine" in done.stderr

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -62,20 +62,20 @@ def _totals(rows: Sequence[Measured], width: int) -> Text:
     chart = 24 if width >= 140 else 12 if wide else 8
     all_stats = [row.stats for row in rows]
     line = Text(" ", no_wrap=True, end="")
-    _figure(line, "req/s", format_count(sum(stats.requests_per_second for stats in all_stats)))
+    _figure(line, "req/s", format_count(_sum(stats.requests_per_second for stats in all_stats)))
     rates = _summed([stats.history.requests_per_second for stats in all_stats])
     line.append(" " + sparkline(rates, chart), "green")
     slowest = max((stats.latency_p99_seconds or 0.0 for stats in all_stats), default=0.0)
     _figure(line, "p99", format_seconds(slowest or None))
-    _figure(line, "mem", format_size(sum(stats.memory_bytes for stats in all_stats)))
+    _figure(line, "mem", format_size(_sum(stats.memory_bytes for stats in all_stats)))
     if wide:
         memory = _summed([stats.history.memory_bytes for stats in all_stats])
         line.append(" " + sparkline(memory, chart, from_zero=False), "blue")
-    _figure(line, "cpu", format_percent(sum(stats.cpu_percent for stats in all_stats)))
-    _figure(line, "busy", format_count(sum(stats.in_flight for stats in all_stats)))
+    _figure(line, "cpu", format_percent(_sum(stats.cpu_percent for stats in all_stats)))
+    _figure(line, "busy", format_count(_sum(stats.in_flight for stats in all_stats)))
     if wide:
-        _figure(line, "conn", format_count(sum(stats.connections for stats in all_stats)))
-    errors = sum(stats.errors_total for stats in all_stats)
+        _figure(line, "conn", format_count(_sum(stats.connections for stats in all_stats)))
+    errors = _sum(stats.errors_total for stats in all_stats)
     _figure(line, "errors", format_count(errors), "bold red" if errors else "bold")
     return line
 
@@ -85,10 +85,17 @@ def _figure(line: Text, title: str, value: str, style: str = "bold") -> None:
     line.append(value, style)
 
 
-def _summed(series: Sequence[Sequence[float]]) -> list[float]:
+def _sum(figures: Iterable[float | None]) -> float | None:
+    """The sum of those that are known; None when none of them is."""
+    found = list(figures)
+    known = [figure for figure in found if figure is not None]
+    return sum(known) if known or not found else None
+
+
+def _summed(series: Sequence[Sequence[float | None]]) -> list[float | None]:
     """The sum of several histories, of which the last values belong together."""
     newest_first = zip_longest(*(reversed(values) for values in series), fillvalue=0.0)
-    return [sum(values) for values in newest_first][::-1]
+    return [_sum(values) for values in newest_first][::-1]
 
 
 Hints = Sequence[tuple[str, str]]

@@ -27,7 +27,7 @@ from .statistics import BOUNDS_SECONDS, ServerSnapshot, Statistics, Usage, loop_
 class _WorkerSnapshot(NamedTuple):
     worker: Worker
     counts: tally.Counts | None
-    usage: Usage
+    usage: Usage | None
 
     @property
     def pid(self) -> int | None:
@@ -83,7 +83,7 @@ _ERRORS = {
 }
 _WORKER: Sequence[Row[_WorkerSnapshot]] = (
     ("poolctl_worker_memory_bytes", "gauge", "Memory (PSS) of the worker.",
-     lambda each: None if each.pid is None else each.usage.memory_bytes),
+     lambda each: None if each.usage is None else each.usage.memory_bytes),
     ("poolctl_worker_cpu_seconds", "counter", "Processor time of the worker.",
      lambda each: None if each.pid is None else cpu_seconds(each.pid)),
     ("poolctl_worker_event_loop_lag_seconds", "gauge", "How late the worker's event loop was at its newest heartbeat.",
@@ -191,8 +191,7 @@ def _requests(seen: list[ServerSnapshot]) -> Iterable[Family]:
     errors = _family("poolctl_request_errors", "counter", text)
     text = "From the headers of a request to the end of its response."
     duration = Family("poolctl_request_duration_seconds", "histogram", text, "seconds")
-    # Requests to a program are not counted.
-    counted = [(each.total, _name(each)) for each in seen if not each.entry.config.command]
+    counted = [(each.total, _name(each)) for each in seen if each.counted]
     for counts, labels in counted:
         for digit in range(1, 6):
             responses.add(counts[tally.STATUS + digit], **labels, code=f"{digit}xx")

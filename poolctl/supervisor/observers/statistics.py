@@ -43,6 +43,12 @@ BOUNDS_SECONDS = tuple(bound / 1e9 for bound in tally.BOUNDS_NS)
 
 Figure = float | None
 
+# Unknown without the counters of a runner.
+_OF_REQUESTS = (
+    "requests_total", "requests_per_second", "responses_total", "errors_total", "disconnects_total", "in_flight",
+    "connections", "connections_total", "websockets",
+)  # fmt: skip
+
 
 class Usage:
     """CPU and memory that one process uses."""
@@ -67,16 +73,27 @@ class Usage:
 
 
 class ServerSnapshot:
-    """A server's counts over all its workers, and those of each worker that runs."""
+    """A server's counts over all its workers, and those of each worker that runs.
+
+    The usage of a worker without a pid is None, and then so are the memory and the processor time of its server.
+    """
 
     def __init__(
-        self, entry: Entry, total: Counts, workers: list[tuple[Worker, Counts | None, Usage]]
+        self,
+        entry: Entry,
+        total: Counts,
+        workers: list[tuple[Worker, Counts | None, Usage | None]],
+        *,
+        counts: bool,
     ) -> None:
         self.entry = entry
         self.total = total
+        self.counted = counts and not entry.config.command
         self.workers = workers
-        self.memory_bytes = sum(usage.memory_bytes for _, _, usage in workers)
-        self.cpu_percent = sum(usage.cpu_percent for _, _, usage in workers)
+        usages = [usage for _, _, usage in workers if usage is not None]
+        known = len(usages) == len(workers)
+        self.memory_bytes = sum(usage.memory_bytes for usage in usages) if known else None
+        self.cpu_percent = round(sum(usage.cpu_percent for usage in usages), 2) if known else None
         self.loop_lag_seconds = max(
             (lag for _, counts, _ in workers if (lag := loop_lag_seconds(counts)) is not None), default=None
         )
@@ -89,7 +106,7 @@ class History:
         self.counts: deque[tuple[float, Counts]] = deque(maxlen=_WINDOW + 1)
         self.requests_per_second: deque[float] = deque(maxlen=KEPT)
         self.latency_p99_seconds: deque[Figure] = deque(maxlen=KEPT)
-        self.memory_bytes: deque[int] = deque(maxlen=KEPT)
+        self.memory_bytes: deque[int | None] = deque(maxlen=KEPT)
 
     def take(self, now: float, seen: ServerSnapshot) -> None:
         """Add the figures of this interval."""
@@ -100,11 +117,13 @@ class History:
             self.memory_bytes.append(seen.memory_bytes)
         self.counts.append((now, seen.total))
 
-    def values(self) -> StatsHistory:
-        """Oldest first."""
+    def values(self, *, counted: bool) -> StatsHistory:
+        """Oldest first; without requests unless they are counted."""
         return StatsHistory(
             interval_seconds=INTERVAL_SECONDS,
-            requests_per_second=tuple(round(each, 3) for each in self.requests_per_second),
+            requests_per_second=tuple(
+                round(each, 3) if counted else None for each in self.requests_per_second
+            ),
             latency_p99_seconds=tuple(self.latency_p99_seconds),
             memory_bytes=tuple(self.memory_bytes),
         )
@@ -262,7 +281,7 @@ class Statistics:
         """The server's figures now; without `memory` its memory may be some seconds old."""
         now = self._core.clock.monotonic()
         total = self.totals.of_the_ended(entry)
-        workers = []
+        workers: list[tuple[Worker, Counts | None, Usage | None]] = []
         for worker in entry.workers.values():
             placement = worker.placement
             if placement is None:
@@ -270,12 +289,12 @@ class Statistics:
             counts = self._counters.counts(placement) if self._counters is not None else None
             if counts is not None:
                 tally.add(total, counts)
-            usage = Usage()
+            usage = None
             if placement.pid is not None:
-                usage = self._usage.setdefault(placement.pid, usage)
+                usage = self._usage.setdefault(placement.pid, Usage())
                 usage.look(placement.pid, now, memory=memory)
             workers.append((worker, counts, usage))
-        return ServerSnapshot(entry, total, workers)
+        return ServerSnapshot(entry, total, workers, counts=self._counters is not None)
 
     def figures(self, seen: ServerSnapshot) -> Stats:
         """The server's figures."""
@@ -286,7 +305,8 @@ class Statistics:
         at, before = history.counts[0] if watched else (0.0, [0] * tally.COUNTED)
         seconds = self._core.clock.monotonic() - at
         total = seen.total
-        return Stats(
+        counted = self._counters is not None
+        stats = Stats(
             requests_total=total[tally.STARTED],
             requests_per_second=round(_rate(before, total, seconds), 3) if watched else 0.0,
             responses_total={f"{digit}xx": total[tally.STATUS + digit] for digit in range(1, 6)},
@@ -299,14 +319,15 @@ class Statistics:
             latency_p50_seconds=latency_seconds(total, before, 0.5),
             latency_p99_seconds=latency_seconds(total, before, 0.99),
             memory_bytes=seen.memory_bytes,
-            cpu_percent=round(seen.cpu_percent, 2),
+            cpu_percent=seen.cpu_percent,
             loop_lag_seconds=seen.loop_lag_seconds,
             wakes_total=self.totals.wakes(entry),
             restarts_total=entry.restarts,
-            counted=self._counters is not None and not entry.config.command,
-            history=history.values(),
+            counted=seen.counted,
+            history=history.values(counted=counted),
             workers=tuple(_worker(worker, counts, usage) for worker, counts, usage in seen.workers),
         )
+        return stats if counted else stats.but(**dict.fromkeys(_OF_REQUESTS))
 
     async def look(self, entries: Iterable[Entry]) -> list[ServerSnapshot]:
         """The servers' figures now, one by one, so that the loop goes on: many processes take long."""
@@ -362,13 +383,13 @@ def _rate(before: Counts, after: Counts, seconds: float) -> float:
     return (after[tally.STARTED] - before[tally.STARTED]) / seconds if seconds > 0 else 0.0
 
 
-def _worker(worker: Worker, counts: Counts | None, usage: Usage) -> WorkerStats:
+def _worker(worker: Worker, counts: Counts | None, usage: Usage | None) -> WorkerStats:
     return WorkerStats(
         id=worker.id,
         pid=worker.placement.pid if worker.placement is not None else None,
         phase=worker.phase.value,
-        memory_bytes=usage.memory_bytes,
-        cpu_percent=round(usage.cpu_percent, 2),
+        memory_bytes=None if usage is None else usage.memory_bytes,
+        cpu_percent=None if usage is None else round(usage.cpu_percent, 2),
         loop_lag_seconds=loop_lag_seconds(counts),
         requests_total=None if counts is None else counts[tally.STARTED],
         errors_total=None if counts is None else errors(counts),
