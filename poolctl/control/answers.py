@@ -293,10 +293,7 @@ class StatsHistory(Value):
 
 
 class WorkerStats(Value):
-    """The figures of one worker; those that it counts itself are left out where it counts none.
-
-    Memory and processor time are unknown (None) where it has no pid on this machine.
-    """
+    """The figures of one worker; those that it counts itself are left out where it counts none (see Stats)."""
 
     id: str
     pid: int | None
@@ -313,8 +310,7 @@ class WorkerStats(Value):
 class Stats(Value):
     """The figures of a server over all its workers; `counted` is False for programs, which count nothing.
 
-    A figure that the pool's runner cannot know is None: requests without counters, memory and processor time of workers
-    without pids.
+    None is unknown: requests of a runner without counters, memory and processor time of one without pids.
     """
 
     requests_total: int | None

@@ -16,6 +16,7 @@ import uvicorn
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
+from poolctl.values import Table
 from poolctl.worker.load_app import LoadFailed, load_app
 from poolctl.worker.serving.accepting import stop_reading
 from poolctl.worker.serving.access_log import AccessLog
@@ -23,7 +24,7 @@ from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, Star
 from poolctl.worker.serving.uvicorn_config import drainable, renew_context, ssl_context
 from poolctl.worker.serving.uvicorn_parts import LifespanOn
 
-from .daemon_thread import in_daemon_thread
+from .opener import in_daemon_thread
 from .protocol import Exit, Placement
 from .spec import connection_limits, stop_seconds, tls_settings, uvicorn_settings
 
@@ -38,7 +39,7 @@ class InlineWorker:
     """
 
     def __init__(
-        self, placement: Placement, server: ServerConfig, state: dict[str, Any], turn: asyncio.Semaphore
+        self, placement: Placement, server: ServerConfig, state: Table, turn: asyncio.Semaphore
     ) -> None:
         loop = asyncio.get_running_loop()
         self.placement = placement
@@ -201,7 +202,7 @@ class _Lifespan(LifespanOn):
 
     def __init__(self, worker: InlineWorker, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.task: asyncio.Task[Any] | None = None
+        self.task: asyncio.Task[object] | None = None
         self._worker = worker
         worker._lifespan = self
 

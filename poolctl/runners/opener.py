@@ -1,18 +1,18 @@
-"""Opens a server's listeners without blocking the event loop."""
+"""Opens a server's listeners without blocking the event loop; what blocks is done in daemon threads."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import socket
+import threading
 from typing import TYPE_CHECKING, TypeVar
 
 from poolctl.listeners.failure import MOST_SECONDS, Holder, ListenError, Place, Search, naming
 from poolctl.listeners.open import close_listener, open_listener
 from poolctl.listeners.port_ledger import is_free
-
-from .daemon_thread import in_daemon_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,3 +80,39 @@ async def _resolving(
     if address.kind == "tcp" and address.host.strip("0123456789.") and not address.is_ipv6:
         return await in_daemon_thread(work, undo=undo)
     return work()
+
+
+async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None) -> T:
+    """What `work` returns; `undo` gets it when the caller was cancelled meanwhile.
+
+    Its thread is a daemon: an import that hangs keeps no interpreter from ending.
+    """
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def hand_over(value: T) -> None:
+        if result.cancelled():
+            undo(value)
+        else:
+            result.set_result(value)
+
+    def fail(error: BaseException) -> None:
+        if not result.cancelled():
+            # A StopIteration cannot be set on a future; SystemExit would end the whole loop.
+            usual = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            result.set_exception(error if usual else RuntimeError(repr(error)))
+
+    def do() -> None:
+        try:
+            value = work()
+        except BaseException as error:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(fail, error)
+            return
+        try:
+            loop.call_soon_threadsafe(hand_over, value)
+        except RuntimeError:  # the loop is gone
+            undo(value)
+
+    threading.Thread(target=do, name="poolctl-aside", daemon=True).start()
+    return await result

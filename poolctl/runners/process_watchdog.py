@@ -9,7 +9,6 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
-from typing import Any
 
 from poolctl.clock import Watchdog
 from poolctl.keeper import wire
@@ -23,7 +22,7 @@ PING: wire.Message = {"t": "ping"}
 logger = logging.getLogger("poolctl.supervisor")
 
 
-def identity(pid: int) -> dict[str, Any]:
+def identity(pid: int) -> wire.Message:
     """A process's pid and start time as stored, so that a later supervisor can watch it as well."""
     return {"pid": pid, "start": process_start(pid)}
 
@@ -39,9 +38,9 @@ class ProcessWatchdog:
     def __init__(
         self,
         link: Link,
-        known: dict[str, Any],
+        known: wire.Message,
         name: str,
-        found: Callable[[dict[str, Any]], None] = lambda known: None,
+        found: Callable[[wire.Message], None] = lambda known: None,
         watchdog: Watchdog | None = None,
     ) -> None:
         self._link = link
@@ -86,7 +85,7 @@ class ProcessWatchdog:
         self._set_timer()
 
 
-def kill(known: dict[str, Any], number: int = signal.SIGKILL) -> None:
+def kill(known: wire.Message, number: int = signal.SIGKILL) -> None:
     """Send the signal to the process of this identity, not to another one that has reused its pid."""
     pid, start = known.get("pid"), known.get("start")
     if pid is not None and start is not None:

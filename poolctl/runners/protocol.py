@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
+    from poolctl.values import Table
     from poolctl.worker.tally import Counts
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
 IMPORTS_PER_CPU = 2
 
 # The values of a pool's context for scope["state"], set around `place`. Another process gets only JSON values.
-app_state: ContextVar[Mapping[str, Any]] = ContextVar("poolctl_app_state", default=MappingProxyType({}))
+app_state: ContextVar[Mapping[str, object]] = ContextVar("poolctl_app_state", default=MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +246,7 @@ class Takeover(Protocol):
         """
         ...
 
-    def exit_reported(self, report: Mapping[str, Any]) -> None:
+    def exit_reported(self, report: Table) -> None:
         """The keeper reaped a child."""
         ...
 

@@ -6,11 +6,11 @@ import json
 import marshal
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from poolctl.config import ServerConfig, ids_of, read_regular
 from poolctl.errors import ServerError
 from poolctl.platform import sealed_file
+from poolctl.values import Table
 from poolctl.worker.control_socket import spec_digest
 
 from . import withheld
@@ -18,7 +18,7 @@ from .protocol import app_state
 
 _REQUESTS_SHARE = 0.8
 
-Spec = dict[str, Any]
+Spec = Table
 # Read by the interpreters of all supported versions, and with less than a parser of text takes.
 _MARSHAL_VERSION = 2
 
@@ -105,10 +105,10 @@ def _importable(server: ServerConfig) -> str | None:
     raise _problem(server, "its app is an object, and cannot go to another process", hint)
 
 
-def _state(server: ServerConfig) -> dict[str, Any]:
+def _state(server: ServerConfig) -> Table:
     """What the pool's context gives to the application."""
     try:
-        values: dict[str, Any] = json.loads(json.dumps(dict(app_state.get())))
+        values: Table = json.loads(json.dumps(dict(app_state.get())))
     except (TypeError, ValueError) as error:
         message = f"a value of its context cannot go to another process: {error}"
         raise _problem(server, message, "give it values of JSON, or run it in this process") from error
@@ -176,7 +176,7 @@ def find_user_id(server: ServerConfig) -> int | None:
         return None
 
 
-def tls_settings(server: ServerConfig) -> dict[str, Any] | None:
+def tls_settings(server: ServerConfig) -> Table | None:
     """How the worker's TLS context is made, its files apart; None without TLS."""
     tls = server.tls
     if not tls or tls is True:
@@ -210,7 +210,7 @@ def stop_seconds(server: ServerConfig) -> float:
     return server.stop_timeout * _REQUESTS_SHARE
 
 
-def uvicorn_settings(server: ServerConfig) -> dict[str, Any]:
+def uvicorn_settings(server: ServerConfig) -> Table:
     """The server's `http` table in uvicorn's words."""
     http = server.http
     return {
@@ -228,7 +228,7 @@ def uvicorn_settings(server: ServerConfig) -> dict[str, Any]:
     }
 
 
-def connection_limits(server: ServerConfig) -> dict[str, Any]:
+def connection_limits(server: ServerConfig) -> Table:
     """What the worker's server allows its clients, in its own words."""
     http = server.http
     return {
@@ -239,7 +239,7 @@ def connection_limits(server: ServerConfig) -> dict[str, Any]:
     }
 
 
-def _requests(server: ServerConfig) -> dict[str, Any] | None:
+def _requests(server: ServerConfig) -> Table | None:
     """How requests are logged and marked; None for neither, which costs nothing."""
     http = server.http
     if not http.access_log and not http.request_id:

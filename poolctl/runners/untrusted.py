@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from poolctl.clock import RateLimit
 from poolctl.keeper.wire import Message
 
@@ -62,7 +60,7 @@ def allowance() -> RateLimit:
     return RateLimit(BURST, _PER_SECOND)
 
 
-def reply_number(message: Message) -> Any:
+def reply_number(message: Message) -> int | None:
     """The number of the call that the message may be the reply to; None if it has none."""
     number = message.get("id")
     return number if type(number) is int else None

@@ -36,7 +36,7 @@ WITHIN = {
         "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "observers": 5,
     },
     "runners": {
-        "daemon_thread": 0, "untrusted": 0, "protocol": 0, "withheld": 0, "link": 1, "spec": 1,
+        "untrusted": 0, "protocol": 0, "withheld": 0, "link": 1, "spec": 1,
         "opener": 1, "process_watchdog": 2, "registry": 3, "local": 4,
     },
     "runners.local": {

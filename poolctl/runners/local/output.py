@@ -13,7 +13,6 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig, masked_text
@@ -256,7 +255,7 @@ class Output(Receiver):
         self._keeper.send({"op": "drop", "name": fd_store.LOGGER})
         self._restarting = asyncio.ensure_future(self._again())
 
-    def _known(self, identity: dict[str, Any]) -> None:
+    def _known(self, identity: wire.Message) -> None:
         """Store the logger's identity for a successor."""
         self._keeper.send({"op": "note", "name": fd_store.LOGGER, "meta": identity})
 

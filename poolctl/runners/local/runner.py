@@ -8,12 +8,11 @@ import logging
 import socket
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store
 
-from ..link import KeeperLink
+from ..link import KeeperLink, Message
 from ..protocol import Adopted, Capabilities, Endpoints, Exit, Placement, RunnerEvents
 from .activation.sleeping_servers import SleepingServers
 from .children import Children
@@ -316,7 +315,7 @@ class LocalRunner:
         self.zygotes.close()
         self.output.close()
 
-    def exit_reported(self, report: Mapping[str, Any]) -> None:
+    def exit_reported(self, report: Message) -> None:
         """See Takeover."""
         exit_ = Exit.reported(report.get("status"), report.get("signal"))
         worker = self._by_pid.pop(report["pid"], None)

@@ -6,16 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from poolctl.control.answers import (
-    Measured,
-    Monitored,
-    MonitorResult,
-    Observed,
-    Stats,
-    StatsHistory,
-    StatsResult,
-    WorkerStats,
-)
+from poolctl.control import answers
+from poolctl.control.answers import Measured, MonitorResult, Stats, StatsHistory, StatsResult, WorkerStats
 from poolctl.core.availability import KO, OK, WARN, Availability
 from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
@@ -36,9 +28,8 @@ SETTLED_SECONDS = 0.015
 WATCHED_SECONDS = 60.0
 _WINDOW = 5  # intervals over which current rates and latencies are taken
 _MEMORY_SECONDS = 8.0  # rarely: the kernel walks through the memory of the process
-_SAMPLE_SECONDS = (
-    0.02  # the time that one sample may spend on memory; the other processes follow in the next one
-)
+# The time that one sample may spend on memory; the other processes follow in the next one.
+_SAMPLE_SECONDS = 0.02
 BOUNDS_SECONDS = tuple(bound / 1e9 for bound in tally.BOUNDS_NS)
 
 Figure = float | None
@@ -72,20 +63,13 @@ class Usage:
             self.memory_bytes, self._memory_at = memory_bytes(pid) or 0, now
 
 
+WorkerUsage = tuple[Worker, Counts | None, Usage | None]
+
+
 class ServerSnapshot:
-    """A server's counts over all its workers, and those of each worker that runs.
+    """A server's counts over all its workers, and those of each; the usage of a worker without a pid is unknown."""
 
-    The usage of a worker without a pid is None, and then so are the memory and the processor time of its server.
-    """
-
-    def __init__(
-        self,
-        entry: Entry,
-        total: Counts,
-        workers: list[tuple[Worker, Counts | None, Usage | None]],
-        *,
-        counts: bool,
-    ) -> None:
+    def __init__(self, entry: Entry, total: Counts, workers: list[WorkerUsage], *, counts: bool) -> None:
         self.entry = entry
         self.total = total
         self.counted = counts and not entry.config.command
@@ -250,15 +234,15 @@ class Statistics:
         entries = selected(self._core, call.selector)
         return MonitorResult(
             items=tuple(
-                Monitored.extending(item, monitor=self._observed(entry))
+                answers.Monitored.extending(item, monitor=self._observed(entry))
                 for item, entry in zip(items(self._core, entries), entries, strict=True)
             )
         )
 
-    def _observed(self, entry: Entry) -> Observed:
+    def _observed(self, entry: Entry) -> answers.Observed:
         known = self.totals.availability(entry)
         failure = entry.failure.message if entry.failure is not None and not entry.ready else ""
-        return Observed(
+        return answers.Observed(
             status=known.status,
             latency_seconds=self._core.health.latency_seconds(entry),
             uptime_seconds=known.uptime,
@@ -281,7 +265,7 @@ class Statistics:
         """The server's figures now; without `memory` its memory may be some seconds old."""
         now = self._core.clock.monotonic()
         total = self.totals.of_the_ended(entry)
-        workers: list[tuple[Worker, Counts | None, Usage | None]] = []
+        workers: list[WorkerUsage] = []
         for worker in entry.workers.values():
             placement = worker.placement
             if placement is None:
