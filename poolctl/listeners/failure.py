@@ -14,7 +14,7 @@ import shlex
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.errors import ServerError
 
@@ -119,7 +119,7 @@ def naming(error: ListenError, holders: Sequence[Holder]) -> ListenError:
 def _pool(holder: Holder, files: Sequence[str]) -> tuple[str, str]:
     if not files:
         return f"a pool inside another program, {holder}", "stop that program"
-    user = "" if holder.uid in (-1, os.geteuid()) else f" as {holder.user}"
+    user = "" if holder.uid in (-1, os.geteuid()) else f" as {_user_name(holder.uid)}"
     named = " ".join(f"-c {shlex.quote(file)}" for file in files)
     return f"the pool of {', '.join(files)}", f"stop it{user}: poolctl {named} stop"
 
@@ -145,32 +145,23 @@ def _unprivileged_port() -> int:
         return _DEFAULT_UNPRIVILEGED_PORT
 
 
-class Holder:
+class Holder(NamedTuple):
     """One process that holds a socket; `pid` is None if only its user is visible.
 
     It `listens`, or has a connection, which has ended if there is no `name` either. `pool` are the files of its pool;
     empty if that pool is embedded in another program, None if it belongs to no pool.
     """
 
-    __slots__ = ("listens", "name", "pid", "pool", "uid")
-
-    def __init__(
-        self, name: str, pid: int | None, uid: int, *, listens: bool = True, pool: list[str] | None = None
-    ) -> None:
-        # Any user may have chosen it.
-        self.name = "".join(each if each.isprintable() else "?" for each in name)
-        self.pid = pid
-        self.uid = uid
-        self.listens = listens
-        self.pool = pool
-
-    @property
-    def user(self) -> str:
-        """The name of its user, if there is one."""
-        return _user_name(self.uid)
+    name: str
+    pid: int | None
+    uid: int
+    listens: bool = True
+    pool: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
-        return self.name if self.pid is None else f"{self.name} (pid {self.pid})"
+        # Any user may have chosen the name.
+        name = "".join(each if each.isprintable() else "?" for each in self.name)
+        return name if self.pid is None else f"{name} (pid {self.pid})"
 
 
 class Search:
@@ -288,8 +279,7 @@ def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
             )
         if not missing or time.monotonic() >= until:
             break
-    same: dict[tuple[int | None, int, bool], Holder] = {}
-    return {inode: same.setdefault((each.pid, each.uid, each.listens), each) for inode, each in found.items()}
+    return found
 
 
 def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
@@ -306,7 +296,7 @@ def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
     return found
 
 
-def _pool_of(pid: int) -> list[str] | None:
+def _pool_of(pid: int) -> tuple[str, ...] | None:
     """The files of the pool whose keeper, supervisor or worker the process is (see Holder)."""
     parent = _parent(pid)
     # A worker of this very pool, whose keeper is our parent, is a process like any other.
@@ -320,12 +310,12 @@ def _pool_of(pid: int) -> list[str] | None:
             try:
                 return _files(json.loads(arguments[3])["supervisor"][5:])
             except (IndexError, KeyError, TypeError, ValueError):
-                return []
+                return ()
     return None
 
 
-def _files(arguments: list[str]) -> list[str]:
-    return [str(each) for each in arguments if not str(each).startswith("-")]
+def _files(arguments: list[str]) -> tuple[str, ...]:
+    return tuple(str(each) for each in arguments if not str(each).startswith("-"))
 
 
 def _parent(pid: int) -> int:

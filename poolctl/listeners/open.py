@@ -7,10 +7,10 @@ import errno
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import unix
-from .failure import ListenError, explain, explain_tcp, unresolved
+from .failure import ListenError, explain_tcp, unresolved
 
 if TYPE_CHECKING:
     from poolctl.address import Address
@@ -27,9 +27,7 @@ FIRST_DESCRIPTOR = 3
 Inherited = Mapping[str, "list[int]"]
 
 
-def open_listener(
-    address: Address, *, backlog: int = BACKLOG, inherited: Inherited | None = None
-) -> list[socket.socket]:
+def open_listener(address: Address, *, inherited: Inherited | None = None) -> list[socket.socket]:
     """The sockets of `address`, bound, listening, non-blocking and close-on-exec; at least one.
 
     `:8080` gives one for each IP version, `localhost` one for each loopback address of the name,
@@ -37,28 +35,20 @@ def open_listener(
     replaced. Raises ListenError; resolving a host name may block.
     """
     if address.kind == "tcp":
-        sockets = _open_tcp(address, backlog)
+        sockets = _open_tcp(address)
     elif address.kind == "unix":
-        sockets = [_listening(address, unix.bind(address), backlog)]
+        sockets = [unix.listen(address, BACKLOG)]
     elif address.kind == "fd":
-        sockets = take_inherited(address, inherited or {}, backlog)
+        sockets = take_inherited(address, inherited or {})
     else:
         raise ListenError(f"{address.key} is not an address to listen on", bind=address.key)
     for sock in sockets:
-        prepare(sock)
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            # Accepted sockets inherit it; without it a keep-alive request was measured to wait 44 ms for a delayed
+            # acknowledgement where an event loop does not set it by itself.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sockets
-
-
-def prepare(sock: socket.socket) -> socket.socket:
-    """The listener as every worker needs it: non-blocking, and without Nagle's delay on what it accepts.
-
-    Accepted sockets inherit TCP_NODELAY from their listener; without it a keep-alive request was measured to
-    wait 44 ms for a delayed acknowledgement where an event loop does not set it by itself.
-    """
-    sock.setblocking(False)
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
 
 
 def refuse(sockets: Iterable[socket.socket]) -> None:
@@ -87,7 +77,7 @@ def describe(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
 
 
-def _open_tcp(address: Address, backlog: int) -> list[socket.socket]:
+def _open_tcp(address: Address) -> list[socket.socket]:
     opened: list[socket.socket] = []
     skipped: ListenError | None = None
     if address.port is None:
@@ -96,7 +86,7 @@ def _open_tcp(address: Address, backlog: int) -> list[socket.socket]:
     try:
         for target in wanted:
             try:
-                opened.append(_bound(target, address.port, backlog, dual=address.dual))
+                opened.append(_bound(target, address.port, dual=address.dual))
             except OSError as error:
                 problem = explain_tcp(address, target.host, error)
                 if len(wanted) == 1 or target.family != socket.AF_INET6 or error.errno not in _NO_IPV6:
@@ -110,7 +100,7 @@ def _open_tcp(address: Address, backlog: int) -> list[socket.socket]:
     return opened
 
 
-def _bound(target: Target, port: int, backlog: int, *, dual: bool) -> socket.socket:
+def _bound(target: Target, port: int, *, dual: bool) -> socket.socket:
     sock = socket.socket(target.family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -120,38 +110,23 @@ def _bound(target: Target, port: int, backlog: int, *, dual: bool) -> socket.soc
             only = 1 if dual or target.host != "::" else 0
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
         sock.bind(target.sockaddr(port))
-        sock.listen(backlog)  # with SO_REUSEADDR a conflict may show here instead of at bind()
+        sock.listen(BACKLOG)  # with SO_REUSEADDR a conflict may show here instead of at bind()
     except OSError:
         sock.close()
         raise
     return sock
 
 
-def _listening(address: Address, sock: socket.socket, backlog: int) -> socket.socket:
-    try:
-        sock.listen(backlog)
-    except OSError as error:
-        sock.close()
-        raise explain(address, f"{address.key} cannot be opened", error) from error
-    return sock
-
-
-class Target:
+class Target(NamedTuple):
     """One socket to open: its family and address, for any port."""
 
-    __slots__ = ("_rest", "family", "host")
-
-    def __init__(self, family: int, host: str, rest: tuple[object, ...]) -> None:
-        self.family = family
-        self.host = host
-        self._rest = rest  # flow and zone of an IPv6 address
-
-    def __repr__(self) -> str:
-        return f"<Target {self.host}>"
+    family: int
+    host: str
+    rest: tuple[object, ...]  # flow and zone of an IPv6 address
 
     def sockaddr(self, port: int) -> tuple[object, ...]:
         """The argument of bind()."""
-        return (self.host, port, *self._rest)
+        return (self.host, port, *self.rest)
 
 
 def targets(address: Address) -> list[Target]:
@@ -215,7 +190,7 @@ def inherited_descriptors(env: Mapping[str, str], pid: int | None = None) -> dic
     return found
 
 
-def take_inherited(address: Address, inherited: Inherited, backlog: int) -> list[socket.socket]:
+def take_inherited(address: Address, inherited: Inherited) -> list[socket.socket]:
     """Listening duplicates of the sockets of `fd:3` or `fd:NAME`. Raises ListenError."""
     descriptors = inherited.get(address.name)
     if not descriptors:
@@ -228,7 +203,7 @@ def take_inherited(address: Address, inherited: Inherited, backlog: int) -> list
     taken: list[socket.socket] = []
     try:
         for fd in descriptors:
-            taken.append(_inherited_listener(address, fd, backlog))
+            taken.append(_inherited_listener(address, fd))
     except BaseException:
         for sock in taken:
             sock.close()
@@ -236,7 +211,7 @@ def take_inherited(address: Address, inherited: Inherited, backlog: int) -> list
     return taken
 
 
-def _inherited_listener(address: Address, fd: int, backlog: int) -> socket.socket:
+def _inherited_listener(address: Address, fd: int) -> socket.socket:
     hint = "pass a stream socket: ListenStream= in the .socket unit, with Accept=no"
     own = os.dup(fd)
     try:
@@ -247,7 +222,7 @@ def _inherited_listener(address: Address, fd: int, backlog: int) -> socket.socke
     if sock.type != socket.SOCK_STREAM or _is_connected(sock):
         sock.close()
         raise ListenError(f"descriptor {fd} is a socket that cannot listen", bind=address.key, hint=hint)
-    sock.listen(backlog)
+    sock.listen(BACKLOG)
     return sock
 
 

@@ -24,8 +24,8 @@ _READ_AND_WRITE = 0o666
 Identity = tuple[int, int]
 
 
-def bind(address: Address) -> socket.socket:
-    """A socket bound to the path, its file readable and writable as the umask allows. Raises ListenError."""
+def listen(address: Address, backlog: int) -> socket.socket:
+    """A listener on the path, its file readable and writable as the umask allows. Raises ListenError."""
     path = address.path
     with _directory(address) as directory:
         _check_path(address, directory)
@@ -37,6 +37,7 @@ def bind(address: Address) -> socket.socket:
             sock.bind(path)
             if os.geteuid() == 0 and not _is_there(os.path.basename(path), directory):
                 raise OSError(errno.ELOOP, "its directory was replaced meanwhile")
+            sock.listen(backlog)
         except OSError as error:
             sock.close()
             raise _explain_path(address, error) from error

@@ -252,7 +252,7 @@ def ports(context: CheckContext) -> Iterator[CheckResult]:
         if address.kind != "tcp" or name in served:
             continue
         try:
-            close_listener(open_listener(address, backlog=1))
+            close_listener(open_listener(address))
             free += 1
         except ListenError as error:
             failures[name] = error

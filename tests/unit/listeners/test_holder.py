@@ -122,9 +122,9 @@ def test_a_holder_that_is_part_of_a_pool_is_known_by_the_files_of_the_pool(tmp_p
         {"supervisor": ["python", "-P", "bootstrap.py", "supervisor", "/run/x", "/srv/a b.toml"]}
     )
     for arguments, files in {
-        ("supervisor", "/run/x", "/srv/a.toml", "--calm"): ["/srv/a.toml"],
-        ("keeper", "/run/x", plan): ["/srv/a b.toml"],
-        ("keeper", "/run/x", "3"): [],
+        ("supervisor", "/run/x", "/srv/a.toml", "--calm"): ("/srv/a.toml",),
+        ("keeper", "/run/x", plan): ("/srv/a b.toml",),
+        ("keeper", "/run/x", "3"): (),
         ("worker", "zygote"): None,
     }.items():
         with subprocess.Popen(

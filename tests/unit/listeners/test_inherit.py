@@ -76,7 +76,7 @@ def test_the_accept_queue_is_the_one_of_the_inherited_socket() -> None:
 def test_a_bound_socket_that_does_not_listen_yet_is_made_to() -> None:
     with socket.socket() as passed:
         passed.bind(("127.0.0.1", 0))
-        sockets = take_inherited(parse("fd:3"), {"3": [passed.fileno()]}, 16)
+        sockets = take_inherited(parse("fd:3"), {"3": [passed.fileno()]})
         socket.create_connection(passed.getsockname(), timeout=5).close()
         close_listener(sockets)
 

@@ -168,17 +168,17 @@ def test_a_wildcard_that_is_in_the_way_is_named_too(free_port: FreePort) -> None
             "wait until the kernel forgets it, a minute: ss -tanp 'sport = :80', or choose another port",
         ),
         (
-            Holder("poolctl-keeper", 7, os.geteuid(), pool=["/srv/a.toml", "/srv/b c.toml"]),
+            Holder("poolctl-keeper", 7, os.geteuid(), pool=("/srv/a.toml", "/srv/b c.toml")),
             "port 80 is in use by the pool of /srv/a.toml, /srv/b c.toml",
             "stop it: poolctl -c /srv/a.toml -c '/srv/b c.toml' stop, or choose another port",
         ),
         (
-            Holder("shop", 7, 4_000_000_001, pool=["/srv/a.toml"]),
+            Holder("shop", 7, 4_000_000_001, pool=("/srv/a.toml",)),
             "port 80 is in use by the pool of /srv/a.toml",
             "stop it as 4000000001: poolctl -c /srv/a.toml stop, or choose another port",
         ),
         (
-            Holder("poolctl-keeper", 7, 0, pool=[]),
+            Holder("poolctl-keeper", 7, 0, pool=()),
             "port 80 is in use by a pool inside another program, poolctl-keeper (pid 7)",
             "stop that program, or choose another port",
         ),
@@ -244,7 +244,7 @@ def test_a_job_has_nothing_to_listen_on() -> None:
 
 def test_targets_read_as_what_they_are() -> None:
     (target,) = targets(parse("127.0.0.1:80"))
-    assert repr(target) == "<Target 127.0.0.1>"
+    assert target.sockaddr(80) == ("127.0.0.1", 80)
     assert target.sockaddr(81) == ("127.0.0.1", 81)
 
 
