@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -17,11 +16,10 @@ from poolctl.address import parse
 from poolctl.control.answers import DashboardLink, DashboardResult, failure
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED
-from poolctl.keeper import fd_store, rendezvous, wire
+from poolctl.keeper import fd_store, wire
 from poolctl.listeners.open import close_listener, refuse
 from poolctl.listeners.unix import identity_of
 from poolctl.monitor.event_queue import Events
-from poolctl.platform import peer_credentials
 from poolctl.runners.link import LinkLost
 from poolctl.runners.opener import Opener
 
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
 _CALM_SECONDS = 60.0
-_ANSWER_SECONDS = 2.0
 _HINT = "add [dashboard] to the pool's file, then poolctl reload"
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -154,13 +151,10 @@ class DashboardPage:
         )
 
     async def _adopt(self) -> None:
-        """Adopt what the keeper holds, or the listener of a process whose keeper and supervisor are both dead."""
+        """Adopt the listener and the process that the keeper holds."""
         self._adopted = True
         reply, fds = await self._keeper.call({"op": "get", "name": fd_store.DASHBOARD})
         if not fds:
-            left = await asyncio.to_thread(take_over, self._directory)
-            if left is not None:
-                self._hold(*left)
             return
         self._bind = str(reply["meta"]["bind"])
         self._sockets = [socket.socket(fileno=fd) for fd in fds]
@@ -170,11 +164,9 @@ class DashboardPage:
             self._watch(DashboardProcess(wire.over(fds[0]), meta, str(meta["mark"])))
 
     async def _open(self, bind: str) -> None:
-        self._hold(bind, await self._opener.listen(parse(bind)))
-
-    def _hold(self, bind: str, sockets: list[socket.socket]) -> None:
-        self._bind, self._sockets = bind, sockets
-        fds = [sock.fileno() for sock in sockets]
+        self._sockets = await self._opener.listen(parse(bind))
+        self._bind = bind
+        fds = [sock.fileno() for sock in self._sockets]
         self._keeper.send({"op": "put", "name": fd_store.DASHBOARD, "meta": {"bind": bind}}, fds)
 
     def _watch(self, process: DashboardProcess) -> None:
@@ -219,25 +211,3 @@ async def link(page: DashboardPage | None, environment: PoolEnvironment) -> Dash
         problem = failure(PoolMonitorError, f"the dashboard: {why}", "poolctl events")
         return DashboardResult(errors=(problem,), exit_code=NOT_AS_DESIRED)
     return DashboardResult(dashboard=DashboardLink(url=found.url, token=found.values["token"]))
-
-
-def take_over(directory: str) -> tuple[str, list[socket.socket]] | None:
-    """The address and sockets of such a process, which ends then; None without one. Blocks for at most two seconds."""
-    for sock, answer in rendezvous.ask(directory, rendezvous.DASHBOARD, _ANSWER_SECONDS):
-        with sock:
-            if answer is None:
-                continue
-            message, fds = answer
-            bind = message.get("bind")
-            if (
-                message.get("t") != "dashboard"
-                or not isinstance(bind, str)
-                or peer_credentials(sock)[1] not in (0, os.geteuid())
-            ):
-                for fd in fds:
-                    os.close(fd)
-                continue
-            with contextlib.suppress(OSError):
-                wire.send(sock, {"t": "taken"})
-            return bind, [socket.socket(fileno=fd) for fd in fds]
-    return None
