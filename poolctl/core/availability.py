@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict, dataclass, fields
 
 from poolctl.states import PASSING
+from poolctl.values import Table
 
 OK, WARN, KO, UNKNOWN = "ok", "warn", "ko", "unknown"
 
@@ -22,33 +23,20 @@ def status_of(state: str, health: str = UNKNOWN) -> str:
     return health if health in (WARN, KO) else OK
 
 
+@dataclass(slots=True)
 class Availability:
     """Updated by `note` at each change, with a monotonic time in seconds; time while a server is off is not counted."""
 
-    __slots__ = (
-        "_level",
-        "_since",
-        "downtime",
-        "fall",
-        "falltime",
-        "health",
-        "rise",
-        "risetime",
-        "state",
-        "uptime",
-    )
-
-    def __init__(self) -> None:
-        self.state = "stopped"
-        self.health = UNKNOWN
-        self.uptime = 0.0  # it answered, possibly with a warning
-        self.downtime = 0.0
-        self.risetime = 0.0  # part of both: it was coming up
-        self.falltime = 0.0  # part of both: it was going down
-        self.rise = 0  # how often it started to answer
-        self.fall = 0  # how often it stopped answering without being turned off
-        self._level = UNKNOWN  # the last one other than warn
-        self._since = 0.0
+    state: str = "stopped"
+    health: str = UNKNOWN
+    uptime: float = 0.0  # it answered, possibly with a warning
+    downtime: float = 0.0
+    risetime: float = 0.0  # part of both: it was coming up
+    falltime: float = 0.0  # part of both: it was going down
+    rise: int = 0  # how often it started to answer
+    fall: int = 0  # how often it stopped answering without being turned off
+    _level: str = UNKNOWN  # the last one other than warn
+    _since: float = 0.0
 
     def note(self, now: float, *, state: str | None = None, health: str | None = None) -> None:
         """Set state or health, or both, from now on."""
@@ -93,15 +81,11 @@ class Availability:
         total = self.uptime + self.downtime
         return self.uptime / total if total else None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """A document from which `restored` makes an equal one."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return asdict(self)
 
     @classmethod
-    def restored(cls, kept: dict[str, Any]) -> Availability:
+    def restored(cls, kept: Table) -> Availability:
         """One that continues where the other stopped; the monotonic clock must be the same."""
-        made = cls()
-        for name in made.__slots__:
-            if name in kept:
-                setattr(made, name, kept[name])
-        return made
+        return cls(**{each.name: kept[each.name] for each in fields(cls) if each.name in kept})

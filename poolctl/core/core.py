@@ -6,12 +6,12 @@ import asyncio
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
 from poolctl.errors import ServerError
 from poolctl.runners.protocol import Runner
+from poolctl.values import Table
 
 from .addresses import Addresses, same_listener
 from .decide import Stop
@@ -163,7 +163,7 @@ class Core:
         self.touch(entry)
 
     def begin_recovery(
-        self, entry: Entry, report: dict[str, Any], times: dict[str, list[float]], *, counts: bool
+        self, entry: Entry, report: Table, times: dict[str, list[float]], *, counts: bool
     ) -> None:
         """Note the recovery that begins, and the times of all of them; with `counts` it is a restart."""
         entry.recovering, entry.recoveries = report, times
@@ -189,7 +189,7 @@ class Core:
 
     # Changes of the servers.
 
-    def add(self, config: ServerConfig, source: tuple[Mapping[str, Any], str] | None = None) -> Entry:
+    def add(self, config: ServerConfig, source: tuple[Mapping[str, object], str] | None = None) -> Entry:
         """Add a server without starting it; one that is leaving under the same name comes back as this one.
 
         `source` is the table and the directory of one that was added live.
@@ -216,7 +216,7 @@ class Core:
         if entry.config.depends_on != dependencies:
             self.change(entry, entry.config.model_copy(update={"depends_on": dependencies}), live=True)
 
-    def give_state(self, entry: Entry, values: Mapping[str, Any]) -> None:
+    def give_state(self, entry: Entry, values: Mapping[str, object]) -> None:
         """Give the applications of future workers these values in their state."""
         entry.app_state = values
 

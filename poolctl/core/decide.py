@@ -112,7 +112,7 @@ def _proceed(view: View) -> list[Action]:
         return []
     if view.vacates:
         return _leave(view)
-    if view.asleep:
+    if view.sleeps:
         return [] if view.armed else [Arm()]
     if view.falls_asleep:
         return [FallAsleep()]

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from .state import Cause, Entry
 
@@ -45,7 +45,7 @@ NO_CAUSE = Context()
 
 
 @contextmanager
-def caused_by(cause: str, by: Mapping[str, Any] | None = None) -> Iterator[None]:
+def caused_by(cause: str, by: Mapping[str, object] | None = None) -> Iterator[None]:
     """Within this block every change of a server has this cause."""
     token = CURRENT_CAUSE.set(Cause(cause, by))
     try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, fields
-from typing import Any
 
 from poolctl.config import ServerConfig
+from poolctl.values import Table
 
 from .addresses import Addresses
 from .state import Entry
@@ -163,7 +163,7 @@ class Servers:
 # The record of a server: the state that the next supervisor needs, as JSON values. A field with the value of a new
 # entry is left out: most records hold little more than the desired state.
 
-PERSISTED: dict[str, Any] = {
+PERSISTED: dict[str, object] = {
     each.name: each.default if each.default_factory is MISSING else each.default_factory()
     for each in fields(Entry)
     if each.metadata["persisted"]
@@ -171,7 +171,7 @@ PERSISTED: dict[str, Any] = {
 _PLAIN = [(name, usual) for name, usual in PERSISTED.items() if name not in ("desired", "overrides")]
 
 
-def record_of(entry: Entry) -> dict[str, Any]:
+def record_of(entry: Entry) -> Table:
     """The record of the entry. A backoff is not part of it: a successor tries at once."""
     found = {name: value for name, usual in _PLAIN if (value := getattr(entry, name)) != usual}
     if entry.desired is not Desired.IDLE:
@@ -181,7 +181,7 @@ def record_of(entry: Entry) -> dict[str, Any]:
     return found
 
 
-def restore(entry: Entry, record: Mapping[str, Any]) -> None:
+def restore(entry: Entry, record: Table) -> None:
     """Restore the entry from its record, also from one of a version that stored single flags."""
     for name, _ in _PLAIN:
         if name in record:
@@ -197,7 +197,7 @@ def restore(entry: Entry, record: Mapping[str, Any]) -> None:
     entry.overrides = Overrides(**overrides)
 
 
-def _from_flags(record: Mapping[str, Any]) -> Desired:
+def _from_flags(record: Table) -> Desired:
     """From the flags that earlier versions wrote: `wanted`, `removed`, `failed`, `done`, `dismissed`."""
     if record.get("removed"):
         return Desired.REMOVED

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.runners.protocol import Exit, Placement
-from poolctl.states import Status
+from poolctl.states import State, Status
+from poolctl.values import Table
 
 from .view import (
     FOLLOWS,
+    IN_BACKOFF,
     LEAVING,
     NO_OVERRIDES,
     Desired,
@@ -23,10 +25,6 @@ from .view import (
     Phase,
     View,
     WorkerView,
-    answers,
-    is_asleep,
-    is_ready,
-    state_of,
 )  # fmt: skip
 
 
@@ -78,7 +76,7 @@ class Cause(NamedTuple):
     """A command or a decision, and its author: {"uid", "pid", "user", "command"}, None for the pool itself."""
 
     cause: str
-    by: Mapping[str, Any] | None = None
+    by: Mapping[str, object] | None = None
 
 
 def persisted(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
@@ -101,11 +99,11 @@ class Entry:
     desired: Desired = persisted(Desired.IDLE)
     overrides: Overrides = persisted(NO_OVERRIDES)
     # Of a server that was added live: its table, and the directory that its paths are relative to.
-    source: tuple[Mapping[str, Any], str] | None = persisted(None)
+    source: tuple[Mapping[str, object], str] | None = persisted(None)
     ignore_dependencies: bool = persisted(False)
     retries: bool = transient(True)  # a failed start is retried, as the restart policy says
     # The values that a Python pool gives to its applications.
-    app_state: Mapping[str, Any] = transient(factory=dict)
+    app_state: Mapping[str, object] = transient(factory=dict)
     cause: Cause | None = transient(None)  # the command or decision that causes its changes
 
     # Its code and its workers.
@@ -148,7 +146,7 @@ class Entry:
 
     # The times of its recoveries, monotonic, by the workers' indexes or "all"; and the one under way.
     recoveries: dict[str, list[float]] = persisted(factory=dict)
-    recovering: dict[str, Any] = persisted(factory=dict)
+    recovering: Table = persisted(factory=dict)
 
     @property
     def name(self) -> str:
@@ -225,7 +223,6 @@ class Entry:
             vacates=self.vacates,
             abandoned=abandoned,
             job=self.config.job,
-            is_disabled=self.is_disabled,
             out=self.overrides.out,
             sleepy=self.sleepy,
             called=self.called,
@@ -249,24 +246,25 @@ class Entry:
         )
 
     @property
-    def job(self) -> bool:
-        """It runs to its end once."""
-        return self.config.job
-
-    @property
-    def present(self) -> Collection[Worker]:
-        """Its workers."""
-        return self.workers.values()
-
-    @property
     def sleepy(self) -> bool:
         """It may be without a worker while there are no requests for it."""
         return self.can_sleep and not self.config.scale.min and self.overrides.workers is None
 
     @property
+    def sleeps(self) -> bool:
+        """It should have no worker: none is started, and none stays.
+
+        A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a dependent
+        that is up (`needed`).
+        """
+        if not self.sleepy or self.called or self.needed:
+            return False
+        return all(worker.phase in LEAVING for worker in self.workers.values())
+
+    @property
     def asleep(self) -> bool:
         """It sleeps, or falls asleep, and wakes at the next request."""
-        return self.armed is not None and is_asleep(self)
+        return self.armed is not None and self.sleeps
 
     @property
     def settled(self) -> bool:
@@ -280,18 +278,37 @@ class Entry:
 
     @property
     def state(self) -> str:
-        """Its state in one word."""
-        return state_of(self).value
+        """Its state in one word (see the documentation of states)."""
+        return self._state.value
 
     @property
-    def ready(self) -> bool:
-        """It answers, and is not ko; a job has ended with 0."""
-        return is_ready(self)
+    def _state(self) -> State:
+        if self.desired.rests:
+            if self.workers:
+                return State.STOPPING
+            if self.failed:
+                return State.FAILED
+            return State.DISABLED if self.is_disabled else State.STOPPED
+        for worker in self.workers.values():
+            if worker.phase is Phase.READY:
+                return State.DRAINING if self.out else State.RUNNING
+        if self.desired in IN_BACKOFF:
+            return State.BACKOFF
+        if self.asleep:
+            return State.DRAINING if self.workers else State.SLEEPING
+        return State.STARTING
 
     @property
     def answers(self) -> bool:
-        """See `answers`."""
-        return answers(self)
+        """It serves, in rotation or not, and is not ko; a job has ended with 0."""
+        if self.desired.rests:
+            return self.completed and self.config.job
+        return any(worker.phase is Phase.READY and not worker.ko for worker in self.workers.values())
+
+    @property
+    def ready(self) -> bool:
+        """It answers, and gets traffic; a job is ready once it has ended with 0."""
+        return self.answers and (self.desired.rests or not self.out)
 
     @property
     def health(self) -> Status:
@@ -310,9 +327,8 @@ class Entry:
     @property
     def complete(self) -> bool:
         """Every worker of the generation that should serve is ready, in rotation or not, and no other accepts."""
-        desired = self.desired
-        if desired.rests:
-            return desired is Desired.COMPLETED and self.job
+        if self.desired.rests:
+            return self.completed and self.config.job
         current = set()
         for worker in self.workers.values():
             if worker.phase is Phase.DRAINING and not worker.left:

@@ -95,7 +95,7 @@ def why_nothing(view: View) -> str:
         return f"its listener is {view.listener}"
     if view.vacates and leaving:
         return f"waits for the end of {leaving}"
-    if view.asleep:
+    if view.sleeps:
         return f"waits for the end of {leaving}" if leaving else "asleep until the next request"
     if view.checking:
         return "waits until it is known whether a worker can start"

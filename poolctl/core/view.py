@@ -1,14 +1,10 @@
-"""What is wanted of a server, the facts on which its next actions depend, and the state that follows from them."""
+"""What is wanted of a server, and the facts on which its next actions depend."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Protocol
-
-from poolctl.states import State
 
 
 class Desired(StrEnum):
@@ -136,7 +132,6 @@ class View:
     vacates: bool = False  # its listener must be opened again, after its workers have ended
     abandoned: tuple[str, ...] = ()  # its former addresses from which no worker accepts any more
     job: bool = False  # runs to its end once
-    is_disabled: bool = False
     out: bool = False  # out of rotation: it answers, but gets no more traffic
     sleepy: bool = False  # may be without a worker while there are no requests for it
     called: bool = False  # a request has come since it slept
@@ -151,14 +146,9 @@ class View:
         return [worker for worker in self.workers if worker.phase not in LEAVING]
 
     @property
-    def present(self) -> tuple[WorkerView, ...]:
-        """See Facts."""
-        return self.workers
-
-    @property
-    def asleep(self) -> bool:
-        """See `is_asleep`."""
-        return is_asleep(self)
+    def sleeps(self) -> bool:
+        """See Entry.sleeps."""
+        return self.sleepy and not (self.called or self.needed) and not self.staying
 
     @property
     def falls_asleep(self) -> bool:
@@ -170,91 +160,3 @@ class View:
             and {worker.index for worker in self.staying}.issuperset(range(self.count))
             and all(worker.idle and worker.generation == self.generation for worker in self.staying)
         )
-
-    @property
-    def state(self) -> State:
-        """See `state_of`."""
-        return state_of(self)
-
-    @property
-    def ready(self) -> bool:
-        """See `is_ready`."""
-        return is_ready(self)
-
-
-class WorkerFacts(Protocol):
-    """The facts about a worker from which its server's state follows."""
-
-    @property
-    def phase(self) -> Phase:
-        """The phase of its life."""
-
-    @property
-    def ko(self) -> bool:
-        """Its probes fail, or it is stuck."""
-
-
-class Facts(Protocol):
-    """The facts from which a server's state follows: those of its entry, or of a view of it."""
-
-    @property
-    def desired(self) -> Desired: ...
-    @property
-    def is_disabled(self) -> bool: ...
-    @property
-    def out(self) -> bool: ...
-    @property
-    def job(self) -> bool: ...
-    @property
-    def sleepy(self) -> bool: ...
-    @property
-    def called(self) -> bool: ...
-    @property
-    def needed(self) -> bool: ...
-    @property
-    def armed(self) -> object: ...
-    @property
-    def present(self) -> Collection[WorkerFacts]:
-        """Its workers."""
-
-
-def is_asleep(server: Facts) -> bool:
-    """It should have no worker: none is started, and none stays.
-
-    A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a dependent that
-    is up (`needed`).
-    """
-    if not server.sleepy or server.called or server.needed:
-        return False
-    return all(worker.phase in LEAVING for worker in server.present)
-
-
-def state_of(server: Facts) -> State:
-    """The server's state in one word (see the documentation of states)."""
-    desired = server.desired
-    if desired.rests:
-        if server.present:
-            return State.STOPPING
-        if desired is Desired.FAILED:
-            return State.FAILED
-        return State.DISABLED if server.is_disabled else State.STOPPED
-    for worker in server.present:
-        if worker.phase is Phase.READY:
-            return State.DRAINING if server.out else State.RUNNING
-    if desired in IN_BACKOFF:
-        return State.BACKOFF
-    if server.armed and is_asleep(server):
-        return State.DRAINING if server.present else State.SLEEPING
-    return State.STARTING
-
-
-def answers(server: Facts) -> bool:
-    """It serves, in rotation or not, and is not ko; a job has ended with 0."""
-    if server.desired.rests:
-        return server.desired is Desired.COMPLETED and server.job
-    return any(worker.phase is Phase.READY and not worker.ko for worker in server.present)
-
-
-def is_ready(server: Facts) -> bool:
-    """It answers, and gets traffic; a job is ready once it has ended with 0."""
-    return answers(server) and (server.desired.rests or not server.out)

@@ -6,7 +6,7 @@ import concurrent.futures
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from poolctl.clock import Clock
@@ -17,7 +17,7 @@ from poolctl.core.rollout import until
 from poolctl.core.server_changes import Event
 from poolctl.core.state import Entry
 from poolctl.core.trace import Trace
-from poolctl.core.view import LEAVING, Listener, Phase, state_of
+from poolctl.core.view import LEAVING, Listener, Phase
 from poolctl.errors import ServerError
 from poolctl.runners.protocol import Placement, Runner
 from poolctl.states import State, Status
@@ -117,7 +117,7 @@ class Handle:
     def availability_now(self) -> Availability:
         """How long it has been up and down until now."""
         with LOCK:
-            found = Availability.restored(self.availability.to_dict())
+            found = replace(self.availability)
             found.settle(self._clock.monotonic())
         return found
 
@@ -265,7 +265,7 @@ class Host:
     def _observed(self, handle: Handle, entry: Entry) -> Snapshot:
         if entry.rests and not entry.workers and handle.refusal is not None:
             return Snapshot(State.FAILED, message=handle.refusal.message)
-        state, is_ready = state_of(entry), entry.ready
+        state, is_ready = State(entry.state), entry.ready
         ready = [worker for worker in entry.workers.values() if worker.phase is Phase.READY]
         probed = any(worker.config.health.probed for worker in ready)
         listening = entry.bound if entry.listener is Listener.OPEN else None

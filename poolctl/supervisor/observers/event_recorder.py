@@ -5,7 +5,7 @@ from __future__ import annotations
 from poolctl.control.answers import About
 from poolctl.core.core import Core
 from poolctl.core.state import Cause, Entry, Worker
-from poolctl.core.view import LEAVING, Phase, is_asleep
+from poolctl.core.view import LEAVING, Phase
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.protocol import Exit
 from poolctl.states import State
@@ -168,7 +168,7 @@ class EventRecorder:
 
 def _state_before(entry: Entry) -> str:
     """The server's state under the previous supervisor: a sleeping one is not armed again yet."""
-    sleeps = entry.state == State.STARTING.value and not entry.workers and is_asleep(entry)
+    sleeps = entry.state == State.STARTING.value and not entry.workers and entry.sleeps
     return State.SLEEPING.value if sleeps else entry.state
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from poolctl import ServerConfig
 from poolctl.core.decide import Check, Close, Drain, Open, Spawn, Stop, decide
+from poolctl.core.state import Entry, Worker
 from poolctl.core.view import Desired, Listener, Phase, View, WorkerView
 from poolctl.states import State
 
@@ -80,29 +82,40 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize(("facts", "actions"), EXAMPLES.values(), ids=list(EXAMPLES))
-def test_it(facts: View, actions: list[Any]) -> None:
+def test_decision_on_a_view_is_the_expected_one(facts: View, actions: list[Any]) -> None:
     assert decide(facts) == actions
 
 
-STATES = [
-    (view(worker()), State.RUNNING), (view(worker(phase=Phase.STARTING)), State.STARTING), (view(), State.STARTING),
-    (view(worker(phase=Phase.STOPPING), desired=Desired.STOPPED), State.STOPPING),
-    (view(desired=Desired.STOPPED), State.STOPPED),
-    (view(desired=Desired.STOPPED, is_disabled=True), State.DISABLED), (view(desired=Desired.FAILED), State.FAILED),
-    (view(desired=Desired.BACKOFF), State.BACKOFF),
-    (view(worker(), desired=Desired.BACKOFF), State.RUNNING), (view(desired=Desired.COMPLETED), State.STOPPED),
-    (view(worker(), worker(2, phase=Phase.STARTING), generation=2), State.RUNNING),
-    (view(worker(phase=Phase.DRAINING)), State.STARTING),
-]  # fmt: skip
+def entry(*phases: Phase, desired: Desired = Desired.RUN, **keys: Any) -> Entry:
+    config = ServerConfig(**{"name": "web", "bind": "127.0.0.1:8001", "app": "any:app"} | keys)
+    made = Entry(config, desired=desired, listener=Listener.OPEN)
+    for index, phase in enumerate(phases):
+        made.workers[f"web.1.{index}"] = Worker(f"web.1.{index}", 1, index, config, phase)
+    return made
 
 
-@pytest.mark.parametrize(("facts", "state"), STATES)
-def test_the_state_in_a_word(facts: View, state: State) -> None:
-    assert facts.state is state
+def test_state_follows_from_the_desired_state_and_the_workers() -> None:
+    ready, starting, stopping, draining = Phase.READY, Phase.STARTING, Phase.STOPPING, Phase.DRAINING
+    for found, state in [
+        (entry(ready), State.RUNNING),
+        (entry(starting), State.STARTING),
+        (entry(), State.STARTING),
+        (entry(stopping, desired=Desired.STOPPED), State.STOPPING),
+        (entry(desired=Desired.STOPPED), State.STOPPED),
+        (entry(desired=Desired.STOPPED, disabled=True), State.DISABLED),
+        (entry(desired=Desired.FAILED), State.FAILED),
+        (entry(desired=Desired.BACKOFF), State.BACKOFF),
+        (entry(ready, desired=Desired.BACKOFF), State.RUNNING),
+        (entry(desired=Desired.COMPLETED), State.STOPPED),
+        (entry(ready, starting), State.RUNNING),
+        (entry(draining), State.STARTING),
+    ]:
+        assert found.state == state.value, found
 
 
-def test_ready_is_what_has_answered_and_a_job_that_is_done() -> None:
-    assert view(worker()).ready
-    assert not view(worker(phase=Phase.STARTING)).ready
-    assert view(job=True, desired=Desired.COMPLETED).ready
-    assert not view(desired=Desired.COMPLETED).ready
+def test_ready_is_a_server_that_answers_and_a_job_that_has_completed() -> None:
+    job = Entry(ServerConfig(name="job", command=["migrate"], job=True), desired=Desired.COMPLETED)
+    assert entry(Phase.READY).ready
+    assert not entry(Phase.STARTING).ready
+    assert job.ready
+    assert not entry(desired=Desired.COMPLETED).ready

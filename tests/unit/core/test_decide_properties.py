@@ -25,7 +25,6 @@ from poolctl.core.decide import (
     decide,
 )
 from poolctl.core.view import LEAVING, Desired, Listener, Phase, View, WorkerView
-from poolctl.states import State
 
 MOST_WORKERS = 3
 
@@ -162,26 +161,6 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
         assert len(serving(after)) == before.count or not before.overlap
 
 
-def check_words(view: View) -> None:
-    """The words for a server must agree with its workers."""
-    state = view.state
-    if state is State.RUNNING or (state is State.DRAINING and serving(view)):
-        assert (state is State.DRAINING) == view.out
-    if state is State.DRAINING and not serving(view):
-        assert view.asleep, "it falls asleep"
-    else:
-        assert (state in (State.RUNNING, State.DRAINING)) == (bool(serving(view)) and not view.desired.rests)
-    if state in (State.STOPPED, State.DISABLED, State.FAILED, State.SLEEPING):
-        assert not view.workers
-    if state is State.SLEEPING:
-        assert (view.listener, view.armed, view.ready) == (Listener.OPEN, True, False)
-    if state is State.STOPPING:
-        assert view.desired.rests
-        assert view.workers
-    if view.ready:
-        assert state is State.RUNNING or (view.job and view.desired is Desired.COMPLETED)
-
-
 # Most views are of servers that should run, because those have the interesting cases.
 seldom = st.sampled_from([False, False, False, True])
 mostly = seldom.map(lambda value: not value)
@@ -224,7 +203,6 @@ def test_any_view_at_all_is_decided_soundly(view: View) -> None:
     actions = decide(view)
     after = applied(view, actions)
     check_step(view, actions, after)
-    check_words(view)
     assert actions == decide(view), "nothing is remembered"
 
 

@@ -24,8 +24,9 @@ from poolctl.core.state import Entry
 from poolctl.core.view import LEAVING, Listener, Overrides, Phase, View
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.protocol import Exit
+from poolctl.states import State
 from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
-from tests.unit.core.test_decide_properties import applied, check_step, check_words
+from tests.unit.core.test_decide_properties import applied, check_step
 
 NAMES = ("db", "api")
 BACKOFF = {
@@ -87,7 +88,6 @@ class Histories(RuleBasedStateMachine):
         actions = decide(view)
         after = applied(view, actions)
         check_step(view, actions, after)
-        check_words(view)
         return actions
 
     def command(self, work: Callable[..., Any], *args: Any, **options: Any) -> None:
@@ -102,6 +102,7 @@ class Histories(RuleBasedStateMachine):
         """Invariants that hold at every moment."""
         for entry in self.core.entries.values():
             self.check_queued(entry)
+            self.check_state(entry)
             generations = {
                 worker.generation for worker in entry.workers.values() if worker.placement is not None
             }
@@ -125,6 +126,28 @@ class Histories(RuleBasedStateMachine):
             step.what in whats or step.what.startswith(f"{entry.name}.") for step in self.runner.steps
         ):
             assert not decide(self.core._reconciler.view(entry)), f"{entry.name} is not decided on"
+
+    @staticmethod
+    def check_state(entry: Entry) -> None:
+        """The state in one word agrees with the workers."""
+        state, workers = State(entry.state), entry.workers.values()
+        serves = any(worker.phase is Phase.READY for worker in workers)
+        if state is State.DRAINING and not serves:
+            assert entry.sleeps, "it falls asleep"
+        else:
+            assert (state in (State.RUNNING, State.DRAINING)) == (serves and not entry.rests)
+        if serves and not entry.rests:
+            assert (state is State.DRAINING) == entry.out
+        if state in (State.STOPPED, State.DISABLED, State.FAILED, State.SLEEPING):
+            assert not workers
+        if state is State.SLEEPING:
+            assert entry.listener is Listener.OPEN
+            assert not entry.ready
+        if state is State.STOPPING:
+            assert entry.rests
+            assert workers
+        if entry.ready:
+            assert state is State.RUNNING
 
     def entry(self, name: str) -> Entry | None:
         return self.core.entries.get(name)
