@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from poolctl.config.checks.import_check import Import, check_imports, check_interpreters, check_zttp
+from poolctl.config.checks.import_check import Import, check_imports, check_interpreters
 from poolctl.config.checks.interpreter import ids_of, missing_program, trusted_by_root
 from poolctl.config.files.read_file import EnvFileError, read_env_file, read_text, variables_of
 from poolctl.config.model.problems import Finding, Problem
@@ -101,15 +101,14 @@ class ExternalChecks:
                 using[server.python] = server.user if using.get(server.python, "") is not None else None
         using.pop(sys.executable, None)  # poolctl's own has uvicorn: it depends on it
         apps = [each for each in servers if not each.command]
-        zttp = [each for each in apps if each.http.implementation == "zttp"]
-        for users, found in (
-            (apps, check_interpreters(using)),
-            (zttp, check_zttp({each.python or sys.executable: each.user for each in zttp})),
-        ):
-            for python, finding in found:
-                self.problems += [
-                    (each, finding) for each in users if (each.python or sys.executable) == python
-                ]
+        zttp = {
+            each.python or sys.executable: each.user for each in apps if each.http.implementation == "zttp"
+        }
+        for python, finding in check_interpreters(zttp | using, zttp):
+            for each in apps:
+                concerned = finding.path == ("python",) or each.http.implementation == "zttp"
+                if concerned and (each.python or sys.executable) == python:
+                    self.problems.append((each, finding))
 
     def _imports(self, servers: Sequence[ServerKeys]) -> None:
         jobs: dict[Import, list[ServerKeys]] = {}

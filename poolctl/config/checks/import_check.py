@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
 from poolctl.config.checks.interpreter import start_options, user_options
@@ -19,18 +20,13 @@ from poolctl.config.model.problems import Finding
 
 IMPORT_APP = os.path.join(os.path.dirname(__file__), "import_app.py")
 PROBE_SECONDS = 10.0
-# Finds out about the interpreter without importing any package of it.
+# Prints the interpreter's version, its uvicorn's, and whether it has the parser zttp, without importing its packages.
 PROBE = (
     "import sys, importlib.util as u, importlib.metadata as m; sys.path[:1] = [];"
     "v = u.find_spec('uvicorn') and ([d.version for d in m.distributions(name='uvicorn')] or ['unknown'])[0];"
-    "print('poolctl', sys.version_info[0], sys.version_info[1], v)"
+    "print('poolctl', sys.version_info[0], sys.version_info[1], v, u.find_spec('zttp') is not None)"
 )
-# Likewise about the parser zttp, and uvicorn's protocol classes for it.
-ZTTP_PROBE = (
-    "import sys, os, importlib.util as u; sys.path[:1] = []; s = u.find_spec('uvicorn');"
-    "d = s.submodule_search_locations[0] if s else ''; z = u.find_spec('zttp') is not None;"
-    "print('poolctl', z, os.path.exists(os.path.join(d, 'protocols', 'http', 'zttp_h2_impl.py')))"
-)
+OLDEST_UVICORN_WITH_ZTTP = (0, 53)
 # Variables that act on an interpreter's start, so before it takes on the rights of its server.
 READ_AT_START = ("PYTHON", "LD_", "MALLOC_")
 LARGEST_ANSWER_BYTES = 65536
@@ -49,49 +45,34 @@ class Import(NamedTuple):
     timeout_seconds: float
 
 
-def check_interpreters(pythons: Mapping[str, str | None]) -> list[tuple[str, Finding]]:
+def check_interpreters(
+    pythons: Mapping[str, str | None], with_zttp: Collection[str] = ()
+) -> list[tuple[str, Finding]]:
     """The interpreters, each with the user of its server, that cannot run one, with the reason.
 
-    Blocks; they are asked in parallel.
+    Those `with_zttp` need that parser as well. Blocks; they are asked in parallel.
     """
-    return _answers(_unusable, pythons)
-
-
-def check_zttp(pythons: Mapping[str, str | None]) -> list[tuple[str, Finding]]:
-    """The interpreters, each with the user of its server, that cannot serve with zttp, with the reason. Blocks."""
-    return _answers(_without_zttp, pythons)
-
-
-def _answers(
-    ask: Callable[[str, str | None], Finding | None], pythons: Mapping[str, str | None]
-) -> list[tuple[str, Finding]]:
+    wanted = [each in with_zttp for each in pythons]
     with ThreadPoolExecutor(max_workers=max(1, min(len(pythons), os.cpu_count() or 1))) as threads:
-        answers = list(threads.map(ask, pythons, pythons.values()))
+        answers = list(threads.map(_unusable, pythons, pythons.values(), wanted))
     return [(python, finding) for python, finding in zip(pythons, answers, strict=True) if finding]
 
 
-def _output(python: str, user: str | None, probe: str) -> list[str]:
-    """The words that the interpreter prints."""
-    done: subprocess.CompletedProcess[str] = subprocess.run(
-        [python, "-c", probe],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=PROBE_SECONDS,
-        cwd="/",
-        check=False,
-        **start_options(python, user, os.environ),
-    )
-    return done.stdout.split()
-
-
-def _unusable(python: str, user: str | None) -> Finding | None:
-    words: list[str] = []
+def _unusable(python: str, user: str | None, with_zttp: bool) -> Finding | None:
     problem: tuple[str, str] | None
     other = "name an interpreter or a virtual environment"
     try:
-        words = _output(python, user, PROBE)
+        done = subprocess.run(
+            [python, "-c", PROBE],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROBE_SECONDS,
+            cwd="/",
+            check=False,
+            **start_options(python, user, os.environ),
+        )
     except FileNotFoundError:
         problem = "is not there", other
     except PermissionError:
@@ -101,25 +82,24 @@ def _unusable(python: str, user: str | None) -> Finding | None:
     except OSError as error:
         problem = f"cannot be run: {error.strerror}", other
     else:
-        if len(words) != 4 or words[0] != "poolctl":
+        words = done.stdout.split()
+        if len(words) != 5 or words[0] != "poolctl":
             problem = "is no Python interpreter", other
         elif (int(words[1]), int(words[2])) < OLDEST_PYTHON:
             problem = f"is Python {words[1]}.{words[2]}", "servers need Python 3.11 or newer"
         else:
             problem = uvicorn_problem(python, None if words[3] == "None" else words[3])
+            if problem is None and with_zttp:
+                return _without_zttp(python, words[3], words[4] == "True")
     return Finding(("python",), f"{python} {problem[0]}", problem[1], python) if problem else None
 
 
-def _without_zttp(python: str, user: str | None) -> Finding | None:
-    try:
-        words = _output(python, user, ZTTP_PROBE)
-    except (OSError, subprocess.TimeoutExpired):
-        return None  # check_interpreters reports it
-    if words[:1] != ["poolctl"] or words == ["poolctl", "True", "True"]:
+def _without_zttp(python: str, uvicorn: str, has_zttp: bool) -> Finding | None:
+    numbers = re.match(r"(\d+)\.(\d+)", uvicorn)
+    if has_zttp and (not numbers or (int(numbers[1]), int(numbers[2])) >= OLDEST_UVICORN_WITH_ZTTP):
         return None
-    missing, package = (
-        ("uvicorn that knows zttp", '"uvicorn>=0.53"') if words[1] == "True" else ("zttp", "zttp")
-    )
+    needed = ".".join(map(str, OLDEST_UVICORN_WITH_ZTTP))
+    missing, package = ("uvicorn that knows zttp", f'"uvicorn>={needed}"') if has_zttp else ("zttp", "zttp")
     message = f'{python} has no {missing}, which http.implementation = "zttp" needs'
     fix = f"install it there: {python} -m pip install --upgrade {package}"
     return Finding(("http", "implementation"), message, fix, "zttp")
@@ -136,7 +116,7 @@ def check_imports(jobs: Sequence[Import], env: Mapping[str, str]) -> Iterator[tu
                 yield job, Finding(("app",), *_message_and_fix(job, answer), found=job.target)
 
 
-def _import(job: Import, env: Mapping[str, str]) -> dict[str, Any]:
+def _import(job: Import, env: Mapping[str, str]) -> dict[str, object]:
     """The answer of the process in which it is imported."""
     whole = {**env, **dict(job.env)}
     options = start_options(job.python, job.user, whole)
@@ -167,7 +147,7 @@ def _import(job: Import, env: Mapping[str, str]) -> dict[str, Any]:
     if written is None:
         return {"kind": "timeout"}
     try:
-        answer: dict[str, Any] = json.loads(written)
+        answer: dict[str, object] = json.loads(written)
     except ValueError:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
         return {"kind": "ended", "message": how}
@@ -190,7 +170,7 @@ def _read(descriptor: int, timeout_seconds: float) -> bytes | None:
     return written
 
 
-def _message_and_fix(job: Import, answer: dict[str, Any]) -> tuple[str, str]:
+def _message_and_fix(job: Import, answer: dict[str, object]) -> tuple[str, str]:
     module, _, attribute = job.target.partition(":")
     message = " ".join(str(answer.get("message", "")).split())
     message = message[:LONGEST_MESSAGE] + ("…" if len(message) > LONGEST_MESSAGE else "")

@@ -12,7 +12,7 @@ import pytest
 
 from poolctl import PoolConfig, ServerConfig
 from poolctl.config import Problem
-from poolctl.config.checks.import_check import check_interpreters, check_zttp
+from poolctl.config.checks.import_check import check_interpreters
 from tests.config_files import SERVER, load_text
 from tests.environments import with_old_uvicorn
 
@@ -161,18 +161,19 @@ def test_file_that_is_no_interpreter_is_reported(tmp_path: Path, python: str, to
 @pytest.mark.parametrize(
     ("said", "message", "fix"),
     [
-        ("False True", "has no zttp,", "pip install --upgrade zttp"),
-        ("True False", "has no uvicorn that knows zttp", 'pip install --upgrade "uvicorn>='),
-        ("True True", "", ""),
+        ("0.53.0 False", "has no zttp,", "pip install --upgrade zttp"),
+        ("0.52.9 True", "has no uvicorn that knows zttp", 'pip install --upgrade "uvicorn>='),
+        ("0.53.0 True", "", ""),
     ],
 )
 def test_an_interpreter_without_what_zttp_needs_names_the_fix(
     tmp_path: Path, said: str, message: str, fix: str
 ) -> None:
     python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\necho poolctl {said}\n")
+    python.write_text(f"#!/bin/sh\necho poolctl 3 12 {said}\n")
     python.chmod(0o755)
-    found = check_zttp({str(python): None, str(tmp_path / "gone"): None})
+    found = check_interpreters({str(python): None}, [str(python)])
+    assert check_interpreters({str(python): None}) == []
     if not message:
         assert found == []
         return
@@ -183,7 +184,7 @@ def test_an_interpreter_without_what_zttp_needs_names_the_fix(
 
 def test_old_interpreter_is_reported(tmp_path: Path) -> None:
     old = tmp_path / "python3.8"
-    old.write_text("#!/bin/sh\necho poolctl 3 8 True\n")
+    old.write_text("#!/bin/sh\necho poolctl 3 8 None False\n")
     old.chmod(0o755)
     ((_, finding),) = check_interpreters({str(old): None})
     assert "Python 3.8" in finding.message
