@@ -15,7 +15,7 @@ from poolctl.config.files.assemble import Assembly, Origins, ServerTable, locate
 from poolctl.config.files.document import read_documents
 from poolctl.config.model.conflicts import conflicts, dependency_findings
 from poolctl.config.model.explain import reset_suggestions, validated
-from poolctl.config.model.normalise import derive, interpolate, merged, normalise, refuse_internal
+from poolctl.config.model.normalise import derive, interpolate, merged, normalise
 from poolctl.config.model.problems import Finding, Problem, Tree
 from poolctl.config.model.sections import Section, refuse
 from poolctl.config.model.tables import TABLE_NAMES, PoolSettings, Tables
@@ -155,7 +155,7 @@ def _server_of(
 ) -> tuple[ServerConfig | None, Address | None]:
     """The server of a normalised table under the defaults, None if there are findings, and its address."""
     table = defaults.under(own)
-    address = derive(table, base_dir, findings, from_file=True)
+    address = derive(table, base_dir, findings)
     table["origins"] = origins
     if "command" not in table:
         if "python" not in table:
@@ -182,7 +182,6 @@ class Surroundings:
         reset_suggestions()
         findings: list[Finding] = []
         own = normalise(interpolate(dict(table), env, findings), base_dir, findings)
-        refuse_internal(own, findings)
         under = Defaults(self.defaults, self.base_dir)
         interpreter = default_interpreter(base_dir, env)
         server, _ = _server_of(own, base_dir, under, self.handlers, lambda _: interpreter, findings)

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING
 
 from poolctl.config.checks.import_check import Import, check_imports, check_interpreters
@@ -22,7 +21,8 @@ from poolctl.safe_open import UnsafePath, check_appendable
 if TYPE_CHECKING:
     from poolctl.config.model.tables import Dashboard
 
-Findings = list[Finding]
+# Problems and warnings.
+Found = tuple[list[Finding], list[Finding]]
 _LOG_PATH = ("log", "path")
 JOURNAL_PATH = ("events", "path")
 
@@ -45,7 +45,7 @@ class ExternalChecks:
         self.now = datetime.now(UTC)
         self.problems: list[tuple[ServerKeys, Finding]] = []
         self.warnings: list[tuple[ServerKeys, Finding]] = []
-        self._seen: dict[Hashable, tuple[Findings, Findings]] = {}
+        self._seen: dict[Hashable, Found] = {}
 
     def check(self, servers: Sequence[ServerKeys], *, import_apps: bool = False) -> None:
         """Look at everything that the servers name. Blocks; with `import_apps` as long as the apps import."""
@@ -66,32 +66,36 @@ class ExternalChecks:
         del self.problems[known:]
 
     def _server(self, server: ServerKeys) -> None:
-        given, user = server.model_fields_set, server.user
-        for key in ("cwd", "app_dir"):
-            path = getattr(server, key)
-            if key == "cwd" or path != server.cwd:
-                self._once(server, (key, path), partial(_directory, key, path))
-        for index, path in enumerate(server.env_file if "env_file" in given else ()):
-            self._once(server, ("env_file", path, bool(user)), partial(_variables, path, index, bool(user)))
-        if "user" in given and user:
-            self._once(server, ("user", user), partial(_user, user))
+        self._look(server, _directory, "cwd", server.cwd)
+        if server.app_dir != server.cwd:
+            self._look(server, _directory, "app_dir", server.app_dir)
+        for index, path in enumerate(server.env_file):
+            self._look(server, _variables, path, index, bool(server.user))
+        if server.user:
+            self._look(server, _user, server.user)
         if runs_python_as_root(server):
-            python = server.python or sys.executable
-            self._once(server, ("python", python), partial(_trusted, python, self.env))
-        tls = server.tls if server.tls is not True else self.default_tls
-        if tls:
-            self._once(server, ("tls", tls), partial(_certificates, tls, self.env, self.now))
+            self._look(server, self._trusted, server.python or sys.executable)
+        if tls := server.tls if server.tls is not True else self.default_tls:
+            self._look(server, self._certificates, tls)
         if server.command and (finding := missing_program(server, {**self.env, **server.env})):
             self.problems.append((server, finding))
-        if path := server.log.path:
-            self._once(server, ("log", path), lambda: (unwritable(_LOG_PATH, path), []))
+        if server.log.path:
+            self._look(server, _log, server.log.path)
 
-    def _once(self, server: ServerKeys, key: Hashable, look: Callable[[], tuple[Findings, Findings]]) -> None:
-        seen = self._seen.get(key)
-        if seen is None:
-            seen = self._seen[key] = look()
-        self.problems += [(server, finding) for finding in seen[0]]
-        self.warnings += [(server, finding) for finding in seen[1]]
+    def _look(self, server: ServerKeys, look: Callable[..., Found], *at: Hashable) -> None:
+        key = (look, *at)
+        if key not in self._seen:
+            self._seen[key] = look(*at)
+        problems, warnings = self._seen[key]
+        self.problems += [(server, finding) for finding in problems]
+        self.warnings += [(server, finding) for finding in warnings]
+
+    def _trusted(self, python: str) -> Found:
+        message, fix = trusted_by_root(python, self.env)
+        return [], [Finding(("python",), message, fix, python)] if message else []
+
+    def _certificates(self, tls: TLSConfig) -> Found:
+        return _certificates(tls, self.env, self.now)
 
     def _interpreters(self, servers: Sequence[ServerKeys]) -> None:
         using: dict[str, str | None] = {}
@@ -146,19 +150,14 @@ def runs_python_as_root(server: ServerKeys) -> bool:
         return False
 
 
-def _trusted(python: str, env: Mapping[str, str]) -> tuple[Findings, Findings]:
-    message, fix = trusted_by_root(python, env)
-    return [], [Finding(("python",), message, fix, python)] if message else []
-
-
-def _directory(key: str, path: str) -> tuple[Findings, Findings]:
+def _directory(key: str, path: str) -> Found:
     if os.path.isdir(path):
         return [], []
     what = "is no directory" if os.path.exists(path) else "is not there"
     return [Finding((key,), f"{path} {what}", f"create it, or fix {key}", path)], []
 
 
-def _variables(path: str, index: int, another: bool) -> tuple[Findings, Findings]:
+def _variables(path: str, index: int, another: bool) -> Found:
     try:
         read_env_file(path, for_another_user=another)
     except EnvFileError as problem:
@@ -166,12 +165,12 @@ def _variables(path: str, index: int, another: bool) -> tuple[Findings, Findings
     return [], []
 
 
-def _user(user: str) -> tuple[Findings, Findings]:
+def _user(user: str) -> Found:
     import grp
     import pwd
 
     name, _, group = user.partition(":")
-    missing: Findings = []
+    missing: list[Finding] = []
     hint, uid = "create it, or name another", -1
     try:
         uid = pwd.getpwnam(name).pw_uid
@@ -186,7 +185,7 @@ def _user(user: str) -> tuple[Findings, Findings]:
     return [], [Finding(("user",), f"only root can run it as {name!r}", "start the pool as root", user)]
 
 
-def _certificates(tls: TLSConfig, env: Mapping[str, str], now: datetime) -> tuple[Findings, Findings]:
+def _certificates(tls: TLSConfig, env: Mapping[str, str], now: datetime) -> Found:
     from poolctl.config.checks.certificate_checks import check_certificates
 
     return check_certificates(tls, env, now)
@@ -200,12 +199,10 @@ def check_tables(tables: Tables, env: Mapping[str, str]) -> tuple[list[Finding],
     return problems, [*warnings, *_unknown_secrets(tables, env)]
 
 
-def _dashboard(page: Dashboard, env: Mapping[str, str]) -> tuple[Findings, Findings]:
-    of_tls = _certificates(page.tls, env, datetime.now(UTC)) if page.tls else ([], [])
-    problems, warnings = (
-        [each._replace(path=("dashboard", *each.path)) for each in found]
-        for found in ([*_token(page, env), *of_tls[0]], of_tls[1])
-    )
+def _dashboard(page: Dashboard, env: Mapping[str, str]) -> Found:
+    problems, warnings = _certificates(page.tls, env, datetime.now(UTC)) if page.tls else ([], [])
+    found = ([*_token(page, env), *problems], warnings)
+    problems, warnings = ([each._replace(path=("dashboard", *each.path)) for each in part] for part in found)
     return problems, warnings
 
 
@@ -237,6 +234,10 @@ def _unknown_secrets(tables: Tables, env: Mapping[str, str]) -> Iterator[Finding
             if path and not os.access(path, os.R_OK):
                 what = "cannot be read" if os.path.exists(path) else "is not there"
                 yield Finding(("notify", index, key), f"{path} {what}", f"create it, or fix {key}", path)
+
+
+def _log(path: str) -> Found:
+    return unwritable(_LOG_PATH, path), []
 
 
 def unwritable(key: tuple[str | int, ...], path: str) -> list[Finding]:

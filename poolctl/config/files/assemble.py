@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from poolctl.config.files.document import SYNONYMS, Document
 from poolctl.config.model.explain import nearest
-from poolctl.config.model.normalise import interpolate, merged, normalise, refuse_internal
+from poolctl.config.model.normalise import interpolate, merged, normalise
 from poolctl.config.model.problems import Finding, Path, Place, Problem, Tree, problem_of, shown
 from poolctl.config.model.tables import NOT_IMPLEMENTED, TABLE_NAMES, with_absolute_paths
 
@@ -114,7 +114,6 @@ class Assembly:
     def _defaults(self, document: Document, value: dict[str, Tree]) -> None:
         findings: list[Finding] = []
         table = normalise(value, document.base_dir, findings)
-        refuse_internal(table, findings)
         if "name" in table:
             findings.append(Finding(("name",), "a name cannot be a default", "take it out: names are unique"))
             del table["name"]
@@ -130,7 +129,6 @@ class Assembly:
                 continue
             own: list[Finding] = []
             table = normalise(value, document.base_dir, own)
-            refuse_internal(table, own)
             name = table.get("name")
             name = name if isinstance(name, str) else ""
             entry = self._by_name.get(name) if name else None

@@ -18,7 +18,7 @@ from poolctl.config.model.rules import LONGEST_SOCKET_PATH_BYTES, RULED, app_fin
 from poolctl.config.model.value_types import Interpolated, number_from_environment
 
 # Fields of ServerConfig that are no keys of a file.
-INTERNAL = frozenset({"address", "base_dir", "from_file", "handlers", "derived_expose", "origins"})
+INTERNAL = frozenset({"address", "base_dir", "handlers", "derived_expose", "origins"})
 DEEPEST_LOOK = 5
 WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
 # Keys whose values are relative to the directory of their file.
@@ -91,9 +91,10 @@ def normalise(table: dict[str, Tree], base_dir: str, findings: list[Finding]) ->
     """The table of one server (or of the defaults) in its long form; the given one is left as it is."""
     found = dict(table)
     for key, value in table.items():
-        step = STEPS.get(key)
-        if step is not None:
-            found[key] = step(value, base_dir)
+        if key in STEPS:
+            found[key] = STEPS[key](value, base_dir)
+        elif key in INTERNAL:
+            findings.append(Finding((key,), f"unknown key {key!r}", "take it out", shown(found.pop(key))))
     if "listen" in found:
         bind = found.pop("listen")
         if "bind" in found:
@@ -195,12 +196,6 @@ STEPS: dict[str, Callable[[Tree, str], Tree]] = {
 }
 
 
-def refuse_internal(table: dict[str, Tree], findings: list[Finding]) -> None:
-    """Take out the fields that only ServerConfig itself may set."""
-    for key in INTERNAL & table.keys():
-        findings.append(Finding((key,), f"unknown key {key!r}", "take it out", shown(table.pop(key))))
-
-
 def nul_findings(value: Tree, path: Path = ()) -> list[Finding]:
     """Texts with a NUL, which no path, argument or variable can hold; in files they are found by their escapes."""
     if isinstance(value, str):
@@ -237,9 +232,7 @@ def merged(under: dict[str, Tree], over: dict[str, Tree]) -> dict[str, Tree]:
     return found
 
 
-def derive(
-    table: dict[str, Tree], base_dir: str, findings: list[Finding], *, from_file: bool = False
-) -> Address | None:
+def derive(table: dict[str, Tree], base_dir: str, findings: list[Finding]) -> Address | None:
     """Add to a normalised table what follows from it; contradictions are findings.
 
     Returns the address, None where there is none to be read.
@@ -251,11 +244,8 @@ def derive(
     table["address"] = address or NO_ADDRESS
     table["bind"] = address.key if address else "?"
     table["base_dir"] = base_dir
-    if from_file:
-        table["from_file"] = True
-    for key in ("cwd", "app_dir"):
-        if key not in table:
-            table[key] = base_dir
+    table.setdefault("cwd", base_dir)
+    table.setdefault("app_dir", base_dir)
     if "app" in table:
         findings += app_findings(table["app"])
     if table.keys() & RULED:
@@ -263,18 +253,15 @@ def derive(
         scale = table.get("scale")
         if isinstance(scale, dict) and "max" not in scale and isinstance(scale.get("min"), int):
             table["scale"] = scale | {"max": max(scale["min"], 1)}
-    problem = _expose(table, address)
-    if problem is not None:
-        findings.append(problem)
+    findings += _expose(table, address)
     return address
 
 
 def _address(table: dict[str, Tree], base_dir: str) -> Address | Finding | None:
-    job, text = table.get("job") is True, table.get("bind")
-    if text is None and "bind" not in table:
-        if job:
-            name = table.get("name")
-            return Address("job", name=name) if isinstance(name, str) else None
+    job, text, name = table.get("job") is True, table.get("bind"), table.get("name")
+    if job and "bind" not in table:
+        return Address("job", name=name) if isinstance(name, str) else None
+    if "bind" not in table:
         return Finding(("bind",), "'bind' is missing", 'add bind = "127.0.0.1:8080", or another address')
     if not isinstance(text, str):
         port = isinstance(text, int) and not isinstance(text, bool) and 0 < text < 65536
@@ -295,14 +282,13 @@ def _address(table: dict[str, Tree], base_dir: str) -> Address | Finding | None:
     return address
 
 
-def _expose(table: dict[str, Tree], address: Address | None) -> Finding | None:
+def _expose(table: dict[str, Tree], address: Address | None) -> Iterator[Finding]:
     expose = table.get("expose")
     if expose is None:
         table["expose"] = exposed(address, bool(table.get("tls"))) if address else "?"
         table["derived_expose"] = True
-        return None
     if not isinstance(expose, str):
-        return None
+        return
     head, scheme, rest = expose.partition("://")
     message, fix = "", 'write "http://HOST:PORT"'
     if not expose or not expose.isprintable() or " " in expose or (scheme and not rest):
@@ -311,7 +297,8 @@ def _expose(table: dict[str, Tree], address: Address | None) -> Finding | None:
         message = f"{shown(expose)} has the scheme {head!r}"
     elif port := _impossible_port(expose):
         message, fix = f"port {port[:20]} of {shown(expose)} is not one", "ports are 1 to 65535"
-    return Finding(("expose",), message, fix, shown(expose), "a URL") if message else None
+    if message:
+        yield Finding(("expose",), message, fix, shown(expose), "a URL")
 
 
 def _impossible_port(expose: str) -> str:

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, InstanceOf, ValidationError, WrapValidat
 
 from poolctl.address import Address
 from poolctl.config.model.explain import findings_of, reset_suggestions
-from poolctl.config.model.normalise import INTERNAL, derive, exposed, normalise, nul_findings, refuse_internal
+from poolctl.config.model.normalise import INTERNAL, derive, exposed, normalise, nul_findings
 from poolctl.config.model.problems import Finding, Tree, shown, unreported
 from poolctl.config.model.rules import binds_itself
 from poolctl.config.model.secrets import masked_arguments
@@ -116,7 +116,6 @@ class ServerKeys(Section):
 
     address: InstanceOf[Address] = Field(exclude=True, repr=False)
     base_dir: str = Field(default="", exclude=True, repr=False)
-    from_file: bool = Field(default=False, exclude=True, repr=False)
     handlers: str | None = Field(default=None, exclude=True, repr=False)
     derived_expose: bool = Field(default=False, exclude=True, repr=False)
     origins: Tree = Field(default=None, exclude=True, repr=False)
@@ -124,7 +123,6 @@ class ServerKeys(Section):
     def __init__(self, /, **data: Tree) -> None:
         findings: list[Finding] = []
         base_dir = os.getcwd()
-        refuse_internal(data, findings)
         findings += nul_findings(data)
         table = normalise(data, base_dir, findings)
         derive(table, base_dir, findings)
@@ -193,7 +191,7 @@ class ServerKeys(Section):
         if "workers" in changes:
             given.pop("scale", None)
         made = type(self)(**(given | changes))
-        kept = {key: getattr(self, key) for key in ("base_dir", "from_file", "handlers", "origins")}
+        kept = {key: getattr(self, key) for key in ("base_dir", "handlers", "origins")}
         if not changes.keys() & {"bind", "listen"}:
             # `:8080` and `0.0.0.0:8080` have one key.
             kept["address"] = self.address

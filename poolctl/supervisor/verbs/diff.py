@@ -20,7 +20,7 @@ LIVE = frozenset(
 # Running processes load new certificates.
 _CERTIFICATE = frozenset({"tls.cert", "tls.key", "tls.ca", "tls.password_env", "tls"})
 # Keys that say where a value comes from, or follow from another key.
-_DERIVED = frozenset({"address", "base_dir", "from_file", "derived_expose", "origins"})
+_DERIVED = frozenset({"address", "base_dir", "derived_expose", "origins"})
 
 
 class Kind(StrEnum):

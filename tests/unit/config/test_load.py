@@ -31,11 +31,7 @@ def test_every_form_says_the_same(tmp_path: Path, name: str) -> None:
         (server,) = config
         assert (server.name, server.bind, server.app) == ("web", "127.0.0.1:8080", "hello:app")
         assert (server.workers, server.env, server.cwd) == (2, {"PORT": "80"}, str(tmp_path))
-        assert (server.expose, server.app_dir, server.from_file) == (
-            "http://127.0.0.1:8080",
-            str(tmp_path),
-            True,
-        )
+        assert (server.expose, server.app_dir) == ("http://127.0.0.1:8080", str(tmp_path))
 
 
 def test_an_empty_file_is_a_pool_without_servers(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_values_become_plain_ones() -> None:
     assert (server.restart.policy, server.restart.backoff.initial) == ("always", 0.2)
     assert [(d.name, d.condition) for d in server.depends_on] == [("db", "ready"), ("cache", "started")]
     assert (server.expose, server.cwd) == ("https://127.0.0.1:80", os.getcwd())
-    assert (server.from_file, server.origin, server.binds_itself) == (False, None, False)
+    assert (server.origin, server.binds_itself) == (None, False)
 
 
 @pytest.mark.parametrize(
