@@ -51,31 +51,18 @@ class ServerConfig(ServerKeys):
 
 
 class Configuration(Sequence[ServerConfig]):
-    """The valid servers in their order; `problems` are those of the other servers and of the pool.
+    """The valid servers in their order; `problems` are those of the other servers and of the pool."""
 
-    `excluded` are servers that are valid but for others: their address is taken, or they depend on each other.
-    """
-
-    def __init__(
-        self,
-        servers: Iterable[ServerConfig] = (),
-        *,
-        excluded: Iterable[ServerConfig] = (),
-        problems: Iterable[ServerError] = (),
-        settings: PoolSettings | None = None,
-        tables: Tables | None = None,
-        defaults: dict[str, Tree] | None = None,
-        files: Iterable[str] = (),
-        origins: Origins | None = None,
-    ) -> None:
-        self.settings = settings or PoolSettings()
+    def __init__(self, servers: Iterable[ServerConfig] = (), tables: Tables | None = None) -> None:
+        self.settings = PoolSettings()
         self.tables = tables or Tables()  # metrics, dashboard, notify, events
-        self.defaults = defaults or {}  # as the files have them
-        self.files = list(files)
+        self.defaults: dict[str, Tree] = {}  # as the files have them
+        self.files: list[str] = []
         self._servers = list(servers)
-        self._excluded = list(excluded)
-        self._problems = list(problems)
-        self._origins = origins
+        # Servers that are valid but for others: their address is taken, or they depend on each other.
+        self._excluded: list[ServerConfig] = []
+        self._problems: list[ServerError] = []
+        self._origins: Origins | None = None
         self._outside_warnings: list[Problem] = []
         # Only Python can give these to a pool.
         self._handler: Tree = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -18,7 +18,7 @@ from poolctl.config.model.explain import reset_suggestions, validated
 from poolctl.config.model.normalise import derive, interpolate, merged, normalise
 from poolctl.config.model.problems import Finding, Problem, Tree
 from poolctl.config.model.sections import Section, refuse
-from poolctl.config.model.tables import TABLE_NAMES, PoolSettings, Tables
+from poolctl.config.model.tables import TABLE_NAMES, PoolSettings, Tables, made, overlapping
 from poolctl.errors import PoolValidateError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -145,21 +145,12 @@ class Defaults:
 
 
 def _server_of(
-    own: dict[str, Tree],
-    base_dir: str,
-    defaults: Defaults,
-    handlers: str | None,
-    interpreter: Callable[[str], str],
-    findings: list[Finding],
-    origins: Origins | None = None,
+    table: dict[str, Tree], base_dir: str, handlers: str | None, python: str, findings: list[Finding]
 ) -> tuple[ServerConfig | None, Address | None]:
-    """The server of a normalised table under the defaults, None if there are findings, and its address."""
-    table = defaults.under(own)
+    """The server of a table with the defaults under it, None if there are findings, and its address."""
     address = derive(table, base_dir, findings)
-    table["origins"] = origins
     if "command" not in table:
-        if "python" not in table:
-            table["python"] = interpreter(base_dir)
+        table.setdefault("python", python)
         if "app" not in table and handlers:
             table["handlers"] = handlers
     server = validated(ServerConfig, table, findings)
@@ -182,9 +173,8 @@ class Surroundings:
         reset_suggestions()
         findings: list[Finding] = []
         own = normalise(interpolate(dict(table), env, findings), base_dir, findings)
-        under = Defaults(self.defaults, self.base_dir)
-        interpreter = default_interpreter(base_dir, env)
-        server, _ = _server_of(own, base_dir, under, self.handlers, lambda _: interpreter, findings)
+        whole = Defaults(self.defaults, self.base_dir).under(own)
+        server, _ = _server_of(whole, base_dir, self.handlers, default_interpreter(base_dir, env), findings)
         findings += unserved(server) if server else ()
         if findings or server is None:
             name, bind = own.get("name"), own.get("bind")
@@ -213,36 +203,29 @@ class _Loader:
             self._report(None, finding)
         for entry in self.assembly.entries:
             findings: list[Finding] = []
-            server, address = _server_of(
-                entry.table,
-                entry.base_dir,
-                self.defaults,
-                self.settings.handlers,
-                self.interpreter,
-                findings,
-                self.origins,
-            )
+            handlers, python = self.settings.handlers, self.interpreter(entry.base_dir)
+            table = self.defaults.under(entry.table)
+            table["origins"] = self.origins
+            server, address = _server_of(table, entry.base_dir, handlers, python, findings)
             for finding in findings:
                 self._report(entry, finding)
             self.servers.append(server)
             self.addresses.append((entry.name, address))
         excluded = self._cross_check()
-        tables = self._tables() if self.assembly.tables else Tables()
+        config = Configuration(
+            (each for index, each in enumerate(self.servers) if each and index not in excluded),
+            self._tables() if self.assembly.tables else None,
+        )
+        config._excluded = [each for index in sorted(excluded) if (each := self.servers[index])]
         # The problem of a default is one, however many servers have it.
         distinct: dict[object, Problem] = {}
         for problem in self.problems:
             distinct.setdefault((problem.place, problem.message), problem)
         problems = sorted(distinct.values(), key=self._order)
-        return Configuration(
-            [each for index, each in enumerate(self.servers) if each and index not in excluded],
-            excluded=[each for index in sorted(excluded) if (each := self.servers[index])],
-            problems=problems,
-            settings=self.settings,
-            tables=tables,
-            defaults=self.assembly.defaults,
-            files=files,
-            origins=self.origins,
-        )
+        config._problems = [*problems]
+        config.settings, config.defaults = self.settings, self.assembly.defaults
+        config.files, config._origins = files, self.origins
+        return config
 
     def _settings(self) -> PoolSettings:
         table = self.assembly.settings
@@ -257,8 +240,6 @@ class _Loader:
             table = {key: value for key, value in table.items() if key not in bad}
 
     def _tables(self) -> Tables:
-        from poolctl.config.model.tables import made, overlapping
-
         findings: list[Finding] = []
         tables = made(self.assembly.tables, findings)
         for path, other, finding in overlapping(tables, self.addresses):

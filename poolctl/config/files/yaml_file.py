@@ -36,14 +36,14 @@ class Frame:
 
     __slots__ = ("anchor", "key", "merges", "merging", "path", "start", "values", "waiting")
 
-    def __init__(self, values: Tree, anchor: str | None, start: int) -> None:
+    def __init__(self, values: Tree, anchor: str | None, start: int, path: Path) -> None:
         self.values = values
         self.anchor = anchor
         self.start = start
-        self.path: Path = ()
+        self.path = path
         self.key: Tree = None
         self.waiting = self.merging = False
-        self.merges: list[Tree] | None = None
+        self.merges: list[Tree] = []
 
 
 def parse_yaml(text: str) -> Tree:
@@ -96,51 +96,50 @@ class _Builder:
         self.documents = 0
 
     def build(self, events: Iterator[Event]) -> Tree:
-        scalar, alias = yaml.ScalarEvent, yaml.AliasEvent
+        scalar, alias, end = yaml.ScalarEvent, yaml.AliasEvent, yaml.CollectionEndEvent
         for event in events:
             kind = type(event)
             if kind is scalar:
-                value = event.value
-                stack = self.stack
-                if stack and not stack[-1].waiting and type(stack[-1].values) is dict:
-                    # A key is its text: a variable may be called NO.
-                    pass
-                elif not event.style and event.tag is None:
-                    value = plain(value, event)
-                elif event.tag not in _PLAIN_TAGS:
-                    raise _refused(event, f"the tag {event.tag!r} is not allowed", "take it out")
-                if event.anchor:
-                    self.anchors[event.anchor] = (value, 1)
-                self.put(value, event)
+                self.scalar(event)
             elif kind is alias:
                 self.alias(event)
-            elif kind is yaml.MappingStartEvent:
-                self.open({}, event)
-            elif kind is yaml.SequenceStartEvent:
-                self.open([], event)
-            elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
+            elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
+                self.open({} if kind is yaml.MappingStartEvent else [], event)
+            elif issubclass(kind, end):
                 self.close(event)
             elif kind is yaml.DocumentStartEvent:
                 self.documents += 1
                 if self.documents > 1:
-                    fix = "keep one document in a file: take out the ---"
-                    raise _refused(event, "a second document", fix)
+                    raise _refused(
+                        event, "a second document", "keep one document in a file: take out the ---"
+                    )
         return self.root
 
-    def open(self, values: Tree, event: Event) -> None:
+    def scalar(self, event: Event) -> None:
+        value, stack = event.value, self.stack
+        if stack and not stack[-1].waiting and type(stack[-1].values) is dict:
+            pass  # a key is its text: a variable may be called NO
+        elif not event.style and event.tag is None:
+            value = plain(value, event)
+        elif event.tag not in _PLAIN_TAGS:
+            raise _refused(event, f"the tag {event.tag!r} is not allowed", "take it out")
+        if event.anchor:
+            self.anchors[event.anchor] = (value, 1)
+        self.put(value, event)
+
+    def open(self, values: Tree, event: Event, path: Path = ()) -> None:
         if event.tag not in _PLAIN_TAGS:
             raise _refused(event, f"the tag {event.tag!r} is not allowed", "take it out")
         if len(self.stack) >= DEEPEST:
             raise _refused(event, f"nested more than {DEEPEST} levels deep", "a configuration needs five")
         if event.anchor:
             self.anchors.pop(event.anchor, None)
-        self.stack.append(Frame(values, event.anchor, self.count))
+        self.stack.append(Frame(values, event.anchor, self.count, path))
 
     def close(self, event: Event) -> None:
         frame = self.stack.pop()
-        if frame.merges:
-            for merged in frame.merges:
-                frame.values = {**merged, **frame.values}
+        for merged in frame.merges:
+            frame.values = {**merged, **frame.values}
         if frame.anchor:
             self.anchors[frame.anchor] = (frame.values, self.count - frame.start + 1)
         self.put(frame.values, event)
@@ -174,16 +173,13 @@ class _Builder:
             frame.merging = _merges(event)
         else:
             frame.waiting = False
-            if frame.merging:
-                self.merge(frame, value, event)
-            else:
+            if not frame.merging:
                 frame.values[frame.key] = value
-
-    def merge(self, frame: Frame, value: Tree, event: Event) -> None:
-        tables = value if isinstance(value, list) else [value]
-        if not all(isinstance(table, dict) for table in tables):
-            raise _refused(event, "<< merges tables, and this is none", "write << : *NAME")
-        frame.merges = (frame.merges or []) + tables
+                return
+            tables = value if isinstance(value, list) else [value]
+            if not all(isinstance(table, dict) for table in tables):
+                raise _refused(event, "<< merges tables, and this is none", "write << : *NAME")
+            frame.merges += tables
 
 
 class _Positions(_Builder):
@@ -193,10 +189,8 @@ class _Positions(_Builder):
         super().__init__()
         self.positions = positions
 
-    def open(self, values: Tree, event: Event) -> None:
-        path = self.note(event, None)
-        super().open(values, event)
-        self.stack[-1].path = path
+    def open(self, values: Tree, event: Event, path: Path = ()) -> None:
+        super().open(values, event, self.note(event, None))
 
     def put(self, value: Tree, event: Event) -> None:
         if not isinstance(event, yaml.CollectionEndEvent):

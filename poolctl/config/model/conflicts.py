@@ -29,7 +29,7 @@ def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflic
     """
     names: dict[str, int] = {}
     taken: dict[str, _Taken] = {}
-    ports = UsedPorts()
+    ports, wide = UsedPorts(), False
     for index, (name, address) in enumerate(servers):
         first = names.setdefault(name.casefold(), index) if name else index
         if first != index:
@@ -44,8 +44,9 @@ def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflic
             message = f"the address {address.key} is taken by {servers[earlier.order][0]!r}"
             yield index, earlier.order, Finding(("bind",), message, "choose another address", address.key)
             continue
-        found = overlapping(address, taken, ports)
-        if found is not None:
+        # Addresses with four numbers overlap only with others.
+        wide = wide or address.is_wildcard or not address.host[:1].isdigit()
+        if wide and (found := overlapping(address, taken, ports)) is not None:
             message = f"{_spelt(address)} overlaps {_spelt(found.address)} of {servers[found.order][0]!r}"
             hint = "choose another port, or narrower addresses"
             yield index, found.order, Finding(("bind",), message, hint, address.key)

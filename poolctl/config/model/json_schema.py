@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
 
 from poolctl.config.model import MOST_WORKERS
 from poolctl.config.model.normalise import INTERNAL
+from poolctl.config.model.problems import Tree
+from poolctl.config.model.sections import Section
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.tables import MODELS, NOT_IMPLEMENTED, PoolSettings
 from poolctl.units import format_duration, format_size
 
-Schema = dict[str, Any]
+Schema = dict[str, Tree]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 INTERPOLATED = {"type": "string", "pattern": r"\$\{", "description": "Replaced from the environment."}
 APP_PATTERN = r"^[^\s:]+:[^\s:]+$|\$\{"
-FORMATS: dict[str, Callable[[Any], str]] = {"seconds": format_duration, "bytes": format_size}
+FORMATS: dict[str, Callable[..., str]] = {"seconds": format_duration, "bytes": format_size}
 SHORT_FORMS: Schema = {
     "tls": {"type": "boolean"},
     "health": {"type": "string", "pattern": "^/"},
@@ -26,10 +27,10 @@ SHORT_FORMS: Schema = {
 
 def json_schema() -> Schema:
     """The schema of pool.toml: title, description, unit, default and range of every key."""
-    server, definitions = _parts(ServerKeys, INTERNAL)
-    settings, _ = _parts(PoolSettings)
+    definitions: dict[str, Schema] = {}
+    server = _definition(ServerKeys, definitions, INTERNAL)
     _add_short_forms(server["properties"])
-    required = [key for key in server.pop("required", []) if key not in INTERNAL and key == "name"]
+    definitions["Server"] = {**server, "title": "Server", "required": ["name"]}
     definitions["Defaults"] = {
         "title": "Defaults",
         "description": "Every key of a server but its name; a server's own key wins, tables merge.",
@@ -37,62 +38,53 @@ def json_schema() -> Schema:
         "properties": {key: value for key, value in server["properties"].items() if key != "name"},
         "additionalProperties": False,
     }
-    definitions["Server"] = {**server, "title": "Server", "required": required}
-    definitions["Pool"] = {**settings, "title": "Pool"}
+    definitions["Pool"] = {**_definition(PoolSettings, definitions), "title": "Pool"}
+    servers = {
+        "type": "array",
+        "items": {"$ref": "#/$defs/Server"},
+        "description": "The servers of the pool.",
+    }
     tables: Schema = {
         "pool": {"$ref": "#/$defs/Pool", "description": "What concerns the pool as a whole."},
         "defaults": {"$ref": "#/$defs/Defaults", "description": "What servers take over."},
-        "server": _list_of_servers(),
+        "server": servers,
     }
     for key, model in MODELS.items():
-        table, more = _parts(model, frozenset({"written"} & model.model_fields.keys()))
-        definitions |= {**more, model.__name__: {**table, "title": model.__name__}}
-        reference = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}
-        tables[key] = reference
+        table = definitions[model.__name__] = _definition(model, definitions, {"written"})
+        tables[key] = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}
         if key == "notify":
-            tables[key] = {"type": "array", "items": reference, "description": table["description"]}
+            tables[key] = {"type": "array", "items": tables[key], "description": table["description"]}
     for key, what in NOT_IMPLEMENTED.items():
         tables[key] = {"description": f"{what}: not available in this version.", "not": {}}
     return {
         "$schema": DIALECT,
         "title": "poolctl configuration",
         "description": "A pool of HTTP servers. A list of servers alone is allowed as well.",
-        "anyOf": [
-            {"type": "object", "properties": tables, "additionalProperties": False},
-            _list_of_servers(),
-        ],
+        "anyOf": [{"type": "object", "properties": tables, "additionalProperties": False}, servers],
         # Editors complete these, and nothing within a choice.
         "properties": tables,
         "$defs": definitions,
     }
 
 
-def _list_of_servers() -> Schema:
-    return {"type": "array", "items": {"$ref": "#/$defs/Server"}, "description": "The servers of the pool."}
-
-
-def _parts(model: Any, hidden: frozenset[str] = frozenset()) -> tuple[Schema, dict[str, Schema]]:
+def _definition(model: type[Section], definitions: dict[str, Schema], hidden: Collection[str] = ()) -> Schema:
+    """The schema of a table without its hidden keys; those of the tables within it are added to the definitions."""
     schema = model.model_json_schema()
-    definitions: dict[str, Schema] = schema.pop("$defs", {})
-    definitions.pop("Address", None)
-    for name in hidden:
-        del schema["properties"][name]
-    for table in (schema, *definitions.values()):
+    inner: dict[str, Schema] = schema.pop("$defs", {})
+    inner.pop("Address", None)
+    schema["properties"] = {name: key for name, key in schema["properties"].items() if name not in hidden}
+    for table in (schema, *inner.values()):
         for name, key in table.get("properties", {}).items():
             key.setdefault("title", name.replace("_", " ").capitalize())
             if "$ref" in key:
-                key.setdefault("description", definitions[key["$ref"].rpartition("/")[2]]["description"])
-            _hoist_unit(key)
+                key.setdefault("description", inner[key["$ref"].rpartition("/")[2]]["description"])
+            for part in key.get("anyOf", ()):
+                if "unit" in part:  # the unit is the key's, also where it may be left out
+                    key["unit"] = part.pop("unit")
             _readable_default(key)
             _allow_interpolation(key)
-    return schema, definitions
-
-
-def _hoist_unit(key: Schema) -> None:
-    """The unit is the key's, also where it may be left out."""
-    for part in key.get("anyOf", ()):
-        if "unit" in part:
-            key["unit"] = part.pop("unit")
+    definitions |= inner
+    return schema
 
 
 def _readable_default(key: Schema) -> None:

@@ -93,8 +93,8 @@ def normalise(table: dict[str, Tree], base_dir: str, findings: list[Finding]) ->
     for key, value in table.items():
         if key in STEPS:
             found[key] = STEPS[key](value, base_dir)
-        elif key in INTERNAL:
-            findings.append(Finding((key,), f"unknown key {key!r}", "take it out", shown(found.pop(key))))
+    for key in INTERNAL & found.keys():
+        findings.append(Finding((key,), f"unknown key {key!r}", "take it out", shown(found.pop(key))))
     if "listen" in found:
         bind = found.pop("listen")
         if "bind" in found:

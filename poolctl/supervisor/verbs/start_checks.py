@@ -127,7 +127,7 @@ def _look_if_changed(
 
 
 def _look(servers: list[ServerConfig], names: set[str], tables: Tables) -> list[str]:
-    config = Configuration(servers, tables=tables)
+    config = Configuration(servers, tables)
     config.outside(names=())
     found: dict[str, list[str]] = {}
     for warning in config.warnings:
