@@ -49,7 +49,7 @@ class Supervisor(Receiver):
         self._pool = ManagedPool(
             self.directory,
             self.files,
-            self._state_dir(),
+            state_dir(os.environ, os.path.basename(self.directory), create=True),
             keeper,
             hello,
             self._runtime_files,
@@ -64,7 +64,10 @@ class Supervisor(Receiver):
         self._begun = True
         if self._terminating:
             self._terminate()
-        await self._adopted(keeper)
+        # From now on the keeper can be replaced from what is known here.
+        with contextlib.suppress(LinkLost):
+            await keeper.complete()
+            keeper.send({"op": "adopted"})
         await self._pool.over.wait()
         if self._pool.replacement is not None:
             await self._replace(*self._pool.replacement)
@@ -75,12 +78,6 @@ class Supervisor(Receiver):
             async with asyncio.timeout(_END_SECONDS):
                 await keeper.call({"op": "end"})
         return 0
-
-    async def _adopted(self, keeper: KeeperLink) -> None:
-        """From now on the keeper can be replaced from what is known here."""
-        with contextlib.suppress(LinkLost):
-            await keeper.complete()
-            keeper.send({"op": "adopted"})
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         """See Receiver: a message of the keeper."""
@@ -137,6 +134,3 @@ class Supervisor(Receiver):
             logger.error("the keeper is gone, and not everything is known here that it held")
         logging.shutdown()
         os._exit(0 if self._keeper.whole else 1)
-
-    def _state_dir(self) -> str:
-        return state_dir(os.environ, os.path.basename(self.directory), create=True)

@@ -48,6 +48,7 @@ class MetricsAddress:
         self._listeners: list[socket.socket] = []
         self._server: MetricsServer | None = None
         self._work: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
         self._tried = asyncio.Event()
 
     async def attempted(self) -> None:
@@ -58,36 +59,39 @@ class MetricsAddress:
         """Serve as `[metrics]` says from now on, or nowhere."""
         table = tables.metrics
         self._wanted = None if table is None else (parse(table.bind).key, table.path)
-        before, self._work = self._work, asyncio.ensure_future(self._settle(self._work))
-        if before is not None:
-            before.cancel()
+        self._changed.set()
+        if self._work is None:
+            self._work = asyncio.ensure_future(self._serve())
 
     async def close(self) -> None:
         """Stop serving."""
-        self.follow(Tables())
-        assert self._work is not None
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._work
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.wait({self._work})
+        await self._shut()
 
-    async def _settle(self, before: asyncio.Task[None] | None) -> None:
-        if before is None:
-            await self._adopt()
-        else:
-            await asyncio.wait({before})
-        self.problem = ""
-        while not self._is_settled():
+    async def _serve(self) -> None:
+        """Serve as wanted until cancelled; tried again after a failure."""
+        await self._adopt()
+        while True:
+            self._changed.clear()
+            pause = None
             try:
-                await self._try()
+                await self._apply(self._wanted)
+                self.problem = ""
             except (ServerError, OSError) as error:
-                message = f"metrics cannot be served: {getattr(error, 'message', error)}"
+                pause, message = (
+                    _AGAIN_SECONDS,
+                    f"metrics cannot be served: {getattr(error, 'message', error)}",
+                )
                 if message != self.problem:
                     logger.error(message)
                     self._events.record("config", "metrics not served", message=message)
                 self.problem = message
-                self._tried.set()
-                await asyncio.sleep(_AGAIN_SECONDS)
-        self.problem = ""
-        self._tried.set()
+            self._tried.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
 
     async def _adopt(self) -> None:
         """Take over the listener of the previous supervisor."""
@@ -97,41 +101,26 @@ class MetricsAddress:
             self._listeners = [socket.socket(fileno=fd) for fd in fds]
             self._identity = identity_of(self._open)
 
-    async def _try(self) -> None:
-        wanted = self._wanted
+    async def _apply(self, wanted: tuple[str, str] | None) -> None:
         if wanted is None or wanted[0] != self._open:
             await self._shut()
         if wanted is None:
             return
+        bind, path = wanted
         if self._open is None:
-            await self._listen(wanted[0])
-        self._serve(wanted[1])
-
-    def _is_settled(self) -> bool:
-        if self._wanted is None:
-            return self._open is None
-        served = self._server is not None and self._server.path == self._wanted[1]
-        return self._open == self._wanted[0] and served
-
-    async def _listen(self, bind: str) -> None:
-        self._listeners = await self._opener.listen(parse(bind))
-        self._open, self._identity = bind, identity_of(bind)
-        self._keeper.send(
-            {"op": "put", "name": fd_store.METRICS, "meta": bind},
-            [sock.fileno() for sock in self._listeners],
-        )
-
-    def _serve(self, path: str) -> None:
-        if self._server is not None:
-            self._server.path = path
-            return
-        server = MetricsServer(self._metrics, path)
-        try:
-            server.serve(self._listeners, BACKLOG)
-        except BaseException:
-            server.close()
-            raise
-        self._server = server
+            self._listeners = await self._opener.listen(parse(bind))
+            self._open, self._identity = bind, identity_of(bind)
+            fds = [sock.fileno() for sock in self._listeners]
+            self._keeper.send({"op": "put", "name": fd_store.METRICS, "meta": bind}, fds)
+        if self._server is None:
+            server = MetricsServer(self._metrics, path)
+            try:
+                server.serve(self._listeners, BACKLOG)
+            except BaseException:
+                server.close()
+                raise
+            self._server = server
+        self._server.path = path
 
     async def _shut(self) -> None:
         if self._server is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from poolctl.config import Tables
 from poolctl.control.answers import NotifyResult, ReceiverResult, failure
 from poolctl.core.core import Core
 from poolctl.core.state import Entry
@@ -21,29 +20,16 @@ from poolctl.values import Table
 from ..active_configuration import ActiveConfiguration
 
 
-class Notifications:
-    """`path` is the file in which a successor finds pending notifications."""
+class Notifications(Notifier):
+    """The notifier of a supervisor; `path` is the file in which a successor finds pending notifications."""
 
     def __init__(self, core: Core, events: Events, configuration: ActiveConfiguration, path: str) -> None:
+        super().__init__(events, core.clock, self, path)
         self._core = core
         self._configuration = configuration
         self._unhealthy: set[str] = set()  # servers that the previous supervisor reported as unhealthy
-        self._notifier = Notifier(events, core.clock, self, path)
-        self.apply(configuration.tables)
+        self.apply(configuration.tables.notify)
         self._catch_up()
-
-    def apply(self, tables: Tables) -> None:
-        """Notify the receivers of these tables from now on."""
-        self._notifier.apply(tables.notify)
-
-    @property
-    def labels(self) -> list[str]:
-        """The names of the receivers."""
-        return self._notifier.labels
-
-    async def test(self, labels: Sequence[str]) -> dict[str, str]:
-        """Send a test notification to these receivers, or to all; the error of each, "" for success."""
-        return await self._notifier.test(labels)
 
     # The facts of the pool that receivers need (PoolFacts).
 
@@ -69,7 +55,7 @@ class Notifications:
 
     def _catch_up(self) -> None:
         """Report the end of problems that ended while there was no supervisor."""
-        for kind, name in self._notifier.open_problems:
+        for kind, name in self.open_problems:
             entry = self._core.entries.get(name)
             if kind == "health" and entry is not None:
                 # Its health has to be probed first.
@@ -87,15 +73,7 @@ class Notifications:
             self._core.listeners.discard(self._look)
 
     def _missed(self, kind: str, name: str, after: str) -> None:
-        self._notifier.take(JournalEvent("", 0, kind, after, name, after=after))
-
-    def save(self) -> None:
-        """Save pending notifications for a successor."""
-        self._notifier.remember()
-
-    async def close(self) -> None:
-        """Send pending notifications, for two seconds at most."""
-        await self._notifier.close()
+        self.take(JournalEvent("", 0, kind, after, name, after=after))
 
 
 async def test_receivers(notifications: Notifications | None, options: Table) -> NotifyResult:

@@ -105,7 +105,7 @@ class Observers:
         """Write pending events, and save pending notifications."""
         self.events.flush()
         if self._notifications is not None:
-            self._notifications.save()
+            self._notifications.remember()
 
     async def stop_serving(self) -> None:
         """End the dashboard and the metrics endpoint."""
@@ -128,7 +128,7 @@ class Observers:
 
     def _set_receivers(self, tables: Tables) -> None:
         if self._notifications is not None:
-            self._notifications.apply(tables)
+            self._notifications.apply(tables.notify)
         elif tables.notify:
             from .notifications import Notifications
 

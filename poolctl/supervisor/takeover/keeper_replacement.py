@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, repeat
 
 from poolctl import bootstrap
 from poolctl.clock import PING_SECONDS, SILENT_SECONDS, Watchdog
@@ -179,7 +180,7 @@ def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, t
     new keeper stops the pool.
     """
     refusals = 0
-    for pause in _pauses():
+    for pause in chain(_PAUSES_SECONDS, repeat(_PAUSES_SECONDS[-1])):
         time.sleep(pause)
         try:
             with _keeper(directory, supervisor) as (link, keeper):
@@ -192,12 +193,6 @@ def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, t
                 return
         except (OSError, wire.WireError):
             continue
-
-
-def _pauses() -> Iterator[float]:
-    yield from _PAUSES_SECONDS
-    while True:
-        yield _PAUSES_SECONDS[-1]
 
 
 @contextlib.contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 from poolctl.config import Section, ServerConfig
 from poolctl.control.answers import PlannedChange
@@ -33,6 +34,9 @@ class Kind(StrEnum):
     OVERRIDE = "override"  # a live change is undone
 
 
+NO_FILES: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """A server in force: its configuration, its live changes, and digests of the files that it has read."""
@@ -43,29 +47,26 @@ class Running:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Written:
-    """The servers of the configuration files, and digests of the files that they name."""
-
-    servers: Sequence[ServerConfig]
-    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-
-def plan(running: Iterable[Running], written: Written, missing: Iterable[str] = ()) -> list[PlannedChange]:
+def plan(
+    running: Iterable[Running],
+    written: Sequence[ServerConfig],
+    files: Mapping[str, Mapping[str, str]] = NO_FILES,
+    missing: Collection[str] = (),
+) -> list[PlannedChange]:
     """The changes in the order of the files; servers that are no longer in them come first.
 
-    `missing` are the names of servers that were removed live.
+    `written` are the servers of the files, `files` digests of the files that they name, `missing` the names of those
+    that were removed live.
     """
     there = {each.config.name: each for each in running}
-    names = {server.name for server in written.servers}
-    removed_live = set(missing)
+    names = {server.name for server in written}
     found = [_gone(each) for name, each in there.items() if name not in names]
-    for server in written.servers:
+    for server in written:
         before = there.get(server.name)
         if before is None:
-            found.append(_new(server, live=server.name in removed_live))
+            found.append(_new(server, live=server.name in missing))
         else:
-            found += _changed(before, server, written.files.get(server.name, {}))
+            found += _changed(before, server, files.get(server.name, {}))
     return found
 
 

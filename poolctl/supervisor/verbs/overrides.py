@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from poolctl.config import Finding, ServerConfig, problem_of
@@ -14,7 +13,7 @@ from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.selection.selector import SelectorError, selection_needed
 
 from ..active_configuration import obstacles
-from .reports import items
+from .reports import items, server_problem
 from .start_checks import ensure_open_files, size
 from .verb import Call, Operation, Verb, VerbContext, selected, with_dependents
 
@@ -40,7 +39,7 @@ class OverrideVerbs:
                 hint="a whole number from 1; poolctl stop ends all of them",
             )
         chosen = self._chosen("scale", call)
-        refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry.config, workers))}
+        refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry, workers))}
         able = [entry for entry in chosen if entry.name not in refused]
         running = [entry for entry in able if not entry.rests]
         ensure_open_files(self._core, ((entry.config, workers) for entry in running))
@@ -110,8 +109,9 @@ class OverrideVerbs:
             return Result(errors=entries(error), exit_code=INVALID_CONFIGURATION)
         except ServerError as problem:
             return Result(errors=(ErrorEntry.of(problem),), exit_code=CONFLICT)
-        if code_and_problems := self._not_beside(config):
-            code, problems = code_and_problems
+        if found := self._obstacles(config):
+            code, findings = found
+            problems = [problem_of(finding, name=config.name, bind=config.bind) for finding in findings]
             raised = PoolValidateError("the server cannot be added", problems)
             return Result(errors=entries(raised), exit_code=code)
         ensure_open_files(self._core, [(config, config.scale.min)])
@@ -143,44 +143,28 @@ class OverrideVerbs:
             raise selection_needed(verb, len(self._core.entries))
         return selected(self._core, call.selector)
 
-    def _not_beside(self, config: ServerConfig) -> tuple[int, list[ServerError]] | None:
+    def _obstacles(self, config: ServerConfig) -> tuple[int, list[Finding]] | None:
         """Why the server cannot be added to those there are, with the exit code; None when it can."""
-        there = [entry.config for entry in self._core.entries.values() if not entry.removed]
-        leaving = [entry.name for entry in self._core.entries.values() if entry.removed]
-        if config.name in leaving:
-            finding = Finding(("name",), "a server of that name is still being removed", "try again")
-            return CONFLICT, _problems(config, [finding])
-        if found := obstacles(config, there):
-            code, findings = found
-            return code, _problems(config, findings)
-        return None
+        there = self._core.entries.values()
+        if any(entry.removed and entry.name == config.name for entry in there):
+            return CONFLICT, [Finding(("name",), "a server of that name is still being removed", "try again")]
+        return obstacles(config, (entry.config for entry in there if not entry.removed))
 
 
-def _problems(config: ServerConfig, findings: Iterable[Finding]) -> list[ServerError]:
-    return [problem_of(finding, name=config.name, bind=config.bind) for finding in findings]
-
-
-def _cannot_have(config: ServerConfig, workers: int) -> ServerError | None:
+def _cannot_have(entry: Entry, workers: int) -> ServerError | None:
     """Why the server cannot have so many workers."""
-    message, hint = "", ""
-    if config.job and workers > 1:
+    config = entry.config
+    if workers == 1 or not (config.job or config.binds_itself or not config.overlap):
+        return None
+    if config.job:
         message, hint = f"is a job, which runs once, and this is {workers} workers", "leave it out"
-    elif config.binds_itself and workers > 1:
+    elif config.binds_itself:
         message = f"{workers} processes cannot all bind {config.key}"
         hint = "let the program take the socket ({fd}, or LISTEN_FDS)"
-    elif not config.overlap and workers > 1:
+    else:
         message = f"must not run twice at once (overlap = false), and this is {workers} workers"
         hint = "take out `overlap = false` if it may"
-    else:
-        return None
-    return ServerError(
-        message,
-        name=config.name,
-        bind=config.key,
-        hint=hint,
-        code=PoolStartError.code,
-        error=PoolStartError.error,
-    )
+    return server_problem(entry, message, hint)
 
 
 def verbs(context: VerbContext) -> dict[str, Verb]:

@@ -16,7 +16,7 @@ from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TI
 from poolctl.runners import withheld
 
 from ..active_configuration import ResolvedConfig
-from .diff import Kind, Running, Written, plan
+from .diff import Kind, Running, plan
 from .reports import as_kind, items
 from .start_checks import ensure_open_files_for_all, expired
 from .verb import Call, Operation, VerbContext
@@ -74,8 +74,12 @@ class Reload:
         if not resolved.servers and self._core.entries:
             hint = "poolctl stop ends the pool"
             return [], [failure(PoolValidateError, "there is no server in the files", hint)]
-        written = Written(resolved.servers, await asyncio.to_thread(_files, resolved.servers))
-        changes = plan(map(running, self._core.entries.values()), written, self._configuration.missing)
+        files = await asyncio.to_thread(_files, resolved.servers)
+        now = [
+            Running(each.config, each.overrides, each.added, each.files)
+            for each in self._core.entries.values()
+        ]
+        changes = plan(now, resolved.servers, files, self._configuration.missing)
         problems = await asyncio.to_thread(resolved.outside, {change.name for change in changes})
         if not force:
             problems += await asyncio.to_thread(self._expired, resolved.servers, changes)
@@ -227,11 +231,6 @@ class _Application:
 
 def _of_pool(table: str, keys: tuple[str, ...], message: str) -> PlannedChange:
     return PlannedChange(name=table, bind="", change=Kind.UPDATE.value, keys=keys, message=message)
-
-
-def running(entry: Entry) -> Running:
-    """The facts about the entry that the plan needs."""
-    return Running(entry.config, entry.overrides, entry.added, entry.files)
 
 
 def _changed(name: str, now: object, then: object) -> tuple[str, ...]:

@@ -86,39 +86,31 @@ def details(core: Core, entry: Entry, *, reveal: bool) -> Details:
     )
 
 
+def server_problem(entry: Entry, message: str, hint: str) -> ServerError:
+    """A problem of the server; the command gives it its code."""
+    return ServerError(message, name=entry.name, bind=entry.config.key, hint=hint)
+
+
 def disabled(entry: Entry) -> ServerError:
     """Why a server that was to be started is not."""
-    return ServerError(
-        "is disabled",
-        name=entry.name,
-        bind=entry.config.key,
-        hint=f"poolctl enable {entry.name}, or remove `disabled = true` from its table",
-    )
+    hint = f"poolctl enable {entry.name}, or remove `disabled = true` from its table"
+    return server_problem(entry, "is disabled", hint)
 
 
 def drained(entry: Entry) -> ServerError:
     """Why a server that was to be started gets no traffic."""
-    return ServerError(
-        "is drained: it runs, out of rotation",
-        name=entry.name,
-        bind=entry.config.key,
-        hint=f"poolctl undrain {entry.name}",
-    )
+    return server_problem(entry, "is drained: it runs, out of rotation", f"poolctl undrain {entry.name}")
+
+
+def unwell(entry: Entry, complaint: str) -> ServerError:
+    """The error of a running server that is unhealthy."""
+    message = f"runs but is unhealthy{f': {complaint}' if complaint else ''}"
+    return server_problem(entry, message, f"poolctl logs {entry.name}")
 
 
 def as_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:
     """The error with the code of the command that failed."""
     return ErrorEntry.of(failure).but(code=kind.code, error=kind.error)
-
-
-def unwell(entry: Entry, complaint: str) -> ServerError:
-    """The error of a running server that is unhealthy."""
-    return ServerError(
-        f"runs but is unhealthy{f': {complaint}' if complaint else ''}",
-        name=entry.name,
-        bind=entry.config.key,
-        hint=f"poolctl logs {entry.name}",
-    )
 
 
 def _iso(seconds: float | None) -> str | None:

@@ -20,8 +20,10 @@ from poolctl.control.answers import Result, failure
 from poolctl.core.core import Core
 from poolctl.core.server_files import certificate_ends, day
 from poolctl.core.state import Entry
-from poolctl.errors import PoolRestartError, PoolStartError, ServerError
+from poolctl.errors import PoolStartError, ServerError
 from poolctl.exit_codes import FAILED
+
+from .reports import server_problem
 
 _NAMES_SHOWN = 3
 
@@ -92,10 +94,7 @@ def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | Non
         f"and the one in use is valid until {day(entry.certificate_ends)}"
     )
     hint = "renew it; use --force to accept it"
-    kind = PoolRestartError
-    return ServerError(
-        message, name=entry.name, bind=entry.config.key, hint=hint, code=kind.code, error=kind.error
-    )
+    return server_problem(entry, message, hint)
 
 
 async def startup_warnings(servers: Iterable[ServerConfig], names: set[str], tables: Tables) -> list[str]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from poolctl import ServerConfig
 from poolctl.control.answers import PlannedChange
 from poolctl.core.view import Overrides
-from poolctl.supervisor.verbs.diff import Kind, Running, Written, differences, is_live, plan
+from poolctl.supervisor.verbs.diff import Kind, Running, differences, is_live, plan
 from tests.unit.supervisor.desk import web
 
 # By key, two values of it, and whether a change takes effect without a new process.
@@ -48,7 +48,7 @@ def test_each_changed_key_is_named_and_restarts_only_where_it_has_to(key: str) -
     one, other, live = KEYS[key]
     before, after = web(**{field(key): one}), web(**{field(key): other})
     assert differences(before, after) == differences(after, before) == [key]
-    (change,) = plan([Running(before)], Written([after]))
+    (change,) = plan([Running(before)], [after])
     assert change.change == (Kind.UPDATE if live else Kind.RESTART)
     assert (change.keys, change.bind) == ((key,), after.key)
     assert key in change.message
@@ -71,7 +71,7 @@ def test_other_certificates_of_a_server_that_speaks_tls_are_given_to_what_runs()
     one, other = web(tls={"cert": "/a.pem"}), web(tls={"cert": "/b.pem", "key": "/b.key"})
     assert differences(one, other) == ["tls.cert", "tls.key"]
     assert all(is_live(key, one, other) for key in ("tls.cert", "tls.key"))
-    (change,) = plan([Running(one, files={"tls": "1"})], Written([other], {"web": {"tls": "2"}}))
+    (change,) = plan([Running(one, files={"tls": "1"})], [other], {"web": {"tls": "2"}})
     assert (change.change, change.keys) == (Kind.UPDATE, ("tls.cert", "tls.key"))
     assert not is_live("tls", web(), one)
     assert not is_live("tls.ca", one, web(tls={"cert": "/a.pem", "ca": "/ca.pem"}))
@@ -81,13 +81,13 @@ def test_other_certificates_of_a_server_that_speaks_tls_are_given_to_what_runs()
 def test_a_file_that_has_changed_is_a_difference_though_no_key_has() -> None:
     server = web(tls={"cert": "/a.pem"}, env_file="/a.env")
     before = Running(server, files={"tls": "1", "env_file": "1"})
-    assert plan([before], Written([server], {"web": {"tls": "1", "env_file": "1"}})) == []
-    (renewed,) = plan([before], Written([server], {"web": {"tls": "2", "env_file": "1"}}))
+    assert plan([before], [server], {"web": {"tls": "1", "env_file": "1"}}) == []
+    (renewed,) = plan([before], [server], {"web": {"tls": "2", "env_file": "1"}})
     assert (renewed.change, renewed.keys) == (Kind.UPDATE, ("tls",))
-    (other,) = plan([before], Written([server], {"web": {"tls": "1", "env_file": "2"}}))
+    (other,) = plan([before], [server], {"web": {"tls": "1", "env_file": "2"}})
     assert (other.change, other.keys) == (Kind.RESTART, ("env_file",))
     # One that has not run has read nothing.
-    assert plan([Running(server)], Written([server], {"web": {"tls": "2", "env_file": "2"}})) == []
+    assert plan([Running(server)], [server], {"web": {"tls": "2", "env_file": "2"}}) == []
 
 
 def test_live_changes_are_named_unless_the_file_says_the_same_by_now() -> None:
@@ -96,14 +96,14 @@ def test_live_changes_are_named_unless_the_file_says_the_same_by_now() -> None:
         (Running(file, Overrides(workers=3)), ("workers",)), (Running(file, Overrides(disabled=True)), ("disabled",)),
         (Running(file, Overrides(out=True)), ("drained",)),
     ]:  # fmt: skip
-        (change,) = plan([live], Written([file]))
+        (change,) = plan([live], [file])
         assert (change.change, change.keys, bool(change.message)) == (Kind.OVERRIDE, keys, True)
-    assert plan([Running(file, Overrides(workers=2, disabled=False))], Written([file])) == []
-    assert plan([Running(file, added=True)], Written([file])) == []
-    assert plan([Running(file, Overrides(workers=3))], Written([web(workers=3)])) == []
-    assert plan([Running(file, Overrides(disabled=True))], Written([web(workers=2, disabled=True)])) == []
-    (gone,) = plan([Running(file, added=True)], Written([]))
-    (back,) = plan([], Written([file]), missing=["web"])
+    assert plan([Running(file, Overrides(workers=2, disabled=False))], [file]) == []
+    assert plan([Running(file, added=True)], [file]) == []
+    assert plan([Running(file, Overrides(workers=3))], [web(workers=3)]) == []
+    assert plan([Running(file, Overrides(disabled=True))], [web(workers=2, disabled=True)]) == []
+    (gone,) = plan([Running(file, added=True)], [])
+    (back,) = plan([], [file], missing=["web"])
     assert (gone.change, back.change) == (Kind.OVERRIDE, Kind.OVERRIDE)
 
 
@@ -132,7 +132,7 @@ def made(pool: dict[str, dict[str, bool]]) -> list[ServerConfig]:
 def test_the_plan_is_exactly_the_difference(
     before: dict[str, dict[str, bool]], after: dict[str, dict[str, bool]]
 ) -> None:
-    changes = plan([Running(config) for config in made(before)], Written(made(after)))
+    changes = plan([Running(config) for config in made(before)], made(after))
     found: dict[str, PlannedChange] = {change.name: change for change in changes}
     assert len(found) == len(changes)
     for name in before.keys() | after.keys():
@@ -153,4 +153,4 @@ def test_the_plan_is_exactly_the_difference(
 
 @given(servers)
 def test_server_that_runs_as_configured_needs_no_change(pool: dict[str, dict[str, bool]]) -> None:
-    assert plan([Running(config) for config in made(pool)], Written(made(pool))) == []
+    assert plan([Running(config) for config in made(pool)], made(pool)) == []
