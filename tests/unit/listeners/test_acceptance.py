@@ -43,7 +43,7 @@ def connection(listener: socket.socket) -> socket.socket:
     return sock
 
 
-def test_a_connection_is_accepted_when_a_process_has_taken_it_out_of_the_queue(
+def test_connection_is_accepted_once_a_process_has_taken_it_from_the_queue(
     listener: socket.socket,
 ) -> None:
     with connection(listener) as first, connection(listener) as second:
@@ -54,7 +54,7 @@ def test_a_connection_is_accepted_when_a_process_has_taken_it_out_of_the_queue(
             assert (is_accepted(first), is_accepted(second)) == (True, False)
 
 
-def test_a_kernel_that_says_nothing_is_no_answer(
+def test_kernel_without_sock_diag_gives_no_answer(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with connection(listener) as sock:
@@ -69,7 +69,7 @@ def test_a_kernel_that_says_nothing_is_no_answer(
 
 @pytest.mark.parametrize("asked", [True, False], ids=["sock_diag", "no sock_diag"])
 @pytest.mark.parametrize("act", ["closes", "speaks", "resets"])
-def test_what_the_program_does_with_a_connection_says_that_it_has_accepted_it(
+def test_data_or_close_from_the_program_shows_that_it_has_accepted(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch, act: str, asked: bool
 ) -> None:
     async def scenario() -> None:
@@ -91,7 +91,7 @@ def test_what_the_program_does_with_a_connection_says_that_it_has_accepted_it(
     asyncio.run(scenario())
 
 
-def test_a_program_that_accepts_and_does_nothing_has_accepted(listener: socket.socket) -> None:
+def test_program_that_accepts_and_does_nothing_has_accepted(listener: socket.socket) -> None:
     async def scenario() -> None:
         with connection(listener) as sock, listener.accept()[0]:
             await asyncio.wait_for(accepted(sock), 5)

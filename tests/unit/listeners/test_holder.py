@@ -31,7 +31,7 @@ def find(place: failure.Place) -> list[failure.Holder]:
 
 
 @pytest.mark.parametrize("how", ["script", "command", "module"])
-def test_a_python_program_is_called_by_what_it_runs(how: str, tmp_path: Path) -> None:
+def test_python_program_is_named_by_its_module_or_script(how: str, tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(LISTEN)
     arguments, name = {
         "script": ([str(tmp_path / "shop.py")], "shop.py"),
@@ -63,7 +63,7 @@ def test_listeners_win_over_connections_from_the_same_port() -> None:
     assert (found.pid, found.listens) == (os.getpid(), True)
 
 
-def test_a_connection_that_goes_out_from_the_port_is_found() -> None:
+def test_outgoing_connection_from_the_port_is_found() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         place = client.getsockname()
@@ -76,7 +76,7 @@ def test_a_connection_that_goes_out_from_the_port_is_found() -> None:
         assert (found.pid, found.listens, found.name) == (None, False, "")
 
 
-def test_many_places_are_looked_for_at_once_and_remembered(
+def test_search_finds_many_places_at_once_and_caches_them(
     monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int]
 ) -> None:
     free = ("127.0.0.1", free_port())
@@ -98,7 +98,7 @@ def test_many_places_are_looked_for_at_once_and_remembered(
     assert scans == [20, 0]
 
 
-def test_a_search_ends_in_time_with_what_is_known_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_ends_in_time_with_partial_results(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setattr(failure, "_sockets_of", lambda pid, missing, until: time.sleep(0.06) or set())
         monkeypatch.setattr(failure, "MOST_SECONDS", 0.05)
@@ -108,13 +108,13 @@ def test_a_search_ends_in_time_with_what_is_known_by_then(monkeypatch: pytest.Mo
     assert (found.pid, repr(found)) == (None, f"a process of user {pwd.getpwuid(os.getuid()).pw_name}")
 
 
-def test_without_sock_diag_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_without_sock_diag_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sock_diag, "_NETLINK_SOCK_DIAG", 31)  # a protocol that there is not
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert find(listener.getsockname()) == []
 
 
-def test_a_holder_that_is_part_of_a_pool_is_known_by_the_files_of_the_pool(tmp_path: Path) -> None:
+def test_holder_that_belongs_to_a_pool_has_the_files_of_the_pool(tmp_path: Path) -> None:
     (tmp_path / "poolctl").mkdir()
     program = tmp_path / "poolctl" / "bootstrap.py"
     program.write_text(LISTEN)
@@ -138,7 +138,7 @@ def test_a_holder_that_is_part_of_a_pool_is_known_by_the_files_of_the_pool(tmp_p
         assert (found.pid, found.pool) == (process.pid, files)
 
 
-def test_another_address_of_the_same_port_is_not_in_the_way() -> None:
+def test_listener_on_another_address_of_the_port_does_not_conflict() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert find(("127.0.0.2", port)) == []
@@ -147,34 +147,34 @@ def test_another_address_of_the_same_port_is_not_in_the_way() -> None:
         assert len(find(("localhost", port))) == 1
 
 
-def test_an_ipv6_listener_for_both_versions_is_in_the_way_of_ipv4() -> None:
+def test_dual_stack_listener_conflicts_with_ipv4() -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
         assert find(("127.0.0.1", listener.getsockname()[1]))
 
 
-def test_a_free_port_has_no_holder(free_port: Callable[[], int]) -> None:
+def test_free_port_has_no_holder(free_port: Callable[[], int]) -> None:
     assert find(("127.0.0.1", free_port())) == []
 
 
-def test_a_socket_of_no_visible_process_is_said_to_be_its_users() -> None:
+def test_socket_of_an_invisible_process_is_attributed_to_its_user() -> None:
     assert repr(failure._of_user(0)) == "a process of user root"
     assert repr(failure._of_user(-1)) == "a process of another user"
     assert repr(failure._of_user(4_000_000_001)) == "a process of user 4000000001"
 
 
-def test_the_name_of_a_process_cannot_steer_a_terminal() -> None:
+def test_process_name_cannot_control_a_terminal() -> None:
     assert repr(failure.Holder("a\x1b[2Jb", 1, 0)) == "a?[2Jb (pid 1)"
 
 
-def test_a_process_that_is_gone_has_no_name() -> None:
+def test_exited_process_has_no_name() -> None:
     assert failure._process_name(2**22 + 1) == "a process"
     assert failure._sockets_of(2**22 + 1, {"socket:[1]": 1}, time.monotonic() + 1) == set()
     assert failure._pool_of(2**22 + 1) is None
 
 
-def test_a_process_that_is_no_interpreter_is_called_by_its_own_name() -> None:
+def test_program_that_is_not_python_has_its_own_name() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
             # Between fork and exec the child still is this interpreter.
@@ -183,10 +183,10 @@ def test_a_process_that_is_no_interpreter_is_called_by_its_own_name() -> None:
             process.kill()
 
 
-def test_the_addresses_of_this_machine_include_loopback() -> None:
+def test_addresses_of_this_machine_include_loopback() -> None:
     assert failure.local_addresses()[0].count(".") == 3
     assert "127.0.0.1" in failure.local_addresses()
 
 
-def test_a_system_without_these_tables_has_no_answers() -> None:
+def test_missing_proc_tables_give_no_addresses() -> None:
     assert list(failure._table("/proc/net/none")) == []

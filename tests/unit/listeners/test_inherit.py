@@ -32,7 +32,7 @@ for text in sys.argv[1:]:
 """
 
 
-def test_the_descriptors_are_found_by_number_and_by_name() -> None:
+def test_inherited_descriptors_are_found_by_number_and_name() -> None:
     with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
         expected = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in (first, second)]
         script = 'exec 3<&$1 4<&$2; shift 2; exec "$@"'
@@ -56,7 +56,7 @@ def test_the_descriptors_are_found_by_number_and_by_name() -> None:
         {"LISTEN_FDS": "0", "LISTEN_PID": str(os.getpid())},
     ],
 )
-def test_what_was_not_passed_to_this_process_is_not_taken(env: dict[str, str]) -> None:
+def test_descriptors_for_another_process_are_not_taken(env: dict[str, str]) -> None:
     assert inherited_descriptors(env) == {}
 
 
@@ -64,7 +64,7 @@ def test_descriptors_that_are_not_open_are_passed_over() -> None:
     assert inherited_descriptors({"LISTEN_FDS": "65000", "LISTEN_PID": "7"}, pid=7).get("64000") is None
 
 
-def test_the_accept_queue_is_the_one_of_the_inherited_socket() -> None:
+def test_inherited_listener_shares_its_accept_queue() -> None:
     with socket.create_server(("127.0.0.1", 0)) as passed:
         sockets = open_listener(parse("fd:web"), inherited={"web": [passed.fileno()]})
         with socket.create_connection(passed.getsockname()):
@@ -73,7 +73,7 @@ def test_the_accept_queue_is_the_one_of_the_inherited_socket() -> None:
         close_listener(sockets)
 
 
-def test_a_bound_socket_that_does_not_listen_yet_is_made_to() -> None:
+def test_inherited_socket_that_is_only_bound_starts_to_listen() -> None:
     with socket.socket() as passed:
         passed.bind(("127.0.0.1", 0))
         sockets = take_inherited(parse("fd:3"), {"3": [passed.fileno()]})
@@ -81,7 +81,7 @@ def test_a_bound_socket_that_does_not_listen_yet_is_made_to() -> None:
         close_listener(sockets)
 
 
-def test_an_unknown_name_is_answered_with_those_that_there_are() -> None:
+def test_unknown_inherited_name_lists_the_known_ones() -> None:
     with pytest.raises(
         ListenError, match=r"no socket fd:web was inherited \(inherited: fd:3, fd:api\)"
     ) as caught:

@@ -82,7 +82,7 @@ def test_backlog_holds_connections_that_are_not_accepted(free_port: FreePort) ->
 
 
 @needs_ipv6
-def test_an_address_without_a_host_opens_both_ip_versions_apart(free_port: FreePort) -> None:
+def test_address_without_a_host_opens_a_listener_for_each_ip_version(free_port: FreePort) -> None:
     port = free_port()
     with opened(f":{port}") as sockets:
         assert [describe(sock) for sock in sockets] == [f"0.0.0.0:{port}", f"[::]:{port}"]
@@ -90,14 +90,14 @@ def test_an_address_without_a_host_opens_both_ip_versions_apart(free_port: FreeP
         assert accepted_option(sockets[1], socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
-def test_a_written_wildcard_opens_ipv4_alone(free_port: FreePort) -> None:
+def test_explicit_ipv4_wildcard_opens_ipv4_only(free_port: FreePort) -> None:
     port = free_port()
     with opened(f"*:{port}") as sockets:
         assert [describe(sock) for sock in sockets] == [f"0.0.0.0:{port}"]
 
 
 @needs_ipv6
-def test_the_ipv6_wildcard_takes_ipv4_connections_too(free_port: FreePort) -> None:
+def test_ipv6_wildcard_accepts_ipv4_connections_too(free_port: FreePort) -> None:
     port = free_port()
     with opened(f"[::]:{port}") as (listener,):
         assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
@@ -105,7 +105,7 @@ def test_the_ipv6_wildcard_takes_ipv4_connections_too(free_port: FreePort) -> No
 
 
 @needs_ipv6
-def test_a_single_ipv6_address_takes_nothing_else(free_port: FreePort) -> None:
+def test_single_ipv6_address_accepts_nothing_else(free_port: FreePort) -> None:
     port = free_port()
     with opened(f"[::1]:{port}") as (listener,):
         assert describe(listener) == f"[::1]:{port}"
@@ -121,7 +121,7 @@ def test_localhost_opens_every_loopback_address_of_the_name(free_port: FreePort)
         assert {sock.getsockname()[0] for sock in sockets} == expected
 
 
-def test_an_address_that_lingering_connections_used_opens_again_at_once(free_port: FreePort) -> None:
+def test_address_with_connections_in_time_wait_opens_again_at_once(free_port: FreePort) -> None:
     port = free_port()
     with opened(f"127.0.0.1:{port}") as (listener,):
         client = socket.create_connection(("127.0.0.1", port), timeout=5)
@@ -132,7 +132,7 @@ def test_an_address_that_lingering_connections_used_opens_again_at_once(free_por
         pass
 
 
-def test_a_taken_port_is_explained_by_the_process_that_holds_it(free_port: FreePort) -> None:
+def test_port_in_use_error_names_the_process_that_holds_it(free_port: FreePort) -> None:
     port = free_port()
     with opened(f"127.0.0.1:{port}"):
         with pytest.raises(ListenError, match=f"port {port} is in use$") as caught:
@@ -145,7 +145,7 @@ def test_a_taken_port_is_explained_by_the_process_that_holds_it(free_port: FreeP
     assert f"kill {os.getpid()}" in error.hint
 
 
-def test_a_wildcard_that_is_in_the_way_is_named_too(free_port: FreePort) -> None:
+def test_port_in_use_error_names_the_holder_of_a_wildcard(free_port: FreePort) -> None:
     port = free_port()
     with opened(f"0.0.0.0:{port}"):
         with pytest.raises(ListenError) as caught:
@@ -190,7 +190,7 @@ def test_holder_of_a_taken_port_decides_the_hint(found: Holder, message: str, hi
 
 
 @needs_ipv6
-def test_a_failure_at_the_second_socket_closes_the_first(free_port: FreePort) -> None:
+def test_failure_at_the_second_socket_closes_the_first(free_port: FreePort) -> None:
     port = free_port()
     with opened(f"[::1]:{port}"):
         with pytest.raises(ListenError, match="in use"):
@@ -205,13 +205,13 @@ def test_address_of_another_machine_is_distinguished_from_local_ones(free_port: 
     assert "127.0.0.1" in caught.value.hint
 
 
-def test_a_name_that_does_not_resolve_is_said_so(free_port: FreePort) -> None:
+def test_unresolvable_host_name_is_reported(free_port: FreePort) -> None:
     with pytest.raises(ListenError, match=r"host name 'nowhere\.invalid' cannot be resolved") as caught:
         open_listener(parse(f"nowhere.invalid:{free_port()}"))
     assert "/etc/hosts" in caught.value.hint
 
 
-def test_a_privileged_port_is_explained_with_the_ways_around_it() -> None:
+def test_privileged_port_error_suggests_fixes() -> None:
     error = explain_tcp(parse("127.0.0.1:1"), "127.0.0.1", OSError(errno.EACCES, "denied"))
     assert "privileged" in error.message
     assert "ip_unprivileged_port_start" in error.hint
@@ -228,21 +228,21 @@ def test_too_few_descriptors_are_explained_with_the_limit_to_raise() -> None:
     assert "ulimit -n" in error.hint
 
 
-def test_an_error_without_a_number_keeps_its_text() -> None:
+def test_error_without_errno_keeps_its_text() -> None:
     assert explain(parse("127.0.0.1:80"), "it", OSError("odd")).message == "it: odd"
 
 
-def test_an_address_without_a_chosen_port_is_not_opened() -> None:
+def test_address_without_a_chosen_port_is_not_opened() -> None:
     with pytest.raises(ListenError, match="no port was chosen"):
         open_listener(parse("127.0.0.1:auto"))
 
 
-def test_a_job_has_nothing_to_listen_on() -> None:
+def test_job_has_nothing_to_listen_on() -> None:
     with pytest.raises(ListenError, match="not an address to listen on"):
         open_listener(parse("job:migrate"))
 
 
-def test_targets_read_as_what_they_are() -> None:
+def test_target_gives_the_socket_address_of_a_port() -> None:
     (target,) = targets(parse("127.0.0.1:80"))
     assert target.sockaddr(80) == ("127.0.0.1", 80)
     assert target.sockaddr(81) == ("127.0.0.1", 81)
@@ -357,7 +357,7 @@ class TestUnixSockets:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_what_an_ordinary_user_may_not_do_is_explained(tmp_path: Path) -> None:
+def test_permission_error_of_an_ordinary_user_is_explained(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     program = f"""
 import encodings.idna, os, socket, sys

@@ -19,9 +19,7 @@ def ledger(path: Path, first: int, count: int = 10) -> PortLedger:
     return PortLedger(str(path / "ports.json"), first, first + count - 1)
 
 
-def test_a_server_keeps_its_port_from_one_ledger_to_the_next(
-    tmp_path: Path, free_port: Callable[[], int]
-) -> None:
+def test_server_keeps_its_port_across_ledgers(tmp_path: Path, free_port: Callable[[], int]) -> None:
     first = free_port()
     port = ledger(tmp_path, first).port("web", AUTO)
     assert port >= first
@@ -51,9 +49,7 @@ def test_port_that_left_the_range_or_is_taken_is_chosen_again(
     assert ledger(tmp_path, first).port("web", AUTO, avoid={again}) != again
 
 
-def test_a_server_that_left_the_file_gives_its_port_back(
-    tmp_path: Path, free_port: Callable[[], int]
-) -> None:
+def test_removed_server_gives_its_port_back(tmp_path: Path, free_port: Callable[[], int]) -> None:
     book = ledger(tmp_path, free_port())
     old, other = book.port("old", AUTO), book.port("other", AUTO)
     book.keep_only(["other"])
@@ -62,7 +58,7 @@ def test_a_server_that_left_the_file_gives_its_port_back(
     assert repr(book).endswith("2 chosen>")
 
 
-def test_an_exhausted_range_names_the_setting(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_exhausted_port_range_error_names_the_setting(tmp_path: Path, free_port: Callable[[], int]) -> None:
     book = ledger(tmp_path, free_port(), 1)
     book.port("a", AUTO)
     with pytest.raises(ServerError, match="no port is free") as caught:
@@ -72,13 +68,13 @@ def test_an_exhausted_range_names_the_setting(tmp_path: Path, free_port: Callabl
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"web": "x"}', '{"web": 70000}', "{"])
-def test_a_damaged_ledger_is_an_empty_one(content: str, tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_damaged_ledger_counts_as_empty(content: str, tmp_path: Path, free_port: Callable[[], int]) -> None:
     (tmp_path / "ports.json").write_text(content)
     first = free_port()
     assert first <= ledger(tmp_path, first).port("web", AUTO) < first + 10
 
 
-def test_an_address_without_a_host_needs_the_port_on_both_ip_versions(free_port: Callable[[], int]) -> None:
+def test_address_without_a_host_needs_the_port_on_both_ip_versions(free_port: Callable[[], int]) -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
     port = free_port()
@@ -87,9 +83,7 @@ def test_an_address_without_a_host_needs_the_port_on_both_ip_versions(free_port:
         assert not is_free(parse(":auto"), port)
 
 
-def test_a_port_that_is_being_vacated_is_the_last_choice(
-    tmp_path: Path, free_port: Callable[[int], int]
-) -> None:
+def test_vacated_port_is_the_last_choice(tmp_path: Path, free_port: Callable[[int], int]) -> None:
     first = free_port(2)
     book = ledger(tmp_path, first, 2)
     old = book.port("old", AUTO)

@@ -19,7 +19,7 @@ from poolctl.listeners.open import accepted_from
         (socket.AF_INET6, "::", "127.0.0.1"),
     ],
 )
-def test_what_was_accepted_is_found_and_nothing_else(family: int, host: str, called: str) -> None:
+def test_accepted_connections_of_a_listener_are_found(family: int, host: str, called: str) -> None:
     with socket.socket(family) as listener, socket.create_server(("127.0.0.1", 0)) as another:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -49,6 +49,6 @@ def test_unix_sockets_are_identified_by_their_paths(tmp_path: Path) -> None:
             assert set(accepted_from([listener])) == expected
 
 
-def test_without_listeners_there_is_nothing() -> None:
+def test_no_connections_are_found_without_listeners() -> None:
     with socket.create_server(("127.0.0.1", 0)):
         assert accepted_from([]) == []

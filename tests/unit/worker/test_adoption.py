@@ -19,7 +19,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return chosen
 
 
-def test_a_given_connection_is_served_as_if_it_had_been_accepted(engine: Engine, pair: Pair) -> None:
+def test_adopted_connection_is_served_like_an_accepted_one(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with served(engine, adoption=pair.worker()) as (server, app, _port, _running):
             client, sock = await accepted()
@@ -33,7 +33,7 @@ def test_a_given_connection_is_served_as_if_it_had_been_accepted(engine: Engine,
     engine.run(scenario())
 
 
-def test_a_given_connection_on_a_unix_socket_is_served(engine: Engine, pair: Pair) -> None:
+def test_adopted_connection_of_a_unix_socket_is_served(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with served(engine, adoption=pair.worker()):
             ours, theirs = socket.socketpair()
@@ -44,7 +44,7 @@ def test_a_given_connection_on_a_unix_socket_is_served(engine: Engine, pair: Pai
     engine.run(scenario())
 
 
-def test_a_taken_connection_is_closed_when_it_stays_silent(engine: Engine, pair: Pair) -> None:
+def test_adopted_connection_is_closed_when_it_stays_silent(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with served(engine, adoption=pair.worker(), config={"timeout_keep_alive": 0.1}):
             client, sock = await accepted()
@@ -54,7 +54,7 @@ def test_a_taken_connection_is_closed_when_it_stays_silent(engine: Engine, pair:
     engine.run(scenario())
 
 
-def test_what_is_no_connection_is_closed_and_ignored(engine: Engine, pair: Pair) -> None:
+def test_descriptor_that_is_no_connection_is_closed_and_ignored(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with served(engine, adoption=pair.worker()):
             odd, kept = socket.socketpair()
@@ -90,7 +90,7 @@ def test_each_connection_is_taken_by_one_of_several_workers(engine: Engine, pair
     engine.run(scenario())
 
 
-def test_a_worker_that_leaves_takes_nothing_more(engine: Engine, pair: Pair) -> None:
+def test_stopping_worker_takes_no_more_connections(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with served(engine, adoption=pair.worker()) as (server, _, _port, running):
             server.stop()
@@ -103,7 +103,7 @@ def test_a_worker_that_leaves_takes_nothing_more(engine: Engine, pair: Pair) -> 
     engine.run(scenario())
 
 
-def test_a_full_pair_takes_no_more_and_loses_nothing(pair: Pair) -> None:
+def test_full_adoption_pair_refuses_more_and_loses_nothing(pair: Pair) -> None:
     with socket.socket() as sock:
         given = 0
         with contextlib.suppress(BlockingIOError):

@@ -86,7 +86,7 @@ def test_responses_are_counted_by_status_and_by_latency(engine: Engine, page: me
     engine.run(scenario())
 
 
-def test_a_request_is_in_flight_until_its_response_is_complete(engine: Engine, page: memoryview) -> None:
+def test_request_is_in_flight_until_its_response_is_complete(engine: Engine, page: memoryview) -> None:
     async def scenario() -> None:
         async with served(engine, tally=page) as (_, app, port, _running):
             client = await Client.connect(port)
@@ -169,7 +169,7 @@ def test_connections_and_websockets_are_counted_while_they_are_open(engine: Engi
     engine.run(scenario())
 
 
-def test_without_a_page_nothing_is_counted_and_everything_answered(engine: Engine) -> None:
+def test_server_without_a_page_counts_nothing_and_serves(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, scripted) as (_, _app, port, _running):
             client = await Client.connect(port)

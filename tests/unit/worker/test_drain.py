@@ -32,7 +32,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "QUIET_SECONDS", 0.15)
 
 
-def test_an_idle_connection_is_not_closed_early_and_its_next_answer_says_close(engine: Engine) -> None:
+def test_drain_keeps_an_idle_connection_whose_next_response_says_close(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             client = await Client.connect(port)
@@ -48,7 +48,7 @@ def test_an_idle_connection_is_not_closed_early_and_its_next_answer_says_close(e
 
 
 @pytest.mark.usefixtures("quick")
-def test_an_idle_connection_is_closed_once_it_has_been_quiet(engine: Engine) -> None:
+def test_drain_closes_an_idle_connection_after_a_quiet_period(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             client = await Client.connect(port)
@@ -61,7 +61,7 @@ def test_an_idle_connection_is_closed_once_it_has_been_quiet(engine: Engine) -> 
     engine.run(scenario())
 
 
-def test_the_answer_under_way_is_the_last_one(engine: Engine) -> None:
+def test_response_in_progress_at_a_drain_is_the_last_one(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, app, port, running):
             client = await Client.connect(port)
@@ -78,7 +78,7 @@ def test_the_answer_under_way_is_the_last_one(engine: Engine) -> None:
     engine.run(scenario())
 
 
-def test_after_an_answer_that_had_begun_before_the_drain_there_is_time_for_one_more(engine: Engine) -> None:
+def test_response_begun_before_a_drain_leaves_time_for_one_more_request(engine: Engine) -> None:
     begun, release = asyncio.Event(), asyncio.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
@@ -107,7 +107,7 @@ def test_after_an_answer_that_had_begun_before_the_drain_there_is_time_for_one_m
     engine.run(scenario())
 
 
-def test_a_stop_after_the_drain_does_not_shorten_what_requests_under_way_have(engine: Engine) -> None:
+def test_stop_after_a_drain_leaves_requests_in_progress_their_time(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, drain_seconds=0.05, stop_seconds=5.0) as (server, app, port, running):
             client = await Client.connect(port)
@@ -125,7 +125,7 @@ def test_a_stop_after_the_drain_does_not_shorten_what_requests_under_way_have(en
     engine.run(scenario())
 
 
-def test_a_connection_on_which_nothing_was_sent_yet_gets_its_answer(engine: Engine) -> None:
+def test_drain_answers_the_first_request_of_a_new_connection(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             client = await Client.connect(port)
@@ -140,7 +140,7 @@ def test_a_connection_on_which_nothing_was_sent_yet_gets_its_answer(engine: Engi
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_silent_connection_does_not_hold_up_a_drain_for_longer_than_it_is_quiet(engine: Engine) -> None:
+def test_silent_connection_delays_a_drain_only_by_the_quiet_period(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             silent = await Client.connect(port)
@@ -152,7 +152,7 @@ def test_a_silent_connection_does_not_hold_up_a_drain_for_longer_than_it_is_quie
     engine.run(scenario())
 
 
-def test_a_drain_takes_no_longer_than_it_may(engine: Engine) -> None:
+def test_drain_ends_at_its_timeout(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, drain_seconds=0.1, stop_seconds=0.1) as (server, app, port, running):
             client = await Client.connect(port)
@@ -165,7 +165,7 @@ def test_a_drain_takes_no_longer_than_it_may(engine: Engine) -> None:
     engine.run(scenario())
 
 
-def test_a_stop_cuts_a_drain_short(engine: Engine) -> None:
+def test_stop_ends_a_drain_early(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             client = await Client.connect(port)
@@ -196,7 +196,7 @@ def websocket(request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_websocket_is_closed_with_1012_after_the_drain(engine: Engine, websocket: dict[str, str]) -> None:
+def test_websocket_is_closed_with_1012_after_a_drain(engine: Engine, websocket: dict[str, str]) -> None:
     async def scenario() -> None:
         async with served(engine, config=websocket, drain_seconds=0.2) as (server, app, port, running):
             async with connect(f"ws://127.0.0.1:{port}/", proxy=None) as client:
@@ -213,9 +213,7 @@ def test_a_websocket_is_closed_with_1012_after_the_drain(engine: Engine, websock
 
 @pytest.mark.skipif(uvicorn.__version__ < "0.53", reason="this version of uvicorn closes them in its own way")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_websocket_is_closed_when_its_client_has_replied_and_may_talk_until_then(
-    engine: Engine, websocket: dict[str, str]
-) -> None:
+def test_websocket_closes_when_its_client_has_replied(engine: Engine, websocket: dict[str, str]) -> None:
     async def scenario() -> None:
         async with served(engine, config=websocket, drain_seconds=0.05) as (server, app, port, running):
             client = await Client.connect(port)
@@ -258,7 +256,7 @@ async def ticking(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "*/*"])
-def test_a_stream_of_events_ends_whole_and_any_other_does_not(engine: Engine, accept: str) -> None:
+def test_drain_ends_event_streams_between_events_and_no_other_streams(engine: Engine, accept: str) -> None:
     over = asyncio.Event()
 
     async def scenario() -> None:
@@ -276,7 +274,7 @@ def test_a_stream_of_events_ends_whole_and_any_other_does_not(engine: Engine, ac
     engine.run(scenario())
 
 
-def test_a_stop_during_the_drain_ends_a_stream_of_events_as_the_end_of_the_drain_does(engine: Engine) -> None:
+def test_stop_during_a_drain_ends_event_streams_between_events(engine: Engine) -> None:
     async def scenario() -> None:
         options = {"drain_seconds": 10.0, "stop_seconds": 10.0, "state": {"over": asyncio.Event()}}
         async with served(engine, ticking, **options) as (server, _, port, running):
@@ -293,7 +291,7 @@ def test_a_stop_during_the_drain_ends_a_stream_of_events_as_the_end_of_the_drain
     engine.run(scenario())
 
 
-def test_a_connection_with_a_request_in_its_buffer_is_not_closed_by_its_keep_alive_timeout() -> None:
+def test_keep_alive_timeout_spares_a_connection_with_an_unread_request() -> None:
     # Whether the loop has read it or not: a byte that has arrived is a request that has begun.
     async def scenario() -> None:
         async with served(Engine("asyncio", "h11")) as (server, _, port, _running):

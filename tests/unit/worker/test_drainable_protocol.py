@@ -42,7 +42,7 @@ class Rewritten(H11Protocol):
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_an_unknown_class_serves_and_is_closed_by_a_drain(loop: str, capsys: Any) -> None:
+def test_unknown_protocol_class_serves_and_is_closed_by_a_drain(loop: str, capsys: Any) -> None:
     drainable_protocol.cache_clear()
 
     async def scenario() -> None:
@@ -65,7 +65,7 @@ def test_auto_is_a_class_that_can_be_drained(monkeypatch: pytest.MonkeyPatch, th
     assert uvicorn_config.drainable({"http": "zttp"}) == {"http": "zttp"}
 
 
-def test_a_known_class_that_has_changed_is_an_unknown_one() -> None:
+def test_known_protocol_class_that_lacks_a_part_counts_as_unknown() -> None:
     assert issubclass(drainable_protocol(Rewritten), Closing)
     assert not issubclass(drainable_protocol(H11Protocol), Closing)
 

@@ -11,11 +11,11 @@ import threading
 from poolctl.worker.fork_safety import ProcessSnapshot
 
 
-def test_nothing_is_nothing() -> None:
+def test_unchanged_process_has_left_nothing() -> None:
     assert ProcessSnapshot.of_this_process().left_since() == ""
 
 
-def test_a_thread_is_called_by_its_name() -> None:
+def test_thread_is_reported_by_its_name() -> None:
     before, over = ProcessSnapshot.of_this_process(), threading.Event()
     thread = threading.Thread(target=over.wait, name="ticker")
     thread.start()
@@ -27,7 +27,7 @@ def test_a_thread_is_called_by_its_name() -> None:
     assert before.left_since() == ""
 
 
-def test_a_process_that_was_not_waited_for_is_found() -> None:
+def test_child_process_without_a_wait_is_reported() -> None:
     before = ProcessSnapshot.of_this_process()
     with subprocess.Popen(["sleep", "50"]) as child:
         assert before.left_since() == f"started the process {child.pid}"
@@ -48,7 +48,7 @@ def test_descriptors_are_called_by_what_they_are() -> None:
     assert before.left_since() == ""
 
 
-def test_a_number_that_stands_for_something_else_now_is_found() -> None:
+def test_descriptor_with_another_target_is_reported() -> None:
     fd = os.open(os.devnull, os.O_RDONLY)
     before = ProcessSnapshot.of_this_process()
     read, write = os.pipe()

@@ -80,7 +80,7 @@ def ask(requests: socket.socket, number: int) -> wire.Message:
     return received[0]
 
 
-def test_a_forker_waits_for_the_request_and_another_one_for_the_next(serve: Serve) -> None:
+def test_zygote_forks_a_forker_before_each_request(serve: Serve) -> None:
     process, requests = serve(0)
     for number in (1, 2):
         [waiting] = wait_until(lambda: children(process.pid))
@@ -95,7 +95,7 @@ def test_both_processes_end_with_the_socket_of_requests(serve: Serve) -> None:
     assert process.wait(10) == 0
 
 
-def test_a_killed_forker_is_replaced(serve: Serve) -> None:
+def test_killed_forker_is_replaced(serve: Serve) -> None:
     process, requests = serve(0)
     [waiting] = wait_until(lambda: children(process.pid))
     os.kill(waiting, signal.SIGKILL)
@@ -104,7 +104,7 @@ def test_a_killed_forker_is_replaced(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(("failures", "refused"), [(1, False), (2, True)])
-def test_a_request_is_refused_only_if_forking_fails_again_when_it_comes(
+def test_fork_request_is_refused_only_when_forking_fails_twice(
     serve: Serve, failures: int, refused: bool
 ) -> None:
     _, requests = serve(failures)

@@ -10,7 +10,7 @@ from poolctl.worker.control_socket import BEAT, answer, begin
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS, blank_page
 
 
-def test_it_says_that_it_knows_of_heartbeats_before_it_is_asked() -> None:
+def test_page_shows_that_a_worker_answers_heartbeats() -> None:
     page = blank_page()
     assert page[BEAT_AT_NS] == 0
     begin(page)
@@ -18,7 +18,7 @@ def test_it_says_that_it_knows_of_heartbeats_before_it_is_asked() -> None:
     begin(None)
 
 
-def test_it_answers_with_the_time_and_how_late_it_is() -> None:
+def test_heartbeat_is_answered_with_time_and_lag() -> None:
     ours, theirs = wire.pair()
     with ours, theirs:
         theirs.setblocking(False)
@@ -34,7 +34,7 @@ def test_it_answers_with_the_time_and_how_late_it_is() -> None:
         assert answer(theirs, None), "who counts nothing reads it all the same"
 
 
-def test_every_other_message_is_left_where_it_is_with_its_descriptors() -> None:
+def test_other_messages_stay_in_the_socket_with_their_descriptors() -> None:
     ours, theirs = wire.pair()
     with ours, theirs:
         theirs.setblocking(False)

@@ -113,7 +113,7 @@ def test_http2_and_http1_are_distinguished_by_their_first_bytes(engine: Engine) 
     engine.run(scenario())
 
 
-def test_a_drain_answers_all_that_was_asked_before_the_client_knew(engine: Engine) -> None:
+def test_drain_answers_streams_opened_before_the_client_saw_goaway(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, http2=True) as (server, app, port, running):
             client = await Http2.connect(port)
@@ -135,7 +135,7 @@ def test_a_drain_answers_all_that_was_asked_before_the_client_knew(engine: Engin
     engine.run(scenario())
 
 
-def test_a_stop_refuses_new_requests_so_that_they_can_be_sent_again(engine: Engine) -> None:
+def test_stop_refuses_new_streams_so_that_clients_can_repeat_them(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, http2=True) as (server, app, port, running):
             client = await Http2.connect(port)
@@ -157,7 +157,7 @@ def test_a_stop_refuses_new_requests_so_that_they_can_be_sent_again(engine: Engi
     engine.run(scenario())
 
 
-def test_an_answer_that_waits_for_its_client_is_sent_whole_in_a_drain(engine: Engine) -> None:
+def test_drain_sends_a_response_whole_to_a_slow_reader(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, big, http2=True) as (server, _app, port, running):
             client = await Http2.connect(port)

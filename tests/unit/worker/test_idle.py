@@ -48,7 +48,7 @@ async def watched(engine: Engine) -> AsyncIterator[tuple[Served, Told]]:
             idleness.end()
 
 
-def test_a_worker_without_traffic_is_idle_after_its_time_and_says_so_once(engine: Engine) -> None:
+def test_worker_without_traffic_reports_once_that_it_is_idle(engine: Engine) -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         begun = loop.time()
@@ -61,7 +61,7 @@ def test_a_worker_without_traffic_is_idle_after_its_time_and_says_so_once(engine
     engine.run(scenario())
 
 
-def test_a_connection_or_a_request_on_an_old_one_ends_it(engine: Engine) -> None:
+def test_connection_or_request_ends_idleness(engine: Engine) -> None:
     async def scenario() -> None:
         async with watched(engine) as (serving, told):
             assert await told.next() is True
@@ -112,7 +112,7 @@ def test_request_under_way_is_no_idleness_and_its_end_restarts_the_idle_time(eng
     engine.run(scenario())
 
 
-def test_an_open_websocket_is_no_idleness(engine: Engine) -> None:
+def test_worker_with_an_open_websocket_is_not_idle(engine: Engine) -> None:
     async def scenario() -> None:
         async with watched(engine) as (serving, told):
             async with connect(f"ws://127.0.0.1:{serving.port}/", proxy=None):

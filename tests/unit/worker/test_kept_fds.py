@@ -48,10 +48,10 @@ def run(how: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, timeout=30)
 
 
-def test_a_fork_of_a_fork_runs_subprocesses_and_loses_no_descriptor() -> None:
+def test_fork_of_a_fork_runs_subprocesses_and_loses_no_descriptor() -> None:
     done = run("hold")
     assert done.returncode == 0, done.stderr
 
 
-def test_without_holding_them_they_move_at_the_first_fork() -> None:
+def test_descriptors_that_are_not_kept_move_at_the_first_fork() -> None:
     assert run("let go").returncode != 0

@@ -57,7 +57,7 @@ def spec(app: str | None = None, **more: Any) -> dict[str, Any]:
         (spec(handlers="load_me:handlers", handler_key="users"), "the one for users"),
     ],
 )
-def test_an_application_is_found(given: dict[str, Any], found: str) -> None:
+def test_application_is_loaded_from_each_kind_of_path(given: dict[str, Any], found: str) -> None:
     assert load_app(given) == found
 
 
@@ -76,13 +76,13 @@ def test_an_application_is_found(given: dict[str, Any], found: str) -> None:
         (spec(handlers="load_me:handlers", handler_key="none"), ["load_me:handlers()['none'] is no ASGI"]),
     ],
 )
-def test_an_application_that_cannot_be_had_is_named_with_its_cause(given: Any, words: list[str]) -> None:
+def test_application_that_cannot_be_loaded_is_named_with_the_cause(given: Any, words: list[str]) -> None:
     with pytest.raises(LoadFailed) as caught:
         load_app(given)
     assert [word for word in words if word not in str(caught.value)] == []
 
 
-def test_an_application_that_exits_is_let_go() -> None:
+def test_exit_during_an_import_is_passed_on() -> None:
     with pytest.raises(SystemExit) as caught:
         load_app(spec("load_me_exits:app"))
     assert caught.value.code == 7

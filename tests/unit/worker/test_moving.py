@@ -78,7 +78,7 @@ def answered(served_: Served) -> int:
     return len(served_.app.scopes)
 
 
-def test_an_idle_connection_goes_on_in_the_other_worker(engine: Engine, pair: Pair) -> None:
+def test_idle_connection_continues_in_the_other_worker(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):
             client = await connected(old)
@@ -94,7 +94,7 @@ def test_an_idle_connection_goes_on_in_the_other_worker(engine: Engine, pair: Pa
     engine.run(scenario())
 
 
-def test_a_connection_on_which_nothing_was_sent_yet_goes_too(engine: Engine, pair: Pair) -> None:
+def test_connection_without_a_request_yet_moves_too(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):
             client = await Client.connect(old.port)
@@ -107,7 +107,7 @@ def test_a_connection_on_which_nothing_was_sent_yet_goes_too(engine: Engine, pai
     engine.run(scenario())
 
 
-def test_the_answer_under_way_is_given_here_and_the_next_one_there(engine: Engine, pair: Pair) -> None:
+def test_response_in_progress_is_completed_before_the_connection_moves(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):
             client = await Client.connect(old.port)
@@ -125,7 +125,7 @@ def test_the_answer_under_way_is_given_here_and_the_next_one_there(engine: Engin
     engine.run(scenario())
 
 
-def test_a_client_that_never_pauses_does_not_hold_the_worker(engine: Engine, pair: Pair) -> None:
+def test_client_that_never_pauses_does_not_hold_the_worker(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):
             clients = [await connected(old) for _ in range(5)]
@@ -179,7 +179,9 @@ def echo(body: bytes) -> bytes:
 @pytest.mark.parametrize(
     "cut", [3, 30, len(echo(b"a body")) - 2], ids=["in the first line", "in the head", "in the body"]
 )
-def test_a_request_that_has_begun_to_arrive_is_answered_here(engine: Engine, pair: Pair, cut: int) -> None:
+def test_request_that_has_partly_arrived_is_answered_before_the_move(
+    engine: Engine, pair: Pair, cut: int
+) -> None:
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):
             client = await connected(old)
@@ -215,7 +217,7 @@ def test_unread_body_is_no_part_of_the_next_request(engine: Engine, pair: Pair) 
     engine.run(scenario())
 
 
-def test_an_answer_that_is_not_read_yet_is_written_here_to_its_end(engine: Engine, pair: Pair) -> None:
+def test_response_in_the_write_buffer_is_sent_before_the_move(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):
             with socket.create_connection(("127.0.0.1", old.port)) as slow:
@@ -235,7 +237,7 @@ def test_an_answer_that_is_not_read_yet_is_written_here_to_its_end(engine: Engin
     engine.run(scenario())
 
 
-def test_with_a_full_pair_a_connection_is_served_on_and_goes_later(engine: Engine, pair: Pair) -> None:
+def test_connection_is_served_until_a_full_pair_has_room(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         other = Pair()
         gives_only = AdoptionPair(pair.give, other.take)
@@ -258,7 +260,7 @@ def test_with_a_full_pair_a_connection_is_served_on_and_goes_later(engine: Engin
     engine.run(scenario())
 
 
-def test_an_answer_that_takes_longer_than_the_drain_is_finished_and_its_connection_goes_on(
+def test_response_longer_than_the_drain_is_completed_and_its_connection_moves(
     engine: Engine, pair: Pair
 ) -> None:
     async def scenario() -> None:
@@ -321,7 +323,7 @@ def test_stop_with_a_successor_leaves_connections_to_a_later_worker(engine: Engi
     engine.run(scenario())
 
 
-def test_a_connection_that_its_client_has_closed_holds_nothing_up(engine: Engine, pair: Pair) -> None:
+def test_connection_closed_by_its_client_does_not_delay_a_drain(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with two(engine, pair) as (old, new):
             client = await connected(old)
@@ -333,7 +335,7 @@ def test_a_connection_that_its_client_has_closed_holds_nothing_up(engine: Engine
     engine.run(scenario())
 
 
-def test_without_a_successor_connections_linger(
+def test_connections_linger_without_a_pair(
     engine: Engine, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "QUIET_SECONDS", 5.0)

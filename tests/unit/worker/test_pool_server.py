@@ -21,7 +21,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return chosen
 
 
-def test_it_is_ready_when_the_startup_is_complete_and_it_accepts(engine: Engine) -> None:
+def test_server_is_ready_when_its_startup_is_complete_and_it_accepts(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (_, app, port, _running):
             assert app.events == ["lifespan.startup.complete"]
@@ -32,7 +32,7 @@ def test_it_is_ready_when_the_startup_is_complete_and_it_accepts(engine: Engine)
     engine.run(scenario())
 
 
-def test_it_is_not_ready_before_its_startup_has_completed(engine: Engine) -> None:
+def test_server_is_not_ready_before_its_startup_is_complete(engine: Engine) -> None:
     async def scenario() -> None:
         complete = asyncio.Event()
 
@@ -57,7 +57,7 @@ def test_it_is_not_ready_before_its_startup_has_completed(engine: Engine) -> Non
     engine.run(scenario())
 
 
-def test_a_stop_finishes_the_request_under_way_and_refuses_nothing_before(engine: Engine) -> None:
+def test_stop_completes_the_request_in_progress(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, app, port, running):
             client = await Client.connect(port)
@@ -77,7 +77,7 @@ def test_a_stop_finishes_the_request_under_way_and_refuses_nothing_before(engine
     engine.run(scenario())
 
 
-def test_a_stop_closes_idle_connections_at_once(engine: Engine) -> None:
+def test_stop_closes_idle_connections_at_once(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             client = await Client.connect(port)
@@ -103,7 +103,7 @@ def test_requests_that_do_not_end_within_the_stop_are_cancelled(engine: Engine) 
     engine.run(scenario())
 
 
-def test_a_connection_that_never_says_anything_does_not_hold_up_a_stop(engine: Engine) -> None:
+def test_silent_connection_does_not_delay_a_stop(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             silent = await Client.connect(port)
@@ -140,7 +140,7 @@ def test_connections_that_wait_in_the_backlog_survive_the_stop_of_one_server(eng
     engine.run(scenario())
 
 
-def test_the_listener_stays_the_callers(engine: Engine) -> None:
+def test_listener_stays_open_after_the_server_has_ended(engine: Engine) -> None:
     async def scenario() -> None:
         server = PoolServer(uvicorn.Config(App(), loop=engine.loop, http=engine.http, log_config=None))
         with listener() as sock:
@@ -175,7 +175,7 @@ def test_max_requests_lets_a_worker_drain(engine: Engine) -> None:
     engine.run(scenario())
 
 
-def test_the_date_header_is_now(engine: Engine) -> None:
+def test_date_header_is_the_current_time(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (_, _app, port, _running):
             client = await Client.connect(port)
@@ -211,7 +211,7 @@ def test_state_reaches_the_application(engine: Engine) -> None:
     engine.run(scenario())
 
 
-def test_a_failed_startup_is_an_error_with_uvicorns_status(engine: Engine) -> None:
+def test_failed_startup_raises_with_uvicorns_exit_status(engine: Engine) -> None:
     async def refuse(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "lifespan.startup.failed", "message": "no database"})
@@ -225,7 +225,7 @@ def test_a_failed_startup_is_an_error_with_uvicorns_status(engine: Engine) -> No
     engine.run(scenario())
 
 
-def test_an_application_that_raises_in_its_startup_does_not_start_when_it_has_a_lifespan(
+def test_application_that_raises_at_startup_does_not_start_if_it_has_a_lifespan(
     engine: Engine,
 ) -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
@@ -239,7 +239,7 @@ def test_an_application_that_raises_in_its_startup_does_not_start_when_it_has_a_
     engine.run(scenario())
 
 
-def test_an_idle_worker_never_wakes_up() -> None:
+def test_idle_worker_never_wakes_up() -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         async with served(Engine("asyncio", "h11")) as (_, _app, port, _running):

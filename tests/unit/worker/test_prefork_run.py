@@ -22,7 +22,7 @@ class Lines(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def test_the_applications_log_says_nothing_of_it_and_goes_on_as_before(
+def test_prefork_run_logs_nothing_and_leaves_logging_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ours, logger = Lines(), logging.getLogger("uvicorn.error")
@@ -34,14 +34,14 @@ def test_the_applications_log_says_nothing_of_it_and_goes_on_as_before(
     assert ours.lines == ["afterwards"]
 
 
-def test_nothing_of_it_is_left() -> None:
+def test_prefork_run_leaves_nothing_in_the_process() -> None:
     prefork_run_again()  # what libuv keeps for good is there from now on
     before = ProcessSnapshot.of_this_process()
     prefork_run_again()
     assert before.left_since() == ""
 
 
-def test_an_application_that_has_broken_uvicorn_hears_of_it_from_its_workers(
+def test_prefork_run_ignores_a_uvicorn_that_the_application_has_broken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(self: uvicorn.Config) -> None:

@@ -22,13 +22,13 @@ def fail() -> None:
     raise ImportError
 
 
-def test_garbage_is_looked_for_seldom_and_then_as_before(thresholds: tuple[int, int, int]) -> None:
+def test_collecting_rarely_restores_the_thresholds(thresholds: tuple[int, int, int]) -> None:
     with pytest.raises(ImportError), collecting_rarely():
         fail()
     assert gc.get_threshold() == thresholds
 
 
-def test_what_the_application_wants_of_the_collector_is_kept() -> None:
+def test_thresholds_that_the_application_sets_are_kept() -> None:
     with collecting_rarely():
         gc.set_threshold(123, 4, 5)
     assert gc.get_threshold() == (123, 4, 5)

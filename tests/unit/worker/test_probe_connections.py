@@ -43,7 +43,7 @@ async def answers(served_: Served, seconds: float = 0.15) -> bool:
     return bool(done)
 
 
-def test_a_probe_is_answered_like_a_request_and_counts_for_nothing(
+def test_probe_is_answered_like_a_request_and_not_counted(
     engine: Engine, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     async def scenario() -> None:
@@ -72,9 +72,7 @@ def test_a_probe_is_answered_like_a_request_and_counts_for_nothing(
     engine.run(scenario())
 
 
-def test_a_probe_of_a_tls_server_speaks_tls_or_is_plain_and_looks_the_same_to_the_application(
-    engine: Engine, tmp_path: Path
-) -> None:
+def test_probe_of_a_tls_server_may_use_tls_or_not(engine: Engine, tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
@@ -94,7 +92,7 @@ def test_a_probe_of_a_tls_server_speaks_tls_or_is_plain_and_looks_the_same_to_th
     engine.run(scenario())
 
 
-def test_an_echo_shows_that_the_loop_has_its_turns(
+def test_echo_is_answered_while_the_loop_runs(
     engine: Engine, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     async def scenario() -> None:
@@ -127,7 +125,7 @@ def test_worker_that_starts_out_of_rotation_accepts_when_put_into_it(
     engine.run(scenario())
 
 
-def test_a_worker_at_rest_sees_its_clients_off_and_leaves_new_ones_to_others(engine: Engine) -> None:
+def test_resting_worker_drains_its_clients_and_accepts_no_new_ones(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as it:
             client = await Client.connect(it.port)

@@ -64,9 +64,7 @@ def test_new_handshakes_use_the_new_certificate_and_open_connections_go_on(
     engine.run(scenario())
 
 
-def test_a_handshake_under_way_is_no_reason_to_end_and_lose_its_request(
-    engine: Engine, tmp_path: Path
-) -> None:
+def test_drain_waits_for_a_tls_handshake_in_progress(engine: Engine, tmp_path: Path) -> None:
     certified = context(tmp_path, "same")
 
     async def scenario() -> None:
@@ -119,7 +117,7 @@ def test_of_two_renewals_at_once_the_later_one_is_in_force_alone(engine: Engine,
     engine.run(scenario())
 
 
-def test_a_renewal_at_the_end_opens_nothing_again(engine: Engine, tmp_path: Path) -> None:
+def test_renewal_after_the_end_opens_no_listener(engine: Engine, tmp_path: Path) -> None:
     certified = context(tmp_path, "same")
 
     async def scenario() -> None:

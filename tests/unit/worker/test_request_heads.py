@@ -49,7 +49,7 @@ async def dribble(client: Client, data: bytes, pause: float = SECONDS / 10) -> N
             return
 
 
-def test_a_connection_without_data_is_closed_without_an_answer(engine: Engine) -> None:
+def test_connection_without_data_is_closed_without_a_response(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, head_seconds=SECONDS) as (server, _, port, _running):
             client = await Client.connect(port)
@@ -80,9 +80,7 @@ def test_half_a_head_is_answered_with_408_and_the_connection_closed(
 
 @pytest.mark.parametrize("asked_before", [False, True])
 @pytest.mark.parametrize("data", [b"GET /" + b"a" * 100, b"\r\n" * 100], ids=["request", "empty lines"])
-def test_a_client_that_sends_byte_after_byte_gets_no_more_time(
-    engine: Engine, asked_before: bool, data: bytes
-) -> None:
+def test_head_sent_byte_by_byte_gets_no_more_time(engine: Engine, asked_before: bool, data: bytes) -> None:
     async def scenario() -> None:
         async with served(engine, head_seconds=SECONDS) as (_, _app, port, _running):
             client = await Client.connect(port)
@@ -113,7 +111,7 @@ def test_between_two_requests_only_the_keep_alive_timeout_counts(engine: Engine)
     engine.run(scenario())
 
 
-def test_a_slow_body_is_not_limited_before_its_answer_and_by_silence_after_it(engine: Engine) -> None:
+def test_slow_body_is_limited_only_after_its_response_and_by_silence(engine: Engine) -> None:
     async def scenario() -> None:
         config = {"timeout_keep_alive": 2 * SECONDS}
         async with served(engine, reading, head_seconds=SECONDS, config=config) as (_, _app, port, _run):
@@ -136,7 +134,7 @@ def test_a_slow_body_is_not_limited_before_its_answer_and_by_silence_after_it(en
     engine.run(scenario())
 
 
-def test_the_time_for_a_head_that_was_sent_ahead_begins_with_the_answer_before_it(engine: Engine) -> None:
+def test_time_of_a_pipelined_head_begins_after_the_response_before_it(engine: Engine) -> None:
     if engine.http == "zttp":
         pytest.skip("zttp does not say what it holds")
 
@@ -154,7 +152,7 @@ def test_the_time_for_a_head_that_was_sent_ahead_begins_with_the_answer_before_i
     engine.run(scenario())
 
 
-def test_a_head_that_has_come_while_the_loop_was_busy_is_answered(engine: Engine) -> None:
+def test_head_that_arrived_while_the_loop_was_busy_is_answered(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, head_seconds=SECONDS) as (server, _, port, _running):
             client = await Client.connect(port)
@@ -177,7 +175,7 @@ LARGE = {
 
 @pytest.mark.parametrize("piece", [1000, 1_000_000])
 @pytest.mark.parametrize("what", LARGE)
-def test_a_head_that_is_too_large_is_answered_with_431(engine: Engine, what: str, piece: int) -> None:
+def test_head_that_is_too_large_is_answered_with_431(engine: Engine, what: str, piece: int) -> None:
     async def scenario() -> None:
         async with served(engine) as (_, app, port, _running):
             client = await Client.connect(port)
@@ -198,9 +196,7 @@ def test_a_head_that_is_too_large_is_answered_with_431(engine: Engine, what: str
 
 
 @pytest.mark.parametrize("piece", [999, 1_000_000])
-def test_a_head_that_is_just_small_enough_is_answered_and_so_is_what_follows(
-    engine: Engine, piece: int
-) -> None:
+def test_head_of_the_maximum_size_is_answered_and_so_is_the_next(engine: Engine, piece: int) -> None:
     async def scenario() -> None:
         async with served(engine, reading, head_bytes=8192) as (_, _app, port, _running):
             client = await Client.connect(port)
@@ -216,7 +212,7 @@ def test_a_head_that_is_just_small_enough_is_answered_and_so_is_what_follows(
     engine.run(scenario())
 
 
-def test_a_head_that_is_sent_ahead_takes_no_memory_without_end(engine: Engine) -> None:
+def test_pipelined_head_takes_bounded_memory(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (_, app, port, _running):
             client = await Client.connect(port)
@@ -232,7 +228,7 @@ def test_a_head_that_is_sent_ahead_takes_no_memory_without_end(engine: Engine) -
     engine.run(scenario())
 
 
-def test_a_client_that_sends_on_can_read_why_it_was_refused(engine: Engine) -> None:
+def test_client_that_keeps_sending_can_read_why_it_was_refused(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (_, _app, port, _running):
             client = await Client.connect(port)
@@ -243,7 +239,7 @@ def test_a_client_that_sends_on_can_read_why_it_was_refused(engine: Engine) -> N
     engine.run(scenario())
 
 
-def test_a_refused_client_that_stays_is_closed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_client_that_stays_is_disconnected(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_READ_ON_SECONDS", SECONDS)
 
     async def scenario() -> None:
@@ -258,7 +254,7 @@ def test_a_refused_client_that_stays_is_closed(engine: Engine, monkeypatch: pyte
     engine.run(scenario())
 
 
-def test_a_drain_waits_for_a_head_no_longer_than_it_may_take(engine: Engine) -> None:
+def test_drain_waits_for_a_head_until_its_time_limit(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, head_seconds=SECONDS) as (server, _, port, running):
             client = await Client.connect(port)
@@ -273,7 +269,7 @@ def test_a_drain_waits_for_a_head_no_longer_than_it_may_take(engine: Engine) -> 
 
 
 @pytest.mark.parametrize("begun", [b"", b"\x16\x03\x01\x00"])
-def test_the_time_of_a_tls_handshake_is_a_part_of_it(
+def test_time_of_a_head_includes_the_tls_handshake(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
     monkeypatch.setattr(server_state, "_MARGIN_SECONDS", 0.0)
@@ -297,7 +293,7 @@ def test_the_time_of_a_tls_handshake_is_a_part_of_it(
 
 
 @pytest.mark.parametrize(("asked", "begun"), [(False, b""), (False, HALF), (True, b"")])
-def test_a_connection_that_was_handed_over_has_the_time_that_was_left(
+def test_adopted_connection_has_the_time_that_was_left(
     engine: Engine, pair: Pair, asked: bool, begun: bytes
 ) -> None:
     async def scenario() -> None:
@@ -313,9 +309,7 @@ def test_a_connection_that_was_handed_over_has_the_time_that_was_left(
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_a_connection_that_moves_to_another_worker_takes_its_time_along(
-    engine: Engine, pair: Pair, asked: bool
-) -> None:
+def test_moved_connection_keeps_its_remaining_time(engine: Engine, pair: Pair, asked: bool) -> None:
     if engine.http == "zttp":
         pytest.skip("its connections do not move")
 

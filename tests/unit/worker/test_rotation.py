@@ -66,7 +66,7 @@ def test_back_in_rotation_connections_are_kept_again(engine: Engine, monkeypatch
     engine.run(scenario())
 
 
-def test_a_websocket_stays_open_out_of_rotation(engine: Engine) -> None:
+def test_websocket_stays_open_out_of_rotation(engine: Engine) -> None:
     async def scenario() -> None:
         async with (
             served(engine) as (server, app, port, _running),
@@ -80,7 +80,7 @@ def test_a_websocket_stays_open_out_of_rotation(engine: Engine) -> None:
     engine.run(scenario())
 
 
-def test_a_worker_that_drains_does_not_come_back(engine: Engine) -> None:
+def test_draining_worker_does_not_return_to_rotation(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
             client = await Client.connect(port)

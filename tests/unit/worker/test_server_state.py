@@ -10,7 +10,7 @@ import pytest
 from poolctl.worker.serving.server_state import PoolServerState
 
 
-def test_the_date_changes_with_the_second_and_not_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_date_changes_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     server_state = PoolServerState()
     server_state.default_headers = [(b"server", b"pool")]
     seen = []
@@ -23,7 +23,7 @@ def test_the_date_changes_with_the_second_and_not_within_it(monkeypatch: pytest.
     assert [headers[1] for headers in seen] == [(b"server", b"pool")] * 3
 
 
-def test_the_date_can_be_left_out() -> None:
+def test_date_can_be_left_out() -> None:
     server_state = PoolServerState()
     server_state.date_header = False
     server_state.default_headers = [(b"server", b"pool")]
@@ -40,7 +40,7 @@ def test_reached_limit_is_reported_and_again_if_nothing_was_done() -> None:
     assert reported == [3, 6]
 
 
-def test_the_state_is_notified_when_the_last_connection_or_task_leaves() -> None:
+def test_state_is_notified_when_the_last_connection_or_task_ends() -> None:
     server_state = PoolServerState()
     for members in (server_state.connections, server_state.tasks):
         server_state.changed.clear()

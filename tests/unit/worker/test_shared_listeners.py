@@ -24,7 +24,7 @@ async def settled(server: object) -> None:
     await until(lambda: server.acceptor.settled)  # type: ignore[attr-defined]
 
 
-def test_a_full_worker_lets_others_wait_until_one_has_gone(engine: Engine) -> None:
+def test_full_worker_accepts_again_when_a_connection_has_ended(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, max_connections=2) as (server, _, port, _running):
             for _ in range(3):
@@ -48,7 +48,7 @@ def test_a_full_worker_lets_others_wait_until_one_has_gone(engine: Engine) -> No
     engine.run(scenario())
 
 
-def test_a_full_worker_leaves_new_connections_to_another_one(engine: Engine, pair: Pair) -> None:
+def test_full_worker_leaves_new_connections_to_another_one(engine: Engine, pair: Pair) -> None:
     async def scenario() -> None:
         async with (
             served(engine, max_connections=1, adoption=pair.worker()) as (full, _, port, _running),
@@ -68,7 +68,7 @@ def test_a_full_worker_leaves_new_connections_to_another_one(engine: Engine, pai
     engine.run(scenario())
 
 
-def test_a_full_worker_drains_and_rests_and_accepts_again(engine: Engine) -> None:
+def test_full_worker_drains_rests_and_accepts_again(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, max_connections=1) as (server, _, port, running):
             client = await Client.connect(port)
@@ -108,7 +108,7 @@ def test_failed_handshakes_do_not_fill_a_worker_for_long(engine: Engine, tmp_pat
     engine.run(scenario())
 
 
-def test_without_a_limit_there_is_room_for_what_the_descriptors_allow_less_a_reserve() -> None:
+def test_worker_without_a_limit_leaves_a_reserve_of_descriptors() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))

@@ -39,5 +39,5 @@ def test_another_configuration_is_another_number(keys: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "keys", [{}, {"interpreter": "/other/python"}, {"workers": 3}, {"tags": ["x"]}, {"restart": "always"}]
 )
-def test_what_needs_no_other_process_is_the_same_number(keys: dict[str, Any]) -> None:
+def test_digest_ignores_settings_that_need_no_new_worker(keys: dict[str, Any]) -> None:
     assert number(**keys) == number()

@@ -19,7 +19,7 @@ def test_count_of_one_process_is_read_by_another() -> None:
     assert counts[tally.STARTED] == 3
 
 
-def test_a_page_of_another_layout_or_no_page_at_all_is_not_read() -> None:
+def test_page_of_another_layout_or_size_is_not_read() -> None:
     fd = tally.new_page()
     os.pwrite(fd, (tally.LAYOUT + 1).to_bytes(8, "little"), 0)
     assert tally.read_page(fd) is None

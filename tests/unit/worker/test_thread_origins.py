@@ -56,7 +56,7 @@ def said_of(name: str) -> str:
     return before.left_since(found)
 
 
-def test_a_native_thread_is_said_to_be_of_the_module_that_was_being_imported(modules: Path) -> None:
+def test_native_thread_is_attributed_to_the_module_being_imported(modules: Path) -> None:
     (modules / "shop.py").write_text("import shop_native\n")
     (modules / "shop_native.py").write_text(NATIVE + "import shop_last\n")
     (modules / "shop_last.py").write_text("")
@@ -64,14 +64,14 @@ def test_a_native_thread_is_said_to_be_of_the_module_that_was_being_imported(mod
 
 
 @pytest.mark.parametrize("last", ["", "import shop_last\n"])
-def test_a_thread_that_comes_after_an_import_may_be_of_either_module(modules: Path, last: str) -> None:
+def test_thread_started_after_an_import_names_both_modules(modules: Path, last: str) -> None:
     (modules / "shop.py").write_text("import shop_small\n" + NATIVE + last)
     (modules / "shop_small.py").write_text("")
     (modules / "shop_last.py").write_text("")
     assert said_of("shop") == "started a thread in shop_small or shop"
 
 
-def test_a_thread_that_comes_as_another_one_ends_is_noticed(modules: Path) -> None:
+def test_thread_that_replaces_another_one_is_noticed(modules: Path) -> None:
     (modules / "shop.py").write_text("import shop_native\n")
     ends = (
         "import os\nbefore = len(os.listdir('/proc/self/task'))\nearlier = ctypes.c_ulong()\n"
@@ -86,20 +86,20 @@ def test_a_thread_that_comes_as_another_one_ends_is_noticed(modules: Path) -> No
     assert said_of("shop") == "started a thread in shop_between or shop_native"
 
 
-def test_a_python_thread_is_said_to_be_of_the_module_of_what_it_runs(modules: Path) -> None:
+def test_python_thread_is_attributed_to_the_module_of_its_function(modules: Path) -> None:
     (modules / "shop.py").write_text("import shop_jobs\n")
     (modules / "shop_jobs.py").write_text(PYTHON)
     assert said_of("shop") == "started the thread 'ticker' of shop_jobs"
 
 
-def test_a_python_thread_that_runs_the_standard_library_is_of_the_module_that_started_it(
+def test_thread_of_the_standard_library_is_attributed_to_the_module_that_started_it(
     modules: Path,
 ) -> None:
     (modules / "shop.py").write_text(PYTHON.replace("target=wait", "target=over.wait"))
     assert said_of("shop") == "started the thread 'ticker' of shop"
 
 
-def test_an_import_that_fails_reads_as_without_it_and_nothing_stays(modules: Path) -> None:
+def test_failing_import_has_its_usual_traceback_and_leaves_no_finder(modules: Path) -> None:
     (modules / "shop.py").write_text("import shop_broken\n")
     (modules / "shop_broken.py").write_text("1 / 0\n")
     finders = list(sys.meta_path)
@@ -111,7 +111,7 @@ def test_an_import_that_fails_reads_as_without_it_and_nothing_stays(modules: Pat
     assert sys.meta_path == finders
 
 
-def test_a_known_library_has_a_fix_for_its_threads(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_library_has_a_fix_for_its_threads(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = ProcessSnapshot.of_this_process()
     assert before.fix() == ""
     (modules / "shop.py").write_text(NATIVE)
@@ -121,11 +121,11 @@ def test_a_known_library_has_a_fix_for_its_threads(modules: Path, monkeypatch: p
     assert before.fix() == 'env = { SO_MANY = "1" } may prevent it'
 
 
-def test_a_native_thread_has_the_name_that_its_library_gave_it(modules: Path) -> None:
+def test_native_thread_has_the_name_that_its_library_gave_it(modules: Path) -> None:
     (modules / "shop.py").write_text(NATIVE + 'libc.pthread_setname_np(thread, b"flusher")\n')
     assert said_of("shop") == "started a thread 'flusher' in shop"
 
 
-def test_a_thread_that_its_library_can_lose_in_a_fork_is_no_obstacle(modules: Path) -> None:
+def test_thread_that_its_library_can_lose_in_a_fork_is_ignored(modules: Path) -> None:
     (modules / "shop.py").write_text(NATIVE + 'libc.pthread_setname_np(thread, b"jemalloc_bg_thd")\n')
     assert said_of("shop") == ""

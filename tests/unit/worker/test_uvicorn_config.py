@@ -12,11 +12,11 @@ def plain(**keys: object) -> ServerConfig:
     return ServerConfig(name="web", bind="127.0.0.1:8000", app="hello:app", **keys)
 
 
-def test_a_server_without_an_http_table_asks_for_the_usual_settings() -> None:
+def test_server_without_an_http_table_has_the_usual_settings() -> None:
     assert uvicorn_settings(plain()) == uvicorn_config.USUAL
 
 
-def test_a_prepared_configuration_serves_the_application_that_it_is_given() -> None:
+def test_prepared_configuration_serves_the_given_application() -> None:
     uvicorn_config.prepare(saying("nothing"))
     first, second = saying("first"), saying("second")
     configs = [uvicorn_config.configure(app, dict(uvicorn_config.USUAL)) for app in (first, second)]

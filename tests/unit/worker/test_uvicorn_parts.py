@@ -99,7 +99,7 @@ def test_configuration_server_and_state_have_every_part() -> None:
     Engine("asyncio", "h11").run(scenario())
 
 
-def test_every_module_that_is_imported_before_the_first_fork_exists() -> None:
+def test_modules_that_are_imported_before_the_first_fork_exist() -> None:
     for name in parts.MODULES:
         assert importlib.util.find_spec(name) is not None, name
 
@@ -114,7 +114,7 @@ def test_only_the_list_imports_from_below_uvicorn() -> None:
     assert found == {"worker/serving/uvicorn_parts.py"}
 
 
-def test_every_name_that_is_used_of_uvicorns_objects_is_listed() -> None:
+def test_names_used_of_uvicorns_objects_are_listed() -> None:
     listed = {
         "cycle": {*parts.HTTP1.cycle, *parts.HTTPTOOLS.cycle, *parts.HTTP2.cycle},
         "newest": {*parts.HTTP1.cycle},
@@ -134,13 +134,13 @@ def test_every_name_that_is_used_of_uvicorns_objects_is_listed() -> None:
     assert unlisted == set()
 
 
-def test_every_name_that_is_used_of_a_websocket_is_listed() -> None:
+def test_names_used_of_a_websocket_are_listed() -> None:
     tree = ast.parse((SERVING / "draining.py").read_text())
     listed = {name for each in parts.WEBSOCKETS.values() for name in (*each.methods, *each.attributes)}
     assert {name for holder, name in uses(tree) if holder == "connection"} <= listed
 
 
-def test_every_name_that_a_mixin_takes_from_its_protocol_class_is_listed() -> None:
+def test_names_that_mixins_take_from_their_protocol_class_are_listed() -> None:
     trees = [ast.parse((SERVING / f"{name}.py").read_text()) for name in MIXINS]
     classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
     mixins = [each for each in classes if each.name.startswith(("Lingering", "Moving"))]

@@ -38,7 +38,7 @@ async def refuse() -> None:
     raise AssertionError("the application's own code was called")
 
 
-def test_every_route_is_asked_also_those_of_mounted_applications() -> None:
+def test_warm_up_asks_every_route_including_mounted_applications() -> None:
     own, mounted, deep = Lazy(), Lazy(), Lazy()
     inner = Starlette(routes=[mounted, Mount("/deeper", app=Router([deep]))])
     app = Starlette(routes=[own, Mount("/inner", app=inner), Route("/", refuse)])
@@ -47,7 +47,7 @@ def test_every_route_is_asked_also_those_of_mounted_applications() -> None:
     assert [len(each.paths) for each in (own, mounted, deep)] == [1, 1, 1]
 
 
-def test_a_route_that_fails_is_left_to_the_first_request() -> None:
+def test_warm_up_ignores_a_route_that_fails() -> None:
     failing, next_one = Lazy(ValueError("no")), Lazy()
     warm_up(Starlette(routes=[failing, next_one]))
     assert len(failing.paths) == len(next_one.paths) == 1
@@ -62,7 +62,7 @@ def test_of_a_fastapi_application_nothing_is_called() -> None:
     warm_up(app)
 
 
-def test_the_sources_of_a_fastapi_application_have_been_read() -> None:
+def test_warm_up_reads_the_sources_of_a_fastapi_application() -> None:
     router = APIRouter()
     router.add_api_route("/items", refuse)
     app = FastAPI()
@@ -88,5 +88,5 @@ class Endless:
 
 
 @pytest.mark.parametrize("app", [plain, None, Odd(), Endless()])
-def test_anything_else_is_left_alone(app: Any) -> None:
+def test_warm_up_leaves_other_applications_alone(app: Any) -> None:
     warm_up(app)
