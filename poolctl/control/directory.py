@@ -12,7 +12,7 @@ import sys
 
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
-from poolctl.values import Table
+from poolctl.values import Table, loads
 
 try:  # hashlib would load OpenSSL, two milliseconds that a path's hash does not need
     if sys.version_info >= (3, 12):
@@ -153,11 +153,14 @@ def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
 
 def read_info(path: str) -> Table:
     """Return the info.json of the pool in this directory: name, files, pids; empty without one."""
-    import json
+    return read_table(f"{path}/info.json")
 
+
+def read_table(path: str) -> Table:
+    """Return the JSON object in this file; an empty one when there is none."""
     try:
-        with open(f"{path}/info.json", encoding="utf-8") as info:
-            found = json.load(info)
+        with open(path, "rb") as file:
+            found = loads(file.read())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+from poolctl.control.directory import read_info, read_table
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT
+from poolctl.values import Value, dumps
 
 LIMIT_SECONDS = 10.0
 STATUS = "status.json"
@@ -35,42 +37,27 @@ def await_end(pid: int, limit_seconds: float = LIMIT_SECONDS) -> bool:
         os.close(process)
 
 
-class PoolExit:
+class PoolExit(Value):
     """Why a pool has ended without a command, its exit status, and the process that exits last."""
 
-    # Written out: a dataclass or a named tuple would cost the quickest commands a tenth of a millisecond.
-    __slots__ = ("keeper_pid", "reason", "status")
-
-    def __init__(self, status: int, reason: str, keeper_pid: int) -> None:
-        self.status = status
-        self.reason = reason
-        self.keeper_pid = keeper_pid
-
-    def __repr__(self) -> str:
-        return f"<PoolExit {self.status}: {self.reason}>"
+    status: int
+    reason: str
+    keeper_pid: int
 
 
 def write_exit(directory: str, end: PoolExit) -> None:
     """Record why the pool ends without a command, for a `poolctl run` that waits for it."""
-    import json  # not for the many commands that only wait for a process, or for none
-
     try:
         with open(f"{directory}/{STATUS}", "w", encoding="utf-8") as file:
-            json.dump({"status": end.status, "reason": end.reason, "keeper_pid": end.keeper_pid}, file)
+            file.write(dumps(end.to_json()))
     except OSError:
         pass  # the log has it
 
 
 def read_exit(directory: str) -> PoolExit | None:
     """The exit of a pool that ended without a command; None when a command ended it, or it still runs."""
-    import json
-
-    try:
-        with open(f"{directory}/{STATUS}", encoding="utf-8") as file:
-            document = json.load(file)
-        return PoolExit(int(document["status"]), str(document["reason"]), int(document["keeper_pid"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    table = read_table(f"{directory}/{STATUS}")
+    return PoolExit.from_json(table) if table else None
 
 
 def clear_exit(directory: str) -> None:
@@ -84,7 +71,8 @@ def clear_exit(directory: str) -> None:
 def silent(socket_path: str, seconds: float) -> ControlError:
     """The error for a supervisor that has not answered for so many seconds."""
     directory = os.path.dirname(socket_path)
-    supervisor, keeper = _processes(directory)
+    info = read_info(directory)
+    supervisor, keeper = info.get("supervisor_pid", 0), info.get("keeper_pid", 0)
     message = f"the supervisor has not answered for {seconds:g} s"
     hint = f"the servers keep serving; check the process that listens on {socket_path}"
     if supervisor and _state(supervisor) in _STOPPED:
@@ -99,18 +87,6 @@ def silent(socket_path: str, seconds: float) -> ControlError:
             message = f"{message}, and cannot be restarted{_last_log_line(directory)}"
             hint = f"the keeper tries again within 30 s; see {directory}/supervisor.log"
     return ControlError(message, exit_code=CONFLICT, hint=hint)
-
-
-def _processes(directory: str) -> tuple[int, int]:
-    """The pids of the supervisor that answered last and of its keeper; 0 for one that is unknown."""
-    import json
-
-    try:
-        with open(f"{directory}/info.json", encoding="utf-8") as file:
-            info = json.load(file)
-        return int(info["supervisor_pid"]), int(info["keeper_pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0, 0
 
 
 def _state(pid: int) -> str:

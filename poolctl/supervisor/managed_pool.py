@@ -298,7 +298,10 @@ class ManagedPool:
         why = f": {entry.failure.message}" if entry.failure else ""
         reason = f"{entry.name} has failed, and it is mandatory{why}"
         logger.error("the pool ends: %s", reason)
-        write_exit(self.directory, PoolExit(_status(entry.last_exit), reason, self._keeper_pid))
+        write_exit(
+            self.directory,
+            PoolExit(status=_status(entry.last_exit), reason=reason, keeper_pid=self._keeper_pid),
+        )
         self.core.reason = f"was stopped: {reason}"
         self.terminate()
 
