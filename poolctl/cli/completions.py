@@ -22,12 +22,11 @@ from poolctl.cli.command import (
     flag,
     names,
 )
+from poolctl.cli.pool_ref import PoolRef
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-    from poolctl.cli.pool_ref import PoolRef
 
     NameAndTags = tuple[str, tuple[str, ...]]
 

@@ -12,6 +12,7 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask, selected
 from poolctl.cli.render import from_here
+from poolctl.control.answers import About, Item
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError, PoolValidateError
 from poolctl.exit_codes import (
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from poolctl.config import Configuration
-    from poolctl.control.answers import About, Item
 
 # A change that has been made, if not for every server, or not in time, is worth keeping.
 MADE = (DONE, FAILED, TIMED_OUT)

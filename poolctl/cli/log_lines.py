@@ -8,17 +8,17 @@ import re
 import sys
 import unicodedata
 
+from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.control import directory
+from poolctl.control.answers import Described, Details
 from poolctl.logs.log_line import JsonRecord, LogLine, parse_record
+from poolctl.values import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from poolctl.cli.pool_ref import PoolRef
-    from poolctl.control.answers import Described, Details
-    from poolctl.values import Table
 
 _COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
 

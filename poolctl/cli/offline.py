@@ -13,7 +13,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from poolctl import exit_codes
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
+from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import masked, values_of
 from poolctl.control.answers import Described, ErrorEntry, Item, item
 from poolctl.control.directory import state_dir
@@ -22,8 +24,6 @@ from poolctl.selection.selector import select
 from poolctl.values import Value
 
 if TYPE_CHECKING:
-    from poolctl.cli.command_line import CommandRequest
-    from poolctl.cli.pool_ref import PoolRef
     from poolctl.config import Configuration, ServerConfig
     from poolctl.listeners.port_ledger import PortLedger
     from poolctl.runners.registry import Orphan

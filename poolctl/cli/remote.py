@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
-from poolctl.control.answers import Result
+from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_processes import await_end
 from poolctl.errors import ControlError
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from rich.status import Status
-
-    from poolctl.cli.command_line import CommandRequest
-    from poolctl.control.answers import ProgressLine
 
     Answer = TypeVar("Answer", bound=Result)
 

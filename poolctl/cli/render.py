@@ -9,16 +9,14 @@ import os
 import sys
 
 from poolctl.cli.outcome import Outcome
-from poolctl.control.answers import SCHEMA, Item
-from poolctl.values import dumps
+from poolctl.control.answers import SCHEMA, ErrorEntry, Item, Result
+from poolctl.values import Value, dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import TextIO
 
-    from poolctl.control.answers import ErrorEntry, Result
-    from poolctl.values import Value
 
 TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts")
 WIDE = ("name", "state", "ready", "health", "bind", "expose", "pids", "workers", "uptime", "restarts", "tags")

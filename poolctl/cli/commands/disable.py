@@ -8,12 +8,6 @@ from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import servers
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from poolctl.control.answers import Item
-
 COMMAND = Command(
     "Stop servers, and keep them stopped until enabled.",
     EXPLICIT_SELECTION,
@@ -25,9 +19,9 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """Stop servers, and keep them stopped until they are enabled."""
-    return change(request, _report, lambda files, names: files.disable(names, True), works_offline=True)
-
-
-def _report(items: Sequence[Item]) -> str:
-    done = sum(item.state == "disabled" for item in items)
-    return f"{servers(done, len(items))} disabled"
+    return change(
+        request,
+        lambda items: f"{servers(sum(each.state == 'disabled' for each in items), len(items))} disabled",
+        lambda files, names: files.disable(names, True),
+        works_offline=True,
+    )

@@ -5,20 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from poolctl.cli.command import OUTPUT, SETUP, Command
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.doctor.check import OK, PROBLEM, WARNING, CheckContext, CheckResult, problem, warning
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, paint, printable
 from poolctl.config import ConfigNotFound
 from poolctl.errors import ControlError
 from poolctl.exit_codes import DONE, FAILED
-
-if TYPE_CHECKING:
-    from poolctl.cli.command_line import CommandRequest
-    from poolctl.cli.pool_ref import PoolRef
 
 _COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31"}
 

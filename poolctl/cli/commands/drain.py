@@ -8,12 +8,6 @@ from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import servers
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from poolctl.control.answers import Item
-
 COMMAND = Command(
     "Take servers out of rotation; they keep answering.",
     EXPLICIT_SELECTION,
@@ -27,9 +21,9 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """Take servers out of rotation."""
-    return change(request, _report)
-
-
-def _report(items: Sequence[Item]) -> str:
-    done = sum(item.state == "draining" for item in items)
-    return f"{servers(done, len(items))} out of rotation"
+    return change(
+        request,
+        lambda items: (
+            f"{servers(sum(each.state == 'draining' for each in items), len(items))} out of rotation"
+        ),
+    )

@@ -8,12 +8,6 @@ from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import servers
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from poolctl.control.answers import Item
-
 COMMAND = Command(
     "Enable servers and start them.",
     EXPLICIT_SELECTION,
@@ -25,9 +19,9 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """Enable servers and start them."""
-    return change(request, _report, lambda files, names: files.disable(names, False), works_offline=True)
-
-
-def _report(items: Sequence[Item]) -> str:
-    ready = sum(item.ready for item in items)
-    return f"{servers(len(items))} enabled, {ready} ready"
+    return change(
+        request,
+        lambda items: f"{servers(len(items))} enabled, {sum(each.ready for each in items)} ready",
+        lambda files, names: files.disable(names, False),
+        works_offline=True,
+    )

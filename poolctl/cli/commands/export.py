@@ -8,15 +8,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import DIRECTORIES, LIST, SETUP, Command, Option, flag
-from poolctl.cli.command_line import one_of
+from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.exit_codes import CONFLICT, FAILED
 
 if TYPE_CHECKING:
-    from poolctl.cli.command_line import CommandRequest
-    from poolctl.cli.pool_ref import PoolRef
     from poolctl.cli.systemd_units import ServicePool
 
 

@@ -11,6 +11,7 @@ from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import selected
 from poolctl.cli.render import field_text
+from poolctl.control.answers import Item
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.selection.expressions import BadExpression, compiled
 from poolctl.selection.selector import select
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import re
     from collections.abc import Sequence
 
-    from poolctl.control.answers import Item
 
 _PLACE = ("config", "pool", "quiet", "verbose")
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from poolctl.cli.command import FIELDS, INSPECT, OUTPUT, SELECTION, Command, Option
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import selected
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from poolctl.cli.command_line import CommandRequest
 
 COMMAND = Command(
     "List servers.",

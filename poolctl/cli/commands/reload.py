@@ -15,19 +15,15 @@ from poolctl.cli.command import (
     Command,
     flag,
 )
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome, UsageError
-from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.reloading import change_lines, plan_text
 from poolctl.cli.remote import ask_for
 from poolctl.cli.render import from_here, show
 from poolctl.control.answers import ReloadResult
 from poolctl.control.client import Client
 from poolctl.exit_codes import INTERRUPTED
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from poolctl.cli.command_line import CommandRequest
-    from poolctl.cli.pool_ref import PoolRef
 
 COMMAND = Command(
     "Apply the changed file: start, stop, restart what differs.",

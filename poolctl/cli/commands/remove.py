@@ -7,12 +7,6 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from poolctl.control.answers import Item
-
 COMMAND = Command(
     "Stop servers, and take them out of the pool.",
     EXPLICIT_SELECTION,
@@ -26,9 +20,9 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """Stop the selected servers, and take them out of the pool."""
     return change(
-        request, _report, lambda files, names: files.remove(names), works_offline=True, removes=True
+        request,
+        lambda items: "\n".join(f"removed {each.name} {each.bind}" for each in items),
+        lambda files, names: files.remove(names),
+        works_offline=True,
+        removes=True,
     )
-
-
-def _report(items: Sequence[Item]) -> str:
-    return "\n".join(f"removed {item.name} {item.bind}" for item in items)

@@ -18,10 +18,7 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask_or_launch, hand_over_to_systemd
 from poolctl.cli.render import ready_line, servers
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from poolctl.control.answers import Result
+from poolctl.control.answers import Result
 
 COMMAND = Command(
     "Replace servers without refusing a connection.",

@@ -9,12 +9,6 @@ from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.render import servers
 from poolctl.config import MOST_WORKERS
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from poolctl.control.answers import Item
-
 COMMAND = Command(
     "Change the number of workers: scale web 4.",
     targets("TARGET… N", "Names or addresses, then the number."),
@@ -34,13 +28,10 @@ def perform(request: CommandRequest) -> Outcome:
     *words, last = request.get("targets") or [""]
     workers = _number(last)
 
-    def report(items: Sequence[Item]) -> str:
-        done = sum(item.workers == workers for item in items)
-        return f"{servers(done, len(items))} scaled to {workers} worker{'s' * (workers > 1)}"
-
+    scaled = f"scaled to {workers} worker{'s' * (workers > 1)}"
     return change(
         CommandRequest("scale", {**request.values, "targets": words}),
-        report,
+        lambda items: f"{servers(sum(each.workers == workers for each in items), len(items))} {scaled}",
         lambda files, names: files.scale(names, workers),
         options={"workers": workers},
     )
@@ -51,11 +42,8 @@ def _number(word: str) -> int:
     if not word:
         raise UsageError("scale: the number of workers is missing", hint="poolctl scale web 4")
     if not (word.isascii() and word.isdigit() and 1 <= int(word[:9]) <= MOST_WORKERS):
-        stops = word == "0"
-        hint = (
-            "use poolctl stop to stop all workers"
-            if stops
-            else "the last word is the number: poolctl scale web 4"
-        )
+        hint = "the last word is the number: poolctl scale web 4"
+        if word == "0":
+            hint = "use poolctl stop to stop all workers"
         raise UsageError(f"scale: {word!r} is not a number from 1 to {MOST_WORKERS}", hint=hint)
     return int(word)

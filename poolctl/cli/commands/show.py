@@ -9,15 +9,14 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import ask_for
 from poolctl.cli.render import coloured, duration, field_text, from_here, paint, printable
 from poolctl.config import masked, value_text
-from poolctl.control.answers import Details, ShowResult
+from poolctl.control.answers import Described, Details, Item, ShowResult
 from poolctl.control.client import NoSupervisor
+from poolctl.values import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from poolctl.control.answers import Described, Item
-    from poolctl.values import Table
 
 _RUNNING = ("bind", "expose", "state", "ready", "health", "pids", "workers", "uptime", "restarts", "tags")
 _DEFAULT = "default"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, flag
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.remote import CRASH_LOOP, ask_for
 from poolctl.cli.render import duration, servers
-from poolctl.control.answers import StatusResult
+from poolctl.control.answers import Item, StatusResult
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import NOT_AS_DESIRED
 
@@ -15,8 +16,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from poolctl.cli.command_line import CommandRequest
-    from poolctl.control.answers import Item
 
 # Of Docker's HEALTHCHECK; it knows no other than this and 0.
 UNHEALTHY = 1

@@ -7,8 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, TIMEOUT, Command
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
-from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask
 from poolctl.cli.render import servers
 from poolctl.control.answers import Item
@@ -18,8 +19,6 @@ from poolctl.errors import PoolError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from poolctl.cli.command_line import CommandRequest
-    from poolctl.cli.pool_ref import PoolRef
     from poolctl.runners.registry import Orphan
 
 _STOP_SECONDS = 10.0

@@ -8,12 +8,6 @@ from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import servers
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from poolctl.control.answers import Item
-
 COMMAND = Command(
     "Put drained servers back into rotation.",
     EXPLICIT_SELECTION,
@@ -27,9 +21,6 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """Put drained servers back into rotation."""
-    return change(request, _report)
-
-
-def _report(items: Sequence[Item]) -> str:
-    done = sum(item.ready for item in items)
-    return f"{servers(done, len(items))} in rotation"
+    return change(
+        request, lambda items: f"{servers(sum(each.ready for each in items), len(items))} in rotation"
+    )

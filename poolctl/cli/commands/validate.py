@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import ALLOW_EMPTY, OUTPUT, SETUP, Command, flag
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.offline import no_server, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
@@ -14,7 +15,6 @@ from poolctl.control.answers import ErrorEntry, entries, item
 from poolctl.exit_codes import DONE, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
-    from poolctl.cli.command_line import CommandRequest
     from poolctl.config import Configuration
 
 COMMAND = Command(

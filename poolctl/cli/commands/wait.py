@@ -7,16 +7,12 @@ from time import monotonic, sleep
 from poolctl.cli.command import GOALS, LIFECYCLE, OUTPUT, SELECTION, TIMEOUT, Command, Option
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.remote import ask
 from poolctl.cli.render import servers
+from poolctl.control.answers import Item
 from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.exit_codes import TIMED_OUT
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from poolctl.cli.pool_ref import PoolRef
-    from poolctl.control.answers import Item
 
 # A stat of one path twenty times a second: 0.1 % of a core, and a supervisor is noticed at once.
 LOOK_SECONDS = 0.05

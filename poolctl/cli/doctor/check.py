@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from poolctl.address import Address, parse
+from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import ConfigNotFound
 from poolctl.control.answers import About, ErrorEntry, Item, Result, entries
 from poolctl.control.client import Client, NoSupervisor
@@ -14,7 +15,6 @@ from poolctl.errors import ControlError, PoolError
 from poolctl.values import Table, Value
 
 if TYPE_CHECKING:
-    from poolctl.cli.pool_ref import PoolRef
     from poolctl.config import Configuration, ServerConfig
 
 _ANSWER_SECONDS = 3.0

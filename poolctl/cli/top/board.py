@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from poolctl.control.answers import Measured
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from poolctl.control.answers import Measured
 
 # States that need attention come first.
 _STATES = (
