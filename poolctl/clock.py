@@ -17,9 +17,6 @@ class Clock:
         return time.time()
 
 
-SystemClock = Clock
-
-
 class ManualClock(Clock):
     """A clock that moves only by `advance`."""
 

@@ -47,8 +47,7 @@ class MessageReader:
     _left: int | None = None  # of the body; None: it goes on until the connection ends
     _chunked = False  # `_left` is that of the chunk and its CRLF; None before a chunk, 0 after the last one
     _chunks = 0
-    _body = b""
-    _pieces: list[bytes] | None = None  # of the body, before those are joined
+    _pieces: list[bytes] | None = None  # of the body
     _body_bytes = 0
 
     def __init__(self, *, max_head_bytes: int = MAX_HEAD_BYTES, max_body_bytes: int | None = None) -> None:
@@ -63,14 +62,11 @@ class MessageReader:
     @property
     def body(self) -> bytes:
         """The part of the body that has arrived and was not taken."""
-        if self._pieces is not None:
-            self._body, self._pieces = b"".join(self._pieces), None
-        return self._body
+        return b"".join(self._pieces or ())
 
     def take_body(self) -> bytes:
         """Take the part of the body that has arrived; b"" for none."""
-        body = self.body
-        self._body = b""
+        body, self._pieces = self.body, None
         return body
 
     def feed(self, data: bytes) -> bool:
@@ -146,12 +142,9 @@ class MessageReader:
 
     def _keep(self, piece: bytes) -> None:
         self._body_bytes += len(piece)
-        if self._pieces is not None:
-            self._pieces.append(piece)
-        elif self._body:
-            self._pieces = [self._body, piece]
-        else:
-            self._body = piece
+        if self._pieces is None:
+            self._pieces = []
+        self._pieces.append(piece)
 
     # Chunks (RFC 9112 §7.1).
 

@@ -171,5 +171,4 @@ def read_desired(directory: str) -> wire.Message:
 
 def remove_desired(directory: str) -> None:
     """Remove the desired state: only a pool that was killed leaves it behind."""
-    with contextlib.suppress(OSError):
-        os.unlink(os.path.join(directory, _DESIRED))
+    forget(os.path.join(directory, _DESIRED))

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from poolctl import __version__
-from poolctl.clock import SystemClock
+from poolctl.clock import Clock
 from poolctl.config import ServerConfig, longest_stop_seconds
 from poolctl.control.answers import PROTOCOL, About, ProgressLine, Result
 from poolctl.control.pool_processes import PoolExit, write_exit
@@ -113,7 +113,7 @@ class ManagedPool:
         )
         self.runner = make_runner(os.environ, site)
         self.runner.events = self
-        self._clock = SystemClock()
+        self._clock = Clock()
         self._store = StateStore(keeper, directory)
         self._save_timer: asyncio.TimerHandle | None = None
         self._configuration = ActiveConfiguration(files, state_directory, self._store, environments)

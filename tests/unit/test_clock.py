@@ -10,14 +10,14 @@ from poolctl.clock import (
     FIRST_MESSAGE_SECONDS,
     PING_SECONDS,
     SILENT_SECONDS,
+    Clock,
     ManualClock,
-    SystemClock,
     Watchdog,
 )
 
 
 def test_the_systems_time_goes_on() -> None:
-    clock = SystemClock()
+    clock = Clock()
     assert clock.monotonic() <= clock.monotonic()
     assert clock.time() > 1_700_000_000
 

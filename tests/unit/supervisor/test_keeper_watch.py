@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from poolctl.clock import SystemClock, Watchdog
+from poolctl.clock import Clock, Watchdog
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.link import KeeperLink
@@ -48,7 +48,7 @@ class WatchedKeeper:
         ours, self.theirs = wire.pair()
         self.theirs.setblocking(False)
         self.link = KeeperLink(ours)
-        self._recorded = Events(SystemClock())
+        self._recorded = Events(Clock())
         self._seen: list[tuple[str, str]] = []
         self._recorded.subscribe(lambda event: self._seen.append((event.event, event.severity)))
         watchdog = Watchdog(asyncio.get_running_loop().time(), ASK, SILENT)
