@@ -64,67 +64,6 @@ class ResolvedConfig:
         return [str(warning) for warning in self.config.warnings] if self.config is not None else []
 
 
-class ConfigResolver:
-    """Reads the files of one pool; `name` is used where they name none."""
-
-    def __init__(self, files: Sequence[str], state_directory: str, name: str) -> None:
-        self._files = list(files)
-        self._ledger = os.path.join(state_directory, "ports.json")
-        self._name = name
-
-    def resolve(self, env: Mapping[str, str], *, keep: Collection[str] | None = None) -> ResolvedConfig:
-        """Read the files, with `env` for `${VAR}`. Blocks on the disk.
-
-        Ports stay reserved for the servers of the files, and for those that `keep` names.
-        """
-        try:
-            config = load(self._files, env)
-            if config.problems:
-                return ResolvedConfig(
-                    self._name, problems=[ErrorEntry.of(problem) for problem in config.problems]
-                )
-            settings = config.settings
-            base_dir = os.path.dirname(self._files[0])
-            return ResolvedConfig(
-                settings.name or self._name,
-                self._with_ports(list(config), settings.port_range, keep or ()),
-                surroundings=Surroundings(config.defaults, base_dir, settings.handlers),
-                port_range=settings.port_range,
-                config=config,
-                tables=config.tables,
-            )
-        except PoolError as error:
-            return ResolvedConfig(self._name, problems=[*entries(error)])
-        except ServerError as error:
-            return ResolvedConfig(self._name, problems=[ErrorEntry.of(error)])
-
-    def port(self, server: ServerConfig, port_range: tuple[int, int], avoid: Collection[int]) -> ServerConfig:
-        """The server with its chosen port, if its address is `auto`. Raises ServerError; blocks."""
-        if not server.address.auto:
-            return server
-        ledger = PortLedger(self._ledger, *port_range)
-        return server.at(server.address.with_port(ledger.port(server.name, server.address, avoid=avoid)))
-
-    def _with_ports(
-        self, servers: list[ServerConfig], port_range: tuple[int, int], keep: Collection[str]
-    ) -> list[ServerConfig]:
-        if not any(server.address.auto for server in servers):
-            return servers
-        ledger = PortLedger(self._ledger, *port_range)
-        names = {server.name for server in servers}
-        ledger.keep_only([*names, *keep])
-        vacated = [port for name in keep if name not in names and (port := ledger.known(name)) is not None]
-        taken = {server.address.port for server in servers if server.address.port}
-        settled = []
-        for server in servers:
-            if server.address.auto:
-                port = ledger.port(server.name, server.address, avoid=taken, vacated=vacated)
-                taken.add(port)
-                server = server.at(server.address.with_port(port))
-            settled.append(server)
-        return settled
-
-
 def default_name(file: str) -> str:
     """The name of a pool that has none: its directory's for a file of a usual name, else the file's own."""
     directory, base = os.path.split(file)
@@ -153,7 +92,7 @@ class ActiveConfiguration:
         self.environments = environments
         self.tables = Tables()
         self._followers: list[Callable[[Tables], None]] = []
-        self._resolver = ConfigResolver(files, state_directory, self.name)
+        self._ledger = os.path.join(state_directory, "ports.json")
         self._store = store
         self._environment: Mapping[str, str] | None = None
         self._surroundings = Surroundings()
@@ -194,8 +133,49 @@ class ActiveConfiguration:
 
         The ports of `auto` addresses stay reserved for the servers that `keep` names, in the files or not.
         """
-        env = environment or self.environment
-        return await asyncio.to_thread(self._resolver.resolve, env, keep=keep)
+        return await asyncio.to_thread(self._read, environment or self.environment, keep)
+
+    def _read(self, env: Mapping[str, str], keep: Collection[str]) -> ResolvedConfig:
+        own_name = default_name(self.files[0])
+        try:
+            config = load(self.files, env)
+            problems = [ErrorEntry.of(problem) for problem in config.problems]
+            if not problems:
+                settings = config.settings
+                base_dir = os.path.dirname(self.files[0])
+                return ResolvedConfig(
+                    settings.name or own_name,
+                    self._with_ports(list(config), settings.port_range, keep),
+                    surroundings=Surroundings(config.defaults, base_dir, settings.handlers),
+                    port_range=settings.port_range,
+                    config=config,
+                    tables=config.tables,
+                )
+        except PoolError as error:
+            problems = [*entries(error)]
+        except ServerError as error:
+            problems = [ErrorEntry.of(error)]
+        return ResolvedConfig(own_name, problems=problems)
+
+    def _with_ports(
+        self, servers: list[ServerConfig], port_range: tuple[int, int], keep: Collection[str]
+    ) -> list[ServerConfig]:
+        """The servers with the ports of `auto` addresses chosen. Raises ServerError."""
+        if not any(server.address.auto for server in servers):
+            return servers
+        ledger = PortLedger(self._ledger, *port_range)
+        names = {server.name for server in servers}
+        ledger.keep_only([*names, *keep])
+        vacated = [port for name in keep if name not in names and (port := ledger.known(name)) is not None]
+        taken = {server.address.port for server in servers if server.address.port}
+        resolved = []
+        for server in servers:
+            if server.address.auto:
+                port = ledger.port(server.name, server.address, avoid=taken, vacated=vacated)
+                taken.add(port)
+                server = server.at(server.address.with_port(port))
+            resolved.append(server)
+        return resolved
 
     def accept(self, resolved: ResolvedConfig, environment: Mapping[str, str] | None = None) -> None:
         """Put in force what was read, with the environment that it was read with."""
@@ -248,7 +228,11 @@ class ActiveConfiguration:
 
         def made() -> ServerConfig:
             server = self._surroundings.server(table, base_dir, self.environment)
-            return self._resolver.port(server, self._port_range, taken)
+            if server.address.auto:
+                ledger = PortLedger(self._ledger, *self._port_range)
+                port = ledger.port(server.name, server.address, avoid=taken)
+                server = server.at(server.address.with_port(port))
+            return server
 
         server = await asyncio.to_thread(made)
         withheld.withhold(pool_variables([server], Tables()))
