@@ -175,13 +175,13 @@ class Output(Receiver):
         self.follow(key, os.getpid())
         await self.finished(key, _SAY_SECONDS)
 
-    def adopt(self, key: str, message: wire.Message, fd: int) -> Descriptor:
+    def adopt(self, key: str, message: wire.Message, fds: list[int]) -> list[Descriptor]:
         """Take ownership of a pipe that the keeper held; to be called before `start`."""
-        read = Descriptor(fd)
+        read = Descriptor(fds[0])
         self._pipes[key] = (read, message)
         self.paths[str(message["name"])] = str(message["path"])
         self._finished[key] = asyncio.Event()
-        return read
+        return [read]
 
     async def finished(self, key: str, timeout_seconds: float) -> None:
         """Return when the worker's output is completely in its file, or the time is over."""

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 from poolctl.config import ServerConfig
@@ -22,8 +23,8 @@ from .output import Output, last_lines
 from .sockets import AdoptionPairs, Sockets
 from .spawn.app_zygotes import AppZygotes, ImportLimit
 from .spawn.forking import Forker
-from .spawn.zygotes import Zygotes
-from .takeover import Parts, inherited, reports_of, take_over
+from .spawn.zygotes import Source, Zygotes
+from .takeover import Adopter, WorkerAdoption, inherited, reports_of, take_over
 from .tallies import Tallies
 
 _LAST_OUTPUT_SECONDS = 1.0
@@ -193,20 +194,34 @@ class LocalRunner:
         """See Takeover."""
         self.sockets.inherited = await inherited(self.keeper)
         await self.forker.certificates.recall(servers)
-        parts = Parts(
-            self.keeper,
-            self.children,
-            self,
-            self.zygotes,
-            self.app_zygotes,
-            self.forker,
-            self.sockets,
-            self.adoptions,
-            self.output,
-            self.tallies,
-            self.sleeping,
-        )
-        found = await take_over(parts, servers, placed, self._follow)
+        by_key = {server.key: server for server in servers.values()}
+        adoption = WorkerAdoption(self.keeper, self.children, self, servers, placed)
+        adopters: dict[str, Adopter] = {
+            fd_store.LISTENER: self.sockets.adopt,
+            fd_store.ADOPTION: self.adoptions.adopt,
+            fd_store.OUTPUT: self.output.adopt,
+            fd_store.TALLY: self.tallies.adopt,
+            fd_store.HELD_CONNECTION: partial(self.sleeping.adopt, by_key),
+            fd_store.APP_ZYGOTE: self.app_zygotes.adopt,
+            fd_store.WORKER: partial(adoption.adopt, self._follow),
+        }
+        names = await take_over(self.keeper, adopters)
+        found = adoption.found
+        zygotes = [name.removeprefix(fd_store.ZYGOTE) for name in names if name.startswith(fd_store.ZYGOTE)]
+        for key in zygotes:
+            self.zygotes.adopt(Source.of(key))
+        if found and not zygotes:
+            # The zygotes exited with their keeper.
+            self.forker.warm(found[0].server)
+        for server in servers.values():
+            if server.preload and self.sockets.endpoints(server.key):
+                self.forker.need(server)
+        self.app_zygotes.end_unneeded()
+        # Last of all: connections that the accept helper accepted earlier go to the servers' pairs.
+        reply, fds = await self.keeper.call({"op": "get", "name": fd_store.ACCEPTOR})
+        if fds:
+            owners = self.sleeping.adopt_acceptor(by_key, reply["meta"], fds[0])
+            self.keeper.share(fd_store.ACCEPTOR, reply["meta"], owners)
         await reports_of(found)
         # Before any server looks for an address that one of these may occupy.
         ours = {server.key for server in servers.values()} | {worker.server.key for worker in found}

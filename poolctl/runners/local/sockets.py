@@ -105,7 +105,7 @@ class Sockets:
         """Close every listener."""
         await asyncio.gather(*(self.close(key) for key in list(self._open)))
 
-    def adopt(self, key: str, fds: list[int], meta: wire.Message) -> list[socket.socket]:
+    def adopt(self, key: str, meta: wire.Message, fds: list[int]) -> list[socket.socket]:
         """Take ownership of the listeners that the keeper held."""
         if meta.get("shared", True):
             self._shared.add(key)
@@ -167,7 +167,7 @@ class AdoptionPairs:
             return False
         return True
 
-    def adopt(self, key: str, fds: list[int], meta: wire.Message) -> list[socket.socket]:
+    def adopt(self, key: str, meta: wire.Message, fds: list[int]) -> list[socket.socket]:
         """Take ownership of the pair that the keeper held."""
         give, take = (socket.socket(fileno=fd) for fd in fds)
         self._pairs[key] = (str(meta["protocol"]), give, take)

@@ -10,7 +10,7 @@ from typing import Protocol
 from poolctl.keeper import fd_store
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, Counts, completed, new_page, read_page
 
-from ..link import Link
+from ..link import Link, Message
 from ..protocol import Placement
 
 _SLOT_BYTES = 8
@@ -94,14 +94,15 @@ class Tallies:
                 self.add_up(name, server, left)
         tally.close()
 
-    def adopt(self, server: str, name: str, fd: int) -> None:
-        """Adopt the page of a worker that exited before this process started."""
-        tally = Tally(fd)
+    def adopt(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
+        """Adopt the page of a worker that exited before this process started; nothing is left to own."""
+        tally = Tally(fds[0])
         counts = tally.counts()
         tally.close()
         self._open.add(name)
         if counts is not None and self.add_up is not None:
-            self.add_up(name, server, completed(counts))
+            self.add_up(name, meta["server"], completed(counts))
+        return []
 
     def settled(self) -> None:
         """The reported counts have been added up where they outlive this process."""

@@ -103,7 +103,7 @@ def test_of_two_imports_the_one_that_began_later_stays_whichever_is_up_first(new
                 link, process[began] = wire.pair()
                 ends.enter_context(process[began])
                 meta = {"key": "key", "asked_at": began, "pid": os.getpid(), "server": "web"}
-                zygotes.adopt(meta, link.detach())
+                zygotes.adopt("key.1", meta, [link.detach()])
                 wire.send(process[began], {"event": "up"})
                 await asyncio.wait([making.task for making in zygotes._making.values()])
             for each in process.values():

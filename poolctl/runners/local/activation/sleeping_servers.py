@@ -77,20 +77,23 @@ class SleepingServers:
         self._activator.close()
         self._accept_helper.close()
 
-    def adopt(self, server: ServerConfig | None, name: str, meta: wire.Message, fd: int) -> None:
+    def adopt(
+        self, servers: Mapping[str, ServerConfig], number: str, meta: wire.Message, fds: list[int]
+    ) -> list[HasDescriptor]:
         """Adopt a connection that the previous supervisor held: it goes to the pair, like all that wait."""
-        sock = Connection(fileno=fd)
+        sock, server = Connection(fileno=fds[0]), servers.get(meta["key"])
         try:
             sock.limit(meta)
-            self.forget(name)
+            self.forget(f"{fd_store.HELD_CONNECTION}{number}")
             if server is not None:
                 self._servers[server.key] = server
                 self.give(server.key, sock)
         finally:
             close_promptly(sock.detach())
+        return []
 
     def adopt_acceptor(
-        self, meta: wire.Message, fd: int, servers: Mapping[str, ServerConfig]
+        self, servers: Mapping[str, ServerConfig], meta: wire.Message, fd: int
     ) -> list[HasDescriptor]:
         """Adopt the previous supervisor's accept helper; `servers` are those it may have accepted for."""
         self._servers.update(servers)

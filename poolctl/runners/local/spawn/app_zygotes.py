@@ -159,22 +159,23 @@ class AppZygotes:
             zygote.exited.set_result(exit_)
         return zygote is not None
 
-    def adopt(self, meta: wire.Message, fd: int) -> None:
-        """Adopt another supervisor's zygote; `end_unneeded` follows."""
+    def adopt(self, _: str, meta: wire.Message, fds: list[int]) -> tuple[()]:
+        """Adopt another supervisor's zygote; `end_unneeded` follows. Nothing is shared."""
         process = Process(int(meta["pid"]), meta.get("start"))
         code_since, server = float(meta["asked_at"]), str(meta["server"])
         zygote = self._zygote(meta["key"], process, meta.get("uid"), server, code_since)
-        self._follow(zygote, wire.over(fd))
+        self._follow(zygote, wire.over(fds[0]))
         before = self._making.get(zygote.key)
         if before is not None and before.code_since > zygote.code_since:
             zygote.end()
-            return
+            return ()
         zygote.begin()
         # It may have reported to another supervisor that it is up.
         zygote.link.send({"op": "ping"})
         if before is not None:
             before.task.cancel()
         self._begin(zygote.key, _Making(zygote), self._finish(zygote, _ADOPTION_SECONDS))
+        return ()
 
     def end_unneeded(self) -> None:
         """End those that no server needs."""
