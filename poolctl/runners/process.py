@@ -20,12 +20,15 @@ from .local.runner import LocalRunner
 from .protocol import Capabilities, Endpoints
 
 _KEEPER_SECONDS = 10.0
+# How long keeper, zygotes and logger outlive the last server.
+_IDLE_SECONDS = 10.0
 
 
 class ProcessRunner(LocalRunner):
     """A process for each worker, with a keeper of its own that ends, and ends them, when this program does.
 
-    Started by the first server that is opened. Linux only. Output is kept in `logs_directory`, a temporary directory by
+    Started by the first server that is opened, and ended some seconds after the last one is closed. Linux only. Output
+    is kept in `logs_directory`, a temporary directory by
     default.
     """
 
@@ -33,6 +36,9 @@ class ProcessRunner(LocalRunner):
         # The rest of a LocalRunner is made when its keeper is there: until then there is no worker to ask about.
         self._logs_directory = logs_directory
         self._started: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._opened: set[str] = set()  # the keys of the servers that are open
+        self._idle: asyncio.TimerHandle | None = None
         self._directory: str | None = None
         _runners.add(self)
 
@@ -48,8 +54,13 @@ class ProcessRunner(LocalRunner):
         """See Runner."""
         if server.tls and server.tls is not True and server.tls.password_env:
             withheld.withhold([server.tls.password_env])
-        await self.start()
-        return await super().open(server)
+        self._opened.add(server.key)
+        try:
+            await self.start()
+            return await super().open(server)
+        except BaseException:
+            self._closed(server.key)
+            raise
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
         """See Runner."""
@@ -66,6 +77,16 @@ class ProcessRunner(LocalRunner):
         if self._started is not None:
             await self.start()
             await super().close(key)
+            self._closed(key)
+
+    def _closed(self, key: str) -> None:
+        self._opened.discard(key)
+        if not self._opened:
+            self._idle = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        if not self._opened and self._ending is None:
+            self._ending = asyncio.ensure_future(self._end())
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """See Logs. None of a server that could not be opened, because the keeper could not be started."""
@@ -73,23 +94,36 @@ class ProcessRunner(LocalRunner):
 
     async def aclose(self) -> None:
         """End every worker and the keeper; a server that is opened afterwards starts new ones."""
-        if self._started is not None:
-            await self.start()
-            self._started = None
-            await super().aclose()
-            self.keeper.close()
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(self._end())
+        await self._ending
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
 
+    async def _end(self) -> None:
+        started, self._started = self._started, None
+        if self._idle is not None:
+            self._idle.cancel()
+        self._opened.clear()
+        try:
+            if started is not None:
+                await asyncio.shield(started)
+                await super().aclose()
+                self.keeper.close()
+        finally:
+            self._ending = None
+
     async def start(self) -> None:
         """Start the keeper, unless that was done."""
+        while self._ending is not None:
+            await asyncio.wait({self._ending})
         if self._started is None:
             self._started = asyncio.ensure_future(self._start())
         await asyncio.shield(self._started)
 
     async def _start(self) -> None:
-        directory = self._directory = tempfile.mkdtemp(prefix="poolctl-")
+        directory = self._directory = self._directory or tempfile.mkdtemp(prefix="poolctl-")
         logs = self._logs_directory or os.path.join(directory, "logs")
         os.makedirs(logs, mode=0o700, exist_ok=True)
         ours, theirs = wire.pair()
@@ -114,7 +148,8 @@ class ProcessRunner(LocalRunner):
             held = [fd for _, fds in self.keeper.held().values() for fd in fds]
             give_up([self.keeper.sock.fileno(), *held])
             _of_parents.append((self._started, dict(vars(self))))
-        self._started = self._directory = None
+        self._started = self._ending = self._idle = self._directory = None
+        self._opened = set()
 
 
 class _Keeper(Receiver):

@@ -1,0 +1,44 @@
+"""The processes of a program that embeds a pool, when none of its servers runs any more."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+
+from poolctl import Pool, ServerConfig
+from poolctl.runners import process
+from tests.deadline import wait_until
+from tests.http_get import get
+from tests.ports import claim_port
+from tests.processes import is_alive
+
+APP = """
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"ok"})
+"""
+
+
+def test_processes_of_a_dropped_pool_end_some_seconds_after_its_last_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_IDLE_SECONDS", 0.2)
+    (tmp_path / "plain.py").write_text(APP)
+    port = claim_port()
+    config = ServerConfig(name="web", bind=f"127.0.0.1:{port}", app="plain:app", app_dir=str(tmp_path))
+    runner = process.ProcessRunner()
+    pool = Pool([config], runner=runner)
+    keepers = []
+    for _ in range(2):
+        pool.start_sync(timeout=30)
+        assert get(port).status == 200
+        keepers.append(runner.children.keeper_pid)
+        pool.stop_sync(timeout=10)
+        wait_until(lambda: not is_alive(keepers[-1]))
+    assert len(set(keepers)) == 2, "the second start begins with a keeper of its own"
+    known = weakref.ref(runner)
+    del pool, runner
+    wait_until(lambda: gc.collect() >= 0 and known() is None)
