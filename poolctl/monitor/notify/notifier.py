@@ -98,26 +98,20 @@ class DeliveryTask:
     """A task that sends to one receiver, and tries again, without holding up the others."""
 
     def __init__(
-        self,
-        notify: Notify,
-        facts: PoolFacts,
-        clock: Clock,
-        events: Events,
-        notifier: Notifier,
+        self, notify: Notify, facts: PoolFacts, clock: Clock, events: Events, notifier: Notifier, left: Table
     ) -> None:
-        self.label = notify.label
+        """`left` is the state that a predecessor has left."""
+        self.notify = notify
         self._problems = ProblemTracker(notify, facts)
+        self._problems.restore(left.get("open", {}))
+        self._outbox = Outbox(notify.retry_for)
+        self._outbox.restore(left.get("waiting", []))
         self._sender = Sender(notify, facts)
         self._clock = clock
         self._events = events
         self._notifier = notifier
-        self._outbox = Outbox(notify.retry_for)
         self._news = asyncio.Event()
         self._delayed = False
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Start the task."""
         self._task = asyncio.ensure_future(self._run())
 
     def take(self, event: JournalEvent) -> None:
@@ -138,27 +132,23 @@ class DeliveryTask:
         if message is not None:
             self._put(message)
 
-    async def close(self, limit_seconds: float = 0.0) -> None:
-        """Stop, after trying for that long to send what is waiting."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-        try:
-            async with asyncio.timeout(limit_seconds):
-                while limit_seconds and (message := self._outbox.due(self._clock.time())) is not None:
+    def stop(self) -> None:
+        """Stop sending."""
+        self._task.cancel()
+
+    async def close(self) -> None:
+        """Stop, after trying for two seconds to send what is waiting."""
+        self.stop()
+        await asyncio.wait({self._task})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SECONDS):
+                while (message := self._outbox.due(self._clock.time())) is not None:
                     await self._attempt(message)
-        except TimeoutError:
-            pass
 
     def to_dict(self) -> Table:
         """The state for a successor; empty when there is none."""
         found = {"open": self._problems.to_dict(), "waiting": self._outbox.to_list()}
         return found if any(found.values()) else {}
-
-    def restore(self, document: Table) -> None:
-        """Continue from the state of a predecessor."""
-        self._problems.restore(document.get("open", {}))
-        self._outbox.restore(document.get("waiting", []))
 
     async def _run(self) -> None:
         while True:
@@ -205,17 +195,9 @@ class DeliveryTask:
 
     def _report(self, event: str, message: Message, cause: str = "") -> None:
         severity = "info" if event == "sent" else "warning"
-        text = (
-            message.title if message.status in (PROBLEM, RESOLVED) else f"{message.status}: {message.title}"
-        )
-        self._events.record(
-            "notify",
-            event,
-            message=f"{self.label}: {text}",
-            cause=cause,
-            receiver=self.label,
-            severity=severity,
-        )
+        prefix = "" if message.status in (PROBLEM, RESOLVED) else f"{message.status}: "
+        text, label = f"{self.notify.label}: {prefix}{message.title}", self.notify.label
+        self._events.record("notify", event, message=text, cause=cause, receiver=label, severity=severity)
 
 
 class Notifier:
@@ -226,33 +208,28 @@ class Notifier:
         self._clock = clock
         self._facts = facts
         self._path = path
-        self._receivers: dict[str, Notify] = {}
         self._deliveries: dict[str, DeliveryTask] = {}
         self._left: Table = self._read()
-        self._leaving: set[asyncio.Task[None]] = set()
         self._unsubscribe = events.subscribe(self.take)
 
     def apply(self, receivers: Sequence[Notify]) -> None:
         """Notify these receivers from now on; unchanged ones are not interrupted."""
+        before, self._deliveries = self._deliveries, {}
         wanted = {each.label: each for each in receivers}
-        for label in [label for label, each in self._receivers.items() if wanted.get(label) != each]:
-            delivery = self._deliveries.pop(label)
-            self._left[label] = delivery.to_dict()
-            task = asyncio.ensure_future(delivery.close())
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+        for label, delivery in before.items():
+            if wanted.get(label) == delivery.notify:
+                self._deliveries[label] = delivery
+            else:
+                delivery.stop()
+                self._left[label] = delivery.to_dict()
         for label, each in wanted.items():
             if label not in self._deliveries:
-                self._deliveries[label] = self._delivery(each)
+                left = self._left.get(label, {})
+                self._deliveries[label] = DeliveryTask(
+                    each, self._facts, self._clock, self._events, self, left
+                )
         self._left = {}
-        self._receivers = wanted
         self.save()
-
-    def _delivery(self, notify: Notify) -> DeliveryTask:
-        delivery = DeliveryTask(notify, self._facts, self._clock, self._events, self)
-        delivery.restore(self._left.get(notify.label, {}))
-        delivery.start()
-        return delivery
 
     def take(self, event: JournalEvent) -> None:
         """Consider an event, also one that happened while there was no supervisor."""
@@ -261,7 +238,7 @@ class Notifier:
 
     async def test(self, labels: Collection[str] = ()) -> dict[str, str]:
         """Send a test notification to these receivers (default: all); the error of each, "" for success."""
-        chosen = [each for label, each in self._receivers.items() if not labels or label in labels]
+        chosen = [each.notify for label, each in self._deliveries.items() if not labels or label in labels]
         return await send_test(chosen, self._facts)
 
     @property
@@ -283,7 +260,7 @@ class Notifier:
         """Try for two seconds to send what is not sent yet; the rest is left to a successor."""
         self._unsubscribe()
         self.remember()
-        await asyncio.gather(*[delivery.close(_LAST_SECONDS) for delivery in self._deliveries.values()])
+        await asyncio.gather(*[delivery.close() for delivery in self._deliveries.values()])
         self.save()
 
     def _read(self) -> Table:
