@@ -123,10 +123,6 @@ def outcome_of(failure: BaseException) -> Outcome | None:
         return Outcome.failed(exit_codes.USAGE, failure.message, failure.hint)
     if isinstance(failure, KeyboardInterrupt):
         return Outcome.failed(exit_codes.INTERRUPTED, "interrupted")
-    return _outcome_of_ours(failure)
-
-
-def _outcome_of_ours(failure: BaseException) -> Outcome | None:
     from poolctl.errors import ControlError, PoolError, PoolValidateError, ServerError
 
     if isinstance(failure, ControlError):
@@ -137,9 +133,8 @@ def _outcome_of_ours(failure: BaseException) -> Outcome | None:
         return Outcome(errors=[ErrorEntry.from_json(each) for each in failure.to_list()], exit_code=code)
     if isinstance(failure, ServerError):
         return Outcome(errors=[ErrorEntry.of(failure)], exit_code=exit_codes.FAILED)
-    if (
-        type(failure).__name__ == "ConfigNotFound"
-    ):  # by name: the module that has it is imported only if needed
+    # By name: the modules that have these are imported only if needed.
+    if type(failure).__name__ == "ConfigNotFound":
         message = getattr(failure, "message", None) or str(failure)
         return Outcome.failed(exit_codes.INVALID_CONFIGURATION, message, getattr(failure, "hint", ""))
     if type(failure).__name__ == "SelectorError":

@@ -150,12 +150,10 @@ def field_text(item: Value, field: str) -> str:
 
 def explain(outcome: Outcome) -> None:
     """Warnings, notes and errors, each with its fix, on standard error. Quiet keeps the errors."""
-    if outcome.warnings and not outcome.quiet:
-        label = _label("warning", "33", coloured(sys.stderr))
-        _say(sys.stderr, [f"{label} {printable(text)}" for text in outcome.warnings])
-    if outcome.notes and not outcome.quiet:
-        label = _label("note", "36", coloured(sys.stderr))
-        _say(sys.stderr, [f"{label} {printable(text)}" for text in outcome.notes])
+    for word, colour, texts in (("warning", "33", outcome.warnings), ("note", "36", outcome.notes)):
+        if texts and not outcome.quiet:
+            label = _label(word, colour, coloured(sys.stderr))
+            _say(sys.stderr, [f"{label} {printable(text)}" for text in texts])
     if outcome.errors:
         as_result = outcome.errors_are_result and outcome.form != "json"
         stream = sys.stdout if as_result else sys.stderr

@@ -166,10 +166,6 @@ _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 Section = tuple[str, Sequence[tuple[str, str]]]
 
 
-class Unwritable(ValueError):
-    """A value that no unit file can hold."""
-
-
 def render(comments: Iterable[str], sections: Iterable[Section]) -> str:
     """The text of a unit file. A key that is "#" makes a comment of its value, "" an empty line."""
     lines = [f"# {comment}" for comment in comments]
@@ -183,17 +179,17 @@ def render(comments: Iterable[str], sections: Iterable[Section]) -> str:
 def text(value: str) -> str:
     """A value that is taken as it is written, up to the end of the line: a path, a description.
 
-    Raises Unwritable for what would be the end of the line, or be stripped from it.
+    Raises ValueError for what would be the end of the line, or be stripped from it.
     """
     if re.search(r"[\x00-\x1f\x7f]", value) or value != value.strip() or value.endswith("\\"):
-        raise Unwritable(f"{value!r} cannot be written into a unit file")
+        raise ValueError(f"{value!r} cannot be written into a unit file")
     return value.replace("%", "%%")
 
 
 def word(value: str) -> str:
     """One word of a list of words: quoted where it has to be."""
     if "\0" in value:
-        raise Unwritable(f"{value!r} cannot be written into a unit file")
+        raise ValueError(f"{value!r} cannot be written into a unit file")
     value = value.replace("%", "%%")
     if _PLAIN.fullmatch(value):
         return value

@@ -134,18 +134,14 @@ class CheckResult(Value):
 
 def ok(check: str, message: str) -> CheckResult:
     """It is as it should be."""
-    return _result(check, OK, message)
+    return CheckResult(name=check, check=check, status=OK, message=message, fix="")
 
 
 def warning(check: str, message: str, fix: str) -> CheckResult:
     """It may become a problem."""
-    return _result(check, WARNING, message, fix)
+    return CheckResult(name=check, check=check, status=WARNING, message=message, fix=fix)
 
 
 def problem(check: str, message: str, fix: str) -> CheckResult:
     """It keeps servers from starting, or from serving as they should."""
-    return _result(check, PROBLEM, message, fix)
-
-
-def _result(check: str, status: str, message: str, fix: str = "") -> CheckResult:
-    return CheckResult(name=check, check=check, status=status, message=message, fix=fix)
+    return CheckResult(name=check, check=check, status=PROBLEM, message=message, fix=fix)

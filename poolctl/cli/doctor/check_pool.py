@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from poolctl import __version__
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
+from poolctl.cli.remote import CRASH_LOOP
 from poolctl.config import ServerConfig, interpreter, start_options
 from poolctl.values import Table
 
@@ -66,38 +67,24 @@ def interpreters(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def supervisor(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether it answers."""
+    """Whether it answers, and its keeper answers it; the pool's own endpoints that it cannot serve."""
+    about = context.about
     if context.silence:
         yield problem("supervisor", context.silence, "poolctl start; see supervisor.log next to its socket")
-    elif context.about is not None and context.about.calm:
-        from poolctl.cli.remote import CRASH_LOOP
-
+    elif about is None:
+        yield from [ok("supervisor", "none runs")] if context.pool is not None else []
+    elif about.calm:
         yield problem("supervisor", CRASH_LOOP, "poolctl upgrade to a version in which it is fixed")
-    elif context.about is not None:
-        yield ok("supervisor", f"runs as pid {context.about.supervisor_pid}")
-    elif context.pool is not None:
-        yield ok("supervisor", "none runs")
-
-
-def keeper(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether it answers its supervisor."""
-    about = context.about
-    if about is not None and about.keeper_problem:
-        yield problem(
-            "keeper", about.keeper_problem, f"ps -o stat,wchan,args {about.keeper_pid} shows its state"
-        )
-
-
-def endpoints(context: CheckContext) -> Iterator[CheckResult]:
-    """The pool's own endpoints that are not served: metrics, dashboard."""
-    about = context.about
-    for each in (about.not_served if about is not None else None) or ():
+    else:
+        yield ok("supervisor", f"runs as pid {about.supervisor_pid}")
+    if about is None:
+        return
+    if about.keeper_problem:
+        fix = f"ps -o stat,wchan,args {about.keeper_pid} shows its state"
+        yield problem("keeper", about.keeper_problem, fix)
+    for each in about.not_served or ():
         table, _, why = each.partition(": ")
-        yield problem(
-            table,
-            why,
-            "free the address or choose another one, then run poolctl reload",
-        )
+        yield problem(table, why, "free the address or choose another one, then run poolctl reload")
 
 
 def servers(context: CheckContext) -> Iterator[CheckResult]:
@@ -117,11 +104,8 @@ def servers(context: CheckContext) -> Iterator[CheckResult]:
     if context.items and not bad:
         ready = sum(item.ready for item in context.items)
         others = Counter(item.state for item in context.items if not item.ready)
-        counts = [
-            f"{ready} of {len(context.items)} ready",
-            *[f"{count} {state}" for state, count in others.items()],
-        ]
-        yield ok("servers", ", ".join(counts))
+        counts = [f"{count} {state}" for state, count in others.items()]
+        yield ok("servers", ", ".join([f"{ready} of {len(context.items)} ready", *counts]))
 
 
 def installed(context: CheckContext) -> Iterator[CheckResult]:
@@ -201,8 +185,6 @@ CHECKS = (
     certificates,
     interpreters,
     supervisor,
-    keeper,
-    endpoints,
     servers,
     installed,
     packages,
