@@ -1,6 +1,6 @@
 """A live change of the selected servers, which --save also writes to the files.
 
-What is to be written is checked before anything is done, and written when it has been done.
+The change to the files is checked before anything is done, and written afterwards.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is wanted of a server, and the facts on which its next actions depend."""
+"""The desired state of a server, and the facts on which its next actions depend."""
 
 from __future__ import annotations
 

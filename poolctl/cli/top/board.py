@@ -14,7 +14,7 @@ _STATES = (
     "failed", "backoff", "starting", "stopping", "draining", "running", "sleeping", "stopped", "disabled",
 )  # fmt: skip
 _HEALTH = ("ko", "warn", "unknown", "ok")
-# What is compared in each order; the order of the file, and by name, compare nothing else.
+# The fields compared in each order; the order of the file, and by name, compare nothing else.
 SORTS: dict[str, Callable[[Measured], float | None]] = {
     "name": lambda row: None,
     "state": lambda row: _place(_STATES, row.state),

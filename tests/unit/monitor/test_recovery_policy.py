@@ -46,7 +46,7 @@ def test_first_recovery_is_immediate(strategy: str, step: Step) -> None:
     assert decide(POLICY, seen(strategy=strategy)).step is step
 
 
-def test_later_recoveries_wait_longer_each_time() -> None:
+def test_recoveries_wait_longer_each_time() -> None:
     assert decide(POLICY, seen([995.0])) == Decision(Step.WAIT, again_seconds=5.0)
     assert decide(POLICY, seen([980.0, 995.0])) == Decision(Step.WAIT, again_seconds=15.0)
     assert decide(POLICY, seen([980.0, 985.0], jitter=1.0)).step is Step.WAIT

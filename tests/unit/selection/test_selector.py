@@ -300,5 +300,5 @@ def test_any_text_is_a_target_or_an_error_and_never_a_crash(target: str, pattern
 
 
 @pytest.mark.parametrize("expression", ["[[a]", "[a||b]", "[a&&b]"])
-def test_expression_whose_meaning_may_change_in_a_later_python_gives_no_warning(expression: str) -> None:
+def test_expression_whose_meaning_may_change_in_a_newer_python_gives_no_warning(expression: str) -> None:
     assert compiled(expression).pattern == expression
