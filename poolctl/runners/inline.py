@@ -49,8 +49,8 @@ class InlineRunner:
         self._listeners: dict[str, tuple[list[socket.socket], Identity | None]] = {}
         self._opener = Opener()
         self._workers: dict[str, InlineWorker] = {}
-        self._importing = asyncio.Semaphore(IMPORTS_PER_CPU * (os.cpu_count() or 1))
-        self._loop: asyncio.AbstractEventLoop | None = None
+        # What an import waits for, on the loop that calls.
+        self._turns: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
         _runners.add(self)
 
     def __repr__(self) -> str:
@@ -97,11 +97,10 @@ class InlineRunner:
         return placement
 
     def _turn(self) -> asyncio.Semaphore:
-        """What an import waits for: more of them at once than processors only wait for each other."""
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._loop, self._importing = loop, asyncio.Semaphore(IMPORTS_PER_CPU * (os.cpu_count() or 1))
-        return self._importing
+        if self._turns is None or self._turns[0] is not loop:
+            self._turns = loop, asyncio.Semaphore(IMPORTS_PER_CPU * (os.cpu_count() or 1))
+        return self._turns[1]
 
     async def begun(self, placement: Placement) -> None:
         """See Runner."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import functools
-import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import uvicorn
@@ -26,7 +24,14 @@ from poolctl.worker.serving.uvicorn_parts import LifespanOn
 
 from .opener import in_daemon_thread
 from .protocol import Exit, Placement
-from .spec import connection_limits, stop_seconds, tls_settings, uvicorn_settings
+from .spec import (
+    connection_limits,
+    sealed_files,
+    stop_seconds,
+    tls_contents,
+    tls_settings,
+    uvicorn_settings,
+)
 
 _CANCEL_SECONDS = 0.2
 _CANCEL_ATTEMPTS = 25
@@ -101,7 +106,7 @@ class InlineWorker:
         if context is None or settings is None:
             return
         try:
-            with _opened(server) as fds:
+            with sealed_files(tls_contents(server)) as fds:
                 renew_context(context, settings, fds)
         except OSError as error:  # of ssl too
             message = f"its certificates cannot be used: {error.strerror or error}"
@@ -142,6 +147,9 @@ class InlineWorker:
         except (LoadFailed, StartupFailed) as error:
             self.reason = self.reason or str(error)
             return Exit.from_status(getattr(error, "status", STARTUP_FAILURE))
+        except ServerError as error:
+            self.reason = error.message
+            return Exit.from_status(1)
         except Exception as error:
             self.reason = f"{type(error).__name__}: {error}"
             return Exit.from_status(1)
@@ -169,7 +177,7 @@ class InlineWorker:
             config.loaded_app = AccessLog(config.loaded_app, log=log, answer=bool(server.http.request_id))
         tls = tls_settings(server)
         if tls is not None:
-            with _opened(server) as fds:
+            with sealed_files(tls_contents(server)) as fds:
                 config.ssl = ssl_context(tls, fds)
         return config
 
@@ -243,18 +251,3 @@ def _without_access_log(protocol: Any) -> type[asyncio.Protocol]:
         self.access_log = False
 
     return type(protocol.__name__, (protocol,), {"__init__": quiet})
-
-
-@contextlib.contextmanager
-def _opened(server: ServerConfig) -> Iterator[list[int]]:
-    tls = server.tls
-    assert tls
-    assert tls is not True
-    fds: list[int] = []
-    try:
-        for path in filter(None, (tls.cert, tls.key or tls.cert, tls.ca)):
-            fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        yield fds
-    finally:
-        for fd in fds:
-            os.close(fd)

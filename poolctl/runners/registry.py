@@ -114,7 +114,7 @@ def _module(env: Mapping[str, str]) -> ModuleType:
     name = env.get(VARIABLE) or "local"
     try:
         module = importlib.import_module(_MODULES.get(name, name))
-    except (ImportError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise UnknownRunner(
             f"{VARIABLE} names the runner {name!r}, which cannot be imported: {error}"
         ) from error

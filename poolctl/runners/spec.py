@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import marshal
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from poolctl.config import ServerConfig, ids_of, read_regular
 from poolctl.errors import ServerError
@@ -203,6 +204,17 @@ def tls_contents(server: ServerConfig) -> list[bytes]:
         except OSError as error:
             raise _problem(server, f"cannot read {path}: {error.strerror or error}", "check `tls`") from error
     return contents
+
+
+@contextlib.contextmanager
+def sealed_files(contents: Iterable[bytes]) -> Iterator[list[int]]:
+    """Files in memory with these contents, for a worker; closed here at the end."""
+    with contextlib.ExitStack() as ours:
+        fds = []
+        for content in contents:
+            fds.append(sealed_file("poolctl", content))
+            ours.callback(os.close, fds[-1])
+        yield fds
 
 
 def stop_seconds(server: ServerConfig) -> float:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
-import os
 import signal
 import socket
 import time
@@ -14,13 +12,13 @@ from collections.abc import Callable, Sequence
 
 from poolctl.config import ServerConfig, masked_text
 from poolctl.keeper import rendezvous
-from poolctl.platform import process_start, sealed_file
+from poolctl.platform import process_start
 from poolctl.worker.control_socket import BEAT
 
 from .. import untrusted
 from ..link import Link, Message, Receiver
 from ..protocol import AdoptedWorker, Exit, Placement, RunnerEvents, WorkerFailed
-from ..spec import tls_settings
+from ..spec import sealed_files, tls_settings
 from .children import Children, Process
 from .programs import NotifySocket, connect, first_connection
 from .tallies import Tally
@@ -173,10 +171,7 @@ class LocalWorker(Receiver):
         """Send it the certificate, the key and the client CAs that were read for its server."""
         if self.control is None:
             return
-        with contextlib.ExitStack() as ours:
-            fds = [sealed_file("poolctl", content) for content in contents]
-            for fd in fds:
-                ours.callback(os.close, fd)
+        with sealed_files(contents) as fds:
             self._renewing = True
             self.control.send({"order": "tls", "tls": tls_settings(server)}, fds)
 

@@ -15,11 +15,20 @@ from collections.abc import Callable, Mapping
 from poolctl.config import RAISE_OPEN_FILES, ServerConfig, interpreter, missing_program
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, rendezvous, wire
-from poolctl.platform import sealed_file
 
 from ...link import HasDescriptor, Link
 from ...protocol import Placement, RunnerEvents
-from ...spec import Spec, app_spec, argument_vector, spec_file, tls_contents, user_id, user_ids, worker_spec
+from ...spec import (
+    Spec,
+    app_spec,
+    argument_vector,
+    sealed_files,
+    spec_file,
+    tls_contents,
+    user_id,
+    user_ids,
+    worker_spec,
+)
 from ..certificates_in_use import Certificates, Given
 from ..children import Children, Process
 from ..local_worker import LocalWorker
@@ -216,14 +225,8 @@ class Forker:
             self._output.follow(output, pid, start)
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
             placement = dataclasses.replace(placement, certificate_ends=given.ends)
-            worker = LocalWorker(
-                self._children,
-                self._events,
-                placement,
-                server,
-                output,
-                None if server.command else protocol(server),
-            )
+            spoken = None if server.command else protocol(server)
+            worker = LocalWorker(self._children, self._events, placement, server, output, spoken)
             worker.start, worker.place, worker.tally = start, inheritance.place, inheritance.tally
             worker.preloaded = isinstance(app_zygote, AppZygote)
             worker.answered.add_done_callback(
@@ -246,15 +249,21 @@ class Forker:
         if_failed: contextlib.ExitStack,
     ) -> _Inheritance:
         """Make what the worker inherits. `afterwards` closes its ends here, `if_failed` ours."""
-        notify = self._prepare_command(server, spec, if_failed) if server.command else None
+        notify = None
+        if server.command:
+            spec["argv"] = argument_vector(server)
+            if server.notify:
+                notify = NotifySocket.open(user_id(server))
+                if_failed.callback(notify.close)
+                spec["env"]["NOTIFY_SOCKET"] = notify.path
         control, theirs = wire.pair()
         if_failed.enter_context(control)
         afterwards.enter_context(theirs)
-        files = [spec_file(spec), *(sealed_file("poolctl", content) for content in given.contents)]
-        for fd in files:
-            afterwards.callback(os.close, fd)
+        file = spec_file(spec)
+        afterwards.callback(os.close, file)
+        certificates = afterwards.enter_context(sealed_files(given.contents))
         adoption = [sock.fileno() for sock in self._adoptions.of(server)]
-        fds = [files[0], theirs.fileno(), *output_and_listeners, *files[1:], *adoption]
+        fds = [file, theirs.fileno(), *output_and_listeners, *certificates, *adoption]
         tally = place = None
         if not server.command:
             tally = Tally.new()
@@ -299,17 +308,6 @@ class Forker:
             # Another user's worker cannot enter the directory: it gets a socket that is bound there.
             "bound": not server.command and user_ids(server) is not None,
         }
-
-    def _prepare_command(
-        self, server: ServerConfig, spec: Spec, if_failed: contextlib.ExitStack
-    ) -> NotifySocket | None:
-        spec["argv"] = argument_vector(server)
-        if not server.notify:
-            return None
-        notify = NotifySocket.open(user_id(server))
-        if_failed.callback(notify.close)
-        spec["env"]["NOTIFY_SOCKET"] = notify.path
-        return notify
 
     def _enrol(self, worker: LocalWorker, inheritance: _Inheritance) -> None:
         control, notify = inheritance.control, inheritance.notify
