@@ -19,7 +19,7 @@ from .health import HealthChecks
 from .perform import Executor
 from .reconcile import Reconciler
 from .server_changes import Recorder, Workqueue
-from .server_files import restore_certificate
+from .server_files import certificate_ends, digests, restore_certificate
 from .servers import Servers
 from .state import Entry, Worker
 from .trace import Trace
@@ -134,7 +134,7 @@ class Core:
         for worker in entry.workers.values():
             if worker.phase in (Phase.PLACING, Phase.STARTING):
                 self._executor.kill(entry, worker)
-        if entry.wanted and not self._executor.go_back(entry):
+        if entry.wanted and not self._executor.workers.go_back(entry):
             entry.become(Desired.STOPPED if failure is None else Desired.FAILED)
         if failure is not None:
             entry.failure = failure
@@ -285,7 +285,14 @@ class Core:
 
     async def renew_tls(self, entry: Entry) -> None:
         """Load the server's current certificates into its running workers. Raises ServerError."""
-        await self._executor.renew_tls(entry)
+        entry.files, ends = digests(entry.config), certificate_ends(entry.config)
+        self._queue.note(entry)
+        for worker in list(entry.workers.values()):
+            if worker.placement is not None and worker.phase not in LEAVING:
+                await self.runner.renew_tls(worker.placement, entry.config)
+                worker.certificate_ends, worker.passed_over = ends, None
+        entry.certificate_ends = ends
+        self._queue.note(entry)
 
     # Causes and warnings.
 

@@ -29,10 +29,9 @@ from .decide import (
 )
 from .health import HealthChecks
 from .server_changes import Recorder, Workqueue, caused_by
-from .server_files import certificate_ends, digests
 from .servers import Servers
 from .state import Entry, Worker
-from .view import LEAVING, Listener, Phase
+from .view import Listener, Phase
 from .worker_lifecycle import WorkerLifecycle, cancel, explained
 
 # An interpreter may take 30 s until it can fork.
@@ -57,7 +56,7 @@ class Executor:
         self._sleep = runner.capabilities.sleep
         self._queue = queue
         self._addresses = addresses
-        self._workers = WorkerLifecycle(runner, clock, queue, servers, health, recorder, rng)
+        self.workers = WorkerLifecycle(runner, clock, queue, servers, health, recorder, rng)
 
     def perform(self, entry: Entry, action: Action) -> None:
         """Begin the action; the entry shows at once that it has begun."""
@@ -77,27 +76,28 @@ class Executor:
                 worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, entry.config)
                 worker.resting = entry.config.health.gated and not entry.config.command
                 entry.workers[worker.id] = worker
-                worker.task = self._queue.run(self._workers.live(entry, worker))
+                worker.task = self._queue.run(self.workers.live(entry, worker))
             case Check():
                 entry.checking = True
                 self._queue.run(self._check(entry, entry.generation))
             case Drain(name):
                 worker = entry.workers[name]
                 worker.phase = Phase.DRAINING
-                self._queue.run(self._workers.drain(entry, worker))
+                self._queue.run(self.workers.drain(entry, worker))
             case Stop(name):
                 worker = entry.workers[name]
                 worker.phase = Phase.STOPPING
                 if worker.placement is not None:
                     # A worker whose successor waits for its end leaves its connections to that.
                     successor = entry.wanted and (worker.relieved or not worker.config.overlap)
-                    self._queue.run(self._workers.stop(entry, worker, replaced=successor))
+                    self._queue.run(self.workers.stop(entry, worker, replaced=successor))
                 else:
                     cancel(worker)
             case Rotate(name, in_rotation):
                 worker = entry.workers[name]
                 worker.out = not in_rotation
-                self._queue.run(self._rotate(worker))
+                assert worker.placement is not None
+                self._queue.run(self._runner.rotate(worker.placement, in_rotation))
             case Attend(name, accepting):
                 worker = entry.workers[name]
                 worker.resting = not accepting
@@ -112,36 +112,21 @@ class Executor:
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
         """Continue with a worker that another supervisor has placed."""
-        worker.task = self._queue.run(self._workers.go_on(entry, worker))
+        worker.task = self._queue.run(self.workers.go_on(entry, worker))
 
     def kill(self, entry: Entry, worker: Worker) -> None:
         """End the worker at once, although it may be leaving already."""
         worker.phase = Phase.STOPPING
         worker.stop_seconds = 0
         if worker.placement is not None:
-            self._queue.run(self._workers.stop(entry, worker))
+            self._queue.run(self.workers.stop(entry, worker))
         else:
             cancel(worker)
-
-    def go_back(self, entry: Entry) -> bool:
-        """Whether an older generation serves; it stays the wanted one then."""
-        return self._workers.go_back(entry)
 
     def close(self, held: ServerConfig) -> None:
         """Close a listener that belongs to no server any more."""
         self._addresses.closed(held.key)
         self._queue.run(self._runner.close(held.key))
-
-    async def renew_tls(self, entry: Entry) -> None:
-        """Load the server's current certificates into its workers. Raises ServerError."""
-        entry.files, ends = digests(entry.config), certificate_ends(entry.config)
-        self._queue.note(entry)
-        for worker in list(entry.workers.values()):
-            if worker.placement is not None and worker.phase not in LEAVING:
-                await self._runner.renew_tls(worker.placement, entry.config)
-                worker.certificate_ends, worker.passed_over = ends, None
-        entry.certificate_ends = ends
-        self._queue.note(entry)
 
     async def _check(self, entry: Entry, generation: int) -> None:
         """Check that workers of the generation can be started; if not, it is given up and the running workers stay."""
@@ -152,16 +137,12 @@ class Executor:
             if entry.wanted and entry.generation == generation:
                 message, hint = explained(error)
                 message = message or f"checking that a worker can start took longer than {_CHECK_SECONDS:g} s"
-                self._workers.note(entry, message, hint, of_a_worker=False)
-                self._workers.go_back(entry)
+                self.workers.note(entry, message, hint, of_a_worker=False)
+                self.workers.go_back(entry)
         # Without running workers to keep, the start itself reports the problem.
         entry.feasible = generation
         entry.checking = False
         self._queue.touch(entry, progressed=True)
-
-    async def _rotate(self, worker: Worker) -> None:
-        assert worker.placement is not None
-        await self._runner.rotate(worker.placement, not worker.out)
 
     # Listeners.
 
@@ -174,9 +155,9 @@ class Executor:
             entry.listener, entry.bound = Listener.CLOSED, None
             if entry.wanted:  # otherwise it was stopped meanwhile, which is no failure
                 message, hint = explained(error)
-                self._workers.note(entry, message, hint, of_a_worker=False, cause=error)
-                if not self._workers.go_back(entry):
-                    self._workers.died(entry, Exit(message=message), was_ready=False)
+                self.workers.note(entry, message, hint, of_a_worker=False, cause=error)
+                if not self.workers.go_back(entry):
+                    self.workers.died(entry, Exit(message=message), was_ready=False)
         else:
             entry.listener = Listener.OPEN
             self._addresses.opened(entry, opened)
@@ -227,7 +208,7 @@ class Executor:
         for worker in entry.workers.values():
             if worker.phase is Phase.READY:
                 worker.phase = Phase.DRAINING
-                self._queue.run(self._workers.drain(entry, worker, replaced=True))
+                self._queue.run(self.workers.drain(entry, worker, replaced=True))
         self._queue.touch(entry, progressed=True)
 
     def preload(self, entry: Entry) -> None:

@@ -22,10 +22,10 @@ from .context import Handler, PoolContext, Shared
 from .engine import LOCK
 from .members import Members
 from .monitor import Monitor
-from .server import Lifecycle, Server
+from .server import Server, StartAndStop
 
 
-class Pool(Members, Lifecycle):
+class Pool(Members, StartAndStop):
     """Servers keyed by canonical bind address, in the order in which they came. Thread-safe.
 
     They live in this process unless a `runner` is given. Every function that takes an address takes any spelling.

@@ -33,7 +33,7 @@ _NO_POOL = Shared()
 _chosen_ports: set[int] = set()
 
 
-class Lifecycle:
+class StartAndStop:
     """`start`, `stop` and `restart`, of one server or of those of a pool, and for each a twin that blocks.
 
     A timeout is in seconds, a timedelta, or "5s".
@@ -83,7 +83,7 @@ class Lifecycle:
         engine.run_sync(self._start(timeout, PoolRestartError))
 
 
-class Server(Lifecycle):
+class Server(StartAndStop):
     """One server. Lives in this process unless its pool has another runner; any method from any thread.
 
     Alone it may be started too; what it lacks (a handler, default TLS) comes from the pool that stores it.

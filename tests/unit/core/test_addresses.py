@@ -120,7 +120,7 @@ def test_two_servers_may_exchange_their_addresses() -> None:
     run(scenario())
 
 
-def test_what_was_kept_open_for_a_server_is_closed_when_it_is_stopped_instead() -> None:
+def test_listener_kept_open_for_a_server_is_closed_when_that_is_stopped_instead() -> None:
     async def scenario() -> None:
         desk = Desk(web("a", bind=A), web("b", bind=B))
         await desk.ask("start")
@@ -165,7 +165,7 @@ def test_renamed_server_that_fails_does_not_keep_the_old_one() -> None:
     run(scenario())
 
 
-def test_what_was_kept_open_for_a_server_that_never_came_to_open_it_is_closed_with_it() -> None:
+def test_listener_kept_open_for_a_server_that_never_took_it_is_closed_when_that_is_stopped() -> None:
     async def scenario() -> None:
         desk = Desk(web("a", bind=A), web("b", bind=B), web("never"), never=NEVER)
         await desk.ask("start", "a", "b")

@@ -182,7 +182,7 @@ def test_servers_are_started_in_the_order_of_the_file_right_after_a_boot_that_fo
     run(scenario())
 
 
-def test_what_was_taken_over_goes_on_with_the_generation_that_serves() -> None:
+def test_adopted_server_continues_with_the_generation_that_serves() -> None:
     async def scenario() -> None:
         desks = []  # kept until the end, so that no task is collected while the loop runs
         for leaving, staying, expected in ((1, 2, 2), (1, None, 3), (None, 1, 2)):

@@ -101,7 +101,7 @@ def test_a_listener_that_cannot_be_opened_is_tried_again_after_a_pause_and_not_a
     run(scenario())
 
 
-def test_what_is_not_ready_in_its_time_has_failed_however_well_it_ends_then() -> None:
+def test_server_not_ready_in_time_has_failed_although_it_ends_with_status_0() -> None:
     async def scenario() -> None:
         desk = Desk(web(start_timeout="20ms"), web="never")
         result = await desk.ask("start")

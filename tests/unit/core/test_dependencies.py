@@ -1,4 +1,4 @@
-"""Who waits for whom, at the start and at the end: as long as it has to, and no longer."""
+"""Dependencies: servers start and stop in their order, and wait no longer than that demands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def job(name: str, **keys: object) -> ServerConfig:
     return ServerConfig(name=name, command=["migrate"], job=True, **keys)
 
 
-def test_it_waits_until_what_it_depends_on_is_ready() -> None:
+def test_server_waits_until_its_dependency_is_ready() -> None:
     async def scenario() -> None:
         desk = Desk(web("api", depends_on=["db"]), web("db"), db=NEVER)
         desk.begin("start")

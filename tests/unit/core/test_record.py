@@ -27,7 +27,7 @@ def test_the_record_of_a_new_entry_is_empty() -> None:
     assert record_of(entry()) == {}
 
 
-def test_whatever_is_persisted_comes_back() -> None:
+def test_every_persisted_field_is_restored() -> None:
     values: dict[str, Any] = {
         "source": ({"name": "web"}, "/srv"), "ignore_dependencies": True, "generation": 3, "newest": 4,
         "code_since": 1.5, "preload_problem": "it opened a thread", "files": {"tls": "12ab"},

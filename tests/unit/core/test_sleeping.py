@@ -29,7 +29,7 @@ async def woken(desk: Desk, name: str) -> None:
     assert desk.states()[name] == "running"
 
 
-def test_it_is_armed_by_a_start_woken_by_a_ring_and_drained_when_it_is_idle() -> None:
+def test_server_is_watched_after_a_start_woken_by_a_request_and_drained_when_idle() -> None:
     async def scenario() -> None:
         desk = Desk(sleepy())
         answer = await desk.ask("start")

@@ -36,7 +36,7 @@ def test_the_documented_trace_of_a_restart_is_a_real_one(caplog: pytest.LogCaptu
     assert caplog.messages == section.split("```")[1].strip().splitlines()
 
 
-def test_nothing_is_logged_without_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_decisions_are_not_logged_unless_traced(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         await Desk(web()).ask("start")
 
@@ -79,5 +79,5 @@ REASONS: list[tuple[View, str]] = [
 
 
 @pytest.mark.parametrize(("view", "reason"), REASONS, ids=[reason for _, reason in REASONS])
-def test_it_says_why_nothing_is_done(view: View, reason: str) -> None:
+def test_trace_gives_the_reason_why_nothing_is_done(view: View, reason: str) -> None:
     assert why_nothing(view) == reason

@@ -27,7 +27,7 @@ def test_a_batch_takes_some_in_the_order_of_their_change_each_once() -> None:
     assert not queue
 
 
-def test_what_has_come_to_something_goes_before_what_has_not_begun() -> None:
+def test_server_with_a_finished_action_is_decided_on_before_one_that_has_not_begun() -> None:
     queue = Workqueue()
     queue.update(many := entries(4))
     queue.add(many[3], progressed=True)
@@ -47,7 +47,7 @@ def test_none_is_passed_over_for_ever() -> None:
     assert len(turns) <= len(restless) + 1
 
 
-def test_what_is_added_during_a_turn_may_be_part_of_it() -> None:
+def test_server_queued_during_a_batch_may_be_part_of_it() -> None:
     queue = Workqueue()
     first, second = entries(2)
     queue.add(first)

@@ -324,7 +324,7 @@ def test_dependencies_come_first_and_go_last() -> None:
     assert stopped[:2] == ["web.1.0", "api.1.0"]
 
 
-def test_what_depends_on_a_failed_server_is_not_started_and_others_are() -> None:
+def test_dependents_of_a_failed_server_are_not_started_and_others_are() -> None:
     runner = ScriptedRunner(db=FAILS)
     pool = made(
         runner, config("web", depends_on=["api"]), config("api", depends_on=["db"]), config("db"),

@@ -68,7 +68,7 @@ def test_invalid_address_is_just_absent(pool: Pool, nonsense: Any) -> None:
         pool[nonsense]
 
 
-def test_iterating_is_over_the_moment_it_began(pool: Pool) -> None:
+def test_iteration_is_over_a_snapshot_of_the_pool(pool: Pool) -> None:
     for bind in pool:
         pool.delete(bind)
     assert len(pool) == 0
