@@ -1,7 +1,7 @@
 """Frozen values with typed fields, their form in JSON, and JSON itself, for commands that should start at once.
 
-What frozen dataclasses with slots are, and what `json` does by default. Those modules would cost each command two
-milliseconds and a fifth of its time. Where the interpreter has no `_json`, `loads` and `dumps` are those of `json`.
+Like frozen dataclasses with slots, and `json` with its defaults: those modules would cost each command two milliseconds
+and a fifth of its time. Where the interpreter has no `_json`, `loads` and `dumps` are those of `json`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, Self, dataclass_transform
 
-    Table = dict[str, Any]  # what is JSON already: a configuration, an event
+    Table = dict[str, Any]  # plain JSON: a configuration, an event
     Form = Callable[[Any], object]
     Types = type | tuple[type, ...]
 
@@ -29,7 +29,7 @@ else:
     Table = dict
 
     def dataclass_transform(**_):
-        """What makes type checkers take a class's fields for parameters of its constructor."""
+        """Makes type checkers take a class's fields for parameters of its constructor."""
         return lambda kind: kind
 
 
@@ -67,8 +67,8 @@ class ValueType(type):
 class Value(metaclass=ValueType):
     """The base of values: made of keywords, and equal when their fields are.
 
-    In JSON a field whose default is None is left out while it is None. What a document lacks is the default, or
-    without one nothing ("", 0, an empty tuple); what it has beyond the fields is passed over.
+    In JSON a field whose default is None is left out while it is None. A field that a document lacks gets its default,
+    or without one an empty value ("", 0, an empty tuple); other members of the document are ignored.
     """
 
     def __init__(self, **given: object) -> None:
@@ -181,7 +181,7 @@ _SPACE = " \t\n\r"  # RFC 8259 §2
 
 
 class _Rules:
-    """What the scanner asks for: the defaults of json.JSONDecoder."""
+    """The attributes that the scanner reads: the defaults of json.JSONDecoder."""
 
     strict = True
     object_hook = object_pairs_hook = None
@@ -208,7 +208,7 @@ def loads(text: str | bytes) -> Any:
 
 
 def dumps(value: object, *, default: Form | None = None) -> str:
-    """The value as a JSON document on one line; `default` makes something of what JSON has no form for."""
+    """The value as a JSON document on one line; `default` converts values for which JSON has no form."""
     if _json is None:
         import json
 

@@ -1,4 +1,4 @@
-"""One request on a connection of its own, and its response as it comes: for clients on an asyncio loop."""
+"""One request on a connection of its own, and its streamed response: for clients on an asyncio loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NoResponse(ConnectionError):
 
 
 class StreamedResponse:
-    """A response whose head is there, and whose body comes as it is asked for."""
+    """A response whose head has been read, and whose body is read on demand."""
 
     def __init__(self, head: ResponseHead, message: ResponseReader, stream: asyncio.StreamReader) -> None:
         self.head = head
@@ -30,7 +30,7 @@ class StreamedResponse:
         return f"<StreamedResponse {self.status}>"
 
     async def body(self) -> AsyncGenerator[bytes]:
-        """Yield the body in the pieces that come. Raises BadMessage, OSError, and NoResponse when it ends early."""
+        """Yield the body in the pieces that arrive. Raises BadMessage, OSError, and NoResponse when it ends early."""
         while True:
             if piece := self._message.take_body():
                 yield piece
@@ -65,7 +65,7 @@ async def exchange(
     try:
         writer.write(head + body)
         with contextlib.suppress(ConnectionError):
-            await writer.drain()  # a server that refuses the rest has said why
+            await writer.drain()  # a server that refuses the rest has sent the reason
         message = ResponseReader(head_only=method == "HEAD")
         while message.head is None:
             await _read(message, stream)
@@ -78,7 +78,7 @@ async def exchange(
 
 
 async def _read(message: ResponseReader, stream: asyncio.StreamReader) -> bool:
-    """Whether more has come; False at the proper end of the response."""
+    """Whether more has arrived; False at the proper end of the response."""
     try:
         data = await stream.read(_READ_BYTES)
     except ConnectionError as error:

@@ -1,4 +1,4 @@
-"""Heads of requests and responses: their grammar, what they say of framing (RFC 9112 §5 and §6), and writing them."""
+"""Heads of requests and responses: their grammar, the framing of the body (RFC 9112 §5 and §6), and writing them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # RFC 9110 §5.6.2
 TEXT = rb"[\t \x21-\x7e\x80-\xff]*+"
 FIELD_LINE = TOKEN + rb":" + TEXT + rb"\r\n"
 
-# Neither part of a line nor its end: a control, a bare CR, a bare LF. A CR may be the last byte that has come yet.
+# Neither part of a line nor its end: a control, a bare CR, a bare LF. A CR may be the last byte received so far.
 UNFIT = rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?![\n]|\Z)"
 FIELD_LINES = rb"(?:" + FIELD_LINE + rb")*+"
 TOKEN_CHARACTERS = "!#$%&'*+.^_`|~-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -70,7 +70,7 @@ def _has_control(text: bytes) -> bool:
 
 
 class BadMessage(Exception):
-    """What came is not the message that it should be. `status` is what a server answers to it."""
+    """The received bytes are not a valid message. `status` is that of a server's response to them."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -226,7 +226,7 @@ def _is_chunked(values: list[bytes]) -> bool:
 def request_head(
     method: str, target: str, fields: Iterable[tuple[str, str]], *, version: str = "1.1"
 ) -> bytes:
-    """The head of a request. Raises ValueError for what cannot stand in one; the message does not repeat it."""
+    """The head of a request. Raises ValueError for invalid characters; the error does not repeat them."""
     if not method or method.strip(TOKEN_CHARACTERS):
         raise ValueError("the method of a request is not a word")
     if not target or not target.isascii() or not target.isprintable() or " " in target:

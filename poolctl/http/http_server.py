@@ -26,12 +26,12 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class ClientGone(ConnectionError):
-    """The client does not read what it asked for."""
+    """The client does not read the response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A request that has come whole, and the socket that it came from."""
+    """A complete request, and the socket it was received on."""
 
     head: RequestHead
     body: bytes
@@ -40,7 +40,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """What a client may ask of a server. `keep_alive_seconds` 0: one request a connection."""
+    """Limits for each client. `keep_alive_seconds` 0: one request a connection."""
 
     head_bytes: int = MAX_HEAD_BYTES
     body_bytes: int = MAX_HEAD_BYTES
@@ -75,7 +75,7 @@ class Responder:
         self._head(status, [*fields, framing])
 
     def write(self, data: bytes) -> None:
-        """Send a piece of it, without waiting. Raises ClientGone when far too much of what was sent is unread."""
+        """Send a piece of it, without waiting. Raises ClientGone when far too much of it is unread."""
         if self._writer.transport.get_write_buffer_size() > self._limits.unread_bytes:
             raise ClientGone("the client does not read")
         if not self._bodiless:
@@ -109,7 +109,7 @@ class Responder:
 
 
 class HttpHandler(Protocol):
-    """What answers the requests of a server."""
+    """Answers the requests of a server."""
 
     def admit(self, sock: socket.socket) -> None:
         """Raise BadMessage for a client that is refused before anything of it is read."""
@@ -120,7 +120,7 @@ class HttpHandler(Protocol):
         ...
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
-        """Status, content type and body of the answer to what is not a request."""
+        """Status, content type and body of the response to an invalid request."""
         ...
 
 
@@ -156,14 +156,14 @@ class HttpServer:
         asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
 
     def stop_accepting(self) -> None:
-        """Close the listeners; what is under way goes on."""
+        """Close the listeners; requests in progress continue."""
         for listener in self._listeners:
             asyncio.get_running_loop().remove_reader(listener.fileno())
             listener.close()
         self._listeners.clear()
 
     def abort(self) -> None:
-        """Accept nothing more, and end what is under way."""
+        """Stop accepting, and cancel the requests in progress."""
         self.stop_accepting()
         for task in list(self._connections):
             task.cancel()
@@ -218,7 +218,7 @@ class HttpServer:
                 await self._converse(sock, stream, writer)
                 writer.close()
             except (ClientGone, asyncio.CancelledError):
-                transport.abort()  # what a client has not read is not kept for it
+                transport.abort()  # unread data is discarded
             except OSError:
                 writer.close()
             except Exception:
@@ -288,7 +288,7 @@ class HttpServer:
 async def _receive(
     message: RequestReader, rest: bytes, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> RequestHead | None:
-    """The head of the next request, when all of it has come; None when the client has no more. Raises BadMessage."""
+    """The head of the next request, once it is complete; None when the client sends no more. Raises BadMessage."""
     continued = False
     while not (rest and message.feed(rest)):
         if message.head is not None and not continued and message.head.expects_continue:
@@ -303,7 +303,7 @@ async def _receive(
 
 
 async def _end(stream: asyncio.StreamReader) -> None:
-    """Return when the client has gone away; what it sends meanwhile is discarded."""
+    """Return when the client has disconnected; data that it sends meanwhile is discarded."""
     with contextlib.suppress(ConnectionError):
         while await stream.read(_READ_BYTES):
             continue

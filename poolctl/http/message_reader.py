@@ -1,7 +1,7 @@
-"""Messages of HTTP/1.1, read as their bytes come, however they are cut: requests and responses.
+"""Messages of HTTP/1.1, read as their bytes arrive, however they are split: requests and responses.
 
 Every limit holds while the message is still arriving: a head without an end, a chunk without a size, a trailer section
-that goes on for ever are refused as soon as they are longer than a message may be.
+without an end are refused as soon as they are longer than a message may be.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _shared_heads: dict[bytes, ResponseHead] = {}
 
 
 class MessageReader:
-    """`feed` it until it says that the message is complete.
+    """`feed` it until the message is complete.
 
-    With `max_body_bytes` None the body has no limit, neither in bytes nor in chunks: it is for callers who take it
-    away as it comes.
+    With `max_body_bytes` None the body has no limit, neither in bytes nor in chunks: for callers that take it
+    as it arrives.
     """
 
     kind: ClassVar[type[MessageHead]]
@@ -39,12 +39,12 @@ class MessageReader:
     # The state of a reader that has read nothing; set on an instance only where it changes. A supervisor makes a
     # thousand readers a second for its probes, and most of them read one piece.
     complete = False
-    rest = b""  # what came after the message
+    rest = b""  # the bytes after the message
     _buffer = b""  # not understood yet
     _scanned = 0  # so many of its bytes are fit for a head
     _checked = 0  # and so many are whole lines in order
     _framed: MessageHead | None = None  # the final head, once it is there
-    _left: int | None = None  # of the body; None: it goes on until the connection ends
+    _left: int | None = None  # of the body; None: it lasts until the connection ends
     _chunked = False  # `_left` is that of the chunk and its CRLF; None before a chunk, 0 after the last one
     _chunks = 0
     _pieces: list[bytes] | None = None  # of the body
@@ -56,7 +56,7 @@ class MessageReader:
 
     @property
     def started(self) -> bool:
-        """Whether anything of the message has come."""
+        """Whether a part of the message has been received."""
         return bool(self._buffer) or self._framed is not None
 
     @property
@@ -70,7 +70,7 @@ class MessageReader:
         return body
 
     def feed(self, data: bytes) -> bool:
-        """Whether the message is complete with these bytes; `rest` is what came after it. Raises BadMessage."""
+        """Whether the message is complete with these bytes; `rest` holds the bytes after it. Raises BadMessage."""
         if self._buffer:
             data, self._buffer = self._buffer + data, b""
         while self._framed is None:
@@ -212,7 +212,7 @@ class MessageReader:
 
 
 class RequestReader(MessageReader):
-    """Reads one request: `head`, then `body`. What follows it, in `rest`, belongs to the next one."""
+    """Reads one request: `head`, then `body`. The bytes in `rest` belong to the next one."""
 
     kind = RequestHead
     head: RequestHead | None = None

@@ -30,7 +30,7 @@ def spawn(
     `env` is its environment (None: this process's), from which the variables `without` are left out. Raises OSError
     if the program cannot be executed. The keeper's own descriptors are not inherited.
     """
-    import signal  # in the new process: who starts one in the background needs none of it
+    import signal  # in the new process: in_background's caller does not need it
 
     with contextlib.suppress(OSError):
         rotate_if_large(output)

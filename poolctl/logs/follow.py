@@ -157,7 +157,7 @@ class TailedFile:
 
 
 def _finished(status: os.stat_result) -> Finished:
-    """What identifies a file that is not written to any more; the inode alone is soon used again."""
+    """The identity of a file that is no longer written to: its inode alone is soon reused."""
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 

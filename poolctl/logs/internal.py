@@ -43,15 +43,15 @@ class InternalLog(logging.Handler):
     def _emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         error = record.exc_info[1] if record.exc_info else None
-        said = (record.levelno, message, type(error), str(error))
+        content = (record.levelno, message, type(error), str(error))
         now = self._clock.monotonic()
-        if said == self._last:
+        if content == self._last:
             self._repeated += 1
             if now - self._counted_at >= _REPEATED_EVERY_SECONDS:
-                self._tell_repeated(now)
+                self._report_repeated(now)
             return
-        self._tell_repeated(now)
-        self._last = said
+        self._report_repeated(now)
+        self._last = content
         cut = len(message) - _LONGEST_MESSAGE
         if cut > 0:
             message = f"{message[:_LONGEST_MESSAGE]}… ({cut} characters more)"
@@ -61,10 +61,10 @@ class InternalLog(logging.Handler):
     def close(self) -> None:
         """Write the pending counts."""
         with contextlib.suppress(Exception):
-            self._tell_repeated(self._clock.monotonic())
+            self._report_repeated(self._clock.monotonic())
         super().close()
 
-    def _tell_repeated(self, now: float) -> None:
+    def _report_repeated(self, now: float) -> None:
         repeated, self._repeated, self._counted_at = self._repeated, 0, now
         if repeated:
             text = f"the last message was repeated {repeated:,} time{'s' * (repeated > 1)}"

@@ -26,7 +26,7 @@ class LogFile:
     """Appends blocks of whole lines to `path`; the old ones are `path.1` (the newest) to `path.keep`.
 
     `max_size_bytes` and `max_age_seconds` of 0 mean no limit. Nothing here raises OSError: the return value
-    tells how much was written, `error` the reason, and every append tries again.
+    is how much was written, `error` the reason, and every append tries again.
     """
 
     def __init__(

@@ -216,7 +216,7 @@ class Logger:
         return moved > 0
 
     def _drain(self, stream: OutputStream) -> None:
-        """Move the pipe's present content; bounded, because the server may go on writing."""
+        """Move the pipe's present content; bounded, because the server may continue writing."""
         for _ in range(_SYNC_BYTES // MOST_BYTES):
             if not self._pump(stream):
                 return

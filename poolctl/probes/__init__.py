@@ -1,1 +1,1 @@
-"""Probes of a worker: what is sent, how replies are judged, and how many results make a status."""
+"""Probes of a worker: requests, the judgement of replies, and the status that follows from several results."""

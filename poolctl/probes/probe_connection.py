@@ -15,18 +15,18 @@ from .schedule import Multiplexer
 
 _CHUNK_BYTES = 65536
 
-# Gets the result of one probe, once: "" or what is wrong.
+# Gets the result of one probe, once: the problem, or "".
 OnResult = Callable[[str], None]
 
 
 class ProbeReply(Protocol):
-    """What reads the bytes of one reply; for HTTP it is a ResponseReader."""
+    """A reader of one reply; for HTTP it is a ResponseReader."""
 
     status: int
 
     @property
     def body(self) -> bytes:
-        """What it says."""
+        """The content of the reply."""
         ...
 
     @property
@@ -53,12 +53,12 @@ class ProbeRequest(Protocol):
         ...
 
     def judge(self, reply: ProbeReply, on_result: OnResult) -> None:
-        """Call `on_result` with what is wrong with the complete reply, "" when nothing is: at once, or later."""
+        """Call `on_result` with the problem of the complete reply, or "": at once, or later."""
         ...
 
 
 class ProbeConnection:
-    """`replies` counts those that came over it; once `closed` it is of no more use. Belongs to the running loop."""
+    """`replies` counts those received; once `closed` it cannot be used again. Belongs to the running loop."""
 
     def __init__(
         self, sock: socket.socket, multiplexer: Multiplexer, context: ssl.SSLContext | None = None
@@ -190,13 +190,13 @@ class TlsLayer:
         return self._outgoing.read()
 
     def encrypt(self, data: bytes) -> bytes:
-        """What to send for it now; until the handshake is complete the data waits here."""
+        """The bytes to send for it now; until the handshake is complete the data waits here."""
         self._plain += data
         self._write()
         return self._outgoing.read()
 
     def decrypt(self, data: bytes) -> tuple[bytes, bytes]:
-        """The plain bytes, and what to send back. Raises ssl.SSLError."""
+        """The plain bytes, and the bytes to send back. Raises ssl.SSLError."""
         self._incoming.write(data)
         if not self._established:
             self._handshake()

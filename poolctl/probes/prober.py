@@ -28,7 +28,7 @@ class Prober(Protocol):
     """Sends one probe, again and again."""
 
     def start(self, on_result: OnResult) -> None:
-        """Send the probe; `on_result` gets "" or what is wrong, once."""
+        """Send the probe; `on_result` gets the problem, or "", once."""
         ...
 
     def cancel(self) -> None:
@@ -144,7 +144,7 @@ class RequestProber:
             and self._on_result is not None
             and not connection.replying
         ):
-            # It was closed while the request was on its way, which says nothing about the worker.
+            # It was closed while the request was on its way: that is no failure of the worker.
             self._open()
             return
         self._report(problem)

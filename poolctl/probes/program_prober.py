@@ -64,7 +64,7 @@ class ProgramProber:
         )
 
     def cancel(self) -> None:
-        """See Prober. The program, and what it has started, is killed."""
+        """See Prober. The program's process group is killed."""
         self._on_result = None
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -82,7 +82,7 @@ class ProgramProber:
         assert self._process is not None
         status = self._process.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # what it left behind
+            os.killpg(self._process.pid, signal.SIGKILL)  # the rest of its group
         self._finish("" if not status else _problem(self._argv[0], status, last_line(self._output)))
 
     def _finish(self, problem: str) -> None:

@@ -78,7 +78,7 @@ class Multiplexer:
 
 
 class Scheduled(Protocol):
-    """What runs when it is `due`, in seconds of the schedule's clock; None: never."""
+    """An item that runs when it is `due`, in seconds of the schedule's clock; None: never."""
 
     due: float | None
 
@@ -103,7 +103,7 @@ class Schedule:
 
     @property
     def multiplexer(self) -> Multiplexer:
-        """What watches the connections of the probes."""
+        """The multiplexer of the probes' connections."""
         if self._multiplexer is None:
             self._multiplexer = Multiplexer()
         return self._multiplexer

@@ -23,7 +23,7 @@ _QUEUE_PAUSE_SECONDS = 0.2
 
 
 class WorkerProbe:
-    """`owner` is notified of every result; `message` says what was wrong with the last one, "" if nothing was."""
+    """`owner` is notified of every result; `message` is the problem of the last one, or ""."""
 
     __slots__ = (
         "_owner", "_prober", "_schedule", "_started_at", "due", "hysteresis", "kind", "latency_seconds",
@@ -109,7 +109,7 @@ class WorkerProbe:
         self._prober.close()
 
     def run(self, now: float) -> None:
-        """Its time has come: send the probe, or give up the one that is under way."""
+        """It is due: send the probe, or give up the one in progress."""
         if self._started_at is not None:
             self._prober.cancel()
             self._finished(self._timed_out)
@@ -227,7 +227,7 @@ class WorkerProbes:
         self._admitting = None
 
     def start(self, status: Status) -> None:
-        """Probe from now on; `status` is what is known of the worker already."""
+        """Probe from now on; `status` is the worker's known status."""
         self.started = True
         for probe in self.probes:
             probe.start(probe.status if probe.status is not Status.UNKNOWN else status)

@@ -226,8 +226,6 @@ def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:
 
 
 def _remove(pool_directory: str) -> None:
-    from poolctl.keeper import rendezvous  # a start does not pay for it
-
     root, key = os.path.split(pool_directory)
     names = [
         entry.path for entry in os.scandir(root) if entry.is_symlink() and os.readlink(entry.path) == key
