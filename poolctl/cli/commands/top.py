@@ -64,9 +64,8 @@ def perform(request: CommandRequest) -> Outcome:
 def _live(board: ServerBoard, source: StatsSource, pool: str, interval: float, frames: int | None) -> Outcome:
     from poolctl.cli.top.live_view import LiveView
     from poolctl.cli.top.terminal import Screen, SignalReceived, TerminalSignals
-    from poolctl.clock import Clock
 
-    session = LiveView(board, source, Clock(), pool=pool, interval_seconds=interval, frames=frames)
+    session = LiveView(board, source, pool=pool, interval_seconds=interval, frames=frames)
     try:
         with TerminalSignals() as signals, Screen() as screen:
             session.run(screen, signals)

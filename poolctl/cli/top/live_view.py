@@ -11,6 +11,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import NamedTuple, TypeVar
 
 from rich.text import Text
@@ -18,7 +19,6 @@ from rich.text import Text
 from poolctl.cli.log_lines import log_paths
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.cli.remote import start_unsignalled
-from poolctl.clock import Clock
 from poolctl.control.answers import Item, Result, ShowResult, StatsResult
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError
@@ -138,7 +138,6 @@ class LiveView:
         self,
         board: ServerBoard,
         source: StatsSource,
-        clock: Clock,
         *,
         pool: str,
         interval_seconds: float,
@@ -146,7 +145,6 @@ class LiveView:
     ) -> None:
         self._board = board
         self._source = source
-        self._clock = clock
         self._pool = pool
         self._interval = interval_seconds
         self._frames = frames
@@ -160,7 +158,7 @@ class LiveView:
         self._notice: Notice | None = None
         self._notice_until = 0.0
         self._trouble = ""
-        self._ask_at = clock.monotonic() + interval_seconds
+        self._ask_at = monotonic() + interval_seconds
         self._waiting = False
         self._over = False
 
@@ -176,7 +174,7 @@ class LiveView:
                 screen.give_back()
                 signals.stop_here()
                 screen.take()
-            now = self._clock.monotonic()
+            now = monotonic()
             if self._notice is not None and self._question is None and now >= self._notice_until:
                 self._notice = None
             if now >= self._ask_at and not self._waiting and not self._paused:
@@ -217,7 +215,7 @@ class LiveView:
     def _timeout(self) -> float | None:
         if self._keys.pending:
             return _ESCAPE_SECONDS
-        now = self._clock.monotonic()
+        now = monotonic()
         times = [] if self._waiting or self._paused else [self._ask_at]
         if self._notice is not None and self._question is None:
             times.append(self._notice_until)
@@ -227,7 +225,7 @@ class LiveView:
 
     def _updated(self, result: StatsResult | ControlError) -> None:
         self._waiting = False
-        self._ask_at = self._clock.monotonic() + self._interval
+        self._ask_at = monotonic() + self._interval
         if isinstance(result, NoSupervisor):
             self._trouble = "no supervisor is running: these are its last figures; poolctl start"
         elif isinstance(result, ControlError):
@@ -256,11 +254,11 @@ class LiveView:
             self._say(f"{action.name}: {message}", "bold red", lasting=True)
         else:
             self._say(f"{action.name} {action.done}", "green")
-        self._ask_at = self._clock.monotonic()
+        self._ask_at = monotonic()
 
     def _say(self, text: str, style: str = "", *, lasting: bool = False) -> None:
         self._notice = Notice(text, style)
-        self._notice_until = self._clock.monotonic() + (60.0 if lasting else _NOTICE_SECONDS)
+        self._notice_until = monotonic() + (60.0 if lasting else _NOTICE_SECONDS)
 
     # Keys.
 
