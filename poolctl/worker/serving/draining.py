@@ -22,6 +22,7 @@ import uvicorn
 from poolctl.keeper import handover
 
 from .connection import Lingering
+from .http2 import Http1Or2, LingeringHttp2
 from .server_state import Drainable, PoolServerState
 from .uvicorn_parts import (
     DIRECT,
@@ -238,8 +239,6 @@ def drainable_protocol(protocol: type[asyncio.Protocol], *, http2: bool = False)
     http1 = _with(Closing if HTTP1.missing(protocol) else _mixin(protocol), protocol)
     if not http2:
         return http1
-    from .http2 import Http1Or2, LingeringHttp2
-
     http2_class = http2_protocol()
     mixin = Closing if HTTP2.missing(http2_class) else LingeringHttp2
     classes = {"http1": http1, "http2": _with(mixin, http2_class)}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from poolctl.worker import serving
 from poolctl.worker.preload import collecting_rarely
 
 
@@ -32,3 +35,16 @@ def test_thresholds_that_the_application_sets_are_kept() -> None:
     with collecting_rarely():
         gc.set_threshold(123, 4, 5)
     assert gc.get_threshold() == (123, 4, 5)
+
+
+def test_serving_imports_no_module_of_poolctl_later_than_at_its_own_import() -> None:
+    # After the preload it would be a second copy, whose classes are others.
+    late = [
+        f"{path.name}:{node.lineno}"
+        for path in Path(serving.__path__[0]).glob("*.py")
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom) and (node.level or str(node.module).startswith("poolctl"))
+    ]
+    assert late == []
