@@ -176,12 +176,10 @@ class ManagedPool:
     async def _import_rest(self, *, is_watching: bool) -> None:
         """Import what no start needs: soon, because a package's files may be replaced under a running process."""
         await asyncio.sleep(_AFTER_START_SECONDS)
-        await import_slowly(health.MODULES)
+        await import_slowly((*health.MODULES, *observers.MODULES, *verbs.modules()))
         # No health check was due yet.
         if not (self._calm or is_watching):
             watch_health(self.core, self.events)
-        await import_slowly(observers.MODULES)
-        await import_slowly(verbs.modules())
         self._verbs.complete()
 
     async def _answer(self, listener: socket.socket) -> None:

@@ -1,21 +1,39 @@
-"""The verbs that start and end processes: start, stop, restart."""
+"""The verbs that change what runs: the lifecycle, and what overrides the files until a reload."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
-from poolctl.control.answers import Result
+from poolctl.config import Finding, ServerConfig, problem_of
+from poolctl.control.answers import ErrorEntry, Result, entries
+from poolctl.core.rollout import not_arrived
 from poolctl.core.state import Entry
-from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
+from poolctl.errors import (
+    PoolError,
+    PoolRestartError,
+    PoolStartError,
+    PoolStopError,
+    PoolValidateError,
+    ServerError,
+)
+from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
+from poolctl.selection.selector import SelectorError, selection_needed
 from poolctl.states import Status
 
-from .reports import disabled, drained, items, unwell
+from ..active_configuration import obstacles
+from .reports import disabled, drained, items, server_problem, unwell
 from .start_checks import ensure_open_files, expired, size, startup_warnings
 from .verb import Call, Operation, Verb, VerbContext, selected, with_dependents
 
+_ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
+_RUNS = frozenset({"running", "draining"})
+_STAYS = _RUNS | {"starting", "backoff"}
+_WHEN_IT_RUNS, _NEVER = "and out of rotation when it runs", "there is nothing to drain"
+
 
 class Lifecycle:
-    """Tells the core which servers are wanted."""
+    """Tells the core which servers are wanted, and how."""
 
     def __init__(self, context: VerbContext) -> None:
         self._context = context
@@ -98,13 +116,162 @@ class Lifecycle:
             return result.but(ended=True, keeper_pid=self._context.daemon.shut_down())
         return result
 
+    # Overrides of the files until a reload, and servers added or removed live.
+
+    async def scale(self, call: Call) -> Result:
+        """Set the number of workers of each selected server; return when that many are ready."""
+        workers = call.options.get("workers")
+        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+            raise SelectorError(
+                f"workers is {workers!r}, not a number of them",
+                hint="a whole number from 1; poolctl stop ends all of them",
+            )
+        chosen = self._chosen("scale", call)
+        refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry, workers))}
+        able = [entry for entry in chosen if entry.name not in refused]
+        running = [entry for entry in able if not entry.rests]
+        ensure_open_files(self._core, ((entry.config, workers) for entry in running))
+        operation = Operation(self._core, PoolStartError, running)
+        operation.problems += refused.values()
+        for entry in able:
+            count = None if workers == entry.config.workers else workers
+            self._core.override(entry, replace(entry.overrides, workers=count))
+        code = await operation.settle(call)
+        operation.problems += [
+            not_arrived(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
+            for entry in able
+            if entry.size != workers
+        ]
+        return operation.result(chosen, code or (FAILED if operation.problems else 0))
+
+    async def drain(self, call: Call) -> Result:
+        """Take the selected servers out of rotation; they still answer direct requests."""
+        chosen = self._chosen("drain", call)
+        warnings = tuple(
+            f"{entry.name}: is {entry.state}, {_WHEN_IT_RUNS if entry.state in _STAYS else _NEVER}"
+            for entry in chosen
+            if entry.state not in _RUNS
+        )
+        for entry in chosen:
+            if entry.state in _STAYS:
+                self._core.override(entry, replace(entry.overrides, out=True))
+        return Result(items=items(self._core, chosen), warnings=warnings)
+
+    async def undrain(self, call: Call) -> Result:
+        """Take drained servers back into rotation."""
+        chosen = self._chosen("undrain", call)
+        for entry in chosen:
+            self._core.override(entry, replace(entry.overrides, out=False))
+        return Result(items=items(self._core, chosen))
+
+    async def enable(self, call: Call) -> Result:
+        """Enable the selected servers, and start those that were disabled; return when each is ready."""
+        chosen = self._chosen("enable", call)
+        enabled = [entry for entry in chosen if entry.is_disabled]
+        ensure_open_files(self._core, ((entry.config, size(entry)) for entry in enabled))
+        operation = Operation(self._core, PoolStartError, enabled)
+        for entry in enabled:
+            self._core.enable(entry)
+        return await operation.conclude(chosen, call)
+
+    async def disable(self, call: Call) -> Result:
+        """Disable the selected servers, after stopping their dependents; return when they have stopped."""
+        chosen = self._chosen("disable", call)
+        also = [entry for entry in with_dependents(self._core, chosen, call.progress) if entry not in chosen]
+        operation = Operation(self._core, PoolStopError, [*also, *chosen])
+        for entry in also:
+            self._core.stop(entry)
+        for entry in chosen:
+            self._core.disable(entry)
+        return await operation.conclude(chosen, call)
+
+    async def add(self, call: Call) -> Result:
+        """Add and start a server that is in no file; return when it is ready. 8 when its name or address is taken."""
+        table, base_dir = call.options.get("server"), call.options.get("base_dir")
+        if not isinstance(table, dict) or not isinstance(base_dir, str):
+            raise SelectorError("add: which server?", hint=_ADD_SHAPE)
+        try:
+            taken = {entry.config.address.port or 0 for entry in self._core.entries.values()}
+            config = await self._context.configuration.single(table, base_dir, taken)
+        except PoolError as error:
+            return Result(errors=entries(error), exit_code=INVALID_CONFIGURATION)
+        except ServerError as problem:
+            return Result(errors=(ErrorEntry.of(problem),), exit_code=CONFLICT)
+        if found := self._obstacles(config):
+            code, findings = found
+            problems = [problem_of(finding, name=config.name, bind=config.bind) for finding in findings]
+            raised = PoolValidateError("the server cannot be added", problems)
+            return Result(errors=entries(raised), exit_code=code)
+        ensure_open_files(self._core, [(config, config.scale.min)])
+        entry = self._core.add(config, (table, base_dir))
+        self._core.override(entry)
+        self._core.start(entry)
+        operation = Operation(self._core, PoolStartError, [entry] if entry.wanted else [])
+        return await operation.conclude([entry], call)
+
+    async def remove(self, call: Call) -> Result:
+        """Stop the selected servers, their dependents first, and forget them; the result lists the removed ones."""
+        chosen = self._chosen("remove", call)
+        deps = call.options.get("deps", True)
+        also = with_dependents(self._core, chosen, call.progress) if deps else chosen
+        operation = Operation(self._core, PoolStopError, also)
+        for entry in also:
+            if entry not in chosen:
+                self._core.stop(entry)
+        for entry in chosen:
+            if not entry.added:
+                self._context.configuration.missing.add(entry.name)
+            self._core.remove(entry)
+        self._core.servers.revise()  # the missing ones are saved for a successor
+        return await operation.conclude(chosen, call)
+
+    def _chosen(self, verb: str, call: Call) -> list[Entry]:
+        """The selected entries. Raises SelectorError for no selection, unless the option `all` asks for every one."""
+        if call.selector.selects_all and call.options.get("all") is not True:
+            raise selection_needed(verb, len(self._core.entries))
+        return selected(self._core, call.selector)
+
+    def _obstacles(self, config: ServerConfig) -> tuple[int, list[Finding]] | None:
+        """Why the server cannot be added to those there are, with the exit code; None when it can."""
+        there = self._core.entries.values()
+        if any(entry.removed and entry.name == config.name for entry in there):
+            return CONFLICT, [Finding(("name",), "a server of that name is still being removed", "try again")]
+        return obstacles(config, (entry.config for entry in there if not entry.removed))
+
 
 def _is_unwell(entry: Entry) -> bool:
     """It runs, so that there is nothing to start, but it is not ready."""
     return entry.wanted and entry.complete and entry.health is Status.KO
 
 
+def _cannot_have(entry: Entry, workers: int) -> ServerError | None:
+    """Why the server cannot have so many workers."""
+    config = entry.config
+    if workers == 1 or not (config.job or config.binds_itself or not config.overlap):
+        return None
+    if config.job:
+        message, hint = f"is a job, which runs once, and this is {workers} workers", "leave it out"
+    elif config.binds_itself:
+        message = f"{workers} processes cannot all bind {config.key}"
+        hint = "let the program take the socket ({fd}, or LISTEN_FDS)"
+    else:
+        message = f"must not run twice at once (overlap = false), and this is {workers} workers"
+        hint = "take out `overlap = false` if it may"
+    return server_problem(entry, message, hint)
+
+
 def verbs(context: VerbContext) -> dict[str, Verb]:
     """The verbs of this file."""
     lifecycle = Lifecycle(context)
-    return {"start": lifecycle.start, "stop": lifecycle.stop, "restart": lifecycle.restart}
+    return {
+        "start": lifecycle.start,
+        "stop": lifecycle.stop,
+        "restart": lifecycle.restart,
+        "scale": lifecycle.scale,
+        "drain": lifecycle.drain,
+        "undrain": lifecycle.undrain,
+        "enable": lifecycle.enable,
+        "disable": lifecycle.disable,
+        "add": lifecycle.add,
+        "remove": lifecycle.remove,
+    }

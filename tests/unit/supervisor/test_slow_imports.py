@@ -28,7 +28,7 @@ def test_modules_are_imported_with_other_work_between_them_and_one_that_is_missi
 
 
 def test_start_imports_none_of_them_and_afterwards_all_of_them_are_there() -> None:
-    changing = [f"poolctl.supervisor.verbs.{name}" for name in ("diff", "overrides", "reload", "upgrade")]
+    changing = [f"poolctl.supervisor.verbs.{name}" for name in ("diff", "reload", "upgrade")]
     assert set(changing) <= set(verbs.modules())
     names = [*health.MODULES, *observers.MODULES, *changing]
     look = f"""
@@ -40,7 +40,7 @@ assert not early, early
 for name in names:
     __import__(name)
 there = set(sys.modules)
-from poolctl.supervisor.verbs import overrides, reload, upgrade
+from poolctl.supervisor.verbs import reload, upgrade
 from poolctl.supervisor.health import recovery, heartbeat
 from poolctl.supervisor.observers import dashboard_process, notifications, pool_metrics, metrics_server
 late = set(sys.modules) - there
