@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import time
@@ -137,7 +138,8 @@ def test_half_a_tls_handshake_is_given_up_and_so_many_at_most_are_awaited(
     assert all(map(is_closed, waiting))
     monkeypatch.setattr(web_server, "HANDSHAKE_SECONDS", 60)
     waiting += [connect(stage, b"\x16\x03\x01") for _ in range(9)]
-    assert is_closed(waiting[-1]), "while the others still wait"
+    # Not always the last one: a place may not be free yet when its connection is closed already.
+    assert select.select(waiting[8:], [], [], 20)[0], "one too many is closed while the others still wait"
     for sock in waiting:
         sock.close()
     wait_until(lambda: secure_answer(stage).startswith(b"HTTP/1.1 200"))
