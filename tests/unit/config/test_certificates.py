@@ -46,7 +46,7 @@ def encrypted(key: str) -> str:
     return str(path)
 
 
-def test_a_pair_that_belongs_together_is_well(pair: tuple[str, str]) -> None:
+def test_certificate_with_its_own_key_has_no_problem(pair: tuple[str, str]) -> None:
     cert, key = pair
     assert problems(TLSConfig(cert=cert, key=key, ca=cert, client_auth="required", ciphers="HIGH")) == []
 

@@ -68,7 +68,7 @@ def test_a_value_is_replaced_in_its_place_and_its_comment_stays(tmp_path: Path) 
     )
 
 
-def test_a_new_key_stands_behind_its_neighbours(tmp_path: Path) -> None:
+def test_new_key_is_written_behind_the_keys_of_its_table(tmp_path: Path) -> None:
     file = written(tmp_path, "pool.toml", POOL)
     draft = drafted(file)
     draft.scale("users", 3)
@@ -85,7 +85,7 @@ def test_a_new_key_stands_behind_its_neighbours(tmp_path: Path) -> None:
     assert load(str(file), {}).problems == []
 
 
-def test_a_server_goes_with_its_comments_and_the_others_stay(tmp_path: Path) -> None:
+def test_removing_a_server_takes_its_comments_and_leaves_the_others(tmp_path: Path) -> None:
     file = written(tmp_path, "pool.toml", POOL)
     draft = drafted(file)
     draft.remove("USERS")
@@ -98,7 +98,7 @@ def test_a_server_goes_with_its_comments_and_the_others_stay(tmp_path: Path) -> 
     assert file.read_text() == before + "# --- inner ones ---\n"
 
 
-def test_what_the_file_begins_with_is_not_the_first_servers(tmp_path: Path) -> None:
+def test_comment_that_the_file_begins_with_stays_when_its_first_server_is_removed(tmp_path: Path) -> None:
     text = '# About this file.\n[[server]]\nname = "a"\nbind = ":1"\napp = "a:b"\n'
     file = written(tmp_path, "pool.toml", text)
     draft = drafted(file)
@@ -107,7 +107,7 @@ def test_what_the_file_begins_with_is_not_the_first_servers(tmp_path: Path) -> N
     assert file.read_text() == "# About this file.\n"
 
 
-def test_a_server_is_added_in_the_files_own_way(tmp_path: Path) -> None:
+def test_added_server_is_written_in_the_layout_of_the_file(tmp_path: Path) -> None:
     table = {"name": "new", "bind": ":9", "app": "a:b", "env": {"A": "x"}}
     toml = written(tmp_path, "pool.toml", POOL)
     draft = drafted(toml)
@@ -265,7 +265,7 @@ def test_change_of_a_shared_value_is_refused_with_its_place(tmp_path: Path, name
     assert file.read_text() == text
 
 
-def test_the_result_is_judged_before_it_is_written(tmp_path: Path) -> None:
+def test_changed_configuration_is_checked_before_it_is_written(tmp_path: Path) -> None:
     file = written(tmp_path, "pool.toml", POOL)
     draft = drafted(file)
     draft.add({"name": "x", "bind": "127.0.0.1:8081", "app": "a:b"})
@@ -466,7 +466,7 @@ server:
 """
 
 
-def test_in_yaml_a_comment_is_about_what_is_as_far_in_as_it_is(tmp_path: Path) -> None:
+def test_yaml_comment_belongs_to_lines_of_its_indentation(tmp_path: Path) -> None:
     file = written(tmp_path, "pool.yaml", INDENTED)
     draft = drafted(file)
     draft.remove("a")

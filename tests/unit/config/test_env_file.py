@@ -72,7 +72,7 @@ def test_hostile_files_end_soon(tmp_path: Path, text: str) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20))
-def test_whatever_is_quoted_comes_back(tmp_path_factory: pytest.TempPathFactory, value: str) -> None:
+def test_quoted_value_is_read_back_unchanged(tmp_path_factory: pytest.TempPathFactory, value: str) -> None:
     path = tmp_path_factory.getbasetemp() / "quoted.env"
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     path.write_bytes(f'A="{escaped}"\nB=1\n'.encode())

@@ -60,7 +60,7 @@ def test_a_process_that_an_import_starts_ends_with_it(tmp_path: Path, until: Any
     until(gone)
 
 
-def test_it_is_a_program_of_the_standard_library_alone(tmp_path: Path) -> None:
+def test_import_program_needs_the_standard_library_only(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("import sys\nassert 'poolctl' not in sys.modules\napp = print\n")
     request = f'{{"target": "one:app", "app_dir": "{tmp_path}", "cwd": "{tmp_path}", "user": null}}'
     done = subprocess.run(

@@ -97,7 +97,7 @@ def test_variable_of_broken_text_is_reported(tmp_path: Path) -> None:
 @given(
     st.recursive(st.text("a$${}:-"), lambda inner: st.lists(inner) | st.dictionaries(st.just("key"), inner))
 )
-def test_what_is_escaped_is_given_back(value: Any) -> None:
+def test_escaped_text_is_interpolated_to_itself(value: Any) -> None:
     findings: list[Finding] = []
     assert interpolate(escaped(value), {}, findings) == value
     assert findings == []

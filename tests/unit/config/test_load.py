@@ -218,7 +218,7 @@ def test_the_environment_chooses_the_interpreter(tmp_path: Path) -> None:
     assert server.python == str(tmp_path / ".venv" / "bin" / "python")
 
 
-def test_every_value_tells_where_it_comes_from(tmp_path: Path) -> None:
+def test_origin_names_file_and_line_of_every_key(tmp_path: Path) -> None:
     (tmp_path / "base.toml").write_text("[defaults]\nstop_timeout = 3\n" + SERVER + "http.loop = 'asyncio'\n")
     (tmp_path / "prod.yaml").write_text("server:\n- name: web\n  listen: :80\n")
     (server,) = PoolConfig.load([tmp_path / "base.toml", tmp_path / "prod.yaml"], {})

@@ -53,7 +53,7 @@ def outside(directory: Path, *lines: str, import_apps: bool = False) -> list[str
     return [str(problem) for problem in config.outside(import_apps=import_apps)]
 
 
-def test_apps_that_import_are_well(apps: Path) -> None:
+def test_apps_that_import_have_no_problem(apps: Path) -> None:
     (apps / "x.env").write_text("FILE=1\nKEY=file\n")
     found = outside(
         apps,

@@ -21,7 +21,7 @@ def server(name: str = "a", bind: str = ":1", **more: Any) -> ServerConfig:
     return ServerConfig(name=name, bind=bind, **{"app": app, **more})
 
 
-def test_it_is_a_sequence_of_its_servers() -> None:
+def test_pool_config_is_a_sequence_of_its_servers() -> None:
     a, b = server("a", ":1"), server("b", ":2")
     config = PoolConfig([a, {"name": "b", "listen": ":2", "app": app}])
     assert isinstance(config, Sequence)
@@ -41,7 +41,7 @@ def test_making_one_never_raises(given: Any) -> None:
     assert bool(config.problems) == (given not in ((), []) and not hasattr(given, "__next__"))
 
 
-def test_the_valid_ones_are_in_it_and_the_problems_tell_of_the_others() -> None:
+def test_pool_config_holds_the_valid_servers_and_the_problems_of_the_others() -> None:
     config = PoolConfig(
         [
             server("a", ":1"),

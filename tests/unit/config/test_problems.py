@@ -375,7 +375,7 @@ def test_valid_servers_are_there_next_to_the_problems(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [None, [], {}, "x" * 10_000, 10**1000, -1.5, True])
-def test_whatever_is_found_is_shown_on_one_short_line(tmp_path: Path, value: Any) -> None:
+def test_found_value_of_any_kind_is_shown_on_one_short_line(tmp_path: Path, value: Any) -> None:
     servers = [
         {"name": "a", "bind": ":1", "app": "a:b", key: value} for key in ("tags2", "scale", "user", "bind")
     ]

@@ -29,7 +29,7 @@ def test_every_reference_leads_somewhere(table: str, key: str) -> None:
         assert name in TABLES
 
 
-def test_it_has_the_models_keys_and_no_others() -> None:
+def test_schema_has_the_models_keys_and_no_others() -> None:
     server = set(TABLES["Server"]["properties"])
     assert server == (set(ServerConfig.model_fields) - INTERNAL) | {"listen", "workers"}
     assert set(TABLES["Defaults"]["properties"]) == server - {"name"}
@@ -72,7 +72,7 @@ def test_patterns_are_regular_expressions() -> None:
         assert not re.search(duration, text)
 
 
-def test_it_is_a_schema_of_the_draft_that_it_names() -> None:
+def test_schema_names_its_draft() -> None:
     assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert SCHEMA["title"]
     assert set(SCHEMA["properties"]) >= {"pool", "defaults", "server", "gateway"}

@@ -21,7 +21,7 @@ from poolctl.errors import PoolValidateError, ServerError
 async def app(scope: Any, receive: Any, send: Any) -> None: ...
 
 
-def test_it_takes_an_app_or_its_name_and_listen_for_bind() -> None:
+def test_server_config_takes_an_app_or_its_name_and_listen_for_bind() -> None:
     server = ServerConfig(name="web", listen="*:8080", app=app)
     assert (server.bind, server.key, server.app) == ("0.0.0.0:8080", "0.0.0.0:8080", app)
     assert ServerConfig(name="web", bind=":1", app="a:b").app == "a:b"
@@ -117,7 +117,7 @@ def test_tables_made_in_python_are_validated_too() -> None:
         TLSConfig(cert="x").cert = "y"
 
 
-def test_it_does_not_change() -> None:
+def test_server_config_refuses_assignments() -> None:
     server = ServerConfig(name="a", bind=":1", app=app, env={"A": "1"}, tags=["x"])
     with pytest.raises(AttributeError):
         server.name = "b"
@@ -150,7 +150,7 @@ def test_equal_configurations_are_equal_and_hash_alike() -> None:
 
 
 @pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
-def test_it_can_be_copied_and_pickled(twin: Any, tmp_path: Path) -> None:
+def test_server_config_can_be_copied_and_pickled(twin: Any, tmp_path: Path) -> None:
     from tests.config_files import SERVER, load_text
 
     for server in (
@@ -188,7 +188,7 @@ def test_an_address_that_was_chosen_takes_the_place_of_auto() -> None:
     assert server.bind == "127.0.0.1:auto"
 
 
-def test_it_shows_the_line_that_an_operator_wants() -> None:
+def test_repr_names_server_address_and_app() -> None:
     assert repr(ServerConfig(name="a", bind=":1", app="m:app")) == "<ServerConfig a 0.0.0.0:1 app=m:app>"
     job = ServerConfig(name="j", job=True, command=["x", "y"])
     assert repr(job) == "<ServerConfig j job:j command=x y>"
@@ -197,7 +197,7 @@ def test_it_shows_the_line_that_an_operator_wants() -> None:
     )
 
 
-def test_its_variables_are_the_files_then_its_own(tmp_path: Path) -> None:
+def test_own_variables_win_over_those_of_env_files(tmp_path: Path) -> None:
     (tmp_path / "a.env").write_text("A=1\nB=1\nC=1\n")
     (tmp_path / "b.env").write_text("B=2\nC=2\n")
     files = [str(tmp_path / "a.env"), str(tmp_path / "b.env")]
@@ -267,7 +267,7 @@ anything = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(sorted(ServerConfig.model_fields)), anything, max_size=6))
-def test_whatever_it_is_given_there_is_a_server_or_a_list_of_problems(given: dict[str, Any]) -> None:
+def test_any_keywords_give_a_server_or_a_list_of_problems(given: dict[str, Any]) -> None:
     try:
         server = ServerConfig(**given)
     except PoolValidateError as error:

@@ -20,7 +20,7 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(TEXT, VALUES, max_size=4))
-def test_what_is_written_is_read_back(table: dict[str, Any]) -> None:
+def test_table_written_as_toml_is_read_back_unchanged(table: dict[str, Any]) -> None:
     assert tomllib.loads(table_text("[t]", table))["t"] == table
 
 
