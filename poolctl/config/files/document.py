@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from poolctl.config.files.find import PYPROJECT, has_section
 from poolctl.config.files.parsers import parse, positions
 from poolctl.config.files.read_file import files_of, kind_of, read_text
-from poolctl.config.model.problems import ParseError, Path, Place, Problem, dotted
+from poolctl.config.model.problems import ParseError, Path, Place, Problem, Tree, dotted
 from poolctl.config.model.secrets import masked_quotes
 
 SECTION = ("tool", "poolctl")
@@ -42,7 +41,7 @@ class Document:
             if data is None:
                 hint = "add [tool.poolctl], or name another file"
                 raise Problem("there is no [tool.poolctl]", place=Place(path), hint=hint)
-        self.data: Any = {} if data is None else data
+        self.data: Tree = {} if data is None else data
         self._positions: dict[Path, tuple[int, int]] | None = None
 
     def positions(self) -> dict[Path, tuple[int, int]]:
@@ -87,13 +86,12 @@ def read_documents(
         try:
             files = files_of(path)
         except Problem as problem:
+            files = []
             problems.append(problem)
-            continue
         for file in files:
-            if file != path and os.path.basename(file) == PYPROJECT and not has_section(file):
-                continue
-            try:
-                documents.append(Document(file, (texts or {}).get(file)))
-            except Problem as problem:
-                problems.append(problem)
+            if file == path or os.path.basename(file) != PYPROJECT or has_section(file):
+                try:
+                    documents.append(Document(file, (texts or {}).get(file)))
+                except Problem as problem:
+                    problems.append(problem)
     return documents, problems

@@ -22,20 +22,8 @@ if TYPE_CHECKING:
 
 LARGEST_BYTES = 8 * 1024 * 1024
 SUFFIXES = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
-_TYPES = (
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
-# The longer marks first.
-_OTHER_ENCODINGS = (
-    (b"\xff\xfe\0\0", "UTF-32"),
-    (b"\0\0\xfe\xff", "UTF-32"),
-    (b"\xff\xfe", "UTF-16"),
-    (b"\xfe\xff", "UTF-16"),
-)
+_TYPES = {"d": "a directory", "p": "a FIFO", "s": "a socket", "c": "a device", "b": "a device"}
+_OTHER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 # A variable that is named by a key that ends in _env; compiled when it is used.
 _NAMED = rb"""_env["']?\s*[=:]\s*["']?([A-Za-z_][A-Za-z0-9_]*)"""
 _CHUNK_BYTES = 1024 * 1024
@@ -59,8 +47,7 @@ def read_regular(path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
-            what = next((name for test, name in _TYPES if test(mode)), "something else")
-            raise NotRegular(f"this is {what}, not a file")
+            raise NotRegular(f"this is {_TYPES.get(stat.filemode(mode)[0], 'something else')}, not a file")
         content = b""
         # Until the end: the size of a file in /proc is 0.
         while len(content) < most_bytes:
@@ -95,13 +82,8 @@ def read_text(path: str, *, for_another_user: bool = False) -> str:
     if len(content) > LARGEST_BYTES:
         fix = "split it: a directory of files is one configuration"
         raise _problem(path, f"larger than {LARGEST_BYTES // 1024 // 1024} MiB", fix)
-    return _decoded(path, content)
-
-
-def _decoded(path: str, content: bytes) -> str:
-    for mark, encoding in _OTHER_ENCODINGS:
-        if content.startswith(mark):
-            raise _problem(path, f"the file is {encoding}, not UTF-8", "save it as UTF-8")
+    if content.startswith(_OTHER_MARKS):
+        raise _problem(path, "the file is UTF-16 or UTF-32, not UTF-8", "save it as UTF-8")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -116,7 +98,7 @@ def _decoded(path: str, content: bytes) -> str:
 
 def kind_of(path: str) -> str:
     """`toml`, `yaml` or `json`, by the end of the name. Raises Problem."""
-    kind = SUFFIXES.get(os.path.splitext(path)[1].lower())
+    kind = SUFFIXES.get(_suffix(path))
     if kind is None:
         raise _problem(path, "not a configuration file by its name", "end it in .toml, .yaml, .yml or .json")
     return kind
@@ -127,17 +109,17 @@ def files_of(path: str) -> list[str]:
     if not os.path.isdir(path):
         return [path]
     try:
-        names = sorted(os.listdir(path))
+        names = sorted(name for name in os.listdir(path) if not name.startswith("."))
     except OSError as error:
         raise _problem(path, f"cannot be listed: {error.strerror}", "fix its permissions") from error
-    found = [
-        os.path.join(path, name)
-        for name in names
-        if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-    ]
+    found = [os.path.join(path, name) for name in names if _suffix(name) in SUFFIXES]
     if not found:
         raise _problem(path, "no configuration file in this directory", "put a pool.toml there")
     return found
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def missing_file(path: str) -> Problem:
@@ -154,7 +136,7 @@ def variables_named_in(paths: Iterable[str]) -> set[str]:
             with contextlib.suppress(OSError):
                 names = [os.path.join(path, name) for name in os.listdir(path)]
         for name in names:
-            if name == path or os.path.splitext(name)[1].lower() in SUFFIXES:
+            if name == path or _suffix(name) in SUFFIXES:
                 with contextlib.suppress(OSError, ValueError):
                     found.update(match.decode() for match in re.findall(_NAMED, read_regular(name)))
     return found
@@ -169,7 +151,6 @@ def _problem(path: str, message: str, hint: str, before: str | None = None) -> P
     return Problem(message, place=Place(path, line, column), hint=hint)
 
 
-# All possessive: a file of one long line must not be tried in many ways.
 # The parts of a file of variables, compiled when they are used. All possessive: a file of one long line must not be
 # tried in many ways.
 _BLANKS = r"(?:[ \t\r\n]++|#[^\n]*+)*+"

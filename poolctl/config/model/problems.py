@@ -79,14 +79,10 @@ class Problem(ServerError):
         message, hint, found = _without_secrets(place.key, message, hint, found)
         code, error = PoolValidateError.code, PoolValidateError.error
         super().__init__(message, name=name, bind=bind, hint=hint, code=code, error=error)
+        self.place = place
         self.file, self.line, self.column, self.key = place
         self.found = found
         self.allowed = allowed
-
-    @property
-    def place(self) -> Place:
-        """Its position in a file."""
-        return Place(self.file, self.line, self.column, self.key)
 
     def __str__(self) -> str:
         who = "" if self.file or not self.name else printable(self.name)
@@ -112,21 +108,15 @@ def _without_secrets(key: str, message: str, hint: str, found: str) -> tuple[str
 
 def problem_of(finding: Finding, place: Place | None = None, *, name: str = "", bind: str = "") -> Problem:
     """A finding as a problem of a server, at its place in a file if it is in one."""
-    key = (place.key if place else "") or dotted(finding.path)
-    _, message, hint, found, allowed = finding
-    place = (place or NOWHERE)._replace(key=key)
+    path, message, hint, found, allowed = finding
+    place = place if place and place.key else (place or NOWHERE)._replace(key=dotted(path))
     return Problem(message, place=place, name=name, bind=bind, hint=hint, found=found, allowed=allowed)
 
 
 def dotted(path: Path) -> str:
     """`("server", 1, "http", "root_path")` as `server[1].http.root_path`."""
-    text = ""
-    for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            text += ("." if text else "") + printable(str(part))
-    return text
+    parts = (f"[{part}]" if isinstance(part, int) else f".{printable(str(part))}" for part in path)
+    return "".join(parts).removeprefix(".")
 
 
 def printable(text: str) -> str:
