@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from poolctl.config.files.document import SYNONYMS, Document
 from poolctl.config.model.explain import nearest
@@ -13,21 +14,18 @@ from poolctl.config.model.tables import NOT_IMPLEMENTED, TABLE_NAMES, with_absol
 KNOWN = ("pool", "defaults", "server", *TABLE_NAMES)
 
 
+# A file, and the path of a table in it.
+Source = tuple[Document, Path]
+
+
+@dataclass(slots=True)
 class ServerTable:
     """The merged table of one server, before it is validated, and the tables of the files that it was merged from."""
 
-    __slots__ = ("base_dir", "name", "parts", "table")
-
-    def __init__(self, name: str, table: dict[str, Tree], document: Document, path: Path) -> None:
-        self.name = name
-        self.table = table
-        self.base_dir = document.base_dir
-        self.parts: list[tuple[Document, Path]] = [(document, path)]
-
-    def override(self, table: dict[str, Tree], document: Document, path: Path) -> None:
-        """Let a later file's table win, key by key."""
-        self.table = merged(self.table, table)
-        self.parts.append((document, path))
+    name: str
+    table: dict[str, Tree]
+    base_dir: str
+    parts: list[Source]
 
 
 class Assembly:
@@ -133,9 +131,11 @@ class Assembly:
             name = name if isinstance(name, str) else ""
             entry = self._by_name.get(name) if name else None
             if entry is not None and name not in here:
-                entry.override(table, document, path)
+                # A later file's table wins, key by key.
+                entry.table = merged(entry.table, table)
+                entry.parts.append((document, path))
             else:  # a new one, or a second one of its name in this file, which is a problem
-                entry = ServerTable(name, table, document, path)
+                entry = ServerTable(name, table, document.base_dir, [(document, path)])
                 self.entries.append(entry)
                 if name:
                     self._by_name.setdefault(name, entry)
@@ -146,10 +146,8 @@ class Assembly:
 
 def located(finding: Finding, place: Place, entry: ServerTable | None = None) -> Problem:
     """A finding as a problem at its place."""
-    bind = entry.table.get("bind") if entry else None
-    return problem_of(
-        finding, place, name=entry.name if entry else "", bind=bind if isinstance(bind, str) else ""
-    )
+    name, bind = (entry.name, entry.table.get("bind")) if entry else ("", "")
+    return problem_of(finding, place, name=name, bind=bind if isinstance(bind, str) else "")
 
 
 LONG_FORMS = {written: key for key, written in SYNONYMS.items()}
@@ -160,6 +158,7 @@ class Origins:
 
     def __init__(self, documents: list[Document], entries: list[ServerTable]) -> None:
         self.documents = documents
+        self._defaults: list[Source] = [(document, ("defaults",)) for document in documents]
         self._entries = {entry.name: entry for entry in reversed(entries)}
         self._by_table: dict[str, dict[Path, list[tuple[Path, int]]]] = {}
 
@@ -171,21 +170,12 @@ class Origins:
     def place(self, entry: ServerTable | str, path: Path) -> Place:
         """The place of a key of a server; its table's for a key that is not written anywhere."""
         entry = self._entries[entry] if isinstance(entry, str) else entry
-        for length in range(len(path), 0, -1):
-            found = self._written(entry, path[:length])
-            if found is not None:
-                document, whole = found
-                return document.place((*whole, *path[length:]))
         document, table = entry.parts[0]
-        return document.place((*table, *path))
+        return _place([*self._defaults, *entry.parts], path) or document.place((*table, *path))
 
     def of_table(self, path: Path) -> Place:
         """The place of a key that belongs to no server; `path` begins with its table."""
-        for length in range(len(path), 0, -1):
-            for document in reversed(self.documents):
-                if document.exact(path[:length]) is not None:
-                    return document.place(path)
-        return self.documents[0].place(path)
+        return _place([(document, ()) for document in self.documents], path) or self.documents[0].place(path)
 
     def of(self, name: str) -> dict[str, str]:
         """`{"http.loop": "/etc/pool.toml:7", …}` for every key that a file gives to the server."""
@@ -198,8 +188,7 @@ class Origins:
         asks = "tls" in entry.table or any(
             isinstance(each, dict) and each.get("tls") is True for each in tables
         )
-        sources: list[tuple[Document, Path]] = [(document, ("defaults",)) for document in self.documents]
-        for document, table in [*sources, *entry.parts]:
+        for document, table in [*self._defaults, *entry.parts]:
             for path, line in self._keys(document).get(table, ()):
                 first = LONG_FORMS.get(str(path[0]), path[0])
                 if table != ("defaults",) or first != "tls" or asks:
@@ -220,9 +209,11 @@ class Origins:
                     known.setdefault(own[:size], []).append((rest, line))
         return known
 
-    def _written(self, entry: ServerTable, path: Path) -> tuple[Document, Path] | None:
-        defaults: list[tuple[Document, Path]] = [(document, ("defaults",)) for document in self.documents]
-        for document, table in reversed([*defaults, *entry.parts]):
-            if document.exact((*table, *path)) is not None:
-                return document, (*table, *path)
-        return None
+
+def _place(sources: list[Source], path: Path) -> Place | None:
+    """The place of a path in the last source that has it, else of the longest beginning that one has."""
+    for length in range(len(path), 0, -1):
+        for document, table in reversed(sources):
+            if document.exact((*table, *path[:length])) is not None:
+                return document.place((*table, *path))
+    return None

@@ -239,9 +239,7 @@ def pool_variables(
 
 def _named(table: Mapping[str, Tree]) -> Iterator[str]:
     for key, value in table.items():
-        if key == "env":
-            continue
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key != "env":
             yield from _named(value)
         elif key.endswith("_env") and isinstance(value, str):
             yield value
@@ -270,9 +268,16 @@ def made(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
         if name != "notify":
             values[name] = _model(name, given, (name,), findings)
             continue
-        receivers = [_model(name, each, (name, index), findings) for index, each in enumerate(given)]
-        values[name] = tuple(each for each in receivers if each is not None)
-        findings += _names_taken(receivers)
+        labels: set[str] = set()
+        values[name] = ()
+        for index, each in enumerate(given):
+            receiver = _model(name, each, (name, index), findings)
+            if isinstance(receiver, Notify):
+                values[name] += (receiver,)
+                if receiver.label in labels:
+                    path = (name, index, *(("name",) if receiver.name else ()))
+                    findings.append(Finding(path, f"the name {receiver.label!r} is taken", 'add name = "…"'))
+                labels.add(receiver.label)
     return Tables(**values)
 
 
@@ -331,17 +336,6 @@ def _notify_findings(notify: Notify) -> Iterator[Finding]:
         yield Finding((), "gotify asks for a token", "add token_env or token_file")
     if notify.type == "ntfy" and not notify.topic:
         yield Finding((), "ntfy sends to a topic", 'add topic = "…"')
-
-
-def _names_taken(receivers: Iterable[Table | None]) -> Iterator[Finding]:
-    labels: set[str] = set()
-    for index, each in enumerate(receivers):
-        if not isinstance(each, Notify):
-            continue
-        if each.label in labels:
-            message = f"the name {each.label!r} is taken"
-            yield Finding(("notify", index, *(("name",) if each.name else ())), message, 'add name = "…"')
-        labels.add(each.label)
 
 
 def overlapping(
