@@ -249,7 +249,7 @@ def _json_text(document: Document, text: str, servers: Path, changes: Changes, m
     while (place := document.positions().get((*servers, len(begins)))) is not None:
         begins.append(starts[place[0] - 1] + place[1] - 1)
     kept = [index for index in range(len(begins)) if index not in changes.removed]
-    if not kept:
+    if not begins:
         return _json_written(meant, text) + "\n" * text.endswith("\n")
     ends = [json.JSONDecoder().raw_decode(text, begin)[1] for begin in begins]
     margin = text[text.rfind("\n", 0, begins[-1]) + 1 : begins[-1]]
@@ -263,8 +263,9 @@ def _json_text(document: Document, text: str, servers: Path, changes: Changes, m
         written = text[begins[index] : ends[index]]
         if index < 0 or index in changes.pairs:
             written = _json_written(table, written, margin)
-        new += (gap if index < 0 else gaps[index] if number else "") + written
-    return text[: begins[0]] + new + text[ends[-1] :]
+        new += ("" if not number else gap if index < 0 else gaps[index]) + written
+    head, tail = text[: begins[0]], text[ends[-1] :]
+    return head + new + tail if new else head.rstrip() + tail.lstrip()
 
 
 def _json_written(value: Tree, like: str, margin: str = "") -> str:

@@ -128,7 +128,12 @@ class Parts:
         if following < limit or limit == len(self.lines) or indent not in (None, self._depth(limit)):
             below = following
         above = first
-        while above > 0 and self._is_comment(above - 1) and indent in (None, self._depth(above - 1)):
+        while above > 0 and self._is_comment(above - 1):
+            line = self.lines[above - 1]
+            if line.lstrip().startswith(("#:", "#!")) or (
+                indent is not None and self._depth(above - 1) > indent
+            ):
+                break  # a directive, such as #:schema, or a comment of something further in
             above -= 1
         return Part(first, end, above or first, below)
 

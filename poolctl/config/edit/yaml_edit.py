@@ -11,13 +11,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
-from ruamel.yaml.util import load_yaml_guess_indent
 
 from poolctl.config.edit.parts import Changes, Pairs, Parts, assign, in_layout_of, lines_of, list_at
 from poolctl.config.files.document import Document
 from poolctl.config.files.yaml_file import plain
 from poolctl.config.model.problems import Path, Tree
 
+# Indentation of tables and lists, and of the dash within a list's.
+LAYOUTS = ((2, 2, 0), (2, 4, 2), (4, 4, 2), (4, 2, 0))
 _word = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*")
 
 
@@ -45,25 +46,29 @@ def rewritten(text: str, servers: Path, changes: Changes) -> str:
 
 
 def _edited(text: str, act: Callable[..., None]) -> str:
-    try:
-        _, indent, dash = load_yaml_guess_indent(text)
-        yaml = _writer(indent or 2, dash or 0)
-        before, after = io.StringIO(), io.StringIO()
-        data = yaml.load(text)
-        yaml.dump(data, before)
-        act(data, convert=_value)
-        yaml.dump(data, after)
-    except (YAMLError, AttributeError, TypeError) as error:
-        raise ValueError(str(error).partition("\n")[0]) from error
-    return in_layout_of(text, before.getvalue(), after.getvalue())
+    """The text after `act` has changed its value, in the layout that is most like its own."""
+    found: list[tuple[int, str]] = []
+    for layout in LAYOUTS:
+        yaml, before, after = _writer(*layout), io.StringIO(), io.StringIO()
+        try:
+            data = yaml.load(text)
+            yaml.dump(data, before)
+            act(data, convert=_value)
+            yaml.dump(data, after)
+        except (YAMLError, AttributeError, TypeError) as error:
+            raise ValueError(str(error).partition("\n")[0]) from error
+        lines = zip(lines_of(text), lines_of(before.getvalue()), strict=False)
+        same = sum(one == other for one, other in lines)
+        found.append((same, in_layout_of(text, before.getvalue(), after.getvalue())))
+    return max(found, key=lambda each: each[0])[1]
 
 
-def _writer(indent: int = 2, dash: int = 0) -> YAML:
+def _writer(mapping: int = 2, sequence: int = 2, offset: int = 0) -> YAML:
     yaml = YAML()
     yaml.width = 1_000_000
     yaml.preserve_quotes = True
     yaml.brace_single_entry_mapping_in_flow_sequence = True
-    yaml.indent(mapping=indent, sequence=dash + 2, offset=dash)
+    yaml.indent(mapping=mapping, sequence=sequence, offset=offset)
     return yaml
 
 

@@ -482,6 +482,33 @@ def test_yaml_comment_belongs_to_lines_of_its_indentation(tmp_path: Path) -> Non
     )
 
 
+def test_yaml_layouts_of_other_widths_are_kept_when_a_nested_key_is_added(tmp_path: Path) -> None:
+    text = (
+        "server:\n    -   name: a\n        health:\n            readiness:\n                http: /r\n"
+        "# about b\n    -   name: b\n        env:\n            A: '1'  # one\n        tags:\n        - x\n"
+    )
+    file = written(tmp_path, "pool.yaml", text)
+    draft = drafted(file)
+    draft.set("a", ("health", "readiness", "interval"), "3s")
+    draft.set("b", ("env", "A"), "new")
+    draft.write()
+    changed = text.replace("http: /r\n", "http: /r\n                interval: 3s\n").replace("'1' ", "'new'")
+    assert file.read_text() == changed
+    draft = drafted(file)
+    draft.remove("b")
+    draft.write()
+    assert file.read_text() == changed[: changed.index("# about b")]
+
+
+def test_schema_directive_stays_when_the_server_below_it_is_removed(tmp_path: Path) -> None:
+    text = '[pool]\nname = "p"\n#:schema ./pool.schema.json\n[[server]]\nname = "a"\n'
+    file = written(tmp_path, "pool.toml", text)
+    draft = drafted(file)
+    draft.remove("a")
+    draft.write()
+    assert file.read_text() == text[: text.index("[[server]]")]
+
+
 def test_in_yaml_a_block_is_replaced_and_a_key_without_a_value_gets_one(tmp_path: Path) -> None:
     file = written(tmp_path, "pool.yaml", INDENTED)
     draft = drafted(file)
