@@ -85,7 +85,7 @@ def ask(sock: socket.socket, path: str = "/") -> bytes:
     return data
 
 
-def test_a_started_server_has_answered_and_says_what_it_is(pool: Pool) -> None:
+def test_started_server_has_answered_and_shows_its_state(pool: Pool) -> None:
     server = pool.store_new(config("web"))
     assert (server.state, server.ready, server.pids, server.uptime) == (State.STOPPED, False, [], timedelta())
 
@@ -182,7 +182,7 @@ def test_an_idle_connection_outlives_the_restart_until_it_is_quiet(pool: Pool) -
     pool.join_sync()
 
 
-def test_when_the_replacement_fails_the_old_one_stays(pool: Pool) -> None:
+def test_restart_keeps_the_old_worker_when_the_replacement_fails(pool: Pool) -> None:
     server = pool.store_new(config("web"))
     pool.start_sync()
     pool.merge(Pool([config("web", "refusing", bind=server.bind)]))
@@ -398,7 +398,7 @@ def test_a_factory_makes_the_app(pool: Pool) -> None:
     assert get(server.bind).text == "made"
 
 
-def test_dependencies_are_there_first_and_go_last(pool: Pool) -> None:
+def test_dependencies_start_first_and_stop_last(pool: Pool) -> None:
     web = pool.store_new(config("web", depends_on=["db"]))
     db = pool.store_new(config("db"))
     pool.start_sync()

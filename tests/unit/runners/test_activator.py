@@ -1,4 +1,4 @@
-"""Who wakes a sleeping server, who does not, and what becomes of everybody who is connected: over real sockets."""
+"""Which connections wake a sleeping server, and where connections go: over real sockets."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class House:
         return got
 
 
-def test_a_request_wakes_once_and_its_connection_goes_to_the_worker_unread() -> None:
+def test_request_wakes_once_and_its_connection_reaches_the_worker_unread() -> None:
     async def scenario(house: House) -> None:
         house.arm()
         await house.connect(REQUEST)
@@ -213,7 +213,7 @@ def test_every_held_connection_goes_to_the_worker_with_the_one_that_sends() -> N
     run(scenario)
 
 
-def test_the_next_request_of_a_connection_that_a_worker_left_wakes() -> None:
+def test_connection_left_by_a_worker_wakes_with_its_next_request() -> None:
     async def scenario(house: House) -> None:
         first = await house.leave_behind()
         house.arm()
@@ -257,7 +257,7 @@ def test_left_connection_that_sends_a_request_wakes_before_any_is_closed() -> No
     run(scenario)
 
 
-def test_a_slow_line_and_an_idle_connection_have_their_time() -> None:
+def test_slow_line_and_idle_connection_are_closed_after_their_time() -> None:
     async def scenario(house: House) -> None:
         house.arm(head_seconds=0.04)
         slow, idle = await house.connect(b"GET /"), await house.connect()
@@ -329,7 +329,7 @@ def test_a_listener_on_which_accept_waits_wakes_its_server_by_any_connection_fro
     run(scenario)
 
 
-def test_what_is_no_connection_is_closed_and_taken_out_a_little_at_a_time(monkeypatch: Any) -> None:
+def test_junk_in_the_pair_is_closed_a_little_at_a_time(monkeypatch: Any) -> None:
     async def scenario(house: House) -> None:
         monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.001)
         with (
@@ -391,7 +391,7 @@ def test_connection_that_found_no_room_before_the_server_slept_wakes_it_again() 
     run(scenario)
 
 
-def test_a_disarmed_listener_hands_over_and_a_dismissed_one_closes() -> None:
+def test_disarmed_listener_hands_connections_over_and_dismissed_one_closes_them() -> None:
     async def scenario(house: House) -> None:
         house.arm()
         first = await house.connect()
@@ -442,7 +442,7 @@ def test_no_left_connection_is_lost_when_descriptors_run_out(monkeypatch: Any) -
     run(scenario)
 
 
-def test_out_of_descriptors_the_backlog_waits(monkeypatch: Any) -> None:
+def test_connections_wait_in_the_backlog_when_descriptors_run_out(monkeypatch: Any) -> None:
     class Full(socket.socket):
         fails = 1
 

@@ -56,7 +56,7 @@ async def asked(theirs: socket.socket) -> wire.Message:
             return received[0]
 
 
-def test_one_that_is_not_needed_any_more_answers_who_has_asked_already() -> None:
+def test_zygote_that_is_not_needed_any_more_answers_requests_in_progress() -> None:
     async def run() -> None:
         zygote, theirs = one()
         with theirs:
@@ -70,7 +70,7 @@ def test_one_that_is_not_needed_any_more_answers_who_has_asked_already() -> None
     asyncio.run(run())
 
 
-def test_the_keepers_entry_of_one_is_kept_until_its_forks_are_made() -> None:
+def test_zygotes_entry_is_kept_at_the_keeper_until_its_forks_are_made() -> None:
     """The keeper shuts down a socket that it drops, and with it the link."""
 
     async def run() -> None:
@@ -91,7 +91,7 @@ def test_the_keepers_entry_of_one_is_kept_until_its_forks_are_made() -> None:
 
 
 @pytest.mark.parametrize("newer_first", [True, False])
-def test_of_two_imports_the_one_that_began_later_stays_whichever_is_up_first(newer_first: bool) -> None:
+def test_later_of_two_imports_stays_in_either_order_of_completion(newer_first: bool) -> None:
     async def run() -> None:
         ours, keeper = wire.pair()
         zygotes = AppZygotes(Link(ours), children(), *[cast(Any, None)] * 3)
@@ -144,7 +144,7 @@ def test_refused_fork_and_unanswered_fork_are_distinguished() -> None:
     asyncio.run(run())
 
 
-def test_it_is_of_use_or_says_why_not_or_has_ended() -> None:
+def test_zygote_is_usable_or_gives_the_reason_or_has_exited() -> None:
     async def run() -> None:
         for message, problem in (({"event": "up"}, ""), ({"event": "unusable", "problem": "no"}, "no")):
             zygote, theirs = one()
@@ -162,7 +162,7 @@ def test_it_is_of_use_or_says_why_not_or_has_ended() -> None:
     asyncio.run(run())
 
 
-def test_one_that_names_a_process_which_it_cannot_have_forked_forks_no_more() -> None:
+def test_zygote_that_names_a_process_it_cannot_have_forked_is_cut_off() -> None:
     async def run() -> None:
         zygote, theirs = one()
         with theirs:

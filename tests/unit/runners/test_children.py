@@ -1,4 +1,4 @@
-"""Which processes are believed to be what a zygote was asked to fork."""
+"""Processes that a zygote names are accepted only when it can have forked them."""
 
 from __future__ import annotations
 

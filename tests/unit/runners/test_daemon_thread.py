@@ -12,7 +12,7 @@ from poolctl.runners.opener import in_daemon_thread
 from tests.deadline import wait_until
 
 
-def test_the_result_comes_from_another_thread_while_the_loop_turns() -> None:
+def test_result_comes_from_another_thread_while_the_loop_runs() -> None:
     async def use() -> None:
         gate = threading.Event()
         work = asyncio.ensure_future(
@@ -47,7 +47,7 @@ def _fail() -> None:
         (_stop, RuntimeError, "StopIter"),
     ],
 )
-def test_an_error_is_raised_where_it_is_awaited(
+def test_error_is_raised_where_it_is_awaited(
     work: Callable[[], None], kind: type[BaseException], text: str
 ) -> None:
     with pytest.raises(kind, match=text):

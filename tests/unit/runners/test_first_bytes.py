@@ -1,4 +1,4 @@
-"""What is a request, what may become one, and what is nothing to wake for."""
+"""First bytes are a request, the beginning of one, or no reason to wake a server."""
 
 from __future__ import annotations
 

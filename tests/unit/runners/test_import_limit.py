@@ -60,7 +60,7 @@ def test_a_worker_that_ends_gives_up_its_turn_and_one_that_ended_before_takes_no
     asyncio.run(run())
 
 
-def test_a_process_that_imports_for_several_takes_a_turn_and_gives_it_back_when_it_ends() -> None:
+def test_app_zygote_takes_a_turn_and_gives_it_back_when_it_ends() -> None:
     async def run() -> None:
         turns, waiting = ImportLimit(at_once=1), worker(0)
         (ours, theirs), at_keeper = wire.pair(), wire.pair()

@@ -1,4 +1,4 @@
-"""What the keeper has is also here, whoever gave it."""
+"""A keeper's link records every entry of the keeper, of earlier supervisors too."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def same(one: int, other: int) -> bool:
     return os.path.sameopenfile(one, other)
 
 
-def test_what_is_put_noted_and_dropped_is_taken_down() -> None:
+def test_entries_put_noted_and_dropped_are_recorded() -> None:
     async def work() -> None:
         peer = Peer()
         read, write = os.pipe()
@@ -74,7 +74,7 @@ def test_what_is_put_noted_and_dropped_is_taken_down() -> None:
     run(work())
 
 
-def test_what_an_earlier_supervisor_put_is_fetched_and_zygotes_are_not() -> None:
+def test_entries_of_an_earlier_supervisor_are_fetched_without_zygotes() -> None:
     async def work() -> None:
         peer = Peer()
         read, write = os.pipe()
@@ -94,7 +94,7 @@ def test_what_an_earlier_supervisor_put_is_fetched_and_zygotes_are_not() -> None
     run(work())
 
 
-def test_on_a_lost_link_it_is_still_taken_down() -> None:
+def test_entries_are_recorded_on_a_lost_link_too() -> None:
     async def work() -> None:
         peer = Peer()
         peer.kept.close()

@@ -1,4 +1,4 @@
-"""A link delivers in order, matches replies, never blocks, and tells of its end once."""
+"""A link delivers in order, matches replies, never blocks, and reports its end once."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_replies_find_their_calls_in_any_order() -> None:
     run(scenario())
 
 
-def test_messages_that_are_no_replies_are_heard_in_order() -> None:
+def test_messages_that_are_no_replies_are_received_in_order() -> None:
     async def scenario() -> None:
         peer = Peer()
         for number in range(200):
@@ -143,7 +143,7 @@ def test_a_reply_before_the_end_is_not_lost() -> None:
     run(scenario())
 
 
-def test_what_the_socket_does_not_take_waits_here_in_order_and_with_its_descriptors() -> None:
+def test_messages_without_room_wait_in_order_with_their_descriptors() -> None:
     async def scenario() -> None:
         peer = Peer()
         peer.link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -163,7 +163,7 @@ def test_what_the_socket_does_not_take_waits_here_in_order_and_with_its_descript
     run(scenario())
 
 
-def test_garbage_is_skipped() -> None:
+def test_invalid_messages_of_a_trusted_peer_are_skipped() -> None:
     async def scenario() -> None:
         peer = Peer()
         for garbage in (b"no json", b"[1]", b"[" * 50_000):
@@ -238,7 +238,7 @@ def test_end_of_a_link_waits_for_no_connection_that_was_sent_to_linger() -> None
     run(scenario())
 
 
-def test_last_words_of_a_process_that_ended_with_unread_orders_are_heard() -> None:
+def test_last_messages_of_a_process_that_ended_with_unread_orders_are_received() -> None:
     async def scenario() -> None:
         peer = Peer()
         peer.link.send({"order": "unread"})

@@ -1,4 +1,4 @@
-"""What a worker may say of itself, and what is made of it."""
+"""Messages of a worker are checked, and one that breaks the protocol is killed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_message_of_another_version_is_ignored() -> None:
     asyncio.run(scenario())
 
 
-def test_text_is_shortened_and_drives_no_terminal() -> None:
+def test_text_is_shortened_and_without_control_characters() -> None:
     async def scenario() -> None:
         found = worker()
         found.received({"event": "failed", "message": "\x1b]0;title\x07 \ud800 déjà\n" + "x" * 10_000})

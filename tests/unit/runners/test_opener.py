@@ -49,7 +49,7 @@ def test_listeners_that_fail_together_share_one_search(monkeypatch: pytest.Monke
     assert searches == [30, 30]
 
 
-def test_a_search_that_hangs_or_fails_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listen_fails_without_waiting_for_a_search_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     over, searched = threading.Event(), []
 
     def search_until_over(search: Search, places: Any) -> None:

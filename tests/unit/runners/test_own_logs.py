@@ -17,7 +17,7 @@ async def rotated(path: Path) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_a_log_is_rotated_also_after_its_directory_was_made_again(tmp_path: Path) -> None:
+def test_log_is_rotated_after_its_directory_was_created_again(tmp_path: Path) -> None:
     async def main() -> None:
         directory = tmp_path / "runtime"
         directory.mkdir()

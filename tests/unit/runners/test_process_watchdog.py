@@ -71,12 +71,12 @@ async def asked(
     return count
 
 
-def test_one_that_does_not_answer_any_more_is_killed(process: subprocess.Popen[bytes]) -> None:
+def test_process_that_stops_answering_is_killed(process: subprocess.Popen[bytes]) -> None:
     assert asyncio.run(asked(identity(process.pid), answers=3, until_end_of=process)) == 4
     assert process.wait(5) == -9
 
 
-def test_one_that_answers_lives_and_is_asked_again(process: subprocess.Popen[bytes]) -> None:
+def test_process_that_answers_is_pinged_again(process: subprocess.Popen[bytes]) -> None:
     assert asyncio.run(asked(identity(process.pid), answers=10, most=10)) == 10
     assert process.poll() is None
 
@@ -86,11 +86,11 @@ def test_process_that_another_supervisor_started_sends_its_pid(process: subproce
     assert process.wait(5) == -9
 
 
-def test_one_that_does_not_know_the_question_is_left_alone() -> None:
+def test_process_that_does_not_know_pings_is_left_alone() -> None:
     assert asyncio.run(asked({}, answers=0)) == 1
 
 
-def test_another_process_with_its_pid_is_left_alone(process: subprocess.Popen[bytes]) -> None:
+def test_process_that_has_reused_the_pid_is_left_alone(process: subprocess.Popen[bytes]) -> None:
     known = identity(process.pid)
     kill({**known, "start": known["start"] - 1})
     kill({"pid": process.pid})

@@ -31,17 +31,17 @@ def test_a_placement_is_named_by_server_generation_and_index() -> None:
         (Exit(message="has ended before"), "has ended before", False),
     ],
 )
-def test_an_exit_says_how_it_was(exit_: Exit, message: str, ok: bool) -> None:
+def test_exit_message_names_status_or_signal(exit_: Exit, message: str, ok: bool) -> None:
     assert (exit_.message, exit_.ok) == (message, ok)
 
 
-def test_a_failure_keeps_its_reason_when_it_is_copied_or_sent() -> None:
+def test_failure_keeps_its_reason_when_it_is_copied_or_sent() -> None:
     failure = WorkerFailed("gone", hint="look", exit=Exit.from_status(3))
     for again in (copy.copy(failure), pickle.loads(pickle.dumps(failure))):
         assert (again.message, again.hint, again.exit) == ("gone", "look", Exit.from_status(3))
     assert str(failure) == "gone"
 
 
-def test_endpoints_and_state_have_no_surprises() -> None:
+def test_endpoints_compare_by_value_and_state_is_empty_by_default() -> None:
     assert Endpoints("k", ("a", "b")).addresses == ("a", "b")
     assert dict(app_state.get()) == {}
