@@ -19,8 +19,7 @@ from poolctl.worker.load_app import LoadFailed, load_app
 from poolctl.worker.serving.accepting import stop_reading
 from poolctl.worker.serving.access_log import AccessLog
 from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
-from poolctl.worker.serving.uvicorn_config import drainable, renew_context, ssl_context
-from poolctl.worker.serving.uvicorn_parts import LifespanOn
+from poolctl.worker.serving.uvicorn_parts import LifespanOn, drainable, renew_context, ssl_context
 
 from .opener import in_daemon_thread
 from .protocol import Exit, Placement

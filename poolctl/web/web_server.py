@@ -15,8 +15,7 @@ import h11
 import uvicorn
 from starlette.types import ASGIApp
 
-from poolctl.worker.serving.uvicorn_config import renew_context, ssl_context
-from poolctl.worker.serving.uvicorn_parts import H11Protocol
+from poolctl.worker.serving.uvicorn_parts import H11Protocol, renew_context, ssl_context
 
 # From the connection, or from a request's first byte, to the end of its body.
 REQUEST_SECONDS = 10.0

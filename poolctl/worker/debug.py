@@ -29,7 +29,7 @@ from .process_setup import (
     start_interpreter_again,
 )
 from .serving.pool_server import PoolServer, StartupFailed, load_config
-from .serving.uvicorn_config import drainable
+from .serving.uvicorn_parts import drainable
 
 _FAILED = 1
 _INTERRUPTED = 130

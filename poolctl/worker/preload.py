@@ -25,7 +25,7 @@ from .control_socket import BEAT, answer
 from .process_setup import descriptors, keep_fds
 from .serving import uvicorn_parts
 from .serving.pool_server import PoolServer
-from .serving.uvicorn_config import prepare
+from .serving.uvicorn_parts import prepare
 from .tally import blank_page
 
 # Otherwise the first request imports anyio's backend, which takes 18 ms.

@@ -40,7 +40,7 @@ from .process_setup import (
 from .serving.accepting import AdoptionPair
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
 from .serving.server_state import IdleTimer
-from .serving.uvicorn_config import Tls, configure, ssl_context
+from .serving.uvicorn_parts import Tls, configure, ssl_context
 from .tally import map_page
 
 # Events and log lines of every worker, encoded.

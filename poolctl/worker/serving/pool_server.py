@@ -19,8 +19,7 @@ from .counting import Batch, Counted, count_statuses
 from .draining import Moving, close_websocket, drainable_protocol, http_classes
 from .probe_connections import ProbeConnections
 from .server_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, PoolServerState
-from .uvicorn_config import Settings, Tls, ssl_context
-from .uvicorn_parts import Message, State
+from .uvicorn_parts import Message, Settings, State, Tls, ssl_context
 
 logger = logging.getLogger("uvicorn.error")
 

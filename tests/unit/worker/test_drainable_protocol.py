@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from poolctl.worker.serving import uvicorn_config
+from poolctl.worker.serving import uvicorn_parts
 from poolctl.worker.serving.draining import Closing, drainable_protocol
 from poolctl.worker.tally import blank_page
 from tests.serving import ENGINES, Client, Engine, served
@@ -59,10 +59,10 @@ def test_unknown_protocol_class_serves_and_is_closed_by_a_drain(loop: str, capsy
 
 @pytest.mark.parametrize("there", [True, False])
 def test_auto_is_a_class_that_can_be_drained(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
-    monkeypatch.setattr(uvicorn_config, "find_spec", lambda name: object() if there else None)
+    monkeypatch.setattr(uvicorn_parts, "find_spec", lambda name: object() if there else None)
     expected = "httptools" if there else "h11"
-    assert uvicorn_config.drainable({"http": "auto", "loop": "auto"}) == {"http": expected, "loop": "auto"}
-    assert uvicorn_config.drainable({"http": "zttp"}) == {"http": "zttp"}
+    assert uvicorn_parts.drainable({"http": "auto", "loop": "auto"}) == {"http": expected, "loop": "auto"}
+    assert uvicorn_parts.drainable({"http": "zttp"}) == {"http": "zttp"}
 
 
 def test_known_protocol_class_that_lacks_a_part_counts_as_unknown() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.worker.serving.uvicorn_config import ssl_context
+from poolctl.worker.serving.uvicorn_parts import ssl_context
 from tests.certificates import certificate
 from tests.serving import ENGINES, Client, Engine, Pair, served, turns, until
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from poolctl.config import ServerConfig
 from poolctl.runners.spec import uvicorn_settings
-from poolctl.worker.serving import uvicorn_config
+from poolctl.worker.serving import uvicorn_parts
 from tests.asgi_apps import saying
 
 
@@ -13,20 +13,20 @@ def plain(**keys: object) -> ServerConfig:
 
 
 def test_server_without_an_http_table_has_the_usual_settings() -> None:
-    assert uvicorn_settings(plain()) == uvicorn_config.USUAL
+    assert uvicorn_settings(plain()) == uvicorn_parts.USUAL
 
 
 def test_prepared_configuration_serves_the_given_application() -> None:
-    uvicorn_config.prepare(saying("nothing"))
+    uvicorn_parts.prepare(saying("nothing"))
     first, second = saying("first"), saying("second")
-    configs = [uvicorn_config.configure(app, dict(uvicorn_config.USUAL)) for app in (first, second)]
+    configs = [uvicorn_parts.configure(app, dict(uvicorn_parts.USUAL)) for app in (first, second)]
     for config in configs:
         config.load()
     assert [config.loaded_app for config in configs] == [first, second]
 
 
 def test_other_settings_make_a_configuration_of_their_own() -> None:
-    uvicorn_config.prepare(saying("nothing"))
+    uvicorn_parts.prepare(saying("nothing"))
     wanted = uvicorn_settings(plain(http={"keep_alive": "5s", "root_path": "/api"}))
-    config = uvicorn_config.configure(saying("hello"), wanted)
+    config = uvicorn_parts.configure(saying("hello"), wanted)
     assert (config.timeout_keep_alive, config.root_path) == (5.0, "/api")
