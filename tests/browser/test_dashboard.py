@@ -124,8 +124,23 @@ def test_everything_can_be_done_by_keyboard(page: Page, stage: Stage) -> None:
     assert restart.evaluate("node => node === document.activeElement")
     assert stage.pool.asked == []
     page.keyboard.press("Enter")
+    page.get_by_role("dialog").wait_for()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
+    page.locator(".note").get_by_text("web-1 restarted.").wait_for()
+
+
+def test_question_asked_while_another_closes_is_answered_by_its_buttons(page: Page, stage: Stage) -> None:
+    enter(page, stage)
+    page.get_by_role("button", name="Restart web-1").click()
+    page.get_by_role("dialog").wait_for()
+    page.evaluate(
+        """() => {
+            document.getElementById("confirm").close();
+            document.querySelector('[aria-label="Restart web-1"]').click();
+        }"""
+    )
+    page.get_by_role("dialog").get_by_role("button", name="Restart").click()
     page.locator(".note").get_by_text("web-1 restarted.").wait_for()
 
 

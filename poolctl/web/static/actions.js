@@ -46,7 +46,11 @@ export function note(text, bad = false) {
   if (!bad) setTimeout(away, 6000);
 }
 
-export function confirm(action, names) {
+let closed = null;
+
+export async function confirm(action, names) {
+  // The event of a dialog that has just been closed would answer this question.
+  await closed;
   const { label, one, many, danger } = ACTIONS[action];
   const dialog = $("confirm");
   const back = document.activeElement;
@@ -55,7 +59,7 @@ export function confirm(action, names) {
   $("confirm-names").replaceChildren(...(names.length === 1 ? [] : names.map((name) => el("li", {}, name))));
   $("confirm-yes").textContent = label;
   $("confirm-yes").className = danger ? "primary danger" : "primary";
-  return new Promise((resolve) => {
+  closed = new Promise((resolve) => {
     dialog.addEventListener("close", () => {
       back?.focus?.();
       resolve(dialog.returnValue === "yes");
@@ -64,6 +68,7 @@ export function confirm(action, names) {
     dialog.showModal();
     $("confirm-no").focus();
   });
+  return closed;
 }
 
 export async function act(action, names, button) {
