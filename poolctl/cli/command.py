@@ -7,6 +7,8 @@ shell completions are all made from it, so that a new command is one new file. S
 
 from __future__ import annotations
 
+from poolctl.control.answers import Item
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,19 +16,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "wide", "json", "jsonl", "name")
 # The stable keys of an item, in the order in which `-o wide` shows what it shows of them.
-FIELDS = (
-    "name",
-    "bind",
-    "expose",
-    "state",
-    "ready",
-    "health",
-    "pids",
-    "workers",
-    "uptime_seconds",
-    "restarts",
-    "tags",
-)
+FIELDS = tuple(name for name in Item.annotations if name != "address")
 STATES = (
     "disabled",
     "stopped",
@@ -60,8 +50,6 @@ class Option:
 
     `words` are the values that a shell offers, `completes` what it asks the pool or its own file system for.
     """
-
-    __slots__ = ("completes", "help", "key", "kind", "metavar", "required", "spellings", "words")
 
     def __init__(
         self,
@@ -98,8 +86,6 @@ class Command:
     The common options, which may stand before the command as well, are added to its own. With `takes_command` the
     words after `--` are a command of the user's, and the value `command` of a request.
     """
-
-    __slots__ = ("arguments", "examples", "help", "notes", "options", "section", "takes_command")
 
     def __init__(
         self,

@@ -30,8 +30,6 @@ _MOST_DIGITS = 9
 class CommandRequest:
     """One command with its options, by the names that the options have in Python."""
 
-    __slots__ = ("values", "verb")
-
     def __init__(self, verb: str, values: Table) -> None:
         self.verb = verb
         self.values = values

@@ -22,8 +22,6 @@ _ANSWER_SECONDS = 1.0
 class PoolRef:
     """A pool's files and its runtime directory, which need not exist."""
 
-    __slots__ = ("directory", "files")
-
     def __init__(self, files: list[str], pool_directory: str) -> None:
         self.files = files
         self.directory = pool_directory

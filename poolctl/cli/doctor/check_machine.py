@@ -208,8 +208,8 @@ def _threads_of_user() -> int:
 
 def memory(context: CheckContext) -> Iterator[CheckResult]:
     """The memory available to the pool, if it does not run yet."""
-    table = _table()
-    left = table.get("MemAvailable", 0)
+    available = re.search(r"^MemAvailable:\s+(\d+) kB", read("/proc/meminfo"), re.MULTILINE)
+    left = int(available[1]) * 1024 if available else 0
     where, fix = "are available", "stop other programs, or add memory"
     for directory in control_groups("memory"):
         most = number(f"{directory}/memory.max") or number(f"{directory}/memory.limit_in_bytes")
@@ -225,16 +225,6 @@ def memory(context: CheckContext) -> Iterator[CheckResult]:
         yield warning("memory", f"{_mib(left)} {where}", fix)
     else:
         yield ok("memory", said)
-
-
-def _table() -> dict[str, int]:
-    found = {}
-    for line in read("/proc/meminfo").splitlines():
-        key, _, rest = line.partition(":")
-        value = rest.split()
-        if value and value[0].isdecimal():
-            found[key] = int(value[0]) * 1024
-    return found
 
 
 def _mib(count: int) -> str:
