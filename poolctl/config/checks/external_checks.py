@@ -83,7 +83,7 @@ class ExternalChecks:
             self._look(server, _log, server.log.path)
 
     def _look(self, server: ServerKeys, look: Callable[..., Found], *at: Hashable) -> None:
-        key = (look, *at)
+        key = (look.__name__, *at)  # a method itself would keep this object from going
         if key not in self._seen:
             self._seen[key] = look(*at)
         problems, warnings = self._seen[key]
