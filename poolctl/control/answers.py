@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from poolctl.errors import PoolError
     from poolctl.values import Table
 
-_MAX_EXIT_CODE = 255
-
 SCHEMA = 1
 PROTOCOL = 1
 CHECK = "--check"  # asks another version of the supervisor whether it could run here
@@ -65,7 +63,7 @@ class ErrorEntry(Value):
 
     def to_error(self) -> ServerError:
         """The error to raise. Exit codes of the command line mean nothing there: a group fills in its own code."""
-        code, error = (self.code, self.error) if self.code > _MAX_EXIT_CODE else (0, "")
+        code, error = (self.code, self.error) if self.code > 255 else (0, "")
         return ServerError(
             self.message, name=self.name, bind=self.bind, hint=self.hint, code=code, error=error
         )

@@ -8,13 +8,13 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import h11
 import uvicorn
 from starlette.types import ASGIApp
 
+from poolctl.values import Table
 from poolctl.worker.serving.uvicorn_parts import H11Protocol, renew_context, ssl_context
 
 # From the connection, or from a request's first byte, to the end of its body.
@@ -31,16 +31,13 @@ _LAST_SECONDS = 1
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-Tls = Mapping[str, Any]
-
-
 class WebServer(uvicorn.Server):
     """Serves an ASGI application until `over` is set. Raises OSError for an unusable certificate.
 
     It waits for the end without waking up, where uvicorn polls ten times a second.
     """
 
-    def __init__(self, app: ASGIApp, over: asyncio.Event, tls: Tls | None = None) -> None:
+    def __init__(self, app: ASGIApp, over: asyncio.Event, tls: Table | None = None) -> None:
         config = uvicorn.Config(
             app,
             http=DashboardConnection,
@@ -69,9 +66,10 @@ class WebServer(uvicorn.Server):
     async def main_loop(self) -> None:
         await self.over.wait()
 
-    def capture_signals(self) -> Any:
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
         """Nothing: the owner of this server handles signals."""
-        return contextlib.nullcontext()
+        yield
 
 
 class ConnectionAcceptor:
@@ -200,14 +198,14 @@ class DashboardConnection(H11Protocol):
         self.transport.abort()
 
 
-def context_of(tls: Tls) -> ssl.SSLContext:
+def context_of(tls: Table) -> ssl.SSLContext:
     """The TLS context of the files. Raises OSError for files that cannot be used."""
     with _opened(tls) as fds:
-        return ssl_context(dict(tls), fds)
+        return ssl_context(tls, fds)
 
 
 async def keep_current(
-    context: ssl.SSLContext | None, tls: Tls, *, every_seconds: float = RENEWAL_SECONDS
+    context: ssl.SSLContext | None, tls: Table, *, every_seconds: float = RENEWAL_SECONDS
 ) -> None:
     """Reload changed files into the context for new handshakes; they are checked every half minute.
 
@@ -220,27 +218,24 @@ async def keep_current(
         now = _stamps(tls)
         if now != known:
             with contextlib.suppress(OSError), _opened(tls) as fds:
-                renew_context(context, dict(tls), fds)
+                renew_context(context, tls, fds)
                 known = now
 
 
-def _paths(tls: Tls) -> list[str]:
+def _paths(tls: Table) -> list[str]:
     return [path for path in (tls["cert"], tls["key"] or tls["cert"], tls["ca"]) if path]
 
 
-def _stamps(tls: Tls) -> list[Any]:
-    found: list[Any] = []
+def _stamps(tls: Table) -> list[object]:
+    found: list[object] = []
     for path in _paths(tls):
-        try:
+        with contextlib.suppress(OSError):
             status = os.stat(path)
-        except OSError:
-            found.append(None)
-        else:
-            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+            found.append((path, status.st_ino, status.st_mtime_ns, status.st_size))
     return found
 
 
 @contextlib.contextmanager
-def _opened(tls: Tls) -> Iterator[list[int]]:
+def _opened(tls: Table) -> Iterator[list[int]]:
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(open(path, "rb")).fileno() for path in _paths(tls)]
