@@ -28,8 +28,7 @@ class ProcessRunner(LocalRunner):
     """A process for each worker, with a keeper of its own that ends, and ends them, when this program does.
 
     Started by the first server that is opened, and ended some seconds after the last one is closed. Linux only. Output
-    is kept in `logs_directory`, a temporary directory by
-    default.
+    is kept in `logs_directory`, a temporary directory by default.
     """
 
     def __init__(self, logs_directory: str | None = None) -> None:
