@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 from typing import NamedTuple, TypeVar
 
 from poolctl.address import Address, UsedPorts, overlapping
@@ -102,20 +102,27 @@ def dependency_findings(
 
 
 def circles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
-    """Circles of the graph, so that breaking them all leaves none."""
-    order = {name: number for number, name in enumerate(graph)}
-    left = {name: dict.fromkeys(others) for name, others in graph.items()}
-    while True:
-        try:
-            TopologicalSorter(left).prepare()
-        except CycleError as error:
-            circle = error.args[1][:0:-1]
-            start = circle.index(min(circle, key=order.__getitem__))
-            circle = [*circle[start:], *circle[:start]]
-            yield circle
-            del left[circle[-1]][circle[0]]
-        else:
-            return
+    """Circles of the graph, so that breaking them all leaves none; no recursion, a chain may be long."""
+    done: set[str] = set()
+    for start in graph:
+        if start in done:
+            continue
+        trail: list[str] = [start]
+        on_trail = {start: 0}
+        waiting = [iter(graph.get(start, ()))]
+        while trail:
+            step = next(waiting[-1], None)
+            if step is None:
+                waiting.pop()
+                left = trail.pop()
+                del on_trail[left]
+                done.add(left)
+            elif step in on_trail:
+                yield trail[on_trail[step] :]
+            elif step not in done:
+                on_trail[step] = len(trail)
+                trail.append(step)
+                waiting.append(iter(graph.get(step, ())))
 
 
 def longest_stop_seconds(servers: Iterable[ServerKeys]) -> float:
