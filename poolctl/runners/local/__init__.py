@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from poolctl.runners.registry import RunnerSite
 
-    from .orphans import Orphan
+    from .orphans import LocalOrphan
     from .runner import LocalRunner
 
 
@@ -57,7 +57,7 @@ def orphans_exist(directory: str) -> bool:
     return any(rendezvous.find(directory, kind) for kind in (rendezvous.WORKER, rendezvous.LOGGER))
 
 
-def find_orphans(directory: str) -> list[Orphan]:
+def find_orphans(directory: str) -> list[LocalOrphan]:
     """See registry."""
     from .orphans import find
 

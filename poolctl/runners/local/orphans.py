@@ -37,7 +37,7 @@ _LISTENER_FD = 3  # of a program (sd_listen_fds(3))
 
 
 @dataclass
-class Orphan:
+class LocalOrphan:
     """A worker. `sock` leads to it; a program, and a worker that is too busy to listen, have none, and no descriptors.
 
     `said` is what it says of itself, checked: server, key, generation, index, ready_at, output, protocol … It may be
@@ -119,7 +119,7 @@ class Pipes:
             os.close(fd)
 
 
-def find(directory: str) -> tuple[list[Orphan], Pipes]:
+def find(directory: str) -> tuple[list[LocalOrphan], Pipes]:
     """The orphans of this directory's pool, and the pipes that take their output. Blocks.
 
     Programs, which speak no protocol, and workers whose event loop is blocked are known by the logger only.
@@ -130,7 +130,7 @@ def find(directory: str) -> tuple[list[Orphan], Pipes]:
     return found + _without_socket(pipes, {orphan.pid for orphan in found}), pipes
 
 
-def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> Orphan | None:
+def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrphan | None:
     """The worker at the other end; None when it has ended, or is none that could be ours."""
     message, fds = answer or ({}, [])
     # Of the process that began to listen.
@@ -143,7 +143,7 @@ def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> Orphan | N
             if answer is None:
                 raise untrusted.Malformed(_SILENCE)
             said = _checked(message, pid)
-            return Orphan(pid, uid, start, said, sock, *_sorted_out(fds, said.pop("listeners")))
+            return LocalOrphan(pid, uid, start, said, sock, *_sorted_out(fds, said.pop("listeners")))
         except untrusted.Malformed as error:
             fault = f"sent {error}"
     for fd in fds:
@@ -151,7 +151,7 @@ def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> Orphan | N
     if start is None or not possible:
         wire.close(sock.detach())
         return None
-    return Orphan(pid, uid, start, {"server": ""}, sock, fault=fault)
+    return LocalOrphan(pid, uid, start, {"server": ""}, sock, fault=fault)
 
 
 def _checked(message: wire.Message, pid: int) -> wire.Message:
@@ -210,7 +210,7 @@ def _pipes(directory: str) -> Pipes:
     return pipes
 
 
-def _without_socket(pipes: Pipes, known: set[int]) -> list[Orphan]:
+def _without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
     found = []
     for key, (message, _) in pipes.streams.items():
         pid, start = int(message["pid"]), message.get("start")
@@ -221,7 +221,7 @@ def _without_socket(pipes: Pipes, known: set[int]) -> list[Orphan]:
                 "server": message["name"], "command": message.get("command"), "output": key,
                 "ready_at": ready_at, "leaving": False,
             }  # fmt: skip
-            found.append(Orphan(pid, users.pop(), start, said))
+            found.append(LocalOrphan(pid, users.pop(), start, said))
     return found
 
 
@@ -266,7 +266,7 @@ class _Intake:
     done: set[str] = field(default_factory=set)  # the entries in the store
     outputs: set[str] = field(default_factory=set)
 
-    async def take(self, orphan: Orphan) -> None:
+    async def take(self, orphan: LocalOrphan) -> None:
         if orphan.fault:
             self._take_faulty(orphan)
             return
@@ -284,7 +284,7 @@ class _Intake:
             # As it is configured, where that cannot be known.
             self.found[server.name] = outdated or not (said is None or digest is None or said == digest)
 
-    def _take_faulty(self, orphan: Orphan) -> None:
+    def _take_faulty(self, orphan: LocalOrphan) -> None:
         """Kill a process of one of the servers' users that does not identify itself as a worker.
 
         A silent one may be busy, and is asked again.
@@ -298,7 +298,7 @@ class _Intake:
         if killed:
             orphan.kill()
 
-    async def _take_worker(self, orphan: Orphan, server: ServerConfig) -> bool:
+    async def _take_worker(self, orphan: LocalOrphan, server: ServerConfig) -> bool:
         said = orphan.said
         name = f"{fd_store.WORKER}{server.name}.{said['generation']}.{said['index']}"
         control, theirs = wire.pair()
@@ -333,7 +333,7 @@ class _Intake:
         self.outputs.add(output)
         return its
 
-    async def _take_program(self, orphan: Orphan, server: ServerConfig) -> bool:
+    async def _take_program(self, orphan: LocalOrphan, server: ServerConfig) -> bool:
         index = sum(name.startswith(f"{fd_store.WORKER}{server.name}.") for name in self.done)
         orphan.said.update(generation=1, index=index, protocol=None)
         if server.job:
@@ -355,7 +355,9 @@ class _Intake:
         await self._put_worker(f"{fd_store.WORKER}{server.name}.1.{index}", orphan, [])
         return True
 
-    async def _put_worker(self, name: str, orphan: Orphan, fds: list[int], place: str | None = None) -> None:
+    async def _put_worker(
+        self, name: str, orphan: LocalOrphan, fds: list[int], place: str | None = None
+    ) -> None:
         kept = ("server", "generation", "index", "ready_at", "output", "protocol")
         meta = {key: orphan.said.get(key) for key in kept}
         meta |= {"pid": orphan.pid, "start": orphan.start, "notify": None, "place": place}
@@ -369,7 +371,7 @@ class _Intake:
             self.keeper.send({"op": "put", "name": name, "meta": meta}, fds)
 
 
-def _is_its(orphan: Orphan, server: ServerConfig) -> bool:
+def _is_its(orphan: LocalOrphan, server: ServerConfig) -> bool:
     """Whether this process may serve for the server: its user and its address are the server's."""
     return (
         orphan.uid == find_user_id(server)
