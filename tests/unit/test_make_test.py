@@ -15,7 +15,7 @@ from tests.deadline import wait_until
 from tests.processes import is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_WITH_A_SECOND_TRY = 22
+MOST_WITH_A_SECOND_TRY = 11
 pytestmark = pytest.mark.skipif(
     not shutil.which("make") or not (ROOT / ".ci").is_dir(), reason="needs make and the repository"
 )
