@@ -61,7 +61,7 @@ def test_totals_outlive_workers_restarts_and_the_supervisor(pool: RealPool) -> N
 
     pool.ok("restart")
     get(port)
-    assert stats(pool)["requests_total"] == 5
+    wait_until(lambda: stats(pool)["requests_total"] == 5)  # a worker writes its counts every 10 ms
 
     before = pool.items()["web"]["pids"]
     for pid in before:
