@@ -222,7 +222,7 @@ def make_prober(
         return RequestProber(request, connector._replace(kind="http", plain=not tls), multiplexer, tls=tls)
     if server.command:
         return AcceptProber(connector)
-    return RequestProber(Echo(), connector, multiplexer, tls=False)
+    return RequestProber(EchoExchange(), connector, multiplexer, tls=False)
 
 
 def _requires_certificates(server: ServerConfig) -> bool:
@@ -285,7 +285,7 @@ class HttpProbeRequest:
         return f"{found}, and a body without {self._body!r}"
 
 
-class Echo:
+class EchoExchange:
     """One byte, which an application's worker sends back without asking the application: request and reply."""
 
     payload = b"?"
@@ -293,7 +293,7 @@ class Echo:
     body = b""
     reusable = True
 
-    def new_reply(self) -> Echo:
+    def new_reply(self) -> EchoExchange:
         """See ProbeRequest."""
         return self
 

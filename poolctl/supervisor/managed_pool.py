@@ -15,8 +15,8 @@ from poolctl import __version__
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig, longest_stop_seconds
 from poolctl.control.answers import PROTOCOL, About, ProgressLine, Result
+from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
 from poolctl.control.pool_processes import PoolExit, write_exit
-from poolctl.control.server import ControlServer, DescriptorReserve, Handler, Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.server_changes import caused_by
 from poolctl.core.state import Entry

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 
 from poolctl.control import sd_notify
-from poolctl.control.server import Handler, Progress, Request
+from poolctl.control.control_server import Handler, Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.core.view import Desired

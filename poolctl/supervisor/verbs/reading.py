@@ -15,7 +15,7 @@ from poolctl.control.answers import (
     StatusResult,
     Summary,
 )
-from poolctl.control.server import Progress
+from poolctl.control.control_server import Progress
 from poolctl.core.rollout import not_arrived, until
 from poolctl.core.server_files import day, passed_over
 from poolctl.core.state import Entry

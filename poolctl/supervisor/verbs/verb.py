@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from poolctl.control.answers import About, ErrorEntry, ProgressLine, Result, ServerStep, failure
-from poolctl.control.server import Progress
+from poolctl.control.control_server import Progress
 from poolctl.core.core import Core
 from poolctl.core.rollout import Rollout
 from poolctl.core.state import Entry

@@ -11,7 +11,7 @@ from functools import partial
 from importlib import import_module
 
 from poolctl.control.answers import PROTOCOL, ErrorEntry, PingResult, Result
-from poolctl.control.server import Progress, Request
+from poolctl.control.control_server import Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.server_changes import caused_by
 from poolctl.exit_codes import FAILED, USAGE

@@ -50,7 +50,7 @@ class ProbeConnections:
         An echo shows that the event loop runs.
         """
         if question.get("kind") == "echo":
-            self._accepted.attach(Echo, sock, None)
+            self._accepted.attach(EchoProtocol, sock, None)
             return
         self._secure = self._config.ssl is not None
         self.server_state.default_headers = self._config.encoded_headers
@@ -83,7 +83,7 @@ class ProbeConnections:
         protocol.scheme = "https" if self._secure else "http"
 
 
-class Echo(asyncio.Protocol):
+class EchoProtocol(asyncio.Protocol):
     """Sends back what comes."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from poolctl.control.answers import About
-from poolctl.control.server import Request
+from poolctl.control.control_server import Request
 from poolctl.core.server_changes import caused_by
 from poolctl.monitor.journal import Journal
 from poolctl.runners.protocol import Exit

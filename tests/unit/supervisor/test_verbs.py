@@ -276,7 +276,7 @@ def test_warnings_are_reported_once() -> None:
     ],
 )
 def test_bodies_of_every_shape_are_answered(body: Any, code: int | None) -> None:
-    from poolctl.control.server import Request
+    from poolctl.control.control_server import Request
 
     async def scenario() -> None:
         desk = Desk(web())

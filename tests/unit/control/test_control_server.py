@@ -18,10 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poolctl.control import server as control
+from poolctl.control import control_server as control
 from poolctl.control.answers import ProgressLine, Result
+from poolctl.control.control_server import ControlServer, DescriptorReserve, Progress, Request
 from poolctl.control.directory import BACKLOG
-from poolctl.control.server import ControlServer, DescriptorReserve, Progress, Request
 from poolctl.values import Table, Value
 
 Handle = Callable[[Request, Progress], Awaitable[Value]]
