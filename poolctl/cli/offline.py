@@ -26,7 +26,7 @@ from poolctl.values import Value
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
     from poolctl.listeners.port_ledger import PortLedger
-    from poolctl.runners.registry import Orphan
+    from poolctl.runners.runner_registry import Orphan
 
 Server = TypeVar("Server", bound=Item)
 
@@ -112,7 +112,7 @@ def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Describe
 def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     """The servers as they are: stopped, or still served by workers without a supervisor."""
     from poolctl.keeper import rendezvous
-    from poolctl.runners.registry import find_orphans, orphans_exist
+    from poolctl.runners.runner_registry import find_orphans, orphans_exist
 
     if not orphans_exist(os.environ, ref.directory):
         return [item(server) for server in servers]
@@ -157,7 +157,7 @@ def summary_of(items: list[Item], ref: PoolRef) -> OfflineSummary:
 
 def _runs_as(orphan: Orphan, server: ServerConfig) -> bool:
     """Whether it runs as the server's user: what it says of itself may be a lie."""
-    from poolctl.runners.spec import find_user_id
+    from poolctl.runners.worker_spec import find_user_id
 
     return orphan.uid == find_user_id(server)
 

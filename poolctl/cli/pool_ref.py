@@ -92,7 +92,7 @@ def _runs(pool: PoolRef) -> bool:
     """Whether a supervisor listens there, or workers have outlived it."""
     from poolctl.control.client import Client, NoSupervisor
     from poolctl.errors import ControlError
-    from poolctl.runners.registry import orphans_exist
+    from poolctl.runners.runner_registry import orphans_exist
 
     if not os.path.isdir(pool.directory):
         return False

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from poolctl.address import overlaps
 from poolctl.config import ServerConfig
-from poolctl.runners.protocol import Endpoints
+from poolctl.runners.runner_protocol import Endpoints
 
 from .server_changes import Workqueue
 from .state import Entry

@@ -10,7 +10,7 @@ from dataclasses import replace
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
 from poolctl.errors import ServerError
-from poolctl.runners.protocol import Runner
+from poolctl.runners.runner_protocol import Runner
 from poolctl.values import Table
 
 from .addresses import Addresses, same_listener

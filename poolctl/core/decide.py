@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from poolctl.config import Restart
 from poolctl.probes.hysteresis import RotationState, rotation_changes
-from poolctl.runners.protocol import Exit
+from poolctl.runners.runner_protocol import Exit
 
 from .view import IN_BACKOFF, LEAVING, Desired, Listener, Phase, View, WorkerView
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from poolctl.runners.protocol import Exit, Runner
+from poolctl.runners.runner_protocol import Exit, Runner
 from poolctl.states import Status
 
 from .server_changes import Event, Recorder, Workqueue

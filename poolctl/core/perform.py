@@ -9,7 +9,7 @@ from functools import partial
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.runners.protocol import Exit, Runner, WorkerFailed
+from poolctl.runners.runner_protocol import Exit, Runner, WorkerFailed
 
 from .addresses import Addresses
 from .decide import (

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.runners.protocol import Exit, Placement
+from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.states import State, Status
 from poolctl.values import Table
 

@@ -11,7 +11,7 @@ import signal
 
 from poolctl.clock import Clock
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, ServerError
-from poolctl.runners.protocol import Exit, Runner, WorkerFailed, app_state
+from poolctl.runners.runner_protocol import Exit, Runner, WorkerFailed, app_state
 from poolctl.units import format_duration
 
 from .decide import Next, judge

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig, TLSConfig
 from poolctl.errors import ServerError
-from poolctl.runners.protocol import Runner
+from poolctl.runners.runner_protocol import Runner
 
 from .engine import LOCK
 

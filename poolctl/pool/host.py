@@ -19,7 +19,7 @@ from poolctl.core.state import Entry
 from poolctl.core.trace import Trace
 from poolctl.core.view import LEAVING, Listener, Phase
 from poolctl.errors import ServerError
-from poolctl.runners.protocol import Placement, Runner
+from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.states import State, Status
 
 from . import engine
@@ -345,7 +345,7 @@ def host_of(shared: Shared) -> Host:
     runner = shared.runner
     if runner is None:
         if _own_runner is None:
-            from poolctl.runners.inline import InlineRunner
+            from poolctl.runners.inline_runner import InlineRunner
 
             _own_runner = InlineRunner()
         runner = _own_runner

@@ -14,7 +14,7 @@ from poolctl.errors import (
     PoolParamError,
     ServerError,
 )
-from poolctl.runners.protocol import Runner
+from poolctl.runners.runner_protocol import Runner
 from poolctl.selection.field_filter import checked, matching, values
 from poolctl.states import Field
 

@@ -27,7 +27,7 @@ from .pool import Pool
 from .server import with_port
 
 if TYPE_CHECKING:
-    from poolctl.runners.protocol import Runner
+    from poolctl.runners.runner_protocol import Runner
 
 Servers = Iterable[ServerConfig | Mapping[str, Any]]
 

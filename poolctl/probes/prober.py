@@ -11,7 +11,7 @@ from poolctl.config import Probe, ServerConfig
 from poolctl.http.head import request_head
 from poolctl.http.message_reader import ResponseReader
 from poolctl.listeners.sock_diag import accepted, is_accepted
-from poolctl.runners.protocol import Placement, Runner
+from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.selection.expressions import is_plain
 from poolctl.selection.matcher import TOO_SLOW, matcher
 from poolctl.selection.matcher import Answer as Matched

@@ -11,8 +11,8 @@ import subprocess
 from poolctl.config import ServerConfig, masked_text
 from poolctl.errors import ServerError
 from poolctl.platform import bounded_file, last_line
-from poolctl.runners import withheld
-from poolctl.runners.spec import environment, user_ids
+from poolctl.runners import withheld_variables
+from poolctl.runners.worker_spec import environment, user_ids
 
 from .probe_connection import OnResult
 
@@ -53,7 +53,7 @@ class ProgramProber:
         return subprocess.Popen(
             self._argv,
             cwd=server.cwd,
-            env={**withheld.environment(), **environment(server), **self._values},
+            env={**withheld_variables.environment(), **environment(server), **self._values},
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,

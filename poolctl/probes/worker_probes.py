@@ -7,7 +7,7 @@ import random
 from typing import Any, Protocol
 
 from poolctl.config import Health, Probe, ServerConfig
-from poolctl.runners.protocol import Exit, Placement, Runner, WorkerFailed
+from poolctl.runners.runner_protocol import Exit, Placement, Runner, WorkerFailed
 from poolctl.states import Status
 from poolctl.units import format_duration
 

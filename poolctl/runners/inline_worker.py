@@ -21,9 +21,9 @@ from poolctl.worker.serving.access_log import AccessLog
 from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
 from poolctl.worker.serving.uvicorn_parts import LifespanOn, drainable, renew_context, ssl_context
 
-from .opener import in_daemon_thread
-from .protocol import Exit, Placement
-from .spec import (
+from .listener_opener import in_daemon_thread
+from .runner_protocol import Exit, Placement
+from .worker_spec import (
     connection_limits,
     sealed_files,
     stop_seconds,

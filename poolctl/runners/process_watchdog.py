@@ -15,7 +15,7 @@ from poolctl.keeper import wire
 from poolctl.keeper.reap import signal_process
 from poolctl.platform import process_start
 
-from .link import Link
+from .process_link import Link
 
 PING: wire.Message = {"t": "ping"}
 

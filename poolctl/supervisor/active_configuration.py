@@ -26,8 +26,8 @@ from poolctl.core.core import Core
 from poolctl.errors import PoolError, ServerError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.listeners.port_ledger import PortLedger
-from poolctl.runners import withheld
-from poolctl.runners.link import Link
+from poolctl.runners import withheld_variables
+from poolctl.runners.process_link import Link
 
 from .takeover.state_store import SavedState, StateStore, StoredConfiguration
 
@@ -193,7 +193,7 @@ class ActiveConfiguration:
     def _withhold(self, servers: Iterable[ServerConfig], tables: Tables | None = None) -> None:
         """Withhold the variables named by `*_env` keys from servers."""
         names = pool_variables(servers, tables or self.tables, self._surroundings.defaults)
-        withheld.withhold(names, only=True)
+        withheld_variables.withhold(names, only=True)
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -235,7 +235,7 @@ class ActiveConfiguration:
             return server
 
         server = await asyncio.to_thread(made)
-        withheld.withhold(pool_variables([server], Tables()))
+        withheld_variables.withhold(pool_variables([server], Tables()))
         return server
 
     def save(self, core: Core) -> None:

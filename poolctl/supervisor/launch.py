@@ -22,7 +22,7 @@ from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERM
 from poolctl.keeper import fd_store, rendezvous, wire
 from poolctl.keeper.spawn import Companion, in_background
 from poolctl.platform import proc_problem
-from poolctl.runners.registry import VARIABLE, UnknownRunner, companions
+from poolctl.runners.runner_registry import VARIABLE, UnknownRunner, companions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from poolctl.core.state import Entry
 from poolctl.core.trace import Trace
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
 from poolctl.keeper import fd_store, wire
-from poolctl.runners.link import KeeperLink
-from poolctl.runners.protocol import Exit, Placement
-from poolctl.runners.registry import RunnerSite, make_runner
+from poolctl.runners.process_link import KeeperLink
+from poolctl.runners.runner_protocol import Exit, Placement
+from poolctl.runners.runner_registry import RunnerSite, make_runner
 from poolctl.selection.matcher import close_matcher
 from poolctl.selection.selector import Selector
 from poolctl.units import format_duration

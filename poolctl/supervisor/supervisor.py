@@ -14,7 +14,7 @@ from typing import NoReturn
 from poolctl import bootstrap
 from poolctl.control.directory import make_private, state_dir
 from poolctl.keeper import fd_store, wire
-from poolctl.runners.link import KeeperLink, LinkLost, Receiver
+from poolctl.runners.process_link import KeeperLink, LinkLost, Receiver
 
 from .managed_pool import ManagedPool
 from .runtime_files import RuntimeFiles

@@ -10,7 +10,7 @@ import socket
 
 from poolctl.keeper import wire
 from poolctl.logs.internal import InternalLog
-from poolctl.runners.link import Link, Receiver
+from poolctl.runners.process_link import Link, Receiver
 from poolctl.runners.process_watchdog import PING
 from poolctl.values import Table
 

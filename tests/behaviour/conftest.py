@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.runners.process import ProcessRunner
-from poolctl.runners.registry import VARIABLE
+from poolctl.runners.embedded_runner import ProcessRunner
+from poolctl.runners.runner_registry import VARIABLE
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
 

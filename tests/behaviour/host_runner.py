@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from poolctl import ServerConfig
-from poolctl.runners.inline import InlineRunner
-from poolctl.runners.protocol import Capabilities, Endpoints, Exit, Placement, RunnerEvents, app_state
-from poolctl.runners.registry import RunnerSite
+from poolctl.runners.inline_runner import InlineRunner
+from poolctl.runners.runner_protocol import Capabilities, Endpoints, Exit, Placement, RunnerEvents, app_state
+from poolctl.runners.runner_registry import RunnerSite
 
 HOST = "TEST_RUNNER_HOST"
 _LENGTH = struct.Struct("!I")

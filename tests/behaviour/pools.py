@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from poolctl import Pool, PoolError, Server, ServerConfig
 from poolctl.pool import engine
-from poolctl.runners.process import ProcessRunner
+from poolctl.runners.embedded_runner import ProcessRunner
 from tests.http_get import get
 from tests.ports import claim_port
 from tests.real_pool import RealPool

@@ -29,7 +29,7 @@ from poolctl import (
     Status,
     TLSConfig,
 )
-from poolctl.runners.inline import InlineRunner
+from poolctl.runners.inline_runner import InlineRunner
 from tests.asgi_apps import answer, hanging, hello, lifespan, make_hello, refusing, saying
 from tests.certificates import certificate
 from tests.deadline import wait_until

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from poolctl import Pool, PoolStartError, ServerConfig, Status
-from poolctl.runners.process import ProcessRunner
+from poolctl.runners.embedded_runner import ProcessRunner
 from tests.deadline import wait_until
 from tests.http_get import get
 from tests.ports import claim_port

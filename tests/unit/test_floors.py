@@ -36,11 +36,12 @@ WITHIN = {
         "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "observers": 5,
     },
     "runners": {
-        "untrusted": 0, "protocol": 0, "withheld": 0, "link": 1, "spec": 1,
-        "opener": 1, "process_watchdog": 2, "registry": 3, "local": 4,
+        "untrusted_messages": 0, "runner_protocol": 0, "withheld_variables": 0, "process_link": 1, "worker_spec": 1,
+        "listener_opener": 1, "process_watchdog": 2, "runner_registry": 3, "local": 4,
     },
     "runners.local": {
-        "children": 1, "sockets": 1, "output": 1, "tallies": 1, "programs": 1, "certificates_in_use": 1,
+        "fork_verification": 1, "server_sockets": 1, "output_pipes": 1, "tallies": 1, "program_readiness": 1,
+        "certificates_in_use": 1,
         "local_worker": 2, "spawn": 3, "activation": 3, "orphans": 3, "takeover": 4,
     },
     "worker": {
@@ -154,7 +155,8 @@ def test_only_the_local_runner_itself_and_its_embedded_form_import_it() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}:{line} imports {'.'.join(parts)}: ask for the runner's capabilities instead"
         for path in FILES
-        if not path.is_relative_to(PACKAGE / "runners/local") and path != PACKAGE / "runners/process.py"
+        if not path.is_relative_to(PACKAGE / "runners/local")
+        and path != PACKAGE / "runners/embedded_runner.py"
         for line, parts in imported_names(path)
         if parts[:3] == ["poolctl", "runners", "local"]
     ]

@@ -19,7 +19,7 @@ from poolctl.errors import PoolError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from poolctl.runners.registry import Orphan
+    from poolctl.runners.runner_registry import Orphan
 
 _STOP_SECONDS = 10.0
 _KILL_SECONDS = 5.0
@@ -78,7 +78,7 @@ def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item
 
 def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
     """End the selected servers that still serve; None when there are none."""
-    from poolctl.runners.registry import find_orphans, orphans_exist
+    from poolctl.runners.runner_registry import find_orphans, orphans_exist
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
 
     everything = request.selector().selects_all

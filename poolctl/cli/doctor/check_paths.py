@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from poolctl.control import directory
 from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
-from poolctl.runners.registry import orphans_exist
+from poolctl.runners.runner_registry import orphans_exist
 
 from .check import CheckContext, CheckResult, ok, problem, read, warning
 from .check_machine import answers

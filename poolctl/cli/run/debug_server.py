@@ -24,8 +24,8 @@ from poolctl.exit_codes import CONFLICT, FAILED
 from poolctl.listeners.failure import ListenError, explained
 from poolctl.listeners.open import inherited_descriptors, open_listener
 from poolctl.platform import sealed_file
-from poolctl.runners import withheld
-from poolctl.runners.spec import Spec, argument_vector, spec_file, tls_contents, worker_spec
+from poolctl.runners import withheld_variables
+from poolctl.runners.worker_spec import Spec, argument_vector, spec_file, tls_contents, worker_spec
 from poolctl.worker.process_setup import SPEC_FD, SetupFailed, become_program
 
 # They are about a pool, or about waiting for one.
@@ -60,7 +60,7 @@ def perform(request: CommandRequest) -> NoReturn:
         )
     except ServerError as problem:
         raise Failure(Outcome.failed(FAILED, f"{server.name}: {problem.message}", problem.hint)) from None
-    for name in withheld.present():
+    for name in withheld_variables.present():
         del os.environ[name]
     if not request.quiet:
         print(_announcement(server), file=sys.stderr, flush=True)
@@ -72,7 +72,7 @@ def perform(request: CommandRequest) -> NoReturn:
 
 def _server(request: CommandRequest, pool: PoolRef) -> ServerConfig:
     config = load(pool)
-    withheld.withhold(config.pool_variables, only=True)
+    withheld_variables.withhold(config.pool_variables, only=True)
     servers = servers_of(config, pool)
     names = [each.name for each in choose([item(each) for each in servers], request)]
     if len(names) != 1:

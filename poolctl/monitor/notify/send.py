@@ -23,7 +23,7 @@ from poolctl.http.exchange import exchange
 from poolctl.http.head import BadMessage, ResponseHead
 from poolctl.logs.log_line import stamp
 from poolctl.platform import bounded_file, last_line
-from poolctl.runners import withheld
+from poolctl.runners import withheld_variables
 from poolctl.values import Table
 
 from .problem_tracker import NEWS, RESOLVED, TEST, Message, PoolFacts
@@ -145,7 +145,7 @@ class Sender:
         named = {self._notify.token_env, self._notify.url_env}
         secrets = {name: value for name, value in self._facts.environment.items() if name in named}
         env = (
-            withheld.environment(self._facts.environment)
+            withheld_variables.environment(self._facts.environment)
             | secrets
             | {f"POOLCTL_{key.upper()}": value for key, value in words.items()}
         )

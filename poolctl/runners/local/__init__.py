@@ -14,15 +14,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from poolctl.runners.registry import RunnerSite
+    from poolctl.runners.runner_registry import RunnerSite
 
+    from .local_runner import LocalRunner
     from .orphans import LocalOrphan
-    from .runner import LocalRunner
 
 
 def make(site: RunnerSite) -> LocalRunner:
     """See registry. Workers that lose keeper and supervisor wait in the pool's directory."""
-    from .runner import LocalRunner
+    from .local_runner import LocalRunner
 
     return LocalRunner(
         site.keeper,

@@ -14,8 +14,8 @@ from poolctl.config import ServerConfig, certificate_validity
 from poolctl.keeper import fd_store
 from poolctl.platform import read_file, sealed_file
 
-from ..link import Link
-from ..spec import tls_contents
+from ..process_link import Link
+from ..worker_spec import tls_contents
 
 logger = logging.getLogger("poolctl.supervisor")
 

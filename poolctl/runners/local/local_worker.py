@@ -15,12 +15,12 @@ from poolctl.keeper import rendezvous
 from poolctl.platform import process_start
 from poolctl.worker.control_socket import BEAT
 
-from .. import untrusted
-from ..link import Link, Message, Receiver
-from ..protocol import AdoptedWorker, Exit, Placement, RunnerEvents, WorkerFailed
-from ..spec import sealed_files, tls_settings
-from .children import Children, Process
-from .programs import NotifySocket, connect, first_connection
+from .. import untrusted_messages
+from ..process_link import Link, Message, Receiver
+from ..runner_protocol import AdoptedWorker, Exit, Placement, RunnerEvents, WorkerFailed
+from ..worker_spec import sealed_files, tls_settings
+from .fork_verification import Children, Process
+from .program_readiness import NotifySocket, connect, first_connection
 from .tallies import Tally
 
 # Between the end of its control socket and the report of its exit.
@@ -88,10 +88,10 @@ class LocalWorker(Receiver):
 
     def received(self, message: Message, fds: Sequence[int] = ()) -> None:
         """See Receiver."""
-        event = untrusted.text(message, "event")
+        event = untrusted_messages.text(message, "event")
         if event == "ready":
-            self.leaving = untrusted.flag(message, "leaving")
-            self.resting = untrusted.text(message, "resting")
+            self.leaving = untrusted_messages.flag(message, "leaving")
+            self.resting = untrusted_messages.text(message, "resting")
             if self.leaving:
                 _settle(self.left)
             _settle(self.reported)
@@ -108,12 +108,12 @@ class LocalWorker(Receiver):
         elif event == "imported":
             _settle(self.imported)
         elif event == "tls":
-            error = untrusted.text(message, "error") if self._renewing else ""
+            error = untrusted_messages.text(message, "error") if self._renewing else ""
             self._renewing = False
             if error:
                 logger.error("%s: its certificate cannot be used: %s", self.placement.id, error)
         elif event == "failed":
-            self.reason = masked_text(untrusted.text(message, "message"))
+            self.reason = masked_text(untrusted_messages.text(message, "message"))
 
     def lost(self) -> None:
         """Its end of the control socket is closed: it has exited, or can no longer be controlled."""

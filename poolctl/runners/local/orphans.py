@@ -24,10 +24,10 @@ from poolctl.keeper.reap import signal_process
 from poolctl.platform import close_promptly, copy_descriptor, peer_credentials, process_start, process_users
 from poolctl.worker.tally import is_page
 
-from .. import untrusted
-from ..link import Descriptor, Link
-from ..spec import find_user_id, user_ids, worker_digest
-from .output import Output
+from .. import untrusted_messages
+from ..process_link import Descriptor, Link
+from ..worker_spec import find_user_id, user_ids, worker_digest
+from .output_pipes import Output
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -141,10 +141,10 @@ def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrpha
     if start is not None and possible:
         try:
             if answer is None:
-                raise untrusted.Malformed(_SILENCE)
+                raise untrusted_messages.Malformed(_SILENCE)
             said = _checked(message, pid)
             return LocalOrphan(pid, uid, start, said, sock, *_sorted_out(fds, said.pop("listeners")))
-        except untrusted.Malformed as error:
+        except untrusted_messages.Malformed as error:
             fault = f"sent {error}"
     for fd in fds:
         close_promptly(fd)
@@ -156,20 +156,20 @@ def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrpha
 
 def _checked(message: wire.Message, pid: int) -> wire.Message:
     if message.get("event") != "orphan" or message.get("pid") != pid:
-        raise untrusted.Malformed("a message that is not its status")
-    ready_at, protocol = message.get("ready_at"), untrusted.text(message, "protocol")
+        raise untrusted_messages.Malformed("a message that is not its status")
+    ready_at, protocol = message.get("ready_at"), untrusted_messages.text(message, "protocol")
     if ready_at is not None and (not isinstance(ready_at, float) or not 0 <= ready_at <= time.monotonic()):
-        raise untrusted.Malformed("an invalid time")
+        raise untrusted_messages.Malformed("an invalid time")
     if protocol.partition(" ")[0] not in ("plain", "tls"):
-        raise untrusted.Malformed("an unknown protocol")
+        raise untrusted_messages.Malformed("an unknown protocol")
     return {
-        **{key: untrusted.text(message, key) for key in ("server", "key", "output")},
-        "generation": untrusted.number(message, "generation", 1, 1_000_000_000),
-        "index": untrusted.number(message, "index", 0, 1_000_000_000),
-        "listeners": untrusted.number(message, "listeners", 0, 1_000_000_000),
-        "likeness": untrusted.number(message, "likeness", 0, 1 << 32),
-        "leaving": untrusted.flag(message, "leaving"),
-        "deaf": untrusted.flag(message, "deaf"),
+        **{key: untrusted_messages.text(message, key) for key in ("server", "key", "output")},
+        "generation": untrusted_messages.number(message, "generation", 1, 1_000_000_000),
+        "index": untrusted_messages.number(message, "index", 0, 1_000_000_000),
+        "listeners": untrusted_messages.number(message, "listeners", 0, 1_000_000_000),
+        "likeness": untrusted_messages.number(message, "likeness", 0, 1 << 32),
+        "leaving": untrusted_messages.flag(message, "leaving"),
+        "deaf": untrusted_messages.flag(message, "deaf"),
         "ready_at": ready_at,
         "protocol": protocol,
     }
@@ -184,7 +184,7 @@ def _sorted_out(fds: list[int], count: int) -> tuple[list[int], list[int], list[
         or not all(_is_socket(fd, socket.SOCK_SEQPACKET, listens=False) for fd in pair)
         or not is_page(tally[0])
     ):
-        raise untrusted.Malformed("descriptors that a worker does not have")
+        raise untrusted_messages.Malformed("descriptors that a worker does not have")
     return listeners, pair, tally
 
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store, wire
 
-from ..link import HasDescriptor, KeeperLink, Link
-from ..protocol import Placement, RunnerEvents
-from ..spec import find_user_id
-from .children import Children
+from ..process_link import HasDescriptor, KeeperLink, Link
+from ..runner_protocol import Placement, RunnerEvents
+from ..worker_spec import find_user_id
+from .fork_verification import Children
 from .local_worker import LocalWorker
-from .programs import NotifySocket
+from .program_readiness import NotifySocket
 from .tallies import Tally
 
 logger = logging.getLogger("poolctl.supervisor")

@@ -10,8 +10,8 @@ from typing import Protocol
 from poolctl.keeper import fd_store
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, Counts, completed, new_page, read_page
 
-from ..link import Link, Message
-from ..protocol import Placement
+from ..process_link import Link, Message
+from ..runner_protocol import Placement
 
 _SLOT_BYTES = 8
 

@@ -15,7 +15,7 @@ from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
 from poolctl.core.view import Phase
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.protocol import Heartbeats
+from poolctl.runners.runner_protocol import Heartbeats
 from poolctl.units import format_duration
 
 from .recovery import HEARTBEAT, WorkerRecovery

@@ -20,8 +20,8 @@ from poolctl.keeper import fd_store, wire
 from poolctl.listeners.open import close_listener, refuse
 from poolctl.listeners.unix import identity_of
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.link import LinkLost
-from poolctl.runners.opener import Opener
+from poolctl.runners.listener_opener import Opener
+from poolctl.runners.process_link import LinkLost
 
 from ..active_configuration import PoolEnvironment
 from .dashboard_process import DashboardProcess, Settings, settings_of

@@ -17,8 +17,8 @@ from poolctl.bootstrap import command
 from poolctl.control.directory import SOCKET_NAME
 from poolctl.errors import ServerError
 from poolctl.keeper import wire
-from poolctl.runners import withheld
-from poolctl.runners.link import Link, LinkLost, Receiver
+from poolctl.runners import withheld_variables
+from poolctl.runners.process_link import Link, LinkLost, Receiver
 from poolctl.runners.process_watchdog import ProcessWatchdog, identity, kill
 from poolctl.values import Table
 
@@ -151,7 +151,7 @@ class DashboardProcess(Receiver):
                     "argv": argv,
                     "output": output,
                     "session": True,
-                    "without": withheld.present(),
+                    "without": withheld_variables.present(),
                 },
                 [theirs.fileno()],
             )

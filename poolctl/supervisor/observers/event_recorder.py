@@ -7,7 +7,7 @@ from poolctl.core.core import Core
 from poolctl.core.state import Cause, Entry, Worker
 from poolctl.core.view import LEAVING, Phase
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.protocol import Exit
+from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
 
 from .statistics import Totals

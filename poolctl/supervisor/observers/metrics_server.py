@@ -20,8 +20,8 @@ from poolctl.listeners.open import BACKLOG
 from poolctl.listeners.unix import Identity, identity_of, remove
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.exposition import OPENMETRICS, TEXT, wants_openmetrics
-from poolctl.runners.link import Link, LinkLost
-from poolctl.runners.opener import Opener
+from poolctl.runners.listener_opener import Opener
+from poolctl.runners.process_link import Link, LinkLost
 
 from .pool_metrics import PoolMetrics
 

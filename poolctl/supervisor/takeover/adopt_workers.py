@@ -10,7 +10,7 @@ from poolctl.config import ServerConfig
 from poolctl.core.core import Core
 from poolctl.core.state import Worker
 from poolctl.core.view import Phase
-from poolctl.runners.protocol import Adopted, AdoptedWorker
+from poolctl.runners.runner_protocol import Adopted, AdoptedWorker
 from poolctl.states import Status
 
 from .state_store import StateStore

@@ -23,7 +23,7 @@ from poolctl.clock import PING_SECONDS, SILENT_SECONDS, Watchdog
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.spawn import in_background
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.link import KeeperLink
+from poolctl.runners.process_link import KeeperLink
 from poolctl.runners.process_watchdog import identity, kill
 from poolctl.values import Table
 

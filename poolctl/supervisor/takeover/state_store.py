@@ -18,7 +18,7 @@ from poolctl.core.servers import record_of, restore
 from poolctl.core.state import Entry
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.platform import read_file, sealed_file
-from poolctl.runners.link import Link
+from poolctl.runners.process_link import Link
 from poolctl.values import Table
 
 logger = logging.getLogger("poolctl.supervisor")

@@ -13,7 +13,7 @@ from poolctl.core.server_files import digests
 from poolctl.core.state import Cause, Entry
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
-from poolctl.runners import withheld
+from poolctl.runners import withheld_variables
 
 from ..active_configuration import ResolvedConfig
 from .diff import Kind, Running, plan
@@ -89,12 +89,12 @@ class Reload:
         self, resolved: ResolvedConfig, environment: Mapping[str, str] | None, applied: _Application
     ) -> list[str]:
         """Put the files in force; the variables that are withheld from servers from now on."""
-        known = withheld.present()
+        known = withheld_variables.present()
         self._configuration.accept(resolved, environment)
         if environment:
             for name in applied.replaced:
                 self._configuration.environments[name] = environment
-        return [name for name in withheld.present() if name not in known]
+        return [name for name in withheld_variables.present() if name not in known]
 
     def _expired(self, servers: Iterable[ServerConfig], changes: Iterable[PlannedChange]) -> list[ErrorEntry]:
         """Expired certificates that would replace valid ones."""

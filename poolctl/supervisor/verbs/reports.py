@@ -19,7 +19,7 @@ from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.core.view import Phase
 from poolctl.errors import PoolError, ServerError
-from poolctl.runners import withheld
+from poolctl.runners import withheld_variables
 from poolctl.states import Status
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def details(core: Core, entry: Entry, *, reveal: bool) -> Details:
         preload_problem=entry.preload_problem,
         certificate_expires=_iso(entry.certificate_ends),
         failure=ErrorEntry.of(entry.failure) if entry.failure else None,
-        config=config.to_dict() if reveal else masked(config.to_dict(), hidden=withheld.values()),
+        config=config.to_dict() if reveal else masked(config.to_dict(), hidden=withheld_variables.values()),
         origin=config.origin,
         log_files=False if core.runner.capabilities.log_files is None else None,
     )

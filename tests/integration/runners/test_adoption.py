@@ -10,8 +10,8 @@ import pytest
 
 from poolctl import Pool, ServerConfig
 from poolctl.pool import engine
-from poolctl.runners.local.runner import LocalRunner
-from poolctl.runners.process import ProcessRunner
+from poolctl.runners.embedded_runner import ProcessRunner
+from poolctl.runners.local.local_runner import LocalRunner
 from tests.integration.runners.test_runners import ask, config
 from tests.ports import claim_port
 

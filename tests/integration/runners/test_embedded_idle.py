@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from poolctl import Pool, ServerConfig
-from poolctl.runners import process
+from poolctl.runners import embedded_runner
 from tests.deadline import wait_until
 from tests.http_get import get
 from tests.ports import claim_port
@@ -25,11 +25,11 @@ async def app(scope, receive, send):
 def test_processes_of_a_dropped_pool_end_some_seconds_after_its_last_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "_IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(embedded_runner, "_IDLE_SECONDS", 0.2)
     (tmp_path / "plain.py").write_text(APP)
     port = claim_port()
     config = ServerConfig(name="web", bind=f"127.0.0.1:{port}", app="plain:app", app_dir=str(tmp_path))
-    runner = process.ProcessRunner()
+    runner = embedded_runner.ProcessRunner()
     pool = Pool([config], runner=runner)
     keepers = []
     for _ in range(2):

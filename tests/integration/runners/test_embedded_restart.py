@@ -8,7 +8,7 @@ from typing import Any
 
 from poolctl import Pool, ServerConfig
 from poolctl.pool import engine
-from poolctl.runners.process import ProcessRunner
+from poolctl.runners.embedded_runner import ProcessRunner
 from tests.http_get import get
 from tests.ports import claim_port
 

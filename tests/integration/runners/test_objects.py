@@ -9,7 +9,7 @@ import pytest
 
 from poolctl import Pool, PoolContext, PoolStartError, ServerConfig
 from poolctl.pool import engine
-from poolctl.runners.process import ProcessRunner
+from poolctl.runners.embedded_runner import ProcessRunner
 from tests.asgi_apps import hello
 from tests.http_get import get
 from tests.integration.runners.test_runners import config

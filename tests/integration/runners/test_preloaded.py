@@ -6,7 +6,7 @@ from pathlib import Path
 
 from poolctl import Pool, ServerConfig
 from poolctl.pool import engine
-from poolctl.runners.process import ProcessRunner
+from poolctl.runners.embedded_runner import ProcessRunner
 from tests.http_get import get
 from tests.ports import claim_port
 

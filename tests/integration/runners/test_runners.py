@@ -19,9 +19,9 @@ import pytest
 
 from poolctl import Field, Pool, PoolRestartError, PoolStartError, Server, ServerConfig, State
 from poolctl.pool import engine
-from poolctl.runners.inline import InlineRunner
-from poolctl.runners.process import ProcessRunner
-from poolctl.runners.protocol import Runner
+from poolctl.runners.embedded_runner import ProcessRunner
+from poolctl.runners.inline_runner import InlineRunner
+from poolctl.runners.runner_protocol import Runner
 from tests.deadline import wait_until
 from tests.http_get import get
 from tests.ports import claim_port
@@ -512,8 +512,8 @@ def test_workers_end_with_their_program_although_a_child_that_it_forked_lives() 
     program = f"""
 import os, signal
 from poolctl import Pool, ServerConfig
-from poolctl.runners.inline import InlineRunner
-from poolctl.runners.process import ProcessRunner
+from poolctl.runners.inline_runner import InlineRunner
+from poolctl.runners.embedded_runner import ProcessRunner
 web = ServerConfig(name="web", bind="{bind}", app="{APPS}:hello", app_dir="{TESTS.parent}")
 pool = Pool([web], runner=ProcessRunner())
 pool.start_sync()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from poolctl import ServerConfig, ServerError
 from poolctl.clock import ManualClock
-from poolctl.runners.protocol import Endpoints, Exit, Placement, WorkerFailed
+from poolctl.runners.runner_protocol import Endpoints, Exit, Placement, WorkerFailed
 from tests.unit.pool.scripted_runner import ScriptedRunner
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from poolctl.runners.protocol import Exit
+from poolctl.runners.runner_protocol import Exit
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 AT_ONCE = {"policy": "on-failure", "backoff": {"initial": 0, "max": 0}, "limit": 2, "window": 60}

@@ -6,7 +6,7 @@ import asyncio
 
 from poolctl import ServerConfig
 from poolctl.core.view import Overrides, Phase
-from poolctl.runners.protocol import Exit
+from poolctl.runners.runner_protocol import Exit
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

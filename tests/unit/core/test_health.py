@@ -11,7 +11,7 @@ from typing import Any
 from poolctl import ServerConfig
 from poolctl.core.state import Entry, Worker
 from poolctl.monitor.journal import JournalEvent
-from poolctl.runners.protocol import Exit
+from poolctl.runners.runner_protocol import Exit
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 QUICK = {"interval": 0.02, "timeout": 0.5, "jitter": 0, "fall_count_ko": 1}

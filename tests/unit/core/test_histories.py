@@ -23,7 +23,7 @@ from poolctl.core.servers import record_of, restore
 from poolctl.core.state import Entry
 from poolctl.core.view import LEAVING, Listener, Overrides, Phase, View
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.protocol import Exit
+from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
 from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
 from tests.unit.core.test_decide_properties import applied, check_step

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from poolctl.config import Backoff, Restart
 from poolctl.core.decide import Next, Verdict, judge
-from poolctl.runners.protocol import Exit
+from poolctl.runners.runner_protocol import Exit
 
 GOOD, BAD = Exit.from_status(0), Exit.from_status(1)
 KILLED, TERMINATED = Exit.from_signal(9), Exit.from_signal(15)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.runners.protocol import Exit
+from poolctl.runners.runner_protocol import Exit
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from poolctl import ServerConfig, ServerError
-from poolctl.runners.protocol import (
+from poolctl.runners.runner_protocol import (
     Capabilities,
     Endpoints,
     Exit,

@@ -24,7 +24,7 @@ from poolctl import (
 )
 from poolctl.clock import ManualClock
 from poolctl.pool import engine
-from poolctl.runners.protocol import Exit
+from poolctl.runners.runner_protocol import Exit
 from tests.deadline import wait_until
 from tests.unit.pool.scripted_runner import BREAKS, FAILS, NEVER, ScriptedRunner
 

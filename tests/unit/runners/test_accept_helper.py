@@ -12,9 +12,9 @@ from typing import Any, cast
 
 from poolctl.keeper.handover import Connection
 from poolctl.keeper.spawn import spawn
-from poolctl.runners.link import HasDescriptor, Link
 from poolctl.runners.local.activation import accept_helper as module
 from poolctl.runners.local.activation.accept_helper import ACCEPT, AcceptHelper, Fetched
+from poolctl.runners.process_link import HasDescriptor, Link
 
 
 class Keeper:

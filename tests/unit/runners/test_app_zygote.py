@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 
 from poolctl.keeper import wire
-from poolctl.runners.link import Link, LinkLost
-from poolctl.runners.local.children import Children, Process
+from poolctl.runners.local.fork_verification import Children, Process
 from poolctl.runners.local.spawn.app_zygote import AppZygote
 from poolctl.runners.local.spawn.app_zygotes import AppZygotes
-from poolctl.runners.protocol import WorkerFailed
+from poolctl.runners.process_link import Link, LinkLost
+from poolctl.runners.runner_protocol import WorkerFailed
 
 
 class Silent:

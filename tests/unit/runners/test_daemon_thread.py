@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from poolctl.runners.opener import in_daemon_thread
+from poolctl.runners.listener_opener import in_daemon_thread
 from tests.deadline import wait_until
 
 

@@ -7,12 +7,12 @@ from typing import cast
 
 from poolctl import ServerConfig
 from poolctl.keeper import wire
-from poolctl.runners.link import Link, LinkLost
-from poolctl.runners.local.children import Children, Process
+from poolctl.runners.local.fork_verification import Children, Process
 from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.spawn.app_zygote import AppZygote
 from poolctl.runners.local.spawn.app_zygotes import ImportLimit
-from poolctl.runners.protocol import Exit, Placement, RunnerEvents
+from poolctl.runners.process_link import Link, LinkLost
+from poolctl.runners.runner_protocol import Exit, Placement, RunnerEvents
 
 
 def worker(index: int, **config: object) -> LocalWorker:

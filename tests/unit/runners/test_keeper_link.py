@@ -9,7 +9,7 @@ from typing import Any
 
 from poolctl.keeper import wire
 from poolctl.keeper.keeper import Keeper
-from poolctl.runners.link import KeeperLink
+from poolctl.runners.process_link import KeeperLink
 
 
 class Peer:

@@ -10,10 +10,10 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.keeper import wire
 from poolctl.runners.local import local_worker as module
-from poolctl.runners.local.children import Children, Process
+from poolctl.runners.local.fork_verification import Children, Process
 from poolctl.runners.local.local_worker import LocalWorker
-from poolctl.runners.protocol import Exit, Placement, RunnerEvents
-from poolctl.runners.untrusted import Malformed
+from poolctl.runners.runner_protocol import Exit, Placement, RunnerEvents
+from poolctl.runners.untrusted_messages import Malformed
 
 
 class Keeper:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from poolctl.runners.local.programs import NotifySocket
+from poolctl.runners.local.program_readiness import NotifySocket
 
 NOBODY, SOMEBODY = 65534, 54321
 

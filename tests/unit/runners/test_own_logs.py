@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from poolctl.keeper.spawn import MAX_SIZE_BYTES
-from poolctl.runners.local.output import OwnLogs
+from poolctl.runners.local.output_pipes import OwnLogs
 
 
 async def rotated(path: Path) -> None:

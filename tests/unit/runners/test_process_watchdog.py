@@ -12,7 +12,7 @@ import pytest
 
 from poolctl.clock import Watchdog
 from poolctl.keeper import wire
-from poolctl.runners.link import Link, Receiver
+from poolctl.runners.process_link import Link, Receiver
 from poolctl.runners.process_watchdog import PING, ProcessWatchdog, identity, kill
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 from poolctl import ServerError
 from poolctl.address import overlaps, parse
-from poolctl.runners.protocol import Exit, Placement, WorkerFailed
+from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed
 from tests.unit.pool.scripted_runner import NEVER, ScriptedRunner
 
 

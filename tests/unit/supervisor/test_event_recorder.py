@@ -11,7 +11,7 @@ from poolctl.control.answers import About
 from poolctl.control.control_server import Request
 from poolctl.core.server_changes import caused_by
 from poolctl.monitor.journal import Journal
-from poolctl.runners.protocol import Exit
+from poolctl.runners.runner_protocol import Exit
 from poolctl.supervisor.observers.event_recorder import EventRecorder
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web

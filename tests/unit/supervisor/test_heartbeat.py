@@ -8,7 +8,7 @@ from typing import Any
 from poolctl import ServerConfig
 from poolctl.core.state import Entry, Worker
 from poolctl.core.view import Phase
-from poolctl.runners.protocol import Exit, Placement
+from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.supervisor.health.heartbeat import Heartbeat
 from tests.unit.supervisor.desk import Desk, Fixed, run, turns, web
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.runners.protocol import Exit
+from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import SelectorError
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web

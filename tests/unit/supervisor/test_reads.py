@@ -11,7 +11,7 @@ import pytest
 
 from poolctl.core.servers import record_of
 from poolctl.keeper.fd_store import Store
-from poolctl.runners.protocol import Exit
+from poolctl.runners.runner_protocol import Exit
 from poolctl.supervisor.observers import statistics as statistics_module
 from poolctl.supervisor.observers.statistics import Statistics, Totals
 from poolctl.supervisor.takeover import state_store

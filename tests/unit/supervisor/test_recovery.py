@@ -8,7 +8,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.core.state import Entry, Worker
-from poolctl.runners.protocol import Exit
+from poolctl.runners.runner_protocol import Exit
 from poolctl.supervisor.health.recovery import HEARTBEAT, LIVENESS, MEMORY, WorkerRecovery
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, Fixed, run, turns, web

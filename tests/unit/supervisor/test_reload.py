@@ -7,7 +7,7 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.control.answers import ErrorEntry
-from poolctl.runners.protocol import Placement
+from poolctl.runners.runner_protocol import Placement
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

@@ -18,7 +18,7 @@ from poolctl.keeper import fd_store, rendezvous
 from poolctl.keeper.fd_store import Store
 from poolctl.keeper.keeper import Keeper
 from poolctl.platform import sealed_file
-from poolctl.runners.link import Link
+from poolctl.runners.process_link import Link
 from poolctl.supervisor.takeover.state_store import StateStore
 
 NAMES = ("a", "b", "c", "d")

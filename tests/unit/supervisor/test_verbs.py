@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.runners.protocol import Exit
+from poolctl.runners.runner_protocol import Exit
 from poolctl.supervisor import verbs
 from tests.unit.pool.scripted_runner import BREAKS, FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web

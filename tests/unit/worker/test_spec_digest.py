@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.runners.spec import worker_spec
+from poolctl.runners.worker_spec import worker_spec
 from poolctl.worker.control_socket import spec_digest
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poolctl.config import ServerConfig
-from poolctl.runners.spec import uvicorn_settings
+from poolctl.runners.worker_spec import uvicorn_settings
 from poolctl.worker.serving import uvicorn_parts
 from tests.asgi_apps import saying
 

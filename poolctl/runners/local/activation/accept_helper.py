@@ -16,8 +16,8 @@ from poolctl.bootstrap import command
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.handover import Connection
 
-from ... import withheld
-from ...link import HasDescriptor, Link, LinkLost, Receiver
+from ... import withheld_variables
+from ...process_link import HasDescriptor, Link, LinkLost, Receiver
 
 # Longer than the helper's own limit: it can be stopped, or get no processor.
 _SILENT_SECONDS = 1.0
@@ -106,7 +106,9 @@ class AcceptHelper(Receiver):
         order = {"op": "spawn", "argv": argv, "output": self._output, "session": True}
         with theirs:
             try:
-                reply, _ = await self._keeper.call({**order, "without": withheld.present()}, [theirs])
+                reply, _ = await self._keeper.call(
+                    {**order, "without": withheld_variables.present()}, [theirs]
+                )
             except LinkLost:
                 return  # its exit also closes the link
         if link is self._link:

@@ -11,9 +11,9 @@ from poolctl.keeper import fd_store, wire
 from poolctl.keeper.handover import Connection
 from poolctl.platform import close_promptly
 
-from ...link import HasDescriptor, Link
+from ...process_link import HasDescriptor, Link
 from ..local_worker import LocalWorker
-from ..sockets import AdoptionPairs, Sockets
+from ..server_sockets import AdoptionPairs, Sockets
 from .accept_helper import AcceptHelper
 from .activator import Activator, SleepingListener
 

@@ -14,11 +14,11 @@ from poolctl.config import masked_text
 from poolctl.keeper import fd_store, wire
 from poolctl.units import format_duration
 
-from ... import untrusted
-from ...link import Link, LinkLost, Receiver, Refused
-from ...protocol import Exit, WorkerFailed
-from ..children import Children, Forged, Process
-from ..output import Output, last_lines
+from ... import untrusted_messages
+from ...process_link import Link, LinkLost, Receiver, Refused
+from ...runner_protocol import Exit, WorkerFailed
+from ..fork_verification import Children, Forged, Process
+from ..output_pipes import Output, last_lines
 from .zygotes import END_SECONDS, SILENT_SECONDS
 
 _EXIT_SECONDS = 1.0
@@ -98,11 +98,11 @@ class AppZygote(Receiver):
 
     def received(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
         """See Receiver."""
-        event = untrusted.text(message, "event")
+        event = untrusted_messages.text(message, "event")
         if event == "failed":
-            self._reason = masked_text(untrusted.text(message, "message"))
+            self._reason = masked_text(untrusted_messages.text(message, "message"))
         elif event in ("up", "unusable") and not self.up.done():
-            self.up.set_result(untrusted.text(message, "problem"))
+            self.up.set_result(untrusted_messages.text(message, "problem"))
 
     def lost(self) -> None:
         """See Receiver."""

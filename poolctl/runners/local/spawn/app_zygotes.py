@@ -22,11 +22,11 @@ from typing import Any, Protocol
 from poolctl.config import ServerConfig
 from poolctl.keeper import wire
 
-from ...link import Link
-from ...protocol import IMPORTS_PER_CPU, Exit, WorkerFailed
-from ...spec import Spec, spec_file
-from ..children import Children, Process
-from ..output import Output
+from ...process_link import Link
+from ...runner_protocol import IMPORTS_PER_CPU, Exit, WorkerFailed
+from ...worker_spec import Spec, spec_file
+from ..fork_verification import Children, Process
+from ..output_pipes import Output
 from .app_zygote import AppZygote, ImportFailed
 from .zygotes import Zygotes
 

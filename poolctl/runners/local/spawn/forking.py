@@ -16,9 +16,9 @@ from poolctl.config import RAISE_OPEN_FILES, ServerConfig, interpreter, missing_
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, rendezvous, wire
 
-from ...link import HasDescriptor, Link
-from ...protocol import Placement, RunnerEvents
-from ...spec import (
+from ...process_link import HasDescriptor, Link
+from ...runner_protocol import Placement, RunnerEvents
+from ...worker_spec import (
     Spec,
     app_spec,
     argument_vector,
@@ -30,11 +30,11 @@ from ...spec import (
     worker_spec,
 )
 from ..certificates_in_use import Certificates, Given
-from ..children import Children, Process
+from ..fork_verification import Children, Process
 from ..local_worker import LocalWorker
-from ..output import Output
-from ..programs import NotifySocket
-from ..sockets import AdoptionPairs, protocol
+from ..output_pipes import Output
+from ..program_readiness import NotifySocket
+from ..server_sockets import AdoptionPairs, protocol
 from ..tallies import Tally
 from .app_zygote import AppZygote
 from .app_zygotes import AppZygotes

@@ -15,10 +15,10 @@ from poolctl.config import enter_as
 from poolctl.keeper import fd_store, wire
 from poolctl.platform import process_start
 
-from ... import untrusted, withheld
-from ...link import Link, LinkLost, Receiver, Refused
-from ...protocol import WorkerFailed
-from ..children import Children, Forged, Process
+from ... import untrusted_messages, withheld_variables
+from ...process_link import Link, LinkLost, Receiver, Refused
+from ...runner_protocol import WorkerFailed
+from ..fork_verification import Children, Forged, Process
 
 START_SECONDS = 30.0
 # A fork takes milliseconds. A zygote that is silent for so long with requests pending is stopped, or hangs.
@@ -161,7 +161,7 @@ class Zygotes:
 
     def _zygote(self, source: Source) -> asyncio.Task[Link]:
         key = source.key
-        without = withheld.present()
+        without = withheld_variables.present()
         if self._without.get(key, without) != without:
             self._end(key)
         self._without[key] = without
@@ -244,11 +244,13 @@ class _Zygote(Receiver):
         self._zygotes = zygotes
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        event = untrusted.text(message, "event")
+        event = untrusted_messages.text(message, "event")
         if event == "up" and not self.up.done():
             self.up.set_result(None)
         elif event == "unfit" and not self.up.done():
-            self.up.set_exception(Unfit(untrusted.text(message, "reason"), untrusted.text(message, "hint")))
+            self.up.set_exception(
+                Unfit(untrusted_messages.text(message, "reason"), untrusted_messages.text(message, "hint"))
+            )
 
     def lost(self) -> None:
         if not self.up.done():

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from poolctl.runners.protocol import Endpoints, Exit, Placement, WorkerFailed, app_state
+from poolctl.runners.runner_protocol import Endpoints, Exit, Placement, WorkerFailed, app_state
 
 
 def test_a_placement_is_named_by_server_generation_and_index() -> None:

@@ -21,9 +21,9 @@ from poolctl.listeners.unix import Identity, identity_of
 from poolctl.worker.serving.accepting import stop_reading
 
 from .inline_worker import InlineWorker
-from .link import give_up
-from .opener import Opener
-from .protocol import (
+from .listener_opener import Opener
+from .process_link import give_up
+from .runner_protocol import (
     IMPORTS_PER_CPU,
     Capabilities,
     Endpoints,
@@ -244,7 +244,8 @@ def _refuse_what_needs_a_process(server: ServerConfig) -> None:
             f"{', '.join(f'`{key}`' for key in used)} cannot be honoured inside this process",
             name=server.name,
             bind=server.key,
-            hint="run the pool with `poolctl start`, or Pool(…, runner=poolctl.runners.process.ProcessRunner())",
+            hint="run the pool with `poolctl start`, or "
+            "Pool(…, runner=poolctl.runners.embedded_runner.ProcessRunner())",
         )
 
 

@@ -14,8 +14,8 @@ from poolctl.platform import sealed_file
 from poolctl.values import Table
 from poolctl.worker.control_socket import spec_digest
 
-from . import withheld
-from .protocol import app_state
+from . import withheld_variables
+from .runner_protocol import app_state
 
 _REQUESTS_SHARE = 0.8
 
@@ -90,9 +90,9 @@ def app_spec(
         "app_dir": server.app_dir,
         "handlers": server.handlers,
         "env": environment(server),
-        "env_base": withheld.environment(env_base) if env_base is not None else None,
+        "env_base": withheld_variables.environment(env_base) if env_base is not None else None,
         # What it is forked from has another environment when this changes.
-        "without": withheld.present(),
+        "without": withheld_variables.present(),
         "cwd": server.cwd,
         "user": user_ids(server),
         "open_files": [soft, hard],

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from poolctl.keeper.spawn import Companion
     from poolctl.keeper.wire import Message
 
-    from .link import KeeperLink
-    from .protocol import Runner
+    from .process_link import KeeperLink
+    from .runner_protocol import Runner
 
     class Orphan(Protocol):
         """A worker without keeper and supervisor. Every call may block.

@@ -18,9 +18,9 @@ from typing import NamedTuple
 from poolctl.keeper.wire import Message
 from poolctl.platform import process_parent, process_start, process_users
 
-from .. import untrusted
-from ..link import Link, LinkLost
-from ..protocol import Exit
+from .. import untrusted_messages
+from ..process_link import Link, LinkLost
+from ..runner_protocol import Exit
 
 _MOST_PID = 1 << 22  # of any Linux (proc(5), pid_max)
 # Until then the intermediate process, which forks for the zygote, is the parent.
@@ -77,8 +77,8 @@ class Children:
         Raises Forged, LinkLost.
         """
         try:
-            pid = untrusted.number(reply, "pid", 2, _MOST_PID)
-        except untrusted.Malformed as error:
+            pid = untrusted_messages.number(reply, "pid", 2, _MOST_PID)
+        except untrusted_messages.Malformed as error:
             raise Forged(f"answered with {error}") from None
         if pid in self._known:
             raise Forged(f"named pid {pid} as a new process, but it is another process of the pool")

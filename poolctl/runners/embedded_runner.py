@@ -14,10 +14,10 @@ from poolctl.config import ServerConfig
 from poolctl.keeper import wire
 from poolctl.keeper.spawn import in_background
 
-from . import withheld
-from .link import KeeperLink, Receiver, give_up
-from .local.runner import LocalRunner
-from .protocol import Capabilities, Endpoints
+from . import withheld_variables
+from .local.local_runner import LocalRunner
+from .process_link import KeeperLink, Receiver, give_up
+from .runner_protocol import Capabilities, Endpoints
 
 _KEEPER_SECONDS = 10.0
 # How long keeper, zygotes and logger outlive the last server.
@@ -52,7 +52,7 @@ class ProcessRunner(LocalRunner):
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner."""
         if server.tls and server.tls is not True and server.tls.password_env:
-            withheld.withhold([server.tls.password_env])
+            withheld_variables.withhold([server.tls.password_env])
         self._opened.add(server.key)
         try:
             await self.start()

@@ -16,7 +16,7 @@ from poolctl.config import ServerConfig
 from poolctl.listeners.sock_diag import accepted
 from poolctl.platform import CREDENTIALS_BYTES, ask_for_credentials, sender_credentials
 
-from ..untrusted import allowance
+from ..untrusted_messages import allowance
 
 # Nothing announces that another program has called bind(): it has to be tried.
 _FIRST_PAUSE_SECONDS = 0.01

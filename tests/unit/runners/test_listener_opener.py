@@ -14,8 +14,8 @@ import pytest
 
 from poolctl.address import parse
 from poolctl.listeners.failure import Holder, ListenError, Place, Search
-from poolctl.runners import opener
-from poolctl.runners.opener import Opener
+from poolctl.runners import listener_opener
+from poolctl.runners.listener_opener import Opener
 
 
 def messages(opener: Opener, listeners: Iterable[socket.socket]) -> list[str]:
@@ -55,7 +55,7 @@ def test_listen_fails_without_waiting_for_a_search_that_hangs(monkeypatch: pytes
     def search_until_over(search: Search, places: Any) -> None:
         searched.append(over.wait(30))
 
-    monkeypatch.setattr(opener, "_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(listener_opener, "_PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(Search, "find", search_until_over)
     it = Opener()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -64,5 +64,5 @@ def test_listen_fails_without_waiting_for_a_search_that_hangs(monkeypatch: pytes
         assert searched == []
         over.set()
         monkeypatch.setattr(Search, "find", lambda search, places: {}[places])
-        monkeypatch.setattr(opener, "_PATIENCE_SECONDS", 5)
+        monkeypatch.setattr(listener_opener, "_PATIENCE_SECONDS", 5)
         assert messages(it, [listener]) == [f"port {port} is in use"]

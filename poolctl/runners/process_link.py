@@ -17,7 +17,7 @@ from typing import Protocol
 
 from poolctl.keeper import fd_store, wire
 
-from . import untrusted
+from . import untrusted_messages
 
 _RETRY_SECONDS = 0.002
 _PAUSED_SECONDS = 1.0
@@ -121,7 +121,7 @@ class Link:
         self._receiver = receiver or Receiver()
         self._trusted = trusted
         self._loop = asyncio.get_running_loop()
-        self._allowance = untrusted.allowance()
+        self._allowance = untrusted_messages.allowance()
         # A socket may outlive us, and with it answers to what we asked: our successor must not ask by the same numbers.
         self._numbers = itertools.count(time.monotonic_ns())
         self._calls: dict[int, asyncio.Future[Reply]] = {}
@@ -192,7 +192,7 @@ class Link:
             if limit := self._limits.pop(number, None):
                 limit.cancel()
         if reply.get("error") is not None:
-            raise Refused(untrusted.printable(str(reply["error"])))
+            raise Refused(untrusted_messages.printable(str(reply["error"])))
         return reply, received
 
     def read_rest(self) -> None:
@@ -223,8 +223,8 @@ class Link:
             self._end(f"the other end has not answered for {seconds:g} s")
 
     def _queue(self, message: Message, fds: Sequence[int | HasDescriptor]) -> None:
-        if not self._trusted and len(self._outbox) >= untrusted.MOST_UNREAD:
-            self.cut_off(f"left {untrusted.MOST_UNREAD} messages unread")
+        if not self._trusted and len(self._outbox) >= untrusted_messages.MOST_UNREAD:
+            self.cut_off(f"left {untrusted_messages.MOST_UNREAD} messages unread")
             return
         self._outbox.append((message, owners_of(fds)))
 
@@ -279,10 +279,10 @@ class Link:
     def _receive(self) -> Reply | None:
         if self._trusted:
             return wire.receive(self.sock)
-        return wire.receive(self.sock, most_bytes=untrusted.MOST_BYTES, most_descriptors=0)
+        return wire.receive(self.sock, most_bytes=untrusted_messages.MOST_BYTES, most_descriptors=0)
 
     def _dispatch(self, message: Message, fds: list[int]) -> None:
-        number = untrusted.reply_number(message)
+        number = untrusted_messages.reply_number(message)
         future = self._calls.get(number) if number is not None else None
         if future is None:
             self._take(message, fds)
@@ -294,9 +294,9 @@ class Link:
     def _take(self, message: Message, fds: list[int]) -> None:
         try:
             if not self._trusted and not self._allowance.take(1, self._loop.time()):
-                raise untrusted.Malformed(f"more than {untrusted.BURST} messages at once")
+                raise untrusted_messages.Malformed(f"more than {untrusted_messages.BURST} messages at once")
             self._receiver.received(message, fds)
-        except untrusted.Malformed as error:
+        except untrusted_messages.Malformed as error:
             self.cut_off(f"sent {error}")
 
     def _end(self, reason: str = "the other end is gone") -> None:

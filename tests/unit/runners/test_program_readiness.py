@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.runners.local.programs import NotifySocket, first_connection
-from poolctl.runners.spec import argument_vector
+from poolctl.runners.local.program_readiness import NotifySocket, first_connection
+from poolctl.runners.worker_spec import argument_vector
 
 
 def server(*command: str, bind: str = "127.0.0.1:8123", **keys: Any) -> ServerConfig:

@@ -22,10 +22,10 @@ from poolctl.logs.follow import DirectoryWatch
 from poolctl.logs.log_line import stamp
 from poolctl.logs.read import tail
 
-from .. import withheld
-from ..link import Descriptor, Link, LinkLost, Receiver
+from .. import withheld_variables
+from ..process_link import Descriptor, Link, LinkLost, Receiver
 from ..process_watchdog import ProcessWatchdog
-from ..protocol import RunnerEvents
+from ..runner_protocol import RunnerEvents
 
 _AGAIN_SECONDS = 0.2
 _SAY_SECONDS = 1.0
@@ -108,7 +108,7 @@ class Output(Receiver):
                     "argv": argv,
                     "output": self._diagnostics,
                     "session": True,
-                    "without": withheld.present(),
+                    "without": withheld_variables.present(),
                 },
                 [theirs.fileno()],
             )

@@ -12,10 +12,10 @@ import pytest
 
 from poolctl.keeper import wire
 from poolctl.platform import process_start
-from poolctl.runners.link import Link
-from poolctl.runners.local import children as module
-from poolctl.runners.local.children import Children, Forged, Process
-from poolctl.runners.protocol import Exit
+from poolctl.runners.local import fork_verification as module
+from poolctl.runners.local.fork_verification import Children, Forged, Process
+from poolctl.runners.process_link import Link
+from poolctl.runners.runner_protocol import Exit
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

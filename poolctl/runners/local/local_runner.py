@@ -13,14 +13,14 @@ from types import MappingProxyType
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store
 
-from ..link import KeeperLink, Message
-from ..protocol import Adopted, Capabilities, Endpoints, Exit, Placement, RunnerEvents
+from ..process_link import KeeperLink, Message
+from ..runner_protocol import Adopted, Capabilities, Endpoints, Exit, Placement, RunnerEvents
 from .activation.sleeping_servers import SleepingServers
-from .children import Children
+from .fork_verification import Children
 from .local_worker import LocalWorker
 from .orphans import take_in
-from .output import Output, last_lines
-from .sockets import AdoptionPairs, Sockets
+from .output_pipes import Output, last_lines
+from .server_sockets import AdoptionPairs, Sockets
 from .spawn.app_zygotes import AppZygotes, ImportLimit
 from .spawn.forking import Forker
 from .spawn.zygotes import Source, Zygotes

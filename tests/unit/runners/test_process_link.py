@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from poolctl.keeper import wire
-from poolctl.runners.link import Link, LinkLost, Receiver, Refused
-from poolctl.runners.untrusted import Malformed
+from poolctl.runners.process_link import Link, LinkLost, Receiver, Refused
+from poolctl.runners.untrusted_messages import Malformed
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

@@ -11,8 +11,8 @@ from typing import cast
 
 import pytest
 
-from poolctl.runners import registry
-from poolctl.runners.registry import (
+from poolctl.runners import runner_registry
+from poolctl.runners.runner_registry import (
     RunnerSite,
     UnknownRunner,
     companions,
@@ -35,7 +35,9 @@ def module() -> Iterator[ModuleType]:
 
 
 def test_variable_names_the_module_that_makes_the_runner(module: ModuleType) -> None:
-    assert cast(object, make_runner({registry.VARIABLE: module.__name__}, SITE)) == "the runner of site"
+    assert (
+        cast(object, make_runner({runner_registry.VARIABLE: module.__name__}, SITE)) == "the runner of site"
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,28 +50,28 @@ def test_variable_names_the_module_that_makes_the_runner(module: ModuleType) -> 
 )
 def test_name_of_no_runner_is_refused_with_the_reason(name: str, message: str) -> None:
     with pytest.raises(UnknownRunner) as caught:
-        make_runner({registry.VARIABLE: name}, SITE)
+        make_runner({runner_registry.VARIABLE: name}, SITE)
     assert message in str(caught.value)
     with pytest.raises(UnknownRunner):
-        companions({registry.VARIABLE: name}, ["pool.toml"], "/run/poolctl/x", [])
-    assert orphans_exist({registry.VARIABLE: name}, "/run/poolctl/x") is False
+        companions({runner_registry.VARIABLE: name}, ["pool.toml"], "/run/poolctl/x", [])
+    assert orphans_exist({runner_registry.VARIABLE: name}, "/run/poolctl/x") is False
 
 
 def test_runner_without_companions_and_orphans_has_none(module: ModuleType, tmp_path: Path) -> None:
-    env = {registry.VARIABLE: module.__name__}
+    env = {runner_registry.VARIABLE: module.__name__}
     assert companions(env, ["pool.toml"], str(tmp_path), []) == {}
     assert orphans_exist(env, str(tmp_path)) is False
     assert find_orphans(env, str(tmp_path)) == []
 
 
 def test_local_runner_is_the_default_and_starts_the_logger_with_the_keeper(tmp_path: Path) -> None:
-    for env in ({}, {registry.VARIABLE: ""}, {registry.VARIABLE: "local"}):
+    for env in ({}, {runner_registry.VARIABLE: ""}, {runner_registry.VARIABLE: "local"}):
         assert "logger" in companions(env, [f"{tmp_path}/pool.toml"], str(tmp_path), [])
         assert orphans_exist(env, str(tmp_path)) is False
 
 
 def test_question_for_orphans_imports_no_event_loop(tmp_path: Path) -> None:
-    code = f"from poolctl.runners.registry import orphans_exist as o; import sys; o({{}}, {str(tmp_path)!r});"
+    code = f"from poolctl.runners.runner_registry import orphans_exist as o; import sys; o({{}}, {str(tmp_path)!r});"
     done = subprocess.run(
         [sys.executable, "-c", f"{code} print(*sys.modules)"],
         capture_output=True,
@@ -77,4 +79,4 @@ def test_question_for_orphans_imports_no_event_loop(tmp_path: Path) -> None:
         check=True,
         timeout=30,
     )
-    assert not {"asyncio", "pydantic", "poolctl.runners.local.runner"} & set(done.stdout.split())
+    assert not {"asyncio", "pydantic", "poolctl.runners.local.local_runner"} & set(done.stdout.split())

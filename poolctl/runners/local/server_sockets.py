@@ -18,8 +18,8 @@ from poolctl.listeners.open import Inherited, close_listener, describe, refuse
 from poolctl.listeners.unix import identity_of
 from poolctl.platform import close_promptly
 
-from ..link import Link, LinkLost
-from ..opener import Opener
+from ..listener_opener import Opener
+from ..process_link import Link, LinkLost
 
 PLAIN, TLS = "plain", "tls"
 _MOST_IN_A_PAIR = 1024
