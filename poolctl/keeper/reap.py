@@ -113,6 +113,7 @@ class Watcher:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._pids: dict[int, int] = {}  # by pidfd
+        self._pidfds: dict[int, int] = {}  # by pid
         self.starts: dict[int, int] = {}  # the start times of the watched processes by pid
 
     def fileno(self) -> int:
@@ -139,7 +140,7 @@ class Watcher:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return False
         self.starts[pid] = start
-        self._pids[fd] = pid
+        self._pids[fd], self._pidfds[pid] = pid, fd
         self._epoll.register(fd, select.EPOLLIN)
         return True
 
@@ -149,14 +150,27 @@ class Watcher:
         for fd, _ in self._epoll.poll(0):
             pid = self._pids.pop(fd)
             self._epoll.unregister(fd)
-            os.close(fd)
+            os.close(self._pidfds.pop(pid))
             kill_rest(pid, self.starts.pop(pid))
             pids.append(pid)
         return pids
 
     def signal(self, pid: int, number: int, *, group: bool) -> bool:
-        """Send a signal to a watched process, or to its group; False if it has exited or is unknown."""
-        return pid in self.starts and signal_process(pid, self.starts[pid], number, group=group)
+        """Send a signal to a watched process, or first to its group; False if it has exited or is unknown.
+
+        By the descriptor that watches it: a keeper without a free descriptor can still stop it.
+        """
+        if pid not in self._pidfds:
+            return False
+        try:
+            signal.pidfd_send_signal(self._pidfds[pid], 0)
+            if group:
+                with contextlib.suppress(ProcessLookupError):  # it leads no group
+                    os.killpg(pid, number)
+            signal.pidfd_send_signal(self._pidfds[pid], number)
+        except ProcessLookupError:
+            return False
+        return True
 
     def close(self) -> None:
         """Stop watching."""

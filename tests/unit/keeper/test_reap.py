@@ -206,6 +206,18 @@ def test_all_watched_processes_are_killed_at_once() -> None:
     assert not any(map(is_alive, pids))
 
 
+def test_watched_process_is_signalled_without_a_free_descriptor(pid: int) -> None:
+    watcher = Watcher()
+    assert watcher.watch(pid, start_of(pid))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert watcher.signal(pid, signal.SIGKILL, group=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert ended(watcher) == [pid]
+
+
 def test_unobserved_exit_is_reported_as_unknown(pid: int) -> None:
     reaper = Reaper()
     start = start_of(pid)
