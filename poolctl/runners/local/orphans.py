@@ -329,9 +329,10 @@ class _Intake:
     def _is_its_pipe(self, output: str, server: ServerConfig) -> bool:
         """Whether the logger knows this pipe as the server's, and no other worker writes to it."""
         known = self.pipes.streams.get(output)
-        its = known is not None and known[0].get("name") == server.name and output not in self.outputs
+        if known is None or known[0].get("name") != server.name or output in self.outputs:
+            return False
         self.outputs.add(output)
-        return its
+        return True
 
     async def _take_program(self, orphan: LocalOrphan, server: ServerConfig) -> bool:
         index = sum(name.startswith(f"{fd_store.WORKER}{server.name}.") for name in self.done)
