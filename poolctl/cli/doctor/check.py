@@ -12,7 +12,7 @@ from poolctl.config import ConfigNotFound
 from poolctl.control.answers import About, ErrorEntry, Item, Result, entries
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
-from poolctl.values import Table, Value
+from poolctl.values import Value
 
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
@@ -123,10 +123,6 @@ class CheckResult(Value):
     status: str
     message: str
     fix: str
-
-    def to_json(self, *names: str) -> Table:
-        """See Value; `fix` also has the name that it had before."""
-        return {**super().to_json(*names), "mend": self.fix}
 
     def __repr__(self) -> str:
         return f"{self.status} {self.check}: {self.message}" + (f" ({self.fix})" if self.fix else "")
