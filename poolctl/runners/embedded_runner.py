@@ -80,6 +80,8 @@ class ProcessRunner(LocalRunner):
 
     def _closed(self, key: str) -> None:
         self._opened.discard(key)
+        if self._idle is not None:
+            self._idle.cancel()
         if not self._opened:
             self._idle = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_idle)
 
@@ -107,9 +109,11 @@ class ProcessRunner(LocalRunner):
         self._opened.clear()
         try:
             if started is not None:
-                await asyncio.shield(started)
-                await super().aclose()
-                self.keeper.close()
+                await asyncio.wait({started})
+                # A failed start has been reported by `open`.
+                if not started.cancelled() and started.exception() is None:
+                    await super().aclose()
+                    self.keeper.close()
         finally:
             self._ending = None
 
@@ -129,14 +133,18 @@ class ProcessRunner(LocalRunner):
         receiver = _Keeper(self)
         keeper = self.keeper = KeeperLink(ours, receiver)
         argv = command(sys.executable, "keeper", directory, "3", isolated=True)
-        with theirs:
-            # Not our child, so that it need not be reaped; in a session of its own, away from our terminal.
-            await asyncio.to_thread(in_background, argv, dict(os.environ), [theirs.fileno()])
-        async with asyncio.timeout(_KEEPER_SECONDS):
-            said = await receiver.hello
-        soft, hard = said["open_files"]
-        super().__init__(keeper, directory, logs, keeper_pid=int(said["pid"]), open_files=(soft, hard))
-        await self.output.start()
+        try:
+            with theirs:
+                # Not our child, so that it need not be reaped; in a session of its own, away from our terminal.
+                await asyncio.to_thread(in_background, argv, dict(os.environ), [theirs.fileno()])
+            async with asyncio.timeout(_KEEPER_SECONDS):
+                said = await receiver.hello
+            soft, hard = said["open_files"]
+            super().__init__(keeper, directory, logs, keeper_pid=int(said["pid"]), open_files=(soft, hard))
+            await self.output.start()
+        except BaseException:
+            keeper.close()  # the keeper ends with its link
+            raise
 
     def forget_descriptors(self) -> None:
         """Let go of the keeper, which ends with the last one that holds its link, and of the listeners.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl import Pool, ServerConfig
+from poolctl import Pool, PoolStartError, ServerConfig
 from poolctl.runners import embedded_runner
 from tests.deadline import wait_until
 from tests.http_get import get
@@ -42,3 +42,30 @@ def test_processes_of_a_dropped_pool_end_some_seconds_after_its_last_server(
     known = weakref.ref(runner)
     del pool, runner
     wait_until(lambda: gc.collect() >= 0 and known() is None)
+
+
+def test_keeper_that_could_not_be_started_is_started_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(embedded_runner, "_IDLE_SECONDS", 0.01)
+    (tmp_path / "plain.py").write_text(APP)
+    port = claim_port()
+    config = ServerConfig(name="web", bind=f"127.0.0.1:{port}", app="plain:app", app_dir=str(tmp_path))
+    pool = Pool([config], runner=embedded_runner.ProcessRunner())
+    with monkeypatch.context() as patched:
+        patched.setattr(embedded_runner, "_KEEPER_SECONDS", 0.0)
+        with pytest.raises(PoolStartError):
+            pool.start_sync(timeout=30)
+
+    def starts() -> bool:
+        try:
+            pool.start_sync(timeout=30)
+        except PoolStartError:
+            return False
+        return True
+
+    wait_until(starts)
+    assert get(port).status == 200
+    pool.stop_sync(timeout=10)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
