@@ -16,6 +16,10 @@ LAST_LINES = 5
 # So many are read, because most of a traceback says nothing to an operator.
 _LINES_READ = 50
 _IN_TRACEBACK = ("During handling of the above exception", "The above exception was the direct cause")
+_FRAME = re.compile(r'\s+File ".+", line [0-9]')
+_LIBRARY = re.compile(r'File "(<frozen |.*/(site-packages|dist-packages|lib/python3[.0-9]*)/)')
+# The margin of an exception group: "  | " of a line, "  +-+-" between two.
+_GROUP_MARGIN = re.compile(r"^ +(\| ?|\+ |\+-\+(?=-)|\+(?=-))")
 # What uvicorn prints about the course of a worker.
 _COURSE = re.compile(
     r"INFO:\s+(Started server process|Finished server process|Waiting for application|Shutting down"
@@ -139,16 +143,25 @@ def not_arrived(entry: Entry, kind: type[PoolError], message: str, hint: str = "
 
 
 def explaining(lines: Sequence[str]) -> list[str]:
-    """The lines that may explain a failure: without frames of tracebacks and uvicorn's reports of its course."""
+    """The lines that may explain a failure: of a traceback the error and where the application raised it.
+
+    uvicorn's reports of a worker's course are left out.
+    """
     found = []
+    place = ""
     in_traceback = True  # the lines may begin within one
     for line in lines:
+        text = _GROUP_MARGIN.sub("", line) if in_traceback else line
         if "Traceback (most recent call last):" in line:
-            in_traceback = True
-        elif not (in_traceback and line[:1].isspace()):
-            in_traceback = False
-            if line.strip() and not line.startswith(_IN_TRACEBACK) and not _COURSE.match(line):
-                found.append(line)
+            in_traceback, place = True, ""
+        elif in_traceback and text[:1].isspace():
+            if _FRAME.match(text) and (not place or not _LIBRARY.search(text)):
+                place = text.strip()
+        elif not (in_traceback and text.startswith("--")):
+            in_traceback = text != line  # the rest of an exception group
+            if text.strip() and not text.startswith(_IN_TRACEBACK) and not _COURSE.match(text):
+                found += [place, text] if place else [text]
+                place = ""
     return found
 
 
