@@ -54,6 +54,7 @@ class ProcessRunner(LocalRunner):
         if server.tls and server.tls is not True and server.tls.password_env:
             withheld_variables.withhold([server.tls.password_env])
         self._opened.add(server.key)
+        self._stay()
         try:
             await self.start()
             return await super().open(server)
@@ -80,10 +81,13 @@ class ProcessRunner(LocalRunner):
 
     def _closed(self, key: str) -> None:
         self._opened.discard(key)
+        if not self._opened:
+            self._stay()
+            self._idle = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_idle)
+
+    def _stay(self) -> None:
         if self._idle is not None:
             self._idle.cancel()
-        if not self._opened:
-            self._idle = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_idle)
 
     def _end_if_idle(self) -> None:
         if not self._opened and self._ending is None:
@@ -96,6 +100,7 @@ class ProcessRunner(LocalRunner):
     async def aclose(self) -> None:
         """End every worker and the keeper; a server that is opened afterwards starts new ones."""
         if self._ending is None:
+            self._opened.clear()
             self._ending = asyncio.ensure_future(self._end())
         await self._ending
         if self._directory is not None:
@@ -104,9 +109,7 @@ class ProcessRunner(LocalRunner):
 
     async def _end(self) -> None:
         started, self._started = self._started, None
-        if self._idle is not None:
-            self._idle.cancel()
-        self._opened.clear()
+        self._stay()
         try:
             if started is not None:
                 await asyncio.wait({started})
@@ -126,6 +129,13 @@ class ProcessRunner(LocalRunner):
         await asyncio.shield(self._started)
 
     async def _start(self) -> None:
+        try:
+            await self._start_keeper()
+        except BaseException:
+            self._started = None  # the next server tries again
+            raise
+
+    async def _start_keeper(self) -> None:
         directory = self._directory = self._directory or tempfile.mkdtemp(prefix="poolctl-")
         logs = self._logs_directory or os.path.join(directory, "logs")
         os.makedirs(logs, mode=0o700, exist_ok=True)

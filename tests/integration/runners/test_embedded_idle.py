@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
 from pathlib import Path
@@ -69,3 +70,78 @@ def test_keeper_that_could_not_be_started_is_started_again_later(
     pool.stop_sync(timeout=10)
     gc.collect()
     assert "never retrieved" not in caplog.text
+
+
+def test_idle_processes_that_end_while_a_server_opens_do_not_take_it_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_runner, "_IDLE_SECONDS", 600.0)
+    (tmp_path / "plain.py").write_text(APP)
+    servers = {
+        name: ServerConfig(
+            name=name, bind=f"127.0.0.1:{claim_port()}", app="plain:app", app_dir=str(tmp_path)
+        )
+        for name in ("first", "second")
+    }
+
+    async def scenario() -> None:
+        runner = embedded_runner.ProcessRunner()
+        try:
+            await runner.open(servers["first"])
+            await runner.close(servers["first"].key)
+            runner._end_if_idle()
+            await runner.open(servers["first"])
+            await runner.open(servers["second"])
+            keeper = runner.children.keeper_pid
+            await runner.close(servers["second"].key)
+            runner._end_if_idle()
+            await runner.start()
+            assert runner.children.keeper_pid == keeper, "one server is open"
+        finally:
+            await runner.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_processes_stay_for_the_whole_time_after_the_last_of_several_servers_that_ended(
+    tmp_path: Path,
+) -> None:
+    server = ServerConfig(
+        name="web", bind=f"127.0.0.1:{claim_port()}", app="plain:app", app_dir=str(tmp_path)
+    )
+
+    async def scenario() -> None:
+        runner = embedded_runner.ProcessRunner()
+        try:
+            await runner.open(server)
+            await runner.close(server.key)
+            first = runner._idle
+            await runner.open(server)
+            assert first is not None
+            assert first.cancelled()
+        finally:
+            await runner.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_keeper_that_could_not_be_started_is_started_by_the_next_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ServerConfig(
+        name="web", bind=f"127.0.0.1:{claim_port()}", app="plain:app", app_dir=str(tmp_path)
+    )
+    logs = tmp_path / "logs"
+    logs.write_text("in the way")
+
+    async def scenario() -> None:
+        runner = embedded_runner.ProcessRunner(str(logs))
+        try:
+            with pytest.raises(FileExistsError):
+                await runner.open(server)
+            logs.unlink()
+            assert (await runner.open(server)).addresses
+        finally:
+            await runner.aclose()
+
+    asyncio.run(scenario())
