@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from poolctl.config import ServerConfig
 from poolctl.core.decide import (
     Action,
     Arm,
@@ -24,7 +25,9 @@ from poolctl.core.decide import (
     Stop,
     decide,
 )
-from poolctl.core.view import LEAVING, Desired, Listener, Phase, View, WorkerView
+from poolctl.core.state import Entry, Worker
+from poolctl.core.view import LEAVING, Desired, Listener, Overrides, Phase, View, WorkerView
+from poolctl.states import State
 
 MOST_WORKERS = 3
 
@@ -204,6 +207,43 @@ def test_any_view_at_all_is_decided_soundly(view: View) -> None:
     after = applied(view, actions)
     check_step(view, actions, after)
     assert actions == decide(view), "nothing is remembered"
+
+
+PLAIN = ServerConfig(name="web", bind=":1", app="a:b")
+SLEEPY = ServerConfig(name="web", bind=":1", app="a:b", scale={"min": 0})
+JOB = ServerConfig(name="web", command=["migrate"], job=True)
+
+
+def entry_of(view: View, *, armed: bool) -> Entry:
+    """A server with these facts."""
+    config = JOB if view.job else SLEEPY if view.sleepy else PLAIN
+    entry = Entry(
+        config, desired=view.desired, overrides=Overrides(out=view.out), called=view.called, needed=view.needed,
+        armed=config if armed else None, listener=view.listener,
+    )  # fmt: skip
+    for each in view.workers:
+        entry.workers[each.id] = Worker(each.id, each.generation, each.index, config, phase=each.phase)
+    return entry
+
+
+@given(views, st.booleans())
+def test_state_of_a_server_agrees_with_its_workers(view: View, armed: bool) -> None:
+    entry = entry_of(view, armed=armed)
+    serves, state = bool(serving(view)), State(entry.state)
+    assert entry.sleeps == entry.view(may_start=True, may_stop=True).sleeps
+    if state is State.DRAINING and not serves:
+        assert entry.asleep, "it falls asleep"
+    else:
+        assert (state in (State.RUNNING, State.DRAINING)) == (serves and not entry.rests)
+    if state in (State.RUNNING, State.DRAINING) and serves:
+        assert (state is State.DRAINING) == view.out
+    if state in (State.STOPPED, State.DISABLED, State.FAILED, State.SLEEPING):
+        assert not view.workers
+    if state is State.STOPPING:
+        assert entry.rests
+        assert view.workers
+    if entry.ready:
+        assert state is State.RUNNING or (view.job and entry.completed)
 
 
 @given(views)
