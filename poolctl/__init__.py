@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from poolctl.pool.pool import Pool
     from poolctl.pool.pool_config import PoolConfig
     from poolctl.pool.server import Server
-    from poolctl.states import Field, State, Status
+    from poolctl.selection.field_filter import Field
+    from poolctl.states import State, Status
 
 __all__ = [
     "ControlError",
@@ -73,7 +74,8 @@ __all__ = [
 _ERRORS = [name for name in __all__ if name.endswith("Error")]
 _HOMES = {
     **dict.fromkeys(_ERRORS, "errors"),
-    **dict.fromkeys(["Field", "State", "Status"], "states"),
+    **dict.fromkeys(["State", "Status"], "states"),
+    "Field": "selection.field_filter",
     "Monitor": "pool.monitor",
     "Pool": "pool.pool",
     "PoolConfig": "pool.pool_config",

@@ -42,11 +42,3 @@ class Status(StrEnum):
         if len(statuses) > 1:
             statuses.discard(cls.UNKNOWN)
         return cls.WARN if len(statuses) > 1 else next(iter(statuses), None)
-
-
-class Field(StrEnum):
-    """The field of a server to which a filter applies."""
-
-    NAME = "name"
-    BIND = "bind"
-    EXPOSE = "expose"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import uvicorn
 
-from poolctl.keeper import handover, wire
+from poolctl.keeper import connection_handover, wire
 from poolctl.worker.serving.accepting import AdoptionPair
 from poolctl.worker.serving.pool_server import PoolServer
 from tests.asgi_apps import lifespan
@@ -235,7 +235,7 @@ class Pair:
     def hand_over(self, sock: socket.socket, until: float | None = None, *, asked: bool = False) -> None:
         with sock:
             limits = {} if until is None else {"until": until, "asked": asked}
-            handover.give(self.give, sock.fileno(), limits)
+            connection_handover.give(self.give, sock.fileno(), limits)
 
     def close(self) -> None:
         for end in (*itertools.chain(*self._made), self.give, self.take):

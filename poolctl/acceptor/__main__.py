@@ -5,10 +5,10 @@ announced: then accept(2) waits. It can also put a descriptor into the adoption 
 None of this may block the supervisor, and nothing here lasts: a call that takes too long ends this process
 (setitimer(2)), and the supervisor starts another one. Standard library only.
 
-A request names the operation on the socket that comes with it, `accept` or `take` (see handover), how often at most,
-its number `n` and the server's `key`. Each connection is a message of its own; `done` says whether the socket is empty,
-and whether something else was in it. The keeper holds the other end as well: the next supervisor reads the answers that
-the previous one has not read, and those to its requests.
+A request names the operation on the socket that comes with it, `accept` or `take` (see keeper.connection_handover), how
+often at most, its number `n` and the server's `key`. Each connection is a message of its own; `done` says whether the
+socket is empty, and whether something else was in it. The keeper holds the other end as well: the next supervisor reads
+the answers that the previous one has not read, and those to its requests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import socket
 import time
 from collections.abc import Iterator
 
-from ..keeper import handover, wire
+from ..keeper import connection_handover, wire
 from ..platform import name_process, raise_descriptor_limit
 
 REQUESTS_FD = 3
@@ -52,7 +52,7 @@ def serve(requests: socket.socket) -> None:
 def fetch(requests: socket.socket, message: wire.Message, shared: socket.socket) -> None:
     """Answer one request."""
     empty = junk = full = False
-    next_one = _accept if message["op"] == "accept" else handover.take
+    next_one = _accept if message["op"] == "accept" else connection_handover.take
     for _ in range(message["most"]):
         try:
             with _deadline():
@@ -62,12 +62,12 @@ def fetch(requests: socket.socket, message: wire.Message, shared: socket.socket)
         except wire.WireError:
             junk = True
             continue
-        except (handover.NoRoom, OSError):
+        except (connection_handover.NoRoom, OSError):
             full = True
         else:
             if found is not None:
                 with found:
-                    limits = found.limits() if isinstance(found, handover.Connection) else {}
+                    limits = found.limits() if isinstance(found, connection_handover.Connection) else {}
                     answer = {"t": "conn", "n": message["n"], "key": message["key"], **limits}
                     _send(requests, answer, [found.fileno()])
                 continue

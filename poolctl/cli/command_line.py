@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from poolctl.cli.command import COMMON, FIELDS, FLAG, FORMATS, GOALS, LIST, command_named, module_of
 from poolctl.cli.outcome import UsageError
-from poolctl.values import Table
+from poolctl.frozen_value import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

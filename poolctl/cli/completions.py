@@ -377,7 +377,7 @@ def _in_files(paths: Sequence[str]) -> Iterator[NameAndTags]:
 
 
 def _pools() -> list[str]:
-    from poolctl.control.directory import candidates
+    from poolctl.control.pool_paths import candidates
 
     roots = [root for root in candidates(os.environ) if os.path.isdir(root)]
     return sorted({entry[1:] for root in roots for entry in os.listdir(root) if entry.startswith("@")})

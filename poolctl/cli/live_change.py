@@ -10,8 +10,8 @@ import os
 from poolctl.cli.command_line import CommandRequest, saves
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.remote import ask, selected
 from poolctl.cli.render import from_here
+from poolctl.cli.supervisor_requests import ask, selected
 from poolctl.control.answers import About, Item
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError, PoolValidateError

@@ -18,10 +18,10 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import masked, values_of
 from poolctl.control.answers import Described, ErrorEntry, Item, item
-from poolctl.control.directory import state_dir
+from poolctl.control.pool_paths import state_dir
+from poolctl.frozen_value import Value
 from poolctl.selection.expressions import FASTER
 from poolctl.selection.selector import select
-from poolctl.values import Value
 
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig

@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from poolctl.values import Table, Value
+    from poolctl.frozen_value import Table, Value
 
 
 class UsageError(Exception):

@@ -6,7 +6,7 @@ import os
 import sys
 
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.control import directory
+from poolctl.control import pool_paths
 from poolctl.exit_codes import INVALID_CONFIGURATION
 
 TYPE_CHECKING = False
@@ -37,7 +37,7 @@ class PoolRef:
     @property
     def socket(self) -> str:
         """The path of its control socket, which need not exist."""
-        return f"{self.directory}/{directory.SOCKET_NAME}"
+        return f"{self.directory}/{pool_paths.SOCKET_NAME}"
 
 
 def find_pool(
@@ -126,11 +126,11 @@ def _warn_of_missing(files: list[str], request: CommandRequest) -> None:
 
 
 def _at(first: str, env: Mapping[str, str]) -> PoolRef:
-    return PoolRef([first], directory.pool_dir(env, directory.pool_key(first)))
+    return PoolRef([first], pool_paths.pool_dir(env, pool_paths.pool_key(first)))
 
 
 def _named(name: str, env: Mapping[str, str]) -> PoolRef:
-    found = directory.named_pool_dir(env, name)
+    found = pool_paths.named_pool_dir(env, name)
     if found is None:
         from poolctl.control.client import NoSupervisor
 
@@ -142,8 +142,8 @@ def _named(name: str, env: Mapping[str, str]) -> PoolRef:
 
 def others_named_alike(pool: PoolRef, env: Mapping[str, str] = os.environ) -> str:
     """A warning of other running pools with the same name, which makes --pool ambiguous; "" without any."""
-    name = str(directory.read_info(pool.directory).get("name") or "")
-    others = [path for path in directory.pool_dirs_named(env, name) if os.path.basename(path) != pool.key]
+    name = str(pool_paths.read_info(pool.directory).get("name") or "")
+    others = [path for path in pool_paths.pool_dirs_named(env, name) if os.path.basename(path) != pool.key]
     if not others:
         return ""
     files = ", ".join(file for path in others for file in _files_of(path) or [path])
@@ -151,7 +151,7 @@ def others_named_alike(pool: PoolRef, env: Mapping[str, str] = os.environ) -> st
 
 
 def _files_of(pool_directory: str) -> list[str]:
-    files = directory.read_info(pool_directory).get("files")
+    files = pool_paths.read_info(pool_directory).get("files")
     return [str(file) for file in files] if isinstance(files, list) else []
 
 

@@ -10,7 +10,8 @@ import sys
 
 from poolctl.cli.outcome import Outcome
 from poolctl.control.answers import SCHEMA, ErrorEntry, Item, Result
-from poolctl.values import Value, dumps
+from poolctl.frozen_value import Value
+from poolctl.light_json import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from poolctl.config import ServerConfig, longest_stop_seconds, referenced_variables
-from poolctl.control.directory import RUNTIME_VARIABLE, STATE_VARIABLE
+from poolctl.control.pool_paths import RUNTIME_VARIABLE, STATE_VARIABLE
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
 
 MADE_BY = "Made by `poolctl export systemd`."

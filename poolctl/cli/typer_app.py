@@ -30,7 +30,7 @@ from poolctl.cli.command import (
 from poolctl.cli.command_line import CommandRequest, as_help, perform, split, verb_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.exit_codes import USAGE
-from poolctl.values import Table
+from poolctl.frozen_value import Table
 
 HELP = {"help_option_names": ["-h", "--help"]}
 FIRST_STEPS = (

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from poolctl.config.checks.interpreter import *
     from poolctl.config.configuration import *
     from poolctl.config.edit.draft import *
-    from poolctl.config.edit.toml_file import *
+    from poolctl.config.edit.toml_writer import *
     from poolctl.config.files.document import *
     from poolctl.config.files.find import *
     from poolctl.config.files.read_file import *
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from poolctl.config.model.conflicts import *
     from poolctl.config.model.json_schema import *
     from poolctl.config.model.normalise import *
+    from poolctl.config.model.pool_tables import *
     from poolctl.config.model.problems import *
     from poolctl.config.model.secrets import *
-    from poolctl.config.model.sections import *
-    from poolctl.config.model.tables import *
+    from poolctl.config.model.server_sections import *
 
 # fmt: off
 __all__ = [
@@ -46,7 +46,7 @@ _MODULES = {
     "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter missing_program start_options",
     "configuration": "Configuration ServerConfig no_certificate open_files_needed",
     "edit.draft": "Draft FileChanged",
-    "edit.toml_file": "escaped table_text value_text",
+    "edit.toml_writer": "escaped table_text value_text",
     "files.document": "Document read_documents",
     "files.find": "ConfigNotFound FILE_NAMES PYPROJECT candidate_files find_config",
     "files.read_file": "missing_file read_regular variables_named_in",
@@ -57,8 +57,8 @@ _MODULES = {
     "model.problems": "Finding Place Problem problem_of shown",
     "model.json_schema": "json_schema",
     "model.secrets": "MASK masked masked_text values_of",
-    "model.sections": "Backoff Dependency Health Patience Probe Recovery Restart Section TLSConfig",
-    "model.tables": "TABLE_NAMES Dashboard EventsTable Notify Tables pool_variables",
+    "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Section TLSConfig",
+    "model.pool_tables": "TABLE_NAMES Dashboard EventsTable Notify Tables pool_variables",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

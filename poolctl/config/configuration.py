@@ -12,11 +12,11 @@ from poolctl.config.files.assemble import Origins
 from poolctl.config.files.read_file import variables_of
 from poolctl.config.model import OPEN_FILES_OF_POOL
 from poolctl.config.model.conflicts import shared_users
+from poolctl.config.model.pool_tables import PoolSettings, Tables, pool_variables
 from poolctl.config.model.problems import Finding, Problem, Tree, problem_of
 from poolctl.config.model.secrets import MASK
-from poolctl.config.model.sections import TLSConfig, refuse
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.tables import PoolSettings, Tables, pool_variables
+from poolctl.config.model.server_sections import TLSConfig, refuse
 from poolctl.errors import ServerError
 
 

@@ -14,11 +14,11 @@ from poolctl.config.configuration import Configuration, ServerConfig, unserved
 from poolctl.config.files.assemble import Assembly, Origins, ServerTable, located
 from poolctl.config.files.document import read_documents
 from poolctl.config.model.conflicts import conflicts, dependency_findings
-from poolctl.config.model.explain import reset_suggestions, validated
 from poolctl.config.model.normalise import derive, interpolate, merged, normalise
+from poolctl.config.model.pool_tables import TABLE_NAMES, PoolSettings, Tables, made, overlapping
 from poolctl.config.model.problems import Finding, Problem, Tree
-from poolctl.config.model.sections import Section, refuse
-from poolctl.config.model.tables import TABLE_NAMES, PoolSettings, Tables, made, overlapping
+from poolctl.config.model.server_sections import Section, refuse
+from poolctl.config.model.validation_errors import reset_suggestions, validated
 from poolctl.errors import PoolValidateError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

@@ -6,7 +6,7 @@ A verb whose answer has more fields than `Result` has its own class here, and th
 from __future__ import annotations
 
 from poolctl.errors import ServerError
-from poolctl.values import Value
+from poolctl.frozen_value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from poolctl.config import ServerConfig
     from poolctl.errors import PoolError
-    from poolctl.values import Table
+    from poolctl.frozen_value import Table
 
 SCHEMA = 1
 PROTOCOL = 1
@@ -154,7 +154,7 @@ class StatusResult(Result):
 
 
 class PlannedChange(Value):
-    """A line of a reload's plan; `change` is a Kind of supervisor.verbs.diff."""
+    """A line of a reload's plan; `change` is a Kind of supervisor.verbs.reload_diff."""
 
     name: str
     bind: str

@@ -14,20 +14,20 @@ from _socket import AF_UNIX, SOCK_STREAM, socket
 from time import monotonic
 
 from poolctl import __version__
-from poolctl.control import directory
+from poolctl.control import pool_paths
 from poolctl.control.answers import PingResult, ProgressLine, Result, UpgradeResult
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, FAILED, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT
-from poolctl.http.head import BadMessage, request_head
+from poolctl.http.message_head import BadMessage, request_head
 from poolctl.http.message_reader import ResponseReader
-from poolctl.values import dumps, loads
+from poolctl.light_json import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
     from typing import TypeVar
 
-    from poolctl.values import Table, Value
+    from poolctl.frozen_value import Table, Value
 
     Answer = TypeVar("Answer", bound=Value)
 
@@ -186,8 +186,8 @@ class Client:
         except PermissionError:
             connection.close()
             hint = "run poolctl as the user who started the pool"
-            if os.environ.get(directory.RUNTIME_VARIABLE):
-                hint += f", or set {directory.RUNTIME_VARIABLE} to a directory of your own"
+            if os.environ.get(pool_paths.RUNTIME_VARIABLE):
+                hint += f", or set {pool_paths.RUNTIME_VARIABLE} to a directory of your own"
             raise ControlError(
                 f"not permitted to use {self.socket_path}", exit_code=NOT_PERMITTED, hint=hint
             ) from None
@@ -233,7 +233,7 @@ async def messages_async(
 
     Raises NoSupervisor when nothing listens, SupervisorEnded when the connection ends before the result.
     """
-    from poolctl.http.exchange import NoResponse, exchange
+    from poolctl.http.http_client import NoResponse, exchange
 
     payload, fields = _request(body or {})
     lines = LineSplitter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from poolctl.control import directory
+from poolctl.control import pool_paths
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.pool_client import PoolClient
 
@@ -36,13 +36,13 @@ def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
     elif _is_path(config_or_name):
         first = os.path.abspath(config_or_name)
     else:
-        named = directory.named_pool_dir(env, config_or_name)
+        named = pool_paths.named_pool_dir(env, config_or_name)
         if named is None:
             raise NoSupervisor(
                 f"no running pool is named {config_or_name!r}", hint="start it with poolctl start"
             )
-        return f"{named}/{directory.SOCKET_NAME}"
-    return f"{directory.pool_dir(env, directory.pool_key(first))}/{directory.SOCKET_NAME}"
+        return f"{named}/{pool_paths.SOCKET_NAME}"
+    return f"{pool_paths.pool_dir(env, pool_paths.pool_key(first))}/{pool_paths.SOCKET_NAME}"
 
 
 def _is_path(config_or_name: str) -> bool:

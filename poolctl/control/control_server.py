@@ -13,12 +13,12 @@ from types import TracebackType
 
 from poolctl.config import OPEN_FILES_RESERVE
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result
-from poolctl.control.directory import BACKLOG
+from poolctl.control.pool_paths import BACKLOG
 from poolctl.exit_codes import FAILED
-from poolctl.http.head import BadMessage, RequestHead
+from poolctl.frozen_value import Table, Value
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
+from poolctl.http.message_head import BadMessage, RequestHead
 from poolctl.platform import peer_credentials
-from poolctl.values import Table, Value
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 # A client that no longer reads, such as a suspended `events -f`, is disconnected.

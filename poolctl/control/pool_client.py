@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from poolctl import exit_codes as codes
-from poolctl.control import directory
+from poolctl.control import pool_paths
 from poolctl.control.answers import ErrorEntry
 from poolctl.control.client import Client
 from poolctl.control.pool_processes import await_end
@@ -28,9 +28,9 @@ from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
+    from poolctl.frozen_value import Table
     from poolctl.pool.monitor import Monitor
-    from poolctl.states import Field
-    from poolctl.values import Table
+    from poolctl.selection.field_filter import Field
 
 Selection = Mapping[str, object] | None
 # Seconds, "1m30s", or a timedelta; None for no limit.
@@ -96,9 +96,9 @@ class PoolClient:
         """
         from poolctl.logs.follow import follow as follow_logs
         from poolctl.logs.log_line import stamp
-        from poolctl.logs.read import merged_tail
+        from poolctl.logs.log_tail import merged_tail
 
-        state = directory.state_dir(os.environ, os.path.basename(os.path.dirname(self._client.socket_path)))
+        state = pool_paths.state_dir(os.environ, os.path.basename(os.path.dirname(self._client.socket_path)))
         paths = {
             item["name"]: item["config"].get("log", {}).get("path") or f"{state}/logs/{item['name']}.log"
             for item in self.show(*targets, selector=selector)["items"]

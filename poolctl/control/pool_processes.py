@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 
-from poolctl.control.directory import read_info, read_table
+from poolctl.control.pool_paths import read_info, read_table
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT
-from poolctl.values import Value, dumps
+from poolctl.frozen_value import Value
+from poolctl.light_json import dumps
 
 LIMIT_SECONDS = 10.0
 STATUS = "status.json"

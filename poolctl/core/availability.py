@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 
+from poolctl.frozen_value import Table
 from poolctl.states import PASSING
-from poolctl.values import Table
 
 OK, WARN, KO, UNKNOWN = "ok", "warn", "ko", "unknown"
 

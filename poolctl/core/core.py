@@ -10,8 +10,8 @@ from dataclasses import replace
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
 from poolctl.errors import ServerError
+from poolctl.frozen_value import Table
 from poolctl.runners.runner_protocol import Runner
-from poolctl.values import Table
 
 from .addresses import Addresses, same_listener
 from .decide import Stop

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from poolctl.config import Restart
-from poolctl.probes.hysteresis import RotationState, rotation_changes
 from poolctl.runners.runner_protocol import Exit
 
 from .view import IN_BACKOFF, LEAVING, Desired, Listener, Phase, View, WorkerView
@@ -155,12 +154,13 @@ def _rotate(view: View) -> list[Action]:
 
 
 def _attend(view: View) -> list[Action]:
-    serving = [
-        (worker.id, RotationState(worker.ko, worker.resting))
-        for worker in view.staying
-        if worker.phase is Phase.READY
-    ]
-    return [Attend(name, accepting) for name, accepting in rotation_changes(serving)]
+    """A worker that is ko leaves the accepting to the others. Where all are ko, at least one of them accepts."""
+    ready = [worker for worker in view.staying if worker.phase is Phase.READY]
+    if any(not worker.ko for worker in ready):
+        return [Attend(worker.id, not worker.ko) for worker in ready if worker.resting is not worker.ko]
+    if all(worker.resting for worker in ready):
+        return [Attend(worker.id, True) for worker in ready]
+    return []
 
 
 def _hold(view: View) -> list[Action]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, fields
 
 from poolctl.config import ServerConfig
-from poolctl.values import Table
+from poolctl.frozen_value import Table
 
 from .addresses import Addresses
 from .state import Entry

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from .head import CONTINUE, LAST_CHUNK, BadMessage, RequestHead, chunk, response_head
+from .message_head import CONTINUE, LAST_CHUNK, BadMessage, RequestHead, chunk, response_head
 from .message_reader import MAX_HEAD_BYTES, RequestReader
 
 Fields = Iterable[tuple[str, str]]

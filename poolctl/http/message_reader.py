@@ -6,7 +6,16 @@ without an end are refused as soon as they are longer than a message may be.
 
 from __future__ import annotations
 
-from .head import FIELD_LINES, TEXT, UNFIT, BadMessage, MessageHead, RequestHead, ResponseHead, compiled
+from .message_head import (
+    FIELD_LINES,
+    TEXT,
+    UNFIT,
+    BadMessage,
+    MessageHead,
+    RequestHead,
+    ResponseHead,
+    compiled,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import time
 
 from ..clock import Watchdog
 from . import fd_store, wire
-from .clients import Channel, Donor, SupervisorProcess
 from .fd_store import Store, fill
+from .keeper_clients import Channel, Donor, SupervisorProcess
 from .reap import Reaper, kill_children
 from .shutdown import LAST_OUTPUT_SECONDS, Shutdown, Signals, execute_next, restore
 from .spawn import spawn

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from poolctl.errors import ServerError
 from poolctl.platform import replace_file
 
-from .open import Target, targets
+from .open_listener import Target, targets
 
 if TYPE_CHECKING:
     from poolctl.address import Address

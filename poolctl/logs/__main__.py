@@ -1,4 +1,4 @@
-"""`logs [DIRECTORY]`: the logger, with orders on descriptor 3 (see writer); DIRECTORY lets a new pool find it."""
+"""`logs [DIRECTORY]`: the logger (see logger_process), with orders on descriptor 3; DIRECTORY leads new pools to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from poolctl.platform import raise_descriptor_limit
 
-from .writer import Logger
+from .logger_process import Logger
 
 CONTROL_DESCRIPTOR = 3
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from ..platform import await_readable
 from .log_line import LogLine, parse_line
-from .read import LONGEST_LINE_BYTES, OpenLog, carry_times, in_order
+from .log_tail import LONGEST_LINE_BYTES, OpenLog, carry_times, in_order
 
 _CHANGES = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200  # IN_MODIFY, ATTRIB, MOVED_FROM, MOVED_TO, CREATE, DELETE
 _EVENT = struct.Struct("iIII")

@@ -11,7 +11,7 @@ from poolctl.clock import Clock
 from poolctl.safe_open import directory_of, open_file
 
 from .log_line import parse_line, seconds_of, stamp
-from .read import OpenLog
+from .log_tail import OpenLog
 
 _FILE_MODE = 0o640
 _LOOK_EVERY_SECONDS = 1.0

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from poolctl.clock import Clock, RateLimit
 from poolctl.config import masked_text
 from poolctl.core.server_changes import Event
+from poolctl.frozen_value import Table
 from poolctl.logs.log_line import stamp
-from poolctl.values import Table
 
 from .journal import Journal, JournalEvent, newest_first
 

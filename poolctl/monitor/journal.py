@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.clock import Clock
+from poolctl.frozen_value import Table
 from poolctl.logs.log_file import LogFile
-from poolctl.logs.read import OpenLog
-from poolctl.values import Table
+from poolctl.logs.log_tail import OpenLog
 
 if TYPE_CHECKING:
     from poolctl.config import EventsTable

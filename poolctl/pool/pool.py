@@ -15,8 +15,7 @@ from poolctl.errors import (
     ServerError,
 )
 from poolctl.runners.runner_protocol import Runner
-from poolctl.selection.field_filter import checked, matching, values
-from poolctl.states import Field
+from poolctl.selection.field_filter import Field, checked, matching, values
 
 from .context import Handler, PoolContext, Shared
 from .engine import LOCK

@@ -1,16 +1,13 @@
-"""From single results to a status that does not flap, and to the workers that accept: pure, without time or I/O."""
+"""From single results of a probe to a status that does not flap: pure, without time or I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING
 
 from poolctl.states import Status
 
 if TYPE_CHECKING:
     from poolctl.config import Probe
-
-W = TypeVar("W")
 
 
 class Hysteresis:
@@ -74,23 +71,3 @@ class Hysteresis:
         if self.status is Status.WARN:
             return probe.fall_count_ko, Status.KO
         return probe.fall_count_warn, Status.WARN
-
-
-class RotationState(NamedTuple):
-    """One ready worker: whether it is `ko`, and whether it is out of rotation already (`resting`)."""
-
-    ko: bool
-    resting: bool
-
-
-def rotation_changes(workers: Iterable[tuple[W, RotationState]]) -> list[tuple[W, bool]]:
-    """The workers that change: True to accept from now on, False to leave the rotation.
-
-    A worker that is ko leaves the accepting to the others. Where all are ko, at least one of them accepts.
-    """
-    ready = list(workers)
-    if any(not each.ko for _, each in ready):
-        return [(worker, not each.ko) for worker, each in ready if each.resting is not each.ko]
-    if all(each.resting for _, each in ready):
-        return [(worker, True) for worker, _ in ready]
-    return []

@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Callable
 from typing import Protocol
 
-from poolctl.http.head import BadMessage
+from poolctl.http.message_head import BadMessage
 from poolctl.listeners.sock_diag import is_accepted
 
 from .schedule import Multiplexer

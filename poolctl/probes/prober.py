@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
 from poolctl.config import Probe, ServerConfig
-from poolctl.http.head import request_head
+from poolctl.http.message_head import request_head
 from poolctl.http.message_reader import ResponseReader
 from poolctl.listeners.sock_diag import accepted, is_accepted
 from poolctl.runners.runner_protocol import Placement, Runner

@@ -16,8 +16,14 @@ from typing import Any
 
 from poolctl.config import ServerConfig, default_interpreter
 from poolctl.errors import ServerError
-from poolctl.listeners.open import accepted_from, close_listener, describe, inherited_descriptors, refuse
-from poolctl.listeners.unix import Identity, identity_of
+from poolctl.listeners.open_listener import (
+    accepted_from,
+    close_listener,
+    describe,
+    inherited_descriptors,
+    refuse,
+)
+from poolctl.listeners.unix_listener import Identity, identity_of
 from poolctl.worker.serving.accepting import stop_reading
 
 from .inline_worker import InlineWorker

@@ -10,15 +10,15 @@ import socket
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
-from poolctl.listeners.failure import MOST_SECONDS, Holder, ListenError, Place, Search, naming
-from poolctl.listeners.open import close_listener, open_listener
+from poolctl.listeners.listen_errors import MOST_SECONDS, Holder, ListenError, Place, Search, naming
+from poolctl.listeners.open_listener import close_listener, open_listener
 from poolctl.listeners.port_ledger import is_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from poolctl.address import Address
-    from poolctl.listeners.open import Inherited
+    from poolctl.listeners.open_listener import Inherited
 
 # The search ends earlier by itself, unless reading a file of another process hangs.
 _PATIENCE_SECONDS = 2 * MOST_SECONDS

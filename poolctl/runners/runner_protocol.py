@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
-    from poolctl.values import Table
+    from poolctl.frozen_value import Table
     from poolctl.worker.tally import Counts
 
 __all__ = [

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 
-from poolctl.values import Value
+from poolctl.frozen_value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

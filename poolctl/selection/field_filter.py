@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
 from itertools import compress
 from operator import attrgetter
 from typing import Protocol, TypeVar
@@ -10,7 +11,14 @@ from typing import Protocol, TypeVar
 from poolctl.address import AddressError, canonical
 from poolctl.errors import PoolParamError
 from poolctl.selection.expressions import BadExpression, compiled
-from poolctl.states import Field
+
+
+class Field(StrEnum):
+    """The field of a server to which a filter applies."""
+
+    NAME = "name"
+    BIND = "bind"
+    EXPOSE = "expose"
 
 
 class Named(Protocol):

@@ -9,8 +9,8 @@ import os
 import sys
 
 from poolctl.control.answers import CHECK, TRY
-from poolctl.keeper.clients import CALM
-from poolctl.logs.internal import InternalLog
+from poolctl.keeper.keeper_clients import CALM
+from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import make_room_for_descriptors, name_process
 
 _GARBAGE = (20_000, 20, 20)
@@ -20,7 +20,7 @@ _NO_PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
 def main() -> None:
     """Run the supervisor until its pool is stopped."""
     if sys.argv[1] in (CHECK, TRY):
-        from .trial import check, try_takeover_by
+        from .takeover_trial import check, try_takeover_by
 
         sys.exit(check(sys.argv[2:]) if sys.argv[1] == CHECK else try_takeover_by(*sys.argv[2:]))
     make_room_for_descriptors()

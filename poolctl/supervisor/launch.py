@@ -15,7 +15,7 @@ import sys
 
 from poolctl import bootstrap
 from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named_in
-from poolctl.control import directory
+from poolctl.control import pool_paths
 from poolctl.control.pool_processes import clear_exit
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED
@@ -43,8 +43,8 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
     if problem:
         raise ControlError(f"the pool cannot be started: {problem}", exit_code=FAILED, hint=fix)
     _check_open_files(files, env)
-    pool_directory = directory.make_pool_dir(env, directory.pool_key(files[0]))
-    path = directory.control_socket(pool_directory)
+    pool_directory = pool_paths.make_pool_dir(env, pool_paths.pool_key(files[0]))
+    path = pool_paths.control_socket(pool_directory)
     try:
         lock = os.open(f"{pool_directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -163,7 +163,7 @@ def listen(path: str) -> socket.socket:
     try:
         listener.bind(path)
         os.chmod(path, 0o600)
-        listener.listen(directory.BACKLOG)
+        listener.listen(pool_paths.BACKLOG)
     except BaseException:
         listener.close()
         raise
@@ -187,13 +187,13 @@ def _unusable(pool_directory: str, error: OSError) -> ControlError:
     return ControlError(
         f"cannot use {pool_directory}: {error.strerror or error}",
         exit_code=NOT_PERMITTED,
-        hint=f"free some space there, or set {directory.RUNTIME_VARIABLE} to another directory",
+        hint=f"free some space there, or set {pool_paths.RUNTIME_VARIABLE} to another directory",
     )
 
 
 def remove_stale_files(pool_directory: str) -> None:
     """Remove the dead socket, `info.json` and the name, unless the pool runs or is being started. Never fails."""
-    if os.path.lexists(f"{pool_directory}/{directory.SOCKET_NAME}"):
+    if os.path.lexists(f"{pool_directory}/{pool_paths.SOCKET_NAME}"):
         _unless_it_runs(pool_directory, _remove)
 
 
@@ -219,7 +219,7 @@ def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:
         lock = os.open(f"{pool_directory}/lock", os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not listens(f"{pool_directory}/{directory.SOCKET_NAME}"):
+            if not listens(f"{pool_directory}/{pool_paths.SOCKET_NAME}"):
                 act(pool_directory)
         finally:
             os.close(lock)
@@ -230,7 +230,7 @@ def _remove(pool_directory: str) -> None:
     names = [
         entry.path for entry in os.scandir(root) if entry.is_symlink() and os.readlink(entry.path) == key
     ]
-    for path in (f"{pool_directory}/{directory.SOCKET_NAME}", f"{pool_directory}/info.json", *names):
+    for path in (f"{pool_directory}/{pool_paths.SOCKET_NAME}", f"{pool_directory}/info.json", *names):
         if os.path.lexists(path):
             os.unlink(path)
     rendezvous.sweep(pool_directory)

@@ -22,6 +22,7 @@ from poolctl.core.server_changes import caused_by
 from poolctl.core.state import Entry
 from poolctl.core.trace import Trace
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
+from poolctl.frozen_value import Value
 from poolctl.keeper import fd_store, wire
 from poolctl.runners.process_link import KeeperLink
 from poolctl.runners.runner_protocol import Exit, Placement
@@ -29,7 +30,6 @@ from poolctl.runners.runner_registry import RunnerSite, make_runner
 from poolctl.selection.matcher import close_matcher
 from poolctl.selection.selector import Selector
 from poolctl.units import format_duration
-from poolctl.values import Value
 
 from . import health
 from .active_configuration import ActiveConfiguration, PoolEnvironment

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 from poolctl import __version__
-from poolctl.control.directory import SOCKET_NAME, make_private
+from poolctl.control.pool_paths import SOCKET_NAME, make_private
 from poolctl.keeper import rendezvous
 from poolctl.platform import replace_file
 

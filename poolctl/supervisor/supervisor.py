@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from poolctl import bootstrap
-from poolctl.control.directory import make_private, state_dir
+from poolctl.control.pool_paths import make_private, state_dir
 from poolctl.keeper import fd_store, wire
 from poolctl.runners.process_link import KeeperLink, LinkLost, Receiver
 

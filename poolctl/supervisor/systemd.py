@@ -11,7 +11,7 @@ from poolctl.control.control_server import Handler, Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.core.view import Desired
-from poolctl.values import Value
+from poolctl.frozen_value import Value
 
 _SOON_SECONDS = 0.05
 # A look at one server takes up to 30 µs: at most a twentieth of the time, while a large pool starts.

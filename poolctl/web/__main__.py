@@ -8,11 +8,11 @@ import os
 import signal
 import socket
 
+from poolctl.frozen_value import Table
 from poolctl.keeper import wire
-from poolctl.logs.internal import InternalLog
+from poolctl.logs.internal_log import InternalLog
 from poolctl.runners.process_link import Link, Receiver
 from poolctl.runners.process_watchdog import PING
-from poolctl.values import Table
 
 from .app import PageSettings, make_app
 from .web_server import WebServer, keep_current

@@ -19,11 +19,12 @@ from starlette.types import ASGIApp
 from poolctl.clock import Clock
 from poolctl.control.answers import Result, ShowResult
 from poolctl.errors import ControlError
-from poolctl.values import Table, Value
+from poolctl.frozen_value import Table, Value
 
-from .authentication import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Guard, Session, Sessions
-from .hub import Hub
-from .streams import Tails, with_pulse
+from .event_streams import Tails, with_pulse
+from .login_sessions import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Session, Sessions
+from .request_guard import Guard
+from .state_hub import Hub
 
 STATIC = Path(__file__).with_name("static")
 ACTIONS = ("start", "stop", "restart", "drain", "undrain")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.logs.log_file import LogFile
-from poolctl.logs.read import tail
+from poolctl.logs.log_tail import tail
 from poolctl.safe_open import UnsafePath, check_appendable, open_file, open_to_read
 
 NOBODY = 65534

@@ -14,9 +14,9 @@ from poolctl.cli.command import CHANGES, FILES, LIST, SAVED_CHANGE, Command, Opt
 from poolctl.cli.command_line import CommandRequest, saves
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.remote import ask
+from poolctl.cli.supervisor_requests import ask
 from poolctl.exit_codes import CONFLICT, FAILED
-from poolctl.values import Table
+from poolctl.frozen_value import Table
 
 if TYPE_CHECKING:
     from poolctl.cli.live_change import WriteBack

@@ -9,11 +9,11 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.offline import choose, described, load, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.remote import ask
+from poolctl.cli.supervisor_requests import ask
 from poolctl.config import MASK, escaped, masked, table_text, values_of
 from poolctl.control.answers import Described
 from poolctl.errors import ControlError
-from poolctl.values import Table
+from poolctl.frozen_value import Table
 
 # Fields that are not configured.
 STATE = ("state", "ready", "health", "pids", "uptime_seconds", "restarts")

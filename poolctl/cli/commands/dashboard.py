@@ -8,7 +8,7 @@ from poolctl.cli.command import INSPECT, OUTPUT, Command
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.remote import ask_for
+from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.answers import DashboardResult
 
 COMMAND = Command("Print the link to the dashboard, token included.", OUTPUT, section=INSPECT)

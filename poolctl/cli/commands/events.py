@@ -12,9 +12,9 @@ from poolctl.cli.command import LIST, OBSERVE, SELECTION, SINCE, Command, Option
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.remote import selected
 from poolctl.cli.render import coloured, paint, printable, stdout_fd
-from poolctl.control import directory
+from poolctl.cli.supervisor_requests import selected
+from poolctl.control import pool_paths
 from poolctl.control.answers import EventsResult, ProgressLine
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.errors import ControlError, PoolError
@@ -84,7 +84,7 @@ class _EventStream:
                 return answer.path, answer.seq
         except ControlError:
             pass
-        path = f"{directory.state_dir(os.environ, pool.key)}/{NAME}"
+        path = f"{pool_paths.state_dir(os.environ, pool.key)}/{NAME}"
         if not os.path.exists(path) and pool.files:
             path = _configured(pool) or path
         return path, next((event.seq for event in recent(path, EventFilter(), 1)), 0)

@@ -9,8 +9,8 @@ from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.offline import expressions_limited
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.remote import selected
 from poolctl.cli.render import field_text
+from poolctl.cli.supervisor_requests import selected
 from poolctl.control.answers import Item
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.selection.expressions import BadExpression, compiled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from poolctl.cli.command import INSPECT, OUTPUT, Command
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.remote import gateway_table
+from poolctl.cli.supervisor_requests import gateway_table
 
 COMMAND = Command("List the gateway's backends and their breakers.", OUTPUT, section=INSPECT)
 

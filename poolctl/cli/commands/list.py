@@ -6,7 +6,7 @@ from poolctl.cli.command import FIELDS, INSPECT, OUTPUT, SELECTION, Command, Opt
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.remote import selected
+from poolctl.cli.supervisor_requests import selected
 
 COMMAND = Command(
     "List servers.",

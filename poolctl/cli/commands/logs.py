@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 
 from poolctl.cli.command import FOLLOW, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
 from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.log_lines import PrefixedLines, log_paths, terminal_text
+from poolctl.cli.log_rendering import PrefixedLines, log_paths, terminal_text
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.remote import ask, ask_for
 from poolctl.cli.render import coloured, stdout_fd
+from poolctl.cli.supervisor_requests import ask, ask_for
 from poolctl.control.answers import Described, Details, ShowResult
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import FAILED, INTERRUPTED
+from poolctl.frozen_value import Table
 from poolctl.logs.log_line import LogLine
-from poolctl.values import Table
 
 COMMAND = Command(
     "Show the servers' output.",
@@ -50,7 +50,7 @@ def perform(request: CommandRequest) -> Outcome:
     text_of = _form(request, list(paths))
     if request.get("follow"):
         return _follow(paths, text_of, lines, since)
-    from poolctl.logs.read import merged_tail
+    from poolctl.logs.log_tail import merged_tail
 
     for line in merged_tail(paths, lines, since=since):
         sys.stdout.write(text_of(line))

@@ -6,7 +6,7 @@ from poolctl.cli.command import OBSERVE, OUTPUT, SELECTION, Command, flag
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.remote import ask_for
+from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.answers import MetricsResult, StatsResult
 
 COMMAND = Command(

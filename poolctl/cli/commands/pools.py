@@ -9,11 +9,11 @@ from poolctl.cli.command import INSPECT, OUTPUT, Command
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import from_here, printable
-from poolctl.control import directory
+from poolctl.control import pool_paths
 from poolctl.control.answers import StatusResult
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError
-from poolctl.values import Value
+from poolctl.frozen_value import Value
 
 ANSWER_SECONDS = 2.0
 
@@ -45,21 +45,21 @@ def perform(request: CommandRequest) -> Outcome:
 
 def _directories() -> Iterator[str]:
     """The directories of pools, in a stable order."""
-    for root in directory.candidates(os.environ):
+    for root in pool_paths.candidates(os.environ):
         try:
             names = sorted(os.listdir(root))
         except OSError:
             continue
         for name in names:
             # @NAME is a link to one of the others.
-            if not name.startswith("@") and os.path.exists(f"{root}/{name}/{directory.SOCKET_NAME}"):
+            if not name.startswith("@") and os.path.exists(f"{root}/{name}/{pool_paths.SOCKET_NAME}"):
                 yield f"{root}/{name}"
 
 
 def _pool(path: str) -> RunningPool | None:
     """One pool; None without a listener. One that does not answer is described by its info file."""
-    client = Client(f"{path}/{directory.SOCKET_NAME}", silence_seconds=ANSWER_SECONDS)
-    info = directory.read_info(path)
+    client = Client(f"{path}/{pool_paths.SOCKET_NAME}", silence_seconds=ANSWER_SECONDS)
+    info = pool_paths.read_info(path)
     servers = ready = message = None
     try:
         result = client.ask(StatusResult, "status", timeout=0.0)

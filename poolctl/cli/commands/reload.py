@@ -18,9 +18,9 @@ from poolctl.cli.command import (
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.reloading import change_lines, plan_text
-from poolctl.cli.remote import ask_for
+from poolctl.cli.reload_plan import change_lines, plan_text
 from poolctl.cli.render import from_here, show
+from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.answers import ReloadResult
 from poolctl.control.client import Client
 from poolctl.exit_codes import INTERRUPTED
@@ -71,7 +71,7 @@ def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
 
 def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
     """Reload now, and whenever something changes, until Ctrl-C or the end of the pool."""
-    from poolctl.cli.reloading import PoolWatcher
+    from poolctl.cli.watch_mode import PoolWatcher
 
     ended = Outcome(message="the pool has been stopped")
     try:

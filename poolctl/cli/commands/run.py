@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 from poolctl.cli.command import LIFECYCLE, NO_DEPS, OUTPUT, SELECTION, TIMEOUT, WATCH, Command, Option, flag
 from poolctl.cli.command_line import CommandRequest, one_of
-from poolctl.cli.log_lines import JsonLines
+from poolctl.cli.log_rendering import JsonLines
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
-from poolctl.cli.remote import Progress, await_pool_end, start_unsignalled
 from poolctl.cli.render import explain, servers
 from poolctl.cli.run.run_output import BackgroundStream, LogPrinter
 from poolctl.cli.run.signals import (
@@ -28,6 +27,7 @@ from poolctl.cli.run.signals import (
     is_first_process,
     program,
 )
+from poolctl.cli.supervisor_requests import Progress, await_pool_end, start_unsignalled
 from poolctl.control import sd_notify
 from poolctl.control.answers import Item, ReloadResult, Result
 from poolctl.control.client import Client, NoSupervisor
@@ -39,7 +39,7 @@ from poolctl.logs.log_line import LogLine, stamp
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from poolctl.cli.reloading import PoolWatcher
+    from poolctl.cli.watch_mode import PoolWatcher
 
 # `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
@@ -194,7 +194,7 @@ class RunSession:
     def watch(self) -> None:
         """Apply what changes from now on, if that is wanted; returns at once."""
         if self.request.get("watch"):
-            from poolctl.cli.reloading import PoolWatcher
+            from poolctl.cli.watch_mode import PoolWatcher
 
             watcher = PoolWatcher(self.request, self.pool)
             thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)
@@ -223,7 +223,7 @@ class RunSession:
 
     def changed(self, result: Result) -> None:
         """Print what came of a change of the files, between the servers' output."""
-        from poolctl.cli.reloading import change_lines
+        from poolctl.cli.reload_plan import change_lines
 
         for line in change_lines(result):
             self._say(line)

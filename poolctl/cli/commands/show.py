@@ -6,12 +6,12 @@ from poolctl.cli.command import INSPECT, OUTPUT, REVEAL, SELECTION, Command
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.remote import ask_for
 from poolctl.cli.render import coloured, duration, field_text, from_here, paint, printable
+from poolctl.cli.supervisor_requests import ask_for
 from poolctl.config import masked, value_text
 from poolctl.control.answers import Described, Details, Item, ShowResult
 from poolctl.control.client import NoSupervisor
-from poolctl.values import Table
+from poolctl.frozen_value import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, flag
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.remote import CRASH_LOOP, ask_for
 from poolctl.cli.render import duration, servers
+from poolctl.cli.supervisor_requests import CRASH_LOOP, ask_for
 from poolctl.control.answers import Item, StatusResult
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import NOT_AS_DESIRED

@@ -10,8 +10,8 @@ from poolctl.cli.command import LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, 
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.remote import ask
 from poolctl.cli.render import servers
+from poolctl.cli.supervisor_requests import ask
 from poolctl.control.answers import Item
 from poolctl.control.client import NoSupervisor
 from poolctl.errors import PoolError

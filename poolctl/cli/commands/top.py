@@ -12,8 +12,8 @@ from poolctl.cli.command import INSPECT, SELECTION, Command, Option, flag, outpu
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.remote import ask_for
-from poolctl.cli.top.board import SORTS, ServerBoard
+from poolctl.cli.supervisor_requests import ask_for
+from poolctl.cli.top.server_rows import SORTS, ServerBoard
 from poolctl.control.answers import StatsResult
 from poolctl.exit_codes import INTERRUPTED
 

@@ -7,8 +7,8 @@ from poolctl.cli.command import CHANGES, OUTPUT, TIMEOUT, Command, flag
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.remote import ask
 from poolctl.cli.render import servers
+from poolctl.cli.supervisor_requests import ask
 from poolctl.control.answers import Result
 from poolctl.control.client import Client
 

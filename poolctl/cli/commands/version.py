@@ -11,7 +11,7 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.errors import ControlError
-from poolctl.values import Value
+from poolctl.frozen_value import Value
 
 COMMAND = Command("Print the version.", OUTPUT, section=SETUP)
 

@@ -8,8 +8,8 @@ from poolctl.cli.command import GOALS, LIFECYCLE, OUTPUT, SELECTION, TIMEOUT, Co
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.remote import ask
 from poolctl.cli.render import servers
+from poolctl.cli.supervisor_requests import ask
 from poolctl.control.answers import Item
 from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.exit_codes import TIMED_OUT

@@ -13,8 +13,8 @@ from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, Option, fla
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.remote import selected
 from poolctl.cli.render import coloured, field_text, paint, printable
+from poolctl.cli.supervisor_requests import selected
 from poolctl.control.answers import ErrorEntry, Item
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
 

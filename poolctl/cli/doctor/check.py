@@ -12,7 +12,7 @@ from poolctl.config import ConfigNotFound
 from poolctl.control.answers import About, ErrorEntry, Item, Result, entries
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
-from poolctl.values import Value
+from poolctl.frozen_value import Value
 
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig

@@ -15,8 +15,8 @@ import stat
 from collections.abc import Callable, Iterator
 
 from poolctl.config import RAISE_OPEN_FILES, open_files_needed
-from poolctl.listeners.failure import explained
-from poolctl.listeners.open import BACKLOG, ListenError, close_listener, open_listener
+from poolctl.listeners.listen_errors import explained
+from poolctl.listeners.open_listener import BACKLOG, ListenError, close_listener, open_listener
 from poolctl.platform import LINUX, copy_descriptor, proc_problem
 
 from .check import CheckContext, CheckResult, number, ok, problem, read, warning

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from poolctl.control import directory
+from poolctl.control import pool_paths
 from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
 from poolctl.runners.runner_registry import orphans_exist
@@ -25,14 +25,14 @@ def runtime(context: CheckContext) -> Iterator[CheckResult]:
     """Where the control socket is: usable, private, not on a network file system."""
     try:
         if context.pool is not None:
-            directory.control_socket(context.pool.directory)
+            pool_paths.control_socket(context.pool.directory)
             if os.path.isdir(context.pool.directory):
-                directory.check_private(context.pool.directory)
+                pool_paths.check_private(context.pool.directory)
         root = _root(context)
     except ControlError as error:
         yield problem("runtime directory", error.message, error.hint)
         return
-    elsewhere = f"set {directory.RUNTIME_VARIABLE} to a directory on this machine"
+    elsewhere = f"set {pool_paths.RUNTIME_VARIABLE} to a directory on this machine"
     if kind := _network(root):
         yield problem(
             "runtime directory",
@@ -45,11 +45,11 @@ def runtime(context: CheckContext) -> Iterator[CheckResult]:
 
 def _root(context: CheckContext) -> str:
     """The directory itself, or the nearest above it that is there. Raises ControlError when it cannot be used."""
-    explicit = bool(context.env.get(directory.RUNTIME_VARIABLE))
+    explicit = bool(context.env.get(pool_paths.RUNTIME_VARIABLE))
     refused = ""
-    for path in directory.candidates(context.env):
+    for path in pool_paths.candidates(context.env):
         if os.path.lexists(path) and not explicit:
-            directory.check_private(path)
+            pool_paths.check_private(path)
         there = _nearest(path)
         if os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK):
             return there
@@ -57,7 +57,7 @@ def _root(context: CheckContext) -> str:
     raise ControlError(
         f"no runtime directory: {refused}",
         exit_code=NOT_PERMITTED,
-        hint=f"set {directory.RUNTIME_VARIABLE} to a writable directory",
+        hint=f"set {pool_paths.RUNTIME_VARIABLE} to a writable directory",
     )
 
 
@@ -70,16 +70,16 @@ def state(context: CheckContext) -> Iterator[CheckResult]:
     """Where logs and the journal of events are."""
     if context.pool is None:
         return
-    path = directory.state_dir(context.env, context.pool.key)
+    path = pool_paths.state_dir(context.env, context.pool.key)
     there = _nearest(path)
     if not os.access(there, os.W_OK | os.X_OK):
-        fix = f"make this user its owner, or set {directory.STATE_VARIABLE}"
+        fix = f"make this user its owner, or set {pool_paths.STATE_VARIABLE}"
         yield problem("state directory", f"{there} is not writable", fix)
         return
     if kind := _network(there):
         said = f"{there} is on a network file system ({kind}): no logs are written while it is unavailable"
         yield warning(
-            "state directory", said, f"set {directory.STATE_VARIABLE} to a directory on this machine"
+            "state directory", said, f"set {pool_paths.STATE_VARIABLE} to a directory on this machine"
         )
     yield from _room("state directory", there)
     for server in context.servers:
@@ -94,7 +94,7 @@ def disks(context: CheckContext) -> Iterator[CheckResult]:
         return
     events = context.config.tables.events
     paths = [server.log.path for server in context.servers] + [events.path if events is not None else None]
-    seen = {os.stat(_nearest(directory.state_dir(context.env, context.pool.key))).st_dev}
+    seen = {os.stat(_nearest(pool_paths.state_dir(context.env, context.pool.key))).st_dev}
     for path in filter(None, paths):
         there = _nearest(os.path.dirname(path))
         if (device := os.stat(there).st_dev) not in seen and os.access(there, os.W_OK):
@@ -165,13 +165,13 @@ def _network(path: str) -> str:
 
 def leftovers(context: CheckContext) -> Iterator[CheckResult]:
     """Everything in the runtime directories that is no running pool's."""
-    found = [each for root in directory.candidates(context.env) for each in _left_in(root, context)]
+    found = [each for root in pool_paths.candidates(context.env) for each in _left_in(root, context)]
     yield from found or [ok("leftovers", "none")]
 
 
 def _left_in(root: str, context: CheckContext) -> Iterator[CheckResult]:
     for name in sorted(_names(root)):
-        path, socket = f"{root}/{name}", f"{root}/{name}/{directory.SOCKET_NAME}"
+        path, socket = f"{root}/{name}", f"{root}/{name}/{pool_paths.SOCKET_NAME}"
         if name.startswith("@"):
             if not os.path.exists(socket):
                 yield warning("leftovers", f"{path} is a dangling link", f"rm {path}")

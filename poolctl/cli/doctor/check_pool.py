@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from poolctl import __version__
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
-from poolctl.cli.remote import CRASH_LOOP
+from poolctl.cli.supervisor_requests import CRASH_LOOP
 from poolctl.config import ServerConfig, interpreter, start_options
-from poolctl.values import Table
+from poolctl.frozen_value import Table
 
 from .check import CheckContext, CheckResult, ok, problem, warning
 

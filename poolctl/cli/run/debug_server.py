@@ -18,11 +18,11 @@ from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import ServerConfig, enter_as, interpreter
 from poolctl.control.answers import Result, item
 from poolctl.control.client import Client
-from poolctl.control.directory import state_dir
+from poolctl.control.pool_paths import state_dir
 from poolctl.errors import ControlError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED
-from poolctl.listeners.failure import ListenError, explained
-from poolctl.listeners.open import inherited_descriptors, open_listener
+from poolctl.listeners.listen_errors import ListenError, explained
+from poolctl.listeners.open_listener import inherited_descriptors, open_listener
 from poolctl.platform import sealed_file
 from poolctl.runners import withheld_variables
 from poolctl.runners.worker_spec import Spec, argument_vector, spec_file, tls_contents, worker_spec

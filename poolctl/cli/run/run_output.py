@@ -8,10 +8,10 @@ from queue import SimpleQueue
 from time import time
 from typing import Any, TextIO
 
-from poolctl.cli.log_lines import JsonLines, PrefixedLines
+from poolctl.cli.log_rendering import JsonLines, PrefixedLines
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.cli.remote import start_unsignalled
 from poolctl.cli.run.signals import StopSignals
+from poolctl.cli.supervisor_requests import start_unsignalled
 from poolctl.control.answers import ShowResult
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
@@ -123,7 +123,7 @@ class LogPrinter:
         self._thread.join(LAST_WORDS_SECONDS)
 
     def _print(self) -> None:
-        from poolctl.cli.log_lines import log_paths
+        from poolctl.cli.log_rendering import log_paths
 
         try:
             items = self._client.ask(ShowResult, "show").items

@@ -15,13 +15,13 @@ from rich.cells import chop_cells
 from rich.console import Console
 from rich.text import Text
 
-from poolctl.cli.log_lines import record_lines
+from poolctl.cli.log_rendering import record_lines
 from poolctl.cli.render import coloured, duration, printable, servers
 from poolctl.control.answers import Measured
 from poolctl.logs.follow import Follower
 from poolctl.logs.log_line import LogLine, parse_record
 
-from .board import ServerBoard
+from .server_rows import ServerBoard
 from .table import STATES, format_count, format_percent, format_seconds, format_size, sparkline, table_lines
 
 _NARROW = 100

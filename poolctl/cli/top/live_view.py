@@ -16,15 +16,15 @@ from typing import NamedTuple, TypeVar
 
 from rich.text import Text
 
-from poolctl.cli.log_lines import log_paths
+from poolctl.cli.log_rendering import log_paths
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.cli.remote import start_unsignalled
+from poolctl.cli.supervisor_requests import start_unsignalled
 from poolctl.control.answers import Item, Result, ShowResult, StatsResult
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError
 
-from .board import SORTS, ServerBoard
 from .frames import LogPane, Notice, help_frame, log_frame, servers_frame
+from .server_rows import SORTS, ServerBoard
 from .terminal import Keys, Screen, TerminalSignals
 
 _ESCAPE_SECONDS = 0.05

@@ -11,7 +11,7 @@ from rich.text import Text
 from poolctl.cli.render import duration, printable
 from poolctl.control.answers import Measured, Stats, StatsHistory
 
-from .board import ServerBoard
+from .server_rows import ServerBoard
 
 _UNKNOWN = "-"
 BARS = "▁▂▃▄▅▆▇"  # without the full one, so that rows do not grow together

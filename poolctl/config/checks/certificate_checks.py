@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.problems import Finding, Problem
-from poolctl.config.model.sections import TLSConfig
+from poolctl.config.model.server_sections import TLSConfig
 
 BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 

@@ -20,7 +20,7 @@ from functools import partial
 from itertools import accumulate
 
 from poolctl.config.configuration import Configuration
-from poolctl.config.edit.parts import REMOVED, Changes, lines_of, list_at
+from poolctl.config.edit.file_changes import REMOVED, Changes, lines_of, list_at
 from poolctl.config.files.assemble import Assembly, ServerTable
 from poolctl.config.files.document import Document, read_documents
 from poolctl.config.files.parsers import parse
@@ -224,9 +224,9 @@ def edited(document: Document, changes: Changes) -> str:
     if kind != "json":
         # tomlkit takes 30 ms, ruamel.yaml 20 ms: each is imported when a file of its format is changed.
         if kind == "toml":
-            from poolctl.config.edit import toml_file as library
+            from poolctl.config.edit import toml_writer as library
         else:
-            from poolctl.config.edit import yaml_edit as library  # type: ignore[no-redef]
+            from poolctl.config.edit import yaml_writer as library  # type: ignore[no-redef]
         in_parts = partial(library.edited_in_parts, document, text, servers, changes)
         edits = [in_parts, partial(library.rewritten, text, servers, changes)]
     for edit in edits:

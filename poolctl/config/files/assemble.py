@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from poolctl.config.files.document import SYNONYMS, Document
-from poolctl.config.model.explain import nearest
 from poolctl.config.model.normalise import interpolate, merged, normalise
+from poolctl.config.model.pool_tables import NOT_IMPLEMENTED, TABLE_NAMES, with_absolute_paths
 from poolctl.config.model.problems import Finding, Path, Place, Problem, Tree, problem_of, shown
-from poolctl.config.model.tables import NOT_IMPLEMENTED, TABLE_NAMES, with_absolute_paths
+from poolctl.config.model.validation_errors import nearest
 
 KNOWN = ("pool", "defaults", "server", *TABLE_NAMES)
 

@@ -60,7 +60,7 @@ def parse(text: str, kind: str) -> Tree:
             return parse_toml(text)
         if kind == "json":
             return parse_json(text)
-        from poolctl.config.files.yaml_file import parse_yaml
+        from poolctl.config.files.yaml_parser import parse_yaml
 
         return parse_yaml(text)
     except ParseError as error:
@@ -74,7 +74,7 @@ def parse(text: str, kind: str) -> Tree:
 def positions(text: str, kind: str) -> dict[Path, tuple[int, int]]:
     """Line and column of every key and element of a valid text: a second pass over it."""
     if kind == "yaml":
-        from poolctl.config.files.yaml_file import yaml_positions
+        from poolctl.config.files.yaml_parser import yaml_positions
 
         return yaml_positions(text)
     scanner = Scanner(text)

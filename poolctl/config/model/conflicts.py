@@ -7,9 +7,9 @@ from graphlib import TopologicalSorter
 from typing import NamedTuple, TypeVar
 
 from poolctl.address import Address, UsedPorts, overlapping
-from poolctl.config.model.explain import nearest
 from poolctl.config.model.problems import Finding, printable
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.validation_errors import nearest
 
 Server = TypeVar("Server", bound=ServerKeys)
 Conflict = tuple[int, int, Finding]

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection
 
 from poolctl.config.model import MOST_WORKERS
 from poolctl.config.model.normalise import INTERNAL
+from poolctl.config.model.pool_tables import MODELS, NOT_IMPLEMENTED, PoolSettings
 from poolctl.config.model.problems import Tree
-from poolctl.config.model.sections import Section
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.tables import MODELS, NOT_IMPLEMENTED, PoolSettings
+from poolctl.config.model.server_sections import Section
 from poolctl.units import format_duration, format_size
 
 Schema = dict[str, Tree]

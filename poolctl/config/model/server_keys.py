@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import ConfigDict, Field, InstanceOf, ValidationError, WrapValidator
 
 from poolctl.address import Address
-from poolctl.config.model.explain import findings_of, reset_suggestions
+from poolctl.config.model.key_rules import binds_itself
 from poolctl.config.model.normalise import INTERNAL, derive, exposed, normalise, nul_findings
 from poolctl.config.model.problems import Finding, Tree, shown, unreported
-from poolctl.config.model.rules import binds_itself
 from poolctl.config.model.secrets import masked_arguments
-from poolctl.config.model.sections import (
+from poolctl.config.model.server_sections import (
     Dependency,
     Health,
     Http,
@@ -26,6 +25,7 @@ from poolctl.config.model.sections import (
     TLSConfig,
     refuse,
 )
+from poolctl.config.model.validation_errors import findings_of, reset_suggestions
 from poolctl.config.model.value_types import (
     EMPTY,
     Argument,

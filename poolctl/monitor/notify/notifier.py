@@ -12,10 +12,10 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from poolctl.clock import Clock
+from poolctl.frozen_value import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import replace_file
-from poolctl.values import Table
 
 from .problem_tracker import PROBLEM, RESOLVED, Message, PoolFacts, ProblemTracker
 from .send import Sender, Unsent, send_test

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from poolctl.frozen_value import Table
 from poolctl.monitor.journal import INFO, SEVERITIES, JournalEvent
 from poolctl.units import format_duration
-from poolctl.values import Table
 
 if TYPE_CHECKING:
     from poolctl.config import Notify

@@ -19,12 +19,12 @@ from urllib.parse import unquote, urlsplit
 
 from poolctl import __version__
 from poolctl.clock import Clock
-from poolctl.http.exchange import exchange
-from poolctl.http.head import BadMessage, ResponseHead
+from poolctl.frozen_value import Table
+from poolctl.http.http_client import exchange
+from poolctl.http.message_head import BadMessage, ResponseHead
 from poolctl.logs.log_line import stamp
 from poolctl.platform import bounded_file, last_line
 from poolctl.runners import withheld_variables
-from poolctl.values import Table
 
 from .problem_tracker import NEWS, RESOLVED, TEST, Message, PoolFacts
 

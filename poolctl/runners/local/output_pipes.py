@@ -1,7 +1,4 @@
-"""Workers' output: pipes that outlive the logger, and a logger that is restarted when it exits.
-
-The logs of the pool's own processes are bounded here too.
-"""
+"""Workers' output: pipes that outlive the logger, and a logger that is restarted when it exits."""
 
 from __future__ import annotations
 
@@ -17,10 +14,9 @@ from collections.abc import Sequence
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig, masked_text
 from poolctl.keeper import fd_store, wire
-from poolctl.keeper.spawn import rotate_if_large
-from poolctl.logs.follow import DirectoryWatch
+from poolctl.logs.internal_log import OwnLogs
 from poolctl.logs.log_line import stamp
-from poolctl.logs.read import tail
+from poolctl.logs.log_tail import tail
 
 from .. import withheld_variables
 from ..process_link import Descriptor, Link, LinkLost, Receiver
@@ -32,8 +28,6 @@ _SAY_SECONDS = 1.0
 _TAKEN_BYTES = 256 * 1024
 _FILES_OF_A_REPORT = 3
 _LONGEST_LINE = 4096
-_GATHER_SECONDS = 0.05
-_WITHOUT_INOTIFY_SECONDS = 1.0
 
 
 class Output(Receiver):
@@ -276,46 +270,3 @@ def last_lines(path: str, lines: int, since: float) -> list[str]:
     """The last lines of a log since a time (seconds since the epoch), for a report, without passwords of URLs."""
     found = tail(path, lines, since=stamp(since), most_files=_FILES_OF_A_REPORT)
     return [masked_text(line.text[:_LONGEST_LINE]) for line in found]
-
-
-class OwnLogs:
-    """Rotates the `*.log` files in `directory` when they become large. Belongs to the running loop.
-
-    inotify(7) reports every write, and many writes cause one check: a process that prints without end is bounded to its
-    output in that time, and one that prints nothing costs nothing.
-    """
-
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
-        self._loop = asyncio.get_running_loop()
-        self._watch: DirectoryWatch | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._check()
-
-    def _check(self) -> None:
-        try:
-            if self._watch is None:
-                self._watch = DirectoryWatch()
-            self._watch.changed()
-            self._watch.add(self._directory)  # again: it may have been removed and created since
-            self._loop.add_reader(self._watch.fd, self._check_soon)
-        except OSError:
-            self._timer = self._loop.call_later(_WITHOUT_INOTIFY_SECONDS, self._check)
-        with contextlib.suppress(OSError):
-            for name in os.listdir(self._directory):
-                if name.endswith(".log"):
-                    rotate_if_large(os.path.join(self._directory, name))
-
-    def _check_soon(self) -> None:
-        assert self._watch is not None
-        self._loop.remove_reader(self._watch.fd)
-        self._timer = self._loop.call_later(_GATHER_SECONDS, self._check)
-
-    def close(self) -> None:
-        """Stop watching."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._watch is not None:
-            self._loop.remove_reader(self._watch.fd)
-            self._watch.close()
-            self._watch = None

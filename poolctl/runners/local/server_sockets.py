@@ -13,9 +13,9 @@ import socket
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.keeper import fd_store, handover, wire
-from poolctl.listeners.open import Inherited, close_listener, describe, refuse
-from poolctl.listeners.unix import identity_of
+from poolctl.keeper import connection_handover, fd_store, wire
+from poolctl.listeners.open_listener import Inherited, close_listener, describe, refuse
+from poolctl.listeners.unix_listener import identity_of
 from poolctl.platform import close_promptly
 
 from ..listener_opener import Opener
@@ -161,8 +161,8 @@ class AdoptionPairs:
         if key not in self._pairs:
             return False
         try:
-            limits = sock.limits() if isinstance(sock, handover.Connection) else None
-            handover.give(self._pairs[key][1], sock.fileno(), limits)
+            limits = sock.limits() if isinstance(sock, connection_handover.Connection) else None
+            connection_handover.give(self._pairs[key][1], sock.fileno(), limits)
         except BlockingIOError:
             return False
         return True

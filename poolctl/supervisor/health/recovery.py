@@ -16,12 +16,12 @@ from poolctl.core.core import Core
 from poolctl.core.server_changes import caused_by
 from poolctl.core.state import Entry, Worker
 from poolctl.core.view import Phase
+from poolctl.frozen_value import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.recovery_policy import Situation, Step, decide, within
 from poolctl.platform import memory_bytes
 from poolctl.states import Status
 from poolctl.units import format_size
-from poolctl.values import Table
 
 LAST_LINES = 10
 LIVENESS, HEARTBEAT, MEMORY = "liveness", "heartbeat", "memory"

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.address import parse
 from poolctl.bootstrap import command
-from poolctl.control.directory import SOCKET_NAME
+from poolctl.control.pool_paths import SOCKET_NAME
 from poolctl.errors import ServerError
+from poolctl.frozen_value import Table
 from poolctl.keeper import wire
 from poolctl.runners import withheld_variables
 from poolctl.runners.process_link import Link, LinkLost, Receiver
 from poolctl.runners.process_watchdog import ProcessWatchdog, identity, kill
-from poolctl.values import Table
 
 if TYPE_CHECKING:
     from poolctl.config import Dashboard

@@ -13,11 +13,11 @@ import socket
 from poolctl.address import parse
 from poolctl.config import Tables
 from poolctl.errors import ServerError
-from poolctl.http.head import BadMessage
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
+from poolctl.http.message_head import BadMessage
 from poolctl.keeper import fd_store
-from poolctl.listeners.open import BACKLOG
-from poolctl.listeners.unix import Identity, identity_of, remove
+from poolctl.listeners.open_listener import BACKLOG
+from poolctl.listeners.unix_listener import Identity, identity_of, remove
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.exposition import OPENMETRICS, TEXT, wants_openmetrics
 from poolctl.runners.listener_opener import Opener

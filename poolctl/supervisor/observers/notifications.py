@@ -10,12 +10,12 @@ from poolctl.core.core import Core
 from poolctl.core.state import Entry
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED
+from poolctl.frozen_value import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.notify.notifier import Notifier
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status
-from poolctl.values import Table
 
 from ..active_configuration import ActiveConfiguration
 

@@ -24,7 +24,7 @@ from .event_recorder import EventRecorder
 from .statistics import Statistics, Totals
 
 if TYPE_CHECKING:
-    from .dashboard_page import DashboardPage
+    from .dashboard_manager import DashboardPage
     from .metrics_server import MetricsAddress
     from .notifications import Notifications
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MODULES = (
     "poolctl.supervisor.observers.metrics_server",
     "poolctl.supervisor.observers.notifications",
-    "poolctl.supervisor.observers.dashboard_page",
+    "poolctl.supervisor.observers.dashboard_manager",
 )
 _NOTIFIED = "notify.json"
 
@@ -151,7 +151,7 @@ class Observers:
         if self._statistics.always:
             self._statistics.watch()
         if self._dashboard is None and tables.dashboard is not None:
-            from .dashboard_page import DashboardPage
+            from .dashboard_manager import DashboardPage
 
             self._dashboard = DashboardPage(self._environment, self.events)
         if self._dashboard is not None:
@@ -166,7 +166,7 @@ class Observers:
 
     async def _dashboard_verb(self, call: Call) -> DashboardResult:
         """The page's URL and its token, for clients that may use the control socket anyway."""
-        from .dashboard_page import link
+        from .dashboard_manager import link
 
         return await link(self._dashboard, self._environment)
 

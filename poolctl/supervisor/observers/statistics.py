@@ -11,15 +11,15 @@ from poolctl.control.answers import Measured, MonitorResult, Stats, StatsHistory
 from poolctl.core.availability import KO, OK, WARN, Availability
 from poolctl.core.core import Core
 from poolctl.core.state import Entry, Worker
+from poolctl.frozen_value import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import cpu_seconds, memory_bytes
-from poolctl.values import Table
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
 from ..takeover.state_store import StateStore
-from ..verbs.reports import items
+from ..verbs.server_documents import items
 from ..verbs.verb import Call, selected
 
 INTERVAL_SECONDS = 2.0

@@ -20,12 +20,12 @@ from itertools import chain, repeat
 
 from poolctl import bootstrap
 from poolctl.clock import PING_SECONDS, SILENT_SECONDS, Watchdog
+from poolctl.frozen_value import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.spawn import in_background
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.process_link import KeeperLink
 from poolctl.runners.process_watchdog import identity, kill
-from poolctl.values import Table
 
 logger = logging.getLogger("poolctl.supervisor")
 

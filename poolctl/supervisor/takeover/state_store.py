@@ -16,10 +16,10 @@ from poolctl import __version__
 from poolctl.config import ServerConfig, Surroundings, Tables
 from poolctl.core.servers import record_of, restore
 from poolctl.core.state import Entry
+from poolctl.frozen_value import Table
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.process_link import Link
-from poolctl.values import Table
 
 logger = logging.getLogger("poolctl.supervisor")
 

@@ -16,8 +16,8 @@ from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TI
 from poolctl.runners import withheld_variables
 
 from ..active_configuration import ResolvedConfig
-from .diff import Kind, Running, plan
-from .reports import as_kind, items
+from .reload_diff import Kind, Running, plan
+from .server_documents import as_kind, items
 from .start_checks import ensure_open_files_for_all, expired
 from .verb import Call, Operation, VerbContext
 

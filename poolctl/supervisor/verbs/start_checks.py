@@ -23,7 +23,7 @@ from poolctl.core.state import Entry
 from poolctl.errors import PoolStartError, ServerError
 from poolctl.exit_codes import FAILED
 
-from .reports import server_problem
+from .server_documents import server_problem
 
 _NAMES_SHOWN = 3
 

@@ -21,10 +21,10 @@ from poolctl.control.answers import (
 )
 from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
-from poolctl.values import Table
+from poolctl.frozen_value import Table
 
-from .diff import Kind
 from .reload import Reload
+from .reload_diff import Kind
 from .verb import Call, Verb, VerbContext
 
 # The next version reads configurations from the files again; overrides, such as the number of workers, are handed on.

@@ -17,13 +17,13 @@ from poolctl.core.rollout import Rollout
 from poolctl.core.state import Entry
 from poolctl.errors import PoolError, PoolParamError, ServerError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED, TIMED_OUT
+from poolctl.frozen_value import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.matcher import matcher
 from poolctl.selection.selector import EXPRESSIONS, Selector, SelectorError, select
-from poolctl.values import Table
 
 from ..active_configuration import ActiveConfiguration
-from .reports import as_kind, items
+from .server_documents import as_kind, items
 
 
 class Daemon(Protocol):

@@ -15,12 +15,12 @@ from poolctl.control.control_server import Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.server_changes import caused_by
 from poolctl.exit_codes import FAILED, USAGE
+from poolctl.frozen_value import Table, Value
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector, SelectorError
-from poolctl.values import Table, Value
 
 from ..active_configuration import ActiveConfiguration
-from . import lifecycle, reading
+from . import changing_verbs, reading_verbs
 from .start_checks import TooManyOpenFiles
 from .verb import Call, Daemon, NothingMatched, Verb, VerbContext, match
 
@@ -56,8 +56,8 @@ class Verbs:
         self._context = VerbContext(core, events, daemon, configuration)
         self._is_complete = False
         self._verbs: dict[str, Verb] = {
-            **reading.verbs(self._context),
-            **lifecycle.verbs(self._context),
+            **reading_verbs.verbs(self._context),
+            **changing_verbs.verbs(self._context),
             "routes": _no_gateway,
             "hosts": _no_gateway,
         }

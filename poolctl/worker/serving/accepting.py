@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import uvicorn
 
-from poolctl.keeper import handover
+from poolctl.keeper import connection_handover
 from poolctl.keeper.wire import WireError
 
 from .server_state import PoolServerState
@@ -274,8 +274,8 @@ class SharedListeners:
         # One in each iteration of the loop, so that other work, and other workers, have their turn.
         assert self._adoption is not None
         try:
-            taken = handover.take(self._adoption.take)
-        except handover.NoRoom:
+            taken = connection_handover.take(self._adoption.take)
+        except connection_handover.NoRoom:
             self._stop_taking()
             self._take_timer = asyncio.get_running_loop().call_later(_TAKE_AGAIN_SECONDS, self._take)
             return
@@ -288,7 +288,7 @@ class SharedListeners:
         else:
             self._adopt(taken)
 
-    def _adopt(self, taken: handover.Connection) -> None:
+    def _adopt(self, taken: connection_handover.Connection) -> None:
         """Serve a connection that another process has accepted."""
         until, asked = taken.until, taken.asked
         seconds = self._server_state.heads.seconds

@@ -19,7 +19,7 @@ from typing import Any
 import h11
 import uvicorn
 
-from poolctl.keeper import handover
+from poolctl.keeper import connection_handover
 
 from .connection import Lingering
 from .http2 import Http1Or2, LingeringHttp2
@@ -152,7 +152,7 @@ class Moving(Lingering):
         # A lingering connection has a shorter limit, which does not apply any more.
         limits = {} if self.lingering else self.time_left()
         try:
-            handover.give(end, self.transport.get_extra_info("socket").fileno(), limits)
+            connection_handover.give(end, self.transport.get_extra_info("socket").fileno(), limits)
         except OSError:
             return False
         return True

@@ -113,7 +113,7 @@ class Drainable:
     def take_over(self, until: float | None, *, asked: bool) -> None:
         """Continue, before the connection is made, with the time that its client has left in another process.
 
-        `until` and `asked` are as in `poolctl.keeper.handover.Connection`.
+        `until` and `asked` are as in `poolctl.keeper.connection_handover.Connection`.
         """
 
 

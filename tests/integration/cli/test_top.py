@@ -12,7 +12,7 @@ from typing import Any
 import pyte
 import pytest
 
-from poolctl.control.directory import pool_key
+from poolctl.control.pool_paths import pool_key
 from tests.deadline import wait_until
 from tests.integration.cli.terminal import Terminal
 from tests.real_pool import RealPool

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from poolctl.cli.main import main
-from poolctl.control.directory import pool_key
+from poolctl.control.pool_paths import pool_key
 from tests.stand_in import Answer, stand_in
 
 POOL = """\

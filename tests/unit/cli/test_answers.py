@@ -32,7 +32,7 @@ from poolctl.control.answers import (
     WorkerDetails,
     WorkerStats,
 )
-from poolctl.values import Value
+from poolctl.frozen_value import Value
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised

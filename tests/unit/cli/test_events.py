@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.control.directory import pool_key
+from poolctl.control.pool_paths import pool_key
 from poolctl.logs.log_line import stamp
 from tests.stand_in import Send, always, item
 

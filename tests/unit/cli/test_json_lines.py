@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.log_lines import JsonLines
+from poolctl.cli.log_rendering import JsonLines
 from poolctl.logs.log_line import LogLine
 
 TIME = "2026-11-20T08:47:34.123456Z"

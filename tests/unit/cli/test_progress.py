@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from poolctl.cli import remote
-from poolctl.cli.remote import Progress
+from poolctl.cli import supervisor_requests
+from poolctl.cli.supervisor_requests import Progress
 from poolctl.control.answers import ProgressLine, ServerStep
 from tests.deadline import wait_until
 
@@ -54,7 +54,7 @@ def test_a_terminal_sees_it_after_a_while(monkeypatch: pytest.MonkeyPatch) -> No
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(remote, "DELAY_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor_requests, "DELAY_SECONDS", 0.01)
     with Progress("start") as shown:
         shown(step("slow", "starting"))
         wait_until(lambda: "waiting for slow" in terminal.getvalue())
@@ -67,7 +67,7 @@ def test_step_that_comes_while_the_display_is_made_is_shown(monkeypatch: pytest.
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(remote, "DELAY_SECONDS", 0)
+    monkeypatch.setattr(supervisor_requests, "DELAY_SECONDS", 0)
     making, stepped = threading.Event(), threading.Event()
     status = Console.status
 

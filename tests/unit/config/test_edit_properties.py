@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolctl.config.edit.draft import Draft
-from poolctl.config.edit.toml_file import value_text as toml
+from poolctl.config.edit.toml_writer import value_text as toml
 from poolctl.config.loader import load
 
 WORDS = st.text(

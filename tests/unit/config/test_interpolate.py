@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config.edit.toml_file import escaped
+from poolctl.config.edit.toml_writer import escaped
 from poolctl.config.model.normalise import interpolate
 from poolctl.config.model.problems import Finding
 from tests.config_files import SERVER, load_text, told

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from poolctl.config import ServerConfig
 from poolctl.config.files.read_file import variables_named_in
 from poolctl.config.loader import load
+from poolctl.config.model.pool_tables import MODELS
 from poolctl.config.model.secrets import MASK, is_secret, masked, masked_file
-from poolctl.config.model.tables import MODELS
 from poolctl.errors import PoolValidateError
 
 FILE = """

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from poolctl.control import control_server as control
 from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Progress, Request
-from poolctl.control.directory import BACKLOG
-from poolctl.values import Table, Value
+from poolctl.control.pool_paths import BACKLOG
+from poolctl.frozen_value import Table, Value
 
 Handle = Callable[[Request, Progress], Awaitable[Value]]
 

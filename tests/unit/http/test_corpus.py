@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poolctl.http.exchange import NoResponse, exchange
-from poolctl.http.head import BadMessage
+from poolctl.http.http_client import NoResponse, exchange
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
+from poolctl.http.message_head import BadMessage
 from poolctl.http.message_reader import RequestReader, ResponseReader
 from tests.http_corpus import REQUESTS, RESPONSES, RequestCase, ResponseCase
 

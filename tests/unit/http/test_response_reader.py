@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.http.head import FIELD_LINE, STATUS_LINE, is_response_head
+from poolctl.http.message_head import FIELD_LINE, STATUS_LINE, is_response_head
 from poolctl.http.message_reader import MAX_CHUNKS, ResponseReader
 
 OK = b"HTTP/1.1 200 OK\r\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.listeners import failure, sock_diag
+from poolctl.listeners import listen_errors, sock_diag
 from tests.deadline import wait_until
 
 LISTEN = """
@@ -26,8 +26,8 @@ sys.stdin.read()
 """
 
 
-def find(place: failure.Place) -> list[failure.Holder]:
-    return failure.Search().find([place])[place]
+def find(place: listen_errors.Place) -> list[listen_errors.Holder]:
+    return listen_errors.Search().find([place])[place]
 
 
 @pytest.mark.parametrize("how", ["script", "command", "module"])
@@ -81,11 +81,11 @@ def test_search_finds_many_places_at_once_and_caches_them(
 ) -> None:
     free = ("127.0.0.1", free_port())
     scans = []
-    owners = failure._owners
+    owners = listen_errors._owners
     monkeypatch.setattr(
-        failure, "_owners", lambda wanted, until: scans.append(len(wanted)) or owners(wanted, until)
+        listen_errors, "_owners", lambda wanted, until: scans.append(len(wanted)) or owners(wanted, until)
     )
-    search = failure.Search()
+    search = listen_errors.Search()
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(20)]
         places = [each.getsockname() for each in listeners]
@@ -100,8 +100,10 @@ def test_search_finds_many_places_at_once_and_caches_them(
 
 def test_search_ends_in_time_with_partial_results(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setattr(failure, "_sockets_of", lambda pid, missing, until: time.sleep(0.06) or set())
-        monkeypatch.setattr(failure, "MOST_SECONDS", 0.05)
+        monkeypatch.setattr(
+            listen_errors, "_sockets_of", lambda pid, missing, until: time.sleep(0.06) or set()
+        )
+        monkeypatch.setattr(listen_errors, "MOST_SECONDS", 0.05)
         began = time.monotonic()
         (found,) = find(listener.getsockname())
         assert time.monotonic() - began < 5
@@ -159,34 +161,36 @@ def test_free_port_has_no_holder(free_port: Callable[[], int]) -> None:
 
 
 def test_socket_of_an_invisible_process_is_attributed_to_its_user() -> None:
-    assert repr(failure._of_user(0)) == "a process of user root"
-    assert repr(failure._of_user(-1)) == "a process of another user"
-    assert repr(failure._of_user(4_000_000_001)) == "a process of user 4000000001"
+    assert repr(listen_errors._of_user(0)) == "a process of user root"
+    assert repr(listen_errors._of_user(-1)) == "a process of another user"
+    assert repr(listen_errors._of_user(4_000_000_001)) == "a process of user 4000000001"
 
 
 def test_process_name_cannot_control_a_terminal() -> None:
-    assert repr(failure.Holder("a\x1b[2Jb", 1, 0)) == "a?[2Jb (pid 1)"
+    assert repr(listen_errors.Holder("a\x1b[2Jb", 1, 0)) == "a?[2Jb (pid 1)"
 
 
 def test_exited_process_has_no_name() -> None:
-    assert failure._process_name(2**22 + 1) == "a process"
-    assert failure._sockets_of(2**22 + 1, {"socket:[1]": 1}, time.monotonic() + 1) == set()
-    assert failure._pool_of(2**22 + 1) is None
+    assert listen_errors._process_name(2**22 + 1) == "a process"
+    assert listen_errors._sockets_of(2**22 + 1, {"socket:[1]": 1}, time.monotonic() + 1) == set()
+    assert listen_errors._pool_of(2**22 + 1) is None
 
 
 def test_program_that_is_not_python_has_its_own_name() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
             # Between fork and exec the child still is this interpreter.
-            wait_until(lambda: failure._process_name(process.pid) == "sleep", what="the child's own name")
+            wait_until(
+                lambda: listen_errors._process_name(process.pid) == "sleep", what="the child's own name"
+            )
         finally:
             process.kill()
 
 
 def test_addresses_of_this_machine_include_loopback() -> None:
-    assert failure.local_addresses()[0].count(".") == 3
-    assert "127.0.0.1" in failure.local_addresses()
+    assert listen_errors.local_addresses()[0].count(".") == 3
+    assert "127.0.0.1" in listen_errors.local_addresses()
 
 
 def test_missing_proc_tables_give_no_addresses() -> None:
-    assert list(failure._table("/proc/net/none")) == []
+    assert list(listen_errors._table("/proc/net/none")) == []

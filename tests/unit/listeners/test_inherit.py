@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.address import parse
-from poolctl.listeners.open import (
+from poolctl.listeners.open_listener import (
     ListenError,
     close_listener,
     inherited_descriptors,
@@ -22,8 +22,8 @@ from poolctl.listeners.open import (
 PROGRAM = """
 import os, socket, sys
 from poolctl.address import parse
-from poolctl.listeners.open import inherited_descriptors
-from poolctl.listeners.open import describe, open_listener
+from poolctl.listeners.open_listener import inherited_descriptors
+from poolctl.listeners.open_listener import describe, open_listener
 os.environ["LISTEN_PID"] = str(os.getpid())
 inherited = inherited_descriptors(os.environ)
 assert not os.get_inheritable(3)

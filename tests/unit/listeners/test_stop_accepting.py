@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.listeners.open import accepted_from
+from poolctl.listeners.open_listener import accepted_from
 
 
 @pytest.mark.parametrize(

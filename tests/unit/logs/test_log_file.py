@@ -12,7 +12,7 @@ import pytest
 from poolctl.clock import ManualClock
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import stamp
-from poolctl.logs.read import tail
+from poolctl.logs.log_tail import tail
 
 
 def contents(path: Path) -> dict[str, str]:

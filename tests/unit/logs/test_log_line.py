@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.cli.log_lines import record_lines
+from poolctl.cli.log_rendering import record_lines
 from poolctl.logs.log_line import as_json, as_text, parse_line, parse_record, stamp
 
 NOW = "2026-11-20T08:47:34.123456Z"

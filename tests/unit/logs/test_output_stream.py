@@ -13,8 +13,8 @@ import pytest
 
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import as_text, stamp
+from poolctl.logs.log_tail import tail
 from poolctl.logs.output_stream import Move, OutputStream, PipeReader, WriteAheadNote
-from poolctl.logs.read import tail
 
 NOW = 1_790_000_000.0
 LINES = b"".join(b"%d tick\n" % (number // 3) for number in range(9))  # some are the same

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from poolctl.keeper.handover import Connection
+from poolctl.keeper.connection_handover import Connection
 from poolctl.keeper.spawn import spawn
 from poolctl.runners.local.activation import accept_helper as module
 from poolctl.runners.local.activation.accept_helper import ACCEPT, AcceptHelper, Fetched

@@ -12,8 +12,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from poolctl.acceptor import __main__ as helper
-from poolctl.keeper import handover, wire
-from poolctl.keeper.handover import Connection
+from poolctl.keeper import connection_handover, wire
+from poolctl.keeper.connection_handover import Connection
 from poolctl.runners.local.activation import activator as module
 from poolctl.runners.local.activation import held_connections
 from poolctl.runners.local.activation.accept_helper import AcceptHelper, Fetch, Fetched
@@ -474,7 +474,7 @@ def test_a_connection_goes_to_the_worker_with_the_time_that_its_client_has_left(
                 left = Connection(fileno=elsewhere.accept()[0].detach())
                 left.until, left.asked = until, asked
                 with left:
-                    handover.give(house.worker_end, left.fileno(), left.limits())
+                    connection_handover.give(house.worker_end, left.fileno(), left.limits())
         await house.until(lambda: len(house.kept) == 4)
         await house.connect(REQUEST)
         await house.until(lambda: len(house.limits) == 5)

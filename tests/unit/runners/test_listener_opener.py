@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.address import parse
-from poolctl.listeners.failure import Holder, ListenError, Place, Search
+from poolctl.listeners.listen_errors import Holder, ListenError, Place, Search
 from poolctl.runners import listener_opener
 from poolctl.runners.listener_opener import Opener
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poolctl.web.app import STATIC
-from poolctl.web.authentication import MOST
+from poolctl.web.login_sessions import MOST
 from tests.dashboard_stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
 

@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from poolctl.keeper import handover, wire
+from poolctl.keeper import connection_handover, wire
 from tests.serving import ENGINES, Client, Engine, Pair, accepted, served, turns
 
 
@@ -108,7 +108,7 @@ def test_full_adoption_pair_refuses_more_and_loses_nothing(pair: Pair) -> None:
         given = 0
         with contextlib.suppress(BlockingIOError):
             while True:
-                handover.give(pair.give, sock.fileno())
+                connection_handover.give(pair.give, sock.fileno())
                 given += 1
         assert given > 50
         taken = 0
@@ -117,7 +117,7 @@ def test_full_adoption_pair_refuses_more_and_loses_nothing(pair: Pair) -> None:
             assert received is not None
             os.close(received[1][0])
             taken += 1
-        handover.give(pair.give, sock.fileno())
+        connection_handover.give(pair.give, sock.fileno())
 
 
 def test_worker_without_a_free_descriptor_takes_nothing_until_there_is_one(

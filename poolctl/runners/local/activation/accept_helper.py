@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from poolctl.bootstrap import command
 from poolctl.keeper import fd_store, wire
-from poolctl.keeper.handover import Connection
+from poolctl.keeper.connection_handover import Connection
 
 from ... import withheld_variables
 from ...process_link import HasDescriptor, Link, LinkLost, Receiver

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from poolctl.keeper.handover import Connection
+from poolctl.keeper.connection_handover import Connection
 
 from .accept_helper import ACCEPT, TAKE, AcceptHelper, Fetched
 from .held_connections import (

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from poolctl.http.head import response_head
-from poolctl.keeper.handover import Connection
+from poolctl.http.message_head import response_head
+from poolctl.keeper.connection_handover import Connection
 from poolctl.platform import close_promptly
 
 # A longer line is left to the application; httptools and h11 have limits of their own.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store, wire
-from poolctl.keeper.handover import Connection
+from poolctl.keeper.connection_handover import Connection
 from poolctl.platform import close_promptly
 
 from ...process_link import HasDescriptor, Link

@@ -1,0 +1,179 @@
+"""Lines of several servers' output as they are printed: with a prefix for each server, or as JSON objects."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import unicodedata
+
+from poolctl.cli.pool_ref import PoolRef
+from poolctl.cli.render import coloured, paint, printable
+from poolctl.control import pool_paths
+from poolctl.control.answers import Described, Details
+from poolctl.frozen_value import Table
+from poolctl.logs.log_line import JsonRecord, LogLine, parse_record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+_COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
+
+
+class PrefixedLines:
+    """Puts `name | ` before lines, all as wide as the longest name, on a terminal each in its colour.
+
+    With `records` lines in JSON are rendered for people.
+    """
+
+    def __init__(self, names: list[str], *, times: bool = False, records: bool = False) -> None:
+        width = max(map(len, names), default=0)
+        self._times = times
+        self._records = records
+        self._colours = coloured(sys.stdout)
+        self._terminal = sys.stdout.isatty()
+        self._prefixes = {name: f"{name.ljust(width)} | " for name in names}
+        if self._colours:
+            self._prefixes = {
+                name: paint(prefix, _COLOURS[at % len(_COLOURS)])
+                for at, (name, prefix) in enumerate(self._prefixes.items())
+            }
+
+    def line(self, line: LogLine) -> str:
+        """The line as it is printed, with its end."""
+        when = f"{line.time} " if self._times and line.time else ""
+        before = f"{self._prefixes.get(line.name, line.name + ' | ')}{when}"
+        if self._records and line.text.startswith("{"):
+            record = parse_record(line.text)
+            if record is not None:
+                texts = record_lines(record, colours=self._colours)
+                return "".join(f"{before}{text}\n" for text in texts)
+        text = terminal_text(line.text, colours=self._colours) if self._terminal else line.text
+        return f"{before}{text}\n"
+
+
+_LEVELS = {
+    "trace": "debug",
+    "warn": "warning",
+    "err": "error",
+    "fatal": "critical",
+    "notice": "info",
+    **{level: level for level in ("debug", "info", "warning", "error", "critical")},
+}
+# uvicorn's "INFO:     …", logging's "ERROR:root:…", "[warn] …", and either after a time.
+_SAID = re.compile(rf"^[\d\s:.,TZ+-]*\[?({'|'.join(_LEVELS)})\b[\]:\s]", re.IGNORECASE)
+
+
+class JsonLines:
+    """Each line with `time`, `server` and `message`, `level` when it can be recognised.
+
+    A line that is a JSON record itself keeps its members; its time is kept as `logged`.
+    """
+
+    def line(self, line: LogLine) -> str:
+        """The object of the line, with its end."""
+        document: Table = {"time": line.time, "server": line.name}
+        if line.pid is not None:
+            document["pid"] = line.pid
+        record = parse_record(line.text)
+        if record is not None:
+            _merge(document, record)
+        else:
+            document["message"] = line.text
+            if said := _SAID.match(line.text):
+                document["level"] = _LEVELS[said[1].lower()]
+        return json.dumps(document) + "\n"
+
+
+def _merge(document: Table, record: JsonRecord) -> None:
+    document["message"] = record.message
+    if record.level:
+        document["level"] = _LEVELS.get(record.level.lower(), record.level.lower())
+    for key, value in record.fields.items():
+        document.setdefault("logged" if key == "time" else key, value)
+
+
+_LEVEL_WIDTH = 5
+_LEVEL_COLOURS = {
+    "TRACE": "2",
+    "DEBUG": "2",
+    "INFO": "32",
+    "NOTICE": "36",
+    "WARN": "33",
+    "WARNING": "33",
+    "ERROR": "31",
+    "ERR": "31",
+    "CRITICAL": "1;31",
+    "FATAL": "1;31",
+    "ALERT": "1;31",
+    "PANIC": "1;31",
+}
+_INDENT = "    "
+
+
+def record_lines(record: JsonRecord, *, colours: bool = False) -> list[str]:
+    """The record as lines of text, the first of which has everything but texts of several lines."""
+    level = printable(record.level).ljust(_LEVEL_WIDTH) if record.level else ""
+    pairs = [f"{printable(key)}={_value(text)}" for key, text in record.rest.items()]
+    time = printable(record.time)
+    message = printable(record.message.strip("\n"), keep_lines=True)
+    if colours:
+        level = paint(level, _LEVEL_COLOURS[record.level]) if record.level in _LEVEL_COLOURS else level
+        time = paint(time, "2") if time else ""
+        pairs = [paint(pair, "2") for pair in pairs]
+    first, *more = message.split("\n")
+    lines = [" ".join(word for word in (level, time, first, *pairs) if word)]
+    lines += [_INDENT + line for line in more]
+    for key, text in record.long.items():
+        lines.append(f"{_INDENT}{printable(key)}:")
+        lines += [_INDENT * 2 + printable(line, keep_lines=True) for line in text.strip("\n").split("\n")]
+    return lines
+
+
+def _value(text: str) -> str:
+    plain = text and text.isprintable() and not any(char in text for char in ' ="')
+    return text if plain else json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+# Select Graphic Rendition (ECMA-48 §8.3.117): colours and weights.
+_COLOUR = re.compile(r"(\x1b\[[0-9;:]*m)")
+_RESET = "\x1b[0m"
+_SPECIAL = re.compile(r"[^\x20-\x7e]")
+# They join letters and emoji, and are no separators for Python.
+_JOINERS = "\u200c\u200d"
+
+
+def terminal_text(text: str, *, colours: bool = True) -> str:
+    """The line with every control character but a tab escaped (`\\x1b`), its colours kept and ended, or left out."""
+    if not _SPECIAL.search(text):
+        return text
+    parts = _COLOUR.split(text)
+    shown = [_escaped(part) if at % 2 == 0 else part if colours else "" for at, part in enumerate(parts)]
+    if colours and len(parts) > 1 and parts[-2] not in (_RESET, "\x1b[m"):
+        shown.append(_RESET)
+    return "".join(shown)
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(
+        char if _is_harmless(char) else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in text
+    )
+
+
+def _is_harmless(char: str) -> bool:
+    return char.isprintable() or char == "\t" or char in _JOINERS or unicodedata.category(char) == "Zs"
+
+
+def log_paths(items: Sequence[Details | Described], pool: PoolRef) -> dict[str, str]:
+    """The log file of each server by its name: the configured one, else the one in the state directory."""
+    state = pool_paths.state_dir(os.environ, pool.key)
+    return {
+        item.name: (item.config.get("log") or {}).get("path") or f"{state}/logs/{item.name}.log"
+        for item in items
+    }

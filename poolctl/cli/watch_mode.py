@@ -1,0 +1,246 @@
+"""Watch mode: reloads whenever the configuration or the code changes.
+
+Files are applied once they are complete; a broken configuration is only reported.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from time import monotonic
+from typing import TypeVar
+
+from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.outcome import Failure, Outcome, error
+from poolctl.cli.pool_ref import PoolRef
+from poolctl.cli.supervisor_requests import ask_for
+from poolctl.control.answers import Details, ReloadResult, Result, ShowResult
+from poolctl.control.client import Client
+from poolctl.errors import ControlError
+from poolctl.exit_codes import FAILED
+from poolctl.frozen_value import Table
+from poolctl.logs.follow import DirectoryWatch
+
+# An editor, a checkout or a deployment writes many files: they are one change when nothing more comes for so long.
+QUIET_SECONDS = 0.15
+# A change that never ends is applied after this time.
+LONGEST_SECONDS = 3.0
+# Of these a change of code makes new processes; the others meet it when they start.
+_ALIVE = ("running", "starting", "backoff", "draining", "failed")
+
+Answer = TypeVar("Answer", bound=Result)
+
+
+class PoolWatcher:
+    """Applies what changes to the running pool."""
+
+    def __init__(self, request: CommandRequest, pool: PoolRef) -> None:
+        """Begin to watch. Failure where that is not possible, NoSupervisor without one."""
+        self._request = request
+        self._pool = pool
+        self._files = [*(Client(pool.socket).ping().files or pool.files)]
+        try:
+            self._watch = DirectoryWatch()
+        except (OSError, AttributeError) as error:
+            hint = "watching needs inotify(7), a feature of Linux"
+            raise Failure(Outcome.failed(FAILED, f"cannot watch: {error}", hint)) from None
+        self._sources = WatchSet(self._files, ())
+        self._look_around()
+
+    def changes(self, over: Callable[[], bool] = lambda: False, *, now: bool = False) -> Iterator[Result]:
+        """Apply what changes, and yield the outcome of each; with `now` what has changed already, too.
+
+        Ends when the pool's supervisor goes away, or when `over` is true when something changes.
+        """
+        if now:
+            yield self._reload()
+        poll = select.poll()
+        poll.register(self._watch.fd, select.POLLIN)
+        while True:
+            poll.poll()
+            paths = self._settled(poll)
+            if over() or not os.path.exists(self._pool.socket):
+                return
+            yield from self._applied(paths)
+
+    def _settled(self, poll: select.poll) -> set[str] | None:
+        """The changed paths, once no more change; None when the kernel dropped some."""
+        deadline = monotonic() + LONGEST_SECONDS
+        found: set[str] | None = set()
+        while True:
+            more = self._watch.changed()
+            found = None if more is None or found is None else found | more
+            if not poll.poll(QUIET_SECONDS * 1000) or monotonic() > deadline:
+                return found
+
+    def _applied(self, paths: set[str] | None) -> Iterator[Result]:
+        replaced: set[str] = set()
+        if self._sources.configuration_changed():
+            result = self._reload()
+            replaced = {each.name for each in result.changes or () if each.change in ("add", "restart")}
+            yield result
+        if paths is None:
+            names = [name for names in self._sources.app_dirs.values() for name in names]
+        else:
+            names = self._sources.changed_servers(paths)
+        names = [name for name in names if name not in replaced]
+        if names:
+            yield from self._restarted(names)
+        if replaced or names or any(os.path.isdir(path) for path in paths or ()):
+            self._look_around()
+
+    def _reload(self) -> ReloadResult:
+        result = self._ask(ReloadResult, "reload", {"dry_run": False})
+        self._look_around()
+        return result
+
+    def _restarted(self, names: list[str]) -> Iterator[Result]:
+        """Replace those of the servers that run."""
+        listed = self._ask(Result, "list", {}, names)
+        running = [item.name for item in listed.items if item.state in _ALIVE]
+        if running:
+            yield self._ask(Result, "restart", {"wait": True}, running)
+
+    def _look_around(self) -> None:
+        """Watch the files and directories of the pool as it is now."""
+        self._sources = WatchSet(self._files, self._ask(ShowResult, "show", {}).items, self._sources)
+        for directory in dict.fromkeys([*self._sources.directories(), self._pool.directory]):
+            try:
+                self._watch.add(directory)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    hint = "raise the limit: sysctl fs.inotify.max_user_watches=524288"
+                    message = f"too many directories to watch: {directory} and those after it"
+                    raise Failure(Outcome.failed(FAILED, message, hint)) from None
+
+    def _ask(
+        self, kind: type[Answer], verb: str, options: dict[str, object], names: list[str] | None = None
+    ) -> Answer:
+        """The supervisor's answer; its failure is one, too."""
+        values = {key: self._request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")}
+        if verb == "reload":
+            values["env"] = self._request.get("env")
+        try:
+            request = CommandRequest(verb, {**values, "targets": names or []})
+            return ask_for(kind, request, self._pool, more=options)
+        except ControlError as failure:
+            code = failure.exit_code
+            return kind(errors=(error(code, failure.message, failure.hint),), exit_code=code)
+
+
+# Directories that hold no code of the application's own.
+SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages"})
+CODE = ".py"
+Mark = tuple[int, int, int] | None
+
+
+class WatchSet:
+    """The files of a pool and of its servers (items of `show`), and how they looked when they were last asked.
+
+    `before` are the sources that these take the place of: what has changed since those were asked still counts.
+    """
+
+    def __init__(
+        self, files: Sequence[str], items: Sequence[Details], before: WatchSet | None = None
+    ) -> None:
+        self.app_dirs: dict[str, list[str]] = {}
+        referred: list[str] = []
+        for item in items:
+            config = item.config
+            referred += _referred(config)
+            if config.get("app_dir") and not config.get("command"):
+                self.app_dirs.setdefault(os.path.realpath(str(config["app_dir"])), []).append(item.name)
+        self._named = list(dict.fromkeys([*files, *referred]))
+        self._marks: dict[str, Mark] = self._looks()
+        if before is not None:
+            self._take_over(before)
+
+    def _take_over(self, before: WatchSet) -> None:
+        for path in [path for path in self._marks if path not in before._marks]:
+            if os.path.dirname(path) in before._named:
+                del self._marks[path]
+        for path, mark in before._marks.items():
+            if path in self._marks or os.path.dirname(path) in self._named:
+                self._marks[path] = mark
+
+    def directories(self) -> Iterator[str]:
+        """Every directory in which a change may matter."""
+        for path in self._named:
+            for found in {path, os.path.realpath(path)}:
+                if os.path.isdir(found):
+                    yield found
+                yield os.path.dirname(found)
+        for app_dir in self.app_dirs:
+            yield from code_directories(app_dir)
+
+    def configuration_changed(self) -> bool:
+        """Whether the configuration or what it refers to looks other than when this was last asked."""
+        before, self._marks = self._marks, self._looks()
+        return before != self._marks
+
+    def changed_servers(self, paths: Iterable[str]) -> list[str]:
+        """The servers whose code is among the paths, in the pool's order."""
+        changed = {os.path.realpath(path) for path in paths if _is_code(path) or _holds_code(path)}
+        return [
+            name
+            for app_dir, names in self.app_dirs.items()
+            if any(path.startswith(app_dir.rstrip("/") + "/") for path in changed)
+            for name in names
+        ]
+
+    def _looks(self) -> dict[str, Mark]:
+        found: dict[str, Mark] = {}
+        for path in self._named:
+            inside = sorted(os.listdir(path)) if os.path.isdir(path) else ()
+            for each in (path, *(os.path.join(path, name) for name in inside)):
+                found[each] = _stamp(each)
+        return found
+
+
+def _referred(config: Table) -> Iterator[str]:
+    """The files of variables and the certificates of a server."""
+    env_file = config.get("env_file")
+    yield from [env_file] if isinstance(env_file, str) else env_file or ()
+    tls = config.get("tls")
+    if isinstance(tls, dict):
+        yield from (tls[key] for key in ("cert", "key", "ca") if tls.get(key))
+
+
+def _stamp(path: str) -> Mark:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    # Of a directory its entries are looked at themselves.
+    return (
+        (status.st_ino, 0, 0) if os.path.isdir(path) else (status.st_ino, status.st_mtime_ns, status.st_size)
+    )
+
+
+def _is_code(path: str) -> bool:
+    name = os.path.basename(path)
+    return name.endswith(CODE) and not name.startswith(".")
+
+
+def _holds_code(path: str) -> bool:
+    """Whether this is a directory, so a new one, with code in it."""
+    return (
+        os.path.isdir(path)
+        and _may_hold_code(path)
+        and any(_is_code(name) for directory in code_directories(path) for name in os.listdir(directory))
+    )
+
+
+def code_directories(top: str) -> Iterator[str]:
+    """The directory and those below it that may hold code: no hidden ones, no virtual environments."""
+    for directory, names, _ in os.walk(top):
+        names[:] = [name for name in names if _may_hold_code(os.path.join(directory, name))]
+        yield directory
+
+
+def _may_hold_code(directory: str) -> bool:
+    name = os.path.basename(directory)
+    hidden = name.startswith(".") or name in SKIPPED
+    return not hidden and not os.path.exists(os.path.join(directory, "pyvenv.cfg"))

@@ -1,0 +1,102 @@
+"""Configuration as TOML text (https://toml.io/en/v1.0.0), which the standard library only reads, and changes to it.
+
+The fast lane writes values with it: what only changes need is imported by them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from poolctl.config.edit.file_changes import Changes, Pairs
+    from poolctl.config.files.document import Document
+    from poolctl.config.model.problems import Path, Tree
+
+_driving = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_bare_key = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def value_text(value: object) -> str:
+    """One value; tables within are written inline."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{key_text(k)} = {value_text(v)}" for k, v in value.items() if v is not None)
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{', '.join(value_text(each) for each in value)}]"
+    return _string(str(value))
+
+
+def key_text(key: str) -> str:
+    """A key, quoted where it has to be."""
+    return key if _bare_key.fullmatch(key) else _string(key)
+
+
+def table_text(head: str, table: Mapping[str, object]) -> str:
+    """A table under its head (`[pool]`, `[[server]]`), unset keys left out."""
+    lines = [head, *(f"{key_text(k)} = {value_text(v)}" for k, v in table.items() if v is not None)]
+    return "\n".join(lines) + "\n"
+
+
+def escaped(value: Tree) -> Tree:
+    """The same value, its strings written so that interpolation gives them back as they are."""
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, Mapping):
+        return {key: escaped(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [escaped(each) for each in value]
+    return value
+
+
+def _string(text: str) -> str:
+    # A TOML basic string is a JSON string, but for DEL, and it cannot say half of a surrogate pair. What would drive a
+    # terminal is escaped as well.
+    clean = text.encode("utf-8", "replace").decode("utf-8")
+    return _driving.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(clean, ensure_ascii=False))
+
+
+def edited_in_parts(document: Document, text: str, servers: Path, changes: Changes) -> str:
+    """The text with the changes made, all other text as it is. Raises ValueError if it cannot be cut into servers."""
+    import tomlkit
+
+    from poolctl.config.edit.file_changes import Parts, assign, in_layout_of, list_at
+
+    parts = Parts(text, document.positions(), servers)
+    if not all(parts.lines[part.first].lstrip().startswith("[[") for part in parts.servers):
+        raise ValueError("its servers are not tables with heads of their own")
+
+    def edit(own: str, pairs: Pairs) -> str:
+        one = tomlkit.parse(own)
+        assign(list_at(one, servers)[0], pairs, _item)
+        return in_layout_of(own, own, one.as_string())
+
+    head = f"[[{'.'.join(key_text(str(key)) for key in servers)}]]"
+    return parts.change(changes, edit, "\n".join(table_text(head, table) for table in changes.added))
+
+
+def rewritten(text: str, servers: Path, changes: Changes) -> str:
+    """The text with the changes made in the list of its servers. Raises ValueError."""
+    import tomlkit
+
+    from poolctl.config.edit.file_changes import list_at
+
+    whole = tomlkit.parse(text)
+    if whole.as_string() != text:
+        raise ValueError("the tables of its servers are not together")
+    changes.apply(list_at(whole, servers), _item)
+    return whole.as_string()
+
+
+def _item(value: Tree) -> Tree:
+    import tomlkit
+
+    return tomlkit.value(value_text(value))

@@ -1,0 +1,243 @@
+"""The base of every table of the configuration, and the tables within a server's table."""
+
+from __future__ import annotations
+
+from typing import Literal, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from poolctl.config.model.problems import Finding, Tree, problem_of
+from poolctl.config.model.validation_errors import findings_of, reset_suggestions
+from poolctl.config.model.value_types import (
+    EMPTY,
+    Argument,
+    AtLeastOne,
+    Count,
+    Duration,
+    Factor,
+    FileCount,
+    FilePath,
+    Headers,
+    HeadSize,
+    LeastWorkers,
+    Method,
+    MostWorkers,
+    OpenFiles,
+    Positive,
+    Proxies,
+    Restarts,
+    Share,
+    Size,
+    Statuses,
+    Text,
+    Truth,
+    UrlPath,
+    field,
+)
+from poolctl.errors import PoolValidateError
+
+
+class Section(BaseModel):
+    """A table that does not change; made with a bad value it raises PoolValidateError with every problem."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+    def __init__(self, /, **data: Tree) -> None:
+        try:
+            self.__pydantic_validator__.validate_python(data, self_instance=self)
+        except ValidationError as error:
+            reset_suggestions()
+            refuse(type(self).__name__, findings_of(error, type(self)))
+
+    # pydantic then does not call it for the tables of a file, which need no second validation.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, value: Tree) -> None:
+        raise AttributeError(f"{type(self).__name__} does not change: make another one with other values")
+
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
+
+
+def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -> NoReturn:
+    """Raise the findings of a value that was made in Python."""
+    problems = [problem_of(finding, name=name, bind=bind) for finding in findings]
+    raise PoolValidateError(
+        f"{what} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems
+    ) from None
+
+
+class Scale(Section):
+    """How many workers."""
+
+    min: LeastWorkers = field(1, "Workers at least; 0 lets it sleep.")
+    max: MostWorkers = field(1, "Workers at most; left out: the same as min, at least 1.")
+    idle: Duration = field(0.0, "How long without traffic until it sleeps; 0 is never.")
+
+
+class Dependency(Section):
+    """Another server that this one waits for."""
+
+    name: Text = Field(description="The name of the other server.")
+    condition: Literal["started", "ready", "completed"] = field(
+        "ready", "The state to wait for: started, ready, or (a job) completed."
+    )
+
+
+class TLSConfig(Section):
+    """Certificates of a server, or of all that ask for it (`set_default_tls`, `[defaults.tls]`)."""
+
+    cert: FilePath = Field(description="The certificate and its chain, a PEM file.")
+    key: FilePath | None = field(None, "The private key, a PEM file; left out: it is in cert.")
+    password_env: Text | None = field(None, "The environment variable with the key's password.")
+    ca: FilePath | None = field(None, "The CA certificates that clients' are checked against.")
+    client_auth: Literal["none", "optional", "required"] = field(
+        "none", "Whether clients present a certificate of their own."
+    )
+    min_version: Literal["1.2", "1.3"] = field("1.2", "The oldest TLS version that is accepted.")
+    ciphers: Text | None = field(None, "Cipher suites in OpenSSL's notation (TLS 1.2).")
+    warn_before: Duration = field(
+        1_209_600.0, "Warn when the certificate expires within this time; 0 is never."
+    )
+
+
+class Http(Section):
+    """How uvicorn speaks HTTP."""
+
+    implementation: Literal["auto", "h11", "httptools", "zttp"] = field(
+        "auto", "The HTTP parser; auto never selects zttp."
+    )
+    http2: Truth = field(False, "Serve HTTP/2 too; needs the parser zttp.")
+    loop: Literal["auto", "asyncio", "uvloop"] = field("auto", "The event loop.")
+    keep_alive: Duration = field(75.0, "How long an idle connection is kept.")
+    root_path: str = field(
+        "",
+        "The path below which a proxy serves the app (ASGI root_path): no / at its end.",
+        json_schema_extra={"pattern": r"^(?:/.*[^/]|.*\$\{.*)?$"},
+    )
+    proxy_headers: Truth = field(False, "Believe X-Forwarded-* of the trusted proxies.")
+    trusted_proxies: Proxies = field((), 'Addresses or networks of trusted proxies, or "*".')
+    access_log: Truth = field(False, "A log line for each request, with its X-Request-ID.")
+    request_id: Truth | None = field(
+        None, "Give each request and its response an X-Request-ID. Left out: no."
+    )
+    max_concurrency: AtLeastOne | None = field(
+        None, "Connections and requests at once; above it the answer is 503. Left out: no limit."
+    )
+    max_requests: AtLeastOne | None = field(
+        None, "A worker is replaced after so many requests. Left out: never."
+    )
+    max_connections: AtLeastOne | None = field(
+        None,
+        "Open connections of a worker; above it new ones wait in the backlog. Left out: as many as its descriptors "
+        "allow, less a reserve.",
+    )
+    head_timeout: Positive = field(
+        10.0,
+        "Time for the head of a request to arrive: the first one from the accept, a TLS handshake included, later "
+        "ones from their first byte.",
+    )
+    max_head_size: HeadSize = field(
+        64 * 1024, "Largest head of a request; a larger one is answered with 431."
+    )
+    websocket: Literal["auto", "none", "websockets", "websockets-sansio", "wsproto"] = field(
+        "auto", "The WebSocket implementation."
+    )
+
+
+class Backoff(Section):
+    """The delays between consecutive restarts."""
+
+    initial: Duration = field(0.2, "The delay before the second restart.")
+    max: Duration = field(30.0, "The longest delay.")
+    factor: Factor = field(2.0, "Each delay is so many times the one before.")
+    jitter: Share = field(0.1, "The random part of a delay.")
+
+
+class Restart(Section):
+    """When a server that ended is started again."""
+
+    policy: Literal["no", "on-failure", "always"] = field("on-failure", "After which ends.")
+    backoff: Backoff = field(Backoff(), "The delays of the restarts within the window.")
+    limit: Restarts = field(10, "After so many restarts in the window the next end is a failure.")
+    window: Positive = field(60.0, "The time in which restarts are counted together.")
+
+
+class Probe(Section):
+    """A check of a server: exactly one of http, tcp and exec."""
+
+    http: UrlPath | None = field(None, "A path; the status of the response decides.")
+    tcp: Truth = field(False, "A connection decides.")
+    exec: Argument | None = field(None, "A command; its exit status decides.")
+    interval: Positive = field(5.0, "The time between two probes.")
+    timeout: Positive = field(2.0, "How long a response may take.")
+    interval_fall: Positive | None = field(None, "The interval while it falls; default: interval.")
+    interval_rise: Positive | None = field(None, "The interval while it rises; default: interval.")
+    fall_count_warn: Count = field(1, "Failures in a row from ok to warn.")
+    fall_count_ko: Count = field(3, "Failures in a row from warn to ko.")
+    rise_count_warn: Count = field(1, "Successes in a row from warn to ok.")
+    rise_count_ko: Count = field(1, "Successes in a row from ko to warn.")
+    jitter: Share = field(0.1, "The random part of an interval.")
+    method: Method = field("GET", "The method of the request.")
+    headers: Headers = field(EMPTY, "Headers of the request; Host is the server's expose.")
+    status: Statuses = field("200-399", "The statuses that are a success.")
+    body: str | None = field(None, "A regular expression that the body has to contain.")
+
+
+class Health(Section):
+    """The probes of a server."""
+
+    startup: Probe | None = field(None, "Sent until it succeeds once; the others wait for it.")
+    readiness: Probe | None = field(None, "Whether it takes part in the traffic.")
+    liveness: Probe | None = field(None, "Whether it is alive; ko sets off the recovery.")
+
+    @property
+    def gated(self) -> bool:
+        """Whether a worker has to pass a probe before it is ready."""
+        return self.startup is not None or self.readiness is not None
+
+    @property
+    def probed(self) -> bool:
+        """Whether a worker that is ready is probed."""
+        return self.readiness is not None or self.liveness is not None
+
+
+class Patience(Backoff):
+    """The delays between consecutive recoveries."""
+
+    initial: Duration = field(5.0, "The delay before the second recovery.")
+    max: Duration = field(300.0, "The longest delay.")
+
+
+class Recovery(Section):
+    """The action on a hung server."""
+
+    strategy: Literal["restart", "replace", "disable", "notify", "none"] = field(
+        "restart", "Stop and start, swap, disable, only notify, or nothing."
+    )
+    heartbeat: Duration = field(5.0, "The time between two heartbeats of an app's worker; 0 is never.")
+    stuck_after: Positive = field(
+        15.0, "A worker whose event loop answers no heartbeat for so long is stuck."
+    )
+    limit: Restarts = field(5, "After so many recoveries within the window it is left alone.")
+    window: Positive = field(600.0, "The time in which recoveries are counted together.")
+    backoff: Patience = field(Patience(), "The delays of the recoveries within the window.")
+
+
+class Limits(Section):
+    """Resources that a worker may use."""
+
+    memory: Size | None = field(None, "PSS of a worker; exceeded means a swap.")
+    open_files: OpenFiles | None = field(
+        None, "Open descriptors (RLIMIT_NOFILE). Left out: the launching shell's limit."
+    )
+
+
+class Log(Section):
+    """Where the output of the workers goes."""
+
+    path: FilePath | None = field(None, "The file. Left out: logs/NAME.log in the state directory.")
+    format: Literal["text", "json"] = field("text", "A time before each line, or JSON lines.")
+    max_size: Size = field(10 * 1024 * 1024, "The file is rotated when it is larger.")
+    keep: FileCount = field(5, "Number of rotated files.")
+    max_age: Positive | None = field(None, "The file is rotated when it is older. Left out: never.")

@@ -1,0 +1,274 @@
+"""Where a pool keeps its socket, its lock and its state, and how a client finds it.
+
+A pool is known by its key: a hash of its first file's absolute, unresolved path. One pool, one directory,
+so two pools never meet. Standard library only, and little of it: the fast lane is made of this.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+
+from poolctl.errors import ControlError
+from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
+from poolctl.frozen_value import Table
+from poolctl.light_json import loads
+
+try:  # hashlib would load OpenSSL, two milliseconds that a path's hash does not need
+    if sys.version_info >= (3, 12):
+        from _sha2 import sha256  # type: ignore[import-not-found,unused-ignore]
+    else:
+        from _sha256 import sha256  # type: ignore[import-not-found,unused-ignore]
+except ImportError:
+    from hashlib import sha256
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RUNTIME_VARIABLE = "POOLCTL_RUNTIME_DIR"
+STATE_VARIABLE = "POOLCTL_STATE_DIR"
+SOCKET_NAME = "control.sock"
+# sun_path has 108 bytes, the last of them the terminating NUL (unix(7))
+SOCKET_PATH_BYTES = 107
+# Connections that may wait, also while a supervisor is replaced; every listen(2) on the socket uses this value.
+BACKLOG = 512
+
+
+def pool_key(first_file: str) -> str:
+    """Return the key of the pool whose first file has this absolute path: 12 hexadecimal digits."""
+    return str(sha256(os.fsencode(first_file)).hexdigest()[:12])
+
+
+def candidates(env: Mapping[str, str]) -> list[str]:
+    """Return the runtime directories that may hold this user's pools, the preferred one first."""
+    explicit = env.get(RUNTIME_VARIABLE)
+    if explicit:
+        return [os.path.abspath(explicit)]
+    uid = os.geteuid()
+    first = "/run/poolctl" if uid == 0 else f"/run/user/{uid}/poolctl"
+    return [first, f"/tmp/poolctl-{uid}"]
+
+
+def runtime_root(env: Mapping[str, str]) -> str:
+    """Return the runtime directory for a new pool, made if missing; ControlError (7) if there is none."""
+    refused = ""
+    for path in candidates(env):
+        try:
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        except OSError as error:
+            refused = refused or f"{path}: {error.strerror}"
+            continue
+        _check_root(path, explicit=bool(env.get(RUNTIME_VARIABLE)))
+        if os.access(path, os.W_OK | os.X_OK):
+            return path
+        refused = refused or f"{path}: not writable"
+    raise ControlError(
+        f"no runtime directory: {refused}",
+        exit_code=NOT_PERMITTED,
+        hint=f"set {RUNTIME_VARIABLE} to a directory that you may write to",
+    )
+
+
+def pool_dir(env: Mapping[str, str], key: str) -> str:
+    """Return the directory of the pool with this key: the existing one, else the one to make. Makes nothing."""
+    roots = candidates(env)
+    for root in roots:
+        path = f"{root}/{key}"
+        if os.path.exists(f"{path}/{SOCKET_NAME}"):
+            _check_root(root, explicit=bool(env.get(RUNTIME_VARIABLE)))
+            check_private(path)
+            return path
+    for root in roots:
+        parent = root if os.path.isdir(root) else os.path.dirname(root)
+        if os.access(parent, os.W_OK | os.X_OK):
+            return f"{root}/{key}"
+    return f"{roots[0]}/{key}"
+
+
+def make_pool_dir(env: Mapping[str, str], key: str) -> str:
+    """Return the pool's directory, made if it was missing, ours alone (0700); ControlError (7) otherwise."""
+    found = pool_dir(env, key)
+    if os.path.isdir(found):
+        check_private(found)
+        return found
+    path = f"{runtime_root(env)}/{key}"
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise ControlError(
+            f"cannot make {path}: {error.strerror}",
+            exit_code=NOT_PERMITTED,
+            hint=f"free some space there, or set {RUNTIME_VARIABLE} to another directory",
+        ) from error
+    check_private(path)
+    return path
+
+
+def named_pool_dir(env: Mapping[str, str], name: str) -> str | None:
+    """Return the directory of the running pool with this name, None when there is none.
+
+    Also takes a key. ControlError (8) when several running pools have the name.
+    """
+    found = pool_dirs_named(env, name)
+    if len(found) > 1:
+        found = [path for path in found if _listens(path)]
+    if len(found) > 1:
+        files = [" ".join(map(str, read_info(path).get("files") or [path])) for path in found]
+        raise ControlError(
+            f"{len(found)} running pools are named {name!r}: {', '.join(files)}",
+            exit_code=CONFLICT,
+            hint=f"name one by its file: -c {files[0]}",
+        )
+    return found[0] if found else None
+
+
+def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
+    """Return the directories of the pools with this name, or of the one with that key; some may not be running.
+
+    The name is read from the info.json of each supervisor: the link `@NAME` can belong to one pool only.
+    """
+    if not name or "/" in name or name.startswith((".", "@")):
+        return []
+    found: dict[str, None] = {}
+    for root in candidates(env):
+        real = os.path.realpath(root)
+        try:
+            keys = sorted(os.listdir(real))
+        except OSError:
+            continue
+        for path in (f"{real}/{key}" for key in keys if not key.startswith("@")):
+            if os.path.exists(f"{path}/{SOCKET_NAME}"):
+                key_given = path == f"{real}/{name}"
+                if key_given or read_info(path).get("name") == name:
+                    _check_root(root, explicit=bool(env.get(RUNTIME_VARIABLE)))
+                    check_private(path)
+                    if key_given:
+                        return [path]
+                    found[path] = None
+    return list(found)
+
+
+def read_info(path: str) -> Table:
+    """Return the info.json of the pool in this directory: name, files, pids; empty without one."""
+    return read_table(f"{path}/info.json")
+
+
+def read_table(path: str) -> Table:
+    """Return the JSON object in this file; an empty one when there is none."""
+    try:
+        with open(path, "rb") as file:
+            found = loads(file.read())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _listens(path: str) -> bool:
+    from _socket import AF_UNIX, SOCK_STREAM, socket
+
+    connection = socket(AF_UNIX, SOCK_STREAM)
+    connection.setblocking(False)
+    try:
+        connection.connect(f"{path}/{SOCKET_NAME}")
+    except BlockingIOError:
+        pass  # its backlog is full
+    except OSError:
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+def control_socket(directory: str) -> str:
+    """Return the path of the control socket in a pool's directory; ControlError (7) if it is too long."""
+    path = f"{directory}/{SOCKET_NAME}"
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        raise ControlError(
+            f"the path of the control socket has more than {SOCKET_PATH_BYTES} bytes: {path}",
+            exit_code=NOT_PERMITTED,
+            hint=f"set {RUNTIME_VARIABLE} to a shorter path",
+        )
+    return path
+
+
+def state_dir(env: Mapping[str, str], key: str, *, create: bool = False) -> str:
+    """Return the directory for what outlives a pool's processes (logs, chosen ports), made when asked.
+
+    `$POOLCTL_STATE_DIR/KEY`, beside the sockets when only `$POOLCTL_RUNTIME_DIR` is set, /var/lib for root,
+    else the user's state directory; where that cannot be written, below the pool's runtime directory.
+    """
+    fallback = f"{pool_dir(env, key)}/state"
+    preferred = _preferred_state_dir(env, key) or fallback
+    if create:
+        try:
+            os.makedirs(preferred, mode=0o700, exist_ok=True)
+        except OSError:
+            os.makedirs(fallback, mode=0o700, exist_ok=True)
+    if os.path.isdir(preferred) and os.access(preferred, os.W_OK | os.X_OK):
+        return preferred
+    return fallback if os.path.isdir(fallback) else preferred
+
+
+def _preferred_state_dir(env: Mapping[str, str], key: str) -> str | None:
+    explicit = env.get(STATE_VARIABLE)
+    if explicit:
+        return f"{os.path.abspath(explicit)}/{key}"
+    if env.get(RUNTIME_VARIABLE):
+        return None
+    if os.geteuid() == 0:
+        return f"/var/lib/poolctl/{key}"
+    home = env.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return f"{home}/poolctl/{key}" if home.startswith("/") else None
+
+
+def make_private(path: str) -> None:
+    """Create the directory, or make it private (0700) if it is ours. Raises OSError."""
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    status = os.lstat(path)
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
+        # It had vanished, and one of our own processes recreated it with the mode of its umask.
+        os.chmod(path, 0o700)
+
+
+def check_private(path: str) -> None:
+    """Raise ControlError (7) unless `path` is a directory of ours, not a link, that no other user can enter."""
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        raise ControlError(
+            f"cannot use {path}: {error.strerror}",
+            exit_code=NOT_PERMITTED,
+            hint="it is part of poolctl's runtime directory",
+        ) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise ControlError(
+            f"{path} is not a directory", exit_code=NOT_PERMITTED, hint="remove it, poolctl makes its own"
+        )
+    if status.st_uid != os.geteuid():
+        raise ControlError(
+            f"{path} belongs to uid {status.st_uid}, not to you (uid {os.geteuid()})",
+            exit_code=NOT_PERMITTED,
+            hint=f"run poolctl as that user, or set {RUNTIME_VARIABLE} to a directory of your own",
+        )
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise ControlError(
+            f"{path} can be entered by others (mode {stat.S_IMODE(status.st_mode):04o})",
+            exit_code=NOT_PERMITTED,
+            hint=f"chmod 700 {path}",
+        )
+
+
+def _check_root(path: str, *, explicit: bool) -> None:
+    # A directory that the user named may be shared, like /tmp: the pool's own one in it is checked.
+    if not explicit:
+        check_private(path)
+    elif not os.path.isdir(path):
+        raise ControlError(
+            f"{path} is not a directory",
+            exit_code=NOT_PERMITTED,
+            hint=f"set {RUNTIME_VARIABLE} to a directory",
+        )

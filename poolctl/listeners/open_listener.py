@@ -1,0 +1,261 @@
+"""Opens the listening sockets of an address: resolved, bound, or inherited from systemd."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import unix_listener
+from .listen_errors import ListenError, explain_tcp, unresolved
+
+if TYPE_CHECKING:
+    from poolctl.address import Address
+
+__all__ = ["BACKLOG", "ListenError", "close_listener", "describe", "open_listener"]
+
+# The accept queue belongs to the socket that all processes share, and the last listen() sets its
+# length: every caller of it uses this number (the kernel caps it at net.core.somaxconn).
+BACKLOG = 2048
+
+_EVERYWHERE = ("0.0.0.0", "::")
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
+FIRST_DESCRIPTOR = 3
+Inherited = Mapping[str, "list[int]"]
+
+
+def open_listener(address: Address, *, inherited: Inherited | None = None) -> list[socket.socket]:
+    """The sockets of `address`, bound, listening, non-blocking and close-on-exec; at least one.
+
+    `:8080` gives one for each IP version, `localhost` one for each loopback address of the name,
+    `fd:NAME` those of `inherited` (see inherited_descriptors) under that name. A stale Unix socket file is
+    replaced. Raises ListenError; resolving a host name may block.
+    """
+    if address.kind == "tcp":
+        sockets = _open_tcp(address)
+    elif address.kind == "unix":
+        sockets = [unix_listener.listen(address, BACKLOG)]
+    elif address.kind == "fd":
+        sockets = take_inherited(address, inherited or {})
+    else:
+        raise ListenError(f"{address.key} is not an address to listen on", bind=address.key)
+    for sock in sockets:
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            # Accepted sockets inherit it; without it a keep-alive request was measured to wait 44 ms for a delayed
+            # acknowledgement where an event loop does not set it by itself.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sockets
+
+
+def refuse(sockets: Iterable[socket.socket]) -> None:
+    """Refuse connections, even if other processes hold the same listeners: closing a duplicate would not do that."""
+    for sock in sockets:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RD)
+
+
+def close_listener(sockets: Iterable[socket.socket], identity: unix_listener.Identity | None = None) -> None:
+    """Close the sockets; remove a Unix socket's file if `unix.identity` still gives `identity` for it."""
+    for sock in sockets:
+        path = "" if identity is None or sock.family != socket.AF_UNIX else sock.getsockname()
+        sock.close()
+        if path:
+            unix_listener.remove(path, identity)
+
+
+def describe(sock: socket.socket) -> str:
+    """The address that a socket is bound to, as the user writes it: `[::1]:8080`, `unix:/run/a.sock`."""
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        text = name.decode("utf-8", "replace").replace("\0", "@", 1) if isinstance(name, bytes) else name
+        return f"unix:{text}"
+    host, port = name[0], name[1]
+    return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
+
+
+def _open_tcp(address: Address) -> list[socket.socket]:
+    opened: list[socket.socket] = []
+    skipped: ListenError | None = None
+    if address.port is None:
+        raise ListenError(f"no port was chosen for {address.key}", bind=address.key)
+    wanted = targets(address)
+    try:
+        for target in wanted:
+            try:
+                opened.append(_bound(target, address.port, dual=address.dual))
+            except OSError as error:
+                problem = explain_tcp(address, target.host, error)
+                if len(wanted) == 1 or target.family != socket.AF_INET6 or error.errno not in _NO_IPV6:
+                    raise problem from error
+                skipped = problem
+    except BaseException:
+        close_listener(opened)
+        raise
+    if not opened and skipped is not None:
+        raise skipped
+    return opened
+
+
+def _bound(target: Target, port: int, *, dual: bool) -> socket.socket:
+    sock = socket.socket(target.family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if target.family == socket.AF_INET6:
+            # Set in both cases: the system's default (net.ipv6.bindv6only) is not to decide what `[::]`
+            # means.
+            only = 1 if dual or target.host != "::" else 0
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        sock.bind(target.sockaddr(port))
+        sock.listen(BACKLOG)  # with SO_REUSEADDR a conflict may show here instead of at bind()
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class Target(NamedTuple):
+    """One socket to open: its family and address, for any port."""
+
+    family: int
+    host: str
+    rest: tuple[object, ...]  # flow and zone of an IPv6 address
+
+    def sockaddr(self, port: int) -> tuple[object, ...]:
+        """The argument of bind()."""
+        return (self.host, port, *self.rest)
+
+
+def targets(address: Address) -> list[Target]:
+    """The sockets of a TCP address, IPv4 first, each once; at least one.
+
+    `:8080` means both IP versions; `localhost` the loopback addresses of the name, and only them.
+     Raises ListenError; a host name may block until it is resolved.
+    """
+    found: dict[str, Target] = {}
+    for host in ["0.0.0.0", "::"] if address.dual else [address.host]:
+        for family, _, _, _, sockaddr in _answers(address, host):
+            text = str(sockaddr[0])
+            if address.host != "localhost" or _is_loopback(text):
+                found.setdefault(text, Target(family, text, sockaddr[2:]))
+    if not found:
+        raise ListenError(
+            f"{address.host} has no loopback address on this machine",
+            bind=address.key,
+            hint="write 127.0.0.1 instead, or fix /etc/hosts",
+        )
+    return sorted(found.values(), key=lambda target: target.family != socket.AF_INET)
+
+
+def _answers(address: Address, host: str) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
+    try:
+        return [*socket.getaddrinfo(host, 1, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)]
+    except socket.gaierror as error:
+        raise unresolved(address, str(error.strerror)) from error
+    except UnicodeError as error:
+        raise unresolved(address, str(error)) from error
+
+
+def _is_loopback(text: str) -> bool:
+    return text == "::1" or text.startswith("127.")
+
+
+def inherited_descriptors(env: Mapping[str, str], pid: int | None = None) -> dict[str, list[int]]:
+    """The passed descriptors under their numbers and their names: `{"3": [3], "web": [3, 4], "4": [4]}`.
+
+    Empty if nothing was passed, or if it was passed to another process (`pid` is that of this one by
+    default). The descriptors are made close-on-exec, as sd_listen_fds(3) does; their numbers stay valid in
+    this process only.
+    """
+    try:
+        count = int(env.get("LISTEN_FDS", "0"))
+        addressee = int(env.get("LISTEN_PID", "-1"))
+    except ValueError:
+        return {}
+    if addressee != (os.getpid() if pid is None else pid):
+        return {}
+    names = env.get("LISTEN_FDNAMES", "").split(":")
+    found: dict[str, list[int]] = {}
+    for at, fd in enumerate(range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + count)):
+        try:
+            os.set_inheritable(fd, False)
+        except OSError:
+            continue
+        found[str(fd)] = [fd]
+        if at < len(names) and names[at]:
+            found.setdefault(names[at], []).append(fd)
+    return found
+
+
+def take_inherited(address: Address, inherited: Inherited) -> list[socket.socket]:
+    """Listening duplicates of the sockets of `fd:3` or `fd:NAME`. Raises ListenError."""
+    descriptors = inherited.get(address.name)
+    if not descriptors:
+        have = ", ".join(f"fd:{name}" for name in inherited) or "none"
+        raise ListenError(
+            f"no socket fd:{address.name} was inherited (inherited: {have})",
+            bind=address.key,
+            hint="start it from a systemd .socket unit with that FileDescriptorName=, or bind an address",
+        )
+    taken: list[socket.socket] = []
+    try:
+        for fd in descriptors:
+            taken.append(_inherited_listener(address, fd))
+    except BaseException:
+        for sock in taken:
+            sock.close()
+        raise
+    return taken
+
+
+def _inherited_listener(address: Address, fd: int) -> socket.socket:
+    hint = "pass a stream socket: ListenStream= in the .socket unit, with Accept=no"
+    own = os.dup(fd)
+    try:
+        sock = socket.socket(fileno=own)  # asks the kernel for family, type and protocol
+    except OSError as error:
+        os.close(own)
+        raise ListenError(f"descriptor {fd} is not a socket", bind=address.key, hint=hint) from error
+    if sock.type != socket.SOCK_STREAM or _is_connected(sock):
+        sock.close()
+        raise ListenError(f"descriptor {fd} is a socket that cannot listen", bind=address.key, hint=hint)
+    sock.listen(BACKLOG)
+    return sock
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def accepted_from(listeners: Sequence[socket.socket]) -> list[int]:
+    """The descriptors of these listeners, of every connection accepted from them, and of all duplicates, unordered.
+
+    An event loop registers a connection only some turns after accepting it. A caller that must not miss one, such as a
+    forked child, checks the descriptors: an accepted connection has its listener's address as its own.
+    """
+    addresses = {_local_name(each) for each in listeners}
+    found = []
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # not a socket, or the listing's own
+            sock = socket.socket(fileno=int(name))
+            try:
+                if _local_name(sock) in addresses or _local_name(sock, everywhere=True) in addresses:
+                    found.append(sock.fileno())
+            finally:
+                sock.detach()
+    return found
+
+
+def _local_name(sock: socket.socket, *, everywhere: bool = False) -> tuple[int, object, object]:
+    name = sock.getsockname()
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return sock.family, name, None
+    host = _EVERYWHERE[sock.family == socket.AF_INET6] if everywhere else name[0]
+    return sock.family, host, name[1]

@@ -1,0 +1,140 @@
+"""The logs of the pool's own processes: bounded in size and rate while the processes run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+
+from poolctl.clock import Clock, RateLimit
+from poolctl.keeper.spawn import rotate_if_large
+
+from .follow import DirectoryWatch
+
+_LONGEST_MESSAGE = 4096
+_BURST_BYTES, _BYTES_PER_SECOND = 256 * 1024, 4096
+_REPEATED_EVERY_SECONDS = 10.0
+_STDERR = 2
+_GATHER_SECONDS = 0.05
+_WITHOUT_INOTIFY_SECONDS = 1.0
+
+
+class InternalLog(logging.Handler):
+    """Writes to standard error, which is the file at `path`; keeps one old file, `path.1`.
+
+    A message that repeats the last one is counted instead of written ("repeated 12,345 times"). Messages above the
+    rate limit are dropped, and counted too. Tracebacks of the interpreter itself go to the same file.
+    """
+
+    def __init__(self, path: str, clock: Clock | None = None) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._path = path
+        self._clock = clock or Clock()
+        self._allowance = RateLimit(_BURST_BYTES, _BYTES_PER_SECOND)
+        self._last: object = None
+        self._repeated = self._left_out = 0
+        self._counted_at = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        try:
+            self._emit(record)
+        except Exception:
+            self.handleError(record)
+
+    def _emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        error = record.exc_info[1] if record.exc_info else None
+        content = (record.levelno, message, type(error), str(error))
+        now = self._clock.monotonic()
+        if content == self._last:
+            self._repeated += 1
+            if now - self._counted_at >= _REPEATED_EVERY_SECONDS:
+                self._report_repeated(now)
+            return
+        self._report_repeated(now)
+        self._last = content
+        cut = len(message) - _LONGEST_MESSAGE
+        if cut > 0:
+            message = f"{message[:_LONGEST_MESSAGE]}… ({cut} characters more)"
+        record = logging.makeLogRecord({**record.__dict__, "msg": message, "args": None})
+        self._write_if_allowed(f"{self.format(record)}\n".encode(errors="backslashreplace"), now)
+
+    def close(self) -> None:
+        """Write the pending counts."""
+        with contextlib.suppress(Exception):
+            self._report_repeated(self._clock.monotonic())
+        super().close()
+
+    def _report_repeated(self, now: float) -> None:
+        repeated, self._repeated, self._counted_at = self._repeated, 0, now
+        if repeated:
+            text = f"the last message was repeated {repeated:,} time{'s' * (repeated > 1)}"
+            self._write_if_allowed(self._line(text), now)
+
+    def _write_if_allowed(self, line: bytes, now: float) -> None:
+        if not self._allowance.take(len(line), now):
+            self._left_out += 1
+            return
+        if self._left_out:
+            self._write(self._line(f"{self._left_out:,} messages were left out: too many at once"))
+            self._left_out = 0
+        self._write(line)
+
+    def _line(self, text: str) -> bytes:
+        assert self.formatter is not None
+        record = logging.LogRecord("poolctl", logging.WARNING, "", 0, text, None, None)
+        return f"{self.formatter.format(record)}\n".encode()
+
+    def _write(self, line: bytes) -> None:
+        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            rotate_if_large(self._path)
+        with contextlib.suppress(OSError):  # a full disk
+            os.write(_STDERR, line)
+
+
+class OwnLogs:
+    """Rotates the `*.log` files in `directory` when they become large. Belongs to the running loop.
+
+    inotify(7) reports every write, and many writes cause one check: a process that prints without end is bounded to its
+    output in that time, and one that prints nothing costs nothing.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._loop = asyncio.get_running_loop()
+        self._watch: DirectoryWatch | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._check()
+
+    def _check(self) -> None:
+        try:
+            if self._watch is None:
+                self._watch = DirectoryWatch()
+            self._watch.changed()
+            self._watch.add(self._directory)  # again: it may have been removed and created since
+            self._loop.add_reader(self._watch.fd, self._check_soon)
+        except OSError:
+            self._timer = self._loop.call_later(_WITHOUT_INOTIFY_SECONDS, self._check)
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self._directory):
+                if name.endswith(".log"):
+                    rotate_if_large(os.path.join(self._directory, name))
+
+    def _check_soon(self) -> None:
+        assert self._watch is not None
+        self._loop.remove_reader(self._watch.fd)
+        self._timer = self._loop.call_later(_GATHER_SECONDS, self._check)
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watch is not None:
+            self._loop.remove_reader(self._watch.fd)
+            self._watch.close()
+            self._watch = None

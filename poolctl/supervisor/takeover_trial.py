@@ -1,0 +1,321 @@
+"""A takeover by another version of poolctl, tried on a small pool before the real one is touched.
+
+The small pool has its own directory. Its servers have the interpreters, users and protocols of the real ones, and an
+application that answers every request: a failure here predicts a failure there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import glob
+import importlib
+import json
+import os
+import pkgutil
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import poolctl
+from poolctl.config import ServerConfig, interpreter, load
+from poolctl.control import pool_paths
+from poolctl.control.answers import TRIED, DashboardResult, PingResult, Result, UpgradeResult
+from poolctl.control.client import Client, options_of_this_version
+from poolctl.control.pool_processes import await_end
+from poolctl.errors import ControlError, PoolError
+from poolctl.frozen_value import Table
+from poolctl.http.http_client import exchange
+from poolctl.http.message_head import BadMessage
+from poolctl.keeper.reap import children, kill_children
+from poolctl.platform import become_subreaper
+from poolctl.worker.process_setup import START_VARIABLES
+
+from .launch import launch
+
+LIMIT_SECONDS = 60
+_SHOWN = 500  # characters of what went wrong
+_ANSWER_SECONDS = 10.0
+_END_SECONDS = 5.0
+_LONGEST = 60  # a socket's path holds 107 bytes
+# The variables that an interpreter and its libraries need; no secret gets into these processes.
+_VARIABLES = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", *START_VARIABLES)
+_PROTOCOLS = {"implementation", "http2", "loop", "websocket"}
+_FILE = "pool.json"
+_PREFIX = "poolctl-trial-"
+_APP = """
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        for kind in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{kind}.complete"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+"""
+
+
+class TrialFailed(Exception):
+    """The small pool has failed."""
+
+
+def check(files: list[str]) -> str | None:
+    """Check that this version can run this pool here: an error to end with, or the problems of the files on stdout.
+
+    Imports every module, and tries a takeover of a small pool unless the previous version does that. Raises what an
+    import raises.
+    """
+    for module in pkgutil.walk_packages(poolctl.__path__, "poolctl."):
+        # Workers' modules are for their own interpreters: some need packages that may be missing here.
+        if not module.name.endswith(".__main__") and not module.name.startswith("poolctl.worker."):
+            importlib.import_module(module.name)
+    try:
+        config = load(files, os.environ)
+        problems = [problem.to_dict() for problem in config.problems]
+        if not problems and TRIED not in os.environ:
+            try_takeover(config, options_of_this_version(), _logs_of(files))
+    except PoolError as error:
+        problems = error.to_list()
+    except TrialFailed as failed:
+        return str(failed)
+    print(json.dumps(problems))
+    return None
+
+
+def try_takeover_by(options: str, *files: str) -> str | None:
+    """Let the version that `options` names take over a small pool of this one; an error to end with, or None."""
+    try:
+        try_takeover(load(files, os.environ), json.loads(options), _logs_of(files))
+    except (PoolError, TrialFailed) as failed:
+        return str(failed)
+    return None
+
+
+def try_takeover(servers: Iterable[ServerConfig], options: Table, logs: str) -> None:
+    """Let another version take over a small pool of this one, and replace all of its processes.
+
+    `options` are those of the verb `upgrade`. If it fails, the small pool's logs are kept in the directory `logs`.
+    Blocks. Raises TrialFailed.
+    """
+    with _small_pool(servers, logs) as pool:
+        # No error yet: servers that do not start under this version may start under the other one.
+        pool.ask(Result, "start")
+        before, helpers = pool.pids(), pool.helpers()
+        pid = pool.order(UpgradeResult, "upgrade", {**options, "tried": True}).upgraded_from
+        assert pid is not None
+        await_end(pid, _ANSWER_SECONDS)
+        if pool.ask(PingResult, "ping").version != options["version"]:
+            raise TrialFailed(f"the takeover failed: {pool.last_words()}")
+        if pool.pids() != before:
+            raise TrialFailed("the takeover did not keep the workers")
+        pool.replace_helpers(helpers)
+        pool.order(Result, "restart")
+        pool.order(DashboardResult, "dashboard")
+        pool.check_answers()
+        pool.order(Result, "stop")
+        pool.check_logs()
+
+
+Answer = TypeVar("Answer", Result, PingResult, UpgradeResult, DashboardResult)
+
+
+class _SmallPool:
+    """The pool of the configuration in the directory `place`."""
+
+    def __init__(self, place: str, env: Mapping[str, str], names: Iterable[str]) -> None:
+        self._sockets = {name: f"{place}/{number}.sock" for number, name in enumerate(names)}
+        self._directory = pool_paths.pool_dir(env, pool_paths.pool_key(f"{place}/{_FILE}"))
+        self._client = Client(pool_paths.control_socket(self._directory))
+
+    def ask(self, kind: type[Answer], verb: str, options: Table | None = None) -> Answer:
+        """The supervisor's answer. Raises TrialFailed when there is none."""
+        try:
+            return self._client.ask(kind, verb, {"options": options or {}})
+        except ControlError as error:
+            raise TrialFailed(f"no supervisor answers {verb!r}: {self.last_words()}") from error
+
+    def order(self, kind: type[Answer], verb: str, options: Table | None = None) -> Answer:
+        """Likewise; raises TrialFailed also when the command fails."""
+        answer = self.ask(kind, verb, options)
+        for error in answer.errors:
+            where = f"{error.name}: " if error.name else ""
+            # A hint that refers to the small pool itself is of no use.
+            hint = "" if error.hint.startswith(("poolctl ", "see ")) else f"; {error.hint}"
+            raise TrialFailed(f"{where}{error.message}{hint}")
+        return answer
+
+    def pids(self) -> dict[str, tuple[int, ...]]:
+        """The pids of the workers, by their servers' names."""
+        return {item.name: item.pids for item in self.ask(Result, "list").items}
+
+    def check_answers(self) -> None:
+        """Send a request to each application. Raises TrialFailed."""
+        for name, path in self._sockets.items():
+            try:
+                status = asyncio.run(_status(path))
+            except (OSError, BadMessage) as error:
+                why = str(error) or f"nothing within {_ANSWER_SECONDS:g} s"
+                raise TrialFailed(f"{name}: its worker does not answer: {why}") from error
+            if status != 200:
+                raise TrialFailed(f"{name}: its worker answers with status {status}")
+
+    def helpers(self) -> set[int]:
+        """The pids of its logger and its dashboard."""
+        found = set()
+        for pid in children(self.ask(PingResult, "ping").keeper_pid):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
+                if {"logs", "web"}.intersection(file.read().split("\0")):
+                    found.add(pid)
+        return found
+
+    def replace_helpers(self, before: set[int]) -> None:
+        """Kill those of the previous version and empty their logs; one that starts just now is left alone."""
+        for pid in self.helpers() & before:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for path in self._logs():
+            os.truncate(path, 0)
+
+    def check_logs(self) -> None:
+        """Check that the workers' output is logged. Raises TrialFailed."""
+        if not any(map(os.path.getsize, self._logs())) and self._sockets:
+            raise TrialFailed("the output of workers is not logged")
+
+    def _logs(self) -> list[str]:
+        return glob.glob(f"{glob.escape(self._directory)}/state/logs/*.log")
+
+    def last_words(self) -> str:
+        """The last line of its supervisor's log."""
+        with contextlib.suppress(OSError), open(f"{self._directory}/supervisor.log", errors="replace") as log:
+            return log.read().strip().rpartition("\n")[2]
+        return "it left no log"
+
+
+@contextlib.contextmanager
+def _small_pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_SmallPool]:
+    """Launch the small pool; at the end none of its processes is left. Raises TrialFailed."""
+    # If its keeper dies, its processes become our children.
+    become_subreaper()
+    signal.signal(signal.SIGALRM, _too_late)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.alarm(LIMIT_SECONDS)
+    _remove_abandoned()
+    place, lock = _make_place()
+    lifeline = -1
+    shutil.rmtree(logs, ignore_errors=True)
+    try:
+        env = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
+        env[pool_paths.RUNTIME_VARIABLE] = place
+        kinds = _kinds(servers)
+        _write(f"{place}/trial.py", _APP, 0o644)
+        _write(f"{place}/{_FILE}", _configuration(place, kinds), 0o600)
+        pool = _SmallPool(place, env, kinds)
+        lifeline = launch([f"{place}/{_FILE}"], env, lifeline=True)
+        yield pool
+    except (ControlError, TrialFailed) as failed:
+        _keep_logs(place, logs)
+        raise TrialFailed(f"{' '.join(str(failed).split())[:_SHOWN]} (its logs are in {logs})") from failed
+    finally:
+        signal.alarm(0)
+        if lifeline >= 0:
+            os.close(lifeline)
+        kill_children(_END_SECONDS)
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(lock)
+
+
+def _logs_of(files: Sequence[str]) -> str:
+    """The directory, next to the real pool's logs, for the logs of a failed trial."""
+    return f"{pool_paths.state_dir(os.environ, pool_paths.pool_key(files[0]), create=True)}/upgrade-trial"
+
+
+def _keep_logs(place: str, logs: str) -> None:
+    with contextlib.suppress(OSError):
+        os.mkdir(logs, 0o700)
+    for path in glob.iglob(f"{glob.escape(place)}/**/*.log", recursive=True):
+        with contextlib.suppress(OSError):
+            shutil.copyfile(path, os.path.join(logs, os.path.basename(path)))
+
+
+def _roots() -> list[str]:
+    roots = ("/tmp", "/var/tmp", pool_paths.runtime_root(os.environ))
+    usable = [each for each in roots if len(each) < _LONGEST and os.access(each, os.W_OK | os.X_OK)]
+    return usable or [roots[-1]]
+
+
+def _make_place() -> tuple[str, int]:
+    """Make a directory with a short path, for sockets, which the servers' users can enter.
+
+    The descriptor locks it for as long as this process lives.
+    """
+    place = tempfile.mkdtemp(prefix=_PREFIX, dir=_roots()[0])
+    lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.chmod(place, 0o755)
+    return place, lock
+
+
+def _remove_abandoned() -> None:
+    """Remove the directories of this user's earlier trials that were killed."""
+    for place in [each for root in _roots() for each in glob.iglob(f"{glob.escape(root)}/{_PREFIX}*")]:
+        with contextlib.suppress(OSError):
+            lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                status = os.fstat(lock)
+                # A new one may not be locked yet.
+                if status.st_uid == os.geteuid() and time.time() - status.st_mtime > LIMIT_SECONDS:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(place, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _too_late(number: int, frame: object) -> None:
+    raise TrialFailed(f"it did not end within {LIMIT_SECONDS} s")
+
+
+def _kinds(servers: Iterable[ServerConfig]) -> dict[str, Table]:
+    """The tables of servers, one for each combination of the settings that matter, by the first name with it."""
+    found: dict[str, tuple[str, Table]] = {}
+    for server in servers:
+        if server.command:
+            continue
+        kind: Table = {
+            "python": interpreter(server.python, server.base_dir, os.environ),
+            "preload": server.preload,
+            "env": {
+                name: each for name, each in server.environment().items() if name.startswith(START_VARIABLES)
+            },
+            "http": server.http.model_dump(include=_PROTOCOLS, exclude_defaults=True),
+        } | ({} if server.user is None else {"user": server.user})
+        found.setdefault(json.dumps(kind, sort_keys=True), (server.name, kind))
+    return dict(found.values())
+
+
+def _configuration(place: str, kinds: Mapping[str, Table]) -> str:
+    """The configuration: a server of each kind, and a program."""
+    shared = {"app": "trial:app", "app_dir": place, "cwd": "/"}
+    apps = [
+        {"name": name, **kind, **shared, "bind": f"unix:{place}/{number}.sock"}
+        for number, (name, kind) in enumerate(kinds.items())
+    ]
+    program = {"name": "a-program", "job": True, "command": [sys.executable, "-I", "-c", ""], "cwd": "/"}
+    return json.dumps({"server": [*apps, program], "dashboard": {"bind": f"unix:{place}/dashboard.sock"}})
+
+
+def _write(path: str, text: str, mode: int) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+    os.chmod(path, mode)
+
+
+async def _status(path: str) -> int:
+    """The status that the application on this Unix socket answers with. Raises OSError, BadMessage."""
+    fields = [("Host", "trial"), ("Connection", "close")]
+    async with asyncio.timeout(_ANSWER_SECONDS), exchange(path, "GET", "/", fields) as response:
+        return response.status

@@ -1,0 +1,277 @@
+"""The verbs that change what runs: the lifecycle, and what overrides the files until a reload."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from poolctl.config import Finding, ServerConfig, problem_of
+from poolctl.control.answers import ErrorEntry, Result, entries
+from poolctl.core.rollout import not_arrived
+from poolctl.core.state import Entry
+from poolctl.errors import (
+    PoolError,
+    PoolRestartError,
+    PoolStartError,
+    PoolStopError,
+    PoolValidateError,
+    ServerError,
+)
+from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
+from poolctl.selection.selector import SelectorError, selection_needed
+from poolctl.states import Status
+
+from ..active_configuration import obstacles
+from .server_documents import disabled, drained, items, server_problem, unwell
+from .start_checks import ensure_open_files, expired, size, startup_warnings
+from .verb import Call, Operation, Verb, VerbContext, selected, with_dependents
+
+_ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
+_RUNS = frozenset({"running", "draining"})
+_STAYS = _RUNS | {"starting", "backoff"}
+_WHEN_IT_RUNS, _NEVER = "and out of rotation when it runs", "there is nothing to drain"
+
+
+class Lifecycle:
+    """Tells the core which servers are wanted, and how."""
+
+    def __init__(self, context: VerbContext) -> None:
+        self._context = context
+        self._core = context.core
+
+    async def start(self, call: Call) -> Result:
+        """Start the selected servers and what they depend on; return when each is ready or has failed."""
+        chosen = selected(self._core, call.selector)
+        runnable = [entry for entry in chosen if not entry.is_disabled]
+        deps = call.options.get("deps", True)
+        graph = self._core.servers
+        needed = graph.closure(runnable, graph.dependencies) if deps else runnable
+        all_of_them = [entry for entry in needed if not entry.is_disabled]
+        ensure_open_files(self._core, ((entry.config, size(entry)) for entry in all_of_them))
+        operation = Operation(self._core, PoolStartError, all_of_them)
+        for entry in all_of_them:
+            if not (entry.wanted and entry.ready):
+                self._core.start(entry, ignore_dependencies=not deps)
+        if call.selector.targets:
+            operation.problems += [disabled(entry) for entry in chosen if entry.is_disabled]
+            operation.problems += [drained(entry) for entry in chosen if entry.out]
+        complaint = self._core.health.complaint
+        operation.problems += [unwell(entry, complaint(entry)) for entry in chosen if _is_unwell(entry)]
+        servers = [entry.config for entry in self._core.entries.values()]
+        names = {entry.name for entry in all_of_them}
+        warnings = asyncio.ensure_future(startup_warnings(servers, names, self._context.configuration.tables))
+        result = await operation.conclude(chosen, call)
+        sleepless = [
+            f"{entry.name}: scale.min = 0 has no effect, because its runner cannot let servers sleep; "
+            "set scale.min = 1, or leave `scale` out"
+            for entry in all_of_them
+            if not (entry.can_sleep or entry.config.scale.min)
+        ]
+        return result.but(warnings=(*result.warnings, *await warnings, *sleepless))
+
+    async def restart(self, call: Call) -> Result:
+        """Replace the selected servers, each when its replacement has answered; start those that do not run."""
+        chosen = selected(self._core, call.selector)
+        runnable = [entry for entry in chosen if not entry.is_disabled]
+        refused: list[ServerError] = []
+        if not call.options.get("force") and any(entry.certificate_ends is not None for entry in runnable):
+            now = self._core.clock.time()
+            found = [await asyncio.to_thread(expired, entry, entry.config, now) for entry in runnable]
+            refused = [problem for problem in found if problem is not None]
+            names = {problem.name for problem in refused}
+            runnable = [entry for entry in runnable if entry.name not in names]
+        ensure_open_files(self._core, ((entry.config, size(entry)) for entry in runnable))
+        operation = Operation(self._core, PoolRestartError, runnable)
+        operation.problems += refused
+        environment = call.options.get("env")
+        if environment:
+            self._core.servers.revise()  # it is saved for a successor
+        for entry in runnable:
+            if environment:
+                self._context.configuration.environments[entry.name] = environment
+            self._core.restart(entry)
+            if call.options.get("force"):
+                self._core.runner.force_certificate(entry.name, entry.generation)
+        operation.problems += [
+            disabled(entry) for entry in chosen if entry.is_disabled and call.selector.targets
+        ]
+        return await operation.conclude(chosen, call)
+
+    async def stop(self, call: Call) -> Result:
+        """Stop the selected servers, what depends on them first; without a selection end the supervisor too.
+
+        With the option `idle` only if none of them is wanted or runs.
+        """
+        chosen = selected(self._core, call.selector)
+        if call.options.get("idle") and any(entry.wanted or entry.workers for entry in chosen):
+            return Result(items=items(self._core, chosen))
+        all_of_them = (
+            with_dependents(self._core, chosen, call.progress) if call.options.get("deps", True) else chosen
+        )
+        operation = Operation(self._core, PoolStopError, all_of_them)
+        for entry in all_of_them:
+            self._core.stop(entry, kill=bool(call.options.get("kill")))
+        result = await operation.conclude(chosen, call)
+        if call.selector.selects_all and not result.exit_code and call.options.get("wait", True):
+            return result.but(ended=True, keeper_pid=self._context.daemon.shut_down())
+        return result
+
+    # Overrides of the files until a reload, and servers added or removed live.
+
+    async def scale(self, call: Call) -> Result:
+        """Set the number of workers of each selected server; return when that many are ready."""
+        workers = call.options.get("workers")
+        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+            raise SelectorError(
+                f"workers is {workers!r}, not a number of them",
+                hint="a whole number from 1; poolctl stop ends all of them",
+            )
+        chosen = self._chosen("scale", call)
+        refused = {entry.name: why for entry in chosen if (why := _cannot_have(entry, workers))}
+        able = [entry for entry in chosen if entry.name not in refused]
+        running = [entry for entry in able if not entry.rests]
+        ensure_open_files(self._core, ((entry.config, workers) for entry in running))
+        operation = Operation(self._core, PoolStartError, running)
+        operation.problems += refused.values()
+        for entry in able:
+            count = None if workers == entry.config.workers else workers
+            self._core.override(entry, replace(entry.overrides, workers=count))
+        code = await operation.settle(call)
+        operation.problems += [
+            not_arrived(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
+            for entry in able
+            if entry.size != workers
+        ]
+        return operation.result(chosen, code or (FAILED if operation.problems else 0))
+
+    async def drain(self, call: Call) -> Result:
+        """Take the selected servers out of rotation; they still answer direct requests."""
+        chosen = self._chosen("drain", call)
+        warnings = tuple(
+            f"{entry.name}: is {entry.state}, {_WHEN_IT_RUNS if entry.state in _STAYS else _NEVER}"
+            for entry in chosen
+            if entry.state not in _RUNS
+        )
+        for entry in chosen:
+            if entry.state in _STAYS:
+                self._core.override(entry, replace(entry.overrides, out=True))
+        return Result(items=items(self._core, chosen), warnings=warnings)
+
+    async def undrain(self, call: Call) -> Result:
+        """Take drained servers back into rotation."""
+        chosen = self._chosen("undrain", call)
+        for entry in chosen:
+            self._core.override(entry, replace(entry.overrides, out=False))
+        return Result(items=items(self._core, chosen))
+
+    async def enable(self, call: Call) -> Result:
+        """Enable the selected servers, and start those that were disabled; return when each is ready."""
+        chosen = self._chosen("enable", call)
+        enabled = [entry for entry in chosen if entry.is_disabled]
+        ensure_open_files(self._core, ((entry.config, size(entry)) for entry in enabled))
+        operation = Operation(self._core, PoolStartError, enabled)
+        for entry in enabled:
+            self._core.enable(entry)
+        return await operation.conclude(chosen, call)
+
+    async def disable(self, call: Call) -> Result:
+        """Disable the selected servers, after stopping their dependents; return when they have stopped."""
+        chosen = self._chosen("disable", call)
+        also = [entry for entry in with_dependents(self._core, chosen, call.progress) if entry not in chosen]
+        operation = Operation(self._core, PoolStopError, [*also, *chosen])
+        for entry in also:
+            self._core.stop(entry)
+        for entry in chosen:
+            self._core.disable(entry)
+        return await operation.conclude(chosen, call)
+
+    async def add(self, call: Call) -> Result:
+        """Add and start a server that is in no file; return when it is ready. 8 when its name or address is taken."""
+        table, base_dir = call.options.get("server"), call.options.get("base_dir")
+        if not isinstance(table, dict) or not isinstance(base_dir, str):
+            raise SelectorError("add: which server?", hint=_ADD_SHAPE)
+        try:
+            taken = {entry.config.address.port or 0 for entry in self._core.entries.values()}
+            config = await self._context.configuration.single(table, base_dir, taken)
+        except PoolError as error:
+            return Result(errors=entries(error), exit_code=INVALID_CONFIGURATION)
+        except ServerError as problem:
+            return Result(errors=(ErrorEntry.of(problem),), exit_code=CONFLICT)
+        if found := self._obstacles(config):
+            code, findings = found
+            problems = [problem_of(finding, name=config.name, bind=config.bind) for finding in findings]
+            raised = PoolValidateError("the server cannot be added", problems)
+            return Result(errors=entries(raised), exit_code=code)
+        ensure_open_files(self._core, [(config, config.scale.min)])
+        entry = self._core.add(config, (table, base_dir))
+        self._core.override(entry)
+        self._core.start(entry)
+        operation = Operation(self._core, PoolStartError, [entry] if entry.wanted else [])
+        return await operation.conclude([entry], call)
+
+    async def remove(self, call: Call) -> Result:
+        """Stop the selected servers, their dependents first, and forget them; the result lists the removed ones."""
+        chosen = self._chosen("remove", call)
+        deps = call.options.get("deps", True)
+        also = with_dependents(self._core, chosen, call.progress) if deps else chosen
+        operation = Operation(self._core, PoolStopError, also)
+        for entry in also:
+            if entry not in chosen:
+                self._core.stop(entry)
+        for entry in chosen:
+            if not entry.added:
+                self._context.configuration.missing.add(entry.name)
+            self._core.remove(entry)
+        self._core.servers.revise()  # the missing ones are saved for a successor
+        return await operation.conclude(chosen, call)
+
+    def _chosen(self, verb: str, call: Call) -> list[Entry]:
+        """The selected entries. Raises SelectorError for no selection, unless the option `all` asks for every one."""
+        if call.selector.selects_all and call.options.get("all") is not True:
+            raise selection_needed(verb, len(self._core.entries))
+        return selected(self._core, call.selector)
+
+    def _obstacles(self, config: ServerConfig) -> tuple[int, list[Finding]] | None:
+        """Why the server cannot be added to those there are, with the exit code; None when it can."""
+        there = self._core.entries.values()
+        if any(entry.removed and entry.name == config.name for entry in there):
+            return CONFLICT, [Finding(("name",), "a server of that name is still being removed", "try again")]
+        return obstacles(config, (entry.config for entry in there if not entry.removed))
+
+
+def _is_unwell(entry: Entry) -> bool:
+    """It runs, so that there is nothing to start, but it is not ready."""
+    return entry.wanted and entry.complete and entry.health is Status.KO
+
+
+def _cannot_have(entry: Entry, workers: int) -> ServerError | None:
+    """Why the server cannot have so many workers."""
+    config = entry.config
+    if workers == 1 or not (config.job or config.binds_itself or not config.overlap):
+        return None
+    if config.job:
+        message, hint = f"is a job, which runs once, and this is {workers} workers", "leave it out"
+    elif config.binds_itself:
+        message = f"{workers} processes cannot all bind {config.key}"
+        hint = "let the program take the socket ({fd}, or LISTEN_FDS)"
+    else:
+        message = f"must not run twice at once (overlap = false), and this is {workers} workers"
+        hint = "take out `overlap = false` if it may"
+    return server_problem(entry, message, hint)
+
+
+def verbs(context: VerbContext) -> dict[str, Verb]:
+    """The verbs of this file."""
+    lifecycle = Lifecycle(context)
+    return {
+        "start": lifecycle.start,
+        "stop": lifecycle.stop,
+        "restart": lifecycle.restart,
+        "scale": lifecycle.scale,
+        "drain": lifecycle.drain,
+        "undrain": lifecycle.undrain,
+        "enable": lifecycle.enable,
+        "disable": lifecycle.disable,
+        "add": lifecycle.add,
+        "remove": lifecycle.remove,
+    }

@@ -1,0 +1,215 @@
+"""The verbs that change no server: list, show, status, wait, reopen, events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from functools import partial
+
+from poolctl.control.answers import (
+    ErrorEntry,
+    EventsResult,
+    ProgressLine,
+    Result,
+    ShowResult,
+    StatusResult,
+    Summary,
+)
+from poolctl.control.control_server import Progress
+from poolctl.core.rollout import not_arrived, until
+from poolctl.core.server_files import day, passed_over
+from poolctl.core.state import Entry
+from poolctl.core.view import Desired
+from poolctl.errors import PoolMonitorError, ServerError
+from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
+from poolctl.frozen_value import Table
+from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, JournalEvent, parse_filter, recent
+from poolctl.selection.selector import SelectorError
+from poolctl.states import State, Status
+
+from .server_documents import details, items, unwell
+from .verb import Call, Verb, VerbContext, reporter, selected
+
+_GOALS = ("ready", "healthy", *(state.value for state in State))
+_EVENTS_SHAPE = f"since as in the journal, lines and after as numbers, kind as a list of {', '.join(KINDS)}"
+_DAY_SECONDS = 86400.0
+
+
+class Reading:
+    """Changes nothing."""
+
+    def __init__(self, context: VerbContext) -> None:
+        self._context = context
+        self._core = context.core
+
+    async def listing(self, call: Call) -> Result:
+        """The selected servers as they are."""
+        return Result(items=items(self._core, selected(self._core, call.selector)))
+
+    async def show(self, call: Call) -> Result:
+        """The selected servers with their configuration, its origins, and what happened last."""
+        entries = selected(self._core, call.selector)
+        reveal = call.options.get("reveal") is True
+        return ShowResult(items=tuple(details(self._core, entry, reveal=reveal) for entry in entries))
+
+    async def status(self, call: Call) -> Result:
+        """Every selected server, and a summary; exit code 3 unless all that should run is ready."""
+        entries = selected(self._core, call.selector)
+        should_run = [
+            entry
+            for entry in entries
+            if not (entry.is_disabled or entry.desired in (Desired.STOPPED, Desired.REMOVED))
+        ]
+        counts: dict[str, int] = {}
+        healths: dict[str, int] = {}
+        for entry in entries:
+            counts[entry.state] = counts.get(entry.state, 0) + 1
+            healths[entry.health.value] = healths.get(entry.health.value, 0) + 1
+        missing = [entry for entry in should_run if not (entry.ready or entry.asleep)]
+        summary = Summary.extending(
+            self._context.daemon.identity(),
+            servers=len(entries),
+            should_run=len(should_run),
+            ready=sum(entry.ready for entry in should_run),
+            states=counts,
+            health=healths,
+        )
+        problems = [problem for entry in missing if (problem := self._problem(entry)) is not None]
+        now = self._core.clock.time()
+        return StatusResult(
+            items=items(self._core, entries),
+            errors=tuple(map(ErrorEntry.of, problems)),
+            exit_code=NOT_AS_DESIRED if missing else 0,
+            warnings=tuple(filter(None, (expiring(entry, now) for entry in entries))),
+            summary=summary,
+        )
+
+    async def wait(self, call: Call) -> Result:
+        """Return when each selected server is in the state `for`; exit code 124 after the timeout."""
+        entries = selected(self._core, call.selector)
+        goal = str(call.options.get("for") or "ready")
+        if goal not in _GOALS:
+            raise SelectorError(f"nothing can be {goal!r}", hint=f"one of: {', '.join(_GOALS)}")
+        tests: dict[str, Callable[[Entry], bool]] = {
+            "ready": lambda entry: entry.ready,
+            "healthy": lambda entry: entry.ready and entry.health is Status.OK,
+            "stopped": lambda entry: entry.at_rest and not entry.failed,
+        }
+        test = tests.get(goal, lambda entry: entry.state == goal)
+        if goal in ("ready", "healthy", "running"):
+            entries = [entry for entry in entries if not entry.is_disabled]
+        late = await until(self._core, entries, test, call.options.get("timeout"), reporter(call))
+        # A server that runs is not kept from stopping by an earlier failure.
+        hint = "poolctl stop {}" if goal == State.STOPPED else ""
+        problems = [
+            not_arrived(entry, PoolMonitorError, self._why_not(entry, goal), hint.format(entry.name))
+            for entry in late
+        ]
+        return Result(
+            items=items(self._core, selected(self._core, call.selector)),
+            errors=tuple(map(ErrorEntry.of, problems)),
+            exit_code=TIMED_OUT if late else 0,
+        )
+
+    async def reopen(self, call: Call) -> Result:
+        """Reopen every log file; the selected servers."""
+        entries = selected(self._core, call.selector)
+        if (log_files := self._core.runner.capabilities.log_files) is not None:
+            await log_files.reopen_logs()
+        return Result(items=items(self._core, entries))
+
+    async def events(self, call: Call) -> EventsResult:
+        """Send the last `lines` matching events (10,000 at most), and with `follow` each new one.
+
+        The result names the journal and the number of its last event.
+        """
+        chosen = selected(self._core, call.selector)
+        names = None if call.selector.selects_all else {entry.name for entry in chosen}
+        wanted, lines = _wanted(names, call.options)
+        events = self._context.events
+        events.flush()
+        if wanted.after > events.seq:
+            # The number is of a journal that has been removed.
+            wanted = wanted._replace(after=0)
+        queue: asyncio.Queue[JournalEvent] = asyncio.Queue()
+        end = events.subscribe(partial(_offer, queue, wanted))
+        try:
+            path = events.journal.path if events.journal is not None else ""
+            if path:
+                # In a thread: a journal may be large, and its disk slow. New events are queued meanwhile.
+                past = wanted._replace(until=events.seq)
+                for event in await asyncio.to_thread(recent, path, past, lines) if events.seq else ():
+                    call.progress(ProgressLine(event=event.to_json()))
+            if call.options.get("follow"):
+                await self._follow(queue, call.progress)
+        finally:
+            end()
+        return EventsResult(seq=events.seq, path=path)
+
+    async def _follow(self, queue: asyncio.Queue[JournalEvent], progress: Progress) -> None:
+        over = asyncio.ensure_future(self._context.over.wait())
+        try:
+            while not over.done():
+                coming = asyncio.ensure_future(queue.get())
+                await asyncio.wait({coming, over}, return_when=asyncio.FIRST_COMPLETED)
+                if coming.done():
+                    progress(ProgressLine(event=coming.result().to_json()))
+                coming.cancel()
+        finally:
+            over.cancel()
+
+    def _problem(self, entry: Entry) -> ServerError | None:
+        complaint = self._core.health.complaint(entry)
+        if complaint and entry.state == State.RUNNING:
+            return unwell(entry, complaint)
+        return entry.failure
+
+    def _why_not(self, entry: Entry, goal: str) -> str:
+        complaint = self._core.health.complaint(entry) if entry.state == State.RUNNING else ""
+        return f"is {entry.state}, not {goal}{f': {complaint}' if complaint else ''}"
+
+
+def expiring(entry: Entry, now: float) -> str:
+    """The warning about the certificate in use; "" for one that is valid for longer than `tls.warn_before`."""
+    ends, tls = entry.certificate_ends, entry.config.tls
+    if not entry.workers or ends is None or not tls or tls is True:
+        return ""
+    expired_since = next((each.passed_over for each in entry.workers.values() if each.passed_over), None)
+    if expired_since is not None and now < ends:
+        return f"{entry.name}: {passed_over(entry, expired_since)}"
+    if now + tls.warn_before <= ends:
+        return ""
+    if ends <= now:
+        return f"{entry.name}: its certificate expired on {day(ends)}; renew it, then poolctl reload"
+    days = int((ends - now) // _DAY_SECONDS)
+    left = f"in {days} day{'' if days == 1 else 's'}" if days else "within a day"
+    return f"{entry.name}: its certificate expires on {day(ends)} ({left}); renew it, then poolctl reload"
+
+
+def _offer(queue: asyncio.Queue[JournalEvent], wanted: EventFilter, event: JournalEvent) -> None:
+    if wanted.matches(event):
+        queue.put_nowait(event)
+
+
+def _wanted(names: Collection[str] | None, options: Table) -> tuple[EventFilter, int]:
+    """Raises SelectorError for options of another shape than the protocol's."""
+    lines = options.get("lines", MOST_LINES)
+    wanted = parse_filter(
+        servers=names, kinds=options.get("kind"), since=options.get("since"), after=options.get("after")
+    )
+    if wanted is None or not isinstance(lines, int) or isinstance(lines, bool) or lines < 0:
+        raise SelectorError("events: what is wanted?", hint=_EVENTS_SHAPE)
+    return wanted, min(lines, MOST_LINES)
+
+
+def verbs(context: VerbContext) -> dict[str, Verb]:
+    """The verbs of this file."""
+    reading = Reading(context)
+    return {
+        "list": reading.listing,
+        "show": reading.show,
+        "status": reading.status,
+        "wait": reading.wait,
+        "reopen": reading.reopen,
+        "events": reading.events,
+    }

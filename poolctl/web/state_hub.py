@@ -1,0 +1,322 @@
+"""The pool's state and its recent history, queried once for all viewers, and not at all without any."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import json
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from datetime import datetime
+from typing import TypeVar
+
+from poolctl.clock import Clock
+from poolctl.config import masked_text
+from poolctl.control.answers import Item, Measured, PingResult, StatsResult
+from poolctl.control.client import ask_async, messages_async
+from poolctl.errors import ControlError
+from poolctl.frozen_value import Table, Value
+from poolctl.logs.log_line import stamp
+from poolctl.monitor.journal import JournalEvent
+
+SPAN_SECONDS = 3600.0
+INTERVAL_SECONDS = 2.0
+# After an event of the journal the state is queried soon, once for events in quick succession.
+_SOON_SECONDS = 0.1
+_AGAIN_SECONDS = 0.5
+_ANSWER_SECONDS = 10.0
+_LINGER_SECONDS = 5.0
+_MOST_CHANGES = 400
+_MOST_EVENTS = 300
+_MOST_WAITING = 200
+
+Changes = list[tuple[float, str]]  # seconds since 1970 and level, oldest first
+Answer = TypeVar("Answer", bound=Value)
+
+_ITEM_FIELDS = tuple(Item.annotations)
+
+OK, WARN, KO, BUSY, ASLEEP, OFF = "ok", "warn", "ko", "busy", "asleep", "off"
+_RESTING = {
+    "stopped": OFF, "disabled": OFF, "sleeping": ASLEEP, "failed": KO, "backoff": KO, "starting": BUSY,
+    "draining": BUSY, "stopping": BUSY,
+}  # fmt: skip
+STATES = frozenset({*_RESTING, "running"})
+SERIES = ("requests_per_second", "latency_p99_seconds", "memory_bytes")
+FIGURES = (
+    "requests_total",
+    "requests_per_second",
+    "errors_total",
+    "in_flight",
+    "connections",
+    "latency_p50_seconds",
+    "latency_p99_seconds",
+    "memory_bytes",
+    "cpu_percent",
+    "loop_lag_seconds",
+    "wakes_total",
+)
+
+logger = logging.getLogger("poolctl.web")
+
+
+def level(state: str, ready: bool, health: str = "") -> str:
+    """`ok warn ko busy asleep off` for a server in this state."""
+    if state in _RESTING:
+        # A job that has exited with 0 has succeeded.
+        return OK if state == "stopped" and ready else _RESTING[state]
+    if health in (KO, WARN):
+        return health
+    return OK if ready else BUSY
+
+
+class Levels:
+    """The changes of every server's level. The time before the first one is unknown."""
+
+    def __init__(self) -> None:
+        self._changes: dict[str, Changes] = {}
+
+    def fill(self, event: JournalEvent) -> None:
+        """Add a server's change from an event of the journal."""
+        word = ""
+        if event.kind in ("lifecycle", "wake") and event.state in STATES:
+            word = level(event.state, event.state == "running")
+        elif event.kind == "health" and event.state in (OK, WARN, KO):
+            word = event.state
+        if word and event.server:
+            self.note(event.server, word, datetime.fromisoformat(event.time).timestamp())
+
+    def note(self, name: str, word: str, now: float) -> None:
+        """Add a server's level, if it has changed."""
+        changes = self._changes.setdefault(name, [])
+        # The journal's events may arrive after the present state has been queried.
+        place = bisect.bisect_right(changes, now, key=lambda change: change[0])
+        if place == 0 or changes[place - 1][1] != word:
+            changes.insert(place, (round(now, 1), word))
+            del changes[:-_MOST_CHANGES]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Drop the history of removed servers."""
+        for name in names:
+            self._changes.pop(name, None)
+
+    def since(self, now: float) -> dict[str, Changes]:
+        """The last hour's changes by server: the last one before it, and those within."""
+        return {name: _recent(changes, now - SPAN_SECONDS) for name, changes in self._changes.items()}
+
+
+def _recent(changes: Changes, begin: float) -> Changes:
+    within = next((index for index, (when, _) in enumerate(changes) if when > begin), len(changes))
+    return changes[max(0, within - 1) :]
+
+
+class PoolSnapshot:
+    """The servers, their figures, and series of figures for charts (oldest first), by name in the order of the file.
+
+    All as the page gets them.
+    """
+
+    def __init__(self, about: PingResult | None = None) -> None:
+        shown = ("name", "version", "python", "supervisor_pid", "files")
+        self.about = about.to_json(*shown) if about is not None else {}
+        self.items: dict[str, Table] = {}
+        self.figures: dict[str, Table] = {}
+        self.series: dict[str, Table] = {}
+
+    def update(self, servers: Iterable[Measured]) -> tuple[list[str], list[str], Table]:
+        """The changed servers (uptime, which always changes, aside), the names removed, and the changed figures."""
+        before, self.items = self.items, {}
+        known, self.figures, self.series = self.figures, {}, {}
+        changed = []
+        for server in servers:
+            item = server.to_json(*_ITEM_FIELDS)
+            item["expose"] = masked_text(server.expose)
+            item["level"] = level(server.state, server.ready, server.health)
+            self.items[server.name] = item
+            self.figures[server.name] = server.stats.to_json(*FIGURES)
+            self.series[server.name] = server.stats.history.to_json(*SERIES)
+            if {**before.get(server.name, {}), "uptime_seconds": server.uptime_seconds} != item:
+                changed.append(server.name)
+        news = {name: each for name, each in self.figures.items() if each != known.get(name)}
+        return changed, [name for name in before if name not in self.items], news
+
+
+class Hub:
+    """Each viewer has a queue of messages, each a name with a document; the first ones hold the whole state."""
+
+    def __init__(self, socket_path: str, clock: Clock) -> None:
+        self._socket_path = socket_path
+        self._clock = clock
+        self._viewers: set[asyncio.Queue[str | None]] = set()
+        self._work: asyncio.Task[None] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._snapshot = PoolSnapshot()
+        self._levels = Levels()
+        self._events: deque[Table] = deque(maxlen=_MOST_EVENTS)
+        self._gone: str | None = "has not answered yet"
+        self._last = 0  # the number of the newest known event
+        self._look, self._again = asyncio.Event(), asyncio.Event()
+
+    async def view(self) -> AsyncGenerator[str]:
+        """The messages for one viewer, as server-sent events; ends when it is too slow for them."""
+        queue: asyncio.Queue[str | None] = asyncio.Queue(_MOST_WAITING)
+        if self._gone is None:
+            queue.put_nowait(self._everything())
+        elif self._work is not None:
+            queue.put_nowait(_message("gone", {"message": self._gone, "now": self._clock.time()}))
+        self._viewers.add(queue)
+        if self._work is None:
+            self._work = asyncio.ensure_future(self._watch())
+        try:
+            while (message := await queue.get()) is not None:
+                yield message
+        finally:
+            self._viewers.discard(queue)
+
+    async def ask(
+        self,
+        kind: type[Answer],
+        verb: str,
+        targets: list[str],
+        options: Mapping[str, object],
+        by: Mapping[str, object] | None = None,
+        *,
+        timeout_seconds: float = _ANSWER_SECONDS,
+    ) -> Answer:
+        """The supervisor's result. Raises ControlError, TimeoutError."""
+        body = {"selector": {"targets": targets}, "options": options, "by": by or {}}
+        return await ask_async(kind, self._socket_path, verb, body, timeout_seconds=timeout_seconds)
+
+    async def _watch(self) -> None:
+        """Query while there are viewers, and a little longer, so that a reloaded page finds everything."""
+        following = asyncio.ensure_future(self._follow())
+        unwatched = 0.0
+        try:
+            while unwatched < _LINGER_SECONDS:
+                await self._sample()
+                self._look.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_AGAIN_SECONDS if self._gone else INTERVAL_SECONDS):
+                        await self._look.wait()
+                        await asyncio.sleep(_SOON_SECONDS)
+                unwatched = 0.0 if self._viewers else unwatched + INTERVAL_SECONDS
+        finally:
+            following.cancel()
+            self._forget()
+            self._work = None
+
+    async def _sample(self) -> None:
+        try:
+            await self._look_once()
+        except (ControlError, TimeoutError) as error:
+            reason = str(error) or "it does not answer"
+            if self._gone is None or reason != self._gone:
+                self._gone = reason
+                self._tell("gone", {"message": reason, "now": self._clock.time()})
+        except Exception:
+            logger.exception("the pool could not be queried")
+
+    async def _look_once(self) -> None:
+        if self._gone is not None:
+            about = await self.ask(PingResult, "ping", [], {})
+            result = await self.ask(StatsResult, "stats", [], {})
+            await self._remember()
+            self._snapshot = PoolSnapshot(about)
+            self._apply(result)
+            self._gone = None
+            self._spread(self._everything())
+            self._again.set()
+            return
+        changed, removed, figures = self._apply(await self.ask(StatsResult, "stats", [], {}))
+        snapshot, now = self._snapshot, self._clock.time()
+        if changed or removed:
+            levels = self._levels.since(now)
+            document = {
+                "items": [snapshot.items[name] for name in changed],
+                "removed": removed,
+                "order": list(snapshot.items),
+                "levels": {name: levels.get(name, []) for name in changed},
+            }
+            self._tell("changed", document)
+        self._tell("stats", {"now": now, "servers": figures})
+
+    def _apply(self, result: StatsResult) -> tuple[list[str], list[str], Table]:
+        changed, removed, figures = self._snapshot.update(result.items)
+        now = self._clock.time()
+        for name in changed:
+            self._levels.note(name, self._snapshot.items[name]["level"], now)
+        self._levels.forget(removed)
+        return changed, removed, figures
+
+    def _everything(self) -> str:
+        now = self._clock.time()
+        pool = {
+            "about": self._snapshot.about,
+            "now": now,
+            "interval_seconds": INTERVAL_SECONDS,
+            "span_seconds": SPAN_SECONDS,
+            "items": list(self._snapshot.items.values()),
+            "figures": self._snapshot.figures,
+            "series": self._snapshot.series,
+            "levels": self._levels.since(now),
+            "events": list(self._events),
+        }
+        return _message("pool", pool)
+
+    # Events.
+
+    async def _remember(self) -> None:
+        """Load the last hour's events from the journal."""
+        since = stamp(self._clock.time() - SPAN_SECONDS)
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await self._read({"since": since, "after": self._last})
+
+    async def _follow(self) -> None:
+        """Follow the events. Starts again when the supervisor does."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_AGAIN_SECONDS):
+                    await self._again.wait()
+            self._again.clear()
+            if self._gone is None:
+                with contextlib.suppress(ControlError):
+                    await self._read({"follow": True, "after": self._last})
+                self._look.set()
+
+    async def _read(self, options: Table) -> None:
+        body = {"selector": {}, "options": options}
+        async with contextlib.aclosing(messages_async(self._socket_path, "events", body)) as lines:
+            async for line in lines:
+                if event := line.get("event"):
+                    self._happened(JournalEvent.from_json(event))
+
+    def _happened(self, event: JournalEvent) -> None:
+        self._last = event.seq
+        self._levels.fill(event)
+        # Severity and title, as in `events` and notifications.
+        document = {**event.to_json(), "severity": event.severity, "text": event.sentence}
+        self._events.append(document)
+        if self._gone is None:
+            self._tell("event", document)
+            self._look.set()
+
+    # Messages to viewers.
+
+    def _tell(self, name: str, document: Table) -> None:
+        self._spread(_message(name, document))
+
+    def _spread(self, message: str) -> None:
+        for queue in list(self._viewers):
+            if queue.qsize() >= _MOST_WAITING - 1:
+                # The page reconnects, and then gets the whole state first.
+                self._viewers.discard(queue)
+                queue.put_nowait(None)
+            else:
+                queue.put_nowait(message)
+
+
+def _message(name: str, document: Table) -> str:
+    return f"event: {name}\ndata: {json.dumps(document, separators=(',', ':'))}\n\n"

@@ -1,0 +1,110 @@
+"""Which servers are shown, in which order, and which of them is selected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolctl.cli.top.server_rows import SORTS, ServerBoard
+from poolctl.control.answers import Measured
+from tests.stand_in import item as document
+
+
+def item(*args: Any, **fields: Any) -> Measured:
+    return Measured.from_json(document(*args, **fields))
+
+
+def board_of(*items: Measured, height: int = 10, sort: str = "file") -> ServerBoard:
+    board = ServerBoard(sort=sort)
+    board.resize(height)
+    board.update(list(items))
+    return board
+
+
+def names(board: ServerBoard) -> list[str]:
+    return [row.name for row in board.shown]
+
+
+def measured(name: str, **stats: Any) -> Measured:
+    return item(name, stats=stats)
+
+
+def selected(board: ServerBoard) -> str:
+    assert board.selected is not None
+    return board.selected.name
+
+
+def test_the_largest_figures_come_first_and_unknown_ones_last() -> None:
+    items = [measured("a", latency_p99_seconds=1), measured("b"), measured("c", latency_p99_seconds=9)]
+    board = board_of(*items, sort="latency")
+    assert names(board) == ["c", "a", "b"]
+    board.sort_by("latency")
+    assert names(board) == ["a", "c", "b"]
+
+
+def test_failed_and_unhealthy_servers_come_first_by_state_and_by_health() -> None:
+    board = board_of(item("a"), item("b", state="failed"), item("c", health="ko"), sort="state")
+    assert names(board) == ["b", "a", "c"]
+    board.sort_by("health")
+    assert names(board) == ["c", "a", "b"]
+
+
+def test_a_filter_finds_all_of_its_words_anywhere() -> None:
+    board = board_of(item("users", 8081), item("orders", 8082, state="stopped"), item("mail", tags=["Batch"]))
+    for text, found in [("8082", ["orders"]), ("batch", ["mail"]), ("run er", ["users"]), ("", names(board))]:
+        board.narrow(text)
+        assert names(board) == found
+    board.narrow("nobody")
+    assert board.selected is None
+    assert board.position == 0
+
+
+def test_the_selection_stays_with_its_server() -> None:
+    board = board_of(item("b"), item("c"), sort="name")
+    board.move(1)
+    board.update([item("a"), item("b"), item("c"), item("d")])
+    assert selected(board) == "c"
+    board.update([item("a"), item("b")])
+    assert selected(board) == "b"
+
+
+def test_the_selection_is_always_on_the_screen() -> None:
+    board = board_of(*(item(f"{number:03}") for number in range(500)), height=20)
+    board.move(25)
+    assert (board.top, selected(board)) == (6, "025")
+    board.move_to(-1)
+    assert (board.top, selected(board)) == (480, "499")
+    board.resize(5)
+    assert selected(board) in [row.name for row in board.visible]
+    board.resize(400)
+    assert len(board.visible) == 400
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("move"), st.integers(-30, 30)),
+            st.tuples(st.just("resize"), st.integers(-3, 30)),
+            st.tuples(st.just("narrow"), st.sampled_from(["", "1", "2", "x"])),
+            st.tuples(st.just("sort_by"), st.sampled_from(list(SORTS))),
+            st.tuples(st.just("sort_next"), st.sampled_from([1, -1])),
+            st.tuples(st.just("update"), st.integers(0, 40)),
+        )
+    )
+)
+def test_no_sequence_of_keys_loses_the_selection(steps: list[tuple[str, Any]]) -> None:
+    board = board_of(*(item(str(number)) for number in range(25)))
+    for method, value in steps:
+        items = [item(str(number)) for number in range(value)] if method == "update" else value
+        getattr(board, method)(items)
+        assert (board.selected in board.visible) if board.shown else board.selected is None
+        assert len(board.visible) == min(board.height, len(board.shown))
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_every_order_has_every_server(sort: str) -> None:
+    items = [item("a"), measured("b", cpu_percent=1), item("c", uptime_seconds=None, health=None)]
+    assert sorted(names(board_of(*items, sort=sort))) == ["a", "b", "c"]

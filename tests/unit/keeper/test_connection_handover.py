@@ -1,0 +1,146 @@
+"""Connections that go from one process to another: none is lost, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from poolctl.keeper import connection_handover, wire
+from poolctl.keeper.fd_store import Store
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    before = set(os.listdir("/proc/self/fd"))
+    ends = wire.pair()
+    for end in ends:
+        end.setblocking(False)
+    yield ends
+    for end in ends:
+        end.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_handed_over_connection_is_taken_with_its_unread_bytes(pair: Pair) -> None:
+    client, accepted = socket.socketpair()
+    with client, accepted:
+        client.sendall(b"GET /")
+        connection_handover.give(pair[0], accepted.fileno())
+        taken = connection_handover.take(pair[1])
+        assert taken is not None
+        with taken:
+            assert taken.recv(100) == b"GET /"
+    with pytest.raises(BlockingIOError):
+        connection_handover.take(pair[1])
+    pair[0].close()
+    assert connection_handover.take(pair[1]) is None
+
+
+@pytest.mark.parametrize(("until", "asked"), [(None, False), (12.5, False), (12.5, True)])
+def test_handed_over_connection_keeps_its_clients_remaining_time(
+    pair: Pair, until: float | None, asked: bool
+) -> None:
+    client, accepted = socket.socketpair()
+    with client, accepted:
+        given = connection_handover.Connection(fileno=accepted.detach())
+        given.until, given.asked = until, asked
+        with given:
+            connection_handover.give(pair[0], given.fileno(), given.limits())
+    taken = connection_handover.take(pair[1])
+    assert taken is not None
+    with taken:
+        assert (taken.until, taken.asked) == (until, asked)
+
+
+@pytest.mark.parametrize("until", ["soon", None, [], float("nan"), float("inf"), 10**400])
+def test_invalid_remaining_time_is_ignored(pair: Pair, until: object) -> None:
+    client, accepted = socket.socketpair()
+    with client, accepted:
+        wire.send(pair[0], {"t": "conn", "until": until}, [accepted.fileno()])
+    taken = connection_handover.take(pair[1])
+    assert taken is not None
+    with taken:
+        assert taken.until is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_message_that_is_no_connection_is_an_error_and_leaves_nothing_open(pair: Pair, count: int) -> None:
+    message = {"t": "conn"} if count != 1 else {"t": "something"}
+    wire.send(pair[0], message, [pair[0].fileno()] * count)
+    with pytest.raises(wire.WireError):
+        connection_handover.take(pair[1])
+
+
+def _odd_ones() -> Iterator[socket.socket | int]:
+    yield os.open("/dev/null", os.O_RDONLY)
+    yield socket.create_server(("127.0.0.1", 0))
+    yield socket.socket(type=socket.SOCK_DGRAM)
+    yield socket.socket()
+    ours, theirs = wire.pair()
+    theirs.close()
+    yield ours
+
+
+def test_descriptor_that_is_no_connected_stream_is_closed(pair: Pair) -> None:
+    for odd in _odd_ones():
+        fd = odd if isinstance(odd, int) else odd.detach()
+        wire.send(pair[0], {"t": "conn"}, [fd])
+        os.close(fd)
+        with pytest.raises(wire.WireError):
+            connection_handover.take(pair[1])
+
+
+def test_pair_that_an_application_has_made_blocking_blocks_no_call(pair: Pair) -> None:
+    for end in pair:
+        os.set_blocking(end.fileno(), True)
+    with pytest.raises(BlockingIOError):
+        connection_handover.take(pair[1])
+    client, accepted = socket.socketpair()
+    with client, accepted, contextlib.suppress(BlockingIOError):
+        while True:
+            connection_handover.give(pair[0], accepted.fileno())
+
+
+def test_close_does_not_wait_for_a_connection_that_is_to_linger() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        client.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        accepted.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                accepted.send(bytes(100_000))
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
+        store = Store()
+        store.put("visitor:1", None, [accepted.detach()])
+        began = time.monotonic()
+        store.drop("visitor:1")
+        assert time.monotonic() - began < 10
+
+
+def test_connection_waits_when_there_is_no_room_for_its_descriptor(pair: Pair) -> None:
+    client, accepted = socket.socketpair()
+    with client, accepted:
+        connection_handover.give(pair[0], accepted.fileno())
+        _take_without_room_then_with_it(pair)
+
+
+def _take_without_room_then_with_it(pair: Pair) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(connection_handover.NoRoom):
+            connection_handover.take(pair[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    taken = connection_handover.take(pair[1])
+    assert taken is not None
+    taken.close()

@@ -1,0 +1,407 @@
+"""Listeners: what is opened for an address, how it is set up, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from poolctl.address import parse
+from poolctl.listeners import unix_listener
+from poolctl.listeners.listen_errors import Holder, Place, explain, explain_tcp, explained, naming, taken
+from poolctl.listeners.open_listener import (
+    BACKLOG,
+    ListenError,
+    close_listener,
+    describe,
+    open_listener,
+    targets,
+)
+from tests.programs import program
+
+FreePort = Callable[[], int]
+
+
+def has_ipv6() -> bool:
+    with suppress(OSError), socket.socket(socket.AF_INET6) as sock:
+        sock.bind(("::1", 0))
+        return True
+    return False
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
+@contextmanager
+def opened(text: str) -> Iterator[list[socket.socket]]:
+    sockets = open_listener(parse(text))
+    try:
+        yield sockets
+    finally:
+        close_listener(sockets)
+
+
+def accepted_option(listener: socket.socket, level: int, option: int) -> int:
+    """The value of an option on a socket that was accepted from the listener."""
+    with socket.socket(listener.family, socket.SOCK_STREAM) as client:
+        client.connect(listener.getsockname())
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        with accepted:
+            return accepted.getsockopt(level, option)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::1]", marks=needs_ipv6)])
+def test_accepted_sockets_inherit_no_delay(host: str, free_port: FreePort) -> None:
+    with opened(f"{host}:{free_port()}") as (listener,):
+        assert accepted_option(listener, socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+def test_listeners_are_non_blocking_and_not_inherited_by_programs(free_port: FreePort) -> None:
+    with opened(f"127.0.0.1:{free_port()}") as (listener,):
+        assert not listener.getblocking()
+        assert not listener.get_inheritable()
+
+
+def test_backlog_holds_connections_that_are_not_accepted(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"127.0.0.1:{port}"):
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(200)]
+        for client in clients:
+            client.close()
+    assert BACKLOG >= 200
+
+
+@needs_ipv6
+def test_address_without_a_host_opens_a_listener_for_each_ip_version(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f":{port}") as sockets:
+        assert [describe(sock) for sock in sockets] == [f"0.0.0.0:{port}", f"[::]:{port}"]
+        assert sockets[1].getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+        assert accepted_option(sockets[1], socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+def test_explicit_ipv4_wildcard_opens_ipv4_only(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"*:{port}") as sockets:
+        assert [describe(sock) for sock in sockets] == [f"0.0.0.0:{port}"]
+
+
+@needs_ipv6
+def test_ipv6_wildcard_accepts_ipv4_connections_too(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"[::]:{port}") as (listener,):
+        assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+
+
+@needs_ipv6
+def test_single_ipv6_address_accepts_nothing_else(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"[::1]:{port}") as (listener,):
+        assert describe(listener) == f"[::1]:{port}"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_localhost_opens_every_loopback_address_of_the_name(free_port: FreePort) -> None:
+    port = free_port()
+    answers = socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM)
+    expected = {str(answer[4][0]) for answer in answers}
+    with opened(f"localhost:{port}") as sockets:
+        assert {sock.getsockname()[0] for sock in sockets} == expected
+
+
+def test_address_with_connections_in_time_wait_opens_again_at_once(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"127.0.0.1:{port}") as (listener,):
+        client = socket.create_connection(("127.0.0.1", port), timeout=5)
+        listener.setblocking(True)
+        listener.accept()[0].close()  # the server's side closes first, and lingers in TIME_WAIT
+        client.close()
+    with opened(f"127.0.0.1:{port}"):
+        pass
+
+
+def test_port_in_use_error_names_the_process_that_holds_it(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"127.0.0.1:{port}"):
+        with pytest.raises(ListenError, match=f"port {port} is in use$") as caught:
+            open_listener(parse(f"127.0.0.1:{port}"))
+        assert f"ss -tanp 'sport = :{port}'" in caught.value.hint
+        (error,) = explained([caught.value])
+    assert error.message.startswith(f"port {port} is in use by")
+    assert f"(pid {os.getpid()})" in error.message
+    assert error.bind == f"127.0.0.1:{port}"
+    assert f"kill {os.getpid()}" in error.hint
+
+
+def test_port_in_use_error_names_the_holder_of_a_wildcard(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"0.0.0.0:{port}"):
+        with pytest.raises(ListenError) as caught:
+            open_listener(parse(f"127.0.0.1:{port}"))
+        assert f"(pid {os.getpid()})" in explained([caught.value])[0].message
+
+
+@pytest.mark.parametrize(
+    ("found", "message", "hint"),
+    [
+        (Holder("nginx", 7, 0), "port 80 is in use by nginx (pid 7)", "stop it (kill 7), or choose another port"),
+        (
+            Holder("a process of user web", None, 1, listens=False),
+            "port 80 is in use by a connection of a process of user web",
+            "wait until it ends: ss -tanp 'sport = :80', or choose another port",
+        ),
+        (
+            Holder("", None, 0, listens=False),
+            "port 80 is in use by a connection that has ended",
+            "wait until the kernel forgets it, a minute: ss -tanp 'sport = :80', or choose another port",
+        ),
+        (
+            Holder("poolctl-keeper", 7, os.geteuid(), pool=("/srv/a.toml", "/srv/b c.toml")),
+            "port 80 is in use by the pool of /srv/a.toml, /srv/b c.toml",
+            "stop it: poolctl -c /srv/a.toml -c '/srv/b c.toml' stop, or choose another port",
+        ),
+        (
+            Holder("shop", 7, 4_000_000_001, pool=("/srv/a.toml",)),
+            "port 80 is in use by the pool of /srv/a.toml",
+            "stop it as 4000000001: poolctl -c /srv/a.toml stop, or choose another port",
+        ),
+        (
+            Holder("poolctl-keeper", 7, 0, pool=()),
+            "port 80 is in use by a pool inside another program, poolctl-keeper (pid 7)",
+            "stop that program, or choose another port",
+        ),
+    ],
+)  # fmt: skip
+def test_holder_of_a_taken_port_decides_the_hint(found: Holder, message: str, hint: str) -> None:
+    error = naming(taken(parse("127.0.0.1:80"), ("127.0.0.1", 80)), [found])
+    assert (error.message, error.hint) == (message, hint)
+
+
+@needs_ipv6
+def test_failure_at_the_second_socket_closes_the_first(free_port: FreePort) -> None:
+    port = free_port()
+    with opened(f"[::1]:{port}"):
+        with pytest.raises(ListenError, match="in use"):
+            open_listener(parse(f":{port}"))
+        with opened(f"127.0.0.1:{port}"):
+            pass
+
+
+def test_address_of_another_machine_is_distinguished_from_local_ones(free_port: FreePort) -> None:
+    with pytest.raises(ListenError, match=r"203\.0\.113\.9 is not an address of this machine") as caught:
+        open_listener(parse(f"203.0.113.9:{free_port()}"))
+    assert "127.0.0.1" in caught.value.hint
+
+
+def test_unresolvable_host_name_is_reported(free_port: FreePort) -> None:
+    with pytest.raises(ListenError, match=r"host name 'nowhere\.invalid' cannot be resolved") as caught:
+        open_listener(parse(f"nowhere.invalid:{free_port()}"))
+    assert "/etc/hosts" in caught.value.hint
+
+
+def test_privileged_port_error_suggests_fixes() -> None:
+    error = explain_tcp(parse("127.0.0.1:1"), "127.0.0.1", OSError(errno.EACCES, "denied"))
+    assert "privileged" in error.message
+    assert "ip_unprivileged_port_start" in error.hint
+
+
+def test_machine_without_ipv6_gets_the_hint_to_use_ipv4() -> None:
+    error = explain_tcp(parse("[::1]:8080"), "::1", OSError(errno.EAFNOSUPPORT, "no"))
+    assert "IPv4" in error.hint
+
+
+def test_too_few_descriptors_are_explained_with_the_limit_to_raise() -> None:
+    error = explain_tcp(parse("127.0.0.1:8080"), "127.0.0.1", OSError(errno.EMFILE, "many"))
+    assert error.message == "127.0.0.1:8080 cannot be opened: Too many open files"
+    assert "ulimit -n" in error.hint
+
+
+def test_error_without_errno_keeps_its_text() -> None:
+    assert explain(parse("127.0.0.1:80"), "it", OSError("odd")).message == "it: odd"
+
+
+def test_address_without_a_chosen_port_is_not_opened() -> None:
+    with pytest.raises(ListenError, match="no port was chosen"):
+        open_listener(parse("127.0.0.1:auto"))
+
+
+def test_job_has_nothing_to_listen_on() -> None:
+    with pytest.raises(ListenError, match="not an address to listen on"):
+        open_listener(parse("job:migrate"))
+
+
+def test_target_gives_the_socket_address_of_a_port() -> None:
+    (target,) = targets(parse("127.0.0.1:80"))
+    assert target.sockaddr(80) == ("127.0.0.1", 80)
+    assert target.sockaddr(81) == ("127.0.0.1", 81)
+
+
+class TestUnixSockets:
+    def test_serve_on_a_path_that_the_umask_leaves_open(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sock"
+        before = os.umask(0o027)
+        try:
+            with opened(f"unix:{path}") as (listener,):
+                assert describe(listener) == f"unix:{path}"
+                assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        finally:
+            os.umask(before)
+
+    def test_are_removed_at_the_end_when_the_file_is_still_theirs(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sock"
+        sockets = open_listener(parse(f"unix:{path}"))
+        close_listener(sockets, unix_listener.identity(str(path)))
+        assert not path.exists()
+
+    def test_of_another_process_are_left_alone_at_the_end(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sock"
+        sockets = open_listener(parse(f"unix:{path}"))
+        mine = unix_listener.identity(str(path))
+        path.rename(tmp_path / "elsewhere.sock")
+        with opened(f"unix:{path}"):
+            close_listener(sockets, mine)
+            assert path.exists()
+
+    def test_that_are_stale_are_replaced(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sock"
+        with opened(f"unix:{path}"):
+            pass
+        assert path.exists()
+        with opened(f"unix:{path}"):
+            assert unix_listener.is_live(str(path))
+
+    def test_that_are_live_are_an_error_that_names_the_process(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sock"
+        with opened(f"unix:{path}"):
+            with pytest.raises(ListenError) as caught:
+                open_listener(parse(f"unix:{path}"))
+            (error,) = explained([caught.value])
+        assert error.message.startswith(f"the Unix socket {path} is in use by")
+        assert f"(pid {os.getpid()})" in error.message
+        assert f"(pid {os.getpid()})" in error.message
+
+    def test_with_a_full_backlog_are_live(self, tmp_path: Path) -> None:
+        path = str(tmp_path / "a.sock")
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+            listener.bind(path)
+            listener.listen(0)
+            client.connect(path)
+            assert unix_listener.is_live(path)
+
+    def test_with_a_path_that_is_too_long_are_refused_before_the_kernel_does(self, tmp_path: Path) -> None:
+        path = tmp_path / ("x" * 108)
+        with pytest.raises(ListenError, match="107 is the most") as caught:
+            open_listener(parse(f"unix:{path}"))
+        assert "shorter" in caught.value.hint
+
+    def test_in_a_missing_directory_name_the_command_that_makes_it(self, tmp_path: Path) -> None:
+        with pytest.raises(ListenError, match="does not exist") as caught:
+            open_listener(parse(f"unix:{tmp_path}/none/a.sock"))
+        assert caught.value.hint == f"make it: mkdir -p {tmp_path}/none"
+
+    def test_never_replace_a_file_of_another_kind(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sock"
+        path.write_text("precious")
+        with pytest.raises(ListenError, match="is not a socket"):
+            open_listener(parse(f"unix:{path}"))
+        assert path.read_text() == "precious"
+
+    def test_where_no_socket_can_be_made_say_so(self) -> None:
+        with pytest.raises(ListenError, match=r"/proc/self") as caught:
+            open_listener(parse("unix:/proc/self/a.sock"))
+        assert caught.value.bind == "unix:/proc/self/a.sock"
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of other users")
+    @pytest.mark.parametrize("own", [False, True], ids=["to another's directory", "to its owner's directory"])
+    def test_are_made_behind_a_link_of_another_user_only_in_that_users_directory(
+        self, tmp_path: Path, own: bool
+    ) -> None:
+        target = tmp_path / "target"
+        target.mkdir()
+        theirs = tmp_path / "theirs"
+        theirs.mkdir()
+        (theirs / "run").symlink_to(target)
+        for each in (theirs, theirs / "run", *([target] if own else [])):
+            os.lchown(each, 65534, 65534)
+        address = f"unix:{theirs}/run/a.sock"
+        if own:
+            with opened(address):
+                assert (target / "a.sock").is_socket()
+            return
+        with pytest.raises(ListenError, match="is a link that another user can make"):
+            open_listener(parse(address))
+        assert list(target.iterdir()) == []
+
+    def test_have_no_identity_when_there_is_no_socket(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        assert unix_listener.identity(str(tmp_path / "none")) is None
+        assert unix_listener.identity(str(tmp_path / "file")) is None
+        assert not unix_listener.remove(str(tmp_path / "file"), None)
+
+    def test_without_a_path_are_described_as_unnamed(self) -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(f"\0poolctl-test-{os.getpid()}")
+            assert describe(sock) == f"unix:@poolctl-test-{os.getpid()}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_permission_error_of_an_ordinary_user_is_explained(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    program = f"""
+import encodings.idna, os, socket, sys
+from poolctl.address import parse
+from poolctl.listeners.listen_errors import explained
+from poolctl.listeners.open_listener import ListenError, open_listener
+other = socket.create_server(("127.0.0.1", 0))
+port = other.getsockname()[1]
+os.setgid(65534); os.setuid(65534)
+for text in ("127.0.0.1:" + str(port), "unix:{tmp_path}/a.sock"):
+    try:
+        open_listener(parse(text))
+    except ListenError as error:
+        (error,) = explained([error])
+        print(error.message.replace(str(port), "PORT"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+        # What measures coverage cannot write its file as somebody else.
+        env={name: value for name, value in os.environ.items() if not name.startswith("COV")},
+    )
+    first, second = done.stdout.splitlines()
+    assert first.startswith("port PORT is in use by ")
+    assert second == f"no socket can be made in {tmp_path}: Permission denied"
+
+
+@pytest.mark.parametrize("what", ["listener", "outgoing connection", "unix"])
+def test_command_that_a_hint_names_shows_the_holder_of_the_address(what: str, tmp_path: Path) -> None:
+    program("ss")
+    with ExitStack() as stack:
+        place: Place
+        if what == "unix":
+            place = f"{tmp_path}/a.sock"
+            stack.enter_context(opened(f"unix:{place}"))
+        else:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            client = stack.enter_context(socket.create_connection(listener.getsockname()))
+            place = (listener if what == "listener" else client).getsockname()
+        hint = taken(parse("127.0.0.1:1"), place).hint
+        command = re.search(r"ss -\w+ '.*?'", hint)
+        assert command is not None, hint
+        done = subprocess.run(command[0], shell=True, capture_output=True, text=True, check=True)
+    assert f"pid={os.getpid()}," in done.stdout

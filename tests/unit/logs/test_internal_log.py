@@ -1,0 +1,102 @@
+"""The logs of the pool's own processes: bounded while the process runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from poolctl.clock import ManualClock, RateLimit
+from poolctl.keeper.spawn import MAX_SIZE_BYTES
+from poolctl.logs.internal_log import InternalLog
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(1000.0)
+
+
+@pytest.fixture
+def log(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> tuple[logging.Logger, list[str]]:
+    """A logger, and the lines that it writes, without their time."""
+    lines: list[str] = []
+    handler = InternalLog("/nowhere", clock)
+    monkeypatch.setattr(
+        handler, "_write", lambda line: lines.append(line.decode().split(" ", 3)[3].rstrip("\n"))
+    )
+    logger = logging.Logger("test")
+    logger.addHandler(handler)
+    return logger, lines
+
+
+def test_a_line_that_is_repeated_is_counted(
+    log: tuple[logging.Logger, list[str]], clock: ManualClock
+) -> None:
+    logger, lines = log
+    for _ in range(12_346):
+        logger.error("no %s", "way")
+    logger.error("another")
+    assert lines == ["no way", "the last message was repeated 12,345 times", "another"]
+    logger.error("another")
+    clock.advance(11)
+    logger.error("another")
+    assert lines[3:] == ["the last message was repeated 2 times"], "while it goes on, too"
+    logger.error("another")
+    logger.handlers[0].close()
+    assert lines[4:] == ["the last message was repeated 1 time"]
+
+
+def test_a_flood_of_lines_that_differ_is_bounded_and_says_so(
+    log: tuple[logging.Logger, list[str]], clock: ManualClock
+) -> None:
+    logger, lines = log
+    for number in range(20_000):
+        logger.error("%d %s", number, "x" * 60_000)
+    written = sum(map(len, lines))
+    assert 100_000 < written < 300_000
+    assert lines[0].endswith("… (55906 characters more)")
+    clock.advance(60)
+    logger.error("later")
+    assert lines[-2] == f"{20_000 - len(lines) + 2:,} messages were left out: too many at once"
+    assert lines[-1] == "later"
+
+
+def test_a_flood_of_pairs_is_bounded_as_well(log: tuple[logging.Logger, list[str]]) -> None:
+    logger, lines = log
+    for number in range(20_000):
+        logger.error("%d", number // 2)
+    assert sum(map(len, lines)) < 300_000
+
+
+def test_the_file_is_put_aside_while_the_process_runs(tmp_path: Path) -> None:
+    path = tmp_path / "supervisor.log"
+    program = (
+        "import itertools, logging, sys\n"
+        "from poolctl.clock import Clock\n"
+        "from poolctl.logs.internal_log import InternalLog\n"
+        "class FastClock(Clock):\n"
+        "    times = itertools.count(step=1000)\n"
+        "    def monotonic(self): return float(next(self.times))\n"
+        "logging.basicConfig(handlers=[InternalLog(sys.argv[1], FastClock())])\n"
+        "for number in range(1000): logging.error('%d %s', number, 'x' * 4000)\n"
+        "print('printed')\n"
+    )
+    with path.open("ab") as output:
+        subprocess.run([sys.executable, "-c", program, str(path)], check=True, stdout=output, stderr=output)
+    assert sorted(os.listdir(tmp_path)) == ["supervisor.log", "supervisor.log.1"]
+    assert all((tmp_path / name).stat().st_size < MAX_SIZE_BYTES + 8192 for name in os.listdir(tmp_path))
+    assert path.read_text().endswith("printed\n")
+    assert "ERROR 999 xxx" in path.read_text()
+
+
+def test_an_allowance_fills_up_again_with_time() -> None:
+    allowance = RateLimit(10, 2)
+    assert [allowance.take(5, 0.0) for _ in range(3)] == [True, True, False]
+    assert not allowance.take(5, 2.0)
+    assert allowance.take(5, 2.5)
+    assert allowance.take(10, 1000.0)
+    assert not allowance.take(1, 999.0), "a clock that is set back gives nothing"

@@ -1,0 +1,356 @@
+"""Reading logs back: their ends, several merged, and as they grow."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolctl.logs import follow as follow_module
+from poolctl.logs import log_tail as read_module
+from poolctl.logs.follow import DirectoryWatch, Follower, Merge, follow
+from poolctl.logs.log_file import LogFile
+from poolctl.logs.log_line import LogLine, as_text, parse_line, stamp
+from poolctl.logs.log_tail import merged_tail, tail
+
+
+def at(second: int, *texts: str) -> bytes:
+    return as_text("".join(f"{text}\n" for text in texts).encode(), stamp(second))
+
+
+def texts(lines: list[LogLine]) -> list[str]:
+    return [line.text for line in lines]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "web.log"
+
+
+class TestTail:
+    def test_tail_goes_back_into_rotated_files(self, path: Path) -> None:
+        file = LogFile(str(path), max_size_bytes=80, keep=5)
+        file.append(b"".join(at(second, f"line {second}") for second in range(9)))
+        file.close()
+        assert len(list(path.parent.iterdir())) > 3
+        assert texts(tail(str(path), 4)) == ["line 5", "line 6", "line 7", "line 8"]
+        assert texts(tail(str(path), None)) == [f"line {number}" for number in range(9)]
+
+    def test_tail_of_a_missing_file_is_empty(self, path: Path) -> None:
+        assert tail(str(path), 10) == []
+
+    def test_tail_ends_where_lines_are_too_old(self, path: Path) -> None:
+        path.write_bytes(at(1, "old") + at(2, "new") + b"continued\n" + at(3, "newest"))
+        assert texts(tail(str(path), None, since=stamp(2))) == ["new", "continued", "newest"]
+
+    def test_a_line_without_a_time_has_that_of_the_one_before(self, path: Path) -> None:
+        path.write_bytes(at(1, "one") + b"two\n")
+        assert {line.time for line in tail(str(path), 2)} == {stamp(1)}
+
+    def test_tail_is_the_same_when_the_files_are_rotated_meanwhile(self, path: Path) -> None:
+        path.write_bytes(at(1, "one"))
+        log = read_module.OpenLog(str(path))
+        path.rename(f"{path}.1")
+        path.write_bytes(at(2, "two"))
+        assert texts(log.tail(None)) == ["one"]
+        log.close()
+
+    def test_file_seen_under_two_names_is_read_once(self, path: Path) -> None:
+        path.write_bytes(at(1, "one"))
+        Path(f"{path}.1").hardlink_to(path)
+        assert texts(tail(str(path), None)) == ["one"]
+
+    @given(
+        st.lists(st.text(st.characters(codec="ascii", exclude_characters="\n"), max_size=12), max_size=30),
+        st.integers(1, 40),
+        st.booleans(),
+        st.integers(1, 20),
+    )
+    def test_tail_finds_the_lines_wherever_blocks_end(
+        self, tmp_path_factory: pytest.TempPathFactory, lines: list[str], count: int, ended: bool, block: int
+    ) -> None:
+        path = tmp_path_factory.mktemp("tail") / "x.log"
+        text = "\n".join(lines) + ("\n" if ended and lines else "")
+        path.write_bytes(text.encode())
+        expected = text.removesuffix("\n").split("\n")[-count:] if text else []
+        before = read_module._BLOCK_BYTES
+        read_module._BLOCK_BYTES = block
+        try:
+            found = texts(tail(str(path), count))
+        finally:
+            read_module._BLOCK_BYTES = before
+        assert found == expected
+
+    def test_tail_of_several_logs_is_in_the_order_of_time(self, tmp_path: Path) -> None:
+        (tmp_path / "a").write_bytes(at(1, "a1") + at(3, "a3") + b"  trace\n" + at(5, "a5"))
+        (tmp_path / "b").write_bytes(at(2, "b2") + at(4, "b4"))
+        merged = merged_tail({"one": str(tmp_path / "a"), "two": str(tmp_path / "b")}, 3)
+        assert texts(merged) == ["b2", "a3", "  trace", "b4", "a5"]
+        assert [line.name for line in merged] == ["two", "one", "one", "two", "one"]
+
+
+@pytest.fixture(params=["inotify", "polling"])
+def followed(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Follower]]:
+    if request.param == "polling":
+        monkeypatch.setattr(follow_module, "_new_watch", lambda: None)
+    followers: list[Follower] = []
+
+    def make(*paths: Path, lines: int | None = 0) -> Follower:
+        followers.append(Follower({path.stem: str(path) for path in paths}, lines=lines))
+        return followers[-1]
+
+    yield make
+    for follower in followers:
+        follower.close()
+
+
+class TestFollower:
+    def test_last_lines_and_new_ones_follow_without_a_gap(
+        self, path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        path.write_bytes(at(1, "a", "b", "c"))
+        follower = followed(path, lines=2)
+        assert texts(follower.first) == ["b", "c"]
+        with open(path, "ab") as file:
+            file.write(at(2, "d"))
+        assert follower.wait(5)
+        assert texts(follower.read()) == ["d"]
+        assert follower.read() == []
+
+    def test_line_is_followed_once_it_is_whole(self, path: Path, followed: Callable[..., Follower]) -> None:
+        path.write_bytes(at(1, "one")[:-1])
+        follower = followed(path)
+        with open(path, "ab", buffering=0) as file:
+            file.write(b"\n" + at(2, "two")[:-1])
+            assert texts(follower.read()) == [""]
+            file.write(b"\n")
+            assert texts(follower.read()) == ["two"]
+
+    def test_following_continues_over_many_rotations_at_once(
+        self, path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        file = LogFile(str(path), max_size_bytes=60, keep=9)
+        file.append(at(0, "seen"))
+        follower = followed(path)
+        for second in range(1, 9):
+            file.append(at(second, f"line {second}"))
+        assert texts(follower.read()) == [f"line {number}" for number in range(1, 9)]
+        file.append(at(9, "line 9"))
+        assert texts(follower.read()) == ["line 9"]
+        file.close()
+
+    def test_remaining_files_are_read_when_the_followed_one_was_rotated_away(
+        self, path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        file = LogFile(str(path), max_size_bytes=35, keep=1)
+        file.append(at(0, "older") + at(0, "seen"))
+        follower = followed(path)
+        for second in range(1, 5):
+            file.append(at(second, f"line {second}"))
+        assert texts(follower.read()) == ["line 3", "line 4"]
+        file.close()
+
+    def test_incomplete_line_is_ended_when_the_file_is_replaced(
+        self, path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        path.touch()
+        follower = followed(path)
+        with open(path, "ab") as file:
+            file.write(at(1, "torn")[:-1])
+        assert follower.read() == []
+        path.rename(f"{path}.1")
+        path.write_bytes(at(2, "next"))
+        assert texts(follower.read()) == ["torn", "next"]
+
+    def test_old_files_are_not_repeated_when_the_current_one_is_removed(
+        self, path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        Path(f"{path}.1").write_bytes(at(0, "old"))
+        path.write_bytes(at(1, "seen"))
+        follower = followed(path)
+        path.unlink()
+        assert follower.read() == []
+        path.write_bytes(at(2, "new"))
+        assert texts(follower.read()) == ["new"]
+
+    def test_file_that_was_emptied_is_read_from_its_beginning(
+        self, path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        path.write_bytes(at(1, "a long line that was there"))
+        follower = followed(path)
+        path.write_bytes(at(2, "new"))
+        assert texts(follower.read()) == ["new"]
+
+    def test_missing_file_and_directory_are_waited_for(
+        self, tmp_path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        follower = followed(tmp_path / "later" / "web.log")
+        assert follower.read() == []
+        assert follower.wait()
+        (tmp_path / "later").mkdir()
+        (tmp_path / "later" / "web.log").write_bytes(at(1, "hello"))
+        assert texts(follower.read()) == ["hello"]
+        with open(tmp_path / "later" / "web.log", "ab") as file:
+            file.write(at(2, "again"))
+        assert follower.wait(5)
+        assert texts(follower.read()) == ["again"]
+
+    def test_new_lines_are_merged_in_the_order_of_time(
+        self, tmp_path: Path, followed: Callable[..., Follower]
+    ) -> None:
+        follower = followed(tmp_path / "a.log", tmp_path / "b.log")
+        (tmp_path / "a.log").write_bytes(at(1, "a1") + at(3, "a3") + b"  trace\n")
+        (tmp_path / "b.log").write_bytes(at(2, "b2") + at(4, "b4"))
+        assert texts(follower.read()) == ["a1", "b2", "a3", "  trace", "b4"]
+
+
+def test_quiet_log_wakes_no_process(path: Path) -> None:
+    path.touch()
+    follower = Follower({"web": str(path)})
+    assert follower.fileno() >= 0
+    assert not follower.wait(0.05)
+    follower.close()
+
+
+def test_a_polling_follower_has_no_descriptor(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable() -> DirectoryWatch:
+        raise OSError("no inotify here")
+
+    monkeypatch.setattr(follow_module, "DirectoryWatch", unavailable)
+    follower = Follower({"web": str(path)})
+    assert follower.fileno() == -1
+    assert follower.wait(0.01)
+    follower.close()
+
+
+def test_too_many_changes_to_tell_are_all_changes(tmp_path: Path) -> None:
+    watch = DirectoryWatch()
+    watch.add(str(tmp_path))
+    watch._directories.clear()  # as after an overflow: the event belongs to no directory
+    (tmp_path / "x").touch()
+    assert watch.changed() is None
+    watch.close()
+
+
+def test_following_gives_the_last_lines_then_new_ones_until_it_is_ended(path: Path) -> None:
+    path.write_bytes(at(1, "a", "b"))
+    over = threading.Event()
+    found = []
+    for line in follow({"web": str(path)}, lines=1, until=over.is_set):
+        found.append(line.text)
+        if line.text == "b":
+            with open(path, "ab") as file:
+                file.write(at(2, "c"))
+        if line.text == "c":
+            over.set()
+            with open(path, "ab") as file:
+                file.write(at(2, "d"))
+    assert found == ["b", "c", "d"]
+
+
+def test_a_line_that_is_read_late_still_comes_before_a_newer_one(tmp_path: Path) -> None:
+    merge = Merge()
+    one, two, three = (parse_line(at(second, str(second))[:-1]) for second in (1, 2, 3))
+    assert merge.take([two]) == []
+    assert merge.holds
+    assert texts(merge.take([one, three])) == ["1", "2"]
+    assert texts(merge.take([])) == ["3"]
+    assert not merge.holds
+    assert merge.take([one]) == []
+    assert texts(merge.rest()) == ["1"]
+
+
+def test_several_logs_are_followed_in_the_order_of_time(tmp_path: Path) -> None:
+    paths = {name: str(tmp_path / name) for name in ("a", "b")}
+    over = threading.Event()
+    lines = follow(paths, lines=None, until=over.is_set)
+
+    def write() -> None:
+        for second in range(200):
+            with open(paths["ab"[second % 2]], "ab") as file:
+                file.write(at(second, str(second)))
+        over.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert texts(list(lines)) == [str(second) for second in range(200)]
+    writer.join()
+
+
+def test_lines_that_come_while_the_next_log_is_opened_are_in_their_place(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+
+    class Paths(dict[str, str]):
+        def items(self) -> Any:
+            yield "a", str(first)
+            first.write_bytes(at(1, "one"))
+            second.write_bytes(at(2, "two"))
+            yield "b", str(second)
+
+    paths = Paths(a="", b="")
+    assert texts(list(follow(paths, lines=None, until=lambda: True))) == ["one", "two"]
+
+
+def test_a_gap_between_rotated_files_is_passed(path: Path) -> None:
+    path.write_bytes(at(1, "one"))
+    follower = Follower({"web": str(path)})
+    path.rename(f"{path}.3")  # 2 is missing: its writer was killed while it renamed
+    Path(f"{path}.1").write_bytes(at(2, "two"))
+    path.write_bytes(at(3, "three"))
+    assert texts(follower.read()) == ["two", "three"]
+    follower.close()
+
+
+def test_following_ends_when_its_iterator_is_closed(path: Path) -> None:
+    path.write_bytes(at(1, "a"))
+    lines = follow({"web": str(path)}, lines=None)
+    assert next(lines).text == "a"
+    with open(path, "ab") as file:
+        file.write(at(2, "b"))
+    assert next(lines).text == "b"
+    lines.close()  # type: ignore[attr-defined]
+
+
+class TestHostileFiles:
+    """A log in a directory of the server's user may be anything."""
+
+    def test_a_line_without_an_end_takes_no_more_memory_than_the_longest_line(self, path: Path) -> None:
+        path.write_bytes(at(1, "before"))
+        with path.open("r+b") as file:
+            file.truncate(10**12)
+        found = tail(str(path), 5)
+        assert len(found) == 1
+        assert len(found[0].text) <= 2 * read_module.LONGEST_LINE_BYTES
+
+    def test_file_that_grows_by_more_than_was_written_is_followed_at_its_end(self, path: Path) -> None:
+        path.write_bytes(at(1, "before"))
+        follower = Follower({"web": str(path)}, lines=0)
+        try:
+            with path.open("r+b") as file:
+                file.truncate(10**12)
+                file.seek(0, 2)
+                file.write(b"\n" + at(2, "after"))
+            found = texts(follower.read())
+        finally:
+            follower.close()
+        assert "bytes are left out here)" in found[0]
+        assert found[-1] == "after"
+        assert max(map(len, found)) <= 2 * read_module.LONGEST_LINE_BYTES
+
+    def test_any_number_of_old_files_costs_no_more_than_so_many_descriptors(self, path: Path) -> None:
+        path.write_bytes(at(9, "newest"))
+        for number in range(1, read_module.MOST_FILES + 50):
+            path.with_name(f"web.log.{number}").touch()
+        log = read_module.OpenLog(str(path))
+        assert len(log.parts) <= read_module.MOST_FILES
+        log.close()
+        file = LogFile(str(path), max_size_bytes=1, keep=1)
+        assert file.append(at(10, "next")) > 0
+        assert texts(tail(str(path), 2, most_files=2)) == ["newest", "next"]

@@ -1,0 +1,156 @@
+"""The difference between what is in force and what is written: exactly that, whatever the two are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poolctl import ServerConfig
+from poolctl.control.answers import PlannedChange
+from poolctl.core.view import Overrides
+from poolctl.supervisor.verbs.reload_diff import Kind, Running, differences, is_live, plan
+from tests.unit.supervisor.desk import web
+
+# By key, two values of it, and whether a change takes effect without a new process.
+KEYS: dict[str, tuple[Any, Any, bool]] = {
+    "app": ("a:b", "c:d", False),
+    "bind": ("127.0.0.1:7001", "127.0.0.1:7002", False),
+    "env.A": ({"A": "1", "B": "1"}, {"A": "2", "B": "1"}, False),
+    "http.root_path": ({"root_path": ""}, {"root_path": "/x"}, False),
+    "cwd": ("/", "/tmp", False),
+    "drain_timeout": (1, 2, False),
+    "stop_timeout": (1, 2, False),
+    "limits.open_files": ({}, {"open_files": 100}, False),
+    "log.keep": ({"keep": 1}, {"keep": 2}, False),
+    "tags": (["a"], ["a", "b"], True),
+    "labels.x": ({"x": "1"}, {}, True),
+    "expose": ("http://a", "http://b", True),
+    "restart.limit": ({"limit": 1}, {"limit": 2}, True),
+    "restart.backoff.initial": ({"backoff": {"initial": 1}}, {"backoff": {"initial": 2}}, True),
+    "workers": ({"min": 1, "max": 1}, {"min": 2, "max": 2}, True),
+    "start_timeout": (1, 2, True),
+    "disabled": (False, True, True),
+    "overlap": (True, False, True),
+    "depends_on": ([], ["other"], True),
+}
+FIELD = {"workers": "scale"}
+
+
+def field(key: str) -> str:
+    return FIELD.get(key, key.partition(".")[0])
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_changed_key_is_named_and_restarts_only_where_it_has_to(key: str) -> None:
+    one, other, live = KEYS[key]
+    before, after = web(**{field(key): one}), web(**{field(key): other})
+    assert differences(before, after) == differences(after, before) == [key]
+    (change,) = plan([Running(before)], [after])
+    assert change.change == (Kind.UPDATE if live else Kind.RESTART)
+    assert (change.keys, change.bind) == ((key,), after.key)
+    assert key in change.message
+
+
+def test_other_spelling_of_the_same_value_is_no_difference() -> None:
+    before = ServerConfig(name="web", bind="127.0.0.1:80", app="a:b")
+    after = ServerConfig(
+        name="web", bind="http://127.0.0.1:80", app="a:b", workers=1, start_timeout="30s", restart={},
+        depends_on=[], expose="http://127.0.0.1:80",
+    )  # fmt: skip
+    assert differences(before, after) == []
+
+
+def test_all_addresses_of_two_families_are_not_all_of_one() -> None:
+    assert differences(web(bind=":7001", expose="x"), web(bind="0.0.0.0:7001", expose="x")) == ["bind"]
+
+
+def test_other_certificates_of_a_server_that_speaks_tls_are_given_to_what_runs() -> None:
+    one, other = web(tls={"cert": "/a.pem"}), web(tls={"cert": "/b.pem", "key": "/b.key"})
+    assert differences(one, other) == ["tls.cert", "tls.key"]
+    assert all(is_live(key, one, other) for key in ("tls.cert", "tls.key"))
+    (change,) = plan([Running(one, files={"tls": "1"})], [other], {"web": {"tls": "2"}})
+    assert (change.change, change.keys) == (Kind.UPDATE, ("tls.cert", "tls.key"))
+    assert not is_live("tls", web(), one)
+    assert not is_live("tls.ca", one, web(tls={"cert": "/a.pem", "ca": "/ca.pem"}))
+    assert not is_live("tls.ciphers", one, other)
+
+
+def test_a_file_that_has_changed_is_a_difference_though_no_key_has() -> None:
+    server = web(tls={"cert": "/a.pem"}, env_file="/a.env")
+    before = Running(server, files={"tls": "1", "env_file": "1"})
+    assert plan([before], [server], {"web": {"tls": "1", "env_file": "1"}}) == []
+    (renewed,) = plan([before], [server], {"web": {"tls": "2", "env_file": "1"}})
+    assert (renewed.change, renewed.keys) == (Kind.UPDATE, ("tls",))
+    (other,) = plan([before], [server], {"web": {"tls": "1", "env_file": "2"}})
+    assert (other.change, other.keys) == (Kind.RESTART, ("env_file",))
+    # One that has not run has read nothing.
+    assert plan([Running(server)], [server], {"web": {"tls": "2", "env_file": "2"}}) == []
+
+
+def test_live_changes_are_named_unless_the_file_says_the_same_by_now() -> None:
+    file = web(workers=2)
+    for live, keys in [
+        (Running(file, Overrides(workers=3)), ("workers",)), (Running(file, Overrides(disabled=True)), ("disabled",)),
+        (Running(file, Overrides(out=True)), ("drained",)),
+    ]:  # fmt: skip
+        (change,) = plan([live], [file])
+        assert (change.change, change.keys, bool(change.message)) == (Kind.OVERRIDE, keys, True)
+    assert plan([Running(file, Overrides(workers=2, disabled=False))], [file]) == []
+    assert plan([Running(file, added=True)], [file]) == []
+    assert plan([Running(file, Overrides(workers=3))], [web(workers=3)]) == []
+    assert plan([Running(file, Overrides(disabled=True))], [web(workers=2, disabled=True)]) == []
+    (gone,) = plan([Running(file, added=True)], [])
+    (back,) = plan([], [file], missing=["web"])
+    assert (gone.change, back.change) == (Kind.OVERRIDE, Kind.OVERRIDE)
+
+
+servers = st.dictionaries(
+    st.sampled_from(["a", "b", "c", "d"]),
+    st.dictionaries(st.sampled_from(sorted(KEYS)), st.booleans(), max_size=4),
+)
+
+
+def made(pool: dict[str, dict[str, bool]]) -> list[ServerConfig]:
+    found = []
+    for name, choices in pool.items():
+        chosen: dict[str, Any] = {field(key): KEYS[key][0] for key in KEYS if key != "bind"}
+        chosen |= {field(key): KEYS[key][int(other)] for key, other in choices.items() if key != "bind"}
+        chosen["bind"] = f"127.0.0.1:{7000 + ord(name) * 2 + choices.get('bind', False)}"
+        chosen["restart"] = {
+            "limit": 1 + choices.get("restart.limit", False),
+            "backoff": {"initial": 1 + choices.get("restart.backoff.initial", False)},
+        }
+        found.append(web(name, **chosen))
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(servers, servers)
+def test_the_plan_is_exactly_the_difference(
+    before: dict[str, dict[str, bool]], after: dict[str, dict[str, bool]]
+) -> None:
+    changes = plan([Running(config) for config in made(before)], made(after))
+    found: dict[str, PlannedChange] = {change.name: change for change in changes}
+    assert len(found) == len(changes)
+    for name in before.keys() | after.keys():
+        if name not in after:
+            assert found.pop(name).change == Kind.REMOVE
+        elif name not in before:
+            assert found.pop(name).change == Kind.ADD
+        else:
+            differing = {
+                key for key in KEYS if before[name].get(key, False) is not after[name].get(key, False)
+            }
+            if differing:
+                change = found.pop(name)
+                assert set(change.keys) == differing
+                assert (change.change == Kind.UPDATE) == all(KEYS[key][2] for key in differing)
+    assert not found, "nothing else is touched"
+
+
+@given(servers)
+def test_server_that_runs_as_configured_needs_no_change(pool: dict[str, dict[str, bool]]) -> None:
+    assert plan([Running(config) for config in made(pool)], made(pool)) == []
