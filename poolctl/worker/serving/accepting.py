@@ -230,7 +230,7 @@ class SharedListeners:
                     await close_servers(before)
                 else:
                     self.servers = await self._accept()
-                    if not self._full:
+                    if not (self._full or self._ended):
                         self._take()
 
     async def _accept(self) -> list[asyncio.base_events.Server]:

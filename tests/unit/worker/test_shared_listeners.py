@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 import ssl
 from pathlib import Path
 
 import pytest
+import uvicorn
 
-from poolctl.worker.serving.accepting import connections_by_descriptors
+from poolctl.worker.serving.accepting import SharedListeners, connections_by_descriptors
+from poolctl.worker.serving.server_state import PoolServerState
 from tests.certificates import certificate
 from tests.serving import ENGINES, Client, Engine, Pair, accepted, leaving, served, until
 
@@ -120,3 +123,20 @@ def test_worker_without_a_limit_leaves_a_reserve_of_descriptors() -> None:
         assert connections_by_descriptors() == 1
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_worker_that_ends_while_its_listener_is_opened_takes_nothing_from_the_pair(pair: Pair) -> None:
+    async def scenario() -> None:
+        config = uvicorn.Config(lambda scope: None, log_config=None)
+        config.load()
+        adoption = pair.worker()
+        acceptor = SharedListeners(config, PoolServerState(), adoption=adoption, most=10)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            opening = asyncio.ensure_future(acceptor.begin([listener], {}, wanted=True))
+            await asyncio.sleep(0)
+            assert not opening.done()
+            await acceptor.end()
+            await opening
+        assert not asyncio.get_running_loop().remove_reader(adoption.take.fileno())
+
+    asyncio.run(scenario())
