@@ -145,3 +145,9 @@ def test_keeper_that_could_not_be_started_is_started_by_the_next_server(
             await runner.aclose()
 
     asyncio.run(scenario())
+
+
+def test_process_runner_can_be_imported_from_its_earlier_module() -> None:
+    from poolctl.runners.process import ProcessRunner
+
+    assert ProcessRunner is embedded_runner.ProcessRunner
