@@ -38,11 +38,11 @@ if TYPE_CHECKING:
         PoolValidateError,
         ServerError,
     )
-    from poolctl.pool.context import PoolContext
-    from poolctl.pool.monitor import Monitor
     from poolctl.pool.pool import Pool
     from poolctl.pool.pool_config import PoolConfig
+    from poolctl.pool.pool_context import PoolContext
     from poolctl.pool.server import Server
+    from poolctl.pool.server_monitor import Monitor
     from poolctl.selection.field_filter import Field
     from poolctl.states import State, Status
 
@@ -76,10 +76,10 @@ _HOMES = {
     **dict.fromkeys(_ERRORS, "errors"),
     **dict.fromkeys(["State", "Status"], "states"),
     "Field": "selection.field_filter",
-    "Monitor": "pool.monitor",
+    "Monitor": "pool.server_monitor",
     "Pool": "pool.pool",
     "PoolConfig": "pool.pool_config",
-    "PoolContext": "pool.context",
+    "PoolContext": "pool.pool_context",
     "Server": "pool.server",
     "ServerConfig": "config",
     "TLSConfig": "config",

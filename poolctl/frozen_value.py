@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any, Self, dataclass_transform
 
     Table = dict[str, Any]  # plain JSON: a configuration, an event
-    Form = Callable[[Any], object]
+    Form = Callable[..., object]
     Types = type | tuple[type, ...]
 
     # A field: its name, its setter, what stands for a missing value, the types that JSON may have there, what makes a

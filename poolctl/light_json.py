@@ -46,7 +46,7 @@ def loads(text: str | bytes) -> Any:
     return value
 
 
-def dumps(value: object, *, default: Callable[[Any], object] | None = None) -> str:
+def dumps(value: object, *, default: Callable[..., object] | None = None) -> str:
     """The value as a JSON document on one line; `default` converts values for which JSON has no form."""
     if _json is None:
         import json

@@ -20,7 +20,7 @@ from poolctl.config import masked, values_of
 from poolctl.control.answers import Described, ErrorEntry, Item, item
 from poolctl.control.pool_paths import state_dir
 from poolctl.frozen_value import Value
-from poolctl.selection.expressions import FASTER
+from poolctl.selection.regular_expressions import FASTER
 from poolctl.selection.selector import select
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from poolctl.units import parse_duration
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
     from poolctl.frozen_value import Table
-    from poolctl.pool.monitor import Monitor
+    from poolctl.pool.server_monitor import Monitor
     from poolctl.selection.field_filter import Field
 
 Selection = Mapping[str, object] | None
@@ -143,7 +143,7 @@ class PoolClient:
 
     def monitor(self, *targets: str, selector: Selection = None) -> builtins.list[Monitor]:
         """Return a snapshot of each selected server, as `Pool.monitor` does; `latency` is that of its probes."""
-        from poolctl.pool.monitor import Monitor
+        from poolctl.pool.server_monitor import Monitor
 
         items = self._ask("monitor", PoolMonitorError, targets, selector)["items"]
         return [Monitor.from_dict(item["name"], item["bind"], item["monitor"]) for item in items]

@@ -13,17 +13,17 @@ from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
 from poolctl.runners.runner_protocol import Runner
 
-from .addresses import Addresses, same_listener
+from .address_changes import Addresses, same_listener
 from .decide import Stop
-from .health import HealthChecks
+from .decision_input import IN_BACKOFF, LEAVING, NO_OVERRIDES, Desired, Overrides, Phase
+from .decision_trace import Trace
+from .health_checks import HealthChecks
 from .perform import Executor
 from .reconcile import Reconciler
 from .server_changes import Recorder, Workqueue
+from .server_entry import Entry, Worker
 from .server_files import certificate_ends, digests, restore_certificate
 from .servers import Servers
-from .state import Entry, Worker
-from .trace import Trace
-from .view import IN_BACKOFF, LEAVING, NO_OVERRIDES, Desired, Overrides, Phase
 
 # Commands and reports of failures wait this long for the output of a server.
 LOGS_SECONDS = 2.0

@@ -13,7 +13,7 @@ from enum import StrEnum
 from poolctl.config import Restart
 from poolctl.runners.runner_protocol import Exit
 
-from .view import IN_BACKOFF, LEAVING, Desired, Listener, Phase, View, WorkerView
+from .decision_input import IN_BACKOFF, LEAVING, Desired, Listener, Phase, View, WorkerView
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.runners.runner_protocol import Exit, Runner, WorkerFailed
 
-from .addresses import Addresses
+from .address_changes import Addresses
 from .decide import (
     Action,
     Arm,
@@ -27,11 +27,11 @@ from .decide import (
     Spawn,
     Stop,
 )
-from .health import HealthChecks
+from .decision_input import Listener, Phase
+from .health_checks import HealthChecks
 from .server_changes import Recorder, Workqueue, caused_by
+from .server_entry import Entry, Worker
 from .servers import Servers
-from .state import Entry, Worker
-from .view import Listener, Phase
 from .worker_lifecycle import WorkerLifecycle, cancel, explained
 
 # An interpreter may take 30 s until it can fork.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .addresses import Addresses, abandoned
+from .address_changes import Addresses, abandoned
 from .decide import Action, Arm, decide
+from .decision_input import Listener, View
+from .decision_trace import Trace
 from .perform import Executor
 from .server_changes import Workqueue
+from .server_entry import Entry
 from .servers import Servers
-from .state import Entry
-from .trace import Trace
-from .view import Listener, View
 
 
 class Reconciler:

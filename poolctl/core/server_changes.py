@@ -9,7 +9,7 @@ from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
-from .state import Cause, Entry
+from .server_entry import Cause, Entry
 
 BATCH = 8
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from poolctl.config import ServerConfig, certificate_validity, read_regular
 
 from .server_changes import Event, Recorder
-from .state import Entry, Worker
+from .server_entry import Entry, Worker
 
 logger = logging.getLogger("poolctl.supervisor")
 

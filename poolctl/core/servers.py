@@ -9,9 +9,9 @@ from dataclasses import MISSING, asdict, fields
 from poolctl.config import ServerConfig
 from poolctl.frozen_value import Table
 
-from .addresses import Addresses
-from .state import Entry
-from .view import IN_BACKOFF, Desired, Overrides
+from .address_changes import Addresses
+from .decision_input import IN_BACKOFF, Desired, Overrides
+from .server_entry import Entry
 
 
 class Servers:

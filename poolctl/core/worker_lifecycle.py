@@ -15,12 +15,12 @@ from poolctl.runners.runner_protocol import Exit, Runner, WorkerFailed, app_stat
 from poolctl.units import format_duration
 
 from .decide import Next, judge
-from .health import HealthChecks
+from .decision_input import LEAVING, Desired, Phase
+from .health_checks import HealthChecks
 from .server_changes import Recorder, Workqueue
+from .server_entry import Entry, Worker
 from .server_files import certificate_ends, digests, report_expired
 from .servers import Servers
-from .state import Entry, Worker
-from .view import LEAVING, Desired, Phase
 
 _MORE_FILES = "raise the limit of open files where the pool is started: ulimit -n"
 _FIXES = {

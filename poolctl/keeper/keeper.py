@@ -14,8 +14,8 @@ from ..clock import Watchdog
 from . import fd_store, wire
 from .fd_store import Store, fill
 from .keeper_clients import Channel, Donor, SupervisorProcess
+from .keeper_exit import LAST_OUTPUT_SECONDS, Shutdown, Signals, execute_next, restore
 from .reap import Reaper, kill_children
-from .shutdown import LAST_OUTPUT_SECONDS, Shutdown, Signals, execute_next, restore
 from .spawn import spawn
 
 VERSION = 2

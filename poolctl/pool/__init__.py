@@ -4,10 +4,10 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .context import PoolContext
-    from .monitor import Monitor
     from .pool import Pool
+    from .pool_context import PoolContext
     from .server import Server
+    from .server_monitor import Monitor
 
 __all__ = ["Monitor", "Pool", "PoolContext", "Server"]
 

@@ -17,11 +17,11 @@ from poolctl.errors import (
 from poolctl.runners.runner_protocol import Runner
 from poolctl.selection.field_filter import Field, checked, matching, values
 
-from .context import Handler, PoolContext, Shared
-from .engine import LOCK
-from .members import Members
-from .monitor import Monitor
+from .loop_thread import LOCK
+from .pool_context import Handler, PoolContext, Shared
+from .pool_members import Members
 from .server import Server, StartAndStop
+from .server_monitor import Monitor
 
 
 class Pool(Members, StartAndStop):

@@ -22,8 +22,8 @@ from poolctl.config import (
 )  # fmt: skip
 from poolctl.errors import PoolAddError, PoolParamError, PoolValidateError, ServerError
 
-from .context import Handler, PoolContext
 from .pool import Pool
+from .pool_context import Handler, PoolContext
 from .server import with_port
 
 if TYPE_CHECKING:

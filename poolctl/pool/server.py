@@ -19,11 +19,11 @@ from poolctl.errors import (
 from poolctl.listeners.port_ledger import is_free
 from poolctl.states import State, Status
 
-from . import engine, start_stop
-from .context import Shared
-from .engine import LOCK
-from .host import Handle, Startable, living
-from .monitor import Monitor, observe
+from . import loop_thread, start_stop
+from .live_servers import Handle, Startable, living
+from .loop_thread import LOCK
+from .pool_context import Shared
+from .server_monitor import Monitor, observe
 from .start_stop import Membership, Timeout, seconds
 
 DEFAULT_PORT_RANGE = "20000-29999"
@@ -57,30 +57,30 @@ class StartAndStop:
 
         Raises PoolStartError with every failure; those that the timeout cuts short have a TimeoutError as cause.
         """
-        await engine.run(self._start(timeout))
+        await loop_thread.run(self._start(timeout))
 
     async def stop(self, *, timeout: Timeout = None) -> None:
         """Return when all have ended; each is killed after its `stop_timeout`, or `timeout`. Raises PoolStopError."""
-        await engine.run(self._stop(timeout))
+        await loop_thread.run(self._stop(timeout))
 
     async def restart(self, *, timeout: Timeout = None) -> None:
         """Return when a new instance answers on the same listener; what is stopped is started.
 
         Raises PoolRestartError; where it failed the old one stays.
         """
-        await engine.run(self._start(timeout, PoolRestartError))
+        await loop_thread.run(self._start(timeout, PoolRestartError))
 
     def start_sync(self, *, timeout: Timeout = None) -> None:
         """`start`, blocking."""
-        engine.run_sync(self._start(timeout))
+        loop_thread.run_sync(self._start(timeout))
 
     def stop_sync(self, *, timeout: Timeout = None) -> None:
         """`stop`, blocking."""
-        engine.run_sync(self._stop(timeout))
+        loop_thread.run_sync(self._stop(timeout))
 
     def restart_sync(self, *, timeout: Timeout = None) -> None:
         """`restart`, blocking."""
-        engine.run_sync(self._start(timeout, PoolRestartError))
+        loop_thread.run_sync(self._start(timeout, PoolRestartError))
 
 
 class Server(StartAndStop):

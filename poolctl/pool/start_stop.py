@@ -10,8 +10,8 @@ from datetime import timedelta
 from typing import Protocol
 
 from poolctl.config import Dependency, ServerConfig
-from poolctl.core.rollout import Rollout
-from poolctl.core.state import Entry
+from poolctl.core.command_goals import Rollout
+from poolctl.core.server_entry import Entry
 from poolctl.errors import (
     PoolError,
     PoolParamError,
@@ -23,9 +23,9 @@ from poolctl.errors import (
 from poolctl.states import State
 from poolctl.units import parse_duration
 
-from . import engine
-from .engine import LOCK
-from .host import Handle, Host, Startable, dependencies_among, handle_of, host_of, is_leaving, living
+from . import loop_thread
+from .live_servers import Handle, Host, Startable, dependencies_among, handle_of, host_of, is_leaving, living
+from .loop_thread import LOCK
 
 Timeout = float | timedelta | str | None
 # How long the workers of an abandoned start are waited for, which are killed.
@@ -77,7 +77,7 @@ def order_stop(
         handles = [handle for server in servers if (handle := living(server)) is not None]
         if not handles:
             return None
-        future = engine.submit(_stop(handles, limit))
+        future = loop_thread.submit(_stop(handles, limit))
         for handle in handles:
             handle.stops.add(future)
 
@@ -362,7 +362,7 @@ class _StartOrder:
     def _arrived(self, host: Host, each: _Ordered) -> None:
         handle = each.handle
         if is_leaving(each.entry):
-            future = engine.submit(host.wait_until([handle], lambda entry: not is_leaving(entry), None))
+            future = loop_thread.submit(host.wait_until([handle], lambda entry: not is_leaving(entry), None))
             handle.ending.add(future)
             future.add_done_callback(handle.ending.discard)
         context = handle.server._shared.context

@@ -12,9 +12,9 @@ from poolctl.http.message_head import request_head
 from poolctl.http.message_reader import ResponseReader
 from poolctl.listeners.sock_diag import accepted, is_accepted
 from poolctl.runners.runner_protocol import Placement, Runner
-from poolctl.selection.expressions import is_plain
-from poolctl.selection.matcher import TOO_SLOW, matcher
-from poolctl.selection.matcher import Answer as Matched
+from poolctl.selection.matcher_client import TOO_SLOW, matcher
+from poolctl.selection.matcher_client import Answer as Matched
+from poolctl.selection.regular_expressions import is_plain
 
 from .probe_connection import OnResult, ProbeConnection, ProbeReply, ProbeRequest, unverified_context
 from .program_prober import ProgramProber

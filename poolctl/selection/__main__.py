@@ -13,7 +13,7 @@ import socket
 import warnings
 
 from poolctl.platform import name_process
-from poolctl.selection.expressions import FASTER, LIMIT_SECONDS, SLOW, BadExpression, compiled
+from poolctl.selection.regular_expressions import FASTER, LIMIT_SECONDS, SLOW, BadExpression, compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 from poolctl.address import AddressError, canonical
 from poolctl.errors import PoolParamError
-from poolctl.selection.expressions import BadExpression, compiled
+from poolctl.selection.regular_expressions import BadExpression, compiled
 
 
 class Field(StrEnum):

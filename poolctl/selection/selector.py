@@ -217,7 +217,7 @@ def _is(field: str, words: AbstractSet[str]) -> Test:
 def _compiled(field: str, patterns: list[str]) -> list[Callable[[str], object]]:
     if not patterns:
         return []
-    from poolctl.selection.expressions import BadExpression, compiled
+    from poolctl.selection.regular_expressions import BadExpression, compiled
 
     try:
         return [compiled(pattern).search for pattern in patterns]

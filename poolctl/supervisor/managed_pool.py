@@ -18,16 +18,16 @@ from poolctl.control.answers import PROTOCOL, About, ProgressLine, Result
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
 from poolctl.control.pool_processes import PoolExit, write_exit
 from poolctl.core.core import Core
+from poolctl.core.decision_trace import Trace
 from poolctl.core.server_changes import caused_by
-from poolctl.core.state import Entry
-from poolctl.core.trace import Trace
+from poolctl.core.server_entry import Entry
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
 from poolctl.frozen_value import Value
 from poolctl.keeper import fd_store, wire
 from poolctl.runners.process_link import KeeperLink
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.runners.runner_registry import RunnerSite, make_runner
-from poolctl.selection.matcher import close_matcher
+from poolctl.selection.matcher_client import close_matcher
 from poolctl.selection.selector import Selector
 from poolctl.units import format_duration
 

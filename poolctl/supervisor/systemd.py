@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from poolctl.control import sd_notify
 from poolctl.control.control_server import Handler, Progress, Request
 from poolctl.core.core import Core
-from poolctl.core.state import Entry
-from poolctl.core.view import Desired
+from poolctl.core.decision_input import Desired
+from poolctl.core.server_entry import Entry
 from poolctl.frozen_value import Value
 
 _SOON_SECONDS = 0.05

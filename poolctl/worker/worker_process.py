@@ -38,8 +38,8 @@ from .process_setup import (
     wait_for_go,
 )
 from .serving.accepting import AdoptionPair
+from .serving.connection_state import IdleTimer
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
-from .serving.server_state import IdleTimer
 from .serving.uvicorn_parts import Tls, configure, ssl_context
 from .tally import map_page
 

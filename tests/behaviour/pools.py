@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from poolctl import Pool, PoolError, Server, ServerConfig
-from poolctl.pool import engine
+from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from tests.http_get import get
 from tests.ports import claim_port
@@ -151,7 +151,7 @@ class PythonPool:
         self._pool.stop_sync(timeout=5)
         self._pool.join_sync()
         if self._runner is not None:
-            engine.run_sync(self._runner.aclose())
+            loop_thread.run_sync(self._runner.aclose())
 
 
 class DaemonPool:

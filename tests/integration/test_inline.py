@@ -427,9 +427,9 @@ def test_closing_the_runner_ends_what_runs_on_it() -> None:
     pool = Pool([config()], runner=runner)
     pool.start_sync()
     server = next(iter(pool.values()))
-    from poolctl.pool import engine
+    from poolctl.pool import loop_thread
 
-    engine.run_sync(runner.aclose())
+    loop_thread.run_sync(runner.aclose())
     assert get_refused(server)
     wait_until(lambda: server.state is State.STOPPED)
 

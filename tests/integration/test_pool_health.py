@@ -49,9 +49,9 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
     yield made
     made.stop_sync()
     if runner is not None:
-        from poolctl.pool import engine
+        from poolctl.pool import loop_thread
 
-        engine.run_sync(runner.aclose())
+        loop_thread.run_sync(runner.aclose())
 
 
 def config(directory: Path, **keys: Any) -> ServerConfig:
@@ -118,6 +118,6 @@ def test_of_several_processes_the_one_that_is_ko_accepts_nothing(directory: Path
         wait_until(lambda: {int(get(port).body) for _ in range(10)} == {one, other}, what="it works again")
     finally:
         pool.stop_sync()
-        from poolctl.pool import engine
+        from poolctl.pool import loop_thread
 
-        engine.run_sync(runner.aclose())
+        loop_thread.run_sync(runner.aclose())

@@ -13,7 +13,7 @@ from poolctl.cli.render import field_text
 from poolctl.cli.supervisor_requests import selected
 from poolctl.control.answers import Item
 from poolctl.exit_codes import NOTHING_MATCHED
-from poolctl.selection.expressions import BadExpression, compiled
+from poolctl.selection.regular_expressions import BadExpression, compiled
 from poolctl.selection.selector import select
 
 if TYPE_CHECKING:

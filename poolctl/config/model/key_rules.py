@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from poolctl.address import Address
 from poolctl.config.model.problems import Finding, Path, Tree, shown
-from poolctl.selection.expressions import BadExpression, compiled
+from poolctl.selection.regular_expressions import BadExpression, compiled
 
 PLACEHOLDERS = ("{port}", "{host}", "{bind}")
 # Only servers with one of these have rules to follow beyond those of app and bind.

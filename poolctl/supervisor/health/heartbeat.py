@@ -12,8 +12,8 @@ from random import Random
 from typing import Any
 
 from poolctl.core.core import Core
-from poolctl.core.state import Entry, Worker
-from poolctl.core.view import Phase
+from poolctl.core.decision_input import Phase
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Heartbeats
 from poolctl.units import format_duration

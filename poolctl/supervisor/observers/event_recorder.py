@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from poolctl.control.answers import About
 from poolctl.core.core import Core
-from poolctl.core.state import Cause, Entry, Worker
-from poolctl.core.view import LEAVING, Phase
+from poolctl.core.decision_input import LEAVING, Phase
+from poolctl.core.server_entry import Cause, Entry, Worker
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from poolctl.control.answers import NotifyResult, ReceiverResult, failure
 from poolctl.core.core import Core
-from poolctl.core.state import Entry
+from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED
 from poolctl.frozen_value import Table

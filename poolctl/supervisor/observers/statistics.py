@@ -10,7 +10,7 @@ from poolctl.control import answers
 from poolctl.control.answers import Measured, MonitorResult, Stats, StatsHistory, StatsResult, WorkerStats
 from poolctl.core.availability import KO, OK, WARN, Availability
 from poolctl.core.core import Core
-from poolctl.core.state import Entry, Worker
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.frozen_value import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent

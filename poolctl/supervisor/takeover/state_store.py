@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from poolctl import __version__
 from poolctl.config import ServerConfig, Surroundings, Tables
+from poolctl.core.server_entry import Entry
 from poolctl.core.servers import record_of, restore
-from poolctl.core.state import Entry
 from poolctl.frozen_value import Table
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.platform import read_file, sealed_file

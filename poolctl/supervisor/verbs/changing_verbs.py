@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from poolctl.config import Finding, ServerConfig, problem_of
 from poolctl.control.answers import ErrorEntry, Result, entries
-from poolctl.core.rollout import not_arrived
-from poolctl.core.state import Entry
+from poolctl.core.command_goals import not_arrived
+from poolctl.core.server_entry import Entry
 from poolctl.errors import (
     PoolError,
     PoolRestartError,

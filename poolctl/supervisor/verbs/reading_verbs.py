@@ -16,10 +16,10 @@ from poolctl.control.answers import (
     Summary,
 )
 from poolctl.control.control_server import Progress
-from poolctl.core.rollout import not_arrived, until
+from poolctl.core.command_goals import not_arrived, until
+from poolctl.core.decision_input import Desired
+from poolctl.core.server_entry import Entry
 from poolctl.core.server_files import day, passed_over
-from poolctl.core.state import Entry
-from poolctl.core.view import Desired
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.frozen_value import Table

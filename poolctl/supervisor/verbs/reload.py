@@ -9,8 +9,8 @@ from poolctl.config import TABLE_NAMES, ServerConfig
 from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult, failure
 from poolctl.core.core import Core
 from poolctl.core.server_changes import CURRENT_CAUSE
+from poolctl.core.server_entry import Cause, Entry
 from poolctl.core.server_files import digests
-from poolctl.core.state import Cause, Entry
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
 from poolctl.runners import withheld_variables

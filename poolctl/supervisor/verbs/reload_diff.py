@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from poolctl.config import Section, ServerConfig
 from poolctl.control.answers import PlannedChange
-from poolctl.core.view import NO_OVERRIDES, Overrides
+from poolctl.core.decision_input import NO_OVERRIDES, Overrides
 
 # Keys for the supervisor, or that only describe a server: a change takes effect without a new process.
 LIVE = frozenset(

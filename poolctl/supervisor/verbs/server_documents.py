@@ -16,8 +16,8 @@ from poolctl.control.answers import (
     WorkerDetails,
 )
 from poolctl.core.core import Core
-from poolctl.core.state import Entry
-from poolctl.core.view import Phase
+from poolctl.core.decision_input import Phase
+from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, ServerError
 from poolctl.runners import withheld_variables
 from poolctl.states import Status

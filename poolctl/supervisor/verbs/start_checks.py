@@ -18,8 +18,8 @@ from poolctl.config import (
 )
 from poolctl.control.answers import Result, failure
 from poolctl.core.core import Core
+from poolctl.core.server_entry import Entry
 from poolctl.core.server_files import certificate_ends, day
-from poolctl.core.state import Entry
 from poolctl.errors import PoolStartError, ServerError
 from poolctl.exit_codes import FAILED
 

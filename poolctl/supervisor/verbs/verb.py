@@ -12,14 +12,14 @@ from typing import NamedTuple, Protocol
 
 from poolctl.control.answers import About, ErrorEntry, ProgressLine, Result, ServerStep, failure
 from poolctl.control.control_server import Progress
+from poolctl.core.command_goals import Rollout
 from poolctl.core.core import Core
-from poolctl.core.rollout import Rollout
-from poolctl.core.state import Entry
+from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolParamError, ServerError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED, TIMED_OUT
 from poolctl.frozen_value import Table
 from poolctl.monitor.event_queue import Events
-from poolctl.selection.matcher import matcher
+from poolctl.selection.matcher_client import matcher
 from poolctl.selection.selector import EXPRESSIONS, Selector, SelectorError, select
 
 from ..active_configuration import ActiveConfiguration

@@ -24,7 +24,7 @@ import uvicorn
 from poolctl.keeper import connection_handover
 from poolctl.keeper.wire import WireError
 
-from .server_state import PoolServerState
+from .connection_state import PoolServerState
 from .uvicorn_parts import State
 
 # A full worker accepts again when this part of its connections has closed, or a moment after the first one: opening

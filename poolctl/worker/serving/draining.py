@@ -21,9 +21,9 @@ import uvicorn
 
 from poolctl.keeper import connection_handover
 
-from .connection import Lingering
+from .connection_state import Drainable, PoolServerState
+from .http1_connection import Lingering
 from .http2 import Http1Or2, LingeringHttp2
-from .server_state import Drainable, PoolServerState
 from .uvicorn_parts import (
     DIRECT,
     H11,

@@ -14,8 +14,8 @@ from typing import Any
 
 import uvicorn
 
-from .connection import FIRST, QUIET_SECONDS, Head, Lingering, wants_events
-from .server_state import Drainable, PoolServerState, unread_bytes
+from .connection_state import Drainable, PoolServerState, unread_bytes
+from .http1_connection import FIRST, QUIET_SECONDS, Head, Lingering, wants_events
 from .uvicorn_parts import Http2Protocol, State
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -15,10 +15,10 @@ import uvicorn
 
 from .accepting import AdoptionPair, SharedListeners
 from .access_log import watch_requests
-from .counting import Batch, Counted, count_statuses
+from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, PoolServerState
 from .draining import Moving, close_websocket, drainable_protocol, http_classes
 from .probe_connections import ProbeConnections
-from .server_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, PoolServerState
+from .request_counting import Batch, Counted, count_statuses
 from .uvicorn_parts import Message, Settings, State, Tls, ssl_context
 
 logger = logging.getLogger("uvicorn.error")

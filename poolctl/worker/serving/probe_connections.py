@@ -17,8 +17,8 @@ import uvicorn
 from ..tally import STATUS
 from .accepting import AcceptedConnections, make_protocol
 from .access_log import unwatched
-from .counting import Batch, Counted
-from .server_state import Heads, PoolServerState
+from .connection_state import Heads, PoolServerState
+from .request_counting import Batch, Counted
 from .uvicorn_parts import App, Message, Receive, Scope, Send, State
 
 _KEPT_SECONDS = 86400.0  # the prober closes it

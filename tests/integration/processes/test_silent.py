@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.keeper.shutdown import ALONE_SECONDS, ANSWER_SECONDS
+from poolctl.keeper.keeper_exit import ALONE_SECONDS, ANSWER_SECONDS
 from tests.http_get import get
 from tests.processes import is_alive
 from tests.real_pool import RealPool

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from poolctl import Pool, ServerConfig
-from poolctl.pool import engine
+from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.local.local_runner import LocalRunner
 from tests.integration.runners.test_runners import ask, config
@@ -19,10 +19,10 @@ from tests.ports import claim_port
 @pytest.fixture
 def runner() -> Iterator[ProcessRunner]:
     made = ProcessRunner()
-    host = engine.engine()
+    host = loop_thread.engine()
     host.hold()  # also between two calls of a test's own, the runner keeps its loop
     yield made
-    engine.run_sync(made.aclose())
+    loop_thread.run_sync(made.aclose())
     host.release()
 
 
@@ -45,7 +45,7 @@ def hand_over(runner: ProcessRunner, server: ServerConfig) -> socket.socket:
 
     ours, theirs = socket.socketpair()
     with theirs:
-        assert engine.run_sync(give(theirs))
+        assert loop_thread.run_sync(give(theirs))
     ours.settimeout(5)
     return ours
 
@@ -63,10 +63,10 @@ def test_the_pair_is_kept_as_long_as_the_listener_is_open(runner: ProcessRunner)
     server = config("web")
     pool = Pool([server], runner=runner)
     pool.start_sync()
-    entry = engine.run_sync(kept(runner))[f"adoption:{server.key}"]
+    entry = loop_thread.run_sync(kept(runner))[f"adoption:{server.key}"]
     assert entry == {"server": "web", "protocol": "plain"}
     pool.stop_sync()
-    assert not [name for name in engine.run_sync(kept(runner)) if name.startswith("adoption:")]
+    assert not [name for name in loop_thread.run_sync(kept(runner)) if name.startswith("adoption:")]
 
 
 def test_connections_in_the_pair_of_a_stopping_server_are_closed(runner: ProcessRunner) -> None:
@@ -76,9 +76,9 @@ def test_connections_in_the_pair_of_a_stopping_server_are_closed(runner: Process
         runner_ = await local(runner)
         await runner_.open(server)  # and no worker
 
-    engine.run_sync(scenario())
+    loop_thread.run_sync(scenario())
     with hand_over(runner, server) as sock:
-        engine.run_sync(runner.close(server.key))
+        loop_thread.run_sync(runner.close(server.key))
         assert sock.recv(1) == b""
 
 
@@ -91,5 +91,5 @@ def test_a_program_has_no_pair(runner: ProcessRunner) -> None:
         with socket.socket() as sock:
             return runner_.adoptions.give(server.key, sock)
 
-    assert engine.run_sync(scenario()) is False
-    engine.run_sync(runner.close(server.key))
+    assert loop_thread.run_sync(scenario()) is False
+    loop_thread.run_sync(runner.close(server.key))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from poolctl import Pool, ServerConfig
-from poolctl.pool import engine
+from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from tests.http_get import get
 from tests.ports import claim_port
@@ -41,4 +41,4 @@ def test_restart_returns_when_a_busy_old_worker_accepts_no_more(tmp_path: Path, 
         asking.join(10)
     finally:
         pool.stop_sync(timeout=5)
-        engine.run_sync(runner.aclose())
+        loop_thread.run_sync(runner.aclose())

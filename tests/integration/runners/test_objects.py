@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from poolctl import Pool, PoolContext, PoolStartError, ServerConfig
-from poolctl.pool import engine
+from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from tests.asgi_apps import hello
 from tests.http_get import get
@@ -20,7 +20,7 @@ from tests.ports import claim_port
 def runner() -> Iterator[ProcessRunner]:
     made = ProcessRunner()
     yield made
-    engine.run_sync(made.aclose())
+    loop_thread.run_sync(made.aclose())
 
 
 def failure(pool: Pool) -> str:

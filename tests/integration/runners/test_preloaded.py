@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from poolctl import Pool, ServerConfig
-from poolctl.pool import engine
+from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from tests.http_get import get
 from tests.ports import claim_port
@@ -46,4 +46,4 @@ def test_servers_are_forked_from_an_import_and_restarted_together_with_new_code(
         assert imported_in_again != imported_in
     finally:
         pool.stop_sync(timeout=5)
-        engine.run_sync(runner.aclose())
+        loop_thread.run_sync(runner.aclose())

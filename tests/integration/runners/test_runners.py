@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from poolctl import Field, Pool, PoolRestartError, PoolStartError, Server, ServerConfig, State
-from poolctl.pool import engine
+from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.inline_runner import InlineRunner
 from poolctl.runners.runner_protocol import Runner
@@ -52,7 +52,7 @@ def pool(make_runner: MakeRunner) -> Iterator[Pool]:
     made.stop_sync(timeout=5)
     made.join_sync()
     if runner is not None:
-        engine.run_sync(runner.aclose())
+        loop_thread.run_sync(runner.aclose())
 
 
 def config(name: str, app: str = "hello", *, bind: str = "", **keys: Any) -> ServerConfig:
@@ -503,7 +503,7 @@ def test_a_forked_child_can_use_its_parents_runner_and_fork_again(
         assert get(bind).status == 200
     finally:
         pool.stop_sync()
-        engine.run_sync(runner.aclose())
+        loop_thread.run_sync(runner.aclose())
     assert "Exception" not in capfd.readouterr().err
 
 

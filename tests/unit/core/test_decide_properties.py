@@ -25,8 +25,8 @@ from poolctl.core.decide import (
     Stop,
     decide,
 )
-from poolctl.core.state import Entry, Worker
-from poolctl.core.view import LEAVING, Desired, Listener, Overrides, Phase, View, WorkerView
+from poolctl.core.decision_input import LEAVING, Desired, Listener, Overrides, Phase, View, WorkerView
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.states import State
 
 MOST_WORKERS = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from poolctl import ServerConfig
-from poolctl.core.view import Overrides, Phase
+from poolctl.core.decision_input import Overrides, Phase
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web

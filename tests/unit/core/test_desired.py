@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from poolctl.config import ServerConfig
-from poolctl.core.state import Entry
-from poolctl.core.view import FOLLOWS, Desired, ImpossibleChange
+from poolctl.core.decision_input import FOLLOWS, Desired, ImpossibleChange
+from poolctl.core.server_entry import Entry
 from tests.unit.supervisor.desk import Desk, run, web
 
 

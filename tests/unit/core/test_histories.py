@@ -19,9 +19,9 @@ from poolctl.clock import ManualClock
 from poolctl.core import reconcile
 from poolctl.core.core import Core
 from poolctl.core.decide import Action, decide
+from poolctl.core.decision_input import LEAVING, Listener, Overrides, Phase, View
+from poolctl.core.server_entry import Entry
 from poolctl.core.servers import record_of, restore
-from poolctl.core.state import Entry
-from poolctl.core.view import LEAVING, Listener, Overrides, Phase, View
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State

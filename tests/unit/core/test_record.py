@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from poolctl.config import ServerConfig
+from poolctl.core.decision_input import Desired, Overrides
+from poolctl.core.server_entry import Entry
 from poolctl.core.servers import record_of, restore
-from poolctl.core.state import Entry
-from poolctl.core.view import Desired, Overrides
 
 
 def entry() -> Entry:

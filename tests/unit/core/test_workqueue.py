@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from poolctl.config import ServerConfig
 from poolctl.core.server_changes import BATCH, Workqueue
-from poolctl.core.state import Entry
+from poolctl.core.server_entry import Entry
 
 
 def entries(count: int) -> list[Entry]:

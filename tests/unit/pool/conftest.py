@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from poolctl.pool import engine
+from poolctl.pool import loop_thread
 from tests.deadline import wait_until
 
 
 def _gone() -> bool:
-    if engine._current is None:
+    if loop_thread._current is None:
         return True
     gc.collect()  # a runner that a test made keeps the engine as long as it lives
-    return engine._current is None
+    return loop_thread._current is None
 
 
 @pytest.fixture(autouse=True)
@@ -25,4 +25,4 @@ def _nothing_is_left_running() -> Iterator[None]:
     try:
         wait_until(_gone, timeout_seconds=2, what="the engine to end")
     finally:
-        engine._current = None  # so that what one test leaves behind fails that test alone
+        loop_thread._current = None  # so that what one test leaves behind fails that test alone

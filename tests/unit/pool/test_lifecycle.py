@@ -23,7 +23,7 @@ from poolctl import (
     Status,
 )
 from poolctl.clock import ManualClock
-from poolctl.pool import engine
+from poolctl.pool import loop_thread
 from poolctl.runners.runner_protocol import Exit
 from tests.deadline import wait_until
 from tests.unit.pool.scripted_runner import BREAKS, FAILS, NEVER, ScriptedRunner
@@ -42,7 +42,7 @@ def on_loop(work: Any) -> Any:
     async def call() -> Any:
         return work()
 
-    return engine.run_sync(call())
+    return loop_thread.run_sync(call())
 
 
 def only(pool: Pool) -> Server:
@@ -241,7 +241,7 @@ def test_join_raises_what_could_not_be_ended() -> None:
         joining = asyncio.ensure_future(pool.join())
         await asyncio.sleep(0)  # it has begun
         assert runner.may_stop is not None
-        engine.submit(_set(runner.may_stop))
+        loop_thread.submit(_set(runner.may_stop))
         await joining
 
     with pytest.raises(PoolStopError) as caught:
@@ -435,7 +435,7 @@ def test_context_values_are_there_when_a_worker_is_placed() -> None:
     made(runner, config("a")).start_sync()
     made(runner, config("b"), context=PoolContext({"db": 1})).start_sync()
     assert [dict(values) for values in runner.values] == [{}, {"db": 1}]
-    engine.run_sync(runner.aclose())
+    loop_thread.run_sync(runner.aclose())
 
 
 def test_storing_under_a_running_address_stops_the_old_one_first() -> None:
@@ -449,7 +449,7 @@ def test_storing_under_a_running_address_stops_the_old_one_first() -> None:
         await new.start()
         return new
 
-    new = engine.run_sync(replace())  # on the loop, so that the start is ordered before the stop is over
+    new = loop_thread.run_sync(replace())  # on the loop, so that the start is ordered before the stop is over
     assert (old.state, new.state) == (State.STOPPED, State.RUNNING)
     assert runner.log == [
         "open a", "place a.1.0", "stop a.1.0 10", "place a2.1.0",
@@ -473,7 +473,7 @@ def test_servers_of_one_name_in_two_pools_of_a_runner_are_kept_apart() -> None:
     made(runner, config("a")).start_sync()
     made(runner, config("a", bind="127.0.0.1:2")).start_sync()
     assert list(runner.running) == ["a.1.0", "a~2.1.0"]
-    engine.run_sync(runner.aclose())
+    loop_thread.run_sync(runner.aclose())
 
 
 def test_errors_name_servers_as_their_pool_does_where_two_pools_have_the_same_names() -> None:
@@ -494,7 +494,7 @@ def test_errors_name_servers_as_their_pool_does_where_two_pools_have_the_same_na
     with pytest.raises(PoolStartError) as raised:
         made(runner, config("b", bind="127.0.0.1:5")).start_sync()
     assert "in use by 'a'" in str(raised.value.exceptions[0])
-    engine.run_sync(runner.aclose())
+    loop_thread.run_sync(runner.aclose())
 
 
 def test_a_restart_that_is_cut_short_by_a_stop_says_so_and_ends_both_generations() -> None:
@@ -670,7 +670,7 @@ def test_second_stop_does_not_cut_the_cleanup_short() -> None:
         order.start()
         wait_until(lambda enough=number: len(only(pool)._handle.stops) == enough)  # type: ignore[union-attr]
     wait_until(lambda: "stop a.1.0 10" in runner.log)
-    engine.run_sync(_turns(20))
+    loop_thread.run_sync(_turns(20))
     assert runner.opened, "the address is not given up while a worker is there"
     on_loop(runner.may_stop.set)
     for thread in (starting, *orders):

@@ -23,7 +23,7 @@ from poolctl import (
     State,
     Status,
 )
-from poolctl.pool.monitor import Monitor
+from poolctl.pool.server_monitor import Monitor
 
 
 def config(name: str, bind: str, **keys: Any) -> ServerConfig:

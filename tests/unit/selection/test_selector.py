@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.control.answers import Item
-from poolctl.selection.expressions import compiled
+from poolctl.selection.regular_expressions import compiled
 from poolctl.selection.selector import Selector, SelectorError, Unmatched, select
 
 

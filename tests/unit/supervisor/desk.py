@@ -12,7 +12,7 @@ from poolctl.clock import ManualClock
 from poolctl.config import Tables
 from poolctl.control.answers import About, ErrorEntry
 from poolctl.core.core import Core
-from poolctl.core.trace import Trace
+from poolctl.core.decision_trace import Trace
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.active_configuration import ActiveConfiguration, ResolvedConfig

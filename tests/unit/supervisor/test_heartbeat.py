@@ -6,8 +6,8 @@ from random import Random
 from typing import Any
 
 from poolctl import ServerConfig
-from poolctl.core.state import Entry, Worker
-from poolctl.core.view import Phase
+from poolctl.core.decision_input import Phase
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.supervisor.health.heartbeat import Heartbeat
 from tests.unit.supervisor.desk import Desk, Fixed, run, turns, web

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from poolctl import ServerConfig
 from poolctl.control.answers import PlannedChange
-from poolctl.core.view import Overrides
+from poolctl.core.decision_input import Overrides
 from poolctl.supervisor.verbs.reload_diff import Kind, Running, differences, is_live, plan
 from tests.unit.supervisor.desk import web
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from poolctl.config import ServerConfig
-from poolctl.core.state import Entry
-from poolctl.core.view import Desired, Overrides
+from poolctl.core.decision_input import Desired, Overrides
+from poolctl.core.server_entry import Entry
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.keeper.fd_store import Store
 from poolctl.keeper.keeper import Keeper

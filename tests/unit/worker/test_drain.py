@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import connect
 
-from poolctl.worker.serving import connection
+from poolctl.worker.serving import http1_connection
 from tests.asgi_apps import lifespan
 from tests.load.frames import CLOSE, PING, TEXT, frame, new_key
 from tests.serving import ENGINES, ZTTP, Client, Engine, leaving, served, turns, until
@@ -24,12 +24,12 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "QUIET_SECONDS", 5.0)
+    monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 5.0)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "QUIET_SECONDS", 0.15)
+    monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 0.15)
 
 
 def test_drain_keeps_an_idle_connection_whose_next_response_says_close(engine: Engine) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.worker.serving import connection, http2
+from poolctl.worker.serving import http1_connection, http2
 from poolctl.worker.serving.http2 import PREFACE, Frames
 from tests.asgi_apps import answer, lifespan
 from tests.serving import Client, Engine, Pair, accepted, leaving, served, until
@@ -30,7 +30,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (connection, http2, http2):
+    for module in (http1_connection, http2, http2):
         monkeypatch.setattr(module, "QUIET_SECONDS", 0.15)
 
 

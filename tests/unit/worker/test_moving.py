@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from poolctl.keeper import wire
-from poolctl.worker.serving import connection
+from poolctl.worker.serving import http1_connection
 from poolctl.worker.serving.accepting import AdoptionPair
 from tests.serving import ENGINES, App, Client, Engine, Pair, Served, leaving, served, turns, until
 
@@ -338,7 +338,7 @@ def test_connection_closed_by_its_client_does_not_delay_a_drain(engine: Engine, 
 def test_connections_linger_without_a_pair(
     engine: Engine, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "QUIET_SECONDS", 5.0)
+    monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 5.0)
 
     async def scenario() -> None:
         async with two(engine, pair) as (old, _):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.worker.serving.server_state import IdleTimer
+from poolctl.worker.serving.connection_state import IdleTimer
 from tests.certificates import certificate
 from tests.serving import ENGINES, Client, Engine, Served, served
 

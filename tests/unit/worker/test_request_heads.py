@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.worker.serving import connection, server_state
+from poolctl.worker.serving import connection_state, http1_connection
 from tests.asgi_apps import answer, lifespan
 from tests.certificates import certificate
 from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, accepted, served, turns, until
@@ -240,7 +240,7 @@ def test_client_that_keeps_sending_can_read_why_it_was_refused(engine: Engine) -
 
 
 def test_refused_client_that_stays_is_disconnected(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_READ_ON_SECONDS", SECONDS)
+    monkeypatch.setattr(http1_connection, "_READ_ON_SECONDS", SECONDS)
 
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
@@ -272,7 +272,7 @@ def test_drain_waits_for_a_head_until_its_time_limit(engine: Engine) -> None:
 def test_time_of_a_head_includes_the_tls_handshake(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
-    monkeypatch.setattr(server_state, "_MARGIN_SECONDS", 0.0)
+    monkeypatch.setattr(connection_state, "_MARGIN_SECONDS", 0.0)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate(tmp_path))
     trusting = ssl._create_unverified_context()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from websockets.asyncio.client import connect
 
-from poolctl.worker.serving import connection
+from poolctl.worker.serving import http1_connection
 from tests.serving import ENGINES, Client, Engine, leaving, served, turns
 
 
@@ -32,7 +32,7 @@ def test_out_of_rotation_a_new_connection_is_answered_and_closed(engine: Engine)
 def test_out_of_rotation_an_idle_connection_is_answered_once_more_or_closed_when_quiet(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "QUIET_SECONDS", 5.0)
+    monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 5.0)
 
     async def scenario() -> None:
         async with served(engine) as (server, _, port, _running):
@@ -42,7 +42,7 @@ def test_out_of_rotation_an_idle_connection_is_answered_once_more_or_closed_when
             server.rotate(False)
             assert (await talking.get())[1]["connection"] == "close"
             assert await talking.at_end()
-            monkeypatch.setattr(connection, "QUIET_SECONDS", 0.15)
+            monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 0.15)
             server.rotate(True)
             server.rotate(False)
             assert await quiet.at_end()
@@ -51,7 +51,7 @@ def test_out_of_rotation_an_idle_connection_is_answered_once_more_or_closed_when
 
 
 def test_back_in_rotation_connections_are_kept_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 0.05)
 
     async def scenario() -> None:
         async with served(engine) as (server, _, port, _running):

@@ -19,7 +19,7 @@ from poolctl.worker.serving import uvicorn_parts as parts
 from poolctl.worker.serving.uvicorn_parts import UvicornParts
 from tests.serving import Client, Engine, served
 
-MIXINS = ("connection", "draining", "http2")
+MIXINS = ("http1_connection", "draining", "http2")
 PACKAGE = Path(poolctl.__file__).parent
 SERVING = PACKAGE / "worker" / "serving"
 HTTP = {

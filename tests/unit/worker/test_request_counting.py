@@ -8,7 +8,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from poolctl.worker import tally
-from poolctl.worker.serving.counting import Batch, count_statuses
+from poolctl.worker.serving.request_counting import Batch, count_statuses
 from tests.asgi_apps import lifespan
 from tests.serving import ENGINES, Client, Engine, served, until
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from poolctl.errors import PoolError, PoolRestartError, PoolStopError, ServerError
 
 from .core import Core
-from .state import Entry
-from .view import Listener
+from .decision_input import Listener
+from .server_entry import Entry
 
 LAST_LINES = 5
 # So many are read, because most of a traceback says nothing to an operator.

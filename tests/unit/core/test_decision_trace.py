@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.core.trace import Trace, why_nothing
-from poolctl.core.view import Desired, Listener, Phase, View, WorkerView
+from poolctl.core.decision_input import Desired, Listener, Phase, View, WorkerView
+from poolctl.core.decision_trace import Trace, why_nothing
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 RECOVERY = Path(__file__).parents[3] / "docs" / "recovery.md"

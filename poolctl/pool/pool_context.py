@@ -10,7 +10,7 @@ from poolctl.config import ServerConfig, TLSConfig
 from poolctl.errors import ServerError
 from poolctl.runners.runner_protocol import Runner
 
-from .engine import LOCK
+from .loop_thread import LOCK
 
 Handler = Callable[[], Mapping[str, object]]
 

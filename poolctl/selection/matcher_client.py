@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from poolctl import bootstrap
-from poolctl.selection.expressions import FASTER, SLOW
+from poolctl.selection.regular_expressions import FASTER, SLOW
 
 # The process limits its own CPU time. One that does not run at all is killed after this time.
 _STUCK_SECONDS = 10.0

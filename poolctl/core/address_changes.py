@@ -13,9 +13,9 @@ from poolctl.address import overlaps
 from poolctl.config import ServerConfig
 from poolctl.runners.runner_protocol import Endpoints
 
+from .decision_input import LEAVING, Listener
 from .server_changes import Workqueue
-from .state import Entry
-from .view import LEAVING, Listener
+from .server_entry import Entry
 
 
 def same_listener(one: ServerConfig, other: ServerConfig) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 from ..tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
-from .counting import Batch
+from .request_counting import Batch
 from .uvicorn_parts import ServerState
 
 Header = tuple[bytes, bytes]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from poolctl import ServerConfig
+from poolctl.core.decision_input import Phase
+from poolctl.core.server_entry import Worker
 from poolctl.core.servers import restore
-from poolctl.core.state import Worker
-from poolctl.core.view import Phase
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

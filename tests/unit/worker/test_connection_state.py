@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from poolctl.worker.serving.server_state import PoolServerState
+from poolctl.worker.serving.connection_state import PoolServerState
 
 
 def test_date_changes_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

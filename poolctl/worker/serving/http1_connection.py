@@ -20,8 +20,8 @@ from typing import Any
 import uvicorn
 
 from ..tally import MALFORMED, STATUS
-from .counting import MANY, Count
-from .server_state import Drainable, PoolServerState, unread_bytes
+from .connection_state import Drainable, PoolServerState, unread_bytes
+from .request_counting import MANY, Count
 from .uvicorn_parts import CLOSE_HEADER, Http1Protocol, State
 
 QUIET_SECONDS = 2.0

@@ -12,19 +12,19 @@ from typing import Protocol
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
 from poolctl.core.availability import Availability
+from poolctl.core.command_goals import until
 from poolctl.core.core import Core
-from poolctl.core.rollout import until
+from poolctl.core.decision_input import LEAVING, Listener, Phase
+from poolctl.core.decision_trace import Trace
 from poolctl.core.server_changes import Event
-from poolctl.core.state import Entry
-from poolctl.core.trace import Trace
-from poolctl.core.view import LEAVING, Listener, Phase
+from poolctl.core.server_entry import Entry
 from poolctl.errors import ServerError
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.states import State, Status
 
-from . import engine
-from .context import PoolContext, Shared
-from .engine import LOCK
+from . import loop_thread
+from .loop_thread import LOCK
+from .pool_context import PoolContext, Shared
 
 Future = concurrent.futures.Future[None]
 
@@ -66,7 +66,7 @@ class Handle:
 
     def __init__(self, server: Startable) -> None:
         self.server = server
-        self.epoch = engine.epoch
+        self.epoch = loop_thread.epoch
         self.observed = Snapshot()
         self.refusal: ServerError | None = None  # why the newest order to start it has failed
         self.availability = Availability()
@@ -146,7 +146,7 @@ class _Silent:
 class Host:
     """A runner's core on one engine, and the handles of its servers. Used on the engine's loop."""
 
-    def __init__(self, runner: Runner, clock: Clock, on: engine.Engine) -> None:
+    def __init__(self, runner: Runner, clock: Clock, on: loop_thread.Engine) -> None:
         self.core = Core((), runner, clock, _Silent(), trace=Trace.configured(os.environ))
         self.engine = on
         self._handles: dict[str, Handle] = {}  # by their names in the core
@@ -334,14 +334,14 @@ def _message(entry: Entry, state: State) -> str:
 
 # None of these may hold a runner, or it would never go: it is held by its host, which its servers hold while they run.
 _hosts: weakref.WeakValueDictionary[int, Host] = weakref.WeakValueDictionary()
-_tied: weakref.WeakKeyDictionary[Runner, engine.Engine] = weakref.WeakKeyDictionary()
+_tied: weakref.WeakKeyDictionary[Runner, loop_thread.Engine] = weakref.WeakKeyDictionary()
 _own_runner: Runner | None = None
 
 
 def host_of(shared: Shared) -> Host:
     """The host of a pool's runner on the engine of now; without a runner that of this process, which pools share."""
     global _own_runner
-    current = engine.engine()
+    current = loop_thread.engine()
     runner = shared.runner
     if runner is None:
         if _own_runner is None:
@@ -372,7 +372,7 @@ def handle_of(server: Startable) -> Handle:
 def living(server: Startable) -> Handle | None:
     """The server's handle; None before its first start, and in a forked child, where nothing of it is left."""
     handle = server._handle
-    return handle if handle is not None and handle.epoch == engine.epoch else None
+    return handle if handle is not None and handle.epoch == loop_thread.epoch else None
 
 
 def _forget_in_child() -> None:

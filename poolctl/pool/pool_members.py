@@ -11,10 +11,10 @@ from poolctl.address import AddressError, UsedPorts, canonical, overlapping
 from poolctl.config import ServerConfig
 from poolctl.errors import PoolAddError, PoolParamError, PoolStopError, ServerError
 
-from . import engine
-from .context import Shared
-from .engine import LOCK
-from .host import Handle, Startable, living
+from . import loop_thread
+from .live_servers import Handle, Startable, living
+from .loop_thread import LOCK
+from .pool_context import Shared
 from .server import Server
 from .start_stop import order_stop
 
@@ -163,7 +163,7 @@ class Members(Mapping[str, Server]):
 
     def join_sync(self) -> None:
         """`join`, blocking."""
-        engine.refuse_own_thread()
+        loop_thread.refuse_own_thread()
         while futures := self._endings():
             concurrent.futures.wait(futures)
             self._raise_failed(futures)

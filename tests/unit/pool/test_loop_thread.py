@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poolctl import Pool, PoolContext, ServerConfig, State
-from poolctl.pool import engine
+from poolctl.pool import loop_thread
 from tests.deadline import wait_until
 from tests.unit.pool.scripted_runner import ScriptedRunner
 
@@ -26,21 +26,21 @@ def test_work_is_done_on_one_thread_that_is_not_the_callers() -> None:
         return threading.current_thread()
 
     over = asyncio.Event()
-    held = engine.submit(hold(over))
-    here = engine.run_sync(_thread())
-    there = asyncio.run(engine.run(_thread()))
+    held = loop_thread.submit(hold(over))
+    here = loop_thread.run_sync(_thread())
+    there = asyncio.run(loop_thread.run(_thread()))
     assert here is there is not threading.current_thread()
     assert here.daemon
-    assert repr(engine._current) == "<Engine 1 tasks>"
-    engine._current.loop.call_soon_threadsafe(over.set)  # type: ignore[union-attr]
+    assert repr(loop_thread._current) == "<Engine 1 tasks>"
+    loop_thread._current.loop.call_soon_threadsafe(over.set)  # type: ignore[union-attr]
     assert held.result(10) is here
     wait_until(lambda: not here.is_alive())
 
 
 def test_a_new_thread_is_begun_when_the_last_one_has_ended() -> None:
-    first = engine.run_sync(_thread())
+    first = loop_thread.run_sync(_thread())
     wait_until(lambda: not first.is_alive())
-    assert engine.run_sync(_thread()) is not first
+    assert loop_thread.run_sync(_thread()) is not first
 
 
 def test_errors_and_cancellation_reach_the_caller() -> None:
@@ -51,11 +51,11 @@ def test_errors_and_cancellation_reach_the_caller() -> None:
         raise asyncio.CancelledError
 
     with pytest.raises(LookupError):
-        engine.run_sync(fail())
+        loop_thread.run_sync(fail())
     with pytest.raises(LookupError):
-        asyncio.run(engine.run(fail()))
+        asyncio.run(loop_thread.run(fail()))
     with pytest.raises(concurrent.futures.CancelledError):
-        engine.run_sync(give_up())
+        loop_thread.run_sync(give_up())
 
 
 def test_cancelling_the_future_cancels_the_work_and_its_cleaning_up_is_awaited() -> None:
@@ -69,7 +69,7 @@ def test_cancelling_the_future_cancels_the_work_and_its_cleaning_up_is_awaited()
             await asyncio.sleep(0)
             cleaned.set()
 
-    future = engine.submit(work())
+    future = loop_thread.submit(work())
     assert begun.wait(10)
     assert future.cancel()
     assert cleaned.wait(10)
@@ -82,10 +82,10 @@ def test_work_that_is_cancelled_before_it_began_leaves_nothing() -> None:
         ran.append(1)
 
     async def order_and_cancel() -> None:
-        engine.submit(work()).cancel()
+        loop_thread.submit(work()).cancel()
 
-    engine.run_sync(order_and_cancel())
-    wait_until(lambda: engine._current is None)
+    loop_thread.run_sync(order_and_cancel())
+    wait_until(lambda: loop_thread._current is None)
     assert ran == []
 
 
@@ -96,15 +96,15 @@ def test_context_variables_stay_with_the_caller() -> None:
     async def read() -> int:
         return variable.get()
 
-    assert engine.run_sync(read()) == 0
+    assert loop_thread.run_sync(read()) == 0
 
 
 def test_blocking_on_its_own_thread_is_refused() -> None:
     async def nested() -> None:
-        engine.run_sync(_thread())
+        loop_thread.run_sync(_thread())
 
     with pytest.raises(RuntimeError, match="would block"):
-        engine.run_sync(nested())
+        loop_thread.run_sync(nested())
 
 
 def test_a_look_at_a_pool_that_changes_meanwhile_is_taken_again() -> None:
@@ -166,7 +166,7 @@ def test_a_pool_has_neither_thread_nor_core_before_its_first_start_and_no_entry_
     (server,) = pool.values()
     assert (pool.is_running, server.state, len(pool.filter("name", "a"))) == (False, State.STOPPED, 1)
     pool.stop_sync()
-    wait_until(lambda: engine._current is None)
+    wait_until(lambda: loop_thread._current is None)
     assert server._handle is None
     pool.start_sync()
     handle = server._handle

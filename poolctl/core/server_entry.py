@@ -13,7 +13,7 @@ from poolctl.frozen_value import Table
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.states import State, Status
 
-from .view import (
+from .decision_input import (
     FOLLOWS,
     IN_BACKOFF,
     LEAVING,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from poolctl.keeper.fd_store import Store
+from poolctl.keeper.keeper_exit import ALONE_SECONDS, ANSWER_SECONDS, STOP_SECONDS, Shutdown
 from poolctl.keeper.reap import Reaper
-from poolctl.keeper.shutdown import ALONE_SECONDS, ANSWER_SECONDS, STOP_SECONDS, Shutdown
 
 NOBODY = 2**22 + 1  # no pid is as high
 

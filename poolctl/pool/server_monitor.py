@@ -15,7 +15,7 @@ from poolctl.errors import ServerError
 from poolctl.states import PASSING, State, Status
 
 if TYPE_CHECKING:
-    from .host import Handle
+    from .live_servers import Handle
 
 CONNECT_SECONDS = 1.0
 

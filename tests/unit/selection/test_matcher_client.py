@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from poolctl.selection import __main__ as process
-from poolctl.selection.matcher import TOO_SLOW, Answer, Matcher
+from poolctl.selection.matcher_client import TOO_SLOW, Answer, Matcher
 from tests.deadline import wait_until
 from tests.processes import is_alive
 
@@ -176,7 +176,7 @@ def test_an_idle_process_ends_and_is_started_again_on_demand() -> None:
 
 ASKER = f"""
 import asyncio
-from poolctl.selection.matcher import Matcher
+from poolctl.selection.matcher_client import Matcher
 
 async def ask():
     matcher = Matcher()

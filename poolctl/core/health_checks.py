@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from poolctl.runners.runner_protocol import Exit, Runner
 from poolctl.states import Status
 
+from .decision_input import Phase
 from .server_changes import Event, Recorder, Workqueue
-from .state import Entry, Worker
-from .view import Phase
+from .server_entry import Entry, Worker
 
 if TYPE_CHECKING:
     from poolctl.probes.schedule import Schedule

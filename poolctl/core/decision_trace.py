@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 
 from .decide import Action
-from .view import IN_BACKOFF, LEAVING, Listener, Phase, View, WorkerView
+from .decision_input import IN_BACKOFF, LEAVING, Listener, Phase, View, WorkerView
 
 VARIABLE, DECISIONS = "POOLCTL_TRACE", "decisions"
 
