@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.integration.processes.test_withheld import REPORT
 
 from tests.configuration import server
 from tests.http_get import get
 from tests.integration.cli.terminal import Terminal
+from tests.integration.processes.test_withheld_variables import REPORT
 from tests.ports import claim_port
 from tests.real_pool import HELLO_APP, RealPool
 
