@@ -142,7 +142,8 @@ class _SmallPool:
     def order(self, kind: type[Answer], verb: str, options: Table | None = None) -> Answer:
         """Likewise; raises TrialFailed also when the command fails."""
         answer = self.ask(kind, verb, options)
-        for error in answer.errors:
+        if answer.errors:
+            error = answer.errors[0]
             where = f"{error.name}: " if error.name else ""
             # A hint that refers to the small pool itself is of no use.
             hint = "" if error.hint.startswith(("poolctl ", "see ")) else f"; {error.hint}"
