@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from poolctl.worker.serving.server_state import PoolServerState
 
 from poolctl.worker.serving.accepting import SharedListeners, connections_by_descriptors
+from poolctl.worker.serving.connection_state import PoolServerState
 from tests.certificates import certificate
 from tests.serving import ENGINES, Client, Engine, Pair, accepted, leaving, served, until
 
