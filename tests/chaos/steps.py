@@ -145,6 +145,8 @@ class Steps:
         for pid in frozen:
             os.kill(pid, signal.SIGSTOP)
         try:
+            # The first fork may be made by the child that waits for it already, the second one needs the zygote.
+            self.stage.ok("restart", "plain")
             self.stage.ok("restart", "plain")
         finally:
             for pid in frozen:
