@@ -129,7 +129,7 @@ COMMON = (
 )
 
 
-HELP_OPTION = flag("help", "-h", "--help", help="Show this help and exit.")
+HELP_OPTION = flag("help", "-h", "--help", help="Show this message and exit.")
 
 
 def output(help: str = "table, wide, json, jsonl, name, or FIELD,FIELD…", *words: str) -> Option:

@@ -165,7 +165,7 @@ def _warnings_of(server: ServerKeys, disabled: Container[str]) -> Iterator[Findi
             message = f"{wanted.name!r} is disabled, and this server waits for it"
             yield Finding(("depends_on", index), message, "enable it, or take it out")
     if server.binds_itself and not server.job:
-        message = "the program binds its address itself, so a restart cannot overlap: it refuses meanwhile"
+        message = "the program binds its address itself, so a restart cannot overlap: connections are refused meanwhile"
         yield Finding(("command",), message, "let it take the socket ({fd}, LISTEN_FDS) if it can")
     for name, value in server.env.items():
         if value == MASK:

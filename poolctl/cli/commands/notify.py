@@ -25,7 +25,8 @@ def perform(request: CommandRequest) -> Outcome:
     """Send it by the supervisor, with its environment; without one by this command, with its own."""
     action, *names = request.get("words") or [""]
     if action != "test":
-        raise UsageError(f"notify: unknown action {action!r}", hint="poolctl notify test [NAME…]")
+        problem = f"unknown action {action!r}" if action else "the action is missing"
+        raise UsageError(f"notify: {problem}", hint="poolctl notify test [NAME…]")
     pool = find_pool(request)
     try:
         result = ask_for(NotifyResult, request, pool, more={"receivers": names})

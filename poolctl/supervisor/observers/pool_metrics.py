@@ -67,7 +67,7 @@ _AVAILABILITY: Sequence[Row[Availability]] = (
      lambda each: each.sli),
 )  # fmt: skip
 _REQUESTS: Sequence[Row[tally.Counts]] = (
-    ("poolctl_requests", "counter", "Requests that have come.", lambda counts: counts[tally.STARTED]),
+    ("poolctl_requests", "counter", "Requests received.", lambda counts: counts[tally.STARTED]),
     ("poolctl_requests_in_flight", "gauge", "Requests that are being answered.", tally.in_flight),
     ("poolctl_open_connections", "gauge", "Connections that are open.", lambda counts: counts[tally.OPEN_CONNECTIONS]),
     ("poolctl_connections", "counter", "Connections that a worker has accepted, or taken over from another.",
@@ -88,7 +88,7 @@ _WORKER: Sequence[Row[_WorkerSnapshot]] = (
      lambda each: None if each.pid is None else cpu_seconds(each.pid)),
     ("poolctl_worker_event_loop_lag_seconds", "gauge", "How late the worker's event loop was at its newest heartbeat.",
      lambda each: loop_lag_seconds(each.counts)),
-    ("poolctl_worker_requests", "counter", "Requests that have come to the worker.",
+    ("poolctl_worker_requests", "counter", "Requests received by the worker.",
      lambda each: each.counts[tally.STARTED] if each.counts else None),
     ("poolctl_worker_requests_in_flight", "gauge", "Requests that the worker is answering.",
      lambda each: tally.in_flight(each.counts) if each.counts else None),
