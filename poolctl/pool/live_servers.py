@@ -12,7 +12,7 @@ from typing import Protocol
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
 from poolctl.core.availability import Availability
-from poolctl.core.command_goals import until
+from poolctl.core.await_servers import until
 from poolctl.core.core import Core
 from poolctl.core.decision_input import LEAVING, Listener, Phase
 from poolctl.core.decision_trace import Trace

@@ -71,7 +71,7 @@ def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
 
 def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
     """Reload now, and whenever something changes, until Ctrl-C or the end of the pool."""
-    from poolctl.cli.watch_mode import PoolWatcher
+    from poolctl.cli.reload_on_change import PoolWatcher
 
     ended = Outcome(message="the pool has been stopped")
     try:

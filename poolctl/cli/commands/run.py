@@ -39,7 +39,7 @@ from poolctl.logs.log_line import LogLine, stamp
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from poolctl.cli.watch_mode import PoolWatcher
+    from poolctl.cli.reload_on_change import PoolWatcher
 
 # `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
@@ -194,7 +194,7 @@ class RunSession:
     def watch(self) -> None:
         """Apply what changes from now on, if that is wanted; returns at once."""
         if self.request.get("watch"):
-            from poolctl.cli.watch_mode import PoolWatcher
+            from poolctl.cli.reload_on_change import PoolWatcher
 
             watcher = PoolWatcher(self.request, self.pool)
             thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from poolctl.config import Finding, ServerConfig, problem_of
 from poolctl.control.answers import ErrorEntry, Result, entries
-from poolctl.core.command_goals import not_arrived
+from poolctl.core.await_servers import not_arrived
 from poolctl.core.server_entry import Entry
 from poolctl.errors import (
     PoolError,

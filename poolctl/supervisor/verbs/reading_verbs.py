@@ -16,7 +16,7 @@ from poolctl.control.answers import (
     Summary,
 )
 from poolctl.control.control_server import Progress
-from poolctl.core.command_goals import not_arrived, until
+from poolctl.core.await_servers import not_arrived, until
 from poolctl.core.decision_input import Desired
 from poolctl.core.server_entry import Entry
 from poolctl.core.server_files import day, passed_over

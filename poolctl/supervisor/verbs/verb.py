@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from poolctl.control.answers import About, ErrorEntry, ProgressLine, Result, ServerStep, failure
 from poolctl.control.control_server import Progress
-from poolctl.core.command_goals import Rollout
+from poolctl.core.await_servers import Rollout
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolParamError, ServerError

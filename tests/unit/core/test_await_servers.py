@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 
-from poolctl.core.command_goals import explaining
+from poolctl.core.await_servers import explaining
 
 FRAMES = ['  File "/srv/app.py", line 1, in <module>', "    raise RuntimeError('broken release')"]
 PLACE = FRAMES[0].strip()
