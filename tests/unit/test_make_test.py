@@ -85,6 +85,16 @@ def test_directories_that_a_part_ignores_hold_no_test_of_it() -> None:
     assert [file for file in files["ALL_UNMEASURED"] if not whole.search(file.read_text())] == []
 
 
+def test_the_tests_for_an_ordinary_user_exist() -> None:
+    listed = re.search(r"tests=\(\n(.*?)\n\)", (ROOT / ".ci" / "as-user").read_text(), re.DOTALL)
+    assert listed is not None
+    words = re.sub(r"#.*", "", listed[1]).split()
+    done = subprocess.run(
+        ["bash", "-c", f"ls -d {' '.join(words)}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_coverage_of_processes_that_were_killed_while_they_wrote_it_is_left_out(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "data.whole") as data:
         data.execute("create table coverage_schema (version integer)")
