@@ -143,7 +143,7 @@ _STYLES = {**_LEVELS, "WARN": "yellow", "WARNING": "yellow", "DEBUG": "bright_bl
 
 
 class LogPane:
-    """The last lines of the file and those that come. `back` is how many lines the reader has gone up."""
+    """The last lines of the file and those that come. `back` is how many lines the reader has scrolled up."""
 
     def __init__(self, name: str, path: str) -> None:
         self.name = name

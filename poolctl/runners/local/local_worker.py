@@ -226,7 +226,7 @@ class LocalWorker(Receiver):
         """
         if self.control is not None:
             same = receivers is not None and receivers == self.protocol
-            self.control.send({"order": order, "to": "pair" if same else "nobody"})
+            self.control.send({"order": order, "to": "pair" if same else "none"})
 
     async def ready(self, listeners: Sequence[socket.socket]) -> None:
         """Return when it has answered; a job, when it has exited with 0. Raises WorkerFailed."""
