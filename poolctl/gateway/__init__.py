@@ -1,0 +1,1 @@
+"""The gateway: clients reach every server of the pool by host, path or port."""

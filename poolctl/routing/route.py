@@ -1,0 +1,142 @@
+"""Routes as values: what a client asks for, where it is served, and under which rules."""
+
+from __future__ import annotations
+
+from ..frozen_value import Value
+
+PASS, PROXY, AUTO = "pass", "proxy", "auto"
+# Where a route comes from.
+FILE, SERVER, REGISTRATION, INVENTORY = "file", "server", "registration", "inventory"
+
+
+class Target(Value):
+    """Where a route leads: to a server of the pool by its name, or to a URL.
+
+    A URL is http://HOST:PORT, https://HOST:PORT or unix:/PATH; of a stream's target, HOST:PORT.
+    Of two targets one with twice the weight gets twice as many connections, or requests.
+    """
+
+    server: str = ""
+    url: str = ""
+    weight: int = 1
+
+    @property
+    def key(self) -> str:
+        """The name of the server, or the URL."""
+        return self.server or self.url
+
+
+class Header(Value):
+    """A header: its name in lower case, and its value."""
+
+    name: str
+    value: str = ""
+
+
+class Timeouts(Value):
+    """In seconds, 0 for none: to connect, to the head of the response, between two bytes of a body, in all."""
+
+    connect: float = 5.0
+    head: float = 60.0
+    idle: float = 60.0
+    total: float = 0.0
+
+
+class Limit(Value):
+    """How much of it at once, 0 for no limit: requests in flight, new ones a second, and those that may wait.
+
+    `queue_seconds` is how long one waits for its turn.
+    """
+
+    concurrency: int = 0
+    requests_per_second: float = 0.0
+    burst: int = 0
+    queue: int = 0
+    queue_seconds: float = 5.0
+
+
+class BreakerRule(Value):
+    """When a backend is left alone: after so many failures in a row, or such a share of them within the window.
+
+    It is tried again after `open_seconds`, by `probes` requests at once.
+    """
+
+    failures: int = 5
+    rate: float = 0.5
+    window_seconds: float = 10.0
+    open_seconds: float = 10.0
+    probes: int = 1
+
+
+class Route(Value):
+    """A route for HTTP.
+
+    `host` is exact ("users.example.com"), "*.example.com" for every name below it, a bare first label ("users"), a
+    pattern with "*" elsewhere, or "" for every host. `path` is a prefix in whole segments, in normal form: "/v1"
+    covers /v1 and /v1/users, not /v10. A request must have each of the `headers`; "" stands for any value.
+    """
+
+    alias: str
+    to: tuple[Target, ...] = ()
+    host: str = ""
+    path: str = "/"
+    methods: tuple[str, ...] = ()
+    headers: tuple[Header, ...] = ()
+    policy: str = "round-robin"
+    mode: str = AUTO
+    provider: str = FILE
+    # What only the proxy can do; each of them keeps the route from being passed.
+    strip_path: bool = False  # the prefix is removed from what the backend is asked for
+    host_header: str = ""  # what the backend is told instead of the client's Host
+    add_headers: tuple[Header, ...] = ()
+    sticky_cookie: str = ""
+    retries: int = 0
+    limit: Limit | None = None
+    backend_limit: Limit | None = None
+    context_headers: bool = False  # the backend receives the route's context as headers
+    max_body_bytes: int = 0
+    # What both ways respect.
+    timeouts: Timeouts = Timeouts()
+    breaker: BreakerRule = BreakerRule()
+    waiting_page: bool = False
+    probe_responses: tuple[str, ...] = ()
+
+
+class StreamRoute(Value):
+    """A route for TCP connections or UDP datagrams: `bind` is the gateway's own address for it, in canonical form."""
+
+    alias: str
+    bind: str
+    to: tuple[Target, ...] = ()
+    protocol: str = "tcp"
+    policy: str = "round-robin"
+    provider: str = FILE
+    idle_seconds: float = 600.0
+    max_connections: int = 0
+    timeouts: Timeouts = Timeouts()
+    breaker: BreakerRule = BreakerRule()
+
+
+class ExcludedRoute(Value):
+    """A route that is known and not served, with the reason."""
+
+    alias: str
+    reason: str
+    host: str = ""
+    provider: str = FILE
+
+
+def passable(route: Route, *, tls: bool = False) -> bool:
+    """Whether connections of the route can be handed to a worker: the targets are servers, and nothing needs the proxy.
+
+    With `tls` the request is not seen before, so that only a route for the whole host can.
+    """
+    return (
+        route.mode != PROXY
+        and bool(route.to)
+        and all(target.server for target in route.to)
+        and not (route.methods or route.headers or route.strip_path or route.host_header or route.add_headers)
+        and not (route.sticky_cookie or route.retries or route.limit or route.backend_limit)
+        and not (route.context_headers or route.max_body_bytes or route.waiting_page)
+        and not (tls and route.path != "/")
+    )
