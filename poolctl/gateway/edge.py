@@ -1,0 +1,61 @@
+"""What every connection of the gateway uses: settings, route table, backends, pairs, pools and counts.
+
+One a process. It imports the parts that it holds, so none of these imports it; whatever serves connections (accepting,
+passing on, proxying, streams) gets it as its first argument.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..frozen_value import Table
+from .settings import GatewaySettings
+
+logger = logging.getLogger("poolctl.gateway")
+
+
+class Edge:
+    """The gateway's parts in force. `table` and `settings` are replaced as a whole: keep no reference to them.
+
+    `report` sends an event to the supervisor.
+    """
+
+    def __init__(self, settings: GatewaySettings, report: Callable[[str, Table], None]) -> None:
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self._report = report
+        self.draining = False  # no new connection is accepted; answers on open ones close them
+        self._on_drain: list[Callable[[], None]] = []
+        self.table: Any = None  # RouteTable
+        self.backends: Any = None  # Backends
+        self.hosts: Any = None  # HostManager
+        self.passing: Any = None  # Passing
+        self.pool: Any = None  # ConnectionPool
+        self.counts: Any = None  # Counts
+        self.certificates: Any = None  # Certificates
+
+    def now(self) -> float:
+        """The time of the loop, in seconds: that of deadlines and latencies."""
+        return self.loop.time()
+
+    def event(self, kind: str, **data: object) -> None:
+        """Report an event of the gateway ("breaker opened", …) to the supervisor, which records it. Never blocks."""
+        self._report(kind, data)
+
+    def on_drain(self, callback: Callable[[], None]) -> None:
+        """Call it when the gateway begins to drain; at once when it does so already."""
+        if self.draining:
+            callback()
+        else:
+            self._on_drain.append(callback)
+
+    def drain(self) -> None:
+        """Begin to drain: what is idle ends, what is being answered ends afterwards."""
+        self.draining = True
+        callbacks: Iterable[Callable[[], None]] = self._on_drain
+        self._on_drain = []
+        for callback in callbacks:
+            callback()

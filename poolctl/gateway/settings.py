@@ -1,0 +1,45 @@
+"""What the gateway's process is told at its start, and again when the configuration changes."""
+
+from __future__ import annotations
+
+from ..frozen_value import Value
+
+HTTP, TCP, UDP = "http", "tcp", "udp"
+
+
+class ListenerSettings(Value):
+    """One address of the gateway, in canonical form, and the number of its sockets.
+
+    A stream's listener has the alias of its route; `tls` says that certificates exist for it, or that connections are
+    passed to servers with TLS by the name in their ClientHello.
+    """
+
+    bind: str
+    sockets: int = 1
+    protocol: str = HTTP
+    alias: str = ""
+    tls: bool = False
+
+    @property
+    def key(self) -> str:
+        """Identifies it among the listeners: TCP and UDP ports are different ones."""
+        return f"udp {self.bind}" if self.protocol == UDP else self.bind
+
+
+class GatewaySettings(Value):
+    """The table [gateway] in force, with the listeners in the order of their descriptors.
+
+    `directory` is the pool's runtime directory, for the process's log. Networks in `trusted_proxies` ("10.0.0.0/8")
+    are believed when they forward a client's address.
+    """
+
+    directory: str
+    listeners: tuple[ListenerSettings, ...] = ()
+    header_for_host: str = "Host"
+    traffic_re_enable_seconds: float = 30.0
+    trusted_proxies: tuple[str, ...] = ()
+    drain_seconds: float = 30.0
+    head_seconds: float = 60.0
+    keep_alive_seconds: float = 75.0
+    max_head_bytes: int = 64 * 1024
+    max_connections: int = 0
