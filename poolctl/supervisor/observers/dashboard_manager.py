@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from typing import TYPE_CHECKING
 
 from poolctl import __version__
 from poolctl.address import parse
 from poolctl.control.answers import DashboardLink, DashboardResult, failure
-from poolctl.errors import PoolMonitorError, ServerError
+from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.keeper import fd_store, wire
 from poolctl.listeners.open_listener import close_listener, refuse
@@ -24,53 +23,34 @@ from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import LinkLost
 
 from ..active_configuration import PoolEnvironment
+from ..sidecar import SidecarManager
 from .dashboard_process import DashboardProcess, Settings, settings_of
 
 if TYPE_CHECKING:
     from poolctl.config import Dashboard as Table
 
-_FIRST_PAUSE_SECONDS = 0.2
-_LONGEST_PAUSE_SECONDS = 30.0
-_CALM_SECONDS = 60.0
 _HINT = "add [dashboard] to the pool's file, then poolctl reload"
 
-logger = logging.getLogger("poolctl.supervisor")
 
+class DashboardPage(SidecarManager):
+    """Keeps the dashboard as `want` says; `problem` is why it is not served."""
 
-class DashboardPage:
-    """Keeps the dashboard as `want` says; `problem` is why it is not served.
-
-    Nothing here raises: the pool does not depend on its page.
-    """
+    label, entry = "the dashboard", fd_store.DASHBOARD_LINK
 
     def __init__(self, environment: PoolEnvironment, events: Events) -> None:
-        self.problem = ""
+        super().__init__(environment.keeper, events)
         self.table: Table | None = None
         self._environment = environment
-        self._keeper = environment.keeper
         self._directory = environment.directory
-        self._events = events
         self._opener = Opener()
         self._sockets: list[socket.socket] = []
         self._bind = ""
-        self._process: DashboardProcess | None = None
-        self._pause_seconds = _FIRST_PAUSE_SECONDS
-        self._turn = asyncio.Lock()
-        self._work: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Event()
-        self._tried = asyncio.Event()  # whether it can listen is known
-        self._adopted = self._over = False
+        self._adopted = False
 
     def want(self, table: Table | None) -> None:
         """Serve it as this table says, soon; None: not at all."""
         self.table = table
-        self._pause_seconds = _FIRST_PAUSE_SECONDS
-        self._tried.clear()
-        self._soon(0.0)
-
-    async def attempted(self) -> None:
-        """Return once its address has been opened, or could not be; then `problem` says why."""
-        await self._tried.wait()
+        self._configured()
 
     async def settings(self) -> Settings | None:
         """The settings of its process, once it serves; None when it cannot, and `problem` says why."""
@@ -80,44 +60,6 @@ class DashboardPage:
         if self.problem or self.table is None:
             return None
         return await asyncio.to_thread(settings_of, self.table, self._environment)
-
-    async def aclose(self) -> None:
-        """End the process, and refuse connections from now on."""
-        self._over = True
-        for task in list(self._work):
-            task.cancel()
-        async with self._turn:
-            await self._off()
-
-    def _soon(self, seconds: float) -> None:
-        task = asyncio.ensure_future(self._settle_after(seconds))
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
-
-    async def _settle_after(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        async with self._turn:
-            try:
-                await self._settle()
-            except (ServerError, LinkLost, OSError, TimeoutError) as error:
-                self._failed(getattr(error, "message", "") or str(error) or "its process does not come up")
-            except Exception as error:
-                logger.exception("the dashboard could not be started")
-                self._failed(repr(error))
-        self._changed.set()
-        self._tried.set()
-
-    def _failed(self, problem: str) -> None:
-        if problem != self.problem:
-            self.problem = problem
-            logger.error("the dashboard: %s", problem)
-            self._events.record("pool", "dashboard failed", message=f"the dashboard: {problem}")
-        self._again()
-
-    def _again(self) -> None:
-        if not self._over:
-            self._soon(self._pause_seconds)
-            self._pause_seconds = min(self._pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
 
     async def _settle(self) -> None:
         if not self._adopted:
@@ -138,10 +80,7 @@ class DashboardPage:
             before = None
         self._tried.set()
         process = await DashboardProcess.start(self._keeper, self._directory, settings, mark, self._sockets)
-        self._keeper.send(
-            {"op": "put", "name": fd_store.DASHBOARD_LINK, "meta": {**process.known, "mark": mark}},
-            [process.link.sock.fileno()],
-        )
+        self._keep(process)
         self._watch(process)
         if before is not None:
             before.end()
@@ -169,25 +108,8 @@ class DashboardPage:
         fds = [sock.fileno() for sock in self._sockets]
         self._keeper.send({"op": "put", "name": fd_store.DASHBOARD, "meta": {"bind": bind}}, fds)
 
-    def _watch(self, process: DashboardProcess) -> None:
-        self._process = process
-        process.exited.add_done_callback(lambda _: self._ended(process))
-
-    def _ended(self, process: DashboardProcess) -> None:
-        if self._process is not process:
-            return
-        self._process = None
-        self._keeper.send({"op": "drop", "name": fd_store.DASHBOARD_LINK})
-        logger.error("the dashboard's process has ended; another one is started")
-        if asyncio.get_running_loop().time() - process.began > _CALM_SECONDS:
-            self._pause_seconds = _FIRST_PAUSE_SECONDS
-        self._again()
-
     async def _off(self) -> None:
-        if self._process is not None:
-            process, self._process = self._process, None
-            self._keeper.send({"op": "drop", "name": fd_store.DASHBOARD_LINK})
-            process.end()
+        self._end_process()
         if self._sockets:
             refuse(self._sockets)  # the process that is about to end has them too
             close_listener(self._sockets, identity_of(self._bind))

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
 import secrets
 import socket
-import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from poolctl.address import parse
-from poolctl.bootstrap import command
 from poolctl.control.pool_paths import SOCKET_NAME
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
-from poolctl.keeper import wire
-from poolctl.runners import withheld_variables
-from poolctl.runners.process_link import Link, LinkLost, Receiver
-from poolctl.runners.process_watchdog import ProcessWatchdog, identity, kill
+from poolctl.runners.process_link import Link
+
+from ..sidecar import SidecarProcess
 
 if TYPE_CHECKING:
     from poolctl.config import Dashboard
@@ -31,8 +27,6 @@ if TYPE_CHECKING:
 TOKEN_FILE = "dashboard.token"
 ENDED_FILE = "dashboard.ended"
 _TOKEN_BYTES = 32
-_UP_SECONDS = 30.0
-_ENDS_SECONDS = 10.0
 
 
 class Settings(NamedTuple):
@@ -114,22 +108,10 @@ def _make(path: str) -> None:
         raise ServerError(f"its token cannot be written: {error}", hint="name one: token_file") from None
 
 
-class DashboardProcess(Receiver):
-    """The process at the other end of `sock`; `known` identifies it, `mark` identifies its settings.
+class DashboardProcess(SidecarProcess):
+    """The process that serves the page."""
 
-    `exited` is done when it has ended by itself.
-    """
-
-    def __init__(self, sock: socket.socket, known: Table, mark: str) -> None:
-        self.mark = mark
-        self.known = known
-        self.up = asyncio.Event()
-        self.began = asyncio.get_running_loop().time()
-        self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._watched: ProcessWatchdog | None = None
-        # The exit is reported soon, not at once: the first message may find the link lost already.
-        self.link = Link(sock, self)
-        self._watched = ProcessWatchdog(self.link, known, "the dashboard's process")
+    part, label, output = "web", "the dashboard", "dashboard.log"
 
     @classmethod
     async def start(
@@ -139,60 +121,10 @@ class DashboardProcess(Receiver):
         settings: Settings,
         mark: str,
         sockets: Sequence[socket.socket],
-    ) -> DashboardProcess:
+    ) -> Self:
         """Start a process and wait until it serves. Raises LinkLost or TimeoutError, and ends it, when it does not."""
-        ours, theirs = wire.pair()
-        argv = command(sys.executable, "web")
-        output = os.path.join(directory, "dashboard.log")
-        with theirs:
-            reply, _ = await keeper.call(
-                {
-                    "op": "spawn",
-                    "argv": argv,
-                    "output": output,
-                    "session": True,
-                    "without": withheld_variables.present(),
-                },
-                [theirs.fileno()],
-            )
-        process = cls(ours, identity(int(reply["pid"])), mark)
+        process = await cls.spawn(keeper, directory, mark)
         begin = {"t": "begin", "bind": settings.bind, "directory": directory, "settings": settings.values}
         process.link.send(begin, [sock.fileno() for sock in sockets])
-        try:
-            async with asyncio.timeout(_UP_SECONDS):
-                await process.up.wait()
-            if process.link.sock.fileno() < 0:
-                raise LinkLost(f"its process ended at its start; see {output}")
-        except BaseException:
-            process.end()
-            raise
+        await process.ready(directory)
         return process
-
-    def end(self) -> None:
-        """Ask it to end, and kill it later: one that hangs would hold its listener for ever."""
-        self._stop_watching()
-        self.link.send({"t": "end"})
-        self.link.close()
-        asyncio.get_running_loop().call_later(_ENDS_SECONDS, kill, self.known)
-
-    def received(self, message: wire.Message, fds: list[int]) -> None:
-        """See Receiver."""
-        if self._watched is not None:
-            self._watched.received(message)
-        if message.get("t") == "up":
-            self.up.set()
-
-    def _stop_watching(self) -> None:
-        if self._watched is not None:
-            self._watched.close()
-            self._watched = None
-
-    def lost(self) -> None:
-        """See Receiver."""
-        asyncio.get_running_loop().call_soon(self._ended)
-
-    def _ended(self) -> None:
-        self._stop_watching()
-        self.up.set()
-        if not self.exited.done():
-            self.exited.set_result(None)

@@ -1,0 +1,223 @@
+"""A process of the pool's own beside the supervisor, such as the dashboard's: started, watched, replaced and ended.
+
+The keeper holds its sockets and the link to it as well, so that the next supervisor can adopt it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from typing import ClassVar, Self
+
+from poolctl.bootstrap import command
+from poolctl.errors import ServerError
+from poolctl.frozen_value import Table
+from poolctl.keeper import wire
+from poolctl.monitor.event_queue import Events
+from poolctl.runners import withheld_variables
+from poolctl.runners.process_link import Link, LinkLost, Receiver
+from poolctl.runners.process_watchdog import ProcessWatchdog, identity, kill
+
+_UP_SECONDS = 30.0
+_ENDS_SECONDS = 10.0
+_FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 30.0
+_CALM_SECONDS = 60.0
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class SidecarProcess(Receiver):
+    """The process at the other end of `sock`; `known` identifies it, `mark` its version and settings.
+
+    `exited` is done when it has ended by itself. `part` is the package that it runs.
+    """
+
+    part: ClassVar[str]
+    label: ClassVar[str]
+    output: ClassVar[str]  # the name of its log in the runtime directory
+
+    def __init__(self, sock: socket.socket, known: Table, mark: str) -> None:
+        self.mark = mark
+        self.known = known
+        self.up = asyncio.Event()
+        self.began = asyncio.get_running_loop().time()
+        self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watched: ProcessWatchdog | None = None
+        # The exit is reported soon, not at once: the first message may find the link lost already.
+        self.link = Link(sock, self)
+        self._watched = ProcessWatchdog(self.link, known, f"{self.label}'s process")
+
+    @classmethod
+    async def spawn(cls, keeper: Link, directory: str, mark: str) -> Self:
+        """Let the keeper start the process, which waits for its first message. Raises LinkLost."""
+        ours, theirs = wire.pair()
+        order = {
+            "op": "spawn",
+            "argv": command(sys.executable, cls.part),
+            "output": os.path.join(directory, cls.output),
+            "session": True,
+            "without": withheld_variables.present(),
+        }
+        with theirs:
+            try:
+                reply, _ = await keeper.call(order, [theirs.fileno()])
+            except BaseException:
+                ours.close()
+                raise
+        return cls(ours, identity(int(reply["pid"])), mark)
+
+    async def ready(self, directory: str) -> None:
+        """Return when it serves. Raises LinkLost or TimeoutError, and ends it, when it does not."""
+        try:
+            async with asyncio.timeout(_UP_SECONDS):
+                await self.up.wait()
+            if self.link.sock.fileno() < 0:
+                output = os.path.join(directory, self.output)
+                raise LinkLost(f"its process ended at its start; see {output}")
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """Ask it to end, and kill it later: one that hangs would hold its listeners for ever."""
+        self.leave({"t": "end"}, _ENDS_SECONDS)
+
+    def leave(self, order: wire.Message, seconds: float) -> None:
+        """Send it this last order, and kill it unless it has ended after that time."""
+        self._stop_watching()
+        self.link.send(order)
+        self.link.close()
+        asyncio.get_running_loop().call_later(seconds, kill, self.known)
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        """See Receiver."""
+        if self._watched is not None:
+            self._watched.received(message)
+        if message.get("t") == "up":
+            self.up.set()
+
+    def _stop_watching(self) -> None:
+        if self._watched is not None:
+            self._watched.close()
+            self._watched = None
+
+    def lost(self) -> None:
+        """See Receiver."""
+        asyncio.get_running_loop().call_soon(self._ended)
+
+    def _ended(self) -> None:
+        self._stop_watching()
+        self.up.set()
+        if not self.exited.done():
+            self.exited.set_result(None)
+
+
+class SidecarManager:
+    """Keeps a process as configured, and starts it again, with backoff, when it ends; `problem` is why it is not up.
+
+    Nothing here raises: the pool does not depend on it. `_settle` is where a subclass does what is configured now; it
+    is called again, after a pause, when it fails or the process ends.
+    """
+
+    label: ClassVar[str]
+    entry: ClassVar[str]  # the link's name in the keeper's store
+    first_pause_seconds: ClassVar[float] = _FIRST_PAUSE_SECONDS
+
+    def __init__(self, keeper: Link, events: Events) -> None:
+        self.problem = ""
+        self._keeper = keeper
+        self._events = events
+        self._process: SidecarProcess | None = None
+        self._pause_seconds = self.first_pause_seconds
+        self._turn = asyncio.Lock()
+        self._work: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._tried = asyncio.Event()  # whether it can listen is known
+        self._over = False
+
+    async def attempted(self) -> None:
+        """Return once its addresses have been opened, or could not be; then `problem` says why."""
+        await self._tried.wait()
+
+    async def aclose(self) -> None:
+        """End the process, and refuse connections from now on."""
+        self._over = True
+        for task in list(self._work):
+            task.cancel()
+        async with self._turn:
+            await self._off()
+
+    async def _settle(self) -> None:
+        raise NotImplementedError
+
+    async def _off(self) -> None:
+        raise NotImplementedError
+
+    def _configured(self) -> None:
+        """Settle soon, without a pause: the configuration is another one."""
+        self._pause_seconds = self.first_pause_seconds
+        self._tried.clear()
+        self._soon(0.0)
+
+    def _soon(self, seconds: float) -> None:
+        task = asyncio.ensure_future(self._settle_after(seconds))
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    async def _settle_after(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        async with self._turn:
+            try:
+                await self._settle()
+            except (ServerError, LinkLost, OSError, TimeoutError) as error:
+                self._failed(getattr(error, "message", "") or str(error) or "its process does not come up")
+            except Exception as error:
+                logger.exception("%s could not be started", self.label)
+                self._failed(repr(error))
+        self._changed.set()
+        self._tried.set()
+
+    def _failed(self, problem: str) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            logger.error("%s: %s", self.label, problem)
+            name = self.label.removeprefix("the ")
+            self._events.record("pool", f"{name} failed", message=f"{self.label}: {problem}")
+        self._again()
+
+    def _again(self) -> None:
+        if not self._over:
+            self._soon(self._pause_seconds)
+            self._pause_seconds = min(
+                max(self._pause_seconds * 2, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS
+            )
+
+    def _watch(self, process: SidecarProcess) -> None:
+        """Use this process from now on; the keeper holds its link."""
+        self._process = process
+        process.exited.add_done_callback(lambda _: self._ended(process))
+
+    def _keep(self, process: SidecarProcess) -> None:
+        """Put the link into the keeper's store for the next supervisor."""
+        meta = {**process.known, "mark": process.mark}
+        self._keeper.send({"op": "put", "name": self.entry, "meta": meta}, [process.link.sock.fileno()])
+
+    def _ended(self, process: SidecarProcess) -> None:
+        if self._process is not process:
+            return
+        self._process = None
+        self._keeper.send({"op": "drop", "name": self.entry})
+        logger.error("%s's process has ended; another one is started", self.label)
+        if asyncio.get_running_loop().time() - process.began > _CALM_SECONDS:
+            self._pause_seconds = self.first_pause_seconds
+        self._again()
+
+    def _end_process(self) -> None:
+        if self._process is not None:
+            process, self._process = self._process, None
+            self._keeper.send({"op": "drop", "name": self.entry})
+            process.end()
