@@ -1,0 +1,190 @@
+"""Which of several routes a request takes.
+
+The host decides first: the exact name, then its first label ("users"), then the longest domain ("*.example.com"), then
+patterns with "*" elsewhere (most literal characters first, then as the file has them), then the routes without a host.
+An IP address has neither labels nor domains. Among the routes of one host pattern the longest path prefix wins, in
+whole segments; among those of one path the one with a method condition, then the one with most header conditions, then
+the first of the file. A pattern of which no route takes the request leaves it to the next pattern.
+
+Hosts are compared in lower case without port and final dot (`normal_host`), paths in normal form (`normal_path`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from .route import Route
+
+EXACT, LABEL, DOMAIN, WILDCARD, DEFAULT = range(5)
+_TIERS = "host", "first label", "domain", "host pattern", "any host"
+
+
+class HostPattern(NamedTuple):
+    """The host of a route, understood: its tier, and the name, label, domain or pattern to compare with."""
+
+    tier: int
+    text: str
+
+    def covers(self, host: str) -> bool:
+        """Whether the pattern covers this host, which is in normal form."""
+        if self.tier == EXACT:
+            return host == self.text
+        if self.tier == LABEL:
+            return not is_ip_address(host) and host.partition(".")[0] == self.text
+        if self.tier == DOMAIN:
+            return not is_ip_address(host) and host.endswith(f".{self.text}") and not host.startswith(".")
+        return self.tier == DEFAULT or covers_wildcard(self.text, host)
+
+    @property
+    def weight(self) -> int:
+        """How much the pattern says: of two in a tier, the one that says more is asked first."""
+        return len(self.text) - self.text.count("*")
+
+
+def normal_host(text: str) -> str:
+    """The host of a Host header, or of a pattern, as it is compared: lower case, without port and final dot."""
+    host = text.strip().lower()
+    if host.startswith("["):
+        return host[: host.find("]") + 1] or host
+    return host.partition(":")[0].removesuffix(".")
+
+
+def is_ip_address(host: str) -> bool:
+    """Whether it is an address, not a name: in brackets, or its last label a number (WHATWG URL §3.5)."""
+    return host.startswith("[") or host.rpartition(".")[2].isdigit()
+
+
+def host_pattern(host: str) -> HostPattern:
+    """What a route's `host` stands for."""
+    text = normal_host(host)
+    if text in ("", "*"):
+        return HostPattern(DEFAULT, "")
+    if "*" in text:
+        domain = text.removeprefix("*.")
+        return HostPattern(WILDCARD, text) if "*" in domain else HostPattern(DOMAIN, domain)
+    return HostPattern(EXACT if "." in text or text.startswith("[") else LABEL, text)
+
+
+def covers_wildcard(pattern: str, host: str) -> bool:
+    """Whether a pattern covers the host: each "*" stands for one character or more, dots included."""
+    first, *parts = pattern.split("*")
+    last = parts.pop()
+    if not host.startswith(first):
+        return False
+    end = len(first)
+    for part in parts:
+        start = host.find(part, end + 1)
+        if start < 0:
+            return False
+        end = start + len(part)
+    return host.endswith(last) and len(host) - len(last) > end
+
+
+def normal_prefix(path: str) -> str:
+    """A route's path as it is compared: without a final slash."""
+    return path.rstrip("/") or "/"
+
+
+def covers_path(prefix: str, path: str) -> bool:
+    """Whether the prefix covers the path, in whole segments."""
+    return prefix == "/" or path == prefix or path.startswith(f"{prefix}/")
+
+
+def missing_condition(route: Route, method: str, headers: Mapping[str, str] | None) -> str:
+    """Which condition of the route the request does not meet, in words; "" if it meets all."""
+    if route.methods and method not in route.methods:
+        return f"its methods are {', '.join(route.methods)}"
+    for header in route.headers:
+        value = (headers or {}).get(header.name)
+        if value is None:
+            return f"the request has no header {header.name}"
+        if header.value not in ("", value):
+            return f"it wants the header {header.name}: {header.value}"
+    return ""
+
+
+class Step(NamedTuple):
+    """A route that was considered for a request: whether it is the one taken, and why."""
+
+    route: Route
+    matched: bool
+    why: str
+
+
+def explain(
+    routes: Iterable[Route],
+    host: str,
+    path: str,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+) -> list[Step]:
+    """How the route of a request is found among these: each of them, in the order in which they are considered.
+
+    At most one of the steps is a match; the routes after it are listed with what put them behind.
+    """
+    steps: list[Step] = []
+    taken: Route | None = None
+    for route in in_order(routes):
+        why = _why_not(route, host, path, method, headers)
+        if why or taken is None:
+            steps.append(Step(route, not why, why or _why(route, host)))
+            taken = taken or (None if why else route)
+        else:
+            steps.append(Step(route, False, _why_behind(route, taken)))
+    return steps
+
+
+def in_order(routes: Iterable[Route]) -> list[Route]:
+    """The routes in the order of precedence."""
+    routes = list(routes)
+    patterns: dict[HostPattern, int] = {}
+    for route in routes:
+        patterns.setdefault(host_pattern(route.host), len(patterns))
+    ranks = {
+        pattern: rank
+        for rank, pattern in enumerate(
+            sorted(patterns, key=lambda each: (each.tier, -each.weight, patterns[each]))
+        )
+    }
+    return sorted(
+        routes,
+        key=lambda route: (
+            ranks[host_pattern(route.host)],
+            -len(normal_prefix(route.path)),
+            *condition_rank(route),
+        ),
+    )
+
+
+def condition_rank(route: Route) -> tuple[bool, int]:
+    """Which of the routes of one host and path is asked first."""
+    return not route.methods, -len(route.headers)
+
+
+def _why(route: Route, host: str) -> str:
+    pattern = host_pattern(route.host)
+    if pattern.tier == DEFAULT:
+        return f"any host, path {route.path}"
+    return f"{_TIERS[pattern.tier]} {pattern.text}, path {route.path}"
+
+
+def _why_not(route: Route, host: str, path: str, method: str, headers: Mapping[str, str] | None) -> str:
+    if not host_pattern(route.host).covers(host):
+        return f"its host is {route.host}"
+    if not covers_path(normal_prefix(route.path), path):
+        return f"its path is {route.path}"
+    return missing_condition(route, method, headers)
+
+
+def _why_behind(route: Route, taken: Route) -> str:
+    pattern, before = host_pattern(route.host), host_pattern(taken.host)
+    if pattern.tier != before.tier:
+        return f"the {_TIERS[before.tier]} of {taken.alias} is more exact than its {_TIERS[pattern.tier]}"
+    if pattern != before:
+        return f"the {_TIERS[before.tier]} of {taken.alias} says more, or stands before it"
+    if normal_prefix(route.path) != normal_prefix(taken.path):
+        return f"the path of {taken.alias} is longer"
+    if condition_rank(route) != condition_rank(taken):
+        return f"{taken.alias} has more conditions"
+    return f"{taken.alias} stands before it"

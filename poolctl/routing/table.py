@@ -1,0 +1,353 @@
+"""The route table: routes in one sealed file in memory, which processes map and read without parsing it.
+
+It is a constant hash, like cdb's: a process finds the entries of a host, or of an alias, by their keys and decodes only
+those. The file never changes; a change of the routes makes a new one of a higher generation, and a reader keeps the
+table that it has until it closes it.
+
+The file: a header, the entries, the slots. An entry is the length of its key, the length of its value, and both; values
+are JSON. Each slot is eight bytes: the upper half of a key's hash, and the offset of its entry; 0 is an empty slot.
+Keys are those of `match.HostPattern` (one character for the tier, then its text), "@" and an alias, and for host
+patterns with many paths "/", the host's key, NUL, and the path.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+from binascii import crc32
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ..light_json import dumps, loads
+from .match import (
+    DEFAULT,
+    DOMAIN,
+    EXACT,
+    LABEL,
+    WILDCARD,
+    HostPattern,
+    condition_rank,
+    covers_wildcard,
+    host_pattern,
+    is_ip_address,
+    missing_condition,
+    normal_prefix,
+)
+from .route import Route, passable
+
+_MAGIC = b"poolctl1"
+_HEADER = struct.Struct("=8sQQQQQ")  # magic, generation, routes, end of the entries, slots, size of the file
+_ENTRY = struct.Struct("=II")
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_MOST_BYTES = (1 << 32) - 1  # an offset is half a slot
+
+_TIER_KEYS = {EXACT: "=", LABEL: "^", DOMAIN: ".", WILDCARD: "*", DEFAULT: "-"}
+_ALIAS, _PATH, _ROOT = "@", "/", "!"
+# A host pattern with more paths keeps each under a key of its own.
+_FEW_PATHS = 32
+
+
+class TableError(ValueError):
+    """The descriptor holds no route table, or a damaged one."""
+
+
+class Match(NamedTuple):
+    """The route that a request takes, and what else is certain about requests like it.
+
+    `passes`: every request of this host and path takes it, whatever its method and headers, and it is passable.
+    `whole_host`: every request of this host takes it. `whole_prefix`: every request of this host whose path the
+    route's path covers takes it. `servers` are the names of the servers that a passed connection may go to.
+    """
+
+    route: Route
+    passes: bool
+    whole_host: bool
+    whole_prefix: bool
+    servers: frozenset[str]
+
+
+def write_table(routes: Iterable[Route], generation: int) -> int:
+    """A descriptor of a table of these routes, which the caller closes.
+
+    Raises ValueError if two routes have one alias, and OSError if there is no memory for it.
+    """
+    content = _Writer(routes).content(generation)
+    fd = os.memfd_create("poolctl-routes", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class _Writer:
+    """Makes the content of a table."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._content = bytearray(_HEADER.size)
+        self._slots: list[int] = []
+        hosts: dict[HostPattern, dict[str, list[tuple[tuple[bool, int], int]]]] = {}
+        aliases: set[str] = set()
+        for route in routes:
+            if route.alias in aliases:
+                raise ValueError(f"two routes have the alias {route.alias}")
+            aliases.add(route.alias)
+            offset = self._add(_ALIAS + route.alias, _changed_fields(route))
+            paths = hosts.setdefault(host_pattern(route.host), {})
+            paths.setdefault(normal_prefix(route.path), []).append((condition_rank(route), offset))
+        self._routes = len(aliases)
+        for pattern, paths in hosts.items():
+            self._add_host(_TIER_KEYS[pattern.tier] + pattern.text, paths)
+        wildcards = sorted((each for each in hosts if each.tier == WILDCARD), key=lambda each: -each.weight)
+        domains = [each.text.count(".") + 1 for each in hosts if each.tier == DOMAIN]
+        self._add(_ROOT, {"wildcards": [each.text for each in wildcards], "labels": max(domains, default=0)})
+
+    def _add_host(self, key: str, paths: dict[str, list[tuple[tuple[bool, int], int]]]) -> None:
+        records = {path: [offset for _, offset in sorted(ranked)] for path, ranked in paths.items()}
+        table: dict[str, Any] = {
+            "routes": sum(map(len, records.values())),
+            "depth": max(path.count("/") for path in records if path != "/") if records.keys() - {"/"} else 0,
+        }
+        above = {prefix for path in records for prefix in _prefixes(path, path.count("/")) if prefix != path}
+        if len(records) <= _FEW_PATHS:
+            table["paths"] = records
+            table["above"] = [path for path in records if path in above]
+        else:
+            for path, offsets in records.items():
+                self._add(f"{_PATH}{key}\0{path}", {"routes": offsets, "above": path in above})
+        self._add(key, table)
+
+    def _add(self, key: str, value: object) -> int:
+        name, text = key.encode(), dumps(value).encode()
+        offset = len(self._content)
+        self._content += _ENTRY.pack(len(name), len(text)) + name + text
+        self._slots.append(crc32(name) << 32 | offset)
+        return offset
+
+    def content(self, generation: int) -> bytearray:
+        content = self._content
+        content += bytes(-len(content) % 8)
+        end, count = len(content), 1 << (len(self._slots) * 2 - 1).bit_length()
+        size = end + count * 8
+        if size > _MOST_BYTES:
+            raise ValueError("the routes are more than a table can hold")
+        slots = [0] * count
+        for slot in self._slots:
+            at = (slot >> 32) & (count - 1)
+            while slots[at]:
+                at = (at + 1) & (count - 1)
+            slots[at] = slot
+        content += struct.pack(f"={count}Q", *slots)
+        _HEADER.pack_into(content, 0, _MAGIC, generation, self._routes, end, count, size)
+        return content
+
+
+def _changed_fields(route: Route) -> dict[str, Any]:
+    return route.to_json(
+        *(name for name, default in Route.defaults.items() if getattr(route, name) is not default)
+    )
+
+
+class _Candidate:
+    """A route for a host pattern and path; its matches by how certain they are."""
+
+    def __init__(self, route: Route, *, alone: bool, leaf: bool) -> None:
+        self.route = route
+        self.has_conditions = bool(route.methods or route.headers)
+        servers = frozenset(target.server for target in route.to if target.server)
+        passes = passable(route)
+        whole_prefix = leaf and not self.has_conditions
+        whole_host = alone and whole_prefix and normal_prefix(route.path) == "/"
+        # Considered first; considered when the patterns before it have no such path; others depend on conditions.
+        self.first = Match(route, passes, whole_host, whole_prefix, servers)
+        self.later = Match(route, passes, False, False, servers)
+        self.perhaps = Match(route, False, False, False, servers)
+
+
+class _Group:
+    """The routes of one host pattern, as far as they were asked for."""
+
+    __slots__ = ("above", "alone", "candidates", "complete", "depth", "key", "offsets")
+
+    def __init__(self, key: str, table: dict[str, Any]) -> None:
+        self.key = key
+        self.alone: bool = table["routes"] == 1
+        self.depth: int = table["depth"]
+        self.complete = "paths" in table
+        self.offsets: dict[str, list[int]] = table.get("paths", {})
+        self.above: list[str] = table.get("above", [])
+        self.candidates: dict[str, tuple[_Candidate, ...]] = {}
+
+
+class RouteTable:
+    """A table that `write_table` made; read only.
+
+    At most `cached` hosts, patterns and paths are kept decoded. For one thread, or the callers' own lock.
+    """
+
+    def __init__(self, fd: int, *, cached: int = 1024) -> None:
+        """Map the table of a descriptor, which stays the caller's. Raises TableError, OSError."""
+        size = os.fstat(fd).st_size
+        if size < _HEADER.size:
+            raise TableError(f"a route table of {size} bytes is cut off")
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+            raise TableError("the route table is not sealed")
+        self._count: int
+        self._end: int
+        self._map = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+        magic, self.generation, self._count, self._end, count, whole = _HEADER.unpack_from(self._map)
+        if magic != _MAGIC:
+            self._map.close()
+            raise TableError("the descriptor holds no route table")
+        if whole != size or self._end + count * 8 != size or count & (count - 1) or not count:
+            self._map.close()
+            raise TableError(f"the route table has {size} bytes instead of {whole}")
+        self._view = memoryview(self._map)
+        self._slots = self._view[self._end :].cast("Q")
+        self._mask = count - 1
+        self._most = cached
+        self._wildcards: list[str] | None = None
+        self._labels = 0
+        self._groups: dict[str, _Group | None] = {}
+        self._hosts: dict[str, tuple[_Group, ...]] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Route]:
+        """Every route, in the order in which they were given; each is decoded for the caller."""
+        at = _HEADER.size
+        for _ in range(self._count):
+            yield self._route(at)
+            at += _ENTRY.size + sum(_ENTRY.unpack_from(self._map, at))
+
+    def close(self) -> None:
+        """Unmap the table. Matches that were found in it stay valid."""
+        self._slots.release()
+        self._view.release()
+        self._map.close()
+
+    def find(
+        self, host: str, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
+    ) -> Match | None:
+        """The route of a request, or None.
+
+        `host` and `path` in normal form (`normal_host`, `normal_path`), the names of the headers in lower case.
+        """
+        groups = self._hosts.get(host)
+        if groups is None:
+            groups = self._groups_of(host)
+        first = certain = True
+        for group in groups:
+            for prefix in _prefixes(path, group.depth):
+                candidates = group.candidates.get(prefix)
+                if candidates is None:
+                    candidates = self._candidates(group, prefix)
+                for each in candidates:
+                    if not each.has_conditions or not missing_condition(each.route, method, headers):
+                        return (each.first if first else each.later) if certain else each.perhaps
+                    certain = False
+            first = False
+        return None
+
+    def by_alias(self, alias: str) -> Match | None:
+        """The route of this alias, or None. It says nothing of a request: the match neither passes nor is whole."""
+        offset = self._find(_ALIAS + alias)
+        return None if offset is None else _Candidate(self._route(offset), alone=False, leaf=False).perhaps
+
+    def _groups_of(self, host: str) -> tuple[_Group, ...]:
+        """The host patterns that cover a host, in the order in which they are asked."""
+        if self._wildcards is None:
+            root = self._json(self._find(_ROOT) or 0)
+            self._wildcards, self._labels = root["wildcards"], root["labels"]
+        keys = ["=" + host]
+        if host and not is_ip_address(host):
+            labels = host.split(".")
+            keys.append("^" + labels[0])
+            if labels[0]:
+                most = min(self._labels, len(labels) - 1)
+                keys += ["." + ".".join(labels[-count:]) for count in range(most, 0, -1)]
+        keys += ["*" + pattern for pattern in self._wildcards if covers_wildcard(pattern, host)]
+        keys.append("-")
+        groups = tuple(group for group in map(self._group, keys) if group is not None)
+        if len(self._hosts) >= self._most:
+            self._hosts.clear()
+        self._hosts[host] = groups
+        return groups
+
+    def _group(self, key: str) -> _Group | None:
+        group = self._groups.get(key)
+        if group is None:
+            offset = self._find(key)
+            if offset is None:
+                return None
+            if len(self._groups) >= self._most:
+                self._groups.clear()
+            group = self._groups[key] = _Group(key, self._json(offset))
+        return group
+
+    def _candidates(self, group: _Group, prefix: str) -> tuple[_Candidate, ...]:
+        """The routes of a host pattern for exactly this path."""
+        if group.complete:
+            offsets, above = group.offsets.get(prefix, ()), prefix in group.above
+            if not offsets:
+                return ()
+        else:
+            offset = self._find(f"{_PATH}{group.key}\0{prefix}")
+            if offset is None:
+                return ()
+            record = self._json(offset)
+            offsets, above = record["routes"], record["above"]
+        leaf = len(offsets) == 1 and not above
+        found = tuple(_Candidate(self._route(each), alone=group.alone, leaf=leaf) for each in offsets)
+        if len(group.candidates) >= self._most:
+            group.candidates.clear()
+        group.candidates[prefix] = found
+        return found
+
+    def _find(self, key: str) -> int | None:
+        """The offset of the entry of a key."""
+        name = key.encode("utf-8", "surrogateescape")
+        wanted = crc32(name)
+        at, slots, mask = wanted & self._mask, self._slots, self._mask
+        while slot := slots[at]:
+            if slot >> 32 == wanted:
+                offset: int = slot & _MOST_BYTES
+                start = offset + _ENTRY.size
+                length, _ = _ENTRY.unpack_from(self._map, offset)
+                if length == len(name) and self._map[start : start + length] == name:
+                    return offset
+            at = (at + 1) & mask
+        return None
+
+    def _route(self, offset: int) -> Route:
+        return Route.from_json(self._json(offset))
+
+    def _json(self, offset: int) -> dict[str, Any]:
+        length, size = _ENTRY.unpack_from(self._map, offset)
+        start = offset + _ENTRY.size + length
+        if start + size > self._end:
+            raise TableError("an entry of the route table goes beyond its end")
+        value: dict[str, Any] = loads(self._map[start : start + size])
+        return value
+
+
+def _prefixes(path: str, depth: int) -> list[str]:
+    """The path's own prefixes of at most so many segments, the longest first, and "/" at the end."""
+    found = ["/"]
+    end = 0
+    for _ in range(depth):
+        end = path.find("/", end + 1)
+        if end < 0:
+            if path != "/":
+                found.append(path)
+            break
+        found.append(path[:end])
+    found.reverse()
+    return found
