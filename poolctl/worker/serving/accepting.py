@@ -39,6 +39,7 @@ _LEAST_RESERVE = 16
 _RESERVED_PART = 16
 _OPEN_AT_START = 64  # where /proc cannot tell
 _AT_ONCE = 16
+PAUSE_SECONDS = 0.01
 _ROOM_PART = 4
 
 
@@ -59,8 +60,8 @@ class AcceptedConnections:
         self._changed = changed
         self._tasks: set[asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]] = set()
 
-    def __bool__(self) -> bool:
-        return bool(self._tasks)
+    def __len__(self) -> int:
+        return len(self._tasks)
 
     def attach(
         self,
@@ -120,6 +121,8 @@ class SharedListeners:
         self._room_timer: asyncio.TimerHandle | None = None
         self._handshake_timer: asyncio.TimerHandle | None = None
         self._take_timer: asyncio.TimerHandle | None = None
+        self._at_once = 1
+        self._taken_at = 0.0
 
     async def begin(self, listeners: Sequence[socket.socket], app_state: State, *, wanted: bool) -> None:
         """Accept from the listeners now, or with `wanted` false once `want` is called.
@@ -261,7 +264,7 @@ class SharedListeners:
     def _take(self) -> None:
         """Take connections out of the adoption pair from now on."""
         if self._adoption is not None:
-            asyncio.get_running_loop().add_reader(self._adoption.take.fileno(), self._take_one)
+            asyncio.get_running_loop().add_reader(self._adoption.take.fileno(), self._take_some)
 
     def _stop_taking(self) -> None:
         """Take no more connections; those that wait are left to other workers."""
@@ -270,23 +273,39 @@ class SharedListeners:
         if self._adoption is not None:
             asyncio.get_running_loop().remove_reader(self._adoption.take.fileno())
 
-    def _take_one(self) -> None:
-        # One in each iteration of the loop, so that other work, and other workers, have their turn.
+    def _take_some(self) -> None:
+        """Take connections out of the pair: many in one iteration of the loop cost half of one in each.
+
+        After a pause it is one, and in each further iteration twice as many: other workers that wait get their share of
+        a burst.
+        """
+        now = time.monotonic()
+        most = min(2 * self._at_once, _AT_ONCE) if now - self._taken_at < PAUSE_SECONDS else 1
+        self._at_once, self._taken_at = most, now
+        # Those that have no protocol yet are not counted as open, except in a TLS handshake.
+        room = self._server_state.room() - (0 if self._config.ssl is not None else len(self.accepted))
+        for _ in range(min(most, max(1, room // _ROOM_PART)) if room > 0 else 0):
+            if not self._take_one():
+                break
+
+    def _take_one(self) -> bool:
+        """Take the next connection; False if there was none."""
         assert self._adoption is not None
         try:
             taken = connection_handover.take(self._adoption.take)
         except connection_handover.NoRoom:
             self._stop_taking()
             self._take_timer = asyncio.get_running_loop().call_later(_TAKE_AGAIN_SECONDS, self._take)
-            return
+            return False
         except (BlockingIOError, InterruptedError, WireError):
-            return  # usually another worker was faster
+            return False  # usually another worker was faster
         except OSError:
             taken = None
         if taken is None:
             self._stop_taking()
-        else:
-            self._adopt(taken)
+            return False
+        self._adopt(taken)
+        return True
 
     def _adopt(self, taken: connection_handover.Connection) -> None:
         """Serve a connection that another process has accepted."""

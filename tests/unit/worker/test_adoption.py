@@ -10,7 +10,8 @@ import socket
 import pytest
 
 from poolctl.keeper import connection_handover, wire
-from tests.serving import ENGINES, Client, Engine, Pair, accepted, served, turns
+from poolctl.worker.serving import accepting
+from tests.serving import ENGINES, Client, Engine, Pair, accepted, served, turns, until
 
 
 @pytest.fixture(params=ENGINES, ids="-".join)
@@ -135,5 +136,62 @@ def test_worker_without_a_free_descriptor_takes_nothing_until_there_is_one(
                 await turns()
                 assert not server.server_state.connections
             assert (await client.get())[0] == 200
+
+    engine.run(scenario())
+
+
+def hand_over_burst(pair: Pair, count: int) -> list[socket.socket]:
+    """So many connections wait in the pair; their clients' ends."""
+    clients = []
+    for _ in range(count):
+        ours, theirs = socket.socketpair()
+        pair.hand_over(theirs)
+        clients.append(ours)
+    return clients
+
+
+def test_burst_is_taken_many_at_a_time(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker()) as (server, *_):
+            clients = hand_over_burst(pair, 60)
+            await turns(30)
+            assert len(server.server_state.connections) == 60
+            for client in clients:
+                client.close()
+
+    engine.run(scenario())
+
+
+def test_burst_is_shared_by_workers_that_wait(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            workers = [
+                (await stack.enter_async_context(served(engine, adoption=pair.worker()))).server
+                for _ in range(4)
+            ]
+            for count in (16, 16, 40):
+                await asyncio.sleep(2 * accepting.PAUSE_SECONDS)
+                clients = hand_over_burst(pair, count)
+                connections = [worker.server_state.connections for worker in workers]
+                await until(lambda expected=count, found=connections: sum(map(len, found)) == expected)
+                assert min(map(len, connections)) >= count // 8
+                for client in clients:
+                    client.close()
+                await until(lambda found=connections: not any(found))
+
+    engine.run(scenario())
+
+
+def test_worker_takes_no_more_of_a_burst_than_it_has_room_for(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker(), max_connections=20) as full:
+            clients = hand_over_burst(pair, 60)
+            await until(lambda: len(full.server.server_state.connections) == 20)
+            await turns()
+            assert len(full.server.server_state.connections) == 20
+            async with served(engine, adoption=pair.worker()) as other:
+                await until(lambda: len(other.server.server_state.connections) == 40)
+            for client in clients:
+                client.close()
 
     engine.run(scenario())
