@@ -6,7 +6,7 @@ one. Everything beyond serving is optional (see Capabilities). Standard library 
 
 from __future__ import annotations
 
-import signal as _signal
+import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -19,16 +19,8 @@ if TYPE_CHECKING:
     from poolctl.frozen_value import Table
     from poolctl.worker.tally import Counts
 
-__all__ = [
-    "IMPORTS_PER_CPU",
-    "Endpoints",
-    "Exit",
-    "Placement",
-    "Runner",
-    "RunnerEvents",
-    "WorkerFailed",
-    "app_state",
-]
+    from .routing_protocol import Routing
+
 
 # More imports at once than that only wait for each other.
 IMPORTS_PER_CPU = 2
@@ -106,7 +98,7 @@ class Exit:
     def from_signal(cls, number: int) -> Exit:
         """From the signal that ended the worker."""
         try:
-            name = _signal.Signals(number).name
+            name = signal.Signals(number).name
         except ValueError:
             name = f"signal {number}"
         return cls(signal=number, message=f"killed by {name}")
@@ -265,6 +257,7 @@ class Capabilities:
     logs: Logs | None = None
     log_files: LogFiles | None = None
     takeover: Takeover | None = None
+    routing: Routing | None = None
 
 
 class RunnerEvents(Protocol):

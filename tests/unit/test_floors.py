@@ -36,12 +36,13 @@ WITHIN = {
         "sidecar": 1, "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "gateway": 5, "observers": 5,
     },
     "runners": {
-        "untrusted_messages": 0, "runner_protocol": 0, "withheld_variables": 0, "process_link": 1, "worker_spec": 1,
-        "listener_opener": 1, "process_watchdog": 2, "runner_registry": 3, "local": 4,
+        "untrusted_messages": 0, "withheld_variables": 0, "process_link": 1, "listener_opener": 1,
+        "process_watchdog": 2, "routing_protocol": 2, "runner_protocol": 3, "worker_spec": 4, "supervised_process": 4,
+        "runner_registry": 5, "local": 6,
     },
     "runners.local": {
-        "fork_verification": 1, "server_sockets": 1, "output_pipes": 1, "tallies": 1, "program_readiness": 1,
-        "certificates_in_use": 1,
+        "passed_pairs": 0, "fork_verification": 1, "server_sockets": 1, "output_pipes": 1, "tallies": 1,
+        "program_readiness": 1, "certificates_in_use": 1,
         "local_worker": 2, "spawn": 3, "activation": 3, "orphans": 3, "takeover": 4,
     },
     "worker": {

@@ -20,6 +20,8 @@ from .fork_verification import Children
 from .local_worker import LocalWorker
 from .orphans import take_in
 from .output_pipes import Output, last_lines
+from .passed_pairs import PassedPairs
+from .routed_servers import RoutedServers
 from .server_sockets import AdoptionPairs, Sockets
 from .spawn.app_zygotes import AppZygotes, ImportLimit
 from .spawn.forking import Forker
@@ -60,8 +62,9 @@ class LocalRunner:
         self.output = Output(keeper, directory, logs_directory, self, orphanage)
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
         self.sockets = Sockets(keeper)
-        self.adoptions = AdoptionPairs(keeper)
-        self.sleeping = SleepingServers(keeper, self.sockets, self.adoptions, directory)
+        self._passed = PassedPairs()
+        self.adoptions = AdoptionPairs(keeper, self._passed)
+        self.sleeping = SleepingServers(keeper, self.sockets, self.adoptions, self._passed, directory)
         self.forker = Forker(
             keeper,
             self.children,
@@ -78,19 +81,27 @@ class LocalRunner:
         self._workers: dict[str, LocalWorker] = {}
         self.tallies = Tallies(keeper, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
+        self._routed = RoutedServers(self._passed, self.adoptions, self.sockets, self.sleeping, self._workers)
 
     @property
     def capabilities(self) -> Capabilities:
         """See Runner."""
         return Capabilities(
-            sleep=self, heartbeats=self, counters=self.tallies, logs=self, log_files=self, takeover=self
+            sleep=self,
+            heartbeats=self,
+            counters=self.tallies,
+            logs=self,
+            log_files=self,
+            takeover=self,
+            routing=self._routed,
         )
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner. A command that binds by itself has no listener; its port must be free."""
         await self.sockets.open(server)
-        if server.scale.min:
-            # A sleeping server costs one descriptor: its pair is made when a connection is to be put into it.
+        if server.scale.min or self._passed.uses(server.key):
+            # A sleeping server costs one descriptor: its pair is made when a connection is to be put into it. One with
+            # a route has it from the beginning, for the gateway.
             self.adoptions.open(server)
         return Endpoints(server.key, tuple(self.sockets.endpoints(server.key)))
 
@@ -141,6 +152,7 @@ class LocalRunner:
         with self.children.forking():
             worker = await self.forker.fork(server, generation, index, self.sockets.lend(server))
             self._follow(worker)
+        self._routed.inform(worker)
         if server.command or worker.preloaded:
             worker.begin()
         else:
@@ -207,6 +219,8 @@ class LocalRunner:
         }
         names = await take_over(self.keeper, adopters)
         found = adoption.found
+        if fd_store.GATEWAY_LINK in names:
+            self._passed.expect()
         zygotes = [name.removeprefix(fd_store.ZYGOTE) for name in names if name.startswith(fd_store.ZYGOTE)]
         for key in zygotes:
             self.zygotes.adopt(Source.of(key))

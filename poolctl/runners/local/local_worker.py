@@ -16,7 +16,8 @@ from poolctl.platform import process_start
 from poolctl.worker.control_socket import BEAT
 
 from .. import untrusted_messages
-from ..process_link import Link, Message, Receiver
+from ..process_link import HasDescriptor, Link, Message, Receiver
+from ..routing_protocol import PublishedRoutes
 from ..runner_protocol import AdoptedWorker, Exit, Placement, RunnerEvents, WorkerFailed
 from ..worker_spec import sealed_files, tls_settings
 from .fork_verification import Children, Process
@@ -28,6 +29,19 @@ _END_SECONDS = 5.0
 _KILL_SECONDS = 5.0
 
 logger = logging.getLogger("poolctl.supervisor")
+
+
+class WorkerRoutes:
+    """The order that puts a route table in force at workers; without one they serve every request themselves."""
+
+    def __init__(self, routes: PublishedRoutes | None) -> None:
+        self._message: Message = {"order": "routes", "generation": 0 if routes is None else routes.generation}
+        self._fds: list[HasDescriptor] = [] if routes is None else [routes.table, routes.give_back]
+
+    def send(self, control: Link) -> None:
+        """Send it; an outdated one, whose table is closed already, is left out."""
+        if all(fd.fileno() >= 0 for fd in self._fds):
+            control.send(self._message, self._fds)
 
 
 class LocalWorker(Receiver):
@@ -75,6 +89,7 @@ class LocalWorker(Receiver):
         self.leaving = False
         self.resting = ""  # the reason why it does not accept: "new" (not allowed to yet) or an order not to
         self.idle = False  # without traffic for its server's scale.idle
+        self.routes: WorkerRoutes | None = None  # those that it has, or gets when it begins
         self.preloaded = False  # forked from a process that had its application already
 
     @property
@@ -141,7 +156,16 @@ class LocalWorker(Receiver):
         """Tell it to begin: until then its process only waits."""
         if self.control is not None:
             self.control.send({"order": "go"})
+            if self.routes is not None:
+                # It reads this before it serves: its first connection may be another server's.
+                self.routes.send(self.control)
         _settle(self.begun)
+
+    def route(self, routes: WorkerRoutes) -> None:
+        """Put these routes in force, once it has begun."""
+        self.routes = routes
+        if self.begun.done() and self.control is not None:
+            routes.send(self.control)
 
     def beat(self, asked_ns: int) -> bool:
         """Ask it for a heartbeat; False if it cannot be asked now."""

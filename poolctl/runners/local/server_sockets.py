@@ -16,13 +16,12 @@ from poolctl.errors import ServerError
 from poolctl.keeper import connection_handover, fd_store, wire
 from poolctl.listeners.open_listener import Inherited, close_listener, describe, refuse
 from poolctl.listeners.unix_listener import identity_of
-from poolctl.platform import close_promptly
 
 from ..listener_opener import Opener
 from ..process_link import Link, LinkLost
+from .passed_pairs import PassedPairs, empty
 
 PLAIN, TLS = "plain", "tls"
-_MOST_IN_A_PAIR = 1024
 
 
 class Sockets:
@@ -127,15 +126,16 @@ def protocol(server: ServerConfig) -> str:
 class AdoptionPairs:
     """The pairs by the canonical address of their server, here and at the keeper."""
 
-    def __init__(self, keeper: Link) -> None:
+    def __init__(self, keeper: Link, passed: PassedPairs) -> None:
         self._keeper = keeper
+        self._passed = passed
         self._pairs: dict[str, tuple[str, socket.socket, socket.socket]] = {}
 
     def open(self, server: ServerConfig) -> None:
         """Make the server's pair, if it has none of its protocol. A program, which cannot use one, has none."""
         if server.command or self.protocol(server.key) == protocol(server):
             return
-        self._forget(server.key)
+        before = self._pairs.pop(server.key, None)
         give, take = wire.pair()
         # Once, and before another process has it: all that share a socket share this too.
         give.setblocking(False)
@@ -144,6 +144,9 @@ class AdoptionPairs:
         meta = {"server": server.name, "protocol": protocol(server)}
         entry = {"op": "put", "name": f"{fd_store.ADOPTION}{server.key}", "meta": meta}
         self._keeper.send(entry, [give, take])
+        self._passed.opened(server.key, give)
+        if before is not None:
+            self._passed.retire(server.key, *before[1:])
 
     def of(self, server: ServerConfig) -> tuple[socket.socket, ...]:
         """The ends (give, take) for a worker of the server; nothing for a program."""
@@ -173,6 +176,11 @@ class AdoptionPairs:
         self._pairs[key] = (str(meta["protocol"]), give, take)
         return [give, take]
 
+    def announce(self, key: str) -> None:
+        """Let the gateway have the pair of this address, if there is one."""
+        if key in self._pairs:
+            self._passed.opened(key, self._pairs[key][1])
+
     def left(self, key: str) -> socket.socket | None:
         """The end from which connections are taken; None if the address has no pair."""
         return self._pairs[key][2] if key in self._pairs else None
@@ -180,16 +188,22 @@ class AdoptionPairs:
     def empty(self, key: str) -> None:
         """Close every connection that is queued in the pair."""
         if key in self._pairs:
-            _empty(self._pairs[key][2])
+            empty(self._pairs[key][2])
 
     async def close(self, key: str) -> None:
-        """Close the pair here and at the keeper, and every connection that is queued in it."""
+        """Close the pair here and at the keeper, and every connection that is queued in it.
+
+        A gateway gets back first what it has put into it.
+        """
         if key not in self._pairs:
             return
-        self.empty(key)
-        self._forget(key)
-        with contextlib.suppress(LinkLost):
-            await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
+        _, give, take = self._pairs.pop(key)
+        with give, take:
+            await self._passed.withdraw(key, give, take)
+            empty(take)
+        if key not in self._pairs:
+            with contextlib.suppress(LinkLost):
+                await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
     def drop(self, key: str) -> None:
         """Give up the pair of an address, which is empty, until it is needed again."""
@@ -203,18 +217,3 @@ class AdoptionPairs:
     def _forget(self, key: str) -> None:
         for end in self._pairs.pop(key, ("",))[1:]:
             end.close()
-
-
-def _empty(take: socket.socket) -> None:
-    # Bounded to the pair's capacity: an application may go on filling it.
-    for _ in range(_MOST_IN_A_PAIR):
-        try:
-            received = wire.receive(take)
-        except wire.WireError:
-            continue
-        except OSError:
-            return
-        if received is None:
-            return
-        for fd in received[1]:
-            close_promptly(fd)

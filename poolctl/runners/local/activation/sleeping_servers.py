@@ -13,16 +13,21 @@ from poolctl.platform import close_promptly
 
 from ...process_link import HasDescriptor, Link
 from ..local_worker import LocalWorker
+from ..passed_pairs import PassedPairs
 from ..server_sockets import AdoptionPairs, Sockets
 from .accept_helper import AcceptHelper
-from .activator import Activator, SleepingListener
+from .activator import Activator
+from .sleeping_listener import SleepingListener
 
 
 class SleepingServers:
     """One activator for all. Its held connections are in the keeper's store too, until a worker gets them."""
 
-    def __init__(self, keeper: Link, sockets: Sockets, adoptions: AdoptionPairs, directory: str) -> None:
+    def __init__(
+        self, keeper: Link, sockets: Sockets, adoptions: AdoptionPairs, passed: PassedPairs, directory: str
+    ) -> None:
         self._keeper = keeper
+        self._passed = passed
         self._sockets = sockets
         self._adoptions = adoptions
         self._servers: dict[str, ServerConfig] = {}
@@ -35,6 +40,8 @@ class SleepingServers:
         self._servers[server.key] = server
         # A program takes connections from the listener only.
         accepts = not server.command
+        if accepts and self._passed.uses(server.key):
+            self._adoptions.open(server)
         left = self._adoptions.left(server.key) if accepts else None
         sleeping = SleepingListener(
             server.key,
@@ -50,13 +57,21 @@ class SleepingServers:
         self._activator.arm(sleeping)
 
     def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
-        """Drop the sleeping server's pair once it is empty and none of these workers is the server's."""
-        if not self._activator.armed(key):
+        """Drop the sleeping server's pair once it is empty and none of these workers is the server's.
+
+        With a route it keeps the pair: a connection that a gateway puts into it wakes the server.
+        """
+        if not self._activator.armed(key) or self._passed.uses(key):
             return
         gone = all(worker.exited.done() for worker in workers if worker.server.key == key)
         if gone:
             # Once its pair is empty nothing more will come through it.
             self._activator.clear(key)
+
+    def keep_pair(self, key: str) -> None:
+        """Watch the pair of a server that has got a route while it sleeps."""
+        if (left := self._adoptions.left(key)) is not None:
+            self._activator.watch_pair(key, left)
 
     def disarm(self, key: str) -> None:
         """Stop watching; the server's next workers take all connections."""
@@ -126,4 +141,7 @@ class SleepingServers:
 
     def emptied(self, key: str) -> None:
         """See Handoff."""
-        self._adoptions.drop(key)
+        if self._passed.uses(key):
+            self.keep_pair(key)
+        else:
+            self._adoptions.drop(key)

@@ -1,0 +1,105 @@
+"""The adoption pairs into which a gateway puts connections: one is closed only after the gateway has let go of it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from poolctl.keeper import wire
+from poolctl.platform import close_promptly
+
+from ..routing_protocol import Gateway
+
+# Until the first table of a supervisor that took over a gateway; longer than a gateway may take to let go of a pair.
+_PUBLISHED_SECONDS = 2.0
+_MOST_IN_A_PAIR = 1024
+
+
+class PassedPairs:
+    """Which pairs a gateway uses, by the canonical address of their server; without a gateway none."""
+
+    def __init__(self) -> None:
+        self._names: Mapping[str, str] = MappingProxyType({})
+        self._gateway: Gateway | None = None
+        self._give_back: socket.socket | None = None
+        self._published: asyncio.Event | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def expect(self) -> None:
+        """A gateway of the previous supervisor is there: any pair may be in use until `publish`."""
+        self._published = asyncio.Event()
+        asyncio.get_running_loop().call_later(_PUBLISHED_SECONDS, self._published.set)
+
+    def publish(
+        self, names: Mapping[str, str], gateway: Gateway | None, give_back: socket.socket | None
+    ) -> None:
+        """The gateway uses the pairs of these servers, whose names these are by their keys."""
+        self._names, self._gateway, self._give_back = names, gateway, give_back
+        if self._published is not None:
+            self._published.set()
+            self._published = None
+
+    def uses(self, key: str) -> bool:
+        """Whether the gateway uses this server's pair, or may do so."""
+        return key in self._names or self._published is not None
+
+    def opened(self, key: str, give: socket.socket) -> None:
+        """The server has this pair."""
+        if self._gateway is not None and key in self._names:
+            self._gateway.pair_opened(self._names[key], give)
+
+    async def withdraw(self, key: str, give: socket.socket, take: socket.socket) -> None:
+        """Return once the gateway puts nothing into the pair any more and has got back what waits in it.
+
+        The caller closes both ends. At once if the gateway does not use it.
+        """
+        if self._published is not None:
+            await self._published.wait()
+        if self._gateway is not None and key in self._names:
+            await self._gateway.withdraw(self._names[key], give)
+            if self._give_back is not None:
+                _move(take, self._give_back)
+
+    def retire(self, key: str, give: socket.socket, take: socket.socket) -> None:
+        """Close a pair that another one has replaced, in the background."""
+        if not self.uses(key):
+            give.close()
+            take.close()
+            return
+        task = asyncio.ensure_future(self._retire(key, give, take))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, key: str, give: socket.socket, take: socket.socket) -> None:
+        with give, take:
+            await self.withdraw(key, give, take)
+
+
+def empty(take: socket.socket) -> None:
+    """Close every connection that is queued in the pair."""
+    _move(take, None)
+
+
+def _move(take: socket.socket, give: socket.socket | None) -> None:
+    """Move queued connections to another pair; what has no room there is closed, and with None everything."""
+    # Bounded to the pair's capacity: an application may go on filling it.
+    for _ in range(_MOST_IN_A_PAIR):
+        try:
+            received = wire.receive(take)
+        except wire.WireError:
+            continue
+        except OSError:
+            return
+        if received is None:
+            return
+        message, fds = received
+        try:
+            if give is not None and message.get("t") == "conn":
+                wire.send(give, message, fds)
+        except (OSError, wire.WireError):
+            pass
+        finally:
+            for fd in fds:
+                close_promptly(fd)

@@ -1,0 +1,52 @@
+"""What a gateway and a runner ask of each other: pairs for connections to routed servers, and tables for workers."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from .process_link import HasDescriptor
+
+if TYPE_CHECKING:
+    from poolctl.config import ServerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRoutes:
+    """A route table for workers, as a file in memory (see poolctl.routing.table), and where they give back to.
+
+    Through the pair with the end `give_back` the gateway gets connections whose next request is another server's. The
+    publisher closes `table` after it has published another one.
+    """
+
+    generation: int
+    table: HasDescriptor
+    give_back: socket.socket
+
+
+class Gateway(Protocol):
+    """What passes connections to the workers of routed servers, through their adoption pairs."""
+
+    def pair_opened(self, server: str, give: socket.socket) -> None:
+        """Connections of the server go into this pair from now on; may be called again with the same one."""
+        ...
+
+    async def withdraw(self, server: str, give: socket.socket) -> None:
+        """Return once nothing is put into this pair any more, or a time limit has passed."""
+        ...
+
+
+class Routing(Protocol):
+    """Servers to which a gateway passes connections."""
+
+    def publish(
+        self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway
+    ) -> None:
+        """Put a route table in force for these servers; None: there is no gateway any more.
+
+        Their workers get it, also those that are placed or adopted later, and workers that have an older one. The
+        gateway gets the pairs that these servers have, and each that is opened later. Does not block.
+        """
+        ...

@@ -1,0 +1,221 @@
+"""Servers with a route: the gateway gets their pairs, lets go of one before it is closed, and workers get the table."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Coroutine
+from typing import Any, cast
+
+from poolctl import ServerConfig
+from poolctl.keeper import connection_handover, wire
+from poolctl.runners.local.activation.sleeping_servers import SleepingServers
+from poolctl.runners.local.local_worker import LocalWorker
+from poolctl.runners.local.passed_pairs import PassedPairs
+from poolctl.runners.local.routed_servers import RoutedServers
+from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
+from poolctl.runners.process_link import Descriptor
+from poolctl.runners.routing_protocol import PublishedRoutes
+from tests.unit.runners.test_keeper_link import Peer
+from tests.unit.runners.test_local_worker import worker
+
+
+def config(**keys: Any) -> ServerConfig:
+    return ServerConfig(**{"name": "web", "bind": "127.0.0.1:8080", "app": "web:app"} | keys)
+
+
+class Recorder:
+    """A gateway: the pairs that it has, and those that it has to let go of."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[str, socket.socket] = {}
+        self.asked = asyncio.Event()
+        self.let_go = asyncio.Event()
+
+    def pair_opened(self, server: str, give: socket.socket) -> None:
+        self.pairs[server] = give
+
+    async def withdraw(self, server: str, give: socket.socket) -> None:
+        self.asked.set()
+        await self.let_go.wait()
+
+
+class Stage:
+    """The pairs of a runner whose servers are all open, without listeners."""
+
+    def __init__(self) -> None:
+        self.peer = Peer()
+        self.passed = PassedPairs()
+        self.pairs = AdoptionPairs(self.peer.kept, self.passed)
+        self.workers: dict[str, LocalWorker] = {}
+        self.tidied: list[str] = []
+        sleeping = cast(SleepingServers, self)
+        self.routed = RoutedServers(self.passed, self.pairs, cast(Sockets, self), sleeping, self.workers)
+        self.gateway = Recorder()
+        self.give_back, self.taken_back = wire.pair()
+        self.table = Descriptor(os.memfd_create("routes"))
+        self.given: list[socket.socket] = []
+
+    def keys(self) -> set[str]:
+        return {config().key}
+
+    def keep_pair(self, key: str) -> None:
+        pass
+
+    def tidy(self, key: str, workers: object) -> None:
+        self.tidied.append(key)
+
+    def publish(self, *servers: ServerConfig, generation: int = 1) -> None:
+        routes = PublishedRoutes(generation, self.table, self.give_back)
+        self.routed.publish(servers, routes, self.gateway)
+
+    def pass_one(self) -> socket.socket:
+        """Our end of a connection that the gateway puts into the pair."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            ours = socket.create_connection(listener.getsockname())
+            theirs, _ = listener.accept()
+        with theirs:
+            connection_handover.give(self.gateway.pairs["web"], theirs.fileno())
+        ours.settimeout(5)
+        return ours
+
+    def close(self) -> None:
+        self.give_back.close()
+        self.taken_back.close()
+        self.table.close()
+        self.peer.keeper.reaper.watcher.close()
+        self.peer.close()
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 20))
+
+
+def test_gateway_gets_the_pair_of_a_routed_server_and_of_no_other() -> None:
+    async def work() -> None:
+        stage = Stage()
+        stage.pairs.open(config())
+        stage.publish()
+        assert stage.gateway.pairs == {}
+        stage.publish(config())
+        assert list(stage.gateway.pairs) == ["web"]
+        stage.publish()
+        assert stage.tidied == [config().key]
+        await stage.pairs.close_all()
+        stage.close()
+
+    run(work())
+
+
+def test_pair_is_closed_after_the_gateway_has_let_go_and_what_waits_in_it_goes_back() -> None:
+    async def work() -> None:
+        stage = Stage()
+        stage.publish(config())
+        with stage.pass_one() as client:
+            closing = asyncio.ensure_future(stage.pairs.close(config().key))
+            await stage.gateway.asked.wait()
+            give = stage.gateway.pairs["web"]
+            assert give.fileno() >= 0
+            stage.gateway.let_go.set()
+            await closing
+            assert give.fileno() < 0
+            with connection_handover.take(stage.taken_back) as taken:  # type: ignore[union-attr]
+                client.sendall(b"x")
+                assert taken.recv(1) == b"x"
+        stage.close()
+
+    run(work())
+
+
+def test_replaced_pair_is_announced_at_once_and_the_old_one_closed_once_the_gateway_has_let_go() -> None:
+    async def work() -> None:
+        stage = Stage()
+        stage.publish(config())
+        old = stage.gateway.pairs["web"]
+        stage.pairs.open(config(user="daemon"))
+        await stage.gateway.asked.wait()
+        assert stage.gateway.pairs["web"] is not old
+        assert old.fileno() >= 0
+        stage.gateway.let_go.set()
+        while old.fileno() >= 0:
+            await asyncio.sleep(0)
+        await stage.pairs.close_all()
+        stage.close()
+
+    run(work())
+
+
+def test_after_a_takeover_a_pair_is_in_use_until_the_first_table_says_otherwise() -> None:
+    async def work() -> None:
+        stage = Stage()
+        stage.passed.expect()
+        stage.pairs.open(config())
+        assert stage.passed.uses(config().key)
+        closing = asyncio.ensure_future(stage.pairs.close(config().key))
+        await asyncio.sleep(0)
+        assert not closing.done()
+        stage.publish()
+        await closing
+        assert not stage.passed.uses(config().key)
+        stage.close()
+
+    run(work())
+
+
+def orders(sock: socket.socket) -> list[tuple[wire.Message, int]]:
+    """The orders that have arrived, each with the number of its descriptors."""
+    found = []
+    while True:
+        try:
+            message, fds = wire.receive(sock) or ({}, [])
+        except BlockingIOError:
+            return found
+        found.append((message, len(fds)))
+        for fd in fds:
+            wire.close(fd)
+
+
+def test_workers_of_routed_servers_get_the_table_after_they_begin_and_each_later_one() -> None:
+    async def work() -> None:
+        stage = Stage()
+        made = worker()
+        ours, theirs = wire.pair()
+        made.control_by(ours)
+        stage.workers["web.1.0"] = made
+        stage.publish(config(), generation=1)
+        assert orders(theirs) == []
+        made.begin()
+        routes = {"order": "routes", "generation": 1}
+        assert orders(theirs) == [({"order": "go"}, 0), (routes, 2)]
+        # One whose server has lost its route needs the table in which it no longer is.
+        stage.publish(generation=2)
+        assert orders(theirs) == [({**routes, "generation": 2}, 2)]
+        stage.routed.publish((), None, stage.gateway)
+        assert orders(theirs) == [({"order": "routes", "generation": 0}, 0)]
+        theirs.close()
+        assert made.control is not None
+        made.control.close()
+        stage.gateway.let_go.set()
+        await stage.pairs.close_all()
+        stage.close()
+
+    run(work())
+
+
+def test_worker_of_a_server_without_a_route_gets_nothing() -> None:
+    async def work() -> None:
+        stage = Stage()
+        made = worker()
+        ours, theirs = wire.pair()
+        made.control_by(ours)
+        made.begin()
+        stage.workers["web.1.0"] = made
+        stage.publish()
+        assert orders(theirs) == [({"order": "go"}, 0)]
+        theirs.close()
+        assert made.control is not None
+        made.control.close()
+        stage.close()
+
+    run(work())
