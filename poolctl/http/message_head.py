@@ -23,7 +23,7 @@ _TOKEN_BYTES = TOKEN_CHARACTERS.encode()
 _REQUEST_LINE = rb"(?:\r\n)?+(" + TOKEN + rb") ([!\"$-~]++) HTTP/1\.([01])\r\n"
 _REQUEST_HEAD = _REQUEST_LINE + FIELD_LINES + rb"\r\n"
 _OTHER_VERSION = rb"(?:\r\n)?+" + TOKEN + rb" [!-~]++ HTTP/(?!1\.[01])[0-9]\.[0-9]\r\n"
-_HOST = rb"[0-9A-Za-z._~%!$&'()*+,;=:\[\]-]*+"  # RFC 9110 §7.2, RFC 3986 §3.2.2
+HOST = rb"[0-9A-Za-z._~%!$&'()*+,;=:\[\]-]*+"  # RFC 9110 §7.2, RFC 3986 §3.2.2
 # The space after the status is left out by many when there is no reason phrase (RFC 9112 §4).
 STATUS_LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + TEXT + rb")?+\r\n"
 _VERSIONS = (b"HTTP/1.0 ", b"HTTP/1.1 ")
@@ -148,7 +148,7 @@ class RequestHead(MessageHead):
         hosts = self.values(b"host")
         if len(hosts) > 1 or (self.http_1_1 and not hosts):
             raise BadMessage("more than one host" if hosts else "no host")
-        if hosts and not compiled(_HOST).fullmatch(hosts[0]):
+        if hosts and not compiled(HOST).fullmatch(hosts[0]):
             raise BadMessage("host is not a host name")
 
     @classmethod

@@ -1,0 +1,144 @@
+"""Heads of requests in canonical form, recognised in linear time.
+
+Canonical is what httptools (llhttp) and h11 read alike: the same method, target, host and end of the message. So a
+process can decide about a request by its head and leave the bytes to a server with either parser. A valid head may
+have another form: then a full parser has to look at it. Where the parsers, or applications behind them, differ, this
+form is stricter than RFC 9112:
+
+- llhttp's methods without CONNECT; a target in origin form, or `OPTIONS *`. The absolute form names a second host, and
+  uvicorn's two protocols give an application different paths for it.
+- No empty line before the head, and no Proxy-Connection, which is Connection to llhttp and nothing to h11.
+- Host, Content-Length, Transfer-Encoding, Connection, Upgrade and Expect at most once, in their plain form and without
+  whitespace behind the value.
+- No body in a request that asks for another protocol: to llhttp its bytes belong to that one.
+
+Names with an underscore are ordinary names here, as they are for both parsers.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from .message_head import FIELD_LINES, HOST, TOKEN, UNFIT
+
+_METHODS = frozenset(
+    b"ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY OPTIONS"
+    b" PATCH POST PROPFIND PROPPATCH PURGE PUT REBIND REPORT SEARCH SUBSCRIBE TRACE UNBIND UNLINK UNLOCK UNSUBSCRIBE"
+    b"".split()
+)
+# No group is captured within a repetition: with possessive ones Python 3.11.2 loses it.
+_request_head = re.compile(
+    rb"([A-Z-]++) ((/[!\"$->@-~]*+)(?:\?[!\"$-~]*+)?+|\*) HTTP/1\.([01])\r\n" + FIELD_LINES + rb"\r\n"
+).match
+# The fields that decide where the message ends, or whom it is for. The first letter rules out most others.
+_decisive_fields = re.compile(
+    rb"\n(?=[CEHPTUcehptu])"
+    rb"(?i:(host|connection|content-length|transfer-encoding|upgrade|expect|proxy-connection)):[ \t]*+([^\r]*+)"
+).findall
+_is_host = re.compile(HOST).fullmatch
+_is_length = re.compile(rb"[0-9]{1,15}").fullmatch
+_are_options = re.compile(TOKEN + rb"(?:, ?" + TOKEN + rb")*+").fullmatch
+_is_protocol = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?+").fullmatch
+_unfit = re.compile(UNFIT).search
+CHUNKED = -1
+_KEEP_ALIVE = {b"connection": b"keep-alive"}
+_CONTINUE = b"100-continue"
+
+
+class CanonicalHead(NamedTuple):
+    """The head of a request. `path` is the target without its query; `host` as it was sent, b"" for none.
+
+    `end` is the offset behind the empty line; `body` the length of what follows, or CHUNKED. `upgrade`: the connection
+    may change to another protocol after this message (RFC 9110 §7.8).
+    """
+
+    method: bytes
+    target: bytes
+    path: bytes
+    host: bytes
+    end: int
+    body: int
+    http_1_1: bool
+    keep_alive: bool
+    upgrade: bool
+    expects_continue: bool
+
+
+def parse(data: bytes, at: int = 0) -> CanonicalHead | None:
+    """The head that begins at this offset; None if it is not canonical, or not complete (see `is_incomplete`)."""
+    found = _request_head(data, at)
+    if found is None:
+        return None
+    method, target, path, minor = found.groups()
+    end = found.end()
+    lines = _decisive_fields(data, at, end)
+    fields = {name.lower(): value for name, value in lines}
+    if len(fields) != len(lines):
+        return None
+    http_1_1 = minor == b"1"
+    host = fields.pop(b"host", None if http_1_1 else b"")  # RFC 9112 §3.2: an older client may leave it out
+    if (
+        host is None
+        or not _is_host(host)
+        or method not in _METHODS
+        or (path is None and method != b"OPTIONS")
+    ):
+        return None
+    keep_alive, body, upgrade, expects_continue = http_1_1, 0, False, False
+    if fields == _KEEP_ALIVE:
+        keep_alive = True
+    elif fields:
+        options = _connection_options(fields)
+        length = _body_length(fields, http_1_1)
+        expects = fields.get(b"expect", _CONTINUE).lower()
+        if (
+            options is None
+            or length is None
+            or expects != _CONTINUE
+            or not _is_protocol(fields.get(b"upgrade", b"-"))
+        ):
+            return None
+        keep_alive = (http_1_1 or b"keep-alive" in options) and b"close" not in options
+        body = length
+        upgrade = b"upgrade" in fields and b"upgrade" in options
+        if upgrade and body:
+            return None
+        expects_continue = http_1_1 and b"expect" in fields
+    return CanonicalHead(
+        method, target, path or target, host, end, body, http_1_1, keep_alive, upgrade, expects_continue
+    )
+
+
+def _connection_options(fields: dict[bytes, bytes]) -> list[bytes] | None:
+    """The options of Connection in lower case; None if they are not canonical."""
+    value = fields.get(b"connection")
+    if b"proxy-connection" in fields:
+        return None
+    if value is None:
+        return []
+    if not _are_options(value):
+        return None
+    return value.lower().replace(b" ", b"").split(b",")
+
+
+def _body_length(fields: dict[bytes, bytes], http_1_1: bool) -> int | None:
+    """The length of the body, or CHUNKED (RFC 9112 §6.3); None if it is not canonical."""
+    length, coding = fields.get(b"content-length"), fields.get(b"transfer-encoding")
+    if coding is not None:
+        return CHUNKED if coding.lower() == b"chunked" and http_1_1 and length is None else None
+    if length is None:
+        return 0
+    return int(length) if _is_length(length) else None
+
+
+def is_incomplete(data: bytes, at: int = 0) -> bool:
+    """Whether the bytes from this offset are the beginning of a head, canonical or not, without its end.
+
+    False as soon as more bytes cannot make them a valid one; the caller bounds their number.
+    """
+    return (
+        data.find(b"\r\n\r\n", at) < 0
+        and not data.startswith((b"\r", b"\n"), at)
+        and _unfit(data, at) is None
+    )
