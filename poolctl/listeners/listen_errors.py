@@ -45,9 +45,12 @@ class ListenError(ServerError):
         self.taken = taken
 
 
-def explain_tcp(address: Address, host: str, error: OSError) -> ListenError:
-    """The ListenError for an OSError raised while opening `host`, one of the hosts of `address`."""
+def explain_port(address: Address, host: str, error: OSError, kind: int = socket.SOCK_STREAM) -> ListenError:
+    """The ListenError for an OSError raised while opening `host`, one of the hosts of `address`; UDP: SOCK_DGRAM."""
     port = address.port or 0
+    if error.errno == errno.EADDRINUSE and kind == socket.SOCK_DGRAM:
+        hint = f"find the process (as root): ss -uanp 'sport = :{port}', or choose another port"
+        return ListenError(f"UDP port {port} is in use", bind=address.key, hint=hint)
     if error.errno == errno.EADDRINUSE:
         return taken(address, (host, port))
     if error.errno in (errno.EACCES, errno.EPERM) and port < _unprivileged_port():

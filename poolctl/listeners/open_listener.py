@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import unix_listener
-from .listen_errors import ListenError, explain_tcp, unresolved
+from .listen_errors import ListenError, explain_port, unresolved
 
 if TYPE_CHECKING:
     from poolctl.address import Address
@@ -35,7 +35,7 @@ def open_listener(address: Address, *, inherited: Inherited | None = None) -> li
     replaced. Raises ListenError; resolving a host name may block.
     """
     if address.kind == "tcp":
-        sockets = _open_tcp(address)
+        sockets = _open_ports(address, socket.SOCK_STREAM)
     elif address.kind == "unix":
         sockets = [unix_listener.listen(address, BACKLOG)]
     elif address.kind == "fd":
@@ -48,6 +48,19 @@ def open_listener(address: Address, *, inherited: Inherited | None = None) -> li
             # Accepted sockets inherit it; without it a keep-alive request was measured to wait 44 ms for a delayed
             # acknowledgement where an event loop does not set it by itself.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sockets
+
+
+def open_datagram_sockets(address: Address) -> list[socket.socket]:
+    """The UDP sockets of `address`, bound, non-blocking and close-on-exec, one for each address that it means.
+
+    Raises ListenError; resolving a host name may block.
+    """
+    if address.kind != "tcp":
+        raise ListenError(f"{address.key} has no UDP port", bind=address.key, hint="write HOST:PORT or :PORT")
+    sockets = _open_ports(address, socket.SOCK_DGRAM)
+    for sock in sockets:
+        sock.setblocking(False)
     return sockets
 
 
@@ -77,7 +90,7 @@ def describe(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
 
 
-def _open_tcp(address: Address) -> list[socket.socket]:
+def _open_ports(address: Address, kind: int) -> list[socket.socket]:
     opened: list[socket.socket] = []
     skipped: ListenError | None = None
     if address.port is None:
@@ -86,9 +99,9 @@ def _open_tcp(address: Address) -> list[socket.socket]:
     try:
         for target in wanted:
             try:
-                opened.append(_bound(target, address.port, dual=address.dual))
+                opened.append(_bound(target, address.port, kind, dual=address.dual))
             except OSError as error:
-                problem = explain_tcp(address, target.host, error)
+                problem = explain_port(address, target.host, error, kind)
                 if len(wanted) == 1 or target.family != socket.AF_INET6 or error.errno not in _NO_IPV6:
                     raise problem from error
                 skipped = problem
@@ -100,17 +113,21 @@ def _open_tcp(address: Address) -> list[socket.socket]:
     return opened
 
 
-def _bound(target: Target, port: int, *, dual: bool) -> socket.socket:
-    sock = socket.socket(target.family, socket.SOCK_STREAM)
+def _bound(target: Target, port: int, kind: int, *, dual: bool) -> socket.socket:
+    sock = socket.socket(target.family, kind)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if (
+            kind == socket.SOCK_STREAM
+        ):  # two UDP sockets with this option would share the port, and one gets nothing
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if target.family == socket.AF_INET6:
             # Set in both cases: the system's default (net.ipv6.bindv6only) is not to decide what `[::]`
             # means.
             only = 1 if dual or target.host != "::" else 0
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
         sock.bind(target.sockaddr(port))
-        sock.listen(BACKLOG)  # with SO_REUSEADDR a conflict may show here instead of at bind()
+        if kind == socket.SOCK_STREAM:
+            sock.listen(BACKLOG)  # with SO_REUSEADDR a conflict may show here instead of at bind()
     except OSError:
         sock.close()
         raise

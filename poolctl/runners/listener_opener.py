@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, TypeVar
 
 from poolctl.listeners.listen_errors import MOST_SECONDS, Holder, ListenError, Place, Search, naming
-from poolctl.listeners.open_listener import close_listener, open_listener
+from poolctl.listeners.open_listener import close_listener, open_datagram_sockets, open_listener
 from poolctl.listeners.port_ledger import is_free
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ class Opener:
             if error.taken is None:
                 raise
             raise naming(error, await self._holders(error.taken)) from error.__cause__
+
+    async def open_datagram_sockets(self, address: Address) -> list[socket.socket]:
+        """The UDP sockets of the address. Raises ListenError; cancelled halfway, nothing stays open."""
+        return await _resolving(
+            address, functools.partial(open_datagram_sockets, address), undo=close_listener
+        )
 
     async def check_free(self, address: Address) -> None:
         """Raise ListenError unless a program may bind the TCP address by itself."""

@@ -17,7 +17,7 @@ import pytest
 
 from poolctl.address import parse
 from poolctl.listeners import unix_listener
-from poolctl.listeners.listen_errors import Holder, Place, explain, explain_tcp, explained, naming, taken
+from poolctl.listeners.listen_errors import Holder, Place, explain, explain_port, explained, naming, taken
 from poolctl.listeners.open_listener import (
     BACKLOG,
     ListenError,
@@ -212,18 +212,18 @@ def test_unresolvable_host_name_is_reported(free_port: FreePort) -> None:
 
 
 def test_privileged_port_error_suggests_fixes() -> None:
-    error = explain_tcp(parse("127.0.0.1:1"), "127.0.0.1", OSError(errno.EACCES, "denied"))
+    error = explain_port(parse("127.0.0.1:1"), "127.0.0.1", OSError(errno.EACCES, "denied"))
     assert "privileged" in error.message
     assert "ip_unprivileged_port_start" in error.hint
 
 
 def test_machine_without_ipv6_gets_the_hint_to_use_ipv4() -> None:
-    error = explain_tcp(parse("[::1]:8080"), "::1", OSError(errno.EAFNOSUPPORT, "no"))
+    error = explain_port(parse("[::1]:8080"), "::1", OSError(errno.EAFNOSUPPORT, "no"))
     assert "IPv4" in error.hint
 
 
 def test_too_few_descriptors_are_explained_with_the_limit_to_raise() -> None:
-    error = explain_tcp(parse("127.0.0.1:8080"), "127.0.0.1", OSError(errno.EMFILE, "many"))
+    error = explain_port(parse("127.0.0.1:8080"), "127.0.0.1", OSError(errno.EMFILE, "many"))
     assert error.message == "127.0.0.1:8080 cannot be opened: Too many open files"
     assert "ulimit -n" in error.hint
 
