@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from poolctl.config.loader import *
     from poolctl.config.model import *
     from poolctl.config.model.conflicts import *
+    from poolctl.config.model.gateway_tables import *
     from poolctl.config.model.json_schema import *
     from poolctl.config.model.normalise import *
     from poolctl.config.model.pool_tables import *
     from poolctl.config.model.problems import *
+    from poolctl.config.model.routes import *
     from poolctl.config.model.secrets import *
     from poolctl.config.model.server_sections import *
 
@@ -31,13 +33,14 @@ if TYPE_CHECKING:
 __all__ = [
     "FILE_NAMES", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL", "OPEN_FILES_RESERVE", "PYPROJECT",
     "RAISE_OPEN_FILES", "TABLE_NAMES", "Backoff", "ConfigNotFound", "Configuration", "Dashboard",
-    "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding", "Health", "Notify", "Patience", "Place",
-    "Probe", "Problem", "Recovery", "Restart", "Section", "ServerConfig", "Surroundings", "TLSConfig",
-    "Tables", "candidate_files", "certificate_validity", "changed_by", "conflicts", "default_interpreter",
-    "dependency_findings", "enter_as", "escaped", "find_config", "ids_of", "interpreter", "json_schema",
-    "load", "longest_stop_seconds", "masked", "masked_text", "merged", "missing_file", "missing_program",
+    "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
+    "GatewayConfig", "GatewayListener", "Health", "Notify", "Patience", "Place",
+    "Probe", "Problem", "Recovery", "Restart", "RouteConfig", "Section", "ServerConfig", "StreamConfig",
+    "Surroundings", "TLSConfig", "Tables", "candidate_files", "certificate_validity", "changed_by", "conflicts",
+    "default_interpreter", "dependency_findings", "enter_as", "escaped", "find_config", "ids_of", "interpreter",
+    "json_schema", "load", "longest_stop_seconds", "masked", "masked_text", "merged", "missing_file", "missing_program",
     "no_certificate", "open_files_needed", "pool_variables", "problem_of", "read_regular",
-    "referenced_variables", "relocated", "shown", "start_options", "table_text", "value_text", "values_of",
+    "referenced_variables", "relocated", "routes_of", "shown", "start_options", "table_text", "value_text", "values_of",
     "variables_named_in",
 ]
 # fmt: on
@@ -55,7 +58,9 @@ _MODULES = {
     "model.conflicts": "conflicts dependency_findings longest_stop_seconds",
     "model.normalise": "merged referenced_variables relocated",
     "model.problems": "Finding Place Problem problem_of shown",
+    "model.gateway_tables": "GatewayConfig GatewayListener RouteConfig StreamConfig",
     "model.json_schema": "json_schema",
+    "model.routes": "routes_of",
     "model.secrets": "MASK masked masked_text values_of",
     "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Section TLSConfig",
     "model.pool_tables": "TABLE_NAMES Dashboard EventsTable Notify Tables pool_variables",

@@ -186,7 +186,7 @@ class Surroundings:
 class _Loader:
     def __init__(self, assembly: Assembly, env: Mapping[str, str]) -> None:
         self.assembly = assembly
-        self.origins = Origins(assembly.documents, assembly.entries)
+        self.origins = Origins(assembly.documents, assembly.entries, assembly.parts)
         self.problems: list[Problem] = list(assembly.problems)
         # The value of a bad reference is not known: nothing more is reported of it.
         self.unresolved = {problem.place for problem in assembly.problems}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from poolctl.config.files.document import SYNONYMS, Document
 from poolctl.config.model.normalise import interpolate, merged, normalise
-from poolctl.config.model.pool_tables import NOT_IMPLEMENTED, TABLE_NAMES, with_absolute_paths
+from poolctl.config.model.pool_tables import LISTED, NOT_IMPLEMENTED, TABLE_NAMES, with_absolute_paths
 from poolctl.config.model.problems import Finding, Path, Place, Problem, Tree, problem_of, shown
 from poolctl.config.model.validation_errors import nearest
 
@@ -37,6 +37,7 @@ class Assembly:
         self.settings: dict[str, Tree] = {}
         self.defaults: dict[str, Tree] = {}
         self.tables: dict[str, Tree] = {}  # the others, by name
+        self.parts: dict[Path, list[Source]] = {}  # where those of which there are lists were merged from
         self.entries: list[ServerTable] = []
         self.problems: list[Problem] = []
         self._by_name: dict[str, ServerTable] = {}
@@ -74,11 +75,9 @@ class Assembly:
             near = nearest(str(key), (*KNOWN, *NOT_IMPLEMENTED))
             hint = f"did you mean {near!r}?" if near else "a file has 'pool', 'defaults' and 'server'"
             yield Finding((key,), f"unknown key {str(key)[:60]!r}", hint, str(key)[:60], ", ".join(KNOWN))
-        elif key in ("server", "notify"):
-            if not isinstance(value, list) or (
-                key == "notify" and not all(isinstance(v, dict) for v in value)
-            ):
-                of_tables = " of tables" if key == "notify" else ""
+        elif key == "server" or key in LISTED:
+            if not isinstance(value, list) or (key in LISTED and not all(isinstance(v, dict) for v in value)):
+                of_tables = " of tables" if key in LISTED else ""
                 hint = (
                     f"write [[{key}]], with two brackets"
                     if document.kind == "toml"
@@ -87,8 +86,10 @@ class Assembly:
                 yield Finding((key,), f"{key!r} is {shown(value)}, not a list of tables", hint)
             elif key == "server":
                 yield from self._servers(document, value, ("server",))
-            else:
+            elif key == "notify":
                 yield from self._notify(document, value)
+            else:
+                self._routes(document, key, value)
         elif not isinstance(value, dict):
             yield Finding((key,), f"{key!r} is {shown(value)}, not a table", f"write [{key}]")
         elif key in TABLE_NAMES:
@@ -108,6 +109,21 @@ class Assembly:
             if isinstance(written, str) and "${" in written:
                 table["written"] = written
         self.tables["notify"] = found
+
+    def _routes(self, document: Document, key: str, tables: list[dict[str, Tree]]) -> None:
+        """Add the routes of a file to those before it; one with the alias of an earlier file's is merged into it."""
+        known = self.tables.setdefault(key, [])
+        earlier = {each["alias"]: at for at, each in enumerate(known) if isinstance(each.get("alias"), str)}
+        for index, table in enumerate(tables):
+            own = with_absolute_paths(key, table, document.base_dir)
+            alias = own.get("alias")
+            at = earlier.pop(alias, None) if isinstance(alias, str) else None
+            if at is None:
+                at = len(known)
+                known.append(own)
+            else:
+                known[at] = merged(known[at], own)
+            self.parts.setdefault((key, at), []).append((document, (key, index)))
 
     def _defaults(self, document: Document, value: dict[str, Tree]) -> None:
         findings: list[Finding] = []
@@ -156,8 +172,14 @@ LONG_FORMS = {written: key for key, written in SYNONYMS.items()}
 class Origins:
     """Finds the places of the values of a pool's servers. All are equal, so that servers with equal keys are."""
 
-    def __init__(self, documents: list[Document], entries: list[ServerTable]) -> None:
+    def __init__(
+        self,
+        documents: list[Document],
+        entries: list[ServerTable],
+        parts: Mapping[Path, list[Source]] | None = None,
+    ) -> None:
         self.documents = documents
+        self._parts = parts or {}
         self._defaults: list[Source] = [(document, ("defaults",)) for document in documents]
         self._entries = {entry.name: entry for entry in reversed(entries)}
         self._by_table: dict[str, dict[Path, list[tuple[Path, int]]]] = {}
@@ -175,7 +197,15 @@ class Origins:
 
     def of_table(self, path: Path) -> Place:
         """The place of a key that belongs to no server; `path` begins with its table."""
-        return _place([(document, ()) for document in self.documents], path) or self.documents[0].place(path)
+        parts = self._parts.get(path[:2])
+        sources = parts or [(document, path[:1]) for document in self.documents]
+        rest = path[2:] if parts else path[1:]
+        for length in range(len(rest), -1, -1):
+            for document, table in reversed(sources):
+                if document.exact(document.as_written((*table, *rest[:length]))) is not None:
+                    return document.place(document.as_written((*table, *rest)))
+        document, table = sources[0]
+        return document.place((*table, *rest))
 
     def of(self, name: str) -> dict[str, str]:
         """`{"http.loop": "/etc/pool.toml:7", …}` for every key that a file gives to the server."""

@@ -63,6 +63,20 @@ class Document:
                 return (*whole[:index], other)
         return None
 
+    def as_written(self, path: Path) -> Path:
+        """The path where the file has a short form: `bind = ":80"` for a list of one table with that bind."""
+        here, found = self.data, []
+        for part in path:
+            if (isinstance(here, (dict, str)) and part == 0) or isinstance(here, str):
+                continue  # the value stands alone for a list of one, or for a table with this key
+            found.append(part)
+            inside = isinstance(here, dict) or (isinstance(here, list) and isinstance(part, int))
+            try:
+                here = here[part] if inside else None
+            except LookupError:
+                here = None
+        return tuple(found)
+
     def place(self, path: Path) -> Place:
         """The place of a path, or of the nearest table around it; the key is the whole path."""
         known = self.positions()

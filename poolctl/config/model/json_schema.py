@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from poolctl.config.model import MOST_WORKERS
+from poolctl.config.model.gateway_tables import DEFAULT_BIND, GATEWAY_MODELS, INDEX
 from poolctl.config.model.normalise import INTERNAL
-from poolctl.config.model.pool_tables import MODELS, NOT_IMPLEMENTED, PoolSettings
+from poolctl.config.model.pool_tables import LISTED, MODELS, NOT_IMPLEMENTED, PoolSettings
 from poolctl.config.model.problems import Tree
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import Section
@@ -49,11 +50,12 @@ def json_schema() -> Schema:
         "defaults": {"$ref": "#/$defs/Defaults", "description": "What servers take over."},
         "server": servers,
     }
-    for key, model in MODELS.items():
-        table = definitions[model.__name__] = _definition(model, definitions, {"written"})
+    for key, model in (MODELS | GATEWAY_MODELS).items():
+        table = definitions[model.__name__] = _definition(model, definitions, {"written", INDEX})
         tables[key] = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}
-        if key == "notify":
+        if key in LISTED:
             tables[key] = {"type": "array", "items": tables[key], "description": table["description"]}
+    _add_short_forms_of_routes(definitions)
     for key, what in NOT_IMPLEMENTED.items():
         tables[key] = {"description": f"{what}: not available in this version.", "not": {}}
     return {
@@ -135,3 +137,15 @@ def _add_short_forms(keys: Schema) -> None:
     keys["env_file"] = {**kept, "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     keys["depends_on"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Dependency"}]}
     keys["env"]["additionalProperties"] = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
+
+
+def _add_short_forms_of_routes(definitions: dict[str, Schema]) -> None:
+    tls = definitions["GatewayListener"]["properties"]["tls"]
+    kept = {name: tls.pop(name) for name in ("type", "items") if name in tls}
+    tls["anyOf"] = [{"type": "boolean"}, kept["items"], kept]
+    for table, key in (("GatewayConfig", "bind"), ("RouteConfig", "to"), ("StreamConfig", "to")):
+        found = definitions[table]["properties"][key]
+        each = {"anyOf": [{"type": "string"}, found.pop("items")]}
+        found.pop("type")
+        found["anyOf"] = [*each["anyOf"], {"type": "array", "items": each, "minItems": 1}]
+    definitions["GatewayConfig"]["properties"]["bind"]["default"] = DEFAULT_BIND

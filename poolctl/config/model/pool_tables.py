@@ -1,6 +1,7 @@
 """The tables of a file besides its servers: pool, metrics, dashboard, notify, events, and the rules between their keys.
 
-Most files have few of them: the validator of each is built when it is first used.
+Most files have few of them: the validator of each is built when it is first used. Those of the gateway have a module of
+their own, imported when a file has one.
 """
 
 from __future__ import annotations
@@ -9,21 +10,22 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from ipaddress import ip_address
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from poolctl.address import Address, AddressError, parse
+from poolctl.address import Address, parse
 from poolctl.config.model.conflicts import conflicts
 from poolctl.config.model.key_rules import app_findings
 from poolctl.config.model.normalise import STEPS, absolute
 from poolctl.config.model.problems import Finding, Path, Tree
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.server_sections import Section, TLSConfig
+from poolctl.config.model.server_sections import Section, Table, TLSConfig
 from poolctl.config.model.validation_errors import validated
 from poolctl.config.model.value_types import (
     Argument,
     BadValue,
+    Bind,
     Duration,
     FileCount,
     FilePath,
@@ -36,12 +38,15 @@ from poolctl.config.model.value_types import (
     field,
 )
 
-TABLE_NAMES = ("metrics", "dashboard", "notify", "events")
+if TYPE_CHECKING:
+    from poolctl.config.model.gateway_tables import GatewayConfig, RouteConfig, StreamConfig
+
+GATEWAY_TABLES = ("gateway", "route", "stream")
+TABLE_NAMES = ("metrics", "dashboard", "notify", "events", *GATEWAY_TABLES)
+# Tables of which a file has a list.
+LISTED = ("notify", "route", "stream")
 # Tables of later versions: using one is a problem, never silently ignored.
 NOT_IMPLEMENTED = {
-    "gateway": "the gateway",
-    "route": "the gateway's [[route]]",
-    "stream": "the gateway's [[stream]]",
     "operator": "the gateway's [operator]",
     "proxmox": "the gateway's [proxmox]",
 }
@@ -71,16 +76,6 @@ def _handlers(value: Tree) -> Tree:
 KINDS = Literal["lifecycle", "health", "config", "audit", "recovery", "scale", "wake", "notify", "pool"]
 
 
-def _bind(text: str) -> str:
-    try:
-        address = parse(text)
-    except AddressError as problem:
-        raise BadValue(problem.message, "an address") from None
-    if address.kind not in ("tcp", "unix") or address.auto:
-        raise BadValue(f"{text[:60]!r} is no fixed address", 'such as "127.0.0.1:9464" or "unix:/run/a.sock"')
-    return text
-
-
 def _url(text: str) -> str:
     scheme, separator, rest = text.partition("://")
     host = rest.partition("/")[0]
@@ -90,7 +85,6 @@ def _url(text: str) -> str:
     return text
 
 
-Bind = Annotated[str, AfterValidator(_bind)]
 Url = Annotated[str, AfterValidator(_url)]
 MetricsPath = Annotated[str, Field(pattern=r"^/[^\x00-\x20\x7f?#]*$")]
 Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -113,16 +107,6 @@ class PoolSettings(Section):
     def to_dict(self) -> dict[str, Tree]:
         """The settings as a file would have them, unset keys left out."""
         return self.model_dump(exclude_none=True) | {"port_range": "-".join(map(str, self.port_range))}
-
-
-class Table(Section):
-    """The base of these tables."""
-
-    model_config = ConfigDict(defer_build=True)
-
-    def to_dict(self) -> dict[str, Tree]:
-        """The table as a file could have it, defaults filled in, unset keys left out."""
-        return self.model_dump(mode="json", exclude_none=True, warnings=False)
 
 
 class MetricsTable(Table):
@@ -208,17 +192,25 @@ class Tables(NamedTuple):
     dashboard: Dashboard | None = None
     notify: tuple[Notify, ...] = ()
     events: EventsTable | None = None
+    gateway: GatewayConfig | None = (
+        None  # there is one where a file has [gateway], a [[route]] or a [[stream]]
+    )
+    routes: tuple[RouteConfig, ...] = ()
+    streams: tuple[StreamConfig, ...] = ()
+
+    def by_name(self) -> dict[str, Table | tuple[Table, ...] | None]:
+        """The tables by the names that files have for them."""
+        found = self._asdict()
+        found |= {"route": found.pop("routes"), "stream": found.pop("streams")}
+        return {name: found[name] for name in TABLE_NAMES}
 
     def to_dict(self) -> dict[str, Tree]:
         """The tables as a file could have them; no secret is among them, as files hold none."""
-        found: dict[str, Tree] = {
-            name: table.to_dict()
-            for name in ("metrics", "dashboard", "events")
-            if (table := getattr(self, name)) is not None
+        return {
+            name: [each.to_dict() for each in table] if isinstance(table, tuple) else table.to_dict()
+            for name, table in sorted(self.by_name().items(), key=lambda each: each[0] in LISTED)
+            if table
         }
-        if self.notify:
-            found["notify"] = [each.to_dict() for each in self.notify]
-        return found
 
 
 def pool_variables(
@@ -239,19 +231,25 @@ def pool_variables(
 
 def _named(table: Mapping[str, Tree]) -> Iterator[str]:
     for key, value in table.items():
-        if isinstance(value, dict) and key != "env":
-            yield from _named(value)
+        inner = value if isinstance(value, (list, tuple)) else (value,)
+        if key != "env" and any(isinstance(each, dict) for each in inner):
+            for each in inner:
+                yield from _named(each) if isinstance(each, dict) else ()
         elif key.endswith("_env") and isinstance(value, str):
             yield value
 
 
 _PATHS = ("path", "token_file", "url_file", "ca")
 _SOURCES = ("url", "url_env", "url_file")
-_PLACES = {"metrics": ("metrics", "bind"), "dashboard": ("dashboard", "bind")}
+_PLACES: dict[str, Path] = {"metrics": ("metrics", "bind"), "dashboard": ("dashboard", "bind")}
 
 
 def with_absolute_paths(name: str, table: dict[str, Tree], base_dir: str) -> dict[str, Tree]:
     """The table with its paths made absolute, from the directory of its file."""
+    if name in GATEWAY_TABLES:
+        from poolctl.config.model.gateway_tables import with_absolute_addresses
+
+        return with_absolute_addresses(table, base_dir)
     found = dict(table)
     for key, value in table.items():
         if key in _PATHS and not (name == "metrics" and key == "path"):
@@ -265,26 +263,35 @@ def made(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
     """The valid tables of the merged files; problems of the others are added to the findings."""
     values: dict[str, Tree] = {}
     for name, given in raw.items():
-        if name != "notify":
-            values[name] = _model(name, given, (name,), findings)
-            continue
-        labels: set[str] = set()
-        values[name] = ()
-        for index, each in enumerate(given):
-            receiver = _model(name, each, (name, index), findings)
-            if isinstance(receiver, Notify):
-                values[name] += (receiver,)
-                if receiver.label in labels:
-                    path = (name, index, *(("name",) if receiver.name else ()))
-                    findings.append(Finding(path, f"the name {receiver.label!r} is taken", 'add name = "…"'))
-                labels.add(receiver.label)
+        if name in MODELS and name != "notify":
+            values[name] = _model(MODELS[name], given, (name,), findings)
+    if "notify" in raw:
+        values["notify"] = _receivers(raw["notify"], findings)
+    if any(name in raw for name in GATEWAY_TABLES):
+        from poolctl.config.model.gateway_tables import gateway_tables
+
+        values |= gateway_tables(raw, findings)
     return Tables(**values)
 
 
-def _model(name: str, given: dict[str, Tree], path: Path, findings: list[Finding]) -> Table | None:
+def _receivers(raw: list[dict[str, Tree]], findings: list[Finding]) -> tuple[Notify, ...]:
+    labels: set[str] = set()
+    found: list[Notify] = []
+    for index, each in enumerate(raw):
+        receiver = _model(Notify, each, ("notify", index), findings)
+        if isinstance(receiver, Notify):
+            found.append(receiver)
+            if receiver.label in labels:
+                path = ("notify", index, *(("name",) if receiver.name else ()))
+                findings.append(Finding(path, f"the name {receiver.label!r} is taken", 'add name = "…"'))
+            labels.add(receiver.label)
+    return tuple(found)
+
+
+def _model(model: type[Table], given: dict[str, Tree], path: Path, findings: list[Finding]) -> Table | None:
     table = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     own: list[Finding] = []
-    found = validated(MODELS[name], table, own)
+    found = validated(model, table, own)
     # An address that is not accepted may still be a secret.
     own = [each._replace(found="") if each.path[:1] == ("url",) else each for each in own]
     if isinstance(found, Notify):
@@ -340,15 +347,22 @@ def _notify_findings(notify: Notify) -> Iterator[Finding]:
 
 def overlapping(
     tables: Tables, servers: list[tuple[str, Address | None]]
-) -> Iterator[tuple[tuple[str, str], str, Finding]]:
+) -> Iterator[tuple[Path, str, Finding]]:
     """(the place of the table, the other server's or table's name, the finding) for each address that is taken."""
-    own = [
-        (f"[{name}]", parse(table.bind)) for name in _PLACES if (table := getattr(tables, name)) is not None
+    own: list[tuple[Path, str, Address]] = [
+        (_PLACES[name], f"[{name}]", parse(table.bind))
+        for name in _PLACES
+        if (table := getattr(tables, name)) is not None
     ]
-    if not own:
-        return
-    together = [*servers, *own]
-    for second, first, finding in conflicts(together):
-        name = together[second][0]
-        if second >= len(servers):
-            yield _PLACES[name.strip("[]")], together[first][0], finding
+    datagrams: list[tuple[Path, str, Address]] = []
+    for index, listener in enumerate(tables.gateway.bind if tables.gateway else ()):
+        own.append((("gateway", "bind", index), "[gateway]", parse(listener.bind)))
+    for stream in tables.streams:
+        place: Path = ("stream", stream.index, "bind")
+        chosen = own if stream.protocol == "tcp" else datagrams
+        chosen.append((place, f"[[stream]] {stream.label}", parse(stream.bind)))
+    for among, tables_there in ((servers, own), ([], datagrams)):
+        together = [*among, *((name, address) for _, name, address in tables_there)]
+        for second, first, finding in conflicts(together) if tables_there else ():
+            if second >= len(among) and finding.path == ("bind",):
+                yield tables_there[second - len(among)][0], together[first][0], finding

@@ -67,6 +67,16 @@ def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -
     ) from None
 
 
+class Table(Section):
+    """The base of tables that most files do not have: its validator is built when it is first used."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    def to_dict(self) -> dict[str, Tree]:
+        """The table as a file could have it, defaults filled in, unset keys left out."""
+        return self.model_dump(mode="json", exclude_none=True, warnings=False)
+
+
 class Scale(Section):
     """How many workers."""
 

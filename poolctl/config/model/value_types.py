@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, WithJsonSchema
 
+from poolctl.address import AddressError, parse
 from poolctl.config.model import MOST_WORKERS
 from poolctl.config.model.problems import Tree
 from poolctl.units import (
@@ -113,6 +114,16 @@ def _proxies(value: Tree) -> Tree:
     return tuple(value)
 
 
+def _bind(text: str) -> str:
+    try:
+        address = parse(text)
+    except AddressError as problem:
+        raise BadValue(problem.message, "an address") from None
+    if address.kind not in ("tcp", "unix") or address.auto:
+        raise BadValue(f"{text[:60]!r} is no fixed address", 'such as "127.0.0.1:9464" or "unix:/run/a.sock"')
+    return text
+
+
 def _list(value: Tree) -> Tree:
     return tuple(value) if isinstance(value, list) else value
 
@@ -143,6 +154,7 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 FilePath = Annotated[str, StringConstraints(min_length=1), Field(json_schema_extra={"format": "path"})]
 Proxies = Annotated[tuple[Text, ...], BeforeValidator(_proxies)]
+Bind = Annotated[str, AfterValidator(_bind)]
 Argument = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_list)]
 
 PATH_PATTERN = r"^/[^\x00-\x20\x7f]*$"

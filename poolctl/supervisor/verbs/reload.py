@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
 
-from poolctl.config import TABLE_NAMES, ServerConfig
+from poolctl.config import ServerConfig
 from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult, failure
 from poolctl.core.core import Core
 from poolctl.core.server_changes import CURRENT_CAUSE
@@ -130,9 +130,11 @@ class Reload:
         if resolved.name != self._configuration.name:
             message = f"the pool's name: {self._configuration.name} → {resolved.name}"
             yield _of_pool(POOL, ("pool.name",), message)
-        now, then = self._configuration.tables.to_dict(), resolved.tables.to_dict()
-        for name in TABLE_NAMES:
-            if getattr(resolved.tables, name) != getattr(self._configuration.tables, name):
+        in_force, tables = self._configuration.tables, resolved.tables
+        now, then = in_force.to_dict(), tables.to_dict()
+        before = in_force.by_name()
+        for name, table in tables.by_name().items():
+            if table != before[name]:
                 keys = _changed(name, now.get(name), then.get(name))
                 yield _of_pool(f"[{name}]", keys, f"[{name}]: {', '.join(keys)}")
 

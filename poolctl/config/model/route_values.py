@@ -1,0 +1,138 @@
+"""Values of routes: hosts, paths, targets, and numbers of their own."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+
+from poolctl.address import Address, AddressError, parse
+from poolctl.address.address import canonical_ipv6
+from poolctl.config.model.problems import shown
+from poolctl.config.model.value_types import NAME_PATTERN, BadValue, number_from_environment
+
+TARGET_ALLOWED = 'a server\'s name, "tag:TAG", "http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
+STREAM_TARGET_ALLOWED = 'a server\'s name, "tag:TAG" or "HOST:PORT"'
+HOST_ALLOWED = '"users.example.com", "*.example.com", a first label such as "users", or "" for every host'
+PATH_ALLOWED = 'a path such as "/v1"'
+TAG, UNIX = "tag:", "unix:"
+_PORTS = {"http": 80, "https": 443}
+_label = re.compile(r"[a-z0-9_*](?:[a-z0-9_*-]{0,61}[a-z0-9_*])?")
+
+
+def _host(text: str) -> str:
+    """The host of a route in its canonical form: lower case, without a dot at its end; "" for every host."""
+    host = text.strip().lower().removesuffix(".")
+    if host in ("", "*"):
+        return ""
+    message = ""
+    if "/" in host:
+        message = f"{shown(text)} is no host: scheme and path do not belong to it"
+    elif host.startswith("["):
+        try:
+            return f"[{canonical_ipv6(host[1:].removesuffix(']'))}]"
+        except AddressError:
+            message = f"{shown(text)} is not an IPv6 address"
+    elif ":" in host:
+        message = f"{shown(text)} has a port: a route is for every port that [gateway] binds"
+    elif not host.isascii():
+        message = f'{shown(text)} is not ASCII: write the form that is sent, "xn--…"'
+    elif host.startswith("."):
+        message = f'{shown(text)} begins with a dot: write "*{host[:60]}" for the names below it'
+    elif len(host) > 253 or not all(map(_label.fullmatch, host.split("."))):
+        message = f"{shown(text)} is not a host name"
+    if message:
+        raise BadValue(message, HOST_ALLOWED)
+    return host
+
+
+def _path(text: str) -> str:
+    """The prefix of a route in its canonical form: no / at its end."""
+    if not text.startswith("/"):
+        raise BadValue(f"{shown(text)} does not begin with /", PATH_ALLOWED)
+    if re.search(r"[\x00-\x20\x7f?#]", text):
+        raise BadValue(f"{shown(text)} holds a blank, ? or #: a route has a path alone", PATH_ALLOWED)
+    return text.rstrip("/") or "/"
+
+
+def _named(text: str) -> bool:
+    """Whether a target is a server or a tag of the pool."""
+    if text.startswith(TAG):
+        if not re.fullmatch(r"[^\s,]+", text[len(TAG) :]):
+            raise BadValue(f"{shown(text)} names no tag", '"tag:TAG"')
+        return True
+    return bool(re.fullmatch(NAME_PATTERN, text))
+
+
+def _target(text: str) -> str:
+    """A target of a route; of a URL its canonical form, with its port."""
+    if _named(text):
+        return text
+    scheme, separator, rest = text.partition("://")
+    scheme = scheme.lower()
+    if not separator:
+        if text.lower().startswith(UNIX):
+            return _address(text, TARGET_ALLOWED).key
+        fix = f': write "http://{text[:60]}"' if re.fullmatch(r"[^/@\s]+:\d+", text) else ""
+        raise BadValue(f"{shown(text)} is no target{fix}", TARGET_ALLOWED)
+    if scheme == "unix":
+        return _address(text, TARGET_ALLOWED).key
+    if scheme not in _PORTS:
+        raise BadValue(f"{shown(text)} has the scheme {scheme[:20]!r}", TARGET_ALLOWED)
+    authority, _, path = rest.partition("/")
+    if "@" in authority:
+        message = (
+            f"{scheme}://…@{authority.rpartition('@')[2][:60]} has credentials: write them into add_headers"
+        )
+        raise BadValue(message, TARGET_ALLOWED)
+    if path or "?" in rest or "#" in rest:
+        message = f"{shown(text)} has a path: a route keeps the client's path; strip_path removes its prefix"
+        raise BadValue(message, TARGET_ALLOWED)
+    bare = authority.rpartition("]")[2] if authority.startswith("[") else authority
+    with_port = authority if ":" in bare else f"{authority}:{_PORTS[scheme]}"
+    return f"{scheme}://{_address(with_port, TARGET_ALLOWED).key}"
+
+
+def _stream_target(text: str) -> str:
+    """A target of a stream; of an address its canonical form."""
+    if _named(text):
+        return text
+    scheme, separator, _ = text.partition("://")
+    if separator and scheme.lower() not in ("tcp", "udp"):
+        raise BadValue(f"{shown(text)} is a URL: a stream leads to HOST:PORT", STREAM_TARGET_ALLOWED)
+    return _address(text.partition("://")[2] if separator else text, STREAM_TARGET_ALLOWED).key
+
+
+def _address(text: str, allowed: str) -> Address:
+    try:
+        address = parse(text)
+    except AddressError as problem:
+        raise BadValue(problem.message, allowed) from None
+    if address.kind not in ("tcp", "unix") or address.auto or address.is_wildcard:
+        raise BadValue(f"{shown(text)} is no address to connect to", allowed)
+    return address
+
+
+def name_of_target(target: str) -> str:
+    """A short name for it: the server's, the tag, or the address."""
+    if "://" in target:
+        return target.partition("://")[2]
+    if target.startswith(UNIX):
+        return target.rpartition("/")[2]
+    return target.removeprefix(TAG)
+
+
+Host = Annotated[str, AfterValidator(_host)]
+RoutePath = Annotated[str, AfterValidator(_path)]
+TargetText = Annotated[str, AfterValidator(_target)]
+StreamTargetText = Annotated[str, AfterValidator(_stream_target)]
+CookieName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$")]
+HostHeader = Annotated[str, StringConstraints(pattern=r"^[^\s/@\x00-\x1f\x7f]*$")]
+Weight = Annotated[int, Field(ge=1, le=1000), BeforeValidator(number_from_environment)]
+Number = Annotated[int, Field(ge=0, le=1_000_000), BeforeValidator(number_from_environment)]
+Retries = Annotated[int, Field(ge=0, le=10), BeforeValidator(number_from_environment)]
+Rate = Annotated[
+    float, Field(ge=0, le=10_000_000, allow_inf_nan=False), BeforeValidator(number_from_environment)
+]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]

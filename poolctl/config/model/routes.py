@@ -1,0 +1,289 @@
+"""The routes of a pool: those of its files, then those that its servers ask for with labels and with `expose`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from poolctl.address import parse
+from poolctl.config.model.gateway_tables import (
+    Breaker,
+    RouteConfig,
+    RouteLimit,
+    RouteTarget,
+    RouteTimeouts,
+    StreamConfig,
+    StreamTarget,
+)
+from poolctl.config.model.normalise import merged
+from poolctl.config.model.pool_tables import Tables
+from poolctl.config.model.problems import Finding, Path, Tree
+from poolctl.config.model.route_values import TAG
+from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.validation_errors import validated
+from poolctl.config.model.value_types import Interpolated
+from poolctl.routing.route import (
+    FILE,
+    SERVER,
+    BreakerRule,
+    ExcludedRoute,
+    Header,
+    Limit,
+    Route,
+    StreamRoute,
+    Target,
+    Timeouts,
+)
+
+AnyRoute = Route | StreamRoute | ExcludedRoute
+PREFIX = "route."
+DEFAULT_COOKIE = "poolctl_backend"
+# Labels that hold lists, their elements separated by commas.
+_LISTS = ("methods", "probe_responses")
+_SCHEMES = ("http", "https", "ws", "wss")
+
+
+class WrittenRoute(NamedTuple):
+    """A route before its targets are looked up: of a table, or of a server's labels or `expose`.
+
+    `key` leads to it, from the file or from the server's table; without a config `reason` says what is wrong with it.
+    """
+
+    alias: str
+    config: RouteConfig | None
+    key: Path
+    server: ServerKeys | None = None
+    reason: str = ""
+
+
+def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, ...]:
+    """The routes of these servers and tables in the order of their precedence; none for a pool without a gateway.
+
+    A route without an enabled target, or whose name or place is taken, is excluded with the reason.
+    """
+    if tables.gateway is None:
+        return ()
+    known = Known(servers)
+    found: list[AnyRoute] = []
+    aliases: set[str] = set()
+    for written in written_routes(known, tables):
+        made = _route_of(written, known)
+        if written.alias in aliases and isinstance(made, Route):
+            made = _excluded(written, f"the alias {written.alias!r} is taken")
+        aliases.add(written.alias)
+        found.append(made)
+    aliases.clear()
+    for stream in tables.streams:
+        to, reasons = known.targets(stream.to)
+        if to and stream.label not in aliases:
+            found.append(_stream(stream, to))
+        else:
+            reason = "; ".join(reasons) if not to else f"the alias {stream.label!r} is taken"
+            found.append(ExcludedRoute(alias=stream.label, reason=reason, provider=FILE))
+        aliases.add(stream.label)
+    return tuple(found)
+
+
+class Known:
+    """The servers of a pool by name and by tag."""
+
+    def __init__(self, servers: Iterable[ServerKeys]) -> None:
+        self.by_name: dict[str, ServerKeys] = {}
+        self.by_tag: dict[str, list[ServerKeys]] = {}
+        for server in servers:
+            self.by_name[server.name] = server
+            for tag in server.tags:
+                self.by_tag.setdefault(tag, []).append(server)
+
+    def servers(self, target: str) -> list[ServerKeys] | None:
+        """The servers that a target means, None for an address outside the pool."""
+        if target.startswith(TAG):
+            return [each for each in self.by_tag.get(target.removeprefix(TAG), ()) if not each.job]
+        if ":" in target:
+            return None
+        server = self.by_name.get(target)
+        return [] if server is None else [server]
+
+    def targets(self, wanted: Sequence[RouteTarget | StreamTarget]) -> tuple[tuple[Target, ...], list[str]]:
+        """The targets that can be reached, each once, and why the others cannot."""
+        found: dict[str, Target] = {}
+        reasons: list[str] = []
+        for each in wanted:
+            servers = self.servers(each.to)
+            if servers is None:
+                found.setdefault(each.to, Target(url=each.to, weight=each.weight))
+                continue
+            if not servers:
+                what = "tag" if each.to.startswith(TAG) else "server"
+                reasons.append(f"there is no {what} {each.to.removeprefix(TAG)!r}")
+            for server in servers:
+                if server.disabled or server.job:
+                    reasons.append(f"{server.name} is {'a job' if server.job else 'disabled'}")
+                else:
+                    found.setdefault(server.name, Target(server=server.name, weight=each.weight))
+        return tuple(found.values()), reasons
+
+
+def written_routes(
+    known: Known, tables: Tables, findings: list[tuple[ServerKeys, Finding]] | None = None
+) -> list[WrittenRoute]:
+    """The routes of the files, of labels, of `expose`; bad labels are added to the findings."""
+    found = [WrittenRoute(each.label, each, ("route", each.index)) for each in tables.routes]
+    defaults = tables.gateway.defaults_of_routes() if tables.gateway else {}
+    for server in known.by_name.values():
+        if any(name.startswith(PREFIX) for name in server.labels):
+            found.append(_labelled(server, defaults, [] if findings is None else findings))
+    aliases = {each.alias for each in found}
+    places = {(each.config.host, each.config.path) for each in found if each.config}
+    for server in known.by_name.values():
+        exposed = None if server.derived_expose or server.job else _exposed(server)
+        if exposed is None or exposed in places:
+            continue
+        host, path = exposed
+        alias = server.name if server.name not in aliases else f"{server.name}@{host}"
+        config = _made(merged(defaults, {"alias": alias, "host": host, "path": path}), server, [])
+        if config is not None and alias not in aliases:
+            aliases.add(alias)
+            places.add(exposed)
+            found.append(WrittenRoute(alias, config, ("expose",), server))
+    return found
+
+
+def _labelled(
+    server: ServerKeys, defaults: dict[str, Tree], findings: list[tuple[ServerKeys, Finding]]
+) -> WrittenRoute:
+    """The route of a server's labels."""
+    table: dict[str, Tree] = {}
+    for name, text in server.labels.items():
+        if not name.startswith(PREFIX):
+            continue
+        *above, key = name.removeprefix(PREFIX).split(".")
+        inner = table
+        for part in above:
+            below = inner.setdefault(part, {})
+            inner = below if isinstance(below, dict) else {}
+        inner[key] = tuple(part.strip() for part in text.split(",")) if key in _LISTS else Interpolated(text)
+    own: list[Finding] = []
+    config = None
+    if "to" in table:
+        own.append(Finding(("to",), "the route of a server leads to that server", "take it out"))
+    else:
+        config = _made(merged(defaults, table), server, own)
+    if server.job:
+        own.append(Finding((), "a job has no address that a route could lead to", "take out the labels"))
+    for each in own:
+        name = ".".join(str(part) for part in each.path if not isinstance(part, int))
+        findings.append((server, each._replace(path=("labels", PREFIX + name) if name else ("labels",))))
+    alias = table.get("alias")
+    label = str(alias) if isinstance(alias, str) and alias else server.name
+    reason = "; ".join(each.message for each in own)
+    return WrittenRoute(label, None if own else config, ("labels",), server, reason)
+
+
+def _made(table: dict[str, Tree], server: ServerKeys, findings: list[Finding]) -> RouteConfig | None:
+    return validated(RouteConfig, {**table, "to": (server.name,)}, findings)
+
+
+def _exposed(server: ServerKeys) -> tuple[str, str] | None:
+    """Host and path of an `expose` that leads to the gateway; None for one that names the server's own address."""
+    scheme, separator, rest = server.expose.partition("://")
+    if not separator or scheme.lower() not in _SCHEMES:
+        return None
+    authority, _, path = rest.partition("/")
+    authority = authority.rpartition("@")[2].lower()
+    host, colon, port = authority.partition(":")
+    if not host or host.startswith("[") or host in ("localhost", server.address.host):
+        return None
+    if colon and (port == "auto" or port == str(server.address.port)):
+        return None
+    try:
+        ip_address(host)
+    except ValueError:
+        return host.removesuffix("."), f"/{path.partition('?')[0].partition('#')[0]}".rstrip("/") or "/"
+    return None
+
+
+def _route_of(written: WrittenRoute, known: Known) -> Route | ExcludedRoute:
+    config = written.config
+    if config is None:
+        return _excluded(written, written.reason)
+    to, reasons = known.targets(config.to)
+    if not to:
+        return _excluded(written, "; ".join(reasons))
+    cookie = config.sticky or (DEFAULT_COOKIE if config.policy == "sticky" else "")
+    return Route(
+        alias=written.alias,
+        to=to,
+        host=config.host,
+        path=config.path,
+        methods=config.methods,
+        headers=_headers(config.headers),
+        policy=config.policy,
+        mode=config.mode,
+        provider=FILE if written.server is None else SERVER,
+        strip_path=config.strip_path,
+        host_header=config.host_header,
+        add_headers=_headers(config.add_headers),
+        sticky_cookie=cookie,
+        retries=config.retries,
+        limit=_limit(config.limit),
+        backend_limit=_limit(config.backend_limit),
+        context_headers=config.context_headers,
+        max_body_bytes=config.max_body_size or 0,
+        timeouts=_timeouts(config.timeouts),
+        breaker=_breaker(config.breaker),
+        waiting_page=config.waiting_page,
+        probe_responses=config.probe_responses,
+    )
+
+
+def _stream(config: StreamConfig, to: tuple[Target, ...]) -> StreamRoute:
+    times = config.timeouts
+    return StreamRoute(
+        alias=config.label,
+        bind=parse(config.bind).key,
+        to=to,
+        protocol=config.protocol,
+        policy=config.policy,
+        idle_seconds=times.idle,
+        max_connections=config.max_connections,
+        timeouts=Timeouts(connect=times.connect, head=0.0, idle=times.idle, total=times.total),
+        breaker=_breaker(config.breaker),
+    )
+
+
+def _excluded(written: WrittenRoute, reason: str) -> ExcludedRoute:
+    host = written.config.host if written.config else ""
+    provider = FILE if written.server is None else SERVER
+    return ExcludedRoute(alias=written.alias, reason=reason, host=host, provider=provider)
+
+
+def _headers(given: dict[str, str]) -> tuple[Header, ...]:
+    return tuple(Header(name=name.lower(), value=value) for name, value in given.items())
+
+
+def _limit(given: RouteLimit) -> Limit | None:
+    if not (given.concurrency or given.requests_per_second):
+        return None
+    return Limit(
+        concurrency=given.concurrency,
+        requests_per_second=given.requests_per_second,
+        burst=given.burst,
+        queue=given.queue,
+        queue_seconds=given.queue_timeout,
+    )
+
+
+def _timeouts(given: RouteTimeouts) -> Timeouts:
+    return Timeouts(connect=given.connect, head=given.head, idle=given.idle, total=given.total)
+
+
+def _breaker(given: Breaker) -> BreakerRule:
+    return BreakerRule(
+        failures=given.failures,
+        rate=given.rate,
+        window_seconds=given.window,
+        open_seconds=given.open_for,
+        probes=given.probes,
+    )

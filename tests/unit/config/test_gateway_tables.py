@@ -1,0 +1,339 @@
+"""[gateway], [[route]] and [[stream]]: what a file may say, what is wrong with it, and the routes that follow."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from poolctl import PoolConfig
+from poolctl.config import routes_of
+from poolctl.routing.route import ExcludedRoute, Header, Limit, Route, StreamRoute, Target
+from tests.config_files import load_text, told
+from tests.configuration import server
+
+WEB = server("web", bind="127.0.0.1:9001", app="a:b", tags=["api"])
+MORE = WEB + server("more", bind="127.0.0.1:9002", app="a:b", tags=["api"])
+ROUTE = '[[route]]\nto = "web"\n'
+
+
+def routes(directory: Path, text: str) -> dict[str, Route | StreamRoute | ExcludedRoute]:
+    """The routes of a file without problems, by alias."""
+    config = load_text(directory, text)
+    assert [str(problem) for problem in config.problems] == []
+    found = routes_of(config, config.tables)
+    assert len({each.alias for each in found}) == len(found)
+    return {each.alias: each for each in found}
+
+
+def route(directory: Path, text: str) -> Route:
+    """The only route of a file without problems."""
+    (found,) = routes(directory, text).values()
+    assert isinstance(found, Route)
+    return found
+
+
+def test_pool_without_these_tables_has_no_routes(tmp_path: Path) -> None:
+    text = server(
+        "web", bind=":80", app="a:b", expose="https://example.org", labels={"route.host": "example.org"}
+    )
+    assert routes(tmp_path, text) == {}
+    assert load_text(tmp_path, text).tables.gateway is None
+
+
+@pytest.mark.parametrize(
+    ("text", "binds"),
+    [
+        ("[gateway]\n", [(":8080", False)]),
+        (ROUTE, [(":8080", False)]),
+        ('[[stream]]\nbind = ":5432"\nto = "10.0.0.5:5432"\n', []),
+        ('[gateway]\nbind = "127.0.0.1:80"\n', [("127.0.0.1:80", False)]),
+        ('[gateway]\nbind = [":80", { bind = ":443", tls = true }]\n', [(":80", False), (":443", True)]),
+    ],
+)
+def test_each_of_these_tables_turns_the_gateway_on(
+    tmp_path: Path, text: str, binds: list[tuple[str, bool]]
+) -> None:
+    gateway = load_text(tmp_path, text + WEB).tables.gateway
+    assert gateway is not None
+    assert [(each.bind, each.tls) for each in gateway.bind] == binds
+
+
+def test_paths_of_a_listener_are_relative_to_the_file(tmp_path: Path) -> None:
+    text = (
+        '[gateway]\nbind = [{ bind = "unix:edge.sock", tls = { cert = "edge.pem" } },\n'
+        '{ bind = ":443", tls = [{ cert = "a.pem", key = "a.key" }, { cert = "b.pem" }] }]\n'
+    )
+    gateway = load_text(tmp_path, text + WEB).tables.gateway
+    assert gateway is not None
+    one, other = gateway.bind
+    assert one.bind == f"unix:{tmp_path}/edge.sock"
+    assert [each.cert for each in one.tls] == [f"{tmp_path}/edge.pem"]
+    assert [(each.cert, each.key) for each in other.tls] == [
+        (f"{tmp_path}/a.pem", f"{tmp_path}/a.key"), (f"{tmp_path}/b.pem", None),
+    ]  # fmt: skip
+
+
+def test_route_has_every_key_in_the_file_s_spelling(tmp_path: Path) -> None:
+    found = route(
+        tmp_path,
+        WEB
+        + """
+[[route]]
+alias = "users"
+host = "Users.Example.com."
+path = "/v1/"
+methods = ["GET"]
+headers = { X-Canary = "1" }
+to = ["web", { to = "https://Other.example", weight = 3 }, "unix:other.sock", "http://[::1]:90/"]
+policy = "least-connections"
+mode = "proxy"
+sticky = "backend"
+strip_path = true
+host_header = "internal"
+add_headers = { X-Env = "prod" }
+context_headers = true
+retries = 2
+max_body_size = "1MiB"
+limit = { concurrency = 100, queue = 10, queue_timeout = "2s" }
+backend_limit = { requests_per_second = 5, burst = 3 }
+timeouts = { connect = "1s", head = "2s", idle = "3s", total = "1m" }
+breaker = { failures = 2, rate = 0.1, window = "20s", open_for = "30s", probes = 2 }
+waiting_page = true
+probe_responses = ["/health"]
+""",
+    )
+    assert found.host == "users.example.com"
+    assert (found.path, found.methods, found.headers) == (
+        "/v1", ("GET",), (Header(name="x-canary", value="1"),)
+    )  # fmt: skip
+    assert found.to == (
+        Target(server="web"),
+        Target(url="https://other.example:443", weight=3),
+        Target(url=f"unix:{tmp_path}/other.sock"),
+        Target(url="http://[::1]:90"),
+    )
+    assert (found.policy, found.mode, found.sticky_cookie) == ("least-connections", "proxy", "backend")
+    assert (found.strip_path, found.host_header, found.context_headers) == (True, "internal", True)
+    assert found.add_headers == (Header(name="x-env", value="prod"),)
+    assert (found.retries, found.max_body_bytes) == (2, 2**20)
+    assert found.limit == Limit(concurrency=100, queue=10, queue_seconds=2.0)
+    assert found.backend_limit == Limit(requests_per_second=5.0, burst=3)
+    times = found.timeouts
+    assert (times.connect, times.head, times.idle, times.total) == (1, 2, 3, 60)
+    rule = found.breaker
+    assert (rule.failures, rule.rate, rule.window_seconds, rule.open_seconds, rule.probes) == (
+        2, 0.1, 20, 30, 2,
+    )  # fmt: skip
+    assert (found.waiting_page, found.probe_responses, found.provider) == (True, ("/health",), "file")
+
+
+def test_stream_has_its_addresses_and_limits(tmp_path: Path) -> None:
+    text = (
+        '[[stream]]\nalias = "db"\nbind = ":5432"\nto = ["10.0.0.5:5432", { to = "tag:api", weight = 2 }]\n'
+        'max_connections = 9\ntimeouts = { connect = "1s", idle = "1m" }\n'
+    )
+    (found,) = routes(tmp_path, MORE + text).values()
+    assert isinstance(found, StreamRoute)
+    assert (found.alias, found.bind, found.protocol) == ("db", "0.0.0.0:5432", "tcp")
+    assert [each.key for each in found.to] == ["10.0.0.5:5432", "web", "more"]
+    assert [each.weight for each in found.to] == [1, 2, 2]
+    assert (found.max_connections, found.idle_seconds, found.timeouts.connect) == (9, 60, 1)
+
+
+@pytest.mark.parametrize(
+    ("to", "alias", "keys"),
+    [
+        ('"more"', "more", ["more"]),
+        ('"tag:api"', "api", ["web", "more"]),
+        ('["http://10.0.0.7:9000", "web"]', "10.0.0.7:9000", ["http://10.0.0.7:9000", "web"]),
+        ('["more", "tag:api"]', "more", ["more", "web"]),
+        ('"unix:/run/other.sock"', "other.sock", ["unix:/run/other.sock"]),
+    ],
+)
+def test_route_is_named_for_its_first_target(tmp_path: Path, to: str, alias: str, keys: list[str]) -> None:
+    found = route(tmp_path, MORE + f"[[route]]\nto = {to}\n")
+    assert found.alias == alias
+    assert [each.key for each in found.to] == keys
+
+
+def test_labels_of_a_server_are_a_route(tmp_path: Path) -> None:
+    labels = {
+        "team": "a", "route.host": "web.example.org", "route.path": "/v1", "route.methods": "GET, POST",
+        "route.strip_path": "true", "route.timeouts.head": "5s", "route.headers.x-env": "prod",
+    }  # fmt: skip
+    found = route(tmp_path, "[gateway]\n" + server("web", bind=":80", app="a:b", labels=labels))
+    assert (found.alias, found.provider, found.to) == ("web", "server", (Target(server="web"),))
+    assert (found.host, found.path, found.methods) == ("web.example.org", "/v1", ("GET", "POST"))
+    assert (found.strip_path, found.timeouts.head) == (True, 5.0)
+    assert found.headers == (Header(name="x-env", value="prod"),)
+
+
+@pytest.mark.parametrize(
+    ("expose", "host_and_path"),
+    [
+        ("https://example.org", ("example.org", "/")),
+        ("https://user@Example.org:8443/v1/?a=b", ("example.org", "/v1")),
+        ("wss://example.org/chat", ("example.org", "/chat")),
+        ("http://example.org:9001", None),  # its own port
+        ("http://10.0.0.1:80", None),
+        ("http://[::1]:80", None),
+        ("http://localhost:80", None),
+        ("example.org", None),
+    ],
+)
+def test_expose_with_a_host_of_its_own_is_a_route(
+    tmp_path: Path, expose: str, host_and_path: tuple[str, str] | None
+) -> None:
+    found = routes(tmp_path, "[gateway]\n" + server("web", bind=":9001", app="a:b", expose=expose))
+    assert [(each.host, each.path) for each in found.values() if isinstance(each, Route)] == (
+        [host_and_path] if host_and_path else []
+    )
+
+
+def test_written_route_wins_over_that_of_expose(tmp_path: Path) -> None:
+    exposed = server("web", bind=":9001", app="a:b", expose="https://example.org/v1")
+    text = exposed + server("other", bind=":9002", app="a:b")
+    same = '[[route]]\nhost = "example.org"\npath = "/v1"\nto = "other"\n'
+    assert list(routes(tmp_path, text + same)) == ["other"]
+    both = routes(tmp_path, text + ROUTE)
+    assert list(both) == ["web", "web@example.org"]
+
+
+def test_route_without_an_enabled_server_is_excluded_with_the_reason(tmp_path: Path) -> None:
+    text = WEB + server(
+        "off", bind=":9003", app="a:b", disabled=True, labels={"route.host": "off.example.org"}
+    )
+    found = routes(tmp_path, text + '[[route]]\nalias = "both"\nto = ["off", "web"]\n')
+    both = found["both"]
+    assert isinstance(both, Route)
+    assert [each.key for each in both.to] == ["web"]
+    assert found["off"] == ExcludedRoute(
+        alias="off", reason="off is disabled", host="off.example.org", provider="server"
+    )
+
+
+def test_gateway_gives_its_routes_defaults_key_by_key(tmp_path: Path) -> None:
+    text = (
+        '[gateway]\nmode = "proxy"\ntimeouts = { connect = "1s", head = "9s" }\nbreaker = { failures = 1 }\n'
+        + server("web", bind=":9001", app="a:b", labels={"route.host": "a.example"})
+        + '[[route]]\nalias = "x"\nto = "web"\nmode = "pass"\ntimeouts = { head = "2s" }\n'
+    )
+    found = routes(tmp_path, text)
+    one, other = found["x"], found["web"]
+    assert isinstance(one, Route)
+    assert isinstance(other, Route)
+    assert (one.mode, one.timeouts.connect, one.timeouts.head, one.breaker.failures) == ("pass", 1, 2, 1)
+    assert (other.mode, other.timeouts.connect, other.timeouts.head) == ("proxy", 1, 9)
+
+
+def test_routes_of_several_files_add_up_and_merge_by_alias(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    first.write_text(WEB + '[[route]]\nalias = "x"\nhost = "a.example"\nto = "web"\n[[route]]\nto = "web"\n')
+    second.write_text(
+        '[[route]]\nalias = "x"\npath = "/v2"\n[[route]]\nalias = "y"\nto = "wob"\nmethod = 1\n'
+    )
+    config = PoolConfig.load([first, second], {})
+    assert [(each.label, each.host, each.path) for each in config.tables.routes] == [
+        ("x", "a.example", "/v2"), ("web", "", "/"),
+    ]  # fmt: skip
+    (problem,) = (str(each) for each in config.problems)
+    assert problem.startswith(f"{second}:7:1: route[1].method: unknown key 'method'; did you mean 'methods'?")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[route]]\n", "route[0].to: 'to' is missing"),
+        ("[route]\nto = 'web'\n", "write [[route]], with two brackets"),
+        ("[[route]]\nto = []\n", "an empty list is not allowed here; allowed is at least one to"),
+        ("[[route]]\nto = 'web'\nindex = 3\n", "unknown key 'index'"),
+        ("[[route]]\nto = 'web'\nhosts = 'a'\n", "did you mean 'host'?"),
+        ("[[route]]\nto = 'web'\nhost = 'http://a'\n", "8:1: route[0].host: 'http://a' is no host"),
+        ("[[route]]\nto = 'web'\nhost = 'a:80'\n", "has a port: a route is for every port"),
+        ("[[route]]\nto = 'web'\nhost = '.a.b'\n", 'write "*.a.b"'),
+        ("[[route]]\nto = 'web'\nhost = 'ä'\n", "xn--"),
+        ("[[route]]\nto = 'web'\nhost = 'a..b'\n", "is not a host name"),
+        ("[[route]]\nto = 'web'\npath = 'v1'\n", "does not begin with /"),
+        ("[[route]]\nto = 'web'\npath = '/v1?x'\n", "holds a blank, ? or #"),
+        ("[[route]]\nto = ['web', '10.0.0.1:80']\n", 'route[0].to[1]: \'10.0.0.1:80\' is no target: write "http'),
+        ("[[route]]\nto = 'ftp://a'\n", "has the scheme 'ftp'"),
+        ("[[route]]\nto = 'http://a/b'\n", "has a path: a route keeps the client's path"),
+        ("[[route]]\nto = 'http://a:99999'\n", "out of range"),
+        ("[[route]]\nto = 'http://:80'\n", "is no address to connect to"),
+        ("[[route]]\nto = 'tag:'\n", "names no tag"),
+        ("[[route]]\nto = { to = 'web', weight = 0 }\n", "weight: 0 is not allowed here; allowed is at least 1"),
+        ("[[route]]\nto = 'web'\npolicy = 'ip_hash'\n", 'did you mean "ip-hash"?'),
+        ("[[route]]\nto = 'web'\nmode = 'copy'\n", 'allowed is "auto", "pass" or "proxy"'),
+        ("[[route]]\nto = 'web'\nmethods = ['get']\n", 'a method such as "GET"'),
+        ("[[route]]\nto = 'web'\nlimit = { rate = 1 }\n", "unknown key 'rate'"),
+        ("[[route]]\nto = 'web'\ntimeouts = { head = 'soon' }\n", "'soon' is not a duration"),
+        ("[gateway]\nbind = 'nowhere'\n", "has no port"),
+        ("[gateway]\nbind = ':auto'\n", "no fixed address"),
+        ("[gateway]\nbind = []\n", "at least one bind"),
+        ("[gateway]\nbind = { bind = ':443', tls = 'x' }\n", "'x' is not allowed here; allowed is { cert"),
+        ("[gateway]\nbind = { bind = ':443', tls = { key = 'x' } }\n", "'cert' is missing"),
+        ("[gateway]\ntrusted_proxies = ['home']\n", "neither an IP address nor a network"),
+        ("[gateway]\nhead_timeout = 0\n", "out of range"),
+        ("[[stream]]\nto = '10.0.0.5:1'\n", "'bind' is missing"),
+        ("[[stream]]\nbind = ':5432'\nto = 'http://a'\n", "is a URL: a stream leads to HOST:PORT"),
+        ("[[stream]]\nbind = ':5432'\nto = 'a:1'\nprotocol = 'sctp'\n", 'allowed is "tcp" or "udp"'),
+    ],
+)  # fmt: skip
+def test_bad_value_is_reported_with_its_place(tmp_path: Path, text: str, words: str) -> None:
+    assert words in told(tmp_path, WEB + text)
+
+
+def test_password_in_a_target_is_in_no_problem(tmp_path: Path) -> None:
+    config = load_text(tmp_path, WEB + '[[route]]\nto = "http://me:s3cret@a/b"\n')
+    assert "write them into add_headers" in str(config.problems[0])
+    assert "s3cret" not in str([problem.to_dict() for problem in config.problems])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[gateway]\nbind = "127.0.0.1:9001"\n', "gateway.bind: the address 127.0.0.1:9001 is taken by 'web'"),
+        ('[gateway]\nbind = ["127.0.0.1:90", ":9001"]\n', "gateway.bind[1]: :9001 (all addresses) overlaps"),
+        ('[gateway]\nbind = ":9465"\n[dashboard]\n', "overlaps 127.0.0.1:9465 of '[dashboard]'"),
+        ('[gateway]\nbind = ":9464"\n[metrics]\n', "overlaps 127.0.0.1:9464 of '[metrics]'"),
+        ('[gateway]\nbind = [":80", ":80"]\n', "is taken by '[gateway]'"),
+        ('[gateway]\n[[stream]]\nbind = ":8080"\nto = "a:1"\n', "stream[0].bind: the address 0.0.0.0:8080 is taken"),
+        ('[[stream]]\nbind = ":53"\nto = "a:1"\nprotocol = "udp"\n' * 2, "is taken by '[[stream]] a:1'"),
+    ],
+)  # fmt: skip
+def test_address_that_is_taken_is_a_problem(tmp_path: Path, text: str, words: str) -> None:
+    assert words in told(tmp_path, WEB + text)
+
+
+def test_datagrams_and_connections_may_have_one_port(tmp_path: Path) -> None:
+    stream = '[[stream]]\nalias = "{0}"\nbind = ":9001"\nto = "10.0.0.5:53"\nprotocol = "{0}"\n'
+    assert "taken" not in told(tmp_path, stream.format("tcp") + stream.format("udp"))
+    assert "taken" not in told(tmp_path, WEB + stream.format("udp"))
+
+
+def test_tables_are_kept_for_another_process_and_can_be_loaded_again(tmp_path: Path) -> None:
+    text = (
+        MORE + '[gateway]\nbind = [":80", { bind = ":443", tls = { cert = "c", password_env = "P" } }]\n'
+        '[[route]]\nto = "tag:api"\n[[stream]]\nbind = ":1"\nto = "10.0.0.1:1"\n'
+    )
+    config = load_text(tmp_path, text)
+    tables = config.tables
+    assert pickle.loads(pickle.dumps(tables)) == tables
+    assert list(tables.to_dict()) == ["gateway", "route", "stream"]
+    assert config.pool_variables == {"P"}
+
+
+def test_same_tables_in_yaml_and_json(tmp_path: Path) -> None:
+    toml = load_text(tmp_path, WEB + '[gateway]\nbind = ":80"\n[[route]]\nto = ["web"]\nhost = "a"\n').tables
+    yaml = (
+        "gateway: { bind: ':80' }\nroute:\n  - to: [web]\n    host: a\n"
+        "server:\n  - { name: web, bind: '127.0.0.1:9001', app: 'a:b', tags: [api] }\n"
+    )
+    assert load_text(tmp_path, yaml, "pool.yaml").tables == toml
+    json = (
+        '{"gateway": {"bind": ":80"}, "route": [{"to": ["web"], "host": "a"}],'
+        ' "server": [{"name": "web", "bind": "127.0.0.1:9001", "app": "a:b", "tags": ["api"]}]}'
+    )
+    assert load_text(tmp_path, json, "pool.json").tables == toml
