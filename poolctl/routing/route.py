@@ -45,7 +45,7 @@ class Timeouts(Value):
 class Limit(Value):
     """How much of it at once, 0 for no limit: requests in flight, new ones a second, and those that may wait.
 
-    `queue_seconds` is how long one waits for its turn.
+    `queue_seconds` is how long one waits for its turn. A `burst` of 0 is one second's worth.
     """
 
     concurrency: int = 0
@@ -58,11 +58,13 @@ class Limit(Value):
 class BreakerRule(Value):
     """When a backend is left alone: after so many failures in a row, or such a share of them within the window.
 
-    It is tried again after `open_seconds`, by `probes` requests at once.
+    The share counts from `minimum_requests` in the window; 0 failures, or a rate of 0, turns that condition off. The
+    backend is tried again after `open_seconds`, by `probes` requests at once.
     """
 
     failures: int = 5
     rate: float = 0.5
+    minimum_requests: int = 20
     window_seconds: float = 10.0
     open_seconds: float = 10.0
     probes: int = 1

@@ -1,0 +1,255 @@
+"""One backend: what it is, whether it may get requests, and how it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+from hashlib import blake2b
+from typing import NamedTuple, Protocol
+
+from ..routing.route import BreakerRule, Limit
+from ..states import State, Status
+from .breaker import Breaker, BreakerState
+from .counts import Traffic
+from .endpoint import Endpoint, ServerFacts
+from .hosts import HostManager, HostState
+from .limiter import WARN_SHARE, Limiter
+
+# For clients, where it is not known when a host is back.
+DOWN_RETRY_SECONDS = 5.0
+
+# Hosts of a lower rank are preferred: connections to a starting server wait until it is ready, and a sleeping one is
+# woken only when no other can serve.
+READY, STARTING, SLEEPING = RANKS = (0, 1, 2)
+_WAITING = {State.STARTING.value: STARTING, State.SLEEPING.value: SLEEPING}
+
+_BREAKER_ORDER = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
+
+
+class Outcome(Enum):
+    """How a request to a backend ended."""
+
+    ANSWERED = auto()  # a whole response, whatever its status
+    FAILED = auto()  # no connection, closed too early, no answer in time, no valid response
+    CANCELLED = auto()  # the client left, or the request was not sent after all
+    PASSED = auto()  # the connection was handed over; the worker counts what becomes of it
+
+
+def is_failure(outcome: Outcome, status: int) -> bool:
+    """Whether that counts against the backend: the one rule of passive health.
+
+    Answers of 500, 502, 503 and 504 do; 501 and 505 are about the request.
+    """
+    return outcome is Outcome.FAILED or (outcome is Outcome.ANSWERED and status in (500, 502, 503, 504))
+
+
+class Verdict(NamedTuple):
+    """Whether a host gets requests now, and if not, why.
+
+    `may_wait`: a place becomes free by itself; `by_time`: after `retry_after_seconds`, without any other event.
+    """
+
+    ok: bool
+    why: str = ""
+    retry_after_seconds: float = 0.0
+    may_wait: bool = False
+    by_time: bool = False
+
+
+AVAILABLE = Verdict(True)
+
+
+class RouteInForce(Protocol):
+    """A route, as its backends know it."""
+
+    alias: str
+
+    @property
+    def waiting(self) -> int: ...
+
+    def admit(self) -> None:
+        """Serve those that wait, as far as there are places."""
+
+
+class Backend:
+    """A host of one or several routes: a server of the pool, or a URL.
+
+    `in_flight` counts the gateway's requests to it; `open_connections`, the gateway's connections, is for the proxy to
+    keep. `held` are connections that its workers have by themselves, as last reported, or passed since.
+    """
+
+    def __init__(self, key: str, counts: Traffic, is_server: bool) -> None:
+        self.key = key
+        self.counts = counts
+        self.is_server = is_server
+        self.facts: ServerFacts | None = None
+        self.endpoint = Endpoint("none")
+        self.in_flight = self.open_connections = self.held = 0
+        self.rank = READY
+        # Why no route may use it, apart from breakers and limits; None in the usual case. Kept by `update`.
+        self.blocked: Verdict | None = None
+        self.draining = False
+        self.members: dict[RouteInForce, Member] = {}
+        self.queued: dict[
+            RouteInForce, None
+        ] = {}  # routes with requests that wait, among others for this backend
+        self._breakers: dict[BreakerRule, Breaker] = {}
+        self._limiters: dict[Limit, Limiter] = {}
+        self._facts_verdict: Verdict | None = None
+        if not is_server:
+            try:
+                self.endpoint = Endpoint.of_url(key)
+            except ValueError as wrong:
+                self._facts_verdict = Verdict(False, str(wrong), DOWN_RETRY_SECONDS)
+
+    def __repr__(self) -> str:
+        state = "available" if (verdict := self.available(0.0)).ok else verdict.why
+        return f"<Backend {self.key}, {state}, {self.in_flight} in flight>"
+
+    @property
+    def load(self) -> int:
+        """What it has to do: requests of the gateway, and connections of its workers."""
+        return self.in_flight + self.held
+
+    @property
+    def breaker_state(self) -> BreakerState | None:
+        """The least favourable of its breakers' states; None if it has none."""
+        states = {each.state for each in self._breakers.values()}
+        return next((state for state in _BREAKER_ORDER if state in states), None)
+
+    @property
+    def share(self) -> float:
+        """The share of its limits that it gets: less while its health is warn."""
+        return WARN_SHARE if self.facts is not None and self.facts.health == Status.WARN else 1.0
+
+    def available(self, now: float) -> Verdict:
+        """The verdict for the routes that may use it: of the one that is best off."""
+        verdicts = [each.verdict(now) for each in self.members.values()]
+        return max(verdicts, key=lambda each: (each.ok, each.may_wait), default=self.blocked or AVAILABLE)
+
+    def report(self, facts: ServerFacts | None, now: float) -> None:
+        """Take what is known of the server now; None for one that is not in the pool."""
+        was_ready = self.facts is not None and self.facts.ready
+        self.facts = facts
+        self._facts_verdict, self.rank = None, READY
+        if facts is None:
+            self._facts_verdict = Verdict(False, "there is no such server", DOWN_RETRY_SECONDS)
+            return
+        self.held = facts.open_connections
+        self.endpoint = Endpoint.of_server(facts.bind, facts.tls) if facts.bind else Endpoint("none")
+        if facts.ready:
+            if not was_ready:
+                self.probe_now(now)
+        elif facts.state in _WAITING:
+            self.rank = _WAITING[facts.state]
+        else:
+            why = (
+                "the server is not ready" if facts.state == State.RUNNING else f"the server is {facts.state}"
+            )
+            self._facts_verdict = Verdict(False, why, DOWN_RETRY_SECONDS)
+        for limiter in self._limiters.values():
+            limiter.share = self.share
+
+    def update(self, hosts: HostManager) -> None:
+        """Take the state that was ordered for the host, and decide whether it may be used at all."""
+        record = hosts.record(self.key)
+        self.draining = record.state == HostState.DRAINING and self._facts_verdict is None
+        if record.state == HostState.DISABLED:
+            seconds = hosts.remaining_seconds(self.key)
+            self.blocked = Verdict(False, record.why, seconds or DOWN_RETRY_SECONDS, by_time=seconds > 0)
+        elif self.draining:
+            self.blocked = Verdict(False, record.why, DOWN_RETRY_SECONDS)
+        else:
+            self.blocked = self._facts_verdict
+
+    def probe_now(self, now: float) -> None:
+        """Let open breakers try it at once: something has changed."""
+        for breaker in self._breakers.values():
+            breaker.probe_now(now)
+
+    def breaker(
+        self, rule: BreakerRule, former: Member | None, on_change: Callable[[BreakerState, str], None]
+    ) -> Breaker:
+        """The breaker with this rule, which all routes with an equal rule share.
+
+        The one of a `former` member that no other route uses goes on under the new rule, with its state.
+        """
+        found = self._breakers.get(rule)
+        if found is None:
+            found = Breaker(rule, on_change)
+            if former is not None and not any(
+                each.breaker is former.breaker for each in self.members.values() if each is not former
+            ):
+                found = self._breakers.pop(former.breaker.rule, found)
+                found.rule = rule
+            self._breakers[rule] = found
+        return found
+
+    def limiter(self, limit: Limit | None, former: Member | None) -> Limiter | None:
+        """Likewise the limiter; None without a limit."""
+        if limit is None:
+            return None
+        found = self._limiters.get(limit)
+        if found is None:
+            found, used = Limiter(limit), former.limiter if former is not None else None
+            if used is not None and not any(
+                each.limiter is used for each in self.members.values() if each is not former
+            ):
+                found = self._limiters.pop(used.limit, found)
+                found.limit = limit
+            found.share = self.share
+            self._limiters[limit] = found
+        return found
+
+    def leave(self, route: RouteInForce) -> None:
+        """A route no longer leads here."""
+        self.members.pop(route, None)
+        self.queued.pop(route, None)
+        breakers = {each.breaker for each in self.members.values()}
+        self._breakers = {rule: each for rule, each in self._breakers.items() if each in breakers}
+        limiters = {each.limiter for each in self.members.values()}
+        self._limiters = {limit: each for limit, each in self._limiters.items() if each in limiters}
+
+
+class Member:
+    """A backend as a route has it: with its weight there, the route's rule for the breaker, and its limit."""
+
+    __slots__ = ("backend", "breaker", "cookie", "key", "limiter", "weight")
+
+    def __init__(self, backend: Backend, weight: int, breaker: Breaker, limiter: Limiter | None) -> None:
+        self.backend = backend
+        self.key = backend.key
+        self.weight = weight
+        self.breaker = breaker
+        self.limiter = limiter
+        # Says nothing about the backend to those who see it.
+        self.cookie = blake2b(self.key.encode(), digest_size=8).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"<Member {self.key}, weight {self.weight}>"
+
+    @property
+    def load(self) -> int:
+        """What the backend has to do."""
+        return self.backend.load
+
+    def verdict(self, now: float, *, resumed: bool = False) -> Verdict:
+        """Whether it gets a request of the route now: enabled, ready, breaker not open, limiter not full.
+
+        `resumed`: for a client whose cookie names it, which a draining host still serves.
+        """
+        backend = self.backend
+        if backend.blocked is not None and not (resumed and backend.draining):
+            return backend.blocked
+        breaker = self.breaker
+        if not breaker.is_closed:
+            seconds = breaker.refused_seconds(now)
+            if seconds:
+                by_time = breaker.state is BreakerState.OPEN
+                return Verdict(False, f"its breaker is {breaker.state}", seconds, by_time=by_time)
+        limiter = self.limiter
+        if limiter is not None:
+            seconds = limiter.refused_seconds(now)
+            if seconds:
+                return Verdict(False, "its limit is reached", seconds, True, by_time=not limiter.is_full)
+        return AVAILABLE

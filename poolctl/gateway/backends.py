@@ -1,0 +1,178 @@
+"""The backends of all routes: kept over changes of the configuration, and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from random import Random
+
+from ..frozen_value import Table
+from ..routing.host_report import HostReport
+from ..routing.route import Route
+from .backend import Backend, Member, Outcome, Verdict
+from .breaker import BreakerState
+from .counts import Counts
+from .endpoint import Endpoint, ServerFacts
+from .hosts import HostManager, HostState
+from .route_backends import AnyRoute, Lease, Refused, RouteBackends, limits
+
+__all__ = [
+    "Backend",
+    "Backends",
+    "Endpoint",
+    "Lease",
+    "Outcome",
+    "Refused",
+    "RouteBackends",
+    "ServerFacts",
+    "Verdict",
+]
+
+
+class Backends:
+    """The backends of all routes in force. `event(kind, **data)` hears of breakers that open and close."""
+
+    def __init__(
+        self,
+        hosts: HostManager,
+        now: Callable[[], float],
+        event: Callable[..., None] | None = None,
+        counts: Counts | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self.hosts = hosts
+        self.now = now
+        self.random = random or Random()
+        self._event = event
+        self._counts = counts or Counts()
+        self._routes: dict[str, tuple[AnyRoute, RouteBackends]] = {}
+        self._backends: dict[str, Backend] = {}
+        self._servers: Mapping[str, ServerFacts] = {}
+        hosts.subscribe(self._host_changed)
+
+    def apply(self, routes: Iterable[AnyRoute] | None, servers: Mapping[str, ServerFacts]) -> None:
+        """Use these routes and what is known of these servers. Backends that stay keep their state.
+
+        Without routes those in force stay. A route that is not among them is added by its first request, so that a
+        very large table need not be gone through.
+        """
+        self._servers = servers
+        for backend in self._backends.values():
+            self._report(backend)
+        if routes is None:
+            for _, known in self._routes.values():
+                known.refresh()
+            return
+        wanted = {_name(route): route for route in routes}
+        for name in self._routes.keys() - wanted.keys():
+            self._routes.pop(name)[1].close()
+        for route in wanted.values():
+            self.of(route)
+        for _, known in self._routes.values():
+            known.refresh()
+        gone = [each.key for each in self._backends.values() if not each.members and not each.in_flight]
+        for key in gone:
+            del self._backends[key]
+        self.hosts.forget(gone)
+        self._counts.keep([route.alias for route in wanted.values()], self._backends)
+
+    def of(self, route: AnyRoute) -> RouteBackends:
+        """The backends of the route, in this form of it."""
+        name = _name(route)
+        known = self._routes.get(name)
+        if known is not None and known[0] is route:
+            return known[1]
+        found = (
+            known[1] if known is not None else RouteBackends(route.alias, self.hosts, self.now, self.random)
+        )
+        self._routes[name] = route, found
+        if known is None or known[0] != route:
+            found.apply(route, self._members(route, found))
+        return found
+
+    def available(self, host: str) -> Verdict:
+        """Whether the host gets requests now, and if not, why."""
+        backend = self._backends.get(host)
+        return Verdict(False, "no route leads there") if backend is None else backend.available(self.now())
+
+    def snapshot(self) -> list[Table]:
+        """Every host with its state: the fields of HostReport."""
+        now = self.now()
+        return [self._row(each, now).to_json() for each in self._backends.values()]
+
+    def _members(self, route: AnyRoute, user: RouteBackends) -> list[Member]:
+        """The backends to which the route leads, each once; two targets that are the same get the weight of both."""
+        weights: dict[str, int] = {}
+        for target in route.to:
+            weights[target.key] = weights.get(target.key, 0) + target.weight
+        former = {each.key: each for each in user.members}
+        servers = {target.server for target in route.to}
+        return [
+            self._member(route, user, key, weight, key in servers, former.get(key))
+            for key, weight in weights.items()
+        ]
+
+    def _member(
+        self,
+        route: AnyRoute,
+        user: RouteBackends,
+        key: str,
+        weight: int,
+        is_server: bool,
+        former: Member | None,
+    ) -> Member:
+        backend = self._backends.get(key)
+        if backend is None:
+            backend = self._backends[key] = Backend(key, self._counts.backend(key), is_server)
+            self._report(backend)
+
+        def changed(state: BreakerState, why: str) -> None:
+            self._breaker_changed(key, state, why)
+
+        if backend.facts is not None:
+            weight *= backend.facts.weight
+        breaker = backend.breaker(route.breaker, former, changed)
+        limiter = backend.limiter(limits(route)[1], former)
+        made = backend.members[user] = Member(backend, max(1, weight), breaker, limiter)
+        return made
+
+    def _report(self, backend: Backend) -> None:
+        if backend.is_server:
+            backend.report(self._servers.get(backend.key), self.now())
+        backend.update(self.hosts)
+
+    def _host_changed(self, host: str, state: HostState, why: str) -> None:
+        backend = self._backends.get(host)
+        if backend is not None:
+            backend.update(self.hosts)
+            if state is HostState.ACTIVE:
+                backend.probe_now(self.now())
+            for route in [*backend.queued]:
+                route.admit()
+
+    def _breaker_changed(self, host: str, state: BreakerState, why: str) -> None:
+        if self._event is not None and state is not BreakerState.HALF_OPEN:
+            self._event(f"breaker {'opened' if state is BreakerState.OPEN else 'closed'}", host=host, why=why)
+
+    def _row(self, backend: Backend, now: float) -> HostReport:
+        record, verdict = self.hosts.record(backend.key), backend.available(now)
+        traffic = backend.counts
+        return HostReport(
+            host=backend.key,
+            routes=tuple(route.alias for route in backend.members),
+            state=record.state,
+            since=record.since,
+            until=record.until,
+            available=verdict.ok,
+            why=verdict.why or record.why,
+            breaker=str(backend.breaker_state or ""),
+            connections=backend.open_connections,
+            in_flight=backend.in_flight,
+            waiting=sum(route.waiting for route in backend.members),
+            requests=traffic.requests,
+            errors=traffic.failures,
+        )
+
+
+def _name(route: AnyRoute) -> str:
+    """HTTP and stream routes may have the same alias."""
+    return route.alias if isinstance(route, Route) else f"stream {route.alias}"

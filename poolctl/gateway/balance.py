@@ -1,0 +1,206 @@
+"""Balancing policies: which of a route's backends gets the next request, or connection.
+
+Small objects without clocks and sockets behind one protocol. A policy sees all backends of a route and asks of each
+that it considers whether it is usable now; it keeps no state that has to be given back.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from itertools import pairwise
+from random import Random
+from typing import Generic, Protocol, TypeVar
+
+ROUND_ROBIN, WEIGHTED, LEAST_CONNECTIONS = "round-robin", "weighted", "least-connections"
+IP_HASH, RANDOM_TWO, FIRST, STICKY = "ip-hash", "random-two", "first", "sticky"
+POLICIES = (ROUND_ROBIN, WEIGHTED, LEAST_CONNECTIONS, IP_HASH, RANDOM_TWO, FIRST, STICKY)
+
+# Points on the circle for each unit of weight: shares of equal backends differ by about a tenth.
+POINTS = 128
+_MOST_POINTS = 16_384
+
+
+class Candidate(Protocol):
+    """A backend as a policy sees it: `weight` is at least 1, `load` what it has to do at the moment."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def weight(self) -> int: ...
+
+    @property
+    def load(self) -> int: ...
+
+
+C = TypeVar("C", bound=Candidate)
+C_co = TypeVar("C_co", bound=Candidate, covariant=True)
+
+
+class Policy(Protocol[C_co]):
+    """Chooses a backend."""
+
+    def choose(self, client: str, usable: Callable[[C_co], bool]) -> C_co | None:
+        """A usable backend for a request of this client (its IP address); None if none is usable."""
+
+
+class First(Generic[C]):
+    """The first usable one, in the order of the file: the others are spares."""
+
+    def __init__(self, candidates: Sequence[C]) -> None:
+        self._candidates = candidates
+
+    def choose(self, client: str, usable: Callable[[C], bool]) -> C | None:
+        return next((each for each in self._candidates if usable(each)), None)
+
+
+class RoundRobin(Generic[C]):
+    """Each in turn."""
+
+    def __init__(self, candidates: Sequence[C]) -> None:
+        self._candidates = candidates
+        self._next = 0
+
+    def choose(self, client: str, usable: Callable[[C], bool]) -> C | None:
+        candidates, at = self._candidates, self._next
+        for _ in candidates:
+            found = candidates[at]
+            at += 1
+            if at == len(candidates):
+                at = 0
+            if usable(found):
+                self._next = at
+                return found
+        return None
+
+
+class SmoothWeighted(Generic[C]):
+    """Each in turn, as often as its weight says, and evenly spread: a, b, a for weights 2 and 1 (nginx's way)."""
+
+    def __init__(self, candidates: Sequence[C]) -> None:
+        self._candidates = candidates
+        self._credit = dict.fromkeys((each.key for each in candidates), 0)
+
+    def choose(self, client: str, usable: Callable[[C], bool]) -> C | None:
+        credit, total, found, most = self._credit, 0, None, 0
+        for each in self._candidates:
+            if not usable(each):
+                continue
+            total += each.weight
+            has = credit[each.key] = credit[each.key] + each.weight
+            if found is None or has > most:
+                found, most = each, has
+        if found is not None:
+            credit[found.key] -= total
+        return found
+
+
+class LeastConnections(Generic[C]):
+    """The one with the least load for its weight; equal ones in turn."""
+
+    def __init__(self, candidates: Sequence[C]) -> None:
+        self._candidates = candidates
+        self._next = 0
+
+    def choose(self, client: str, usable: Callable[[C], bool]) -> C | None:
+        candidates, start = self._candidates, self._next
+        found, at, least = None, 0, 0.0
+        for index in range(start, start + len(candidates)):
+            each = candidates[index % len(candidates)]
+            load = each.load / each.weight
+            if (found is None or load < least) and usable(each):
+                found, at, least = each, index, load
+        if found is not None:
+            self._next = (at + 1) % len(candidates)
+        return found
+
+
+class RandomTwo(Generic[C]):
+    """The less loaded of two that are drawn at random by weight: nearly as even as the least loaded of all."""
+
+    def __init__(self, candidates: Sequence[C], random: Random) -> None:
+        self._candidates = candidates
+        self._random = random
+        self._sums = [sum(each.weight for each in candidates[: at + 1]) for at in range(len(candidates))]
+
+    def choose(self, client: str, usable: Callable[[C], bool]) -> C | None:
+        candidates = self._candidates
+        if not candidates:
+            return None
+        one, other = self._draw(), self._draw()
+        if one is other:
+            other = candidates[(candidates.index(one) + 1) % len(candidates)]
+        if other.load * one.weight < one.load * other.weight:
+            one, other = other, one
+        if usable(one):
+            return one
+        if usable(other):
+            return other
+        start = self._random.randrange(len(candidates))
+        return next((each for each in (*candidates[start:], *candidates[:start]) if usable(each)), None)
+
+    def _draw(self) -> C:
+        return self._candidates[bisect_left(self._sums, self._random.random() * self._sums[-1])]
+
+
+class ConsistentHash(Generic[C]):
+    """The same client gets the same backend; when one comes or goes, only its share of the clients moves.
+
+    Points of the backends, many of each, stand on a circle of hashes; a client belongs to the next one. The hash is
+    the same in each process, so that a restart of the gateway moves no client.
+    """
+
+    def __init__(self, candidates: Sequence[C]) -> None:
+        self._count = len(candidates)
+        total = sum(each.weight for each in candidates) * POINTS
+        points = POINTS if total <= _MOST_POINTS else max(1, POINTS * _MOST_POINTS // total)
+        circle = sorted(
+            (_hash(f"{each.key} {number}"), index)
+            for index, each in enumerate(candidates)
+            for number in range(each.weight * points)
+        )
+        self._hashes = [place for place, _ in circle]
+        self._owners = [candidates[index] for _, index in circle]
+
+    def choose(self, client: str, usable: Callable[[C], bool]) -> C | None:
+        owners = self._owners
+        if not owners:
+            return None
+        start = bisect_left(self._hashes, _hash(client)) % len(owners)
+        if usable(owners[start]):
+            return owners[start]
+        refused = {owners[start].key}
+        for index in range(start + 1, start + len(owners)):
+            each = owners[index % len(owners)]
+            if each.key not in refused:
+                if usable(each):
+                    return each
+                refused.add(each.key)
+                if len(refused) == self._count:
+                    break
+        return None
+
+
+def policy_of(name: str, candidates: Sequence[C], random: Random) -> Policy[C]:
+    """The policy of this name. A sticky route chooses in turn for clients whose cookie leads nowhere.
+
+    Raises ValueError for an unknown name.
+    """
+    if name in (ROUND_ROBIN, WEIGHTED, STICKY):
+        equal = all(one.weight == other.weight for one, other in pairwise(candidates))
+        return RoundRobin(candidates) if equal else SmoothWeighted(candidates)
+    if name == LEAST_CONNECTIONS:
+        return LeastConnections(candidates)
+    if name == IP_HASH:
+        return ConsistentHash(candidates)
+    if name == RANDOM_TWO:
+        return RandomTwo(candidates, random)
+    if name == FIRST:
+        return First(candidates)
+    raise ValueError(f"unknown policy {name!r}: one of {', '.join(POLICIES)}")
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,141 @@
+"""Circuit breaker of a backend: no requests for a while after failures, then a few probes that decide.
+
+Closed → open, after consecutive failures or too large a share of them in a window → half-open, after
+`open_seconds` → closed by successful probes, or open again by a failed one. Without clocks: each call has the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+
+from ..routing.route import BreakerRule
+
+# The window consists of so many parts; the oldest is dropped as a whole.
+_PARTS = 10
+# For clients, while all probes are under way.
+_PROBING_RETRY_SECONDS = 1.0
+
+
+class BreakerState(StrEnum):
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+class Breaker:
+    """One backend's breaker. A request that was let through by `enter` reports back once: success, failure or neither.
+
+    `is_closed` is the usual case, in which `enter` does nothing. `rule` may be replaced at any time.
+    """
+
+    __slots__ = (
+        "_consecutive", "_failed", "_on_change", "_open_until", "_part", "_passed", "_probes", "_seen", "_succeeded",
+        "is_closed", "period", "rule", "state",
+    )  # fmt: skip
+
+    def __init__(
+        self, rule: BreakerRule, on_change: Callable[[BreakerState, str], None] | None = None
+    ) -> None:
+        self.rule = rule
+        self.state = BreakerState.CLOSED
+        self.is_closed = True
+        self.period = 0  # a new one with each change of state; what began in an earlier one is not judged
+        self._on_change = on_change
+        self._open_until = 0.0
+        self._probes = 0
+        self._passed = 0
+        self._forget()
+
+    def __repr__(self) -> str:
+        return f"<Breaker {self.state}, {self._consecutive} failures in a row>"
+
+    def refused_seconds(self, now: float) -> float:
+        """0 when a request may be sent now; else the time after which it is worth another try."""
+        if self.is_closed:
+            return 0.0
+        if self.state is BreakerState.OPEN:
+            return max(0.0, self._open_until - now)
+        return 0.0 if self._probes < self._probe_limit else _PROBING_RETRY_SECONDS
+
+    def enter(self) -> int:
+        """Let a request through, after `refused_seconds` said 0; the number is what it reports back with."""
+        if not self.is_closed:
+            if self.state is BreakerState.OPEN:
+                self._become(BreakerState.HALF_OPEN, "a request is tried")
+            self._probes += 1
+        return self.period
+
+    def succeeded(self, now: float, period: int) -> None:
+        """The backend has answered."""
+        if period != self.period:
+            return
+        if self.is_closed:
+            self._consecutive = 0
+            if now >= self._part:
+                self._advance(now)
+            self._seen[-1] += 1
+            return
+        self._probes -= 1
+        self._passed += 1
+        if self._passed >= self._probe_limit:
+            self._forget()
+            self._become(BreakerState.CLOSED, "it answers again")
+
+    def failed(self, now: float, period: int) -> None:
+        """The backend has not answered, or with an error."""
+        if period != self.period:
+            return
+        if not self.is_closed:
+            self._open(now, "it failed again")
+            return
+        self._consecutive += 1
+        if now >= self._part:
+            self._advance(now)
+        self._seen[-1] += 1
+        self._failed[-1] += 1
+        rule, seen, failed = self.rule, sum(self._seen), sum(self._failed)
+        if 0 < rule.failures <= self._consecutive:
+            self._open(now, f"{self._consecutive} failures in a row")
+        elif rule.rate > 0 and seen >= rule.minimum_requests and failed >= rule.rate * seen:
+            self._open(now, f"{failed} of {seen} requests failed within {rule.window_seconds:g} s")
+
+    def abandoned(self, period: int) -> None:
+        """The request ended without a verdict on the backend: a probe's place is free again."""
+        if period == self.period and not self.is_closed:
+            self._probes -= 1
+
+    def probe_now(self, now: float) -> None:
+        """End the pause: the backend may have recovered."""
+        self._open_until = min(self._open_until, now)
+
+    @property
+    def _probe_limit(self) -> int:
+        return max(1, self.rule.probes)
+
+    def _open(self, now: float, why: str) -> None:
+        self._open_until = now + self.rule.open_seconds
+        self._become(BreakerState.OPEN, why)
+
+    def _become(self, state: BreakerState, why: str) -> None:
+        self.state = state
+        self.is_closed = state is BreakerState.CLOSED
+        self.period += 1
+        self._probes = self._passed = 0
+        if self._on_change is not None:
+            self._on_change(state, why)
+
+    def _forget(self) -> None:
+        """Begin with an empty window."""
+        self._consecutive = 0
+        self._part = float("-inf")  # the end of the newest part of the window
+        self._seen = [0] * _PARTS
+        self._failed = [0] * _PARTS
+
+    def _advance(self, now: float) -> None:
+        """Drop the parts of the window that are over, and begin new ones."""
+        seconds = max(self.rule.window_seconds, 0.001) / _PARTS
+        steps = int(min(_PARTS, (now - self._part) // seconds + 1))
+        self._seen = self._seen[steps:] + [0] * steps
+        self._failed = self._failed[steps:] + [0] * steps
+        self._part = now + seconds if steps == _PARTS else self._part + steps * seconds

@@ -1,0 +1,111 @@
+"""Requests, errors, bytes and latency of routes and backends, as the gateway counts what it proxies.
+
+The slots are those of a worker's tally, so that passed requests, which workers count, and proxied ones add up.
+Requests that are passed on are never counted here.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+from ..frozen_value import Table
+from ..worker import tally
+
+# Why a request failed: no connection, closed too early, no answer in time, refused by a limit or for want of a
+# backend, no valid response.
+CONNECT, RESET, TIMEOUT, REFUSED, PROTOCOL = ERRORS = ("connect", "reset", "timeout", "refused", "protocol")
+
+
+class Traffic:
+    """The counts of one route or backend: plain integers, of which none but the current ones ever falls."""
+
+    __slots__ = ("bytes_in", "bytes_out", "errors", "slots")
+
+    def __init__(self) -> None:
+        self.slots: tally.Counts = [0] * tally.COUNTED
+        self.errors: dict[str, int] = {}
+        self.bytes_in = 0  # bodies of requests, and what clients send after an upgrade
+        self.bytes_out = 0
+
+    def __repr__(self) -> str:
+        return f"<Traffic {self.requests} requests, {self.failures} errors>"
+
+    def began(self) -> None:
+        """A request has begun; one of the following ends it."""
+        self.slots[tally.STARTED] += 1
+
+    def answered(self, status: int, seconds: float) -> None:
+        """A complete response with this status, so long after the request."""
+        slots, latency_ns = self.slots, int(seconds * 1e9)
+        slots[tally.LATENCY_NS] += latency_ns
+        slots[tally.BUCKETS + bisect_left(tally.BOUNDS_NS, latency_ns)] += 1
+        if 100 <= status < 600:
+            slots[tally.STATUS + status // 100] += 1
+
+    def failed(self, error: str) -> None:
+        """No complete response, for one of ERRORS."""
+        self.slots[tally.BROKEN] += 1
+        self.errors[error] = self.errors.get(error, 0) + 1
+
+    def disconnected(self) -> None:
+        """No complete response, because the client left."""
+        self.slots[tally.DISCONNECTED] += 1
+
+    def not_counted(self) -> None:
+        """It was passed on after all: a worker counts it."""
+        self.slots[tally.STARTED] -= 1
+
+    @property
+    def requests(self) -> int:
+        """All that have begun."""
+        return self.slots[tally.STARTED]
+
+    @property
+    def failures(self) -> int:
+        """Those without a complete response, except where the client left, and those answered with 5xx."""
+        return self.slots[tally.BROKEN] + self.slots[tally.STATUS + 5]
+
+    def to_json(self) -> Table:
+        """The counts so far; `slots` as in a worker's tally."""
+        return {
+            "slots": [*self.slots],
+            "errors": {**self.errors},
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+        }
+
+
+class Counts:
+    """The traffic of all routes and backends. What `route` and `backend` return may be kept."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, Traffic] = {}
+        self._backends: dict[str, Traffic] = {}
+
+    def route(self, alias: str) -> Traffic:
+        """The counts of a route, which begin with the first call."""
+        found = self._routes.get(alias)
+        if found is None:
+            found = self._routes[alias] = Traffic()
+        return found
+
+    def backend(self, key: str) -> Traffic:
+        """Likewise of a backend."""
+        found = self._backends.get(key)
+        if found is None:
+            found = self._backends[key] = Traffic()
+        return found
+
+    def keep(self, routes: Iterable[str], backends: Iterable[str]) -> None:
+        """Forget all others: they are not configured any more."""
+        wanted, present = {*routes}, {*backends}
+        self._routes = {alias: each for alias, each in self._routes.items() if alias in wanted}
+        self._backends = {key: each for key, each in self._backends.items() if key in present}
+
+    def snapshot(self) -> Table:
+        """All counts: `routes` by alias and `backends` by key."""
+        return {
+            "routes": {alias: each.to_json() for alias, each in self._routes.items()},
+            "backends": {key: each.to_json() for key, each in self._backends.items()},
+        }

@@ -1,0 +1,62 @@
+"""Where a backend listens, and what the supervisor reports of a server that is one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from ..address import parse
+from ..frozen_value import Value
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Endpoint(NamedTuple):
+    """An address to connect to: `host` and `port` of "tcp", `path` of "unix".
+
+    With `tls` the certificate is verified for `server_name`; "" stands for a server of this pool on this machine,
+    whose certificate is not verified.
+    """
+
+    kind: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    tls: bool = False
+    server_name: str = ""
+
+    @classmethod
+    def of_url(cls, url: str) -> Endpoint:
+        """The endpoint of http://HOST:PORT, https://HOST:PORT, unix:/PATH or HOST:PORT. Raises ValueError."""
+        if url.startswith("unix:"):
+            return cls("unix", path=url.removeprefix("unix:"))
+        parts = urlsplit(url if "://" in url else f"tcp://{url}")
+        port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+        if not parts.hostname or not port:
+            raise ValueError(f"{url!r} names no host and port")
+        tls = parts.scheme == "https"
+        return cls("tcp", parts.hostname, port, tls=tls, server_name=parts.hostname if tls else "")
+
+    @classmethod
+    def of_server(cls, bind: str, tls: bool) -> Endpoint:
+        """The endpoint of a server on this machine, by the address where it listens. Raises AddressError."""
+        address = parse(bind).nearby
+        if address.kind == "unix":
+            return cls("unix", path=address.path, tls=tls)
+        return cls(address.kind, address.host, address.port or 0, tls=tls)
+
+
+class ServerFacts(Value):
+    """What the supervisor reports of a routed server.
+
+    `bind` is the address where it listens. `open_connections` are those that its workers have, by their own count.
+    """
+
+    name: str
+    bind: str = ""
+    tls: bool = False
+    state: str = "stopped"
+    ready: bool = False
+    health: str = "unknown"
+    weight: int = 1
+    open_connections: int = 0

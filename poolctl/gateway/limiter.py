@@ -1,0 +1,112 @@
+"""Limits of a route or a backend: requests in flight, new ones a second, and a bounded queue for the others.
+
+Without clocks: each call has the time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from ..routing.route import Limit
+
+# While a backend's health is warn it gets this share of the requests a second.
+WARN_SHARE = 0.5
+# For clients of a limit that ends when one of the requests in flight does.
+_BUSY_RETRY_SECONDS = 1.0
+# Rounding errors of the times of requests, far below the time between two of them.
+_EPSILON_SECONDS = 1e-9
+
+
+class Limiter:
+    """Counts what is in flight, and lets requests through at a rate with a burst.
+
+    The rate is kept by one time, at which the bucket is full again (GCRA, as ATM networks and Redis-cell do): exact,
+    and as cheap as a counter. `limit` and `share` (of the rate, 1 in full) may be replaced at any time.
+    """
+
+    __slots__ = ("_full_at", "in_flight", "limit", "share")
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self.share = 1.0
+        self.in_flight = 0
+        self._full_at = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"<Limiter {self.in_flight}/{self.limit.concurrency or '-'} in flight>"
+
+    def refused_seconds(self, now: float) -> float:
+        """0 when a request may begin now, else the time after which it is worth another try.
+
+        Where only the end of another request can help, that is a guess: see `is_full`.
+        """
+        if self.is_full:
+            return _BUSY_RETRY_SECONDS
+        rate = self.limit.requests_per_second * self.share
+        if rate <= 0:
+            return 0.0
+        missing = self._full_at - (self.burst - 1) / rate - now
+        return missing if missing > _EPSILON_SECONDS else 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many requests are in flight as may be."""
+        return 0 < self.limit.concurrency <= self.in_flight
+
+    @property
+    def burst(self) -> float:
+        """The number of requests that may begin at once: one second's, unless the limit says it."""
+        limit = self.limit
+        return max(1.0, float(limit.burst) if limit.burst > 0 else limit.requests_per_second * self.share)
+
+    def enter(self, now: float) -> None:
+        """A request begins, after `refused_seconds` said 0."""
+        self.in_flight += 1
+        rate = self.limit.requests_per_second * self.share
+        if rate > 0:
+            self._full_at = max(self._full_at, now) + 1 / rate
+
+    def leave(self) -> None:
+        """A request has ended."""
+        self.in_flight -= 1
+
+
+W = TypeVar("W")
+
+
+class WaitQueue(Generic[W]):
+    """Those that wait for their turn, first come first served, at most `size` of them."""
+
+    __slots__ = ("_waiting", "size")
+
+    def __init__(self, size: int = 0) -> None:
+        self.size = size
+        # Not a plain dictionary: finding its first entry passes over all that were removed before it.
+        self._waiting: OrderedDict[W, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[W]:
+        """A copy, so that the queue may change meanwhile."""
+        return iter([*self._waiting])
+
+    def first(self) -> W | None:
+        """The one whose turn it is; None if none waits."""
+        return next(iter(self._waiting), None)
+
+    def enter(self, waiter: W) -> bool:
+        """Queue it; False if the queue is full."""
+        if len(self._waiting) >= self.size:
+            return False
+        self._waiting[waiter] = None
+        return True
+
+    def leave(self, waiter: W) -> bool:
+        """It waits no longer; False if it had left already."""
+        if waiter not in self._waiting:
+            return False
+        del self._waiting[waiter]
+        return True

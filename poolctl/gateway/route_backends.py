@@ -1,0 +1,343 @@
+"""The backends of one route: which one gets the next request, which requests wait, and which are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Collection, Sequence
+from random import Random
+
+from ..routing.route import Limit, Route, StreamRoute
+from .backend import AVAILABLE, DOWN_RETRY_SECONDS, RANKS, READY, Backend, Member, Outcome, is_failure
+from .balance import STICKY, Policy, policy_of
+from .counts import PROTOCOL
+from .hosts import HostManager
+from .limiter import Limiter, WaitQueue
+
+AnyRoute = Route | StreamRoute
+
+
+class Refused(Exception):
+    """No backend may have the request now. To the client: `status`, with Retry-After.
+
+    `may_wait`: `RouteBackends.wait` may find one.
+    """
+
+    status = 503
+
+    def __init__(
+        self, why: str, retry_after_seconds: float, *, may_wait: bool = False, by_time: bool = False
+    ):
+        super().__init__(why)
+        self.why = why
+        self.retry_after_seconds = max(1, math.ceil(retry_after_seconds))
+        self.may_wait = may_wait
+        self.next_try_seconds = retry_after_seconds if by_time else None
+
+    def __repr__(self) -> str:
+        return f"<Refused: {self.why}, retry after {self.retry_after_seconds} s>"
+
+
+class Lease:
+    """The right to send one request, or to hold one connection, to `backend`. It must be released, once.
+
+    `cookie` is the value of the route's sticky cookie to set, "" for none.
+    """
+
+    __slots__ = ("_member", "_period", "_route", "backend", "cookie")
+
+    def __init__(self, route: RouteBackends, member: Member, period: int, cookie: str) -> None:
+        self._route: RouteBackends | None = route
+        self._member = member
+        self._period = period
+        self.backend = member.backend
+        self.cookie = cookie
+
+    def __repr__(self) -> str:
+        return f"<Lease of {self.backend.key}{'' if self._route else ', released'}>"
+
+    def connected(self) -> None:
+        """The backend has accepted a connection that will last: counts as a success now instead of at its end."""
+        route = self._route
+        if route is not None and self._period >= 0:
+            self._member.breaker.succeeded(route.now(), self._period)
+            self._period = -1
+            if self.backend.queued:
+                route.admit_queued(self.backend)
+
+    def release(self, outcome: Outcome, seconds: float = 0.0, status: int = 0) -> None:
+        """The request has ended, so long after it began; of ANSWERED with this status. A second call does nothing."""
+        route, self._route = self._route, None
+        if route is None:
+            return
+        member, backend = self._member, self.backend
+        backend.in_flight -= 1
+        breaker, traffic = member.breaker, backend.counts
+        if outcome is Outcome.ANSWERED:
+            traffic.answered(status, seconds)
+        elif outcome is Outcome.FAILED:
+            traffic.failed(PROTOCOL)
+        elif outcome is Outcome.CANCELLED:
+            traffic.disconnected()
+        else:
+            backend.held += 1
+            traffic.not_counted()
+        if self._period >= 0:
+            if is_failure(outcome, status):
+                breaker.failed(route.now(), self._period)
+            elif outcome is Outcome.ANSWERED:
+                breaker.succeeded(route.now(), self._period)
+            else:
+                breaker.abandoned(self._period)
+        if member.limiter is not None:
+            member.limiter.leave()
+        route.left(backend)
+
+
+class _Waiter:
+    """A request in the queue of a route."""
+
+    __slots__ = ("answer", "client", "cookie", "tried")
+
+    def __init__(
+        self, answer: asyncio.Future[Lease], client: str, cookie: str, tried: Collection[str]
+    ) -> None:
+        self.answer = answer
+        self.client = client
+        self.cookie = cookie
+        self.tried = tried
+
+
+class RouteBackends:
+    """The backends of one route: its policy, its limit and its queue. `acquire` needs no loop, `wait` does."""
+
+    def __init__(self, alias: str, hosts: HostManager, now: Callable[[], float], random: Random) -> None:
+        self.alias = alias
+        self.now = now
+        self._hosts = hosts
+        self._random = random
+        self.in_flight = 0
+        self.members: tuple[Member, ...] = ()
+        self._limiter: Limiter | None = None
+        self._queue: WaitQueue[_Waiter] = WaitQueue()
+        self._queue_seconds = 0.0
+        self._retry: asyncio.TimerHandle | None = None
+        # What the candidates are checked against while one is chosen.
+        self._at, self._rank = 0.0, READY
+        self._tried: Collection[str] = ()
+
+    def __repr__(self) -> str:
+        return f"<RouteBackends {self.alias}: {self.in_flight} in flight, {len(self._queue)} wait>"
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests in the queue."""
+        return len(self._queue)
+
+    def apply(self, route: AnyRoute, members: Sequence[Member]) -> None:
+        """Use this form of the route, and these backends. What is in flight and what waits stays."""
+        for gone in {*self.members} - {*members}:
+            if all(each.backend is not gone.backend for each in members):
+                gone.backend.leave(self)
+        self.members = tuple(members)
+        self._sticky = isinstance(route, Route) and (bool(route.sticky_cookie) or route.policy == STICKY)
+        self._by_cookie = {each.cookie: each for each in members}
+        self._policy: Policy[Member] = policy_of(route.policy, self.members, self._random)
+        limit, of_backend = limits(route)
+        if limit is None:
+            self._limiter = None
+        elif self._limiter is None:
+            self._limiter = Limiter(limit)
+            self._limiter.in_flight = self.in_flight
+        else:
+            self._limiter.limit = limit
+        queue = limit if limit is not None and limit.queue else of_backend
+        self._queue.size, self._queue_seconds = (queue.queue, queue.queue_seconds) if queue else (0, 0.0)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Something about its backends has changed: their health, their state or their number."""
+        if self._limiter is not None and self.members:
+            self._limiter.share = sum(each.backend.share for each in self.members) / len(self.members)
+        if self._queue:
+            for member in self.members:
+                member.backend.queued[self] = None
+            self.admit()
+
+    def close(self) -> None:
+        """The route is gone: what waits is refused, what is in flight ends as it would."""
+        for waiter in self._queue:
+            self._refuse(waiter, Refused("the route was removed", DOWN_RETRY_SECONDS))
+        for member in self.members:
+            member.backend.leave(self)
+
+    def acquire(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease | Refused:
+        """A backend for a request of this client now, which is none of those `tried` before (by their keys).
+
+        `client` is its IP address, `cookie` its value of the route's sticky cookie.
+        """
+        if self._queue:
+            return Refused("others wait already", self._queue_seconds, may_wait=True)
+        return self._assign(client, cookie, tried)
+
+    async def wait(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease:
+        """The same, after those that wait already, for at most the route's `queue_seconds`. Raises Refused.
+
+        Cancel it when the client leaves: its place is free at once.
+        """
+        if not self._queue:
+            found = self._assign(client, cookie, tried)
+            if isinstance(found, Lease):
+                return found
+            if not found.may_wait:
+                raise found
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(loop.create_future(), client, cookie, tried)
+        if not self._queue.enter(waiter):
+            raise Refused("the queue is full", self._queue_seconds)
+        for member in self.members:
+            member.backend.queued[self] = None
+        late = Refused("no place became free in time", DOWN_RETRY_SECONDS)
+        timer = loop.call_later(self._queue_seconds, self._refuse, waiter, late)
+        self.admit()
+        try:
+            return await waiter.answer
+        except asyncio.CancelledError:
+            # It may have got a lease at the moment at which the client left.
+            if not waiter.answer.cancelled() and waiter.answer.exception() is None:
+                waiter.answer.result().release(Outcome.CANCELLED)
+            raise
+        finally:
+            timer.cancel()
+            if self._leave_queue(waiter):
+                self.admit()
+
+    def admit(self) -> None:
+        """Serve those that wait, in their order, as far as there are places."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        while (first := self._queue.first()) is not None and self._serve(first):
+            pass
+        if first is None or not first.tried:
+            return
+        # The first one waits for a backend that it has not tried; others may have more choice.
+        for waiter in self._queue:
+            if waiter is not first and not self._serve(waiter) and not waiter.tried:
+                return
+
+    def admit_queued(self, backend: Backend) -> None:
+        """Serve those of all routes that wait for this backend, among others."""
+        for route in [*backend.queued]:
+            # The others get their turn first next time.
+            if route in backend.queued:
+                del backend.queued[route]
+                backend.queued[route] = None
+                route.admit()
+
+    def left(self, backend: Backend) -> None:
+        """A request to the backend has ended."""
+        self.in_flight -= 1
+        if self._limiter is not None:
+            self._limiter.leave()
+        if backend.queued:
+            self.admit_queued(backend)
+        if self._queue:
+            self.admit()
+
+    def _serve(self, waiter: _Waiter) -> bool:
+        """Whether it waits no longer: it has a backend, or there is nothing to wait for."""
+        if waiter.answer.done():
+            return self._leave_queue(waiter) or True
+        found = self._assign(waiter.client, waiter.cookie, waiter.tried)
+        if isinstance(found, Lease):
+            self._leave_queue(waiter)
+            waiter.answer.set_result(found)
+            return True
+        if not found.may_wait:
+            self._refuse(waiter, found)
+            return True
+        if found.next_try_seconds is not None and self._retry is None:
+            loop = waiter.answer.get_loop()
+            self._retry = loop.call_later(max(0.0, found.next_try_seconds), self.admit)
+        return False
+
+    def _refuse(self, waiter: _Waiter, refused: Refused) -> None:
+        self._leave_queue(waiter)
+        if not waiter.answer.done():
+            waiter.answer.set_exception(refused)
+
+    def _leave_queue(self, waiter: _Waiter) -> bool:
+        left = self._queue.leave(waiter)
+        if left and not self._queue:
+            for member in self.members:
+                member.backend.queued.pop(self, None)
+            if self._retry is not None:
+                self._retry.cancel()
+                self._retry = None
+        return left
+
+    def _assign(self, client: str, cookie: str, tried: Collection[str]) -> Lease | Refused:
+        now = self.now()
+        if now >= self._hosts.next_expiry:
+            self._hosts.expire()
+        limiter = self._limiter
+        if limiter is not None:
+            seconds = limiter.refused_seconds(now)
+            if seconds:
+                may_wait, by_time = self._queue.size > 0, not limiter.is_full
+                return Refused("the route's limit is reached", seconds, may_wait=may_wait, by_time=by_time)
+        member = self._choose(now, client, cookie, tried)
+        if member is None:
+            return self._refusal(now, tried)
+        backend, breaker = member.backend, member.breaker
+        period = breaker.period if breaker.is_closed else breaker.enter()
+        if member.limiter is not None:
+            member.limiter.enter(now)
+        if limiter is not None:
+            limiter.enter(now)
+        self.in_flight += 1
+        backend.in_flight += 1
+        backend.counts.began()
+        return Lease(self, member, period, member.cookie if self._sticky and member.cookie != cookie else "")
+
+    def _choose(self, now: float, client: str, cookie: str, tried: Collection[str]) -> Member | None:
+        if cookie and self._sticky:
+            known = self._by_cookie.get(cookie)
+            if known is not None and known.key not in tried and known.verdict(now, resumed=True).ok:
+                return known
+        self._at, self._tried = now, tried
+        found = self._policy.choose(client, self._is_usable)
+        if found is None:
+            for self._rank in RANKS[1:]:
+                found = found or self._policy.choose(client, self._is_usable)
+            self._rank = READY
+        return found
+
+    def _is_usable(self, member: Member) -> bool:
+        return (
+            member.backend.rank == self._rank
+            and member.verdict(self._at) is AVAILABLE
+            and (not self._tried or member.key not in self._tried)
+        )
+
+    def _refusal(self, now: float, tried: Collection[str]) -> Refused:
+        """Why there is no backend, and when another try is worth it."""
+        verdicts = [(each.key, each.verdict(now)) for each in self.members if each.key not in tried]
+        if not verdicts:
+            return Refused(
+                "every backend was tried" if tried else "the route has no backend", DOWN_RETRY_SECONDS
+            )
+        may_wait = self._queue.size > 0 and any(verdict.may_wait for _, verdict in verdicts)
+        by_time = any(verdict.by_time for _, verdict in verdicts)
+        seconds = min(each.retry_after_seconds for _, each in verdicts if each.by_time or not by_time)
+        (key, first), more = verdicts[0], len(verdicts) - 1
+        why = f"{key}: {first.why}" + (f"; and {more} more" if more else "")
+        return Refused(why, seconds, may_wait=may_wait, by_time=by_time)
+
+
+def limits(route: AnyRoute) -> tuple[Limit | None, Limit | None]:
+    """The limit of the route, and that of each of its backends."""
+    if isinstance(route, Route):
+        return route.limit, route.backend_limit
+    return (Limit(concurrency=route.max_connections), None) if route.max_connections else (None, None)

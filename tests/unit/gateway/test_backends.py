@@ -1,0 +1,270 @@
+"""Which backend gets a request: one verdict, the policy's choice, and a place in a queue."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from poolctl.clock import ManualClock
+from poolctl.frozen_value import Table
+from poolctl.gateway.backends import Backends, Lease, Outcome, Refused, RouteBackends, ServerFacts
+from poolctl.gateway.counts import Counts
+from poolctl.gateway.hosts import HostManager
+from poolctl.routing.route import BreakerRule, Limit, Route, StreamRoute, Target
+
+URLS = ("http://10.0.0.1:80", "http://10.0.0.2:80", "http://10.0.0.3:80")
+
+
+class Stage:
+    """The backends of a gateway, with a clock that is moved by hand, and the events that they reported."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.events: list[tuple[str, Table]] = []
+        self.hosts = HostManager(self.clock.monotonic, wall=self.clock.time)
+        self.counts = Counts()
+        self.backends = Backends(
+            self.hosts,
+            self.clock.monotonic,
+            lambda kind, **data: self.events.append((kind, data)),
+            self.counts,
+            Random(1),
+        )
+
+    def route(self, *urls: str, **keys: object) -> RouteBackends:
+        return self.backends.of(self.as_route(*urls, **keys))
+
+    def as_route(self, *urls: str, **keys: object) -> Route:
+        return Route(**{"alias": "web", "to": tuple(Target(url=url) for url in urls or URLS), **keys})  # type: ignore[arg-type]
+
+    def row(self, host: str) -> Table:
+        return next(row for row in self.backends.snapshot() if row["host"] == host)
+
+
+@pytest.fixture
+def stage() -> Stage:
+    return Stage()
+
+
+def taken(found: Lease | Refused) -> Lease:
+    assert isinstance(found, Lease), found
+    return found
+
+
+def refused(found: Lease | Refused) -> Refused:
+    assert isinstance(found, Refused), found
+    return found
+
+
+def fail(route: RouteBackends, times: int = 1) -> None:
+    for _ in range(times):
+        taken(route.acquire("1.1.1.1")).release(Outcome.FAILED)
+
+
+def test_backends_are_used_in_turn(stage: Stage) -> None:
+    route = stage.route()
+    leases = [taken(route.acquire("1.1.1.1")) for _ in range(4)]
+    assert [lease.backend.key for lease in leases] == [*URLS, URLS[0]]
+    assert [lease.backend.in_flight for lease in leases] == [2, 1, 1, 2]
+    for lease in leases:
+        lease.release(Outcome.ANSWERED, 0.01, 200)
+    assert route.in_flight == 0
+
+
+def test_second_release_of_a_lease_does_nothing(stage: Stage) -> None:
+    route = stage.route(limit=Limit(concurrency=1))
+    lease = taken(route.acquire("1.1.1.1"))
+    for _ in range(3):
+        lease.release(Outcome.ANSWERED, 0.01, 200)
+    assert lease.backend.in_flight == route.in_flight == 0
+    taken(route.acquire("1.1.1.1"))
+    refused(route.acquire("1.1.1.1"))
+
+
+def test_backends_that_were_tried_are_not_chosen_again(stage: Stage) -> None:
+    route = stage.route()
+    tried: list[str] = []
+    for _ in URLS:
+        tried.append(taken(route.acquire("1.1.1.1", tried=tried)).backend.key)
+    assert sorted(tried) == [*URLS]
+    assert refused(route.acquire("1.1.1.1", tried=tried)).why == "every backend was tried"
+
+
+def test_open_breaker_sends_requests_to_the_next_backend_and_then_refuses(stage: Stage) -> None:
+    route = stage.route(*URLS[:2], policy="first", breaker=BreakerRule(failures=3, open_seconds=10))
+    fail(route, 3)
+    assert stage.events == [("breaker opened", {"host": URLS[0], "why": "3 failures in a row"})]
+    assert taken(route.acquire("1.1.1.1")).backend.key == URLS[1]
+    fail(route, 3)
+    answer = refused(route.acquire("1.1.1.1"))
+    assert (answer.status, answer.retry_after_seconds, answer.may_wait) == (503, 10, False)
+    assert str(answer) == "http://10.0.0.1:80: its breaker is open; and 1 more"
+    stage.clock.advance(10)
+    probe = taken(route.acquire("1.1.1.1"))
+    assert (probe.backend.key, stage.row(URLS[0])["breaker"]) == (URLS[0], "half-open")
+    probe.release(Outcome.ANSWERED, 0.01, 200)
+    assert stage.row(URLS[0])["breaker"] == "closed"
+    assert stage.events[-1] == ("breaker closed", {"host": URLS[0], "why": "it answers again"})
+
+
+@pytest.mark.parametrize(
+    ("status", "opens"), [(500, True), (502, True), (503, True), (504, True), (501, False), (404, False)]
+)
+def test_answers_open_the_breaker_only_if_the_backend_is_to_blame(
+    stage: Stage, status: int, opens: bool
+) -> None:
+    route = stage.route(URLS[0])
+    for _ in range(5):
+        taken(route.acquire("1.1.1.1")).release(Outcome.ANSWERED, 0.1, status)
+    assert stage.backends.available(URLS[0]).ok is not opens
+
+
+def test_requests_of_clients_that_left_say_nothing_about_the_backend(stage: Stage) -> None:
+    route = stage.route(URLS[0])
+    for _ in range(10):
+        taken(route.acquire("1.1.1.1")).release(Outcome.CANCELLED)
+    assert stage.backends.available(URLS[0]).ok
+    assert (stage.row(URLS[0])["requests"], stage.row(URLS[0])["errors"]) == (10, 0)
+
+
+def test_disabled_host_is_passed_over_until_its_time_is_over(stage: Stage) -> None:
+    route = stage.route(URLS[0])
+    lease = taken(route.acquire("1.1.1.1"))
+    stage.hosts.disable(URLS[0], 30)
+    answer = refused(route.acquire("1.1.1.1"))
+    assert (answer.retry_after_seconds, answer.may_wait) == (30, False)
+    lease.release(Outcome.ANSWERED, 0.1, 200)
+    stage.clock.advance(30)
+    taken(route.acquire("1.1.1.1"))
+
+
+def test_draining_host_serves_only_clients_whose_cookie_names_it(stage: Stage) -> None:
+    route = stage.route(*URLS[:2], policy="sticky", sticky_cookie="srv")
+    first = taken(route.acquire("1.1.1.1"))
+    assert first.backend.key == URLS[0]
+    stage.hosts.drain(URLS[0])
+    other = taken(route.acquire("1.1.1.1"))
+    assert (other.backend.key, bool(other.cookie)) == (URLS[1], True)
+    again = taken(route.acquire("1.1.1.1", first.cookie))
+    assert (again.backend.key, again.cookie) == (URLS[0], "")
+    stage.hosts.disable(URLS[0])
+    assert taken(route.acquire("1.1.1.1", first.cookie)).backend.key == URLS[1]
+
+
+def server_route(*names: str, **keys: object) -> Route:
+    return Route(**{"alias": "api", "to": tuple(Target(server=name) for name in names), **keys})  # type: ignore[arg-type]
+
+
+def facts(name: str, state: str = "running", **keys: object) -> ServerFacts:
+    return ServerFacts(
+        **{"name": name, "bind": "127.0.0.1:8001", "state": state, "ready": state == "running", **keys}
+    )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed", "disabled", "draining", "stopping", "backoff"])
+def test_server_that_does_not_serve_gets_no_request(stage: Stage, state: str) -> None:
+    stage.backends.apply([server_route("a")], {"a": facts("a", state)})
+    assert (
+        str(refused(stage.backends.of(server_route("a")).acquire("1.1.1.1"))) == f"a: the server is {state}"
+    )
+
+
+def test_server_that_is_not_in_the_pool_gets_no_request(stage: Stage) -> None:
+    answer = refused(stage.backends.of(server_route("a")).acquire("1.1.1.1"))
+    assert str(answer) == "a: there is no such server"
+
+
+def test_sleeping_server_is_woken_only_when_no_other_can_serve(stage: Stage) -> None:
+    route = server_route("a", "b", "c")
+    known = {"a": facts("a", "sleeping"), "b": facts("b", "starting"), "c": facts("c")}
+    stage.backends.apply([route], known)
+    assert {taken(stage.backends.of(route).acquire("1.1.1.1")).backend.key for _ in range(6)} == {"c"}
+    stage.backends.apply([route], {**known, "c": facts("c", "failed")})
+    assert {taken(stage.backends.of(route).acquire("1.1.1.1")).backend.key for _ in range(6)} == {"b"}
+    stage.backends.apply([route], {**known, "b": facts("b", "failed"), "c": facts("c", "failed")})
+    assert {taken(stage.backends.of(route).acquire("1.1.1.1")).backend.key for _ in range(6)} == {"a"}
+
+
+def test_server_that_becomes_ready_is_tried_although_its_breaker_is_open(stage: Stage) -> None:
+    route = server_route("a", breaker=BreakerRule(failures=1, open_seconds=1000))
+    stage.backends.apply([route], {"a": facts("a")})
+    fail(stage.backends.of(route))
+    refused(stage.backends.of(route).acquire("1.1.1.1"))
+    stage.backends.apply([route], {"a": facts("a", "starting")})
+    stage.backends.apply([route], {"a": facts("a")})
+    taken(stage.backends.of(route).acquire("1.1.1.1"))
+
+
+def test_changed_route_keeps_the_state_of_the_backends_that_stay(stage: Stage) -> None:
+    rule = BreakerRule(failures=1, open_seconds=60)
+    before = stage.as_route(*URLS[:2], policy="first", breaker=rule, backend_limit=Limit(concurrency=2))
+    stage.backends.apply([before], {})
+    fail(stage.backends.of(before))
+    lease = taken(stage.backends.of(before).acquire("1.1.1.1"))
+    stage.hosts.disable(URLS[1], 0, "broken disk")
+    changed = before.but(
+        to=tuple(Target(url=url) for url in URLS),
+        breaker=rule.but(failures=2),
+        backend_limit=Limit(concurrency=1),
+    )
+    stage.backends.apply([changed], {})
+    assert stage.row(URLS[0])["breaker"] == "open"
+    assert (stage.row(URLS[1])["in_flight"], stage.row(URLS[1])["why"]) == (1, "broken disk")
+    stage.hosts.enable(URLS[1])
+    assert "limit" in stage.backends.available(URLS[1]).why
+    lease.release(Outcome.ANSWERED, 0.1, 200)
+    assert stage.backends.available(URLS[1]).ok
+
+
+def test_backends_that_no_route_leads_to_are_forgotten(stage: Stage) -> None:
+    stage.backends.apply([stage.as_route()], {})
+    stage.hosts.disable(URLS[0])
+    stage.backends.apply([stage.as_route(URLS[1])], {})
+    assert [row["host"] for row in stage.backends.snapshot()] == [URLS[1]]
+    assert stage.hosts.records() == []
+
+
+def test_routes_with_the_same_rule_share_a_breaker_and_others_do_not(stage: Stage) -> None:
+    rule = BreakerRule(failures=1)
+    one, same = stage.route(URLS[0], breaker=rule), stage.route(URLS[0], alias="same", breaker=rule)
+    other = stage.route(URLS[0], alias="other", breaker=BreakerRule(failures=2))
+    fail(one)
+    refused(same.acquire("1.1.1.1"))
+    taken(other.acquire("1.1.1.1"))
+
+
+def test_rate_of_a_route_is_halved_while_its_backends_are_unwell(stage: Stage) -> None:
+    route = server_route("a", limit=Limit(requests_per_second=10))
+    for health, expected in (("ok", 10), ("warn", 5), ("ok", 10)):
+        stage.backends.apply([route], {"a": facts("a", health=health)})
+        stage.clock.advance(10)
+        served = sum(isinstance(stage.backends.of(route).acquire("1.1.1.1"), Lease) for _ in range(20))
+        assert served == expected
+
+
+def test_lasting_connection_proves_its_backend_at_its_beginning(stage: Stage) -> None:
+    route = StreamRoute(
+        alias="db", bind="0.0.0.0:1", to=(Target(url="10.0.0.9:5432"),), breaker=BreakerRule(failures=1)
+    )
+    backends = stage.backends.of(route)
+    fail(backends)
+    stage.clock.advance(10)
+    lease = taken(backends.acquire("1.1.1.1"))
+    refused(backends.acquire("1.1.1.1"))
+    lease.connected()
+    taken(backends.acquire("1.1.1.1"))
+    lease.release(Outcome.FAILED)
+    taken(backends.acquire("1.1.1.1"))
+
+
+def test_passed_connections_count_for_least_connections_until_the_server_reports(stage: Stage) -> None:
+    route = server_route("a", "b", policy="least-connections")
+    known = {name: facts(name, open_connections=3) for name in ("a", "b")}
+    stage.backends.apply([route], known)
+    for _ in range(4):
+        taken(stage.backends.of(route).acquire("1.1.1.1")).release(Outcome.PASSED)
+    assert [stage.backends.of(route).members[at].load for at in (0, 1)] == [5, 5]
+    assert stage.row("a")["requests"] == 0
+    stage.backends.apply(None, {"a": facts("a", open_connections=9), "b": facts("b", open_connections=1)})
+    assert taken(stage.backends.of(route).acquire("1.1.1.1")).backend.key == "b"
