@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from .normal_path import readings
 from .route import Route
 
 EXACT, LABEL, DOMAIN, WILDCARD, DEFAULT = range(5)
@@ -121,11 +122,29 @@ def explain(
 ) -> list[Step]:
     """How the route of a request is found among these: each of them, in the order in which they are considered.
 
-    At most one of the steps is a match; the routes after it are listed with what put them behind.
+    At most one of the steps is a match; the routes after it are listed with what put them behind. Host and path are
+    in normal form.
     """
+    ordered = in_order(routes)
+    steps = _steps(ordered, host, path, method, headers)
+    taken = next((step.route for step in steps if step.matched), None)
+    for reading in readings(path)[1:]:
+        other = next(
+            (step.route for step in _steps(ordered, host, reading, method, headers) if step.matched), None
+        )
+        if taken is not None and other is not taken:
+            instead = f"it would take {other.alias}" if other else "it would take no route"
+            why = f"read as {reading}, as some backends do, {instead}"
+            return [step._replace(matched=False, why=why) if step.matched else step for step in steps]
+    return steps
+
+
+def _steps(
+    ordered: list[Route], host: str, path: str, method: str, headers: Mapping[str, str] | None
+) -> list[Step]:
     steps: list[Step] = []
     taken: Route | None = None
-    for route in in_order(routes):
+    for route in ordered:
         why = _why_not(route, host, path, method, headers)
         if why or taken is None:
             steps.append(Step(route, not why, why or _why(route, host)))

@@ -12,6 +12,7 @@ patterns with many paths "/", the host's key, NUL, and the path.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -35,6 +36,7 @@ from .match import (
     missing_condition,
     normal_prefix,
 )
+from .normal_path import readings
 from .route import Route, passable
 
 _MAGIC = b"poolctl1"
@@ -196,7 +198,7 @@ class RouteTable:
         size = os.fstat(fd).st_size
         if size < _HEADER.size:
             raise TableError(f"a route table of {size} bytes is cut off")
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+        if _seals(fd) & _SEALS != _SEALS:
             raise TableError("the route table is not sealed")
         self._count: int
         self._end: int
@@ -238,8 +240,18 @@ class RouteTable:
     ) -> Match | None:
         """The route of a request, or None.
 
-        `host` and `path` in normal form (`normal_host`, `normal_path`), the names of the headers in lower case.
+        `host` and `path` in normal form (`normal_host`, `normal_path`), the names of the headers in lower case. A path
+        that backends may read in several ways takes a route only if all its readings take it.
         """
+        if "%" not in path and ";" not in path and "//" not in path:
+            return self._match(host, path, method, headers)
+        found = [self._match(host, reading, method, headers) for reading in readings(path)]
+        first = found[0]
+        if any(match is None or first is None or match.route.alias != first.route.alias for match in found):
+            return None
+        return next((match for match in found if match and not match.passes), first)
+
+    def _match(self, host: str, path: str, method: str, headers: Mapping[str, str] | None) -> Match | None:
         groups = self._hosts.get(host)
         if groups is None:
             groups = self._groups_of(host)
@@ -304,8 +316,7 @@ class RouteTable:
                 return ()
             record = self._json(offset)
             offsets, above = record["routes"], record["above"]
-        leaf = len(offsets) == 1 and not above
-        found = tuple(_Candidate(self._route(each), alone=group.alone, leaf=leaf) for each in offsets)
+        found = tuple(_Candidate(self._route(each), alone=group.alone, leaf=not above) for each in offsets)
         if len(group.candidates) >= self._most:
             group.candidates.clear()
         group.candidates[prefix] = found
@@ -336,6 +347,15 @@ class RouteTable:
             raise TableError("an entry of the route table goes beyond its end")
         value: dict[str, Any] = loads(self._map[start : start + size])
         return value
+
+
+def _seals(fd: int) -> int:
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # not a file in memory
+            raise
+        return 0
 
 
 def _prefixes(path: str, depth: int) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from poolctl.routing.route import Header, Route, Target
+from poolctl.routing.route import Header, Limit, Route, Target, Timeouts
 from poolctl.routing.table import RouteTable, TableError, write_table
 
 WEB = (Target(server="web"),)
@@ -80,13 +82,119 @@ def test_table_leaves_a_request_that_no_route_of_a_host_takes_to_the_next_tier(
     assert (other.passes, other.whole_host) == (True, False)
 
 
-def test_truncated_table_is_refused() -> None:
-    fd = os.memfd_create("cut", os.MFD_ALLOW_SEALING)
-    whole = write_table([route("a")], 1)
+def test_host_with_routes_of_two_patterns_is_whole_to_neither(table: Callable[..., RouteTable]) -> None:
+    routes = table(route("users", host="users.example.com", path="/v1"), route("rest"))
+    first, later = routes.find("users.example.com", "/v1"), routes.find("users.example.com", "/")
+    assert first is not None
+    assert later is not None
+    assert (first.whole_prefix, first.whole_host) == (True, False)
+    assert (later.route.alias, later.passes, later.whole_prefix, later.whole_host) == (
+        "rest",
+        True,
+        False,
+        False,
+    )
+    elsewhere = routes.find("orders.example.com", "/")
+    assert elsewhere is not None
+    assert elsewhere.whole_host
+
+
+def test_path_with_several_readings_takes_a_route_only_if_all_of_them_do(
+    table: Callable[..., RouteTable],
+) -> None:
+    routes = table(
+        route("rest"), route("admin", path="/admin"), route("post", path="/admin/x", methods=("POST",))
+    )
+    for path in ("/public%2Fadmin", "/a/b", "/public;v=1/admin", "/public//admin"):
+        match = routes.find("", path)
+        assert match is not None
+        assert (match.route.alias, match.passes) == ("rest", True)
+    for path in ("//admin", "/admin%2Fx", "/;x/admin", "/admin;x/y"):
+        assert routes.find("", path) is None
+    one_reading_depends_on_the_method = routes.find("", "/admin/x;v=1")
+    assert one_reading_depends_on_the_method is not None
+    assert one_reading_depends_on_the_method.route.alias == "admin"
+    assert not one_reading_depends_on_the_method.passes
+
+
+def test_readers_keep_the_old_table_when_there_is_a_new_one(table: Callable[..., RouteTable]) -> None:
+    old, new = table(route("old"), generation=1), table(route("new"), route("more", host="x"), generation=2)
+    assert [(each.generation, len(each), [r.alias for r in each]) for each in (old, new)] == [
+        (1, 1, ["old"]),
+        (2, 2, ["new", "more"]),
+    ]
+
+
+def test_route_comes_back_from_the_table_as_it_was_given(table: Callable[..., RouteTable]) -> None:
+    given = route(
+        "users",
+        host="Users.Example.com",
+        path="/v1/",
+        methods=("GET",),
+        headers=(Header(name="x", value="ä\x80"),),
+        limit=Limit(concurrency=3),
+        timeouts=Timeouts(connect=1.5),
+        waiting_page=True,
+    )
+    routes = table(given)
+    assert list(routes) == [given]
+    match = routes.by_alias("users")
+    assert match is not None
+    assert (match.route, match.servers, match.passes) == (given, {"web"}, False)
+    assert routes.by_alias("orders") is None
+
+
+def test_two_routes_of_one_alias_are_refused() -> None:
+    with pytest.raises(ValueError, match="two routes have the alias web"):
+        write_table([route("web"), route("web", host="x")], 1)
+
+
+def test_more_hosts_and_paths_than_are_kept_decoded_are_found(table: Callable[..., RouteTable]) -> None:
+    fd = write_table([route(f"{n}", host=f"h{n % 50}.x", path=f"/{n}") for n in range(2500)], 1)
+    routes = RouteTable(fd, cached=8)
+    os.close(fd)
     try:
-        os.write(fd, os.pread(whole, 90, 0))
-        with pytest.raises(TableError, match="not sealed"):
+        for number in [*range(2500), *range(100)]:
+            match = routes.find(f"h{number % 50}.x", f"/{number}/a")
+            assert match is not None
+            assert match.route.alias == str(number)
+        assert routes.find("h1.x", "/2") is None
+    finally:
+        routes.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda content: content[:20], "a route table of 20 bytes is cut off"),
+        (lambda content: content[:-8], "bytes instead of"),
+        (lambda content: content + bytes(8), "bytes instead of"),
+        (lambda content: b"x" + content[1:], "holds no route table"),
+        (lambda content: b"", "a route table of 0 bytes is cut off"),
+    ],
+)
+def test_damaged_table_is_refused(damage: Callable[[bytes], bytes], problem: str) -> None:
+    whole = write_table([route("a")], 1)
+    content = damage(os.pread(whole, 100_000, 0))
+    os.close(whole)
+    fd = os.memfd_create("damaged", os.MFD_ALLOW_SEALING)
+    try:
+        os.write(fd, content)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        with pytest.raises(TableError, match=problem):
             RouteTable(fd)
     finally:
         os.close(fd)
-        os.close(whole)
+
+
+def test_nothing_but_a_sealed_file_in_memory_is_a_table(tmp_path: Path) -> None:
+    """A file that shrinks while it is mapped would kill the process (SIGBUS)."""
+    whole = write_table([route("a")], 1)
+    path = tmp_path / "table"
+    path.write_bytes(os.pread(whole, 100_000, 0))
+    with path.open("rb") as file, pytest.raises(TableError, match="not sealed"):
+        RouteTable(file.fileno())
+    with pytest.raises(OSError, match="not permitted"):
+        os.truncate(whole, 8)
+    os.close(whole)

@@ -1,0 +1,196 @@
+"""The table against a matcher that is simple enough to be right: random routes, random requests."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from contextlib import closing
+from itertools import product
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poolctl.routing.match import explain
+from poolctl.routing.normal_path import readings
+from poolctl.routing.route import Header, Route, Target, passable
+from poolctl.routing.table import Match, RouteTable, write_table
+
+# Few of each, so that several routes cover a request; half of the tables are about one host.
+HOSTS = ["c.b.a", "c.b.a", "x.b.a", "c", "xb.b.a", "10.0.0.1", "[::1]", ""]
+# fmt: off
+PATTERNS = [
+    "",
+    "*",
+    "c",
+    "C.b.a",
+    "*.b.a",
+    "*.a",
+    "*b.*",
+    "c*a",
+    "c.*.a",
+    "*.*.a",
+    "x",
+    "b.a",
+    "x.b.a.",
+    "*.1",
+    "10.0.*",
+    "[::1]",
+]
+OVERLAPPING = [PATTERNS, PATTERNS[:10], PATTERNS[:4], PATTERNS[6:10], [""]]
+PATHS = ["/", "/v", "/v/w", "/v/w/x", "/vw", "/v/w/", "/w", "/v%2Fw", "//v", "/v//w", "/v;p/w", "/w/v;p"]
+METHODS = ["GET", "POST"]
+HEADERS: list[dict[str, str]] = [{}, {"h": "1"}, {"h": "2", "i": "3"}, {"i": "3"}]
+TARGETS = [(Target(server="s"),), (Target(server="s"), Target(server="t")), (Target(url="http://h:1"),)]
+
+conditions = st.sampled_from(
+    [(), (), (), (Header(name="h"),), (Header(name="h", value="1"), Header(name="i"))]
+)
+
+
+def route_fields(patterns: list[str]) -> st.SearchStrategy[dict[str, object]]:
+    return st.fixed_dictionaries(
+    {
+        "host": st.sampled_from(patterns),
+        "path": st.sampled_from(["/", "/", "/v", "/v/", "/v/w", "/v/w/x", "/w"]),
+        "methods": st.sampled_from([(), (), (), ("GET",), ("GET", "POST"), ("PUT",)]),
+        "headers": conditions,
+        "to": st.sampled_from(TARGETS),
+        "retries": st.sampled_from([0, 0, 0, 1]),
+    }
+)  # fmt: skip
+
+
+def routes_of(fields: list[Mapping[str, object]]) -> list[Route]:
+    return [Route(alias=f"r{number}", **each) for number, each in enumerate(fields)]  # type: ignore[arg-type]
+
+
+tables = (
+    st.sampled_from(OVERLAPPING)
+    .flatmap(lambda patterns: st.lists(route_fields(patterns), min_size=2, max_size=10))
+    .map(routes_of)
+)
+REQUESTS = list(product(HOSTS, PATHS, METHODS, HEADERS))
+requests = st.integers(0, 1000).map(lambda seed: Random(seed).sample(REQUESTS, 40))
+
+
+def rank_of_host(pattern: str, host: str) -> tuple[int, int] | None:
+    """Tier, and what is compared within it; None if the pattern does not cover the host."""
+    pattern = pattern.lower().removesuffix(".")
+    named = host and not re.fullmatch(r"[\d.]+|\[.*\]", host)
+    if pattern in ("", "*"):
+        return 5, 0
+    if re.fullmatch(r"\*\.[^*]+", pattern):
+        return (3, -len(pattern)) if named and host.endswith(pattern[1:]) else None
+    if "*" in pattern:
+        covers = re.fullmatch(".+".join(map(re.escape, pattern.split("*"))), host)
+        return (4, -len(pattern.replace("*", ""))) if covers else None
+    if re.fullmatch(r"[a-z]+", pattern):
+        return (2, 0) if named and host.split(".")[0] == pattern else None
+    return (1, 0) if host == pattern else None
+
+
+def segments(path: str) -> list[str]:
+    return path.rstrip("/").split("/")[1:]
+
+
+def takes(route: Route, path: str, method: str, headers: Mapping[str, str]) -> bool:
+    prefix = segments(route.path)
+    return (
+        path.split("/")[1 : len(prefix) + 1] == prefix
+        and (not route.methods or method in route.methods)
+        and all(each.name in headers and each.value in ("", headers[each.name]) for each in route.headers)
+    )
+
+
+def naive(routes: list[Route], host: str, path: str, method: str, headers: Mapping[str, str]) -> Route | None:
+    """The route by its rank: tier, pattern, path, conditions, order."""
+    ranked = []
+    for number, route in enumerate(routes):
+        rank = rank_of_host(route.host, host)
+        if rank is None or not takes(route, path, method, headers):
+            continue
+        pattern = route.host.lower().removesuffix(".")
+        first = next(n for n, each in enumerate(routes) if each.host.lower().removesuffix(".") == pattern)
+        order = first if rank[0] == 4 else 0
+        ranked.append(
+            (rank, order, -len(segments(route.path)), not route.methods, -len(route.headers), number, route)
+        )
+    return min(ranked)[-1] if ranked else None
+
+
+def expected(
+    routes: list[Route], host: str, path: str, method: str, headers: Mapping[str, str]
+) -> Route | None:
+    found = [naive(routes, host, reading, method, headers) for reading in readings(path)]
+    return found[0] if all(each is found[0] for each in found) else None
+
+
+def opened(routes: list[Route]) -> RouteTable:
+    fd = write_table(routes, 1)
+    try:
+        return RouteTable(fd)
+    finally:
+        os.close(fd)
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables, requests)
+def test_table_and_explanation_take_the_route_of_the_naive_matcher(
+    routes: list[Route], asked: list[tuple[str, str, str, dict[str, str]]]
+) -> None:
+    with closing(opened(routes)) as table:
+        for request in asked:
+            match = table.find(*request)
+            wanted = expected(routes, *request)
+            assert (match and match.route) == wanted
+            assert [step.route for step in explain(table, *request) if step.matched] == (
+                [wanted] if wanted else []
+            )
+
+
+@settings(max_examples=150, deadline=None)
+@given(tables, requests)
+def test_what_a_match_is_certain_of_holds_for_every_request(
+    routes: list[Route], asked: list[tuple[str, str, str, dict[str, str]]]
+) -> None:
+    with closing(opened(routes)) as table:
+        for host, path, method, headers in asked[:8]:
+            match = table.find(host, path, method, headers)
+            if match is not None:
+                check_certainty(routes, match, host, path)
+
+
+def check_certainty(routes: list[Route], match: Match, host: str, path: str) -> None:
+    def all_take(paths: list[str]) -> bool:
+        answers = (expected(routes, host, each, m, h) for each in paths for m in METHODS for h in HEADERS)
+        return all(answer == match.route for answer in answers)
+
+    if match.passes:
+        assert passable(match.route)
+        assert match.servers == {target.server for target in match.route.to}
+        assert all_take([path])
+    if match.whole_prefix:
+        below = [p for p in PATHS if takes(match.route, p, "GET", {}) and len(readings(p)) == 1]
+        assert all_take(below)
+    if match.whole_host:
+        assert all_take(PATHS)
+
+
+def test_small_and_large_hosts_answer_alike() -> None:
+    """A host with many paths is stored in another way."""
+    few = [Route(alias=f"few{n}", path=f"/{n}/x", to=(Target(server="s"),)) for n in range(5)]
+    many = [Route(alias=f"many{n}", path=f"/{n}/y", to=(Target(server="s"),)) for n in range(100)]
+    deep = Route(alias="deep", path="/7/y/z", to=(Target(server="s"),))
+    with closing(opened(few)) as small, closing(opened([*few, *many, deep])) as large:
+        for number in range(5):
+            before, after = small.find("h", f"/{number}/x/1"), large.find("h", f"/{number}/x/1")
+            assert before is not None
+            assert before == after
+            assert (before.whole_prefix, before.whole_host) == (True, False)
+        above, below, none = large.find("h", "/7/y"), large.find("h", "/7/y/z/1"), large.find("h", "/7")
+        assert above is not None
+        assert below is not None
+        assert (above.route.alias, above.whole_prefix, below.route.alias) == ("many7", False, "deep")
+        assert none is None
