@@ -1,0 +1,72 @@
+"""Which requests may take their connection to a worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from poolctl.http.canonical_head import parse
+from poolctl.routing.decision import passed_host, passed_match
+from poolctl.routing.route import Header, Route, Target
+from poolctl.routing.table import RouteTable, write_table
+
+USERS, SHOP, WEB = ((Target(server=name),) for name in ("users", "shop", "web"))
+ROUTES = [
+    Route(alias="users", to=USERS, host="users.example.com"),
+    Route(alias="shop", to=SHOP, host="shop.example.com"),
+    Route(alias="shop-api", to=(Target(url="http://10.0.0.1:80"),), host="shop.example.com", path="/api"),
+    Route(alias="beta", to=USERS, host="web.example.com", path="/new", headers=(Header(name="x-beta"),)),
+    Route(alias="web", to=WEB, host="web.example.com"),
+]
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[RouteTable]:
+    fd = write_table(ROUTES, 1)
+    table = RouteTable(fd)
+    os.close(fd)
+    yield table
+    table.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "target", "servers"),
+    [
+        ("users.example.com", "/", {"users"}),
+        ("USERS.example.com.:8080", "/a?b", {"users"}),
+        ("users.example.com", "/a/../b", None),  # not in normal form
+        ("users.example.com", "/%61", None),
+        ("shop.example.com", "/cart", {"shop"}),
+        ("shop.example.com", "/api/v1", None),  # another machine
+        ("shop.example.com", "/api/../cart", None),
+        ("web.example.com", "/old", {"web"}),
+        ("web.example.com", "/new", None),  # depends on a header
+        ("unknown.example.com", "/", None),
+        ("", "/", None),
+    ],
+)
+def test_connection_is_passed_if_every_such_request_goes_to_servers_of_the_pool(
+    table: RouteTable, host: str, target: str, servers: set[str] | None
+) -> None:
+    head = parse(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert head is not None
+    match = passed_match(head, table)
+    assert (match and match.servers) == servers
+
+
+def test_request_for_the_whole_server_is_decided_by_its_root(table: RouteTable) -> None:
+    head = parse(b"OPTIONS * HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+    assert head is not None
+    match = passed_match(head, table)
+    assert match is not None
+    assert match.servers == {"shop"}
+
+
+def test_tls_is_passed_where_the_whole_host_belongs_to_one_route(table: RouteTable) -> None:
+    found = {
+        host: passed_host(host, table)
+        for host in ("users.example.com", "shop.example.com", "x.example.com", "")
+    }
+    assert {host for host, match in found.items() if match} == {"users.example.com"}
