@@ -1,0 +1,95 @@
+"""Routes for Python code: which route a request took, which routes there are, and how they are.
+
+In an application behind the gateway, in any handler or middleware that has the ASGI scope:
+
+    from poolctl.gateway.routes import try_get_route, upstream_name
+
+    route = try_get_route(request.scope)      # a Route, or None for a request that came past the gateway
+    upstream_name(request.scope)              # "users"; "" without a route
+
+- The context of a request: `with_route`, `try_get_route`, `upstream_name`, `upstream_scheme`, `upstream_host`,
+  `upstream_port`, `upstream_host_port`, `upstream_addr`, `upstream_url`. A backend that is not of this pool reads it
+  from the headers of a route with `context_headers`: `context_of_headers(scope["headers"])`.
+- Routes as values: `Route`, `StreamRoute`, `ExcludedRoute`, `Target`, `Header`, `passable`.
+- Those that a process knows: `Registry`, with `http`, `stream` and `excluded`.
+- Which one a request takes: `write_table` and `RouteTable`, which processes share; `normal_host`, `normal_path`;
+  `explain` for the reasons.
+- How they are: `server_health`, `route_health`, `health_info`, `health_info_without_detail`, `health_info_simple`.
+
+It needs the standard library only, and none of the gateway's dependencies.
+"""
+
+from __future__ import annotations
+
+from ..routing.context import (
+    EXTENSION,
+    HEADER_PREFIX,
+    RouteContext,
+    context_headers,
+    context_of_headers,
+    extension,
+    try_get_route,
+    upstream_addr,
+    upstream_host,
+    upstream_host_port,
+    upstream_name,
+    upstream_port,
+    upstream_scheme,
+    upstream_url,
+    with_route,
+)
+from ..routing.match import Step, explain, normal_host
+from ..routing.normal_path import normal_path
+from ..routing.registry import Registry, RoutePool
+from ..routing.route import ExcludedRoute, Header, Route, StreamRoute, Target, passable
+from ..routing.route_health import (
+    STATUSES,
+    RouteHealth,
+    health_info,
+    health_info_simple,
+    health_info_without_detail,
+    route_health,
+    server_health,
+)
+from ..routing.table import Match, RouteTable, TableError, write_table
+
+__all__ = [
+    "EXTENSION",
+    "HEADER_PREFIX",
+    "STATUSES",
+    "ExcludedRoute",
+    "Header",
+    "Match",
+    "Registry",
+    "Route",
+    "RouteContext",
+    "RouteHealth",
+    "RoutePool",
+    "RouteTable",
+    "Step",
+    "StreamRoute",
+    "TableError",
+    "Target",
+    "context_headers",
+    "context_of_headers",
+    "explain",
+    "extension",
+    "health_info",
+    "health_info_simple",
+    "health_info_without_detail",
+    "normal_host",
+    "normal_path",
+    "passable",
+    "route_health",
+    "server_health",
+    "try_get_route",
+    "upstream_addr",
+    "upstream_host",
+    "upstream_host_port",
+    "upstream_name",
+    "upstream_port",
+    "upstream_scheme",
+    "upstream_url",
+    "with_route",
+    "write_table",
+]

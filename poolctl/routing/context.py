@@ -1,0 +1,147 @@
+"""The route of a request in its ASGI scope, and as headers.
+
+An application behind the gateway asks here which route its request took, and which backend serves it. In the scope it
+is an extension of the server's (`scope["extensions"]["poolctl.route"]`), the ASGI specification's place for what a
+server offers beyond it: middleware and mounted applications hand it on, and no client can set it. A backend elsewhere
+receives the same as headers if the route has `context_headers`; the gateway removes those that a client sends, so a
+backend may believe them as far as it is reached through the gateway alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
+
+from .route import Route, Target
+
+EXTENSION = "poolctl.route"
+# Every header of a request that begins with this is the gateway's own.
+HEADER_PREFIX = "x-poolctl-"
+
+_ROUTE, _HOST, _PATH = "x-poolctl-route", "x-poolctl-route-host", "x-poolctl-route-path"
+_PROVIDER, _NAME, _URL = "x-poolctl-route-provider", "x-poolctl-upstream", "x-poolctl-upstream-url"
+_SAFE = (
+    " !\"#$&'()*+,/:;<=>?@[]^`{|}"  # and letters, digits, "_.-~": all of visible ASCII but the percent sign
+)
+_PORTS = {"http": 80, "https": 443}
+
+Scope = Mapping[str, Any]
+
+
+class RouteContext(NamedTuple):
+    """A route, and the backend that serves: its name, and its URL (http://HOST:PORT, https://HOST:PORT, unix:/PATH)."""
+
+    route: Route
+    name: str = ""
+    url: str = ""
+
+
+def with_route(scope: Scope, route: Route, *, name: str = "", url: str = "") -> dict[str, Any]:
+    """A copy of the scope that carries the route, and the backend that serves it.
+
+    Without name and URL the backend is the route's target, if it has only one.
+    """
+    extensions = scope.get("extensions") or {}
+    return {**scope, "extensions": {**extensions, EXTENSION: extension(route, name=name, url=url)}}
+
+
+def extension(route: Route, *, name: str = "", url: str = "") -> dict[str, Any]:
+    """What `with_route` puts into a scope, for a server that makes it once for all requests of a route."""
+    target = route.to[0] if len(route.to) == 1 else Target()
+    name = name or target.server or (route.alias if target.url else "")
+    return RouteContext(route, name, url or target.url)._asdict()
+
+
+def try_get_route(scope: Scope) -> Route | None:
+    """The route of a request, or None if it took none."""
+    context = _context(scope)
+    return None if context is _NONE else context.route
+
+
+def upstream_name(scope: Scope) -> str:
+    """The name of the server that serves the request, or for a URL the alias of the route."""
+    return _context(scope).name
+
+
+def upstream_scheme(scope: Scope) -> str:
+    """How the backend is reached: "http" or "https"."""
+    return _parts(scope)[0]
+
+
+def upstream_host(scope: Scope) -> str:
+    """The host of the backend: a name or an address, without brackets. Empty for a Unix socket."""
+    return _parts(scope)[1]
+
+
+def upstream_port(scope: Scope) -> int | None:
+    """The port of the backend; None for a Unix socket."""
+    return _parts(scope)[2]
+
+
+def upstream_host_port(scope: Scope) -> str:
+    """Host and port of the backend ("127.0.0.1:8081", "[::1]:8081"). Empty for a Unix socket."""
+    _, host, port = _parts(scope)
+    return "" if port is None else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def upstream_addr(scope: Scope) -> str:
+    """The address of the backend: host and port, or "unix:/PATH"."""
+    url = upstream_url(scope)
+    return url if url.startswith("unix:") else upstream_host_port(scope)
+
+
+def upstream_url(scope: Scope) -> str:
+    """The URL of the backend."""
+    return _context(scope).url
+
+
+def context_headers(context: RouteContext) -> list[tuple[str, str]]:
+    """The context as headers for a backend: names, and values in visible ASCII."""
+    route = context.route
+    fields = {
+        _ROUTE: route.alias,
+        _HOST: route.host,
+        _PATH: route.path,
+        _PROVIDER: route.provider,
+        _NAME: context.name,
+        _URL: context.url,
+    }
+    return [(name, quote(value, safe=_SAFE)) for name, value in fields.items() if value]
+
+
+def context_of_headers(headers: Iterable[tuple[bytes, bytes]]) -> RouteContext | None:
+    """The context that a gateway sent, from a scope's headers; None if they have none.
+
+    Its route has alias, host, path and provider only.
+    """
+    found = {name.lower().decode("latin-1"): unquote(value.decode("latin-1")) for name, value in headers}
+    if not found.get(_ROUTE):
+        return None
+    route = Route(
+        alias=found[_ROUTE],
+        host=found.get(_HOST, ""),
+        path=found.get(_PATH, "/"),
+        provider=found.get(_PROVIDER, ""),
+    )
+    return RouteContext(route, found.get(_NAME, ""), found.get(_URL, ""))
+
+
+_NONE = RouteContext(Route(alias=""))
+
+
+def _context(scope: Scope) -> RouteContext:
+    fields = (scope.get("extensions") or {}).get(EXTENSION)
+    return RouteContext(**fields) if fields else _NONE
+
+
+def _parts(scope: Scope) -> tuple[str, str, int | None]:
+    """Scheme, host and port."""
+    url = upstream_url(scope)
+    if url.startswith("unix:"):
+        return "http", "", None
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
+    except ValueError:
+        return "", "", None

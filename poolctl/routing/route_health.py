@@ -1,0 +1,69 @@
+"""The health of routes: values that a dashboard, a probe or a script reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..frozen_value import Value
+
+UNKNOWN, HEALTHY, NAPPING, STARTING, UNHEALTHY, ERROR = (
+    "unknown", "healthy", "napping", "starting", "unhealthy", "error",
+)  # fmt: skip
+# Of several backends the best one counts: a route with one healthy backend serves.
+STATUSES = HEALTHY, STARTING, NAPPING, UNKNOWN, UNHEALTHY, ERROR
+
+_OF_STATES = {"sleeping": NAPPING, "starting": STARTING, "failed": ERROR}
+
+
+class RouteHealth(Value):
+    """How a route is: one of the statuses, since when it serves, how long an answer takes, and why it is so."""
+
+    status: str = UNKNOWN
+    uptime_seconds: float = 0.0
+    latency_seconds: float = 0.0
+    detail: str = ""
+
+
+def server_health(
+    state: str,
+    health: str,
+    *,
+    ready: bool,
+    uptime_seconds: float = 0.0,
+    latency_seconds: float = 0.0,
+    why: str = "",
+) -> RouteHealth:
+    """What a server's state and the verdict of its probes mean for a route that leads to it.
+
+    A sleeping server is napping: the next request wakes it. One that runs without being ready is unhealthy, one that
+    failed for good is an error, and one that never ran is unknown.
+    """
+    if ready:
+        status = UNHEALTHY if health == "ko" else HEALTHY
+    else:
+        status = _OF_STATES.get(state, UNHEALTHY if state else UNKNOWN)
+    return RouteHealth(
+        status=status, uptime_seconds=uptime_seconds, latency_seconds=latency_seconds, detail=why
+    )
+
+
+def route_health(backends: Iterable[RouteHealth]) -> RouteHealth:
+    """The health of a route with these backends: that of the best one, unknown without any."""
+    return min(backends, key=lambda each: STATUSES.index(each.status), default=RouteHealth())
+
+
+def health_info(healths: Mapping[str, RouteHealth]) -> dict[str, dict[str, Any]]:
+    """Status, uptime, latency and detail of each route, by its alias, as JSON has them."""
+    return {alias: health.to_json() for alias, health in healths.items()}
+
+
+def health_info_without_detail(healths: Mapping[str, RouteHealth]) -> dict[str, dict[str, Any]]:
+    """Status, uptime and latency of each route: what may be shown to those who must not see addresses or errors."""
+    shown = "status", "uptime_seconds", "latency_seconds"
+    return {alias: health.to_json(*shown) for alias, health in healths.items()}
+
+
+def health_info_simple(healths: Mapping[str, RouteHealth]) -> dict[str, str]:
+    """The status of each route, by its alias."""
+    return {alias: health.status for alias, health in healths.items()}

@@ -1,0 +1,131 @@
+"""The route of a request in its ASGI scope, and as headers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount
+from starlette.routing import Route as StarletteRoute
+
+from poolctl.gateway import routes
+from poolctl.gateway.routes import Route, Target, try_get_route, with_route
+
+USERS = Route(alias="users", to=(Target(server="users"), Target(server="spare")), host="users.example.com")
+UPSTREAM = {
+    "name": routes.upstream_name,
+    "scheme": routes.upstream_scheme,
+    "host": routes.upstream_host,
+    "port": routes.upstream_port,
+    "host_port": routes.upstream_host_port,
+    "addr": routes.upstream_addr,
+    "url": routes.upstream_url,
+}
+
+
+def upstream(scope: dict[str, Any]) -> dict[str, object]:
+    return {name: ask(scope) for name, ask in UPSTREAM.items()}
+
+
+@pytest.mark.parametrize(
+    "scope", [{}, {"type": "http", "extensions": None}, {"extensions": {"poolctl.route": {}}}]
+)
+def test_scope_without_a_route_answers_nothing(scope: dict[str, Any]) -> None:
+    assert try_get_route(scope) is None
+    assert upstream(scope) == {
+        "name": "", "scheme": "", "host": "", "port": None, "host_port": "", "addr": "", "url": "",
+    }  # fmt: skip
+
+
+def test_scope_carries_route_and_backend_and_the_original_stays_as_it_was() -> None:
+    original = {"type": "http", "extensions": {"http.response.push": {}}}
+    scope = with_route(original, USERS, name="spare", url="http://127.0.0.1:8082")
+    assert original == {"type": "http", "extensions": {"http.response.push": {}}}
+    assert try_get_route(scope) is USERS
+    assert scope["extensions"].keys() == {"http.response.push", "poolctl.route"}
+    assert upstream(scope) == {
+        "name": "spare", "scheme": "http", "host": "127.0.0.1", "port": 8082, "host_port": "127.0.0.1:8082",
+        "addr": "127.0.0.1:8082", "url": "http://127.0.0.1:8082",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("url", "scheme", "host", "port", "host_port", "addr"),
+    [
+        ("https://example.com", "https", "example.com", 443, "example.com:443", "example.com:443"),
+        ("http://[::1]:81", "http", "::1", 81, "[::1]:81", "[::1]:81"),
+        ("unix:/run/a.sock", "http", "", None, "", "unix:/run/a.sock"),
+        ("http://h:99999", "", "", None, "", ""),
+        ("http://[::1", "", "", None, "", ""),
+    ],
+)
+def test_parts_of_the_backend_follow_from_its_url(
+    url: str, scheme: str, host: str, port: int | None, host_port: str, addr: str
+) -> None:
+    scope = with_route({}, Route(alias="far", to=(Target(url=url),)))
+    assert upstream(scope) == {
+        "name": "far", "scheme": scheme, "host": host, "port": port, "host_port": host_port, "addr": addr, "url": url,
+    }  # fmt: skip
+
+
+def test_route_of_one_server_names_it() -> None:
+    assert routes.upstream_name(with_route({}, Route(alias="a", to=(Target(server="users"),)))) == "users"
+    assert routes.upstream_name(with_route({}, USERS)) == ""
+
+
+def test_route_goes_through_middleware_and_mounted_applications() -> None:
+    async def show(request: Request) -> PlainTextResponse:
+        route = try_get_route(request.scope)
+        return PlainTextResponse(f"{route and route.alias} {routes.upstream_name(request.scope)}")
+
+    async def passing_on(request: Request, call_next: Any) -> Any:
+        return await call_next(request)
+
+    inner = Starlette(
+        routes=[StarletteRoute("/show", show)],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=passing_on)],
+    )
+    app = Starlette(routes=[Mount("/a", routes=[Mount("/b", app=inner)])])
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/a/b/show",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [],
+    }
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app(with_route(scope, USERS, name="spare"), receive, send))
+    assert b"".join(each.get("body", b"") for each in sent) == b"users spare"
+
+
+def test_context_survives_as_headers() -> None:
+    route = Route(alias="üsers 100%", host="*.example.com", path="/v1", provider="registration")
+    context = routes.RouteContext(route, "users", "unix:/run/a b.sock")
+    headers = routes.context_headers(context)
+    assert all(name.startswith(routes.HEADER_PREFIX) and value.isascii() for name, value in headers)
+    assert dict(headers)["x-poolctl-route"] == "%C3%BCsers 100%25"
+    sent = [(b"Host", b"x"), *((name.title().encode(), value.encode()) for name, value in headers)]
+    assert routes.context_of_headers(sent) == context
+
+
+def test_headers_hold_no_line_break_of_a_route() -> None:
+    headers = routes.context_headers(routes.RouteContext(Route(alias="a\r\nx: y\0")))
+    assert dict(headers)["x-poolctl-route"] == "a%0D%0Ax: y%00"
+
+
+def test_request_without_such_headers_has_no_context() -> None:
+    assert routes.context_of_headers([(b"host", b"x"), (b"x-poolctl-upstream", b"y")]) is None

@@ -1,0 +1,58 @@
+"""The health of routes."""
+
+from __future__ import annotations
+
+import pytest
+
+from poolctl.gateway.routes import (
+    RouteHealth,
+    health_info,
+    health_info_simple,
+    health_info_without_detail,
+    route_health,
+    server_health,
+)
+
+
+@pytest.mark.parametrize(
+    ("state", "health", "ready", "status"),
+    [
+        ("running", "ok", True, "healthy"),
+        ("running", "unknown", True, "healthy"),
+        ("running", "warn", True, "healthy"),
+        ("running", "ko", True, "unhealthy"),
+        ("running", "ko", False, "unhealthy"),
+        ("starting", "unknown", False, "starting"),
+        ("sleeping", "unknown", False, "napping"),
+        ("failed", "unknown", False, "error"),
+        ("backoff", "ko", False, "unhealthy"),
+        ("stopped", "unknown", False, "unhealthy"),
+        ("", "", False, "unknown"),
+    ],
+)
+def test_server_state_and_probes_make_the_status(state: str, health: str, ready: bool, status: str) -> None:
+    assert server_health(state, health, ready=ready).status == status
+
+
+def test_route_is_as_healthy_as_its_best_backend() -> None:
+    good = server_health("running", "ok", ready=True, uptime_seconds=3.5, latency_seconds=0.01)
+    bad = server_health("failed", "ko", ready=False, why="exited with status 3")
+    asleep = server_health("sleeping", "unknown", ready=False)
+    assert route_health([bad, good]) is good
+    assert route_health([bad, asleep]) is asleep
+    assert route_health([]) == RouteHealth()
+
+
+def test_health_is_shown_in_three_degrees_of_detail() -> None:
+    healths = {
+        "users": RouteHealth(status="healthy", uptime_seconds=3.5, latency_seconds=0.01),
+        "orders": RouteHealth(status="error", detail="exited with status 3"),
+    }
+    assert health_info(healths)["orders"] == {
+        "status": "error", "uptime_seconds": 0.0, "latency_seconds": 0.0, "detail": "exited with status 3",
+    }  # fmt: skip
+    assert health_info_without_detail(healths)["users"] == {
+        "status": "healthy", "uptime_seconds": 3.5, "latency_seconds": 0.01,
+    }  # fmt: skip
+    assert all("detail" not in each for each in health_info_without_detail(healths).values())
+    assert health_info_simple(healths) == {"users": "healthy", "orders": "error"}
