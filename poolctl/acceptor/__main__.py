@@ -67,13 +67,23 @@ def fetch(requests: socket.socket, message: wire.Message, shared: socket.socket)
         else:
             if found is not None:
                 with found:
-                    limits = found.limits() if isinstance(found, connection_handover.Connection) else {}
-                    answer = {"t": "conn", "n": message["n"], "key": message["key"], **limits}
-                    _send(requests, answer, [found.fileno()])
+                    _send_connection(requests, message, found)
                 continue
             empty = True
         break
     _send(requests, {"t": "done", "n": message["n"], "empty": empty, "junk": junk, "full": full})
+
+
+def _send_connection(requests: socket.socket, message: wire.Message, found: socket.socket) -> None:
+    part: wire.Message = {}
+    fds = [found.fileno()]
+    if isinstance(found, connection_handover.Connection):
+        part, fds = found.message()
+    try:
+        _send(requests, {"t": "conn", "n": message["n"], "key": message["key"], **part}, fds)
+    finally:
+        for fd in fds[1:]:
+            os.close(fd)
 
 
 def _accept(listener: socket.socket) -> socket.socket:

@@ -1,64 +1,158 @@
-"""Hands accepted connections to another process, one a message, with their unread bytes and unnoticed by clients."""
+"""Hands accepted connections to another process, one a message, unnoticed by clients.
+
+Unread bytes stay in the socket. Bytes that a process has read already travel with it: in the message, or when they are
+many in a second descriptor, a sealed file in memory. An application that holds an end of the pair can send anything:
+what arrives is checked, and what is not a connection is closed.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import socket
+from binascii import a2b_base64, b2a_base64
+from collections import namedtuple
 
 from ..platform import close_promptly
 from . import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NamedTuple
+
+    class _Routed(NamedTuple):
+        route: str
+        generation: int = 0
+        hops: int = 0
+        received: bytes = b""
+        decided: bool = True
+
+else:
+    # Without the module for annotations, which the keeper would have to import.
+    _Routed = namedtuple(
+        "_Routed", ("route", "generation", "hops", "received", "decided"), defaults=(0, 0, b"", True)
+    )
 
 _CONNECTION = {"t": "conn"}
-_MOST_BYTES = 1024
-_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+_FAMILIES = tuple(map(int, (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)))
+_STREAM = int(socket.SOCK_STREAM)
 _PROTOCOLS = (0, socket.IPPROTO_TCP)
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+INLINE_BYTES = 46 * 1024  # in base64 they are a third more
+MOST_BYTES = 2**20
+MOST_HOPS = 3
+LONGEST_ALIAS = 255  # in characters
+_MOST_GENERATION = 2**63
 
 
 class NoRoom(Exception):
     """This process is at its limit of descriptors: a connection taken now would be lost."""
 
 
+class Routed(_Routed):
+    """What a connection of a route carries: the route's alias, and the generation of the table that it is from.
+
+    `hops` is how often the connection has been handed on since its last request, `received` what a process has read of
+    its next one. That request is for this route if it is `decided`; otherwise the next process decides.
+    """
+
+    __slots__ = ()
+
+
 class Connection(socket.socket):
-    """A connection with its client's remaining time.
+    """A connection with its client's remaining time, and what it carries if it is one of a route.
 
     `until` is the deadline for a whole request head, or with `asked` (an answer was sent, and no byte came since) for
     its next request; a time of the system's monotonic clock, None for the usual limit from now on.
     """
 
+    # Plain numbers: the enumerations of socket.socket cost a tenth of a handover.
+    family = socket.SocketType.family  # type: ignore[assignment]
+    type = socket.SocketType.type  # type: ignore[assignment]
+
     until: float | None = None
     asked = False
+    routed: Routed | None = None
+
+    @property
+    def route(self) -> str:
+        """The alias of its route; "" for none."""
+        return "" if self.routed is None else self.routed.route
+
+    @property
+    def generation(self) -> int:
+        """That of the route table; 0 without a route."""
+        return 0 if self.routed is None else self.routed.generation
+
+    @property
+    def hops(self) -> int:
+        """How often it has been handed on since its last request."""
+        return 0 if self.routed is None else self.routed.hops
+
+    @property
+    def received(self) -> bytes:
+        """The bytes that a process has read: they come before those in the socket."""
+        return b"" if self.routed is None else self.routed.received
 
     @property
     def is_stream(self) -> bool:
         """Whether it is a stream connection, which workers can serve."""
-        # Numbers instead of enumerations: a newly forked worker pays for each page that it touches.
-        numbers: Any = super(socket.socket, self)
-        return (
-            numbers.family in _FAMILIES and numbers.type == socket.SOCK_STREAM and numbers.proto in _PROTOCOLS
-        )
+        return self.family in _FAMILIES and self.type == _STREAM and self.proto in _PROTOCOLS
 
     def limits(self) -> wire.Message:
         """`until` and `asked` as a part of a message."""
         return {} if self.until is None else {"until": self.until, "asked": self.asked}
 
-    def limit(self, message: wire.Message) -> None:
-        """Set `until` and `asked` from a message, which may come from an application."""
-        until = message.get("until")
-        self.until = until if isinstance(until, float) and math.isfinite(until) else None
-        self.asked = bool(message.get("asked"))
+    def message(self) -> tuple[wire.Message, list[int]]:
+        """Everything that belongs to it, for `from_message`: a part of a message, and descriptors.
+
+        The first descriptor is its own; the caller closes the others.
+        """
+        return _message(self.fileno(), self.limits(), self.routed)
 
 
-def give(end: socket.socket, fd: int, limits: wire.Message | None = None) -> None:
+def from_message(message: wire.Message, fds: list[int]) -> Connection:
+    """The connection that the message describes; it owns the descriptors.
+
+    Raises WireError for anything else, which is closed.
+    """
+    sock = None
+    try:
+        if len(fds) not in (1, 2):
+            raise wire.WireError("a connection has one descriptor, or two")
+        routed = _routed(message, fds[1:]) if "route" in message else None
+        if routed is None and len(fds) > 1:
+            raise wire.WireError("a descriptor that is not part of a connection")
+        sock = _connection(fds[0])
+        sock.routed = routed
+    except wire.WireError:
+        for fd in fds:
+            close_promptly(fd)
+        raise
+    for fd in fds[1:]:
+        os.close(fd)
+    until = message.get("until")
+    sock.until = until if isinstance(until, float) and math.isfinite(until) else None
+    sock.asked = bool(message.get("asked"))
+    return sock
+
+
+def give(
+    end: socket.socket, fd: int, limits: wire.Message | None = None, routed: Routed | None = None
+) -> None:
     """Queue the connection for a process that takes it; the descriptor stays the caller's.
 
-    `limits` are those of a Connection. Raises OSError, BlockingIOError when the queue is full.
+    `limits` are those of a Connection. Raises OSError, BlockingIOError when the queue is full, and WireError when too
+    many bytes have been received.
     """
-    wire.send(end, {**_CONNECTION, **(limits or {})}, [fd])
+    message, fds = _message(fd, limits or {}, routed)
+    try:
+        wire.send(end, {**_CONNECTION, **message}, fds)
+    finally:
+        for each in fds[1:]:
+            os.close(each)
 
 
 def take(end: socket.socket) -> Connection | None:
@@ -72,24 +166,89 @@ def take(end: socket.socket) -> Connection | None:
         os.close(os.dup(end.fileno()))
     except OSError as error:
         raise NoRoom from error
-    received = wire.receive(end, most_bytes=_MOST_BYTES)
+    received = wire.receive(end)
     if received is None:
         return None
     message, fds = received
-    if message.get("t") == _CONNECTION["t"] and len(fds) == 1 and (taken := _connection(fds[0])) is not None:
-        taken.limit(message)
-        return taken
-    for fd in fds:
-        close_promptly(fd)
-    raise wire.WireError("not a connection")
+    if message.get("t") != _CONNECTION["t"]:
+        for fd in fds:
+            close_promptly(fd)
+        raise wire.WireError("not a connection")
+    return from_message(message, fds)
 
 
-def _connection(fd: int) -> Connection | None:
-    """The stream socket with this descriptor if it is connected; otherwise None, and the descriptor stays open."""
+def _message(fd: int, limits: wire.Message, routed: Routed | None) -> tuple[wire.Message, list[int]]:
+    if routed is None:
+        return limits, [fd]
+    message = {**limits, "route": routed.route, "generation": routed.generation, "hops": routed.hops}
+    if not routed.decided:
+        message["decided"] = False
+    received = routed.received
+    if len(received) > MOST_BYTES:
+        raise wire.WireError(f"{len(received)} bytes are too many to hand over")
+    if len(received) > INLINE_BYTES:
+        return message, [fd, _sealed(received)]
+    if received:
+        message["received"] = b2a_base64(received, newline=False).decode()
+    return message, [fd]
+
+
+def _sealed(content: bytes) -> int:
+    fd = os.memfd_create("poolctl-received", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.write(fd, content)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _routed(message: wire.Message, files: list[int]) -> Routed:
+    route, received, decided = (message.get(key) for key in ("route", "received", "decided"))
+    if not isinstance(route, str) or not 0 < len(route) <= LONGEST_ALIAS:
+        raise wire.WireError("a connection with an invalid route")
+    if (decided is not None and decided is not False) or (
+        received is not None and (files or not isinstance(received, str))
+    ):
+        raise wire.WireError("a connection with an invalid part")
+    generation = _number(message, "generation", _MOST_GENERATION)
+    hops = _number(message, "hops", MOST_HOPS)
+    if files:
+        content = _content(files[0])
+    else:
+        try:
+            content = a2b_base64(received, strict_mode=True) if received else b""
+        except ValueError as error:
+            raise wire.WireError("a connection with invalid bytes") from error
+    return Routed(route, generation, hops, content, decided is None)
+
+
+def _number(message: wire.Message, key: str, most: int) -> int:
+    value: Any = message.get(key, 0)
+    if type(value) is not int or not 0 <= value <= most:
+        raise wire.WireError(f"a connection with an invalid number of {key}")
+    return value
+
+
+def _content(fd: int) -> bytes:
+    # The seals first: only of a file in memory does the kernel know them, and reading any other file may block.
+    try:
+        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+        size = os.fstat(fd).st_size if sealed else 0
+        if 0 < size <= MOST_BYTES:
+            return os.pread(fd, size, 0)
+    except OSError:
+        pass
+    raise wire.WireError("a connection with bytes that are not in a sealed file")
+
+
+def _connection(fd: int) -> Connection:
+    """The stream socket with this descriptor. Raises WireError if it is not one, or not connected; it stays open."""
     try:
         sock = Connection(fileno=fd)
-    except OSError:
-        return None
+    except OSError as error:
+        raise wire.WireError("not a socket") from error
     try:
         if sock.is_stream:
             sock.getpeername()
@@ -97,4 +256,4 @@ def _connection(fd: int) -> Connection | None:
     except OSError:
         pass
     sock.detach()
-    return None
+    raise wire.WireError("not a connection")

@@ -164,8 +164,10 @@ class AdoptionPairs:
         if key not in self._pairs:
             return False
         try:
-            limits = sock.limits() if isinstance(sock, connection_handover.Connection) else None
-            connection_handover.give(self._pairs[key][1], sock.fileno(), limits)
+            limits, routed = None, None
+            if isinstance(sock, connection_handover.Connection):
+                limits, routed = sock.limits(), sock.routed
+            connection_handover.give(self._pairs[key][1], sock.fileno(), limits, routed)
         except BlockingIOError:
             return False
         return True

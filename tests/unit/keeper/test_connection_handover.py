@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
 import socket
@@ -144,3 +145,126 @@ def _take_without_room_then_with_it(pair: Pair) -> None:
     taken = connection_handover.take(pair[1])
     assert taken is not None
     taken.close()
+
+
+def routed_pair(pair: Pair, routed: connection_handover.Routed) -> connection_handover.Connection:
+    client, accepted = socket.socketpair()
+    with client, accepted:
+        connection_handover.give(pair[0], accepted.fileno(), routed=routed)
+    taken = connection_handover.take(pair[1])
+    assert taken is not None
+    return taken
+
+
+SIZES = [
+    0,
+    1,
+    connection_handover.INLINE_BYTES,
+    connection_handover.INLINE_BYTES + 1,
+    connection_handover.MOST_BYTES,
+]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_connection_of_a_route_arrives_with_all_that_it_carries(pair: Pair, size: int) -> None:
+    routed = connection_handover.Routed("users", 7, 2, os.urandom(size), decided=size % 2 == 0)
+    with routed_pair(pair, routed) as taken:
+        assert taken.routed == routed
+        assert (taken.route, taken.generation, taken.hops, taken.received) == routed[:4]
+
+
+def test_connection_without_a_route_carries_nothing(pair: Pair) -> None:
+    client, accepted = socket.socketpair()
+    with client, accepted:
+        # As an earlier version sends it.
+        wire.send(pair[0], {"t": "conn"}, [accepted.fileno()])
+    taken = connection_handover.take(pair[1])
+    assert taken is not None
+    with taken:
+        assert (taken.routed, taken.route, taken.generation, taken.hops, taken.received) == (
+            None,
+            "",
+            0,
+            0,
+            b"",
+        )
+
+
+def test_message_of_a_route_without_received_bytes_fits_an_earlier_version() -> None:
+    longest = connection_handover.Routed("x" * connection_handover.LONGEST_ALIAS, 2**63, 3)
+    ours, theirs = wire.pair()
+    with ours, theirs:
+        connection_handover.give(ours, theirs.fileno(), {"until": 1e9, "asked": True}, longest)
+        received = wire.receive(theirs, most_bytes=1024)
+        assert received is not None
+        os.close(received[1][0])
+
+
+def test_more_bytes_than_can_be_handed_over_are_an_error(pair: Pair) -> None:
+    too_many = connection_handover.Routed("users", received=bytes(connection_handover.MOST_BYTES + 1))
+    with pytest.raises(wire.WireError):
+        connection_handover.give(pair[0], pair[0].fileno(), routed=too_many)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"route": ""},
+        {"route": 1},
+        {"route": "x" * (connection_handover.LONGEST_ALIAS + 1)},
+        {"route": "users", "generation": -1},
+        {"route": "users", "generation": 10**40},
+        {"route": "users", "generation": 1.5},
+        {"route": "users", "hops": connection_handover.MOST_HOPS + 1},
+        {"route": "users", "hops": True},
+        {"route": "users", "received": "no base64!"},
+        {"route": "users", "received": ["a"]},
+        {"route": "users", "decided": 0},
+    ],
+    ids=str,
+)
+def test_connection_with_an_invalid_part_is_closed(pair: Pair, part: wire.Message) -> None:
+    client, accepted = socket.socketpair()
+    with client:
+        with accepted:
+            wire.send(pair[0], {"t": "conn", **part}, [accepted.fileno()])
+        with pytest.raises(wire.WireError):
+            connection_handover.take(pair[1])
+        assert client.recv(1) == b""
+
+
+def _odd_files() -> Iterator[int]:
+    yield os.open("/dev/null", os.O_RDONLY)
+    reading, writing = os.pipe()
+    os.close(writing)
+    yield reading
+    unsealed = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
+    os.write(unsealed, b"bytes")
+    yield unsealed
+    large = os.memfd_create("large", os.MFD_ALLOW_SEALING)
+    os.truncate(large, connection_handover.MOST_BYTES + 1)
+    fcntl.fcntl(large, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    yield large
+
+
+def test_received_bytes_are_read_from_a_sealed_file_only(pair: Pair) -> None:
+    for odd in _odd_files():
+        client, accepted = socket.socketpair()
+        with client:
+            with accepted:
+                wire.send(pair[0], {"t": "conn", "route": "users"}, [accepted.fileno(), odd])
+            os.close(odd)
+            with pytest.raises(wire.WireError):
+                connection_handover.take(pair[1])
+            assert client.recv(1) == b""
+
+
+def test_connection_with_further_descriptors_is_closed(pair: Pair) -> None:
+    for message, count in (({"t": "conn"}, 2), ({"t": "conn", "route": "users"}, 3)):
+        client, accepted = socket.socketpair()
+        with client:
+            with accepted:
+                wire.send(pair[0], message, [accepted.fileno()] * count)
+            with pytest.raises(wire.WireError):
+                connection_handover.take(pair[1])
+            assert client.recv(1) == b""

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
+
 from poolctl.acceptor import __main__ as helper
 from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Connection
@@ -68,9 +70,7 @@ class Helper(AcceptHelper):
                 message, fds = received
                 if message["t"] == "done":
                     break
-                taken = Connection(fileno=fds[0])
-                taken.limit(message)
-                fetch.arrived(taken)
+                fetch.arrived(connection_handover.from_message(message, fds))
         fetch.ended(Fetched(message["empty"], message["junk"], message["full"]))
 
 
@@ -84,6 +84,7 @@ class House:
         self.left.setblocking(False)
         self.given: list[socket.socket] = []
         self.limits: list[dict[str, Any]] = []
+        self.routed: list[connection_handover.Routed | None] = []
         self.room = 1000
         self.woken = 0
         self.kept: list[str] = []
@@ -110,6 +111,7 @@ class House:
             return False
         self.given.append(sock.dup())
         self.limits.append(sock.limits())
+        self.routed.append(sock.routed)
         return True
 
     def _wake(self) -> None:
@@ -143,6 +145,13 @@ class House:
         wire.send(self.worker_end, {"t": "conn"}, [theirs.fileno()])
         theirs.close()
         return ours
+
+    async def give_back(self, routed: connection_handover.Routed) -> None:
+        """A connection of which a part has been read is in the pair now."""
+        ours, theirs = socket.socketpair()
+        self.clients.append(ours)
+        with theirs:
+            connection_handover.give(self.worker_end, theirs.fileno(), routed=routed)
 
     async def until(self, condition: Callable[[], Any]) -> None:
         while not condition():
@@ -483,5 +492,18 @@ def test_a_connection_goes_to_the_worker_with_the_time_that_its_client_has_left(
         assert [asked for asked, _ in found] == [False, False, False, True, True]
         for (_, seconds), expected in zip(found, (20.0, 50.0, 50.0, 200.0, 500.0), strict=True):
             assert expected <= seconds < expected + 20.0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("size", [10, connection_handover.INLINE_BYTES + 1])
+def test_a_connection_whose_request_has_been_read_wakes_and_keeps_it(size: int) -> None:
+    routed = connection_handover.Routed("users", 3, 1, (REQUEST + bytes(size)))
+
+    async def scenario(house: House) -> None:
+        house.arm()
+        await house.give_back(routed)
+        await house.until(lambda: house.given)
+        assert (house.woken, house.routed) == (1, [routed])
 
     run(scenario)

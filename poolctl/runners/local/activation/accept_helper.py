@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from poolctl.bootstrap import command
 from poolctl.keeper import fd_store, wire
-from poolctl.keeper.connection_handover import Connection
+from poolctl.keeper.connection_handover import Connection, from_message
 
 from ... import withheld_variables
 from ...process_link import HasDescriptor, Link, LinkLost, Receiver
@@ -125,8 +125,10 @@ class AcceptHelper(Receiver):
         if message["t"] == "up":
             self._up = True
         elif message["t"] == "conn":
-            sock = Connection(fileno=fds[0])
-            sock.limit(message)
+            try:
+                sock = from_message(message, fds)
+            except wire.WireError:
+                return  # its client has gone
             if request is None:
                 self._returned(message["key"], sock)
             else:

@@ -286,13 +286,16 @@ class Activator:
         """Decide what to do with a connection; `last`: its client sends nothing more; `late`: its time is over."""
         on_late = partial(self._classify, sleeping, held, last=True, late=True)
         try:
-            head = held.sock.recv(ENOUGH_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            unread = held.sock.recv(ENOUGH_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            head = held.sock.received + unread
         except BlockingIOError:
-            if last:
-                self._close(sleeping, held)
-            else:
-                sleeping.wait(held, on_late, begun=False)
-            return
+            head = held.sock.received
+            if not head:
+                if last:
+                    self._close(sleeping, held)
+                else:
+                    sleeping.wait(held, on_late, begun=False)
+                return
         except OSError:
             head = b""
         verdict = classify_first_bytes(head, tls=sleeping.tls) if head else FirstBytes.NO_REQUEST

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store, wire
-from poolctl.keeper.connection_handover import Connection
+from poolctl.keeper.connection_handover import Connection, from_message
 from poolctl.platform import close_promptly
 
 from ...process_link import HasDescriptor, Link
@@ -96,9 +96,13 @@ class SleepingServers:
         self, servers: Mapping[str, ServerConfig], number: str, meta: wire.Message, fds: list[int]
     ) -> list[HasDescriptor]:
         """Adopt a connection that the previous supervisor held: it goes to the pair, like all that wait."""
-        sock, server = Connection(fileno=fds[0]), servers.get(meta["key"])
+        server = servers.get(meta["key"])
         try:
-            sock.limit(meta)
+            sock = from_message(meta, fds)
+        except wire.WireError:  # its client has gone
+            self.forget(f"{fd_store.HELD_CONNECTION}{number}")
+            return []
+        try:
             self.forget(f"{fd_store.HELD_CONNECTION}{number}")
             if server is not None:
                 self._servers[server.key] = server
@@ -130,9 +134,16 @@ class SleepingServers:
         """See Handoff."""
         name = f"{fd_store.HELD_CONNECTION}{next(self._numbers)}"
         try:
-            self._keeper.send({"op": "put", "name": name, "meta": {"key": key, **sock.limits()}}, [sock])
+            part, fds = sock.message()
         except OSError:
             return ""  # out of descriptors: held, but it does not survive this process
+        try:
+            self._keeper.send({"op": "put", "name": name, "meta": {"key": key, **part}}, [sock, *fds[1:]])
+        except OSError:
+            return ""
+        finally:
+            for fd in fds[1:]:
+                os.close(fd)
         return name
 
     def forget(self, name: str) -> None:
