@@ -1,7 +1,7 @@
 # Completion of poolctl for bash. Made by: poolctl completion bash
 # Load it with: source <(poolctl completion bash)
 
-_poolctl_ask() { # servers, tags or pools of the pool that the line is about
+_poolctl_ask() { # servers, tags, hosts or pools of the pool that the line is about
     mapfile -t COMPREPLY < <(compgen -W "$("${COMP_WORDS[0]}" __complete "$1" "${pool[@]}" 2>/dev/null)" -- "$cur")
 }
 
@@ -51,9 +51,10 @@ _poolctl() {
         config:-o | config:--output) _poolctl_words 'toml table wide json jsonl name'; return ;;
         export:-o | export:--output) _poolctl_files -d; return ;;
         top:-o | top:--output) _poolctl_words 'json'; return ;;
+        wait:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
         *:-c | *:--config | *:-f | *:--file) _poolctl_files -f; return ;;
         *:--pool) _poolctl_ask pools; return ;;
-        *:--bind | *:--app | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
+        *:--bind | *:--app | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--for | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
         *:-o | *:--output) _poolctl_words 'table wide json jsonl name'; return ;;
         *:--tag) _poolctl_ask tags; return ;;
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
@@ -61,7 +62,6 @@ _poolctl() {
         *:--target) _poolctl_words 'name bind expose'; return ;;
         *:--field) _poolctl_words 'name bind expose state ready health pids workers uptime_seconds restarts tags'; return ;;
         *:--sort) _poolctl_words 'name state health requests latency memory cpu uptime restarts file'; return ;;
-        *:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
     esac
     case $verb in
         '')
@@ -150,9 +150,9 @@ _poolctl() {
             ;;
         hosts)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--for -o --output -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                :
+                _poolctl_ask hosts
             fi
             ;;
         init)

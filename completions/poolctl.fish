@@ -31,7 +31,7 @@ function __poolctl_own # whether the user's own command has begun
     contains -- $verb run walk; and contains -- -- (commandline -opc)
 end
 
-function __poolctl_ask # servers, tags or pools of the pool that the line is about
+function __poolctl_ask # servers, tags, hosts or pools of the pool that the line is about
     set -l words (commandline -opc)
     set -l pool
     for at in (seq 2 (math (count $words) - 1))
@@ -213,13 +213,15 @@ complete -c poolctl -n '__poolctl_in filter' -s q -l quiet -d 'Print only result
 complete -c poolctl -n '__poolctl_in filter' -s v -l verbose -d 'Print more details'
 complete -c poolctl -n '__poolctl_in filter' -s h -l help -d 'Show this message and exit'
 complete -c poolctl -n '__poolctl_in filter' -a 'name bind expose'
-complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a hosts -d 'List the gateway\'s backends and their breakers'
+complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a hosts -d 'List the gateway\'s hosts; disable, enable or drain some'
+complete -c poolctl -n '__poolctl_in hosts' -l for -x -d 'How long to disable them; 0: until enabled. Default: traffic_re_enable in [gateway], "30s"'
 complete -c poolctl -n '__poolctl_in hosts' -s o -l output -x -a 'table wide json jsonl name' -d 'table, wide, json, jsonl, name, or FIELD,FIELD…'
 complete -c poolctl -n '__poolctl_in hosts' -s c -l config -r -F -d 'The pool\'s file; repeatable, later ones override'
 complete -c poolctl -n '__poolctl_in hosts' -l pool -x -a '(__poolctl_ask pools)' -d 'Name of a running pool, from any directory'
 complete -c poolctl -n '__poolctl_in hosts' -s q -l quiet -d 'Print only results and errors'
 complete -c poolctl -n '__poolctl_in hosts' -s v -l verbose -d 'Print more details'
 complete -c poolctl -n '__poolctl_in hosts' -s h -l help -d 'Show this message and exit'
+complete -c poolctl -n '__poolctl_in hosts' -a '(__poolctl_ask hosts)'
 complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a init -d 'Write a starter pool.toml, or the file that -c names'
 complete -c poolctl -n '__poolctl_in init' -l app -d 'Also write a tiny application'
 complete -c poolctl -n '__poolctl_in init' -l force -d 'Overwrite existing files'

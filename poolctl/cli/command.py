@@ -33,7 +33,9 @@ GOALS = ("ready", "stopped", "healthy", "running", *(s for s in STATES if s not 
 
 FLAG, VALUE, LIST = "flag", "value", "list"
 # Values that a shell offers: names of the pool in the working directory, or its own files.
-SERVERS, TAGS, POOLS, FILES, DIRECTORIES = "servers", "tags", "pools", "files", "directories"
+SERVERS, TAGS, POOLS, HOSTS = "servers", "tags", "pools", "hosts"
+FILES, DIRECTORIES = "files", "directories"
+HOST_ACTIONS = ("disable", "enable", "drain")
 # Headings of `poolctl --help`, in their order: "Commands to start and stop" …
 LIFECYCLE, CHANGES, INSPECT, OBSERVE, SETUP = (
     "to start and stop",
@@ -95,6 +97,7 @@ class Command:
         examples: Sequence[str] = (),
         notes: Sequence[str] = (),
         takes_command: bool = False,
+        fields: Sequence[str] = FIELDS,
     ) -> None:
         given = [one for each in options for one in ([each] if isinstance(each, Option) else each)]
         self.help = help
@@ -104,6 +107,7 @@ class Command:
         self.examples = tuple(examples)
         self.notes = tuple(notes)
         self.takes_command = takes_command
+        self.fields = tuple(fields)  # that -o FIELD,FIELD can print
 
 
 def flag(key: str, *spellings: str, help: str) -> Option:

@@ -71,8 +71,10 @@ class CommandRequest:
         forms = (*FORMATS, "toml") if self.verb == "config" else FORMATS
         if output is None or output in forms:
             return output or ""
+        command = command_named(self.verb)
+        fields = FIELDS if command is None else command.fields
         return ",".join(
-            one_of("-o", word.strip(), (*dict.fromkeys((*forms, *FIELDS)),), FIELDS)
+            one_of("-o", word.strip(), (*dict.fromkeys((*forms, *fields)),), fields)
             for word in output.split(",")
         )
 

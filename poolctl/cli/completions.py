@@ -1,6 +1,6 @@
 """Completion: scripts for shells, made from what the commands declare, and the names and tags that they ask for.
 
-`poolctl __complete servers|tags|pools [-c FILE]… [--pool NAME]` prints words, one a line. It is quick, it never
+`poolctl __complete servers|tags|pools|hosts [-c FILE]… [--pool NAME]` prints words, one a line. It is quick, it never
 fails and never prints anything else, because it runs on every press of Tab.
 """
 
@@ -16,6 +16,7 @@ from poolctl.cli.command import (
     DIRECTORIES,
     FILES,
     HELP_OPTION,
+    HOST_ACTIONS,
     Command,
     Option,
     command_named,
@@ -106,7 +107,7 @@ _BASH_HEAD = """\
 # Completion of poolctl for bash. Made by: poolctl completion bash
 # Load it with: source <(poolctl completion bash)
 
-_poolctl_ask() { # servers, tags or pools of the pool that the line is about
+_poolctl_ask() { # servers, tags, hosts or pools of the pool that the line is about
     mapfile -t COMPREPLY < <(compgen -W "$("${COMP_WORDS[0]}" __complete "$1" "${pool[@]}" 2>/dev/null)" -- "$cur")
 }
 
@@ -179,7 +180,7 @@ _ZSH_HEAD = """\
 # Completion of poolctl for zsh. Made by: poolctl completion zsh
 # Load it with: source <(poolctl completion zsh), or put it as _poolctl into a directory of $fpath
 
-_poolctl_ask() { # servers, tags or pools of the pool that the line is about
+_poolctl_ask() { # servers, tags, hosts or pools of the pool that the line is about
     local -a found=(${(f)"$(${words[1]} __complete $1 $pool 2>/dev/null)"})
     compadd -- $found
 }
@@ -287,7 +288,7 @@ function __poolctl_own # whether the user's own command has begun
     contains -- $verb %(with_command)s; and contains -- -- (commandline -opc)
 end
 
-function __poolctl_ask # servers, tags or pools of the pool that the line is about
+function __poolctl_ask # servers, tags, hosts or pools of the pool that the line is about
     set -l words (commandline -opc)
     set -l pool
     for at in (seq 2 (math (count $words) - 1))
@@ -348,10 +349,25 @@ def _words(kind: str, words: list[str]) -> Iterable[str]:
     pairs = list(pairwise(words))
     files = [os.path.expanduser(value) for option, value in pairs if option in ("-c", "--config")]
     pool = next((value for option, value in pairs if option == "--pool"), None)
-    servers = _servers(find_pool(CommandRequest("list", {"config": files, "pool": pool}), missing_ok=True))
+    found = find_pool(CommandRequest("list", {"config": files, "pool": pool}), missing_ok=True)
+    if kind == "hosts":
+        return [*HOST_ACTIONS, *_hosts(found)]
+    servers = _servers(found)
     if kind == "tags":
         return sorted({tag for _, tags in servers for tag in tags})
     return [name for name, _ in servers if name] if kind == "servers" else []
+
+
+def _hosts(pool: PoolRef) -> list[str]:
+    from poolctl.control.client import Client
+    from poolctl.control.gateway_answers import HostsResult
+    from poolctl.errors import ControlError
+
+    try:
+        client = Client(pool.socket, silence_seconds=ANSWER_SECONDS)
+        return [item.host for item in client.ask(HostsResult, "hosts", timeout=0.0).items]
+    except ControlError:
+        return []
 
 
 def _servers(pool: PoolRef) -> list[NameAndTags]:

@@ -23,7 +23,7 @@ TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts
 WIDE = ("name", "state", "ready", "health", "bind", "expose", "pids", "workers", "uptime", "restarts", "tags")
 # Columns that a narrow terminal omits, in this order.
 DISPENSABLE = ("restarts", "uptime", "health", "pids")
-RIGHT = frozenset({"workers", "uptime", "restarts"})
+RIGHT = frozenset({"workers", "uptime", "restarts", "connections", "in_flight", "errors"})
 COLOURS = {
     "running": "32",
     "ok": "32",
@@ -38,6 +38,9 @@ COLOURS = {
     "disabled": "2",
     "stopped": "2",
     "sleeping": "36",
+    "active": "32",
+    "half-open": "33",
+    "open": "31",
 }
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -126,7 +129,9 @@ def table(items: Sequence[Value], columns: Sequence[str], colours: bool = False)
         return ""
     rows = [[_cell(item, column) for column in columns] for item in items]
     widths = [max(len(column), *(len(row[at]) for row in rows)) for at, column in enumerate(columns)]
-    head = "  ".join(_pad(c.upper(), c, w) for c, w in zip(columns, widths, strict=True)).rstrip()
+    head = "  ".join(
+        _pad(c.replace("_", " ").upper(), c, w) for c, w in zip(columns, widths, strict=True)
+    ).rstrip()
     lines = [paint(head, "1") if colours else head]
     for row in rows:
         padded = [_pad(text, c, w) for text, c, w in zip(row, columns, widths, strict=True)]

@@ -5,24 +5,21 @@ from __future__ import annotations
 import builtins
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from poolctl import exit_codes as codes
 from poolctl.control import pool_paths
-from poolctl.control.answers import ErrorEntry
 from poolctl.control.client import Client
 from poolctl.control.pool_processes import await_end
+from poolctl.control.pool_requests import Selection, Timeout, checked, request_body
 from poolctl.errors import (
-    ControlError,
     PoolError,
     PoolMonitorError,
     PoolParamError,
     PoolRestartError,
     PoolStartError,
     PoolStopError,
-    PoolValidateError,
-    ServerError,
 )
 from poolctl.units import parse_duration
 
@@ -31,10 +28,6 @@ if TYPE_CHECKING:
     from poolctl.frozen_value import Table
     from poolctl.pool.server_monitor import Monitor
     from poolctl.selection.field_filter import Field
-
-Selection = Mapping[str, object] | None
-# Seconds, "1m30s", or a timedelta; None for no limit.
-Timeout = float | str | timedelta | None
 
 _ANSWERED = (codes.DONE, codes.NOT_AS_DESIRED)
 
@@ -135,11 +128,11 @@ class PoolClient:
         options = {"follow": follow, "lines": lines, "kind": [*kinds]}
         if since is not None:
             options["since"] = f"{since.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
-        for message in self._client.messages("events", _body(targets, selector, options)):
+        for message in self._client.messages("events", request_body(targets, selector, options)):
             if "event" in message:
                 yield message["event"]
             elif "result" in message:
-                _checked("events", message["result"], PoolParamError)
+                checked("events", message["result"], PoolParamError)
 
     def monitor(self, *targets: str, selector: Selection = None) -> builtins.list[Monitor]:
         """Return a snapshot of each selected server, as `Pool.monitor` does; `latency` is that of its probes."""
@@ -169,8 +162,23 @@ class PoolClient:
         return self._ask("routes", PoolMonitorError)
 
     def hosts(self) -> Table:
-        """Return the gateway's backends and their breakers; empty without a gateway."""
+        """Return the gateway's hosts: their state, breaker, connections and errors; empty without a gateway."""
         return self._ask("hosts", PoolMonitorError)
+
+    def disable_host(self, *hosts: str, for_seconds: Timeout = None) -> Table:
+        """Send the traffic of these hosts elsewhere, for a time (default: the gateway's `traffic_re_enable`).
+
+        0 means until they are enabled. PoolParamError for an unknown host; the same holds for the other two.
+        """
+        return self._host("disable", hosts, None if for_seconds is None else parse_duration(for_seconds))
+
+    def enable_host(self, *hosts: str) -> Table:
+        """Let these hosts have traffic again, at once."""
+        return self._host("enable", hosts)
+
+    def drain_host(self, *hosts: str) -> Table:
+        """Send new clients elsewhere; those whose sticky cookie names one of these hosts may go on."""
+        return self._host("drain", hosts)
 
     def start(
         self,
@@ -340,7 +348,12 @@ class PoolClient:
 
         Raises ControlError (8) when the running version refuses, PoolValidateError for files with problems.
         """
-        return _checked("upgrade", self._client.upgrade().to_json(), PoolRestartError)
+        return checked("upgrade", self._client.upgrade().to_json(), PoolRestartError)
+
+    def _host(self, op: str, hosts: Sequence[str], for_seconds: float | None = None) -> Table:
+        return self._ask(
+            "host", PoolMonitorError, (), None, {"op": op, "hosts": [*hosts], "for": for_seconds}
+        )
 
     def _ask(
         self,
@@ -352,39 +365,9 @@ class PoolClient:
         on_progress: Callable[[Table], None] | None = None,
         accepted: Sequence[int] = (codes.DONE,),
     ) -> Table:
-        body = _body(targets, selector, options or {})
+        body = request_body(targets, selector, options or {})
         seconds = body["options"].get("timeout")
-        return _checked(verb, self._client.call(verb, body, on_progress, seconds), failure, accepted)
-
-
-def _body(targets: Sequence[str], selector: Selection, options: Table) -> Table:
-    try:
-        if options.get("timeout") is not None:
-            options = {**options, "timeout": parse_duration(options["timeout"])}
-    except ValueError as wrong:
-        raise PoolParamError(f"timeout: {wrong}") from None
-    return {"selector": {**(selector or {}), "targets": [*targets]}, "options": options}
-
-
-def _checked(
-    verb: str, result: Table, failure: type[PoolError], accepted: Sequence[int] = (codes.DONE,)
-) -> Table:
-    """The result, if its exit code is one of these; `failure` is the error of servers that failed."""
-    code = result.get("exit_code", codes.DONE)
-    if code in accepted:
-        return result
-    children = [ErrorEntry.from_json(each).to_error() for each in result.get("errors", ())]
-    if code == codes.TIMED_OUT:
-        for child in children:
-            child.__cause__ = TimeoutError(child.message)
-    message = f"{verb} failed" if len(children) != 1 else str(children[0])
-    if code in (codes.USAGE, codes.NOTHING_MATCHED):
-        raise PoolParamError(message, children)
-    if code == codes.INVALID_CONFIGURATION:
-        raise PoolValidateError(message, children)
-    if code not in (codes.FAILED, codes.NOT_AS_DESIRED, codes.TIMED_OUT):
-        raise ControlError(message, exit_code=code, hint=children[0].hint if children else "")
-    raise failure(message, children or [ServerError(message)])
+        return checked(verb, self._client.call(verb, body, on_progress, seconds), failure, accepted)
 
 
 def _table(server: Mapping[str, object] | ServerConfig | None) -> Mapping[str, object]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from random import Random
 
 from ..frozen_value import Table
+from ..logs.log_line import stamp
 from ..routing.host_report import HostReport
 from ..routing.route import Route
 from .backend import Backend, Member, Outcome, Verdict
@@ -160,8 +161,8 @@ class Backends:
             host=backend.key,
             routes=tuple(route.alias for route in backend.members),
             state=record.state,
-            since=record.since,
-            until=record.until,
+            since=stamp(record.since) if record.since else "",
+            until=stamp(record.until) if record.until else "",
             available=verdict.ok,
             why=verdict.why or record.why,
             breaker=str(backend.breaker_state or ""),

@@ -65,8 +65,11 @@ class Lease:
             if self.backend.queued:
                 route.admit_queued(self.backend)
 
-    def release(self, outcome: Outcome, seconds: float = 0.0, status: int = 0) -> None:
-        """The request has ended, so long after it began; of ANSWERED with this status. A second call does nothing."""
+    def release(self, outcome: Outcome, seconds: float = 0.0, status: int = 0, error: str = PROTOCOL) -> None:
+        """The request has ended, so long after it began: ANSWERED with this status, or FAILED for this error.
+
+        A second call does nothing.
+        """
         route, self._route = self._route, None
         if route is None:
             return
@@ -76,7 +79,7 @@ class Lease:
         if outcome is Outcome.ANSWERED:
             traffic.answered(status, seconds)
         elif outcome is Outcome.FAILED:
-            traffic.failed(PROTOCOL)
+            traffic.failed(error)
         elif outcome is Outcome.CANCELLED:
             traffic.disconnected()
         else:

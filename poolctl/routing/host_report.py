@@ -6,7 +6,7 @@ from ..frozen_value import Value
 
 
 class HostReport(Value):
-    """One host. `since` and `until` are seconds since 1970, 0 for none.
+    """One host. `since` and `until` are times (ISO 8601, UTC), "" for none.
 
     `state` is active, disabled or draining, as it was ordered; `available` whether it gets requests now, and `why` the
     reason if it does not. `breaker` is "" before the first request. `connections` are the gateway's own to the host;
@@ -16,8 +16,8 @@ class HostReport(Value):
     host: str
     routes: tuple[str, ...] = ()
     state: str = "active"
-    since: float = 0.0
-    until: float = 0.0
+    since: str = ""
+    until: str = ""
     available: bool = True
     why: str = ""
     breaker: str = ""

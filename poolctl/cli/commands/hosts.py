@@ -1,15 +1,132 @@
-"""`poolctl hosts`: the gateway's backends with their breakers."""
+"""`poolctl hosts`: the hosts behind the gateway; with an action, send their traffic elsewhere or back."""
 
 from __future__ import annotations
 
-from poolctl.cli.command import INSPECT, OUTPUT, Command
-from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.outcome import Outcome
-from poolctl.cli.supervisor_requests import gateway_table
+from poolctl.cli.command import HOST_ACTIONS, HOSTS, INSPECT, LIST, OUTPUT, Command, Option
+from poolctl.cli.command_line import CommandRequest, one_of
+from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.render import coloured, printable, table
+from poolctl.cli.supervisor_requests import ask_for
+from poolctl.control.gateway_answers import HostsResult
+from poolctl.frozen_value import Value
+from poolctl.routing.host_report import HostReport
 
-COMMAND = Command("List the gateway's backends and their breakers.", OUTPUT, section=INSPECT)
+COLUMNS = (
+    "host", "routes", "state", "since", "until", "breaker", "connections", "in_flight", "errors", "why",
+)  # fmt: skip
+
+COMMAND = Command(
+    "List the gateway's hosts; disable, enable or drain some.",
+    Option(
+        "words",
+        metavar="[disable|enable|drain NAME…]",
+        kind=LIST,
+        completes=HOSTS,
+        help="What to do with which hosts: names of servers, or URLs. Default: list all.",
+    ),
+    Option(
+        "duration",
+        "--for",
+        metavar="DURATION",
+        help='How long to disable them; 0: until enabled. Default: traffic_re_enable in [gateway], "30s".',
+    ),
+    OUTPUT,
+    section=INSPECT,
+    fields=tuple(HostReport.annotations),
+    examples=(
+        "poolctl hosts disable users --for 30s",
+        "poolctl hosts drain users        then: poolctl hosts enable users",
+    ),
+)
+
+
+class _Line(Value):
+    """A host as the table shows it."""
+
+    host: str
+    routes: tuple[str, ...]
+    state: str
+    since: str
+    until: str
+    breaker: str
+    connections: int
+    in_flight: int
+    errors: int
+    why: str
 
 
 def perform(request: CommandRequest) -> Outcome:
     """The supervisor's answer. Raises NoSupervisor."""
-    return gateway_table(request, ("host", "state", "since", "until", "breaker", "why"))
+    action, *names = request.get("words") or [""]
+    if action:
+        return _change(request, one_of("hosts", action, HOST_ACTIONS), names)
+    if request.get("duration") is not None:
+        raise UsageError("--for belongs to `hosts disable`", hint="poolctl hosts disable NAME --for 30s")
+    result = ask_for(HostsResult, request, find_pool(request))
+    return _shown(request, result)
+
+
+def _change(request: CommandRequest, action: str, names: list[str]) -> Outcome:
+    if not names:
+        raise UsageError(f"hosts {action}: which hosts?", hint="`poolctl hosts` lists them")
+    seconds = _seconds(request.get("duration"))
+    if seconds is not None and action != "disable":
+        raise UsageError(
+            f"--for does not belong to `hosts {action}`", hint="it says how long a host is disabled"
+        )
+    options = {"op": action, "hosts": names, "for": seconds}
+    result = ask_for(HostsResult, request, find_pool(request), "host", options)
+    if request.output:
+        return _shown(request, result)
+    return Outcome.of(result, "\n".join(_sentence(each) for each in result.items))
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    from poolctl.units import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as wrong:
+        raise UsageError(f"--for: {wrong}") from None
+
+
+def _shown(request: CommandRequest, result: HostsResult) -> Outcome:
+    """In the form that was asked for; an empty table has its header too."""
+    outcome = Outcome.of(result)
+    if result.exit_code:
+        return outcome
+    if request.output in ("", "table", "wide"):
+        import sys
+
+        lines = [_line(each) for each in result.items]
+        text = table(lines, COLUMNS, coloured(sys.stdout))
+        outcome.text = text or "  ".join(COLUMNS).replace("_", " ").upper() + "\n"
+    elif request.output == "name":
+        outcome.text = "".join(f"{printable(each.host)}\n" for each in result.items)
+    return outcome
+
+
+def _line(host: HostReport) -> _Line:
+    more = {name: getattr(host, name) for name in COLUMNS}
+    return _Line(**{**more, "since": _local(host.since), "until": _local(host.until)})
+
+
+def _sentence(host: HostReport) -> str:
+    until = f" until {_local(host.until)}" if host.until else ""
+    return f"{printable(host.host)}: {host.state}{until}"
+
+
+def _local(stamped: str) -> str:
+    """The time on this machine's clock; the date only if it is not today's."""
+    if not stamped:
+        return ""
+    import time
+
+    from poolctl.logs.log_line import seconds_of
+
+    moment = time.localtime(seconds_of(stamped))
+    is_today = moment[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M:%S", moment)

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib import import_module
 
-from poolctl.control.answers import PROTOCOL, ErrorEntry, PingResult, Result
+from poolctl.control.answers import PROTOCOL, ErrorEntry, Item, PingResult, Result
 from poolctl.control.control_server import Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.server_changes import caused_by
-from poolctl.exit_codes import FAILED, USAGE
+from poolctl.exit_codes import FAILED, NOTHING_MATCHED, USAGE
 from poolctl.frozen_value import Table, Value
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector, SelectorError
@@ -26,12 +26,12 @@ from .verb import Call, Daemon, NothingMatched, Verb, VerbContext, match
 
 _PACKAGE = __package__ or ""
 _SHAPE = "objects, with timeout in seconds and env as a table"
-_SHAPES = {"timeout": (int, float), "env": (dict,)}
+_SHAPES = {"timeout": (int, float), "env": (dict,), "hosts": (list,)}
 
 AUDITED = frozenset(
     {
         "start", "stop", "restart", "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove",
-        "upgrade",
+        "upgrade", "host",
     }
 )  # fmt: skip
 # Recorded with their values; the others may hold secrets, such as an environment.
@@ -60,6 +60,7 @@ class Verbs:
             **changing_verbs.verbs(self._context),
             "routes": _no_gateway,
             "hosts": _no_gateway,
+            "host": _no_host,
         }
 
     def complete(self) -> None:
@@ -144,6 +145,12 @@ async def _no_gateway(call: Call) -> Result:
     return Result()
 
 
+async def _no_host(call: Call) -> Result:
+    return _failed(
+        NOTHING_MATCHED, "the pool has no gateway", "a [gateway] or [[route]] in the file adds one"
+    )
+
+
 async def audited(events: Events, request: Request, call: Call, work: Work) -> Result:
     """The result of the command, which is recorded at its beginning and at its end, whatever that is."""
     if request.verb not in AUDITED or call.options.get("dry_run"):
@@ -176,7 +183,7 @@ async def audited(events: Events, request: Request, call: Call, work: Work) -> R
             by=by,
             cause=outcome.errors[0].message.partition("\n")[0] if outcome.errors else "",
             exit_code=None if is_abandoned else outcome.exit_code,
-            servers=[item.name for item in outcome.items],
+            servers=[item.name for item in outcome.items if isinstance(item, Item)],
             duration_seconds=round(time.monotonic() - begun, 3),
         )
 
@@ -218,6 +225,8 @@ def _given(selector: Selector) -> Table:
 
 
 def _details(verb: str, options: Table) -> list[str]:
+    if verb == "host":
+        return [str(options.get("op")), *map(str, options.get("hosts") or ())]
     everything = ["--all"] if options.get("all") is True else []
     if verb == "scale":
         return [*everything, str(options.get("workers"))]

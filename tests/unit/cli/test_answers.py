@@ -32,7 +32,9 @@ from poolctl.control.answers import (
     WorkerDetails,
     WorkerStats,
 )
+from poolctl.control.gateway_answers import HostsResult
 from poolctl.frozen_value import Value
+from poolctl.routing.host_report import HostReport
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -103,6 +105,10 @@ FIELDS: dict[type[Value], list[str]] = {
     ],
     PlannedChange: ["name", "bind", "change", "keys", "message"],
     ReceiverResult: ["name", "ok", "message"],
+    HostReport: [
+        "host", "routes", "state", "since", "until", "available", "why", "breaker", "connections", "in_flight",
+        "waiting", "requests", "errors",
+    ],
     DashboardLink: ["url", "token"],
     Details: [
         *SERVER, "overrides", "endpoints", "generation", "worker_list", "complaint", "preload_problem",
@@ -138,8 +144,9 @@ OPTIONAL: dict[type[Value], list[str]] = {
 ANSWERS: dict[str, tuple[type[Result], list[str]]] = {
     **dict.fromkeys(
         ["list", "start", "stop", "restart", "wait", "enable a", "disable a", "drain a", "undrain a", "scale a 2",
-         "remove a", "routes", "hosts", "logs --reopen"], (Result, []),
+         "remove a", "routes", "logs --reopen"], (Result, []),
     ),
+    **dict.fromkeys(["hosts", "hosts disable a"], (HostsResult, [])),
     "status": (StatusResult, ["summary"]),
     "show": (ShowResult, []),
     "metrics": (StatsResult, []),
@@ -173,7 +180,7 @@ def test_a_commands_document_has_the_fields_of_its_answer(
         document = poolctl(*command.split(), "-o", "json").json
     assert list(document) == ["schema", *extras, "items", "errors"]
     (found,) = document["items"]
-    element = {ShowResult: Details, StatsResult: Measured}.get(kind, Item)
+    element = {ShowResult: Details, StatsResult: Measured, HostsResult: HostReport}.get(kind, Item)
     assert sorted(found) == sorted(FIELDS[element])
     assert [sorted(each) for each in document["errors"]] == [sorted(FIELDS[ErrorEntry])] * len(errors)
     for name, inner in (("summary", Summary), ("dashboard", DashboardLink)):

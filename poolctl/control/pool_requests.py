@@ -1,0 +1,50 @@
+"""Requests of a PoolClient, and its errors for what a supervisor answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from poolctl import exit_codes as codes
+from poolctl.control.answers import ErrorEntry
+from poolctl.errors import ControlError, PoolError, PoolParamError, PoolValidateError, ServerError
+from poolctl.units import parse_duration
+
+if TYPE_CHECKING:
+    from poolctl.frozen_value import Table
+
+Selection = Mapping[str, object] | None
+# Seconds, "1m30s", or a timedelta; None for no limit.
+Timeout = float | str | timedelta | None
+
+
+def request_body(targets: Sequence[str], selector: Selection, options: Table) -> Table:
+    """The body of a request. Raises PoolParamError for a timeout that is none."""
+    try:
+        if options.get("timeout") is not None:
+            options = {**options, "timeout": parse_duration(options["timeout"])}
+    except ValueError as wrong:
+        raise PoolParamError(f"timeout: {wrong}") from None
+    return {"selector": {**(selector or {}), "targets": [*targets]}, "options": options}
+
+
+def checked(
+    verb: str, result: Table, failure: type[PoolError], accepted: Sequence[int] = (codes.DONE,)
+) -> Table:
+    """The result, if its exit code is one of these; `failure` is the error of servers that failed."""
+    code = result.get("exit_code", codes.DONE)
+    if code in accepted:
+        return result
+    children = [ErrorEntry.from_json(each).to_error() for each in result.get("errors", ())]
+    if code == codes.TIMED_OUT:
+        for child in children:
+            child.__cause__ = TimeoutError(child.message)
+    message = f"{verb} failed" if len(children) != 1 else str(children[0])
+    if code in (codes.USAGE, codes.NOTHING_MATCHED):
+        raise PoolParamError(message, children)
+    if code == codes.INVALID_CONFIGURATION:
+        raise PoolValidateError(message, children)
+    if code not in (codes.FAILED, codes.NOT_AS_DESIRED, codes.TIMED_OUT):
+        raise ControlError(message, exit_code=code, hint=children[0].hint if children else "")
+    raise failure(message, children or [ServerError(message)])

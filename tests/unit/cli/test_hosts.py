@@ -1,0 +1,141 @@
+"""`poolctl hosts`: the table of hosts, and what is done to them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from poolctl.control.client import Client
+from poolctl.control.pool_client import PoolClient
+from poolctl.errors import PoolParamError
+from tests.stand_in import always
+
+from .conftest import Command, Supervised
+
+UNTIL = datetime.fromisoformat("2026-01-31T12:00:30+00:00").astimezone()
+USERS: dict[str, Any] = {
+    "host": "users", "routes": ["web", "api"], "state": "disabled", "since": "2026-01-31T12:00:00.000000Z",
+    "until": "2026-01-31T12:00:30.000000Z", "available": False, "why": "disabled by request", "breaker": "closed",
+    "connections": 3, "in_flight": 2, "waiting": 0, "requests": 900, "errors": 7,
+}  # fmt: skip
+REMOTE: dict[str, Any] = {
+    "host": "http://10.0.0.7:9000",
+    "routes": ["web"],
+    "state": "active",
+    "available": True,
+}
+UNKNOWN = {
+    "code": 4,
+    "error": "ErrorNothingMatched",
+    "message": "no host is called 'user'",
+    "hint": "did you mean users?",
+}
+
+
+def test_table_shows_each_host_with_its_state(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(USERS, REMOTE)) as requests:
+        head, users, remote = poolctl("hosts").out.splitlines()
+    assert head.split("  ")[0] == "HOST"
+    assert "CONNECTIONS  IN FLIGHT  ERRORS  WHY" in head
+    assert "web,api  disabled" in users
+    assert f"{UNTIL:%Y-%m-%d %H:%M:%S}" in users
+    assert users.split()[-7:] == ["closed", "3", "2", "7", "disabled", "by", "request"]
+    assert remote.split() == ["http://10.0.0.7:9000", "web", "active", "-", "-", "-", "0", "0", "0", "-"]
+    assert [verb for verb, _ in requests if verb != "ping"] == ["hosts"]
+
+
+def test_forms_for_scripts_print_json_names_and_fields(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(USERS, REMOTE)):
+        assert poolctl("hosts", "-o", "json").json["items"][0] == USERS
+        assert poolctl("hosts", "-o", "name").out == "users\nhttp://10.0.0.7:9000\n"
+        assert poolctl("hosts", "-o", "host,in_flight").out == "users\t2\nhttp://10.0.0.7:9000\t0\n"
+        wrong = poolctl("hosts", "-o", "pids")
+        assert (wrong.code, "unknown value 'pids'" in wrong.err) == (2, True)
+
+
+def test_without_hosts_the_table_has_its_header(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always()):
+        (head,) = poolctl("hosts").out.splitlines()
+        assert head.startswith("HOST  ROUTES  STATE")
+        assert poolctl("hosts", "-o", "name").out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["disable", "users"], {"op": "disable", "hosts": ["users"], "for": None}),
+        (["disable", "users", "b", "--for", "1m"], {"op": "disable", "hosts": ["users", "b"], "for": 60.0}),
+        (["disable", "--for=0", "users"], {"op": "disable", "hosts": ["users"], "for": 0.0}),
+        (["enable", "users"], {"op": "enable", "hosts": ["users"], "for": None}),
+        (["drain", "users"], {"op": "drain", "hosts": ["users"], "for": None}),
+    ],
+)
+def test_actions_are_orders_to_the_supervisor(
+    poolctl: Command, supervised: Supervised, words: list[str], options: dict[str, Any]
+) -> None:
+    with supervised(always(USERS)) as requests:
+        said = poolctl("hosts", *words)
+    assert (said.code, said.out) == (0, f"users: disabled until {UNTIL:%Y-%m-%d %H:%M:%S}\n")
+    (body,) = [body for verb, body in requests if verb == "host"]
+    assert {key: body["options"][key] for key in options} == options
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dissable", "users"], "did you mean 'disable'?"),
+        (["disable"], "hosts disable: which hosts?"),
+        (["enable", "users", "--for", "3s"], "--for does not belong to `hosts enable`"),
+        (["--for", "3s"], "--for belongs to `hosts disable`"),
+        (["disable", "users", "--for", "soon"], "--for: "),
+    ],
+)
+def test_wrong_words_are_usage_errors(poolctl: Command, words: list[str], message: str) -> None:
+    said = poolctl("hosts", *words)
+    assert (said.code, message in said.err) == (2, True), said.err
+
+
+def test_unknown_host_is_4_with_near_names(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(errors=[UNKNOWN], exit_code=4)):
+        said = poolctl("hosts", "disable", "user")
+    assert said.code == 4
+    assert "no host is called 'user'" in said.err
+    assert "did you mean users?" in said.err
+
+
+def test_without_a_supervisor_it_is_6(poolctl: Command) -> None:
+    assert poolctl("hosts").code == poolctl("hosts", "disable", "users").code == 6
+
+
+def test_python_client_sends_the_same_orders(supervised: Supervised, poolctl: Command) -> None:
+    with supervised(always(USERS)) as requests:
+        poolctl("hosts")
+        from poolctl.cli.command_line import CommandRequest
+        from poolctl.cli.pool_ref import find_pool
+
+        pool = PoolClient(Client(find_pool(CommandRequest("hosts", {})).socket))
+        assert pool.hosts()["items"] == [USERS]
+        pool.disable_host("users", for_seconds="1m")
+        pool.disable_host("users")
+        pool.enable_host("users", "b")
+        pool.drain_host("users")
+    sent = [body["options"] for verb, body in requests if verb == "host"]
+    assert sent == [
+        {"op": "disable", "hosts": ["users"], "for": 60.0},
+        {"op": "disable", "hosts": ["users"], "for": None},
+        {"op": "enable", "hosts": ["users", "b"], "for": None},
+        {"op": "drain", "hosts": ["users"], "for": None},
+    ]
+    with (
+        supervised(always(errors=[UNKNOWN], exit_code=4)),
+        pytest.raises(PoolParamError, match="no host is called"),
+    ):
+        pool.enable_host("user")
+
+
+def test_hosts_and_actions_are_completed(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(USERS)):
+        assert poolctl("__complete", "hosts").out.split() == ["disable", "enable", "drain", "users"]
+    assert poolctl("__complete", "hosts").out.split() == ["disable", "enable", "drain"]
