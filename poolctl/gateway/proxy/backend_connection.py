@@ -1,0 +1,274 @@
+"""A connection to a backend: one request at a time, and the reading of its response."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from typing import Protocol, cast
+
+from ...http.canonical_head import CHUNKED
+from ...http.message_head import BadMessage
+from ..endpoint import Endpoint
+from .chunked_body import ChunkedBody
+from .response_head import UNTIL_CLOSE, Response, read_response
+from .timer_wheel import Timer, TimerWheel
+
+# What is being read: a number of bytes, 0 for nothing; CHUNKED, UNTIL_CLOSE; or:
+_HEAD, _TUNNEL = -3, -4
+_MOST_INTERIM = 20
+
+
+class Receiver(Protocol):
+    """What a response is read for. After `response_ends` or `backend_lost` nothing follows."""
+
+    def interim(self, response: Response) -> None:
+        """An interim response (1xx)."""
+
+    def switched(self, response: Response, data: bytes) -> None:
+        """The protocol is another one from now on (101), beginning with these bytes; they go to `response_data`."""
+
+    def response_begins(self, response: Response, *, done: bool) -> None:
+        """The head and the first bytes of the body; `done`: that is the whole response, `response_ends` follows."""
+
+    def response_data(self, data: bytes) -> None:
+        """Bytes of the body: whole or parts of chunks if it has them, unless they are to be decoded."""
+
+    def response_ends(self, trailers: bytes) -> None:
+        """The response is complete."""
+
+    def backend_eof(self) -> None:
+        """Of a tunnel: the backend sends nothing more."""
+
+    def backend_lost(self, error: Exception | None) -> None:
+        """The connection has ended before the response, or its bytes are none (BadMessage)."""
+
+    def backend_writable(self, writable: bool) -> None:
+        """The backend takes bytes again, or does not for now."""
+
+
+class BackendConnection(asyncio.Protocol):
+    """`requests` counts those that were sent. `answered`: bytes of the present response have arrived.
+
+    `reusable`: the last response was complete, and the backend keeps the connection.
+    """
+
+    def __init__(self, timers: TimerWheel) -> None:
+        self.endpoint = Endpoint("")
+        self.requests = 0
+        self.answered = False
+        self.reusable = False
+        self.closed = False
+        self._timer = Timer(timers)
+        self._transport: asyncio.Transport
+        self._receiver: Receiver | None = None
+        self._idle_in: list[BackendConnection] | None = None
+        self._expected = 0
+        self._buffer = b""
+        self._chunks: ChunkedBody | None = None
+        self._head_only = self._decode = self._may_switch = False
+        self._interim = 0
+
+    def __repr__(self) -> str:
+        return f"<BackendConnection {self.endpoint.host or self.endpoint.path}: {self.requests} requests>"
+
+    # For the pool.
+
+    def kept_in(self, idle: list[BackendConnection], seconds: float) -> None:
+        """It is idle, in this list, and closed after so many seconds."""
+        self._idle_in = idle
+        self._timer.start(seconds, self.close)
+
+    def taken(self, *, certain: bool) -> bool:
+        """Whether it can be used again; with `certain` the system is asked whether the backend has just closed it."""
+        self._idle_in = None
+        self._timer.stop()
+        if self.closed or self._transport.is_closing():
+            return False
+        if certain:
+            poll = select.poll()
+            poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+            if poll.poll(0):
+                self.close()
+                return False
+        return True
+
+    # For the exchange.
+
+    def request(
+        self, receiver: Receiver, data: bytes, *, head_only: bool, decode: bool, may_switch: bool
+    ) -> None:
+        """Send the head of a request, with the bytes of the body that are there.
+
+        `head_only`: the response has no body, whatever it says. `decode`: its chunks are taken apart.
+        """
+        self._receiver = receiver
+        self._head_only, self._decode, self._may_switch = head_only, decode, may_switch
+        self._expected, self._interim = _HEAD, 0
+        self.answered = self.reusable = False
+        self.requests += 1
+        self._transport.write(data)
+
+    def send(self, data: bytes) -> None:
+        """Send more of the body, or bytes of a tunnel."""
+        self._transport.write(data)
+
+    def send_eof(self) -> None:
+        """Of a tunnel: the client sends nothing more."""
+        if self._transport.can_write_eof() and not self.closed:
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def pause_reading(self) -> None:
+        """The client does not take what is read: read no more for now."""
+        if not self.closed:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if not self.closed:
+            self._transport.resume_reading()
+
+    def release(self) -> None:
+        """The receiver is called no more."""
+        self._receiver = None
+
+    def close(self, *, gently: bool = False) -> None:
+        """Close it, at once or `gently` after what is to be sent; the receiver is called no more."""
+        self._receiver = None
+        self.reusable = False
+        if gently:
+            self._transport.close()
+        else:
+            self._transport.abort()
+
+    # For the loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no common class
+
+    def pause_writing(self) -> None:
+        if self._receiver is not None:
+            self._receiver.backend_writable(False)
+
+    def resume_writing(self) -> None:
+        if self._receiver is not None:
+            self._receiver.backend_writable(True)
+
+    def data_received(self, data: bytes) -> None:
+        receiver = self._receiver
+        expected = self._expected
+        self.answered = True
+        try:
+            if expected == _HEAD:
+                self._read_head(data)
+            elif receiver is None or not expected:  # a response that was not asked for
+                self.close()
+            elif expected > 0:
+                self._expected = expected - len(data)
+                if self._expected > 0:
+                    receiver.response_data(data)
+                    return
+                receiver.response_data(data if not self._expected else data[:expected])
+                self._complete(keep=not self._expected)
+            elif expected == CHUNKED:
+                assert self._chunks is not None
+                piece = self._chunks.feed(data)
+                if piece:
+                    receiver.response_data(piece)
+                if self._chunks.done and self._receiver is receiver:
+                    self._complete(self._chunks.trailers, keep=not self._chunks.rest)
+            else:
+                receiver.response_data(data)
+        except BadMessage as error:
+            self._lost(error)
+
+    def eof_received(self) -> bool:
+        if self._expected == _TUNNEL and self._receiver is not None and self._transport.can_write_eof():
+            self._receiver.backend_eof()
+            return True
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
+        self._timer.close()
+        if self._idle_in is not None and self in self._idle_in:
+            self._idle_in.remove(self)
+        if self._expected == UNTIL_CLOSE and error is None and self._receiver is not None:
+            self._complete(keep=False)
+        else:
+            self._lost(error)
+
+    # Reading a response.
+
+    def _read_head(self, data: bytes) -> None:
+        if self._buffer:
+            data, self._buffer = self._buffer + data, b""
+        while True:
+            receiver = self._receiver
+            if receiver is None:
+                self.close()
+                return
+            response = read_response(data, head_only=self._head_only)
+            if response is None:
+                self._buffer = data
+                return
+            if response.status >= 200:
+                break
+            rest = data[response.end :]
+            if response.status == 101:
+                if not self._may_switch or not response.upgrade:
+                    raise BadMessage("switches protocols without being asked")
+                self._expected = _TUNNEL
+                receiver.switched(response, rest)
+                return
+            self._interim += 1
+            if self._interim > _MOST_INTERIM:
+                raise BadMessage(f"more than {_MOST_INTERIM} interim responses")
+            receiver.interim(response)
+            data = rest
+            if not data:
+                return
+        self._begin(receiver, response, data)
+
+    def _begin(self, receiver: Receiver, response: Response, data: bytes) -> None:
+        body = self._expected = response.body
+        keep = response.keep_alive
+        if body >= 0:
+            end = response.end + body
+            if len(data) < end:
+                self._expected = end - len(data)
+                self.reusable = keep
+                receiver.response_begins(response, done=False)
+                return
+            if len(data) > end:  # a response that was not asked for
+                response.received, keep = data[:end], False
+            self._expected = 0
+            self.reusable = keep
+            receiver.response_begins(response, done=True)
+            self._complete(keep=keep)
+            return
+        self.reusable = keep
+        if body == CHUNKED:
+            chunks = self._chunks = ChunkedBody(decode=self._decode)
+            response.first = chunks.feed(data[response.end :])
+            receiver.response_begins(response, done=chunks.done)
+            if chunks.done:
+                self._complete(chunks.trailers, keep=keep and not chunks.rest)
+            return
+        receiver.response_begins(response, done=False)
+
+    def _complete(self, trailers: bytes = b"", *, keep: bool) -> None:
+        receiver, self._receiver = self._receiver, None
+        self._expected, self._chunks = 0, None
+        self.reusable = self.reusable and keep and not self.closed
+        if receiver is not None:
+            receiver.response_ends(trailers)
+
+    def _lost(self, error: Exception | None) -> None:
+        receiver, self._receiver = self._receiver, None
+        self._expected, self.reusable = 0, False
+        if not self.closed:
+            self._transport.abort()
+        if receiver is not None:
+            receiver.backend_lost(error)

@@ -1,0 +1,380 @@
+"""A client's connection: requests of HTTP/1.1 one after the other, and their responses."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from socket import SO_LINGER, SOL_SOCKET
+from typing import cast
+
+from ...http.canonical_head import CHUNKED
+from ...http.message_head import BadMessage
+from ..edge import Edge
+from .chunked_body import ChunkedBody
+from .exchange import Exchange
+from .forwarded_head import Forwarding
+from .proxied_request import Request, read_request
+from .refusal import refusal
+from .request_routing import Routed, route_request
+from .response_head import UNTIL_CLOSE, Response
+from .timer_wheel import Timer
+from .websocket_frames import CLOSE_1012, FrameBoundary
+
+# So many bytes of further requests are read while one is being answered.
+MOST_READ_AHEAD = 64 * 1024
+# After a response to a request that was not read to its end: so long, and so much, is read and dropped, because
+# closing with unread bytes would reset the connection before the client has read the response (RFC 9112 §9.6).
+LINGER_SECONDS = 2.0
+MOST_LINGERED = 1024 * 1024
+# While draining: an idle connection is closed after so long without a byte; a WebSocket, so long after a close frame.
+QUIET_SECONDS = 2.0
+CLOSE_FRAME_SECONDS = 2.0
+_END_OF_HEAD = b"\r\n\r\n"
+_RESET = struct.pack("ii", 1, 0)
+
+
+class ClientConnection(asyncio.Protocol):
+    """The client side of one exchange after the other (`exchange.ClientSide`).
+
+    Further requests are read ahead, within a bound, and answered in their order: an exchange begins when the one before
+    has ended and its response is on its way.
+    """
+
+    takes_chunks = True
+
+    def __init__(self, edge: Edge, scheme: str, received: bytes = b"") -> None:
+        self._edge = edge
+        self._scheme = scheme
+        self._timer = Timer(edge.pool.timers)
+        self._transport: asyncio.Transport
+        self._forwarding: Forwarding
+        self._buffer = received  # read ahead, or the beginning of a head
+        self._scanned = 0  # so much of it holds no end of a head
+        self._request: Request | None = None
+        self._exchange: Exchange | None = None
+        self._left = 0  # of the request's body
+        self._chunks: ChunkedBody | None = None
+        self._most_body = 0  # bytes; 0 for no limit
+        self._keep = True  # the connection, after the response
+        self._wraps = False  # the response's body is put into chunks
+        self._frames: FrameBoundary | None = None  # of a WebSocket, from the server
+        self._ending_frames = False  # a close frame is due at the next boundary
+        self._writable = self._reading = self._body_wanted = True
+        self._advancing = False
+        self._dropped: int | None = None  # bytes since the last response of the connection
+
+    def __repr__(self) -> str:
+        return f"<ClientConnection {self._exchange or 'idle'}>"
+
+    # For the loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no common class
+        peer = transport.get_extra_info("peername")
+        address = peer[0] if isinstance(peer, tuple) else ""
+        self._forwarding = Forwarding(address, self._scheme, self._edge.settings.trusted_proxies)
+        self._edge.pool.enter(self)
+        self._timer.start(self._edge.settings.head_seconds, self._head_expired)
+        self._advance()
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            if self._dropped is not None:
+                self._drop(data)
+                return
+            self._buffer = self._buffer + data if self._buffer else data
+            self._advance()
+        elif exchange.tunnel:
+            exchange.send_body(data, complete=False)
+        elif self._left or self._chunks is not None:
+            self._read_body(exchange, data)
+        else:
+            self._buffer += data
+            self._update_reading()
+
+    def eof_received(self) -> bool:
+        """Without a tunnel the client has left: its request is given up, as nginx does."""
+        exchange = self._exchange
+        if exchange is not None and exchange.tunnel and self._transport.can_write_eof():
+            exchange.client_eof()
+            return True
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._edge.pool.leave(self)
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.client_left()
+        self._timer.close()
+        self._buffer, self._dropped = b"", 0
+
+    def pause_writing(self) -> None:
+        self._writable = False
+        if self._exchange is not None:
+            self._exchange.client_writable(False)
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        if self._exchange is not None:
+            self._exchange.client_writable(True)
+        else:
+            self._advance()
+
+    # Requests.
+
+    def _advance(self) -> None:
+        """Begin with the next request, if it is there and the responses before it are taken."""
+        if self._advancing:  # its exchange has already ended: the loop goes on
+            return
+        self._advancing = True
+        try:
+            while self._exchange is None and self._buffer and self._writable and self._dropped is None:
+                if not self._begin_next():
+                    break
+        finally:
+            self._advancing = False
+        self._update_reading()
+
+    def _begin_next(self) -> bool:
+        """Whether there was a whole head."""
+        data, most = self._buffer, self._edge.settings.max_head_bytes
+        if self._scanned and data.find(_END_OF_HEAD, self._scanned) < 0 and len(data) <= most:
+            self._scanned = len(data) - 3
+            return False
+        self._request = None
+        self._keep = False
+        try:
+            request = self._request = read_request(data, most)
+            if request is None:
+                if not self._scanned:
+                    self._timer.start(self._edge.settings.head_seconds, self._head_expired)
+                self._scanned = max(1, len(data) - 3)
+                return False
+            self._scanned = 0
+            self._keep = request.keep_alive and not request.body
+            routed = route_request(self._edge, request, self._forwarding)
+            self._keep = request.keep_alive
+            self._begin(request, routed)
+        except BadMessage as error:
+            if self._request is not None:
+                self._buffer = data[self._request.end :]
+            self.refuse(error.status)
+        return True
+
+    def _begin(self, request: Request, routed: Routed) -> None:
+        data, body, complete = self._buffer[request.end :], request.body, True
+        most = self._most_body = routed.route.max_body_bytes
+        if body == CHUNKED:
+            self._keep = False  # as long as the body is not known to be in order
+            chunks = ChunkedBody()
+            data = chunks.feed(data)
+            self._keep = request.keep_alive
+            complete = chunks.done
+            self._chunks, self._buffer = None if complete else chunks, chunks.rest
+            body = chunks.size
+        elif len(data) > body:
+            data, self._buffer = data[:body], data[body:]
+        else:
+            self._buffer = b""
+            self._left = body - len(data)
+            complete = not self._left
+        if most and body > most:
+            self._keep = False
+            raise BadMessage("the body is too large", 413)
+        self.takes_chunks = request.http_1_1
+        self._body_wanted = True
+        exchange = self._exchange = Exchange(
+            self._edge, self, request, routed.route, routed.client, routed.head, self._timer
+        )
+        exchange.start(data, complete=complete)
+
+    def _read_body(self, exchange: Exchange, data: bytes) -> None:
+        chunks = self._chunks
+        if chunks is None:
+            if len(data) > self._left:
+                data, self._buffer = data[: self._left], data[self._left :]
+            self._left -= len(data)
+            exchange.send_body(data, complete=not self._left)
+            return
+        try:
+            data = chunks.feed(data)
+        except BadMessage as error:
+            exchange.refuse(error.status)
+            return
+        if self._most_body and chunks.size > self._most_body:
+            exchange.refuse(413)
+            return
+        if chunks.done:
+            self._chunks, self._buffer = None, chunks.rest
+        if data or chunks.done:
+            exchange.send_body(data, complete=chunks.done)
+
+    def _update_reading(self) -> None:
+        wanted = self._body_wanted and (self._exchange is None or len(self._buffer) <= MOST_READ_AHEAD)
+        if wanted != self._reading and not self._transport.is_closing():
+            self._reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    # Responses.
+
+    def interim(self, response: Response) -> None:
+        if self.takes_chunks:  # a client of HTTP/1.0 knows none
+            self._transport.write(response.lines + b"\r\n")
+
+    def respond(self, response: Response) -> None:
+        request, exchange = self._request, self._exchange
+        assert request is not None
+        assert exchange is not None
+        keep = self._keep and exchange.complete and not self._edge.draining
+        if keep and response.plain and request.http_1_1:
+            self._transport.write(response.received)
+            return
+        body, first = response.body, response.first
+        framing = b""
+        if body in (CHUNKED, UNTIL_CLOSE):
+            if request.http_1_1:
+                framing = b"Transfer-Encoding: chunked\r\n"
+                self._wraps = body == UNTIL_CLOSE
+                first = _chunk(first) if self._wraps and first else first
+            else:
+                keep = False
+        elif response.length >= 0:
+            framing = b"Content-Length: %d\r\n" % response.length
+        if not keep:
+            framing += b"Connection: close\r\n"
+        elif not request.http_1_1:
+            framing += b"Connection: keep-alive\r\n"
+        self._keep = keep
+        self._transport.write(b"%b%b\r\n%b" % (response.lines, framing, first))
+
+    def send_data(self, data: bytes) -> None:
+        if self._frames is not None:
+            self._send_frames(self._frames, data)
+        else:
+            self._transport.write(_chunk(data) if self._wraps else data)
+
+    def finish(self, trailers: bytes) -> None:
+        exchange, self._exchange = self._exchange, None
+        if self._wraps:
+            self._wraps = False
+            self._transport.write(b"0\r\n" + trailers + b"\r\n")
+        self._response_ended(read=exchange is None or exchange.complete)
+
+    def refuse(self, status: int, retry_after_seconds: float = 0) -> None:
+        request = self._request
+        exchange, self._exchange = self._exchange, None
+        complete = exchange is None or exchange.complete
+        self._keep = self._keep and complete and not self._edge.draining
+        self._transport.write(
+            refusal(
+                status,
+                retry_after_seconds=retry_after_seconds,
+                head_only=request is not None and request.method == b"HEAD",
+                keep_alive=self._keep,
+            )
+        )
+        self._response_ended(read=complete and request is not None)
+
+    def cut_off(self) -> None:
+        self._exchange = None
+        if not self.takes_chunks:  # nothing else tells this client that the response is not whole
+            self._transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
+        self._transport.abort()
+
+    def take_body(self, take: bool) -> None:
+        self._body_wanted = take
+        self._update_reading()
+
+    def _response_ended(self, *, read: bool) -> None:
+        """The next request follows, or the end of the connection. `read`: the request has been read to its end."""
+        self._body_wanted = True
+        if self._keep:
+            settings = self._edge.settings
+            self._timer.start(
+                QUIET_SECONDS if self._edge.draining else settings.keep_alive_seconds, self._end
+            )
+            if self._buffer or not self._reading:
+                self._advance()
+            return
+        self._left, self._chunks = 0, None
+        self._dropped = 0
+        if (read and not self._buffer) or not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        self._buffer = b""
+        self._transport.write_eof()
+        self._timer.start(LINGER_SECONDS, self._transport.abort)
+        self._update_reading()
+
+    def _drop(self, data: bytes) -> None:
+        assert self._dropped is not None
+        self._dropped += len(data)
+        if self._dropped > MOST_LINGERED:
+            self._transport.abort()
+
+    # Another protocol.
+
+    def switch(self, response: Response, data: bytes) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        self._keep = False
+        lines = b"%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (response.lines, response.upgrade)
+        self._transport.write(lines)
+        if response.upgrade.lower() == b"websocket":
+            self._frames = FrameBoundary()
+        if data:
+            self.send_data(data)
+        early, self._buffer = self._buffer, b""
+        if early:
+            exchange.send_body(early, complete=False)
+        self._update_reading()
+
+    def send_eof(self) -> None:
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _send_frames(self, frames: FrameBoundary, data: bytes) -> None:
+        if not self._ending_frames:
+            frames.feed(data)
+            self._transport.write(data)
+        elif not frames.at_boundary:
+            self._transport.write(data[: frames.feed(data, only_first=True)])
+            if frames.at_boundary:
+                self._transport.write(CLOSE_1012)
+
+    # Ends.
+
+    def drain(self) -> None:
+        """End after the present response, or soon if there is none; a WebSocket goes on."""
+        if self._exchange is None and self._dropped is None:
+            self._timer.start(QUIET_SECONDS, self._end)
+
+    def end_now(self) -> None:
+        """End, whatever is under way: a WebSocket by a close frame where one may stand, everything else at once."""
+        if self._frames is None or self._ending_frames:
+            self._transport.abort()
+            return
+        self._ending_frames = True
+        self._timer.start(CLOSE_FRAME_SECONDS, self._transport.abort)
+        if self._frames.at_boundary:
+            self._transport.write(CLOSE_1012)
+
+    def _head_expired(self) -> None:
+        if self._buffer:
+            self._keep = False
+            self.refuse(408)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        self._transport.close()
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)

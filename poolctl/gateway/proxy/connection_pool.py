@@ -1,0 +1,137 @@
+"""The connections of the proxy: idle ones to backends, kept for the next request, and those of clients."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from ..endpoint import Endpoint
+from .backend_connection import BackendConnection
+from .timer_wheel import TimerWheel
+
+# Of one endpoint. More are closed as soon as they are idle.
+MOST_IDLE = 128
+# Shorter than the keep-alive of most servers, so that few requests meet a connection that is being closed.
+IDLE_SECONDS = 55.0
+
+
+class Client(Protocol):
+    """A client's connection, as far as draining needs it."""
+
+    def drain(self) -> None:
+        """End after the response that is being sent; now, if there is none."""
+
+    def end_now(self) -> None:
+        """End now; a WebSocket with a close frame of status 1012, where one may stand."""
+
+
+class ConnectionPool:
+    """Connections to backends by endpoint; the one used last is used first, so that superfluous ones become old.
+
+    Made on the loop that uses it. `timers` are those of all connections of the proxy.
+    """
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.timers = TimerWheel(self.loop)
+        self.clients: set[Client] = set()
+        self._idle: dict[Endpoint, list[BackendConnection]] = {}
+        self._emptied: asyncio.Future[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._contexts: dict[bool, ssl.SSLContext] = {}
+
+    def __repr__(self) -> str:
+        return f"<ConnectionPool: {sum(map(len, self._idle.values()))} idle, {len(self.clients)} clients>"
+
+    def take(self, endpoint: Endpoint, *, certain: bool) -> BackendConnection | None:
+        """The idle connection that was used last, None without one.
+
+        `certain`: for a request that cannot be sent twice, the system is asked whether the connection still is one.
+        """
+        idle = self._idle.get(endpoint)
+        while idle:
+            connection = idle.pop()
+            if connection.taken(certain=certain):
+                return connection
+        return None
+
+    async def connect(self, endpoint: Endpoint) -> BackendConnection:
+        """A new connection. Raises OSError (ssl.SSLError is one)."""
+        context = self._context(endpoint) if endpoint.tls else None
+        name = endpoint.server_name or "localhost" if endpoint.tls else None
+        if endpoint.kind == "unix":
+            _, made = await self.loop.create_unix_connection(
+                self._made, endpoint.path, ssl=context, server_hostname=name
+            )
+        else:
+            _, made = await self.loop.create_connection(
+                self._made, endpoint.host, endpoint.port, ssl=context, server_hostname=name
+            )
+        made.endpoint = endpoint
+        return made
+
+    def give_back(self, connection: BackendConnection) -> None:
+        """Keep the connection, which is between two messages, for another request."""
+        idle = self._idle.setdefault(connection.endpoint, [])
+        if len(idle) >= MOST_IDLE:
+            connection.close()
+            return
+        idle.append(connection)
+        connection.kept_in(idle, IDLE_SECONDS)
+
+    def enter(self, client: Client) -> None:
+        """A client's connection is open."""
+        self.clients.add(client)
+
+    def leave(self, client: Client) -> None:
+        """It is closed."""
+        self.clients.discard(client)
+        if not self.clients and self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    async def empty(self, seconds: float) -> bool:
+        """Wait until no client is connected any more; whether that was within so many seconds."""
+        if not self.clients:
+            return True
+        self._emptied = self.loop.create_future()
+        done, _ = await asyncio.wait([self._emptied], timeout=seconds)
+        return bool(done)
+
+    def close_idle(self) -> None:
+        """Close the idle connections to backends."""
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
+        self._idle.clear()
+
+    def close(self) -> None:
+        """Close all connections, and let go of the timers."""
+        self.close_idle()
+        for client in list(self.clients):
+            client.end_now()
+        for task in self._tasks:
+            task.cancel()
+        self.timers.close()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run it as a task that is kept until it is done."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _made(self) -> BackendConnection:
+        return BackendConnection(self.timers)
+
+    def _context(self, endpoint: Endpoint) -> ssl.SSLContext:
+        """Certificates are verified with the system's authorities, except those of servers of this pool."""
+        context = self._contexts.get(bool(endpoint.server_name))
+        if context is None:
+            context = ssl.create_default_context()
+            context.set_alpn_protocols(["http/1.1"])
+            if not endpoint.server_name:
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            self._contexts[bool(endpoint.server_name)] = context
+        return context

@@ -1,0 +1,398 @@
+"""One request to a backend and its response back, whatever protocol the client speaks."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import Protocol
+
+from ...http.message_head import BadMessage
+from ...routing.route import Route
+from ..backends import Lease, Outcome, Refused
+from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
+from ..edge import Edge
+from .backend_connection import BackendConnection
+from .proxied_request import Request
+from .response_head import Response
+from .timer_wheel import Timer
+
+# Of a request's body; so much is kept until the response begins, to be sent again or while there is no backend yet.
+MOST_KEPT_BYTES = 64 * 1024
+_TRY_ANOTHER = (502, 503, 504)
+
+
+class ClientSide(Protocol):
+    """The client's protocol, as an exchange uses it. Each exchange ends with `finish`, `refuse` or `cut_off`.
+
+    `takes_chunks`: bodies of unknown length come to it as chunks, else as plain data.
+    """
+
+    takes_chunks: bool
+
+    def interim(self, response: Response) -> None:
+        """An interim response (1xx)."""
+
+    def respond(self, response: Response) -> None:
+        """The head of the response, and the first bytes of its body."""
+
+    def send_data(self, data: bytes) -> None:
+        """More of the body."""
+
+    def finish(self, trailers: bytes) -> None:
+        """The response is complete."""
+
+    def refuse(self, status: int, retry_after_seconds: float = 0) -> None:
+        """There is no response of a backend: respond with this status."""
+
+    def cut_off(self) -> None:
+        """The response cannot be completed: the client must not take it for complete."""
+
+    def switch(self, response: Response, data: bytes) -> None:
+        """The protocol is another one from now on (101), beginning with these bytes; more come by `send_data`.
+
+        What the client sends goes to `send_body`, its end to `client_eof`.
+        """
+
+    def send_eof(self) -> None:
+        """Of another protocol: nothing more comes."""
+
+    def take_body(self, take: bool) -> None:
+        """Whether more of the request's body can be taken now."""
+
+
+class Exchange:
+    """Call `start`, then `send_body` for what follows of the request's body.
+
+    `client` is the client's address, `head` the head of the request for the backend; `timer` the client side's, used
+    until the exchange ends.
+    """
+
+    __slots__ = (
+        "_backends", "_client", "_connection", "_counts", "_edge", "_ends", "_half_closed", "_head", "_kept", "_lease",
+        "_paused", "_repeats", "_request", "_retries", "_route", "_side", "_started", "_status", "_stuck", "_task",
+        "_timer", "_tried", "begun", "complete", "tunnel",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        edge: Edge,
+        side: ClientSide,
+        request: Request,
+        route: Route,
+        client: str,
+        head: bytes,
+        timer: Timer,
+    ) -> None:
+        self._edge, self._side, self._request, self._route = edge, side, request, route
+        self._client, self._head, self._timer = client, head, timer
+        self._backends = edge.backends.of(route)
+        self._counts = edge.counts.route(route.alias)
+        self._connection: BackendConnection | None = None
+        self._lease: Lease | None = None
+        self._task: asyncio.Task[None] | None = None  # waits for a place, or connects
+        self._kept: bytes | None = b""  # of the body, all that has come; None when it became too much
+        self._tried: list[str] = []
+        self._retries = route.retries
+        self._repeats = 0
+        self._status = 0
+        self._paused = False  # the client takes no more of the response for now
+        self._stuck = False  # the backend takes no more of the request for now
+        self.begun = False  # the response
+        self.complete = False  # the request
+        self.tunnel = False  # bytes of another protocol are copied
+        self._half_closed = False
+        self._started = monotonic()
+        self._ends = self._started + route.timeouts.total if route.timeouts.total else 0.0
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self._request!r} on {self._route.alias}>"
+
+    # The request.
+
+    def start(self, body: bytes, *, complete: bool) -> None:
+        """Send the request to a backend, with the part of its body that is there."""
+        self._kept = body
+        self.complete = complete
+        self._counts.began()
+        self._acquire()
+
+    def send_body(self, data: bytes, *, complete: bool) -> None:
+        """Send more of the body, in the framing that the head names."""
+        self.complete = complete
+        connection = self._connection
+        if self._kept is not None:
+            self._kept = (
+                self._kept + data
+                if len(self._kept) + len(data) <= MOST_KEPT_BYTES or not connection
+                else None
+            )
+        if connection is not None:
+            connection.send(data)
+            timeouts = self._route.timeouts
+            self._wait(timeouts.idle if self.begun or not complete else timeouts.head)
+        elif self._kept is not None and len(self._kept) > MOST_KEPT_BYTES:
+            self._side.take_body(False)
+
+    def client_left(self) -> None:
+        """The client has gone: nothing is sent to it any more."""
+        self._end(Outcome.CANCELLED)
+
+    def client_eof(self) -> None:
+        """Of a tunnel: the client sends nothing more."""
+        if self._connection is not None:
+            self._connection.send_eof()
+            self._one_end_closed()
+
+    def client_writable(self, writable: bool) -> None:
+        """The client takes more of the response again, or does not for now."""
+        self._paused = not writable
+        if self._connection is not None and self.begun:
+            if writable:
+                self._connection.resume_reading()
+                self._wait(self._route.timeouts.idle)
+            else:
+                self._connection.pause_reading()
+
+    def refuse(self, status: int) -> None:
+        """The client's request is at fault: end with this status, or cut the response off that has begun."""
+        self._end(Outcome.CANCELLED)
+        if self.begun:
+            self._side.cut_off()
+        else:
+            self._side.refuse(status)
+
+    # A backend.
+
+    def _acquire(self) -> None:
+        lease = self._backends.acquire(self._client, self._cookie(), self._tried)
+        if isinstance(lease, Refused):
+            if lease.may_wait:
+                self._task = self._edge.pool.start(self._wait_for_place())
+            else:
+                self._refused(lease)
+            return
+        self._lease = lease
+        self._send()
+
+    async def _wait_for_place(self) -> None:
+        try:
+            lease = await self._backends.wait(self._client, self._cookie(), self._tried)
+        except Refused as refused:
+            self._task = None
+            self._refused(refused)
+            return
+        self._task, self._lease = None, lease
+        self._send()
+
+    def _refused(self, refused: Refused) -> None:
+        self._end(Outcome.CANCELLED, REFUSED)
+        self._side.refuse(refused.status, refused.retry_after_seconds)
+
+    def _cookie(self) -> str:
+        name = self._route.sticky_cookie
+        if not name:
+            return ""
+        for pair in self._request.get(b"cookie").decode("latin-1").replace(",", ";").split(";"):
+            key, _, value = pair.strip().partition("=")
+            if key == name:
+                return value.strip('"')
+        return ""
+
+    def _send(self, *, fresh: bool = False) -> None:
+        """Send what there is of the request on an idle connection, or on a new one."""
+        assert self._lease is not None
+        endpoint = self._lease.backend.endpoint
+        certain = not self._request.idempotent
+        connection = None if fresh else self._edge.pool.take(endpoint, certain=certain)
+        if connection is not None:
+            self._use(connection)
+        else:
+            self._wait(self._route.timeouts.connect)
+            self._task = self._edge.pool.start(self._connect())
+
+    async def _connect(self) -> None:
+        assert self._lease is not None
+        try:
+            connection = await self._edge.pool.connect(self._lease.backend.endpoint)
+        except (OSError, ValueError):  # ValueError: a host name that cannot be one
+            self._task = None
+            self._failed(CONNECT, 502, sent=False)
+            return
+        self._task = None
+        self._use(connection)
+
+    def _use(self, connection: BackendConnection) -> None:
+        kept, request = self._kept, self._request
+        assert kept is not None
+        self._connection = connection
+        timeouts = self._route.timeouts
+        self._wait(timeouts.head if self.complete else timeouts.idle)
+        connection.request(
+            self,
+            self._head + kept if kept else self._head,
+            head_only=request.method == b"HEAD",
+            decode=not self._side.takes_chunks,
+            may_switch=bool(request.upgrade),
+        )
+        if len(kept) > MOST_KEPT_BYTES:
+            self._kept = None
+            self._side.take_body(True)
+
+    # Its response.
+
+    def interim(self, response: Response) -> None:
+        self._side.interim(response)
+
+    def switched(self, response: Response, data: bytes) -> None:
+        self.begun = self.tunnel = True
+        self._status, self._kept = 101, None
+        self._wait(self._route.timeouts.idle)
+        self._side.switch(response, data)
+
+    def response_begins(self, response: Response, *, done: bool) -> None:
+        assert self._lease is not None
+        status = self._status = response.status
+        if self._retries and status in _TRY_ANOTHER and self._try_another():
+            return
+        if self._lease.cookie:
+            name = self._route.sticky_cookie
+            response.add(
+                f"Set-Cookie: {name}={self._lease.cookie}; Path=/; HttpOnly; SameSite=Lax\r\n".encode()
+            )
+        self.begun = True
+        self._kept = None
+        if not done:
+            self._wait(self._route.timeouts.idle)
+        self._side.respond(response)
+
+    def response_data(self, data: bytes) -> None:
+        self._wait(self._route.timeouts.idle)
+        self._side.send_data(data)
+
+    def response_ends(self, trailers: bytes) -> None:
+        self._end(Outcome.ANSWERED)
+        self._side.finish(trailers)
+
+    def backend_eof(self) -> None:
+        self._side.send_eof()
+        self._one_end_closed()
+
+    def _one_end_closed(self) -> None:
+        """Of a tunnel; with the other end it is over."""
+        if not self._half_closed:
+            self._half_closed = True
+            return
+        self._end(Outcome.ANSWERED)
+        self._side.finish(b"")
+
+    def backend_writable(self, writable: bool) -> None:
+        self._stuck = not writable
+        self._side.take_body(writable)
+
+    def backend_lost(self, error: Exception | None) -> None:
+        connection = self._connection
+        assert connection is not None
+        if self.tunnel:
+            self._end(Outcome.ANSWERED)
+            self._side.finish(b"")
+            return
+        # An idle connection that the backend was closing: the request has probably not been seen.
+        stale = connection.requests > 1 and not connection.answered and not self._repeats
+        if stale and self._request.idempotent and self._kept is not None:
+            self._connection = None
+            self._repeats += 1
+            self._send(fresh=True)
+            return
+        self._failed(PROTOCOL if isinstance(error, BadMessage) else RESET, 502, sent=True)
+
+    def _try_another(self) -> bool:
+        """Whether another backend gets the request, because this one's response is not worth passing on."""
+        lease = self._lease
+        assert lease is not None
+        if self._kept is None or not self._request.idempotent:
+            return False
+        tried = [*self._tried, lease.backend.key]
+        other = self._backends.acquire(self._client, self._cookie(), tried)
+        if isinstance(other, Refused):
+            return False
+        lease.release(Outcome.ANSWERED, self._seconds(), self._status)
+        self._leave_connection(keep=False)
+        self._tried, self._lease = tried, other
+        self._retries -= 1
+        self._send()
+        return True
+
+    # Its end.
+
+    def _failed(self, error: str, status: int, *, sent: bool) -> None:
+        """The backend has failed: try another one, if the request may be sent again, or report it to the client."""
+        lease, self._lease = self._lease, None
+        assert lease is not None
+        self._leave_connection(keep=False)
+        lease.release(Outcome.FAILED, self._seconds())
+        may_repeat = self._kept is not None and (not sent or self._request.idempotent)
+        if self._retries and may_repeat and not self.begun:
+            self._retries -= 1
+            self._tried.append(lease.backend.key)
+            self._acquire()
+            return
+        self._end(Outcome.FAILED, error)
+        if self.begun:
+            self._side.cut_off()
+        else:
+            self._side.refuse(status)
+
+    def _expired(self) -> None:
+        if self._connection is None:
+            if self._task is not None:
+                self._task.cancel()
+                self._task = None
+            if self._lease is not None:
+                self._failed(TIMEOUT, 504, sent=False)
+            else:
+                self._end(Outcome.CANCELLED, TIMEOUT)
+                self._side.refuse(504)
+        elif self._paused if self.begun else not self.complete and not self._stuck:
+            self.refuse(408)  # the client does not go on
+        else:
+            self._failed(TIMEOUT, 504, sent=True)
+
+    def _end(self, outcome: Outcome, error: str = "") -> None:
+        """Let go of everything, and count what became of the request."""
+        self._timer.stop()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        seconds = self._seconds()
+        if self._connection is not None:
+            self._leave_connection(keep=outcome is Outcome.ANSWERED and self.complete)
+        if self._lease is not None:
+            self._lease.release(outcome, seconds, self._status)
+            self._lease = None
+        if error:
+            self._counts.failed(error)
+        elif outcome is Outcome.ANSWERED:
+            self._counts.answered(self._status, seconds)
+        else:
+            self._counts.disconnected()
+
+    def _leave_connection(self, *, keep: bool) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if keep and connection.reusable:
+            if self._paused:
+                connection.resume_reading()
+            self._edge.pool.give_back(connection)
+        else:
+            connection.close(gently=self.tunnel)
+
+    def _seconds(self) -> float:
+        return monotonic() - self._started
+
+    def _wait(self, seconds: float) -> None:
+        """So long for what comes next; no longer than all of it may take."""
+        if self._ends:
+            left = max(self._ends - monotonic(), 0.001)
+            seconds = min(seconds, left) if seconds else left
+        self._timer.start(seconds, self._expired)

@@ -1,0 +1,138 @@
+"""Heads of requests as backends get them: without what is the client connection's, with what is known of the client."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+from ...http.canonical_head import CHUNKED
+from ...http.message_head import TOKEN, BadMessage
+from ...routing.route import Route
+from .proxied_request import Request
+
+# Fields about one connection (RFC 9110 §7.6.1), and those by which a proxy reports the client: a client's own would be
+# believed. Names with underscores too, since CGI and WSGI do not distinguish them. `Proxy` becomes HTTP_PROXY there.
+_REMOVED = re.compile(
+    rb"\r\n(?=[CFHKPTUXcfhkptux])(?i:connection:([^\r\n]*+)|(?:keep-alive|te|transfer-encoding|upgrade|http2-settings"
+    rb"|proxy|proxy-connection|proxy-authenticate|proxy-authorization"
+    rb"|forwarded|x[-_]forwarded[-_][0-9a-z_-]++|x[-_]real[-_]ip):[^\r\n]*+)"
+)
+_HOST_LINE = re.compile(rb"\r\n(?i:host):[^\r\n]*+")
+_EXPECT_LINE = re.compile(rb"\r\n(?i:expect):[^\r\n]*+")
+_token = re.compile(TOKEN).fullmatch
+_PLAIN_OPTIONS = frozenset((b"", b"close", b"keep-alive", b"upgrade", b"te", b"http2-settings"))
+# Fields on which the next recipient's reading depends: a client cannot have them removed.
+_NO_OPTIONS = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
+_MOST_CACHED = 16
+
+
+class Forwarding:
+    """What the requests of one client connection have in common: who sent them, and how.
+
+    `peer` is its address, "" for a Unix socket. A `trusted` peer is a proxy whose own report of the client is kept and
+    extended; any other's is replaced.
+    """
+
+    def __init__(self, peer: str, scheme: str, trusted_networks: tuple[str, ...]) -> None:
+        self.peer = peer
+        self.scheme = scheme.encode()
+        self._networks = trusted_networks
+        self.trusted = is_trusted(peer, trusted_networks)
+        self._node = (f'"[{peer}]"' if ":" in peer else peer or "unknown").encode()
+        self._lines: dict[bytes, bytes] = {}  # by host
+        self._fields = self._kept = b""
+
+    def client(self, request: Request) -> str:
+        """The client's address: the last one on the way here that is not of a trusted proxy."""
+        if not self.trusted:
+            return self.peer
+        for hop in reversed(request.get(b"x-forwarded-for").decode("latin-1").split(",")):
+            address = hop.strip()
+            if address and not is_trusted(address, self._networks):
+                return address
+        return self.peer
+
+    def head(self, request: Request, route: Route, target: bytes) -> bytes:
+        """The head of the request for a backend, which is asked for this target. Raises BadMessage."""
+        fields = request.fields
+        if fields == self._fields:
+            kept = self._kept
+        else:
+            kept = self._kept = _without_hop_by_hop(fields)
+            self._fields = fields
+        host = request.host
+        if route.host_header or not host:
+            kept = _HOST_LINE.sub(b"", kept)
+            kept = b"\r\nHost: " + route.host_header.encode() + kept
+        if not request.http_1_1:
+            kept = _EXPECT_LINE.sub(b"", kept)
+        report = self._extended(request) if self.trusted else self._lines.get(host) or self._replaced(host)
+        framing = b"Transfer-Encoding: chunked\r\n" if request.body == CHUNKED else b""
+        if request.upgrade:
+            framing += b"Connection: Upgrade\r\nUpgrade: " + request.upgrade + b"\r\n"
+        if route.add_headers:
+            framing += added(route)
+        return b"%b %b HTTP/1.1%b\r\n%b%b\r\n" % (request.method, target, kept, report, framing)
+
+    def _replaced(self, host: bytes) -> bytes:
+        if len(self._lines) >= _MOST_CACHED:
+            self._lines.clear()
+        lines = self._report(self.peer.encode(), self.scheme, host, self._element(host))
+        self._lines[host] = lines
+        return lines
+
+    def _element(self, host: bytes) -> bytes:
+        """RFC 7239 §4; `host` is that of the request, so that it has no quotation mark."""
+        named = b';host="' + host + b'"' if host else b""
+        return b"for=" + self._node + b";proto=" + self.scheme + named
+
+    def _extended(self, request: Request) -> bytes:
+        """The report of a trusted proxy, with that proxy itself added."""
+        hops = [*request.values(b"x-forwarded-for"), *([self.peer.encode()] if self.peer else [])]
+        elements = [*request.values(b"forwarded"), self._element(request.host)]
+        scheme = request.get(b"x-forwarded-proto") or self.scheme
+        host = request.get(b"x-forwarded-host") or request.host
+        return self._report(b", ".join(hops), scheme, host, b", ".join(elements))
+
+    def _report(self, hops: bytes, scheme: bytes, host: bytes, forwarded: bytes) -> bytes:
+        first = b"X-Forwarded-For: " + hops + b"\r\n" if hops else b""
+        named = b"X-Forwarded-Host: " + host + b"\r\n" if host else b""
+        return b"%bX-Forwarded-Proto: %b\r\n%bForwarded: %b\r\n" % (first, scheme, named, forwarded)
+
+
+def _without_hop_by_hop(fields: bytes) -> bytes:
+    parts = _REMOVED.split(fields)  # the fields between those removed, and the values of Connection
+    if len(parts) == 1:
+        return fields
+    kept = b"".join(parts[::2])
+    for value in parts[1::2]:
+        for option in (value or b"").lower().split(b","):
+            name = option.strip(b"\t ")
+            if name in _PLAIN_OPTIONS:
+                continue
+            if name in _NO_OPTIONS or not _token(name):
+                raise BadMessage("an option of Connection that cannot be one")
+            kept = re.sub(rb"\r\n(?i:" + re.escape(name) + rb"):[^\r\n]*+", b"", kept)
+    return kept
+
+
+@lru_cache(maxsize=1024)
+def added(route: Route) -> bytes:
+    """The lines of the fields that the route adds."""
+    return b"".join(f"{header.name}: {header.value}\r\n".encode() for header in route.add_headers)
+
+
+@lru_cache(maxsize=4096)
+def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
+    """Whether the address is in one of the networks."""
+    try:
+        given = ip_address(address)
+    except ValueError:
+        return False
+    return any(given in network for network in map(_network, networks))
+
+
+@lru_cache(maxsize=256)
+def _network(text: str) -> IPv4Network | IPv6Network:
+    return ip_network(text, strict=False)

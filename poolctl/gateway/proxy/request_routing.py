@@ -1,0 +1,79 @@
+"""Which route a request takes, and what its backend is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from ...http.message_head import BadMessage
+from ...routing.match import normal_host
+from ...routing.normal_path import normal_path
+from ...routing.route import Route
+from ..edge import Edge
+from .forwarded_head import Forwarding
+from .proxied_request import Request
+
+# CONNECT asks for a tunnel to anywhere. TRACE would return what the gateway adds to the request.
+_REFUSED_METHODS = (b"CONNECT", b"TRACE")
+
+
+class Routed(NamedTuple):
+    """`client` is the address of the client, `head` the head of the request for the backend."""
+
+    route: Route
+    client: str
+    head: bytes
+
+
+class _Fields(Mapping[str, str]):
+    """The fields of a request by their names in lower case, found when they are asked for."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def __getitem__(self, name: str) -> str:
+        values = self._request.values(name.encode())
+        if not values:
+            raise KeyError(name)
+        return b", ".join(values).decode("latin-1")
+
+    def __iter__(self) -> Iterator[str]:
+        lines = self._request.fields.split(b"\r\n")
+        return iter({line.partition(b":")[0].decode().lower(): None for line in lines if line})
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def route_request(edge: Edge, request: Request, forwarding: Forwarding) -> Routed:
+    """The route of the request. Raises BadMessage with the status to respond with where there is none."""
+    if request.method in _REFUSED_METHODS:
+        raise BadMessage("the method is not served", 405)
+    if edge.table is None:
+        raise BadMessage("no routes yet", 503)
+    name = edge.settings.header_for_host
+    host = request.host if name == "Host" else request.get(name.lower().encode()) or request.host
+    path = request.path.decode()
+    normal = normal_path(path) if path != "*" else "/"
+    if normal is None:
+        raise BadMessage("a path that is not read alike by all servers")
+    match = edge.table.find(_host_name(host), normal, request.method.decode(), _Fields(request))
+    if match is None:
+        raise BadMessage("no route", 404)
+    route = match.route
+    target = request.target
+    if path != "*" and (normal != path or route.strip_path):
+        stripped = _without_prefix(normal, route.path) if route.strip_path else normal
+        target = stripped.encode() + target[len(path) :]
+    return Routed(route, forwarding.client(request), forwarding.head(request, route, target))
+
+
+@lru_cache(maxsize=1024)
+def _host_name(host: bytes) -> str:
+    return normal_host(host.decode("latin-1"))
+
+
+def _without_prefix(path: str, prefix: str) -> str:
+    rest = path[len(prefix.rstrip("/")) :]
+    return rest if rest.startswith("/") else "/" + rest

@@ -1,0 +1,50 @@
+"""Taking over clients' sockets, and ending their connections."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+
+from ..edge import Edge
+from .client_connection import CLOSE_FRAME_SECONDS, ClientConnection
+
+HANDSHAKE_SECONDS = 10.0
+# A little longer than a WebSocket has after its close frame.
+CLOSING_SECONDS = CLOSE_FRAME_SECONDS + 0.5
+
+
+def serve(edge: Edge, sock: socket.socket, received: bytes = b"") -> None:
+    """Serve the connection, of which these bytes have already been read. The socket is the proxy's from now on."""
+    edge.pool.start(_serve(edge, sock, received, None))
+
+
+def serve_tls(edge: Edge, sock: socket.socket, context: ssl.SSLContext) -> None:
+    """Serve the connection after a TLS handshake, with the certificate that the context chooses."""
+    edge.pool.start(_serve(edge, sock, b"", context))
+
+
+async def drain(edge: Edge, seconds: float) -> None:
+    """End the connections of clients: idle ones soon, others after their response, what is left after `seconds`."""
+    pool = edge.pool
+    for client in list(pool.clients):
+        client.drain()
+    if not await pool.empty(seconds):
+        for client in list(pool.clients):
+            client.end_now()
+        await pool.empty(CLOSING_SECONDS)
+    pool.close_idle()
+
+
+async def _serve(edge: Edge, sock: socket.socket, received: bytes, context: ssl.SSLContext | None) -> None:
+    scheme = "http" if context is None else "https"
+    sock.setblocking(False)
+    try:
+        await edge.loop.connect_accepted_socket(
+            lambda: ClientConnection(edge, scheme, received),
+            sock,
+            ssl=context,
+            ssl_handshake_timeout=None if context is None else HANDSHAKE_SECONDS,
+        )
+    except (OSError, asyncio.CancelledError):  # ssl.SSLError is one; so is a handshake that takes too long
+        sock.close()

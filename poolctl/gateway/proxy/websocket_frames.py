@@ -1,0 +1,63 @@
+"""Where the frames of a WebSocket end, in bytes that are copied without being understood (RFC 6455 §5.2)."""
+
+from __future__ import annotations
+
+# A close frame of a server with status 1012, service restart.
+CLOSE_1012 = b"\x88\x02" + (1012).to_bytes(2, "big")
+_LONGER, _LONGEST = 126, 127
+_MASKED = 0x80
+
+
+class FrameBoundary:
+    """Follows one direction of a connection; a frame of one's own may stand where `at_boundary` is true."""
+
+    __slots__ = ("_header", "_left")
+
+    def __init__(self) -> None:
+        self._left = 0  # of the present frame's payload
+        self._header = b""
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether a frame is complete, and the next one has not begun."""
+        return not self._left and not self._header
+
+    def feed(self, data: bytes, *, only_first: bool = False) -> int:
+        """Follow these bytes; with `only_first` up to the end of the present frame. How many were followed."""
+        if self._left > len(data):
+            self._left -= len(data)
+            return len(data)
+        at, size = 0, len(data)
+        while at < size:
+            if only_first and self.at_boundary:
+                return at
+            if self._left:
+                taken = min(self._left, size - at)
+                self._left -= taken
+                at += taken
+                continue
+            header = self._header + data[at : at + 14 - len(self._header)]
+            length = _header_length(header)
+            if len(header) < length:
+                self._header = header
+                return size
+            at += length - len(self._header)
+            self._header = b""
+            self._left = _payload_length(header)
+        return at
+
+
+def _header_length(header: bytes) -> int:
+    """The length of a frame's header, as far as its beginning tells."""
+    if len(header) < 2:
+        return 2
+    short = header[1] & ~_MASKED
+    extended = 2 if short == _LONGER else 8 if short == _LONGEST else 0
+    return 2 + extended + (4 if header[1] & _MASKED else 0)
+
+
+def _payload_length(header: bytes) -> int:
+    short = header[1] & ~_MASKED
+    if short < _LONGER:
+        return short
+    return int.from_bytes(header[2:4] if short == _LONGER else header[2:10], "big")
