@@ -5,9 +5,10 @@ those. The file never changes; a change of the routes makes a new one of a highe
 table that it has until it closes it.
 
 The file: a header, the entries, the slots. An entry is the length of its key, the length of its value, and both; values
-are JSON. Each slot is eight bytes: the upper half of a key's hash, and the offset of its entry; 0 is an empty slot.
-Keys are those of `match.HostPattern` (one character for the tier, then its text), "@" and an alias, and for host
-patterns with many paths "/", the host's key, NUL, and the path.
+are JSON, of a route without the fields that have their defaults. A slot is the hash of a key and the offset of its
+entry, 4 bytes each; an empty one is 0, and the slots of keys that collide follow each other. Keys are those of
+`match.HostPattern` (one character for the tier, then its text), "@" and an alias, and for a host pattern with many
+paths "/", the key of the pattern, NUL, and the path.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from binascii import crc32
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from ..frozen_value import Value
 from ..light_json import dumps, loads
 from .match import (
     DEFAULT,
@@ -100,7 +102,7 @@ class _Writer:
             if route.alias in aliases:
                 raise ValueError(f"two routes have the alias {route.alias}")
             aliases.add(route.alias)
-            offset = self._add(_ALIAS + route.alias, _changed_fields(route))
+            offset = self._add(_ALIAS + route.alias, dumps(_changed_fields(route)))
             paths = hosts.setdefault(host_pattern(route.host), {})
             paths.setdefault(normal_prefix(route.path), []).append((condition_rank(route), offset))
         self._routes = len(aliases)
@@ -108,27 +110,30 @@ class _Writer:
             self._add_host(_TIER_KEYS[pattern.tier] + pattern.text, paths)
         wildcards = sorted((each for each in hosts if each.tier == WILDCARD), key=lambda each: -each.weight)
         domains = [each.text.count(".") + 1 for each in hosts if each.tier == DOMAIN]
-        self._add(_ROOT, {"wildcards": [each.text for each in wildcards], "labels": max(domains, default=0)})
+        root = {"wildcards": [each.text for each in wildcards], "labels": max(domains, default=0)}
+        self._add(_ROOT, dumps(root))
 
     def _add_host(self, key: str, paths: dict[str, list[tuple[tuple[bool, int], int]]]) -> None:
         records = {path: [offset for _, offset in sorted(ranked)] for path, ranked in paths.items()}
+        if len(records) == 1 and "/" in records:
+            self._add(key, str(records["/"]))
+            return
         table: dict[str, Any] = {
             "routes": sum(map(len, records.values())),
-            "depth": max(path.count("/") for path in records if path != "/") if records.keys() - {"/"} else 0,
+            "depth": max(path.count("/") for path in records if path != "/"),
         }
         above = {prefix for path in records for prefix in _prefixes(path, path.count("/")) if prefix != path}
         if len(records) <= _FEW_PATHS:
-            table["paths"] = records
-            table["above"] = [path for path in records if path in above]
+            table |= {"paths": records, "above": [path for path in records if path in above]}
         else:
             for path, offsets in records.items():
-                self._add(f"{_PATH}{key}\0{path}", {"routes": offsets, "above": path in above})
-        self._add(key, table)
+                self._add(f"{_PATH}{key}\0{path}", dumps({"routes": offsets, "above": path in above}))
+        self._add(key, dumps(table))
 
-    def _add(self, key: str, value: object) -> int:
-        name, text = key.encode(), dumps(value).encode()
+    def _add(self, key: str, value: str) -> int:
+        name, text = key.encode(), value.encode()
         offset = len(self._content)
-        self._content += _ENTRY.pack(len(name), len(text)) + name + text
+        self._content += b"%b%b%b" % (_ENTRY.pack(len(name), len(text)), name, text)
         self._slots.append(crc32(name) << 32 | offset)
         return offset
 
@@ -150,10 +155,19 @@ class _Writer:
         return content
 
 
-def _changed_fields(route: Route) -> dict[str, Any]:
-    return route.to_json(
-        *(name for name, default in Route.defaults.items() if getattr(route, name) is not default)
-    )
+def _changed_fields(value: Value) -> dict[str, Any]:
+    """A value as JSON has it, without the fields that have their defaults."""
+    return {
+        name: _in_json(field)
+        for name, default in type(value).defaults.items()
+        if (field := getattr(value, name)) is not default
+    }
+
+
+def _in_json(field: object) -> object:
+    if isinstance(field, Value):
+        return _changed_fields(field)
+    return [_in_json(each) for each in field] if isinstance(field, tuple) else field
 
 
 class _Candidate:
@@ -177,7 +191,9 @@ class _Group:
 
     __slots__ = ("above", "alone", "candidates", "complete", "depth", "key", "offsets")
 
-    def __init__(self, key: str, table: dict[str, Any]) -> None:
+    def __init__(self, key: str, table: dict[str, Any] | list[int]) -> None:
+        if isinstance(table, list):  # all of its routes have the path "/"
+            table = {"routes": len(table), "depth": 0, "paths": {"/": table}}
         self.key = key
         self.alone: bool = table["routes"] == 1
         self.depth: int = table["depth"]
@@ -340,13 +356,12 @@ class RouteTable:
     def _route(self, offset: int) -> Route:
         return Route.from_json(self._json(offset))
 
-    def _json(self, offset: int) -> dict[str, Any]:
+    def _json(self, offset: int) -> Any:
         length, size = _ENTRY.unpack_from(self._map, offset)
         start = offset + _ENTRY.size + length
         if start + size > self._end:
             raise TableError("an entry of the route table goes beyond its end")
-        value: dict[str, Any] = loads(self._map[start : start + size])
-        return value
+        return loads(self._map[start : start + size])
 
 
 def _seals(fd: int) -> int:
