@@ -43,3 +43,4 @@ class GatewaySettings(Value):
     keep_alive_seconds: float = 75.0
     max_head_bytes: int = 64 * 1024
     max_connections: int = 0
+    access_log: bool = False

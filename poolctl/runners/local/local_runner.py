@@ -167,6 +167,7 @@ class LocalRunner:
         self._by_pid[placement.pid] = worker
         worker.answered.add_done_callback(lambda _: self._note(worker))
         worker.on_disowned = lambda: self._disowned(worker)
+        worker.on_follows_routes = lambda: self._note(worker)
         early = self.children.add(placement.pid)
         if early is not None:
             self._ended(worker, early)
@@ -194,7 +195,8 @@ class LocalRunner:
         self._ended(worker, Exit(message="was never started"))
 
     def _note(self, worker: LocalWorker) -> None:
-        """Record at the keeper, for a later supervisor, that the worker is ready."""
+        """Record at the keeper, for a later supervisor, that the worker is ready, or follows routes."""
+        self._routed.look(worker.server.key)
         if not worker.exited.done():
             self.keeper.send(
                 {"op": "note", "name": f"{fd_store.WORKER}{worker.placement.id}", "meta": worker.meta()}
@@ -364,4 +366,5 @@ class LocalRunner:
             placement = worker.placement
             self.tallies.ended(placement.server, f"{placement.id}:{placement.pid}", worker.tally)
         self.sleeping.tidy(worker.server.key, self._workers.values())
+        self._routed.look(worker.server.key)
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{worker.placement.id}"})

@@ -82,6 +82,7 @@ class LocalWorker(Receiver):
         self.start: int | None = None  # of the process; with the pid its identity (see process_start)
         self.place: str | None = None  # the socket that was bound for it, on which it listens as an orphan
         self.on_disowned: Callable[[], None] = lambda: None
+        self.on_follows_routes: Callable[[], None] = lambda: None
         self._expired = False  # it has served its `max_requests`
         self._renewing = False  # it has been sent another certificate, and has not answered
         self.breach = ""  # how it, or its zygote, broke the protocol
@@ -90,6 +91,7 @@ class LocalWorker(Receiver):
         self.resting = ""  # the reason why it does not accept: "new" (not allowed to yet) or an order not to
         self.idle = False  # without traffic for its server's scale.idle
         self.routes: WorkerRoutes | None = None  # those that it has, or gets when it begins
+        self.follows_routes = False  # it gives back the requests of other servers
         self.preloaded = False  # forked from a process that had its application already
 
     @property
@@ -118,6 +120,10 @@ class LocalWorker(Receiver):
         elif event in ("idle", "busy"):
             self.idle = event == "idle"
             self._events.idle(self.placement, self.idle)
+        elif event == "routes":
+            if self.routes is not None and not self.follows_routes:
+                self.follows_routes = True
+                self.on_follows_routes()
         elif event == "left":
             _settle(self.left)
         elif event == "imported":
@@ -297,6 +303,7 @@ class LocalWorker(Receiver):
             "protocol": self.protocol,
             "notify": self.notify.path if self.notify is not None else None,
             "place": self.place,
+            "follows_routes": self.follows_routes,
         }
 
     def listen(self, notify: NotifySocket) -> None:
@@ -325,7 +332,7 @@ class LocalWorker(Receiver):
         if self.control is not None:
             self.control.close()
         # It leads back here: without it this object is freed at once, and not by the collector.
-        self.on_disowned = lambda: None
+        self.on_disowned = self.on_follows_routes = lambda: None
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from poolctl.keeper import wire
 from poolctl.platform import close_promptly
@@ -25,7 +26,9 @@ class PassedPairs:
         self._gateway: Gateway | None = None
         self._give_back: socket.socket | None = None
         self._published: asyncio.Event | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._hidden: set[str] = set()
+        self._shown: dict[str, socket.socket] = {}  # the pairs that the gateway has
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def expect(self) -> None:
         """A gateway of the previous supervisor is there: any pair may be in use until `publish`."""
@@ -37,6 +40,8 @@ class PassedPairs:
     ) -> None:
         """The gateway uses the pairs of these servers, whose names these are by their keys."""
         self._names, self._gateway, self._give_back = names, gateway, give_back
+        self._hidden &= names.keys()
+        self._shown = {key: give for key, give in self._shown.items() if key in names}
         if self._published is not None:
             self._published.set()
             self._published = None
@@ -47,8 +52,20 @@ class PassedPairs:
 
     def opened(self, key: str, give: socket.socket) -> None:
         """The server has this pair."""
-        if self._gateway is not None and key in self._names:
+        if self._gateway is not None and key in self._names and key not in self._hidden:
+            self._shown[key] = give
             self._gateway.pair_opened(self._names[key], give)
+
+    def show(self, key: str) -> None:
+        """Let the gateway use the server's pair: the next one that is `opened`."""
+        self._hidden.discard(key)
+
+    def hide(self, key: str) -> None:
+        """Keep the server's pair from the gateway, which proxies its requests."""
+        self._hidden.add(key)
+        give = self._shown.pop(key, None)
+        if give is not None and self._gateway is not None:
+            self._background(self._gateway.withdraw(self._names[key], give))
 
     async def withdraw(self, key: str, give: socket.socket, take: socket.socket) -> None:
         """Return once the gateway puts nothing into the pair any more and has got back what waits in it.
@@ -58,6 +75,8 @@ class PassedPairs:
         if self._published is not None:
             await self._published.wait()
         if self._gateway is not None and key in self._names:
+            if self._shown.get(key) is give:
+                del self._shown[key]
             await self._gateway.withdraw(self._names[key], give)
             if self._give_back is not None:
                 _move(take, self._give_back)
@@ -68,9 +87,12 @@ class PassedPairs:
             give.close()
             take.close()
             return
-        task = asyncio.ensure_future(self._retire(key, give, take))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._background(self._retire(key, give, take))
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _retire(self, key: str, give: socket.socket, take: socket.socket) -> None:
         with give, take:

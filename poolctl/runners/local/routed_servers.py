@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from poolctl.config import ServerConfig
 
@@ -31,6 +31,7 @@ class RoutedServers:
         self._workers = workers
         self._names: dict[str, str] = {}
         self._routes: WorkerRoutes | None = None
+        self._unable: set[str] = set()  # the keys of servers whose workers do not look at later requests
 
     def publish(
         self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway
@@ -41,16 +42,39 @@ class RoutedServers:
         before, self._names = self._names, {each.key: each.name for each in passed}
         self._passed.publish(self._names, gateway, None if routes is None else routes.give_back)
         open_keys = self._sockets.keys()
+        workers: dict[str, list[LocalWorker]] = {}
+        for worker in self._workers.values():
+            workers.setdefault(worker.server.key, []).append(worker)
         for server in passed:
             if server.key in open_keys:
                 self._adoptions.open(server)
-                self._adoptions.announce(server.key)
                 self._sleeping.keep_pair(server.key)
+            self._offer(server.key, workers.get(server.key, ()))
         for key in before.keys() - self._names.keys():
             self._sleeping.tidy(key, self._workers.values())
         self._routes = WorkerRoutes(routes)
         for worker in self._workers.values():
             self.inform(worker)
+
+    def look(self, key: str) -> None:
+        """A worker of this address has become ready, has ended, or follows the routes now."""
+        if key in self._names:
+            self._offer(key, [worker for worker in self._workers.values() if worker.server.key == key])
+
+    def _offer(self, key: str, workers: Iterable[LocalWorker]) -> None:
+        """Let the gateway have the server's pair, unless a worker of it would answer requests of other servers.
+
+        Such a worker has become ready without saying that it follows the routes: it is of another version, or its HTTP
+        implementation cannot. While none is ready, the last ones decide.
+        """
+        ready = [each for each in workers if each.answered.done() and not each.exited.done()]
+        if any(not each.follows_routes for each in ready):
+            self._unable.add(key)
+            self._passed.hide(key)
+        elif ready or key not in self._unable:
+            self._unable.discard(key)
+            self._passed.show(key)
+            self._adoptions.announce(key)
 
     def inform(self, worker: LocalWorker) -> None:
         """Send the worker the table in force, as soon as it has begun, if its server has a route or had one."""

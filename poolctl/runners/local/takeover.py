@@ -98,6 +98,7 @@ class WorkerAdoption:
         output, protocol = str(meta["output"]), meta.get("protocol")
         worker = LocalWorker(self.children, self.events, placement, server, output, protocol)
         worker.start, worker.place = meta.get("start"), meta.get("place")
+        worker.follows_routes = bool(meta.get("follows_routes"))
         sockets = [socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)]
         # Before the worker's exit can be reported.
         worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)

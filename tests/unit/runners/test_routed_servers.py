@@ -219,3 +219,34 @@ def test_worker_of_a_server_without_a_route_gets_nothing() -> None:
         stage.close()
 
     run(work())
+
+
+def test_server_whose_ready_worker_does_not_follow_the_routes_is_kept_from_the_gateway_until_it_does() -> (
+    None
+):
+    async def work() -> None:
+        stage = Stage()
+        stage.gateway.let_go.set()
+        stage.publish(config())
+        made = worker()
+        ours, theirs = wire.pair()
+        made.control_by(ours)
+        stage.workers["web.1.0"] = made
+        made.on_follows_routes = lambda: stage.routed.look(config().key)
+        made.begin()
+        stage.routed.inform(made)
+        stage.gateway.pairs.clear()
+        made.received({"event": "ready"})
+        stage.routed.look(config().key)
+        await stage.gateway.asked.wait()
+        stage.publish(config())
+        assert stage.gateway.pairs == {}
+        made.received({"event": "routes", "generation": 1})
+        assert list(stage.gateway.pairs) == ["web"]
+        theirs.close()
+        assert made.control is not None
+        made.control.close()
+        await stage.pairs.close_all()
+        stage.close()
+
+    run(work())
