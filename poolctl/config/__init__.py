@@ -36,16 +36,17 @@ __all__ = [
     "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
     "GatewayConfig", "GatewayListener", "Health", "Notify", "Patience", "Place",
     "Probe", "Problem", "Recovery", "Restart", "RouteConfig", "Section", "ServerConfig", "StreamConfig",
-    "Surroundings", "TLSConfig", "Tables", "candidate_files", "certificate_validity", "changed_by", "conflicts",
+    "Surroundings", "TLSConfig", "Tables", "candidate_files", "certificate_names", "certificate_validity",
+    "changed_by", "conflicts",
     "default_interpreter", "dependency_findings", "enter_as", "escaped", "find_config", "ids_of", "interpreter",
     "json_schema", "load", "longest_stop_seconds", "masked", "masked_text", "merged", "missing_file", "missing_program",
-    "no_certificate", "open_files_needed", "pool_variables", "problem_of", "read_regular",
+    "names_cover", "no_certificate", "open_files_needed", "pool_variables", "problem_of", "read_regular",
     "referenced_variables", "relocated", "routes_of", "shown", "start_options", "table_text", "value_text", "values_of",
     "variables_named_in",
 ]
 # fmt: on
 _MODULES = {
-    "checks.certificate_checks": "certificate_validity",
+    "checks.certificate_checks": "certificate_names certificate_validity names_cover",
     "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter missing_program start_options",
     "configuration": "Configuration ServerConfig no_certificate open_files_needed",
     "edit.draft": "Draft FileChanged",

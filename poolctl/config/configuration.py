@@ -99,7 +99,13 @@ class Configuration(Sequence[ServerConfig]):
         disabled = {server.name for server in self._servers if server.disabled}
         for server in self._servers:
             found += [(server, finding) for finding in _warnings_of(server, disabled)]
-        return [*(self._located(*each) for each in found), *self._outside_warnings]
+        problems = [self._located(*each) for each in found]
+        if self.tables.gateway or any("route." in name for each in self._servers for name in each.labels):
+            from poolctl.config.model.route_checks import route_warnings
+
+            for owner, finding in route_warnings(self._servers, self.tables):
+                problems.append(self._of_table(finding) if owner is None else self._located(owner, finding))
+        return [*problems, *self._outside_warnings]
 
     @property
     def pool_variables(self) -> frozenset[str]:
@@ -119,7 +125,7 @@ class Configuration(Sequence[ServerConfig]):
         else:
             checks.check([each for each in self if each.name in names], import_apps=import_apps)
             checks.look([each for each in self if each.name not in names])
-        of_tables, warnings = check_tables(self.tables, os.environ)
+        of_tables, warnings = check_tables(self.tables, os.environ, self._servers)
         if names is not None:
             # The servers of the pool run without a journal, too.
             warnings += [each for each in of_tables if each.path == JOURNAL_PATH]

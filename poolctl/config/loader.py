@@ -212,9 +212,11 @@ class _Loader:
             self.servers.append(server)
             self.addresses.append((entry.name, address))
         excluded = self._cross_check()
+        tables = self._tables() if self.assembly.tables else None
+        if tables and tables.gateway:
+            self._check_routes(tables)
         config = Configuration(
-            (each for index, each in enumerate(self.servers) if each and index not in excluded),
-            self._tables() if self.assembly.tables else None,
+            (each for index, each in enumerate(self.servers) if each and index not in excluded), tables
         )
         config._excluded = [each for index in sorted(excluded) if (each := self.servers[index])]
         # The problem of a default is one, however many servers have it.
@@ -249,6 +251,25 @@ class _Loader:
         for finding in findings:
             self._report(None, finding)
         return tables
+
+    def _check_routes(self, tables: Tables) -> None:
+        """Report routes that lead nowhere, or to which no request leads."""
+        from poolctl.config.model.route_checks import Unfinished, route_problems
+
+        entries: dict[str, ServerTable] = {}
+        broken: list[ServerTable] = []
+        for entry, server in zip(self.assembly.entries, self.servers, strict=True):
+            if server is None:
+                broken.append(entry)
+            else:
+                entries.setdefault(server.name, entry)
+        tags = [self.defaults.raw.get("tags", ()), *(each.table.get("tags", ()) for each in broken)]
+        unfinished = Unfinished(
+            {each.name for each in broken},
+            {tag for each in tags if broken and isinstance(each, (list, tuple)) for tag in each},
+        )
+        for owner, finding in route_problems(filter(None, self.servers), tables, unfinished):
+            self._report(entries[owner.name] if owner else None, finding)
 
     def _cross_check(self) -> set[int]:
         """Report servers that are in the way of others, or wait for each other; their indexes."""

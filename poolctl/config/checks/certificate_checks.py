@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.problems import Finding, Problem
@@ -133,6 +134,55 @@ def _validity(der: bytes) -> tuple[datetime, datetime]:
     tag, begins, after = _element(times, 0)
     end_tag, ends, _ = _element(times, after)
     return _time(tag, begins), _time(end_tag, ends)
+
+
+# RFC 5280 §4.2.1.6: subjectAltName is 2.5.29.17; of its names these two are hosts.
+_SUBJECT_ALT_NAME = b"\x55\x1d\x11"
+_DNS_NAME, _IP_ADDRESS = 0x82, 0x87
+
+
+def certificate_names(text: str) -> list[str]:
+    """The hosts that the first certificate in a PEM file is for, wildcards included; an empty list if it has none.
+
+    IPv6 addresses are in brackets.
+    """
+    try:
+        return list(_names(base64.b64decode(text.partition(BEGIN)[2].partition(END)[0])))
+    except (ValueError, IndexError):
+        return []
+
+
+def _names(der: bytes) -> Iterator[str]:
+    # Certificate → tbsCertificate → [3] → extensions, each of them an identifier, maybe a flag, and a value.
+    _, certificate, _ = _element(der, 0)
+    _, inner, _ = _element(certificate, 0)
+    extensions = next((content for tag, content in _elements(inner) if tag == 0xA3), b"")
+    for _, extension in _elements(_element(extensions, 0)[1]) if extensions else ():
+        parts = list(_elements(extension))
+        if parts[0][1] == _SUBJECT_ALT_NAME:
+            for tag, content in _elements(_element(parts[-1][1], 0)[1]):
+                if tag == _DNS_NAME:
+                    yield content.decode("ascii").lower()
+                elif tag == _IP_ADDRESS:
+                    address = ip_address(content)
+                    yield f"[{address}]" if address.version == 6 else str(address)
+
+
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Tag and content of each of the DER elements that follow each other."""
+    position = 0
+    while position < len(data):
+        tag, content, position = _element(data, position)
+        yield tag, content
+
+
+def names_cover(names: Iterable[str], host: str) -> bool:
+    """Whether clients accept a certificate of these names for a host: "*" is one label, the first (RFC 6125 §6.4.3).
+
+    A host of which the first label is "*" needs such a name.
+    """
+    _, _, domain = host.partition(".")
+    return any(name == host or (domain and name == f"*.{domain}") for name in names)
 
 
 def _element(data: bytes, start: int) -> tuple[int, bytes, int]:

@@ -191,9 +191,17 @@ def _certificates(tls: TLSConfig, env: Mapping[str, str], now: datetime) -> Foun
     return check_certificates(tls, env, now)
 
 
-def check_tables(tables: Tables, env: Mapping[str, str]) -> tuple[list[Finding], list[Finding]]:
+def check_tables(
+    tables: Tables, env: Mapping[str, str], servers: Sequence[ServerKeys]
+) -> tuple[list[Finding], list[Finding]]:
     """Problems and warnings of the tables besides the servers; paths begin with the table. Blocks on the disk."""
     problems, warnings = _dashboard(tables.dashboard, env) if tables.dashboard else ([], [])
+    if tables.gateway:
+        from poolctl.config.checks.gateway_checks import check_gateway
+
+        wrong, doubtful = check_gateway(tables, servers, env, datetime.now(UTC))
+        problems += wrong
+        warnings += doubtful
     if tables.events and tables.events.path:
         problems += unwritable(JOURNAL_PATH, tables.events.path)
     return problems, [*warnings, *_unknown_secrets(tables, env)]

@@ -11,6 +11,7 @@ from poolctl.address import Address, AddressError, parse
 from poolctl.address.address import canonical_ipv6
 from poolctl.config.model.problems import shown
 from poolctl.config.model.value_types import NAME_PATTERN, BadValue, number_from_environment
+from poolctl.routing.normal_path import normal_path
 
 TARGET_ALLOWED = 'a server\'s name, "tag:TAG", "http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
 STREAM_TARGET_ALLOWED = 'a server\'s name, "tag:TAG" or "HOST:PORT"'
@@ -53,7 +54,15 @@ def _path(text: str) -> str:
         raise BadValue(f"{shown(text)} does not begin with /", PATH_ALLOWED)
     if re.search(r"[\x00-\x20\x7f?#]", text):
         raise BadValue(f"{shown(text)} holds a blank, ? or #: a route has a path alone", PATH_ALLOWED)
-    return text.rstrip("/") or "/"
+    path = text.rstrip("/") or "/"
+    normal = normal_path(path)
+    if normal is None:
+        raise BadValue(
+            f"{shown(text)} has escapes or characters that no request is served with", PATH_ALLOWED
+        )
+    if normal != path:
+        raise BadValue(f"{shown(text)} is not in normal form: write {shown(normal)}", PATH_ALLOWED)
+    return path
 
 
 def _named(text: str) -> bool:

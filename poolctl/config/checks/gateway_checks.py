@@ -1,0 +1,77 @@
+"""Whether the gateway's certificates can be used, and are for the hosts of its routes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+
+from poolctl.config.checks.certificate_checks import certificate_names, check_certificates, names_cover
+from poolctl.config.files.read_file import read_text
+from poolctl.config.model.pool_tables import Tables
+from poolctl.config.model.problems import Finding, Problem
+from poolctl.config.model.routes import routes_of
+from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_sections import TLSConfig
+from poolctl.routing.match import DOMAIN, EXACT, host_pattern
+from poolctl.routing.route import FILE, Route, passable
+
+SHOWN_NAMES = 3
+
+
+def check_gateway(
+    tables: Tables, servers: Iterable[ServerKeys], env: Mapping[str, str], now: datetime
+) -> tuple[list[Finding], list[Finding]]:
+    """Problems and warnings; their paths begin with the table. Blocks on the disk."""
+    problems: list[Finding] = []
+    warnings: list[Finding] = []
+    names: dict[str, list[str]] = {}  # of the certificates of each listener
+    for index, listener in enumerate(tables.gateway.bind if tables.gateway else ()):
+        certificates = listener.tls if isinstance(listener.tls, tuple) else ()
+        for number, tls in enumerate(certificates):
+            wrong, doubtful = check_certificates(tls, env, now)
+            place = ("gateway", "bind", index, "tls", number)
+            problems += [each._replace(path=(*place, *each.path[1:])) for each in wrong]
+            warnings += [each._replace(path=(*place, *each.path[1:])) for each in doubtful]
+            if not wrong:
+                names.setdefault(listener.bind, []).extend(_names_of(tls))
+    return problems, [*warnings, *_other_hosts(tables, list(servers), names)]
+
+
+def _names_of(tls: TLSConfig) -> list[str]:
+    try:
+        return certificate_names(read_text(tls.cert))
+    except Problem:
+        return []
+
+
+def _other_hosts(
+    tables: Tables, servers: list[ServerKeys], names: Mapping[str, list[str]]
+) -> Iterator[Finding]:
+    """Hosts of routes for which a listener has no certificate: clients refuse the one that they get.
+
+    It is no problem: the host may be for another listener.
+    """
+    secure = {each.name for each in servers if each.tls}
+    places = {each.label: ("route", each.index, "host") for each in tables.routes}
+    routes = [each for each in routes_of(servers, tables) if isinstance(each, Route)]
+    shared = Counter(each.host for each in routes)
+    reported: set[tuple[str, str]] = set()
+    for route in routes:
+        if host_pattern(route.host).tier not in (EXACT, DOMAIN):
+            continue
+        if (
+            shared[route.host] == 1
+            and passable(route, tls=True)
+            and {each.server for each in route.to} <= secure
+        ):
+            continue  # clients get the server's own certificate
+        for bind, known in names.items():
+            if names_cover(known, route.host) or (bind, route.host) in reported:
+                continue
+            reported.add((bind, route.host))
+            listed = ", ".join(known[:SHOWN_NAMES]) + (", …" if len(known) > SHOWN_NAMES else "")
+            its_names = f"its names are {listed}" if listed else "it names no host"
+            message = f"{bind} has no certificate for {route.host}: {its_names}"
+            path = places[route.alias] if route.provider == FILE else ("gateway", "bind")
+            yield Finding(path, message, "add one to the list of its tls", route.host)

@@ -1,0 +1,339 @@
+"""Rules of routes: targets that exist, one name each, a request for each, and listeners that can serve them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from poolctl.address import Address, parse
+from poolctl.config.model.gateway_tables import (
+    GatewayConfig,
+    RouteConfig,
+    RouteLimit,
+    RouteTarget,
+    StreamConfig,
+    StreamTarget,
+)
+from poolctl.config.model.pool_tables import Tables
+from poolctl.config.model.problems import Finding, Path, printable
+from poolctl.config.model.route_values import TAG
+from poolctl.config.model.routes import PREFIX, Known, WrittenRoute, written_routes
+from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.validation_errors import nearest
+from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, covers_path, host_pattern
+
+# What only the proxy can do.
+PROXY_KEYS = (
+    "methods", "headers", "strip_path", "host_header", "add_headers", "sticky", "retries", "limit", "backend_limit",
+    "context_headers", "max_body_size", "waiting_page",
+)  # fmt: skip
+LIBRARIES = ("httptools", "uvloop", "h2")
+INSTALL = "pip install 'poolctl[gateway]'"
+MOST_COMPARED = 200
+
+# Of the server on whose labels the finding is; of None its path begins with a table of the file.
+Located = tuple[ServerKeys | None, Finding]
+
+
+class Unfinished(NamedTuple):
+    """Names and tags of servers that have problems of their own: what is said of them may be right."""
+
+    names: Collection[str] = ()
+    tags: Collection[str] = ()
+
+
+NONE = Unfinished()
+
+
+def route_problems(
+    servers: Iterable[ServerKeys], tables: Tables, unfinished: Unfinished = NONE
+) -> Iterator[Located]:
+    """What keeps the routes of these servers and tables from being served as they are written."""
+    gateway = tables.gateway
+    if gateway is None:
+        return
+    yield from ((None, finding) for finding in _missing_libraries(tables))
+    known = Known(servers)
+    own: list[tuple[ServerKeys, Finding]] = []
+    written = written_routes(known, tables, own)
+    yield from own
+    for route in tables.routes:
+        yield from _at("route", route.index, _target_problems(route, known, tables, unfinished))
+        yield from _at("route", route.index, _limit_problems(route))
+    for stream in tables.streams:
+        yield from _at("stream", stream.index, _target_problems(stream, known, tables, unfinished))
+    yield from _taken_aliases(written)
+    yield from ((None, finding) for finding in _taken_stream_aliases(tables.streams))
+    yield from _unreachable(written)
+    for each in written:
+        if each.config is not None:
+            for finding in _mode_problems(each.config, known, gateway):
+                yield _on(each, finding)
+
+
+def route_warnings(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[Located]:
+    """Routes that are served otherwise than one may expect, or not at all."""
+    known = Known(servers)
+    if tables.gateway is None:
+        for server in known.by_name.values():
+            label = next((name for name in server.labels if name.startswith(PREFIX)), None)
+            if label is not None:
+                message = "the label has no effect: the pool has no gateway"
+                yield server, Finding(("labels", label), message, "add [gateway], or take the label out")
+        return
+    plain = all(not each.tls for each in tables.gateway.bind)
+    for each in written_routes(known, tables):
+        if each.config is None:
+            continue
+        targets, reasons = known.targets(each.config.to)
+        if not targets and (each.server is None or not each.server.disabled):
+            message = f"the route {each.alias!r} is not served: {'; '.join(reasons)}"
+            yield _on(each, Finding(("to",), message, "enable a server, or name another target"))
+        secure = [
+            server.name for server in _servers(each.config, known) if server.tls and not server.disabled
+        ]
+        if secure and plain and each.key != ("expose",):
+            message = f"{printable(secure[0])} speaks TLS, and no address of [gateway] does: its requests are proxied"
+            hint = "give an address of [gateway] tls, or take tls from the server: the gateway then passes connections"
+            yield _on(each, Finding(("to",), message, hint))
+
+
+def _at(table: str, index: int, findings: Iterable[Finding]) -> Iterator[Located]:
+    for each in findings:
+        yield None, each._replace(path=(table, index, *each.path))
+
+
+def _on(written: WrittenRoute, finding: Finding) -> Located:
+    """The finding at the key of the route, or at the label that stands for it."""
+    if written.server is None:
+        return None, finding._replace(path=(*written.key, *finding.path))
+    name = PREFIX + ".".join(str(part) for part in finding.path)
+    path: Path = (*written.key, name) if name in written.server.labels else written.key
+    return written.server, finding._replace(path=path)
+
+
+def _missing_libraries(tables: Tables) -> Iterator[Finding]:
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        path: Path = ("gateway",)
+        if tables.gateway and not tables.gateway.model_fields_set:
+            # A route or a stream alone turns the gateway on.
+            listed = [*(("route", each.index) for each in tables.routes)]
+            path = [*listed, *(("stream", each.index) for each in tables.streams), path][0]
+        what = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
+        yield Finding(path, f"{what}, which the gateway needs", INSTALL)
+
+
+def _servers(route: RouteConfig | StreamConfig, known: Known) -> Iterator[ServerKeys]:
+    """The servers that it leads to."""
+    targets: Iterable[RouteTarget | StreamTarget] = route.to
+    for target in targets:
+        yield from known.servers(target.to) or ()
+
+
+def _target_problems(
+    route: RouteConfig | StreamConfig, known: Known, tables: Tables, unfinished: Unfinished
+) -> Iterator[Finding]:
+    names = tuple(known.by_name) if len(known.by_name) <= 1000 else ()
+    targets: Iterable[RouteTarget | StreamTarget] = route.to
+    for index, target in enumerate(targets):
+        path: Path = ("to", index)
+        text = target.to
+        found = known.servers(text)
+        if found is None:
+            if _is_own(text, tables):
+                yield Finding(path, f"{text} is an address of the gateway itself", "name a server", text)
+        elif text.startswith(TAG):
+            tag = text.removeprefix(TAG)
+            if not found and tag not in unfinished.tags:
+                yield Finding(path, *_no_tag(tag, known), text)
+        elif not found and text not in unfinished.names:
+            near = nearest(text, names)
+            fix = f"did you mean {near!r}?" if near else "name a server of this pool, or write a URL"
+            if text in known.by_tag:
+                fix = f'{text!r} is a tag: write "{TAG}{text}"'
+            yield Finding(path, f"there is no server {printable(text)!r}", fix, text)
+        elif found and found[0].job:
+            message = f"{printable(text)!r} is a job, which has no address"
+            yield Finding(path, message, "name a server that listens", text)
+        if found and isinstance(route, StreamConfig) and route.protocol == "udp":
+            message = f"{printable(found[0].name)!r} takes connections, and UDP has none"
+            yield Finding(path, message, 'name a "HOST:PORT", or write protocol = "tcp"', text)
+
+
+def _no_tag(tag: str, known: Known) -> tuple[str, str]:
+    if tag in known.by_tag:
+        return f"only jobs have the tag {printable(tag)!r}", "give it to a server that listens"
+    if tag in known.by_name:
+        return f"no server has the tag {printable(tag)!r}", f'{tag!r} is a server: write "{tag}"'
+    near = nearest(tag, tuple(known.by_tag) if len(known.by_tag) <= 1000 else ())
+    fix = f'did you mean "{TAG}{near}"?' if near else "give it to the servers that are meant"
+    return f"no server has the tag {printable(tag)!r}", fix
+
+
+def _is_own(target: str, tables: Tables) -> bool:
+    """Whether an address outside the pool is one of the gateway's own, which would ask itself for ever."""
+    address = parse(target.rpartition("://")[2])
+    binds = [parse(each.bind) for each in tables.gateway.bind] if tables.gateway else []
+    return any(bind.key == address.key or _reaches(address, bind) for bind in binds)
+
+
+def _reaches(address: Address, bind: Address) -> bool:
+    local = address.host in ("localhost", "::1") or address.host.startswith("127.")
+    return local and bind.is_wildcard and address.port == bind.port
+
+
+def _limit_problems(route: RouteConfig) -> Iterator[Finding]:
+    for key in ("limit", "backend_limit"):
+        limit: RouteLimit = getattr(route, key)
+        if limit.queue and not (limit.concurrency or limit.requests_per_second):
+            message = "a queue without a limit is never used"
+            yield Finding((key, "queue"), message, "add concurrency or requests_per_second")
+
+
+def _taken_aliases(written: list[WrittenRoute]) -> Iterator[Located]:
+    first: dict[str, WrittenRoute] = {}
+    for each in written:
+        other = first.setdefault(each.alias, each)
+        if other is not each:
+            message = f"the alias {printable(each.alias)!r} is taken by {_shown(other)}"
+            label = "alias" if each.server is None else f"label {PREFIX}alias"
+            yield _on(each, Finding(("alias",), message, f"add another {label}", each.alias))
+
+
+def _taken_stream_aliases(streams: tuple[StreamConfig, ...]) -> Iterator[Finding]:
+    first: dict[str, StreamConfig] = {}
+    for stream in streams:
+        other = first.setdefault(stream.label, stream)
+        if other is not stream:
+            message = f"the alias {printable(stream.label)!r} is taken by stream[{other.index}]"
+            yield Finding(("stream", stream.index, "alias"), message, "add another alias", stream.label)
+
+
+def _shown(written: WrittenRoute) -> str:
+    """A route in a message about another one."""
+    if written.server is not None:
+        return f"the {written.key[0]} of {written.server.name!r}"
+    return f"route[{written.key[1]}]"
+
+
+def _unreachable(written: list[WrittenRoute]) -> Iterator[Located]:
+    """Routes whose every request is taken by another one."""
+    groups: dict[tuple[str, str], list[tuple[WrittenRoute, RouteConfig]]] = {}
+    for each in written:
+        if each.config is not None:
+            groups.setdefault((each.config.host, each.config.path), []).append((each, each.config))
+    everything = {
+        (host, path): route
+        for (host, path), group in groups.items()
+        if (route := next((each for each, config in group if not (config.methods or config.headers)), None))
+    }
+    for (host, path), group in groups.items():
+        before = _above(host, path, everything)
+        ordered = sorted(group, key=lambda each: (not each[1].methods, -len(each[1].headers)))
+        for index, (each, config) in enumerate(ordered):
+            earlier = ordered[max(0, index - MOST_COMPARED) : index]
+            taken = next((other for other, its in earlier if _takes_all(its, config)), None)
+            if taken is not None:
+                message = f"never reached: {_shown(taken)} has the same host and path, and takes its requests"
+                yield _on(
+                    each, Finding(_key(config), message, "change its path or conditions, or take it out")
+                )
+            elif before is not None:
+                other = before.config.host if before.config else ""
+                message = f"never reached: the host {other!r} of {_shown(before)} comes first, and takes its requests"
+                yield _on(
+                    each, Finding(("host",), message, "write the host out, or give the other one a path")
+                )
+
+
+def _key(config: RouteConfig) -> Path:
+    return ("path",) if config.path != "/" else ("host",) if config.host else ()
+
+
+def _takes_all(first: RouteConfig, second: RouteConfig) -> bool:
+    """Whether every request that meets the conditions of the second route meets those of the first."""
+    if first.methods and not (second.methods and set(second.methods) <= set(first.methods)):
+        return False
+    headers = {name.lower(): value for name, value in second.headers.items()}
+    return all(
+        name.lower() in headers and value in ("", headers[name.lower()])
+        for name, value in first.headers.items()
+    )
+
+
+def _above(host: str, path: str, everything: dict[tuple[str, str], WrittenRoute]) -> WrittenRoute | None:
+    """The route without conditions that takes all requests of a host pattern, since its own pattern comes first."""
+    pattern = host_pattern(host)
+    if pattern.tier != WILDCARD:
+        return None
+    first, _, rest = host.partition(".")
+    covering = [] if "*" in first or not rest else [first]
+    labels = host.split(".")
+    covering += [
+        f"*.{'.'.join(labels[at:])}" for at in range(1, len(labels)) if "*" not in "".join(labels[at:])
+    ]
+    for other in covering:
+        if host_pattern(other).tier in (LABEL, DOMAIN):
+            prefix = path
+            while True:
+                if (found := everything.get((other, prefix))) and covers_path(prefix, path):
+                    return found
+                if prefix == "/":
+                    break
+                prefix = prefix.rpartition("/")[0] or "/"
+    return None
+
+
+def _mode_problems(route: RouteConfig, known: Known, gateway: GatewayConfig) -> Iterator[Finding]:
+    """What forbids `mode = "pass"`; a host that no listener can serve."""
+    if route.mode == "pass":
+        for key in PROXY_KEYS:
+            if _needs_proxy(getattr(route, key)):
+                message = f'mode = "pass" hands connections over as they are, and {key} needs the proxy'
+                yield Finding((key,), message, f'take {key} out, or write mode = "auto"')
+        for index, target in enumerate(route.to):
+            servers = known.servers(target.to)
+            why = [f"{printable(target.to)} is outside the pool"] if servers is None else []
+            why += [reason for server in servers or () if (reason := _not_passed(server, route, gateway))]
+            if why:
+                message = f'mode = "pass", and {why[0]}'
+                yield Finding(
+                    ("to", index), message, 'name another target, or write mode = "auto"', target.to
+                )
+    elif gateway.bind and all(each.tls is True for each in gateway.bind):
+        servers = [each for each in _servers(route, known) if not each.disabled and not each.job]
+        if not (_is_whole_host(route) and len(servers) == 1 and servers[0].tls):
+            message = (
+                "no listener can serve it: with tls = true they only pass whole hosts to servers with tls"
+            )
+            yield Finding(_key(route), message, "give a listener a certificate: tls = { cert = …, key = … }")
+
+
+def _needs_proxy(value: object) -> bool:
+    if isinstance(value, RouteLimit):
+        return bool(value.concurrency or value.requests_per_second)
+    return bool(value)
+
+
+def _is_whole_host(route: RouteConfig) -> bool:
+    """Whether the name in a ClientHello is enough to choose the route."""
+    return (
+        bool(route.host)
+        and (route.path, route.mode) == ("/", "auto")
+        and not any(_needs_proxy(getattr(route, key)) for key in PROXY_KEYS)
+    )
+
+
+def _not_passed(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) -> str:
+    """Why a connection can never be handed to a server; "" if it can."""
+    name = repr(printable(server.name))
+    if server.command:
+        return f"{name} runs a command, which cannot take over connections"
+    if gateway.bind and all(bool(each.tls) != bool(server.tls) for each in gateway.bind):
+        speaks, does = ("speaks TLS", "no") if server.tls else ("speaks no TLS", "every")
+        return f"{name} {speaks}, while {does} address of [gateway] does"
+    if server.tls and route.path != "/":
+        return f"{name} speaks TLS, so that the path is not seen before"
+    return ""

@@ -1,0 +1,338 @@
+"""Routes that cannot be served as they are written: each with its place, the cause and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from poolctl.config import certificate_names
+from poolctl.config.checks.certificate_checks import names_cover
+from poolctl.config.model import route_checks
+from tests.certificates import certificate
+from tests.config_files import load_text, told
+from tests.configuration import server
+
+WEB = server("web", bind="127.0.0.1:9001", app="a:b", tags=["api"])
+JOB = server("migrate", job=True, command=["true"], tags=["once"])
+PROGRAM = server("files", bind="127.0.0.1:9002", command=["x", "{fd}"])
+SECURE = server("safe", bind="127.0.0.1:9003", app="a:b", tls={"cert": "c.pem"})
+
+
+def route(**keys: object) -> str:
+    """A [[route]] to `web`, or to the given target."""
+    lines = "".join(f"{line}\n" for line in server("x", **{"to": "web", **keys}).splitlines()[2:])
+    return "[[route]]\n" + lines
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (route(to="wob"), "pool.toml:7:1: route[0].to: there is no server 'wob'; did you mean 'web'?"),
+        (route(to=["web", "gone"]), "route[0].to[1]: there is no server 'gone'; name a server of this pool, or write"),
+        (route(to="api"), "there is no server 'api'; 'api' is a tag: write \"tag:api\""),
+        (route(to="tag:apis"), "no server has the tag 'apis'; did you mean \"tag:api\"?"),
+        (route(to="tag:web"), "no server has the tag 'web'; 'web' is a server: write \"web\""),
+        (route(to="tag:none"), "no server has the tag 'none'; give it to the servers that are meant"),
+        (JOB + route(to="migrate"), "'migrate' is a job, which has no address; name a server that listens"),
+        (JOB + route(to="tag:once"), "only jobs have the tag 'once'; give it to a server that listens"),
+        (route(to="http://127.0.0.1:8080"), "http://127.0.0.1:8080 is an address of the gateway itself; name a server"),
+        ('[[stream]]\nbind = ":53"\nprotocol = "udp"\nto = "web"\n', "'web' takes connections, and UDP has none"),
+        ('[[stream]]\nbind = ":53"\nto = "wob"\n', "stream[0].to: there is no server 'wob'; did you mean 'web'?"),
+    ],
+)  # fmt: skip
+def test_target_that_does_not_exist_is_a_problem(tmp_path: Path, text: str, problem: str) -> None:
+    found = told(tmp_path, WEB + text)
+    assert problem in found
+    assert "\n" not in found
+
+
+def test_server_with_problems_of_its_own_is_no_unknown_target(tmp_path: Path) -> None:
+    bad = server("bad", bind="nowhere", app="a:b", tags=["broken"])
+    found = told(tmp_path, WEB + bad + route(to=["bad", "tag:broken", "tag:api"]))
+    assert "server[1].bind" in found
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            route() + route(path="/v1"),
+            "route[1].alias: the alias 'web' is taken by route[0]; add another alias",
+        ),
+        (
+            server("b", bind=":2", app="a:b", labels={"route.alias": "web"}) + route(host="c"),
+            "server[1].labels.route.alias: the alias 'web' is taken by route[0]; add another label route.alias",
+        ),
+        (
+            '[[stream]]\nbind = ":1"\nto = "web"\n[[stream]]\nbind = ":2"\nto = "web"\n',
+            "stream[1]: the alias 'web' is taken by stream[0]",
+        ),
+    ],
+)
+def test_alias_is_given_once(tmp_path: Path, text: str, problem: str) -> None:
+    found = told(tmp_path, WEB + text)
+    assert problem.replace("stream[1]:", "stream[1].alias:") in found
+    assert found.count("alias") >= 1
+
+
+SAME = "never reached: route[0] has the same host and path, and takes its requests"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "problem"),
+    [
+        ({}, {}, f"route[1]: {SAME}"),
+        ({"host": "A.example"}, {"host": "a.example."}, f"route[1].host: {SAME}"),
+        ({"path": "/v1/"}, {"path": "/v1"}, f"route[1].path: {SAME}"),
+        ({"methods": ["GET", "POST"]}, {"methods": ["GET"]}, SAME),
+        ({"headers": {"X-A": ""}}, {"headers": {"x-a": "1"}}, SAME),
+        ({"host": "*.a.example"}, {"host": "b-*.a.example"}, "the host '*.a.example' of route[0] comes first"),
+        ({"host": "b"}, {"host": "b.a-*.example", "path": "/v1"}, "the host 'b' of route[0] comes first"),
+        ({"host": "*.a.example", "path": "/v1"}, {"host": "b-*.a.example", "path": "/v1/x"}, "of route[0] comes first"),
+        # Each of these has requests of its own.
+        ({}, {"path": "/v1"}, ""),
+        ({}, {"host": "a.example"}, ""),
+        ({"host": "*.example"}, {"host": "a.example"}, ""),
+        ({"host": "*.a.example"}, {"host": "*.example"}, ""),
+        ({"host": "*.a.example", "path": "/v1"}, {"host": "b-*.a.example"}, ""),
+        ({"host": "*.a.example", "path": "/v1"}, {"host": "b-*.a.example", "path": "/v10"}, ""),
+        ({"host": "*.a.example", "methods": ["GET"]}, {"host": "b-*.a.example"}, ""),
+        ({"methods": ["GET"]}, {}, ""),
+        ({}, {"methods": ["GET"]}, ""),  # conditions come first
+        ({"methods": ["GET"]}, {"methods": ["GET", "POST"]}, ""),
+        ({"headers": {"X-A": "1"}}, {"headers": {"X-A": "2"}}, ""),
+        ({"headers": {"X-A": "1"}}, {"headers": {"X-A": "1", "X-B": ""}}, ""),
+    ],
+)  # fmt: skip
+def test_route_without_a_request_of_its_own_is_a_problem(
+    tmp_path: Path, first: dict[str, object], second: dict[str, object], problem: str
+) -> None:
+    found = told(tmp_path, WEB + route(alias="a", **first) + route(alias="b", **second))
+    assert problem in found
+    assert bool(problem) == bool(found)
+    assert "\n" not in found
+
+
+def test_labels_that_repeat_a_route_are_a_problem_of_the_server(tmp_path: Path) -> None:
+    text = route(host="a.example") + server("b", bind=":2", app="a:b", labels={"route.host": "a.example"})
+    found = told(tmp_path, WEB + text)
+    assert f"server[1].labels.route.host: {SAME}" in found
+
+
+@pytest.mark.parametrize(
+    ("keys", "key"),
+    [
+        ({"methods": ["GET"]}, "methods"),
+        ({"headers": {"X-A": ""}}, "headers"),
+        ({"strip_path": True, "path": "/v1"}, "strip_path"),
+        ({"host_header": "a"}, "host_header"),
+        ({"add_headers": {"X-A": "1"}}, "add_headers"),
+        ({"sticky": "c"}, "sticky"),
+        ({"retries": 1}, "retries"),
+        ({"limit": {"concurrency": 1}}, "limit"),
+        ({"backend_limit": {"requests_per_second": 1}}, "backend_limit"),
+        ({"context_headers": True}, "context_headers"),
+        ({"max_body_size": 1}, "max_body_size"),
+        ({"waiting_page": True}, "waiting_page"),
+    ],
+)
+def test_key_that_needs_the_proxy_forbids_mode_pass(
+    tmp_path: Path, keys: dict[str, object], key: str
+) -> None:
+    found = told(tmp_path, WEB + route(mode="pass", **keys))
+    assert (
+        f'route[0].{key}: mode = "pass" hands connections over as they are, and {key} needs the proxy'
+        in found
+    )
+    assert f'take {key} out, or write mode = "auto"' in found
+    assert "\n" not in found
+    assert told(tmp_path, WEB + route(mode="auto", **keys)) == ""
+
+
+BOTH = '[gateway]\nbind = [":1", { bind = ":2", tls = { cert = "c.pem" } }]\n'
+TLS_ONLY = '[gateway]\nbind = { bind = ":2", tls = { cert = "c.pem" } }\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (route(to="http://a", mode="pass"), "http://a:80 is outside the pool"),
+        (PROGRAM + route(to="files", mode="pass"), "'files' runs a command, which cannot take over connections"),
+        (SECURE + route(to="safe", mode="pass"), "'safe' speaks TLS, while no address of [gateway] does"),
+        (TLS_ONLY + route(mode="pass"), "'web' speaks no TLS, while every address of [gateway] does"),
+        (BOTH + SECURE + route(to="safe", path="/a", mode="pass"), "'safe' speaks TLS, so that the path is not seen"),
+        (BOTH + SECURE + route(to="safe", mode="pass"), ""),
+        (BOTH + route(mode="pass"), ""),
+        (PROGRAM + route(to="files"), ""),
+    ],
+)  # fmt: skip
+def test_target_that_takes_no_connections_over_forbids_mode_pass(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    found = told(tmp_path, WEB + text)
+    assert (f'mode = "pass", and {reason}' in found) == bool(reason)
+    assert bool(found) == bool(reason)
+
+
+def test_mode_of_the_gateway_is_held_against_each_route(tmp_path: Path) -> None:
+    found = told(tmp_path, WEB + '[gateway]\nmode = "pass"\n' + route(retries=1))
+    assert "route[0].retries" in found
+    assert told(tmp_path, WEB + '[gateway]\nmode = "pass"\n' + route(retries=1, mode="proxy")) == ""
+
+
+@pytest.mark.parametrize(
+    ("keys", "served"),
+    [
+        ({"to": "safe", "host": "a.example"}, True),
+        ({"to": "safe", "host": "a.example", "path": "/v1"}, False),
+        ({"to": "safe", "host": "a.example", "methods": ["GET"]}, False),
+        ({"to": "safe"}, False),
+        ({"to": "web", "host": "a.example"}, False),
+        ({"to": "http://b", "host": "a.example"}, False),
+    ],
+)
+def test_gateway_without_a_certificate_serves_only_hosts_of_servers_with_tls(
+    tmp_path: Path, keys: dict[str, object], served: bool
+) -> None:
+    text = '[gateway]\nbind = { bind = ":443", tls = true }\n' + WEB + SECURE
+    found = told(tmp_path, text + route(**keys))
+    assert ("no listener can serve it" in found) != served
+    with_plain = text.replace("bind = {", 'bind = [":80", {', 1).replace("true }", "true }]")
+    assert "no listener" not in told(tmp_path, with_plain + route(**keys))
+
+
+def test_queue_without_a_limit_is_a_problem(tmp_path: Path) -> None:
+    found = told(tmp_path, WEB + route(limit={"queue": 5}))
+    assert (
+        "route[0].limit.queue: a queue without a limit is never used; add concurrency or requests_per"
+        in found
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ({"route.hots": "a"}, "labels.route.hots: unknown key 'hots'; did you mean 'host'?"),
+        ({"route.host": "a:80"}, "labels.route.host: 'a:80' has a port"),
+        ({"route.to": "x"}, "labels.route.to: the route of a server leads to that server; take it out"),
+        ({"route.timeouts.head": "soon"}, "labels.route.timeouts.head: 'soon' is not a duration"),
+        ({"route.strip_path": "perhaps"}, "labels.route.strip_path"),
+    ],
+)
+def test_label_that_is_wrong_is_a_problem_of_its_server(
+    tmp_path: Path, labels: dict[str, str], problem: str
+) -> None:
+    found = told(tmp_path, "[gateway]\n" + server("a", bind=":2", app="a:b", labels=labels))
+    assert f"server[0].{problem}" in found
+    assert "\n" not in found
+
+
+def test_missing_library_is_named_with_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route_checks, "LIBRARIES", ("no_such_library", "uvloop", "nor_this"))
+    problem = "no_such_library and nor_this are not installed, which the gateway needs; pip install 'poolctl[gateway]'"
+    assert f"pool.toml:1:1: gateway: {problem}" in told(tmp_path, "[gateway]\nbind = ':1'\n" + WEB)
+    assert f"pool.toml:6:1: route[0]: {problem}" in told(tmp_path, WEB + route())
+    assert told(tmp_path, WEB) == ""
+
+
+def warned(directory: Path, text: str) -> list[str]:
+    config = load_text(directory, text)
+    assert config.problems == []
+    return [str(each).rpartition("pool.toml:")[2] for each in config.warnings]
+
+
+def test_route_to_disabled_servers_is_a_warning(tmp_path: Path) -> None:
+    text = server("off", bind=":1", app="a:b", disabled=True) + route(to="off")
+    (warning,) = warned(tmp_path, WEB + text)
+    assert "route[0].to: the route 'off' is not served: off is disabled; enable a server" in warning
+
+
+def test_server_with_tls_behind_plain_addresses_is_a_warning(tmp_path: Path) -> None:
+    (warning,) = warned(tmp_path, SECURE + route(to="safe"))
+    assert (
+        "route[0].to: safe speaks TLS, and no address of [gateway] does: its requests are proxied" in warning
+    )
+    assert warned(tmp_path, SECURE + BOTH + route(to="safe")) == []
+
+
+def test_label_of_a_route_without_a_gateway_is_a_warning(tmp_path: Path) -> None:
+    text = server("a", bind=":2", app="a:b", labels={"route.host": "a", "x": "y"})
+    (warning,) = warned(tmp_path, text)
+    assert "labels.route.host: the label has no effect: the pool has no gateway; add [gateway]" in warning
+    assert warned(tmp_path, "[gateway]\n" + text) == []
+
+
+def test_certificate_has_to_be_for_the_hosts_of_the_routes(tmp_path: Path) -> None:
+    certificate(tmp_path, "a.example")
+    certificate(tmp_path, "*.b.example")
+    text = (
+        '[gateway]\nbind = { bind = ":443", tls = [{ cert = "a.example.pem", key = "a.example.key" },\n'
+        '  { cert = "*.b.example.pem", key = "*.b.example.key" }] }\n'
+    )
+    hosts = [
+        "a.example",
+        "x.b.example",
+        "*.b.example",
+        "b.example",
+        "x.y.b.example",
+        "*.a.example",
+        "label",
+        "",
+    ]
+    text += "".join(route(alias=f"r{at}", host=host) for at, host in enumerate(hosts))
+    config = load_text(tmp_path, WEB + text)
+    assert (config.problems, config.outside()) == ([], [])
+    found = [str(each) for each in config.warnings]
+    assert [each.partition("certificate for ")[2].partition(":")[0] for each in found] == [
+        "b.example", "x.y.b.example", "*.a.example",
+    ]  # fmt: skip
+    assert (
+        "route[3].host: :443 has no certificate for b.example: its names are a.example, 127.0.0.1, *.b.ex"
+        in found[0]
+    )
+    assert found[0].endswith("add one to the list of its tls")
+
+
+def test_host_that_is_passed_whole_has_its_server_s_certificate(tmp_path: Path) -> None:
+    certificate(tmp_path, "a.example")
+    own = server("safe", bind=":1", app="os:path", tls={"cert": "a.example.pem", "key": "a.example.key"})
+    text = (
+        '[gateway]\nbind = { bind = ":443", tls = { cert = "a.example.pem", key = "a.example.key" } }\n' + own
+    )
+    config = load_text(tmp_path, text + route(to="safe", host="b.example"))
+    assert (config.outside(), config.warnings) == ([], [])
+    config = load_text(tmp_path, text + route(to="safe", host="b.example", path="/x"))
+    assert config.outside() == []
+    assert len(config.warnings) == 1
+
+
+def test_certificate_that_cannot_be_used_is_a_problem(tmp_path: Path) -> None:
+    certificate(tmp_path, "a.example")
+    text = '[gateway]\nbind = { bind = ":443", tls = { cert = "a.example.pem", key = "other.key" } }\n'
+    (problem,) = load_text(tmp_path, WEB + text).outside()
+    assert "gateway.bind.tls.key" in str(problem)
+    assert "other.key" in str(problem)
+
+
+def test_names_of_a_certificate_are_read(tmp_path: Path) -> None:
+    cert, _ = certificate(tmp_path, "a.example")
+    assert certificate_names(cert.read_text()) == ["a.example", "127.0.0.1"]
+    assert certificate_names("no certificate") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "covered"),
+    [
+        ("a.example", "a.example", True),
+        ("*.example", "a.example", True),
+        ("*.example", "*.example", True),
+        ("*.example", "b.a.example", False),
+        ("*.example", "example", False),
+        ("a.example", "*.example", False),
+        ("[::1]", "[::1]", True),
+    ],
+)
+def test_wildcard_stands_for_one_label(name: str, host: str, covered: bool) -> None:
+    assert names_cover([name], host) == covered
