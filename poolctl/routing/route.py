@@ -133,12 +133,23 @@ def passable(route: Route, *, tls: bool = False) -> bool:
 
     With `tls` the request is not seen before, so that only a route for the whole host can.
     """
-    return (
-        route.mode != PROXY
-        and bool(route.to)
-        and all(target.server for target in route.to)
-        and not (route.methods or route.headers or route.strip_path or route.host_header or route.add_headers)
-        and not (route.sticky_cookie or route.retries or route.limit or route.backend_limit)
-        and not (route.context_headers or route.max_body_bytes or route.waiting_page)
-        and not (tls and route.path != "/")
+    return not proxy_reason(route, tls=tls)
+
+
+def proxy_reason(route: Route, *, tls: bool = False) -> str:
+    """Why connections of the route are not handed to a worker, in words; "" if they are."""
+    reasons = (
+        (route.mode == PROXY, 'its mode is "proxy"'),
+        (not route.to, "it has no target"),
+        (not all(target.server for target in route.to), "it leads to a URL"),
+        (route.methods or route.headers, "it has conditions"),
+        (route.strip_path or route.host_header or route.add_headers, "it changes requests"),
+        (route.sticky_cookie, "it has a sticky cookie"),
+        (route.retries, "it has retries"),
+        (route.limit or route.backend_limit, "it has a limit"),
+        (route.context_headers, "it sends its context as headers"),
+        (route.max_body_bytes, "it limits the size of bodies"),
+        (route.waiting_page, "it has a waiting page"),
+        (tls and route.path != "/", "its path is not seen within TLS"),
     )
+    return next((why for applies, why in reasons if applies), "")

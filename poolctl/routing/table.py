@@ -289,6 +289,20 @@ class RouteTable:
         offset = self._find(_ALIAS + alias)
         return None if offset is None else _Candidate(self._route(offset), alone=False, leaf=False).perhaps
 
+    def candidates(self, host: str, path: str, *, most: int = 1000) -> list[Route]:
+        """Every route in its order, or of a table with more than `most` those that cover this host and path."""
+        if len(self) <= most:
+            return list(self)
+        groups = self._hosts.get(host) or self._groups_of(host)
+        found = {
+            each.route.alias: each.route
+            for reading in readings(path)
+            for group in groups
+            for prefix in _prefixes(reading, group.depth)
+            for each in group.candidates.get(prefix) or self._candidates(group, prefix)
+        }
+        return list(found.values())
+
     def _groups_of(self, host: str) -> tuple[_Group, ...]:
         """The host patterns that cover a host, in the order in which they are asked."""
         if self._wildcards is None:

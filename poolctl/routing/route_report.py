@@ -1,0 +1,51 @@
+"""A route as `poolctl routes` shows it."""
+
+from __future__ import annotations
+
+from ..frozen_value import Value
+from .route import ExcludedRoute, Route, StreamRoute, proxy_reason
+
+# How connections get to the backend: handed over, copied by the gateway as HTTP or as a stream, or not at all.
+PASS, PROXY, STREAM, EXCLUDED = "pass", "proxy", "stream", "excluded"
+
+
+class RouteReport(Value):
+    """One route. `to` are names of servers and URLs, `way` is pass, proxy, stream or excluded, `why` is the
+    reason for proxy and excluded.
+
+    `host` of a stream is the gateway's own address. `state` is one of route_health.STATUSES. The figures are those of
+    the gateway and of the workers together; a latency is None before the first request.
+    """
+
+    alias: str
+    host: str = ""
+    path: str = ""
+    to: tuple[str, ...] = ()
+    policy: str = ""
+    mode: str = ""
+    way: str = PROXY
+    why: str = ""
+    provider: str = ""
+    state: str = "unknown"
+    requests: int = 0
+    errors: int = 0
+    p50_seconds: float | None = None
+    p99_seconds: float | None = None
+
+
+def route_report(route: Route | StreamRoute | ExcludedRoute) -> RouteReport:
+    """What the route itself says: its state is unknown, and its figures are 0."""
+    if isinstance(route, ExcludedRoute):
+        return RouteReport(
+            alias=route.alias, host=route.host, way=EXCLUDED, why=route.reason, provider=route.provider
+        )
+    report = RouteReport(
+        alias=route.alias,
+        to=tuple(target.key for target in route.to),
+        policy=route.policy,
+        provider=route.provider,
+    )
+    if isinstance(route, StreamRoute):
+        return report.but(host=route.bind, way=STREAM)
+    why = proxy_reason(route)
+    return report.but(host=route.host, path=route.path, mode=route.mode, way=PROXY if why else PASS, why=why)
