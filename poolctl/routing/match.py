@@ -38,6 +38,11 @@ class HostPattern(NamedTuple):
         return self.tier == DEFAULT or covers_wildcard(self.text, host)
 
     @property
+    def key(self) -> str:
+        """The pattern as one text: a character for the tier, and what it compares with."""
+        return "=^.*-"[self.tier] + self.text
+
+    @property
     def weight(self) -> int:
         """How much the pattern says: of two in a tier, the one that says more is asked first."""
         return len(self.text) - self.text.count("*")
@@ -90,6 +95,21 @@ def normal_prefix(path: str) -> str:
 def covers_path(prefix: str, path: str) -> bool:
     """Whether the prefix covers the path, in whole segments."""
     return prefix == "/" or path == prefix or path.startswith(f"{prefix}/")
+
+
+def prefixes(path: str, depth: int) -> list[str]:
+    """The path's own prefixes of at most so many segments, the longest first, and "/" at the end."""
+    found = ["/"]
+    end = 0
+    for _ in range(depth):
+        end = path.find("/", end + 1)
+        if end < 0:
+            if path != "/":
+                found.append(path)
+            break
+        found.append(path[:end])
+    found.reverse()
+    return found
 
 
 def missing_condition(route: Route, method: str, headers: Mapping[str, str] | None) -> str:

@@ -3,12 +3,6 @@
 It is a constant hash, like cdb's: a process finds the entries of a host, or of an alias, by their keys and decodes only
 those. The file never changes; a change of the routes makes a new one of a higher generation, and a reader keeps the
 table that it has until it closes it.
-
-The file: a header, the entries, the slots. An entry is the length of its key, the length of its value, and both; values
-are JSON, of a route without the fields that have their defaults. A slot is the hash of a key and the offset of its
-entry, 4 bytes each; an empty one is 0, and the slots of keys that collide follow each other. Keys are those of
-`match.HostPattern` (one character for the tier, then its text), "@" and an alias, and for a host pattern with many
-paths "/", the key of the pattern, NUL, and the path.
 """
 
 from __future__ import annotations
@@ -17,13 +11,11 @@ import errno
 import fcntl
 import mmap
 import os
-import struct
 from binascii import crc32
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..frozen_value import Value
-from ..light_json import dumps, loads
+from ..light_json import loads
 from .match import (
     DEFAULT,
     DOMAIN,
@@ -31,26 +23,17 @@ from .match import (
     LABEL,
     WILDCARD,
     HostPattern,
-    condition_rank,
     covers_wildcard,
-    host_pattern,
     is_ip_address,
     missing_condition,
     normal_prefix,
+    prefixes,
 )
 from .normal_path import readings
 from .route import Route, passable
+from .table_file import ALIAS, ENTRY, HEADER, MAGIC, MOST_BYTES, PATH, ROOT, SEALS, write_table
 
-_MAGIC = b"poolctl1"
-_HEADER = struct.Struct("=8sQQQQQ")  # magic, generation, routes, end of the entries, slots, size of the file
-_ENTRY = struct.Struct("=II")
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-_MOST_BYTES = (1 << 32) - 1  # an offset is half a slot
-
-_TIER_KEYS = {EXACT: "=", LABEL: "^", DOMAIN: ".", WILDCARD: "*", DEFAULT: "-"}
-_ALIAS, _PATH, _ROOT = "@", "/", "!"
-# A host pattern with more paths keeps each under a key of its own.
-_FEW_PATHS = 32
+__all__ = ["Match", "RouteTable", "TableError", "write_table"]
 
 
 class TableError(ValueError):
@@ -70,104 +53,6 @@ class Match(NamedTuple):
     whole_host: bool
     whole_prefix: bool
     servers: frozenset[str]
-
-
-def write_table(routes: Iterable[Route], generation: int) -> int:
-    """A descriptor of a table of these routes, which the caller closes.
-
-    Raises ValueError if two routes have one alias, and OSError if there is no memory for it.
-    """
-    content = _Writer(routes).content(generation)
-    fd = os.memfd_create("poolctl-routes", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-class _Writer:
-    """Makes the content of a table."""
-
-    def __init__(self, routes: Iterable[Route]) -> None:
-        self._content = bytearray(_HEADER.size)
-        self._slots: list[int] = []
-        hosts: dict[HostPattern, dict[str, list[tuple[tuple[bool, int], int]]]] = {}
-        aliases: set[str] = set()
-        for route in routes:
-            if route.alias in aliases:
-                raise ValueError(f"two routes have the alias {route.alias}")
-            aliases.add(route.alias)
-            offset = self._add(_ALIAS + route.alias, dumps(_changed_fields(route)))
-            paths = hosts.setdefault(host_pattern(route.host), {})
-            paths.setdefault(normal_prefix(route.path), []).append((condition_rank(route), offset))
-        self._routes = len(aliases)
-        for pattern, paths in hosts.items():
-            self._add_host(_TIER_KEYS[pattern.tier] + pattern.text, paths)
-        wildcards = sorted((each for each in hosts if each.tier == WILDCARD), key=lambda each: -each.weight)
-        domains = [each.text.count(".") + 1 for each in hosts if each.tier == DOMAIN]
-        root = {"wildcards": [each.text for each in wildcards], "labels": max(domains, default=0)}
-        self._add(_ROOT, dumps(root))
-
-    def _add_host(self, key: str, paths: dict[str, list[tuple[tuple[bool, int], int]]]) -> None:
-        records = {path: [offset for _, offset in sorted(ranked)] for path, ranked in paths.items()}
-        if len(records) == 1 and "/" in records:
-            self._add(key, str(records["/"]))
-            return
-        table: dict[str, Any] = {
-            "routes": sum(map(len, records.values())),
-            "depth": max(path.count("/") for path in records if path != "/"),
-        }
-        above = {prefix for path in records for prefix in _prefixes(path, path.count("/")) if prefix != path}
-        if len(records) <= _FEW_PATHS:
-            table |= {"paths": records, "above": [path for path in records if path in above]}
-        else:
-            for path, offsets in records.items():
-                self._add(f"{_PATH}{key}\0{path}", dumps({"routes": offsets, "above": path in above}))
-        self._add(key, dumps(table))
-
-    def _add(self, key: str, value: str) -> int:
-        name, text = key.encode(), value.encode()
-        offset = len(self._content)
-        self._content += b"%b%b%b" % (_ENTRY.pack(len(name), len(text)), name, text)
-        self._slots.append(crc32(name) << 32 | offset)
-        return offset
-
-    def content(self, generation: int) -> bytearray:
-        content = self._content
-        content += bytes(-len(content) % 8)
-        end, count = len(content), 1 << (len(self._slots) * 2 - 1).bit_length()
-        size = end + count * 8
-        if size > _MOST_BYTES:
-            raise ValueError("the routes are more than a table can hold")
-        slots = [0] * count
-        for slot in self._slots:
-            at = (slot >> 32) & (count - 1)
-            while slots[at]:
-                at = (at + 1) & (count - 1)
-            slots[at] = slot
-        content += struct.pack(f"={count}Q", *slots)
-        _HEADER.pack_into(content, 0, _MAGIC, generation, self._routes, end, count, size)
-        return content
-
-
-def _changed_fields(value: Value) -> dict[str, Any]:
-    """A value as JSON has it, without the fields that have their defaults."""
-    return {
-        name: _in_json(field)
-        for name, default in type(value).defaults.items()
-        if (field := getattr(value, name)) is not default
-    }
-
-
-def _in_json(field: object) -> object:
-    if isinstance(field, Value):
-        return _changed_fields(field)
-    return [_in_json(each) for each in field] if isinstance(field, tuple) else field
 
 
 class _Candidate:
@@ -212,15 +97,15 @@ class RouteTable:
     def __init__(self, fd: int, *, cached: int = 1024) -> None:
         """Map the table of a descriptor, which stays the caller's. Raises TableError, OSError."""
         size = os.fstat(fd).st_size
-        if size < _HEADER.size:
+        if size < HEADER.size:
             raise TableError(f"a route table of {size} bytes is cut off")
-        if _seals(fd) & _SEALS != _SEALS:
+        if _seals(fd) & SEALS != SEALS:
             raise TableError("the route table is not sealed")
         self._count: int
         self._end: int
         self._map = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
-        magic, self.generation, self._count, self._end, count, whole = _HEADER.unpack_from(self._map)
-        if magic != _MAGIC:
+        magic, self.generation, self._count, self._end, count, whole = HEADER.unpack_from(self._map)
+        if magic != MAGIC:
             self._map.close()
             raise TableError("the descriptor holds no route table")
         if whole != size or self._end + count * 8 != size or count & (count - 1) or not count:
@@ -240,10 +125,10 @@ class RouteTable:
 
     def __iter__(self) -> Iterator[Route]:
         """Every route, in the order in which they were given; each is decoded for the caller."""
-        at = _HEADER.size
+        at = HEADER.size
         for _ in range(self._count):
             yield self._route(at)
-            at += _ENTRY.size + sum(_ENTRY.unpack_from(self._map, at))
+            at += ENTRY.size + sum(ENTRY.unpack_from(self._map, at))
 
     def close(self) -> None:
         """Unmap the table. Matches that were found in it stay valid."""
@@ -273,7 +158,7 @@ class RouteTable:
             groups = self._groups_of(host)
         first = certain = True
         for group in groups:
-            for prefix in _prefixes(path, group.depth):
+            for prefix in prefixes(path, group.depth):
                 candidates = group.candidates.get(prefix)
                 if candidates is None:
                     candidates = self._candidates(group, prefix)
@@ -286,7 +171,7 @@ class RouteTable:
 
     def by_alias(self, alias: str) -> Match | None:
         """The route of this alias, or None. It says nothing of a request: the match neither passes nor is whole."""
-        offset = self._find(_ALIAS + alias)
+        offset = self._find(ALIAS + alias)
         return None if offset is None else _Candidate(self._route(offset), alone=False, leaf=False).perhaps
 
     def candidates(self, host: str, path: str, *, most: int = 1000) -> list[Route]:
@@ -298,7 +183,7 @@ class RouteTable:
             each.route.alias: each.route
             for reading in readings(path)
             for group in groups
-            for prefix in _prefixes(reading, group.depth)
+            for prefix in prefixes(reading, group.depth)
             for each in group.candidates.get(prefix) or self._candidates(group, prefix)
         }
         return list(found.values())
@@ -306,18 +191,17 @@ class RouteTable:
     def _groups_of(self, host: str) -> tuple[_Group, ...]:
         """The host patterns that cover a host, in the order in which they are asked."""
         if self._wildcards is None:
-            root = self._json(self._find(_ROOT) or 0)
+            root = self._json(self._find(ROOT) or 0)
             self._wildcards, self._labels = root["wildcards"], root["labels"]
-        keys = ["=" + host]
+        patterns = [HostPattern(EXACT, host)]
         if host and not is_ip_address(host):
             labels = host.split(".")
-            keys.append("^" + labels[0])
-            if labels[0]:
-                most = min(self._labels, len(labels) - 1)
-                keys += ["." + ".".join(labels[-count:]) for count in range(most, 0, -1)]
-        keys += ["*" + pattern for pattern in self._wildcards if covers_wildcard(pattern, host)]
-        keys.append("-")
-        groups = tuple(group for group in map(self._group, keys) if group is not None)
+            patterns.append(HostPattern(LABEL, labels[0]))
+            most = min(self._labels, len(labels) - 1) if labels[0] else 0
+            patterns += [HostPattern(DOMAIN, ".".join(labels[-count:])) for count in range(most, 0, -1)]
+        patterns += [HostPattern(WILDCARD, each) for each in self._wildcards if covers_wildcard(each, host)]
+        patterns.append(HostPattern(DEFAULT, ""))
+        groups = tuple(group for group in (self._group(each.key) for each in patterns) if group is not None)
         if len(self._hosts) >= self._most:
             self._hosts.clear()
         self._hosts[host] = groups
@@ -341,7 +225,7 @@ class RouteTable:
             if not offsets:
                 return ()
         else:
-            offset = self._find(f"{_PATH}{group.key}\0{prefix}")
+            offset = self._find(f"{PATH}{group.key}\0{prefix}")
             if offset is None:
                 return ()
             record = self._json(offset)
@@ -359,9 +243,9 @@ class RouteTable:
         at, slots, mask = wanted & self._mask, self._slots, self._mask
         while slot := slots[at]:
             if slot >> 32 == wanted:
-                offset: int = slot & _MOST_BYTES
-                start = offset + _ENTRY.size
-                length, _ = _ENTRY.unpack_from(self._map, offset)
+                offset: int = slot & MOST_BYTES
+                start = offset + ENTRY.size
+                length, _ = ENTRY.unpack_from(self._map, offset)
                 if length == len(name) and self._map[start : start + length] == name:
                     return offset
             at = (at + 1) & mask
@@ -371,8 +255,8 @@ class RouteTable:
         return Route.from_json(self._json(offset))
 
     def _json(self, offset: int) -> Any:
-        length, size = _ENTRY.unpack_from(self._map, offset)
-        start = offset + _ENTRY.size + length
+        length, size = ENTRY.unpack_from(self._map, offset)
+        start = offset + ENTRY.size + length
         if start + size > self._end:
             raise TableError("an entry of the route table goes beyond its end")
         return loads(self._map[start : start + size])
@@ -385,18 +269,3 @@ def _seals(fd: int) -> int:
         if error.errno != errno.EINVAL:  # not a file in memory
             raise
         return 0
-
-
-def _prefixes(path: str, depth: int) -> list[str]:
-    """The path's own prefixes of at most so many segments, the longest first, and "/" at the end."""
-    found = ["/"]
-    end = 0
-    for _ in range(depth):
-        end = path.find("/", end + 1)
-        if end < 0:
-            if path != "/":
-                found.append(path)
-            break
-        found.append(path[:end])
-    found.reverse()
-    return found

@@ -1,0 +1,129 @@
+"""Writing a route table into a sealed file in memory; `table` reads it.
+
+The file: a header, the entries, the slots. An entry is the length of its key, the length of its value, and both; values
+are JSON, of a route without the fields that have their defaults. A slot is the hash of a key and the offset of its
+entry, 4 bytes each; an empty one is 0, and the slots of keys that collide follow each other. Keys are those of
+`match.HostPattern`, "@" and an alias, and for a host pattern with many paths "/", its key, NUL, and the path.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from binascii import crc32
+from collections.abc import Iterable
+from typing import Any
+
+from ..frozen_value import Value
+from ..light_json import dumps
+from .match import DOMAIN, WILDCARD, HostPattern, condition_rank, host_pattern, normal_prefix, prefixes
+from .route import Route
+
+MAGIC = b"poolctl1"
+HEADER = struct.Struct("=8sQQQQQ")  # magic, generation, routes, end of the entries, slots, size of the file
+ENTRY = struct.Struct("=II")
+SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+MOST_BYTES = (1 << 32) - 1  # an offset is half a slot
+
+ALIAS, PATH, ROOT = "@", "/", "!"
+# A host pattern with more paths keeps each under a key of its own.
+_FEW_PATHS = 32
+
+
+def write_table(routes: Iterable[Route], generation: int) -> int:
+    """A descriptor of a table of these routes, which the caller closes.
+
+    Raises ValueError if two routes have one alias, and OSError if there is no memory for it.
+    """
+    content = _Writer(routes).content(generation)
+    fd = os.memfd_create("poolctl-routes", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class _Writer:
+    """Makes the content of a table."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._content = bytearray(HEADER.size)
+        self._slots: list[int] = []
+        hosts: dict[HostPattern, dict[str, list[tuple[tuple[bool, int], int]]]] = {}
+        aliases: set[str] = set()
+        for route in routes:
+            if route.alias in aliases:
+                raise ValueError(f"two routes have the alias {route.alias}")
+            aliases.add(route.alias)
+            offset = self._add(ALIAS + route.alias, dumps(_changed_fields(route)))
+            paths = hosts.setdefault(host_pattern(route.host), {})
+            paths.setdefault(normal_prefix(route.path), []).append((condition_rank(route), offset))
+        self._routes = len(aliases)
+        for pattern, paths in hosts.items():
+            self._add_host(pattern.key, paths)
+        wildcards = sorted((each for each in hosts if each.tier == WILDCARD), key=lambda each: -each.weight)
+        domains = [each.text.count(".") + 1 for each in hosts if each.tier == DOMAIN]
+        root = {"wildcards": [each.text for each in wildcards], "labels": max(domains, default=0)}
+        self._add(ROOT, dumps(root))
+
+    def _add_host(self, key: str, paths: dict[str, list[tuple[tuple[bool, int], int]]]) -> None:
+        records = {path: [offset for _, offset in sorted(ranked)] for path, ranked in paths.items()}
+        if len(records) == 1 and "/" in records:
+            self._add(key, str(records["/"]))
+            return
+        table: dict[str, Any] = {
+            "routes": sum(map(len, records.values())),
+            "depth": max(path.count("/") for path in records if path != "/"),
+        }
+        above = {prefix for path in records for prefix in prefixes(path, path.count("/")) if prefix != path}
+        if len(records) <= _FEW_PATHS:
+            table |= {"paths": records, "above": [path for path in records if path in above]}
+        else:
+            for path, offsets in records.items():
+                self._add(f"{PATH}{key}\0{path}", dumps({"routes": offsets, "above": path in above}))
+        self._add(key, dumps(table))
+
+    def _add(self, key: str, value: str) -> int:
+        name, text = key.encode(), value.encode()
+        offset = len(self._content)
+        self._content += b"%b%b%b" % (ENTRY.pack(len(name), len(text)), name, text)
+        self._slots.append(crc32(name) << 32 | offset)
+        return offset
+
+    def content(self, generation: int) -> bytearray:
+        content = self._content
+        content += bytes(-len(content) % 8)
+        end, count = len(content), 1 << (len(self._slots) * 2 - 1).bit_length()
+        size = end + count * 8
+        if size > MOST_BYTES:
+            raise ValueError("the routes are more than a table can hold")
+        slots = [0] * count
+        for slot in self._slots:
+            at = (slot >> 32) & (count - 1)
+            while slots[at]:
+                at = (at + 1) & (count - 1)
+            slots[at] = slot
+        content += struct.pack(f"={count}Q", *slots)
+        HEADER.pack_into(content, 0, MAGIC, generation, self._routes, end, count, size)
+        return content
+
+
+def _changed_fields(value: Value) -> dict[str, Any]:
+    """A value as JSON has it, without the fields that have their defaults."""
+    return {
+        name: _in_json(field)
+        for name, default in type(value).defaults.items()
+        if (field := getattr(value, name)) is not default
+    }
+
+
+def _in_json(field: object) -> object:
+    if isinstance(field, Value):
+        return _changed_fields(field)
+    return [_in_json(each) for each in field] if isinstance(field, tuple) else field
