@@ -132,13 +132,14 @@ def _body_length(fields: dict[bytes, bytes], http_1_1: bool) -> int | None:
     return int(length) if _is_length(length) else None
 
 
-def is_incomplete(data: bytes, at: int = 0) -> bool:
+def is_incomplete(data: bytes, at: int = 0, scanned: int = 0) -> bool:
     """Whether the bytes from this offset are the beginning of a head, canonical or not, without its end.
 
-    False as soon as more bytes cannot make them a valid one; the caller bounds their number.
+    False as soon as more bytes cannot make them a valid one; the caller bounds their number. Up to the offset
+    `scanned` an earlier call has found them incomplete.
     """
     return (
-        data.find(b"\r\n\r\n", at) < 0
+        data.find(b"\r\n\r\n", max(at, scanned - 3)) < 0
         and not data.startswith((b"\r", b"\n"), at)
-        and _unfit(data, at) is None
+        and _unfit(data, max(at, scanned - 1)) is None
     )

@@ -182,13 +182,15 @@ def route(*backends: Backend, **fields: Any) -> Route:
     return Route(**{"alias": "app", "to": targets, "timeouts": timeouts, **fields})
 
 
-def play(loop: str, scene: Callable[[Stage], Coroutine[Any, Any, None]], **settings: Any) -> None:
+def play(
+    loop: str, scene: Callable[[Any], Coroutine[Any, Any, None]], make: type[Stage] = Stage, **settings: Any
+) -> None:
     """Run it with a stage, on this kind of loop; an exception that the loop reports fails the test."""
     reported: list[dict[str, Any]] = []
 
     async def run() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
-        stage = Stage(**settings)
+        stage = make(**settings)
         try:
             await scene(stage)
         finally:

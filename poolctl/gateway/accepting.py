@@ -1,0 +1,294 @@
+"""New connections of the gateway, and those that workers give back: passed to a worker, or given to the proxy.
+
+The request's head is looked at and stays unread in the socket. If its route allows it, the client's own descriptor goes
+to a worker; the proxy serves everything else. A TLS connection is passed by the host in its ClientHello.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import Any
+
+from ..http.canonical_head import is_incomplete, parse
+from ..keeper import connection_handover
+from ..keeper.connection_handover import MOST_HOPS, Routed
+from ..keeper.wire import WireError
+from ..routing.decision import passed_host, passed_match
+from ..routing.table import Match
+from .backends import Outcome, Refused
+from .client_hello import MOST_BYTES, NoClientHello, read_client_hello
+from .edge import Edge
+from .proxy.serving import serve, serve_tls
+from .settings import ListenerSettings
+from .waiting_connections import Waiting
+
+_AT_ONCE = 16
+# Out of descriptors, or of memory.
+_AGAIN_SECONDS = 0.1
+# Most heads and ClientHellos are smaller.
+_PEEK_BYTES = 4096
+_LEAST_SECONDS = 0.1
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+_TLS_HANDSHAKE = b"\x16"
+_USUAL_HOST_HEADER = "host"
+_HTTP_1_1 = "http/1.1"
+
+
+class Acceptor:
+    """Accepts the connections of a listener, which stays open when this is closed."""
+
+    def __init__(self, edge: Edge, listener: socket.socket, settings: ListenerSettings) -> None:
+        self._edge = edge
+        self._listener: Any = listener
+        self._settings = settings
+        # As numbers: members of an enumeration take longer than the system call.
+        self._kind = int(listener.family), int(listener.type), int(listener.proto)
+        self._timer: asyncio.TimerHandle | None = None
+        self._open = True
+        self._begin()
+
+    def close(self) -> None:
+        """Accept no more connections."""
+        self._open = False
+        if self._timer is not None:
+            self._timer.cancel()
+        self._edge.loop.remove_reader(self._listener.fileno())
+
+    def _begin(self) -> None:
+        self._edge.loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        accepted = []
+        for _ in range(_AT_ONCE):
+            try:
+                fd, address = self._listener._accept()  # socket.accept() spends as long again on enumerations
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                break
+            except OSError:
+                self._edge.loop.remove_reader(self._listener.fileno())
+                self._timer = self._edge.loop.call_later(_AGAIN_SECONDS, self._begin)
+                break
+            accepted.append((socket.socket(*self._kind, fileno=fd), address))
+        seconds = self._edge.settings.head_seconds
+        for sock, address in accepted:
+            client = address[0] if isinstance(address, tuple) else ""
+            if self._settings.tls:
+                _begin(TlsConnection(self._edge, sock, client, self._settings.bind), seconds)
+            else:
+                _begin(PlainConnection(self._edge, sock, client), seconds)
+
+
+class GivenBack:
+    """Takes the connections that come back from workers, and those that were left in a pair that was closed.
+
+    Sets what becomes of connections that are queued for a server which is withdrawn.
+    """
+
+    def __init__(self, edge: Edge, take_end: socket.socket) -> None:
+        self._edge = edge
+        self._take_end = take_end
+        self._timer: asyncio.TimerHandle | None = None
+        edge.passing.decide_again = self._decide_again
+        self._begin()
+
+    def close(self) -> None:
+        """Take no more connections; those that wait are left to another process."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._edge.loop.remove_reader(self._take_end.fileno())
+
+    def _begin(self) -> None:
+        self._edge.loop.add_reader(self._take_end.fileno(), self._take)
+
+    def _take(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                taken = connection_handover.take(self._take_end)
+            except (BlockingIOError, InterruptedError):
+                return
+            except connection_handover.NoRoom:
+                self.close()
+                self._timer = self._edge.loop.call_later(_AGAIN_SECONDS, self._begin)
+                return
+            except WireError:
+                continue
+            except OSError:
+                taken = None
+            if taken is None:
+                self.close()
+                return
+            settings = self._edge.settings
+            seconds = settings.keep_alive_seconds if taken.asked else settings.head_seconds
+            if taken.until is not None:
+                seconds = min(seconds, max(_LEAST_SECONDS, taken.until - time.monotonic()))
+            self._decide(taken, taken.routed, seconds)
+
+    def _decide_again(self, sock: socket.socket, routed: Routed) -> None:
+        self._decide(sock, routed, self._edge.settings.head_seconds)
+
+    def _decide(self, sock: socket.socket, routed: Routed | None, seconds: float) -> None:
+        received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
+        try:
+            peer = sock.getpeername()
+            first = received or sock.recv(1, _PEEK)
+        except BlockingIOError:
+            first = b""
+        except OSError:
+            sock.close()
+            return
+        client = peer[0] if isinstance(peer, tuple) else ""
+        if first == _TLS_HANDSHAKE:
+            _begin(TlsConnection(self._edge, sock, client, ""), seconds)
+        else:
+            _begin(PlainConnection(self._edge, sock, client, received, hops), seconds)
+
+
+class Arriving(Waiting):
+    """A connection of which the head, or the ClientHello, is not known yet."""
+
+    __slots__ = ("client", "data", "edge")
+
+    def __init__(self, edge: Edge, sock: socket.socket, client: str) -> None:
+        super().__init__(sock)
+        self.edge = edge
+        self.client = client
+        self.data = b""  # what has arrived, while it is looked at
+
+    def peek(self, most_bytes: int) -> bytes | None:
+        """What is unread in the socket, without reading it; None for nothing yet, b"" when the client has left."""
+        try:
+            data = self.sock.recv(_PEEK_BYTES, _PEEK)
+            return data if len(data) < _PEEK_BYTES else self.sock.recv(most_bytes, _PEEK)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def pass_on(self, match: Match, hops: int = 0, received: bytes = b"", *, tls: bool = False) -> bool:
+        """Whether the connection was given to a worker, or refused; otherwise no server of the route takes it."""
+        edge, passing = self.edge, self.edge.passing
+        if not any(passing.passes(server, tls=tls) for server in match.servers):
+            return False
+        lease = edge.backends.of(match.route).acquire(self.client)
+        if isinstance(lease, Refused):
+            if tls:
+                passing.refuse_tls(self.sock)
+            else:
+                passing.refuse(self.sock, lease.status, lease.retry_after_seconds)
+            return True
+        server = lease.backend.key
+        if not passing.passes(server, tls=tls):
+            lease.release(Outcome.CANCELLED)
+            return False
+        generation = edge.table.generation
+        sent = passing.pass_on(server, self.sock, match.route.alias, generation, hops, received, tls=tls)
+        lease.release(Outcome.PASSED if sent else Outcome.CANCELLED)
+        return True
+
+
+class PlainConnection(Arriving):
+    """A connection without TLS. `received` was read by a worker, before what is unread in the socket."""
+
+    __slots__ = ("hops", "received", "scanned")
+
+    def __init__(
+        self, edge: Edge, sock: socket.socket, client: str, received: bytes = b"", hops: int = 0
+    ) -> None:
+        super().__init__(edge, sock, client)
+        self.received = received
+        self.hops = hops
+        self.scanned = 0  # so many bytes are known to be no whole head
+
+    def on_readable(self, *, ended: bool) -> bool:
+        unread = self.peek(self.edge.settings.max_head_bytes)
+        if unread is None and not self.received:
+            return not ended
+        data = self.received + unread if unread else self.received
+        if is_incomplete(data, 0, self.scanned) and len(data) < self.edge.settings.max_head_bytes:
+            self.scanned = len(data)
+            self.silent = self.silent and not data
+            # A client that will send nothing more has not sent a request.
+            return not ended and unread != b""
+        self.data = data
+        return False
+
+    def serve(self) -> None:
+        edge, data = self.edge, self.data
+        if not data:
+            self.close()
+        elif self.hops >= MOST_HOPS:
+            edge.event("gateway.hops", client=self.client, hops=self.hops)
+            edge.passing.refuse(self.sock, 421)
+        elif not self._passed(data):
+            serve(edge, self.sock, self.received)
+
+    def _passed(self, data: bytes) -> bool:
+        edge = self.edge
+        head = parse(data)
+        if head is None:
+            if is_incomplete(data):
+                edge.passing.refuse(self.sock, 431)
+                return True
+            return False
+        if edge.settings.header_for_host.lower() != _USUAL_HOST_HEADER:
+            return False
+        match = passed_match(head, edge.table)
+        return match is not None and self.pass_on(match, self.hops, self.received)
+
+    def on_deadline(self) -> None:
+        if self.scanned:
+            self.edge.passing.refuse(self.sock, 408)
+        else:
+            self.close()
+
+
+class TlsConnection(Arriving):
+    """A connection with TLS, on the listener with this address ("" if that is not known)."""
+
+    __slots__ = ("bind",)
+
+    def __init__(self, edge: Edge, sock: socket.socket, client: str, bind: str) -> None:
+        super().__init__(edge, sock, client)
+        self.bind = bind
+
+    def on_readable(self, *, ended: bool) -> bool:
+        data = self.peek(MOST_BYTES)
+        if data is None:
+            return not ended
+        self.data = data
+        try:
+            if data and read_client_hello(data) is None and len(data) < MOST_BYTES:
+                self.data = b""
+                return not ended
+        except NoClientHello:
+            pass
+        return False
+
+    def serve(self) -> None:
+        edge, hello = self.edge, None
+        try:
+            hello = read_client_hello(self.data)
+        except NoClientHello:
+            self.data = b""
+        if not self.data:
+            self.close()
+            return
+        if hello is not None and (not hello.protocols or _HTTP_1_1 in hello.protocols):
+            match = passed_host(hello.server_name, edge.table) if hello.server_name else None
+            if match is not None and self.pass_on(match, tls=True):
+                return
+        context = edge.certificates.context(self.bind)
+        if context is None:
+            edge.passing.refuse_tls(self.sock, unknown_name=True)
+        else:
+            serve_tls(edge, self.sock, context)
+
+
+def _begin(connection: Arriving, seconds: float) -> None:
+    """Serve the connection now if enough has arrived, otherwise as soon as it has."""
+    if connection.on_readable(ended=False):
+        connection.edge.passing.waiting.add(connection, seconds)
+    else:
+        connection.serve()

@@ -1,0 +1,240 @@
+"""Passes connections to workers: each client's own descriptor goes through the adoption pair of a server.
+
+Of every routed server the gateway has the give end of its pair. A server that is slow to take connections gets a queue
+of its own, bounded in number and time, and holds up no other one. A descriptor is closed here as soon as it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..keeper import connection_handover
+from ..keeper.connection_handover import Routed
+from ..keeper.wire import WireError
+from ..platform import close_promptly
+from .proxy.refusal import refusal
+from .waiting_connections import WaitingConnections
+
+# The pair itself holds some 270 more.
+MOST_QUEUED = 1024
+QUEUE_SECONDS = 5.0
+_SENT_AT_ONCE = 32
+# The pair has room, and the kernel takes no message: too many descriptors are in flight (unix(7), ETOOMANYREFS).
+_RETRY_SECONDS = 0.005
+_RETRY_AFTER_SECONDS = 1
+# RFC 8446 §6.2: alerts in the form that every version understands.
+_INTERNAL_ERROR, _UNRECOGNIZED_NAME = 80, 112
+
+
+def tls_alert(description: int) -> bytes:
+    """A fatal alert before the handshake."""
+    return bytes((21, 3, 3, 0, 2, 2, description))
+
+
+class _Queued(NamedTuple):
+    sock: socket.socket
+    routed: Routed
+    until: float
+    tls: bool
+
+
+class _Server:
+    """A server's give end, and the connections that wait for room in it, in the order of their arrival."""
+
+    __slots__ = ("end", "queue", "retry", "timer", "tls", "watched")
+
+    def __init__(self) -> None:
+        self.end: socket.socket | None = None  # None: the pair was closed, and its successor is not here yet
+        self.tls = False
+        self.queue: deque[_Queued] = deque()
+        self.watched = False  # for room
+        self.retry: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Passing:
+    """The give ends by server. Belongs to the running loop. `event(kind, **data)` reports a queue that is full."""
+
+    def __init__(
+        self,
+        event: Callable[..., None],
+        *,
+        queue_seconds: float = QUEUE_SECONDS,
+        most_queued: int = MOST_QUEUED,
+    ) -> None:
+        self._event = event
+        self._loop = asyncio.get_running_loop()
+        self._most_queued = most_queued
+        self._queue_seconds = queue_seconds
+        self._servers: dict[str, _Server] = {}
+        self.waiting = WaitingConnections()
+        # What becomes of a connection that was queued for a server that is withdrawn: it is decided about again.
+        self.decide_again: Callable[[socket.socket, Routed], None] | None = None
+
+    def passes(self, server: str, *, tls: bool = False) -> bool:
+        """Whether connections of this kind can be passed to the server: a pair carries plain ones or TLS."""
+        found = self._servers.get(server)
+        return found is not None and found.tls is tls
+
+    def set_pair(self, server: str, end: socket.socket, *, tls: bool = False) -> None:
+        """Pass to the server through this give end, which is owned here from now on."""
+        found = self._servers.setdefault(server, _Server())
+        self._close_end(found)
+        changed, found.end, found.tls = found.tls is not tls, end, tls
+        if changed:
+            self._decide_queued(found)
+        else:
+            self._send_queued(found)
+
+    def withdraw(self, server: str, done: Callable[[], None]) -> None:
+        """Pass nothing more to the server; `done` is called when nothing is queued for it."""
+        found = self._servers.pop(server, None)
+        if found is not None:
+            self._close_end(found)
+            self._decide_queued(found)
+        done()
+
+    def pass_on(
+        self,
+        server: str,
+        sock: socket.socket,
+        route: str,
+        generation: int = 0,
+        hops: int = 0,
+        received: bytes = b"",
+        *,
+        tls: bool = False,
+    ) -> bool:
+        """Whether the connection was sent, or queued; otherwise it is refused and closed. `sock` is owned here."""
+        found = self._servers.get(server)
+        routed = Routed(route, generation, hops, received)
+        if found is None:
+            self._refuse(sock, tls)
+            return False
+        if not found.queue and self._send(found, sock, routed):
+            return True
+        if len(found.queue) >= self._most_queued:
+            self._event("gateway.queue_full", server=server, queued=len(found.queue))
+            self._refuse(sock, tls)
+            return False
+        found.queue.append(_Queued(sock, routed, self._loop.time() + self._queue_seconds, tls))
+        self._watch(found)
+        if found.timer is None:
+            found.timer = self._loop.call_later(self._queue_seconds, self._expire, found)
+        return True
+
+    def queued(self, server: str) -> int:
+        """How many connections wait for room in the server's pair."""
+        found = self._servers.get(server)
+        return 0 if found is None else len(found.queue)
+
+    def refuse(self, sock: socket.socket, status: int, retry_after_seconds: int = 0) -> None:
+        """Answer a request that no backend gets, and close its connection."""
+        self.waiting.refuse(sock, refusal(status, retry_after_seconds=retry_after_seconds))
+
+    def refuse_tls(self, sock: socket.socket, *, unknown_name: bool = False) -> None:
+        """Refuse a handshake."""
+        self.waiting.refuse(sock, tls_alert(_UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR))
+
+    def close(self) -> None:
+        """Refuse what is queued, and close everything."""
+        for found in self._servers.values():
+            self._close_end(found)
+            for each in self._take_queue(found):
+                self._refuse(each.sock, each.tls)
+        self._servers.clear()
+        self.waiting.close()
+
+    def _send(self, found: _Server, sock: socket.socket, routed: Routed) -> bool:
+        """Whether the connection was sent, or is lost; otherwise there is no room."""
+        if found.end is None:
+            return False
+        try:
+            connection_handover.give(found.end, sock.fileno(), routed=routed)
+        except BlockingIOError:
+            return False
+        except WireError:  # too many bytes were received
+            close_promptly(sock.detach())
+            return True
+        except OSError:
+            # Nothing takes from the pair any more: another one follows, or the server is withdrawn.
+            self._close_end(found)
+            return False
+        sock.close()
+        return True
+
+    def _send_queued(self, found: _Server) -> None:
+        """Send as many as there is room for, within a bound for one turn."""
+        found.retry = None
+        sent = 0
+        while found.queue and sent < _SENT_AT_ONCE:
+            first = found.queue[0]
+            if not self._send(found, first.sock, first.routed):
+                break
+            found.queue.popleft()
+            sent += 1
+        if found.end is None or not found.queue:
+            self._unwatch(found)
+            if not found.queue and found.timer is not None:
+                found.timer.cancel()
+                found.timer = None
+        elif sent:
+            self._watch(found)
+        else:
+            self._unwatch(found)
+            found.retry = self._loop.call_later(_RETRY_SECONDS, self._send_queued, found)
+
+    def _watch(self, found: _Server) -> None:
+        if found.end is not None and not found.watched and found.retry is None:
+            found.watched = True
+            self._loop.add_writer(found.end.fileno(), self._send_queued, found)
+
+    def _unwatch(self, found: _Server) -> None:
+        if found.retry is not None:
+            found.retry.cancel()
+            found.retry = None
+        if found.watched:
+            found.watched = False
+            assert found.end is not None
+            self._loop.remove_writer(found.end.fileno())
+
+    def _close_end(self, found: _Server) -> None:
+        self._unwatch(found)
+        if found.end is not None:
+            found.end.close()
+            found.end = None
+
+    def _take_queue(self, found: _Server) -> list[_Queued]:
+        if found.timer is not None:
+            found.timer.cancel()
+            found.timer = None
+        queue, found.queue = found.queue, deque()
+        return [*queue]
+
+    def _decide_queued(self, found: _Server) -> None:
+        for each in self._take_queue(found):
+            if self.decide_again is None:
+                self._refuse(each.sock, each.tls)
+            else:
+                self.decide_again(each.sock, each.routed)
+
+    def _expire(self, found: _Server) -> None:
+        """Refuse those that have waited too long."""
+        now, found.timer = self._loop.time(), None
+        while found.queue and found.queue[0].until <= now:
+            late = found.queue.popleft()
+            self._refuse(late.sock, late.tls)
+        if found.queue:
+            found.timer = self._loop.call_at(found.queue[0].until, self._expire, found)
+        else:
+            self._unwatch(found)
+
+    def _refuse(self, sock: socket.socket, tls: bool) -> None:
+        if tls:
+            self.refuse_tls(sock)
+        else:
+            self.refuse(sock, 503, _RETRY_AFTER_SECONDS)

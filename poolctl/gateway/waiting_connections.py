@@ -1,0 +1,202 @@
+"""Connections for which the gateway waits: for the rest of a head, or for the client to close. They cost no CPU.
+
+All are on one edge-triggered epoll instance, so that bytes that stay unread in a socket are reported once and not in
+every iteration of the loop, and share one timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import select
+import socket
+
+from ..platform import close_promptly
+
+_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_ENDS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_EVENTS_AT_ONCE = 256
+# Deadlines are observed up to so much late.
+_SLOT_SECONDS = 0.1
+_NEVER = float("inf")
+# After a refusal: so long is waited for the client to close, and so much of what it still sends is read.
+_LINGER_SECONDS = 2.0
+_MOST_LINGERED_BYTES = 1024 * 1024
+_READ_BYTES = 64 * 1024
+# Each costs the kernel some memory, whatever the limit of open files is.
+_MOST = 100_000
+
+
+class Waiting:
+    """A connection for which the gateway waits."""
+
+    __slots__ = ("silent", "slot", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.slot = -1
+        self.silent = True  # nothing was received from it yet
+
+    def on_readable(self, *, ended: bool) -> bool:
+        """Something has arrived, or with `ended` the client has closed its side: whether to wait for more.
+
+        Otherwise `serve` follows, when the connection is no longer watched.
+        """
+        raise NotImplementedError
+
+    def serve(self) -> None:
+        """Go on with what has arrived. The socket is the callee's."""
+        raise NotImplementedError
+
+    def on_deadline(self) -> None:
+        """Its time is over; it is waited for no longer."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        close_promptly(self.sock.detach())
+
+
+class WaitingConnections:
+    """The connections that wait. When there are too many, the oldest that has sent nothing is closed first.
+
+    Belongs to the running loop.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self._loop = asyncio.get_running_loop()
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # The others are for connections that are proxied, and for those that are being accepted.
+        self._most = most or max(16, min(_MOST, soft // 2))
+        self._epoll: select.epoll | None = None
+        self._connections: dict[int, Waiting] = {}  # by descriptor, in the order of arrival
+        self._silent: dict[int, None] = {}
+        self._slots: dict[int, set[Waiting]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = _NEVER
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def add(self, waiting: Waiting, seconds: float) -> None:
+        """Wait for at most so long. What has arrived already is reported once more."""
+        fd = waiting.sock.fileno()
+        if len(self._connections) >= self._most:
+            self._close_oldest()
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._loop.add_reader(self._epoll.fileno(), self._on_events)
+        try:
+            self._epoll.register(fd, _EVENTS)
+        except OSError:  # the user's limit of watches is reached (epoll(7))
+            waiting.close()
+            return
+        self._connections[fd] = waiting
+        if waiting.silent:
+            self._silent[fd] = None
+        self._put(waiting, self._loop.time() + seconds)
+
+    def refuse(self, sock: socket.socket, answer: bytes) -> None:
+        """Send this small answer and close the connection so that the client can read it."""
+        # Closing with unread bytes would reset the connection, and the answer with it (RFC 9112 §9.6).
+        refused = _Refused(sock)
+        try:
+            sock.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sock.shutdown(socket.SHUT_WR)
+            wait = refused.on_readable(ended=False)
+        except OSError:
+            wait = False
+        if wait:
+            self.add(refused, _LINGER_SECONDS)
+        else:
+            refused.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        for waiting in list(self._connections.values()):
+            self._remove(waiting)
+            waiting.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._epoll is not None:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
+    def _on_events(self) -> None:
+        assert self._epoll is not None
+        for fd, events in self._epoll.poll(0, _EVENTS_AT_ONCE):
+            waiting = self._connections.get(fd)
+            if waiting is None:
+                continue  # closed by one of the events before it
+            if waiting.silent:
+                waiting.silent = False
+                del self._silent[fd]
+            if not waiting.on_readable(ended=bool(events & _ENDS)):
+                self._remove(waiting)
+                waiting.serve()
+
+    def _remove(self, waiting: Waiting) -> None:
+        fd = waiting.sock.fileno()
+        del self._connections[fd]
+        self._silent.pop(fd, None)
+        self._slots[waiting.slot].discard(waiting)
+        # Explicitly: closing a descriptor does not remove it from an epoll while other processes hold duplicates.
+        assert self._epoll is not None
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(fd)
+
+    def _close_oldest(self) -> None:
+        oldest = self._connections[next(iter(self._silent or self._connections))]
+        self._remove(oldest)
+        oldest.close()
+
+    def _put(self, waiting: Waiting, deadline: float) -> None:
+        slot = waiting.slot = int(deadline / _SLOT_SECONDS) + 1
+        self._slots.setdefault(slot, set()).add(waiting)
+        if slot * _SLOT_SECONDS < self._due:
+            self._wake_at(slot)
+
+    def _wake_at(self, slot: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = slot * _SLOT_SECONDS
+        self._timer = self._loop.call_at(self._due, self._on_time)
+
+    def _on_time(self) -> None:
+        now = self._loop.time()
+        for slot in [each for each in self._slots if each * _SLOT_SECONDS <= now]:
+            for waiting in list(self._slots[slot]):
+                self._remove(waiting)
+                waiting.on_deadline()
+            del self._slots[slot]
+        self._timer, self._due = None, _NEVER
+        if self._slots:
+            self._wake_at(min(self._slots))
+
+
+class _Refused(Waiting):
+    """A connection that was refused: what the client still sends is read, until it closes."""
+
+    __slots__ = ("_left_bytes",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._left_bytes = _MOST_LINGERED_BYTES
+
+    def on_readable(self, *, ended: bool) -> bool:
+        try:
+            while self._left_bytes > 0:
+                data = self.sock.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+                if not data:
+                    return False
+                self._left_bytes -= len(data)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def serve(self) -> None:
+        self.close()

@@ -1,0 +1,99 @@
+"""What a ClientHello tells, in however many segments and records it arrives."""
+
+from __future__ import annotations
+
+import random
+import ssl
+
+import pytest
+
+from poolctl.gateway.client_hello import MOST_BYTES, ClientHello, NoClientHello, read_client_hello
+
+
+def client_hello(name: str | None = "users.example.com", protocols: tuple[str, ...] = ()) -> bytes:
+    """What OpenSSL sends first."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()
+
+
+def in_records(hello: bytes, size: int) -> bytes:
+    """The same message in records of this size."""
+    message = hello[5:]
+    pieces = [message[at : at + size] for at in range(0, len(message), size)]
+    return b"".join(hello[:3] + len(each).to_bytes(2, "big") + each for each in pieces)
+
+
+@pytest.mark.parametrize(
+    ("name", "protocols"),
+    [("users.example.com", ()), ("a", ("h2", "http/1.1")), (None, ("h2",)), ("x" * 63 + ".example", ())],
+)
+def test_client_hello_tells_server_name_and_protocols(name: str | None, protocols: tuple[str, ...]) -> None:
+    hello = client_hello(name, protocols)
+    assert read_client_hello(hello) == ClientHello(name or "", protocols)
+    assert read_client_hello(hello + b"early data") == ClientHello(name or "", protocols)
+
+
+def test_server_name_is_compared_in_lower_case() -> None:
+    hello = client_hello().replace(b"users.example.com", b"Users.EXAMPLE.com")
+    assert read_client_hello(hello) == ClientHello("users.example.com")
+
+
+@pytest.mark.parametrize("size", [7, 50, 511, 4096])
+def test_client_hello_in_several_records_is_read_as_one(size: int) -> None:
+    hello = in_records(client_hello(), max(size, len(client_hello()) // 60))
+    for end in range(len(hello)):
+        assert read_client_hello(hello[:end]) is None
+    assert read_client_hello(hello) == ClientHello("users.example.com")
+
+
+def test_client_hello_in_very_many_records_is_refused() -> None:
+    with pytest.raises(NoClientHello):
+        read_client_hello(in_records(client_hello(), 1))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n",
+        b"\x15\x03\x01\x00\x02\x02\x28",  # an alert
+        b"\x16\x02\x01",
+        b"\x16\x03\x01\x00\x00",  # an empty record
+        b"\x16\x03\x01\x40\x01",  # a record that is too long
+        b"\x16\x03\x01\x00\x04\x02\x00\x00\x00",  # a ServerHello
+        b"\x16\x03\x01\x00\x04\x01\x00\x00\x00",  # nothing in it
+        b"\x16\x03\x01\x00\x04\x01" + (MOST_BYTES + 1).to_bytes(3, "big"),
+        client_hello()[:60].replace(b"\x16\x03\x01", b"\x17\x03\x01"),
+    ],
+)
+def test_other_bytes_are_refused_as_soon_as_they_are_seen(data: bytes) -> None:
+    with pytest.raises(NoClientHello):
+        read_client_hello(data)
+
+
+def test_name_that_is_no_host_name_is_refused() -> None:
+    for bad in (b"users.example\0com", b"users example com", b".sers.example.com", b"users..xample.com"):
+        with pytest.raises(NoClientHello):
+            read_client_hello(client_hello().replace(b"users.example.com", bad))
+
+
+def test_no_damaged_client_hello_raises_anything_else() -> None:
+    chance = random.Random(4)
+    hello = client_hello(protocols=("h2", "http/1.1"))
+    read = 0
+    for _ in range(3000):
+        damaged = bytearray(hello)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        cut = bytes(damaged[: chance.choice((len(damaged), chance.randrange(len(damaged))))])
+        try:
+            read += read_client_hello(cut) is not None
+        except NoClientHello:
+            pass
+    assert read > 100

@@ -1,0 +1,432 @@
+"""Connections that are passed to workers: which, with what, and what becomes of those that nobody takes."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from contextlib import suppress
+
+import pytest
+
+from poolctl.gateway import accepting
+from poolctl.gateway.passing import Passing
+from poolctl.gateway.waiting_connections import WaitingConnections
+from poolctl.keeper.connection_handover import MOST_HOPS
+from tests.unit.gateway.passing_stage import HEAD, Stage, app_route, play, until
+from tests.unit.gateway.test_client_hello import client_hello, in_records
+
+
+def test_connection_is_passed_with_its_request_unread() -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users", host="users.example.com")
+        client = await stage.connect(HEAD + b"body")
+        taken = await pair.take()
+        assert taken.recv(1000, socket.MSG_DONTWAIT) == HEAD + b"body"
+        assert taken.getpeername() == client.getsockname()
+        assert (taken.route, taken.generation, taken.hops, taken.received) == ("app", 1, 0, b"")
+        await stage.edge.loop.run_in_executor(None, taken.sendall, b"answer")
+        taken.close()
+        assert await stage.read(client) == b"answer"  # which ends: the gateway has no descriptor left
+        assert not stage.waiting
+
+    play(scene)
+
+
+def test_head_in_pieces_is_passed_when_it_is_whole() -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users")
+        client = await stage.connect()
+        await until(lambda: stage.waiting)
+        for at in range(len(HEAD)):
+            assert pair.take_now() is None
+            await stage.edge.loop.sock_sendall(client, HEAD[at : at + 1])
+        taken = await pair.take()
+        assert taken.recv(1000) == HEAD
+        taken.close()
+        assert not stage.waiting
+
+    play(scene)
+
+
+def test_large_head_in_small_segments_is_passed_whole() -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users")
+        head = HEAD[:-2] + b"".join(b"X-%d: %b\r\n" % (each, b"x" * 100) for each in range(500)) + b"\r\n"
+        client = await stage.connect()
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, len(head), 40):
+            await stage.edge.loop.sock_sendall(client, head[at : at + 40])
+        taken = await pair.take()
+        assert taken.recv(100_000) == head
+        taken.close()
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("fields", "head"),
+    [
+        ({"host": "shop.example.com"}, HEAD),  # no route
+        ({"host": "users.example.com", "retries": 1}, HEAD),
+        ({"path": "/v1"}, HEAD.replace(b"/v1", b"/a/../v1")),
+        ({}, HEAD.replace(b"GET /v1", b"GET http://users.example.com/v1")),
+        ({}, HEAD.replace(b"Host", b"Host: a\r\nHost")),
+    ],
+)
+def test_other_requests_are_left_to_the_proxy(fields: dict[str, object], head: bytes) -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users", **fields)
+        client = await stage.connect(head)
+        assert (await stage.read_head(client)).startswith(b"HTTP/1.1 ")
+        assert pair.take_now() is None
+
+    play(scene)
+
+
+def test_server_without_a_pair_is_proxied() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.server("users", tls=True)  # which takes no plain connections
+        stage.route_to("users")
+        assert (await stage.read_head(await stage.connect(HEAD))).startswith(b"HTTP/1.1 50")
+
+    play(scene)
+
+
+def test_connections_of_a_route_go_to_its_servers_in_turn() -> None:
+    async def scene(stage: Stage) -> None:
+        pairs = [stage.server("users"), stage.server("more")]
+        stage.route_to("users", "more")
+        for _ in range(4):
+            await stage.connect(HEAD)
+        for pair in pairs:
+            for _ in range(2):
+                (await pair.take()).close()
+
+    play(scene)
+
+
+def test_client_that_leaves_before_its_head_is_whole_costs_nothing_further() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.server("users")
+        stage.route_to("users")
+        for data in (b"", HEAD[:20]):
+            client = await stage.connect(data)
+            await until(lambda: stage.waiting)
+            client.close()
+            await until(lambda: not stage.waiting)
+
+    play(scene)
+
+
+def test_slow_head_gets_408_and_a_silent_connection_is_closed() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.route_to("users")
+        slow, silent = await stage.connect(HEAD[:20]), await stage.connect()
+        assert (await stage.read(slow)).startswith(b"HTTP/1.1 408 ")
+        assert await stage.read(silent) == b""
+
+    play(scene, head_seconds=0.2)
+
+
+def test_head_that_is_too_large_gets_431_without_a_reset() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.route_to("users")
+        client = await stage.connect(HEAD[:-2] + b"X: " + b"x" * 60_000)
+        assert (await stage.read(client)).startswith(b"HTTP/1.1 431 ")
+        client.close()
+        await until(lambda: not stage.waiting)
+
+    play(scene, max_head_bytes=4096)
+
+
+def test_bytes_that_are_no_request_get_an_answer_at_once() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.route_to("users")
+        assert (await stage.read(await stage.connect(b"GET /v1 HTTP/1.1\n"))).startswith(b"HTTP/1.1 400 ")
+
+    play(scene)
+
+
+def test_oldest_silent_connection_is_closed_when_too_many_wait() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.edge.passing.waiting = WaitingConnections(most=3)
+        pair = stage.server("users")
+        stage.route_to("users")
+        begun = await stage.connect(HEAD[:20])
+        await until(lambda: stage.waiting == 1)
+        silent = []
+        for count in (2, 3, 3):
+            silent.append(await stage.connect())
+            await until(lambda count=count: stage.waiting == count)
+        assert await stage.read(silent[0]) == b""
+        await stage.edge.loop.sock_sendall(begun, HEAD[20:])
+        (await pair.take()).close()
+        stage.edge.passing.waiting.close()
+
+    play(scene)
+
+
+def test_one_full_pair_holds_up_no_other_server() -> None:
+    async def scene(stage: Stage) -> None:
+        full, free = stage.server("full"), stage.server("free")
+        stage.routes(app_route("full", host="full"), app_route("free", host="free", alias="free"))
+        stage.apply("full", "free")
+        assert full.fill() > 16
+        first, second = [await stage.connect(HEAD.replace(b"users.example.com", b"full")) for _ in range(2)]
+        await until(lambda: stage.edge.passing.queued("full") == 2)
+        await stage.connect(HEAD.replace(b"users.example.com", b"free"))
+        (await free.take()).close()
+        full.empty()
+        taken = [await full.take(), await full.take()]
+        assert [each.getpeername() for each in taken] == [first.getsockname(), second.getsockname()]
+        assert not stage.edge.passing.queued("full")
+        for each in taken:
+            each.close()
+
+    play(scene)
+
+
+def test_full_queue_gets_503_with_a_time_to_retry() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.edge.passing.close()
+        stage.edge.passing = Passing(stage.edge.event, most_queued=1)
+        stage.server("users").fill()
+        stage.route_to("users")
+        queued = await stage.connect(HEAD)
+        await until(lambda: stage.edge.passing.queued("users"))
+        refused = await stage.read(await stage.connect(HEAD))
+        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nRetry-After: 1\r\n" in refused
+        assert stage.events == [("gateway.queue_full", {"server": "users", "queued": 1})]
+        stage.edge.passing.close()
+        assert (await stage.read(queued)).startswith(b"HTTP/1.1 503 ")
+
+    play(scene)
+
+
+def test_queued_connection_that_is_not_taken_in_time_gets_503() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.edge.passing.close()
+        stage.edge.passing = Passing(stage.edge.event, queue_seconds=0.1)
+        stage.server("users").fill()
+        stage.route_to("users")
+        clients = [await stage.connect(HEAD) for _ in range(3)]
+        for each in clients:
+            assert (await stage.read(each)).startswith(b"HTTP/1.1 503 ")
+        assert not stage.edge.passing.queued("users")
+
+    play(scene)
+
+
+def test_withdrawn_server_has_nothing_queued_and_its_connections_go_to_another() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.server("users").fill()
+        stage.route_to("users")
+        client = await stage.connect(HEAD)
+        await until(lambda: stage.edge.passing.queued("users"))
+        other = stage.server("other")
+        stage.route_to("other")
+        done: list[bool] = []
+        stage.edge.passing.withdraw("users", lambda: done.append(True))
+        assert done
+        assert not stage.edge.passing.passes("users")
+        taken = await other.take()
+        assert taken.getpeername() == client.getsockname()
+        taken.close()
+        stage.edge.passing.withdraw("unknown", lambda: done.append(True))
+        assert len(done) == 2
+
+    play(scene)
+
+
+def test_connections_for_a_closed_pair_wait_for_its_successor() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.server("users").close()
+        stage.route_to("users")
+        client = await stage.connect(HEAD)
+        await until(lambda: stage.edge.passing.queued("users"))
+        taken = await stage.server("users").take()
+        assert taken.getpeername() == client.getsockname()
+        taken.close()
+
+    play(scene)
+
+
+def test_connection_that_a_worker_gives_back_is_decided_by_its_next_head() -> None:
+    async def scene(stage: Stage) -> None:
+        shop, users = stage.server("shop"), stage.server("users")
+        stage.routes(app_route("shop", host="shop"), app_route("users", host="users.example.com", alias="u"))
+        stage.apply("shop", "users")
+        for received, unread in (
+            (HEAD, b""),
+            (HEAD[:30], HEAD[30:]),
+            (b"", HEAD),
+            (HEAD + HEAD[:9], HEAD[9:]),
+        ):
+            client = await stage.connect(HEAD.replace(b"users.example.com", b"shop"))
+            taken = await shop.take()
+            taken.recv(1000)
+            stage.give_back(taken, received, hops=1)
+            taken.close()
+            await stage.edge.loop.sock_sendall(client, unread)
+            taken = await users.take()
+            assert (taken.route, taken.hops, taken.received) == ("u", 1, received)
+            assert not unread or taken.recv(1000) == unread
+            taken.close()
+
+    play(scene)
+
+
+def test_connection_that_comes_back_too_often_gets_421() -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users")
+        client = await stage.connect(HEAD)
+        taken = await pair.take()
+        stage.give_back(taken, taken.recv(1000), hops=MOST_HOPS)
+        taken.close()
+        assert (await stage.read(client)).startswith(b"HTTP/1.1 421 ")
+        assert stage.events == [("gateway.hops", {"client": "127.0.0.1", "hops": MOST_HOPS})]
+        assert pair.take_now() is None
+
+    play(scene)
+
+
+def test_given_back_connection_that_the_proxy_serves_keeps_its_bytes() -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users")
+        client = await stage.connect(HEAD)
+        taken = await pair.take()
+        taken.recv(1000)
+        stage.routes(app_route("users", host="elsewhere"))
+        stage.give_back(taken, HEAD)
+        taken.close()
+        assert (await stage.read_head(client)).startswith(b"HTTP/1.1 404 ")
+
+    play(scene)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 40])
+def test_tls_connection_is_passed_by_the_name_in_its_client_hello(pieces: int) -> None:
+    hello = client_hello("Users.example.com", ("h2", "http/1.1"))
+    hello = hello if pieces < 40 else in_records(hello, 40)
+
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users", tls=True)
+        stage.route_to("users", host="users.example.com")
+        client = await stage.connect()
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        step = -(-len(hello) // pieces)
+        for at in range(0, len(hello), step):
+            assert pair.take_now() is None
+            await stage.edge.loop.sock_sendall(client, hello[at : at + step])
+        taken = await pair.take()
+        assert taken.recv(10_000) == hello
+        taken.close()
+
+    play(scene, tls=True)
+
+
+def test_queued_tls_connection_of_a_withdrawn_server_takes_its_way_again() -> None:
+    hello = client_hello("users.example.com")
+
+    async def scene(stage: Stage) -> None:
+        stage.server("users", tls=True).fill()
+        stage.route_to("users", host="users.example.com")
+        client = await stage.connect(hello)
+        await until(lambda: stage.edge.passing.queued("users"))
+        other = stage.server("other", tls=True)
+        stage.route_to("other", host="users.example.com")
+        stage.edge.passing.withdraw("users", lambda: None)
+        taken = await other.take()
+        assert taken.getpeername() == client.getsockname()
+        assert taken.recv(10_000) == hello
+        taken.close()
+
+    play(scene, tls=True)
+
+
+@pytest.mark.parametrize(
+    ("hello", "fields"),
+    [
+        (client_hello("shop.example.com"), {}),
+        (client_hello(None), {}),
+        (client_hello("users.example.com", ("h2",)), {}),  # HTTP/2 is for one host after the other
+        (client_hello("users.example.com"), {"path": "/v1"}),
+    ],
+)
+def test_other_tls_connections_get_an_alert_without_a_certificate(
+    hello: bytes, fields: dict[str, object]
+) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.server("users", tls=True)
+        stage.route_to("users", host="users.example.com", **fields)
+        assert await stage.read(await stage.connect(hello)) == b"\x15\x03\x03\x00\x02\x02\x70"
+
+    play(scene, tls=True)
+
+
+def test_bytes_that_are_no_tls_are_closed_at_once() -> None:
+    async def scene(stage: Stage) -> None:
+        client = await stage.connect(HEAD)
+        with pytest.raises((ConnectionResetError, AssertionError)):
+            assert await stage.read(client)
+        await until(lambda: not stage.waiting)
+
+    play(scene, tls=True)
+
+
+def test_accepting_pauses_while_there_is_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accepting, "_AGAIN_SECONDS", 0.01)
+
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users")
+        loop = stage.edge.loop
+        waiting = [await stage.connect() for _ in range(2)]
+        await until(lambda: stage.waiting == 2)
+        late = socket.socket()
+        late.setblocking(False)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        spare = os.dup(0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare, limits[1]))
+        os.close(spare)
+        held = []
+        try:
+            with suppress(OSError):
+                while True:
+                    held.append(os.dup(0))
+            await loop.sock_connect(late, stage.listener.getsockname())
+            await loop.sock_sendall(late, HEAD)
+            await until(lambda: stage.acceptor._timer)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for fd in held:
+                os.close(fd)
+        taken = await pair.take()
+        assert taken.getpeername() == late.getsockname()
+        taken.close()
+        late.close()
+        assert len(waiting) == stage.waiting
+
+    play(scene)
+
+
+def test_server_of_a_message_that_is_too_large_loses_only_that_connection() -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users")
+        ours, theirs = socket.socketpair()
+        assert stage.edge.passing.pass_on("users", theirs, "app", received=b"x" * (2**20 + 1))
+        assert ours.recv(1) == b""
+        ours.close()
+        await stage.connect(HEAD)
+        (await pair.take()).close()
+
+    play(scene)
