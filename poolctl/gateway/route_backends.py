@@ -212,8 +212,7 @@ class RouteBackends:
             raise
         finally:
             timer.cancel()
-            if self._leave_queue(waiter):
-                self.admit()
+            self._leave_queue(waiter)
 
     def admit(self) -> None:
         """Serve those that wait, in their order, as far as there are places."""

@@ -1,0 +1,186 @@
+"""The circuit breaker: when it opens, whom it lets through, when it closes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+
+from poolctl.gateway.breaker import Breaker, BreakerState
+from poolctl.routing.route import BreakerRule
+
+CONSECUTIVE = BreakerRule(failures=3, rate=0.0, open_seconds=10.0)
+RATE = BreakerRule(failures=0, rate=0.5, minimum_requests=10, window_seconds=10.0, open_seconds=10.0)
+
+
+def request(breaker: Breaker, now: float, good: bool) -> None:
+    assert breaker.refused_seconds(now) == 0
+    period = breaker.enter()
+    (breaker.succeeded if good else breaker.failed)(now, period)
+
+
+def test_it_opens_after_failures_in_a_row() -> None:
+    changes: list[tuple[BreakerState, str]] = []
+    breaker = Breaker(CONSECUTIVE, lambda state, why: changes.append((state, why)))
+    for good in (False, False, True, False, False):
+        request(breaker, 1.0, good)
+    assert breaker.is_closed
+    request(breaker, 2.0, good=False)
+    assert changes == [(BreakerState.OPEN, "3 failures in a row")]
+    assert breaker.refused_seconds(2.0) == 10.0
+    assert breaker.refused_seconds(7.0) == 5.0
+
+
+def test_it_opens_by_the_share_of_failures_only_with_enough_requests() -> None:
+    breaker = Breaker(RATE)
+    for at in range(9):
+        request(breaker, at / 10, good=at % 2 == 1)
+    assert breaker.is_closed, "nine requests are too few"
+    request(breaker, 1.0, good=False)
+    assert breaker.state is BreakerState.OPEN
+
+
+def test_failures_before_the_window_do_not_count() -> None:
+    breaker = Breaker(RATE)
+    for _ in range(9):
+        request(breaker, 0.0, good=False)
+    for _ in range(11):
+        request(breaker, 12.0, good=True)
+    for _ in range(9):
+        request(breaker, 12.0, good=False)
+    assert breaker.is_closed
+    for _ in range(2):
+        request(breaker, 12.0, good=False)
+    assert breaker.state is BreakerState.OPEN
+
+
+def test_conditions_that_are_0_are_off() -> None:
+    breaker = Breaker(BreakerRule(failures=0, rate=0.0))
+    for _ in range(100):
+        request(breaker, 0.0, good=False)
+    assert breaker.is_closed
+
+
+def test_half_open_lets_only_its_probes_through_and_all_of_them_must_succeed() -> None:
+    breaker = Breaker(CONSECUTIVE.but(probes=2))
+    for _ in range(3):
+        request(breaker, 0.0, good=False)
+    first, second = breaker.enter(), breaker.enter()
+    assert (breaker.state, breaker.refused_seconds(10.0)) == (BreakerState.HALF_OPEN, 1.0)
+    breaker.succeeded(10.0, first)
+    assert breaker.state is BreakerState.HALF_OPEN
+    breaker.succeeded(10.0, second)
+    assert breaker.state is BreakerState.CLOSED
+
+
+def test_failed_probe_opens_it_again_for_the_whole_time() -> None:
+    breaker = Breaker(CONSECUTIVE)
+    for _ in range(3):
+        request(breaker, 0.0, good=False)
+    request(breaker, 10.0, good=False)
+    assert breaker.refused_seconds(10.0) == 10.0
+
+
+def test_abandoned_probe_frees_its_place() -> None:
+    breaker = Breaker(CONSECUTIVE)
+    for _ in range(3):
+        request(breaker, 0.0, good=False)
+    period = breaker.enter()
+    assert breaker.refused_seconds(10.0) > 0
+    breaker.abandoned(period)
+    assert breaker.refused_seconds(10.0) == 0
+
+
+def test_late_results_of_an_earlier_period_count_for_nothing() -> None:
+    breaker = Breaker(CONSECUTIVE)
+    late = [breaker.enter() for _ in range(4)]
+    for _ in range(3):
+        request(breaker, 0.0, good=False)
+    probe = breaker.enter()
+    for report, period in zip((breaker.succeeded, breaker.failed), late, strict=False):
+        report(10.0, period)
+    breaker.abandoned(late[2])
+    assert (breaker.state, breaker.refused_seconds(10.0)) == (BreakerState.HALF_OPEN, 1.0)
+    breaker.succeeded(10.0, probe)
+    breaker.failed(10.0, late[3])
+    assert breaker.is_closed
+
+
+class BreakerMachine(RuleBasedStateMachine):
+    """Random histories: requests that end in any order, at any time, or never."""
+
+    requests: Bundle[tuple[int, BreakerState]] = Bundle("requests")
+
+    @initialize(failures=st.integers(0, 3), rate=st.sampled_from([0.0, 0.5, 1.0]), probes=st.integers(0, 3))
+    def begin(self, failures: int, rate: float, probes: int) -> None:
+        self.now = 0.0
+        self.probes: dict[int, int] = {}  # by period
+        self.changes: list[BreakerState] = []
+        self.most = max(1, probes)
+        self.failed_in_a_row = 0
+        rule = BreakerRule(failures=failures, rate=rate, minimum_requests=4, probes=probes)
+        self.breaker = Breaker(rule, lambda state, why: self.changes.append(state))
+
+    @rule(target=requests)
+    def send(self) -> object:
+        if self.breaker.refused_seconds(self.now):
+            return -1, BreakerState.OPEN
+        before = self.breaker.state
+        period = self.breaker.enter()
+        assert self.breaker.state is not BreakerState.OPEN
+        if before is not BreakerState.CLOSED:
+            self.probes[period] = self.probes.get(period, 0) + 1
+        return period, self.breaker.state
+
+    @rule(request=consumes(requests), end=st.sampled_from(["good", "bad", "left"]))
+    def end(self, request: tuple[int, BreakerState], end: str) -> None:
+        period, _ = request
+        if period < 0:
+            return
+        before, changed = self.breaker.state, len(self.changes)
+        is_current = period == self.breaker.period
+        if period in self.probes:
+            self.probes[period] -= 1
+        if end == "good":
+            self.breaker.succeeded(self.now, period)
+        elif end == "bad":
+            self.breaker.failed(self.now, period)
+        else:
+            self.breaker.abandoned(period)
+        if not is_current or end == "left":
+            assert (self.breaker.state, len(self.changes)) == (before, changed)
+        elif end == "bad" and before is BreakerState.HALF_OPEN:
+            assert self.breaker.state is BreakerState.OPEN
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 9.9, 10.0, 100.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def recovered(self) -> None:
+        self.breaker.probe_now(self.now)
+
+    @invariant()
+    def never_more_probes_than_allowed(self) -> None:
+        if self.breaker.state is BreakerState.HALF_OPEN:
+            assert self.probes.get(self.breaker.period, 0) <= self.most
+
+    @invariant()
+    def it_comes_back(self) -> None:
+        assert self.breaker.refused_seconds(self.now) <= 10.0
+        if self.breaker.state is BreakerState.OPEN:
+            assert self.breaker.refused_seconds(self.now + 10.0) == 0
+
+    @invariant()
+    def states_follow_each_other_in_order(self) -> None:
+        order = [BreakerState.CLOSED, *self.changes]
+        allowed = {
+            BreakerState.CLOSED: {BreakerState.OPEN},
+            BreakerState.OPEN: {BreakerState.HALF_OPEN},
+            BreakerState.HALF_OPEN: {BreakerState.OPEN, BreakerState.CLOSED},
+        }
+        assert all(after in allowed[before] for before, after in pairwise(order))
+
+
+TestBreakerMachine = BreakerMachine.TestCase

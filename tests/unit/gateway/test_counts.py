@@ -1,0 +1,44 @@
+"""Counts of routes and backends, which add up with those of workers."""
+
+from __future__ import annotations
+
+from poolctl.gateway.counts import Counts
+from poolctl.worker import tally
+
+
+def test_proxied_requests_add_up_with_those_of_a_worker() -> None:
+    traffic = Counts().route("web")
+    for status, seconds in ((200, 0.0004), (204, 0.003), (503, 20.0)):
+        traffic.began()
+        traffic.answered(status, seconds)
+    traffic.began()
+    traffic.failed("timeout")
+    traffic.began()
+    traffic.disconnected()
+    traffic.began()
+    worker = [0] * tally.COUNTED
+    worker[tally.STARTED] = worker[tally.STATUS + 2] = worker[tally.BUCKETS] = 10
+    tally.add(worker, traffic.slots)
+    assert (worker[tally.STARTED], worker[tally.STATUS + 2], worker[tally.STATUS + 5]) == (16, 12, 1)
+    assert (tally.responses(worker), tally.in_flight(worker)) == (13, 1)
+    buckets = worker[tally.BUCKETS : tally.COUNTED]
+    assert [bucket for bucket, count in enumerate(buckets) if count] == [0, 1, 4, 15]
+    assert (traffic.requests, traffic.failures, traffic.errors) == (6, 2, {"timeout": 1})
+
+
+def test_latency_at_a_bound_belongs_to_its_bucket() -> None:
+    traffic = Counts().backend("a")
+    traffic.answered(200, 0.001)
+    assert traffic.slots[tally.BUCKETS + tally.BOUNDS_NS.index(1_000_000)] == 1
+
+
+def test_snapshot_names_routes_and_backends_and_forgets_those_that_are_gone() -> None:
+    counts = Counts()
+    for alias in ("web", "old"):
+        counts.route(alias).began()
+    counts.backend("users").bytes_in += 5
+    assert counts.route("web") is counts.route("web")
+    counts.keep(["web"], ["users"])
+    found = counts.snapshot()
+    assert (list(found["routes"]), list(found["backends"])) == (["web"], ["users"])
+    assert found["backends"]["users"]["bytes_in"] == 5

@@ -1,0 +1,43 @@
+"""Endpoints: what to connect to for a URL or a server."""
+
+from __future__ import annotations
+
+import pytest
+
+from poolctl.gateway.endpoint import Endpoint
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint"),
+    [
+        ("http://10.0.0.7:9000", Endpoint("tcp", "10.0.0.7", 9000)),
+        ("http://shop.example", Endpoint("tcp", "shop.example", 80)),
+        ("https://shop.example", Endpoint("tcp", "shop.example", 443, tls=True, server_name="shop.example")),
+        ("https://[::1]:8443", Endpoint("tcp", "::1", 8443, tls=True, server_name="::1")),
+        ("unix:/run/a.sock", Endpoint("unix", path="/run/a.sock")),
+        ("10.0.0.5:5432", Endpoint("tcp", "10.0.0.5", 5432)),
+        ("[::1]:53", Endpoint("tcp", "::1", 53)),
+    ],
+)
+def test_url_names_an_endpoint(url: str, endpoint: Endpoint) -> None:
+    assert Endpoint.of_url(url) == endpoint
+
+
+@pytest.mark.parametrize("url", ["", "shop.example", "http://", "http://a:99999", "ftp://a"])
+def test_url_without_host_or_port_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"host and port|Port out of range"):
+        Endpoint.of_url(url)
+
+
+@pytest.mark.parametrize(
+    ("bind", "endpoint"),
+    [
+        ("127.0.0.1:8080", Endpoint("tcp", "127.0.0.1", 8080)),
+        ("0.0.0.0:8080", Endpoint("tcp", "127.0.0.1", 8080)),
+        ("[::]:8080", Endpoint("tcp", "::1", 8080)),
+        ("unix:/run/a.sock", Endpoint("unix", path="/run/a.sock")),
+    ],
+)
+def test_server_is_reached_on_this_machine(bind: str, endpoint: Endpoint) -> None:
+    assert Endpoint.of_server(bind, tls=False) == endpoint
+    assert Endpoint.of_server(bind, tls=True).tls

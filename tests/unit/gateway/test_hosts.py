@@ -1,0 +1,174 @@
+"""The states of hosts: ordered, coming back by themselves, kept over a restart."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from poolctl.clock import ManualClock
+from poolctl.gateway.hosts import HostManager, HostState, UnknownHost, find_host
+
+ACTIVE, DISABLED, DRAINING = HostState.ACTIVE, HostState.DISABLED, HostState.DRAINING
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(50.0)
+
+
+def manager(clock: ManualClock) -> tuple[HostManager, list[tuple[str, str, str]]]:
+    made, changes = HostManager(clock.monotonic, wall=clock.time), []  # type: HostManager, list[tuple[str, str, str]]
+    made.subscribe(lambda host, state, why: changes.append((host, str(state), why)))
+    return made, changes
+
+
+def test_unknown_hosts_are_active(clock: ManualClock) -> None:
+    hosts, _ = manager(clock)
+    assert hosts.state("a") is ACTIVE
+    assert (hosts.records(), hosts.due) == ([], None)
+
+
+def test_disabled_host_comes_back_by_itself_after_its_time(clock: ManualClock) -> None:
+    hosts, changes = manager(clock)
+    record = hosts.disable("a", why="slow disk")
+    assert (record.since, record.until) == (clock.time(), clock.time() + 30)
+    assert (hosts.state("a"), hosts.remaining_seconds("a"), hosts.due) == (DISABLED, 30.0, 80.0)
+    clock.advance(29.9)
+    assert hosts.state("a") is DISABLED
+    clock.advance(0.1)
+    assert hosts.state("a") is ACTIVE
+    assert changes == [
+        ("a", "disabled", "slow disk"),
+        ("a", "active", "the time for which it was disabled is over"),
+    ]
+    assert hosts.due is None
+
+
+def test_expire_at_due_reports_each_host_once(clock: ManualClock) -> None:
+    hosts, changes = manager(clock)
+    hosts.disable("a", 10)
+    hosts.disable("b", 5)
+    assert hosts.due == 55.0
+    clock.advance(5)
+    hosts.expire()
+    hosts.expire()
+    assert ([change[0] for change in changes[2:]], hosts.due) == (["b"], 60.0)
+
+
+def test_disabled_without_a_time_stays_until_it_is_enabled(clock: ManualClock) -> None:
+    hosts, _ = manager(clock)
+    hosts.disable("a", 0)
+    clock.advance(1e9)
+    assert (hosts.state("a"), hosts.record("a").until) == (DISABLED, 0.0)
+    hosts.enable("a")
+    assert hosts.state("a") is ACTIVE
+
+
+def test_orders_replace_each_other(clock: ManualClock) -> None:
+    hosts, changes = manager(clock)
+    hosts.disable("a", 10)
+    hosts.drain("a")
+    clock.advance(20)
+    assert hosts.state("a") is DRAINING
+    hosts.disable("a", 10)
+    hosts.disable("a", 60)
+    clock.advance(20)
+    assert hosts.state("a") is DISABLED
+    hosts.enable("a")
+    hosts.enable("a")
+    assert [state for _, state, _ in changes] == ["disabled", "draining", "disabled", "disabled", "active"]
+
+
+def test_time_that_is_none_is_refused(clock: ManualClock) -> None:
+    hosts, _ = manager(clock)
+    for seconds in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="cannot be disabled"):
+            hosts.disable("a", seconds)
+
+
+def test_default_time_and_header_follow_the_configuration(clock: ManualClock) -> None:
+    hosts, _ = manager(clock)
+    assert hosts.header_for_host == "Host"
+    hosts.configure(5.0, "X-Host")
+    hosts.disable("a")
+    assert (hosts.remaining_seconds("a"), hosts.header_for_host) == (5.0, "X-Host")
+
+
+def test_states_survive_a_restart_with_the_time_that_is_left(clock: ManualClock) -> None:
+    before, _ = manager(clock)
+    before.disable("a", 60, "slow disk")
+    before.drain("b")
+    before.disable("c", 10)
+    before.disable("d", 0)
+    before.disable("e")
+    before.enable("e")
+    kept = json.loads(json.dumps(before.to_json()))
+    later = ManualClock(3.0, clock.time() + 20)  # another machine start: the monotonic clock began again
+    after, changes = manager(later)
+    after.restore(kept)
+    assert [(host, state) for host, state, _ in changes] == [
+        ("a", "disabled"),
+        ("b", "draining"),
+        ("d", "disabled"),
+    ]
+    assert (after.record("a").why, after.record("a").since, after.remaining_seconds("a")) == (
+        "slow disk", clock.time(), 40.0,
+    )  # fmt: skip
+    assert after.state("c") is ACTIVE
+    later.advance(40)
+    assert after.state("a") is ACTIVE
+
+
+def test_clock_that_was_set_back_does_not_prolong_a_pause(clock: ManualClock) -> None:
+    before, _ = manager(clock)
+    before.disable("a", 60)
+    after, _ = manager(ManualClock(0.0, clock.time() - 86_400))
+    after.restore(before.to_json())
+    assert after.remaining_seconds("a") == 60.0
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        7,
+        {},
+        {"host": 5},
+        {"host": "a", "state": "gone"},
+        {"host": "a", "state": "disabled", "until": "x"},
+    ],
+)
+def test_broken_entries_of_a_saved_state_are_ignored(clock: ManualClock, entry: object) -> None:
+    hosts, changes = manager(clock)
+    hosts.restore({"hosts": [entry, {"host": "b", "state": "draining"}]})
+    assert [host for host, _, _ in changes] == ["b"]
+
+
+KNOWN = ("users", "Orders", "http://10.0.0.7:9000", "https://10.0.0.8:443", "http://10.0.0.8:443")
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        ("users", "users"),
+        ("USERS", "users"),
+        ("orders", "Orders"),
+        ("10.0.0.7:9000", "http://10.0.0.7:9000"),
+        ("HTTP://10.0.0.7:9000/", "http://10.0.0.7:9000"),
+    ],
+)
+def test_host_is_found_by_what_a_user_writes(name: str, host: str) -> None:
+    assert find_host(name, KNOWN) == host
+
+
+def test_unknown_and_ambiguous_hosts_name_those_that_are_near() -> None:
+    with pytest.raises(UnknownHost) as unknown:
+        find_host("user", KNOWN)
+    assert (unknown.value.message, unknown.value.hint) == ("no host is called 'user'", "did you mean users?")
+    with pytest.raises(UnknownHost) as ambiguous:
+        find_host("10.0.0.8:443", KNOWN)
+    assert ambiguous.value.hint == "did you mean https://10.0.0.8:443 or http://10.0.0.8:443?"
+    with pytest.raises(UnknownHost) as none:
+        find_host("x" * 100_000, KNOWN)
+    assert none.value.hint == "`poolctl hosts` lists them"
