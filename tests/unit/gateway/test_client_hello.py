@@ -69,7 +69,7 @@ def test_client_hello_in_very_many_records_is_refused() -> None:
         b"\x16\x03\x01\x00\x04\x02\x00\x00\x00",  # a ServerHello
         b"\x16\x03\x01\x00\x04\x01\x00\x00\x00",  # nothing in it
         b"\x16\x03\x01\x00\x04\x01" + (MOST_BYTES + 1).to_bytes(3, "big"),
-        client_hello()[:60].replace(b"\x16\x03\x01", b"\x17\x03\x01"),
+        b"\x17\x03\x03\x00\x20",  # application data
     ],
 )
 def test_other_bytes_are_refused_as_soon_as_they_are_seen(data: bytes) -> None:

@@ -353,21 +353,22 @@ def test_queued_tls_connection_of_a_withdrawn_server_takes_its_way_again() -> No
 
 
 @pytest.mark.parametrize(
-    ("hello", "fields"),
+    ("name", "protocols", "fields"),
     [
-        (client_hello("shop.example.com"), {}),
-        (client_hello(None), {}),
-        (client_hello("users.example.com", ("h2",)), {}),  # HTTP/2 is for one host after the other
-        (client_hello("users.example.com"), {"path": "/v1"}),
+        ("shop.example.com", (), {}),
+        (None, (), {}),
+        ("users.example.com", ("h2",), {}),  # HTTP/2 is for one host after the other
+        ("users.example.com", (), {"path": "/v1"}),
     ],
 )
 def test_other_tls_connections_get_an_alert_without_a_certificate(
-    hello: bytes, fields: dict[str, object]
+    name: str | None, protocols: tuple[str, ...], fields: dict[str, object]
 ) -> None:
     async def scene(stage: Stage) -> None:
         stage.server("users", tls=True)
         stage.route_to("users", host="users.example.com", **fields)
-        assert await stage.read(await stage.connect(hello)) == b"\x15\x03\x03\x00\x02\x02\x70"
+        client = await stage.connect(client_hello(name, protocols))
+        assert await stage.read(client) == b"\x15\x03\x03\x00\x02\x02\x70"
 
     play(scene, tls=True)
 
