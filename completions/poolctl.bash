@@ -157,7 +157,7 @@ _poolctl() {
             ;;
         init)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--app --force -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--app --gateway --force -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_files -d
             fi

@@ -224,6 +224,7 @@ complete -c poolctl -n '__poolctl_in hosts' -s h -l help -d 'Show this message a
 complete -c poolctl -n '__poolctl_in hosts' -a '(__poolctl_ask hosts)'
 complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a init -d 'Write a starter pool.toml, or the file that -c names'
 complete -c poolctl -n '__poolctl_in init' -l app -d 'Also write a tiny application'
+complete -c poolctl -n '__poolctl_in init' -l gateway -d 'Write one with a gateway: two servers behind one port'
 complete -c poolctl -n '__poolctl_in init' -l force -d 'Overwrite existing files'
 complete -c poolctl -n '__poolctl_in init' -s c -l config -r -F -d 'The pool\'s file; repeatable, later ones override'
 complete -c poolctl -n '__poolctl_in init' -l pool -x -a '(__poolctl_ask pools)' -d 'Name of a running pool, from any directory'

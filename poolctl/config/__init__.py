@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 # fmt: off
 __all__ = [
-    "FILE_NAMES", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL", "OPEN_FILES_RESERVE", "PYPROJECT",
-    "RAISE_OPEN_FILES", "TABLE_NAMES", "Backoff", "ConfigNotFound", "Configuration", "Dashboard",
-    "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
+    "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
+    "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "Backoff", "ConfigNotFound", "Configuration",
+    "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
     "GatewayConfig", "GatewayListener", "Health", "Notify", "Patience", "Place",
     "Probe", "Problem", "Recovery", "Restart", "RouteConfig", "Section", "ServerConfig", "StreamConfig",
     "Surroundings", "TLSConfig", "Tables", "candidate_files", "certificate_names", "certificate_validity",
@@ -55,7 +55,7 @@ _MODULES = {
     "files.find": "ConfigNotFound FILE_NAMES PYPROJECT candidate_files find_config",
     "files.read_file": "missing_file read_regular variables_named_in",
     "loader": "Surroundings load",
-    "model": "MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE RAISE_OPEN_FILES",
+    "model": "GATEWAY_LIBRARIES INSTALL_GATEWAY MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE RAISE_OPEN_FILES",
     "model.conflicts": "conflicts dependency_findings longest_stop_seconds",
     "model.normalise": "merged referenced_variables relocated",
     "model.problems": "Finding Place Problem problem_of shown",

@@ -6,11 +6,12 @@ import os
 import re
 import shlex
 import sys
+from importlib.util import find_spec
 
 from poolctl.cli.command import DIRECTORIES, SETUP, Command, Option, flag
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.config import FILE_NAMES, PYPROJECT
+from poolctl.config import FILE_NAMES, GATEWAY_LIBRARIES, INSTALL_GATEWAY, PYPROJECT
 from poolctl.exit_codes import CONFLICT, FAILED
 
 POOL = """\
@@ -40,6 +41,48 @@ app = "{app}"{padding}# module:attribute, an ASGI application
 # bind = "127.0.0.1:8081"
 # command = ["python3", "-m", "http.server", "{{port}}", "--bind", "{{host}}"]  # any program instead of an app
 # depends_on = ["web"]
+"""
+
+WITH_GATEWAY = """\
+# A pool of HTTP servers behind one port. Every key: `poolctl schema`, checks: `poolctl validate`.
+
+[pool]
+# The pool's name (`poolctl --pool {name} status`); default: derived from this file's path.
+# name = "{name}"
+
+[gateway]                        # clients reach the servers through it, by host and path
+bind = ":8080"                   # or [":80", {{ bind = ":443", tls = {{ cert = "edge.pem", key = "edge.key" }} }}]
+# trusted_proxies = ["10.0.0.0/8"]               # proxies whose X-Forwarded-For is believed
+# timeouts = {{ connect = "5s", head = "60s" }}    # for every route; a route's own value wins
+
+[defaults]                       # for every server; a server's own value wins
+# restart = "on-failure"         # "no", "on-failure" or "always"
+# start_timeout = "30s"
+
+[[server]]
+name = "web"                     # unique; letters, digits, dots, underscores, hyphens
+bind = "127.0.0.1:8081"          # only this machine reaches it directly; "unix:./web.sock" works as well
+app = "{app}"{padding}# module:attribute, an ASGI application
+# workers = 2
+
+[[server]]
+name = "api"
+bind = "127.0.0.1:8082"
+app = "{app}"
+# tags = ["backend"]
+
+[[route]]                        # what no other route takes
+to = "web"                       # a server, "tag:backend", "http://HOST:PORT", or a list of them
+
+[[route]]                        # by path: /api and all below it, on every host
+to = "api"
+path = "/api"
+# strip_path = true              # the server is asked for /users instead of /api/users
+
+[[route]]                        # by host; the host decides before the path
+alias = "api-by-host"            # unique; default: the first target's name
+to = "api"
+host = "api.localhost"           # or "*.example.com", or a first label: "api" is for api.example.com, api.test, …
 """
 
 APP = '''\
@@ -74,9 +117,13 @@ COMMAND = Command(
         help="Where to write; default: the working directory.",
     ),
     flag("with_app", "--app", help="Also write a tiny application."),
+    flag("gateway", "--gateway", help="Write one with a gateway: two servers behind one port."),
     flag("force", "--force", help="Overwrite existing files."),
     section=SETUP,
-    examples=("poolctl init --app            with a tiny application to start with",),
+    examples=(
+        "poolctl init --app            with a tiny application to start with",
+        "poolctl init --app --gateway  with two servers behind one port",
+    ),
 )
 
 
@@ -90,7 +137,8 @@ def perform(request: CommandRequest) -> Outcome:
     name = (
         re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(os.path.abspath(directory))).strip("-.") or "pool"
     )
-    texts = {os.path.basename(path): POOL.format(name=name, app=app, padding=" " * max(1, 25 - len(app)))}
+    pool = WITH_GATEWAY if request.get("gateway") else POOL
+    texts = {os.path.basename(path): pool.format(name=name, app=app, padding=" " * max(1, 25 - len(app)))}
     if with_app:
         texts[APP_FILE] = APP
     _write(directory, texts, force=bool(request.get("force")))
@@ -102,6 +150,9 @@ def perform(request: CommandRequest) -> Outcome:
         outcome.warnings = [
             f"{app!r} does not exist yet: name your application, or create it with poolctl init --app --force"
         ]
+    missing = [each for each in GATEWAY_LIBRARIES if request.get("gateway") and find_spec(each) is None]
+    if missing:
+        outcome.warnings += [f"the gateway needs {', '.join(missing)}: {INSTALL_GATEWAY}"]
     return outcome
 
 

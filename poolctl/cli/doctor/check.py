@@ -89,8 +89,14 @@ class CheckContext:
         """The addresses by name, without those that are chosen at the start; of a pool that runs the servers' only."""
         found = {server.name: server.address for server in self.servers if not server.address.auto}
         if self.config is not None and self.about is None:
-            tables = {"[metrics]": self.config.tables.metrics, "[dashboard]": self.config.tables.dashboard}
-            found |= {name: parse(table.bind) for name, table in tables.items() if table is not None}
+            tables = self.config.tables
+            pages = {"[metrics]": tables.metrics, "[dashboard]": tables.dashboard}
+            found |= {name: parse(table.bind) for name, table in pages.items() if table is not None}
+            for listener in tables.gateway.bind if tables.gateway else ():
+                found[f"[gateway] {listener.bind}"] = parse(listener.bind)
+            for stream in tables.streams:
+                if stream.protocol == "tcp":
+                    found[f"[[stream]] {stream.label}"] = parse(stream.bind)
         return found
 
 

@@ -151,6 +151,7 @@ class Draft:
                 for old, new, size in matcher.get_matching_blocks():
                     if new < problem.line <= new + size:
                         problem.line += old - new
+                        problem.place = problem.place._replace(line=problem.line)
                         break
         return problem
 

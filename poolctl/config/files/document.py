@@ -61,6 +61,11 @@ class Document:
             if other and (*whole[:index], other) in known:
                 # The rest of the path belongs to the long form: it has no place of its own.
                 return (*whole[:index], other)
+        if "labels" in whole:
+            # Dots in the name of a label may be tables of the file.
+            start = whole.index("labels") + 1
+            whole = (*whole[:start], *(part for name in whole[start:] for part in str(name).split(".")))
+            return whole if whole in known else None
         return None
 
     def as_written(self, path: Path) -> Path:

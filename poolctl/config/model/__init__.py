@@ -12,3 +12,6 @@ RAISE_OPEN_FILES = (
     "raise the hard limit: ulimit -Hn in the shell, LimitNOFILE= of the unit, "
     "nofile in /etc/security/limits.conf"
 )
+# The gateway's process needs these; nothing else does.
+GATEWAY_LIBRARIES = ("httptools", "uvloop", "h2")
+INSTALL_GATEWAY = "pip install 'poolctl[gateway]'"

@@ -64,8 +64,8 @@ def _short(key: str) -> BeforeValidator:
 
     def tables(value: Tree) -> Tree:
         found = value if isinstance(value, (list, tuple)) else (value,)
-        if not found:
-            raise BadValue("an empty list is not allowed here", f"at least one {key}")
+        if not found and key == "to":
+            raise BadValue("an empty list is not allowed here", "at least one target")
         return tuple({key: each} if isinstance(each, str) else each for each in found)
 
     return BeforeValidator(tables)
@@ -133,7 +133,7 @@ class GatewayConfig(Table):
 
     bind: Annotated[tuple[GatewayListener, ...], _short("bind")] = Field(
         default_factory=lambda: (GatewayListener(bind=DEFAULT_BIND),),
-        description="The addresses: one, or a list; { bind, tls } for HTTPS.",
+        description="The addresses: one, or a list; { bind, tls } for HTTPS. [] is for streams alone.",
     )
     header_for_host: HeaderName = field("Host", "The header that names the host of a request.")
     traffic_re_enable: Positive = field(30.0, "When a disabled host gets traffic again by itself.")

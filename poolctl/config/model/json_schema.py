@@ -136,6 +136,7 @@ def _add_short_forms(keys: Schema) -> None:
     kept = {name: value for name, value in keys["env_file"].items() if name not in ("type", "items")}
     keys["env_file"] = {**kept, "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     keys["depends_on"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Dependency"}]}
+    keys["labels"]["additionalProperties"] = {"anyOf": [{"type": "string"}, {"type": "object"}]}
     keys["env"]["additionalProperties"] = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
 
 
@@ -147,5 +148,5 @@ def _add_short_forms_of_routes(definitions: dict[str, Schema]) -> None:
         found = definitions[table]["properties"][key]
         each = {"anyOf": [{"type": "string"}, found.pop("items")]}
         found.pop("type")
-        found["anyOf"] = [*each["anyOf"], {"type": "array", "items": each, "minItems": 1}]
+        found["anyOf"] = [*each["anyOf"], {"type": "array", "items": each, "minItems": int(key == "to")}]
     definitions["GatewayConfig"]["properties"]["bind"]["default"] = DEFAULT_BIND

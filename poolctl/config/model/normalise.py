@@ -182,12 +182,26 @@ def _log(value: Tree, base_dir: str) -> Tree:
     return value | {"path": absolute(value["path"], base_dir)}
 
 
+def _labels(value: Tree, base_dir: str) -> Tree:
+    # In TOML an unquoted `route.host = "a"` is a table in a table.
+    if not isinstance(value, dict) or not any(isinstance(inner, dict) for inner in value.values()):
+        return value
+    found: dict[str, Tree] = {}
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            found |= {f"{key}.{name}": each for name, each in _labels(inner, base_dir).items()}
+        else:
+            found[key] = inner
+    return found
+
+
 STEPS: dict[str, Callable[[Tree, str], Tree]] = {
     **dict.fromkeys(("app_dir", "cwd"), absolute),
     **dict.fromkeys(("bind", "listen"), _bind),
     "depends_on": _depends_on,
     "env_file": _env_file,
     "health": _health,
+    "labels": _labels,
     "log": _log,
     "python": _python,
     "recovery": _recovery,

@@ -7,7 +7,9 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from poolctl.address import Address, parse
+from poolctl.config.model import GATEWAY_LIBRARIES, INSTALL_GATEWAY
 from poolctl.config.model.gateway_tables import (
+    DEFAULT_BIND,
     GatewayConfig,
     RouteConfig,
     RouteLimit,
@@ -28,8 +30,6 @@ PROXY_KEYS = (
     "methods", "headers", "strip_path", "host_header", "add_headers", "sticky", "retries", "limit", "backend_limit",
     "context_headers", "max_body_size", "waiting_page",
 )  # fmt: skip
-LIBRARIES = ("httptools", "uvloop", "h2")
-INSTALL = "pip install 'poolctl[gateway]'"
 MOST_COMPARED = 200
 
 # Of the server on whose labels the finding is; of None its path begins with a table of the file.
@@ -58,6 +58,9 @@ def route_problems(
     own: list[tuple[ServerKeys, Finding]] = []
     written = written_routes(known, tables, own)
     yield from own
+    if not gateway.bind and (written or not tables.streams):
+        message = "there is no address for the routes"
+        yield None, Finding(("gateway", "bind"), message, f'add one: bind = "{DEFAULT_BIND}"')
     for route in tables.routes:
         yield from _at("route", route.index, _target_problems(route, known, tables, unfinished))
         yield from _at("route", route.index, _limit_problems(route))
@@ -114,7 +117,7 @@ def _on(written: WrittenRoute, finding: Finding) -> Located:
 
 
 def _missing_libraries(tables: Tables) -> Iterator[Finding]:
-    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    missing = [name for name in GATEWAY_LIBRARIES if find_spec(name) is None]
     if missing:
         path: Path = ("gateway",)
         if tables.gateway and not tables.gateway.model_fields_set:
@@ -122,7 +125,7 @@ def _missing_libraries(tables: Tables) -> Iterator[Finding]:
             listed = [*(("route", each.index) for each in tables.routes)]
             path = [*listed, *(("stream", each.index) for each in tables.streams), path][0]
         what = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
-        yield Finding(path, f"{what}, which the gateway needs", INSTALL)
+        yield Finding(path, f"{what}, which the gateway needs", INSTALL_GATEWAY)
 
 
 def _servers(route: RouteConfig | StreamConfig, known: Known) -> Iterator[ServerKeys]:

@@ -96,7 +96,9 @@ class ServerKeys(Section):
     scale: Scale = field(Scale(), "How many workers.")
     preload: Truth = field(False, "Import the app once and fork the workers from there.")
     tags: Words = field((), "Words to select it by.")
-    labels: Labels = field(EMPTY, "Names and values for other tools.")
+    labels: Labels = field(
+        EMPTY, "Names and values for other tools; those that begin with route. are a route of the gateway."
+    )
     disabled: Truth = field(False, "Known and listed, never started.")
     mandatory: Truth = field(False, "When it has failed, the whole pool is stopped.")
     depends_on: tuple[Dependency, ...] = field((), "The servers that it waits for.")

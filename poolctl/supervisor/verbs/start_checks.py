@@ -102,9 +102,10 @@ async def startup_warnings(servers: Iterable[ServerConfig], names: set[str], tab
     there = list(servers)
     chosen = [server for server in there if server.name in names]
     journal = tables.events is not None and tables.events.path
-    beside = journal or tables.notify or (tables.dashboard is not None and tables.dashboard.tls)
+    page = tables.dashboard is not None and tables.dashboard.tls
+    checked = journal or tables.notify or tables.gateway is not None or page
     pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}
-    if beside or any(map(_may_be_warned_of, chosen)):
+    if checked or any(map(_may_be_warned_of, chosen)):
         return await asyncio.to_thread(_look, there, names, tables)
     # Most pools have neither, and a check of everything takes time.
     return await asyncio.to_thread(_look_if_changed, pythons, there, names, tables) if pythons else []

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import routes_of
+from poolctl.config import Draft, routes_of
+from poolctl.errors import PoolValidateError
 from poolctl.routing.route import ExcludedRoute, Header, Limit, Route, StreamRoute, Target
 from tests.config_files import load_text, told
 from tests.configuration import server
@@ -247,7 +248,7 @@ def test_routes_of_several_files_add_up_and_merge_by_alias(tmp_path: Path) -> No
     [
         ("[[route]]\n", "route[0].to: 'to' is missing"),
         ("[route]\nto = 'web'\n", "write [[route]], with two brackets"),
-        ("[[route]]\nto = []\n", "an empty list is not allowed here; allowed is at least one to"),
+        ("[[route]]\nto = []\n", "an empty list is not allowed here; allowed is at least one target"),
         ("[[route]]\nto = 'web'\nindex = 3\n", "unknown key 'index'"),
         ("[[route]]\nto = 'web'\nhosts = 'a'\n", "did you mean 'host'?"),
         ("[[route]]\nto = 'web'\nhost = 'http://a'\n", "8:1: route[0].host: 'http://a' is no host"),
@@ -271,7 +272,7 @@ def test_routes_of_several_files_add_up_and_merge_by_alias(tmp_path: Path) -> No
         ("[[route]]\nto = 'web'\ntimeouts = { head = 'soon' }\n", "'soon' is not a duration"),
         ("[gateway]\nbind = 'nowhere'\n", "has no port"),
         ("[gateway]\nbind = ':auto'\n", "no fixed address"),
-        ("[gateway]\nbind = []\n", "at least one bind"),
+        ("[gateway]\nbind = []\n", "gateway.bind: there is no address for the routes; add one: bind = \":8080\""),
         ("[gateway]\nbind = { bind = ':443', tls = 'x' }\n", "'x' is not allowed here; allowed is { cert"),
         ("[gateway]\nbind = { bind = ':443', tls = { key = 'x' } }\n", "'cert' is missing"),
         ("[gateway]\ntrusted_proxies = ['home']\n", "neither an IP address nor a network"),
@@ -337,3 +338,39 @@ def test_same_tables_in_yaml_and_json(tmp_path: Path) -> None:
         ' "server": [{"name": "web", "bind": "127.0.0.1:9001", "app": "a:b", "tags": ["api"]}]}'
     )
     assert load_text(tmp_path, json, "pool.json").tables == toml
+
+
+TEXTS = {
+    "toml": WEB + '[gateway]\nbind = ":80"  # edge\n\n[[route]]\nto = ["web"]\n',
+    "yaml": "gateway: { bind: ':80' }  # edge\n"
+    "server:\n- name: web\n  bind: 127.0.0.1:9001\n  app: a:b\nroute:\n- to: [web]\n",
+    "json": '{"gateway": {"bind": ":80"}, "server": [{"name": "web", "bind": "127.0.0.1:9001", "app": "a:b"}],'
+    ' "route": [{"to": ["web"]}]}',
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_saved_change_of_a_server_keeps_the_tables(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"pool.{kind}"
+    path.write_text(TEXTS[kind])
+    before = PoolConfig.load(path, {}).tables
+    draft = Draft([str(path)], {})
+    draft.scale("web", 3)
+    draft.add({"name": "more", "bind": "127.0.0.1:9002", "app": "a:b"})
+    draft.check()
+    draft.write()
+    config = PoolConfig.load(path, {})
+    assert [(each.name, each.workers) for each in config] == [("web", 3), ("more", 1)]
+    assert config.tables == before
+    assert "# edge" in path.read_text() or kind == "json"
+
+
+def test_server_to_which_a_route_leads_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text(TEXTS["toml"] + server("more", bind=":2", app="a:b"))
+    draft = Draft([str(path)], {})
+    draft.remove("web")
+    with pytest.raises(PoolValidateError) as refused:
+        draft.check()
+    (problem,) = refused.value.exceptions
+    assert str(problem).startswith(f"{path}:10:7: route[0].to[0]: there is no server 'web'")

@@ -229,8 +229,19 @@ def test_label_that_is_wrong_is_a_problem_of_its_server(
     assert "\n" not in found
 
 
+def test_labels_may_be_written_as_tables(tmp_path: Path) -> None:
+    head = '[gateway]\n[[server]]\nname = "a"\nbind = ":2"\napp = "a:b"\n'
+    config = load_text(
+        tmp_path, head + 'labels = { team = "x", route = { host = "a.example", timeouts.head = "1s" } }\n'
+    )
+    assert config.problems == []
+    assert dict(config[0].labels) == {"team": "x", "route.host": "a.example", "route.timeouts.head": "1s"}
+    found = told(tmp_path, head + 'labels.team = "x"\nlabels.route.path = "/"\nlabels.route.host = "a:1"\n')
+    assert "pool.toml:8:14: server[0].labels.route.host: 'a:1' has a port" in found
+
+
 def test_missing_library_is_named_with_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(route_checks, "LIBRARIES", ("no_such_library", "uvloop", "nor_this"))
+    monkeypatch.setattr(route_checks, "GATEWAY_LIBRARIES", ("no_such_library", "uvloop", "nor_this"))
     problem = "no_such_library and nor_this are not installed, which the gateway needs; pip install 'poolctl[gateway]'"
     assert f"pool.toml:1:1: gateway: {problem}" in told(tmp_path, "[gateway]\nbind = ':1'\n" + WEB)
     assert f"pool.toml:6:1: route[0]: {problem}" in told(tmp_path, WEB + route())
