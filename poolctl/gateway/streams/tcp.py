@@ -1,0 +1,331 @@
+"""TCP: each connection of a client is copied to and from a backend, or handed to a worker that serves TLS itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..backends import Lease, Outcome
+from .backend_addresses import BackendAddresses, SocketAddress
+from .flow import Flow
+from .idle_order import IdleOrder
+
+if TYPE_CHECKING:
+    from ...frozen_value import Table
+    from ...routing.route import StreamRoute
+    from ..edge import Edge
+
+logger = logging.getLogger("poolctl.gateway")
+
+_AT_ONCE = 16  # connections accepted in one iteration of the loop
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+# This process, not the backend, is short of something.
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_ACCEPT_AGAIN_SECONDS = 1.0
+
+
+class TcpStream:
+    """A stream route in service: its listeners, and the connections accepted from them.
+
+    It begins at once. With `max_connections` open, more of them wait in the backlog. The listeners stay the caller's.
+    """
+
+    def __init__(self, edge: Edge, listeners: Sequence[socket.socket], route: StreamRoute) -> None:
+        self.edge = edge
+        self.route = route
+        self.addresses = BackendAddresses(edge.loop, socket.SOCK_STREAM)
+        self.open: IdleOrder[_Connection, _Connection] = IdleOrder(
+            edge.loop, edge.now, route.idle_seconds, _Connection.close
+        )
+        self.accepted = self.passed = self.refused = self.failed = 0
+        self.bytes_in = self.bytes_out = 0  # of connections that have ended
+        self._listeners = listeners
+        self._accepting = False
+        self._closed = False
+        self._held_off: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Future[None] | None = None
+        self._settle()
+
+    def apply(self, route: StreamRoute) -> None:
+        """Use changed targets and limits: for new connections, the idle limit for all."""
+        self.route = route
+        self.open.limit(route.idle_seconds)
+        self._settle()
+
+    def close(self) -> None:
+        """Accept no more; open connections continue."""
+        self._closed = True
+        self._settle()
+
+    async def drain(self, seconds: float) -> None:
+        """Accept no more, wait until the open connections have ended, and after that time reset those that have not."""
+        self.close()
+        if self.open:
+            self._empty = self.edge.loop.create_future()
+            await asyncio.wait({self._empty}, timeout=seconds)
+        for connection in self.open:
+            connection.reset()
+        self.addresses.close()
+
+    def snapshot(self) -> Table:
+        """Its numbers for reports: connections since the start, those open now, bytes from and to clients."""
+        return {
+            "alias": self.route.alias,
+            "protocol": "tcp",
+            "bind": self.route.bind,
+            "open": len(self.open),
+            "accepted": self.accepted,
+            "passed": self.passed,
+            "refused": self.refused,
+            "failed": self.failed,
+            "bytes_in": self.bytes_in + sum(each.bytes_in for each in self.open),
+            "bytes_out": self.bytes_out + sum(each.bytes_out for each in self.open),
+        }
+
+    def ended(self, connection: _Connection) -> None:
+        """A connection is closed, or was passed on."""
+        self.bytes_in += connection.bytes_in
+        self.bytes_out += connection.bytes_out
+        self.open.remove(connection)
+        if self.open or self._empty is None:
+            self._settle()
+        elif not self._empty.done():
+            self._empty.set_result(None)
+
+    def hold_off(self, error: OSError) -> None:
+        """Accept no more for a moment: connections wait in the backlog until descriptors are free again."""
+        if self._held_off is None:
+            logger.warning("stream %s cannot open a connection: %s", self.route.alias, error)
+            self._held_off = self.edge.loop.call_later(_ACCEPT_AGAIN_SECONDS, self._accept_again)
+            self._settle()
+
+    def _accept_again(self) -> None:
+        self._held_off = None
+        self._settle()
+
+    def _settle(self) -> None:
+        """Watch the listeners, or stop it, as the state requires."""
+        room = not self.route.max_connections or len(self.open) < self.route.max_connections
+        wanted = room and not self._closed and self._held_off is None
+        if wanted is not self._accepting:
+            self._accepting = wanted
+            for listener in self._listeners:
+                if wanted:
+                    self.edge.loop.add_reader(listener.fileno(), self._accept, listener)
+                else:
+                    self.edge.loop.remove_reader(listener.fileno())
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_AT_ONCE):
+            if not self._accepting:
+                return
+            try:
+                client, address = listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return  # another process of this gateway was faster
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    self.hold_off(error)
+                    return
+                continue  # the client is gone already
+            client.setblocking(False)
+            self.accepted += 1
+            connection = _Connection(self, client, address[0] if address else "")
+            self.open.add(connection, connection)
+            connection.connect()
+            self._settle()
+
+
+class _Connection:
+    """A client's connection: first without a backend, then with both directions being copied."""
+
+    __slots__ = (
+        "_addresses", "_backend", "_began", "_client", "_closed", "_down", "_host", "_lease", "_loop", "_resolving",
+        "_stream", "_timer", "_tried", "_up", "used",
+    )  # fmt: skip
+
+    def __init__(self, stream: TcpStream, client: socket.socket, host: str) -> None:
+        self.used = 0.0
+        self._stream = stream
+        self._loop = stream.edge.loop
+        self._client = client
+        self._host = host
+        self._tried: tuple[str, ...] = ()
+        self._addresses: list[SocketAddress] = []
+        self._backend: socket.socket | None = None
+        self._lease: Lease | None = None
+        self._began = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._resolving: asyncio.Task[None] | None = None
+        self._up: Flow | None = None
+        self._down: Flow | None = None
+        self._closed = False
+
+    @property
+    def bytes_in(self) -> int:
+        """How many the client has sent."""
+        return self._up.copied if self._up else 0
+
+    @property
+    def bytes_out(self) -> int:
+        """How many the client has been sent."""
+        return self._down.copied if self._down else 0
+
+    def connect(self) -> None:
+        """Find a backend: one after the other, until one accepts the connection."""
+        while not (self._closed or self._backend or self._up or self._resolving):
+            if self._addresses:
+                self._try(self._addresses.pop(0))
+            else:
+                self._next_backend()
+
+    def _next_backend(self) -> None:
+        if self._lease is not None:  # none of its addresses accepted a connection
+            self._stream.failed += 1
+            self._release(Outcome.FAILED)
+        lease = self._stream.edge.backends.of(self._stream.route).acquire(self._host, "", self._tried)
+        if not isinstance(lease, Lease):
+            self._stream.refused += 1
+            self.reset()
+            return
+        self._lease, self._began = lease, self._stream.edge.now()
+        self._tried += (lease.backend.key,)
+        endpoint = lease.backend.endpoint
+        if endpoint.tls and self._stream.edge.passing.passes(lease.backend.key):
+            self._pass_on(lease)
+            return
+        known = self._stream.addresses.known(endpoint)
+        if known is None:
+            self._resolving = self._loop.create_task(self._resolve(lease))
+        else:
+            self._addresses = list(known)
+
+    async def _resolve(self, lease: Lease) -> None:
+        found = await self._stream.addresses.wait(lease.backend.endpoint)
+        self._addresses, self._resolving = list(found), None
+        self.connect()
+
+    def _pass_on(self, lease: Lease) -> None:
+        """Hand the client's own connection to a worker, which is woken by it if it sleeps."""
+        self._closed = True
+        self._release(Outcome.PASSED)
+        client = self._client
+        self._stream.passed += 1
+        self._stream.ended(self)
+        self._stream.edge.passing.pass_on(lease.backend.key, client, self._stream.route.alias, 0)
+
+    def _try(self, place: SocketAddress) -> None:
+        """Begin to connect to one address of the backend."""
+        try:
+            backend = socket.socket(place.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            self._release(Outcome.CANCELLED)
+            self.reset()
+            self._stream.hold_off(error)
+            return
+        self._backend = backend
+        if place.family != socket.AF_UNIX:
+            backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        status = backend.connect_ex(place.address)
+        if status == errno.EINPROGRESS:
+            # On this machine it is connected by now: asking costs a tenth of waiting for the loop to say so.
+            status = backend.connect_ex(place.address)
+        if status in (errno.EINPROGRESS, errno.EALREADY):
+            if seconds := self._stream.route.timeouts.connect:
+                self._timer = self._loop.call_later(seconds, self._connected, errno.ETIMEDOUT)
+            self._loop.add_writer(backend.fileno(), self._connected)
+        else:
+            self._begin(status)
+
+    def _connected(self, status: int | None = None) -> None:
+        """The attempt has ended, or with a status its time."""
+        assert self._backend is not None
+        self._stop_waiting()
+        self._begin(
+            self._backend.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if status is None else status
+        )
+        self.connect()
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._backend is not None:
+            self._loop.remove_writer(self._backend.fileno())
+
+    def _begin(self, status: int) -> None:
+        """Copy both ways from now on, or without success (`status` is the error) give up this address."""
+        assert self._backend is not None
+        assert self._lease is not None
+        if status:
+            logger.debug(
+                "stream %s: %s: %s", self._stream.route.alias, self._lease.backend.key, os.strerror(status)
+            )
+            self._backend.close()
+            self._backend = None
+            return
+        self._lease.connected()
+        self._stream.open.use(self, self)
+        self._up = Flow(self._loop, self, self._client, self._backend)
+        self._down = Flow(self._loop, self, self._backend, self._client)
+        self._up.resume()
+        self._down.resume()
+
+    def moved(self) -> None:
+        """Bytes were copied."""
+        self._stream.open.use(self, self)
+
+    def flow_ended(self) -> None:
+        """One direction has ended: when the other has, too, so has the connection."""
+        assert self._up is not None
+        assert self._down is not None
+        if self._up.ended and self._down.ended:
+            self.close()
+
+    def broken(self, source: socket.socket) -> None:
+        """Reading from `source` failed. The other side gets a reset, too: its peer must not take this for the end."""
+        if source is self._backend and not self.bytes_out:
+            self._stream.failed += 1
+            self._release(Outcome.FAILED)
+        self.reset()
+
+    def reset(self) -> None:
+        """Close both sides so that their peers see an error."""
+        for sock in (self._client, self._backend):
+            if sock is not None and not self._closed:
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.close()
+
+    def close(self) -> None:
+        """Close both sides."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._resolving is not None:
+            self._resolving.cancel()
+        for flow in (self._up, self._down):
+            if flow is not None:
+                flow.stop()
+        self._stop_waiting()
+        if self._lease is not None:
+            counts = self._lease.backend.counts
+            counts.bytes_in += self.bytes_in
+            counts.bytes_out += self.bytes_out
+        self._release(Outcome.ANSWERED if self._up else Outcome.CANCELLED)
+        self._client.close()
+        if self._backend is not None:
+            self._backend.close()
+        self._stream.ended(self)
+
+    def _release(self, outcome: Outcome) -> None:
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            lease.release(outcome, self._stream.edge.now() - self._began)

@@ -1,0 +1,134 @@
+"""A gateway's streams on one event loop, with real sockets and backends, and a clock that can be moved by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from typing import Any
+
+import pytest
+import uvloop
+
+from poolctl.gateway.backends import Backends, ServerFacts
+from poolctl.gateway.hosts import HostManager
+from poolctl.gateway.streams.tcp import TcpStream
+from poolctl.gateway.streams.udp import UdpStream
+from poolctl.routing.route import StreamRoute, Target
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+SECONDS = 20.0
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@pytest.fixture(params=LOOPS)
+def run(request: pytest.FixtureRequest) -> Run:
+    """Runs a coroutine on each kind of loop."""
+
+    def run_it(work: Coroutine[Any, Any, None]) -> None:
+        async def limited() -> None:
+            async with asyncio.timeout(SECONDS):
+                await work
+                for _ in range(5):  # transports close a few turns after they are told
+                    await asyncio.sleep(0)
+
+        with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
+            runner.run(limited())
+
+    return run_it
+
+
+async def until(condition: Callable[[], Any], what: str = "") -> None:
+    """Wait for a condition; the test's deadline ends it."""
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+class StreamEdge:
+    """What a stream uses of the gateway: real backends, the loop, and a pair for each server of `passing`."""
+
+    def __init__(self, servers: Mapping[str, ServerFacts] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.moved_seconds = 0.0
+        self.hosts = HostManager(self.now)
+        self.backends = Backends(self.hosts, self.now)
+        self.servers = dict(servers or {})
+        self.passing = PassedConnections()
+
+    def now(self) -> float:
+        return self.loop.time() + self.moved_seconds
+
+    def use(self, *routes: StreamRoute) -> None:
+        self.backends.apply(routes, self.servers)
+
+
+class PassedConnections:
+    """The connections that were passed on, by server."""
+
+    def __init__(self) -> None:
+        self.passed: list[tuple[str, socket.socket]] = []
+
+    def passes(self, server: str) -> bool:
+        return True
+
+    def pass_on(self, server: str, sock: socket.socket, alias: str, hops: int, received: bytes = b"") -> None:
+        self.passed.append((server, sock))
+
+
+def listening(host: str = "127.0.0.1", kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """A socket as the pool opens it, on a port of the kernel's choice."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, kind)
+    sock.bind((host, 0))
+    if kind == socket.SOCK_STREAM:
+        sock.listen(100)
+    sock.setblocking(False)
+    return sock
+
+
+@contextlib.contextmanager
+def closed_port(kind: int = socket.SOCK_STREAM) -> Iterator[int]:
+    """A port that refuses: it is bound, so that no other process gets it, and does not listen."""
+    with socket.socket(socket.AF_INET, kind) as sock:
+        sock.bind(("127.0.0.1", 0))
+        if kind == socket.SOCK_DGRAM:
+            sock.connect(("127.0.0.1", sock.getsockname()[1]))  # takes datagrams of no one else
+        yield sock.getsockname()[1]
+
+
+def a_route(*targets: int | str, protocol: str = "tcp", **keys: Any) -> StreamRoute:
+    """A route to these ports of this machine, or these addresses; the first that is available is used."""
+    to = tuple(Target(url=f"127.0.0.1:{each}" if isinstance(each, int) else each) for each in targets)
+    return StreamRoute(
+        **{"alias": "db", "bind": "", "to": to, "protocol": protocol, "policy": "first", **keys}
+    )
+
+
+@contextlib.asynccontextmanager
+async def tcp(route: StreamRoute, edge: StreamEdge | None = None) -> AsyncIterator[tuple[TcpStream, int]]:
+    """The stream in service, and its port."""
+    edge = edge or StreamEdge()
+    edge.use(route)
+    with listening() as listener:
+        stream = TcpStream(edge, [listener], route)  # type: ignore[arg-type]
+        try:
+            yield stream, listener.getsockname()[1]
+        finally:
+            await stream.drain(0)
+
+
+@contextlib.asynccontextmanager
+async def udp(
+    route: StreamRoute, edge: StreamEdge | None = None, host: str = "127.0.0.1"
+) -> AsyncIterator[tuple[UdpStream, int]]:
+    """Likewise for datagrams."""
+    edge = edge or StreamEdge()
+    edge.use(route)
+    with listening(host, socket.SOCK_DGRAM) as sock:
+        stream = UdpStream(edge, [sock], route)  # type: ignore[arg-type]
+        try:
+            yield stream, sock.getsockname()[1]
+        finally:
+            await stream.drain(0)

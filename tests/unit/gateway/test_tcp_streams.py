@@ -1,0 +1,457 @@
+"""TCP streams: bytes in both directions, ends, failures of backends, limits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import socket
+import struct
+import tempfile
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from poolctl.gateway.backends import ServerFacts
+from poolctl.gateway.breaker import BreakerState
+from poolctl.gateway.streams import flow
+from poolctl.gateway.streams import tcp as tcp_module
+from poolctl.routing.route import BreakerRule, StreamRoute, Target, Timeouts
+
+from .stream_stage import Run, StreamEdge, a_route, closed_port, listening, run, tcp, until
+
+__all__ = ["run"]
+
+SECONDS_TO_DRAIN = 15.0
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Sends everything back, and its end."""
+    while data := await reader.read(100_000):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+@contextlib.asynccontextmanager
+async def backend(handler: Handler = echo) -> AsyncIterator[int]:
+    """A server on this loop, and its port."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await handler(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+def names(text: bytes) -> Handler:
+    """A backend that says who it is and closes the connection."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(text)
+
+    return handler
+
+
+@contextlib.asynccontextmanager
+async def client(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection, closed in any case."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def answer(port: int) -> bytes:
+    """What a client is sent that sends nothing."""
+    async with client(port) as (reader, _):
+        return await reader.read()
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Close it so that the peer sees a reset."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+def test_bytes_are_copied_both_ways_and_counted(run: Run) -> None:
+    async def main() -> None:
+        data = bytes(range(256)) * 12_000
+        async with backend() as port, tcp(a_route(port)) as (stream, at), client(at) as (reader, writer):
+            writer.write(data)
+            assert await reader.readexactly(len(data)) == data
+            assert stream.snapshot()["open"] == 1
+            writer.write_eof()
+            assert await reader.read() == b""
+            await until(lambda: not stream.open)
+            numbers = stream.snapshot()
+            assert (numbers["accepted"], numbers["bytes_in"], numbers["bytes_out"]) == (
+                1,
+                len(data),
+                len(data),
+            )
+            (row,) = stream.edge.backends.snapshot()
+            assert (row["requests"], row["errors"], row["in_flight"]) == (1, 0, 0)
+
+    run(main())
+
+
+def test_end_of_a_client_is_forwarded_while_the_backend_still_answers(run: Run) -> None:
+    async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"%d bytes, then the end" % len(await reader.read()))
+
+    async def main() -> None:
+        async with backend(count) as port, tcp(a_route(port)) as (_, at), client(at) as (reader, writer):
+            writer.write(b"x" * 300_000)
+            writer.write_eof()
+            assert await reader.read() == b"300000 bytes, then the end"
+
+    run(main())
+
+
+def test_end_of_a_backend_is_forwarded_while_the_client_still_sends(run: Run) -> None:
+    received = []
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.write_eof()
+        received.append(await reader.read())
+
+    async def main() -> None:
+        async with backend(greet) as port, tcp(a_route(port)) as (stream, at), client(at) as (reader, writer):
+            assert await reader.read() == b"hello"
+            writer.write(b"x" * 300_000)
+            writer.write_eof()
+            await until(lambda: received)
+            assert received == [b"x" * 300_000]
+            await until(lambda: not stream.open)
+
+    run(main())
+
+
+def test_client_that_reads_nothing_stops_the_backend_and_costs_one_buffer(run: Run) -> None:
+    total = 32 << 20
+    sent = 0
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        for _ in range(total >> 16):
+            writer.write(bytes(1 << 16))
+            await writer.drain()
+            sent += 1 << 16
+
+    async def main() -> None:
+        async with backend(flood) as port, tcp(a_route(port)) as (stream, at):
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.setblocking(False)
+                loop = asyncio.get_running_loop()
+                tracemalloc.start()
+                await loop.sock_connect(client, ("127.0.0.1", at))
+                before = -1
+                while before != stream.snapshot()["bytes_out"]:
+                    before = stream.snapshot()["bytes_out"]
+                    await asyncio.sleep(0.05)
+                held = tracemalloc.take_snapshot().filter_traces(
+                    [tracemalloc.Filter(True, flow.__file__), tracemalloc.Filter(True, tcp_module.__file__)]
+                )
+                tracemalloc.stop()
+                assert sent < total
+                assert sum(each.size for each in held.statistics("filename")) < 80_000
+                left = total
+                while left:
+                    left -= len(await loop.sock_recv(client, 1 << 20))
+
+    run(main())
+
+
+@pytest.mark.parametrize("who", ["client", "backend"])
+def test_reset_of_one_side_is_a_reset_for_the_other(run: Run, who: str) -> None:
+    seen = []
+
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readexactly(1))
+        if who == "backend":
+            await reader.readexactly(1)
+            reset(writer)
+        try:
+            seen.append(await reader.read())
+        except ConnectionResetError as error:
+            seen.append(error)
+
+    async def main() -> None:
+        async with backend(wait) as port, tcp(a_route(port)) as (_, at), client(at) as (reader, writer):
+            writer.write(b"1")
+            await reader.readexactly(1)
+            if who == "backend":
+                writer.write(b"2")
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+            else:
+                reset(writer)
+                await until(lambda: seen)
+                assert isinstance(seen[0], ConnectionResetError)
+
+    run(main())
+
+
+def test_answer_arrives_although_the_backend_takes_no_more(run: Run) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1)
+        writer.write(b"too much")
+
+    async def main() -> None:
+        async with (
+            backend(refuse) as port,
+            tcp(a_route(port)) as (stream, at),
+            client(at) as (reader, writer),
+        ):
+            writer.write(b"x")
+            assert await reader.read() == b"too much"
+            for _ in range(2):  # the first one is refused, the second one cannot be sent
+                writer.write(bytes(100_000))
+                await asyncio.sleep(0.01)
+            await until(lambda: not stream.open)
+
+    run(main())
+
+
+def test_backend_that_refuses_is_skipped(run: Run) -> None:
+    async def main() -> None:
+        with closed_port() as dead:
+            async with backend(names(b"second")) as port, tcp(a_route(dead, port)) as (stream, at):
+                assert await answer(at) == b"second"
+                assert stream.snapshot()["failed"] == 1
+                rows = {row["host"]: row for row in stream.edge.backends.snapshot()}
+                assert rows[f"127.0.0.1:{dead}"]["errors"] == 1
+
+    run(main())
+
+
+def test_backend_that_does_not_accept_in_time_is_skipped(run: Run) -> None:
+    async def main() -> None:
+        with listening() as hung, contextlib.ExitStack() as clients:
+            hung.listen(0)
+            for _ in range(3):  # its queue is full: further attempts get no reply
+                client = clients.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(hung.getsockname())
+            timeouts = Timeouts(connect=0.1)
+            async with (
+                backend(names(b"second")) as port,
+                tcp(a_route(hung.getsockname()[1], port, timeouts=timeouts)) as (stream, at),
+            ):
+                assert await answer(at) == b"second"
+                assert stream.snapshot()["failed"] == 1
+
+    run(main())
+
+
+def test_connection_is_reset_at_once_when_no_backend_is_left(run: Run) -> None:
+    async def main() -> None:
+        with closed_port() as one, closed_port() as other:
+            breaker = BreakerRule(failures=1)
+            async with tcp(a_route(one, other, breaker=breaker)) as (stream, at):
+                for _ in range(2):
+                    with pytest.raises(ConnectionError):
+                        await answer(at)
+                numbers = stream.snapshot()
+                # The second connection tried neither: their breakers are open.
+                assert (numbers["refused"], numbers["failed"], numbers["open"]) == (2, 2, 0)
+
+    run(main())
+
+
+def test_connection_that_lasts_closes_a_breaker_at_its_start(run: Run) -> None:
+    async def main() -> None:
+        edge = StreamEdge()
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        route = a_route(sock.getsockname()[1], breaker=BreakerRule(failures=1, open_seconds=10.0))
+        async with tcp(route, edge) as (stream, at):
+            with pytest.raises(ConnectionError):
+                await answer(at)
+            assert edge.backends.snapshot()[0]["breaker"] == BreakerState.OPEN
+            server = await asyncio.start_server(echo, sock=sock)
+            edge.moved_seconds += 11.0
+            async with client(at):
+                await until(lambda: stream.open)
+                assert edge.backends.snapshot()[0]["breaker"] == BreakerState.CLOSED
+            server.close()
+
+    run(main())
+
+
+def test_idle_connections_end_by_the_clock_and_active_ones_stay(run: Run) -> None:
+    async def main() -> None:
+        edge = StreamEdge()
+        async with (
+            backend() as port,
+            tcp(a_route(port, idle_seconds=600.0), edge) as (stream, at),
+            client(at) as (idle, _),
+            client(at) as (reader, writer),
+        ):
+            await until(lambda: len(stream.open) == 2)
+            edge.moved_seconds += 500
+            writer.write(b"x")
+            await reader.readexactly(1)
+            edge.moved_seconds += 200
+            stream.apply(stream.route.but(idle_seconds=599.0))  # looks at once
+            assert await idle.read() == b""
+            writer.write(b"y")
+            assert await reader.readexactly(1) == b"y"
+            edge.moved_seconds += 600
+            stream.apply(stream.route.but(idle_seconds=600.0))
+            assert await reader.read() == b""
+
+    run(main())
+
+
+def test_idle_connection_ends_when_its_time_is_over(run: Run) -> None:
+    async def main() -> None:
+        async with backend() as port, tcp(a_route(port, idle_seconds=0.05)) as (stream, at):
+            for _ in range(2):
+                assert await answer(at) == b""
+            assert stream.snapshot()["open"] == 0
+
+    run(main())
+
+
+def test_drain_waits_for_open_connections_and_accepts_no_others(run: Run) -> None:
+    async def main() -> None:
+        async with backend() as port, tcp(a_route(port)) as (stream, at), client(at) as (reader, writer):
+            await until(lambda: stream.open)
+            draining = asyncio.create_task(stream.drain(SECONDS_TO_DRAIN))
+            await asyncio.sleep(0)
+            waiting = asyncio.create_task(answer(at))
+            writer.write(b"still served")
+            assert await reader.readexactly(12) == b"still served"
+            assert not draining.done()
+            assert stream.snapshot()["accepted"] == 1
+            writer.close()
+            await draining
+            waiting.cancel()
+
+    run(main())
+
+
+def test_drain_resets_what_does_not_end_in_time(run: Run) -> None:
+    async def main() -> None:
+        async with backend() as port, tcp(a_route(port)) as (stream, at), client(at) as (reader, _):
+            await until(lambda: stream.open)
+            await stream.drain(0.05)
+            assert len(stream.open) == 0
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+
+    run(main())
+
+
+def test_connection_over_the_limit_waits_until_another_has_ended(run: Run) -> None:
+    async def main() -> None:
+        async with (
+            backend() as port,
+            tcp(a_route(port, max_connections=1)) as (stream, at),
+            client(at) as (_, first),
+        ):
+            await until(lambda: stream.open)
+            async with client(at) as (reader, second):
+                second.write(b"x")
+                first.write_eof()
+                assert await reader.readexactly(1) == b"x"
+                assert stream.snapshot()["accepted"] == 2
+                assert stream.snapshot()["refused"] == 0
+
+    run(main())
+
+
+def test_new_connections_use_changed_targets_and_open_ones_stay(run: Run) -> None:
+    async def main() -> None:
+        async with (
+            backend() as old,
+            backend(names(b"new")) as new,
+            tcp(a_route(old)) as (stream, at),
+            client(at) as (reader, writer),
+        ):
+            await until(lambda: stream.open)
+            stream.apply(a_route(new))
+            assert await answer(at) == b"new"
+            writer.write(b"old")
+            assert await reader.readexactly(3) == b"old"
+
+    run(main())
+
+
+def test_name_of_a_backend_is_resolved_and_an_unknown_one_skipped(run: Run) -> None:
+    async def main() -> None:
+        async with (
+            backend(names(b"found")) as port,
+            tcp(a_route("nonexistent.invalid:1", f"localhost:{port}")) as (stream, at),
+        ):
+            assert await answer(at) == b"found"
+            assert await answer(at) == b"found"
+            assert stream.snapshot()["failed"] == 2
+
+    run(main())
+
+
+def test_backend_on_a_unix_socket_is_used(run: Run) -> None:
+    async def main() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            path = str(Path(directory) / "s")
+            server = await asyncio.start_unix_server(echo, path)
+            async with tcp(a_route(f"unix:{path}")) as (_, at), client(at) as (reader, writer):
+                writer.write(b"x")
+                assert await reader.readexactly(1) == b"x"
+            server.close()
+
+    run(main())
+
+
+def test_connection_for_a_server_with_tls_is_passed_on_unread(run: Run) -> None:
+    async def main() -> None:
+        edge = StreamEdge({"api": ServerFacts(name="api", bind="127.0.0.1:1", tls=True, state="sleeping")})
+        route = StreamRoute(alias="db", bind="", to=(Target(server="api"),))
+        async with tcp(route, edge) as (stream, at), client(at) as (_, writer):
+            writer.write(b"client hello")
+            await until(lambda: edge.passing.passed)
+            ((server, sock),) = edge.passing.passed
+            with sock:
+                assert server == "api"
+                assert await asyncio.get_running_loop().sock_recv(sock, 100) == b"client hello"
+                assert sock.getpeername() == writer.get_extra_info("sockname")
+            numbers = stream.snapshot()
+            assert (numbers["passed"], numbers["open"]) == (1, 0)
+
+    run(main())
+
+
+def test_connections_wait_while_there_are_no_descriptors(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp_module, "_ACCEPT_AGAIN_SECONDS", 0.05)
+
+    async def main() -> None:
+        async with backend(names(b"served")) as port, tcp(a_route(port)) as (stream, at):
+            with socket.socket() as client:
+                client.setblocking(False)
+                limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, limits[1]))
+                try:
+                    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", at))
+                    await until(lambda: stream._held_off)
+                    assert stream.snapshot()["accepted"] == 0
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                assert await asyncio.get_running_loop().sock_recv(client, 100) == b"served"
+
+    run(main())
