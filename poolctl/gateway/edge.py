@@ -7,20 +7,24 @@ passing on, proxying, streams) gets it as its first argument.
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from ..frozen_value import Table
+from ..routing.table import RouteTable, write_table
+from .backends import Backends
+from .counts import Counts
+from .hosts import HostManager
+from .passing import Passing
+from .proxy.connection_pool import ConnectionPool
+from .proxy.tls import Certificates
 from .settings import GatewaySettings
-
-logger = logging.getLogger("poolctl.gateway")
 
 
 class Edge:
-    """The gateway's parts in force. `table` and `settings` are replaced as a whole: keep no reference to them.
+    """The gateway's parts. `table` and `settings` are replaced as a whole: keep no reference to them.
 
-    `report` sends an event to the supervisor.
+    Made on the loop that uses it; `report` sends an event to the supervisor.
     """
 
     def __init__(self, settings: GatewaySettings, report: Callable[[str, Table], None]) -> None:
@@ -29,13 +33,13 @@ class Edge:
         self._report = report
         self.draining = False  # no new connection is accepted; answers on open ones close them
         self._on_drain: list[Callable[[], None]] = []
-        self.table: Any = None  # RouteTable
-        self.backends: Any = None  # Backends
-        self.hosts: Any = None  # HostManager
-        self.passing: Any = None  # Passing
-        self.pool: Any = None  # ConnectionPool
-        self.counts: Any = None  # Counts
-        self.certificates: Any = None  # Certificates
+        self.table = _empty_table()
+        self.hosts = HostManager(self.loop.time)
+        self.counts = Counts()
+        self.backends = Backends(self.hosts, self.loop.time, self.event, self.counts)
+        self.passing = Passing(self.event)
+        self.pool = ConnectionPool()
+        self.certificates = Certificates()
 
     def now(self) -> float:
         """The time of the loop, in seconds: that of deadlines and latencies."""
@@ -59,3 +63,17 @@ class Edge:
         self._on_drain = []
         for callback in callbacks:
             callback()
+
+    def close(self) -> None:
+        """End every connection."""
+        self.passing.close()
+        self.pool.close()
+        self.table.close()
+
+
+def _empty_table() -> RouteTable:
+    fd = write_table((), 0)
+    try:
+        return RouteTable(fd)
+    finally:
+        os.close(fd)

@@ -21,13 +21,13 @@ class SupervisedProcess(Receiver):
     """
 
     def __init__(self, fd: int = LINK_FD) -> None:
-        # Ctrl-C in a terminal is handled by the pool.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._sock = wire.over(fd)
 
     async def run(self) -> None:
         """Return when it is over."""
         self.over = asyncio.Event()
+        # Ctrl-C in a terminal is handled by the pool.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.over.set)
         self.link = Link(self._sock, self)
         await self.over.wait()

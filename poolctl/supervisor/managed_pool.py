@@ -33,6 +33,7 @@ from poolctl.units import format_duration
 
 from . import health
 from .active_configuration import ActiveConfiguration, PoolEnvironment
+from .gateway.pool_gateway import PoolGateway
 from .health import watch_health
 from .observers import observers
 from .observers.event_recorder import LostOutput
@@ -117,11 +118,12 @@ class ManagedPool:
         self._store = StateStore(keeper, directory)
         self._save_timer: asyncio.TimerHandle | None = None
         self._configuration = ActiveConfiguration(files, state_directory, self._store, environments)
-        environment = PoolEnvironment(self._configuration, keeper, directory, state_directory)
-        self._observers = Observers(environment, self._clock, self)
+        self._environment = PoolEnvironment(self._configuration, keeper, directory, state_directory)
+        self._observers = Observers(self._environment, self._clock, self)
         self.events = self._observers.events
         self._watch = KeeperWatch(keeper, self._keeper_pid, self.events)
         self._service: Service | None = None
+        self._gateway = PoolGateway(self._environment, self.events)
 
     @property
     def name(self) -> str:
@@ -154,6 +156,7 @@ class ManagedPool:
         self.core.listeners.add(self._end_if_mandatory_failed)
         self._observers.start_dashboard()
         if not self._configuration.problems:
+            await self._gateway.start(self.core, self._verbs)
             self._late_orphans = asyncio.ensure_future(self._adopt_late_orphans())
 
     async def _make_core(self) -> list[ServerConfig]:
@@ -194,6 +197,11 @@ class ManagedPool:
         self._control = ControlServer(self._handle, DescriptorReserve())
         self._control.listen(listener)
 
+    @property
+    def _not_served(self) -> list[str]:
+        """The tables whose addresses cannot be served now, each with the reason."""
+        return [*self._gateway.problems, *self._observers.problems]
+
     def _serve_commands_only(self) -> None:
         logger.error("taking no action for %d s: the supervisor has died too often", _CALM_SECONDS)
         what = (
@@ -218,7 +226,8 @@ class ManagedPool:
             answer = await self._perform(request, progress)
         if request.verb == "start" and isinstance(answer, Result):
             await self._observers.addresses_tried()
-            answer = answer.but(warnings=(*answer.warnings, *self._observers.problems))
+            await self._gateway.attempted()
+            answer = answer.but(warnings=(*answer.warnings, *self._not_served))
         self._runtime_files.rename(self.name)
         # A successor knows everything that a client has received. Nothing is written where nothing has changed.
         self._store.note_changed(*self.core.take_changed())
@@ -264,6 +273,7 @@ class ManagedPool:
         self._verbs.end()
         await self._control.close()
         await self._observers.stop_serving()
+        await self._gateway.aclose()
         await self.runner.aclose()
         await self._observers.close()
         close_matcher()
@@ -365,7 +375,7 @@ class ManagedPool:
             keeper_pid=self._keeper_pid,
             calm=self._calm or None,
             keeper_problem=self._watch.problem or None,
-            not_served=tuple(self._observers.problems) or None,
+            not_served=tuple(self._not_served) or None,
         )
 
 

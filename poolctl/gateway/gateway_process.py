@@ -1,0 +1,343 @@
+"""The gateway's process: the supervisor sends it listeners, routes, servers and orders, and it serves clients.
+
+It keeps no state that the supervisor could not send again: another process, or another supervisor, continues at any
+moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+from poolctl.frozen_value import Table
+from poolctl.keeper import wire
+from poolctl.logs.internal_log import InternalLog
+from poolctl.platform import read_file, sealed_file
+from poolctl.routing.route import Route, StreamRoute
+from poolctl.routing.table import RouteTable
+from poolctl.runners.supervised_process import LINK_FD, SupervisedProcess
+
+from .accepting import Acceptor, GivenBack
+from .edge import Edge
+from .endpoint import ServerFacts
+from .hosts import HostState, UnknownHost, find_host
+from .proxy.serving import drain
+from .settings import UDP, GatewaySettings, ListenerSettings
+from .streams.tcp import TcpStream
+from .streams.udp import UdpStream
+
+# With more routes than these, the backends of one are made by its first request.
+_MOST_LISTED_ROUTES = 5000
+
+logger = logging.getLogger("poolctl.gateway")
+
+
+class OpenListener:
+    """A listener, its sockets, and what accepts from them."""
+
+    def __init__(
+        self, edge: Edge, settings: ListenerSettings, route: StreamRoute | None, sockets: list[socket.socket]
+    ) -> None:
+        self.settings = settings
+        self._sockets = sockets
+        self.stream: TcpStream | UdpStream | None = None
+        self._acceptors: list[Acceptor] = []
+        if route is None:
+            self._acceptors = [Acceptor(edge, sock, settings) for sock in sockets]
+        elif settings.protocol == UDP:
+            self.stream = UdpStream(edge, sockets, route)
+        else:
+            self.stream = TcpStream(edge, sockets, route)
+
+    def stop(self) -> None:
+        """Accept nothing more; open connections stay."""
+        while self._acceptors:
+            self._acceptors.pop().close()
+        if self.stream is not None:
+            self.stream.close()
+
+    def close(self) -> None:
+        """Likewise, and close the sockets."""
+        self.stop()
+        for sock in self._sockets:
+            sock.close()
+
+    async def drain(self, seconds: float) -> None:
+        """Likewise, once the connections of a stream have ended, or were ended after that time."""
+        self.stop()
+        if self.stream is not None:
+            await self.stream.drain(seconds)
+        self.close()
+
+    def changed(self, settings: ListenerSettings, route: StreamRoute | None, fds: list[int]) -> bool:
+        """Whether another object has to serve this; a stream whose route alone is another one goes on with that."""
+        same = [os.fstat(fd).st_ino for fd in fds] == [
+            os.fstat(sock.fileno()).st_ino for sock in self._sockets
+        ]
+        if settings != self.settings or not same or (route is None) != (self.stream is None):
+            return True
+        if self.stream is not None and route is not None:
+            self.stream.apply(route)
+        return False
+
+
+class GatewayServer(SupervisedProcess):
+    """Follows the supervisor's messages; each is one method here, named after it."""
+
+    def __init__(self, fd: int = LINK_FD) -> None:
+        super().__init__(fd)
+        self._orders: dict[str, Callable[[wire.Message, list[int]], None]] = {
+            "settings": self._settings,
+            "pair": self._pair,
+            "hosts": self._hosts,
+            "server": self._server,
+            "forget": self._forget,
+            "certificate": self._certificate,
+            "table": self._table,
+            "listener": self._listener,
+            "unlisten": self._unlisten,
+            "resync": self._resync,
+            "begin": self._begin,
+            "withdraw": self._withdraw,
+            "host": self._host,
+            "report": self._report,
+            "drain": self._drain,
+        }
+        self._edge: Edge | None = None
+        self._given_back: tuple[GivenBack, socket.socket] | None = None
+        self._servers: dict[str, ServerFacts] = {}
+        self._pairs: dict[str, int] = {}  # the number of each server's pair
+        self._listeners: dict[str, OpenListener] = {}
+        self._stale: set[tuple[str, str]] = set()  # what was not sent again since "resync"
+        self._expiry: asyncio.TimerHandle | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    @property
+    def edge(self) -> Edge:
+        """What the connections use; made with the first settings."""
+        assert self._edge is not None
+        return self._edge
+
+    def perform(self, message: wire.Message, fds: list[int]) -> None:
+        """See SupervisedProcess."""
+        order = self._orders.get(str(message.get("t")))
+        if order is None or (self._edge is None and message["t"] != "settings"):
+            for fd in fds:  # of another version
+                os.close(fd)
+        else:
+            order(message, fds)
+
+    def lost(self) -> None:
+        """See SupervisedProcess; the last order of a supervisor that replaces this process is to drain."""
+        if self._draining is None:
+            self.over.set()
+
+    async def finish(self) -> None:
+        """See SupervisedProcess."""
+        for listener in self._listeners.values():
+            listener.close()
+        self._take_no_more_back()
+        if self._expiry is not None:
+            self._expiry.cancel()
+        if self._edge is not None:
+            self._edge.close()
+
+    def _take_no_more_back(self) -> None:
+        if self._given_back is not None:
+            taker, take = self._given_back
+            self._given_back = None
+            taker.close()
+            take.close()
+
+    # What is in force.
+
+    def _settings(self, message: wire.Message, fds: list[int]) -> None:
+        settings = GatewaySettings.from_json(message["settings"])
+        if self._edge is None:
+            log = InternalLog(os.path.join(settings.directory, "gateway.log"))
+            logging.basicConfig(handlers=[log], level=logging.WARNING)
+            self._edge = Edge(settings, self._event)
+            self._edge.hosts.subscribe(self._host_changed)
+        self._edge.settings = settings
+        self._edge.hosts.configure(settings.traffic_re_enable_seconds, settings.header_for_host)
+
+    def _pair(self, message: wire.Message, fds: list[int]) -> None:
+        self._take_no_more_back()
+        take = socket.socket(fileno=fds[0])
+        self._given_back = GivenBack(self.edge, take), take
+
+    def _server(self, message: wire.Message, fds: list[int]) -> None:
+        facts = ServerFacts.from_json(message["facts"])
+        name, number = facts.name, int(message["pair"])
+        self._servers[name] = facts
+        self._stale.discard(("server", name))
+        if not fds:
+            if self._pairs.pop(name, None) is not None:
+                self.edge.passing.withdraw(name, lambda: None)
+        elif self._pairs.get(name) == number:
+            os.close(fds[0])
+        else:
+            self._pairs[name] = number
+            self.edge.passing.set_pair(name, socket.socket(fileno=fds[0]), tls=facts.tls)
+        self.edge.backends.apply(None, self._servers)
+
+    def _forget(self, message: wire.Message, fds: list[int]) -> None:
+        name = message["server"]
+        self._servers.pop(name, None)
+        if self._pairs.pop(name, None) is not None:
+            self.edge.passing.withdraw(name, lambda: None)
+        self.edge.backends.apply(None, self._servers)
+
+    def _withdraw(self, message: wire.Message, fds: list[int]) -> None:
+        """Put nothing more into a pair, which is about to be closed; another one may have come already."""
+        name, reply = message["server"], {"t": "withdrawn", "id": message["id"]}
+        if self._pairs.get(name) != message["pair"]:
+            self.link.send(reply)
+            return
+        del self._pairs[name]
+        self.edge.passing.withdraw(name, lambda: self.link.send(reply))
+
+    def _certificate(self, message: wire.Message, fds: list[int]) -> None:
+        try:
+            contents = [read_file(fd) for fd in fds]
+            self.edge.certificates.put(message["bind"], message["names"], message["tls"], contents)
+        except OSError as error:
+            logger.error("the certificate for %s cannot be used: %s", message["bind"], error)
+            self._event("gateway certificate failed", {"message": f"{message['bind']}: {error}"})
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _table(self, message: wire.Message, fds: list[int]) -> None:
+        (fd,) = fds
+        try:
+            table = RouteTable(fd)
+        finally:
+            os.close(fd)
+        before, self.edge.table = self.edge.table, table
+        self._apply_routes()
+        before.close()
+
+    def _apply_routes(self) -> None:
+        listed: list[Route | StreamRoute] = []
+        if len(self.edge.table) <= _MOST_LISTED_ROUTES:
+            listed += self.edge.table
+        listed += [each.stream.route for each in self._listeners.values() if each.stream is not None]
+        self.edge.backends.apply(listed, self._servers)
+
+    # Listeners.
+
+    def _listener(self, message: wire.Message, fds: list[int]) -> None:
+        settings = ListenerSettings.from_json(message["listener"])
+        route = None if message["route"] is None else StreamRoute.from_json(message["route"])
+        self._stale.discard(("listener", settings.key))
+        before = self._listeners.get(settings.key)
+        if before is not None and not before.changed(settings, route, fds):
+            for fd in fds:
+                os.close(fd)
+        else:
+            self._close_listener(settings.key)
+            sockets = [socket.socket(fileno=fd) for fd in fds]
+            self._listeners[settings.key] = OpenListener(self.edge, settings, route, sockets)
+        if route is not None:
+            self._apply_routes()
+
+    def _unlisten(self, message: wire.Message, fds: list[int]) -> None:
+        self._close_listener(message["key"])
+
+    def _close_listener(self, key: str) -> None:
+        listener = self._listeners.pop(key, None)
+        if listener is not None:
+            self.edge.pool.start(listener.drain(self.edge.settings.drain_seconds))
+
+    def _resync(self, message: wire.Message, fds: list[int]) -> None:
+        """Another supervisor sends everything again; what it does not send is forgotten at "begin"."""
+        self._stale = {("server", name) for name in self._servers}
+        self._stale |= {("listener", key) for key in self._listeners}
+
+    def _begin(self, message: wire.Message, fds: list[int]) -> None:
+        for kind, name in self._stale:
+            if kind == "listener":
+                self._close_listener(name)
+            else:
+                self._forget({"server": name}, [])
+        self._stale.clear()
+        self.link.send({"t": "up"})
+
+    # Hosts.
+
+    def _hosts(self, message: wire.Message, fds: list[int]) -> None:
+        """Continue with the states of the hosts that an earlier process has reported."""
+        self.edge.hosts.restore(message["states"])
+
+    def _host(self, message: wire.Message, fds: list[int]) -> None:
+        """Disable, enable or drain hosts: all that are named, or none if one of them is unknown."""
+        hosts, known = self.edge.hosts, [str(row["host"]) for row in self.edge.backends.snapshot()]
+        found, problems = [], []
+        for name in message["hosts"]:
+            try:
+                found.append(find_host(name, known))
+            except UnknownHost as unknown:
+                problems.append({"message": unknown.message, "hint": unknown.hint})
+        for host in found if not problems else ():
+            if message["op"] == "disable":
+                hosts.disable(host, message.get("for"))
+            elif message["op"] == "drain":
+                hosts.drain(host)
+            else:
+                hosts.enable(host)
+        self.link.send({"t": "host", "id": message["id"], "hosts": found, "problems": problems})
+
+    def _host_changed(self, host: str, state: HostState, why: str) -> None:
+        self._event(f"host {state}", {"host": host, "cause": why})
+        self.link.send({"t": "hosts", "states": self.edge.hosts.to_json()})
+        if self._expiry is not None:
+            self._expiry.cancel()
+        due = self.edge.hosts.due
+        self._expiry = None if due is None else self.edge.loop.call_at(due, self.edge.hosts.expire)
+
+    # Reports, and the end.
+
+    def _event(self, kind: str, data: Table) -> None:
+        self.link.send({"t": "event", "kind": kind, "data": data})
+
+    def _report(self, message: wire.Message, fds: list[int]) -> None:
+        """The counts of this process; passed requests are counted by the workers."""
+        edge = self.edge
+        streams = {
+            listener.settings.alias: listener.stream.snapshot()
+            for listener in self._listeners.values()
+            if listener.stream is not None
+        }
+        report = {
+            "counts": edge.counts.snapshot(),
+            "hosts": edge.backends.snapshot(),
+            "streams": streams,
+            "queued": {name: count for name in self._pairs if (count := edge.passing.queued(name))},
+            "connections": len(edge.pool.clients),
+        }
+        fd = sealed_file("poolctl-report", json.dumps(report).encode())
+        try:
+            self.link.send({"t": "report", "id": message["id"]}, [fd])
+        finally:
+            os.close(fd)
+
+    def _drain(self, message: wire.Message, fds: list[int]) -> None:
+        if self._draining is None:
+            self._draining = asyncio.ensure_future(self._drain_all(float(message["seconds"])))
+
+    async def _drain_all(self, seconds: float) -> None:
+        """Another process accepts: finish what this one has begun."""
+        edge, listeners = self.edge, list(self._listeners.values())
+        for listener in listeners:
+            listener.stop()
+        self._take_no_more_back()
+        edge.drain()
+        try:
+            await asyncio.gather(drain(edge, seconds), *(each.drain(seconds) for each in listeners))
+        finally:
+            self.over.set()

@@ -1,0 +1,80 @@
+"""The gateway's listening sockets, held here and by the keeper, so that they outlive the process that accepts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Collection, Mapping
+
+from poolctl.address import parse
+from poolctl.errors import ServerError
+from poolctl.gateway.settings import UDP, ListenerSettings
+from poolctl.keeper import fd_store
+from poolctl.listeners.open_listener import close_listener, refuse
+from poolctl.listeners.unix_listener import Identity, identity_of
+from poolctl.runners.listener_opener import Opener
+from poolctl.runners.process_link import Link, LinkLost
+
+
+class GatewayListeners:
+    """Open sockets by the keys of their listeners (see ListenerSettings)."""
+
+    def __init__(self, keeper: Link) -> None:
+        self._keeper = keeper
+        self._opener = Opener()
+        self._open: dict[str, list[socket.socket]] = {}
+        self._identities: dict[str, Identity | None] = {}
+
+    def of(self, key: str) -> list[socket.socket]:
+        """The sockets of this listener; none if it is not open."""
+        return self._open.get(key, [])
+
+    async def adopt(self) -> None:
+        """Take ownership of what the keeper holds of the previous supervisor."""
+        after = fd_store.GATEWAY_LISTENER
+        while True:
+            reply, _ = await self._keeper.call({"op": "list", "after": after})
+            names = [name for name, _ in reply["entries"] if name.startswith(fd_store.GATEWAY_LISTENER)]
+            for name in names:
+                _, fds = await self._keeper.call({"op": "get", "name": name})
+                key = name.removeprefix(fd_store.GATEWAY_LISTENER)
+                self._open[key] = [socket.socket(fileno=fd) for fd in fds]
+                self._identities[key] = identity_of(key)
+            if not names:
+                return
+            after = names[-1]
+
+    async def open(self, wanted: Mapping[str, ListenerSettings]) -> list[ServerError]:
+        """Open those that are not open yet; the errors of those that cannot be opened."""
+        problems = []
+        for key, listener in wanted.items():
+            if key not in self._open:
+                try:
+                    await self._open_one(key, listener)
+                except ServerError as error:
+                    problems.append(error)
+        return problems
+
+    async def _open_one(self, key: str, listener: ListenerSettings) -> None:
+        address = parse(listener.bind)
+        if listener.protocol == UDP:
+            sockets = await self._opener.open_datagram_sockets(address)
+        else:
+            sockets = await self._opener.listen(address)
+        self._open[key] = sockets
+        self._identities[key] = identity_of(listener.bind)
+        self._keeper.send({"op": "put", "name": f"{fd_store.GATEWAY_LISTENER}{key}"}, sockets)
+
+    async def close_others(self, wanted: Collection[str]) -> None:
+        """Close the others: their connections are refused from now on."""
+        for key in [key for key in self._open if key not in wanted]:
+            sockets = self._open.pop(key)
+            refuse(sockets)  # the gateway's process has them too
+            close_listener(sockets, self._identities.pop(key))
+            with contextlib.suppress(LinkLost):
+                await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})
+
+    def mark(self, key: str) -> tuple[int, ...]:
+        """Distinguishes the sockets of this listener from others that had the same address before."""
+        return tuple(os.fstat(sock.fileno()).st_ino for sock in self.of(key))

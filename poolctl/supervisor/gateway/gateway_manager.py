@@ -1,0 +1,266 @@
+"""The gateway of a pool: its listeners, its process, the route table, and facts on the routed servers.
+
+The keeper holds the listeners, the link to the process and the pair through which workers give connections back, so
+that all of them outlive this supervisor, and the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+from poolctl import __version__
+from poolctl.config import Tables
+from poolctl.core.core import Core
+from poolctl.core.server_entry import Entry
+from poolctl.frozen_value import Table
+from poolctl.gateway.endpoint import ServerFacts
+from poolctl.keeper import fd_store, wire
+from poolctl.monitor.event_queue import Events
+from poolctl.platform import read_file, sealed_file
+from poolctl.runners.listener_opener import in_daemon_thread
+from poolctl.runners.routing_protocol import PublishedRoutes as RoutesForWorkers
+from poolctl.runners.worker_spec import sealed_files
+from poolctl.states import State
+
+from ..active_configuration import PoolEnvironment
+from ..sidecar import SidecarManager
+from .gateway_listeners import GatewayListeners
+from .gateway_plan import GatewayPlan, plan_of
+from .gateway_process import GatewayProcess, pair_number
+from .published_routes import PublishedRoutes
+
+
+class GatewayManager(SidecarManager):
+    """Keeps the gateway as `follow` says; it is the Gateway of the runner's routed servers."""
+
+    label, entry = "the gateway", fd_store.GATEWAY_LINK
+    # Connections wait in the backlog meanwhile.
+    first_pause_seconds = 0.0
+
+    def __init__(self, environment: PoolEnvironment, core: Core, events: Events) -> None:
+        super().__init__(environment.keeper, events)
+        self.tables = Tables()
+        self._environment = environment
+        self._core = core
+        self._listeners = GatewayListeners(environment.keeper)
+        self._routes = PublishedRoutes(self._published)
+        self._pairs: dict[str, socket.socket] = {}  # the give ends of routed servers, which the runner owns
+        self._own: tuple[socket.socket, socket.socket] | None = None  # give and take
+        self._hosts: Table = {}
+        self._revision = -1
+        self._adopted = False
+        core.listeners.add(self._look)
+
+    @property
+    def routes(self) -> PublishedRoutes:
+        """The routes in force."""
+        return self._routes
+
+    @property
+    def gateway(self) -> GatewayProcess | None:
+        """The process, while there is one."""
+        return self._process if isinstance(self._process, GatewayProcess) else None
+
+    def follow(self, tables: Tables) -> None:
+        """Serve as these tables say, soon."""
+        self.tables = tables
+        self._recompute()
+        self._configured()
+
+    # What the runner asks of a gateway.
+
+    def pair_opened(self, server: str, give: socket.socket) -> None:
+        """See Gateway."""
+        self._pairs[server] = give
+        self._report(server)
+
+    async def withdraw(self, server: str, give: socket.socket) -> None:
+        """See Gateway."""
+        if self._pairs.get(server) is give:
+            del self._pairs[server]
+        if (process := self.gateway) is not None:
+            await process.withdraw(server, give)
+            # Not before: it would take another pair's withdrawal for this one's.
+            self._report(server)
+
+    # Servers and routes.
+
+    def _look(self, entry: Entry) -> None:
+        """See Core.listeners."""
+        if self._revision != self._core.servers.revision:
+            self._recompute()
+        if entry.name in self._routes.routes.servers:
+            self._report(entry.name)
+
+    def _recompute(self) -> None:
+        self._revision = self._core.servers.revision
+        self._routes.compute(lambda: ([each.config for each in self._core.entries.values()], self.tables))
+
+    def _published(self) -> None:
+        """There is another table."""
+        if self.gateway is not None:
+            self._sync(self.gateway)
+        self._inform_workers()
+        self._configured()  # streams have listeners
+
+    def _inform_workers(self) -> None:
+        routing, table = self._core.runner.capabilities.routing, self._routes.table
+        if routing is None or table is None or self._own is None:
+            return
+        servers = self._routes.routes.servers
+        configs = [entry.config for name, entry in self._core.entries.items() if name in servers]
+        routing.publish(configs, RoutesForWorkers(self._routes.generation, table, self._own[0]), self)
+
+    def _report(self, server: str) -> None:
+        """Send the process facts on the server, if it has a route."""
+        if (process := self.gateway) is None:
+            return
+        entry = self._core.entries.get(server)
+        if entry is None or server not in self._routes.routes.servers:
+            process.forget(server)
+        else:
+            process.serve(self._facts(entry), self._pairs.get(server))
+
+    def _facts(self, entry: Entry) -> ServerFacts:
+        config = entry.config
+        endpoints = self._core.endpoints(config)
+        return ServerFacts(
+            name=entry.name,
+            bind=endpoints[0] if endpoints else config.key,
+            tls=bool(config.tls),
+            # One whose last worker is still draining is asleep already: a connection wakes it.
+            state=State.SLEEPING.value if entry.armed is not None else entry.state,
+            ready=entry.ready and not entry.out,
+            health=str(entry.health),
+        )
+
+    # The process.
+
+    async def _settle(self) -> None:
+        if not self._adopted:
+            self._adopted = True
+            await self._adopt()
+        plan = await self._plan()
+        if plan is None:
+            await self._off()
+            self.problem = ""
+            return
+        if self._own is None:
+            self._open_pair()
+            self._inform_workers()
+        problems = await self._listeners.open(plan.listeners)
+        self._tried.set()
+        await self._routes.settled()
+        process = self.gateway
+        if process is None or process.mark != __version__:
+            process = await self._start(plan, process)
+        else:
+            self._sync(process, plan)
+        await self._listeners.close_others(plan.listeners)
+        if problems:
+            raise problems[0]
+        self.problem = self._routes.problem
+
+    async def _plan(self) -> GatewayPlan | None:
+        streams, directory = self._routes.routes.streams, self._environment.directory
+        env = self._environment.configuration.environment
+        tables = self.tables
+        self._current: GatewayPlan | None = await in_daemon_thread(
+            lambda: plan_of(tables, streams, directory, env)
+        )
+        return self._current
+
+    async def _start(self, plan: GatewayPlan, before: GatewayProcess | None) -> GatewayProcess:
+        """Start a process; the one before drains once the new one serves."""
+        process = await GatewayProcess.spawn(self._keeper, self._environment.directory, __version__)
+        process.on_report = self._reported
+        self._sync(process, plan)
+        process.begin()
+        await process.ready(self._environment.directory)
+        self._keep(process)
+        self._watch(process)
+        # Changes since it was spawned.
+        self._sync(process, plan)
+        if before is not None:
+            before.drain(plan.settings.drain_seconds)
+        addresses = ", ".join(plan.listeners)
+        self._events.record("pool", "gateway started", message=f"the gateway serves {addresses}")
+        return process
+
+    def _sync(self, process: GatewayProcess, plan: GatewayPlan | None = None) -> None:
+        """Send the process whatever it does not have yet."""
+        plan = plan or self._current
+        if plan is None or self._own is None:
+            return
+        process.configure(plan.settings)
+        process.take_back(pair_number(self._own[0]), self._own[1])
+        process.restore_hosts(self._hosts)
+        for server in self._routes.routes.servers:
+            if (entry := self._core.entries.get(server)) is not None:
+                process.serve(self._facts(entry), self._pairs.get(server))
+        for each in plan.certificates:
+            with sealed_files(each.contents) as fds:
+                process.certify(each.bind, each.names, each.settings, each.digest, fds)
+        if self._routes.table is not None:
+            process.publish(self._routes.generation, self._routes.table)
+        for server in process.servers - self._routes.routes.servers:
+            process.forget(server)
+        for key, listener in plan.listeners.items():
+            if sockets := self._listeners.of(key):
+                process.listen(listener, plan.streams.get(key), self._listeners.mark(key), sockets)
+        for key in process.listeners - plan.listeners.keys():
+            process.close_listener(key)
+
+    async def _adopt(self) -> None:
+        """Adopt what the keeper holds of the previous supervisor."""
+        await self._listeners.adopt()
+        _, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_PAIR})
+        if fds:
+            self._own = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
+        _, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_HOSTS})
+        for fd in fds:
+            self._hosts = json.loads(read_file(fd))
+            os.close(fd)
+        reply, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
+        if fds:
+            process = GatewayProcess(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"]))
+            process.on_report = self._reported
+            plan = await self._plan()
+            await self._routes.settled()
+            process.resync()
+            self._sync(process, plan)
+            process.begin()
+            self._watch(process)
+
+    def _open_pair(self) -> None:
+        give, take = wire.pair()
+        give.setblocking(False)
+        take.setblocking(False)
+        self._own = give, take
+        self._keeper.send({"op": "put", "name": fd_store.GATEWAY_PAIR}, [give, take])
+
+    def _reported(self, message: wire.Message) -> None:
+        """The process reports an event, or the states of its hosts."""
+        if message["t"] == "hosts":
+            self._hosts = message["states"]
+            fd = sealed_file("poolctl-hosts", json.dumps(self._hosts).encode())
+            try:
+                self._keeper.send({"op": "put", "name": fd_store.GATEWAY_HOSTS}, [fd])
+            finally:
+                os.close(fd)
+        else:
+            self._events.record("pool", str(message["kind"]), **message["data"])
+
+    async def _off(self) -> None:
+        self._end_process()
+        routing = self._core.runner.capabilities.routing
+        if routing is not None and self._own is not None:
+            routing.publish((), None, self)
+        await self._listeners.close_others(())
+        if self._own is not None:
+            for end in self._own:
+                end.close()
+            self._own = None
+            self._keeper.send({"op": "drop", "name": fd_store.GATEWAY_PAIR})

@@ -1,0 +1,94 @@
+"""What the configuration makes of the gateway: the settings of its process, and its listeners with what they serve."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from poolctl.address import parse
+from poolctl.config import GatewayConfig, Tables, certificate_names, read_regular
+from poolctl.errors import ServerError
+from poolctl.frozen_value import Table
+from poolctl.gateway.settings import HTTP, GatewaySettings, ListenerSettings
+from poolctl.routing.route import StreamRoute
+
+
+class Certificate(NamedTuple):
+    """A certificate of a listener, as it was read: its settings, the contents of its files, and a digest of both.
+
+    `names` are the host names in it; the first certificate of a listener is for all others too.
+    """
+
+    bind: str
+    names: tuple[str, ...]
+    settings: Table
+    contents: tuple[bytes, ...]
+    digest: str
+
+
+class GatewayPlan(NamedTuple):
+    """`listeners` by their keys; a stream's has its route in `streams`."""
+
+    settings: GatewaySettings
+    listeners: Mapping[str, ListenerSettings]
+    streams: Mapping[str, StreamRoute]
+    certificates: tuple[Certificate, ...]
+
+
+def plan_of(
+    tables: Tables, streams: Iterable[StreamRoute], directory: str, env: Mapping[str, str]
+) -> GatewayPlan | None:
+    """The plan of these tables; None without a gateway. Blocks on the disk; raises ServerError for a certificate."""
+    gateway = tables.gateway
+    if gateway is None:
+        return None
+    listeners = {}
+    for each in gateway.bind:
+        made = ListenerSettings(bind=parse(each.bind).key, protocol=HTTP, tls=bool(each.tls))
+        listeners[made.key] = made
+    routes = {}
+    for stream in streams:
+        made = ListenerSettings(bind=stream.bind, protocol=stream.protocol, alias=stream.alias)
+        listeners[made.key] = made
+        routes[made.key] = stream
+    return GatewayPlan(_settings(gateway, directory), listeners, routes, tuple(_certificates(gateway, env)))
+
+
+def _settings(gateway: GatewayConfig, directory: str) -> GatewaySettings:
+    return GatewaySettings(
+        directory=directory,
+        header_for_host=gateway.header_for_host,
+        traffic_re_enable_seconds=gateway.traffic_re_enable,
+        trusted_proxies=tuple(map(str, gateway.trusted_proxies)),
+        drain_seconds=gateway.drain_timeout,
+        head_seconds=gateway.head_timeout,
+        keep_alive_seconds=gateway.keep_alive,
+        max_head_bytes=gateway.max_head_size,
+        max_connections=gateway.max_connections or 0,
+        access_log=gateway.access_log,
+    )
+
+
+def _certificates(gateway: GatewayConfig, env: Mapping[str, str]) -> Iterable[Certificate]:
+    for listener in gateway.bind:
+        if isinstance(listener.tls, bool):
+            continue
+        for tls in listener.tls:
+            contents = []
+            for path in filter(None, (tls.cert, tls.key or tls.cert, tls.ca)):
+                try:
+                    contents.append(read_regular(path))
+                except OSError as error:
+                    message = f"cannot read {path}: {error.strerror or error}"
+                    raise ServerError(message, hint="check `tls` of [gateway]") from error
+            settings: Table = {
+                # Never None: OpenSSL would ask a terminal.
+                "password": env.get(tls.password_env, "") if tls.password_env else "",
+                "client_auth": tls.client_auth,
+                "min_version": tls.min_version,
+                "ciphers": tls.ciphers,
+            }
+            digest = hashlib.sha256(repr((settings, contents)).encode()).hexdigest()
+            names = tuple(certificate_names(contents[0].decode("ascii", "replace")))
+            yield Certificate(parse(listener.bind).key, names, settings, tuple(contents), digest)

@@ -1,0 +1,152 @@
+"""The gateway's process as the supervisor sees it: what it was sent, so that only changes are sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable, Sequence
+
+from poolctl.frozen_value import Table
+from poolctl.gateway.endpoint import ServerFacts
+from poolctl.gateway.settings import GatewaySettings, ListenerSettings
+from poolctl.keeper import wire
+from poolctl.platform import read_file
+from poolctl.routing.route import StreamRoute
+from poolctl.runners.process_link import HasDescriptor, LinkLost
+
+from ..sidecar import SidecarProcess
+
+# A gateway that hangs must not hold up the stop of a server.
+_WITHDRAW_SECONDS = 1.0
+_REPORT_SECONDS = 5.0
+
+
+class GatewayProcess(SidecarProcess):
+    """Sends the process its state, piece by piece; a piece that it has already is not sent again."""
+
+    part, label, output = "gateway", "the gateway", "gateway.log"
+
+    def __init__(self, sock: socket.socket, known: Table, mark: str) -> None:
+        self._sent: dict[str, object] = {}
+        self.on_report: Callable[[wire.Message], None] = lambda message: None  # events, and states of hosts
+        super().__init__(sock, known, mark)
+
+    def resync(self) -> None:
+        """Begin to send everything again: what is not sent until `begin` is forgotten by the process."""
+        self._sent.clear()
+        self.link.send({"t": "resync"})
+
+    def begin(self) -> None:
+        """Everything was sent: serve."""
+        self.link.send({"t": "begin"})
+
+    def _send(
+        self, name: str, mark: object, message: wire.Message, fds: Sequence[int | HasDescriptor] = ()
+    ) -> None:
+        if self._sent.get(name) != mark:
+            self._sent[name] = mark
+            self.link.send(message, fds)
+
+    def configure(self, settings: GatewaySettings) -> None:
+        """Put these settings in force."""
+        self._send("settings", settings, {"t": "settings", "settings": settings.to_json()})
+
+    def take_back(self, mark: int, take: socket.socket) -> None:
+        """Take from this pair the connections that workers give back."""
+        self._send("pair", mark, {"t": "pair"}, [take])
+
+    def listen(
+        self,
+        listener: ListenerSettings,
+        route: StreamRoute | None,
+        mark: tuple[int, ...],
+        sockets: Sequence[socket.socket],
+    ) -> None:
+        """Accept connections, or datagrams, of this listener."""
+        message = {
+            "t": "listener",
+            "listener": listener.to_json(),
+            "route": None if route is None else route.to_json(),
+        }
+        self._send(f"listener {listener.key}", (listener, route, mark), message, sockets)
+
+    def close_listener(self, key: str) -> None:
+        """Accept no more of this listener."""
+        if self._sent.pop(f"listener {key}", None) is not None:
+            self.link.send({"t": "unlisten", "key": key})
+
+    @property
+    def listeners(self) -> set[str]:
+        """The keys of the listeners that it was sent."""
+        return {name.removeprefix("listener ") for name in self._sent if name.startswith("listener ")}
+
+    @property
+    def servers(self) -> set[str]:
+        """The names of the servers that it was sent."""
+        return {name.removeprefix("server ") for name in self._sent if name.startswith("server ")}
+
+    def certify(self, bind: str, names: Sequence[str], tls: Table, mark: object, fds: Sequence[int]) -> None:
+        """Use this certificate on the listener for these host names; the first one for all others too."""
+        message = {"t": "certificate", "bind": bind, "names": list(names), "tls": tls}
+        self._send(f"certificate {bind} {' '.join(names)}", mark, message, fds)
+
+    def publish(self, generation: int, table: HasDescriptor) -> None:
+        """Decide by this route table."""
+        self._send("table", generation, {"t": "table", "generation": generation}, [table])
+
+    def serve(self, facts: ServerFacts, give: socket.socket | None) -> None:
+        """Serve this server's routes as these facts say, passing connections through its pair if it has one."""
+        pair = 0 if give is None else pair_number(give)
+        message = {"t": "server", "facts": facts.to_json(), "pair": pair}
+        self._send(f"server {facts.name}", (facts, pair), message, [] if give is None else [give])
+
+    def forget(self, server: str) -> None:
+        """The server has no route any more."""
+        if self._sent.pop(f"server {server}", None) is not None:
+            self.link.send({"t": "forget", "server": server})
+
+    async def withdraw(self, server: str, give: socket.socket) -> None:
+        """Return when it puts nothing into this pair any more, or does not say so in time, or is gone."""
+        message = {"t": "withdraw", "server": server, "pair": pair_number(give)}
+        self._sent.pop(f"server {server}", None)
+        with contextlib.suppress(LinkLost, TimeoutError):
+            async with asyncio.timeout(_WITHDRAW_SECONDS):
+                await self.link.call(message)
+
+    async def report(self) -> Table:
+        """Its counts: of routes, hosts, connections. Raises LinkLost or TimeoutError."""
+        async with asyncio.timeout(_REPORT_SECONDS):
+            _, (fd,) = await self.link.call({"t": "report"})
+        try:
+            found: Table = json.loads(read_file(fd))
+            return found
+        finally:
+            os.close(fd)
+
+    async def order_hosts(self, order: Table) -> Table:
+        """Disable, enable or drain hosts; its answer. Raises LinkLost or TimeoutError."""
+        async with asyncio.timeout(_REPORT_SECONDS):
+            reply, _ = await self.link.call({"t": "host", **order})
+        return reply
+
+    def restore_hosts(self, states: Table) -> None:
+        """Put these states of hosts in force, which it, or its predecessor, has reported."""
+        self._send("hosts", None if not states else json.dumps(states), {"t": "hosts", "states": states})
+
+    def drain(self, seconds: float) -> None:
+        """Accept nothing more, finish what is being served, end."""
+        self.leave({"t": "drain", "seconds": seconds}, seconds + 5.0)
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        """See Receiver."""
+        super().received(message, fds)
+        if message.get("t") in ("event", "hosts"):
+            self.on_report(message)
+
+
+def pair_number(give: socket.socket) -> int:
+    """Distinguishes a pair from others."""
+    return os.fstat(give.fileno()).st_ino

@@ -1,0 +1,65 @@
+"""The gateway of a pool, if it has one: what it needs is imported when it is configured."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from poolctl.config import Tables
+from poolctl.core.core import Core
+from poolctl.keeper import fd_store
+from poolctl.monitor.event_queue import Events
+
+from ..active_configuration import PoolEnvironment
+from ..verbs.verbs import Verbs
+
+if TYPE_CHECKING:
+    from .gateway_manager import GatewayManager
+
+MODULES = ("poolctl.supervisor.gateway.gateway_manager", "poolctl.supervisor.gateway.gateway_verbs")
+
+
+class PoolGateway:
+    """Follows the configuration from `start` on."""
+
+    def __init__(self, environment: PoolEnvironment, events: Events) -> None:
+        self._environment = environment
+        self._events = events
+        self._manager: GatewayManager | None = None
+        self._found = False
+
+    async def start(self, core: Core, verbs: Verbs) -> None:
+        """Serve as configured, now and after each reload."""
+        self._core, self._verbs = core, verbs
+        # One that is not configured any more is there if the supervisor was killed in a reload.
+        _, fds = await self._environment.keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
+        self._found = bool(fds)
+        for fd in fds:
+            os.close(fd)
+        self._environment.configuration.follow(self._follow)
+
+    def _follow(self, tables: Tables) -> None:
+        if self._manager is None and (tables.gateway is not None or self._found):
+            from .gateway_manager import GatewayManager
+            from .gateway_verbs import GatewayVerbs
+
+            self._manager = GatewayManager(self._environment, self._core, self._events)
+            GatewayVerbs(self._manager, self._core).add_to(self._verbs)
+        if self._manager is not None:
+            self._manager.follow(tables)
+
+    @property
+    def problems(self) -> list[str]:
+        """Why it does not serve, if that is so."""
+        problem = self._manager.problem if self._manager is not None else ""
+        return [f"[gateway]: {problem}"] if problem else []
+
+    async def attempted(self) -> None:
+        """Return once it is known whether its addresses can be opened."""
+        if self._manager is not None:
+            await self._manager.attempted()
+
+    async def aclose(self) -> None:
+        """End it."""
+        if self._manager is not None:
+            await self._manager.aclose()

@@ -1,0 +1,112 @@
+"""The route table in force: computed from the configuration off the loop, and given to gateway and workers."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from poolctl.config import ServerConfig, Tables, routes_of
+from poolctl.routing.route import ExcludedRoute, Route, StreamRoute
+from poolctl.routing.table import write_table
+from poolctl.runners.listener_opener import in_daemon_thread
+from poolctl.runners.process_link import Descriptor
+
+# A reload changes many servers, one after the other.
+_GATHER_SECONDS = 0.01
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class RouteSet(NamedTuple):
+    """All routes of a pool, and the names of the servers that they lead to."""
+
+    http: tuple[Route, ...] = ()
+    streams: tuple[StreamRoute, ...] = ()
+    excluded: tuple[ExcludedRoute, ...] = ()
+    servers: frozenset[str] = frozenset()
+
+
+class PublishedRoutes:
+    """Computes routes and table in a thread, one computation at a time; `changed` is called with each new table.
+
+    Generations rise over supervisors and keepers too: workers and gateways that outlive both know older ones.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.routes = RouteSet()
+        self.generation = 0
+        self.table: Descriptor | None = None
+        self.problem = ""
+        self._changed = changed
+        self._wanted: Callable[[], tuple[Sequence[ServerConfig], Tables]] | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._computed = asyncio.Event()
+
+    def compute(self, source: Callable[[], tuple[Sequence[ServerConfig], Tables]]) -> None:
+        """Compute them soon from what `source` returns then."""
+        self._wanted = source
+        self._computed.clear()
+        if self._work is None or self._work.done():
+            self._work = asyncio.ensure_future(self._compute())
+
+    async def settled(self) -> None:
+        """Return once the routes are those of the newest configuration."""
+        if self._work is not None:
+            await self._computed.wait()
+
+    def close(self) -> None:
+        """Compute nothing more, and close the table."""
+        if self._work is not None:
+            self._work.cancel()
+        if self.table is not None:
+            self.table.close()
+            self.table = None
+
+    async def _compute(self) -> None:
+        while self._wanted is not None:
+            await asyncio.sleep(_GATHER_SECONDS)
+            source, self._wanted = self._wanted, None
+            generation = max(self.generation + 1, time.time_ns() // 1_000_000)
+            work = functools.partial(_computed, *source(), generation, self.routes if self.table else None)
+            try:
+                routes, fd = await in_daemon_thread(work, undo=_discard)
+            except Exception as error:
+                logger.exception("the route table could not be made")
+                self.problem = f"its route table cannot be made: {error}"
+                continue
+            self.problem = ""
+            if fd is not None:
+                before, self.table = self.table, Descriptor(fd)
+                self.routes, self.generation = routes, generation
+                self._changed()
+                if before is not None:
+                    before.close()
+        self._computed.set()
+
+
+def _computed(
+    servers: Sequence[ServerConfig], tables: Tables, generation: int, before: RouteSet | None
+) -> tuple[RouteSet, int | None]:
+    """The routes with the descriptor of their table; None for it when they are those from before."""
+    http, streams, excluded = [], [], []
+    for route in routes_of(servers, tables):
+        if isinstance(route, Route):
+            http.append(route)
+        elif isinstance(route, StreamRoute):
+            streams.append(route)
+        else:
+            excluded.append(route)
+    targets = [*(each.to for each in http), *(each.to for each in streams)]
+    names = frozenset(target.server for to in targets for target in to if target.server)
+    found = RouteSet(tuple(http), tuple(streams), tuple(excluded), names)
+    return found, None if found == before else write_table(http, generation)
+
+
+def _discard(found: tuple[RouteSet, int | None]) -> None:
+    if found[1] is not None:
+        os.close(found[1])

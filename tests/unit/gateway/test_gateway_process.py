@@ -1,0 +1,336 @@
+"""The gateway's process and the supervisor's side of it, on one loop: what is sent is in force, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.gateway.endpoint import ServerFacts
+from poolctl.gateway.gateway_process import GatewayServer
+from poolctl.gateway.settings import GatewaySettings, ListenerSettings
+from poolctl.keeper import connection_handover, wire
+from poolctl.routing.route import Route, StreamRoute, Target
+from poolctl.routing.table import write_table
+from poolctl.runners.process_link import Descriptor
+from poolctl.supervisor.gateway.gateway_process import GatewayProcess
+
+DEADLINE_SECONDS = 20.0
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, DEADLINE_SECONDS))
+
+
+class Stage:
+    """A gateway with one listener and one route, to the server "web", which answers "ok"."""
+
+    def __init__(self, directory: Path) -> None:
+        self.settings = GatewaySettings(directory=str(directory), drain_seconds=5.0)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.setblocking(False)
+        self.port = self.listener.getsockname()[1]
+        self.binding = ListenerSettings(bind=f"127.0.0.1:{self.port}")
+        self.reports: list[wire.Message] = []
+        ours, theirs = wire.pair()
+        self.server = GatewayServer(theirs.detach())
+        self.over = asyncio.ensure_future(self.server.run())
+        self._own = wire.pair()
+        self._first = ours
+
+    async def start(self) -> None:
+        self.backend = await asyncio.start_server(_answer, "127.0.0.1", 0)
+        port = self.backend.sockets[0].getsockname()[1]
+        self.facts = ServerFacts(name="web", bind=f"127.0.0.1:{port}", state="running", ready=True)
+        self.supervise(self._first)
+        await self.begin()
+
+    def supervise(self, sock: socket.socket) -> None:
+        """Another supervisor has this end of the link from now on."""
+        self.process = GatewayProcess(sock, {}, "1")
+        self.process.on_report = self.reports.append
+
+    async def begin(self) -> None:
+        process = self.process
+        process.configure(self.settings)
+        process.take_back(1, self._own[1])
+        process.serve(self.facts, None)
+        self.publish(1, Route(alias="web", to=(Target(server="web"),)))
+        process.listen(self.binding, None, (1,), [self.listener])
+        process.begin()
+        await process.up.wait()
+
+    def publish(self, generation: int, *routes: Route) -> None:
+        table = Descriptor(write_table(routes, generation))
+        self.process.publish(generation, table)
+        table.close()
+
+    async def get(self) -> bytes:
+        """The status line and the body of a request on a new connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n")
+        try:
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            return head.partition(b"\r\n")[0] + b" | " + body
+        finally:
+            writer.close()
+
+    async def settled(self) -> None:
+        """Return once it has followed the orders that were sent: those of one link are followed one after the other."""
+        await self.process.report()
+
+    async def close(self) -> None:
+        self.process.end()
+        await self.over
+        self.backend.close()
+        self.listener.close()
+        for end in self._own:
+            end.close()
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    writer.close()
+
+
+@contextlib.asynccontextmanager
+async def gateway(directory: Path) -> AsyncIterator[Stage]:
+    stage = Stage(directory)
+    await stage.start()
+    try:
+        yield stage
+    finally:
+        await stage.close()
+
+
+def test_request_is_proxied_to_a_server_without_a_pair_and_refused_without_a_route(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+            stage.publish(2)
+            await stage.settled()
+            assert (await stage.get()).startswith(b"HTTP/1.1 404 ")
+
+    run(work())
+
+
+def test_connection_goes_into_the_pair_of_a_server_until_that_is_withdrawn(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            give, take = wire.pair()
+            stage.process.serve(stage.facts, give)
+            await stage.settled()
+            client = asyncio.ensure_future(stage.get())
+            while True:
+                try:
+                    taken = connection_handover.take(take)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(0.001)
+            assert taken is not None
+            with taken:
+                taken.setblocking(True)
+                assert taken.recv(4096)
+                taken.sendall(b"HTTP/1.1 200 OK\r\n\r\npassed")
+            assert await client == b"HTTP/1.1 200 OK | passed"
+            await stage.process.withdraw("web", give)
+            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+            give.close()
+            # Nobody has the give end any more.
+            assert wire.receive(take) is None
+            take.close()
+
+    run(work())
+
+
+def test_withdrawal_of_a_pair_that_was_replaced_leaves_the_new_one_in_use(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            old, new = wire.pair(), wire.pair()
+            stage.process.serve(stage.facts, old[0])
+            stage.process.serve(stage.facts, new[0])
+            await stage.process.withdraw("web", old[0])
+            client = asyncio.ensure_future(stage.get())
+            while not client.done():
+                with contextlib.suppress(BlockingIOError):
+                    taken = connection_handover.take(new[1])
+                    assert taken is not None
+                    with taken:
+                        taken.recv(4096)
+                await asyncio.sleep(0.001)
+            assert await client == b" | "
+            for end in (*old, *new):
+                end.close()
+
+    run(work())
+
+
+def test_another_supervisor_sends_everything_again_and_what_it_leaves_out_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            other = socket.create_server(("127.0.0.1", 0))
+            more = ListenerSettings(bind=f"127.0.0.1:{other.getsockname()[1]}")
+            stage.process.listen(more, None, (2,), [other])
+            await stage.settled()
+            # Both supervisors have a duplicate of the link, as the keeper has.
+            link = stage.process.link.sock.dup()
+            stage.process.link.close()
+            stage.supervise(link)
+            stage.process.resync()
+            await stage.begin()
+            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+            other.setblocking(True)
+            other.settimeout(DEADLINE_SECONDS)
+            with socket.create_connection(other.getsockname()), other.accept()[0]:
+                pass  # the gateway does not accept there any more
+            other.close()
+
+    run(work())
+
+
+def test_listener_that_is_sent_again_keeps_accepting(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            for number in range(2, 5):
+                stage.process.listen(stage.binding, None, (number,), [stage.listener])
+                assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+
+    run(work())
+
+
+def test_listener_with_another_socket_of_its_address_is_replaced(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            other = socket.create_server(("127.0.0.1", 0))
+            other.setblocking(False)
+            stage.process.listen(stage.binding, None, (2,), [other])
+            await stage.settled()
+            stage.listener, other = other, stage.listener
+            stage.port = stage.listener.getsockname()[1]
+            other.close()
+            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+
+    run(work())
+
+
+def test_stream_is_served_and_goes_on_with_another_route(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            listener = socket.create_server(("127.0.0.1", 0))
+            listener.setblocking(False)
+            port = listener.getsockname()[1]
+            binding = ListenerSettings(bind=f"127.0.0.1:{port}", protocol="tcp", alias="db")
+            target = Target(url=stage.facts.bind)
+            route = StreamRoute(alias="db", bind=binding.bind, to=(target,))
+            stage.process.listen(binding, route, (2,), [listener])
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for idle_seconds in (10.0, 20.0):
+                stage.process.listen(binding, route.but(idle_seconds=idle_seconds), (2,), [listener])
+                await stage.settled()
+                writer.write(b"GET / HTTP/1.1\r\n\r\n")
+                assert (await reader.readexactly(40)).endswith(b"ok")
+            writer.close()
+            listener.close()
+
+    run(work())
+
+
+def test_hosts_are_disabled_by_order_and_their_states_are_reported_and_restored(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            answer = await stage.process.order_hosts({"op": "disable", "hosts": ["web"], "for": 0})
+            assert answer["hosts"] == ["web"]
+            assert (await stage.get()).startswith(b"HTTP/1.1 503 ")
+            (states,) = [each["states"] for each in stage.reports if each["t"] == "hosts"]
+            assert [each["kind"] for each in stage.reports if each["t"] == "event"] == ["host disabled"]
+            await stage.process.order_hosts({"op": "enable", "hosts": ["web"], "for": None})
+            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+            stage.process.restore_hosts(states)
+            await stage.settled()
+            assert (await stage.get()).startswith(b"HTTP/1.1 503 ")
+
+    run(work())
+
+
+def test_unknown_host_changes_nothing(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            answer = await stage.process.order_hosts({"op": "disable", "hosts": ["web", "wbe"], "for": 0})
+            (problem,) = answer["problems"]
+            assert "did you mean web?" in problem["hint"]
+            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+
+    run(work())
+
+
+def test_draining_gateway_accepts_nothing_finishes_its_requests_and_ends_without_its_link(
+    tmp_path: Path,
+) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n")
+            while not (await stage.process.report())["connections"]:
+                pass
+            stage.process.drain(5.0)
+            while not stage.server.edge.draining:
+                await asyncio.sleep(0.001)
+            with socket.create_connection(("127.0.0.1", stage.port)):
+                writer.write(b"ab")
+                assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+                await stage.over
+                stage.listener.setblocking(True)
+                stage.listener.settimeout(DEADLINE_SECONDS)
+                stage.listener.accept()[0].close()  # left to the next process
+            writer.close()
+
+    run(work())
+
+
+def test_gateway_ends_with_the_last_process_of_its_pool(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            stage.process.link.close()
+            await stage.over
+
+    run(work())
+
+
+def test_order_of_another_version_is_ignored_and_its_descriptors_are_closed(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            read, write = os.pipe()
+            stage.process.link.send({"t": "of tomorrow"}, [write])
+            os.close(write)
+            await stage.settled()
+            assert os.read(read, 1) == b""
+            os.close(read)
+
+    run(work())
+
+
+@pytest.mark.parametrize("contents", [[b"no certificate", b"no key"], [b"", b""]])
+def test_certificate_that_cannot_be_used_is_reported(tmp_path: Path, contents: list[bytes]) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            fds = [os.memfd_create("file") for _ in contents]
+            for fd, content in zip(fds, contents, strict=True):
+                os.write(fd, content)
+            stage.process.certify(stage.binding.bind, (), {}, 1, fds)
+            for fd in fds:
+                os.close(fd)
+            await stage.settled()
+            assert [each["kind"] for each in stage.reports] == ["gateway certificate failed"]
+
+    run(work())
