@@ -198,7 +198,7 @@ class _Connection:
         self._lease, self._began = lease, self._stream.edge.now()
         self._tried += (lease.backend.key,)
         endpoint = lease.backend.endpoint
-        if endpoint.tls and self._stream.edge.passing.passes(lease.backend.key):
+        if endpoint.tls and self._stream.edge.passing.passes(lease.backend.key, tls=True):
             self._pass_on(lease)
             return
         known = self._stream.addresses.known(endpoint)
@@ -219,7 +219,7 @@ class _Connection:
         client = self._client
         self._stream.passed += 1
         self._stream.ended(self)
-        self._stream.edge.passing.pass_on(lease.backend.key, client, self._stream.route.alias, 0)
+        self._stream.edge.passing.pass_on(lease.backend.key, client, self._stream.route.alias, tls=True)
 
     def _try(self, place: SocketAddress) -> None:
         """Begin to connect to one address of the backend."""

@@ -13,6 +13,7 @@ import uvloop
 
 from poolctl.gateway.backends import Backends, ServerFacts
 from poolctl.gateway.hosts import HostManager
+from poolctl.gateway.passing import Passing
 from poolctl.gateway.streams.tcp import TcpStream
 from poolctl.gateway.streams.udp import UdpStream
 from poolctl.routing.route import StreamRoute, Target
@@ -47,7 +48,7 @@ async def until(condition: Callable[[], Any], what: str = "") -> None:
 
 
 class StreamEdge:
-    """What a stream uses of the gateway: real backends, the loop, and a pair for each server of `passing`."""
+    """What a stream uses of the gateway."""
 
     def __init__(self, servers: Mapping[str, ServerFacts] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
@@ -55,26 +56,13 @@ class StreamEdge:
         self.hosts = HostManager(self.now)
         self.backends = Backends(self.hosts, self.now)
         self.servers = dict(servers or {})
-        self.passing = PassedConnections()
+        self.passing = Passing(lambda kind, **data: None)
 
     def now(self) -> float:
         return self.loop.time() + self.moved_seconds
 
     def use(self, *routes: StreamRoute) -> None:
         self.backends.apply(routes, self.servers)
-
-
-class PassedConnections:
-    """The connections that were passed on, by server."""
-
-    def __init__(self) -> None:
-        self.passed: list[tuple[str, socket.socket]] = []
-
-    def passes(self, server: str) -> bool:
-        return True
-
-    def pass_on(self, server: str, sock: socket.socket, alias: str, hops: int, received: bytes = b"") -> None:
-        self.passed.append((server, sock))
 
 
 def listening(host: str = "127.0.0.1", kind: int = socket.SOCK_STREAM) -> socket.socket:

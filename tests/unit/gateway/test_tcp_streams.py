@@ -18,6 +18,7 @@ from poolctl.gateway.backends import ServerFacts
 from poolctl.gateway.breaker import BreakerState
 from poolctl.gateway.streams import flow
 from poolctl.gateway.streams import tcp as tcp_module
+from poolctl.keeper import connection_handover
 from poolctl.routing.route import BreakerRule, StreamRoute, Target, Timeouts
 
 from .stream_stage import Run, StreamEdge, a_route, closed_port, listening, run, tcp, until
@@ -422,17 +423,21 @@ def test_backend_on_a_unix_socket_is_used(run: Run) -> None:
 def test_connection_for_a_server_with_tls_is_passed_on_unread(run: Run) -> None:
     async def main() -> None:
         edge = StreamEdge({"api": ServerFacts(name="api", bind="127.0.0.1:1", tls=True, state="sleeping")})
+        give, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        edge.passing.set_pair("api", give, tls=True)
         route = StreamRoute(alias="db", bind="", to=(Target(server="api"),))
-        async with tcp(route, edge) as (stream, at), client(at) as (_, writer):
-            writer.write(b"client hello")
-            await until(lambda: edge.passing.passed)
-            ((server, sock),) = edge.passing.passed
-            with sock:
-                assert server == "api"
-                assert await asyncio.get_running_loop().sock_recv(sock, 100) == b"client hello"
-                assert sock.getpeername() == writer.get_extra_info("sockname")
-            numbers = stream.snapshot()
-            assert (numbers["passed"], numbers["open"]) == (1, 0)
+        with taking:
+            async with tcp(route, edge) as (stream, at), client(at) as (_, writer):
+                writer.write(b"client hello")
+                await until(lambda: stream.passed)
+                taken = connection_handover.take(taking)
+                assert taken is not None
+                with taken:
+                    taken.settimeout(5)
+                    assert taken.getpeername() == writer.get_extra_info("sockname")
+                    assert taken.recv(100) == b"client hello"
+                assert (stream.snapshot()["accepted"], len(stream.open)) == (1, 0)
+        edge.passing.close()
 
     run(main())
 
