@@ -39,11 +39,11 @@ def perform(request: CommandRequest) -> Outcome:
     tables = config.tables.to_dict()
     note = ""
     if not request.get("reveal"):
-        known = (items, tables)
         hidden = values_of(config.pool_variables, os.environ)
         items = [each.but(config=masked(each.config, hidden=hidden)) for each in items]
         tables = masked(tables, hidden=hidden)
-        note = "" if (items, tables) == known else f"# {MASK} stands for secrets, which --reveal shows\n"
+        shown = repr(([each.config for each in items], tables))
+        note = f"# {MASK} stands for secrets, which --reveal shows\n" if MASK in shown else ""
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     if request.output in ("", "toml"):
         outcome.text = note + "\n".join(

@@ -123,6 +123,7 @@ class Breaker(Section):
 
     failures: Number = field(5, "Failures in a row that open it; 0: they do not.")
     rate: Share = field(0.5, "Share of failures within the window that opens it; 0: it does not.")
+    minimum_requests: AtLeastOne = field(20, "The share counts from so many requests in the window.")
     window: Positive = field(10.0, "The time in which the share is counted.")
     open_for: Positive = field(10.0, "How long the backend is left alone.")
     probes: AtLeastOne = field(1, "Requests at once that try it afterwards.")
@@ -163,6 +164,18 @@ class GatewayConfig(Table):
         return self.model_dump(
             include={"mode", "timeouts", "backend_limit", "breaker"}, exclude_unset=True, warnings=False
         )
+
+    def to_dict(self) -> dict[str, Tree]:
+        """The table as a file could have it, without a limit that nothing sets."""
+        return _without_unset_limits(self)
+
+
+def _without_unset_limits(table: Table) -> dict[str, Tree]:
+    limits = (key for key, value in table if isinstance(value, RouteLimit) and not value.model_fields_set)
+    found = Table.to_dict(table)
+    for key in limits:
+        del found[key]
+    return found
 
 
 class RouteTarget(Section):
@@ -216,6 +229,10 @@ class RouteConfig(Table):
     def label(self) -> str:
         """The name by which people know it."""
         return self.alias or name_of_target(self.to[0].to)
+
+    def to_dict(self) -> dict[str, Tree]:
+        """The table as a file could have it, without empty keys and limits that nothing sets."""
+        return {key: value for key, value in _without_unset_limits(self).items() if value not in ("", [], {})}
 
 
 class StreamTimeouts(Section):

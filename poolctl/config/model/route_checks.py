@@ -292,7 +292,8 @@ def _above(host: str, path: str, everything: dict[tuple[str, str], WrittenRoute]
 def _mode_problems(route: RouteConfig, known: Known, gateway: GatewayConfig) -> Iterator[Finding]:
     """What forbids `mode = "pass"`; a host that no listener can serve."""
     if route.mode == "pass":
-        for key in PROXY_KEYS:
+        sticky = ("policy",) if route.policy == "sticky" and not route.sticky else ()
+        for key in (*PROXY_KEYS, *sticky):
             if _needs_proxy(getattr(route, key)):
                 message = f'mode = "pass" hands connections over as they are, and {key} needs the proxy'
                 yield Finding((key,), message, f'take {key} out, or write mode = "auto"')

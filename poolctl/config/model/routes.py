@@ -283,6 +283,7 @@ def _breaker(given: Breaker) -> BreakerRule:
     return BreakerRule(
         failures=given.failures,
         rate=given.rate,
+        minimum_requests=given.minimum_requests,
         window_seconds=given.window,
         open_seconds=given.open_for,
         probes=given.probes,

@@ -112,6 +112,22 @@ def test_configuration_is_printed_so_that_it_can_be_loaded_again(poolctl: Comman
     assert [each["config"] for each in again["items"]] == [each["config"] for each in first["items"]]
     assert first["pool"]["name"] == "shop"
     assert poolctl("config", "orders", "-o", "name").out == "orders\n"
+    assert "********" not in text
+
+
+def test_config_of_a_gateway_can_be_loaded_again(poolctl: Command, directory: Path) -> None:
+    tables = '[gateway]\nbind = ":8090"\n[[route]]\nto = "users"\nadd_headers = { X-Token = "s3cret" }\n'
+    with (directory / "pool.toml").open("a") as file:
+        file.write(tables)
+    masked = poolctl("config").out
+    assert masked.startswith("# ******** stands for secrets")
+    assert "s3cret" not in masked
+    shown = poolctl("config", "--reveal")
+    (directory / "again.toml").write_text(shown.out)
+    assert poolctl("-c", "again.toml", "config", "--reveal").out == shown.out
+    found = poolctl("config", "--reveal", "-o", "json").json
+    assert found["route"][0]["add_headers"] == {"X-Token": "s3cret"}
+    assert found["gateway"]["bind"] == [{"bind": ":8090", "tls": False}]
 
 
 def test_the_schema_stands_for_itself(poolctl: Command) -> None:

@@ -100,7 +100,7 @@ max_body_size = "1MiB"
 limit = { concurrency = 100, queue = 10, queue_timeout = "2s" }
 backend_limit = { requests_per_second = 5, burst = 3 }
 timeouts = { connect = "1s", head = "2s", idle = "3s", total = "1m" }
-breaker = { failures = 2, rate = 0.1, window = "20s", open_for = "30s", probes = 2 }
+breaker = { failures = 2, rate = 0.1, minimum_requests = 7, window = "20s", open_for = "30s", probes = 2 }
 waiting_page = true
 probe_responses = ["/health"]
 """,
@@ -124,6 +124,7 @@ probe_responses = ["/health"]
     times = found.timeouts
     assert (times.connect, times.head, times.idle, times.total) == (1, 2, 3, 60)
     rule = found.breaker
+    assert rule.minimum_requests == 7
     assert (rule.failures, rule.rate, rule.window_seconds, rule.open_seconds, rule.probes) == (
         2, 0.1, 20, 30, 2,
     )  # fmt: skip

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config import certificate_names
+from poolctl.config import certificate_names, routes_of
 from poolctl.config.checks.certificate_checks import names_cover
 from poolctl.config.model import route_checks
+from poolctl.routing.route import Route, passable
 from tests.certificates import certificate
 from tests.config_files import load_text, told
 from tests.configuration import server
@@ -136,6 +137,7 @@ def test_labels_that_repeat_a_route_are_a_problem_of_the_server(tmp_path: Path) 
         ({"context_headers": True}, "context_headers"),
         ({"max_body_size": 1}, "max_body_size"),
         ({"waiting_page": True}, "waiting_page"),
+        ({"policy": "sticky"}, "policy"),
     ],
 )
 def test_key_that_needs_the_proxy_forbids_mode_pass(
@@ -148,7 +150,10 @@ def test_key_that_needs_the_proxy_forbids_mode_pass(
     )
     assert f'take {key} out, or write mode = "auto"' in found
     assert "\n" not in found
-    assert told(tmp_path, WEB + route(mode="auto", **keys)) == ""
+    config = load_text(tmp_path, WEB + route(mode="auto", **keys))
+    (found_route,) = routes_of(config, config.tables)
+    assert isinstance(found_route, Route)
+    assert not passable(found_route)
 
 
 BOTH = '[gateway]\nbind = [":1", { bind = ":2", tls = { cert = "c.pem" } }]\n'
