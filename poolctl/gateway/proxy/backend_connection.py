@@ -9,7 +9,7 @@ from typing import Protocol, cast
 from ...http.canonical_head import CHUNKED
 from ...http.message_head import BadMessage
 from ..endpoint import Endpoint
-from .chunked_body import ChunkedBody
+from .chunked_body import Buffer, ChunkedBody
 from .response_head import UNTIL_CLOSE, Response, read_response
 from .timer_wheel import Timer, TimerWheel
 
@@ -30,7 +30,7 @@ class Receiver(Protocol):
     def response_begins(self, response: Response, *, done: bool) -> None:
         """The head and the first bytes of the body; `done`: that is the whole response, `response_ends` follows."""
 
-    def response_data(self, data: bytes) -> None:
+    def response_data(self, data: Buffer) -> None:
         """Bytes of the body: whole or parts of chunks if it has them, unless they are to be decoded."""
 
     def response_ends(self, trailers: bytes) -> None:
@@ -108,7 +108,7 @@ class BackendConnection(asyncio.Protocol):
         self.requests += 1
         self._transport.write(data)
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: Buffer) -> None:
         """Send more of the body, or bytes of a tunnel."""
         self._transport.write(data)
 
@@ -251,7 +251,8 @@ class BackendConnection(asyncio.Protocol):
         self.reusable = keep
         if body == CHUNKED:
             chunks = self._chunks = ChunkedBody(decode=self._decode)
-            response.first = chunks.feed(data[response.end :])
+            response.first = chunks.feed(data, response.end)
+            response.plain = response.plain and chunks.unchanged
             receiver.response_begins(response, done=chunks.done)
             if chunks.done:
                 self._complete(chunks.trailers, keep=keep and not chunks.rest)

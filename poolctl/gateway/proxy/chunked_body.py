@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import re
 
-from ...http.message_head import FIELD_LINES, TEXT, TOKEN, UNFIT, BadMessage
+from ...http.message_head import FIELD_LINES, TEXT, UNFIT, BadMessage
+
+Buffer = bytes | memoryview
 
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:[\t ]*+;" + TEXT + rb")?+\r\n")
 _FIELD_LINES = re.compile(rb"(?:" + FIELD_LINES + rb")*+")
 _UNFIT = re.compile(UNFIT)
-_FIELD_NAME = re.compile(TOKEN)
 _MAX_LINE_BYTES = 4096
-_MAX_TRAILER_BYTES = 16 * 1024
+_MAX_TRAILER_BYTES = 8 * 1024
 # Extensions of all chunks together; a peer could send nothing but extensions without end.
 _MAX_EXTENSION_BYTES = 64 * 1024
-_LAST = b"0\r\n"
+_LAST, _END = b"0\r\n", b"0\r\n\r\n"
 # Fields that may not stand in a trailer section: they decide about framing, routing, authentication (RFC 9110 §6.5.1).
 _NOT_IN_TRAILERS = frozenset(
     b"transfer-encoding content-length content-encoding content-type content-range trailer host connection keep-alive"
@@ -32,20 +33,12 @@ class ChunkedBody:
     """`feed` returns the part of the body that can be passed on: as chunks, or with `decode` the data without them.
 
     At its end `done` is true, `rest` holds the bytes behind it and `trailers` the lines of its trailer section.
-    `size` is the number of bytes of data so far.
+    `size` is the number of bytes of data so far. `unchanged`: the last result is all the bytes that were given.
     """
 
     __slots__ = (
-        "_buffer",
-        "_decode",
-        "_extensions",
-        "_in_trailers",
-        "_left",
-        "done",
-        "rest",
-        "size",
-        "trailers",
-    )
+        "_buffer", "_decode", "_extensions", "_in_trailers", "_left", "done", "rest", "size", "trailers", "unchanged",
+    )  # fmt: skip
 
     def __init__(self, *, decode: bool = False) -> None:
         self._decode = decode
@@ -57,54 +50,64 @@ class ChunkedBody:
         self.rest = b""
         self.trailers = b""
         self.size = 0
+        self.unchanged = False
 
-    def feed(self, data: bytes) -> bytes:
-        """What can be passed on with these bytes. Raises BadMessage for anything but chunks."""
+    def feed(self, data: bytes, at: int = 0) -> Buffer:
+        """What can be passed on with these bytes, from this offset on. Raises BadMessage for anything but chunks."""
+        self.unchanged = False
         if self._buffer:
-            data, self._buffer = self._buffer + data, b""
+            data, self._buffer, at = self._buffer + data[at:], b"", 0
+        elif not self._decode and not self._in_trailers:
+            self.unchanged = True  # as long as nothing else is found
         if self._in_trailers:
-            return self._read_trailers(data, 0)
-        if not self._decode and self._left > len(data):  # the middle of a large chunk
-            return self._middle(data)
-        pieces: list[bytes] = []
-        at = kept = 0  # from `kept` on the bytes are passed on as they are
+            return self._read_trailers(data, at)
+        pieces: list[Buffer] = []
+        begin = kept = at  # from `kept` on the bytes are passed on as they are
         end = len(data)
         while at < end:
-            if self._left:
-                taken = min(self._left, end - at)
-                self._check_end(data, at, taken)
-                if self._decode:
-                    pieces.append(data[at : at + max(0, min(taken, self._left - 2))])
-                self.size += max(0, min(taken, self._left - 2))
-                self._left -= taken
+            left = self._left
+            if left:
+                taken = left if left <= end - at else end - at
+                if left - taken < 2:
+                    self._check_end(data, at, taken)
+                self._left = left - taken
+                size = taken if taken <= left - 2 else max(0, left - 2)
+                self.size += size
+                if self._decode and size:
+                    pieces.append(memoryview(data)[at : at + size])
                 at += taken
                 continue
             line = _SIZE.match(data, at)
             if line is None:
                 self._keep_line(data, at)
+                end = at
                 break
-            size = int(line[1], 16)
+            digits = line[1]
+            size = int(digits, 16)
             if not size:
+                if self._decode or not data.startswith(_END, at):
+                    end = at
+                    last = self._end_of_pieces(pieces, data, kept, at)
+                    return _joined([*last, self._read_trailers(data, line.end())])
+                at += len(_END)
+                self.done, self.rest = True, data[at:]
                 break
             self._left = size + 2
-            if not self._decode and (line.end(1) + 2 != line.end() or line[1][:1] == b"0"):
+            if line.end(1) + 2 != line.end() or digits[:1] == b"0":
                 self._count_extension(line.end() - line.end(1))
-                pieces += (data[kept:at], b"%x\r\n" % size)
-                kept = line.end()
+                if not self._decode:
+                    pieces += (data[kept:at], b"%x\r\n" % size)
+                    kept = line.end()
             at = line.end()
-        if not self._decode and at > kept:
-            pieces.append(data[kept:at] if kept or at < end else data)
-        if at < end and not self._buffer:  # the last chunk
-            pieces.append(self._read_trailers(data, line.end() if line is not None else at))
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self._decode:
+            return _joined(pieces)
+        self.unchanged = self.unchanged and kept == begin and at == len(data)
+        return _joined(self._end_of_pieces(pieces, data, kept, at))
 
-    def _middle(self, data: bytes) -> bytes:
-        left = self._left
-        if left - len(data) < 2:
-            self._check_end(data, 0, len(data))
-        self.size += max(0, min(len(data), left - 2))
-        self._left = left - len(data)
-        return data
+    def _end_of_pieces(self, pieces: list[Buffer], data: bytes, kept: int, at: int) -> list[Buffer]:
+        if self._decode or at == kept:
+            return pieces
+        return [*pieces, memoryview(data)[kept:at] if kept or at < len(data) else data]
 
     def _check_end(self, data: bytes, at: int, taken: int) -> None:
         """The last two of the `_left` bytes are CRLF."""
@@ -130,8 +133,9 @@ class ChunkedBody:
         if self._extensions > _MAX_EXTENSION_BYTES:
             raise BadMessage("too many extensions of chunks")
 
-    def _read_trailers(self, data: bytes, at: int) -> bytes:
+    def _read_trailers(self, data: bytes, at: int) -> Buffer:
         """The last chunk's line has ended before `at`: nothing is passed on until the trailer section is complete."""
+        self.unchanged = False
         if data.startswith(b"\r\n", at):
             end = at
         else:
@@ -148,6 +152,10 @@ class ChunkedBody:
         self.rest = data[end + 2 :]
         self.done, self._in_trailers = True, False
         return b"" if self._decode else _LAST + self.trailers + b"\r\n"
+
+
+def _joined(pieces: list[Buffer]) -> Buffer:
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _allowed(lines: bytes) -> bytes:

@@ -10,7 +10,7 @@ from typing import cast
 from ...http.canonical_head import CHUNKED
 from ...http.message_head import BadMessage
 from ..edge import Edge
-from .chunked_body import ChunkedBody
+from .chunked_body import Buffer, ChunkedBody
 from .exchange import Exchange
 from .forwarded_head import Forwarding
 from .proxied_request import Request, read_request
@@ -29,6 +29,8 @@ MOST_LINGERED = 1024 * 1024
 # While draining: an idle connection is closed after so long without a byte; a WebSocket, so long after a close frame.
 QUIET_SECONDS = 2.0
 CLOSE_FRAME_SECONDS = 2.0
+# More is not copied to be written together with what comes before it.
+LARGE_BYTES = 8 * 1024
 _END_OF_HEAD = b"\r\n\r\n"
 _RESET = struct.pack("ii", 1, 0)
 
@@ -168,7 +170,7 @@ class ClientConnection(asyncio.Protocol):
         if body == CHUNKED:
             self._keep = False  # as long as the body is not known to be in order
             chunks = ChunkedBody()
-            data = chunks.feed(data)
+            data = bytes(chunks.feed(data))
             self._keep = request.keep_alive
             complete = chunks.done
             self._chunks, self._buffer = None if complete else chunks, chunks.rest
@@ -198,7 +200,7 @@ class ClientConnection(asyncio.Protocol):
             exchange.send_body(data, complete=not self._left)
             return
         try:
-            data = chunks.feed(data)
+            piece = chunks.feed(data)
         except BadMessage as error:
             exchange.refuse(error.status)
             return
@@ -207,8 +209,8 @@ class ClientConnection(asyncio.Protocol):
             return
         if chunks.done:
             self._chunks, self._buffer = None, chunks.rest
-        if data or chunks.done:
-            exchange.send_body(data, complete=chunks.done)
+        if piece or chunks.done:
+            exchange.send_body(piece, complete=chunks.done)
 
     def _update_reading(self) -> None:
         wanted = self._body_wanted and (self._exchange is None or len(self._buffer) <= MOST_READ_AHEAD)
@@ -249,9 +251,13 @@ class ClientConnection(asyncio.Protocol):
         elif not request.http_1_1:
             framing += b"Connection: keep-alive\r\n"
         self._keep = keep
-        self._transport.write(b"%b%b\r\n%b" % (response.lines, framing, first))
+        head = b"%b%b\r\n" % (response.lines, framing)
+        if len(first) > LARGE_BYTES:
+            self._transport.writelines((head, first))
+        else:
+            self._transport.write(head + first)
 
-    def send_data(self, data: bytes) -> None:
+    def send_data(self, data: Buffer) -> None:
         if self._frames is not None:
             self._send_frames(self._frames, data)
         else:
@@ -339,7 +345,7 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._transport.close()
 
-    def _send_frames(self, frames: FrameBoundary, data: bytes) -> None:
+    def _send_frames(self, frames: FrameBoundary, data: Buffer) -> None:
         if not self._ending_frames:
             frames.feed(data)
             self._transport.write(data)
@@ -376,5 +382,5 @@ class ClientConnection(asyncio.Protocol):
         self._transport.close()
 
 
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
+def _chunk(data: Buffer) -> bytes:
+    return b"".join((b"%x\r\n" % len(data), data, b"\r\n"))

@@ -12,6 +12,7 @@ from ..backends import Lease, Outcome, Refused
 from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
 from ..edge import Edge
 from .backend_connection import BackendConnection
+from .chunked_body import Buffer
 from .proxied_request import Request
 from .response_head import Response
 from .timer_wheel import Timer
@@ -35,7 +36,7 @@ class ClientSide(Protocol):
     def respond(self, response: Response) -> None:
         """The head of the response, and the first bytes of its body."""
 
-    def send_data(self, data: bytes) -> None:
+    def send_data(self, data: Buffer) -> None:
         """More of the body."""
 
     def finish(self, trailers: bytes) -> None:
@@ -69,8 +70,8 @@ class Exchange:
 
     __slots__ = (
         "_backends", "_client", "_connection", "_counts", "_edge", "_ends", "_half_closed", "_head", "_kept", "_lease",
-        "_paused", "_repeats", "_request", "_retries", "_route", "_side", "_started", "_status", "_stuck", "_task",
-        "_timer", "_tried", "begun", "complete", "tunnel",
+        "_paused", "_received", "_repeats", "_request", "_retries", "_route", "_sent", "_side", "_started", "_status",
+        "_stuck", "_task", "_timer", "_tried", "begun", "complete", "tunnel",
     )  # fmt: skip
 
     def __init__(
@@ -95,6 +96,7 @@ class Exchange:
         self._retries = route.retries
         self._repeats = 0
         self._status = 0
+        self._received = self._sent = 0  # bytes of the bodies
         self._paused = False  # the client takes no more of the response for now
         self._stuck = False  # the backend takes no more of the request for now
         self.begun = False  # the response
@@ -112,13 +114,15 @@ class Exchange:
     def start(self, body: bytes, *, complete: bool) -> None:
         """Send the request to a backend, with the part of its body that is there."""
         self._kept = body
+        self._received = len(body)
         self.complete = complete
         self._counts.began()
         self._acquire()
 
-    def send_body(self, data: bytes, *, complete: bool) -> None:
+    def send_body(self, data: Buffer, *, complete: bool) -> None:
         """Send more of the body, in the framing that the head names."""
         self.complete = complete
+        self._received += len(data)
         connection = self._connection
         if self._kept is not None:
             self._kept = (
@@ -263,10 +267,12 @@ class Exchange:
         self._kept = None
         if not done:
             self._wait(self._route.timeouts.idle)
+        self._sent = response.first_size
         self._side.respond(response)
 
-    def response_data(self, data: bytes) -> None:
+    def response_data(self, data: Buffer) -> None:
         self._wait(self._route.timeouts.idle)
+        self._sent += len(data)
         self._side.send_data(data)
 
     def response_ends(self, trailers: bytes) -> None:
@@ -367,8 +373,13 @@ class Exchange:
         if self._connection is not None:
             self._leave_connection(keep=outcome is Outcome.ANSWERED and self.complete)
         if self._lease is not None:
+            traffic = self._lease.backend.counts
+            traffic.bytes_in += self._received
+            traffic.bytes_out += self._sent
             self._lease.release(outcome, seconds, self._status)
             self._lease = None
+        self._counts.bytes_in += self._received
+        self._counts.bytes_out += self._sent
         if error:
             self._counts.failed(error)
         elif outcome is Outcome.ANSWERED:

@@ -10,6 +10,7 @@ import re
 
 from ...http.canonical_head import CHUNKED
 from ...http.message_head import TEXT, TOKEN, UNFIT, BadMessage, ResponseHead
+from .chunked_body import Buffer
 
 UNTIL_CLOSE = -2
 MAX_HEAD_BYTES = 64 * 1024
@@ -32,7 +33,10 @@ _OTHER = (
 # The lines are distinct, so that nothing is tried twice; possessive groups with branches fail in Python before 3.11.5.
 _PLAIN = re.compile(
     rb"HTTP/1\.1 ([2-5][0-9]{2})(?: " + TEXT + rb")?+\r\n"
-    rb"(?:" + _OTHER + rb")*(?:(?i:content-length): ?([0-9]{1,15}+)\r\n(?:" + _OTHER + rb")*)?\r\n"
+    rb"(?:" + _OTHER + rb")*"
+    rb"(?:(?:(?i:content-length): ?([0-9]{1,15}+)|(?i:transfer-encoding: ?(chunked)))\r\n(?:"
+    + _OTHER
+    + rb")*)?\r\n"
 )
 _REMOVED = re.compile(rb"\r\n(?i:content-length|" + HOP_BY_HOP + rb"):[^\r\n]*+")
 _UNFIT = re.compile(UNFIT)
@@ -44,7 +48,7 @@ class Response:
 
     `lines` are the status line and the fields that may be passed on, each with its end: without Content-Length where
     a body follows. `received` are the bytes from the head on; with `plain` they may be passed on up to the body's end
-    as they are, head included. `length` is the Content-Length, -1 without one.
+    as they are, head included: they are canonical. `length` is the Content-Length, -1 without one.
     """
 
     __slots__ = (
@@ -76,7 +80,7 @@ class Response:
         self.received, self.end, self.status, self.length, self.body = received, end, status, length, body
         self.keep_alive, self.plain, self.upgrade = keep_alive, plain, upgrade
         self._lines = lines
-        self._first: bytes | None = None
+        self._first: Buffer | None = None
 
     def __repr__(self) -> str:
         return f"<Response {self.status}>"
@@ -89,13 +93,18 @@ class Response:
         return self._lines
 
     @property
-    def first(self) -> bytes:
+    def first(self) -> Buffer:
         """The bytes of the body that came with the head."""
         return self.received[self.end :] if self._first is None else self._first
 
     @first.setter
-    def first(self, data: bytes) -> None:
+    def first(self, data: Buffer) -> None:
         self._first = data
+
+    @property
+    def first_size(self) -> int:
+        """Their number."""
+        return len(self.received) - self.end if self._first is None else len(self._first)
 
     def add(self, line: bytes) -> None:
         """Add a field, with its end, to those that are passed on."""
@@ -109,10 +118,14 @@ def read_response(data: bytes, *, head_only: bool = False) -> Response | None:
     if found is None:
         return _read_any(data, head_only=head_only)
     end = found.end()
-    status, length = found.groups()
+    status, length, chunked = found.groups()
+    if chunked is not None and not head_only and status not in (b"204", b"304"):
+        return Response(data, end, int(status), -1, CHUNKED)
     if length is None:
         body = 0 if head_only or status in (b"204", b"304") else UNTIL_CLOSE
-        return Response(data, end, int(status), -1, body, keep_alive=body == 0, plain=body == 0)
+        return Response(
+            data, end, int(status), -1, body, keep_alive=body == 0, plain=body == 0 and not chunked
+        )
     number = int(length)
     if head_only or status == b"304":
         return Response(data, end, int(status), number, 0)
@@ -141,12 +154,11 @@ def _read_any(data: bytes, *, head_only: bool) -> Response | None:
     if status < 200 or head_only or status in (204, 304):
         body = 0
     elif head.chunked:
-        if not head.http_1_1:
-            raise BadMessage("transfer-encoding in HTTP/1.0")
         body = CHUNKED
     else:
         body = length if length >= 0 else UNTIL_CLOSE
-    keep_alive = head.keep_alive and body != UNTIL_CLOSE
+    # Chunks in HTTP/1.0 are a fault, after which nothing else can be expected (RFC 9112 §6.1).
+    keep_alive = head.keep_alive and body != UNTIL_CLOSE and (head.http_1_1 or body != CHUNKED)
     return Response(
         data, end, status, -1 if status == 204 else length, body,
         keep_alive=keep_alive, plain=False, lines=lines, upgrade=upgrade,

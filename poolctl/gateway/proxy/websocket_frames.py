@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .chunked_body import Buffer
+
 # A close frame of a server with status 1012, service restart.
 CLOSE_1012 = b"\x88\x02" + (1012).to_bytes(2, "big")
 _LONGER, _LONGEST = 126, 127
@@ -22,7 +24,7 @@ class FrameBoundary:
         """Whether a frame is complete, and the next one has not begun."""
         return not self._left and not self._header
 
-    def feed(self, data: bytes, *, only_first: bool = False) -> int:
+    def feed(self, data: Buffer, *, only_first: bool = False) -> int:
         """Follow these bytes; with `only_first` up to the end of the present frame. How many were followed."""
         if self._left > len(data):
             self._left -= len(data)
@@ -36,7 +38,7 @@ class FrameBoundary:
                 self._left -= taken
                 at += taken
                 continue
-            header = self._header + data[at : at + 14 - len(self._header)]
+            header = self._header + bytes(data[at : at + 14 - len(self._header)])
             length = _header_length(header)
             if len(header) < length:
                 self._header = header
