@@ -36,7 +36,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class ClientConnection(asyncio.Protocol):
-    """The client side of one exchange after the other (`exchange.ClientSide`).
+    """The client side of one exchange after the other (`client_side.ClientSide`).
 
     Further requests are read ahead, within a bound, and answered in their order: an exchange begins when the one before
     has ended and its response is on its way.

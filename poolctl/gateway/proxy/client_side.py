@@ -1,0 +1,47 @@
+"""The seam between an exchange and the protocol that its client speaks."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .chunked_body import Buffer
+from .response_head import Response
+
+
+class ClientSide(Protocol):
+    """The client's protocol, as an exchange uses it. Each exchange ends with `finish`, `refuse` or `cut_off`.
+
+    `takes_chunks`: bodies of unknown length come to it as chunks, else as plain data.
+    """
+
+    takes_chunks: bool
+
+    def interim(self, response: Response) -> None:
+        """An interim response (1xx)."""
+
+    def respond(self, response: Response) -> None:
+        """The head of the response, and the first bytes of its body."""
+
+    def send_data(self, data: Buffer) -> None:
+        """More of the body."""
+
+    def finish(self, trailers: bytes) -> None:
+        """The response is complete."""
+
+    def refuse(self, status: int, retry_after_seconds: float = 0) -> None:
+        """There is no response of a backend: respond with this status."""
+
+    def cut_off(self) -> None:
+        """The response cannot be completed: the client must not take it for complete."""
+
+    def switch(self, response: Response, data: bytes) -> None:
+        """The protocol is another one from now on (101), beginning with these bytes; more come by `send_data`.
+
+        What the client sends goes to `send_body`, its end to `client_eof`.
+        """
+
+    def send_eof(self) -> None:
+        """Of another protocol: nothing more comes."""
+
+    def take_body(self, take: bool) -> None:
+        """Whether more of the request's body can be taken now."""
