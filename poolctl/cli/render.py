@@ -23,7 +23,9 @@ TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts
 WIDE = ("name", "state", "ready", "health", "bind", "expose", "pids", "workers", "uptime", "restarts", "tags")
 # Columns that a narrow terminal omits, in this order.
 DISPENSABLE = ("restarts", "uptime", "health", "pids")
-RIGHT = frozenset({"workers", "uptime", "restarts", "connections", "in_flight", "errors"})
+RIGHT = frozenset(
+    {"workers", "uptime", "restarts", "connections", "in_flight", "requests", "errors", "p50", "p99"}
+)
 COLOURS = {
     "running": "32",
     "ok": "32",

@@ -7,7 +7,8 @@ import sys
 
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
-from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
+from poolctl.cli.pool_ref import PoolRef, others_named_alike
+from poolctl.cli.render import coloured, printable, table
 from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_processes import await_end
@@ -16,11 +17,13 @@ from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from threading import Thread, Timer
     from typing import TypeVar
 
     from rich.status import Status
+
+    from poolctl.frozen_value import Value
 
     Answer = TypeVar("Answer", bound=Result)
 
@@ -68,11 +71,22 @@ def ask_for(
     return result
 
 
-def gateway_table(request: CommandRequest, columns: tuple[str, ...]) -> Outcome:
-    """A table of the gateway's; an empty one has its header too, and a pool without a gateway has an empty one."""
-    result = ask(request, find_pool(request))
-    as_table = request.output in ("", "table", "wide") and not result.exit_code
-    return Outcome.of(result, text="  ".join(columns).upper() + "\n" if as_table else None)
+def gateway_table(
+    request: CommandRequest,
+    outcome: Outcome,
+    lines: Sequence[Value],
+    columns: Sequence[str],
+    names: Iterable[str],
+) -> Outcome:
+    """The outcome with its text: lines as a table, which has its header even if it is empty, or names."""
+    if outcome.errors:
+        return outcome
+    if request.output in ("", "table", "wide"):
+        header = "  ".join(columns).replace("_", " ").upper() + "\n"
+        outcome.text = table(lines, columns, coloured(sys.stdout)) or header
+    elif request.output == "name":
+        outcome.text = "".join(f"{printable(name)}\n" for name in names)
+    return outcome
 
 
 def await_pool_end(result: Result) -> None:

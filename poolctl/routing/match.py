@@ -18,7 +18,7 @@ from .normal_path import readings
 from .route import Route
 
 EXACT, LABEL, DOMAIN, WILDCARD, DEFAULT = range(5)
-_TIERS = "host", "first label", "domain", "host pattern", "any host"
+_TIERS = "exact", "first label", "domain", "pattern", "any host"
 
 
 class HostPattern(NamedTuple):
@@ -147,16 +147,21 @@ def explain(
     """
     ordered = in_order(routes)
     steps = _steps(ordered, host, path, method, headers)
-    taken = next((step.route for step in steps if step.matched), None)
+    taken = _taken(steps)
     for reading in readings(path)[1:]:
-        other = next(
-            (step.route for step in _steps(ordered, host, reading, method, headers) if step.matched), None
-        )
-        if taken is not None and other is not taken:
-            instead = f"it would take {other.alias}" if other else "it would take no route"
+        other = _taken(_steps(ordered, host, reading, method, headers))
+        if other is not taken:
+            instead = (
+                "it would match" if taken is None else f"{other.alias if other else 'no route'} would match"
+            )
             why = f"read as {reading}, as some backends do, {instead}"
-            return [step._replace(matched=False, why=why) if step.matched else step for step in steps]
+            judged = taken or other
+            return [each._replace(matched=False, why=why) if each.route is judged else each for each in steps]
     return steps
+
+
+def _taken(steps: list[Step]) -> Route | None:
+    return next((step.route for step in steps if step.matched), None)
 
 
 def _steps(
@@ -167,7 +172,7 @@ def _steps(
     for route in ordered:
         why = _why_not(route, host, path, method, headers)
         if why or taken is None:
-            steps.append(Step(route, not why, why or _why(route, host)))
+            steps.append(Step(route, not why, why or _why(route)))
             taken = taken or (None if why else route)
         else:
             steps.append(Step(route, False, _why_behind(route, taken)))
@@ -201,11 +206,10 @@ def condition_rank(route: Route) -> tuple[bool, int]:
     return not route.methods, -len(route.headers)
 
 
-def _why(route: Route, host: str) -> str:
+def _why(route: Route) -> str:
     pattern = host_pattern(route.host)
-    if pattern.tier == DEFAULT:
-        return f"any host, path {route.path}"
-    return f"{_TIERS[pattern.tier]} {pattern.text}, path {route.path}"
+    host = "any host" if pattern.tier == DEFAULT else f"host {route.host} ({_TIERS[pattern.tier]})"
+    return f"{host}, path {route.path}"
 
 
 def _why_not(route: Route, host: str, path: str, method: str, headers: Mapping[str, str] | None) -> str:
@@ -218,12 +222,12 @@ def _why_not(route: Route, host: str, path: str, method: str, headers: Mapping[s
 
 def _why_behind(route: Route, taken: Route) -> str:
     pattern, before = host_pattern(route.host), host_pattern(taken.host)
-    if pattern.tier != before.tier:
-        return f"the {_TIERS[before.tier]} of {taken.alias} is more exact than its {_TIERS[pattern.tier]}"
-    if pattern != before:
-        return f"the {_TIERS[before.tier]} of {taken.alias} says more, or stands before it"
-    if normal_prefix(route.path) != normal_prefix(taken.path):
-        return f"the path of {taken.alias} is longer"
-    if condition_rank(route) != condition_rank(taken):
-        return f"{taken.alias} has more conditions"
-    return f"{taken.alias} stands before it"
+    if pattern != before and (pattern.tier, pattern.weight) != (before.tier, before.weight):
+        why = "its host is more specific"
+    elif pattern == before and normal_prefix(route.path) != normal_prefix(taken.path):
+        why = "its path is longer"
+    elif pattern == before and condition_rank(route) != condition_rank(taken):
+        why = "it has more conditions"
+    else:
+        why = "it stands earlier in the file"
+    return f"{taken.alias} comes first: {why}"

@@ -6,8 +6,8 @@ from poolctl.cli.command import HOST_ACTIONS, HOSTS, INSPECT, LIST, OUTPUT, Comm
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import coloured, printable, table
-from poolctl.cli.supervisor_requests import ask_for
+from poolctl.cli.render import printable
+from poolctl.cli.supervisor_requests import ask_for, gateway_table
 from poolctl.control.gateway_answers import HostsResult
 from poolctl.frozen_value import Value
 from poolctl.routing.host_report import HostReport
@@ -94,19 +94,8 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _shown(request: CommandRequest, result: HostsResult) -> Outcome:
-    """In the form that was asked for; an empty table has its header too."""
-    outcome = Outcome.of(result)
-    if result.exit_code:
-        return outcome
-    if request.output in ("", "table", "wide"):
-        import sys
-
-        lines = [_line(each) for each in result.items]
-        text = table(lines, COLUMNS, coloured(sys.stdout))
-        outcome.text = text or "  ".join(COLUMNS).replace("_", " ").upper() + "\n"
-    elif request.output == "name":
-        outcome.text = "".join(f"{printable(each.host)}\n" for each in result.items)
-    return outcome
+    lines = [_line(each) for each in result.items]
+    return gateway_table(request, Outcome.of(result), lines, COLUMNS, (each.host for each in result.items))
 
 
 def _line(host: HostReport) -> _Line:

@@ -1,15 +1,252 @@
-"""`poolctl routes`: the gateway's route table."""
+"""`poolctl routes`: the gateway's route table; with `explain`, which route a URL takes and why."""
 
 from __future__ import annotations
 
-from poolctl.cli.command import INSPECT, OUTPUT, Command
-from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.outcome import Outcome
-from poolctl.cli.supervisor_requests import gateway_table
+import os
 
-COMMAND = Command("List the gateway's routes.", OUTPUT, section=INSPECT)
+from poolctl.cli.command import INSPECT, LIST, OUTPUT, Command, Option
+from poolctl.cli.command_line import CommandRequest, one_of
+from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.cli.pool_ref import PoolRef, find_pool
+from poolctl.cli.render import printable
+from poolctl.cli.supervisor_requests import ask_for, gateway_table
+from poolctl.control.client import NoSupervisor
+from poolctl.control.gateway_answers import CandidatesResult, RoutesResult
+from poolctl.exit_codes import DONE, NOTHING_MATCHED
+from poolctl.frozen_value import Value
+from poolctl.routing.route_report import RouteReport
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from poolctl.routing.match import Step
+    from poolctl.routing.table import Match
+
+COLUMNS = ("alias", "host", "path", "to", "way", "state", "requests", "errors", "p50", "p99")
+WIDE = (*COLUMNS[:5], "policy", "mode", "provider", *COLUMNS[5:], "why")
+EXPLAINED = ("match", "alias", "host", "path", "to", "why")
+
+COMMAND = Command(
+    "List the gateway's routes; explain which one a URL takes.",
+    Option(
+        "words",
+        metavar="[explain URL]",
+        kind=LIST,
+        words=("explain",),
+        help="A URL, or its host and path: which route takes it, and why no other one. Default: list all.",
+    ),
+    Option("method", "--method", metavar="METHOD", help="The method of the request to explain. Default: GET."),
+    Option(
+        "header",
+        "--header",
+        metavar="'NAME: VALUE'",
+        kind=LIST,
+        help="A header of the request to explain; repeatable. Host replaces that of the URL.",
+    ),
+    OUTPUT,
+    section=INSPECT,
+    fields=(*RouteReport.annotations, "matched"),
+    examples=(
+        "poolctl routes explain https://users.example.com/v1/users",
+        "poolctl routes explain /v1/users --method POST --header 'X-Beta: 1'",
+    ),
+    notes=(
+        "explain asks the supervisor for the table in force, or else reads the files.",
+        "It exits with 4 if no route takes the URL.",
+    ),
+)  # fmt: skip
+
+
+class _RouteLine(Value):
+    """A route as the table shows it."""
+
+    alias: str
+    host: str
+    path: str
+    to: tuple[str, ...]
+    way: str
+    policy: str
+    mode: str
+    provider: str
+    state: str
+    requests: int
+    errors: int
+    p50: str
+    p99: str
+    why: str
+
+
+class Candidate(Value):
+    """A route that may take a request: whether it does, and why."""
+
+    alias: str
+    host: str
+    path: str
+    to: tuple[str, ...]
+    way: str
+    matched: bool
+    why: str
+
+    @property
+    def match(self) -> str:
+        """The same for people."""
+        return "yes" if self.matched else "no"
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The supervisor's answer. Raises NoSupervisor."""
-    return gateway_table(request, ("alias", "host", "path", "to", "policy", "state"))
+    """The routes as the supervisor answers (raises NoSupervisor), or the explanation."""
+    action, *words = request.get("words") or [""]
+    if action:
+        one_of("routes", action, ("explain",))
+        if len(words) != 1:
+            raise UsageError(
+                "routes explain: which URL?", hint="poolctl routes explain http://users.example.com/v1"
+            )
+        return _explain(request, Asked(words[0], request.get("method") or "GET", request.get("header")))
+    if request.get("method") is not None or request.get("header"):
+        raise UsageError(
+            "--method and --header belong to `routes explain`",
+            hint="poolctl routes explain URL --method POST",
+        )
+    result = ask_for(RoutesResult, request, find_pool(request))
+    columns = WIDE if request.output == "wide" else COLUMNS
+    lines = [_line(each) for each in result.items]
+    return gateway_table(request, Outcome.of(result), lines, columns, (each.alias for each in result.items))
+
+
+class Asked:
+    """The request to explain: the parts of its URL as routes are compared with them."""
+
+    def __init__(self, url: str, method: str, headers: list[str] | None) -> None:
+        """Raises UsageError for a header without a colon, or a URL with a user."""
+        from urllib.parse import quote
+
+        from poolctl.routing.match import normal_host
+        from poolctl.routing.normal_path import normal_path
+
+        self.method = method
+        self.headers = dict(_header(each) for each in headers or ())
+        rest = url.partition("://")[2] or url
+        authority, slash, path = rest.partition("#")[0].partition("?")[0].partition("/")
+        if "@" in authority:
+            raise UsageError(f"routes explain: {url!r} has a user name", hint="leave it out")
+        self.host = normal_host(self.headers.get("host", authority))
+        # As clients send it: what a URL cannot hold is escaped.
+        self.path = quote(slash + path, safe="".join(map(chr, range(0x21, 0x7F)))) or "/"
+        self.normal = normal_path(self.path)
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.host}{self.path}"
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise UsageError(f"--header: {text!r} is not a header", hint="--header 'X-Beta: 1'")
+    return name.strip().lower(), value.strip()
+
+
+def _explain(request: CommandRequest, asked: Asked) -> Outcome:
+    if asked.normal is None:
+        why = "backends differ in how they read its path"
+        return Outcome.failed(NOTHING_MATCHED, f"{asked} is refused (400): {why}")
+    known = _candidates(request, asked.host, asked.normal)
+    if known.exit_code:
+        return Outcome.of(known)
+    from poolctl.routing.match import explain, host_pattern
+    from poolctl.routing.route_report import route_report
+
+    match = _match(known, asked)
+    steps = explain(known.routes, asked.host, asked.normal, asked.method, asked.headers)
+    candidates = [_candidate(step, route_report(step.route).way) for step in steps]
+    outcome = Outcome(
+        candidates,
+        warnings=known.warnings,
+        exit_code=DONE if match else NOTHING_MATCHED,
+        extra={
+            "request": {"method": asked.method, "host": asked.host, "path": asked.normal},
+            "route": match.route.alias if match else None,
+            "generation": known.generation,
+        },
+    )
+    shown = [each for each in candidates if request.verbose or host_pattern(each.host).covers(asked.host)]
+    others = known.total - len(shown)
+    outcome = gateway_table(request, outcome, shown, EXPLAINED, [match.route.alias] if match else [])
+    if request.output in ("", "table", "wide"):
+        more = f"and {others} of other hosts\n" if others else ""
+        outcome.text = f"{printable(_sentence(asked, match))}\n\n{outcome.text}{more}"
+    return outcome
+
+
+def _candidates(request: CommandRequest, host: str, path: str) -> CandidatesResult:
+    """The routes of the table in force, or those of the files."""
+    pool = find_pool(request)
+    try:
+        return ask_for(
+            CandidatesResult, request, pool, "routes", {"op": "explain", "host": host, "path": path}
+        )
+    except NoSupervisor:
+        if not pool.files:
+            raise
+        return _candidates_of_files(pool)
+
+
+def _candidates_of_files(pool: PoolRef) -> CandidatesResult:
+    from poolctl.cli.offline import load
+    from poolctl.config import routes_of
+    from poolctl.routing.route import Route
+
+    config = load(pool)
+    routes = tuple(each for each in routes_of(config, config.tables) if isinstance(each, Route))
+    return CandidatesResult(routes=routes, total=len(routes), warnings=tuple(map(str, config.warnings)))
+
+
+def _match(known: CandidatesResult, asked: Asked) -> Match | None:
+    """What the gateway's own table says."""
+    from poolctl.routing.table import RouteTable, write_table
+
+    fd = write_table(known.routes, known.generation)
+    try:
+        table = RouteTable(fd)
+    finally:
+        os.close(fd)
+    match = table.find(asked.host, asked.normal or "", asked.method, asked.headers)
+    table.close()
+    return match
+
+
+def _sentence(asked: Asked, match: Match | None) -> str:
+    if match is None:
+        return f"{asked} takes no route (404)"
+    from poolctl.routing.route import proxy_reason
+
+    targets = ", ".join(target.key for target in match.route.to) or "nothing"
+    why = proxy_reason(match.route)
+    if not why and asked.normal != asked.path:
+        why = f"the path is sent as {asked.normal}"
+    if not why and not match.passes:
+        why = "another route of this host and path has conditions"
+    way = f"proxied to {targets}: {why}" if why else f"its connection is passed to {targets}"
+    return f"{asked} takes the route {match.route.alias}, {way}"
+
+
+def _candidate(step: Step, way: str) -> Candidate:
+    route = step.route
+    to = tuple(target.key for target in route.to)
+    return Candidate(
+        alias=route.alias,
+        host=route.host,
+        path=route.path,
+        to=to,
+        way=way,
+        matched=step.matched,
+        why=step.why,
+    )
+
+
+def _line(route: RouteReport) -> _RouteLine:
+    shown = {name: getattr(route, name) for name in _RouteLine.annotations if name not in ("p50", "p99")}
+    return _RouteLine(**shown, p50=_milliseconds(route.p50_seconds), p99=_milliseconds(route.p99_seconds))
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1000:.1f}ms"

@@ -32,9 +32,10 @@ from poolctl.control.answers import (
     WorkerDetails,
     WorkerStats,
 )
-from poolctl.control.gateway_answers import HostsResult
+from poolctl.control.gateway_answers import HostsResult, RoutesResult
 from poolctl.frozen_value import Value
 from poolctl.routing.host_report import HostReport
+from poolctl.routing.route_report import RouteReport
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -105,6 +106,9 @@ FIELDS: dict[type[Value], list[str]] = {
     ],
     PlannedChange: ["name", "bind", "change", "keys", "message"],
     ReceiverResult: ["name", "ok", "message"],
+    RouteReport: [
+        "alias", "host", "path", "to", "policy", "mode", "way", "why", "provider", "state", "requests", "errors",
+    ],
     HostReport: [
         "host", "routes", "state", "since", "until", "available", "why", "breaker", "connections", "in_flight",
         "waiting", "requests", "errors",
@@ -137,6 +141,7 @@ OPTIONAL: dict[type[Value], list[str]] = {
     ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
     Details: ["address", "log_files"],
     Summary: ["calm", "keeper_problem", "not_served"],
+    RouteReport: ["p50_seconds", "p99_seconds"],
     WorkerStats: ["requests_total", "errors_total", "in_flight", "connections"],
     LiveChanges: ["workers", "disabled", "drained", "added"],
 }
@@ -144,9 +149,10 @@ OPTIONAL: dict[type[Value], list[str]] = {
 ANSWERS: dict[str, tuple[type[Result], list[str]]] = {
     **dict.fromkeys(
         ["list", "start", "stop", "restart", "wait", "enable a", "disable a", "drain a", "undrain a", "scale a 2",
-         "remove a", "routes", "logs --reopen"], (Result, []),
+         "remove a", "logs --reopen"], (Result, []),
     ),
     **dict.fromkeys(["hosts", "hosts disable a"], (HostsResult, [])),
+    "routes": (RoutesResult, ["generation"]),
     "status": (StatusResult, ["summary"]),
     "show": (ShowResult, []),
     "metrics": (StatsResult, []),
@@ -180,7 +186,9 @@ def test_a_commands_document_has_the_fields_of_its_answer(
         document = poolctl(*command.split(), "-o", "json").json
     assert list(document) == ["schema", *extras, "items", "errors"]
     (found,) = document["items"]
-    element = {ShowResult: Details, StatsResult: Measured, HostsResult: HostReport}.get(kind, Item)
+    element = {
+        ShowResult: Details, StatsResult: Measured, HostsResult: HostReport, RoutesResult: RouteReport,
+    }.get(kind, Item)  # fmt: skip
     assert sorted(found) == sorted(FIELDS[element])
     assert [sorted(each) for each in document["errors"]] == [sorted(FIELDS[ErrorEntry])] * len(errors)
     for name, inner in (("summary", Summary), ("dashboard", DashboardLink)):

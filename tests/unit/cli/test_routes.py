@@ -1,0 +1,179 @@
+"""`poolctl routes`: the route table, and why a URL takes a route."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.routing.route import Header, Route, Target
+from tests.stand_in import always
+
+from .conftest import Command, Supervised
+
+USERS: dict[str, Any] = {
+    "alias": "users", "host": "users.example.com", "path": "/v1", "to": ["users", "spare"], "policy": "round-robin",
+    "mode": "auto", "way": "pass", "why": "", "provider": "server", "state": "healthy", "requests": 900, "errors": 7,
+    "p50_seconds": 0.0042, "p99_seconds": 1.5,
+}  # fmt: skip
+OLD = {"alias": "old", "way": "excluded", "why": "the server is disabled", "provider": "file"}
+FILES = """
+[gateway]
+bind = "127.0.0.1:8099"
+
+[[server]]
+name = "users"
+bind = "127.0.0.1:8091"
+app = "shop:users"
+expose = "http://users.example.com"
+
+[[server]]
+name = "orders"
+bind = "127.0.0.1:8092"
+app = "shop:orders"
+
+[[route]]
+alias = "beta"
+host = "users.example.com"
+path = "/v1"
+headers = { x-beta = "1" }
+to = "orders"
+
+[[route]]
+alias = "domain"
+host = "*.example.org"
+path = "/shop"
+to = "orders"
+"""
+
+
+@pytest.fixture
+def routed(directory: Path) -> None:
+    (directory / "pool.toml").write_text(FILES)
+
+
+def test_table_shows_each_route_with_its_figures(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(USERS, OLD, generation=4)) as requests:
+        head, users, old = poolctl("routes").out.splitlines()
+        wide = poolctl("routes", "-o", "wide").out
+        assert poolctl("routes", "-o", "json").json["generation"] == 4
+        assert poolctl("routes", "-o", "json").json["items"][0] == USERS
+        assert poolctl("routes", "-o", "name").out == "users\nold\n"
+        assert poolctl("routes", "-o", "alias,p99_seconds").out == "users\t1.5\nold\t\n"
+    assert head.split() == ["ALIAS", "HOST", "PATH", "TO", "WAY", "STATE", "REQUESTS", "ERRORS", "P50", "P99"]
+    assert users.split() == [
+        "users", "users.example.com", "/v1", "users,spare", "pass", "healthy", "900", "7", "4.2ms", "1500.0ms",
+    ]  # fmt: skip
+    assert old.split() == ["old", "-", "-", "-", "excluded", "unknown", "0", "0", "-", "-"]
+    assert "round-robin" in wide
+    assert "the server is disabled" in wide
+    assert {verb for verb, _ in requests if verb != "ping"} == {"routes"}
+
+
+def test_without_routes_the_table_has_its_header(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always()):
+        assert poolctl("routes").out == "ALIAS  HOST  PATH  TO  WAY  STATE  REQUESTS  ERRORS  P50  P99\n"
+        assert poolctl("routes", "-o", "name").out == ""
+
+
+def test_without_a_supervisor_the_table_is_6(poolctl: Command) -> None:
+    assert poolctl("routes").code == 6
+
+
+@pytest.mark.usefixtures("routed")
+def test_explanation_names_the_route_and_why_each_other_candidate_is_not_taken(poolctl: Command) -> None:
+    said = poolctl("routes", "explain", "https://users.example.com:8443/v1/a?b#c")
+    sentence, empty, head, beta, users, more = said.out.splitlines()
+    assert said.code == 0
+    assert sentence == (
+        "GET users.example.com/v1/a takes the route users, proxied to users: "
+        "another route of this host and path has conditions"
+    )
+    assert empty == ""
+    assert head.split() == ["MATCH", "ALIAS", "HOST", "PATH", "TO", "WHY"]
+    assert beta.endswith("the request has no header x-beta")
+    assert users.endswith("host users.example.com (exact), path /")
+    assert (beta.split()[:2], users.split()[:2]) == (["no", "beta"], ["yes", "users"])
+    assert more == "and 1 of other hosts"
+
+
+@pytest.mark.usefixtures("routed")
+def test_explanation_heeds_method_headers_and_host(poolctl: Command) -> None:
+    words = ["/v1", "--method", "POST", "--header", "X-Beta: 1", "--header", "host: Users.example.com."]
+    said = poolctl("routes", "explain", *words, "-o", "json").json
+    assert said["request"] == {"method": "POST", "host": "users.example.com", "path": "/v1"}
+    assert said["route"] == "beta"
+    assert [(each["alias"], each["matched"], each["why"]) for each in said["items"]] == [
+        ("beta", True, "host users.example.com (exact), path /v1"),
+        ("users", False, "beta comes first: its path is longer"),
+        ("domain", False, "its host is *.example.org"),
+    ]
+    assert poolctl("routes", "explain", *words, "-o", "name").out == "beta\n"
+    assert (
+        poolctl("routes", "explain", *words, "-o", "alias,matched,way").out.splitlines()[0]
+        == "beta\ttrue\tproxy"
+    )
+
+
+@pytest.mark.usefixtures("routed")
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        (
+            "users.example.com",
+            "GET users.example.com/ takes the route users, its connection is passed to users",
+        ),
+        ("users.example.com/a/../b", "takes the route users, proxied to users: the path is sent as /b"),
+        ("users.example.com/é x", "GET users.example.com/%C3%A9%20x takes the route users, its connection"),
+    ],
+)
+def test_explanation_says_how_the_request_gets_there(poolctl: Command, url: str, sentence: str) -> None:
+    said = poolctl("routes", "explain", url)
+    assert (said.code, sentence in said.out) == (0, True), said.out
+
+
+@pytest.mark.usefixtures("routed")
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://a.example.org/", "GET a.example.org/ takes no route (404)"),
+        ("http://a.example.org//shop", "read as /shop, as some backends do, it would match"),
+        ("http://a.example.org/x%2f../shop", "is refused (400): backends differ in how they read its path"),
+    ],
+)
+def test_url_without_a_route_is_4(poolctl: Command, url: str, message: str) -> None:
+    said = poolctl("routes", "explain", url, "-v")
+    assert (said.code, message in said.out + said.err) == (4, True), said
+
+
+def test_explanation_asks_the_supervisor_for_the_table_in_force(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    in_force = Route(alias="live", to=(Target(server="users"),), headers=(Header(name="x", value="1"),))
+    answer = always(generation=7, total=5000, routes=[in_force.to_json()])
+    with supervised(answer) as requests:
+        said = poolctl("routes", "explain", "h.example.com/%7Eu", "--header", "X: 1")
+    assert said.out.splitlines()[0] == (
+        "GET h.example.com/%7Eu takes the route live, proxied to users: it has conditions"
+    )
+    assert said.out.splitlines()[-1] == "and 4999 of other hosts"
+    (body,) = [body for verb, body in requests if verb == "routes"]
+    asked = {key: body["options"][key] for key in ("op", "host", "path")}
+    assert asked == {"op": "explain", "host": "h.example.com", "path": "/~u"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["explian", "/"], "did you mean 'explain'?"),
+        (["explain"], "routes explain: which URL?"),
+        (["explain", "/a", "/b"], "routes explain: which URL?"),
+        (["--method", "GET"], "--method and --header belong to `routes explain`"),
+        (["explain", "/", "--header", "x"], "--header: 'x' is not a header"),
+        (["explain", "http://me@h/"], "has a user name"),
+    ],
+)
+def test_wrong_words_are_usage_errors(poolctl: Command, words: list[str], message: str) -> None:
+    said = poolctl("routes", *words)
+    assert (said.code, message in said.err) == (2, True), said.err
