@@ -182,12 +182,15 @@ class SidecarManager:
         self._tried.set()
 
     def _failed(self, problem: str) -> None:
+        self._report_problem(problem)
+        self._again()
+
+    def _report_problem(self, problem: str) -> None:
         if problem != self.problem:
             self.problem = problem
             logger.error("%s: %s", self.label, problem)
             name = self.label.removeprefix("the ")
             self._events.record("pool", f"{name} failed", message=f"{self.label}: {problem}")
-        self._again()
 
     def _again(self) -> None:
         if not self._over:

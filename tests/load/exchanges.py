@@ -37,7 +37,9 @@ class Exchange:
 
     def request(self, number: int) -> bytes:
         closing = "" if self.keeps else "Connection: close\r\n"
-        return f"GET {self.settings.path}?n={number:012} HTTP/1.1\r\nHost: load\r\n{closing}\r\n".encode()
+        paths = self.settings.paths or [self.settings.path]
+        path = paths[number % len(paths)]
+        return f"GET {path}?n={number:012} HTTP/1.1\r\nHost: load\r\n{closing}\r\n".encode()
 
     def fault(self, number: int, response: Response) -> str:
         """What is wrong with the answer; nothing, if it is the one that was asked for."""

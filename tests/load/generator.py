@@ -36,6 +36,7 @@ class Settings:
     pause: float = 0.0  # between an answer and the next request, or between two messages
     patience: float = 30.0  # after that a request counts as unanswered
     path: str = "/"
+    paths: list[str] = field(default_factory=list)  # each request takes the next one, whatever its connection
     echo: bool = True  # answers must be those of tests.load.apps; False: the status is enough
     statuses: list[int] = field(default_factory=lambda: [200])
 

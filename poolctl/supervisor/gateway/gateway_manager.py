@@ -6,6 +6,8 @@ that all of them outlive this supervisor, and the process.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -30,6 +32,8 @@ from .gateway_listeners import GatewayListeners
 from .gateway_plan import GatewayPlan, plan_of
 from .gateway_process import GatewayProcess, pair_number
 from .published_routes import PublishedRoutes
+
+_SERVES_SECONDS = 10.0
 
 
 class GatewayManager(SidecarManager):
@@ -62,6 +66,15 @@ class GatewayManager(SidecarManager):
     def gateway(self) -> GatewayProcess | None:
         """The process, while there is one."""
         return self._process if isinstance(self._process, GatewayProcess) else None
+
+    async def serving(self) -> GatewayProcess | None:
+        """The process, once it serves; None if it cannot, and `problem` says why."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SERVES_SECONDS):
+                while self._process is None and not self.problem:
+                    self._changed = asyncio.Event()
+                    await self._changed.wait()
+        return self.gateway
 
     def follow(self, tables: Tables) -> None:
         """Serve as these tables say, soon."""
@@ -151,6 +164,8 @@ class GatewayManager(SidecarManager):
             self._open_pair()
             self._inform_workers()
         problems = await self._listeners.open(plan.listeners)
+        if problems:
+            self._report_problem(problems[0].message)
         self._tried.set()
         await self._routes.settled()
         process = self.gateway
@@ -160,8 +175,9 @@ class GatewayManager(SidecarManager):
             self._sync(process, plan)
         await self._listeners.close_others(plan.listeners)
         if problems:
-            raise problems[0]
-        self.problem = self._routes.problem
+            self._again()
+        else:
+            self.problem = self._routes.problem
 
     async def _plan(self) -> GatewayPlan | None:
         streams, directory = self._routes.routes.streams, self._environment.directory

@@ -37,7 +37,7 @@ class GatewayVerbs:
 
     async def host(self, call: Call) -> HostsResult:
         """Disable, enable or drain hosts; nothing is changed if one of them is unknown."""
-        process = self._gateway.gateway
+        process = await self._gateway.serving()
         if process is None:
             return self._away()
         try:
@@ -51,7 +51,7 @@ class GatewayVerbs:
         return result.but(items=tuple(each for each in result.items if each.host in answer["hosts"]))
 
     async def _report(self) -> Table | None:
-        process = self._gateway.gateway
+        process = await self._gateway.serving()
         try:
             return None if process is None else await process.report()
         except (LinkLost, TimeoutError):

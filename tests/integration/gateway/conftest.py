@@ -1,0 +1,76 @@
+"""A real pool with a gateway before two servers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.http_get import Reply, get
+from tests.ports import claim_port
+from tests.processes import is_alive
+from tests.real_pool import RealPool
+
+Until = Callable[..., Any]
+
+SERVERS = """
+[[server]]
+name = "one"
+bind = "127.0.0.1:{one}"
+app = "tests.load.apps:app"
+env = {{ NAME = "one" }}
+{extra}
+[[server]]
+name = "two"
+bind = "127.0.0.1:{two}"
+app = "tests.load.apps:app"
+{extra}
+"""
+ROUTES = """
+[[route]]
+to = "one"
+path = "/one"
+[[route]]
+to = "two"
+path = "/two"
+"""
+
+
+class GatewayPool:
+    """Requests to /one go to the server "one", those to /two to "two"; the rest has no route."""
+
+    def __init__(self, pool: RealPool, until: Until) -> None:
+        self.pool = pool
+        self.until = until
+        self.port = claim_port()
+        self.ports = {"one": claim_port(), "two": claim_port()}
+
+    def write(self, routes: str = ROUTES, gateway: str = "", extra: str = "") -> None:
+        head = f'[gateway]\nbind = "127.0.0.1:{self.port}"\n{gateway}\n'
+        self.pool.write("pool.toml", head + routes + SERVERS.format(**self.ports, extra=extra))
+
+    def start(self, routes: str = ROUTES, gateway: str = "", extra: str = "") -> None:
+        """Start it; returns when the gateway accepts, and its routes pass where they can."""
+        self.write(routes, gateway, extra)
+        self.pool.ok("start")
+        self.until(self.process)
+
+    def process(self) -> int | None:
+        """The pid of the gateway's process; None unless there is exactly one."""
+        found = [pid for pid, line in self.pool.processes().items() if line.endswith("bootstrap.py gateway")]
+        return found[0] if len(found) == 1 else None
+
+    def kill(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+        self.until(lambda: not is_alive(pid))
+
+    def get(self, path: str, **headers: str) -> Reply:
+        return get(self.port, path, headers=headers)
+
+
+@pytest.fixture
+def gateway(real_pool: RealPool, until: Until) -> GatewayPool:
+    return GatewayPool(real_pool, until)

@@ -1,0 +1,212 @@
+"""A gateway before real servers: requests find their server, and no death or change of a process is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.http_get import get
+from tests.integration.gateway.conftest import ROUTES, GatewayPool
+from tests.integration.processes.test_keeper_killed import kill_keeper, whole_again
+from tests.load.load import Load
+from tests.ports import claim_port
+from tests.real_pool import RealPool
+
+pytestmark = pytest.mark.unmeasured
+
+
+def load(gateway: GatewayPool, mode: str = "keep_alive", **options: object) -> Load:
+    """Requests for both servers in turn, over the gateway."""
+    return Load(
+        [gateway.port], mode, **{"paths": ["/one", "/two"], "connections": 8, "pause": 0.002, **options}
+    )
+
+
+@contextmanager
+def backend(text: bytes) -> Iterator[int]:
+    """The port of a server of another machine, which answers every request with this text."""
+    ready, over = threading.Event(), threading.Event()
+    port = claim_port()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(text) + text)
+        writer.close()
+
+    async def serve() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", port)
+        ready.set()
+        await asyncio.to_thread(over.wait)
+        server.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        ready.wait(20)
+        yield port
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(gateway: GatewayPool) -> None:
+    with backend(b"elsewhere") as port:
+        gateway.start(ROUTES + f'[[route]]\nhost = "out.example.com"\nto = "http://127.0.0.1:{port}"\n')
+        assert gateway.get("/one?n=000000000001").body == b"n=000000000001"
+        assert gateway.get("/two/x?n=000000000002").status == 200
+        assert gateway.get("/", Host="out.example.com").body == b"elsewhere"
+        assert gateway.get("/onetwo").status == 404
+        (event,) = [
+            each for each in gateway.pool.ok("events", "-o", "json").stdout.splitlines() if "gateway" in each
+        ]
+        assert f"the gateway serves 127.0.0.1:{gateway.port}" in event
+
+
+@pytest.mark.parametrize("mode", ["keep_alive", "new_connection"])
+def test_restart_of_servers_fails_no_request(gateway: GatewayPool, mode: str) -> None:
+    gateway.start()
+    with load(gateway, mode) as running:
+        for _ in range(2):
+            gateway.pool.ok("restart")
+        before = running.look().complete
+        gateway.until(lambda: running.look().complete > before + 100)
+    assert running.report.failed == 0, running.report
+
+
+def test_killed_gateway_is_replaced_while_connections_wait(gateway: GatewayPool) -> None:
+    gateway.start()
+    pid = gateway.until(gateway.process)
+    with load(gateway, "new_connection", connections=2) as running:
+        gateway.kill(pid)
+        before = running.look().complete
+        gateway.until(lambda: running.look().complete > before + 20)
+        assert gateway.process() not in (None, pid)
+    # Of new connections only those that it had accepted, and not passed on yet, are lost.
+    assert running.report.failed <= 2, running.report
+
+
+def test_reload_adds_and_removes_routes_without_a_pause(gateway: GatewayPool) -> None:
+    gateway.start()
+    with load(gateway) as running:
+        gateway.write(ROUTES + '[[route]]\nalias = "three"\npath = "/three"\nto = "one"\n')
+        gateway.pool.ok("reload")
+        gateway.until(lambda: gateway.get("/three?n=000000000001").status == 200)
+        gateway.write(gateway='keep_alive = "60s"')
+        gateway.pool.ok("reload")
+        gateway.until(lambda: gateway.get("/three").status == 404)
+    assert running.report.failed == 0, running.report
+
+
+def test_gateway_moves_to_another_address_and_ends_with_its_table(gateway: GatewayPool) -> None:
+    gateway.start()
+    before, gateway.port = gateway.port, claim_port()
+    gateway.write()
+    gateway.pool.ok("reload")
+    gateway.until(lambda: answers(gateway.port))
+    gateway.until(lambda: not answers(before))
+    text = (gateway.pool.directory / "pool.toml").read_text()
+    gateway.pool.write("pool.toml", text[text.index("[[server]]") :])
+    gateway.pool.ok("reload")
+    gateway.until(lambda: not answers(gateway.port))
+    gateway.until(lambda: gateway.process() is None)
+    assert get(gateway.ports["one"]).status == 200
+
+
+def answers(port: int) -> bool:
+    try:
+        return get(port, "/one").status == 200
+    except OSError:
+        return False
+
+
+def test_killed_supervisor_is_not_noticed_and_the_next_one_adopts_the_gateway(gateway: GatewayPool) -> None:
+    gateway.start()
+    pid = gateway.until(gateway.process)
+    with load(gateway) as running:
+        supervisor = gateway.pool.info()["supervisor_pid"]
+        os.kill(supervisor, signal.SIGKILL)
+        gateway.until(lambda: gateway.pool.info()["supervisor_pid"] != supervisor)
+        gateway.pool.ok("restart", "one")
+        gateway.write(ROUTES + '[[route]]\nalias = "three"\npath = "/three"\nto = "one"\n')
+        gateway.pool.ok("reload")
+        gateway.until(lambda: gateway.get("/three").status == 200)
+    assert running.report.failed == 0, running.report
+    assert gateway.process() == pid
+
+
+@pytest.mark.slow
+def test_killed_keeper_is_not_noticed_and_the_gateway_lives_on(gateway: GatewayPool) -> None:
+    gateway.start()
+    pid = gateway.until(gateway.process)
+    with load(gateway) as running:
+        whole_again(gateway.pool, gateway.until, kill_keeper(gateway.pool))
+        gateway.pool.ok("restart", "two")
+    assert running.report.failed == 0, running.report
+    assert gateway.process() == pid
+    gateway.kill(pid)
+    gateway.until(lambda: gateway.process() not in (None, pid))
+    gateway.until(lambda: answers(gateway.port))
+
+
+def test_stopped_pool_refuses_and_leaves_nothing_behind(gateway: GatewayPool, real_pool: RealPool) -> None:
+    gateway.start()
+    with socket.create_connection(("127.0.0.1", gateway.port)) as idle:
+        idle.sendall(b"GET /one HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert idle.recv(65536).startswith(b"HTTP/1.1 200")
+        real_pool.ok("stop")
+        idle.settimeout(20)
+        assert idle.recv(65536) == b""
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", gateway.port))
+    gateway.until(lambda: not real_pool.processes())
+
+
+def test_taken_address_is_named_and_tried_again(gateway: GatewayPool) -> None:
+    with socket.create_server(("127.0.0.1", gateway.port)):
+        gateway.write()
+        done = gateway.pool.ok("start")
+        assert "[gateway]" in done.stderr, done
+        assert str(gateway.port) in done.stderr, done
+    gateway.until(lambda: answers(gateway.port), timeout_seconds=40)
+
+
+def test_stopped_server_is_unavailable_and_comes_back(gateway: GatewayPool) -> None:
+    gateway.start()
+    assert gateway.get("/one").status == 200
+    gateway.pool.ok("stop", "one")
+    reply = gateway.get("/one")
+    assert reply.status == 503, reply
+    assert "retry-after" in reply.headers
+    gateway.pool.ok("start", "one")
+    gateway.until(lambda: gateway.get("/one").status == 200)
+
+
+def test_disabled_host_stays_disabled_over_the_death_of_gateway_and_supervisor(gateway: GatewayPool) -> None:
+    gateway.start()
+    gateway.pool.ok("hosts", "disable", "one", "--for", "0")
+    assert gateway.get("/one").status == 503
+    pid = gateway.until(gateway.process)
+    gateway.kill(pid)
+    gateway.until(lambda: gateway.process() not in (None, pid))
+    assert gateway.until(lambda: status_of(gateway, "/one")) == 503
+    supervisor = gateway.pool.info()["supervisor_pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    gateway.until(lambda: gateway.pool.info()["supervisor_pid"] != supervisor)
+    (row,) = [each for each in gateway.pool.ok("hosts", "-o", "json").json["items"] if each["host"] == "one"]
+    assert row["state"] == "disabled"
+    gateway.pool.ok("hosts", "enable", "one")
+    assert gateway.get("/one").status == 200
+
+
+def status_of(gateway: GatewayPool, path: str) -> int | None:
+    try:
+        return gateway.get(path).status
+    except OSError:
+        return None
