@@ -219,7 +219,8 @@ class PlainConnection(Arriving):
         if not data:
             self.close()
         elif self.hops >= MOST_HOPS:
-            edge.event("gateway.hops", client=self.client, hops=self.hops)
+            message = f"a connection from {self.client} was given back by workers {self.hops} times"
+            edge.event("misdirected connection closed", message=message, severity="warning")
             edge.passing.refuse(self.sock, 421)
         elif not self._passed(data):
             serve(edge, self.sock, self.received)

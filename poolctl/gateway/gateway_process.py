@@ -338,6 +338,8 @@ class GatewayServer(SupervisedProcess):
         self._take_no_more_back()
         edge.drain()
         try:
+            # First: what becomes a whole head is proxied, or passed.
+            await edge.passing.waiting.drain(seconds)
             await asyncio.gather(drain(edge, seconds), *(each.drain(seconds) for each in listeners))
         finally:
             self.over.set()

@@ -45,12 +45,13 @@ class _Queued(NamedTuple):
 class _Server:
     """A server's give end, and the connections that wait for room in it, in the order of their arrival."""
 
-    __slots__ = ("end", "queue", "retry", "timer", "tls", "watched")
+    __slots__ = ("end", "full", "queue", "retry", "timer", "tls", "watched")
 
     def __init__(self) -> None:
         self.end: socket.socket | None = None  # None: the pair was closed, and its successor is not here yet
         self.tls = False
         self.queue: deque[_Queued] = deque()
+        self.full = False  # which was reported
         self.watched = False  # for room
         self.retry: asyncio.TimerHandle | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -118,7 +119,7 @@ class Passing:
         if not found.queue and self._send(found, sock, routed):
             return True
         if len(found.queue) >= self._most_queued:
-            self._event("gateway.queue_full", server=server, queued=len(found.queue))
+            self._report_full(server, found)
             self._refuse(sock, tls)
             return False
         found.queue.append(_Queued(sock, routed, self._loop.time() + self._queue_seconds, tls))
@@ -179,9 +180,11 @@ class Passing:
             sent += 1
         if found.end is None or not found.queue:
             self._unwatch(found)
-            if not found.queue and found.timer is not None:
-                found.timer.cancel()
-                found.timer = None
+            if not found.queue:
+                found.full = False
+                if found.timer is not None:
+                    found.timer.cancel()
+                    found.timer = None
         elif sent:
             self._watch(found)
         else:
@@ -231,7 +234,15 @@ class Passing:
         if found.queue:
             found.timer = self._loop.call_at(found.queue[0].until, self._expire, found)
         else:
+            found.full = False
             self._unwatch(found)
+
+    def _report_full(self, server: str, found: _Server) -> None:
+        """Once for each time that the queue was full."""
+        if not found.full:
+            found.full = True
+            message = f"{server} takes no connections: {len(found.queue)} wait, and new ones get 503"
+            self._event("connection queue full", server=server, message=message, severity="warning")
 
     def _refuse(self, sock: socket.socket, tls: bool) -> None:
         if tls:

@@ -24,6 +24,8 @@ _NEVER = float("inf")
 _LINGER_SECONDS = 2.0
 _MOST_LINGERED_BYTES = 1024 * 1024
 _READ_BYTES = 64 * 1024
+# While draining: so long a client that has sent nothing may still send its request.
+QUIET_SECONDS = 2.0
 # Each costs the kernel some memory, whatever the limit of open files is.
 _MOST = 100_000
 
@@ -75,6 +77,7 @@ class WaitingConnections:
         self._slots: dict[int, set[Waiting]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due = _NEVER
+        self._emptied: asyncio.Future[None] | None = None  # resolved when none is left
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -112,11 +115,25 @@ class WaitingConnections:
         else:
             refused.close()
 
+    async def drain(self, seconds: float) -> None:
+        """Wait until the heads that have begun are whole, for at most so long, and close what is left.
+
+        Connections that have sent nothing are closed earlier: after a quiet time, in which what is on its way arrives.
+        """
+        if not self._connections:
+            return
+        self._emptied = self._loop.create_future()
+        quiet = self._loop.call_later(QUIET_SECONDS, self._close_silent)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._emptied, seconds)
+        quiet.cancel()
+        for waiting in list(self._connections.values()):
+            self._end(waiting)
+
     def close(self) -> None:
         """Close all connections."""
         for waiting in list(self._connections.values()):
-            self._remove(waiting)
-            waiting.close()
+            self._end(waiting)
         if self._timer is not None:
             self._timer.cancel()
         if self._epoll is not None:
@@ -146,11 +163,19 @@ class WaitingConnections:
         assert self._epoll is not None
         with contextlib.suppress(OSError):
             self._epoll.unregister(fd)
+        if self._emptied is not None and not self._connections and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    def _close_silent(self) -> None:
+        for fd in list(self._silent):
+            self._end(self._connections[fd])
 
     def _close_oldest(self) -> None:
-        oldest = self._connections[next(iter(self._silent or self._connections))]
-        self._remove(oldest)
-        oldest.close()
+        self._end(self._connections[next(iter(self._silent or self._connections))])
+
+    def _end(self, waiting: Waiting) -> None:
+        self._remove(waiting)
+        waiting.close()
 
     def _put(self, waiting: Waiting, deadline: float) -> None:
         slot = waiting.slot = int(deadline / _SLOT_SECONDS) + 1

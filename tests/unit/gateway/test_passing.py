@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import socket
@@ -9,11 +10,11 @@ from contextlib import suppress
 
 import pytest
 
-from poolctl.gateway import accepting
+from poolctl.gateway import accepting, waiting_connections
 from poolctl.gateway.passing import Passing
 from poolctl.gateway.waiting_connections import WaitingConnections
 from poolctl.keeper.connection_handover import MOST_HOPS
-from tests.unit.gateway.passing_stage import HEAD, Stage, app_route, play, until
+from tests.unit.gateway.passing_stage import DEADLINE, HEAD, Stage, app_route, play, until
 from tests.unit.gateway.test_client_hello import client_hello, in_records
 
 
@@ -171,6 +172,30 @@ def test_oldest_silent_connection_is_closed_when_too_many_wait() -> None:
     play(scene)
 
 
+def test_drain_serves_heads_that_have_begun_and_closes_silent_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(waiting_connections, "QUIET_SECONDS", 0.05)
+
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users")
+        begun, silent = await stage.connect(HEAD[:20]), await stage.connect()
+        await until(lambda: stage.waiting == 2)
+        drained = asyncio.ensure_future(stage.edge.passing.waiting.drain(DEADLINE))
+        assert await stage.read(silent) == b""
+        assert not drained.done()
+        await stage.edge.loop.sock_sendall(begun, HEAD[20:])
+        (await pair.take()).close()
+        await drained
+        begun = await stage.connect(HEAD[:20])
+        await until(lambda: stage.waiting)
+        await stage.edge.passing.waiting.drain(0.1)
+        assert not stage.waiting
+
+    play(scene)
+
+
 def test_one_full_pair_holds_up_no_other_server() -> None:
     async def scene(stage: Stage) -> None:
         full, free = stage.server("full"), stage.server("free")
@@ -202,7 +227,8 @@ def test_full_queue_gets_503_with_a_time_to_retry() -> None:
         refused = await stage.read(await stage.connect(HEAD))
         assert refused.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nRetry-After: 1\r\n" in refused
-        assert stage.events == [("gateway.queue_full", {"server": "users", "queued": 1})]
+        assert (await stage.read(await stage.connect(HEAD))).startswith(b"HTTP/1.1 503 ")
+        assert [kind for kind, _ in stage.events] == ["connection queue full"]
         stage.edge.passing.close()
         assert (await stage.read(queued)).startswith(b"HTTP/1.1 503 ")
 
@@ -291,7 +317,7 @@ def test_connection_that_comes_back_too_often_gets_421() -> None:
         stage.give_back(taken, taken.recv(1000), hops=MOST_HOPS)
         taken.close()
         assert (await stage.read(client)).startswith(b"HTTP/1.1 421 ")
-        assert stage.events == [("gateway.hops", {"client": "127.0.0.1", "hops": MOST_HOPS})]
+        assert [kind for kind, _ in stage.events] == ["misdirected connection closed"]
         assert pair.take_now() is None
 
     play(scene)
