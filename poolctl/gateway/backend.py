@@ -70,6 +70,9 @@ class RouteInForce(Protocol):
     def admit(self) -> None:
         """Serve those that wait, as far as there are places."""
 
+    def refresh(self) -> None:
+        """Something about its backends has changed."""
+
 
 class Backend:
     """A host of one or several routes: a server of the pool, or a URL.
@@ -103,8 +106,8 @@ class Backend:
                 self._facts_verdict = Verdict(False, str(wrong), DOWN_RETRY_SECONDS)
 
     def __repr__(self) -> str:
-        state = "available" if (verdict := self.available(0.0)).ok else verdict.why
-        return f"<Backend {self.key}, {state}, {self.in_flight} in flight>"
+        state = self.blocked.why if self.blocked else f"breaker {self.breaker_state or 'closed'}"
+        return f"<Backend {self.key}: {state}, {self.in_flight} in flight>"
 
     @property
     def load(self) -> int:
@@ -116,6 +119,11 @@ class Backend:
         """The least favourable of its breakers' states; None if it has none."""
         states = {each.state for each in self._breakers.values()}
         return next((state for state in _BREAKER_ORDER if state in states), None)
+
+    @property
+    def weight(self) -> int:
+        """The server's own weight, by which that of each target is multiplied."""
+        return self.facts.weight if self.facts is not None else 1
 
     @property
     def share(self) -> float:

@@ -9,7 +9,7 @@ from ..frozen_value import Table
 from ..logs.log_line import stamp
 from ..routing.host_report import HostReport
 from ..routing.route import Route
-from .backend import Backend, Member, Outcome, Verdict
+from .backend import Backend, Member, Outcome, RouteInForce, Verdict
 from .breaker import BreakerState
 from .counts import Counts
 from .endpoint import Endpoint, ServerFacts
@@ -57,19 +57,29 @@ class Backends:
         very large table need not be gone through.
         """
         self._servers = servers
+        affected: dict[RouteInForce, bool] = {}  # whether weights have changed
         for backend in self._backends.values():
-            self._report(backend)
-        if routes is None:
-            for _, known in self._routes.values():
-                known.refresh()
-            return
+            facts = servers.get(backend.key)
+            if backend.is_server and facts is not backend.facts and facts != backend.facts:
+                weight = backend.weight
+                self._report(backend)
+                for user in backend.members:
+                    affected[user] = affected.get(user, False) or backend.weight != weight
+        if any(affected.values()):
+            for route, known in self._routes.values():
+                if affected.get(known):
+                    known.apply(route, self._members(route, known))
+        if routes is not None:
+            self._apply_routes(routes)
+        for user in affected:
+            user.refresh()
+
+    def _apply_routes(self, routes: Iterable[AnyRoute]) -> None:
         wanted = {_name(route): route for route in routes}
         for name in self._routes.keys() - wanted.keys():
             self._routes.pop(name)[1].close()
         for route in wanted.values():
             self.of(route)
-        for _, known in self._routes.values():
-            known.refresh()
         gone = [each.key for each in self._backends.values() if not each.members and not each.in_flight]
         for key in gone:
             del self._backends[key]
@@ -129,11 +139,9 @@ class Backends:
         def changed(state: BreakerState, why: str) -> None:
             self._breaker_changed(key, state, why)
 
-        if backend.facts is not None:
-            weight *= backend.facts.weight
         breaker = backend.breaker(route.breaker, former, changed)
         limiter = backend.limiter(limits(route)[1], former)
-        made = backend.members[user] = Member(backend, max(1, weight), breaker, limiter)
+        made = backend.members[user] = Member(backend, weight * backend.weight, breaker, limiter)
         return made
 
     def _report(self, backend: Backend) -> None:
@@ -166,7 +174,7 @@ class Backends:
             available=verdict.ok,
             why=verdict.why or record.why,
             breaker=str(backend.breaker_state or ""),
-            connections=backend.open_connections,
+            connections=max(backend.open_connections, backend.held),
             in_flight=backend.in_flight,
             waiting=sum(route.waiting for route in backend.members),
             requests=traffic.requests,

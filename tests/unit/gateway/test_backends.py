@@ -268,3 +268,32 @@ def test_passed_connections_count_for_least_connections_until_the_server_reports
     assert stage.row("a")["requests"] == 0
     stage.backends.apply(None, {"a": facts("a", open_connections=9), "b": facts("b", open_connections=1)})
     assert taken(stage.backends.of(route).acquire("1.1.1.1")).backend.key == "b"
+
+
+def test_weight_of_a_server_multiplies_that_of_its_targets(stage: Stage) -> None:
+    route = server_route("a", "b")
+    stage.backends.apply([route], {"a": facts("a"), "b": facts("b")})
+    lease = taken(stage.backends.of(route).acquire("1.1.1.1"))
+    stage.backends.apply(None, {"a": facts("a", weight=3), "b": facts("b")})
+    found = [taken(stage.backends.of(route).acquire("1.1.1.1")).backend.key for _ in range(8)]
+    assert (found.count("a"), found.count("b")) == (6, 2)
+    assert lease.backend.in_flight == 7, "what is in flight stays"
+
+
+def test_repeated_facts_and_routes_change_nothing(stage: Stage) -> None:
+    route = server_route("a", "b", policy="least-connections")
+    for _ in range(3):
+        stage.backends.apply(
+            [server_route("a", "b", policy="least-connections")], {"a": facts("a"), "b": facts("b")}
+        )
+        taken(stage.backends.of(route).acquire("1.1.1.1")).release(Outcome.PASSED)
+    assert sorted(member.load for member in stage.backends.of(route).members) == [1, 2]
+
+
+def test_report_of_a_server_shows_the_connections_of_its_workers(stage: Stage) -> None:
+    stage.backends.apply([server_route("a")], {"a": facts("a", open_connections=7)})
+    assert (stage.row("a")["connections"], stage.row("a")["routes"]) == (7, ["api"])
+    assert (
+        repr(stage.backends.of(server_route("a")).members[0].backend)
+        == "<Backend a: breaker closed, 0 in flight>"
+    )
