@@ -109,7 +109,8 @@ class Backend:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         wire = Wire(reader, writer)
-        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+        # RuntimeError: uvloop's, for writing to a connection that is closed.
+        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError, RuntimeError):
             await self.script(self, wire)
         writer.close()
 
