@@ -72,6 +72,11 @@ class Table(Section):
 
     model_config = ConfigDict(defer_build=True)
 
+    @property
+    def label(self) -> str:
+        """The name by which people know one of several; "" for a table of which there is one."""
+        return ""
+
     def to_dict(self) -> dict[str, Tree]:
         """The table as a file could have it, defaults filled in, unset keys left out."""
         return self.model_dump(mode="json", exclude_none=True, warnings=False)

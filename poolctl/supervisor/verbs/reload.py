@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
 
-from poolctl.config import ServerConfig
+from poolctl.config import ServerConfig, Table
 from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult, failure
 from poolctl.core.core import Core
 from poolctl.core.server_changes import CURRENT_CAUSE
@@ -16,13 +16,15 @@ from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TI
 from poolctl.runners import withheld_variables
 
 from ..active_configuration import ResolvedConfig
-from .reload_diff import Kind, Running, plan
+from .reload_diff import Kind, Running, listed, plan
 from .server_documents import as_kind, items
 from .start_checks import ensure_open_files_for_all, expired
 from .verb import Call, Operation, VerbContext
 
 # The name of the pool itself in the plan; no server can have it.
 POOL = "[pool]"
+
+AnyTable = Table | tuple[Table, ...] | None
 
 
 class Reload:
@@ -130,13 +132,11 @@ class Reload:
         if resolved.name != self._configuration.name:
             message = f"the pool's name: {self._configuration.name} → {resolved.name}"
             yield _of_pool(POOL, ("pool.name",), message)
-        in_force, tables = self._configuration.tables, resolved.tables
-        now, then = in_force.to_dict(), tables.to_dict()
-        before = in_force.by_name()
-        for name, table in tables.by_name().items():
+        before = self._configuration.tables.by_name()
+        for name, table in resolved.tables.by_name().items():
             if table != before[name]:
-                keys = _changed(name, now.get(name), then.get(name))
-                yield _of_pool(f"[{name}]", keys, f"[{name}]: {', '.join(keys)}")
+                keys = _changed(name, before[name], table)
+                yield _of_pool(f"[{name}]", keys, f"[{name}]: {listed(keys)}")
 
     def _exposed_to(self, variables: Iterable[str], replaced: Collection[str]) -> Iterable[str]:
         """Notes about running servers whose environment has variables that are now withheld."""
@@ -235,11 +235,19 @@ def _of_pool(table: str, keys: tuple[str, ...], message: str) -> PlannedChange:
     return PlannedChange(name=table, bind="", change=Kind.UPDATE.value, keys=keys, message=message)
 
 
-def _changed(name: str, now: object, then: object) -> tuple[str, ...]:
-    """The keys of a table that differ; for a list of tables only its name."""
-    if not isinstance(now, dict) or not isinstance(then, dict):
+def _changed(name: str, before: AnyTable, after: AnyTable) -> tuple[str, ...]:
+    """The keys of a table that differ; of a list of tables the names of those that do."""
+    one, other = _named(before), _named(after)
+    if not one or not other:
         return (name,)
-    return tuple(f"{name}.{key}" for key in {**now, **then} if now.get(key) != then.get(key)) or (name,)
+    changed = tuple(f"{name}.{key}" for key in {**one, **other} if one.get(key) != other.get(key))
+    return changed or (name,)  # in another order, or by a secret
+
+
+def _named(table: AnyTable) -> dict[str, object]:
+    if isinstance(table, tuple):
+        return {each.label: each.to_dict() for each in table}
+    return table.to_dict() if table is not None else {}
 
 
 def _files(servers: Iterable[ServerConfig]) -> Mapping[str, Mapping[str, str]]:

@@ -100,9 +100,9 @@ def _changed(before: Running, server: ServerConfig, files: Mapping[str, str]) ->
     fresh = [key for key in keys if not is_live(key, before.config, server)]
     found: list[PlannedChange] = []
     if fresh:
-        found.append(_change(Kind.RESTART, server, tuple(keys), f"{_listed(fresh)} changed"))
+        found.append(_change(Kind.RESTART, server, tuple(keys), f"{listed(fresh)} changed"))
     elif keys:
-        found.append(_change(Kind.UPDATE, server, tuple(keys), f"{_listed(keys)} changed"))
+        found.append(_change(Kind.UPDATE, server, tuple(keys), f"{listed(keys)} changed"))
     return found + _overridden(before, server)
 
 
@@ -179,6 +179,7 @@ def _asks(config: ServerConfig) -> bool:
     return bool(getattr(config.tls, "ca", None))
 
 
-def _listed(keys: Sequence[str]) -> str:
+def listed(keys: Sequence[str]) -> str:
+    """The first keys, and the number of the others."""
     shown = ", ".join(keys[:4])
     return f"{shown} and {len(keys) - 4} more" if len(keys) > 4 else shown
