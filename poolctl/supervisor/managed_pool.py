@@ -156,7 +156,7 @@ class ManagedPool:
         self.core.listeners.add(self._end_if_mandatory_failed)
         self._observers.start_dashboard()
         if not self._configuration.problems:
-            await self._gateway.start(self.core, self._verbs)
+            await self._gateway.start(self.core, self._verbs, self._observers.totals)
             self._late_orphans = asyncio.ensure_future(self._adopt_late_orphans())
 
     async def _make_core(self) -> list[ServerConfig]:

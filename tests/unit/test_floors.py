@@ -33,7 +33,7 @@ WITHIN = {
         "model": 0, "files": 1, "checks": 2, "configuration": 3, "loader": 4, "edit": 5,
     },
     "supervisor": {
-        "sidecar": 1, "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "gateway": 5, "observers": 5,
+        "sidecar": 1, "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "observers": 5,
     },
     "runners": {
         "untrusted_messages": 0, "withheld_variables": 0, "process_link": 1, "listener_opener": 1,

@@ -71,7 +71,7 @@ class GatewayManager(SidecarManager):
         """The process, once it serves; None if it cannot, and `problem` says why."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SERVES_SECONDS):
-                while self._process is None and not self.problem:
+                while self.tables.gateway is not None and self._process is None and not self.problem:
                     self._changed = asyncio.Event()
                     await self._changed.wait()
         return self.gateway

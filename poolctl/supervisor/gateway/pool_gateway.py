@@ -11,6 +11,7 @@ from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events
 
 from ..active_configuration import PoolEnvironment
+from ..observers.statistics import Totals
 from ..verbs.verbs import Verbs
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ class PoolGateway:
         self._manager: GatewayManager | None = None
         self._found = False
 
-    async def start(self, core: Core, verbs: Verbs) -> None:
+    async def start(self, core: Core, verbs: Verbs, totals: Totals) -> None:
         """Serve as configured, now and after each reload."""
-        self._core, self._verbs = core, verbs
+        self._core, self._verbs, self._totals = core, verbs, totals
         # One that is not configured any more is there if the supervisor was killed in a reload.
         _, fds = await self._environment.keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
         self._found = bool(fds)
@@ -44,7 +45,7 @@ class PoolGateway:
             from .gateway_verbs import GatewayVerbs
 
             self._manager = GatewayManager(self._environment, self._core, self._events)
-            GatewayVerbs(self._manager, self._core).add_to(self._verbs)
+            GatewayVerbs(self._manager, self._core, self._totals).add_to(self._verbs)
         if self._manager is not None:
             self._manager.follow(tables)
 

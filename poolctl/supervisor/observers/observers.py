@@ -56,16 +56,16 @@ class Observers:
     async def resume_counting(self, core: Core, store: StateStore) -> None:
         """Continue the counts of the previous supervisor; before any worker is adopted."""
         self._core = core
-        self._totals = Totals(core, self.events, store)
-        await self._totals.resume()
-        self._statistics = Statistics(core, self._totals)
+        self.totals = Totals(core, self.events, store)
+        await self.totals.resume()
+        self._statistics = Statistics(core, self.totals)
 
     def record_events(self, adopted: int) -> None:
         """Record and notify changes of the servers; `adopted` workers of the previous supervisor are there."""
         # First, so that it receives the first events, too.
         self._configuration.follow(self._set_receivers)
         if not self._configuration.problems:
-            recorder = EventRecorder(self._core, self.events, self._totals)
+            recorder = EventRecorder(self._core, self.events, self.totals)
             recorder.begin(adopted, self._daemon.identity())
 
     async def begin_serving(self, verbs: Verbs) -> None:
@@ -99,7 +99,7 @@ class Observers:
 
     def save_totals(self) -> None:
         """Save the counts for a successor."""
-        self._totals.save()
+        self.totals.save()
 
     def flush(self) -> None:
         """Write pending events, and save pending notifications."""

@@ -63,6 +63,16 @@ def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(ga
         assert gateway.get("/two/x?n=000000000002").status == 200
         assert gateway.get("/", Host="out.example.com").body == b"elsewhere"
         assert gateway.get("/onetwo").status == 404
+        routes = gateway.pool.ok("routes", "-o", "json").json["items"]
+        assert [(each["alias"], each["way"], each["state"], each["requests"]) for each in routes] == [
+            ("one", "pass", "healthy", 1),
+            ("two", "pass", "healthy", 1),
+            (f"127.0.0.1:{port}", "proxy", "healthy", 1),
+        ]
+        explained = gateway.pool.ok(
+            "routes", "explain", f"http://127.0.0.1:{gateway.port}/one/x", "-o", "json"
+        ).json
+        assert explained["route"] == "one"
         (event,) = [
             each for each in gateway.pool.ok("events", "-o", "json").stdout.splitlines() if "gateway" in each
         ]
