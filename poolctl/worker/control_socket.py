@@ -68,6 +68,12 @@ class ControlSocket:
         """Accept orders from now on; heartbeats are answered on the page."""
         self._tally = tally
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._readable)
+        # Orders that have already arrived hold for the first connection. Polled without raising an error: a newly
+        # forked worker pays for it.
+        waiting = select.poll()
+        waiting.register(self._sock, select.POLLIN)
+        while waiting.poll(0) and self._read_order():
+            continue
 
     def ignore(self) -> None:
         """Accept no more orders."""
@@ -107,20 +113,27 @@ class ControlSocket:
                 os.close(sock.detach())
 
     def _readable(self) -> None:
+        self._read_order()
+
+    def _read_order(self) -> bool:
+        """Read and follow the next order; False if there was none."""
         if answer(self._sock, self._tally):
-            return
+            return True
         try:
             received = wire.receive(self._sock)
-        except (BlockingIOError, wire.WireError):
-            return
+        except BlockingIOError:
+            return False
+        except wire.WireError:
+            return True
         except ConnectionError:
             received = None
         if received is None:
             # An end of file is always readable.
             self.ignore()
             self._lost()
-        else:
-            self.perform(*received)
+            return False
+        self.perform(*received)
+        return True
 
     def _lost(self) -> None:
         if self._spec["orphanage"] is None:

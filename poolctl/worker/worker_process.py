@@ -41,6 +41,7 @@ from .serving.accepting import AdoptionPair
 from .serving.connection_state import IdleTimer
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
 from .serving.uvicorn_parts import Tls, configure, ssl_context
+from .serving.worker_routes import Routes
 from .tally import map_page
 
 # Events and log lines of every worker, encoded.
@@ -64,6 +65,7 @@ class WorkerProcess:
         self.tally_fd = self.tls_fds.stop + 2 * spec["adoption"]
         place = spec["orphanage"]
         bound = socket.socket(fileno=self.tally_fd + 1) if place is not None and place["bound"] else None
+        self.routes = Routes(spec["server"])
         self.control = ControlSocket(CONTROL_FD, self, spec, bound)
         self.signalled: int | None = None
         self.expired = False
@@ -106,6 +108,7 @@ class WorkerProcess:
             stop_seconds=self.spec["stop_seconds"],
             adoption=self.adoption,
             resting=self.spec.get("resting", False),
+            routes=self.routes,
             tally=None if UNCOUNTED in os.environ else map_page(self.tally_fd),
             **self.spec.get("limits", {}),
         )
@@ -127,6 +130,7 @@ class WorkerProcess:
         self.server.server_state.on_limit = self._limit_reached
         self.server.on_left = lambda: self.control.send({"event": "left"})
         self._log(_STARTED)
+        self._report_routes()
         self.control.send_raw(_READY)
         if self.idleness is None:
             self._watch_idleness(self.spec.get("idle_seconds"))
@@ -164,9 +168,12 @@ class WorkerProcess:
                 self.server.answer_probe(message, socket.socket(fileno=os.dup(fds[0])))
             case "tls":
                 self._renew(message.get("tls") or self.spec["tls"], fds)
+            case "routes":
+                self._use_routes(fds)
             case "idle":
                 self._watch_idleness(message.get("seconds"))
             case "report" if self.server.started:
+                self._report_routes()
                 self.control.send(self._state())
                 if self.expired:
                     self.control.send({"event": "expired"})
@@ -186,6 +193,20 @@ class WorkerProcess:
             return
         self.renewing = asyncio.ensure_future(self.server.acceptor.renew(context))
         self.renewing.add_done_callback(lambda _: self.control.send({"event": "tls", "error": None}))
+
+    def _use_routes(self, fds: list[int]) -> None:
+        """Decide by this table which requests of passed connections are this server's, and give back the others."""
+        try:
+            self.routes.renew(fds)
+        except (OSError, ValueError) as error:
+            self._log(f"ERROR:    the route table cannot be used: {error}\n".encode())
+        if self.server.started:
+            self._report_routes()
+
+    def _report_routes(self) -> None:
+        table = self.routes.table
+        if table is not None and self.server.looks_at_routes:
+            self.control.send({"event": "routes", "generation": table.generation})
 
     def _watch_idleness(self, seconds: float | None) -> None:
         """Report from now on when the worker gets idle for so long; without a time, stop reporting."""
@@ -223,6 +244,7 @@ class WorkerProcess:
     def close_in_child(self) -> None:
         # It must not keep the port bound, or connections open that were closed here.
         self.control.close_in_child()
+        self.routes.close_gateway()
         sockets = [*self.listeners, *(self.adoption or ())]
         for fd in (self.tally_fd, *(each.detach() for each in sockets)):
             with contextlib.suppress(OSError):

@@ -22,10 +22,14 @@ from typing import Any, NamedTuple
 import uvicorn
 
 from poolctl.keeper import connection_handover
+from poolctl.keeper.connection_handover import Routed
 from poolctl.keeper.wire import WireError
+from poolctl.platform import close_promptly
 
 from .connection_state import PoolServerState
+from .routed_connections import make_routed
 from .uvicorn_parts import State
+from .worker_routes import Routes
 
 # A full worker accepts again when this part of its connections has closed, or a moment after the first one: opening
 # and closing a listener costs as much as several requests.
@@ -106,12 +110,14 @@ class SharedListeners:
         *,
         adoption: AdoptionPair | None,
         most: int | None,
+        routes: Routes | None = None,
     ) -> None:
         self.servers: list[asyncio.base_events.Server] = []
         self._config = config
         self._server_state = server_state
         self._adoption = adoption
         self._most = most
+        self._routes = routes or Routes("")
         self.accepted = AcceptedConnections(server_state.changed)
         self._app_state: State = {}
         self._listeners: Sequence[socket.socket] = ()
@@ -309,15 +315,19 @@ class SharedListeners:
 
     def _adopt(self, taken: connection_handover.Connection) -> None:
         """Serve a connection that another process has accepted."""
+        if taken.received and self._config.ssl is not None:
+            close_promptly(taken.detach())  # no process reads from a TLS connection before it is passed on
+            return
         until, asked = taken.until, taken.asked
         seconds = self._server_state.heads.seconds
         if until is not None and not asked:
             seconds = min(max(_LEAST_HANDSHAKE_SECONDS, until - time.monotonic()), seconds)
-        make = functools.partial(self._make_adopted, until, asked)
+        make = functools.partial(self._make_adopted, until, asked, taken.routed)
         self.accepted.attach(make, taken, self._config.ssl, seconds)
 
-    def _make_adopted(self, until: float | None, asked: bool) -> asyncio.Protocol:
-        made = self._make_protocol()
+    def _make_adopted(self, until: float | None, asked: bool, routed: Routed | None) -> asyncio.Protocol:
+        arguments = self._config, self._server_state, self._app_state
+        made = make_protocol(*arguments) if routed is None else make_routed(*arguments, self._routes, routed)
         made.take_over(until, asked=asked)
         return made  # type: ignore[no-any-return]
 

@@ -20,6 +20,7 @@ import h11
 import uvicorn
 
 from poolctl.keeper import connection_handover
+from poolctl.keeper.wire import WireError
 
 from .connection_state import Drainable, PoolServerState
 from .http1_connection import Lingering
@@ -152,8 +153,9 @@ class Moving(Lingering):
         # A lingering connection has a shorter limit, which does not apply any more.
         limits = {} if self.lingering else self.time_left()
         try:
-            connection_handover.give(end, self.transport.get_extra_info("socket").fileno(), limits)
-        except OSError:
+            fd = self.transport.get_extra_info("socket").fileno()
+            connection_handover.give(end, fd, limits, self.carried)
+        except (OSError, WireError):
             return False
         return True
 

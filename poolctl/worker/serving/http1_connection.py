@@ -19,6 +19,8 @@ from typing import Any
 
 import uvicorn
 
+from poolctl.keeper.connection_handover import Routed
+
 from ..tally import MALFORMED, STATUS
 from .connection_state import Drainable, PoolServerState, unread_bytes
 from .request_counting import MANY, Count
@@ -31,7 +33,13 @@ SMALL_BYTES = 4096
 _READ_ON_SECONDS = 2.0
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _END_BYTES = 4
-_REFUSALS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+_REFUSALS = {
+    408: b"Request Timeout",
+    421: b"Misdirected Request",
+    431: b"Request Header Fields Too Large",
+    503: b"Service Unavailable",
+}
+_NOT_MALFORMED = {421: (), 503: ((b"retry-after", b"1"),)}
 
 
 class Head:
@@ -71,6 +79,11 @@ class Lingering(Drainable, Http1Protocol):
     def idle(self) -> bool:
         """No request is in progress."""
         return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def carried(self) -> Routed | None:
+        """What another worker has to know of a connection of a route."""
+        return None
 
     @property
     def body_follows(self) -> bool:
@@ -290,17 +303,18 @@ class Lingering(Drainable, Http1Protocol):
         return 0
 
     def refuse(self, status: int) -> None:
-        """Respond to an incomplete request, and close once the client has had time to read the response."""
+        """Respond to a request that the parser has not got, and close once the client has had time to read it."""
         transport, phrase = self.transport, _REFUSALS[status]
         lines = [b"HTTP/1.1 %d %b" % (status, phrase)]
         length = (b"content-length", b"%d" % len(phrase))
-        for name, value in (*self.server_state.default_headers, length, CLOSE_HEADER):
+        more = _NOT_MALFORMED.get(status, ())
+        for name, value in (*self.server_state.default_headers, *more, length, CLOSE_HEADER):
             lines.append(name + b": " + value)
         transport.write(b"\r\n".join([*lines, b"", phrase]))
         self.head_is_over()
         self._unset_keepalive_if_required()
         if self.count is not None:
-            self.count.batch.tally[MALFORMED] += 1
+            self.count.batch.tally[MALFORMED] += status not in _NOT_MALFORMED
             self.count.batch.tally[STATUS + status // 100] += 1
         # Closed with unread data, the connection would be reset, and the response lost.
         if transport.can_write_eof():

@@ -17,9 +17,11 @@ from .accepting import AdoptionPair, SharedListeners
 from .access_log import watch_requests
 from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, PoolServerState
 from .draining import Moving, close_websocket, drainable_protocol, http_classes
+from .http1_connection import Lingering
 from .probe_connections import ProbeConnections
 from .request_counting import Batch, Counted, count_statuses
 from .uvicorn_parts import Message, Settings, State, Tls, ssl_context
+from .worker_routes import Routes
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -70,6 +72,7 @@ class PoolServer(uvicorn.Server):
     `set_accepting`. Requests are counted on the page `tally`; there is one page for a process. The head of a request
     may take `head_seconds` and have `head_bytes`. With `max_connections` the server accepts no more until there is room
     again (None: as many as the process has descriptors for). With `http2` it also serves that, by uvicorn's classes.
+    `routes` are for the connections that a gateway passes on.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class PoolServer(uvicorn.Server):
         head_bytes: int = HEAD_BYTES,
         max_connections: int | None = None,
         http2: bool = False,
+        routes: Routes | None = None,
     ) -> None:
         super().__init__(config)
         self.resting = resting
@@ -101,7 +105,9 @@ class PoolServer(uvicorn.Server):
         self.server_state.batch = None if tally is None else Batch(tally)
         self.server_state.heads = Heads(head_seconds, head_bytes)
         self._changed = self.server_state.changed
-        self.acceptor = SharedListeners(config, self.server_state, adoption=adoption, most=max_connections)
+        self.acceptor = SharedListeners(
+            config, self.server_state, adoption=adoption, most=max_connections, routes=routes
+        )
         self.lingers = self.migrates = False
         self.on_left: Callable[[], None] = lambda: None  # called when it has stopped accepting
 
@@ -149,6 +155,12 @@ class PoolServer(uvicorn.Server):
             self.config.http_protocol_class, Moving
         )
         return movable and self._adoption is not None and self.config.ssl is None
+
+    @property
+    def looks_at_routes(self) -> bool:
+        """Whether later requests of a passed connection that are another server's go back to the gateway."""
+        kind: Any = self.config.http_protocol_class
+        return self.config.ssl is not None or issubclass(getattr(kind, "http1", kind), Lingering)
 
     def answer_probe(self, question: Message, sock: socket.socket) -> None:
         """Answer a probe on this connection, in the way that it asks for."""

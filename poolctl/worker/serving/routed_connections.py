@@ -1,0 +1,318 @@
+"""Connections that the gateway has passed on with their route: each later request may be for another server.
+
+Before the parser sees a request its head is looked at, and decided about as the gateway decides, with the same table. A
+request of another server goes back to the gateway: the connection, with all bytes from that request's first one on. So
+the parser gets one message at a time, and what follows waits until the response before it is complete.
+
+The head of a request that differs from the one before only in its path, below the same route, costs a comparison. Other
+connections have no part in this: theirs is the class without the look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import uvicorn
+
+from poolctl.http.canonical_head import CHUNKED, CanonicalHead, is_incomplete, parse
+from poolctl.http.chunked_end import ChunkedEnd
+from poolctl.http.message_head import BadMessage
+from poolctl.keeper.connection_handover import MOST_HOPS, Routed, give
+from poolctl.keeper.wire import WireError
+from poolctl.routing.decision import passed_match
+from poolctl.routing.table import Match, RouteTable
+
+from .connection_state import PoolServerState
+from .http1_connection import FIRST, Lingering
+from .uvicorn_parts import State
+from .worker_routes import Context, Fits, Routes, show_route
+
+_VERSION = b" HTTP/1.1\r\n"
+_END = b"\r\n\r\n"
+_FIRST_PAUSE_SECONDS = 0.003
+_LAST_PAUSE_SECONDS = 0.05
+_BAD_REQUEST = "Invalid HTTP request received."
+
+
+class Look:
+    """Where a connection stands: an object of its own, since protocols have too many attributes already.
+
+    `pending` are bytes that the parser has not got: a head that is incomplete, or what waits for a response, a table,
+    or room in the gateway's pair; `partial` in the first case. `body` is what the current message still lacks of its
+    body, or CHUNKED.
+    """
+
+    __slots__ = (
+        "body", "chunks", "context", "decided", "generation", "hops", "match", "partial", "pause", "pending", "rest",
+        "route", "routes", "shortcut", "table", "timer", "until",
+    )  # fmt: skip
+
+    def __init__(self, routes: Routes, routed: Routed) -> None:
+        self.routes = routes
+        self.route, self.generation, self.hops, self.pending, self.decided = routed
+        self.partial = False
+        self.body = 0
+        self.chunks: ChunkedEnd | None = None
+        self.match: Match | None = None  # of the last head
+        self.context: Context | None = None
+        # The last head from its version on, and what has to stand before it, as far as this table is in force.
+        self.rest = b""
+        self.shortcut: Fits | None = None
+        self.table: RouteTable | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.pause = 0.0
+        self.until = 0.0
+
+    def carried(self) -> Routed:
+        """What another worker of this server has to know."""
+        return Routed(self.route, self.generation, self.hops, self.pending, self.decided)
+
+    def returned(self, generation: int) -> Routed:
+        """What the gateway has to know; the generation is that of the table by which the request is another's."""
+        return Routed(self.route, generation, self.hops + 1, self.pending, decided=False)
+
+    def begin_body(self, length: int) -> None:
+        self.body = length
+        self.chunks = ChunkedEnd() if length == CHUNKED else None
+
+    def end_of_body(self, data: bytes, at: int) -> int:
+        """The offset behind the part of `data` that belongs to the body, which begins or goes on here.
+
+        Raises BadMessage.
+        """
+        if self.chunks is None:
+            step = min(self.body, len(data) - at)
+            self.body -= step
+            return at + step
+        at = self.chunks.find(data, at)
+        if self.chunks.done:
+            self.begin_body(0)
+        return at
+
+
+class RoutedConnection(Lingering):
+    """Mixed in before the class of other connections."""
+
+    look: Look
+    unrouted: Callable[[bytes], None]  # data_received of that class
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self.look.pending:
+            # Not before reading has started: neither loop can pause it here. Bytes read before go behind them.
+            self.loop.call_soon(self.look_again)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        look = self.look
+        look.pending = b""
+        look.routes.waiting.discard(self)
+        if look.timer is not None:
+            look.timer.cancel()
+            look.timer = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        look = self.look
+        if look.shortcut is not None and look.table is look.routes.table:
+            end = data.find(_VERSION)
+            # The whole of it is one message without a body.
+            if data[end:] == look.rest and look.shortcut(data, 0, end):
+                self.unrouted(data)
+                return
+        self._look(data)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.look.pending:
+            self.look_again()
+
+    @property
+    def between_requests(self) -> bool:
+        """See Moving."""
+        return super().between_requests and not self.look.body  # type: ignore[misc]
+
+    @property
+    def carried(self) -> Routed:
+        """See Lingering."""
+        return self.look.carried()
+
+    def look_again(self) -> None:
+        """Continue with the bytes in hand."""
+        look = self.look
+        if look.pending and not self.transport.is_closing():
+            self.flow.resume_reading()
+            data, look.pending = look.pending, b""
+            self._look(data)
+
+    def _look(self, data: bytes) -> None:
+        """Give the parser the messages for this server that are there, up to one whose response is not complete."""
+        look = self.look
+        look.shortcut = None
+        if look.pending:
+            arrived, data, before = data, look.pending + data, len(look.pending)
+            if look.partial and data.find(_END, max(0, before - len(_END))) < 0:
+                self._await_rest(data, arrived)
+                return
+            look.pending = b""
+        while data:
+            head, end = None, 0
+            if not look.body:
+                if not self.idle:
+                    self._hold(data)
+                    return
+                head = parse(data)
+                if head is None and is_incomplete(data):
+                    self._await_rest(data, data)
+                    return
+                if not self._accepts(head, data):
+                    return
+                assert head is not None
+                end = head.end
+                look.begin_body(head.body)
+            try:
+                end = look.end_of_body(data, end) if look.body else end
+            except BadMessage:
+                self._refuse_body(begun=head is None)
+                return
+            message, data = data[:end], data[end:]
+            self.unrouted(message)
+            if not self._stays(data):
+                return
+            if head is not None and not head.body and not data:
+                self._remember(head, message)
+
+    def _accepts(self, head: CanonicalHead | None, data: bytes) -> bool:
+        """Whether this server serves the request; otherwise it waits for a table, or goes back to the gateway."""
+        look, routes = self.look, self.look.routes
+        match = passed_match(head, routes.table) if head is not None and routes.table is not None else None
+        look.match = match = match if match is not None and routes.server in match.servers else None
+        if head is not None and (look.decided or match is not None or routes.ended):
+            if match is not None:
+                look.route = match.route.alias
+                look.context = routes.context(match.route)
+            else:  # the gateway's table is another one
+                look.context = routes.context_by_alias(look.route)
+            look.hops, look.decided = 0, False
+            if self.head is not None:
+                self.head = FIRST  # measured as a whole
+            return True
+        self._hold(data)
+        self._unset_keepalive_if_required()
+        self.head_is_over()
+        look.until = monotonic() + self.server_state.heads.seconds
+        look.pause = 0.0
+        if routes.table is None and not routes.ended:
+            routes.waiting.add(self)
+            look.timer = self.loop.call_at(
+                self.loop.time() + self.server_state.heads.seconds, self._refuse, 421
+            )
+        else:
+            self._send_back()
+        return False
+
+    def _stays(self, rest: bytes) -> bool:
+        """Whether the connection is still one of requests for this object, after the parser got a message."""
+        protocol: Any = self.transport.get_protocol()
+        if protocol is self:
+            return not self.transport.is_closing()
+        if rest:  # it is a WebSocket now, or was refused
+            protocol.data_received(rest)
+        return False
+
+    def _remember(self, head: CanonicalHead, message: bytes) -> None:
+        """Let similar requests pass without a look."""
+        look = self.look
+        if look.match is not None and look.match.whole_prefix and not head.upgrade:
+            look.table = look.routes.table
+            look.rest = message[len(head.method) + 1 + len(head.target) :]
+            look.shortcut = look.routes.shortcut(head.method, look.match.route)
+
+    def _hold(self, data: bytes) -> None:
+        """Keep the bytes, and read no more for now."""
+        self.look.pending, self.look.partial = data, False
+        self.flow.pause_reading()
+
+    def _await_rest(self, data: bytes, arrived: bytes) -> None:
+        """Keep the beginning of a head, of which these bytes are new, within the limits of its time and size."""
+        look = self.look
+        self._unset_keepalive_if_required()
+        size = self._measured(arrived)
+        look.pending, look.partial = (data, True) if size else (b"", False)
+        if size:
+            self.wait_for_head(arrived, size)
+
+    def _send_back(self) -> None:
+        """Give the connection back to the gateway, now or when there is room."""
+        look, transport, gateway = self.look, self.transport, self.look.routes.gateway
+        if not look.pending or transport.is_closing() or transport.get_protocol() is not self:
+            return
+        table = look.routes.table
+        if gateway is None or table is None or look.hops >= MOST_HOPS:
+            self._refuse(421)
+            return
+        transport.pause_reading()
+        if not transport.get_write_buffer_size():
+            try:
+                give(
+                    gateway,
+                    transport.get_extra_info("socket").fileno(),
+                    routed=look.returned(table.generation),
+                )
+            except BlockingIOError:
+                pass
+            except (OSError, WireError):
+                self._refuse(421)
+                return
+            else:
+                transport.abort()  # unnoticed by the client: the gateway has the connection
+                return
+        if monotonic() > look.until:
+            self._refuse(503)
+            return
+        # The first time at the end of this iteration: uvloop writes then.
+        look.timer = self.loop.call_later(look.pause, self._send_back)
+        look.pause = min(max(2 * look.pause, _FIRST_PAUSE_SECONDS), _LAST_PAUSE_SECONDS)
+
+    def _refuse(self, status: int) -> None:
+        self.look.pending = b""
+        self.look.routes.waiting.discard(self)
+        if not self.transport.is_closing():
+            self.refuse(status)
+
+    def _refuse_body(self, *, begun: bool) -> None:
+        if begun and self.cycle.response_started:
+            self.transport.close()
+        else:
+            self.send_400_response(_BAD_REQUEST)
+
+
+def make_routed(
+    config: uvicorn.Config, server_state: PoolServerState, app_state: State, routes: Routes, routed: Routed
+) -> Any:
+    """The protocol of a connection that the gateway has passed on.
+
+    With TLS all of it belongs to one server, and there is nothing to look at.
+    """
+    kind: Any = config.http_protocol_class
+    kind = getattr(kind, "http1", kind) if config.ssl is None else kind
+    look = Look(routes, routed)
+    if config.ssl is None and issubclass(kind, Lingering):
+        kind = _routed_class(kind)
+    made = kind(config=config, server_state=server_state, app_state=app_state)
+    if isinstance(made, RoutedConnection):
+        made.look = look
+    else:
+        look.context = routes.context_by_alias(look.route)
+    if isinstance(made, Lingering):
+        show_route(made, look)
+    return made
+
+
+@functools.cache
+def _routed_class(protocol: type[Lingering]) -> type[RoutedConnection]:
+    names = {"__slots__": ("look",), "unrouted": protocol.data_received}
+    return type(f"Routed{protocol.__name__}", (RoutedConnection, protocol), names)

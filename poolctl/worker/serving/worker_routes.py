@@ -1,0 +1,138 @@
+"""What a worker knows of the gateway: its routes, where connections go back, and what applications see of a route."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import re
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from poolctl.routing.context import EXTENSION, extension
+from poolctl.routing.route import Route
+from poolctl.routing.table import RouteTable
+
+from .uvicorn_parts import App, Receive, Scope, Send
+
+# Paths in normal form that every server reads alike (see routing.normal_path), and any query. The group must not be
+# repeated possessively: Python 3.11 then keeps what a last, failed repetition has consumed.
+_SEGMENT = rb"(?:/(?![./])[A-Za-z0-9\-._~!$&'()*+,=:@]*+)"
+_QUERY = rb"(?:\?[!\"$-~]*+)?+"
+_SHORTCUTS = 256
+
+Context = dict[str, Any]
+Fits = Callable[[bytes, int, int], object]  # whether a part of these bytes is the beginning of such a request
+
+
+class Waiting(Protocol):
+    """A connection that needs a table."""
+
+    def look_again(self) -> None:
+        """There is one, or there will be none."""
+
+
+class Routes:
+    """What a worker knows of the gateway: the route table, and the end of the pair that takes connections back."""
+
+    def __init__(self, server: str) -> None:
+        self.server = server
+        self.table: RouteTable | None = None
+        self.gateway: socket.socket | None = None
+        self.ended = False  # there is no gateway any more
+        self.waiting: set[Waiting] = set()  # for a table
+        self._contexts: dict[str, Context] = {}
+        self._shortcuts: dict[tuple[bytes, str], Fits] = {}
+
+    def renew(self, fds: list[int]) -> None:
+        """Use this table and this end of the gateway's pair from now on, without either none; they stay the caller's.
+
+        Without the end the present one stays. Raises OSError, and ValueError for a descriptor that is not a table.
+        """
+        table = RouteTable(fds[0]) if fds else None
+        if self.table is not None:
+            self.table.close()
+        self.table, self.ended = table, table is None
+        if len(fds) > 1 or table is None:
+            self.close_gateway()
+        if len(fds) > 1:
+            self.gateway = socket.socket(fileno=fcntl.fcntl(fds[1], fcntl.F_DUPFD_CLOEXEC, 0))
+        self._contexts.clear()
+        self._shortcuts.clear()
+        waiting, self.waiting = self.waiting, set()
+        for connection in waiting:
+            connection.look_again()
+
+    def close_gateway(self) -> None:
+        """Give nothing back any more."""
+        if self.gateway is not None:
+            with suppress(OSError):
+                os.close(self.gateway.detach())
+            self.gateway = None
+
+    def context_by_alias(self, alias: str) -> Context | None:
+        """The same for the alias of a route; None if it is not in the table."""
+        match = None if self.table is None else self.table.by_alias(alias)
+        return None if match is None else self.context(match.route)
+
+    def context(self, route: Route) -> Context:
+        """What the application finds in the scope of a request that takes this route."""
+        found = self._contexts.get(route.alias)
+        if found is None:
+            found = self._contexts[route.alias] = extension(route, name=self.server)
+        return found
+
+    def shortcut(self, method: bytes, route: Route) -> Fits:
+        """Recognises the beginning of a request with this method and a path that the route covers."""
+        fits = self._shortcuts.get((method, route.path))
+        if fits is None:
+            if len(self._shortcuts) >= _SHORTCUTS:
+                self._shortcuts.clear()
+            prefix = route.path.rstrip("/").encode()
+            if not re.fullmatch(_SEGMENT + b"*", prefix):
+                prefix = b"/\0"  # a path that could be read in another way has no shortcut
+            below = _SEGMENT + (b"*" if prefix else b"+") + _QUERY
+            fits = re.compile(re.escape(method + b" " + prefix) + below).fullmatch
+            self._shortcuts[method, route.path] = fits
+        return fits
+
+
+class HasContext(Protocol):
+    """A connection's knowledge of its route."""
+
+    context: Context | None
+
+
+class RoutedApp:
+    """An application that finds the route of a request in its scope."""
+
+    __slots__ = ("_app", "_look")
+
+    def __init__(self, app: App, look: HasContext) -> None:
+        self._app = app
+        self._look = look
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
+        context = self._look.context
+        if context is not None:
+            # In place, since this scope is the server's own.
+            others = scope.get("extensions")
+            scope["extensions"] = {**others, EXTENSION: context} if others else {EXTENSION: context}
+        return self._app(scope, receive, send)
+
+
+def show_route(connection: Any, look: HasContext) -> None:
+    """Let the application see the route of each request of a connection of uvicorn's, WebSockets included."""
+    connection.app = RoutedApp(connection.app, look)
+    if connection.ws_protocol_class is not None:
+        connection.ws_protocol_class = functools.partial(
+            _routed_websocket, connection.ws_protocol_class, look
+        )
+
+
+def _routed_websocket(protocol: Any, look: HasContext, **arguments: Any) -> Any:
+    made = protocol(**arguments)
+    made.app = RoutedApp(made.app, look)
+    return made

@@ -1,0 +1,794 @@
+"""Connections of a route: each request is served by the server that its route names, and by no other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.asyncio.client import connect
+
+from poolctl.http.canonical_head import parse
+from poolctl.keeper import connection_handover, wire
+from poolctl.keeper.connection_handover import MOST_HOPS, Connection, Routed
+from poolctl.routing.context import try_get_route, upstream_name
+from poolctl.routing.decision import passed_match
+from poolctl.routing.route import Route, Target
+from poolctl.routing.table import RouteTable
+from poolctl.routing.table_file import write_table
+from poolctl.worker.serving.routed_connections import RoutedConnection
+from poolctl.worker.serving.worker_routes import Routes
+from tests.asgi_apps import lifespan
+from tests.certificates import certificate
+from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, accepted, leaving, served, turns, until
+
+ROUTES = [
+    Route(alias="one", host="one.test", to=(Target(server="one"),)),
+    Route(alias="two", host="two.test", to=(Target(server="two"),)),
+    Route(alias="both", host="both.test", to=(Target(server="one"),)),
+    Route(alias="inner", host="both.test", path="/inner", to=(Target(server="two"),)),
+    Route(alias="leaf", host="leaf.test", path="/a", to=(Target(server="one"),)),
+    Route(alias="other leaf", host="leaf.test", path="/b", to=(Target(server="two"),)),
+    Route(alias="proxied", host="proxied.test", to=(Target(url="http://127.0.0.1:1"),)),
+]
+
+
+@pytest.fixture(params=[*ENGINES, *ZTTP], ids="-".join)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    chosen: Engine = request.param
+    return chosen
+
+
+@pytest.fixture
+def table() -> Iterator[int]:
+    fd = write_table(ROUTES, 5)
+    yield fd
+    os.close(fd)
+
+
+class Echo:
+    """Answers with its name, the path and the body; `/slow` when `release` is set."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.release = asyncio.Event()
+        self.under_way = asyncio.Event()
+        self.scopes: list[dict[str, Any]] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        self.scopes.append(scope)
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            while (message := await receive())["type"] != "websocket.disconnect":
+                if text := message.get("text"):
+                    await send({"type": "websocket.send", "text": f"{self.name} {text}"})
+            return
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        if scope["path"].endswith("/slow"):
+            self.under_way.set()
+            await self.release.wait()
+        text = b" ".join((self.name.encode(), scope["raw_path"], body))
+        length = (b"content-length", b"%d" % len(text))
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await send({"type": "http.response.body", "body": text})
+
+
+class Gateway:
+    """Takes back what workers return, and passes it on by the same table."""
+
+    def __init__(self, table: int, servers: dict[str, Pair]) -> None:
+        self.own = Pair()
+        self.table = RouteTable(table)
+        self.servers = servers
+        self.returned: list[Routed] = []
+        self.refused: list[bytes] = []
+        self.begin()
+
+    def begin(self) -> None:
+        asyncio.get_running_loop().add_reader(self.own.take.fileno(), self._take)
+
+    def stop(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.own.take.fileno())
+
+    def close(self) -> None:
+        self.stop()
+        self.own.close()
+        self.table.close()
+
+    def _take(self) -> None:
+        taken = connection_handover.take(self.own.take)
+        assert taken is not None
+        assert taken.routed is not None
+        self.returned.append(taken.routed)
+        self.pass_on(taken, taken.received, taken.hops)
+
+    def pass_on(self, sock: socket.socket, received: bytes = b"", hops: int = 0) -> None:
+        """Decide by the head, which is complete."""
+        with sock:
+            data = received
+            with contextlib.suppress(BlockingIOError):
+                data += sock.recv(65536, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            head = parse(data)
+            match = None if head is None else passed_match(head, self.table)
+            if match is None:
+                self.refused.append(data)
+                return
+            routed = Routed(match.route.alias, self.table.generation, hops, received)
+            (server,) = match.servers
+            connection_handover.give(self.servers[server].give, sock.fileno(), routed=routed)
+
+
+class Stage(NamedTuple):
+    """Two servers behind a gateway."""
+
+    gateway: Gateway
+    apps: dict[str, Echo]
+    servers: dict[str, Any]
+    routes: dict[str, Routes]
+
+    async def client(self, first: bytes) -> Client:
+        """A client whose first bytes, a whole head at least, have been passed on."""
+        client, sock = await accepted()
+        client.writer.write(first)
+        sock.setblocking(False)
+        await until(lambda: parse(peek(sock)))
+        self.gateway.pass_on(sock)
+        return client
+
+    async def exchange(self, client: Client, *messages: bytes) -> list[bytes]:
+        """The answers to these messages, each sent after the one before it was answered."""
+        found = []
+        for message in messages:
+            client.writer.write(message)
+            found.append((await client.answer())[2])
+        return found
+
+
+def peek(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(65536, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return b""
+
+
+@contextlib.asynccontextmanager
+async def staged(engine: Engine, table: int, **options: Any) -> AsyncIterator[Stage]:
+    async with contextlib.AsyncExitStack() as stack:
+        pairs = {name: Pair() for name in ("one", "two")}
+        for pair in pairs.values():
+            stack.callback(pair.close)
+        gateway = Gateway(table, pairs)
+        stack.callback(gateway.close)
+        apps, servers, routes = {}, {}, {}
+        for name, pair in pairs.items():
+            routes[name] = Routes(name)
+            routes[name].renew([table, gateway.own.give.fileno()])
+            stack.callback(routes[name].close_gateway)
+            apps[name] = Echo(name)
+            servers[name] = await stack.enter_async_context(
+                served(engine, apps[name], adoption=pair.worker(), routes=routes[name], **options)
+            )
+        yield Stage(gateway, apps, servers, routes)
+
+
+def request(host: str, path: str = "/", method: str = "GET", *headers: str, body: bytes = b"") -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def post(host: str, path: str, body: bytes) -> bytes:
+    return request(host, path, "POST", f"Content-Length: {len(body)}", body=body)
+
+
+def chunked(host: str, path: str, body: bytes, step: int = 3, trailers: bytes = b"") -> bytes:
+    chunks = b"".join(
+        b"%X\r\n%b\r\n" % (len(body[at : at + step]), body[at : at + step])
+        for at in range(0, len(body), step)
+    )
+    return request(
+        host, path, "POST", "Transfer-Encoding: chunked", body=chunks + b"0\r\n" + trailers + b"\r\n"
+    )
+
+
+def run(engine: Engine, table: int, scenario: Any, **options: Any) -> None:
+    async def staged_scenario() -> None:
+        async with staged(engine, table, **options) as stage:
+            await scenario(stage)
+
+    engine.run(staged_scenario())
+
+
+def test_each_request_is_served_by_the_server_of_its_route(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test", "/1"))
+        assert (await client.answer())[2] == b"one /1 "
+        hosts = ["one.test", "two.test", "two.test", "one.test", "both.test", "one.test"] * 3
+        found = await stage.exchange(client, *(request(host, f"/{host}") for host in hosts))
+        expected = [b"%b /%b " % (b"two" if host == "two.test" else b"one", host.encode()) for host in hosts]
+        assert found == expected
+        assert {routed.hops for routed in stage.gateway.returned} == {1}
+        assert {routed.generation for routed in stage.gateway.returned} == {5}
+        assert not any(routed.decided for routed in stage.gateway.returned)
+
+    run(engine, table, scenario)
+
+
+def test_paths_of_one_host_belong_to_different_routes(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("both.test", "/x"))
+        await client.answer()
+        paths = ["/y", "/inner", "/innermost", "/inner/x", "/x/inner", "/y?/inner", "/"]
+        found = await stage.exchange(client, *(request("both.test", path) for path in paths))
+        assert [text.split()[0] for text in found] == [b"one", b"two", b"one", b"two", *[b"one"] * 3]
+        leaves = ["/a", "/a/b", "/b/a", "/a/c?/b", "/b", "/a/"]
+        found = await stage.exchange(client, *(request("leaf.test", path) for path in leaves))
+        assert [text.split()[0] for text in found] == [b"one", b"one", b"two", b"one", b"two", b"one"]
+
+    run(engine, table, scenario)
+
+
+def test_request_that_is_like_the_last_one_is_not_looked_at(
+    engine: Engine, table: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("leaf.test", "/a/1"))
+        await client.answer()
+        (connection,) = stage.servers["one"].server.server_state.connections
+        looked: list[bytes] = []
+        look = connection._look
+        monkeypatch.setattr(type(connection), "_look", lambda self, data: (looked.append(data), look(data)))
+        await stage.exchange(client, request("leaf.test", "/a/2?q"), request("leaf.test", "/a"))
+        assert not looked
+        different = [
+            request("leaf.test", "/a", "POST"),
+            request("leaf.test", "/a", "GET", "X: y"),
+            request("leaf.test", "/a") * 2,
+            request("leaf.test", "/b"),
+        ]
+        for text in different:
+            client.writer.write(text)
+            await until(lambda expected=text: expected in looked)
+            await client.answer()
+
+    run(engine, table, scenario)
+
+
+@pytest.mark.parametrize(
+    ("path", "fitting", "others"),
+    [
+        (
+            "/",
+            ["GET /", "GET /?x", "GET /a/b.c/", "GET /@:!$&'()*+,=-._~"],
+            ["GET ", "GET ?", "GET *", "GET //", "GET /a//b", "GET /.", "GET /a/..", "GET /%41", "GET /;a"],
+        ),
+        (
+            "/v1",
+            ["GET /v1", "GET /v1?x=%41/../", "GET /v1/", "GET /v1/a"],
+            [
+                "GET /",
+                "GET /v10",
+                "GET /v1/../x",
+                "GET /v1//",
+                "GET /v1/\\",
+                "GET /v1/é",
+                "GET /v1#a",
+                "POST /v1",
+            ],
+        ),
+        ("/a%2Fb", [], ["GET /a%2Fb", "GET /a%2Fb/c"]),
+    ],
+)
+def test_shortcut_takes_plain_paths_below_the_route_only(
+    path: str, fitting: list[str], others: list[str]
+) -> None:
+    fits = Routes("one").shortcut(b"GET", Route(alias="one", path=path))
+    for line in (*fitting, *others):
+        text = line.encode()
+        assert bool(fits(text + b" HTTP/1.1", 0, len(text))) is (line in fitting), line
+
+
+REFUSED = [
+    request("proxied.test"),
+    request("unknown.test"),
+    request("one.test", "/a/../b"),
+    request("one.test", "/%41"),
+    request("one.test", "/", "GET", "Host: two.test"),
+    request("one.test", "/", "POST", "Content-Length: 3", "Transfer-Encoding: chunked", body=b"abc"),
+    b"GET / HTTP/1.1\nHost: one.test\n\n",
+    b"\r\n" + request("one.test"),
+    request("one.test", "/", "CONNECT"),
+    b"GET http://one.test/ HTTP/1.1\r\nHost: one.test\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("odd", REFUSED, ids=range(len(REFUSED)))
+def test_request_that_no_worker_may_serve_goes_back_unread(engine: Engine, table: int, odd: bytes) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        client.writer.write(odd)
+        await until(lambda: stage.gateway.refused)
+        assert stage.gateway.refused == [odd]
+        assert await client.at_end()
+        assert len(stage.apps["one"].scopes) == 1
+
+    run(engine, table, scenario)
+
+
+messages = st.one_of(
+    st.builds(request, st.just("HOST"), st.sampled_from(["/", "/inner/x", "/x?y"])),
+    st.builds(
+        post, st.just("HOST"), st.just("/p"), st.sampled_from([b"", b"abc", b"GET / HTTP/1.1\r\n\r\n"])
+    ),
+    st.builds(
+        chunked,
+        st.just("HOST"),
+        st.just("/c"),
+        st.sampled_from([b"", b"0\r\n\r\n", b"Host: two.test"]),
+        st.integers(1, 5),
+        st.sampled_from([b"", b"X-Host: one.test\r\nx: y\r\n"]),
+    ),
+)
+hosts = st.sampled_from(["one.test", "two.test", "both.test"])
+
+
+def with_host(message: bytes, host: str) -> bytes:
+    return message.replace(b"HOST", host.encode(), 1)
+
+
+def expected_answer(message: bytes) -> bytes:
+    head = parse(message)
+    assert head is not None
+    table_fd = write_table(ROUTES, 5)
+    try:
+        table = RouteTable(table_fd)
+        match = passed_match(head, table)
+        table.close()
+    finally:
+        os.close(table_fd)
+    assert match is not None
+    (server,) = match.servers
+    body = message[head.end :]
+    if head.body < 0:
+        data, at = b"", head.end
+        while size := int(message[at : (end := message.index(b"\r\n", at))], 16):
+            data += message[end + 2 : end + 2 + size]
+            at = end + size + 4
+        body = data
+    return b" ".join((server.encode(), head.path, body))
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, *ZTTP], ids="-".join)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_split_of_pipelined_requests_gives_each_to_the_right_server_once(
+    engine: Engine, data: st.DataObject
+) -> None:
+    sequence = data.draw(
+        st.lists(st.builds(with_host, messages, hosts), min_size=1, max_size=6), label="requests"
+    )
+    text = b"".join(sequence)
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(text) - 1), max_size=12), label="cuts"))
+    table = write_table(ROUTES, 5)
+
+    async def scenario(stage: Stage) -> None:
+        client, sock = await accepted()
+        sock.setblocking(False)
+        passing = asyncio.ensure_future(pass_when_complete(sock, stage.gateway))
+        answers = asyncio.ensure_future(all_answers(client, len(sequence)))
+        for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+            client.writer.write(text[begin:end])
+            await turns(8)
+        assert await answers == [expected_answer(message) for message in sequence]
+        await passing
+        assert sum(len(app.scopes) for app in stage.apps.values()) == len(sequence)
+
+    try:
+        run(engine, table, scenario)
+    finally:
+        os.close(table)
+
+
+async def pass_when_complete(sock: socket.socket, gateway: Gateway) -> None:
+    await until(lambda: parse(peek(sock)))
+    gateway.pass_on(sock)
+
+
+async def all_answers(client: Client, count: int) -> list[bytes]:
+    return [(await client.answer())[2] for _ in range(count)]
+
+
+def test_request_of_another_server_waits_for_the_response_before_it(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test", "/slow"))
+        await stage.apps["one"].under_way.wait()
+        client.writer.write(request("two.test", "/x") + request("one.test", "/y"))
+        await turns()
+        assert not stage.gateway.returned
+        stage.apps["one"].release.set()
+        assert await all_answers(client, 3) == [b"one /slow ", b"two /x ", b"one /y "]
+
+    run(engine, table, scenario)
+
+
+def test_connection_waits_for_room_in_a_full_gateway_and_loses_nothing(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        stage.gateway.stop()
+        filled = 0
+        with socket.socket() as filler, contextlib.suppress(BlockingIOError):
+            while True:
+                wire.send(stage.gateway.own.give, {"t": "filler"}, [filler.fileno()])
+                filled += 1
+        client.writer.write(request("two.test", "/x") + request("one.test", "/y"))
+        (connection,) = stage.servers["one"].server.server_state.connections
+        await until(lambda: connection.look.pending)
+        await turns()
+        for _ in range(filled):
+            received = wire.receive(stage.gateway.own.take)
+            assert received is not None
+            os.close(received[1][0])
+        stage.gateway.begin()
+        assert await all_answers(client, 2) == [b"two /x ", b"one /y "]
+
+    run(engine, table, scenario)
+
+
+async def refusal(client: Client) -> int:
+    """The status of the last answer: the connection is closed after it."""
+    status, headers, _ = await client.answer()
+    assert headers["connection"] == "close"
+    assert await client.at_end()
+    return status
+
+
+def test_connection_is_refused_when_the_gateway_has_no_room_for_long(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        stage.gateway.stop()
+        with socket.socket() as filler, contextlib.suppress(BlockingIOError):
+            while True:
+                wire.send(stage.gateway.own.give, {"t": "filler"}, [filler.fileno()])
+        client.writer.write(request("two.test"))
+        assert await refusal(client) == 503
+
+    run(engine, table, scenario, head_seconds=0.1)
+
+
+def test_connection_is_refused_when_the_gateway_has_ended(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        stage.gateway.stop()
+        for end in (stage.gateway.own.take, stage.gateway.own.give):
+            end.shutdown(socket.SHUT_RDWR)
+        client.writer.write(request("two.test"))
+        assert await refusal(client) == 421
+
+    run(engine, table, scenario)
+
+
+async def passed_by_hand(stage: Stage, routed: Routed, server: str = "one") -> Client:
+    client, sock = await accepted()
+    with sock:
+        connection_handover.give(stage.gateway.servers[server].give, sock.fileno(), routed=routed)
+    return client
+
+
+def test_connection_is_not_sent_back_more_often_than_allowed(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        for hops in (MOST_HOPS - 1, MOST_HOPS):
+            client = await passed_by_hand(stage, Routed("one", 5, hops, request("two.test"), decided=False))
+            if hops == MOST_HOPS:
+                assert await refusal(client) == 421
+            else:
+                assert (await client.answer())[2] == b"two / "
+        assert [routed.hops for routed in stage.gateway.returned] == [MOST_HOPS]
+        # Each request that is served is a new beginning.
+        client = await passed_by_hand(stage, Routed("one", 5, MOST_HOPS, request("one.test")))
+        found = [(await client.answer())[2], *await stage.exchange(client, request("two.test"))]
+        assert found == [b"one / ", b"two / "]
+
+    run(engine, table, scenario)
+
+
+def test_first_request_is_served_as_the_gateway_has_decided(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        # By a newer table, which this worker has not got yet.
+        client = await passed_by_hand(stage, Routed("newer", 6, received=request("newer.test")))
+        assert (await client.answer())[2] == b"one / "
+        assert not stage.gateway.returned
+        client.writer.write(request("newer.test"))
+        await until(lambda: stage.gateway.refused)
+
+    run(engine, table, scenario)
+
+
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_received_bytes_come_before_those_in_the_socket(engine: Engine, table: int, size: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        text = post("one.test", "/x", b"x" * size) + request("one.test", "/y")
+        for cut in (1, 30, len(text) - 20, len(text) - 1, len(text)):
+            client, sock = await accepted()
+            client.writer.write(text[cut:])
+            await turns()
+            with sock:
+                routed = Routed("one", 5, received=text[:cut])
+                connection_handover.give(stage.gateway.servers["one"].give, sock.fileno(), routed=routed)
+            assert await all_answers(client, 2) == [b"one /x " + b"x" * size, b"one /y "]
+
+    run(engine, table, scenario)
+
+
+def test_route_is_in_the_scope_of_each_request(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        await stage.exchange(client, request("both.test"), request("two.test"))
+        found = []
+        for app in stage.apps.values():
+            found += [(try_get_route(scope), upstream_name(scope)) for scope in app.scopes]
+        assert found == [(ROUTES[0], "one"), (ROUTES[2], "one"), (ROUTES[1], "two")]
+        plain = await Client.connect(stage.servers["one"].port)
+        await plain.get()
+        assert try_get_route(stage.apps["one"].scopes[-1]) is None
+
+    run(engine, table, scenario)
+
+
+@pytest.mark.parametrize("implementation", ["websockets-sansio", "wsproto"])
+def test_websocket_has_its_route_and_ends_the_look(engine: Engine, table: int, implementation: str) -> None:
+    async def scenario(stage: Stage) -> None:
+        ours, theirs = socket.socketpair()
+        loop = asyncio.get_running_loop()
+        connecting = loop.create_task(_connect(ours))
+        theirs.setblocking(False)
+        await until(lambda: parse(peek(theirs)))
+        stage.gateway.pass_on(theirs)
+        websocket = await connecting
+        for text in ("hello", "GET / HTTP/1.1\r\nHost: two.test\r\n\r\n"):
+            await websocket.send(text)
+            assert await websocket.recv() == f"one {text}"
+        assert try_get_route(stage.apps["one"].scopes[0]) == ROUTES[0]
+        await websocket.close()
+
+    run(engine, table, scenario, config={"ws": implementation})
+
+
+async def _connect(sock: socket.socket) -> Any:
+    return await connect("ws://one.test/", sock=sock, proxy=None)
+
+
+def test_request_waits_for_the_first_table(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        routes = stage.routes["one"]
+        held, routes.table = routes.table, None
+        client = await stage.client(request("one.test"))
+        assert (await client.answer())[2] == b"one / "
+        client.writer.write(request("two.test") + request("one.test", "/y"))
+        await until(lambda: routes.waiting)
+        routes.table = held
+        routes.renew([table])
+        assert await all_answers(client, 2) == [b"two / ", b"one /y "]
+
+    run(engine, table, scenario)
+
+
+def test_request_is_refused_when_no_table_comes(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        routes = stage.routes["one"]
+        held, routes.table = routes.table, None
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        client.writer.write(request("one.test"))
+        assert await refusal(client) == 421
+        assert not routes.waiting
+        routes.table = held
+
+    run(engine, table, scenario, head_seconds=0.1)
+
+
+def test_server_without_a_gateway_any_more_serves_every_request(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        stage.routes["one"].renew([])
+        found = await stage.exchange(client, request("one.test"), request("two.test", "/x"))
+        assert found == [b"one / ", b"one /x "]
+
+    run(engine, table, scenario)
+
+
+def test_new_table_is_in_force_for_the_next_request(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("leaf.test", "/a"))
+        await client.answer()
+        await stage.exchange(client, request("leaf.test", "/a/x"))
+        moved = [
+            route.but(to=(Target(server="two"),)) if route.alias == "leaf" else route for route in ROUTES
+        ]
+        newer = write_table(moved, 6)
+        stage.routes["one"].renew([newer])
+        stage.gateway.table.close()
+        stage.gateway.table = RouteTable(newer)
+        os.close(newer)
+        assert await stage.exchange(client, request("leaf.test", "/a/x")) == [b"two /a/x "]
+        assert [routed.generation for routed in stage.gateway.returned] == [6]
+
+    run(engine, table, scenario)
+
+
+def test_body_that_waits_for_the_continue_response_is_served(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        lines = "Expect: 100-continue", "Content-Length: 3"
+        client.writer.write(request("one.test", "/e", "POST", *lines))
+        assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+        client.writer.write(b"abc" + request("two.test"))
+        assert await all_answers(client, 2) == [b"one /e abc", b"two / "]
+
+    run(engine, table, scenario)
+
+
+@pytest.mark.parametrize(
+    "body", [b"x\r\n", b"1 \r\na\r\n", b"0x1\r\na\r\n", b"1\na\n", b"-1\r\n", b"1;\x00\r\n"]
+)
+def test_chunks_that_parsers_could_read_differently_end_the_connection(
+    engine: Engine, table: int, body: bytes
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        line = "Transfer-Encoding: chunked"
+        client.writer.write(request("one.test", "/c", "POST", line, body=b"1\r\na\r\n" + body))
+        assert (await client.reader.read()).startswith(b"HTTP/1.1 400 ")
+
+    run(engine, table, scenario)
+
+
+def test_limits_of_a_head_hold_for_later_heads(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        for text, status in ((b"GET / HTTP/1.1\r\nHost: one.te", 408), (b"GET / HTTP/1.1\r\nx: ", 431)):
+            client = await stage.client(request("one.test"))
+            await client.answer()
+            client.writer.write(text)
+            if status == 431:
+                await turns()
+                client.writer.write(b"x" * 10_000)
+            assert await refusal(client) == status
+        for begin in (b"GET /", b"GET / HTTP/1.1\r\nHost: one.test\r\n\r"):
+            client = await stage.client(request("one.test"))
+            await client.answer()
+            client.writer.write(begin)
+            await turns()
+            client.writer.write(request("one.test")[len(begin) :])
+            assert (await client.answer())[0] == 200
+
+    run(engine, table, scenario, head_seconds=0.3, head_bytes=8192)
+
+
+def test_connection_that_moves_keeps_what_it_carries(engine: Engine, table: int) -> None:
+    if engine.http == "zttp":
+        pytest.skip("its connections do not move")
+
+    async def scenario(stage: Stage) -> None:
+        old, pair = stage.servers["one"], stage.gateway.servers["one"]
+        routed = Routed("one", 5, 2, decided=False)
+        idle = await stage.client(request("both.test"))
+        await idle.answer()
+        fresh = await passed_by_hand(stage, routed)
+        part = await passed_by_hand(stage, routed._replace(received=b"GET / HT"))
+        await until(lambda: len(old.server.server_state.connections) == 3)
+        await turns()
+        old.server.drain(migrate=True)
+        await asyncio.wait_for(old.running, 10)
+        found: dict[Any, Connection] = {}
+        while len(found) < 3:
+            taken = connection_handover.take(pair.take)
+            assert taken is not None
+            found[taken.getpeername()] = taken
+        for client, expected in (
+            (idle, Routed("both", 5, 0, decided=False)),
+            (fresh, routed),
+            (part, routed._replace(received=b"GET / HT")),
+        ):
+            taken = found[client.writer.get_extra_info("sockname")]
+            assert taken.routed == expected
+            with taken:
+                connection_handover.give(pair.give, taken.fileno(), taken.limits(), taken.routed)
+        routes = stage.routes["one"]
+        async with served(engine, stage.apps["one"], adoption=pair.worker(), routes=routes):
+            part.writer.write(b"TP/1.1\r\nHost: one.test\r\n\r\n")
+            assert (await part.answer())[2] == b"one / "
+            assert await stage.exchange(idle, request("two.test")) == [b"two / "]
+            assert await stage.exchange(fresh, request("one.test", "/z")) == [b"one /z "]
+
+    run(engine, table, scenario)
+
+
+def test_client_that_leaves_while_its_request_waits_is_forgotten(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test", "/slow"))
+        await stage.apps["one"].under_way.wait()
+        client.writer.write(request("two.test"))
+        await turns()
+        client.writer.transport.abort()
+        stage.apps["one"].release.set()
+        await until(lambda: not any(each.server.server_state.connections for each in stage.servers.values()))
+
+    run(engine, table, scenario)
+
+
+def test_connection_without_a_route_is_not_looked_at(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client, sock = await accepted()
+        stage.gateway.servers["one"].hand_over(sock)
+        client.writer.write(request("two.test"))
+        assert (await client.answer())[2] == b"one / "
+        (connection,) = stage.servers["one"].server.server_state.connections
+        assert not isinstance(connection, RoutedConnection)
+
+    run(engine, table, scenario)
+
+
+def test_tls_connection_is_served_as_it_was_passed(engine: Engine, table: int, tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path))
+
+    async def scenario(stage: Stage) -> None:
+        pair = stage.gateway.servers["one"]
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            connecting = asyncio.ensure_future(
+                asyncio.open_connection(
+                    *listener.getsockname(), ssl=ssl._create_unverified_context(), server_hostname="one.test"
+                )
+            )
+            await turns()
+            sock, _ = await asyncio.to_thread(listener.accept)
+        with sock:
+            # The gateway has waited for the whole ClientHello, and has set this back.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            connection_handover.give(pair.give, sock.fileno(), routed=Routed("one", 5))
+        client = Client(*await connecting)
+        assert await stage.exchange(client, request("one.test"), request("one.test", "/x")) == [
+            b"one / ",
+            b"one /x ",
+        ]
+        assert try_get_route(stage.apps["one"].scopes[0]) == ROUTES[0]
+        other = await passed_by_hand(stage, Routed("one", 5, received=b"\x16\x03"))
+        assert await other.at_end()
+
+    run(engine, table, scenario, secure=context)
+
+
+def test_drain_that_cannot_move_finishes_a_routed_connection(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test", "/slow"))
+        await stage.apps["one"].under_way.wait()
+        stage.servers["one"].server.drain()
+        await leaving(stage.servers["one"].server)
+        stage.apps["one"].release.set()
+        status, headers, _ = await client.answer()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await client.at_end()
+
+    run(engine, table, scenario)
