@@ -54,7 +54,7 @@ TOP = 6
 
 STANDARD_LIBRARY_ONLY = [
     "keeper", "acceptor", "logs", "platform", "errors", "exit_codes", "states", "clock", "address", "units",
-    "frozen_value", "light_json", "selection", "http", "routing",
+    "frozen_value", "light_json", "selection", "http", "routing", "gateway.routes",
 ]  # fmt: skip
 LIGHT = [
     *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.files.find", "control.pool_paths", "control.client",

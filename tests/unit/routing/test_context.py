@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
 from starlette.routing import Route as StarletteRoute
 
+import poolctl
 from poolctl.gateway import routes
 from poolctl.gateway.routes import Route, Target, try_get_route, with_route
 
@@ -129,3 +133,18 @@ def test_headers_hold_no_line_break_of_a_route() -> None:
 
 def test_request_without_such_headers_has_no_context() -> None:
     assert routes.context_of_headers([(b"host", b"x"), (b"x-poolctl-upstream", b"y")]) is None
+
+
+def test_routes_are_there_in_an_interpreter_without_poolctl() -> None:
+    """As `bootstrap` starts workers: the package itself is importable, its neighbours are not."""
+    package = Path(poolctl.__file__).parent.parent
+    program = (
+        f"import sys; sys.path.insert(0, {str(package)!r}); import poolctl; del sys.path[0]\n"
+        "from poolctl.gateway.routes import Route, try_get_route, with_route\n"
+        "print(try_get_route(with_route({}, Route(alias='users'))).alias)\n"
+        "print({name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names - {'__main__'})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=30
+    )
+    assert (done.stdout, done.stderr) == ("users\n{'poolctl'}\n", "")
