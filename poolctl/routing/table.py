@@ -31,7 +31,7 @@ from .match import (
 )
 from .normal_path import readings
 from .route import Route, passable
-from .table_file import ALIAS, ENTRY, HEADER, MAGIC, MOST_BYTES, PATH, ROOT, SEALS, write_table
+from .table_file import ALIAS, ENDS, ENTRY, HEADER, MAGIC, MOST_BYTES, PATH, ROOT, SEALS, write_table
 
 __all__ = ["Match", "RouteTable", "TableError", "write_table"]
 
@@ -115,8 +115,7 @@ class RouteTable:
         self._slots = self._view[self._end :].cast("Q")
         self._mask = count - 1
         self._most = cached
-        self._wildcards: list[str] | None = None
-        self._labels = 0
+        self._root: dict[str, Any] = {}
         self._groups: dict[str, _Group | None] = {}
         self._hosts: dict[str, tuple[_Group, ...]] = {}
 
@@ -190,22 +189,29 @@ class RouteTable:
 
     def _groups_of(self, host: str) -> tuple[_Group, ...]:
         """The host patterns that cover a host, in the order in which they are asked."""
-        if self._wildcards is None:
-            root = self._json(self._find(ROOT) or 0)
-            self._wildcards, self._labels = root["wildcards"], root["labels"]
+        self._root = self._root or self._json(self._find(ROOT) or 0)
         patterns = [HostPattern(EXACT, host)]
         if host and not is_ip_address(host):
             labels = host.split(".")
             patterns.append(HostPattern(LABEL, labels[0]))
-            most = min(self._labels, len(labels) - 1) if labels[0] else 0
+            most = min(self._root["labels"], len(labels) - 1) if labels[0] else 0
             patterns += [HostPattern(DOMAIN, ".".join(labels[-count:])) for count in range(most, 0, -1)]
-        patterns += [HostPattern(WILDCARD, each) for each in self._wildcards if covers_wildcard(each, host)]
+        patterns += [HostPattern(WILDCARD, each) for each in self._wildcards_of(host)]
         patterns.append(HostPattern(DEFAULT, ""))
         groups = tuple(group for group in (self._group(each.key) for each in patterns) if group is not None)
         if len(self._hosts) >= self._most:
             self._hosts.clear()
         self._hosts[host] = groups
         return groups
+
+    def _wildcards_of(self, host: str) -> list[str]:
+        """The patterns with "*" that cover a host, in the order in which they are asked."""
+        found: list[tuple[int, str]] = []
+        for head, tail in self._root["ends"]:
+            if len(host) > head + tail:
+                offset = self._find(f"{ENDS}{host[:head]}\0{host[len(host) - tail :]}")
+                found += () if offset is None else self._json(offset)
+        return [text for _, text in sorted(found) if covers_wildcard(text, host)]
 
     def _group(self, key: str) -> _Group | None:
         group = self._groups.get(key)

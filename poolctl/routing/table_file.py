@@ -2,8 +2,10 @@
 
 The file: a header, the entries, the slots. An entry is the length of its key, the length of its value, and both; values
 are JSON, of a route without the fields that have their defaults. A slot is the hash of a key and the offset of its
-entry, 4 bytes each; an empty one is 0, and the slots of keys that collide follow each other. Keys are those of
-`match.HostPattern`, "@" and an alias, and for a host pattern with many paths "/", its key, NUL, and the path.
+entry, 4 bytes each; an empty one is 0, and the slots of keys that collide follow each other.
+
+Keys are those of `match.HostPattern`; "@" and an alias; for a host pattern with many paths "/", its key, NUL and the
+path; for patterns with "*" elsewhere than in front "%", what they begin with, NUL, and what they end with.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ ENTRY = struct.Struct("=II")
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 MOST_BYTES = (1 << 32) - 1  # an offset is half a slot
 
-ALIAS, PATH, ROOT = "@", "/", "!"
+ALIAS, PATH, ENDS, ROOT = "@", "/", "%", "!"
 # A host pattern with more paths keeps each under a key of its own.
 _FEW_PATHS = 32
 
@@ -67,10 +69,19 @@ class _Writer:
         self._routes = len(aliases)
         for pattern, paths in hosts.items():
             self._add_host(pattern.key, paths)
-        wildcards = sorted((each for each in hosts if each.tier == WILDCARD), key=lambda each: -each.weight)
         domains = [each.text.count(".") + 1 for each in hosts if each.tier == DOMAIN]
-        root = {"wildcards": [each.text for each in wildcards], "labels": max(domains, default=0)}
-        self._add(ROOT, dumps(root))
+        ends = self._add_wildcards([each for each in hosts if each.tier == WILDCARD])
+        self._add(ROOT, dumps({"labels": max(domains, default=0), "ends": ends}))
+
+    def _add_wildcards(self, patterns: list[HostPattern]) -> list[tuple[int, int]]:
+        """Add each pattern, with its rank, under what it begins and ends with; return the lengths of those."""
+        found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        for rank, pattern in enumerate(sorted(patterns, key=lambda each: -each.weight)):
+            both = pattern.text.partition("*")[0], pattern.text.rpartition("*")[2]
+            found.setdefault(both, []).append((rank, pattern.text))
+        for (head, tail), ranked in found.items():
+            self._add(f"{ENDS}{head}\0{tail}", dumps(ranked))
+        return sorted({(len(head), len(tail)) for head, tail in found})
 
     def _add_host(self, key: str, paths: dict[str, list[tuple[tuple[bool, int], int]]]) -> None:
         records = {path: [offset for _, offset in sorted(ranked)] for path, ranked in paths.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -210,3 +211,26 @@ def test_candidates_are_all_routes_of_a_small_table_and_the_covering_ones_of_a_l
     assert len(routes.candidates("h1.x", "/v1")) == 53
     assert [each.alias for each in routes.candidates("h1.x", "/v1", most=52)] == ["1", "post", "v1", "rest"]
     assert [each.alias for each in routes.candidates("h.x", "/v2;/..;", most=52)] == ["rest"]
+
+
+def test_opening_a_table_makes_no_objects_of_its_routes() -> None:
+    fd = write_table([route(f"{n}", host=f"h{n}.x") for n in range(3000)], 1)
+    gc.collect()
+    before = len(gc.get_objects())
+    routes = RouteTable(fd)
+    match = routes.find("h7.x", "/")
+    assert len(gc.get_objects()) - before < 100
+    assert match is not None
+    assert match.route.alias == "7"
+    routes.close()
+    os.close(fd)
+
+
+def test_match_stays_valid_after_its_table_is_closed() -> None:
+    fd = write_table([route("users")], 1)
+    routes = RouteTable(fd)
+    os.close(fd)
+    match = routes.find("", "/")
+    routes.close()
+    assert match is not None
+    assert (match.route.alias, match.servers) == ("users", {"web"})
