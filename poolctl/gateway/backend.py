@@ -144,7 +144,12 @@ class Backend:
             self._facts_verdict = Verdict(False, "there is no such server", DOWN_RETRY_SECONDS)
             return
         self.held = facts.open_connections
-        self.endpoint = Endpoint.of_server(facts.bind, facts.tls) if facts.bind else Endpoint("none")
+        try:
+            self.endpoint = Endpoint.of_server(facts.bind, facts.tls) if facts.bind else Endpoint("none")
+        except ValueError:
+            self.endpoint = Endpoint("none")
+            self._facts_verdict = Verdict(False, "it has no address to connect to", DOWN_RETRY_SECONDS)
+            return
         if facts.ready:
             if not was_ready:
                 self.probe_now(now)

@@ -14,6 +14,9 @@ from .counts import PROTOCOL
 from .hosts import HostManager
 from .limiter import Limiter, WaitQueue
 
+# uvloop's timers and its clock count milliseconds: with shorter pauses the loop would spin.
+_LEAST_PAUSE_SECONDS = 0.001
+
 AnyRoute = Route | StreamRoute
 
 
@@ -249,8 +252,9 @@ class RouteBackends:
 
     def _serve(self, waiter: _Waiter) -> bool:
         """Whether it waits no longer: it has a backend, or there is nothing to wait for."""
-        if waiter.answer.done():
-            return self._leave_queue(waiter) or True
+        if waiter.answer.done():  # its client has left
+            self._leave_queue(waiter)
+            return True
         found = self._assign(waiter.client, waiter.cookie, waiter.tried)
         if isinstance(found, Lease):
             self._leave_queue(waiter)
@@ -261,7 +265,7 @@ class RouteBackends:
             return True
         if found.next_try_seconds is not None and self._retry is None:
             loop = waiter.answer.get_loop()
-            self._retry = loop.call_later(max(0.0, found.next_try_seconds), self.admit)
+            self._retry = loop.call_later(max(_LEAST_PAUSE_SECONDS, found.next_try_seconds), self.admit)
         return False
 
     def _refuse(self, waiter: _Waiter, refused: Refused) -> None:

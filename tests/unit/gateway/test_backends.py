@@ -297,3 +297,9 @@ def test_report_of_a_server_shows_the_connections_of_its_workers(stage: Stage) -
         repr(stage.backends.of(server_route("a")).members[0].backend)
         == "<Backend a: breaker closed, 0 in flight>"
     )
+
+
+def test_server_without_an_address_gets_no_request(stage: Stage) -> None:
+    stage.backends.apply([server_route("a")], {"a": facts("a", bind="process:a")})
+    answer = refused(stage.backends.of(server_route("a")).acquire("1.1.1.1"))
+    assert str(answer) == "a: it has no address to connect to"

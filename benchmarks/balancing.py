@@ -1,0 +1,43 @@
+"""What it costs the gateway to choose a backend for a request and to take its result, without any input and output."""
+
+from __future__ import annotations
+
+import gc
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+
+from poolctl.gateway.backends import Backends, Lease, Outcome
+from poolctl.gateway.balance import POLICIES
+from poolctl.gateway.hosts import HostManager
+from poolctl.routing.route import Limit, Route, Target
+
+from .report import Row
+
+BACKENDS = 3
+REQUESTS = 20_000
+MOST_MICROSECONDS = 3.0
+_LIMITS = {"limit": Limit(concurrency=100, queue=100), "backend_limit": Limit(requests_per_second=1e9)}
+
+
+def run(options: Namespace) -> Iterator[Row]:
+    requests, repeat = REQUESTS // (20 if options.quick else 1), 3 * options.repeat
+    cases = {policy: {"policy": policy} for policy in POLICIES} | {"round-robin, with limits": _LIMITS}
+    for what, keys in cases.items():
+        samples = [_microseconds(requests, keys) for _ in range(repeat)]
+        most = MOST_MICROSECONDS if what == "round-robin" else None
+        yield Row(f"acquire and release one of {BACKENDS} backends ({what})", "µs", samples, most=most)
+
+
+def _microseconds(requests: int, keys: dict[str, object]) -> float:
+    """The processor time of one request."""
+    backends = Backends(HostManager(time.monotonic), time.monotonic)
+    targets = tuple(Target(url=f"http://10.0.0.{number}:80") for number in range(1, BACKENDS + 1))
+    route = Route(**{"alias": "web", "to": targets, **keys})  # type: ignore[arg-type]
+    gc.collect()
+    began = time.process_time()
+    for _ in range(requests):
+        lease = backends.of(route).acquire("10.1.2.3")
+        assert isinstance(lease, Lease)
+        lease.release(Outcome.ANSWERED, 0.01, 200)
+    return 1e6 * (time.process_time() - began) / requests
