@@ -18,7 +18,7 @@ _MOST_RECORDS = 64  # a client that sends a byte a record would keep the reader 
 _RANDOM_AND_VERSION_BYTES = 34
 _SERVER_NAME, _ALPN = 0, 16  # RFC 6066 §3, RFC 7301 §3.1
 _HOST_NAME = 0
-_is_name = re.compile(rb"[0-9A-Za-z_-]{1,63}(?:\.[0-9A-Za-z_-]{1,63})*+").fullmatch
+_is_name = re.compile(rb"[0-9A-Za-z_-]{1,63}(?:\.[0-9A-Za-z_-]{1,63})*").fullmatch
 _MOST_NAME_BYTES = 255
 
 

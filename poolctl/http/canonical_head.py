@@ -20,16 +20,17 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .message_head import FIELD_LINES, HOST, TOKEN, UNFIT
+from .message_head import FIELD_LINE, HOST, TOKEN, UNFIT
 
 _METHODS = frozenset(
     b"ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY OPTIONS"
     b" PATCH POST PROPFIND PROPPATCH PURGE PUT REBIND REPORT SEARCH SUBSCRIBE TRACE UNBIND UNLINK UNLOCK UNSUBSCRIBE"
     b"".split()
 )
-# No group is captured within a repetition: with possessive ones Python 3.11.2 loses it.
+# Only repetitions of single characters are possessive. Of a group that is repeated possessively, Python 3.11.2 loses
+# the captured text, and may stay in the middle of a repetition that failed. Here a repetition has one way to match.
 _request_head = re.compile(
-    rb"([A-Z-]++) ((/[!\"$->@-~]*+)(?:\?[!\"$-~]*+)?+|\*) HTTP/1\.([01])\r\n" + FIELD_LINES + rb"\r\n"
+    rb"([A-Z-]++) ((/[!\"$->@-~]*+)(?:\?[!\"$-~]*+)?|\*) HTTP/1\.([01])\r\n(?:" + FIELD_LINE + rb")*\r\n"
 ).match
 # The fields that decide where the message ends, or whom it is for. The first letter rules out most others.
 _decisive_fields = re.compile(
@@ -38,8 +39,8 @@ _decisive_fields = re.compile(
 ).findall
 _is_host = re.compile(HOST).fullmatch
 _is_length = re.compile(rb"[0-9]{1,15}").fullmatch
-_are_options = re.compile(TOKEN + rb"(?:, ?" + TOKEN + rb")*+").fullmatch
-_is_protocol = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?+").fullmatch
+_are_options = re.compile(TOKEN + rb"(?:, ?" + TOKEN + rb")*").fullmatch
+_is_protocol = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?").fullmatch
 _unfit = re.compile(UNFIT).search
 CHUNKED = -1
 _KEEP_ALIVE = {b"connection": b"keep-alive"}

@@ -78,7 +78,13 @@ def test_other_bytes_are_refused_as_soon_as_they_are_seen(data: bytes) -> None:
 
 
 def test_name_that_is_no_host_name_is_refused() -> None:
-    for bad in (b"users.example\0com", b"users example com", b".sers.example.com", b"users..xample.com"):
+    for bad in (
+        b"users.example\0com",
+        b"users example com",
+        b".sers.example.com",
+        b"users..xample.com",
+        b"users.example.co.",
+    ):
         with pytest.raises(NoClientHello):
             read_client_hello(client_hello().replace(b"users.example.com", bad))
 
