@@ -70,7 +70,7 @@ def route_problems(
     yield from ((None, finding) for finding in _taken_stream_aliases(tables.streams))
     yield from _unreachable(written)
     for each in written:
-        if each.config is not None:
+        if each.config is not None and not each.reason:
             for finding in _mode_problems(each.config, known, gateway):
                 yield _on(each, finding)
 
@@ -87,7 +87,7 @@ def route_warnings(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[Lo
         return
     plain = all(not each.tls for each in tables.gateway.bind)
     for each in written_routes(known, tables):
-        if each.config is None:
+        if each.config is None or each.reason:
             continue
         targets, reasons = known.targets(each.config.to)
         if not targets and (each.server is None or not each.server.disabled):
@@ -225,7 +225,7 @@ def _unreachable(written: list[WrittenRoute]) -> Iterator[Located]:
     """Routes whose every request is taken by another one."""
     groups: dict[tuple[str, str], list[tuple[WrittenRoute, RouteConfig]]] = {}
     for each in written:
-        if each.config is not None:
+        if each.config is not None and not each.reason:
             groups.setdefault((each.config.host, each.config.path), []).append((each, each.config))
     everything = {
         (host, path): route

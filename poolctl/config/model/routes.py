@@ -47,7 +47,7 @@ _SCHEMES = ("http", "https", "ws", "wss")
 class WrittenRoute(NamedTuple):
     """A route before its targets are looked up: of a table, or of a server's labels or `expose`.
 
-    `key` leads to it, from the file or from the server's table; without a config `reason` says what is wrong with it.
+    `key` leads to it, from the file or from the server's table; one that is not served has a `reason`.
     """
 
     alias: str
@@ -135,18 +135,26 @@ def written_routes(
         if any(name.startswith(PREFIX) for name in server.labels):
             found.append(_labelled(server, defaults, [] if findings is None else findings))
     aliases = {each.alias for each in found}
-    places = {(each.config.host, each.config.path) for each in found if each.config}
+    places = {(each.config.host, each.config.path): each for each in found if each.config}
     for server in known.by_name.values():
         exposed = None if server.derived_expose or server.job else _exposed(server)
-        if exposed is None or exposed in places:
+        if exposed is None:
             continue
         host, path = exposed
+        there = places.get(exposed)
+        if (
+            there is not None
+            and there.config
+            and any(server in (known.servers(each.to) or ()) for each in there.config.to)
+        ):
+            continue
         alias = server.name if server.name not in aliases else f"{server.name}@{host}"
         config = _made(merged(defaults, {"alias": alias, "host": host, "path": path}), server, [])
         if config is not None and alias not in aliases:
             aliases.add(alias)
-            places.add(exposed)
-            found.append(WrittenRoute(alias, config, ("expose",), server))
+            reason = f"{host}{path} is taken by the route {there.alias!r}" if there else ""
+            found.append(WrittenRoute(alias, config, ("expose",), server, reason))
+            places.setdefault(exposed, found[-1])
     return found
 
 
@@ -206,7 +214,7 @@ def _exposed(server: ServerKeys) -> tuple[str, str] | None:
 
 def _route_of(written: WrittenRoute, known: Known) -> Route | ExcludedRoute:
     config = written.config
-    if config is None:
+    if config is None or written.reason:
         return _excluded(written, written.reason)
     to, reasons = known.targets(config.to)
     if not to:

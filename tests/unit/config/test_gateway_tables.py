@@ -198,7 +198,14 @@ def test_written_route_wins_over_that_of_expose(tmp_path: Path) -> None:
     exposed = server("web", bind=":9001", app="a:b", expose="https://example.org/v1")
     text = exposed + server("other", bind=":9002", app="a:b")
     same = '[[route]]\nhost = "example.org"\npath = "/v1"\nto = "other"\n'
-    assert list(routes(tmp_path, text + same)) == ["other"]
+    found = routes(tmp_path, text + same)
+    reason = "example.org/v1 is taken by the route 'other'"
+    assert found["web"] == ExcludedRoute(alias="web", reason=reason, host="example.org", provider="server")
+    assert list(routes(tmp_path, text + same.replace('"other"', '["other", "web"]'))) == ["other"]
+    twice = text + server("again", bind=":9003", app="a:b", expose="https://example.org/v1")
+    found = routes(tmp_path, "[gateway]\n" + twice)
+    assert isinstance(found["web"], Route)
+    assert isinstance(found["again"], ExcludedRoute)
     both = routes(tmp_path, text + ROUTE)
     assert list(both) == ["web", "web@example.org"]
 
