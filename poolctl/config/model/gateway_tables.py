@@ -6,7 +6,7 @@ Few pools have a gateway: this module is imported when a file has one of these t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, Strict, WrapValidator
 
@@ -132,6 +132,8 @@ class Breaker(Section):
 class GatewayConfig(Table):
     """[gateway]: where clients reach the pool's servers by host and path, and what holds for every route."""
 
+    table: ClassVar[str] = "gateway"
+
     bind: Annotated[tuple[GatewayListener, ...], _short("bind")] = Field(
         default_factory=lambda: (GatewayListener(bind=DEFAULT_BIND),),
         description="The addresses: one, or a list; { bind, tls } for HTTPS. [] is for streams alone.",
@@ -197,6 +199,8 @@ class StreamTarget(Section):
 class RouteConfig(Table):
     """[[route]]: which requests go to which servers."""
 
+    table: ClassVar[str] = "route"
+
     alias: Word | None = field(None, "Its name, unique among the routes; left out: its first target's.")
     host: Host = field("", f"{HOST_ALLOWED}.")
     path: RoutePath = field("/", 'The prefix of the path, in whole segments: "/v1" is for /v1 and /v1/users.')
@@ -245,6 +249,8 @@ class StreamTimeouts(Section):
 
 class StreamConfig(Table):
     """[[stream]]: an address whose TCP connections, or UDP datagrams, go to other addresses."""
+
+    table: ClassVar[str] = "stream"
 
     alias: Word | None = field(None, "Its name, unique among the streams; left out: its first target's.")
     bind: Bind = Field(description="The address that clients connect to.")

@@ -53,8 +53,9 @@ SHORT_FORMS = {
     "health": 'a path such as "/ready", or a table',
 }
 PROBES = ("startup", "readiness", "liveness")
-# What to write instead of keys of golib, uvicorn, gunicorn, supervisord, docker compose and pm2, in a table that has
-# them. Capitals and underscores do not count: golib mixes two spellings.
+# What to write instead of keys of golib, uvicorn, gunicorn, supervisord, docker compose and pm2, of nginx, HAProxy,
+# Traefik and Caddy for routes, in a table that has them. Capitals and underscores do not count: golib mixes two
+# spellings.
 OTHER_TOOLS = {
     "": {
         'health = "/path", or health = { readiness = { http = "/path" } }': "monitor healthcheck",
@@ -96,6 +97,34 @@ OTHER_TOOLS = {
         'tls = { ciphers = "…" }, in OpenSSL\'s notation': "cipherlist",
         "take it out: poolctl has no equal": "versionmax curvelist dynamicsizingdisable sessionticketdisable",
     },
+    "gateway": {
+        'bind = ":80", or [":80", { bind = ":443", tls = { cert = "FILE", key = "FILE" } }]': "listen listeners"
+        " address port entrypoints tls certificate sslcertificate sslcertificatekey",
+        "[[route]] tables": "routes route server location rules",
+        'trusted_proxies = ["10.0.0.0/8"]': "setrealipfrom forwardedallowips",
+        'keep_alive = "75s"': "keepalivetimeout",
+        'head_timeout = "10s"': "clientheadertimeout readheadertimeout",
+        'max_head_size = "64KiB"': "largeclientheaderbuffers clientheaderbuffersize",
+    },
+    "route": {
+        'to = "SERVER", or ["http://HOST:PORT", …]': "proxypass upstream backend backends server servers service target"
+        " targets url destination usebackend reverseproxy",
+        'host = "HOST"': "servername domain domains hostname hostregexp",
+        'path = "/PREFIX"': "location prefix pathprefix paths rule",
+        "strip_path = true": "stripprefix rewrite",
+        'timeouts = { connect = "5s", head = "60s" }': "timeout proxyconnecttimeout proxyreadtimeout proxysendtimeout",
+        'add_headers = { NAME = "value" }': "proxysetheader setheader setheaders requestheaders",
+        'max_body_size = "1MiB"': "clientmaxbodysize",
+        'policy = "least-connections"': "balance lbpolicy loadbalancer algorithm",
+        'to = [{ to = "SERVER", weight = 2 }]': "weight weights",
+        'tls of an address of [gateway]: bind = [{ bind = ":443", tls = { cert = "FILE", key = "FILE" } }]': "tls"
+        " certificate sslcertificate",
+    },
+    "stream": {
+        'bind = ":5432"': "listen address port",
+        'to = "HOST:PORT"': "proxypass upstream backend backends server servers target targets",
+        'timeouts = { connect = "5s", idle = "10m" }': "timeout proxyconnecttimeout proxytimeout",
+    },
 }
 _FIXES = {
     (table, key): fix
@@ -127,7 +156,7 @@ def _finding(details: Any, model: type[BaseModel]) -> Finding:
     context = details.get("ctx", {})
     value = details.get("input")
     if kind == "extra_forbidden":
-        return unknown_key(path, keys_at(model, path[:-1]))
+        return unknown_key(path, keys_at(model, path[:-1]), getattr(model, "table", ""))
     if kind == "missing":
         return Finding(path, f"{path[-1]!r} is missing", f"add {path[-1]} = …")
     if kind == "value_error":
@@ -162,10 +191,10 @@ def _allowed(kind: str, context: dict[str, Any]) -> str:
     return EXPECTED.get(kind) or EXPECTED.get(kind.partition("_")[0], "")
 
 
-def unknown_key(path: Path, known: tuple[str, ...]) -> Finding:
-    """The finding of a key that the model does not have."""
+def unknown_key(path: Path, known: tuple[str, ...], table: str) -> Finding:
+    """The finding of a key that the model does not have; `table` is the model's, "" for a server's."""
     key = str(path[-1])
-    parent = next((part for part in reversed(path[:-1]) if isinstance(part, str)), "")
+    parent = next((part for part in reversed(path[:-1]) if isinstance(part, str)), table)
     fix = _FIXES.get((parent, key[:60].replace("_", "").lower()))
     if fix:
         fix = fix if fix.startswith("take it out") else f"write {fix}"
@@ -212,7 +241,6 @@ def keys_at(model: type[BaseModel], path: Path) -> tuple[str, ...]:
     names = [name for name, field in here.model_fields.items() if not field.exclude]
     if "scale" in names:
         names.insert(names.index("scale"), "workers")  # its short form, which no model has
-    if "bind" in names:
         names.insert(names.index("bind") + 1, "listen")  # golib's word for it
     return tuple(names)
 

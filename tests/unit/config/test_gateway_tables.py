@@ -294,6 +294,26 @@ def test_bad_value_is_reported_with_its_place(tmp_path: Path, text: str, words: 
     assert words in told(tmp_path, WEB + text)
 
 
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("[gateway]\nlisten = ':80'\n", '\'listen\' is a key of another tool; write bind = ":80", or [":80"'),
+        ("[gateway]\nroutes = []\n", "write [[route]] tables"),
+        (
+            "[[route]]\nto = 'web'\nproxy_pass = 'http://a'\n",
+            'write to = "SERVER", or ["http://HOST:PORT", …]',
+        ),
+        ("[[route]]\nto = 'web'\nserver_name = 'a'\n", 'write host = "HOST"'),
+        ("[[route]]\nto = 'web'\nlocation = '/'\n", 'write path = "/PREFIX"'),
+        ("[[route]]\nto = 'web'\nweight = 2\n", 'write to = [{ to = "SERVER", weight = 2 }]'),
+        ("[[stream]]\nbind = ':1'\nto = 'a:1'\nproxy_timeout = 1\n", "write timeouts = { connect"),
+        ("[metrics]\nlistin = ':1'\n", "known here: bind, path"),
+    ],
+)
+def test_key_of_another_proxy_has_its_counterpart(tmp_path: Path, text: str, fix: str) -> None:
+    assert fix in told(tmp_path, WEB + text)
+
+
 def test_password_in_a_target_is_in_no_problem(tmp_path: Path) -> None:
     config = load_text(tmp_path, WEB + '[[route]]\nto = "http://me:s3cret@a/b"\n')
     assert "write them into add_headers" in str(config.problems[0])
