@@ -31,7 +31,20 @@ from .match import (
 )
 from .normal_path import readings
 from .route import Route, passable
-from .table_file import ALIAS, ENDS, ENTRY, HEADER, MAGIC, MOST_BYTES, PATH, ROOT, SEALS, write_table
+from .table_file import (
+    ALIAS,
+    ENDS,
+    ENTRY,
+    HEADER,
+    MAGIC,
+    MOST_BYTES,
+    PATH,
+    ROOT,
+    SEALS,
+    depth_of,
+    paths_above,
+    write_table,
+)
 
 __all__ = ["Match", "RouteTable", "TableError", "write_table"]
 
@@ -76,16 +89,16 @@ class _Group:
 
     __slots__ = ("above", "alone", "candidates", "complete", "depth", "key", "offsets")
 
-    def __init__(self, key: str, table: dict[str, Any] | list[int]) -> None:
-        if isinstance(table, list):  # all of its routes have the path "/"
-            table = {"routes": len(table), "depth": 0, "paths": {"/": table}}
+    def __init__(self, key: str, value: dict[str, list[int]] | list[int]) -> None:
         self.key = key
-        self.alone: bool = table["routes"] == 1
-        self.depth: int = table["depth"]
-        self.complete = "paths" in table
-        self.offsets: dict[str, list[int]] = table.get("paths", {})
-        self.above: list[str] = table.get("above", [])
         self.candidates: dict[str, tuple[_Candidate, ...]] = {}
+        self.complete = isinstance(value, dict)  # otherwise each path has an entry of its own
+        if isinstance(value, dict):
+            self.offsets, self.above = value, paths_above(value)
+            self.alone = [len(offsets) for offsets in value.values()] == [1]
+            self.depth = depth_of(value)
+        else:
+            self.alone, self.depth = False, value[0]
 
 
 class RouteTable:

@@ -51,13 +51,17 @@ def write_table(routes: Iterable[Route], generation: int) -> int:
     return fd
 
 
+# What orders the routes of one path: their conditions, then their offsets, which follow the file's order.
+_Ranked = tuple[bool, int, int]
+
+
 class _Writer:
     """Makes the content of a table."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._content = bytearray(HEADER.size)
         self._slots: list[int] = []
-        hosts: dict[HostPattern, dict[str, list[tuple[tuple[bool, int], int]]]] = {}
+        hosts: dict[HostPattern, dict[str, list[_Ranked]]] = {}
         aliases: set[str] = set()
         for route in routes:
             if route.alias in aliases:
@@ -65,7 +69,7 @@ class _Writer:
             aliases.add(route.alias)
             offset = self._add(ALIAS + route.alias, dumps(_changed_fields(route)))
             paths = hosts.setdefault(host_pattern(route.host), {})
-            paths.setdefault(normal_prefix(route.path), []).append((condition_rank(route), offset))
+            paths.setdefault(normal_prefix(route.path), []).append((*condition_rank(route), offset))
         self._routes = len(aliases)
         for pattern, paths in hosts.items():
             self._add_host(pattern.key, paths)
@@ -83,22 +87,15 @@ class _Writer:
             self._add(f"{ENDS}{head}\0{tail}", dumps(ranked))
         return sorted({(len(head), len(tail)) for head, tail in found})
 
-    def _add_host(self, key: str, paths: dict[str, list[tuple[tuple[bool, int], int]]]) -> None:
-        records = {path: [offset for _, offset in sorted(ranked)] for path, ranked in paths.items()}
-        if len(records) == 1 and "/" in records:
-            self._add(key, str(records["/"]))
-            return
-        table: dict[str, Any] = {
-            "routes": sum(map(len, records.values())),
-            "depth": max(path.count("/") for path in records if path != "/"),
-        }
-        above = {prefix for path in records for prefix in prefixes(path, path.count("/")) if prefix != path}
+    def _add_host(self, key: str, paths: dict[str, list[_Ranked]]) -> None:
+        records = {path: [each[-1] for each in sorted(ranked)] for path, ranked in paths.items()}
         if len(records) <= _FEW_PATHS:
-            table |= {"paths": records, "above": [path for path in records if path in above]}
-        else:
-            for path, offsets in records.items():
-                self._add(f"{PATH}{key}\0{path}", dumps({"routes": offsets, "above": path in above}))
-        self._add(key, dumps(table))
+            self._add(key, dumps(records))
+            return
+        above = paths_above(records)
+        for path, offsets in records.items():
+            self._add(f"{PATH}{key}\0{path}", dumps({"routes": offsets, "above": path in above}))
+        self._add(key, dumps([depth_of(records)]))
 
     def _add(self, key: str, value: str) -> int:
         name, text = key.encode(), value.encode()
@@ -123,6 +120,16 @@ class _Writer:
         content += struct.pack(f"={count}Q", *slots)
         HEADER.pack_into(content, 0, MAGIC, generation, self._routes, end, count, size)
         return content
+
+
+def depth_of(paths: Iterable[str]) -> int:
+    """How many segments the longest of these paths has."""
+    return max(path.count("/") if path != "/" else 0 for path in paths)
+
+
+def paths_above(paths: Iterable[str]) -> set[str]:
+    """Every path that covers one of these, besides that itself."""
+    return {prefix for path in paths for prefix in prefixes(path, path.count("/")) if prefix != path}
 
 
 def _changed_fields(value: Value) -> dict[str, Any]:
