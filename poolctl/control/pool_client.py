@@ -170,7 +170,11 @@ class PoolClient:
 
         0 means until they are enabled. PoolParamError for an unknown host; the same holds for the other two.
         """
-        return self._host("disable", hosts, None if for_seconds is None else parse_duration(for_seconds))
+        try:
+            seconds = None if for_seconds is None else parse_duration(for_seconds)
+        except ValueError as wrong:
+            raise PoolParamError(f"for_seconds: {wrong}") from None
+        return self._host("disable", hosts, seconds)
 
     def enable_host(self, *hosts: str) -> Table:
         """Let these hosts have traffic again, at once."""

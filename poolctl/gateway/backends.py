@@ -53,8 +53,8 @@ class Backends:
     def apply(self, routes: Iterable[AnyRoute] | None, servers: Mapping[str, ServerFacts]) -> None:
         """Use these routes and what is known of these servers. Backends that stay keep their state.
 
-        Without routes those in force stay. A route that is not among them is added by its first request, so that a
-        very large table need not be gone through.
+        Without routes those in force stay. A route that is not among them is added by its first request: of a very
+        large table, those suffice that are known already (`aliases`).
         """
         self._servers = servers
         affected: dict[RouteInForce, bool] = {}  # whether weights have changed
@@ -99,6 +99,11 @@ class Backends:
         if known is None or known[0] != route:
             found.apply(route, self._members(route, found))
         return found
+
+    @property
+    def aliases(self) -> list[str]:
+        """The HTTP routes that have backends: all that were applied, or had a request."""
+        return [route.alias for route, _ in self._routes.values() if isinstance(route, Route)]
 
     def available(self, host: str) -> Verdict:
         """Whether the host gets requests now, and if not, why."""

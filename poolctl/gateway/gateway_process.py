@@ -114,6 +114,7 @@ class GatewayServer(SupervisedProcess):
         self._listeners: dict[str, OpenListener] = {}
         self._stale: set[tuple[str, str]] = set()  # what was not sent again since "resync"
         self._expiry: asyncio.TimerHandle | None = None
+        self._restoring = False
         self._draining: asyncio.Task[None] | None = None
 
     @property
@@ -226,6 +227,9 @@ class GatewayServer(SupervisedProcess):
         listed: list[Route | StreamRoute] = []
         if len(self.edge.table) <= _MOST_LISTED_ROUTES:
             listed += self.edge.table
+        else:
+            known = map(self.edge.table.by_alias, self.edge.backends.aliases)
+            listed += [match.route for match in known if match is not None]
         listed += [each.stream.route for each in self._listeners.values() if each.stream is not None]
         self.edge.backends.apply(listed, self._servers)
 
@@ -272,7 +276,11 @@ class GatewayServer(SupervisedProcess):
 
     def _hosts(self, message: wire.Message, fds: list[int]) -> None:
         """Continue with the states of the hosts that an earlier process has reported."""
-        self.edge.hosts.restore(message["states"])
+        self._restoring = True  # what was reported then is no news
+        try:
+            self.edge.hosts.restore(message["states"])
+        finally:
+            self._restoring = False
 
     def _host(self, message: wire.Message, fds: list[int]) -> None:
         """Disable, enable or drain hosts: all that are named, or none if one of them is unknown."""
@@ -293,8 +301,9 @@ class GatewayServer(SupervisedProcess):
         self.link.send({"t": "host", "id": message["id"], "hosts": found, "problems": problems})
 
     def _host_changed(self, host: str, state: HostState, why: str) -> None:
-        self._event(f"host {state}", {"host": host, "cause": why})
-        self.link.send({"t": "hosts", "states": self.edge.hosts.to_json()})
+        if not self._restoring:
+            self._event(f"host {state}", {"host": host, "cause": why})
+            self.link.send({"t": "hosts", "states": self.edge.hosts.to_json()})
         if self._expiry is not None:
             self._expiry.cancel()
         due = self.edge.hosts.due

@@ -10,6 +10,9 @@ from enum import StrEnum
 
 from ..frozen_value import Table, Value
 
+# Ten years: longer than any pause that is meant, and still a date.
+_MOST_SECONDS = 10 * 365 * 86_400.0
+
 Listener = Callable[[str, "HostState", str], None]
 
 
@@ -117,6 +120,7 @@ class HostManager:
         seconds = self.re_enable_seconds if for_seconds is None else for_seconds
         if not seconds >= 0:
             raise ValueError(f"a host cannot be disabled for {seconds} seconds")
+        seconds = min(seconds, _MOST_SECONDS)
         return self._set(host, HostState.DISABLED, why or "disabled by request", seconds)
 
     def drain(self, host: str, why: str = "") -> HostRecord:

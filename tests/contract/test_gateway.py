@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import poolctl
+from poolctl.errors import PoolParamError
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.unmeasured
@@ -20,13 +21,20 @@ def test_without_a_gateway_routes_and_hosts_are_empty_tables(
         assert [error["code"] for error in done.json["errors"]] == [6]
     real_pool.ok("start")
     for command in ("routes", "hosts"):
-        assert real_pool.ok(command, "-o", "json").json == {"schema": 1, "items": [], "errors": []}
+        document = real_pool.ok(command, "-o", "json").json
+        assert (document["schema"], document["items"], document["errors"]) == (1, [], [])
         (header,) = real_pool.ok(command).stdout.splitlines()
         assert "HOST" in header.split()
         assert real_pool.ok(command, "-o", "jsonl").stdout == real_pool.ok(command, "-o", "name").stdout == ""
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(real_pool.runtime))
     client = poolctl.connect(real_pool.directory / "pool.toml")
     assert client.routes()["items"] == client.hosts()["items"] == []
+    done = real_pool.run("hosts", "disable", "hello")
+    assert done.code == 4, "an order that changes nothing is not done"
+    assert "the pool has no gateway" in done.stderr
+    for wrong in ("soon", -1):
+        with pytest.raises(PoolParamError):
+            client.disable_host("hello", for_seconds=wrong)
 
 
 def test_import_is_announced_for_a_later_version(real_pool: RealPool) -> None:

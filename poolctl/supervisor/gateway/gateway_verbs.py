@@ -15,6 +15,7 @@ from poolctl.routing.route_health import RouteHealth, route_health, server_healt
 from poolctl.routing.route_report import PASS, RouteReport, route_report
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
+from poolctl.selection.selector import SelectorError
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
@@ -25,6 +26,7 @@ from .gateway_manager import GatewayManager
 
 # Above this only those that fit the host are explained.
 _MOST_EXPLAINED = 1000
+_OPERATIONS = ("disable", "enable", "drain")
 _NONE = [0] * tally.COUNTED
 
 
@@ -73,12 +75,17 @@ class GatewayVerbs:
         return HostsResult(items=tuple(map(HostReport.from_json, report["hosts"])))
 
     async def host(self, call: Call) -> HostsResult:
-        """Disable, enable or drain hosts; nothing is changed if one of them is unknown."""
+        """Disable, enable or drain hosts; nothing is changed if one of them is unknown. Raises SelectorError."""
+        order = host_order(call.options)
+        if self._gateway.tables.gateway is None:
+            hint = "a [gateway] or a [[route]] in the file adds one"
+            problem = failure(PoolParamError, "the pool has no gateway", hint)
+            return HostsResult(errors=(problem,), exit_code=NOTHING_MATCHED)
         process = await self._gateway.serving()
         if process is None:
             return self._away()
         try:
-            answer = await process.order_hosts({key: call.options.get(key) for key in ("op", "hosts", "for")})
+            answer = await process.order_hosts(order)
         except (LinkLost, TimeoutError):
             return self._away()
         if problems := answer.get("problems"):
@@ -100,6 +107,24 @@ class GatewayVerbs:
         why = self._gateway.problem or "its process is starting"
         problem = failure(PoolMonitorError, f"the gateway does not answer: {why}", "poolctl events")
         return HostsResult(errors=(problem,), exit_code=NOT_AS_DESIRED)
+
+
+def host_order(options: Table) -> Table:
+    """What to do with which hosts, and for how many seconds. Raises SelectorError for anything else."""
+    operation, hosts, seconds = options.get("op"), options.get("hosts"), options.get("for")
+    if (
+        operation not in _OPERATIONS
+        or not isinstance(hosts, list)
+        or not all(isinstance(each, str) for each in hosts)
+    ):
+        raise SelectorError(
+            "no such order for hosts", hint=f"op is one of {', '.join(_OPERATIONS)}; hosts is a list"
+        )
+    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
+        raise SelectorError(
+            f"hosts cannot be disabled for {seconds!r}", hint="seconds; 0 until they are enabled"
+        )
+    return {"op": operation, "hosts": hosts, "for": seconds}
 
 
 class _RouteFigures:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from poolctl.gateway import gateway_process
 from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.gateway_process import GatewayServer
 from poolctl.gateway.settings import GatewaySettings, ListenerSettings
@@ -256,9 +257,36 @@ def test_hosts_are_disabled_by_order_and_their_states_are_reported_and_restored(
             assert [each["kind"] for each in stage.reports if each["t"] == "event"] == ["host disabled"]
             await stage.process.order_hosts({"op": "enable", "hosts": ["web"], "for": None})
             assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+            reported = len(stage.reports)
             stage.process.restore_hosts(states)
             await stage.settled()
             assert (await stage.get()).startswith(b"HTTP/1.1 503 ")
+            assert len(stage.reports) == reported, "a restored state is no new event"
+
+    run(work())
+
+
+def test_table_of_many_routes_keeps_the_backends_of_those_that_had_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_process, "_MOST_LISTED_ROUTES", 1)
+    used, unused = (
+        Route(alias=each, host=host, to=(Target(server="web"),)) for each, host in (("a", ""), ("b", "b"))
+    )
+
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            stage.publish(2, used, unused)
+            await stage.settled()
+            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+            backends = stage.server.edge.backends
+            before = backends.of(used)
+            stage.publish(3, used.but(policy="first"), unused)
+            await stage.settled()
+            assert (backends.aliases, backends.of(used.but(policy="first"))) == (["a"], before)
+            stage.publish(4, unused, unused.but(alias="c", host="c"))
+            await stage.settled()
+            assert backends.aliases == []
 
     run(work())
 

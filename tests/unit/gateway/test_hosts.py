@@ -87,6 +87,11 @@ def test_time_that_is_none_is_refused(clock: ManualClock) -> None:
             hosts.disable("a", seconds)
 
 
+def test_very_long_time_is_still_a_date(clock: ManualClock) -> None:
+    hosts, _ = manager(clock)
+    assert hosts.disable("a", float("inf")).until == clock.time() + 10 * 365 * 86_400
+
+
 def test_default_time_and_header_follow_the_configuration(clock: ManualClock) -> None:
     hosts, _ = manager(clock)
     assert hosts.header_for_host == "Host"
