@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poolctl.config import Configuration, escaped, load, routes_of, table_text
+from poolctl.config import (
+    Configuration,
+    GatewayConfig,
+    RouteConfig,
+    Section,
+    StreamConfig,
+    escaped,
+    load,
+    routes_of,
+    table_text,
+)
 from poolctl.config.model.gateway_tables import MODES, POLICIES
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute
+from poolctl.routing.table_file import write_table
 from poolctl.units import format_duration, format_size
 from tests.configuration import server
 
@@ -134,7 +146,7 @@ def loaded(text: str, name: str = "/pool/pool.toml") -> Configuration:
 
 
 @given(tables=files())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_tables_survive_being_written_and_read_again(tables: dict[str, Any]) -> None:
     config = loaded(toml(tables))
     again = loaded(toml(config.tables.to_dict()))
@@ -146,6 +158,7 @@ def test_tables_survive_being_written_and_read_again(tables: dict[str, Any]) -> 
     assert [each.alias for each in routes] == [
         each["alias"] for name in ("route", "stream") for each in tables.get(name, [])
     ]
+    os.close(write_table([each for each in routes if isinstance(each, Route)], 1))
     for each in routes:
         assert not isinstance(each, ExcludedRoute)
         assert each.to
@@ -153,15 +166,46 @@ def test_tables_survive_being_written_and_read_again(tables: dict[str, Any]) -> 
         assert kind.from_json(each.to_json()) == each
 
 
-@given(
-    st.dictionaries(
-        st.text(max_size=9), st.none() | st.booleans() | st.integers() | st.text(max_size=9), max_size=4
-    )
+LEAVES = st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.sampled_from(
+    ["web", "tag:t", "http://a", "http://[::1", "unix:", "*.a", "a*b.c", "/%zz", "/a/../b", "1s", ":80", "tcp://a:1"]
+)  # fmt: skip
+ANYTHING = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["bind", "tls", "cert", "to", "weight", "connect"]), inner, max_size=3
+        )
+    ),
+    max_leaves=6,
 )
-@settings(max_examples=150, deadline=None)
-def test_any_table_is_read_or_refused_with_its_place(table: dict[str, Any]) -> None:
-    text = json.dumps({"gateway": table, "route": [table], "stream": [table], "server": []}).replace(
-        "${", "$"
-    )
-    for problem in load("/pool/pool.json", {}, {"/pool/pool.json": text}).problems:
+LABELS = st.dictionaries(
+    st.sampled_from(
+        ["route", "route.", "route..", "route.host", "route.to", "route.timeouts", "route.timeouts.head"]
+    ),
+    ANYTHING,
+    max_size=3,
+)
+
+
+def anything_for(model: type[Section]) -> st.SearchStrategy[Any]:
+    return st.dictionaries(st.sampled_from(sorted(model.model_fields)), ANYTHING, max_size=5)
+
+
+@given(
+    anything_for(GatewayConfig) | ANYTHING,
+    st.lists(anything_for(RouteConfig), max_size=2) | ANYTHING,
+    st.lists(anything_for(StreamConfig), max_size=2) | ANYTHING,
+    LABELS,
+)
+@settings(max_examples=100, deadline=None)
+def test_anything_is_read_or_refused_with_its_place(
+    gateway: Any, route: Any, stream: Any, labels: Any
+) -> None:
+    servers = [WEB | {"labels": labels}]
+    text = json.dumps({"gateway": gateway, "route": route, "stream": stream, "server": servers})
+    config = load("/pool/pool.json", {}, {"/pool/pool.json": text.replace("${", "$")})
+    for problem in config.problems:
         assert str(problem).startswith("/pool/pool.json:1:")
+    aliases = [each.alias for each in routes_of(config, config.tables) if isinstance(each, Route)]
+    assert len(set(aliases)) == len(aliases)
