@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import socket
+import tracemalloc
 from contextlib import suppress
 
 import pytest
@@ -48,6 +49,40 @@ def test_head_in_pieces_is_passed_when_it_is_whole() -> None:
         assert taken.recv(1000) == HEAD
         taken.close()
         assert not stage.waiting
+
+    play(scene)
+
+
+class Counted(WaitingConnections):
+    """Counts how often the loop has found something for them to do."""
+
+    events = 0
+
+    def _on_events(self) -> None:
+        self.events += 1
+        super()._on_events()
+
+
+def test_waiting_connections_take_less_than_a_kilobyte_each_and_no_time() -> None:
+    async def scene(stage: Stage) -> None:
+        waiting = stage.edge.passing.waiting = Counted()
+        stage.route_to("users", host="elsewhere")
+        await stage.connect(HEAD[:20])
+        await until(lambda: stage.waiting == 1)
+        tracemalloc.start()
+        for number in range(200):
+            await stage.connect(HEAD[:20] if number % 2 else b"")
+        await until(lambda: stage.waiting == 201 and len(waiting._silent) == 100)
+        size_bytes, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        # The clients' ends are in this process too.
+        assert size_bytes < 200 * (1024 + 512), size_bytes / 200
+        events = waiting.events
+        assert events
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert waiting.events <= events + 1  # one that was under way
+        waiting.close()
 
     play(scene)
 
