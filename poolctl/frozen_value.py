@@ -38,7 +38,7 @@ class ValueType(type):
     """Makes slots of the annotations of a class. The fields of its base come before its own."""
 
     defaults: dict[str, object]
-    annotations: dict[str, tuple[str, str]]  # each with the module in which it is to be understood
+    annotations: dict[str, tuple[str, dict[str, Any]]]  # each with the names in which it is to be understood
     forms: tuple[FieldForm, ...] | None
 
     def __new__(cls, name: str, bases: tuple[type, ...], namespace: Table) -> ValueType:
@@ -51,8 +51,10 @@ class ValueType(type):
             if not annotation.startswith("ClassVar")
         }
         namespace["__slots__"] = tuple(field for field in own if field not in annotations)
+        # Kept, because a worker takes its modules out of sys.modules.
+        names = vars(sys.modules[namespace["__module__"]]) if own else {}
         for field, annotation in own.items():
-            annotations[field] = annotation, namespace["__module__"]
+            annotations[field] = annotation, names
             defaults[field] = namespace.pop(field, _REQUIRED)
         made = super().__new__(cls, name, bases, namespace)
         made.annotations, made.defaults, made.forms = annotations, defaults, None
@@ -136,11 +138,11 @@ def _fields(value: Value) -> dict[str, object]:
 def _forms(kind: ValueType) -> tuple[FieldForm, ...]:
     """How each field is read and written; made when the first value of the class is."""
     found: list[FieldForm] = []
-    for name, (annotation, module) in kind.annotations.items():
+    for name, (annotation, names) in kind.annotations.items():
         default = kind.defaults[name]
         put = next(vars(each)[name] for each in kind.__mro__ if name in vars(each)).__set__
         word = annotation.removesuffix(" | None")
-        missing, accepted, make, write = _form(word, vars(sys.modules[module]))
+        missing, accepted, make, write = _form(word, names)
         if default is not _REQUIRED:
             missing = default
         elif word != annotation:
