@@ -132,7 +132,13 @@ _NONE = RouteContext(Route(alias=""))
 
 def _context(scope: Scope) -> RouteContext:
     fields = (scope.get("extensions") or {}).get(EXTENSION)
-    return RouteContext(**fields) if fields else _NONE
+    if not fields:
+        return _NONE
+    route = fields["route"]
+    if not isinstance(route, Route):
+        # Of the worker's own poolctl, where the application's interpreter has one, too.
+        route = Route.from_json(route.to_json())
+    return RouteContext(route, fields["name"], fields["url"])
 
 
 def _parts(scope: Scope) -> tuple[str, str, int | None]:

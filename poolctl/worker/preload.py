@@ -23,6 +23,7 @@ import uvicorn
 from ..keeper import wire
 from .control_socket import BEAT, answer
 from .process_setup import descriptors, keep_fds
+from .provided_modules import provide_modules
 from .serving import uvicorn_parts
 from .serving.pool_server import PoolServer
 from .serving.uvicorn_parts import prepare
@@ -67,6 +68,7 @@ def prepare_for_forks() -> None:
     prepare(_blank)
     # Applications are imported from directories. With zip files tried first, each worker pays for an error.
     sys.path_hooks.sort(key=lambda hook: hook is zipimport.zipimporter)
+    provide_modules()
     # The application may have its own poolctl, in its own interpreter.
     for name in [name for name in sys.modules if name == "poolctl" or name.startswith("poolctl.")]:
         del sys.modules[name]

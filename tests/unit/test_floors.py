@@ -46,8 +46,8 @@ WITHIN = {
         "local_worker": 2, "spawn": 3, "activation": 3, "orphans": 3, "takeover": 4,
     },
     "worker": {
-        "tally": 0, "fork_safety": 0, "process_setup": 0, "load_app": 1, "control_socket": 2, "serving": 2,
-        "preload": 3, "worker_process": 4, "debug": 4, "zygote": 5,
+        "tally": 0, "fork_safety": 0, "provided_modules": 0, "process_setup": 0, "load_app": 1, "control_socket": 2,
+        "serving": 2, "preload": 3, "worker_process": 4, "debug": 4, "zygote": 5,
     },
 }  # fmt: skip
 TOP = 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -148,3 +149,22 @@ def test_routes_are_there_in_an_interpreter_without_poolctl() -> None:
         [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=30
     )
     assert (done.stdout, done.stderr) == ("users\n{'poolctl'}\n", "")
+
+
+def test_route_of_another_copy_of_the_module_is_understood() -> None:
+    spec = importlib.util.find_spec("poolctl.routing.route")
+    assert spec is not None
+    copy = importlib.util.module_from_spec(spec)
+    assert spec.loader is not None
+    # Its classes' annotations are looked up by the module's name.
+    own = sys.modules[spec.name]
+    sys.modules[spec.name] = copy
+    try:
+        spec.loader.exec_module(copy)
+        other = copy.Route(alias="users", to=(copy.Target(server="users"),))
+        scope = with_route({}, other)
+        assert not isinstance(scope["extensions"]["poolctl.route"]["route"], Route)
+        text = other.to_json()
+    finally:
+        sys.modules[spec.name] = own
+    assert try_get_route(scope) == Route(alias="users", to=(Target(server="users"),)) == Route.from_json(text)

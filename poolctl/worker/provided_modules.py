@@ -1,0 +1,64 @@
+"""Lets an application import `poolctl.gateway.routes` where poolctl is not installed.
+
+The application finds the modules of which the worker itself consists, so that a route in a scope is an object of the
+class that it imports. They are here before the first fork: nothing is read from files that an upgrade may have replaced
+since, and a worker whose application does not ask for them pays nothing.
+
+An interpreter's own poolctl comes first: the application was written for that one. It understands the scope by the
+names of its parts, not by their classes. Modules that an older one lacks are found here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from importlib.machinery import ModuleSpec
+from types import CodeType, ModuleType
+
+from ..routing import registry, route_health
+from ..routing.route import ExcludedRoute, Route, StreamRoute
+
+_PACKAGES = "poolctl", "poolctl.gateway", "poolctl.routing"
+_EXPORTS = "poolctl.gateway.routes"
+_EXPORTED_TOO = registry, route_health  # workers themselves do without them
+
+
+class ProvidedModules:
+    """Finds them for the import system, after every other finder."""
+
+    def __init__(self, modules: dict[str, ModuleType], exports: CodeType) -> None:
+        self._modules = modules
+        self._exports = exports
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """See importlib.abc.MetaPathFinder."""
+        if name in self._modules or name == _EXPORTS:
+            return ModuleSpec(name, self)  # type: ignore[arg-type]
+        # Without a directory: nothing else of poolctl is meant for applications.
+        return ModuleSpec(name, self, is_package=True) if name in _PACKAGES else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """See importlib.abc.Loader."""
+        return self._modules.get(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """See importlib.abc.Loader."""
+        if module.__name__ == _EXPORTS:
+            exec(self._exports, module.__dict__)
+
+
+def provide_modules() -> None:
+    """Let whatever is imported in this process and its forks find them, from now on."""
+    for kind in (Route, StreamRoute, ExcludedRoute):
+        kind.from_json({})  # it finds the types of its fields in modules that will have been forgotten
+    modules = {
+        name: module
+        for name, module in sys.modules.items()
+        if name.startswith("poolctl.routing.") or name == "poolctl.frozen_value"
+    }
+    path = os.path.join(os.path.dirname(os.path.dirname(__file__)), "gateway", "routes.py")
+    spec = importlib.util.spec_from_file_location(_EXPORTS, path)
+    assert spec is not None
+    code = spec.loader.get_code(_EXPORTS)  # type: ignore[union-attr]
+    sys.meta_path.append(ProvidedModules(modules, code))
