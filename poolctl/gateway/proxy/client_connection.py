@@ -268,7 +268,7 @@ class ClientConnection(asyncio.Protocol):
         if self._wraps:
             self._wraps = False
             self._transport.write(b"0\r\n" + trailers + b"\r\n")
-        self._response_ended(read=exchange is None or exchange.complete)
+        self._response_ended(read=exchange is None or exchange.complete or exchange.tunnel)
 
     def refuse(self, status: int, retry_after_seconds: float = 0) -> None:
         request = self._request
