@@ -13,8 +13,9 @@ from ...http.message_head import FIELD_LINES, TEXT, UNFIT, BadMessage
 
 Buffer = bytes | memoryview
 
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:[\t ]*+;" + TEXT + rb")?+\r\n")
-_FIELD_LINES = re.compile(rb"(?:" + FIELD_LINES + rb")*+")
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15}+)(?:[\t ]*+;" + TEXT + rb")?\r\n")
+# With the empty line: possessive groups before Python 3.11.5 take half a line for one where the text ends.
+_TRAILER_SECTION = re.compile(FIELD_LINES + rb"\r\n")
 _UNFIT = re.compile(UNFIT)
 _MAX_LINE_BYTES = 4096
 _MAX_TRAILER_BYTES = 8 * 1024
@@ -145,8 +146,7 @@ class ChunkedBody:
                     raise BadMessage("malformed trailers")
                 self._buffer, self._in_trailers = data[at:], True
                 return b""
-        lines = _FIELD_LINES.match(data, at, end)
-        if lines is None or lines.end() != end or end - at > _MAX_TRAILER_BYTES:
+        if not _TRAILER_SECTION.fullmatch(data, at, end + 2) or end - at > _MAX_TRAILER_BYTES:
             raise BadMessage("malformed trailers")
         self.trailers = _allowed(data[at:end]) if end > at else b""
         self.rest = data[end + 2 :]

@@ -13,6 +13,7 @@ from ..edge import Edge
 from .backend_connection import BackendConnection
 from .chunked_body import Buffer
 from .client_side import ClientSide
+from .forwarded_head import reported
 from .proxied_request import Request
 from .response_head import Response
 from .timer_wheel import Timer
@@ -192,9 +193,13 @@ class Exchange:
         self._connection = connection
         timeouts = self._route.timeouts
         self._wait(timeouts.head if self.complete else timeouts.idle)
+        head = self._head
+        if self._route.context_headers:
+            assert self._lease is not None
+            head = head[:-2] + reported(self._route, self._lease.backend) + b"\r\n"
         connection.request(
             self,
-            self._head + kept if kept else self._head,
+            head + kept if kept else head,
             head_only=request.method == b"HEAD",
             decode=not self._side.takes_chunks,
             may_switch=bool(request.upgrade),

@@ -8,15 +8,19 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from ...http.canonical_head import CHUNKED
 from ...http.message_head import TOKEN, BadMessage
+from ...routing.context import RouteContext, context_headers
 from ...routing.route import Route
+from ..backend import Backend
+from ..endpoint import Endpoint
 from .proxied_request import Request
 
-# Fields about one connection (RFC 9110 §7.6.1), and those by which a proxy reports the client: a client's own would be
-# believed. Names with underscores too, since CGI and WSGI do not distinguish them. `Proxy` becomes HTTP_PROXY there.
+# Fields about one connection (RFC 9110 §7.6.1), and those by which a proxy reports the client and the gateway the route:
+# a client's own would be believed. Names with underscores too, since CGI and WSGI do not distinguish them. `Proxy`
+# becomes HTTP_PROXY there.
 _REMOVED = re.compile(
     rb"\r\n(?=[CFHKPTUXcfhkptux])(?i:connection:([^\r\n]*+)|(?:keep-alive|te|transfer-encoding|upgrade|http2-settings"
     rb"|proxy|proxy-connection|proxy-authenticate|proxy-authorization"
-    rb"|forwarded|x[-_]forwarded[-_][0-9a-z_-]++|x[-_]real[-_]ip):[^\r\n]*+)"
+    rb"|forwarded|x[-_](?:forwarded|poolctl)[-_][0-9a-z_-]++|x[-_]real[-_]ip):[^\r\n]*+)"
 )
 _HOST_LINE = re.compile(rb"\r\n(?i:host):[^\r\n]*+")
 _EXPECT_LINE = re.compile(rb"\r\n(?i:expect):[^\r\n]*+")
@@ -121,6 +125,21 @@ def _without_hop_by_hop(fields: bytes) -> bytes:
 def added(route: Route) -> bytes:
     """The lines of the fields that the route adds."""
     return b"".join(f"{header.name}: {header.value}\r\n".encode() for header in route.add_headers)
+
+
+def reported(route: Route, backend: Backend) -> bytes:
+    """The lines that tell the backend which route the request took, for a route that asks for them."""
+    name = backend.key if backend.is_server else route.alias
+    context = RouteContext(route, name, url_of(backend.endpoint))
+    return b"".join(f"{name}: {value}\r\n".encode() for name, value in context_headers(context))
+
+
+def url_of(endpoint: Endpoint) -> str:
+    """The URL of an endpoint, always with its port."""
+    if endpoint.kind == "unix":
+        return f"unix:{endpoint.path}"
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    return f"{'https' if endpoint.tls else 'http'}://{host}:{endpoint.port}"
 
 
 @lru_cache(maxsize=4096)

@@ -14,7 +14,6 @@ _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]+)((?:[/?].*+)?)", re.DOTALL)
 _REQUEST_LINE = re.compile(rb"(?:\r\n)?" + TOKEN + rb" [!-~]++ HTTP/1\.[01]\r\n")
 _unfit = re.compile(UNFIT).search
-_trailing_space = re.compile(rb"(?<![\t ])[\t ]++(?=\r\n|\Z)")
 _END = b"\r\n\r\n"
 
 
@@ -97,9 +96,9 @@ def _read_any(data: bytes, max_head_bytes: int) -> Request | None:
     raw = data[:end]
     head = RequestHead(raw)
     _compare(head)
-    raw = raw.removeprefix(b"\r\n")
     # llhttp keeps a tab behind a value, h11 does not: a Host would name two hosts.
-    fields = _trailing_space.sub(b"", raw[raw.index(b"\r\n") : -4])
+    lines = [line.rstrip(b"\t ") for line in raw.removeprefix(b"\r\n").split(b"\r\n")[1:-2]]
+    fields = b"".join(b"\r\n" + line for line in lines)
     body = CHUNKED if head.chunked else head.content_length or 0
     target, host = head.target, head.get(b"host")
     if not target.startswith(b"/") and head.method != b"CONNECT" and target != b"*":

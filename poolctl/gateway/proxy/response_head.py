@@ -32,7 +32,7 @@ _OTHER = (
 )
 # The lines are distinct, so that nothing is tried twice; possessive groups with branches fail in Python before 3.11.5.
 _PLAIN = re.compile(
-    rb"HTTP/1\.1 ([2-5][0-9]{2})(?: " + TEXT + rb")?+\r\n"
+    rb"HTTP/1\.1 ([2-5][0-9]{2})(?: " + TEXT + rb")?\r\n"
     rb"(?:" + _OTHER + rb")*"
     rb"(?:(?:(?i:content-length): ?([0-9]{1,15}+)|(?i:transfer-encoding: ?(chunked)))\r\n(?:"
     + _OTHER

@@ -338,6 +338,23 @@ def test_the_route_changes_host_and_path_and_adds_fields(loop: str) -> None:
     play(loop, scene)
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_backend_learns_of_the_route_if_that_asks_for_it(loop: str, asked: bool) -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(ok, path="/v1", context_headers=asked)
+        client = await stage.client()
+        await client.send(
+            b"GET /v1 HTTP/1.1\r\nHost: a\r\nX-Poolctl-Route: mine\r\nX_Poolctl_Route: mine\r\n\r\n"
+        )
+        await client.response()
+        fields = re.findall(rb"(?i)\r\nx[-_]poolctl[^\r]*", backend.heads[0])
+        upstream = b"\r\nx-poolctl-upstream-url: " + backend.url.encode()
+        assert fields[:1] == ([b"\r\nx-poolctl-route: app"] if asked else [])
+        assert (upstream in fields) == asked
+
+    play(loop, scene)
+
+
 def test_each_request_of_a_connection_takes_its_own_route(loop: str) -> None:
     async def scene(stage: Stage) -> None:
         one, other = await stage.backend(ok), await stage.backend(echo)

@@ -91,6 +91,17 @@ def test_extensions_and_trailers_are_bounded() -> None:
         ChunkedBody().feed(b"1;" + b"x" * 5000)
 
 
+@pytest.mark.parametrize("line", [b"a", b"a:", b"a :b", b" a: b", b": b", b"a: \x00"])
+def test_trailers_are_whole_lines(line: bytes) -> None:
+    body = ChunkedBody()
+    sent = b"0\r\nX: y\r\n" + line + b"\r\n\r\n"
+    if line == b"a:":
+        assert body.feed(sent) == sent
+    else:
+        with pytest.raises(BadMessage):
+            body.feed(sent)
+
+
 def payload(size: int, masked: bool) -> bytes:
     length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2, "big")
     if masked:
