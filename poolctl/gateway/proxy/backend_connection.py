@@ -8,6 +8,7 @@ from typing import Protocol, cast
 
 from ...http.canonical_head import CHUNKED
 from ...http.message_head import BadMessage
+from ..backend import Backend
 from ..endpoint import Endpoint
 from .chunked_body import Buffer, ChunkedBody
 from .response_head import UNTIL_CLOSE, Response, read_response
@@ -61,6 +62,7 @@ class BackendConnection(asyncio.Protocol):
         self._timer = Timer(timers)
         self._transport: asyncio.Transport
         self._receiver: Receiver | None = None
+        self._backend: Backend | None = None
         self._idle_in: list[BackendConnection] | None = None
         self._expected = 0
         self._buffer = b""
@@ -93,6 +95,11 @@ class BackendConnection(asyncio.Protocol):
         return True
 
     # For the exchange.
+
+    def belongs_to(self, backend: Backend) -> None:
+        """Count it among the open connections of the backend, as long as it is one."""
+        self._backend = backend
+        backend.open_connections += 1
 
     def request(
         self, receiver: Receiver, data: bytes, *, head_only: bool, decode: bool, may_switch: bool
@@ -192,6 +199,8 @@ class BackendConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
         self._timer.close()
+        if self._backend is not None:
+            self._backend.open_connections -= 1
         if self._idle_in is not None and self in self._idle_in:
             self._idle_in.remove(self)
         if self._expected == UNTIL_CLOSE and error is None and self._receiver is not None:

@@ -133,6 +133,7 @@ class Exchange:
         lease = self._backends.acquire(self._client, self._cookie(), self._tried)
         if isinstance(lease, Refused):
             if lease.may_wait:
+                self._wait(0)
                 self._task = self._edge.pool.start(self._wait_for_place())
             else:
                 self._refused(lease)
@@ -185,6 +186,7 @@ class Exchange:
             self._failed(CONNECT, 502, sent=False)
             return
         self._task = None
+        connection.belongs_to(self._lease.backend)
         self._use(connection)
 
     def _use(self, connection: BackendConnection) -> None:
@@ -216,6 +218,8 @@ class Exchange:
     def switched(self, response: Response, data: bytes) -> None:
         self.begun = self.tunnel = True
         self._status, self._kept = 101, None
+        assert self._lease is not None
+        self._lease.connected()
         self._wait(self._route.timeouts.idle)
         self._side.switch(response, data)
 
@@ -233,6 +237,8 @@ class Exchange:
         self._kept = None
         if not done:
             self._wait(self._route.timeouts.idle)
+            if status < 500:
+                self._lease.connected()
         self._sent = response.first_size
         self._side.respond(response)
 

@@ -14,7 +14,7 @@ from ..backend import Backend
 from ..endpoint import Endpoint
 from .proxied_request import Request
 
-# Fields about one connection (RFC 9110 §7.6.1), and those by which a proxy reports the client and the gateway the route:
+# Fields about one connection (RFC 9110 §7.6.1), those by which a proxy reports the client, or the gateway the route:
 # a client's own would be believed. Names with underscores too, since CGI and WSGI do not distinguish them. `Proxy`
 # becomes HTTP_PROXY there.
 _REMOVED = re.compile(

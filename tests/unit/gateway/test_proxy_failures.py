@@ -394,6 +394,9 @@ def test_request_in_the_queue_is_sent_when_its_turn_comes(loop: str) -> None:
             await each.send(GET)
         while stage.edge.backends.of(next(iter(stage.edge.table))).waiting < 2:
             await asyncio.sleep(0)
+        # Neither the time for a head nor that of an idle connection applies.
+        deadlines = sorted(each._timer.deadline for each in stage.edge.pool.clients)  # type: ignore[attr-defined]
+        assert deadlines[1:] == [float("inf")] * 2
         clients[2].close()  # frees its place
         go_on.set()
         assert [await status_of(each) for each in clients[:2]] == [200, 200]

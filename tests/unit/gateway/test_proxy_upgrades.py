@@ -292,7 +292,10 @@ def test_idle_connections_to_backends_are_few_and_closed_in_time(
         for client in clients:
             await client.response()
         assert "2 idle" in repr(stage.edge.pool)
+        row = stage.edge.backends.snapshot()[0]
+        assert row["connections"] == 2
         while "0 idle" not in repr(stage.edge.pool):
             await asyncio.sleep(0.01)
+        assert stage.edge.backends.snapshot()[0]["connections"] == 0
 
     play(loop, scene)
