@@ -63,16 +63,15 @@ def route_problems(
         yield None, Finding(("gateway", "bind"), message, f'add one: bind = "{DEFAULT_BIND}"')
     for route in tables.routes:
         yield from _at("route", route.index, _target_problems(route, known, tables, unfinished))
-        yield from _at("route", route.index, _limit_problems(route))
     for stream in tables.streams:
         yield from _at("stream", stream.index, _target_problems(stream, known, tables, unfinished))
     yield from _taken_aliases(written)
     yield from ((None, finding) for finding in _taken_stream_aliases(tables.streams))
-    yield from _unreachable(written)
-    for each in written:
-        if each.config is not None and not each.reason:
-            for finding in _mode_problems(each.config, known, gateway):
-                yield _on(each, finding)
+    served = [(each, each.config) for each in written if each.config and not each.reason]
+    yield from _unreachable([each for each in served if not _rests(each[1], known)])
+    for each, config in served:
+        for finding in (*_limit_problems(config), *_mode_problems(config, known, gateway)):
+            yield _on(each, finding)
 
 
 def route_warnings(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[Located]:
@@ -221,33 +220,40 @@ def _shown(written: WrittenRoute) -> str:
     return f"route[{written.key[1]}]"
 
 
-def _unreachable(written: list[WrittenRoute]) -> Iterator[Located]:
+def _rests(route: RouteConfig, known: Known) -> bool:
+    """Whether all its servers are disabled: then another route may have its place."""
+    found = [known.servers(target.to) for target in route.to]
+    return (
+        None not in found and any(found) and all(server.disabled for each in found for server in each or ())
+    )
+
+
+def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Located]:
     """Routes whose every request is taken by another one."""
     groups: dict[tuple[str, str], list[tuple[WrittenRoute, RouteConfig]]] = {}
-    for each in written:
-        if each.config is not None and not each.reason:
-            groups.setdefault((each.config.host, each.config.path), []).append((each, each.config))
+    for each in served:
+        groups.setdefault((each[1].host, each[1].path), []).append(each)
     everything = {
         (host, path): route
         for (host, path), group in groups.items()
-        if (route := next((each for each, config in group if not (config.methods or config.headers)), None))
+        if (route := next((each for each, its in group if not (its.methods or its.headers)), None))
     }
     for (host, path), group in groups.items():
         before = _above(host, path, everything)
         ordered = sorted(group, key=lambda each: (not each[1].methods, -len(each[1].headers)))
-        for index, (each, config) in enumerate(ordered):
+        for index, (route, config) in enumerate(ordered):
             earlier = ordered[max(0, index - MOST_COMPARED) : index]
             taken = next((other for other, its in earlier if _takes_all(its, config)), None)
             if taken is not None:
                 message = f"never reached: {_shown(taken)} has the same host and path, and takes its requests"
                 yield _on(
-                    each, Finding(_key(config), message, "change its path or conditions, or take it out")
+                    route, Finding(_key(config), message, "change its path or conditions, or take it out")
                 )
             elif before is not None:
                 other = before.config.host if before.config else ""
                 message = f"never reached: the host {other!r} of {_shown(before)} comes first, and takes its requests"
                 yield _on(
-                    each, Finding(("host",), message, "write the host out, or give the other one a path")
+                    route, Finding(("host",), message, "write the host out, or give the other one a path")
                 )
 
 

@@ -135,7 +135,11 @@ def written_routes(
         if any(name.startswith(PREFIX) for name in server.labels):
             found.append(_labelled(server, defaults, [] if findings is None else findings))
     aliases = {each.alias for each in found}
-    places = {(each.config.host, each.config.path): each for each in found if each.config}
+    places = {
+        (each.config.host, each.config.path): each
+        for each in reversed(found)
+        if each.config and known.targets(each.config.to)[0]
+    }
     for server in known.by_name.values():
         exposed = None if server.derived_expose or server.job else _exposed(server)
         if exposed is None:
@@ -154,7 +158,8 @@ def written_routes(
             aliases.add(alias)
             reason = f"{host}{path} is taken by the route {there.alias!r}" if there else ""
             found.append(WrittenRoute(alias, config, ("expose",), server, reason))
-            places.setdefault(exposed, found[-1])
+            if not server.disabled:
+                places.setdefault(exposed, found[-1])
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 from poolctl.config import certificate_names, routes_of
 from poolctl.config.checks.certificate_checks import names_cover
 from poolctl.config.model import route_checks
-from poolctl.routing.route import Route, passable
+from poolctl.routing.route import ExcludedRoute, Route, passable
 from tests.certificates import certificate
 from tests.config_files import load_text, told
 from tests.configuration import server
@@ -114,6 +114,19 @@ def test_route_without_a_request_of_its_own_is_a_problem(
     assert problem in found
     assert bool(problem) == bool(found)
     assert "\n" not in found
+
+
+def test_route_of_disabled_servers_leaves_its_place_to_another(tmp_path: Path) -> None:
+    blue = server("blue", bind=":2", app="a:b", disabled=True, labels={"route.host": "a.example"})
+    green = server("green", bind=":3", app="a:b", labels={"route.host": "a.example"})
+    assert told(tmp_path, "[gateway]\n" + blue + green) == ""
+    assert "never reached" in told(tmp_path, "[gateway]\n" + blue.replace("true", "false") + green)
+    both = server("blue", bind=":2", app="a:b", disabled=True, expose="https://a.example")
+    both += server("green", bind=":3", app="a:b", expose="https://a.example")
+    config = load_text(tmp_path, "[gateway]\n" + both)
+    assert [(each.alias, type(each)) for each in routes_of(config, config.tables)] == [
+        ("blue", ExcludedRoute), ("green", Route),
+    ]  # fmt: skip
 
 
 def test_labels_that_repeat_a_route_are_a_problem_of_the_server(tmp_path: Path) -> None:
