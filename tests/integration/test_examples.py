@@ -90,7 +90,7 @@ def test_every_example_is_described() -> None:
             assert server.name in readme or server.bind.rpartition(":")[2] in readme
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "http-and-https"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("http-and-https", "gateway")])
 def test_every_example_is_valid_and_its_apps_can_be_imported(name: str, real_pool: RealPool) -> None:
     Example(name, real_pool)
     assert re.fullmatch(r"\d servers?, ok\n", real_pool.ok("validate", "--import").stdout)
@@ -199,3 +199,15 @@ def test_the_live_table_shows_the_pool_for_as_long_as_it_runs(real_pool: RealPoo
         assert process.stdout.readline().split()[0] == "users"
         process.terminate()
         assert process.wait(10) == 0
+
+
+def test_one_address_for_several_servers(real_pool: RealPool) -> None:
+    example = Example("gateway", real_pool)
+    subprocess.run(["sh", "make-certificate.sh", "certificate"], cwd=real_pool.directory, check=True)
+    real_pool.ok("start")
+    assert "new WebSocket" in example.ask(8040)
+    assert example.ask(8040, "/api/hello")["route"] == "api"
+    assert "for 127.0.0.1" in example.ask(8043, "/reports/monthly", ca="certificate/cert.pem")
+    assert example.refusal(8040, "/reports") == 404
+    ways = {each["alias"]: each["way"] for each in real_pool.ok("routes", "-o", "json").json["items"]}
+    assert ways == {"web": "pass", "api": "pass", "chat": "pass", "reports": "proxy"}

@@ -1,0 +1,28 @@
+"""What docs/gateway.md says is what the configuration and the commands have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+from poolctl.config.model.gateway_tables import POLICIES
+from tests.real_pool import RealPool
+
+TEXT = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
+EXAMPLES = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_examples_are_valid_together(real_pool: RealPool) -> None:
+    real_pool.write("pool.toml", "\n".join(EXAMPLES))
+    assert real_pool.ok("validate").stdout == "2 servers, ok\n"
+
+
+def test_every_policy_is_named() -> None:
+    (sentence,) = re.findall(r"`policy` is (.*?)\.", TEXT, re.DOTALL)
+    assert set(re.findall(r"`(\S+)`", sentence)) == set(get_args(POLICIES))
+
+
+def test_every_command_in_it_is_one(real_pool: RealPool) -> None:
+    for command in re.findall(r"^poolctl (hosts \w+)", TEXT, re.MULTILINE):
+        assert real_pool.ok(*command.split()[:2], "--help").code == 0
