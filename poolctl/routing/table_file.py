@@ -30,7 +30,7 @@ MOST_BYTES = (1 << 32) - 1  # an offset is half a slot
 
 ALIAS, PATH, ENDS, ROOT = "@", "/", "%", "!"
 # A host pattern with more paths keeps each under a key of its own.
-_FEW_PATHS = 32
+FEW_PATHS = 32
 
 
 def write_table(routes: Iterable[Route], generation: int) -> int:
@@ -89,7 +89,7 @@ class _Writer:
 
     def _add_host(self, key: str, paths: dict[str, list[_Ranked]]) -> None:
         records = {path: [each[-1] for each in sorted(ranked)] for path, ranked in paths.items()}
-        if len(records) <= _FEW_PATHS:
+        if len(records) <= FEW_PATHS:
             self._add(key, dumps(records))
             return
         above = paths_above(records)
