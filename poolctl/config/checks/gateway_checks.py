@@ -52,26 +52,28 @@ def _other_hosts(
 
     It is no problem: the host may be for another listener.
     """
-    secure = {each.name for each in servers if each.tls}
+    secure = {each.name: each.tls for each in servers if each.tls}
+    takes_tls = any(each.tls for each in tables.gateway.bind) if tables.gateway else False
     places = {each.label: ("route", each.index, "host") for each in tables.routes}
     routes = [each for each in routes_of(servers, tables) if isinstance(each, Route)]
     shared = Counter(each.host for each in routes)
     reported: set[tuple[str, str]] = set()
     for route in routes:
-        if host_pattern(route.host).tier not in (EXACT, DOMAIN):
+        if host_pattern(route.host).tier not in (EXACT, DOMAIN) or not takes_tls:
             continue
-        if (
-            shared[route.host] == 1
-            and passable(route, tls=True)
-            and {each.server for each in route.to} <= secure
-        ):
-            continue  # clients get the server's own certificate
-        for bind, known in names.items():
-            if names_cover(known, route.host) or (bind, route.host) in reported:
+        shown = names
+        targets = {each.server for each in route.to}
+        if shared[route.host] == 1 and passable(route, tls=True) and targets <= secure.keys():
+            # The connection is passed as it is: clients get the server's own certificate.
+            own = {name: tls for name in targets if isinstance(tls := secure[name], TLSConfig)}
+            shown = {name: found for name, tls in own.items() if (found := _names_of(tls))}
+        for owner, known in shown.items():
+            if names_cover(known, route.host) or (owner, route.host) in reported:
                 continue
-            reported.add((bind, route.host))
+            reported.add((owner, route.host))
             listed = ", ".join(known[:SHOWN_NAMES]) + (", …" if len(known) > SHOWN_NAMES else "")
             its_names = f"its names are {listed}" if listed else "it names no host"
-            message = f"{bind} has no certificate for {route.host}: {its_names}"
+            message = f"{owner} has no certificate for {route.host}: {its_names}"
             path = places[route.alias] if route.provider == FILE else ("gateway", "bind")
-            yield Finding(path, message, "add one to the list of its tls", route.host)
+            fix = "add one to the list of its tls" if shown is names else "give it one for this host"
+            yield Finding(path, message, fix, route.host)

@@ -330,11 +330,19 @@ def test_host_that_is_passed_whole_has_its_server_s_certificate(tmp_path: Path) 
     text = (
         '[gateway]\nbind = { bind = ":443", tls = { cert = "a.example.pem", key = "a.example.key" } }\n' + own
     )
-    config = load_text(tmp_path, text + route(to="safe", host="b.example"))
+    config = load_text(tmp_path, text + route(to="safe", host="a.example"))
     assert (config.outside(), config.warnings) == ([], [])
-    config = load_text(tmp_path, text + route(to="safe", host="b.example", path="/x"))
-    assert config.outside() == []
-    assert len(config.warnings) == 1
+    for keys, message in (
+        (
+            {"host": "b.example"},
+            "safe has no certificate for b.example: its names are a.example, 127.0.0.1; give it",
+        ),
+        ({"host": "b.example", "path": "/x"}, ":443 has no certificate for b.example"),
+    ):
+        config = load_text(tmp_path, text + route(to="safe", **keys))
+        assert config.outside() == []
+        (warning,) = config.warnings
+        assert message in str(warning)
 
 
 def test_certificate_that_cannot_be_used_is_a_problem(tmp_path: Path) -> None:
