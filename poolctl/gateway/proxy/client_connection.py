@@ -144,10 +144,12 @@ class ClientConnection(asyncio.Protocol):
         if self._scanned and data.find(_END_OF_HEAD, self._scanned) < 0 and len(data) <= most:
             self._scanned = len(data) - 3
             return False
-        self._request = None
+        previous, self._request = self._request, None
         self._keep = False
         try:
-            request = self._request = read_request(data, most)
+            request = self._request = read_request(
+                data, most, previous if previous is not None and previous.canonical else None
+            )
             if request is None:
                 if not self._scanned:
                     self._timer.start(self._edge.settings.head_seconds, self._head_expired)

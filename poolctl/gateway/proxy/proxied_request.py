@@ -13,6 +13,10 @@ from ...http.message_head import TOKEN, UNFIT, BadMessage, RequestHead
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]+)((?:[/?].*+)?)", re.DOTALL)
 _REQUEST_LINE = re.compile(rb"(?:\r\n)?" + TOKEN + rb" [!-~]++ HTTP/1\.[01]\r\n")
+# The line break behind it belongs to the fields.
+_canonical_line = re.compile(
+    rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) ((/[!\"$->@-~]*+)(?:\?[!\"$-~]*+)?) HTTP/1\.1(?=\r\n)"
+).match
 _unfit = re.compile(UNFIT).search
 _END = b"\r\n\r\n"
 
@@ -20,11 +24,12 @@ _END = b"\r\n\r\n"
 class Request:
     """The head of a request. `fields` are its lines as they were sent, each after its line break: "\\r\\nHost: a".
 
-    `body` is the length of its body, or CHUNKED; `upgrade` the protocol that the client asks to change to.
+    `body` is the length of its body, or CHUNKED; `upgrade` the protocol that the client asks to change to. `canonical`:
+    the head was, and the version is HTTP/1.1.
     """
 
     __slots__ = (
-        "body", "end", "fields", "host", "http_1_1", "keep_alive", "method", "path", "target", "upgrade",
+        "body", "canonical", "end", "fields", "host", "http_1_1", "keep_alive", "method", "path", "target", "upgrade",
     )  # fmt: skip
 
     def __init__(
@@ -40,13 +45,22 @@ class Request:
         http_1_1: bool = True,
         keep_alive: bool = True,
         upgrade: bytes = b"",
+        canonical: bool = False,
     ) -> None:
         self.method, self.target, self.path, self.host, self.fields = method, target, path, host, fields
         self.body, self.end, self.http_1_1, self.keep_alive = body, end, http_1_1, keep_alive
-        self.upgrade = upgrade
+        self.upgrade, self.canonical = upgrade, canonical
 
     def __repr__(self) -> str:
         return f"<Request {self.method.decode()} {self.target.decode()}>"
+
+    def again(self, line: re.Match[bytes], end: int) -> Request:
+        """A request with the same fields and another request line; its head has so many bytes."""
+        method, target, path = line.groups()
+        return Request(
+            method, target, path, self.host, self.fields, self.body,
+            end=end, keep_alive=self.keep_alive, upgrade=self.upgrade, canonical=True,
+        )  # fmt: skip
 
     @property
     def idempotent(self) -> bool:
@@ -63,8 +77,17 @@ class Request:
         return b", ".join(self.values(name))
 
 
-def read_request(data: bytes, max_head_bytes: int) -> Request | None:
-    """The request whose head these bytes begin with; None while it is not complete. Raises BadMessage."""
+def read_request(data: bytes, max_head_bytes: int, previous: Request | None = None) -> Request | None:
+    """The request whose head these bytes begin with; None while it is not complete. Raises BadMessage.
+
+    `previous` is one in canonical form of the same connection: most clients send the same fields again, byte by byte.
+    """
+    if previous is not None:
+        line = _canonical_line(data)
+        if line is not None:
+            at, fields = line.end(), previous.fields
+            if data.startswith(fields, at) and data.startswith(_END, at + len(fields)):
+                return previous.again(line, at + len(fields) + len(_END))
     head = parse(data)
     if head is None:
         return _read_any(data, max_head_bytes)
@@ -73,7 +96,16 @@ def read_request(data: bytes, max_head_bytes: int) -> Request | None:
         raise BadMessage("the head is too large", 431)
     fields = data[data.index(b"\r\n") : end - 4]
     request = Request(
-        method, target, path, host, fields, body, end=end, http_1_1=http_1_1, keep_alive=keep_alive
+        method,
+        target,
+        path,
+        host,
+        fields,
+        body,
+        end=end,
+        http_1_1=http_1_1,
+        keep_alive=keep_alive,
+        canonical=http_1_1,
     )
     if upgrade and not body:
         request.upgrade = _protocol(request.get(b"upgrade"))

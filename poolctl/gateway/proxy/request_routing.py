@@ -53,7 +53,7 @@ def route_request(edge: Edge, request: Request, forwarding: Forwarding) -> Route
     if edge.table is None:
         raise BadMessage("no routes yet", 503)
     name = edge.settings.header_for_host
-    host = request.host if name == "Host" else request.get(name.lower().encode()) or request.host
+    host = request.host if name.lower() == "host" else request.get(name.lower().encode()) or request.host
     path = request.path.decode()
     normal = normal_path(path) if path != "*" else "/"
     if normal is None:

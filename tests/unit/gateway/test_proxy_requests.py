@@ -7,7 +7,7 @@ import re
 import h11
 import httptools
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from poolctl.gateway.proxy.forwarded_head import Forwarding
@@ -141,6 +141,32 @@ def test_head_that_reaches_a_backend_is_the_one_that_the_proxy_has_read(
     assert names.count(b"x-forwarded-for") == 1
     assert not {b"keep-alive", b"te", b"proxy"} & {*names}
     assert (b"connection" in names) == bool(request.upgrade)
+
+
+def facts(request: Request | None) -> list[object]:
+    return [] if request is None else [getattr(request, name) for name in Request.__slots__]
+
+
+@given(
+    METHODS,
+    TARGETS,
+    VERSIONS,
+    st.sampled_from([b"\r\n\r\n", b"\r\n", b"\r\nX: y\r\n\r\n", b"", b"\r\n\r\nGET"]),
+)
+@example(b"GET", b"/other?q", b"HTTP/1.1", b"\r\n\r\n")
+def test_next_request_of_a_connection_is_read_as_if_it_were_the_first(
+    method: bytes, target: bytes, version: bytes, end: bytes
+) -> None:
+    fields = b"\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket"
+    previous = read(b"GET /a HTTP/1.1" + fields + b"\r\n\r\n")
+    data = b" ".join((method, target, version)) + fields + end
+    results = []
+    for earlier in (None, previous):
+        try:
+            results.append(facts(read_request(data, MOST, earlier)))
+        except BadMessage as error:
+            results.append([error.status])
+    assert results[0] == results[1]
 
 
 def test_hop_by_hop_fields_and_those_named_by_connection_are_removed() -> None:
