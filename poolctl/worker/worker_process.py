@@ -65,7 +65,7 @@ class WorkerProcess:
         self.tally_fd = self.tls_fds.stop + 2 * spec["adoption"]
         place = spec["orphanage"]
         bound = socket.socket(fileno=self.tally_fd + 1) if place is not None and place["bound"] else None
-        self.routes = Routes(spec["server"])
+        self.routes = Routes(spec["server"], self.listeners, secure=spec["tls"] is not None)
         self.control = ControlSocket(CONTROL_FD, self, spec, bound)
         self.signalled: int | None = None
         self.expired = False

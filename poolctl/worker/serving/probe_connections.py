@@ -20,9 +20,9 @@ from .access_log import unwatched
 from .connection_state import Heads, PoolServerState
 from .request_counting import Batch, Counted
 from .uvicorn_parts import App, Message, Receive, Scope, Send, State
+from .worker_routes import ANYWHERE
 
 _KEPT_SECONDS = 86400.0  # the prober closes it
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class ProbeConnections:
@@ -97,7 +97,7 @@ def _address(listeners: Sequence[socket.socket]) -> tuple[str, int] | None:
     for listener in listeners:
         if listener.family in (socket.AF_INET, socket.AF_INET6):
             host, port = listener.getsockname()[:2]
-            return _ANYWHERE.get(host, host), port
+            return ANYWHERE.get(host, host), port
     return None
 
 

@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from .uvicorn_parts import App, Receive, Scope, Send
 _SEGMENT = rb"(?:/(?![./])[A-Za-z0-9\-._~!$&'()*+,=:@]*+)"
 _QUERY = rb"(?:\?[!\"$-~]*+)?+"
 _SHORTCUTS = 256
+ANYWHERE: dict[str, str] = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 Context = dict[str, Any]
 Fits = Callable[[bytes, int, int], object]  # whether a part of these bytes is the beginning of such a request
@@ -35,10 +36,15 @@ class Waiting(Protocol):
 
 
 class Routes:
-    """What a worker knows of the gateway: the route table, and the end of the pair that takes connections back."""
+    """What a worker knows of the gateway: the route table, and the end of the pair that takes connections back.
 
-    def __init__(self, server: str) -> None:
+    `server` is the name of its server in routes, the first of the `listeners` its own address.
+    """
+
+    def __init__(self, server: str, listeners: Sequence[socket.socket] = (), *, secure: bool = False) -> None:
         self.server = server
+        self._listeners = listeners
+        self._secure = secure
         self.table: RouteTable | None = None
         self.gateway: socket.socket | None = None
         self.ended = False  # there is no gateway any more
@@ -81,7 +87,8 @@ class Routes:
         """What the application finds in the scope of a request that takes this route."""
         found = self._contexts.get(route.alias)
         if found is None:
-            found = self._contexts[route.alias] = extension(route, name=self.server)
+            url = _url(self._listeners[0], secure=self._secure) if self._listeners else ""
+            found = self._contexts[route.alias] = extension(route, name=self.server, url=url)
         return found
 
     def shortcut(self, method: bytes, route: Route) -> Fits:
@@ -97,6 +104,20 @@ class Routes:
             fits = re.compile(re.escape(method + b" " + prefix) + below).fullmatch
             self._shortcuts[method, route.path] = fits
         return fits
+
+
+def _url(listener: socket.socket, *, secure: bool) -> str:
+    """Where clients of this machine reach the listener; "" if it is closed."""
+    try:
+        address: Any = listener.getsockname()
+    except OSError:
+        return ""
+    if not isinstance(address, tuple):
+        return f"unix:{os.fsdecode(address)}"
+    host = str(address[0])
+    host = ANYWHERE.get(host, host)
+    host = f"[{host}]" if ":" in host else host
+    return f"{'https' if secure else 'http'}://{host}:{address[1]}"
 
 
 class HasContext(Protocol):

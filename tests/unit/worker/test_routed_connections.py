@@ -187,6 +187,26 @@ async def staged(engine: Engine, table: int, **options: Any) -> AsyncIterator[St
         yield Stage(gateway, apps, servers, routes)
 
 
+@pytest.mark.parametrize(
+    ("bound", "secure", "url"),
+    [
+        ("127.0.0.1", False, "http://127.0.0.1:{port}"),
+        ("0.0.0.0", True, "https://127.0.0.1:{port}"),
+        ("::1", False, "http://[::1]:{port}"),
+        ("unix", False, "unix:{path}"),
+    ],
+)
+def test_context_has_the_address_of_the_server(tmp_path: Path, bound: str, secure: bool, url: str) -> None:
+    path = str(tmp_path / "s")
+    family = {"::1": socket.AF_INET6, "unix": socket.AF_UNIX}.get(bound, socket.AF_INET)
+    with socket.socket(family) as listener:
+        listener.bind(path if bound == "unix" else (bound, 0))
+        port = 0 if bound == "unix" else listener.getsockname()[1]
+        context = Routes("one", [listener], secure=secure).context(ROUTES[0])
+    assert context["url"] == url.format(port=port, path=path)
+    assert context["name"] == "one"
+
+
 def request(host: str, path: str = "/", method: str = "GET", *headers: str, body: bytes = b"") -> bytes:
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
