@@ -156,7 +156,6 @@ class ManagedPool:
         self.core.listeners.add(self._end_if_mandatory_failed)
         self._observers.start_dashboard()
         if not self._configuration.problems:
-            await self._gateway.start(self.core, self._verbs, self._observers.totals)
             self._late_orphans = asyncio.ensure_future(self._adopt_late_orphans())
 
     async def _make_core(self) -> list[ServerConfig]:
@@ -194,6 +193,9 @@ class ManagedPool:
 
             self._service = Service(os.environ, self.core)
             self._perform = self._service.around(self._verbs.handle)
+        if not self._configuration.problems:
+            # A supervisor that serves commands only too: workers that it starts need the routes.
+            await self._gateway.start(self.core, self._verbs, self._observers.totals)
         self._control = ControlServer(self._handle, DescriptorReserve())
         self._control.listen(listener)
 

@@ -25,7 +25,6 @@ _UP_SECONDS = 30.0
 _ENDS_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
-_CALM_SECONDS = 60.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -126,6 +125,7 @@ class SidecarManager:
     label: ClassVar[str]
     entry: ClassVar[str]  # the link's name in the keeper's store
     first_pause_seconds: ClassVar[float] = _FIRST_PAUSE_SECONDS
+    calm_seconds: ClassVar[float] = 60.0  # one that has lived longer is started again after the first pause
 
     def __init__(self, keeper: Link, events: Events) -> None:
         self.problem = ""
@@ -215,7 +215,7 @@ class SidecarManager:
         self._process = None
         self._keeper.send({"op": "drop", "name": self.entry})
         logger.error("%s's process has ended; another one is started", self.label)
-        if asyncio.get_running_loop().time() - process.began > _CALM_SECONDS:
+        if asyncio.get_running_loop().time() - process.began > self.calm_seconds:
             self._pause_seconds = self.first_pause_seconds
         self._again()
 

@@ -41,7 +41,7 @@ class GatewayManager(SidecarManager):
 
     label, entry = "the gateway", fd_store.GATEWAY_LINK
     # Connections wait in the backlog meanwhile.
-    first_pause_seconds = 0.0
+    first_pause_seconds, calm_seconds = 0.0, 1.0
 
     def __init__(self, environment: PoolEnvironment, core: Core, events: Events) -> None:
         super().__init__(environment.keeper, events)
