@@ -168,3 +168,10 @@ def test_route_of_another_copy_of_the_module_is_understood() -> None:
     finally:
         sys.modules[spec.name] = own
     assert try_get_route(scope) == Route(alias="users", to=(Target(server="users"),)) == Route.from_json(text)
+
+
+def test_parts_of_the_context_that_a_later_version_adds_are_ignored() -> None:
+    scope = with_route({}, USERS, name="users")
+    scope["extensions"]["poolctl.route"]["more"] = 1
+    assert try_get_route(scope) is USERS
+    assert routes.upstream_name(scope) == "users"

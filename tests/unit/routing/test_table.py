@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from poolctl.routing.route import Header, Limit, Route, Target, Timeouts
-from poolctl.routing.table import RouteTable, TableError, write_table
+from poolctl.routing.table import RouteTable, TableError, put_in_force, table_in_force, write_table
 
 WEB = (Target(server="web"),)
 
@@ -234,3 +235,36 @@ def test_match_stays_valid_after_its_table_is_closed() -> None:
     routes.close()
     assert match is not None
     assert (match.route.alias, match.servers) == ("users", {"web"})
+
+
+def test_table_in_force_is_the_one_that_was_put_there_last(table: Callable[..., RouteTable]) -> None:
+    assert table_in_force() is None
+    first, second = table(route("a")), table(route("b"), generation=2)
+    try:
+        for each in (first, second):
+            put_in_force(each)
+            assert table_in_force() is each
+        assert first.by_alias("a") is not None  # still readable
+    finally:
+        put_in_force(None)
+    assert table_in_force() is None
+
+
+def test_threads_read_one_table_at_the_same_time() -> None:
+    fd = write_table([route(f"{n}", host=f"h{n % 40}.x", path=f"/{n}") for n in range(400)], 1)
+    routes, failures = RouteTable(fd, cached=4), []
+    os.close(fd)
+
+    def read(start: int) -> None:
+        for number in [*range(start, 400), *range(start)]:
+            match = routes.find(f"h{number % 40}.x", f"/{number}/a")
+            if match is None or match.route.alias != str(number):
+                failures.append(number)
+
+    threads = [threading.Thread(target=read, args=(start,)) for start in (0, 100, 200, 300)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    routes.close()
+    assert failures == []
