@@ -7,10 +7,12 @@ import contextlib
 import json
 import re
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from tests.conformance_collections import collected
 from tests.http_corpus import REQUESTS, RequestCase
 
 from .conftest import GatewayPool
@@ -107,6 +109,13 @@ async def ask(port: int, case: RequestCase, places: asyncio.Semaphore) -> list[A
     return answers(data)
 
 
+def start(gateway: GatewayPool, parser: str) -> None:
+    gateway.pool.write("attacked.py", APP)
+    gateway.pool.write("pool.toml", FILE.format(port=gateway.port, parser=parser))
+    gateway.pool.ok("start")
+    gateway.until(lambda: accepts(gateway.port))
+
+
 def accepts(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
         return True
@@ -117,17 +126,14 @@ def expected(case: RequestCase) -> int:
     return 1 + case.rest.startswith(b"GET /") if case.status == 200 else 0
 
 
-async def ask_all(port: int) -> list[list[Answer]]:
+async def ask_all(port: int, cases: Sequence[RequestCase] = REQUESTS) -> list[list[Answer]]:
     places = asyncio.Semaphore(AT_ONCE)
-    return list(await asyncio.gather(*(ask(port, case, places) for case in REQUESTS)))
+    return list(await asyncio.gather(*(ask(port, case, places) for case in cases)))
 
 
 @pytest.mark.parametrize("parser", ["h11", "httptools"])
 def test_application_sees_each_request_once_and_nothing_smuggled(gateway: GatewayPool, parser: str) -> None:
-    gateway.pool.write("attacked.py", APP)
-    gateway.pool.write("pool.toml", FILE.format(port=gateway.port, parser=parser))
-    gateway.pool.ok("start")
-    gateway.until(lambda: accepts(gateway.port))
+    start(gateway, parser)
     wrong = []
     for case, found in zip(REQUESTS, asyncio.run(ask_all(gateway.port)), strict=True):
         served = [seen for status, seen in found if status == 200]
@@ -142,4 +148,19 @@ def test_application_sees_each_request_once_and_nothing_smuggled(gateway: Gatewa
             )
         if not fine:
             wrong.append(f"{case.name}: {found}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not collected(), reason="POOLCTL_CONFORMANCE names no checkouts")
+@pytest.mark.parametrize("parser", ["h11", "httptools"])
+def test_application_is_sent_nothing_hostile_of_the_collections(gateway: GatewayPool, parser: str) -> None:
+    start(gateway, parser)
+    cases = [RequestCase(case.name, "", case.data, 0) for case in collected()]
+    found = asyncio.run(ask_all(gateway.port, cases))
+    wrong = [
+        f"{case.name}: {answers}"
+        for case, answers in zip(collected(), found, strict=True)
+        if case.hostile and sum(status == 200 for status, _ in answers) > case.lenient
+    ]
     assert not wrong, "\n".join(wrong)

@@ -38,13 +38,6 @@ PUT_IN_ORDER = {
     "chunks that are too large": "a limit of the table's server",
     "chunks that are too many": "a limit of the table's server",
 }
-# Verdicts of the collections that are stricter than RFC 9110 and 9112, or about a server.
-LENIENT = {
-    r"[Uu]nderscore|Transfer-Encoding with multiple (hyphens|delimiters)": "ordinary names to all parsers",
-    r"HOST-EMPTY": "valid: RFC 9112 §3.2",
-    r"explicit `close`|No restart when keep-alive is off": "only the first request is read",
-    r"CHUNK|[Cc]hunk|extension": "the proxy writes the framing itself, without extensions",
-}
 
 
 class ProxyCase(NamedTuple):
@@ -257,10 +250,6 @@ def first_message(name: str, data: bytes) -> bytes | None:
     return data[: len(data) - len(reader.rest)] if complete else None
 
 
-def is_lenient(case: CollectedCase) -> bool:
-    return any(re.search(pattern, case.name) for pattern in LENIENT)
-
-
 def expected(case: RequestCase) -> int:
     """How many of its requests reach a backend."""
     return 1 + case.rest.startswith(b"GET /") if case.status == 200 else 0
@@ -315,7 +304,7 @@ def test_proxy_and_backend_understand_the_same_requests(
 def test_hostile_head_of_a_collection_is_not_canonical_and_others_are_read_alike(case: CollectedCase) -> None:
     found = parse(case.data)
     if found is not None:
-        assert not case.hostile or found.body or is_lenient(case)  # what follows the head may be malformed
+        assert not case.hostile or found.body or case.lenient  # what follows the head may be malformed
         assert_read_alike(case.data[: found.end], found)
 
 
@@ -330,6 +319,6 @@ def test_backend_is_sent_nothing_hostile_of_the_collections() -> None:
         except AssertionError as error:
             wrong.append(str(error))
             continue
-        if case.hostile and reached > is_lenient(case):
+        if case.hostile and reached > case.lenient:
             wrong.append(f"{case.name}: {case.data!r}: the backend was sent {found.forwarded!r}")
     assert not wrong, "\n".join(wrong)
