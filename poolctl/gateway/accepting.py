@@ -169,7 +169,10 @@ class Arriving(Waiting):
     def pass_on(self, match: Match, hops: int = 0, received: bytes = b"", *, tls: bool = False) -> bool:
         """Whether the connection was given to a worker, or refused; otherwise no server of the route takes it."""
         edge, passing = self.edge, self.edge.passing
-        if not any(passing.passes(server, tls=tls) for server in match.servers):
+        for server in match.servers:
+            if passing.passes(server, tls=tls):
+                break
+        else:
             return False
         lease = edge.backends.of(match.route).acquire(self.client)
         if isinstance(lease, Refused):

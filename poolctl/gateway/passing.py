@@ -12,9 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..keeper import connection_handover
+from ..keeper import connection_handover, wire
 from ..keeper.connection_handover import Routed
-from ..keeper.wire import WireError
 from ..platform import close_promptly
 from .proxy.refusal import refusal
 from .waiting_connections import WaitingConnections
@@ -23,6 +22,7 @@ from .waiting_connections import WaitingConnections
 MOST_QUEUED = 1024
 QUEUE_SECONDS = 5.0
 _SENT_AT_ONCE = 32
+_MOST_ENCODED = 1024
 # The pair has room, and the kernel takes no message: too many descriptors are in flight (unix(7), ETOOMANYREFS).
 _RETRY_SECONDS = 0.005
 _RETRY_AFTER_SECONDS = 1
@@ -72,6 +72,8 @@ class Passing:
         self._most_queued = most_queued
         self._queue_seconds = queue_seconds
         self._servers: dict[str, _Server] = {}
+        # Encoding a message takes as long as sending it, and most connections of a route have the same one.
+        self._encoded: dict[Routed, bytes] = {}
         self.waiting = WaitingConnections()
         # What becomes of a connection that was queued for a server that is withdrawn: it is decided about again.
         self.decide_again: Callable[[socket.socket, Routed], None] | None = None
@@ -155,10 +157,13 @@ class Passing:
         if found.end is None:
             return False
         try:
-            connection_handover.give(found.end, sock.fileno(), routed=routed)
+            if routed.received:
+                connection_handover.give(found.end, sock.fileno(), routed=routed)
+            else:
+                wire.send(found.end, self._encoded.get(routed) or self._encode(routed), (sock.fileno(),))
         except BlockingIOError:
             return False
-        except WireError:  # too many bytes were received
+        except wire.WireError:  # too many bytes were received
             close_promptly(sock.detach())
             return True
         except OSError:
@@ -167,6 +172,12 @@ class Passing:
             return False
         sock.close()
         return True
+
+    def _encode(self, routed: Routed) -> bytes:
+        if len(self._encoded) >= _MOST_ENCODED:
+            self._encoded.clear()
+        message = self._encoded[routed] = connection_handover.encoded(routed)
+        return message
 
     def _send_queued(self, found: _Server) -> None:
         """Send as many as there is room for, within a bound for one turn."""

@@ -155,6 +155,12 @@ def give(
             os.close(each)
 
 
+def encoded(routed: Routed) -> bytes:
+    """What `give` sends with a connection of this route of which nothing was received, for `wire.send`."""
+    message, _ = _message(-1, {}, routed)
+    return wire.encode({**_CONNECTION, **message})
+
+
 def take(end: socket.socket) -> Connection | None:
     """The next connection; None when the other end is closed.
 

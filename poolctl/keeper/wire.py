@@ -43,6 +43,11 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+def encode(message: Message) -> bytes:
+    """The message as it is sent."""
+    return _encode(message).encode()
+
+
 def over(fd: int) -> socket.socket:
     """A socket object that owns an inherited descriptor."""
     sock = socket.socket(fileno=fd)
@@ -51,12 +56,16 @@ def over(fd: int) -> socket.socket:
 
 
 def send(
-    sock: socket.socket, message: Message, fds: list[int] | tuple[int, ...] = (), *, wait: bool = False
+    sock: socket.socket,
+    message: Message | bytes,
+    fds: list[int] | tuple[int, ...] = (),
+    *,
+    wait: bool = False,
 ) -> None:
-    """Send one message. Too many descriptors in flight count as a full socket (ETOOMANYREFS, unix(7)).
+    """Send one message, which may be encoded already.
 
-    Raises WireError when it is too large, OSError (BlockingIOError on a full socket, unless it may `wait` for room)."""
-    payload = _encode(message).encode()
+    Too many descriptors in flight count as a full socket (ETOOMANYREFS, unix(7)). Raises WireError when it is too large, OSError (BlockingIOError on a full socket, unless it may `wait` for room)."""
+    payload = message if isinstance(message, bytes) else encode(message)
     if len(payload) > MAX_MESSAGE_BYTES or len(fds) > MAX_DESCRIPTORS:
         raise WireError(f"a message of {len(payload)} bytes and {len(fds)} descriptors is too large")
     try:
