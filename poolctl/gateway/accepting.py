@@ -60,19 +60,18 @@ class Acceptor:
         self._edge.loop.add_reader(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
-        accepted = []
+        seconds = self._edge.settings.head_seconds
         for _ in range(_AT_ONCE):
             try:
                 fd, address = self._listener._accept()  # socket.accept() spends as long again on enumerations
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                break
+                return
             except OSError:
                 self._edge.loop.remove_reader(self._listener.fileno())
                 self._timer = self._edge.loop.call_later(_AGAIN_SECONDS, self._begin)
-                break
-            accepted.append((socket.socket(*self._kind, fileno=fd), address))
-        seconds = self._edge.settings.head_seconds
-        for sock, address in accepted:
+                return
+            # Before the next one is accepted: if this process is killed, only one connection is lost.
+            sock = socket.socket(*self._kind, fileno=fd)
             client = address[0] if isinstance(address, tuple) else ""
             if self._settings.tls:
                 _begin(TlsConnection(self._edge, sock, client, self._settings.bind), seconds)

@@ -64,7 +64,9 @@ def send(
 ) -> None:
     """Send one message, which may be encoded already.
 
-    Too many descriptors in flight count as a full socket (ETOOMANYREFS, unix(7)). Raises WireError when it is too large, OSError (BlockingIOError on a full socket, unless it may `wait` for room)."""
+    Too many descriptors in flight count as a full socket (ETOOMANYREFS, unix(7)). Raises WireError when it is too
+    large, OSError (BlockingIOError on a full socket, unless it may `wait` for room).
+    """
     payload = message if isinstance(message, bytes) else encode(message)
     if len(payload) > MAX_MESSAGE_BYTES or len(fds) > MAX_DESCRIPTORS:
         raise WireError(f"a message of {len(payload)} bytes and {len(fds)} descriptors is too large")
