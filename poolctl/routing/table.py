@@ -49,6 +49,9 @@ from .table_file import (
 __all__ = ["Match", "RouteTable", "TableError", "put_in_force", "table_in_force", "write_table"]
 
 
+_LONGEST_HOST = 255  # longer ones are no names, and not worth keeping
+
+
 class TableError(ValueError):
     """The descriptor holds no route table, or a damaged one."""
 
@@ -212,9 +215,10 @@ class RouteTable:
         patterns += [HostPattern(WILDCARD, each) for each in self._wildcards_of(host)]
         patterns.append(HostPattern(DEFAULT, ""))
         groups = tuple(group for group in (self._group(each.key) for each in patterns) if group is not None)
-        if len(self._hosts) >= self._most:
-            self._hosts.clear()
-        self._hosts[host] = groups
+        if len(host) <= _LONGEST_HOST:
+            if len(self._hosts) >= self._most:
+                self._hosts.clear()
+            self._hosts[host] = groups
         return groups
 
     def _wildcards_of(self, host: str) -> list[str]:
@@ -259,16 +263,18 @@ class RouteTable:
         """The offset of the entry of a key."""
         name = key.encode("utf-8", "surrogateescape")
         wanted = crc32(name)
-        at, slots, mask = wanted & self._mask, self._slots, self._mask
-        while slot := slots[at]:
+        slots, mask = self._slots, self._mask
+        for step in range(mask + 1):
+            slot = slots[wanted + step & mask]
+            if not slot:
+                return None
             if slot >> 32 == wanted:
                 offset: int = slot & MOST_BYTES
                 start = offset + ENTRY.size
                 length, _ = ENTRY.unpack_from(self._map, offset)
                 if length == len(name) and self._map[start : start + length] == name:
                     return offset
-            at = (at + 1) & mask
-        return None
+        raise TableError("the route table has no empty slot")
 
     def _route(self, offset: int) -> Route:
         return Route.from_json(self._json(offset))

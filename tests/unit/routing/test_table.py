@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from poolctl.routing.route import Header, Limit, Route, Target, Timeouts
 from poolctl.routing.table import RouteTable, TableError, put_in_force, table_in_force, write_table
@@ -268,3 +273,35 @@ def test_threads_read_one_table_at_the_same_time() -> None:
         thread.join()
     routes.close()
     assert failures == []
+
+
+@given(st.integers(0, 2**32), st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_damage_that_nothing_announces_raises_and_never_hangs(seed: int, places: int) -> None:
+    whole = write_table([route(f"{n}", host=f"h{n}.x", path=f"/{n % 3}") for n in range(12)], 1)
+    content, chance = bytearray(os.pread(whole, 100_000, 0)), Random(seed)
+    os.close(whole)
+    for _ in range(places):
+        content[chance.randrange(48, len(content))] = chance.randrange(256)  # the header stays
+    fd = os.memfd_create("damaged", os.MFD_ALLOW_SEALING)
+    os.write(fd, content)
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    routes = RouteTable(fd)
+    os.close(fd)
+    for number in range(12):
+        with contextlib.suppress(Exception):
+            routes.find(f"h{number}.x", "/1/a")
+            routes.by_alias(str(number))
+    routes.close()
+
+
+def test_hosts_longer_than_names_can_be_are_found_and_not_kept(table: Callable[..., RouteTable]) -> None:
+    routes = table(route("rest"))
+    gc.collect()
+    tracemalloc.start()
+    for number in range(50):
+        assert routes.find(f"{number}{'a.' * 50_000}x", "/") is not None
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1_000_000
