@@ -91,7 +91,7 @@ class ActiveConfiguration:
         self.problems: list[ErrorEntry] = []
         self.environments = environments
         self.tables = Tables()
-        self._followers: list[Callable[[Tables], None]] = []
+        self._followers: list[tuple[Callable[[Tables], None], bool]] = []
         self._ledger = os.path.join(state_directory, "ports.json")
         self._store = store
         self._environment: Mapping[str, str] | None = None
@@ -121,9 +121,12 @@ class ActiveConfiguration:
         self.environments.update(stored.environments)
         return stored.servers
 
-    def follow(self, follower: Callable[[Tables], None]) -> None:
-        """Call it with the tables other than [[server]], now and whenever those have changed."""
-        self._followers.append(follower)
+    def follow(self, follower: Callable[[Tables], None], *, every_reload: bool = False) -> None:
+        """Call it with the tables other than [[server]], now and whenever those have changed.
+
+        `every_reload`: also when only files that they name may have changed.
+        """
+        self._followers.append((follower, every_reload))
         follower(self.tables)
 
     async def read(
@@ -185,9 +188,9 @@ class ActiveConfiguration:
         self.missing.clear()
         self._saved_revision = -1
         self._withhold(resolved.servers, resolved.tables)
-        if resolved.tables != self.tables:
-            self.tables = resolved.tables
-            for follower in self._followers:
+        changed, self.tables = resolved.tables != self.tables, resolved.tables
+        for follower, every_reload in self._followers:
+            if changed or every_reload:
                 follower(self.tables)
 
     def _withhold(self, servers: Iterable[ServerConfig], tables: Tables | None = None) -> None:

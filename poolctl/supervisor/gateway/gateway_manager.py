@@ -34,6 +34,8 @@ from .gateway_process import GatewayProcess, pair_number
 from .published_routes import PublishedRoutes
 
 _SERVES_SECONDS = 10.0
+# How often certificates are read again: other programs renew them.
+_RENEWAL_SECONDS = 30.0
 
 
 class GatewayManager(SidecarManager):
@@ -55,6 +57,7 @@ class GatewayManager(SidecarManager):
         self._hosts: Table = {}
         self._revision = -1
         self._adopted = False
+        self._renewal: asyncio.TimerHandle | None = None
         core.listeners.add(self._look)
 
     @property
@@ -178,6 +181,12 @@ class GatewayManager(SidecarManager):
             self._again()
         else:
             self.problem = self._routes.problem
+        if plan.certificates and self._renewal is None:
+            self._renewal = asyncio.get_running_loop().call_later(_RENEWAL_SECONDS, self._renew)
+
+    def _renew(self) -> None:
+        self._renewal = None
+        self._soon(0.0)
 
     async def _plan(self) -> GatewayPlan | None:
         streams, directory = self._routes.routes.streams, self._environment.directory
@@ -268,6 +277,13 @@ class GatewayManager(SidecarManager):
                 os.close(fd)
         else:
             self._events.record("pool", str(message["kind"]), **message["data"])
+
+    async def aclose(self) -> None:
+        """See SidecarManager."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+        await super().aclose()
+        self._routes.close()
 
     async def _off(self) -> None:
         self._end_process()

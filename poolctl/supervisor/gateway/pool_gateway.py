@@ -37,7 +37,7 @@ class PoolGateway:
         self._found = bool(fds)
         for fd in fds:
             os.close(fd)
-        self._environment.configuration.follow(self._follow)
+        self._environment.configuration.follow(self._follow, every_reload=True)
 
     def _follow(self, tables: Tables) -> None:
         if self._manager is None and (tables.gateway is not None or self._found):
