@@ -121,10 +121,7 @@ class BackendConnection(asyncio.Protocol):
 
     def send_eof(self) -> None:
         """Of a tunnel: the client sends nothing more."""
-        if self._transport.can_write_eof() and not self.closed:
-            self._transport.write_eof()
-        else:
-            self._transport.close()
+        close_writing(self._transport)
 
     def pause_reading(self) -> None:
         """The client does not take what is read: read no more for now."""
@@ -282,3 +279,14 @@ class BackendConnection(asyncio.Protocol):
             self._transport.abort()
         if receiver is not None:
             receiver.backend_lost(error)
+
+
+def close_writing(transport: asyncio.Transport) -> None:
+    """Send the end of one direction after what is to be sent. TLS has no such end: the connection is closed."""
+    if not transport.can_write_eof():
+        transport.close()
+    elif not transport.is_closing():
+        try:
+            transport.write_eof()
+        except OSError:  # asyncio's, for a connection that was reset just now
+            transport.abort()

@@ -10,6 +10,7 @@ from typing import cast
 from ...http.canonical_head import CHUNKED
 from ...http.message_head import BadMessage
 from ..edge import Edge
+from .backend_connection import close_writing
 from .chunked_body import Buffer, ChunkedBody
 from .exchange import Exchange
 from .forwarded_head import Forwarding
@@ -314,7 +315,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.close()
             return
         self._buffer = b""
-        self._transport.write_eof()
+        close_writing(self._transport)
         self._timer.start(LINGER_SECONDS, self._transport.abort)
         self._update_reading()
 
@@ -342,10 +343,7 @@ class ClientConnection(asyncio.Protocol):
         self._update_reading()
 
     def send_eof(self) -> None:
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
-            self._transport.close()
+        close_writing(self._transport)
 
     def _send_frames(self, frames: FrameBoundary, data: Buffer) -> None:
         if not self._ending_frames:

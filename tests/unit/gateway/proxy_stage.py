@@ -111,8 +111,10 @@ class Backend:
         wire = Wire(reader, writer)
         # RuntimeError: uvloop's, for writing to a connection that is closed.
         with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError, RuntimeError):
-            await self.script(self, wire)
-        writer.close()
+            try:
+                await self.script(self, wire)
+            finally:
+                writer.close()
 
     async def request(self, wire: Wire) -> bytes:
         """The next request's head, which is kept."""
@@ -202,6 +204,8 @@ def play(
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
+            for _ in range(5):  # connections that these closed
+                await asyncio.sleep(0)
 
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         runner.run(run())
