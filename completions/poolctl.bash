@@ -54,13 +54,14 @@ _poolctl() {
         wait:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
         *:-c | *:--config | *:-f | *:--file) _poolctl_files -f; return ;;
         *:--pool) _poolctl_ask pools; return ;;
-        *:--bind | *:--app | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--for | *:--method | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
+        *:--bind | *:--app | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--for | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
         *:-o | *:--output) _poolctl_words 'table wide json jsonl name'; return ;;
         *:--tag) _poolctl_ask tags; return ;;
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
         *:--health) _poolctl_words 'unknown ok warn ko'; return ;;
         *:--target) _poolctl_words 'name bind expose'; return ;;
         *:--field) _poolctl_words 'name bind expose state ready health pids workers uptime_seconds restarts tags'; return ;;
+        *:--method) _poolctl_words 'GET HEAD POST PUT PATCH DELETE OPTIONS'; return ;;
         *:--sort) _poolctl_words 'name state health requests latency memory cpu uptime restarts file'; return ;;
     esac
     case $verb in

@@ -358,7 +358,7 @@ complete -c poolctl -n '__poolctl_in restart' -s v -l verbose -d 'Print more det
 complete -c poolctl -n '__poolctl_in restart' -s h -l help -d 'Show this message and exit'
 complete -c poolctl -n '__poolctl_in restart' -a '(__poolctl_ask servers)'
 complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a routes -d 'List the gateway\'s routes; explain which one a URL takes'
-complete -c poolctl -n '__poolctl_in routes' -l method -x -d 'The method of the request to explain. Default: GET'
+complete -c poolctl -n '__poolctl_in routes' -l method -x -a 'GET HEAD POST PUT PATCH DELETE OPTIONS' -d 'The method of the request to explain. Default: GET'
 complete -c poolctl -n '__poolctl_in routes' -l header -x -d 'A header of the request to explain; repeatable. Host replaces that of the URL'
 complete -c poolctl -n '__poolctl_in routes' -s o -l output -x -a 'table wide json jsonl name' -d 'table, wide, json, jsonl, name, or FIELD,FIELD…'
 complete -c poolctl -n '__poolctl_in routes' -s c -l config -r -F -d 'The pool\'s file; repeatable, later ones override'

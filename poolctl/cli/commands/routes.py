@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("alias", "host", "path", "to", "way", "state", "requests", "errors", "p50", "p99")
 WIDE = (*COLUMNS[:5], "policy", "mode", "provider", *COLUMNS[5:], "why")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 EXPLAINED = ("match", "alias", "host", "path", "to", "why")
 
 COMMAND = Command(
@@ -34,7 +35,13 @@ COMMAND = Command(
         words=("explain",),
         help="A URL, or its host and path: which route takes it, and why no other one. Default: list all.",
     ),
-    Option("method", "--method", metavar="METHOD", help="The method of the request to explain. Default: GET."),
+    Option(
+        "method",
+        "--method",
+        metavar="METHOD",
+        words=METHODS,
+        help="The method of the request to explain. Default: GET.",
+    ),
     Option(
         "header",
         "--header",
@@ -101,7 +108,9 @@ def perform(request: CommandRequest) -> Outcome:
             raise UsageError(
                 "routes explain: which URL?", hint="poolctl routes explain http://users.example.com/v1"
             )
-        return _explain(request, Asked(words[0], request.get("method") or "GET", request.get("header")))
+        return _explain(
+            request, Asked(words[0], (request.get("method") or "GET").upper(), request.get("header"))
+        )
     if request.get("method") is not None or request.get("header"):
         raise UsageError(
             "--method and --header belong to `routes explain`",

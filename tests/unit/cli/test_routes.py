@@ -100,7 +100,7 @@ def test_explanation_names_the_route_and_why_each_other_candidate_is_not_taken(p
 
 @pytest.mark.usefixtures("routed")
 def test_explanation_heeds_method_headers_and_host(poolctl: Command) -> None:
-    words = ["/v1", "--method", "POST", "--header", "X-Beta: 1", "--header", "host: Users.example.com."]
+    words = ["/v1", "--method", "post", "--header", "X-Beta: 1", "--header", "host: Users.example.com."]
     said = poolctl("routes", "explain", *words, "-o", "json").json
     assert said["request"] == {"method": "POST", "host": "users.example.com", "path": "/v1"}
     assert said["route"] == "beta"
