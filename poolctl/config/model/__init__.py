@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # Limits are known here, where pydantic need not be imported.
 MOST_WORKERS = 10_000
+LONGEST_SOCKET_PATH_BYTES = 107
 # Open files kept free by the supervisor so that commands are answered even when all other descriptors are used up.
 OPEN_FILES_RESERVE = 16
 # Those of an idle pool: its helpers, journal, log and clients.

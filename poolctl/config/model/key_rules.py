@@ -12,7 +12,6 @@ from poolctl.selection.regular_expressions import BadExpression, compiled
 PLACEHOLDERS = ("{port}", "{host}", "{bind}")
 # Only servers with one of these have rules to follow beyond those of app and bind.
 RULED = frozenset(("command", "factory", "health", "http", "job", "notify", "scale", "tls", "user"))
-LONGEST_SOCKET_PATH_BYTES = 107
 TAKE_THE_SOCKET = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
 
 _app = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")

@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from poolctl.address import Address, AddressError, canonical, parse
-from poolctl.config.model import MOST_WORKERS
-from poolctl.config.model.key_rules import LONGEST_SOCKET_PATH_BYTES, RULED, app_findings, findings_of_rules
+from poolctl.config.model import LONGEST_SOCKET_PATH_BYTES, MOST_WORKERS
+from poolctl.config.model.key_rules import RULED, app_findings, findings_of_rules
 from poolctl.config.model.problems import Finding, Path, Tree, shown
 from poolctl.config.model.value_types import Interpolated, number_from_environment
 

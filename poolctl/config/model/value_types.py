@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, WithJsonSchema
 
 from poolctl.address import AddressError, parse
-from poolctl.config.model import MOST_WORKERS
+from poolctl.config.model import LONGEST_SOCKET_PATH_BYTES, MOST_WORKERS
 from poolctl.config.model.problems import Tree
 from poolctl.units import (
     DURATION_ALLOWED,
@@ -119,6 +120,11 @@ def _bind(text: str) -> str:
         address = parse(text)
     except AddressError as problem:
         raise BadValue(problem.message, "an address") from None
+    if len(os.fsencode(address.path)) > LONGEST_SOCKET_PATH_BYTES:
+        message = (
+            f"the path of the unix socket is longer than {LONGEST_SOCKET_PATH_BYTES} bytes: {address.path}"
+        )
+        raise BadValue(message, "a shorter one (unix(7))")
     if address.kind not in ("tcp", "unix") or address.auto:
         raise BadValue(f"{text[:60]!r} is no fixed address", 'such as "127.0.0.1:9464" or "unix:/run/a.sock"')
     return text

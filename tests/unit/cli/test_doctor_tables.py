@@ -1,10 +1,14 @@
-"""What `doctor` reads in tables of the system's that no test can change on a machine that others use."""
+"""Tables that `doctor` reads: the system's, which no test can change on a shared machine, and the pool's."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from poolctl.cli.doctor import check_paths
+from poolctl.cli.doctor.check import CheckContext
+from poolctl.config import load
 
 MOUNTS = """
 21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -28,3 +32,19 @@ def test_the_innermost_mount_says_whether_a_path_is_on_the_network(
 ) -> None:
     monkeypatch.setattr(check_paths, "read", lambda path: MOUNTS.strip())
     assert check_paths._network(path) == kind
+
+
+def test_addresses_of_the_gateway_are_checked_like_those_of_servers(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text(
+        '[gateway]\nbind = [":80", "unix:edge.sock"]\n[[stream]]\nbind = ":5432"\nto = "10.0.0.5:1"\n'
+        '[[stream]]\nalias = "dns"\nbind = ":53"\nto = "10.0.0.5:53"\nprotocol = "udp"\n[metrics]\n'
+    )
+    context = CheckContext(None, {})
+    context.config = load(tmp_path / "pool.toml", {})
+    assert context.config.problems == []
+    assert {name: address.key for name, address in context.addresses.items()} == {
+        "[metrics]": "127.0.0.1:9464",
+        "[gateway] :80": "0.0.0.0:80",
+        f"[gateway] unix:{tmp_path}/edge.sock": f"unix:{tmp_path}/edge.sock",
+        "[[stream]] 10.0.0.5:1": "0.0.0.0:5432",
+    }

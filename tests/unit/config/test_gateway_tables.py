@@ -283,6 +283,7 @@ def test_routes_of_several_files_add_up_and_merge_by_alias(tmp_path: Path) -> No
         ("[gateway]\nbind = []\n", "gateway.bind: there is no address for the routes; add one: bind = \":8080\""),
         ("[gateway]\nbind = { bind = ':443', tls = 'x' }\n", "'x' is not allowed here; allowed is { cert"),
         ("[gateway]\nbind = { bind = ':443', tls = { key = 'x' } }\n", "'cert' is missing"),
+        ("[gateway]\nbind = 'unix:" + "x" * 110 + "'\n", "longer than 107 bytes"),
         ("[gateway]\ntrusted_proxies = ['home']\n", "neither an IP address nor a network"),
         ("[gateway]\nhead_timeout = 0\n", "out of range"),
         ("[[stream]]\nto = '10.0.0.5:1'\n", "'bind' is missing"),
