@@ -273,6 +273,8 @@ class _Connection:
             return
         self._lease.connected()
         self._stream.open.use(self, self)
+        if seconds := self._stream.route.timeouts.total:
+            self._timer = self._loop.call_later(seconds, self.reset)
         self._up = Flow(self._loop, self, self._client, self._backend)
         self._down = Flow(self._loop, self, self._backend, self._client)
         self._up.resume()

@@ -190,6 +190,9 @@ class _Listener:
         stream = self.stream
         stream.datagrams_in += 1
         stream.bytes_in += size
+        if session is not None and stream.route.timeouts.total and session.is_over():
+            session.close()
+            session = None
         if session is None:
             session = stream.begin(key, self, client, local)
         tried: tuple[str, ...] = ()
@@ -238,6 +241,11 @@ class _Session:
         self._began = stream.edge.now()
         stream.sessions.add(key, self)
         stream.edge.loop.add_reader(sock.fileno(), self._read)
+
+    def is_over(self) -> bool:
+        """Whether its time in all has passed: the next datagram begins another one, perhaps with another backend."""
+        stream = self._listener.stream
+        return stream.edge.now() - self._began >= stream.route.timeouts.total
 
     def send(self, size: int) -> bool:
         """Send the datagram in the buffer to the backend; False if that is not there, which ends the session."""

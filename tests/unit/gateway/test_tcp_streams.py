@@ -329,6 +329,23 @@ def test_idle_connection_ends_when_its_time_is_over(run: Run) -> None:
     run(main())
 
 
+def test_connection_ends_when_its_time_in_all_is_over_although_it_is_active(run: Run) -> None:
+    async def main() -> None:
+        async with (
+            backend() as port,
+            tcp(a_route(port, timeouts=Timeouts(total=0.1))) as (_, at),
+            client(at) as (reader, writer),
+        ):
+            answered = 0
+            with contextlib.suppress(ConnectionResetError):
+                while True:
+                    writer.write(b"x")
+                    answered += len(await reader.readexactly(1))
+            assert answered
+
+    run(main())
+
+
 def test_drain_waits_for_open_connections_and_accepts_no_others(run: Run) -> None:
     async def main() -> None:
         async with backend() as port, tcp(a_route(port)) as (stream, at), client(at) as (reader, writer):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.gateway.streams import udp as udp_module
-from poolctl.routing.route import BreakerRule
+from poolctl.routing.route import BreakerRule, Timeouts
 
 from .stream_stage import Run, StreamEdge, a_route, closed_port, listening, run, udp, until
 
@@ -165,6 +165,23 @@ def test_idle_session_ends_by_the_clock(run: Run) -> None:
                     await until(lambda: len(stream.sessions) == 1)
                     assert edge.backends.snapshot()[0]["in_flight"] == 1
                     assert await ask(idle, b"x") == b"x"  # with a new one
+
+    run(main())
+
+
+def test_session_ends_when_its_time_in_all_is_over_although_it_is_active(run: Run) -> None:
+    async def main() -> None:
+        edge = StreamEdge()
+        with backend() as served:
+            async with udp(a_route(served.port, protocol="udp", timeouts=Timeouts(total=60.0)), edge) as (
+                stream,
+                at,
+            ):
+                with client(at) as sock:
+                    for opened in (1, 1, 2):
+                        assert await ask(sock, b"x") == b"x"
+                        assert stream.snapshot()["opened"] == opened
+                        edge.moved_seconds += 40
 
     run(main())
 
