@@ -11,6 +11,7 @@ GROUPS = {
     "lookup": "the pool as a mapping",
     "balancing": "the gateway's choice of a backend",
     "routing": "the gateway's route table: writing, opening, look-up",
+    "passing": "a connection that the gateway passes to a worker beside one that the worker accepts",
     "restart_under_load": "restarts while clients never pause: requests sent, requests failed",
     "wake": "servers that sleep: how long the first request takes, and what a thousand of them cost",
     "preload": "start, wake and crash of servers of a heavy framework that is imported once",

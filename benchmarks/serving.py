@@ -76,17 +76,18 @@ class Side:
 
     def request_microseconds(self, ask: Callable[[Side], int], seconds: float) -> float:
         """The worker's processor time by request."""
-        spent, requests, ends = self._processor_ns(), 0, time.perf_counter() + seconds
+        spent, requests, ends = self.processor_ns(), 0, time.perf_counter() + seconds
         while time.perf_counter() < ends:
             requests += ask(self)
-        return (self._processor_ns() - spent) / 1000 / requests
+        return (self.processor_ns() - spent) / 1000 / requests
 
     def close(self) -> None:
         for sock in self._kept:
             sock.close()
         self._kept = []
 
-    def _processor_ns(self) -> int:
+    def processor_ns(self) -> int:
+        """The worker's processor time so far."""
         return int(self._schedstat.read_text().split()[0])
 
 
@@ -107,7 +108,7 @@ def _exchange(socks: list[socket.socket], sent: bytes, times: int = 1) -> int:
     return len(socks) * times
 
 
-def _keep_alive(side: Side) -> int:
+def keep_alive(side: Side) -> int:
     return _exchange(side.kept(), _REQUEST)
 
 
@@ -119,7 +120,7 @@ def _websocket(side: Side) -> int:
     return _exchange(side.kept(_UPGRADE % new_key()), frame(TEXT, b"hello"))
 
 
-def _new_connection(side: Side) -> int:
+def new_connection(side: Side) -> int:
     socks = [side.connect() for _ in range(CONNECTIONS)]
     asked = _exchange(socks, _REQUEST)
     for sock in socks:
@@ -128,8 +129,8 @@ def _new_connection(side: Side) -> int:
 
 
 _MODES: dict[str, Callable[[Side], int]] = {
-    "keep-alive": _keep_alive,
-    "new connection": _new_connection,
+    "keep-alive": keep_alive,
+    "new connection": new_connection,
     "pipelined": _pipelined,
     "WebSocket": _websocket,
 }
