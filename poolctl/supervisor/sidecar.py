@@ -215,6 +215,13 @@ class SidecarManager:
         self._process = None
         self._keeper.send({"op": "drop", "name": self.entry})
         logger.error("%s's process has ended; another one is started", self.label)
+        self._events.record(
+            "pool",
+            f"{self.label.removeprefix('the ')} ended",
+            message=f"{self.label}'s process has ended; another one is started",
+            severity="warning",
+            pid=process.known.get("pid"),
+        )
         if asyncio.get_running_loop().time() - process.began > self.calm_seconds:
             self._pause_seconds = self.first_pause_seconds
         self._again()

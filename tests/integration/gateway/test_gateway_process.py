@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -98,6 +99,9 @@ def test_killed_gateway_is_replaced_while_connections_wait(gateway: GatewayPool)
         before = running.look().complete
         gateway.until(lambda: running.look().complete > before + 20)
         assert gateway.process() not in (None, pid)
+    lines = [json.loads(line) for line in gateway.pool.ok("events", "-o", "json").stdout.splitlines()]
+    ended = [each for each in lines if each["event"] == "gateway ended"]
+    assert [(each["pid"], each["severity"]) for each in ended] == [(pid, "warning")]
     # Of new connections only those that it had accepted, and not passed on yet, are lost.
     assert running.report.failed <= 2, running.report
 
