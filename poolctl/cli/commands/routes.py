@@ -134,7 +134,8 @@ class Asked:
 
         self.method = method
         self.headers = dict(_header(each) for each in headers or ())
-        rest = url.partition("://")[2] or url
+        scheme, separator, rest = url.partition("://")
+        rest = rest if separator and scheme.isalpha() else url
         authority, slash, path = rest.partition("#")[0].partition("?")[0].partition("/")
         if "@" in authority:
             raise UsageError(f"routes explain: {url!r} has a user name", hint="leave it out")

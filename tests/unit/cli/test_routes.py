@@ -125,6 +125,10 @@ def test_explanation_heeds_method_headers_and_host(poolctl: Command) -> None:
             "GET users.example.com/ takes the route users, its connection is passed to users",
         ),
         ("users.example.com/a/../b", "takes the route users, proxied to users: the path is sent as /b"),
+        (
+            "users.example.com/fetch/https://a.b/c",
+            "GET users.example.com/fetch/https://a.b/c takes the route users",
+        ),
         ("users.example.com/é x", "GET users.example.com/%C3%A9%20x takes the route users, its connection"),
     ],
 )
