@@ -77,8 +77,9 @@ class RouteInForce(Protocol):
 class Backend:
     """A host of one or several routes: a server of the pool, or a URL.
 
-    `in_flight` counts the gateway's requests to it; `open_connections`, the gateway's connections, is for the proxy to
-    keep. `held` are connections that its workers have by themselves, as last reported, or passed since.
+    `in_flight` counts the gateway's requests to it, and connections of streams; `open_connections`, the proxy's
+    connections, is for the proxy to keep. `held` are connections that its workers have by themselves, as last reported,
+    or passed since: counted only for routes that balance by load.
     """
 
     def __init__(self, key: str, counts: Traffic, is_server: bool) -> None:
@@ -143,7 +144,6 @@ class Backend:
         if facts is None:
             self._facts_verdict = Verdict(False, "there is no such server", DOWN_RETRY_SECONDS)
             return
-        self.held = facts.open_connections
         try:
             self.endpoint = Endpoint.of_server(facts.bind, facts.tls) if facts.bind else Endpoint("none")
         except ValueError:

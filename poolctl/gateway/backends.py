@@ -44,6 +44,8 @@ class Backends:
         self.now = now
         self.random = random or Random()
         self._event = event
+        # Called for each connection that a route passes which balances by load; `hold` corrects their number.
+        self.on_passed: Callable[[], None] | None = None
         self._counts = counts or Counts()
         self._routes: dict[str, tuple[AnyRoute, RouteBackends]] = {}
         self._backends: dict[str, Backend] = {}
@@ -93,7 +95,9 @@ class Backends:
         if known is not None and known[0] is route:
             return known[1]
         found = (
-            known[1] if known is not None else RouteBackends(route.alias, self.hosts, self.now, self.random)
+            known[1]
+            if known is not None
+            else RouteBackends(route.alias, self.hosts, self.now, self.random, self._passed)
         )
         self._routes[name] = route, found
         if known is None or known[0] != route:
@@ -104,6 +108,18 @@ class Backends:
     def aliases(self) -> list[str]:
         """The HTTP routes that have backends: all that were applied, or had a request."""
         return [route.alias for route, _ in self._routes.values() if isinstance(route, Route)]
+
+    @property
+    def by_load(self) -> list[str]:
+        """The servers of routes that balance by load, with connections that may have ended."""
+        routes = [found for _, found in self._routes.values() if found.by_load]
+        return sorted({each.key for route in routes for each in route.members if each.backend.held})
+
+    def hold(self, connections: Mapping[str, int]) -> None:
+        """So many connections do the workers of these servers have now."""
+        for server, count in connections.items():
+            if server in self._backends:
+                self._backends[server].held = count
 
     def available(self, host: str) -> Verdict:
         """Whether the host gets requests now, and if not, why."""
@@ -154,6 +170,10 @@ class Backends:
             backend.report(self._servers.get(backend.key), self.now())
         backend.update(self.hosts)
 
+    def _passed(self) -> None:
+        if self.on_passed is not None:
+            self.on_passed()
+
     def _host_changed(self, host: str, state: HostState, why: str) -> None:
         backend = self._backends.get(host)
         if backend is not None:
@@ -179,7 +199,7 @@ class Backends:
             available=verdict.ok,
             why=verdict.why or record.why,
             breaker=str(backend.breaker_state or ""),
-            connections=max(backend.open_connections, backend.held),
+            connections=max(backend.open_connections, backend.in_flight),
             in_flight=backend.in_flight,
             waiting=sum(route.waiting for route in backend.members),
             requests=traffic.requests,

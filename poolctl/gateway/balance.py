@@ -15,6 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 ROUND_ROBIN, WEIGHTED, LEAST_CONNECTIONS = "round-robin", "weighted", "least-connections"
 IP_HASH, RANDOM_TWO, FIRST, STICKY = "ip-hash", "random-two", "first", "sticky"
+BY_LOAD = (LEAST_CONNECTIONS, RANDOM_TWO)
 POLICIES = (ROUND_ROBIN, WEIGHTED, LEAST_CONNECTIONS, IP_HASH, RANDOM_TWO, FIRST, STICKY)
 
 # Points on the circle for each unit of weight: shares of equal backends differ by about a tenth.

@@ -49,7 +49,7 @@ class Endpoint(NamedTuple):
 class ServerFacts(Value):
     """What the supervisor reports of a routed server.
 
-    `bind` is the address where it listens. `open_connections` are those that its workers have, by their own count.
+    `bind` is the address where it listens.
     """
 
     name: str
@@ -59,4 +59,3 @@ class ServerFacts(Value):
     ready: bool = False
     health: str = "unknown"
     weight: int = 1
-    open_connections: int = 0

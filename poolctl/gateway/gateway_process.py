@@ -32,6 +32,8 @@ from .streams.udp import UdpStream
 
 # With more routes than these, the backends of one are made by its first request: each takes 20 to 60 µs here.
 _MOST_LISTED_ROUTES = 1000
+# The number of passed connections is corrected so often, while some are passed.
+_LOADS_SECONDS = 1.0
 
 logger = logging.getLogger("poolctl.gateway")
 
@@ -104,6 +106,7 @@ class GatewayServer(SupervisedProcess):
             "begin": self._begin,
             "withdraw": self._withdraw,
             "host": self._host,
+            "loads": self._loads,
             "report": self._report,
             "drain": self._drain,
         }
@@ -117,6 +120,7 @@ class GatewayServer(SupervisedProcess):
         self._restoring = False
         self._applying: asyncio.Handle | None = None
         self._routes_changed = False
+        self._asking: asyncio.TimerHandle | None = None  # for loads
         self._draining: asyncio.Task[None] | None = None
 
     @property
@@ -144,7 +148,7 @@ class GatewayServer(SupervisedProcess):
         for listener in self._listeners.values():
             listener.close()
         self._take_no_more_back()
-        for handle in (self._expiry, self._applying):
+        for handle in (self._expiry, self._applying, self._asking):
             if handle is not None:
                 handle.cancel()
         if self._edge is not None:
@@ -166,6 +170,7 @@ class GatewayServer(SupervisedProcess):
             logging.basicConfig(handlers=[log], level=logging.WARNING)
             self._edge = Edge(settings, self._event)
             self._edge.hosts.subscribe(self._host_changed)
+            self._edge.backends.on_passed = self._passed
         self._edge.settings = settings
         self._edge.hosts.configure(settings.traffic_re_enable_seconds, settings.header_for_host)
 
@@ -327,6 +332,18 @@ class GatewayServer(SupervisedProcess):
             self._expiry.cancel()
         due = self.edge.hosts.due
         self._expiry = None if due is None else self.edge.loop.call_at(due, self.edge.hosts.expire)
+
+    def _passed(self) -> None:
+        """A connection was handed over whose end only its worker sees: ask how many there are, now and then."""
+        if self._asking is None:
+            self._asking = self.edge.loop.call_later(_LOADS_SECONDS, self._ask_for_loads)
+
+    def _ask_for_loads(self) -> None:
+        self._asking = None
+        self.link.send({"t": "loads", "servers": self.edge.backends.by_load})
+
+    def _loads(self, message: wire.Message, fds: list[int]) -> None:
+        self.edge.backends.hold(message["connections"])
 
     # Reports, and the end.
 

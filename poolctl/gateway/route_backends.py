@@ -9,7 +9,7 @@ from random import Random
 
 from ..routing.route import Limit, Route, StreamRoute
 from .backend import AVAILABLE, DOWN_RETRY_SECONDS, RANKS, READY, Backend, Member, Outcome, is_failure
-from .balance import STICKY, Policy, policy_of
+from .balance import BY_LOAD, STICKY, Policy, policy_of
 from .counts import PROTOCOL
 from .hosts import HostManager
 from .limiter import Limiter, WaitQueue
@@ -60,13 +60,17 @@ class Lease:
         return f"<Lease of {self.backend.key}{'' if self._route else ', released'}>"
 
     def connected(self) -> None:
-        """The backend has accepted a connection that will last: counts as a success now instead of at its end."""
-        route = self._route
-        if route is not None and self._period >= 0:
-            self._member.breaker.succeeded(route.now(), self._period)
-            self._period = -1
-            if self.backend.queued:
-                route.admit_queued(self.backend)
+        """The backend has accepted what will last: a probe has succeeded now, and not only at its end.
+
+        What becomes of it afterwards counts as of any other request.
+        """
+        route, breaker = self._route, self._member.breaker
+        if route is None or self._period < 0 or breaker.is_closed:
+            return
+        breaker.succeeded(route.now(), self._period)
+        self._period = breaker.period if breaker.is_closed else -1
+        if self.backend.queued:
+            route.admit_queued(self.backend)
 
     def release(self, outcome: Outcome, seconds: float = 0.0, status: int = 0, error: str = PROTOCOL) -> None:
         """The request has ended, so long after it began: ANSWERED with this status, or FAILED for this error.
@@ -86,8 +90,8 @@ class Lease:
         elif outcome is Outcome.CANCELLED:
             traffic.disconnected()
         else:
-            backend.held += 1
             traffic.not_counted()
+            route.passed(backend)
         if self._period >= 0:
             if is_failure(outcome, status):
                 breaker.failed(route.now(), self._period)
@@ -117,11 +121,19 @@ class _Waiter:
 class RouteBackends:
     """The backends of one route: its policy, its limit and its queue. `acquire` needs no loop, `wait` does."""
 
-    def __init__(self, alias: str, hosts: HostManager, now: Callable[[], float], random: Random) -> None:
+    def __init__(
+        self,
+        alias: str,
+        hosts: HostManager,
+        now: Callable[[], float],
+        random: Random,
+        on_passed: Callable[[], None] | None,
+    ) -> None:
         self.alias = alias
         self.now = now
         self._hosts = hosts
         self._random = random
+        self._on_passed = on_passed
         self.in_flight = 0
         self.members: tuple[Member, ...] = ()
         self._limiter: Limiter | None = None
@@ -148,6 +160,7 @@ class RouteBackends:
         self.members = tuple(members)
         self._sticky = isinstance(route, Route) and (bool(route.sticky_cookie) or route.policy == STICKY)
         self._by_cookie = {each.cookie: each for each in members}
+        self.by_load = route.policy in BY_LOAD
         self._policy: Policy[Member] = policy_of(route.policy, self.members, self._random)
         limit, of_backend = limits(route)
         if limit is None:
@@ -239,6 +252,13 @@ class RouteBackends:
                 del backend.queued[route]
                 backend.queued[route] = None
                 route.admit()
+
+    def passed(self, backend: Backend) -> None:
+        """A connection was handed over to the backend's workers."""
+        if self.by_load:
+            backend.held += 1
+            if self._on_passed is not None:
+                self._on_passed()
 
     def left(self, backend: Backend) -> None:
         """A request to the backend has ended."""

@@ -9,8 +9,9 @@ class HostReport(Value):
     """One host. `since` and `until` are times (ISO 8601, UTC), "" for none.
 
     `state` is active, disabled or draining, as it was ordered; `available` whether it gets requests now, and `why` the
-    reason if it does not. `breaker` is "" before the first request. `connections` are the gateway's own to the host;
-    `in_flight` are requests that it proxies, `waiting` those in the queues of its routes.
+    reason if it does not. `breaker` is "" before the first request. `connections` are those that the workers of a
+    server have, and the gateway's own to any other host; `in_flight` are requests that it proxies, `waiting` those in
+    the queues of its routes.
     """
 
     host: str

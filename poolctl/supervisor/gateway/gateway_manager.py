@@ -25,6 +25,7 @@ from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.routing_protocol import PublishedRoutes as RoutesForWorkers
 from poolctl.runners.worker_spec import sealed_files
 from poolctl.states import State
+from poolctl.worker import tally
 
 from ..active_configuration import PoolEnvironment
 from ..sidecar import SidecarManager
@@ -267,7 +268,7 @@ class GatewayManager(SidecarManager):
         self._keeper.send({"op": "put", "name": fd_store.GATEWAY_PAIR}, [give, take])
 
     def _reported(self, message: wire.Message) -> None:
-        """The process reports an event, or the states of its hosts."""
+        """The process reports an event or the states of its hosts, or asks for connections of servers."""
         if message["t"] == "hosts":
             self._hosts = message["states"]
             fd = sealed_file("poolctl-hosts", json.dumps(self._hosts).encode())
@@ -275,6 +276,9 @@ class GatewayManager(SidecarManager):
                 self._keeper.send({"op": "put", "name": fd_store.GATEWAY_HOSTS}, [fd])
             finally:
                 os.close(fd)
+        elif message["t"] == "loads":
+            if self.gateway is not None:
+                self.gateway.inform({name: self.connections(name) for name in message["servers"]})
         else:
             self._events.record("pool", str(message["kind"]), **message["data"])
 
@@ -284,6 +288,16 @@ class GatewayManager(SidecarManager):
             self._renewal.cancel()
         await super().aclose()
         self._routes.close()
+
+    def connections(self, server: str) -> int:
+        """How many connections the workers of the server have, by their own count."""
+        entry, counters = self._core.entries.get(server), self._core.runner.capabilities.counters
+        if entry is None or counters is None:
+            return 0
+        pages = [
+            counters.counts(each.placement) for each in entry.workers.values() if each.placement is not None
+        ]
+        return sum(page[tally.OPEN_CONNECTIONS] for page in pages if page is not None)
 
     async def _off(self) -> None:
         self._end_process()

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from poolctl.frozen_value import Table
 from poolctl.gateway.endpoint import ServerFacts
@@ -136,6 +136,10 @@ class GatewayProcess(SidecarProcess):
         """Put these states of hosts in force, which it, or its predecessor, has reported."""
         self._send("hosts", None if not states else json.dumps(states), {"t": "hosts", "states": states})
 
+    def inform(self, connections: Mapping[str, int]) -> None:
+        """Balance by these numbers of connections that the workers of servers have."""
+        self.link.send({"t": "loads", "connections": dict(connections)})
+
     def drain(self, seconds: float) -> None:
         """Accept nothing more, finish what is being served, end."""
         self.leave({"t": "drain", "seconds": seconds}, seconds + 5.0)
@@ -143,7 +147,7 @@ class GatewayProcess(SidecarProcess):
     def received(self, message: wire.Message, fds: list[int]) -> None:
         """See Receiver."""
         super().received(message, fds)
-        if message.get("t") in ("event", "hosts"):
+        if message.get("t") in ("event", "hosts", "loads"):
             self.on_report(message)
 
 

@@ -72,7 +72,13 @@ class GatewayVerbs:
         report = await self._report()
         if report is None:
             return self._away()
-        return HostsResult(items=tuple(map(HostReport.from_json, report["hosts"])))
+        return HostsResult(items=tuple(map(self._host_report, report["hosts"])))
+
+    def _host_report(self, row: Table) -> HostReport:
+        """Of a server, with the connections of its workers, to which most of its clients were passed."""
+        found = HostReport.from_json(row)
+        known = found.host in self._core.entries
+        return found.but(connections=self._gateway.connections(found.host)) if known else found
 
     async def host(self, call: Call) -> HostsResult:
         """Disable, enable or drain hosts; nothing is changed if one of them is unknown. Raises SelectorError."""

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -204,6 +205,11 @@ def test_stopped_server_is_unavailable_and_comes_back(gateway: GatewayPool) -> N
 
 def test_disabled_host_stays_disabled_over_the_death_of_gateway_and_supervisor(gateway: GatewayPool) -> None:
     gateway.start()
+    with socket.create_connection(("127.0.0.1", gateway.port)) as client:
+        client.sendall(b"GET /one HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert connections(gateway, "one") == 1, "passed to the worker, which counts it"
+    gateway.until(lambda: connections(gateway, "one") == 0)
     gateway.pool.ok("hosts", "disable", "one", "--for", "0")
     assert gateway.get("/one").status == 503
     pid = gateway.until(gateway.process)
@@ -213,10 +219,18 @@ def test_disabled_host_stays_disabled_over_the_death_of_gateway_and_supervisor(g
     supervisor = gateway.pool.info()["supervisor_pid"]
     os.kill(supervisor, signal.SIGKILL)
     gateway.until(lambda: gateway.pool.info()["supervisor_pid"] != supervisor)
-    (row,) = [each for each in gateway.pool.ok("hosts", "-o", "json").json["items"] if each["host"] == "one"]
-    assert row["state"] == "disabled"
+    assert host(gateway, "one")["state"] == "disabled"
     gateway.pool.ok("hosts", "enable", "one")
     assert gateway.get("/one").status == 200
+
+
+def host(gateway: GatewayPool, name: str) -> dict[str, Any]:
+    """Its row of `poolctl hosts`."""
+    return next(each for each in gateway.pool.ok("hosts", "-o", "json").json["items"] if each["host"] == name)
+
+
+def connections(gateway: GatewayPool, name: str) -> int:
+    return int(host(gateway, name)["connections"])
 
 
 def status_of(gateway: GatewayPool, path: str) -> int | None:

@@ -255,19 +255,31 @@ def test_lasting_connection_proves_its_backend_at_its_beginning(stage: Stage) ->
     lease.connected()
     taken(backends.acquire("1.1.1.1"))
     lease.release(Outcome.FAILED)
-    taken(backends.acquire("1.1.1.1"))
+    refused(backends.acquire("1.1.1.1"))
 
 
-def test_passed_connections_count_for_least_connections_until_the_server_reports(stage: Stage) -> None:
+def test_passed_connections_count_for_least_connections_until_their_number_is_reported(stage: Stage) -> None:
+    passed: list[str] = []
+    stage.backends.on_passed = lambda: passed.append("one")
     route = server_route("a", "b", policy="least-connections")
-    known = {name: facts(name, open_connections=3) for name in ("a", "b")}
-    stage.backends.apply([route], known)
+    stage.backends.apply([route], {name: facts(name) for name in ("a", "b")})
+    backends = stage.backends.of(route)
     for _ in range(4):
-        taken(stage.backends.of(route).acquire("1.1.1.1")).release(Outcome.PASSED)
-    assert [stage.backends.of(route).members[at].load for at in (0, 1)] == [5, 5]
+        taken(backends.acquire("1.1.1.1")).release(Outcome.PASSED)
+    assert ([each.load for each in backends.members], len(passed)) == ([2, 2], 4)
     assert stage.row("a")["requests"] == 0
-    stage.backends.apply(None, {"a": facts("a", open_connections=9), "b": facts("b", open_connections=1)})
-    assert taken(stage.backends.of(route).acquire("1.1.1.1")).backend.key == "b"
+    assert stage.backends.by_load == ["a", "b"]
+    stage.backends.hold({"a": 9, "b": 0, "gone": 5})
+    assert taken(backends.acquire("1.1.1.1")).backend.key == "b"
+    assert stage.backends.by_load == ["a"]
+
+
+def test_passed_connections_of_other_policies_are_not_counted(stage: Stage) -> None:
+    stage.backends.on_passed = lambda: pytest.fail("nothing has to be asked for")
+    route = server_route("a")
+    stage.backends.apply([route], {"a": facts("a")})
+    taken(stage.backends.of(route).acquire("1.1.1.1")).release(Outcome.PASSED)
+    assert stage.backends.of(route).members[0].load == 0
 
 
 def test_weight_of_a_server_multiplies_that_of_its_targets(stage: Stage) -> None:
@@ -290,13 +302,14 @@ def test_repeated_facts_and_routes_change_nothing(stage: Stage) -> None:
     assert sorted(member.load for member in stage.backends.of(route).members) == [1, 2]
 
 
-def test_report_of_a_server_shows_the_connections_of_its_workers(stage: Stage) -> None:
-    stage.backends.apply([server_route("a")], {"a": facts("a", open_connections=7)})
-    assert (stage.row("a")["connections"], stage.row("a")["routes"]) == (7, ["api"])
-    assert (
-        repr(stage.backends.of(server_route("a")).members[0].backend)
-        == "<Backend a: breaker closed, 0 in flight>"
-    )
+def test_report_of_a_host_shows_its_connections_and_routes(stage: Stage) -> None:
+    route = server_route("a")
+    stage.backends.apply([route], {"a": facts("a")})
+    taken(stage.backends.of(route).acquire("1.1.1.1"))
+    stage.backends.of(route).members[0].backend.open_connections = 4
+    row = stage.row("a")
+    assert (row["connections"], row["in_flight"], row["routes"]) == (4, 1, ["api"])
+    assert repr(stage.backends.of(route).members[0].backend) == "<Backend a: breaker closed, 1 in flight>"
 
 
 def test_server_without_an_address_gets_no_request(stage: Stage) -> None:

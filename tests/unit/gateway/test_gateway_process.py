@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.gateway import gateway_process
+from poolctl.gateway.backends import Lease, Outcome
 from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.gateway_process import GatewayServer
 from poolctl.gateway.settings import GatewaySettings, ListenerSettings
@@ -287,6 +288,31 @@ def test_table_of_many_routes_keeps_the_backends_of_those_that_had_requests(
             stage.publish(4, unused, unused.but(alias="c", host="c"))
             await stage.settled()
             assert backends.aliases == []
+
+    run(work())
+
+
+def test_number_of_passed_connections_is_asked_for_and_corrected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_process, "_LOADS_SECONDS", 0.01)
+
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            route = Route(alias="web", to=(Target(server="web"),), policy="least-connections")
+            stage.publish(2, route)
+            await stage.settled()
+            backends = stage.server.edge.backends
+            for _ in range(3):
+                lease = backends.of(route).acquire("10.0.0.1")
+                assert isinstance(lease, Lease)
+                lease.release(Outcome.PASSED)
+            while not (asked := [each["servers"] for each in stage.reports if each["t"] == "loads"]):
+                await asyncio.sleep(0.001)
+            assert (asked, lease.backend.load) == ([["web"]], 3)
+            stage.process.inform({"web": 1})
+            await stage.settled()
+            assert lease.backend.load == 1
 
     run(work())
 
