@@ -328,7 +328,8 @@ class SharedListeners:
     def _make_adopted(self, until: float | None, asked: bool, routed: Routed | None) -> asyncio.Protocol:
         arguments = self._config, self._server_state, self._app_state
         made = make_protocol(*arguments) if routed is None else make_routed(*arguments, self._routes, routed)
-        made.take_over(until, asked=asked)
+        if until is not None or routed is None or not routed.decided:
+            made.take_over(until, asked=asked)  # otherwise its head is there, and has the usual time
         return made  # type: ignore[no-any-return]
 
 
