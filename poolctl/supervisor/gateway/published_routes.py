@@ -72,8 +72,9 @@ class PublishedRoutes:
             await asyncio.sleep(_GATHER_SECONDS)
             source, self._wanted = self._wanted, None
             generation = max(self.generation + 1, time.time_ns() // 1_000_000)
-            work = functools.partial(_computed, *source(), generation, self.routes if self.table else None)
+            before = self.routes if self.table is not None else None
             try:
+                work = functools.partial(_computed, *source(), generation, before)
                 routes, fd = await in_daemon_thread(work, undo=_discard)
             except Exception as error:
                 logger.exception("the route table could not be made")
@@ -81,11 +82,11 @@ class PublishedRoutes:
                 continue
             self.problem = ""
             if fd is not None:
-                before, self.table = self.table, Descriptor(fd)
+                outdated, self.table = self.table, Descriptor(fd)
                 self.routes, self.generation = routes, generation
                 self._changed()
-                if before is not None:
-                    before.close()
+                if outdated is not None:
+                    outdated.close()
         self._computed.set()
 
 

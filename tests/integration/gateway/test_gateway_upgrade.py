@@ -1,0 +1,31 @@
+"""Another version of poolctl: its gateway serves before the old one drains, and no request fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.gateway.conftest import GatewayPool
+from tests.integration.processes.test_upgrade import by, newer
+from tests.load.load import Load
+
+pytestmark = [pytest.mark.unmeasured, pytest.mark.slow]
+
+__all__ = ["newer"]
+
+
+def test_upgrade_replaces_the_gateway_and_fails_no_request(gateway: GatewayPool, newer: Path) -> None:
+    root = Path(__file__).parents[3]
+    gateway.start(extra=f'app_dir = "{root}"')
+    pid = gateway.until(gateway.process)
+    paths = ["/one", "/two"]
+    with Load([gateway.port], paths=paths, connections=4) as kept, Load(
+        [gateway.port], "new_connection", paths=paths, connections=4
+    ) as short:  # fmt: skip
+        done = by(newer, gateway.pool, "upgrade")
+        assert done.code == 0, done
+        gateway.until(lambda: gateway.process() not in (None, pid), timeout_seconds=40)
+        before = short.look().complete
+        gateway.until(lambda: short.look().complete > before + 20)
+    assert (kept.report.failed, short.report.failed) == (0, 0), (kept.report, short.report)

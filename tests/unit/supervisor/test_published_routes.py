@@ -1,0 +1,88 @@
+"""The route table in force: computed from the newest configuration, and published when it differs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from poolctl.config import GatewayConfig, RouteConfig, ServerConfig, Tables
+from poolctl.routing.table import RouteTable
+from poolctl.supervisor.gateway.published_routes import PublishedRoutes
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 20))
+
+
+def source(*names: str, route: str = "web") -> tuple[Sequence[ServerConfig], Tables]:
+    servers = [
+        ServerConfig(name=name, bind=f"127.0.0.1:{8000 + n}", app="a:b") for n, name in enumerate(names)
+    ]
+    return servers, Tables(gateway=GatewayConfig(), routes=(RouteConfig(to=(route,), alias="first"),))
+
+
+class Publisher:
+    def __init__(self) -> None:
+        self.generations: list[int] = []
+        self.published = PublishedRoutes(self.changed)
+
+    def changed(self) -> None:
+        self.generations.append(self.published.generation)
+
+    async def compute(self, *names: str, route: str = "web") -> None:
+        self.published.compute(lambda: source(*names, route=route))
+        await self.published.settled()
+
+
+def test_table_is_published_once_for_several_changes_at_a_time_and_not_for_none() -> None:
+    async def work() -> None:
+        publisher = Publisher()
+        publisher.published.compute(lambda: source("web"))
+        await publisher.compute("web", "other")
+        await publisher.compute("web", "third")
+        assert len(publisher.generations) == 1
+        routes = publisher.published.routes
+        assert ([each.alias for each in routes.http], routes.servers) == (["first"], {"web"})
+        assert publisher.published.table is not None
+        table = RouteTable(publisher.published.table.fileno())
+        assert table.generation == publisher.generations[0]
+        table.close()
+        publisher.published.close()
+
+    run(work())
+
+
+def test_generations_rise_and_begin_above_those_of_an_earlier_supervisor() -> None:
+    async def work() -> None:
+        began = time.time_ns() // 1_000_000
+        publisher = Publisher()
+        for route in ("web", "other", "web"):
+            await publisher.compute("web", "other", route=route)
+        assert publisher.generations == sorted(set(publisher.generations))
+        assert (len(publisher.generations), publisher.generations[0] >= began) == (3, True)
+        publisher.published.close()
+
+    run(work())
+
+
+def test_route_without_its_server_is_excluded_and_the_table_before_stays_until_there_is_another() -> None:
+    async def work() -> None:
+        publisher = Publisher()
+        await publisher.compute("web")
+        before = publisher.published.generation
+
+        def broken() -> tuple[Sequence[ServerConfig], Tables]:
+            raise RuntimeError("a flaw")
+
+        publisher.published.compute(broken)
+        await publisher.published.settled()
+        assert publisher.published.generation == before
+        assert "a flaw" in publisher.published.problem
+        await publisher.compute("other")
+        (excluded,) = publisher.published.routes.excluded
+        assert (excluded.alias, publisher.published.problem) == ("first", "")
+        publisher.published.close()
+
+    run(work())
