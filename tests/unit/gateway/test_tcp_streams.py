@@ -142,17 +142,17 @@ def test_end_of_a_backend_is_forwarded_while_the_client_still_sends(run: Run) ->
 
 
 def test_client_that_reads_nothing_stops_the_backend_and_costs_one_buffer(run: Run) -> None:
-    total = 32 << 20
-    sent = 0
+    sent, enough = 0, False
 
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal sent
-        for _ in range(total >> 16):
+        while not enough:
             writer.write(bytes(1 << 16))
-            await writer.drain()
             sent += 1 << 16
+            await writer.drain()
 
     async def main() -> None:
+        nonlocal enough
         async with backend(flood) as port, tcp(a_route(port)) as (stream, at):
             with socket.socket() as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -161,18 +161,20 @@ def test_client_that_reads_nothing_stops_the_backend_and_costs_one_buffer(run: R
                 tracemalloc.start()
                 await loop.sock_connect(client, ("127.0.0.1", at))
                 before = -1
-                while before != stream.snapshot()["bytes_out"]:
-                    before = stream.snapshot()["bytes_out"]
+                while not sent or before != sent:  # until the buffers of the kernel are full
+                    before = sent
                     await asyncio.sleep(0.05)
                 held = tracemalloc.take_snapshot().filter_traces(
                     [tracemalloc.Filter(True, flow.__file__), tracemalloc.Filter(True, tcp_module.__file__)]
                 )
                 tracemalloc.stop()
-                assert sent < total
+                assert 0 < stream.snapshot()["bytes_out"] < sent
                 assert sum(each.size for each in held.statistics("filename")) < 80_000
-                left = total
-                while left:
-                    left -= len(await loop.sock_recv(client, 1 << 20))
+                enough = True
+                received = 0
+                while data := await loop.sock_recv(client, 1 << 20):
+                    received += len(data)
+                assert received == sent
 
     run(main())
 
@@ -336,12 +338,10 @@ def test_connection_ends_when_its_time_in_all_is_over_although_it_is_active(run:
             tcp(a_route(port, timeouts=Timeouts(total=0.1))) as (_, at),
             client(at) as (reader, writer),
         ):
-            answered = 0
-            with contextlib.suppress(ConnectionResetError):
+            with contextlib.suppress(ConnectionError):
                 while True:
                     writer.write(b"x")
-                    answered += len(await reader.readexactly(1))
-            assert answered
+                    await reader.readexactly(1)
 
     run(main())
 

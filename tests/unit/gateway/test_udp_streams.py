@@ -264,8 +264,9 @@ def test_answer_comes_from_the_address_that_was_asked(run: Run, bound: str, aske
 def test_drain_forwards_late_answers_and_leaves_new_datagrams_to_a_successor(run: Run) -> None:
     async def main() -> None:
         with listening(kind=socket.SOCK_DGRAM) as slow:
-            route = a_route(slow.getsockname()[1], protocol="udp", idle_seconds=0.1)
-            async with udp(route) as (stream, at):
+            edge = StreamEdge()
+            route = a_route(slow.getsockname()[1], protocol="udp", idle_seconds=60.0)
+            async with udp(route, edge) as (stream, at):
                 with client(at) as sock:
                     sock.send(b"question")
                     await until(lambda: stream.snapshot()["datagrams_in"])
@@ -275,6 +276,9 @@ def test_drain_forwards_late_answers_and_leaves_new_datagrams_to_a_successor(run
                     sock.send(b"for the successor")
                     slow.sendto(b"answer", session)
                     assert await asyncio.get_running_loop().sock_recv(sock, 100) == b"answer"
+                    assert not draining.done()
+                    edge.moved_seconds += 60
+                    stream.apply(route.but(idle_seconds=59.0))  # looks at once
                     await draining
                     assert data == b"question"
                     assert stream.snapshot()["datagrams_in"] == 1
