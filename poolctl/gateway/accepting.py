@@ -25,7 +25,7 @@ from .settings import ListenerSettings
 from .waiting_connections import Waiting
 
 _AT_ONCE = 16
-# Out of descriptors, or of memory.
+# Out of descriptors or memory, or as many connections are open as may be.
 _AGAIN_SECONDS = 0.1
 # Most heads and ClientHellos are smaller.
 _PEEK_BYTES = 4096
@@ -61,14 +61,20 @@ class Acceptor:
 
     def _accept(self) -> None:
         seconds = self._edge.settings.head_seconds
-        for _ in range(_AT_ONCE):
+        for number in range(_AT_ONCE):
+            if self._is_full():
+                # Only now it is certain that another connection waits.
+                if number:
+                    return
+                if not self._edge.passing.waiting.close_silent():
+                    self._pause()
+                    return
             try:
                 fd, address = self._listener._accept()  # socket.accept() spends as long again on enumerations
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError:
-                self._edge.loop.remove_reader(self._listener.fileno())
-                self._timer = self._edge.loop.call_later(_AGAIN_SECONDS, self._begin)
+                self._pause()
                 return
             # Before the next one is accepted: if this process is killed, only one connection is lost.
             sock = socket.socket(*self._kind, fileno=fd)
@@ -77,6 +83,17 @@ class Acceptor:
                 _begin(TlsConnection(self._edge, sock, client, self._settings.bind), seconds)
             else:
                 _begin(PlainConnection(self._edge, sock, client), seconds)
+
+    def _is_full(self) -> bool:
+        """Whether no more connections may be open."""
+        edge = self._edge
+        most = edge.settings.max_connections
+        return bool(most) and len(edge.passing.waiting) + len(edge.pool.clients) >= most
+
+    def _pause(self) -> None:
+        """Leave new connections in the backlog for a moment."""
+        self._edge.loop.remove_reader(self._listener.fileno())
+        self._timer = self._edge.loop.call_later(_AGAIN_SECONDS, self._begin)
 
 
 class GivenBack:

@@ -85,8 +85,8 @@ class WaitingConnections:
     def add(self, waiting: Waiting, seconds: float) -> None:
         """Wait for at most so long. What has arrived already is reported once more."""
         fd = waiting.sock.fileno()
-        if len(self._connections) >= self._most:
-            self._close_oldest()
+        if len(self._connections) >= self._most and not self.close_silent():
+            self._end(next(iter(self._connections.values())))
         if self._epoll is None:
             self._epoll = select.epoll()
             self._loop.add_reader(self._epoll.fileno(), self._on_events)
@@ -115,6 +115,13 @@ class WaitingConnections:
         else:
             refused.close()
 
+    def close_silent(self) -> bool:
+        """Close the oldest connection that has sent nothing; False if there is none."""
+        for fd in self._silent:
+            self._end(self._connections[fd])
+            return True
+        return False
+
     async def drain(self, seconds: float) -> None:
         """Wait until the heads that have begun are whole, for at most so long, and close what is left.
 
@@ -123,7 +130,7 @@ class WaitingConnections:
         if not self._connections:
             return
         self._emptied = self._loop.create_future()
-        quiet = self._loop.call_later(QUIET_SECONDS, self._close_silent)
+        quiet = self._loop.call_later(QUIET_SECONDS, self._close_all_silent)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._emptied, seconds)
         quiet.cancel()
@@ -166,12 +173,9 @@ class WaitingConnections:
         if self._emptied is not None and not self._connections and not self._emptied.done():
             self._emptied.set_result(None)
 
-    def _close_silent(self) -> None:
-        for fd in list(self._silent):
-            self._end(self._connections[fd])
-
-    def _close_oldest(self) -> None:
-        self._end(self._connections[next(iter(self._silent or self._connections))])
+    def _close_all_silent(self) -> None:
+        while self.close_silent():
+            pass
 
     def _end(self, waiting: Waiting) -> None:
         self._remove(waiting)

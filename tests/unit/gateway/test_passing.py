@@ -207,6 +207,29 @@ def test_oldest_silent_connection_is_closed_when_too_many_wait() -> None:
     play(scene)
 
 
+def test_above_the_most_connections_new_ones_wait_in_the_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accepting, "_AGAIN_SECONDS", 0.01)
+
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users")
+        silent, first = await stage.connect(), await stage.connect(HEAD[:20])
+        await until(lambda: stage.waiting == 2)
+        second = await stage.connect(HEAD[:20])
+        assert await stage.read(silent) == b""
+        await until(lambda: stage.waiting == 2 and not stage.edge.passing.waiting._silent)
+        third = await stage.connect(HEAD)
+        await until(lambda: stage.acceptor._timer)
+        assert pair.take_now() is None
+        first.close()
+        taken = await pair.take()
+        assert taken.getpeername() == third.getsockname()
+        taken.close()
+        second.close()
+
+    play(scene, max_connections=2)
+
+
 def test_drain_serves_heads_that_have_begun_and_closes_silent_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
