@@ -307,7 +307,7 @@ class Exchange:
         lease, self._lease = self._lease, None
         assert lease is not None
         self._leave_connection(keep=False)
-        lease.release(Outcome.FAILED, self._seconds())
+        lease.release(Outcome.FAILED, self._seconds(), 0, error)
         may_repeat = self._kept is not None and (not sent or self._request.idempotent)
         if self._retries and may_repeat and not self.begun:
             self._retries -= 1

@@ -61,6 +61,9 @@ def test_backend_that_cannot_be_reached_is_a_bad_gateway(loop: str) -> None:
         assert await status_of(client) == 502
         await client.send(GET)  # the connection goes on
         assert await status_of(client) == 502
+        url = next(iter(stage.edge.table)).to[0].url
+        for traffic in (stage.edge.counts.route("app"), stage.edge.counts.backend(url)):
+            assert traffic.to_json()["errors"] == {"connect": 2}
 
     play(loop, scene)
 
