@@ -314,6 +314,14 @@ class Exchange:
             self._tried.append(lease.backend.key)
             self._acquire()
             return
+        if not sent and self._kept is not None:
+            # It has had no effect: another backend gets it if there is one, whatever the route says of retries.
+            self._tried.append(lease.backend.key)
+            other = self._backends.acquire(self._client, self._cookie(), self._tried)
+            if not isinstance(other, Refused):
+                self._lease = other
+                self._send()
+                return
         self._end(Outcome.FAILED, error)
         if self.begun:
             self._side.cut_off()

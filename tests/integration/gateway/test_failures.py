@@ -164,12 +164,13 @@ def test_only_backend_that_fails_is_an_error_and_then_503_with_retry_after(scrip
     run(scene)
 
 
-def test_backend_that_refuses_connections_is_replaced_by_the_next_one() -> None:
+@pytest.mark.parametrize("retries", [0, 1])
+def test_backend_that_refuses_connections_is_replaced_by_the_next_one(retries: int) -> None:
     async def scene(stage: Failures) -> None:
         good = await stage.backend(ok)
         gone = f"http://127.0.0.1:{claim_port()}"
         targets = (Target(url=gone), Target(url=good.url))
-        stage.routes(Route(alias="app", to=targets, policy="first", retries=1, breaker=BREAKER))
+        stage.routes(Route(alias="app", to=targets, policy="first", retries=retries, breaker=BREAKER))
         assert await stage.statuses(5) == {200: 5}
         assert await stage.statuses(5, POST) == {200: 5}, "what was not sent may be sent to another"
         assert stage.events == [("breaker opened", gone)]
