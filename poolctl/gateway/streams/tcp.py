@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..backends import Lease, Outcome
+from ..counts import CONNECT, RESET
 from .backend_addresses import BackendAddresses, SocketAddress
 from .flow import Flow
 from .idle_order import IdleOrder
@@ -189,7 +190,7 @@ class _Connection:
     def _next_backend(self) -> None:
         if self._lease is not None:  # none of its addresses accepted a connection
             self._stream.failed += 1
-            self._release(Outcome.FAILED)
+            self._release(Outcome.FAILED, CONNECT)
         lease = self._stream.edge.backends.of(self._stream.route).acquire(self._host, "", self._tried)
         if not isinstance(lease, Lease):
             self._stream.refused += 1
@@ -295,7 +296,7 @@ class _Connection:
         """Reading from `source` failed. The other side gets a reset, too: its peer must not take this for the end."""
         if source is self._backend and not self.bytes_out:
             self._stream.failed += 1
-            self._release(Outcome.FAILED)
+            self._release(Outcome.FAILED, RESET)
         self.reset()
 
     def reset(self) -> None:
@@ -327,7 +328,7 @@ class _Connection:
             self._backend.close()
         self._stream.ended(self)
 
-    def _release(self, outcome: Outcome) -> None:
+    def _release(self, outcome: Outcome, error: str = "") -> None:
         if self._lease is not None:
             lease, self._lease = self._lease, None
-            lease.release(outcome, self._stream.edge.now() - self._began)
+            lease.release(outcome, self._stream.edge.now() - self._began, 0, error)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..backends import Lease, Outcome
+from ..counts import CONNECT
 from .backend_addresses import BackendAddresses
 from .idle_order import IdleOrder
 
@@ -109,7 +110,7 @@ class UdpStream:
                 sock.connect(known[0].address)
             except OSError:  # no route to it
                 sock.close()
-                lease.release(Outcome.FAILED)
+                lease.release(Outcome.FAILED, 0.0, 0, CONNECT)
                 self.failed += 1
                 tried += (lease.backend.key,)
                 continue
@@ -287,13 +288,13 @@ class _Session:
 
     def _fail(self) -> None:
         self._listener.stream.failed += 1
-        self._end(Outcome.FAILED)
+        self._end(Outcome.FAILED, CONNECT)
 
     def close(self) -> None:
         """End it; a later datagram of the client begins another one."""
         self._end(Outcome.ANSWERED if self._answered else Outcome.CANCELLED)
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self, outcome: Outcome, error: str = "") -> None:
         if self._ended:
             return
         self._ended = True
@@ -301,7 +302,7 @@ class _Session:
         stream.edge.loop.remove_reader(self._sock.fileno())
         self._sock.close()
         stream.sessions.remove(self.key)
-        self.lease.release(outcome, stream.edge.now() - self._began)
+        self.lease.release(outcome, stream.edge.now() - self._began, 0, error)
         stream.ended()
 
 
