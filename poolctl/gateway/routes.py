@@ -12,8 +12,8 @@ In an application behind the gateway, in any handler or middleware that has the 
   from the headers of a route with `context_headers`: `context_of_headers(scope["headers"])`.
 - Routes as values: `Route`, `StreamRoute`, `ExcludedRoute`, `Target`, `Header`, `passable`.
 - Those that a process knows: `Registry`, with `http`, `stream` and `excluded`.
-- Which one a request takes: in an application behind the gateway `table_in_force()` is the gateway's own `RouteTable`,
-  with `find(host, path, method)`, `by_alias("users")` and iteration. `write_table` makes one; `normal_host`,
+- Which one a request takes: `try_get_table(request.scope)` is the gateway's own `RouteTable`, for applications behind
+  it, with `find(host, path, method)`, `by_alias("users")` and iteration. `write_table` makes one; `normal_host`,
   `normal_path`; `explain` for the reasons.
 - How they are: `server_health`, `route_health`, `health_info`, `health_info_without_detail`, `health_info_simple`.
 
@@ -30,6 +30,7 @@ from ..routing.context import (
     context_of_headers,
     extension,
     try_get_route,
+    try_get_table,
     upstream_addr,
     upstream_host,
     upstream_host_port,
@@ -52,7 +53,7 @@ from ..routing.route_health import (
     route_health,
     server_health,
 )
-from ..routing.table import Match, RouteTable, TableError, table_in_force, write_table
+from ..routing.table import Match, RouteTable, TableError, write_table
 
 __all__ = [
     "EXTENSION",
@@ -83,8 +84,8 @@ __all__ = [
     "passable",
     "route_health",
     "server_health",
-    "table_in_force",
     "try_get_route",
+    "try_get_table",
     "upstream_addr",
     "upstream_host",
     "upstream_host_port",

@@ -9,11 +9,12 @@ backend may believe them as far as it is reached through the gateway alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from .route import Route, Target
+from .table import RouteTable
 
 EXTENSION = "poolctl.route"
 # Every header of a request that begins with this is the gateway's own.
@@ -46,17 +47,32 @@ def with_route(scope: Scope, route: Route, *, name: str = "", url: str = "") -> 
     return {**scope, "extensions": {**extensions, EXTENSION: extension(route, name=name, url=url)}}
 
 
-def extension(route: Route, *, name: str = "", url: str = "") -> dict[str, Any]:
-    """What `with_route` puts into a scope, for a server that makes it once for all requests of a route."""
+def extension(
+    route: Route, *, name: str = "", url: str = "", table: Callable[[], RouteTable | None] | None = None
+) -> dict[str, Any]:
+    """What `with_route` puts into a scope, for a server that makes it once for all requests of a route.
+
+    `table` returns the table in force, for `try_get_table`.
+    """
     target = route.to[0] if len(route.to) == 1 else Target()
     name = name or target.server or (route.alias if target.url else "")
-    return RouteContext(route, name, url or target.url)._asdict()
+    context = RouteContext(route, name, url or target.url)._asdict()
+    return context if table is None else {**context, "table": table}
 
 
 def try_get_route(scope: Scope) -> Route | None:
     """The route of a request, or None if it took none."""
     context = _context(scope)
     return None if context is _NONE else context.route
+
+
+def try_get_table(scope: Scope) -> RouteTable | None:
+    """The table by which the gateway decides at present, or None where the request came past it.
+
+    Ask again for each use. Any thread may read it, and it needs no close().
+    """
+    table = ((scope.get("extensions") or {}).get(EXTENSION) or {}).get("table")
+    return table() if table else None
 
 
 def upstream_name(scope: Scope) -> str:

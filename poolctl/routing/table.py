@@ -46,7 +46,7 @@ from .table_file import (
     write_table,
 )
 
-__all__ = ["Match", "RouteTable", "TableError", "put_in_force", "table_in_force", "write_table"]
+__all__ = ["Match", "RouteTable", "TableError", "write_table"]
 
 
 _LONGEST_HOST = 255  # longer ones are no names, and not worth keeping
@@ -287,17 +287,6 @@ class RouteTable:
         return loads(self._map[start : start + size])
 
 
-def table_in_force() -> RouteTable | None:
-    """The table by which this worker's gateway decides at present; None without a gateway. Ask again for each use."""
-    return _in_force
-
-
-def put_in_force(table: RouteTable | None) -> None:
-    """Let `table_in_force` return this table. The one before is not closed: others may be reading it."""
-    global _in_force
-    _in_force = table
-
-
 def _seals(fd: int) -> int:
     try:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -305,6 +294,3 @@ def _seals(fd: int) -> int:
         if error.errno != errno.EINVAL:  # not a file in memory
             raise
         return 0
-
-
-_in_force: RouteTable | None = None

@@ -46,6 +46,7 @@ class Routes:
         self._listeners = listeners
         self._secure = secure
         self.table: RouteTable | None = None
+        self._shown: RouteTable | None = None  # the same for applications, whose threads may outlast it
         self.gateway: socket.socket | None = None
         self.ended = False  # there is no gateway any more
         self.waiting: set[Waiting] = set()  # for a table
@@ -57,10 +58,10 @@ class Routes:
 
         Without the end the present one stays. Raises OSError, and ValueError for a descriptor that is not a table.
         """
-        table = RouteTable(fds[0]) if fds else None
+        table, shown = (RouteTable(fds[0]), RouteTable(fds[0])) if fds else (None, None)
         if self.table is not None:
             self.table.close()
-        self.table, self.ended = table, table is None
+        self.table, self._shown, self.ended = table, shown, table is None
         if len(fds) > 1 or table is None:
             self.close_gateway()
         if len(fds) > 1:
@@ -88,7 +89,9 @@ class Routes:
         found = self._contexts.get(route.alias)
         if found is None:
             url = _url(self._listeners[0], secure=self._secure) if self._listeners else ""
-            found = self._contexts[route.alias] = extension(route, name=self.server, url=url)
+            found = self._contexts[route.alias] = extension(
+                route, name=self.server, url=url, table=lambda: self._shown
+            )
         return found
 
     def shortcut(self, method: bytes, route: Route) -> Fits:

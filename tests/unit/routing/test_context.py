@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from starlette.routing import Route as StarletteRoute
 
 import poolctl
 from poolctl.gateway import routes
-from poolctl.gateway.routes import Route, Target, try_get_route, with_route
+from poolctl.gateway.routes import Route, RouteTable, Target, try_get_route, with_route, write_table
 
 USERS = Route(alias="users", to=(Target(server="users"), Target(server="spare")), host="users.example.com")
 UPSTREAM = {
@@ -175,3 +176,21 @@ def test_parts_of_the_context_that_a_later_version_adds_are_ignored() -> None:
     scope["extensions"]["poolctl.route"]["more"] = 1
     assert try_get_route(scope) is USERS
     assert routes.upstream_name(scope) == "users"
+
+
+def test_application_finds_the_table_in_force_in_the_scope() -> None:
+    tables: list[RouteTable] = []
+    for generation in (1, 2):
+        fd = write_table([USERS], generation)
+        tables.append(RouteTable(fd))
+        os.close(fd)
+    context = routes.extension(USERS, name="users", table=lambda: tables[-1])
+    scope = {"extensions": {routes.EXTENSION: context}}
+    found = routes.try_get_table(scope)
+    assert found is not None
+    assert (found.generation, [each.alias for each in found]) == (2, ["users"])
+    assert routes.upstream_name(scope) == "users"
+    assert routes.try_get_table(with_route({}, USERS)) is None
+    assert routes.try_get_table({}) is None
+    for table in tables:
+        table.close()

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolctl.routing.route import Header, Limit, Route, Target, Timeouts
-from poolctl.routing.table import RouteTable, TableError, put_in_force, table_in_force, write_table
+from poolctl.routing.table import RouteTable, TableError, write_table
 
 WEB = (Target(server="web"),)
 
@@ -240,19 +240,6 @@ def test_match_stays_valid_after_its_table_is_closed() -> None:
     routes.close()
     assert match is not None
     assert (match.route.alias, match.servers) == ("users", {"web"})
-
-
-def test_table_in_force_is_the_one_that_was_put_there_last(table: Callable[..., RouteTable]) -> None:
-    assert table_in_force() is None
-    first, second = table(route("a")), table(route("b"), generation=2)
-    try:
-        for each in (first, second):
-            put_in_force(each)
-            assert table_in_force() is each
-        assert first.by_alias("a") is not None  # still readable
-    finally:
-        put_in_force(None)
-    assert table_in_force() is None
 
 
 def test_threads_read_one_table_at_the_same_time() -> None:
