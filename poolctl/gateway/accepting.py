@@ -15,6 +15,7 @@ from ..http.canonical_head import is_incomplete, parse
 from ..keeper import connection_handover
 from ..keeper.connection_handover import MOST_HOPS, Routed
 from ..keeper.wire import WireError
+from ..platform import close_promptly
 from ..routing.decision import passed_host, passed_match
 from ..routing.table import Match
 from .backends import Outcome, Refused
@@ -31,6 +32,7 @@ _AGAIN_SECONDS = 0.1
 _PEEK_BYTES = 4096
 _LEAST_SECONDS = 0.1
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+_NO_LINGER = bytes(8)
 _TLS_HANDSHAKE = b"\x16"
 _USUAL_HOST_HEADER = "host"
 _HTTP_1_1 = "http/1.1"
@@ -147,12 +149,14 @@ class GivenBack:
     def _decide(self, sock: socket.socket, routed: Routed | None, seconds: float) -> None:
         received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
         try:
+            # Closing it must not wait, whatever an application has set (socket(7)).
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             peer = sock.getpeername()
             first = received or sock.recv(1, _PEEK)
         except BlockingIOError:
             first = b""
         except OSError:
-            sock.close()
+            close_promptly(sock.detach())
             return
         client = peer[0] if isinstance(peer, tuple) else ""
         if first == _TLS_HANDSHAKE:

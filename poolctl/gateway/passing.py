@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..keeper import connection_handover, wire
-from ..keeper.connection_handover import Routed
+from ..keeper.connection_handover import Connection, Routed
 from ..platform import close_promptly
 from .proxy.refusal import refusal
 from .waiting_connections import WaitingConnections
@@ -170,7 +170,10 @@ class Passing:
             # Nothing takes from the pair any more: another one follows, or the server is withdrawn.
             self._close_end(found)
             return False
-        sock.close()
+        if isinstance(sock, Connection):  # an application has held it too
+            close_promptly(sock.detach())
+        else:
+            sock.close()
         return True
 
     def _encode(self, routed: Routed) -> bytes:

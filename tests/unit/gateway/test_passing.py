@@ -381,6 +381,22 @@ def test_connection_that_comes_back_too_often_gets_421() -> None:
     play(scene)
 
 
+def test_given_back_connection_cannot_make_the_gateway_wait_when_it_is_closed() -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users")
+        await stage.connect(HEAD)
+        taken = await pair.take()
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\x3c\0\0\0")
+        stage.give_back(taken, hops=1)
+        taken.close()
+        taken = await pair.take()
+        assert taken.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)[0] == 0
+        taken.close()
+
+    play(scene)
+
+
 def test_given_back_connection_that_the_proxy_serves_keeps_its_bytes() -> None:
     async def scene(stage: Stage) -> None:
         pair = stage.server("users")
