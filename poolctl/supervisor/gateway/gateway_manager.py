@@ -141,14 +141,19 @@ class GatewayManager(SidecarManager):
             process.serve(self._facts(entry), self._pairs.get(server))
 
     def _facts(self, entry: Entry) -> ServerFacts:
-        config = entry.config
+        config, state = entry.config, entry.state
         endpoints = self._core.endpoints(config)
+        if entry.armed is not None:
+            # Also while its last worker is still draining: a connection wakes it.
+            state = State.SLEEPING.value
+        elif state == State.STARTING.value and not endpoints:
+            # Its address is not open yet: a connection would be refused.
+            state = State.STOPPED.value
         return ServerFacts(
             name=entry.name,
             bind=endpoints[0] if endpoints else config.key,
             tls=bool(config.tls),
-            # One whose last worker is still draining is asleep already: a connection wakes it.
-            state=State.SLEEPING.value if entry.armed is not None else entry.state,
+            state=state,
             ready=entry.ready and not entry.out,
             health=str(entry.health),
         )

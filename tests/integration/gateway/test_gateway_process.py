@@ -203,6 +203,18 @@ def test_stopped_server_is_unavailable_and_comes_back(gateway: GatewayPool) -> N
     gateway.until(lambda: gateway.get("/one").status == 200)
 
 
+def test_stop_and_start_of_a_server_reset_and_refuse_no_connection(gateway: GatewayPool) -> None:
+    """Clients get an answer or 503; the gateway lets go of the pair before it is closed."""
+    gateway.start()
+    with load(gateway, "new_connection", echo=False, statuses=[200, 503]) as running:
+        for _ in range(3):
+            gateway.pool.ok("stop", "one")
+            gateway.pool.ok("start", "one")
+            before = running.look().complete
+            gateway.until(lambda before=before: running.look().complete > before + 50)
+    assert running.report.failed == 0, running.report
+
+
 def test_disabled_host_stays_disabled_over_the_death_of_gateway_and_supervisor(gateway: GatewayPool) -> None:
     gateway.start()
     with socket.create_connection(("127.0.0.1", gateway.port)) as client:
