@@ -211,7 +211,7 @@ def _sealed(content: bytes) -> int:
 
 
 def _routed(message: wire.Message, files: list[int]) -> Routed:
-    route, received, decided = (message.get(key) for key in ("route", "received", "decided"))
+    route, received, decided = message["route"], message.get("received"), message.get("decided")
     if not isinstance(route, str) or not 0 < len(route) <= LONGEST_ALIAS:
         raise wire.WireError("a connection with an invalid route")
     if (decided is not None and decided is not False) or (

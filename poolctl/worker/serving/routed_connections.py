@@ -24,12 +24,12 @@ from poolctl.http.message_head import BadMessage
 from poolctl.keeper.connection_handover import MOST_HOPS, Routed, give
 from poolctl.keeper.wire import WireError
 from poolctl.routing.decision import passed_match
-from poolctl.routing.table import Match, RouteTable
+from poolctl.routing.table import Match
 
 from .connection_state import PoolServerState
 from .http1_connection import FIRST, Lingering
 from .uvicorn_parts import State
-from .worker_routes import Context, Fits, Routes, show_route
+from .worker_routes import Context, Fits, KnownRequest, Routes, show_route
 
 _VERSION = b" HTTP/1.1\r\n"
 _END = b"\r\n\r\n"
@@ -47,8 +47,8 @@ class Look:
     """
 
     __slots__ = (
-        "body", "chunks", "context", "decided", "generation", "hops", "match", "partial", "pause", "pending", "rest",
-        "route", "routes", "shortcut", "table", "timer", "until",
+        "body", "chunks", "context", "decided", "epoch", "generation", "hops", "match", "partial", "pause", "pending",
+        "rest", "route", "routes", "shortcut", "timer", "until",
     )  # fmt: skip
 
     def __init__(self, routes: Routes, routed: Routed) -> None:
@@ -62,7 +62,7 @@ class Look:
         # The last head from its version on, and what has to stand before it, as far as this table is in force.
         self.rest = b""
         self.shortcut: Fits | None = None
-        self.table: RouteTable | None = None
+        self.epoch = 0
         self.timer: asyncio.TimerHandle | None = None
         self.pause = 0.0
         self.until = 0.0
@@ -74,6 +74,12 @@ class Look:
     def returned(self, generation: int) -> Routed:
         """What the gateway has to know; the generation is that of the table by which the request is another's."""
         return Routed(self.route, generation, self.hops + 1, self.pending, decided=False)
+
+    def accept(self, known: KnownRequest) -> None:
+        """The next message is one that this worker has served before, by the present table."""
+        self.route, self.context, self.rest, self.shortcut = known
+        self.epoch = self.routes.epoch
+        self.hops, self.decided = 0, False
 
     def begin_body(self, length: int) -> None:
         self.body = length
@@ -117,7 +123,7 @@ class RoutedConnection(Lingering):
 
     def data_received(self, data: bytes) -> None:
         look = self.look
-        if look.shortcut is not None and look.table is look.routes.table:
+        if look.shortcut is not None and look.epoch == look.routes.epoch:
             end = data.find(_VERSION)
             # The whole of it is one message without a body.
             if data[end:] == look.rest and look.shortcut(data, 0, end):
@@ -152,6 +158,12 @@ class RoutedConnection(Lingering):
         """Give the parser the messages for this server that are there, up to one whose response is not complete."""
         look = self.look
         look.shortcut = None
+        if not (look.pending or look.body) and self.idle:
+            known = look.routes.known.get(data)
+            if known is not None:
+                look.accept(known)
+                self.unrouted(data)
+                return
         if look.pending:
             arrived, data, before = data, look.pending + data, len(look.pending)
             if look.partial and data.find(_END, max(0, before - len(_END))) < 0:
@@ -226,10 +238,13 @@ class RoutedConnection(Lingering):
     def _remember(self, head: CanonicalHead, message: bytes) -> None:
         """Let similar requests pass without a look."""
         look = self.look
-        if look.match is not None and look.match.whole_prefix and not head.upgrade:
-            look.table = look.routes.table
-            look.rest = message[len(head.method) + 1 + len(head.target) :]
-            look.shortcut = look.routes.shortcut(head.method, look.match.route)
+        match, routes = look.match, look.routes
+        if match is not None and look.context is not None and not head.upgrade:
+            rest = message[len(head.method) + 1 + len(head.target) :]
+            shortcut = routes.shortcut(head.method, match.route) if match.whole_prefix else None
+            known = KnownRequest(match.route.alias, look.context, rest, shortcut)
+            routes.remember(message, known)
+            look.accept(known)
 
     def _hold(self, data: bytes) -> None:
         """Keep the bytes, and read no more for now."""

@@ -9,7 +9,7 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from poolctl.routing.context import EXTENSION, extension
 from poolctl.routing.route import Route
@@ -22,10 +22,21 @@ from .uvicorn_parts import App, Receive, Scope, Send
 _SEGMENT = rb"(?:/(?![./])[A-Za-z0-9\-._~!$&'()*+,=:@]*+)"
 _QUERY = rb"(?:\?[!\"$-~]*+)?+"
 _SHORTCUTS = 256
+_KNOWN = 256
+_KNOWN_BYTES = 1024
 ANYWHERE: dict[str, str] = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 Context = dict[str, Any]
 Fits = Callable[[bytes, int, int], object]  # whether a part of these bytes is the beginning of such a request
+
+
+class KnownRequest(NamedTuple):
+    """A message without a body that this server serves: its route, and how to recognise similar ones."""
+
+    route: str
+    context: Context
+    rest: bytes  # from the version on
+    shortcut: Fits | None
 
 
 class Waiting(Protocol):
@@ -47,9 +58,11 @@ class Routes:
         self._secure = secure
         self.table: RouteTable | None = None
         self._shown: RouteTable | None = None  # the same for applications, whose threads may outlast it
+        self.epoch = 0  # how often the table has changed
         self.gateway: socket.socket | None = None
         self.ended = False  # there is no gateway any more
         self.waiting: set[Waiting] = set()  # for a table
+        self.known: dict[bytes, KnownRequest] = {}
         self._contexts: dict[str, Context] = {}
         self._shortcuts: dict[tuple[bytes, str], Fits] = {}
 
@@ -62,10 +75,12 @@ class Routes:
         if self.table is not None:
             self.table.close()
         self.table, self._shown, self.ended = table, shown, table is None
+        self.epoch += 1
         if len(fds) > 1 or table is None:
             self.close_gateway()
         if len(fds) > 1:
             self.gateway = socket.socket(fileno=fcntl.fcntl(fds[1], fcntl.F_DUPFD_CLOEXEC, 0))
+        self.known.clear()
         self._contexts.clear()
         self._shortcuts.clear()
         waiting, self.waiting = self.waiting, set()
@@ -93,6 +108,13 @@ class Routes:
                 route, name=self.server, url=url, table=lambda: self._shown
             )
         return found
+
+    def remember(self, message: bytes, known: KnownRequest) -> None:
+        """Recognise this very message: of new connections most begin like others."""
+        if len(message) <= _KNOWN_BYTES:
+            if len(self.known) >= _KNOWN:
+                self.known.clear()
+            self.known[message] = known
 
     def shortcut(self, method: bytes, route: Route) -> Fits:
         """Recognises the beginning of a request with this method and a path that the route covers."""

@@ -179,7 +179,7 @@ async def staged(engine: Engine, table: int, **options: Any) -> AsyncIterator[St
         for name, pair in pairs.items():
             routes[name] = Routes(name)
             routes[name].renew([table, gateway.own.give.fileno()])
-            stack.callback(routes[name].close_gateway)
+            stack.callback(routes[name].renew, [])
             apps[name] = Echo(name)
             servers[name] = await stack.enter_async_context(
                 served(engine, apps[name], adoption=pair.worker(), routes=routes[name], **options)
@@ -271,10 +271,16 @@ def test_request_that_is_like_the_last_one_is_not_looked_at(
         await client.answer()
         (connection,) = stage.servers["one"].server.server_state.connections
         looked: list[bytes] = []
-        look = connection._look
-        monkeypatch.setattr(type(connection), "_look", lambda self, data: (looked.append(data), look(data)))
+        look = type(connection)._look
+        monkeypatch.setattr(
+            type(connection), "_look", lambda self, data: (looked.append(data), look(self, data))
+        )
         await stage.exchange(client, request("leaf.test", "/a/2?q"), request("leaf.test", "/a"))
         assert not looked
+        again = await stage.client(request("leaf.test", "/a/1"))
+        assert (await again.answer())[2] == b"one /a/1 "
+        assert await stage.exchange(again, request("leaf.test", "/a/2?q")) == [b"one /a/2 "]
+        looked.clear()
         different = [
             request("leaf.test", "/a", "POST"),
             request("leaf.test", "/a", "GET", "X: y"),
