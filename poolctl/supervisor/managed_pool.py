@@ -33,6 +33,7 @@ from poolctl.units import format_duration
 
 from . import health
 from .active_configuration import ActiveConfiguration, PoolEnvironment
+from .gateway import pool_gateway
 from .gateway.pool_gateway import PoolGateway
 from .health import watch_health
 from .observers import observers
@@ -178,7 +179,7 @@ class ManagedPool:
     async def _import_rest(self, *, is_watching: bool) -> None:
         """Import what no start needs: soon, because a package's files may be replaced under a running process."""
         await asyncio.sleep(_AFTER_START_SECONDS)
-        await import_slowly((*health.MODULES, *observers.MODULES, *verbs.modules()))
+        await import_slowly((*health.MODULES, *observers.MODULES, *pool_gateway.MODULES, *verbs.modules()))
         # No health check was due yet.
         if not (self._calm or is_watching):
             watch_health(self.core, self.events)

@@ -17,6 +17,7 @@ from ..verbs.verbs import Verbs
 if TYPE_CHECKING:
     from .gateway_manager import GatewayManager
 
+# What a start imports only for a configuration that names it.
 MODULES = ("poolctl.supervisor.gateway.gateway_manager", "poolctl.supervisor.gateway.gateway_verbs")
 
 
