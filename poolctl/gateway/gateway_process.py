@@ -365,6 +365,7 @@ class GatewayServer(SupervisedProcess):
             "streams": streams,
             "queued": {name: count for name in self._pairs if (count := edge.passing.queued(name))},
             "connections": len(edge.pool.clients),
+            "waiting": len(edge.passing.waiting),
         }
         fd = sealed_file("poolctl-report", json.dumps(report).encode())
         try:

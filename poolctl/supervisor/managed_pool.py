@@ -187,7 +187,7 @@ class ManagedPool:
 
     async def _answer(self, listener: socket.socket) -> None:
         self._verbs = Verbs(self.core, self.events, self, self._configuration)
-        await self._observers.begin_serving(self._verbs)
+        await self._observers.begin_serving(self._verbs, self._gateway)
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
             from .systemd import Service

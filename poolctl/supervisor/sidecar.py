@@ -129,6 +129,7 @@ class SidecarManager:
 
     def __init__(self, keeper: Link, events: Events) -> None:
         self.problem = ""
+        self.restarts = 0  # how often its process has ended by itself
         self._keeper = keeper
         self._events = events
         self._process: SidecarProcess | None = None
@@ -213,6 +214,7 @@ class SidecarManager:
         if self._process is not process:
             return
         self._process = None
+        self.restarts += 1
         self._keeper.send({"op": "drop", "name": self.entry})
         logger.error("%s's process has ended; another one is started", self.label)
         self._events.record(

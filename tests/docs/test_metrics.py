@@ -9,9 +9,21 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.certificates import certificate
+from tests.http_get import get
 from tests.real_pool import HELLO_APP, RealPool
 
 pytestmark = pytest.mark.slow
+
+GATEWAY = """
+[gateway]
+bind = "127.0.0.1:{port}"
+[[route]]
+to = "users"
+mode = "proxy"
+[[stream]]
+bind = "127.0.0.1:{stream}"
+to = "users"
+"""
 
 TEXT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 
@@ -27,14 +39,19 @@ def test_every_metric_is_described_and_every_one_described_is_there(
     probed += '\ntls = { cert = "localhost.pem", key = "localhost.key" }'
     certificate(real_pool.directory)
     real_pool.write("users.py", HELLO_APP)
+    port = free_port()
+    example += GATEWAY.format(port=port, stream=free_port())
     real_pool.write("pool.toml", example.replace('app  = "users:app"', probed))
     real_pool.ok("start")
     real_pool.ok("wait", "--for", "healthy")
+    assert get(port).status == 200
     rows = re.findall(r"^\| (`.*?`) \| [a-z]", TEXT, re.MULTILINE)
     described = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    families = text_string_to_metric_families(real_pool.ok("metrics").stdout)
+    families = list(text_string_to_metric_families(real_pool.ok("metrics").stdout))
     found = {
         family.name.removeprefix("poolctl_") + ("_total" if family.type == "counter" else "")
         for family in families
     }
     assert found == described
+    samples = {each.name: each.value for family in families for each in family.samples}
+    assert samples["poolctl_route_requests_total"] == samples["poolctl_host_requests_total"] == 1

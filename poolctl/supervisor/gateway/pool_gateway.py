@@ -15,6 +15,8 @@ from ..observers.statistics import Totals
 from ..verbs.verbs import Verbs
 
 if TYPE_CHECKING:
+    from poolctl.monitor.exposition import Family
+
     from .gateway_manager import GatewayManager
 
 # What a start imports only for a configuration that names it.
@@ -55,6 +57,20 @@ class PoolGateway:
         """Why it does not serve, if that is so."""
         problem = self._manager.problem if self._manager is not None else ""
         return [f"[gateway]: {problem}"] if problem else []
+
+    @property
+    def pid(self) -> int | None:
+        """See GatewayFigures."""
+        process = self._manager.gateway if self._manager is not None else None
+        return None if process is None else process.known.get("pid")
+
+    async def metrics(self) -> list[Family]:
+        """See GatewayFigures."""
+        if self._manager is None or self._manager.tables.gateway is None:
+            return []
+        from .gateway_metrics import gateway_metrics
+
+        return await gateway_metrics(self._manager, self._core)
 
     async def attempted(self) -> None:
         """Return once it is known whether its addresses can be opened."""

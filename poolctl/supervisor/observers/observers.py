@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .dashboard_manager import DashboardPage
     from .metrics_server import MetricsAddress
     from .notifications import Notifications
+    from .pool_metrics import GatewayFigures
 
 # What a start imports only for a configuration that names it.
 MODULES = (
@@ -68,8 +69,9 @@ class Observers:
             recorder = EventRecorder(self._core, self.events, self.totals)
             recorder.begin(adopted, self._daemon.identity())
 
-    async def begin_serving(self, verbs: Verbs) -> None:
-        """Answer the observers' verbs, and serve metrics."""
+    async def begin_serving(self, verbs: Verbs, gateway: GatewayFigures) -> None:
+        """Answer the observers' verbs, and serve metrics, the gateway's too."""
+        self._gateway = gateway
         verbs.add("stats", self._statistics.stats)
         verbs.add("monitor", self._statistics.monitor)
         verbs.add("metrics", self._metrics_verb)
@@ -140,7 +142,7 @@ class Observers:
             from .metrics_server import MetricsAddress
             from .pool_metrics import PoolMetrics
 
-            metrics = PoolMetrics(self._core, self._statistics, self._daemon.identity())
+            metrics = PoolMetrics(self._core, self._statistics, self._daemon.identity(), self._gateway)
             self._metrics = MetricsAddress(self._environment.keeper, self.events, metrics)
         if self._metrics is not None:
             self._metrics.follow(tables)
@@ -161,7 +163,7 @@ class Observers:
         """The metrics as text, in the OpenMetrics format on request."""
         from .pool_metrics import PoolMetrics
 
-        metrics = PoolMetrics(self._core, self._statistics, self._daemon.identity())
+        metrics = PoolMetrics(self._core, self._statistics, self._daemon.identity(), self._gateway)
         return MetricsResult(text=await metrics.text(bool(call.options.get("openmetrics")), call.selector))
 
     async def _dashboard_verb(self, call: Call) -> DashboardResult:

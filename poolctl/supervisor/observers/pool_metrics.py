@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from poolctl import __version__
 from poolctl.config import masked_text
@@ -97,41 +97,59 @@ _WORKER: Sequence[Row[_WorkerSnapshot]] = (
 )  # fmt: skip
 
 
+class GatewayFigures(Protocol):
+    """The gateway of the pool, if it has one."""
+
+    @property
+    def pid(self) -> int | None:
+        """Of its process, while there is one."""
+
+    async def metrics(self) -> list[Family]:
+        """Its metrics as they are now."""
+
+
 class PoolMetrics:
     """The metrics of one core; `identity` is that of its daemon."""
 
-    def __init__(self, core: Core, statistics: Statistics, identity: About) -> None:
+    def __init__(self, core: Core, statistics: Statistics, identity: About, gateway: GatewayFigures) -> None:
+        self._gateway = gateway
         self._core = core
         self._statistics = statistics
         self._identity = identity
 
     async def text(self, openmetrics: bool = False, selector: Selector | None = None) -> str:
-        """The pool and its servers as they are now, or the selected ones."""
+        """The pool, its servers and its gateway as they are now, or the selected servers."""
         entries = list(self._core.entries.values()) if selector is None else selected(self._core, selector)
         seen = await self._statistics.look(entries)
         families: list[Family] = []
         for part in (self._pool, _states, self._monitor, _requests, _workers):
             families += part(seen)
             await asyncio.sleep(0)
+        if selector is None or selector.selects_all:
+            families += await self._gateway.metrics()
         # For a thousand servers this makes four megabytes of text: in a thread, so that the loop goes on.
         return await asyncio.to_thread(render, families, openmetrics=openmetrics)
 
     def _pool(self, seen: list[ServerSnapshot]) -> Iterable[Family]:
-        info = _family(
+        info = family_of(
             "poolctl_build", "info", "Which pool this is, and the version of poolctl that runs it."
         )
         info.add(1, pool=self._identity.name, version=__version__, python=self._identity.python)
-        servers = _family("poolctl_servers", "gauge", "Servers of the pool by their state.")
+        servers = family_of("poolctl_servers", "gauge", "Servers of the pool by their state.")
         states = [each.entry.state for each in seen]
         for state in State:
             servers.add(states.count(state.value), state=state.value)
-        memory = _family("poolctl_process_memory_bytes", "gauge", "Memory (PSS) of the pool's own processes.")
-        spent = _family(
+        memory = family_of(
+            "poolctl_process_memory_bytes", "gauge", "Memory (PSS) of the pool's own processes."
+        )
+        spent = family_of(
             "poolctl_process_cpu_seconds", "counter", "Processor time of the pool's own processes."
         )
-        for process, pid in (("supervisor", os.getpid()), ("keeper", self._identity.keeper_pid)):
-            memory.add(memory_bytes(pid), process=process)
-            spent.add(cpu_seconds(pid), process=process)
+        pids = {"supervisor": os.getpid(), "keeper": self._identity.keeper_pid, "gateway": self._gateway.pid}
+        for process, pid in pids.items():
+            if pid is not None:
+                memory.add(memory_bytes(pid), process=process)
+                spent.add(cpu_seconds(pid), process=process)
         return info, servers, memory, spent
 
     def _monitor(self, seen: list[ServerSnapshot]) -> Iterable[Family]:
@@ -139,30 +157,30 @@ class PoolMetrics:
         totals = self._statistics.totals
         known = [(totals.availability(each.entry), _name(each)) for each in seen]
         text = "1 for the status of the server: ok, warn, ko, or unknown while it is off."
-        status = _family("poolctl_monitor_status", "gauge", text)
+        status = family_of("poolctl_monitor_status", "gauge", text)
         for found, labels in known:
             for value in (OK, WARN, KO, UNKNOWN):
                 status.add(int(found.status == value), **labels, status=value)
         text = "How long the newest probe of the server took."
-        latency = _family("poolctl_monitor_latency_seconds", "gauge", text)
-        wakes = _family("poolctl_server_wakes", "counter", "How often a request has woken the server.")
+        latency = family_of("poolctl_monitor_latency_seconds", "gauge", text)
+        wakes = family_of("poolctl_server_wakes", "counter", "How often a request has woken the server.")
         for each in seen:
             latency.add(self._core.health.latency_seconds(each.entry), **_name(each))
             wakes.add(totals.wakes(each.entry), **_name(each))
-        return status, latency, *_families(_AVAILABILITY, known), wakes
+        return status, latency, *families_of(_AVAILABILITY, known), wakes
 
 
-def _family(name: str, kind: str, text: str) -> Family:
+def family_of(name: str, kind: str, text: str) -> Family:
     unit = name.rpartition("_")[2]
     return Family(name, kind, text, unit if unit in ("seconds", "bytes", "ratio") else "")
 
 
-def _families(
+def families_of(
     rows: Iterable[Row[Subject]], subjects: Sequence[tuple[Subject, Mapping[str, str]]]
 ) -> Iterable[Family]:
     """A family for each row, with a sample for each subject under its labels."""
     for name, kind, text, value in rows:
-        family = _family(name, kind, text)
+        family = family_of(name, kind, text)
         for subject, labels in subjects:
             family.add(value(subject), **labels)
         yield family
@@ -173,22 +191,22 @@ def _name(seen: ServerSnapshot) -> Mapping[str, str]:
 
 
 def _states(seen: list[ServerSnapshot]) -> Iterable[Family]:
-    info = _family("poolctl_server", "info", "What the server is: its addresses and tags.")
-    state = _family("poolctl_server_state", "gauge", "1 for the state that the server is in.")
+    info = family_of("poolctl_server", "info", "What the server is: its addresses and tags.")
+    state = family_of("poolctl_server_state", "gauge", "1 for the state that the server is in.")
     for each in seen:
         config, now = each.entry.config, each.entry.state
         exposed, tags = masked_text(config.expose), ",".join(config.tags)
         info.add(1, **_name(each), bind=config.key, expose=exposed, tags=tags)
         for value in State:
             state.add(int(now == value.value), **_name(each), state=value.value)
-    return info, state, *_families(_SERVER, [(each, _name(each)) for each in seen])
+    return info, state, *families_of(_SERVER, [(each, _name(each)) for each in seen])
 
 
 def _requests(seen: list[ServerSnapshot]) -> Iterable[Family]:
     text = "Responses that have begun, by the class of their status."
-    responses = _family("poolctl_responses", "counter", text)
+    responses = family_of("poolctl_responses", "counter", text)
     text = "What went wrong: 5xx; broken off by the application; disconnected before the end; malformed."
-    errors = _family("poolctl_request_errors", "counter", text)
+    errors = family_of("poolctl_request_errors", "counter", text)
     text = "From the headers of a request to the end of its response."
     duration = Family("poolctl_request_duration_seconds", "histogram", text, "seconds")
     counted = [(each.total, _name(each)) for each in seen if each.counted]
@@ -199,11 +217,11 @@ def _requests(seen: list[ServerSnapshot]) -> Iterable[Family]:
             errors.add(counts[slot], **labels, reason=reason)
         buckets = counts[tally.BUCKETS : tally.COUNTED]
         duration.spread(BOUNDS_SECONDS, buckets, counts[tally.LATENCY_NS] / 1e9, **labels)
-    return responses, errors, duration, *_families(_REQUESTS, counted)
+    return responses, errors, duration, *families_of(_REQUESTS, counted)
 
 
 def _workers(seen: list[ServerSnapshot]) -> Iterable[Family]:
-    info = _family("poolctl_worker", "info", "The process of the worker.")
+    info = family_of("poolctl_worker", "info", "The process of the worker.")
     found = []
     for server in seen:
         for each in _staying(server):
@@ -211,7 +229,7 @@ def _workers(seen: list[ServerSnapshot]) -> Iterable[Family]:
             found.append((each, labels))
             if each.pid is not None:
                 info.add(1, **labels, pid=str(each.pid), generation=str(each.worker.generation))
-    return info, *_families(_WORKER, found)
+    return info, *families_of(_WORKER, found)
 
 
 def _staying(seen: ServerSnapshot) -> Iterable[_WorkerSnapshot]:
