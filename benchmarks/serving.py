@@ -59,6 +59,7 @@ class Side:
 
     def __init__(self, port: int, pid: int) -> None:
         self.port = port
+        self.pid = pid
         self._schedstat = Path(f"/proc/{pid}/schedstat")
         self._kept: list[socket.socket] = []
 

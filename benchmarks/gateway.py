@@ -1,0 +1,329 @@
+"""The gateway beside nginx and HAProxy: one worker, reached in every way, in short turns that alternate.
+
+Every measured process runs on one processor, the clients on the others: so a rate is what one core achieves, and the
+processor times are the kernel's own account.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import ssl
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.certificates import certificate
+from tests.load.frames import TEXT, frame, new_key
+
+from . import answers, peers, processes
+from .project import Project
+from .report import Row
+from .serving import CONNECTIONS, Side
+
+ROUNDS = 7
+ROUND_SECONDS = 0.2
+IDLE_CONNECTIONS = 10_000
+_SPARE_DESCRIPTORS = 500
+_START_SECONDS = 30.0
+_LARGE_AT_ONCE = 4
+_MEGABYTE = 1 << 20
+_END, _LAST_CHUNK = b"hello\n", b"\r\n0\r\n\r\n"
+_FIELDS = b"user-agent: benchmark\r\naccept: */*\r\n"
+_UPGRADE = (
+    b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: %b\r\n"
+)
+PASS, PROXY, DIRECT = "pass", "proxy", "direct"
+_NEW_CONNECTION = "new connection"
+
+APP = """
+LARGE = b"x" * ((1 << 20) - 6) + b"hello\\n"
+PIECES = [LARGE[at : at + 65536] for at in range(0, len(LARGE), 65536)]
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            kind = (await receive())["type"]
+            await send({"type": kind + ".complete"})
+            if kind == "lifespan.shutdown":
+                return
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] != "websocket.disconnect":
+            if message["type"] == "websocket.receive":
+                await send({"type": "websocket.send", "text": "hello\\n"})
+        return
+    if scope["method"] == "POST":
+        while (await receive()).get("more_body"):
+            pass
+    if scope["path"] == "/chunked":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece in PIECES:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        return
+    body = LARGE if scope["path"] == "/large" else b"hello\\n"
+    length = str(len(body)).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+    await send({"type": "http.response.body", "body": body})
+"""
+
+
+class Way(Side):
+    """A way to the worker: its own port, or that of a process before it."""
+
+    def __init__(
+        self, name: str, port: int, worker: int, before: int | None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        super().__init__(port, worker)
+        self.name = name
+        self.before = Side(port, before) if before else None
+        self._tls = tls
+
+    def connect(self) -> socket.socket:
+        sock = super().connect()
+        return sock if self._tls is None else self._tls.wrap_socket(sock, server_hostname="localhost")
+
+    def request(self, method: bytes = b"GET", path: bytes = b"/", fields: bytes = b"") -> bytes:
+        host = self.name.encode()
+        return b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%b\r\n" % (method, path, host, _FIELDS, fields)
+
+
+def _read(sock: socket.socket, end: bytes) -> None:
+    last = b""
+    while not last.endswith(end):
+        received = sock.recv(1 << 18)
+        if not received:
+            raise RuntimeError("a connection was closed")
+        last = (last + received)[-len(end) :]
+
+
+def _exchange(socks: list[socket.socket], sent: bytes, end: bytes = _END) -> int:
+    for sock in socks:
+        sock.sendall(sent)
+    for sock in socks:
+        _read(sock, end)
+    return len(socks)
+
+
+def _keep_alive(way: Way) -> int:
+    return _exchange(way.kept(), way.request())
+
+
+def _new_connection(way: Way) -> int:
+    socks = [way.connect() for _ in range(CONNECTIONS)]
+    asked = _exchange(socks, way.request())
+    for sock in socks:
+        sock.close()
+    return asked
+
+
+def _large_request(way: Way) -> int:
+    head = way.request(b"POST", fields=b"content-length: %d\r\n" % _MEGABYTE)
+    return _exchange(way.kept()[:_LARGE_AT_ONCE], head + bytes(_MEGABYTE))
+
+
+def _large_response(way: Way) -> int:
+    return _exchange(way.kept()[:_LARGE_AT_ONCE], way.request(path=b"/large"))
+
+
+def _chunked_response(way: Way) -> int:
+    return _exchange(way.kept()[:_LARGE_AT_ONCE], way.request(path=b"/chunked"), _LAST_CHUNK)
+
+
+def _websocket(way: Way) -> int:
+    return _exchange(way.kept(way.request(fields=_UPGRADE % new_key())), frame(TEXT, b"hello"))
+
+
+_MODES: dict[str, Callable[[Way], int]] = {
+    "keep-alive": _keep_alive,
+    _NEW_CONNECTION: _new_connection,
+    "request of 1 MB": _large_request,
+    "response of 1 MB": _large_response,
+    "response of 1 MB in chunks": _chunked_response,
+    "WebSocket": _websocket,
+}
+_TLS_MODES: dict[str, Callable[[Way], int]] = {
+    "TLS, keep-alive": _keep_alive,
+    "TLS, new connection": _new_connection,
+}
+
+
+class Turn(NamedTuple):
+    rate: float
+    worker_microseconds: float
+    before_microseconds: float
+
+
+def run(options: Namespace) -> Iterator[Row]:
+    rounds = 2 if options.quick else ROUNDS
+    with ExitStack() as stack:
+        stack.enter_context(_descriptors())
+        plain, tls = _ways(stack)
+        idle = 200 if options.quick else IDLE_CONNECTIONS
+        yield from _memory(plain, idle)
+        yield from _latency(plain, rounds)
+        for modes, ways in (_MODES, plain), (_TLS_MODES, tls):
+            for mode, ask in modes.items():
+                yield from _rows(mode, _turns(ways, ask, rounds))
+
+
+def _ways(stack: ExitStack) -> tuple[list[Way], list[Way]]:
+    """The ways with and without TLS, each with its processes running."""
+    project = stack.enter_context(Project(1, app=APP))
+    directory = project.directory
+    pem, key = certificate(directory)
+    with pem.open("ab") as file:
+        file.write(key.read_bytes())
+    ports = iter(answers.free_ports(6))
+    plain_port, tls_port = next(ports), next(ports)
+    path = directory / "pool.toml"
+    path.write_text(
+        f'[gateway]\nbind = [{{ bind = "127.0.0.1:{plain_port}" }},'
+        f' {{ bind = "127.0.0.1:{tls_port}", tls = {{ cert = "{pem}", key = "{key}" }} }}]\n'
+        f'[[route]]\nhost = "{PROXY}"\nalias = "{PROXY}"\nto = "s0"\nmode = "proxy"\n'
+        '[[route]]\nto = "s0"\n' + path.read_text()
+    )
+    project.run("start")
+    (item,) = json.loads(project.run("list", "-o", "json"))["items"]
+    (worker,) = item["pids"]
+    (gateway,) = [pid for pid, arguments in project.processes().items() if arguments[-1] == "gateway"]
+    context = ssl.create_default_context(cafile=str(pem))
+    plain = [Way(DIRECT, project.ports[0], worker, None)]
+    plain += [Way(name, plain_port, worker, gateway) for name in (PASS, PROXY)]
+    tls = [Way(PROXY, tls_port, worker, gateway, context)]
+    for name in filter(peers.is_installed, ("nginx", "HAProxy")):
+        first, second = next(ports), next(ports)
+        pid = stack.enter_context(
+            peers.http_peer(
+                name, directory, plain=first, tls=second, backend=project.ports[0], certificate=pem
+            )
+        )
+        plain.append(Way(name, first, worker, pid))
+        tls.append(Way(name, second, worker, pid, context))
+    answers.wait_for_all([way.port for way in plain], _START_SECONDS)
+    stack.enter_context(on_one_processor([worker, *(way.before.pid for way in plain if way.before)]))
+    return plain, tls
+
+
+@contextmanager
+def on_one_processor(pids: list[int]) -> Iterator[None]:
+    """Run the processes on the first processor, and this one on the others, if there are others."""
+    usable = os.sched_getaffinity(0)
+    first = {min(usable)}
+    if len(usable) > 1:
+        for pid in set(pids):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setaffinity(int(task.name), first)
+        os.sched_setaffinity(0, usable - first)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, usable)
+
+
+@contextmanager
+def _descriptors() -> Iterator[None]:
+    """As many as this process and those that it starts may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _memory(ways: list[Way], most: int) -> Iterator[Row]:
+    count = min(most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_DESCRIPTORS)
+    for way in ways:
+        if way.before is None or way.name == PASS:
+            continue
+        empty = processes.pss_bytes(way.before.pid) / 1e6
+        socks = []
+        try:
+            for _ in range(count):
+                socks.append(way.connect())
+                _exchange(socks[-1:], way.request())
+            full = processes.pss_bytes(way.before.pid) / 1e6
+        finally:
+            for sock in socks:
+                sock.close()
+        yield Row(f"PSS with {count} idle connections, {way.name}", "MB", [full], "with none", [empty])
+
+
+def _latency(ways: list[Way], rounds: int) -> Iterator[Row]:
+    """One request at a time: what a way adds to the worker's own time."""
+    found: dict[str, list[tuple[float, float]]] = {way.name: [] for way in ways}
+    for way in _in_turns(ways, rounds):
+        taken = []
+        ends = time.perf_counter() + ROUND_SECONDS
+        while (started := time.perf_counter()) < ends:
+            _exchange(way.kept()[:1], way.request())
+            taken.append(1e6 * (time.perf_counter() - started))
+        found[way.name].append((statistics.median(taken), statistics.quantiles(taken, n=100)[-1]))
+    for way in ways:
+        way.close()
+    for number, what in enumerate(("p50", "p99")):
+        direct = [turn[number] for turn in found[DIRECT]]
+        for name in found:
+            if name != DIRECT:
+                added = [turn[number] - least for turn, least in zip(found[name], direct, strict=True)]
+                yield Row(f"added latency {what}, {name}", "µs", added, "the worker alone", direct)
+
+
+def _turns(ways: list[Way], ask: Callable[[Way], int], rounds: int) -> dict[str, list[Turn]]:
+    found: dict[str, list[Turn]] = {way.name: [] for way in ways}
+    for way in ways:
+        ask(way)  # the first requests are not like the others
+    for way in _in_turns(ways, rounds):
+        worker = way.processor_ns()
+        before = way.before.processor_ns() if way.before else 0
+        asked, started = 0, time.perf_counter()
+        while time.perf_counter() < started + ROUND_SECONDS:
+            asked += ask(way)
+        seconds = time.perf_counter() - started
+        spent = (way.before.processor_ns() if way.before else 0) - before
+        worker = way.processor_ns() - worker
+        found[way.name].append(Turn(asked / seconds, worker / 1000 / asked, spent / 1000 / asked))
+    for way in ways:
+        way.close()
+    return found
+
+
+def _in_turns(ways: list[Way], rounds: int) -> Iterator[Way]:
+    """Every way once in each round, not always in the same order."""
+    for number in range(rounds):
+        first = number % len(ways)
+        yield from ways[first:] + ways[:first]
+
+
+def _rows(mode: str, found: dict[str, list[Turn]]) -> Iterator[Row]:
+    for name, turns in found.items():
+        against = DIRECT if DIRECT in found else "nginx"
+        others = [] if name == against else found.get(against, [])
+        yield Row(
+            f"{mode}, {name}", "requests/s", [turn.rate for turn in turns],
+            against if others else "", [turn.rate for turn in others],
+        )  # fmt: skip
+    for name, turns in found.items():
+        others = [] if name == "nginx" else found.get("nginx", [])
+        # Of a connection that was passed the gateway sees nothing more.
+        if name != DIRECT and (name != PASS or mode == _NEW_CONNECTION):
+            yield Row(
+                f"processor time of the gateway, {mode}, {name}", "µs",
+                [turn.before_microseconds for turn in turns],
+                "nginx" if others else "", [turn.before_microseconds for turn in others],
+            )  # fmt: skip
+    if DIRECT in found:
+        yield Row(
+            f"processor time of the worker, {mode}, {PASS}", "µs",
+            [turn.worker_microseconds for turn in found[PASS]],
+            DIRECT, [turn.worker_microseconds for turn in found[DIRECT]],
+        )  # fmt: skip

@@ -1,0 +1,190 @@
+"""The gateway's streams beside HAProxy (connections) and nginx (datagrams), before a process that sends all back."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from . import answers, peers
+from .gateway import DIRECT, on_one_processor
+from .project import Project
+from .report import Row
+from .serving import Side
+
+ROUNDS = 7
+ROUND_SECONDS = 0.2
+_CONNECTIONS = 8
+_DATAGRAM = b"x" * 100
+_POOLCTL = "poolctl"
+_TIMEOUT_SECONDS = 10.0
+_START_SECONDS = 10.0
+
+_ECHO = """
+import asyncio, sys
+
+class Connection(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+    def data_received(self, data):
+        self.transport.write(data)
+
+class Datagrams(asyncio.DatagramProtocol):
+    def connection_made(self, transport):
+        self.transport = transport
+    def datagram_received(self, data, address):
+        self.transport.sendto(data, address)
+
+async def main(port):
+    loop = asyncio.get_running_loop()
+    await loop.create_datagram_endpoint(Datagrams, ("127.0.0.1", port))
+    server = await loop.create_server(Connection, "127.0.0.1", port)
+    await server.serve_forever()
+
+asyncio.run(main(int(sys.argv[1])))
+"""
+
+
+class Way(Side):
+    """A way to the process that sends all back. The processor time is that of the process before it."""
+
+    def __init__(self, name: str, port: int, before: int, kind: socket.SocketKind) -> None:
+        super().__init__(port, before)
+        self.name = name
+        self._kind = kind
+
+    def connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, self._kind)
+        sock.settimeout(_TIMEOUT_SECONDS)
+        sock.connect(("127.0.0.1", self.port))
+        return sock
+
+
+def _send_and_receive(socks: list[socket.socket], sent: bytes) -> int:
+    for sock in socks:
+        sock.sendall(sent)
+    for sock in socks:
+        missing = len(sent)
+        while missing:
+            received = len(sock.recv(1 << 18))
+            if not received:
+                raise RuntimeError("a connection was closed")
+            missing -= received
+    return len(socks)
+
+
+def _kept(size: int) -> Callable[[Way], int]:
+    sent = bytes(size)
+    return lambda way: _send_and_receive(way.kept()[:_CONNECTIONS], sent)
+
+
+def _datagrams(way: Way) -> int:
+    return _send_and_receive(way.kept(), _DATAGRAM)
+
+
+def _new_connection(way: Way) -> int:
+    socks = [way.connect() for _ in range(_CONNECTIONS)]
+    _send_and_receive(socks, _DATAGRAM)
+    for sock in socks:
+        sock.close()
+    return len(socks)
+
+
+_TCP_MODES: dict[str, Callable[[Way], int]] = {
+    "TCP, 100 bytes": _kept(100),
+    "TCP, 64 KB": _kept(1 << 16),
+    "TCP, 1 MB": _kept(1 << 20),
+    "TCP, new connection": _new_connection,
+}
+_UDP_MODES: dict[str, Callable[[Way], int]] = {
+    "UDP, datagram": _datagrams,
+    "UDP, new client": _new_connection,
+}
+
+
+def run(options: Namespace) -> Iterator[Row]:
+    rounds = 2 if options.quick else ROUNDS
+    with ExitStack() as stack:
+        project = stack.enter_context(Project(1))
+        backend, tcp, udp, tcp_peer, udp_peer = answers.free_ports(5)
+        echo = stack.enter_context(_echo(backend))
+        path = project.directory / "pool.toml"
+        path.write_text(
+            f'[gateway]\nbind = []\n[[stream]]\nalias = "tcp"\nbind = "127.0.0.1:{tcp}"\nto = "127.0.0.1:{backend}"\n'
+            f'[[stream]]\nalias = "udp"\nprotocol = "udp"\nbind = "127.0.0.1:{udp}"\nto = "127.0.0.1:{backend}"\n'
+            + path.read_text()
+        )
+        project.run("start")
+        (gateway,) = [pid for pid, arguments in project.processes().items() if arguments[-1] == "gateway"]
+        measured = []
+        for kind, modes, port, peer, peer_port in (
+            (socket.SOCK_STREAM, _TCP_MODES, tcp, "HAProxy", tcp_peer),
+            (socket.SOCK_DGRAM, _UDP_MODES, udp, "nginx", udp_peer),
+        ):
+            ways = [Way(DIRECT, backend, echo, kind), Way(_POOLCTL, port, gateway, kind)]
+            if peers.is_installed(peer):
+                pid = stack.enter_context(
+                    peers.stream_peer(peer, project.directory, plain=peer_port, backend=backend)
+                )
+                ways.append(Way(peer, peer_port, pid, kind))
+            measured.append((ways, modes))
+        stack.enter_context(on_one_processor([way.pid for ways, _ in measured for way in ways]))
+        for ways, modes in measured:
+            for mode, ask in modes.items():
+                yield from _measured(mode, ways, ask, rounds)
+
+
+def _measured(mode: str, ways: list[Way], ask: Callable[[Way], int], rounds: int) -> Iterator[Row]:
+    found: dict[str, list[tuple[float, float]]] = {way.name: [] for way in ways}
+    for way in ways:
+        _wait_for(way, ask)
+    for number in range(rounds):
+        first = number % len(ways)
+        for way in ways[first:] + ways[:first]:
+            spent, asked, started = way.processor_ns(), 0, time.perf_counter()
+            while time.perf_counter() < started + ROUND_SECONDS:
+                asked += ask(way)
+            seconds = time.perf_counter() - started
+            found[way.name].append((asked / seconds, (way.processor_ns() - spent) / 1000 / asked))
+    for way in ways:
+        way.close()
+    direct = [rate for rate, _ in found.pop(DIRECT)]
+    for name, turns in found.items():
+        yield Row(f"{mode}, {name}", "1/s", [rate for rate, _ in turns], DIRECT, direct)
+    peer = next((name for name in found if name != _POOLCTL), "")
+    spent_by = {name: [taken for _, taken in turns] for name, turns in found.items()}
+    yield Row(
+        f"processor time of the gateway, {mode}", "µs", spent_by[_POOLCTL], peer, spent_by.get(peer, [])
+    )
+
+
+def _wait_for(way: Way, ask: Callable[[Way], int]) -> None:
+    """Ask until it is answered: the process has just been started."""
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            ask(way)
+            return
+        except (OSError, RuntimeError):
+            way.close()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+@contextmanager
+def _echo(port: int) -> Iterator[int]:
+    """The pid of a process that sends back what arrives on the port."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ECHO, str(port)], stdin=subprocess.DEVNULL, env=os.environ
+    )
+    try:
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
