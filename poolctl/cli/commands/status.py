@@ -27,7 +27,10 @@ COMMAND = Command(
     OUTPUT,
     flag("healthcheck", "--healthcheck", help="Exit with 1 instead of 3, as container health checks expect."),
     section=INSPECT,
-    notes=("Exit 0: all servers that should run are ready; 3: not all, or no supervisor.",),
+    notes=(
+        "Exit 0: all servers that should run are ready; 3: not all, or no supervisor.",
+        "A gateway, dashboard or metrics address that cannot be served is a warning.",
+    ),
     examples=("poolctl status && echo all is well",),
 )
 
@@ -70,6 +73,7 @@ def _status(request: CommandRequest) -> Outcome:
         outcome.warnings.append(CRASH_LOOP)
     if summary.keeper_problem:
         outcome.warnings.append(summary.keeper_problem)
+    outcome.warnings += summary.not_served or ()
     return outcome
 
 

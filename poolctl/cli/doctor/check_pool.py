@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,8 @@ from poolctl.frozen_value import Table
 from .check import CheckContext, CheckResult, ok, problem, warning
 
 _ASK_SECONDS = 20.0
+# The keys of servers and of the dashboard, and of the gateway's listeners, which may have several.
+_CERTIFICATE = re.compile(r"\btls(\[\d+\])?\.cert$")
 _ASK = """
 import json, sys
 from importlib.metadata import PackageNotFoundError, version
@@ -48,13 +51,12 @@ def certificates(context: CheckContext) -> Iterator[CheckResult]:
     if context.config is None:
         return
     tls = [server.name for server in context.servers if server.tls]
-    warned = [each for each in context.config.warnings if getattr(each, "key", "").endswith("tls.cert")]
-    for each in warned:
-        yield warning(
-            "certificates",
-            f"{each.name or '[dashboard]'}: {each.message}",
-            "renew it, then run poolctl reload",
-        )
+    warned = [(getattr(each, "key", ""), each) for each in context.config.warnings]
+    warned = [(key, each) for key, each in warned if _CERTIFICATE.search(key)]
+    for key, each in warned:
+        table = key.partition(".")[0]
+        said = f"{each.name or f'[{table}]'}: {each.message}"
+        yield warning("certificates", said, "renew it, then run poolctl reload")
     if tls and not warned:
         yield ok("certificates", f"those of {', '.join(tls)} are valid")
 
@@ -84,7 +86,10 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
         yield problem("keeper", about.keeper_problem, fix)
     for each in about.not_served or ():
         table, _, why = each.partition(": ")
-        yield problem(table, why, "free the address or choose another one, then run poolctl reload")
+        fix = "free the address or choose another one, then run poolctl reload"
+        if table == "[gateway]":
+            fix += "; see gateway.log next to the supervisor's socket"
+        yield problem(table, why, fix)
 
 
 def servers(context: CheckContext) -> Iterator[CheckResult]:

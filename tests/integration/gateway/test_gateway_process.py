@@ -189,6 +189,9 @@ def test_taken_address_is_named_and_tried_again(gateway: GatewayPool) -> None:
         done = gateway.pool.ok("start")
         assert "[gateway]" in done.stderr, done
         assert str(gateway.port) in done.stderr, done
+        status = gateway.pool.ok("status", "-o", "json").json
+        assert status["warnings"] == status["summary"]["not_served"]
+        assert [each.partition(":")[0] for each in status["warnings"]] == ["[gateway]"]
     gateway.until(lambda: answers(gateway.port), timeout_seconds=40)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli.doctor import check_paths
+from poolctl.cli.doctor import check_paths, check_pool
 from poolctl.cli.doctor.check import CheckContext
 from poolctl.config import load
+from tests.certificates import certificate
 
 MOUNTS = """
 21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -48,3 +49,19 @@ def test_addresses_of_the_gateway_are_checked_like_those_of_servers(tmp_path: Pa
         f"[gateway] unix:{tmp_path}/edge.sock": f"unix:{tmp_path}/edge.sock",
         "[[stream]] 10.0.0.5:1": "0.0.0.0:5432",
     }
+
+
+def test_certificates_of_gateway_and_dashboard_that_expire_soon_are_reported(tmp_path: Path) -> None:
+    certificate(tmp_path, days=3)
+    pair = 'cert = "localhost.pem", key = "localhost.key"'
+    (tmp_path / "pool.toml").write_text(
+        f'[gateway]\nbind = [{{ bind = ":8443", tls = [{{ {pair} }}] }}]\n[dashboard]\ntls = {{ {pair} }}\n'
+    )
+    context = CheckContext(None, {})
+    context.config = load(tmp_path / "pool.toml", {})
+    assert (context.config.problems, context.config.outside()) == ([], [])
+    found = [(each.status, each.message) for each in check_pool.certificates(context)]
+    assert [status for status, _ in found] == ["warning", "warning"]
+    for table, (_, message) in zip(("[dashboard]", "[gateway]"), found, strict=True):
+        assert message.startswith(f"{table}: ")
+        assert "the certificate expires on" in message
