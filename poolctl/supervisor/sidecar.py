@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sys
+from collections import deque
 from typing import ClassVar, Self
 
 from poolctl.bootstrap import command
@@ -20,11 +21,15 @@ from poolctl.monitor.event_queue import Events
 from poolctl.runners import withheld_variables
 from poolctl.runners.process_link import Link, LinkLost, Receiver
 from poolctl.runners.process_watchdog import ProcessWatchdog, identity, kill
+from poolctl.units import format_duration
 
 _UP_SECONDS = 30.0
 _ENDS_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
+# One that ends so often in that time has a fault that another start does not repair.
+_UNSTABLE_ENDS = 3
+_UNSTABLE_SECONDS = 600.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -130,6 +135,7 @@ class SidecarManager:
     def __init__(self, keeper: Link, events: Events) -> None:
         self.problem = ""
         self.restarts = 0  # how often its process has ended by itself
+        self._ends: deque[float] = deque(maxlen=_UNSTABLE_ENDS)
         self._keeper = keeper
         self._events = events
         self._process: SidecarProcess | None = None
@@ -139,6 +145,14 @@ class SidecarManager:
         self._changed = asyncio.Event()
         self._tried = asyncio.Event()  # whether it can listen is known
         self._over = False
+
+    @property
+    def instability(self) -> str:
+        """Says that its process keeps ending; "" if that is not so."""
+        ended = len(self._ends) == _UNSTABLE_ENDS
+        if not ended or asyncio.get_running_loop().time() - self._ends[0] > _UNSTABLE_SECONDS:
+            return ""
+        return f"its process has ended {_UNSTABLE_ENDS} times within {format_duration(_UNSTABLE_SECONDS)}"
 
     async def attempted(self) -> None:
         """Return once its addresses have been opened, or could not be; then `problem` says why."""
@@ -215,6 +229,7 @@ class SidecarManager:
             return
         self._process = None
         self.restarts += 1
+        self._ends.append(asyncio.get_running_loop().time())
         self._keeper.send({"op": "drop", "name": self.entry})
         logger.error("%s's process has ended; another one is started", self.label)
         self._events.record(

@@ -87,8 +87,8 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
     for each in about.not_served or ():
         table, _, why = each.partition(": ")
         fix = "free the address or choose another one, then run poolctl reload"
-        if table == "[gateway]":
-            fix += "; see gateway.log next to the supervisor's socket"
+        if "its process" in why:
+            fix = f"poolctl events; see {table.strip('[]')}.log next to the supervisor's socket"
         yield problem(table, why, fix)
 
 

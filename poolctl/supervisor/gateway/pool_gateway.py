@@ -54,8 +54,10 @@ class PoolGateway:
 
     @property
     def problems(self) -> list[str]:
-        """Why it does not serve, if that is so."""
-        problem = self._manager.problem if self._manager is not None else ""
+        """Why it does not serve, or not reliably, if that is so."""
+        if self._manager is None:
+            return []
+        problem = self._manager.problem or self._manager.instability
         return [f"[gateway]: {problem}"] if problem else []
 
     @property

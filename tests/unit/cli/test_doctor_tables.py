@@ -9,6 +9,7 @@ import pytest
 from poolctl.cli.doctor import check_paths, check_pool
 from poolctl.cli.doctor.check import CheckContext
 from poolctl.config import load
+from poolctl.control.answers import About
 from tests.certificates import certificate
 
 MOUNTS = """
@@ -65,3 +66,19 @@ def test_certificates_of_gateway_and_dashboard_that_expire_soon_are_reported(tmp
     for table, (_, message) in zip(("[dashboard]", "[gateway]"), found, strict=True):
         assert message.startswith(f"{table}: ")
         assert "the certificate expires on" in message
+
+
+def test_gateway_whose_process_keeps_ending_is_a_problem_that_its_log_explains() -> None:
+    context = CheckContext(None, {})
+    problems = (
+        "[gateway]: its process has ended 3 times within 10m",
+        "[metrics]: port 9464 is in use",
+    )
+    context.about = About(
+        name="shop", files=(), version="1", protocol=1, python="3.11", supervisor_pid=1, keeper_pid=2,
+        not_served=problems,
+    )  # fmt: skip
+    _, gateway, metrics = check_pool.supervisor(context)
+    assert (gateway.check, gateway.message) == ("[gateway]", "its process has ended 3 times within 10m")
+    assert "gateway.log" in gateway.fix
+    assert metrics.fix.startswith("free the address")
