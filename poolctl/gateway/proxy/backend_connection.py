@@ -17,6 +17,8 @@ from .timer_wheel import Timer, TimerWheel
 # What is being read: a number of bytes, 0 for nothing; CHUNKED, UNTIL_CLOSE; or:
 _HEAD, _TUNNEL = -3, -4
 _MOST_INTERIM = 20
+# After a tunnel: so long the backend may take for the rest of what the client has sent.
+_SENDING_SECONDS = 60.0
 
 
 class Receiver(Protocol):
@@ -143,6 +145,8 @@ class BackendConnection(asyncio.Protocol):
         self.reusable = False
         if gently:
             self._transport.close()
+            if not self.closed:
+                self._timer.start(_SENDING_SECONDS, self._transport.abort)
         else:
             self._transport.abort()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from functools import partial
 from socket import SO_LINGER, SOL_SOCKET
 from typing import cast
 
@@ -27,6 +28,8 @@ MOST_READ_AHEAD = 64 * 1024
 # closing with unread bytes would reset the connection before the client has read the response (RFC 9112 §9.6).
 LINGER_SECONDS = 2.0
 MOST_LINGERED = 1024 * 1024
+# A connection that is to be closed is cut off when the client takes nothing of what is still to be sent for so long.
+SENDING_SECONDS = 60.0
 # While draining: an idle connection is closed after so long without a byte; a WebSocket, so long after a close frame.
 QUIET_SECONDS = 2.0
 CLOSE_FRAME_SECONDS = 2.0
@@ -312,7 +315,7 @@ class ClientConnection(asyncio.Protocol):
         self._left, self._chunks = 0, None
         self._dropped = 0
         if (read and not self._buffer) or not self._transport.can_write_eof():
-            self._transport.close()
+            self._end()
             return
         self._buffer = b""
         close_writing(self._transport)
@@ -379,7 +382,16 @@ class ClientConnection(asyncio.Protocol):
             self._end()
 
     def _end(self) -> None:
+        """Close after what is to be sent, as long as the client takes some of it."""
         self._transport.close()
+        unsent = self._transport.get_write_buffer_size()
+        self._timer.start(SENDING_SECONDS if unsent else 0, partial(self._sending_expired, unsent))
+
+    def _sending_expired(self, unsent: int) -> None:
+        if self._transport.get_write_buffer_size() < unsent:
+            self._end()
+        else:
+            self._transport.abort()
 
 
 def _chunk(data: Buffer) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from poolctl.gateway.proxy import client_connection
+from poolctl.gateway.proxy.serving import serve
 from poolctl.routing.route import Limit, Route, Target
 from tests.http_corpus import RESPONSES, ResponseCase
 from tests.unit.gateway.proxy_stage import LOOPS, Backend, Script, Stage, Wire, ok, play, route
@@ -451,3 +452,31 @@ def test_lingering_client_is_cut_off(loop: str, monkeypatch: pytest.MonkeyPatch)
             await asyncio.sleep(0.01)
 
     play(loop, scene)
+
+
+def test_client_that_never_takes_the_end_of_its_response_is_cut_off(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_connection, "SENDING_SECONDS", SOON)
+
+    async def large(backend: Backend, wire: Wire) -> None:
+        await backend.request(wire)
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 90000\r\n\r\n" + b"x" * 90000)
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(large)
+        for field in (b"", b"Connection: close\r\n"):
+            with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least that there is
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+                client.connect(listener.getsockname())
+                serve(stage.edge, listener.accept()[0])
+                client.send(b"GET / HTTP/1.1\r\nHost: a\r\n" + field + b"\r\n")
+                while not stage.edge.pool.clients:
+                    await asyncio.sleep(0)
+                while stage.edge.pool.clients:
+                    await asyncio.sleep(0.01)
+        counts = stage.edge.counts.route("app")
+        assert (counts.failures, counts.requests) == (0, 2)
+
+    play(loop, scene, keep_alive_seconds=SOON)
