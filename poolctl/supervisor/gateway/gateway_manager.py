@@ -250,6 +250,8 @@ class GatewayManager(SidecarManager):
         _, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_PAIR})
         if fds:
             self._own = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
+            # The table may have been there before the pair.
+            self._inform_workers()
         _, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_HOSTS})
         for fd in fds:
             self._hosts = json.loads(read_file(fd))

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -144,16 +144,26 @@ def answers(port: int) -> bool:
 def test_killed_supervisor_is_not_noticed_and_the_next_one_adopts_the_gateway(gateway: GatewayPool) -> None:
     gateway.start()
     pid = gateway.until(gateway.process)
-    with load(gateway) as running:
+    with ExitStack() as clients, load(gateway) as running:
         supervisor = gateway.pool.info()["supervisor_pid"]
         os.kill(supervisor, signal.SIGKILL)
         gateway.until(lambda: gateway.pool.info()["supervisor_pid"] != supervisor)
         gateway.pool.ok("restart", "one")
+        client = clients.enter_context(socket.create_connection(("127.0.0.1", gateway.port), 10))
+        ask(client, "/two")
         gateway.write(ROUTES + '[[route]]\nalias = "three"\npath = "/three"\nto = "one"\n')
         gateway.pool.ok("reload")
         gateway.until(lambda: gateway.get("/three").status == 200)
-    assert running.report.failed == 0, running.report
-    assert gateway.process() == pid
+        assert running.look().failed == 0, running.look()
+        assert gateway.process() == pid
+        gateway.kill(pid)
+        # It was passed, not proxied.
+        ask(client, "/two")
+
+
+def ask(client: socket.socket, path: str) -> None:
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.slow
