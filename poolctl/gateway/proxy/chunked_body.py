@@ -148,7 +148,7 @@ class ChunkedBody:
                 return b""
         if not _TRAILER_SECTION.fullmatch(data, at, end + 2) or end - at > _MAX_TRAILER_BYTES:
             raise BadMessage("malformed trailers")
-        self.trailers = _allowed(data[at:end]) if end > at else b""
+        self.trailers = allowed_trailers(data[at:end]) if end > at else b""
         self.rest = data[end + 2 :]
         self.done, self._in_trailers = True, False
         return b"" if self._decode else _LAST + self.trailers + b"\r\n"
@@ -158,7 +158,7 @@ def _joined(pieces: list[Buffer]) -> Buffer:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _allowed(lines: bytes) -> bytes:
+def allowed_trailers(lines: bytes) -> bytes:
     kept = [
         line
         for line in lines.split(b"\r\n")[:-1]

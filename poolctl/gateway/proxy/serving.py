@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from typing import cast
 
 from ..edge import Edge
 from .client_connection import CLOSE_FRAME_SECONDS, ClientConnection
@@ -37,14 +38,32 @@ async def drain(edge: Edge, seconds: float) -> None:
 
 
 async def _serve(edge: Edge, sock: socket.socket, received: bytes, context: ssl.SSLContext | None) -> None:
-    scheme = "http" if context is None else "https"
     sock.setblocking(False)
     try:
         await edge.loop.connect_accepted_socket(
-            lambda: ClientConnection(edge, scheme, received),
+            lambda: ClientConnection(edge, "http", received) if context is None else _Negotiated(edge),
             sock,
             ssl=context,
             ssl_handshake_timeout=None if context is None else HANDSHAKE_SECONDS,
         )
     except (OSError, asyncio.CancelledError):  # ssl.SSLError is one; so is a handshake that takes too long
         sock.close()
+
+
+class _Negotiated(asyncio.Protocol):
+    """The beginning of a connection with TLS, whose protocol was chosen in the handshake (ALPN)."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        tls = transport.get_extra_info("ssl_object")
+        protocol: asyncio.Protocol
+        if tls.selected_alpn_protocol() == "h2":
+            from .http2_connection import Http2Connection  # the library is large, and few gateways have TLS
+
+            protocol = Http2Connection(self._edge, tls.context)
+        else:
+            protocol = ClientConnection(self._edge, "https")
+        cast(asyncio.Transport, transport).set_protocol(protocol)
+        protocol.connection_made(transport)

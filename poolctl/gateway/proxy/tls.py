@@ -8,9 +8,27 @@ from collections.abc import Sequence
 
 from ...frozen_value import Table
 
-ALPN = ("http/1.1",)
+ALPN = ("h2", "http/1.1")
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CLIENT_AUTH = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
+
+
+class ServerContext(ssl.SSLContext):
+    """The context of one certificate, which was put for these `names`."""
+
+    names: frozenset[str] = frozenset()
+    listener: _Listener
+
+    def is_for(self, host: bytes) -> bool:
+        """Whether a handshake for the host of a request, with or without a port, would present this certificate.
+
+        A connection with it may have been made for another host. A client could otherwise avoid the check of its own
+        certificate that the host's demands.
+        """
+        name = host.decode("latin-1").lower()
+        if not name.startswith("["):
+            name = name.partition(":")[0]
+        return self.listener.chosen(name.rstrip(".")).names == self.names
 
 
 class Certificates:
@@ -30,6 +48,8 @@ class Certificates:
         certificates, of their authorities. Raises OSError (ssl.SSLError is one) when they do not match; the former
         certificate stays in use then.
         """
+        import h2.connection  # noqa: F401 - 40 ms, for which no client should have to wait
+
         context = _server_context(tls, contents)
         context.set_alpn_protocols(self._alpn)
         listener = self._listeners.get(bind)
@@ -48,28 +68,31 @@ class Certificates:
 
 
 class _Listener:
-    def __init__(self, default: ssl.SSLContext) -> None:
+    def __init__(self, default: ServerContext) -> None:
         self.default = default
-        self._by_name: dict[str, ssl.SSLContext] = {}
+        self._by_name: dict[str, ServerContext] = {}
         self._default_names: frozenset[str] = frozenset()
 
-    def put(self, names: Sequence[str], context: ssl.SSLContext) -> None:
+    def put(self, names: Sequence[str], context: ServerContext) -> None:
         given = frozenset(name.lower().rstrip(".") for name in names)
-        if not self._by_name or not given or given == self._default_names:
+        if context is self.default or not given or given == self._default_names:
             self.default, self._default_names = context, given
+        context.names, context.listener = given, self
         context.sni_callback = self._choose
         self._by_name.update(dict.fromkeys(given, context))
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
         """Called by OpenSSL in the handshake. Without a fitting certificate the default one is presented."""
-        wanted = (name or "").lower().rstrip(".")
-        context = self._by_name.get(wanted) or self._by_name.get(f"*.{wanted.partition('.')[2]}")
-        if context is not None:
-            connection.context = context
+        connection.context = self.chosen((name or "").lower().rstrip("."))
+
+    def chosen(self, name: str) -> ServerContext:
+        """The context of the certificate for this name, or the default one."""
+        found = self._by_name.get(name) or self._by_name.get(f"*.{name.partition('.')[2]}")
+        return found or self.default
 
 
-def _server_context(tls: Table, contents: Sequence[bytes]) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+def _server_context(tls: Table, contents: Sequence[bytes]) -> ServerContext:
+    context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls.get("min_version", "1.2")]
     context.verify_mode = _CLIENT_AUTH[tls.get("client_auth", "none")]
     if tls.get("ciphers"):
