@@ -140,6 +140,10 @@ class Core:
             entry.failure = failure
         self.touch(entry)
 
+    def wake(self, entry: Entry) -> None:
+        """Wake the server if it sleeps, as its next request would."""
+        self._executor.wake(entry)
+
     def restart(self, entry: Entry, *, retries: bool = True) -> None:
         """Replace the server by a new generation; one that does not run is started."""
         running = any(worker.generation == entry.generation for worker in entry.workers.values())

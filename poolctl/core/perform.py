@@ -194,6 +194,12 @@ class Executor:
                 self._sleep.disarm(entry.armed.key)
             entry.armed = None
 
+    def wake(self, entry: Entry) -> None:
+        """Wake the server if it sleeps, without a connection that waits for it."""
+        if entry.armed is not None:
+            self.disarm(entry)
+            self._called(entry)
+
     def idle_after(self, entry: Entry, seconds: float) -> None:
         """Have the entry's workers report when they have had no traffic for so long."""
         for worker in entry.workers.values():

@@ -11,17 +11,19 @@ import socket
 import time
 from typing import Any
 
-from ..http.canonical_head import is_incomplete, parse
+from ..http.canonical_head import CanonicalHead, is_incomplete, parse
 from ..keeper import connection_handover
 from ..keeper.connection_handover import MOST_HOPS, Routed
 from ..keeper.wire import WireError
 from ..platform import close_promptly
 from ..routing.decision import passed_host, passed_match
 from ..routing.table import Match
+from .backend import SLEEPING
 from .backends import Outcome, Refused
 from .client_hello import MOST_BYTES, NoClientHello, read_client_hello
 from .edge import Edge
 from .proxy.serving import serve, serve_tls
+from .proxy.sleeping_answers import spares_server
 from .settings import ListenerSettings
 from .waiting_connections import Waiting
 
@@ -186,9 +188,14 @@ class Arriving(Waiting):
         except OSError:
             return b""
 
-    def pass_on(self, match: Match, hops: int = 0, received: bytes = b"", *, tls: bool = False) -> bool:
-        """Whether the connection was given to a worker, or refused; otherwise no server of the route takes it."""
-        edge, passing = self.edge, self.edge.passing
+    def pass_on(
+        self, match: Match, head: CanonicalHead | None = None, hops: int = 0, received: bytes = b""
+    ) -> bool:
+        """Whether the connection was given to a worker, or refused; otherwise the proxy serves it.
+
+        `head` is that of the request; without one it is a connection with TLS.
+        """
+        edge, passing, tls = self.edge, self.edge.passing, head is None
         for server in match.servers:
             if passing.passes(server, tls=tls):
                 break
@@ -201,9 +208,15 @@ class Arriving(Waiting):
             else:
                 passing.refuse(self.sock, lease.status, lease.retry_after_seconds)
             return True
-        server = lease.backend.key
-        if not passing.passes(server, tls=tls):
-            lease.release(Outcome.CANCELLED)
+        backend = lease.backend
+        server = backend.key
+        spared = (
+            backend.rank == SLEEPING
+            and head is not None
+            and spares_server(match.route, head.method, head.path)
+        )
+        if spared or not passing.passes(server, tls=tls):
+            lease.release(Outcome.UNUSED)
             return False
         generation = edge.table.generation
         sent = passing.pass_on(server, self.sock, match.route.alias, generation, hops, received, tls=tls)
@@ -259,7 +272,7 @@ class PlainConnection(Arriving):
         if edge.settings.header_for_host.lower() != _USUAL_HOST_HEADER:
             return False
         match = passed_match(head, edge.table)
-        return match is not None and self.pass_on(match, self.hops, self.received)
+        return match is not None and self.pass_on(match, head, self.hops, self.received)
 
     def on_deadline(self) -> None:
         if self.scanned:
@@ -301,7 +314,7 @@ class TlsConnection(Arriving):
             return
         if hello is not None and (not hello.protocols or _HTTP_1_1 in hello.protocols):
             match = passed_host(hello.server_name, edge.table) if hello.server_name else None
-            if match is not None and self.pass_on(match, tls=True):
+            if match is not None and self.pass_on(match):
                 return
         context = edge.certificates.context(self.bind)
         if context is None:

@@ -32,6 +32,7 @@ class Outcome(Enum):
     ANSWERED = auto()  # a whole response, whatever its status
     FAILED = auto()  # no connection, closed too early, no answer in time, no valid response
     CANCELLED = auto()  # the client left, or the request was not sent after all
+    UNUSED = auto()  # nothing was sent: the gateway answered, or chose another way
     PASSED = auto()  # the connection was handed over; the worker counts what becomes of it
 
 

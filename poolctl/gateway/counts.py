@@ -53,7 +53,7 @@ class Traffic:
         self.slots[tally.DISCONNECTED] += 1
 
     def not_counted(self) -> None:
-        """It was passed on after all: a worker counts it."""
+        """It was not sent after all, or passed on: a worker counts it."""
         self.slots[tally.STARTED] -= 1
 
     @property

@@ -34,6 +34,8 @@ class Edge:
         self.draining = False  # no new connection is accepted; answers on open ones close them
         self._on_drain: list[Callable[[], None]] = []
         self.table = _empty_table()
+        # Has the supervisor wake a server that sleeps, without a request to it. Never blocks.
+        self.wake: Callable[[str], None] = lambda server: None
         self.hosts = HostManager(self.loop.time)
         self.counts = Counts()
         self.backends = Backends(self.hosts, self.loop.time, self.event, self.counts)

@@ -32,8 +32,8 @@ from .streams.udp import UdpStream
 
 # With more routes than these, the backends of one are made by its first request: each takes 20 to 60 µs here.
 _MOST_LISTED_ROUTES = 1000
-# The number of passed connections is corrected so often, while some are passed.
-_LOADS_SECONDS = 1.0
+# The supervisor is asked so often for the number of passed connections, and to wake the same server.
+_LOADS_SECONDS = _WAKE_SECONDS = 1.0
 
 logger = logging.getLogger("poolctl.gateway")
 
@@ -121,6 +121,7 @@ class GatewayServer(SupervisedProcess):
         self._applying: asyncio.Handle | None = None
         self._routes_changed = False
         self._asking: asyncio.TimerHandle | None = None  # for loads
+        self._waking: set[str] = set()
         self._draining: asyncio.Task[None] | None = None
 
     @property
@@ -171,6 +172,7 @@ class GatewayServer(SupervisedProcess):
             self._edge = Edge(settings, self._event)
             self._edge.hosts.subscribe(self._host_changed)
             self._edge.backends.on_passed = self._passed
+            self._edge.wake = self._wake
         self._edge.settings = settings
         self._edge.hosts.configure(settings.traffic_re_enable_seconds, settings.header_for_host)
 
@@ -344,6 +346,12 @@ class GatewayServer(SupervisedProcess):
 
     def _loads(self, message: wire.Message, fds: list[int]) -> None:
         self.edge.backends.hold(message["connections"])
+
+    def _wake(self, server: str) -> None:
+        if server not in self._waking:
+            self._waking.add(server)
+            self.edge.loop.call_later(_WAKE_SECONDS, self._waking.discard, server)
+            self.link.send({"t": "wake", "server": server})
 
     # Reports, and the end.
 

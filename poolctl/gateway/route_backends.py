@@ -91,7 +91,8 @@ class Lease:
             traffic.disconnected()
         else:
             traffic.not_counted()
-            route.passed(backend)
+            if outcome is Outcome.PASSED:
+                route.passed(backend)
         if self._period >= 0:
             if is_failure(outcome, status):
                 breaker.failed(route.now(), self._period)

@@ -25,4 +25,6 @@ def passed_match(head: CanonicalHead, table: RouteTable) -> Match | None:
 def passed_host(host: str, table: RouteTable) -> Match | None:
     """The match of a host of which every request goes to the same servers: a TLS connection to it may be passed."""
     match = table.find(normal_host(host), "/")
-    return match if match is not None and match.passes and match.whole_host else None
+    if match is None or not match.passes or not match.whole_host or match.route.probe_responses:
+        return None  # the gateway has to see each request
+    return match

@@ -151,5 +151,6 @@ def proxy_reason(route: Route, *, tls: bool = False) -> str:
         (route.max_body_bytes, "it limits the size of bodies"),
         (route.waiting_page, "it has a waiting page"),
         (tls and route.path != "/", "its path is not seen within TLS"),
+        (tls and route.probe_responses, "its probes are not seen within TLS"),
     )
     return next((why for applies, why in reasons if applies), "")

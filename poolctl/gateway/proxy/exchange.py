@@ -7,6 +7,7 @@ from time import monotonic
 
 from ...http.message_head import BadMessage
 from ...routing.route import Route
+from ..backend import READY
 from ..backends import Lease, Outcome, Refused
 from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
 from ..edge import Edge
@@ -16,6 +17,7 @@ from .client_side import ClientSide
 from .forwarded_head import reported
 from .proxied_request import Request
 from .response_head import Response
+from .sleeping_answers import own_answer
 from .timer_wheel import Timer
 
 # Of a request's body; so much is kept until the response begins, to be sent again or while there is no backend yet.
@@ -63,8 +65,7 @@ class Exchange:
         self._stuck = False  # the backend takes no more of the request for now
         self.begun = False  # the response
         self.complete = False  # the request
-        self.tunnel = False  # bytes of another protocol are copied
-        self._half_closed = False
+        self.tunnel = self._half_closed = False  # bytes of another protocol are copied
         self._started = monotonic()
         self._ends = self._started + route.timeouts.total if route.timeouts.total else 0.0
 
@@ -138,8 +139,7 @@ class Exchange:
             else:
                 self._refused(lease)
             return
-        self._lease = lease
-        self._send()
+        self._assigned(lease)
 
     async def _wait_for_place(self) -> None:
         try:
@@ -148,7 +148,19 @@ class Exchange:
             self._task = None
             self._refused(refused)
             return
-        self._task, self._lease = None, lease
+        self._task = None
+        self._assigned(lease)
+
+    def _assigned(self, lease: Lease) -> None:
+        if lease.backend.rank != READY:
+            response = own_answer(self._edge, lease.backend, self._route, self._request)
+            if response is not None:
+                lease.release(Outcome.UNUSED)
+                self._status, self._sent = response.status, response.first_size
+                self._side.respond(response)
+                self.response_ends(b"")
+                return
+        self._lease = lease
         self._send()
 
     def _refused(self, refused: Refused) -> None:
@@ -295,9 +307,9 @@ class Exchange:
             return False
         lease.release(Outcome.ANSWERED, self._seconds(), self._status)
         self._leave_connection(keep=False)
-        self._tried, self._lease = tried, other
+        self._tried, self._lease = tried, None
         self._retries -= 1
-        self._send()
+        self._assigned(other)
         return True
 
     # Its end.
@@ -319,8 +331,7 @@ class Exchange:
             self._tried.append(lease.backend.key)
             other = self._backends.acquire(self._client, self._cookie(), self._tried)
             if not isinstance(other, Refused):
-                self._lease = other
-                self._send()
+                self._assigned(other)
                 return
         self._end(Outcome.FAILED, error)
         if self.begun:

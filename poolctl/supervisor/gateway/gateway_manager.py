@@ -275,7 +275,7 @@ class GatewayManager(SidecarManager):
         self._keeper.send({"op": "put", "name": fd_store.GATEWAY_PAIR}, [give, take])
 
     def _reported(self, message: wire.Message) -> None:
-        """The process reports an event or the states of its hosts, or asks for connections of servers."""
+        """The process reports an event or the states of its hosts, or asks for connections of servers or for a wake."""
         if message["t"] == "hosts":
             self._hosts = message["states"]
             fd = sealed_file("poolctl-hosts", json.dumps(self._hosts).encode())
@@ -286,6 +286,9 @@ class GatewayManager(SidecarManager):
         elif message["t"] == "loads":
             if self.gateway is not None:
                 self.gateway.inform({name: self.connections(name) for name in message["servers"]})
+        elif message["t"] == "wake":
+            if (entry := self._core.entries.get(message["server"])) is not None:
+                self._core.wake(entry)
         else:
             self._events.record("pool", str(message["kind"]), **message["data"])
 

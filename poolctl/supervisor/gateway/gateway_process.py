@@ -31,7 +31,7 @@ class GatewayProcess(SidecarProcess):
 
     def __init__(self, sock: socket.socket, known: Table, mark: str) -> None:
         self._sent: dict[str, object] = {}
-        self.on_report: Callable[[wire.Message], None] = lambda message: None  # events, and states of hosts
+        self.on_report: Callable[[wire.Message], None] = lambda message: None  # events, and what it asks for
         super().__init__(sock, known, mark)
 
     def resync(self) -> None:
@@ -147,7 +147,7 @@ class GatewayProcess(SidecarProcess):
     def received(self, message: wire.Message, fds: list[int]) -> None:
         """See Receiver."""
         super().received(message, fds)
-        if message.get("t") in ("event", "hosts", "loads"):
+        if message.get("t") in ("event", "hosts", "loads", "wake"):
             self.on_report(message)
 
 

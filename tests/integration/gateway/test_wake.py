@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
+import ssl
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.integration.gateway.conftest import GatewayPool
+from tests.certificates import certificate
+from tests.integration.gateway.conftest import ROUTES, GatewayPool
 
 pytestmark = pytest.mark.unmeasured
 
@@ -38,15 +41,22 @@ async def app(scope, receive, send):
 """
 
 
-@pytest.fixture
-def sleeper(gateway: GatewayPool) -> GatewayPool:
-    """Both servers are asleep, and fall asleep again at once."""
+COUNTED = r'poolctl_requests_total\{[^}]*"one"[^}]*\} %d\n'
+
+
+def start(gateway: GatewayPool, routes: str = ROUTES, idle_seconds: float = 0.2) -> None:
     gateway.pool.write("wakeful.py", APP)
-    gateway.write(extra="scale = { min = 0, idle = 0.2 }")
+    gateway.write(routes, extra=f"scale = {{ min = 0, idle = {idle_seconds} }}")
     text = (gateway.pool.directory / "pool.toml").read_text().replace("tests.load.apps:app", "wakeful:app")
     gateway.pool.write("pool.toml", text)
     gateway.pool.ok("start")
     gateway.until(lambda: "gateway started" in gateway.pool.ok("events").stdout)
+
+
+@pytest.fixture
+def sleeper(gateway: GatewayPool) -> GatewayPool:
+    """Both servers are asleep, and fall asleep again at once."""
+    start(gateway)
     return gateway
 
 
@@ -72,12 +82,36 @@ def test_connection_that_is_passed_to_a_sleeping_server_wakes_it_and_is_answered
         assert (int(port), int(count)) == (own, 1)
 
 
-def test_many_requests_at_once_wake_it_once_and_each_is_answered_once(sleeper: GatewayPool) -> None:
-    before = wakes(sleeper)
-    with ThreadPoolExecutor(16) as pool:
-        bodies = [reply.body for reply in pool.map(lambda _: sleeper.get("/one"), range(16))]
-    assert sorted(int(body.split()[1]) for body in bodies) == list(range(1, 17))
-    assert wakes(sleeper) == before + 1
+def test_many_requests_at_once_wake_it_once_and_each_is_answered_and_counted_once(
+    gateway: GatewayPool,
+) -> None:
+    start(gateway, idle_seconds=60)
+    # The gateway answers this while it knows that the server sleeps.
+    gateway.until(lambda: gateway.get("/one/favicon.ico").status == 404)
+    with ThreadPoolExecutor(20) as pool:
+        bodies = [reply.body for reply in pool.map(lambda _: gateway.get("/one"), range(20))]
+    assert sorted(int(body.split()[1]) for body in bodies) == list(range(1, 21))
+    assert wakes(gateway) == 1
+    gateway.until(lambda: re.search(COUNTED % 20, gateway.pool.ok("metrics").stdout))
+
+
+def test_probes_wake_no_server_and_a_browser_gets_a_page_until_its_server_is_ready(
+    gateway: GatewayPool,
+) -> None:
+    routes = ROUTES.replace('path = "/one"', 'path = "/one"\nprobe_responses = ["/one/health"]')
+    start(gateway, routes.replace('path = "/two"', 'path = "/two"\nwaiting_page = true'), idle_seconds=60)
+    gateway.until(lambda: gateway.get("/one/health").status == 200)
+    assert gateway.get("/one/health").body == b"sleeping\n"
+    assert gateway.get("/one/favicon.ico").status == 404
+    assert (state(gateway), wakes(gateway)) == ("sleeping", 0)
+    gateway.until(lambda: gateway.get("/two/favicon.ico").status == 404)
+    page = gateway.get("/two", accept="text/html")
+    assert (page.status, page.headers["cache-control"]) == (503, "no-store")
+    gateway.until(lambda: gateway.get("/two", accept="text/html").status == 200)
+    assert wakes(gateway, "two") == 1
+    # One that is awake answers by itself.
+    assert gateway.get("/one").body.split()[1] == b"1"
+    assert gateway.get("/one/health").body.split()[1] == b"2"
 
 
 def test_half_a_head_and_a_closed_connection_wake_no_server(sleeper: GatewayPool) -> None:
@@ -113,3 +147,44 @@ def test_server_that_gets_a_route_while_it_sleeps_is_woken_through_it(sleeper: G
     sleeper.pool.write("pool.toml", text)
     sleeper.pool.ok("reload")
     sleeper.until(lambda: sleeper.get("/one").status == 200)
+
+
+def test_connection_with_tls_that_is_passed_by_its_name_wakes_its_server(gateway: GatewayPool) -> None:
+    cert, key = certificate(gateway.pool.directory, "secure.example.com")
+    tls = f'{{ cert = "{cert}", key = "{key}" }}'
+    gateway.pool.write("wakeful.py", APP)
+    gateway.pool.write(
+        "pool.toml",
+        f"""
+        [gateway]
+        bind = {{ bind = "127.0.0.1:{gateway.port}", tls = {tls} }}
+        [[route]]
+        to = "one"
+        host = "secure.example.com"
+        [[server]]
+        name = "one"
+        bind = "127.0.0.1:{gateway.ports["one"]}"
+        app = "wakeful:app"
+        tls = {tls}
+        scale = {{ min = 0, idle = 0.2 }}
+        """,
+    )
+    gateway.pool.ok("start")
+    context = ssl.create_default_context(cafile=str(cert))
+
+    def is_passed() -> bool:
+        """Whether the worker sees the client's own port. A proxied connection has the gateway's."""
+        with (
+            socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as plain,
+            context.wrap_socket(plain, server_hostname="secure.example.com") as sock,
+        ):
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: secure.example.com\r\nConnection: close\r\n\r\n")
+            response = b"".join(iter(lambda: sock.recv(65536), b""))
+            return response.endswith(b"\r\n\r\n%d 1" % sock.getsockname()[1])
+
+    # At the beginning the gateway may not have heard of the server yet.
+    gateway.until(is_passed)
+    gateway.until(lambda: state(gateway) == "sleeping")
+    before = wakes(gateway)
+    assert is_passed()
+    assert wakes(gateway) == before + 1

@@ -46,6 +46,28 @@ def test_server_is_watched_after_a_start_woken_by_a_request_and_drained_when_idl
     run(scenario())
 
 
+def test_order_to_wake_starts_a_sleeping_server_and_leaves_others_alone() -> None:
+    async def scenario() -> None:
+        desk = Desk(sleepy("db"), sleepy("web", depends_on=["db"]))
+        await desk.ask("start")
+        for _ in range(3):
+            desk.core.wake(desk.core.entries["web"])
+        await turns()
+        desk.core.wake(desk.core.entries["web"])
+        await turns()
+        assert desk.states() == {"db": "running", "web": "running"}
+        assert [line for line in desk.runner.log if line.startswith("place")] == [
+            "place db.1.0",
+            "place web.1.0",
+        ]
+        await desk.ask("stop")
+        desk.core.wake(desk.core.entries["web"])
+        await turns()
+        assert desk.states() == {"db": "stopped", "web": "stopped"}
+
+    run(scenario())
+
+
 def test_request_while_it_drains_starts_another_worker_next_to_the_draining_one() -> None:
     async def scenario() -> None:
         desk = Desk(sleepy())

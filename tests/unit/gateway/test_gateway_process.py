@@ -388,3 +388,24 @@ def test_certificate_that_cannot_be_used_is_reported(tmp_path: Path, contents: l
             assert [each["kind"] for each in stage.reports] == ["gateway certificate failed"]
 
     run(work())
+
+
+def test_supervisor_is_asked_once_a_second_to_wake_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            for _ in range(100):
+                stage.server.edge.wake("web")
+            stage.server.edge.wake("other")
+            await stage.settled()
+            asked = [each["server"] for each in stage.reports if each["t"] == "wake"]
+            assert asked == ["web", "other"]
+            while stage.server._waking:
+                await asyncio.sleep(0.001)
+            stage.server.edge.wake("web")
+            await stage.settled()
+            assert [each["server"] for each in stage.reports if each["t"] == "wake"] == [*asked, "web"]
+
+    monkeypatch.setattr(gateway_process, "_WAKE_SECONDS", 0.05)
+    run(work())
