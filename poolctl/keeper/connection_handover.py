@@ -46,6 +46,11 @@ MOST_HOPS = 3
 LONGEST_ALIAS = 255  # in characters
 _MOST_GENERATION = 2**63
 
+# Most connections of a route come with the same message, and reading it takes a third of the time of taking one.
+_known: dict[bytes, Routed] = {}
+_MOST_KNOWN = 64
+_LONGEST_KNOWN = 1024  # in bytes
+
 
 class NoRoom(Exception):
     """This process is at its limit of descriptors: a connection taken now would be lost."""
@@ -172,15 +177,40 @@ def take(end: socket.socket) -> Connection | None:
         os.close(os.dup(end.fileno()))
     except OSError as error:
         raise NoRoom from error
-    received = wire.receive(end)
+    received = wire.receive_encoded(end)
     if received is None:
         return None
-    message, fds = received
+    payload, fds = received
+    known = _known.get(payload)
+    if known is not None and len(fds) == 1:
+        return _known_connection(fds[0], known)
+    message = wire.decode(payload, fds)
     if message.get("t") != _CONNECTION["t"]:
         for fd in fds:
             close_promptly(fd)
         raise wire.WireError("not a connection")
-    return from_message(message, fds)
+    sock = from_message(message, fds)
+    routed = sock.routed
+    if routed is not None and not routed.received and sock.until is None and not sock.asked:
+        _remember(payload, routed)
+    return sock
+
+
+def _known_connection(fd: int, routed: Routed) -> Connection:
+    try:
+        sock = _connection(fd)
+    except wire.WireError:
+        close_promptly(fd)
+        raise
+    sock.routed = routed
+    return sock
+
+
+def _remember(payload: bytes, routed: Routed) -> None:
+    if len(payload) <= _LONGEST_KNOWN:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[payload] = routed
 
 
 def _message(fd: int, limits: wire.Message, routed: Routed | None) -> tuple[wire.Message, list[int]]:

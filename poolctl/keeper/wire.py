@@ -25,7 +25,9 @@ MAX_DESCRIPTORS = 253
 # As plain integers: an operation on members of an enumeration takes longer than the system call.
 _DONTWAIT, _CLOEXEC = int(socket.MSG_DONTWAIT), int(socket.MSG_CMSG_CLOEXEC)
 _TRUNC, _CTRUNC = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
+_SOL_SOCKET, _RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 _CREDENTIALS_BYTES = 12
+_DESCRIPTOR_BYTES = array.array("i").itemsize
 _LARGEST_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) + socket.CMSG_SPACE(_CREDENTIALS_BYTES)
 
 # json.dumps() makes a new encoder for each call with separators: half of its time.
@@ -93,6 +95,18 @@ def receive(
     case), WireError for data that is not a message or is larger than allowed. In that case all descriptors are received
     and then closed here: when the kernel drops them, the sender decides how long closing takes (see close_promptly).
     """
+    received = receive_encoded(sock, wait=wait, most_bytes=most_bytes, most_descriptors=most_descriptors)
+    return None if received is None else (decode(*received), received[1])
+
+
+def receive_encoded(
+    sock: socket.socket,
+    *,
+    wait: bool = False,
+    most_bytes: int = MAX_MESSAGE_BYTES,
+    most_descriptors: int = MAX_DESCRIPTORS,
+) -> tuple[bytes, list[int]] | None:
+    """Like `receive`, with the message as it was sent, for `decode`."""
     # Not socket.recv_fds(): it forgets its flags (Python 3.11 to 3.13), and so every program that is started later
     # would inherit the received descriptors.
     payload, ancillary, flags, _ = sock.recvmsg(
@@ -101,13 +115,21 @@ def receive(
         _CLOEXEC if wait else _CLOEXEC | _DONTWAIT,
     )
     fds = [fd for data in ancillary for fd in _descriptors(*data)]
+    problem = ""
+    if flags & _CTRUNC or len(fds) > most_descriptors:
+        problem = "a message with more descriptors than are expected"
+    elif flags & _TRUNC:
+        problem = f"a message of more than {most_bytes} bytes"
+    if problem:
+        for fd in fds:
+            close_promptly(fd)
+        raise WireError(problem)
+    return (payload, fds) if payload or fds else None
+
+
+def decode(payload: bytes, fds: list[int]) -> Message:
+    """The message that was received with these descriptors; they are closed if it is not one (WireError)."""
     try:
-        if flags & _CTRUNC or len(fds) > most_descriptors:
-            raise WireError("a message with more descriptors than are expected")
-        if flags & _TRUNC:
-            raise WireError(f"a message of more than {most_bytes} bytes")
-        if not payload and not fds:
-            return None
         message = json.loads(payload)
         if not isinstance(message, dict):
             raise WireError("a message that is not a JSON object")
@@ -115,7 +137,7 @@ def receive(
         for fd in fds:
             close_promptly(fd)
         raise error if isinstance(error, WireError) else WireError("a message that is not JSON") from error
-    return message, fds
+    return message
 
 
 def close(fd: int) -> None:
@@ -147,8 +169,6 @@ def _drain(sock: socket.socket) -> None:
 
 
 def _descriptors(level: int, kind: int, data: bytes) -> list[int]:
-    if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+    if level != _SOL_SOCKET or kind != _RIGHTS:
         return []
-    found = array.array("i")
-    found.frombytes(data[: len(data) - len(data) % found.itemsize])
-    return list(found)
+    return array.array("i", data[: len(data) - len(data) % _DESCRIPTOR_BYTES]).tolist()

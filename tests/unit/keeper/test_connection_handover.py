@@ -173,6 +173,49 @@ def test_connection_of_a_route_arrives_with_all_that_it_carries(pair: Pair, size
         assert (taken.route, taken.generation, taken.hops, taken.received) == routed[:4]
 
 
+def test_message_that_came_before_is_read_the_same_for_another_connection(pair: Pair) -> None:
+    plain = connection_handover.Routed("users", 7)
+    limits = {"until": 12.5, "asked": True}
+    for routed, limited in ((plain, False), (plain, True), (plain._replace(generation=8), False)) * 2:
+        client, accepted = socket.socketpair()
+        with client, accepted:
+            connection_handover.give(pair[0], accepted.fileno(), limits if limited else None, routed)
+            taken = connection_handover.take(pair[1])
+            assert taken is not None
+            with taken:
+                taken.sendall(b"here")
+                assert client.recv(10) == b"here"
+                assert (taken.routed, taken.limits()) == (routed, limits if limited else {})
+
+
+def test_descriptors_that_come_with_a_message_that_came_before_are_checked(pair: Pair) -> None:
+    routed = connection_handover.Routed("users", 7)
+    message = connection_handover.encoded(routed)
+    routed_pair(pair, routed).close()
+    for odd in _odd_ones():
+        fd = odd if isinstance(odd, int) else odd.detach()
+        wire.send(pair[0], message, [fd])
+        os.close(fd)
+        with pytest.raises(wire.WireError):
+            connection_handover.take(pair[1])
+    for count in (0, 2, 3):
+        client, accepted = socket.socketpair()
+        with client:
+            with accepted:
+                wire.send(pair[0], message, [accepted.fileno()] * count)
+            with pytest.raises(wire.WireError):
+                connection_handover.take(pair[1])
+            assert client.recv(1) == b""
+
+
+def test_messages_that_differ_each_time_take_no_more_memory_than_a_few(pair: Pair) -> None:
+    for generation in range(200):
+        routed_pair(pair, connection_handover.Routed("users", generation)).close()
+    routed_pair(pair, connection_handover.Routed("\x01" * connection_handover.LONGEST_ALIAS)).close()
+    assert len(connection_handover._known) <= connection_handover._MOST_KNOWN
+    assert max(map(len, connection_handover._known)) <= connection_handover._LONGEST_KNOWN
+
+
 def test_connection_without_a_route_carries_nothing(pair: Pair) -> None:
     client, accepted = socket.socketpair()
     with client, accepted:
