@@ -22,6 +22,8 @@ class RecordedPool:
         self.servers = {f"web-{number}": _item(number) for number in range(1, count + 1)}
         self.events: list[Document] = []
         self.asked: list[Document] = []
+        self.routes: list[Document] = []
+        self.hosts: list[Document] = []
         self.refuses: str = ""  # what every action fails with
         self.happened("pool", "started", message="the supervisor has started", ago_seconds=3000)
         for number, item in enumerate(self.servers.values()):
@@ -63,8 +65,8 @@ class RecordedPool:
             return self._result([{**item, "stats": _stats(item)} for item in items])
         if verb in ("list", "show"):
             return self._result([{**item, **_details(item)} for item in items])
-        if verb == "routes":
-            return self._result([])
+        if verb in ("routes", "hosts"):
+            return self._result(self.routes if verb == "routes" else self.hosts)
         if self.refuses:
             error = {
                 "code": 1323,

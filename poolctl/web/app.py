@@ -18,8 +18,9 @@ from starlette.types import ASGIApp
 
 from poolctl.clock import Clock
 from poolctl.control.answers import Result, ShowResult
+from poolctl.control.gateway_answers import HostsResult, RoutesResult
 from poolctl.errors import ControlError
-from poolctl.frozen_value import Table, Value
+from poolctl.frozen_value import Table
 
 from .event_streams import Tails, with_pulse
 from .login_sessions import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Session, Sessions
@@ -35,6 +36,8 @@ _DETAILS = (
 )  # fmt: skip
 _LONGEST_SECONDS = 300.0
 _MOST_BYTES = 256 * 1024
+# Of routes and of hosts: more would be a slow page.
+_MOST_ROWS = 500
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -53,12 +56,6 @@ class PageSettings(NamedTuple):
     hosts: tuple[str, ...] = ()
     tls: Table | None = None
     ended_path: str = ""
-
-
-class Routes(Value):
-    """The gateway's routes, as the page shows them; a pool without a gateway has none."""
-
-    items: tuple[Table, ...] = ()
 
 
 def _is_name(text: object) -> bool:
@@ -200,7 +197,16 @@ class _Page:
         return JSONResponse({"items": items, "errors": [each.to_json() for each in found.errors]})
 
     async def _routes(self, request: Request) -> Response:
-        return JSONResponse((await self._hub.ask(Routes, "routes", [], {})).to_json())
+        """The first routes and hosts of the gateway, and how many more there are of each."""
+        routes = (await self._hub.ask(RoutesResult, "routes", [], {})).items
+        hosts = await self._hub.ask(HostsResult, "hosts", [], {})
+        return JSONResponse({
+            "routes": [each.to_json() for each in routes[:_MOST_ROWS]],
+            "hosts": [each.to_json() for each in hosts.items[:_MOST_ROWS]],
+            "more_routes": max(0, len(routes) - _MOST_ROWS),
+            "more_hosts": max(0, len(hosts.items) - _MOST_ROWS),
+            "problem": hosts.errors[0].message if hosts.errors else "",
+        })  # fmt: skip
 
     async def _act(self, request: Request) -> Response:
         """Have the supervisor perform {"action": …, "servers": […]}, which the user has confirmed."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from poolctl.routing.host_report import HostReport
+from poolctl.routing.route_report import RouteReport
 from tests.dashboard_stage import TOKEN, Stage, dashboard_of
 from tests.ports import claim_port
 from tests.real_pool import RealPool
@@ -210,7 +212,46 @@ CONTRAST = """() => {
 }"""
 
 
+def test_routes_and_hosts_are_shown_with_their_figures(page: Page, stage: Stage) -> None:
+    page.clock.install()
+    enter(page, stage, "routes")
+    page.get_by_text("This pool has no routes.").wait_for()
+    add_routes(stage)
+    page.goto(f"{stage.url}#servers")
+    page.goto(f"{stage.url}#routes")
+    routes = page.locator("#route-list tr")
+    expect(routes).to_have_text([
+        "apiapi.example.com/v1api, http://10.0.0.7:9000proxyit has two kinds of targetshealthy12034.0 ms12 ms",
+    ])  # fmt: skip
+    hosts = page.locator("#host-list tr")
+    expect(hosts).to_have_text(
+        [
+            "apiapiactive–70000",
+            "http://10.0.0.7:9000apiactivethe breaker is openopen012403",
+        ]
+    )
+    assert page.evaluate(CONTRAST)[0] >= 4.5
+    stage.pool.hosts.pop()
+    page.clock.fast_forward(5000)
+    expect(hosts).to_have_count(1)
+
+
+def add_routes(stage: Stage) -> None:
+    to = ("api", "http://10.0.0.7:9000")
+    route = RouteReport(
+        alias="api", host="api.example.com", path="/v1", to=to, why="it has two kinds of targets", state="healthy",
+        requests=120, errors=3, p50_seconds=0.004, p99_seconds=0.012,
+    )  # fmt: skip
+    open_ = HostReport(
+        host=to[1], routes=("api",), available=False, why="the breaker is open", breaker="open", in_flight=1,
+        waiting=2, requests=40, errors=3,
+    )  # fmt: skip
+    stage.pool.routes = [route.to_json()]
+    stage.pool.hosts = [HostReport(host="api", routes=("api",), connections=7).to_json(), open_.to_json()]
+
+
 def test_the_page_fits_on_a_telephone(browser: Browser, stage: Stage) -> None:
+    add_routes(stage)
     context = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True)
     try:
         tab = context.new_page()

@@ -5,7 +5,7 @@ import { note } from "./actions.js";
 import { $, announce, setText } from "./dom.js";
 import { addEvent, beginEvents, drawEvents } from "./events.js";
 import { beginLogs, drawLogServers, hideLogs, showLogs } from "./logs.js";
-import { showRoutes } from "./routes.js";
+import { hideRoutes, showRoutes } from "./routes.js";
 import { drawServer, hideServer, showServer } from "./server.js";
 import { beginServers, drawServers, tick } from "./servers.js";
 import { store } from "./store.js";
@@ -26,6 +26,7 @@ function show(focus = true) {
   const [name, argument] = route();
   if (view === "server") hideServer();
   if (view === "logs") hideLogs();
+  if (view === "routes") hideRoutes();
   view = name;
   for (const each of VIEWS) $(`view-${each}`).hidden = each !== name;
   for (const link of $("nav").children) {

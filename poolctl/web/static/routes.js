@@ -1,14 +1,62 @@
-// The gateway's routes.
+// The gateway's routes and hosts, asked for every few seconds while they are shown.
 
 import { get } from "./api.js";
-import { $, el } from "./dom.js";
+import { $, el, setText } from "./dom.js";
+import { latency, plural } from "./format.js";
 
-const text = (value) => (Array.isArray(value) ? value.map(text).join(", ") : value && typeof value === "object" ? JSON.stringify(value) : String(value ?? ""));
+const INTERVAL_MS = 5000;
+const LEVELS = { healthy: "ok", active: "ok", starting: "warn", draining: "warn", napping: "asleep", unhealthy: "ko", error: "ko" };
 
+let timer = 0;
+let shown = 0;
+
+const state = (text, why = "", level = LEVELS[text] ?? "") => [el("span", { class: `badge ${level}` }, text), why && el("div", { class: "hint" }, why)];
+const cell = (content) => el("td", {}, ...[content].flat().filter((each) => each !== ""));
+
+function routeRow(route) {
+  const figures = [route.requests, route.errors].map(String);
+  const way = [route.way, route.why && el("div", { class: "hint" }, route.why)];
+  return [route.alias, route.host, route.path, route.to.join(", "), way, state(route.state), ...figures, latency(route.p50_seconds), latency(route.p99_seconds)];
+}
+
+function hostRow(host) {
+  const figures = [host.connections, host.in_flight, host.waiting, host.requests, host.errors].map(String);
+  const level = host.available ? LEVELS[host.state] : "ko";
+  return [host.host, host.routes.join(", "), state(host.state, host.available ? "" : host.why || "not available", level), host.breaker || "–", ...figures];
+}
+
+function draw(kind, rows, more) {
+  $(`${kind}-list`).replaceChildren(...rows.map((cells) => el("tr", {}, ...cells.map(cell))));
+  $(`${kind}-list`).closest(".scroll").hidden = rows.length === 0;
+  $(`more-${kind}s`).hidden = more === 0;
+  setText($(`more-${kind}s`), `and ${plural(more, kind)} more: poolctl ${kind}s`);
+}
+
+async function refresh() {
+  const found = await get("routes");
+  draw("route", found.routes.map(routeRow), found.more_routes);
+  draw("host", found.hosts.map(hostRow), found.more_hosts);
+  $("hosts").hidden = found.hosts.length === 0;
+  $("no-routes").hidden = found.routes.length > 0;
+  $("gateway-problem").hidden = found.problem === "";
+  setText($("gateway-problem"), found.problem);
+}
+
+// A failure is thrown the first time only: the page itself reports that the pool does not answer.
 export async function showRoutes() {
-  const { items } = await get("routes");
-  const columns = ["alias", "host", "path", "to", "policy"];
-  $("route-list").replaceChildren(...items.map((route) => el("tr", {}, ...columns.map((key) => el("td", {}, text(route[key]))))));
-  $("route-list").closest(".scroll").hidden = items.length === 0;
-  $("no-routes").hidden = items.length > 0;
+  hideRoutes();
+  const mine = shown;
+  const again = () => {
+    if (mine === shown) timer = setTimeout(() => refresh().catch(() => {}).then(again), INTERVAL_MS);
+  };
+  try {
+    await refresh();
+  } finally {
+    again();
+  }
+}
+
+export function hideRoutes() {
+  clearTimeout(timer);
+  shown += 1;
 }

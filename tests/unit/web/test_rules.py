@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from poolctl.routing.route_report import RouteReport
 from poolctl.web.app import STATIC
 from poolctl.web.login_sessions import MOST
 from tests.dashboard_stage import TOKEN, Stage, dashboard_of
@@ -214,3 +215,11 @@ def test_no_element_has_the_name_of_a_view_to_which_the_browser_would_scroll() -
     ids = set(re.findall(r'\bid="([^"]+)"', (STATIC / "index.html").read_text()))
     assert {f"view-{view}" for view in json.loads(views)} <= ids
     assert not ids & set(json.loads(views))
+
+
+def test_page_gets_the_first_routes_and_the_number_of_others(client: Client, stage: Stage) -> None:
+    stage.pool.routes = [RouteReport(alias=f"r{number}").to_json() for number in range(510)]
+    client.login()
+    found = client.send("GET", "/poolctl/routes").json()
+    assert [each["alias"] for each in found["routes"][-2:]] == ["r498", "r499"]
+    assert (found["more_routes"], found["hosts"], found["problem"]) == (10, [], "")
