@@ -7,8 +7,11 @@ import socket
 import ssl
 from typing import cast
 
+from ...keeper.connection_handover import Connection
+from ...platform import close_promptly
 from ..edge import Edge
 from .client_connection import CLOSE_FRAME_SECONDS, ClientConnection
+from .shared_transport import SharedTransport
 
 HANDSHAKE_SECONDS = 10.0
 # A little longer than a WebSocket has after its close frame.
@@ -38,6 +41,12 @@ async def drain(edge: Edge, seconds: float) -> None:
 
 
 async def _serve(edge: Edge, sock: socket.socket, received: bytes, context: ssl.SSLContext | None) -> None:
+    if isinstance(sock, Connection) and context is None:
+        try:
+            SharedTransport(edge.loop, sock, ClientConnection(edge, "http", received))
+        except OSError:
+            close_promptly(sock.detach())
+        return
     sock.setblocking(False)
     try:
         await edge.loop.connect_accepted_socket(
