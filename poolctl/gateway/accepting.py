@@ -92,7 +92,8 @@ class Acceptor:
         """Whether no more connections may be open."""
         edge = self._edge
         most = edge.settings.max_connections
-        return bool(most) and len(edge.passing.waiting) + len(edge.pool.clients) >= most
+        pool = edge.pool
+        return bool(most) and len(edge.passing.waiting) + len(pool.clients) + pool.arriving >= most
 
     def _pause(self) -> None:
         """Leave new connections in the backlog for a moment."""

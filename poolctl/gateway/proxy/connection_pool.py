@@ -37,6 +37,7 @@ class ConnectionPool:
         self.loop = asyncio.get_running_loop()
         self.timers = TimerWheel(self.loop)
         self.clients: set[Client] = set()
+        self.arriving = 0  # connections of clients in their TLS handshake
         self._idle: dict[Endpoint, list[BackendConnection]] = {}
         self._emptied: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()

@@ -48,6 +48,7 @@ async def _serve(edge: Edge, sock: socket.socket, received: bytes, context: ssl.
             close_promptly(sock.detach())
         return
     sock.setblocking(False)
+    edge.pool.arriving += 1
     try:
         await edge.loop.connect_accepted_socket(
             lambda: ClientConnection(edge, "http", received) if context is None else _Negotiated(edge),
@@ -57,6 +58,8 @@ async def _serve(edge: Edge, sock: socket.socket, received: bytes, context: ssl.
         )
     except (OSError, asyncio.CancelledError):  # ssl.SSLError is one; so is a handshake that takes too long
         sock.close()
+    finally:
+        edge.pool.arriving -= 1
 
 
 class _Negotiated(asyncio.Protocol):

@@ -8,6 +8,7 @@ import resource
 import socket
 import tracemalloc
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from poolctl.gateway import accepting, waiting_connections
 from poolctl.gateway.passing import Passing
 from poolctl.gateway.waiting_connections import WaitingConnections
 from poolctl.keeper.connection_handover import MOST_HOPS
+from tests.certificates import certificate
 from tests.unit.gateway.passing_stage import DEADLINE, HEAD, Stage, app_route, play, until
 from tests.unit.gateway.test_client_hello import client_hello, in_records
 
@@ -228,6 +230,30 @@ def test_above_the_most_connections_new_ones_wait_in_the_backlog(monkeypatch: py
         second.close()
 
     play(scene, max_connections=2)
+
+
+def test_tls_handshakes_count_among_the_open_connections(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(accepting, "_AGAIN_SECONDS", 0.01)
+    contents = [path.read_bytes() for path in certificate(tmp_path)]
+
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users", tls=True)
+        stage.route_to("users", host="users.example.com")
+        stage.edge.certificates.put("127.0.0.1:0", (), {}, contents)
+        # Their handshakes go no further.
+        begun = [await stage.connect(client_hello("localhost")) for _ in range(2)]
+        await until(lambda: stage.edge.pool.arriving == 2)
+        other = await stage.connect(client_hello("users.example.com"))
+        await until(lambda: stage.acceptor._timer)
+        assert pair.take_now() is None
+        begun[0].close()
+        taken = await pair.take()
+        assert taken.getpeername() == other.getsockname()
+        taken.close()
+
+    play(scene, tls=True, max_connections=2)
 
 
 def test_drain_serves_heads_that_have_begun_and_closes_silent_connections(
