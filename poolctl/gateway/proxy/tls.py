@@ -25,10 +25,10 @@ class ServerContext(ssl.SSLContext):
         A connection with it may have been made for another host. A client could otherwise avoid the check of its own
         certificate that the host's demands.
         """
-        name = host.decode("latin-1").lower()
-        if not name.startswith("["):
-            name = name.partition(":")[0]
-        return self.listener.chosen(name.rstrip(".")).names == self.names
+        name = host.decode("latin-1").lower().partition(":")[0].rstrip(".")
+        if name.startswith("[") or name.replace(".", "").isdigit():
+            name = ""  # clients do not send addresses as names (RFC 6066 §3)
+        return self.listener.chosen(name).names == self.names
 
 
 class Certificates:

@@ -151,7 +151,7 @@ class Http2Stage(Stage):
         super().__init__(**settings)
         self.directory = directory
 
-    async def connect(self, name: str = "a.example") -> Client:
+    async def connect(self, name: str | None = "a.example") -> Client:
         if self.certificates is None:
             self.certificates = Certificates()
             self.put("a.example")
@@ -160,12 +160,12 @@ class Http2Stage(Stage):
         trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the system's authorities take 40 ms to load
         trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
         trust.set_alpn_protocols(["h2", "http/1.1"])
-        wire = await self.client(context=context, ssl=trust, server_hostname=name)
+        wire = await self.client(context=context, ssl=trust, server_hostname=name or "127.0.0.1")
         assert wire.writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
         return await asyncio.wait_for(Client(wire).open(), DEADLINE)
 
-    def put(self, name: str) -> None:
-        """Present a certificate for this name."""
+    def put(self, *names: str) -> None:
+        """Present a certificate for these names."""
         self.certificates = self.certificates or Certificates()
-        cert, key = certificate(self.directory, name)
-        self.certificates.put(":443", [name], {}, [cert.read_bytes(), key.read_bytes()])
+        cert, key = certificate(self.directory, names[0])
+        self.certificates.put(":443", names, {}, [cert.read_bytes(), key.read_bytes()])

@@ -223,3 +223,19 @@ def test_body_of_another_length_than_the_head_names_never_ends_a_backends_reques
         await asyncio.wait_for(ended.wait(), 20)
 
     play("uvloop", scene, partial(Http2Stage, tmp_path))
+
+
+@pytest.mark.parametrize("host", [b"127.0.0.1", b"127.0.0.1:8443", b"[::1]:8443", b"unknown.example"])
+def test_hosts_without_a_certificate_of_their_own_belong_to_the_default_one(
+    tmp_path: Path, host: bytes
+) -> None:
+    async def scene(stage: Http2Stage) -> None:
+        await stage.route(ok)
+        stage.put("a.example", "127.0.0.1")
+        stage.put("b.example", "127.0.0.1")
+        fields = [*START[:2], (b":authority", host), START[3]]
+        for name, status in ((None, 200), ("a.example", 200), ("b.example", 421)):
+            client = await stage.connect(name)
+            assert (await client.response(await client.fields(fields))).status == status
+
+    play("uvloop", scene, partial(Http2Stage, tmp_path))
