@@ -136,6 +136,7 @@ class Asked:
         self.headers = dict(_header(each) for each in headers or ())
         scheme, separator, rest = url.partition("://")
         rest = rest if separator and scheme.isalpha() else url
+        self.tls = bool(separator) and scheme.lower() in ("https", "wss")
         authority, slash, path = rest.partition("#")[0].partition("?")[0].partition("/")
         if "@" in authority:
             raise UsageError(f"routes explain: {url!r} has a user name", hint="leave it out")
@@ -235,7 +236,11 @@ def _sentence(asked: Asked, match: Match | None) -> str:
         why = f"the path is sent as {asked.normal}"
     if not why and not match.passes:
         why = "another route of this host and path has conditions"
+    if not why and asked.tls and not match.whole_host:
+        why = "the gateway terminates TLS, as the host has other routes"
     way = f"proxied to {targets}: {why}" if why else f"its connection is passed to {targets}"
+    if not why and asked.tls:
+        way += " if the server has tls, otherwise proxied"
     return f"{asked} takes the route {match.route.alias}, {way}"
 
 

@@ -124,6 +124,10 @@ def test_explanation_heeds_method_headers_and_host(poolctl: Command) -> None:
             "users.example.com",
             "GET users.example.com/ takes the route users, its connection is passed to users",
         ),
+        (
+            "https://users.example.com/",
+            "takes the route users, proxied to users: the gateway terminates TLS, as the host has other routes",
+        ),
         ("users.example.com/a/../b", "takes the route users, proxied to users: the path is sent as /b"),
         (
             "users.example.com/fetch/https://a.b/c",
