@@ -332,6 +332,7 @@ def _is_whole_host(route: RouteConfig) -> bool:
     return (
         bool(route.host)
         and (route.path, route.mode) == ("/", "auto")
+        and not route.probe_responses
         and not any(_needs_proxy(getattr(route, key)) for key in PROXY_KEYS)
     )
 
@@ -346,4 +347,6 @@ def _not_passed(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) 
         return f"{name} {speaks}, while {does} address of [gateway] does"
     if server.tls and route.path != "/":
         return f"{name} speaks TLS, so that the path is not seen before"
+    if server.tls and route.probe_responses:
+        return f"{name} speaks TLS, so that probe_responses are not seen before"
     return ""

@@ -181,6 +181,10 @@ TLS_ONLY = '[gateway]\nbind = { bind = ":2", tls = { cert = "c.pem" } }\n'
         (SECURE + route(to="safe", mode="pass"), "'safe' speaks TLS, while no address of [gateway] does"),
         (TLS_ONLY + route(mode="pass"), "'web' speaks no TLS, while every address of [gateway] does"),
         (BOTH + SECURE + route(to="safe", path="/a", mode="pass"), "'safe' speaks TLS, so that the path is not seen"),
+        (
+            BOTH + SECURE + route(to="safe", mode="pass", probe_responses=["/up"]),
+            "'safe' speaks TLS, so that probe_responses are not seen",
+        ),
         (BOTH + SECURE + route(to="safe", mode="pass"), ""),
         (BOTH + route(mode="pass"), ""),
         (PROGRAM + route(to="files"), ""),
@@ -206,6 +210,7 @@ def test_mode_of_the_gateway_is_held_against_each_route(tmp_path: Path) -> None:
         ({"to": "safe", "host": "a.example"}, True),
         ({"to": "safe", "host": "a.example", "path": "/v1"}, False),
         ({"to": "safe", "host": "a.example", "methods": ["GET"]}, False),
+        ({"to": "safe", "host": "a.example", "probe_responses": ["/up"]}, False),
         ({"to": "safe"}, False),
         ({"to": "web", "host": "a.example"}, False),
         ({"to": "http://b", "host": "a.example"}, False),
