@@ -6,6 +6,9 @@ the parser gets one message at a time, and what follows waits until the response
 
 The head of a request that differs from the one before only in its path, below the same route, costs a comparison. Other
 connections have no part in this: theirs is the class without the look.
+
+A connection whose worker leaves, and which no other worker of the server can take, goes back too once it is idle, since
+its next request may be for another server.
 """
 
 from __future__ import annotations
@@ -18,86 +21,22 @@ from typing import Any
 
 import uvicorn
 
-from poolctl.http.canonical_head import CHUNKED, CanonicalHead, is_incomplete, parse
-from poolctl.http.chunked_end import ChunkedEnd
+from poolctl.http.canonical_head import CanonicalHead, is_incomplete, parse
 from poolctl.http.message_head import BadMessage
 from poolctl.keeper.connection_handover import MOST_HOPS, Routed, give
 from poolctl.keeper.wire import WireError
 from poolctl.routing.decision import passed_match
-from poolctl.routing.table import Match
 
 from .connection_state import PoolServerState
-from .http1_connection import FIRST, Lingering
+from .http1_connection import FIRST, QUIET_SECONDS, Lingering
 from .uvicorn_parts import State
-from .worker_routes import Context, Fits, KnownRequest, Routes, show_route
+from .worker_routes import KnownRequest, Look, Routes, show_route
 
 _VERSION = b" HTTP/1.1\r\n"
 _END = b"\r\n\r\n"
 _FIRST_PAUSE_SECONDS = 0.003
 _LAST_PAUSE_SECONDS = 0.05
 _BAD_REQUEST = "Invalid HTTP request received."
-
-
-class Look:
-    """Where a connection stands: an object of its own, since protocols have too many attributes already.
-
-    `pending` are bytes that the parser has not got: a head that is incomplete, or what waits for a response, a table,
-    or room in the gateway's pair; `partial` in the first case. `body` is what the current message still lacks of its
-    body, or CHUNKED.
-    """
-
-    __slots__ = (
-        "body", "chunks", "context", "decided", "epoch", "generation", "hops", "match", "partial", "pause", "pending",
-        "rest", "route", "routes", "shortcut", "timer", "until",
-    )  # fmt: skip
-
-    def __init__(self, routes: Routes, routed: Routed) -> None:
-        self.routes = routes
-        self.route, self.generation, self.hops, self.pending, self.decided = routed
-        self.partial = False
-        self.body = 0
-        self.chunks: ChunkedEnd | None = None
-        self.match: Match | None = None  # of the last head
-        self.context: Context | None = None
-        # The last head from its version on, and what has to stand before it, as far as this table is in force.
-        self.rest = b""
-        self.shortcut: Fits | None = None
-        self.epoch = 0
-        self.timer: asyncio.TimerHandle | None = None
-        self.pause = 0.0
-        self.until = 0.0
-
-    def carried(self) -> Routed:
-        """What another worker of this server has to know."""
-        return Routed(self.route, self.generation, self.hops, self.pending, self.decided)
-
-    def returned(self, generation: int) -> Routed:
-        """What the gateway has to know; the generation is that of the table by which the request is another's."""
-        return Routed(self.route, generation, self.hops + 1, self.pending, decided=False)
-
-    def accept(self, known: KnownRequest) -> None:
-        """The next message is one that this worker has served before, by the present table."""
-        self.route, self.context, self.rest, self.shortcut = known
-        self.epoch = self.routes.epoch
-        self.hops, self.decided = 0, False
-
-    def begin_body(self, length: int) -> None:
-        self.body = length
-        self.chunks = ChunkedEnd() if length == CHUNKED else None
-
-    def end_of_body(self, data: bytes, at: int) -> int:
-        """The offset behind the part of `data` that belongs to the body, which begins or goes on here.
-
-        Raises BadMessage.
-        """
-        if self.chunks is None:
-            step = min(self.body, len(data) - at)
-            self.body -= step
-            return at + step
-        at = self.chunks.find(data, at)
-        if self.chunks.done:
-            self.begin_body(0)
-        return at
 
 
 class RoutedConnection(Lingering):
@@ -108,17 +47,17 @@ class RoutedConnection(Lingering):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # Not before reading has started: neither loop can pause it here. Bytes read before go behind them.
         if self.look.pending:
-            # Not before reading has started: neither loop can pause it here. Bytes read before go behind them.
             self.loop.call_soon(self.look_again)
+        elif self.server_state.draining:
+            self.loop.call_soon(self._returns)
 
     def connection_lost(self, exc: Exception | None) -> None:
         look = self.look
         look.pending = b""
         look.routes.waiting.discard(self)
-        if look.timer is not None:
-            look.timer.cancel()
-            look.timer = None
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -133,8 +72,24 @@ class RoutedConnection(Lingering):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.server_state.draining and self._returns():
+            return
         if self.look.pending:
             self.look_again()
+
+    def linger(self) -> None:
+        """Go back to the gateway once the connection is idle; see Lingering if that is not possible."""
+        if not self._returns():
+            super().linger()
+
+    def shutdown(self) -> None:
+        """Likewise, if the worker stops."""
+        if not self._returns():
+            super().shutdown()
+
+    def _last_request_if_draining(self) -> None:
+        if not self._can_return:
+            super()._last_request_if_draining()
 
     @property
     def between_requests(self) -> bool:
@@ -150,6 +105,7 @@ class RoutedConnection(Lingering):
         """Continue with the bytes in hand."""
         look = self.look
         if look.pending and not self.transport.is_closing():
+            self._stop_timer()
             self.flow.resume_reading()
             data, look.pending = look.pending, b""
             self._look(data)
@@ -196,6 +152,8 @@ class RoutedConnection(Lingering):
                 return
             if head is not None and not head.body and not data:
                 self._remember(head, message)
+        if self.server_state.draining:
+            self._returns()  # its response may have been complete before its body
 
     def _accepts(self, head: CanonicalHead | None, data: bytes) -> bool:
         """Whether this server serves the request; otherwise it waits for a table, or goes back to the gateway."""
@@ -261,36 +219,97 @@ class RoutedConnection(Lingering):
             self.wait_for_head(arrived, size)
 
     def _send_back(self) -> None:
-        """Give the connection back to the gateway, now or when there is room."""
-        look, transport, gateway = self.look, self.transport, self.look.routes.gateway
+        """Give the connection back to the gateway with a request of another server, now or when there is room."""
+        look, transport = self.look, self.transport
         if not look.pending or transport.is_closing() or transport.get_protocol() is not self:
             return
         table = look.routes.table
-        if gateway is None or table is None or look.hops >= MOST_HOPS:
+        if table is None or look.hops >= MOST_HOPS:
             self._refuse(421)
             return
-        transport.pause_reading()
-        if not transport.get_write_buffer_size():
-            try:
-                give(
-                    gateway,
-                    transport.get_extra_info("socket").fileno(),
-                    routed=look.returned(table.generation),
-                )
-            except BlockingIOError:
-                pass
-            except (OSError, WireError):
-                self._refuse(421)
-                return
+        try:
+            self._give_back(look.returned(table.generation))
+        except BlockingIOError:
+            if monotonic() > look.until:
+                self._refuse(503)
             else:
-                transport.abort()  # unnoticed by the client: the gateway has the connection
-                return
-        if monotonic() > look.until:
-            self._refuse(503)
+                self._retry(self._send_back)
+        except (OSError, WireError):
+            self._refuse(421)
+
+    @property
+    def _can_return(self) -> bool:
+        """Whether a worker that leaves can give the connection back to the gateway."""
+        transport, routes = self.transport, self.look.routes
+        if self.server_state.moves_to is not None or routes.gateway is None or routes.table is None:
+            return False
+        return transport is not None and not transport.is_closing() and transport.get_protocol() is self
+
+    def _returns(self) -> bool:
+        """Give the connection back to the gateway now, or as soon as it is idle; False if that is not possible."""
+        look = self.look
+        if not self._can_return:
+            return False
+        if look.timer is None and self._is_idle:
+            look.until = monotonic() + QUIET_SECONDS
+            look.pause = 0.0
+            return self._return()
+        return True
+
+    @property
+    def _is_idle(self) -> bool:
+        # The request that the gateway has decided about is there, but perhaps unread.
+        return self.idle and not self.look.body and not self.look.decided
+
+    def _return(self) -> bool:
+        """Whether the connection, which is idle, has gone back or is tried again."""
+        look = self.look
+        # Lingering has shortened its time, which does not apply any more.
+        asked = {"until": monotonic() + self.timeout_keep_alive, "asked": True}
+        try:
+            limits = asked if self.head is None else self.time_left()
+            self._give_back(look.carried()._replace(decided=False), limits)
+            return True
+        except BlockingIOError:
+            if monotonic() <= look.until:
+                self._retry(self._keep_returning)
+                return True
+        except (OSError, WireError):
+            pass
+        self.transport.resume_reading()
+        return False
+
+    def _keep_returning(self) -> None:
+        look = self.look
+        look.timer = None
+        if not self._is_idle or (self._can_return and self._return()):
             return
+        if look.pending and not look.partial:
+            self.look_again()
+        elif self.server_state.draining:
+            super().linger()
+
+    def _give_back(self, routed: Routed, limits: dict[str, float | bool] | None = None) -> None:
+        """Raises BlockingIOError if there is no room yet, or a response is not written; OSError, WireError."""
+        transport, gateway = self.transport, self.look.routes.gateway
+        if gateway is None:
+            raise BrokenPipeError
+        transport.pause_reading()
+        if transport.get_write_buffer_size():
+            raise BlockingIOError
+        give(gateway, transport.get_extra_info("socket").fileno(), limits, routed)
+        transport.abort()  # unnoticed by the client: the gateway has the connection
+
+    def _retry(self, work: Callable[[], None]) -> None:
+        look = self.look
         # The first time at the end of this iteration: uvloop writes then.
-        look.timer = self.loop.call_later(look.pause, self._send_back)
+        look.timer = self.loop.call_later(look.pause, work)
         look.pause = min(max(2 * look.pause, _FIRST_PAUSE_SECONDS), _LAST_PAUSE_SECONDS)
+
+    def _stop_timer(self) -> None:
+        if self.look.timer is not None:
+            self.look.timer.cancel()
+            self.look.timer = None
 
     def _refuse(self, status: int) -> None:
         self.look.pending = b""

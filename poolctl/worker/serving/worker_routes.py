@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import functools
 import os
@@ -11,9 +12,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
+from poolctl.http.canonical_head import CHUNKED
+from poolctl.http.chunked_end import ChunkedEnd
+from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import EXTENSION, extension
 from poolctl.routing.route import Route
-from poolctl.routing.table import RouteTable
+from poolctl.routing.table import Match, RouteTable
 
 from .uvicorn_parts import App, Receive, Scope, Send
 
@@ -129,6 +133,68 @@ class Routes:
             fits = re.compile(re.escape(method + b" " + prefix) + below).fullmatch
             self._shortcuts[method, route.path] = fits
         return fits
+
+
+class Look:
+    """Where a connection stands: an object of its own, since protocols have too many attributes already.
+
+    `pending` are bytes that the parser has not got: a head that is incomplete, or what waits for a response, a table,
+    or room in the gateway's pair; `partial` in the first case. `body` is what the current message still lacks of its
+    body, or CHUNKED.
+    """
+
+    __slots__ = (
+        "body", "chunks", "context", "decided", "epoch", "generation", "hops", "match", "partial", "pause", "pending",
+        "rest", "route", "routes", "shortcut", "timer", "until",
+    )  # fmt: skip
+
+    def __init__(self, routes: Routes, routed: Routed) -> None:
+        self.routes = routes
+        self.route, self.generation, self.hops, self.pending, self.decided = routed
+        self.partial = False
+        self.body = 0
+        self.chunks: ChunkedEnd | None = None
+        self.match: Match | None = None  # of the last head
+        self.context: Context | None = None
+        # The last head from its version on, and what has to stand before it, as far as this table is in force.
+        self.rest = b""
+        self.shortcut: Fits | None = None
+        self.epoch = 0
+        self.timer: asyncio.TimerHandle | None = None
+        self.pause = 0.0
+        self.until = 0.0
+
+    def carried(self) -> Routed:
+        """What another worker of this server has to know."""
+        return Routed(self.route, self.generation, self.hops, self.pending, self.decided)
+
+    def returned(self, generation: int) -> Routed:
+        """What the gateway has to know; the generation is that of the table by which the request is another's."""
+        return Routed(self.route, generation, self.hops + 1, self.pending, decided=False)
+
+    def accept(self, known: KnownRequest) -> None:
+        """The next message is one that this worker has served before, by the present table."""
+        self.route, self.context, self.rest, self.shortcut = known
+        self.epoch = self.routes.epoch
+        self.hops, self.decided = 0, False
+
+    def begin_body(self, length: int) -> None:
+        self.body = length
+        self.chunks = ChunkedEnd() if length == CHUNKED else None
+
+    def end_of_body(self, data: bytes, at: int) -> int:
+        """The offset behind the part of `data` that belongs to the body, which begins or goes on here.
+
+        Raises BadMessage.
+        """
+        if self.chunks is None:
+            step = min(self.body, len(data) - at)
+            self.body -= step
+            return at + step
+        at = self.chunks.find(data, at)
+        if self.chunks.done:
+            self.begin_body(0)
+        return at
 
 
 def _url(listener: socket.socket, *, secure: bool) -> str:

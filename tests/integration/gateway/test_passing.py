@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 
@@ -47,18 +48,29 @@ def ask(sock: socket.socket, path: str) -> dict[str, object]:
         return found
 
 
-def test_one_connection_is_served_by_the_workers_of_two_routes_in_turn(gateway: GatewayPool) -> None:
+def start(gateway: GatewayPool) -> None:
     (gateway.pool.directory / "seen.py").write_text(APP)
     gateway.write()
     text = (gateway.pool.directory / "pool.toml").read_text().replace("tests.load.apps:app", "seen:app")
     gateway.pool.write("pool.toml", text)
     gateway.pool.ok("start")
     gateway.until(gateway.process)
+
+
+def connect(gateway: GatewayPool) -> socket.socket:
+    """A connection that was passed; before the workers have the table, servers are proxied."""
+    sock = socket.create_connection(("127.0.0.1", gateway.port), 20)
+    # The client is the gateway while it proxies.
+    address = list(sock.getsockname())
+    gateway.until(lambda: [ask(sock, path)["client"] for path in ("/two", "/one")] == [address] * 2)
+    return sock
+
+
+def test_one_connection_is_served_by_the_workers_of_two_routes_in_turn(gateway: GatewayPool) -> None:
+    start(gateway)
     pids = {item["name"]: item["pids"] for item in gateway.pool.ok("list", "-o", "json").json["items"]}
-    with socket.create_connection(("127.0.0.1", gateway.port), 20) as sock:
-        # Until its workers have the table, a server is proxied: the client is the gateway then.
+    with connect(gateway) as sock:
         address = list(sock.getsockname())
-        gateway.until(lambda: [ask(sock, path)["client"] for path in ("/one", "/two")] == [address] * 2)
         for name in ("one", "two", "two", "one"):
             found = ask(sock, f"/{name}/x")
             assert found["client"] == address
@@ -70,3 +82,16 @@ def test_one_connection_is_served_by_the_workers_of_two_routes_in_turn(gateway: 
         assert (found["route"], found["client"]) == ("one", address)
         assert found["pid"] not in pids["one"]
         assert ask(sock, "/two/y")["pid"] in pids["two"]
+
+
+@pytest.mark.parametrize("leave", ["stop", "remove"])
+def test_connections_outlive_the_server_that_had_their_last_request(gateway: GatewayPool, leave: str) -> None:
+    start(gateway)
+    with contextlib.ExitStack() as stack:
+        kept, ended = [[stack.enter_context(connect(gateway)) for _ in range(4)] for _ in range(2)]
+        gateway.pool.ok(leave, "one")
+        for sock in kept:
+            assert ask(sock, "/two")["route"] == "two"
+        for sock in ended:
+            sock.sendall(b"GET /one HTTP/1.1\r\nHost: example.com\r\n\r\n")
+            assert sock.recv(65536).split()[1] in ((b"404", b"503") if leave == "remove" else (b"503",))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from poolctl.routing.decision import passed_match
 from poolctl.routing.route import Route, Target
 from poolctl.routing.table import RouteTable
 from poolctl.routing.table_file import write_table
+from poolctl.worker.serving import http1_connection, routed_connections
 from poolctl.worker.serving.routed_connections import RoutedConnection
 from poolctl.worker.serving.worker_routes import Routes
 from tests.asgi_apps import lifespan
@@ -618,6 +620,23 @@ def test_request_waits_for_the_first_table(engine: Engine, table: int) -> None:
     run(engine, table, scenario)
 
 
+def test_request_that_got_its_table_is_not_refused_later(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        routes = stage.routes["one"]
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        held, routes.table = routes.table, None
+        client.writer.write(request("both.test", "/y"))
+        await until(lambda: routes.waiting)
+        (connection,) = routes.waiting
+        routes.table = held
+        routes.renew([table])
+        assert (await client.answer())[2] == b"one /y "
+        assert connection.look.timer is None
+
+    run(engine, table, scenario)
+
+
 def test_request_is_refused_when_no_table_comes(engine: Engine, table: int) -> None:
     async def scenario(stage: Stage) -> None:
         routes = stage.routes["one"]
@@ -806,10 +825,151 @@ def test_tls_connection_is_served_as_it_was_passed(engine: Engine, table: int, t
     run(engine, table, scenario, secure=context)
 
 
-def test_drain_that_cannot_move_finishes_a_routed_connection(engine: Engine, table: int) -> None:
+async def taken_back(gateway: Gateway) -> Connection:
+    """The next connection that a worker gives back to a gateway that takes none by itself."""
+    await asyncio.get_running_loop().run_in_executor(None, select.select, [gateway.own.take], [], [], 10)
+    taken = connection_handover.take(gateway.own.take)
+    assert taken is not None
+    return taken
+
+
+LEAVE = {
+    "drain": lambda server: server.drain(),
+    "stop": lambda server: server.stop(),
+    "out of rotation": lambda server: server.rotate(False),
+    "rest": lambda server: server.set_accepting(False),
+}
+
+
+@pytest.mark.parametrize("leave", LEAVE.values(), ids=list(LEAVE))
+def test_idle_connection_of_a_worker_that_leaves_goes_back_to_the_gateway(
+    engine: Engine, table: int, leave: Callable[[Any], None]
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        idle = await stage.client(request("one.test"))
+        await idle.answer()
+        part = await stage.client(request("one.test"))
+        await part.answer()
+        part.writer.write(b"GET /x")
+        state = stage.servers["one"].server.server_state
+        await until(lambda: any(each.look.partial for each in state.connections))
+        stage.gateway.stop()
+        leave(stage.servers["one"].server)
+        for _ in range(2):
+            taken = await taken_back(stage.gateway)
+            received = taken.received
+            assert taken.routed == Routed("one", 5, 0, received, decided=False)
+            assert taken.until is not None
+            assert taken.asked is not bool(received)
+            if received:
+                part.writer.write(b" HTTP/1.1\r\nHost: two.test\r\n\r\n")
+            else:
+                idle.writer.write(request("two.test"))
+            taken.setblocking(False)
+            await until(lambda taken=taken: parse(taken.received + peek(taken)))
+            stage.gateway.pass_on(taken, received)
+        assert (await idle.answer())[2] == b"two / "
+        assert (await part.answer())[2] == b"two /x "
+        await until(lambda: not state.connections)
+
+    run(engine, table, scenario)
+
+
+@pytest.mark.parametrize("leave", LEAVE.values(), ids=list(LEAVE))
+def test_busy_connection_of_a_worker_that_leaves_goes_back_after_its_response(
+    engine: Engine, table: int, leave: Callable[[Any], None]
+) -> None:
     async def scenario(stage: Stage) -> None:
         client = await stage.client(request("one.test", "/slow"))
         await stage.apps["one"].under_way.wait()
+        leave(stage.servers["one"].server)
+        await leaving(stage.servers["one"].server)
+        client.writer.write(request("two.test", "/x"))
+        await turns()
+        assert not stage.gateway.returned
+        stage.apps["one"].release.set()
+        status, headers, body = await client.answer()
+        assert (status, headers.get("connection"), body) == (200, None, b"one /slow ")
+        assert (await client.answer())[2] == b"two /x "
+        await until(lambda: not stage.servers["one"].server.server_state.connections)
+
+    run(engine, table, scenario)
+
+
+def test_connection_goes_back_when_its_body_ends_after_its_response(engine: Engine, table: int) -> None:
+    if engine.http == "h11":
+        pytest.skip("uvicorn closes such a connection")
+
+    async def early(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async def scenario(stage: Stage) -> None:
+        stage.servers["one"].server.config.loaded_app = early
+        client = await stage.client(post("one.test", "/", b"body")[:-1])
+        assert (await client.answer())[0] == 200
+        stage.servers["one"].server.drain()
+        await leaving(stage.servers["one"].server)
+        client.writer.write(b"y" + request("two.test"))
+        assert (await client.answer())[2] == b"two / "
+
+    run(engine, table, scenario)
+
+
+def test_connections_that_a_full_gateway_does_not_take_wait_for_room(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        stage.gateway.stop()
+        filled = 0
+        with socket.socket() as filler, contextlib.suppress(BlockingIOError):
+            while True:
+                wire.send(stage.gateway.own.give, {"t": "filler"}, [filler.fileno()])
+                filled += 1
+        (connection,) = stage.servers["one"].server.server_state.connections
+        stage.servers["one"].server.stop()
+        await until(lambda: connection.look.timer)
+        for _ in range(filled):
+            received = wire.receive(stage.gateway.own.take)
+            assert received is not None
+            os.close(received[1][0])
+        (await taken_back(stage.gateway)).close()
+
+    run(engine, table, scenario)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_idle_connection_is_closed_when_the_gateway_is_gone_or_full_for_long(
+    engine: Engine, table: int, gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (routed_connections, http1_connection):
+        monkeypatch.setattr(module, "QUIET_SECONDS", 0.05)
+
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        stage.gateway.stop()
+        if gone:
+            for end in (stage.gateway.own.take, stage.gateway.own.give):
+                end.shutdown(socket.SHUT_RDWR)
+        else:
+            with socket.socket() as filler, contextlib.suppress(BlockingIOError):
+                while True:
+                    wire.send(stage.gateway.own.give, {"t": "filler"}, [filler.fileno()])
+        stage.servers["one"].server.stop()
+        assert await client.at_end()
+
+    run(engine, table, scenario)
+
+
+def test_drain_without_a_gateway_finishes_a_routed_connection(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test", "/slow"))
+        await stage.apps["one"].under_way.wait()
+        stage.routes["one"].renew([])
         stage.servers["one"].server.drain()
         await leaving(stage.servers["one"].server)
         stage.apps["one"].release.set()
