@@ -280,7 +280,7 @@ class SharedListeners:
             asyncio.get_running_loop().remove_reader(self._adoption.take.fileno())
 
     def _take_some(self) -> None:
-        """Take connections out of the pair: many in one iteration of the loop cost half of one in each.
+        """Take connections out of the pair: many in one iteration of the loop cost less than one in each.
 
         After a pause it is one, and in each further iteration twice as many: other workers that wait get their share of
         a burst.
