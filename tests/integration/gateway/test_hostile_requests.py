@@ -65,7 +65,7 @@ http = {{ implementation = "{parser}" }}
 """
 AT_ONCE = 60
 QUIET_SECONDS = 0.3
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 # Where a worker's parser and the table differ, and the request is the same in any case: limits of the table's server, a
 # space that both parsers refuse, a trailer that h11 unfolds.
 EITHER = re.compile(

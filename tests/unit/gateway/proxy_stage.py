@@ -24,7 +24,7 @@ from poolctl.routing.table import RouteTable, write_table
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 # Around every wait of a test: far more than any of them needs.
-DEADLINE = 20.0
+DEADLINE = 60.0
 Script = Callable[["Backend", "Wire"], Awaitable[None]]
 
 

@@ -19,7 +19,7 @@ from poolctl.gateway.streams.udp import UdpStream
 from poolctl.routing.route import StreamRoute, Target
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-SECONDS = 20.0
+SECONDS = 60.0
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 

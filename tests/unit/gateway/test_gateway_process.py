@@ -23,7 +23,7 @@ from poolctl.routing.table import write_table
 from poolctl.runners.process_link import Descriptor
 from poolctl.supervisor.gateway.gateway_process import GatewayProcess
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
