@@ -257,7 +257,7 @@ class PlainConnection(Arriving):
             self.close()
         elif self.hops >= MOST_HOPS:
             message = f"a connection from {self.client} was given back by workers {self.hops} times"
-            edge.event("misdirected connection closed", message=message, severity="warning")
+            edge.event_at_times("misdirected connection closed", message=message, severity="warning")
             edge.passing.refuse(self.sock, 421)
         elif not self._passed(data):
             serve(edge, self.sock, self.received)

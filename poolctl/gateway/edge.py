@@ -20,6 +20,9 @@ from .proxy.connection_pool import ConnectionPool
 from .proxy.tls import Certificates
 from .settings import GatewaySettings
 
+# An event that an application can cause as often as it likes is reported once in so long.
+_REPORT_SECONDS = 10.0
+
 
 class Edge:
     """The gateway's parts. `table` and `settings` are replaced as a whole: keep no reference to them.
@@ -31,6 +34,7 @@ class Edge:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self._report = report
+        self._reported: dict[str, float] = {}  # from when on an event is reported again
         self.draining = False  # no new connection is accepted; answers on open ones close them
         self._on_drain: list[Callable[[], None]] = []
         self.table = _empty_table()
@@ -50,6 +54,13 @@ class Edge:
     def event(self, kind: str, **data: object) -> None:
         """Report an event of the gateway ("breaker opened", …) to the supervisor, which records it. Never blocks."""
         self._report(kind, data)
+
+    def event_at_times(self, kind: str, **data: object) -> None:
+        """Likewise, for one that an application can cause at any rate: most of them are left out then."""
+        now = self.now()
+        if now >= self._reported.get(kind, now):
+            self._reported[kind] = now + _REPORT_SECONDS
+            self.event(kind, **data)
 
     def on_drain(self, callback: Callable[[], None]) -> None:
         """Call it when the gateway begins to drain; at once when it does so already."""

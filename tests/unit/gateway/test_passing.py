@@ -396,11 +396,13 @@ def test_connection_that_comes_back_too_often_gets_421() -> None:
     async def scene(stage: Stage) -> None:
         pair = stage.server("users")
         stage.route_to("users")
-        client = await stage.connect(HEAD)
-        taken = await pair.take()
-        stage.give_back(taken, taken.recv(1000), hops=MOST_HOPS)
-        taken.close()
-        assert (await stage.read(client)).startswith(b"HTTP/1.1 421 ")
+        for _ in range(3):
+            client = await stage.connect(HEAD)
+            taken = await pair.take()
+            stage.give_back(taken, taken.recv(1000), hops=MOST_HOPS)
+            taken.close()
+            assert (await stage.read(client)).startswith(b"HTTP/1.1 421 ")
+        # An application could fill the record of events with these.
         assert [kind for kind, _ in stage.events] == ["misdirected connection closed"]
         assert pair.take_now() is None
 
