@@ -142,7 +142,7 @@ def test_a_group_can_be_given_and_no_line_of_the_app_runs_as_root(report: Any, p
     assert found["read"] is False
 
 
-def test_another_interpreter_needs_uvicorn_only_and_sees_nothing_of_poolctls(
+def test_another_interpreter_needs_uvicorn_only_and_sees_of_poolctl_only_what_it_provides(
     report: Any, pool: RealPool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     venv = tmp_path_factory.mktemp("venv")
@@ -161,12 +161,15 @@ def there(name):
     except ImportError:
         return False
     return True
-found["there"] = [name for name in ("pydantic", "typer", "rich", "poolctl", "yaml", "starlette") if there(name)]
+found["there"] = [
+    name for name in ("pydantic", "typer", "rich", "yaml", "starlette", "poolctl.config", "poolctl.gateway.routes")
+    if there(name)
+]
 """,
     )
     found = report(app="alone:app", python=str(venv))
     assert found["prefix"] == str(venv)
-    assert found["there"] == []
+    assert found["there"] == ["poolctl.gateway.routes"], "which is provided for applications"
     assert found["modules"] == []
     pool.ok("restart")
 
