@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from poolctl.routing.route import Route, Target
-from poolctl.routing.table import RouteTable, write_table
+from poolctl.routing.route_table import RouteTable, write_table
 
 from .report import Row
 
@@ -25,7 +25,7 @@ OTHER_LOOKUPS = 2_000
 # Opens the table, looks one route up, and reports what that added to its own memory, and to what it has mapped.
 _READER = """
 import sys
-from poolctl.routing.table import RouteTable
+from poolctl.routing.route_table import RouteTable
 
 def memory_kib():
     lines = [line.split() for line in open("/proc/self/smaps_rollup")]

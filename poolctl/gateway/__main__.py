@@ -9,7 +9,7 @@ import uvloop
 
 from poolctl.platform import name_process, raise_descriptor_limit
 
-from .gateway_process import GatewayServer
+from .gateway_server import GatewayServer
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ _WAITING = {State.STARTING.value: STARTING, State.SLEEPING.value: SLEEPING}
 _BREAKER_ORDER = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
 
 
-class Outcome(Enum):
+class RequestOutcome(Enum):
     """How a request to a backend ended."""
 
     ANSWERED = auto()  # a whole response, whatever its status
@@ -36,15 +36,17 @@ class Outcome(Enum):
     PASSED = auto()  # the connection was handed over; the worker counts what becomes of it
 
 
-def is_failure(outcome: Outcome, status: int) -> bool:
+def is_failure(outcome: RequestOutcome, status: int) -> bool:
     """Whether that counts against the backend: the one rule of passive health.
 
     Answers of 500, 502, 503 and 504 do; 501 and 505 are about the request.
     """
-    return outcome is Outcome.FAILED or (outcome is Outcome.ANSWERED and status in (500, 502, 503, 504))
+    return outcome is RequestOutcome.FAILED or (
+        outcome is RequestOutcome.ANSWERED and status in (500, 502, 503, 504)
+    )
 
 
-class Verdict(NamedTuple):
+class BackendVerdict(NamedTuple):
     """Whether a host gets requests now, and if not, why.
 
     `may_wait`: a place becomes free by itself; `by_time`: after `retry_after_seconds`, without any other event.
@@ -57,7 +59,7 @@ class Verdict(NamedTuple):
     by_time: bool = False
 
 
-AVAILABLE = Verdict(True)
+AVAILABLE = BackendVerdict(True)
 
 
 class RouteInForce(Protocol):
@@ -92,7 +94,7 @@ class Backend:
         self.in_flight = self.open_connections = self.held = 0
         self.rank = READY
         # Why no route may use it, apart from breakers and limits; None in the usual case. Kept by `update`.
-        self.blocked: Verdict | None = None
+        self.blocked: BackendVerdict | None = None
         self.draining = False
         self.members: dict[RouteInForce, Member] = {}
         self.queued: dict[
@@ -100,12 +102,12 @@ class Backend:
         ] = {}  # routes with requests that wait, among others for this backend
         self._breakers: dict[BreakerRule, Breaker] = {}
         self._limiters: dict[Limit, Limiter] = {}
-        self._facts_verdict: Verdict | None = None
+        self._facts_verdict: BackendVerdict | None = None
         if not is_server:
             try:
                 self.endpoint = Endpoint.of_url(key)
             except ValueError as wrong:
-                self._facts_verdict = Verdict(False, str(wrong), DOWN_RETRY_SECONDS)
+                self._facts_verdict = BackendVerdict(False, str(wrong), DOWN_RETRY_SECONDS)
 
     def __repr__(self) -> str:
         state = self.blocked.why if self.blocked else f"breaker {self.breaker_state or 'closed'}"
@@ -132,7 +134,7 @@ class Backend:
         """The share of its limits that it gets: less while its health is warn."""
         return WARN_SHARE if self.facts is not None and self.facts.health == Status.WARN else 1.0
 
-    def available(self, now: float) -> Verdict:
+    def available(self, now: float) -> BackendVerdict:
         """The verdict for the routes that may use it: of the one that is best off."""
         verdicts = [each.verdict(now) for each in self.members.values()]
         return max(verdicts, key=lambda each: (each.ok, each.may_wait), default=self.blocked or AVAILABLE)
@@ -143,13 +145,13 @@ class Backend:
         self.facts = facts
         self._facts_verdict, self.rank = None, READY
         if facts is None:
-            self._facts_verdict = Verdict(False, "there is no such server", DOWN_RETRY_SECONDS)
+            self._facts_verdict = BackendVerdict(False, "there is no such server", DOWN_RETRY_SECONDS)
             return
         try:
             self.endpoint = Endpoint.of_server(facts.bind, facts.tls) if facts.bind else Endpoint("none")
         except ValueError:
             self.endpoint = Endpoint("none")
-            self._facts_verdict = Verdict(False, "it has no address to connect to", DOWN_RETRY_SECONDS)
+            self._facts_verdict = BackendVerdict(False, "it has no address to connect to", DOWN_RETRY_SECONDS)
             return
         if facts.ready:
             if not was_ready:
@@ -160,7 +162,7 @@ class Backend:
             why = (
                 "the server is not ready" if facts.state == State.RUNNING else f"the server is {facts.state}"
             )
-            self._facts_verdict = Verdict(False, why, DOWN_RETRY_SECONDS)
+            self._facts_verdict = BackendVerdict(False, why, DOWN_RETRY_SECONDS)
         for limiter in self._limiters.values():
             limiter.share = self.share
 
@@ -170,9 +172,11 @@ class Backend:
         self.draining = record.state == HostState.DRAINING and self._facts_verdict is None
         if record.state == HostState.DISABLED:
             seconds = hosts.remaining_seconds(self.key)
-            self.blocked = Verdict(False, record.why, seconds or DOWN_RETRY_SECONDS, by_time=seconds > 0)
+            self.blocked = BackendVerdict(
+                False, record.why, seconds or DOWN_RETRY_SECONDS, by_time=seconds > 0
+            )
         elif self.draining:
-            self.blocked = Verdict(False, record.why, DOWN_RETRY_SECONDS)
+            self.blocked = BackendVerdict(False, record.why, DOWN_RETRY_SECONDS)
         else:
             self.blocked = self._facts_verdict
 
@@ -247,7 +251,7 @@ class Member:
         """What the backend has to do."""
         return self.backend.load
 
-    def verdict(self, now: float, *, resumed: bool = False) -> Verdict:
+    def verdict(self, now: float, *, resumed: bool = False) -> BackendVerdict:
         """Whether it gets a request of the route now: enabled, ready, breaker not open, limiter not full.
 
         `resumed`: for a client whose cookie names it, which a draining host still serves.
@@ -260,10 +264,12 @@ class Member:
             seconds = breaker.refused_seconds(now)
             if seconds:
                 by_time = breaker.state is BreakerState.OPEN
-                return Verdict(False, f"its breaker is {breaker.state}", seconds, by_time=by_time)
+                return BackendVerdict(False, f"its breaker is {breaker.state}", seconds, by_time=by_time)
         limiter = self.limiter
         if limiter is not None:
             seconds = limiter.refused_seconds(now)
             if seconds:
-                return Verdict(False, "its limit is reached", seconds, True, by_time=not limiter.is_full)
+                return BackendVerdict(
+                    False, "its limit is reached", seconds, True, by_time=not limiter.is_full
+                )
         return AVAILABLE

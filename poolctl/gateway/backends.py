@@ -9,23 +9,23 @@ from ..frozen_value import Table
 from ..logs.log_line import stamp
 from ..routing.host_report import HostReport
 from ..routing.route import Route
-from .backend import Backend, Member, Outcome, RouteInForce, Verdict
+from .backend import Backend, BackendVerdict, Member, RequestOutcome, RouteInForce
 from .breaker import BreakerState
 from .counts import Counts
 from .endpoint import Endpoint, ServerFacts
 from .hosts import HostManager, HostState
-from .route_backends import AnyRoute, Lease, Refused, RouteBackends, limits
+from .route_backends import AnyRoute, Lease, NoBackend, RouteBackends, limits
 
 __all__ = [
     "Backend",
+    "BackendVerdict",
     "Backends",
     "Endpoint",
     "Lease",
-    "Outcome",
-    "Refused",
+    "NoBackend",
+    "RequestOutcome",
     "RouteBackends",
     "ServerFacts",
-    "Verdict",
 ]
 
 
@@ -121,10 +121,14 @@ class Backends:
             if server in self._backends:
                 self._backends[server].held = count
 
-    def available(self, host: str) -> Verdict:
+    def available(self, host: str) -> BackendVerdict:
         """Whether the host gets requests now, and if not, why."""
         backend = self._backends.get(host)
-        return Verdict(False, "no route leads there") if backend is None else backend.available(self.now())
+        return (
+            BackendVerdict(False, "no route leads there")
+            if backend is None
+            else backend.available(self.now())
+        )
 
     def snapshot(self) -> list[Table]:
         """Every host with its state: the fields of HostReport."""

@@ -11,13 +11,13 @@ import os
 from collections.abc import Callable, Iterable
 
 from ..frozen_value import Table
-from ..routing.table import RouteTable, write_table
+from ..routing.route_table import RouteTable, write_table
 from .backends import Backends
 from .counts import Counts
 from .hosts import HostManager
 from .passing import Passing
 from .proxy.connection_pool import ConnectionPool
-from .proxy.tls import Certificates
+from .proxy.tls import ListenerCertificates
 from .settings import GatewaySettings
 
 # An event that an application can cause as often as it likes is reported once in so long.
@@ -45,7 +45,7 @@ class Edge:
         self.backends = Backends(self.hosts, self.loop.time, self.event, self.counts)
         self.passing = Passing(self.event)
         self.pool = ConnectionPool()
-        self.certificates = Certificates()
+        self.certificates = ListenerCertificates()
 
     def now(self) -> float:
         """The time of the loop, in seconds: that of deadlines and latencies."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from random import Random
 
 from ..routing.route import Limit, Route, StreamRoute
-from .backend import AVAILABLE, DOWN_RETRY_SECONDS, RANKS, READY, Backend, Member, Outcome, is_failure
+from .backend import AVAILABLE, DOWN_RETRY_SECONDS, RANKS, READY, Backend, Member, RequestOutcome, is_failure
 from .balance import BY_LOAD, STICKY, Policy, policy_of
 from .counts import PROTOCOL
 from .hosts import HostManager
@@ -20,7 +20,7 @@ _LEAST_PAUSE_SECONDS = 0.001
 AnyRoute = Route | StreamRoute
 
 
-class Refused(Exception):
+class NoBackend(Exception):
     """No backend may have the request now. To the client: `status`, with Retry-After.
 
     `may_wait`: `RouteBackends.wait` may find one.
@@ -38,7 +38,7 @@ class Refused(Exception):
         self.next_try_seconds = retry_after_seconds if by_time else None
 
     def __repr__(self) -> str:
-        return f"<Refused: {self.why}, retry after {self.retry_after_seconds} s>"
+        return f"<NoBackend: {self.why}, retry after {self.retry_after_seconds} s>"
 
 
 class Lease:
@@ -72,7 +72,9 @@ class Lease:
         if self.backend.queued:
             route.admit_queued(self.backend)
 
-    def release(self, outcome: Outcome, seconds: float = 0.0, status: int = 0, error: str = PROTOCOL) -> None:
+    def release(
+        self, outcome: RequestOutcome, seconds: float = 0.0, status: int = 0, error: str = PROTOCOL
+    ) -> None:
         """The request has ended, so long after it began: ANSWERED with this status, or FAILED for this error.
 
         A second call does nothing.
@@ -83,20 +85,20 @@ class Lease:
         member, backend = self._member, self.backend
         backend.in_flight -= 1
         breaker, traffic = member.breaker, backend.counts
-        if outcome is Outcome.ANSWERED:
+        if outcome is RequestOutcome.ANSWERED:
             traffic.answered(status, seconds)
-        elif outcome is Outcome.FAILED:
+        elif outcome is RequestOutcome.FAILED:
             traffic.failed(error)
-        elif outcome is Outcome.CANCELLED:
+        elif outcome is RequestOutcome.CANCELLED:
             traffic.disconnected()
         else:
             traffic.not_counted()
-            if outcome is Outcome.PASSED:
+            if outcome is RequestOutcome.PASSED:
                 route.passed(backend)
         if self._period >= 0:
             if is_failure(outcome, status):
                 breaker.failed(route.now(), self._period)
-            elif outcome is Outcome.ANSWERED:
+            elif outcome is RequestOutcome.ANSWERED:
                 breaker.succeeded(route.now(), self._period)
             else:
                 breaker.abandoned(self._period)
@@ -187,21 +189,21 @@ class RouteBackends:
     def close(self) -> None:
         """The route is gone: what waits is refused, what is in flight ends as it would."""
         for waiter in self._queue:
-            self._refuse(waiter, Refused("the route was removed", DOWN_RETRY_SECONDS))
+            self._refuse(waiter, NoBackend("the route was removed", DOWN_RETRY_SECONDS))
         for member in self.members:
             member.backend.leave(self)
 
-    def acquire(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease | Refused:
+    def acquire(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease | NoBackend:
         """A backend for a request of this client now, which is none of those `tried` before (by their keys).
 
         `client` is its IP address, `cookie` its value of the route's sticky cookie.
         """
         if self._queue:
-            return Refused("others wait already", self._queue_seconds, may_wait=True)
+            return NoBackend("others wait already", self._queue_seconds, may_wait=True)
         return self._assign(client, cookie, tried)
 
     async def wait(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease:
-        """The same, after those that wait already, for at most the route's `queue_seconds`. Raises Refused.
+        """The same, after those that wait already, for at most the route's `queue_seconds`. Raises NoBackend.
 
         Cancel it when the client leaves: its place is free at once.
         """
@@ -214,10 +216,10 @@ class RouteBackends:
         loop = asyncio.get_running_loop()
         waiter = _Waiter(loop.create_future(), client, cookie, tried)
         if not self._queue.enter(waiter):
-            raise Refused("the queue is full", self._queue_seconds)
+            raise NoBackend("the queue is full", self._queue_seconds)
         for member in self.members:
             member.backend.queued[self] = None
-        late = Refused("no place became free in time", DOWN_RETRY_SECONDS)
+        late = NoBackend("no place became free in time", DOWN_RETRY_SECONDS)
         timer = loop.call_later(self._queue_seconds, self._refuse, waiter, late)
         self.admit()
         try:
@@ -225,7 +227,7 @@ class RouteBackends:
         except asyncio.CancelledError:
             # It may have got a lease at the moment at which the client left.
             if not waiter.answer.cancelled() and waiter.answer.exception() is None:
-                waiter.answer.result().release(Outcome.CANCELLED)
+                waiter.answer.result().release(RequestOutcome.CANCELLED)
             raise
         finally:
             timer.cancel()
@@ -289,7 +291,7 @@ class RouteBackends:
             self._retry = loop.call_later(max(_LEAST_PAUSE_SECONDS, found.next_try_seconds), self.admit)
         return False
 
-    def _refuse(self, waiter: _Waiter, refused: Refused) -> None:
+    def _refuse(self, waiter: _Waiter, refused: NoBackend) -> None:
         self._leave_queue(waiter)
         if not waiter.answer.done():
             waiter.answer.set_exception(refused)
@@ -304,7 +306,7 @@ class RouteBackends:
                 self._retry = None
         return left
 
-    def _assign(self, client: str, cookie: str, tried: Collection[str]) -> Lease | Refused:
+    def _assign(self, client: str, cookie: str, tried: Collection[str]) -> Lease | NoBackend:
         now = self.now()
         if now >= self._hosts.next_expiry:
             self._hosts.expire()
@@ -313,7 +315,7 @@ class RouteBackends:
             seconds = limiter.refused_seconds(now)
             if seconds:
                 may_wait, by_time = self._queue.size > 0, not limiter.is_full
-                return Refused("the route's limit is reached", seconds, may_wait=may_wait, by_time=by_time)
+                return NoBackend("the route's limit is reached", seconds, may_wait=may_wait, by_time=by_time)
         member = self._choose(now, client, cookie, tried)
         if member is None:
             return self._refusal(now, tried)
@@ -348,11 +350,11 @@ class RouteBackends:
             and (not self._tried or member.key not in self._tried)
         )
 
-    def _refusal(self, now: float, tried: Collection[str]) -> Refused:
+    def _refusal(self, now: float, tried: Collection[str]) -> NoBackend:
         """Why there is no backend, and when another try is worth it."""
         verdicts = [(each.key, each.verdict(now)) for each in self.members if each.key not in tried]
         if not verdicts:
-            return Refused(
+            return NoBackend(
                 "every backend was tried" if tried else "the route has no backend", DOWN_RETRY_SECONDS
             )
         may_wait = self._queue.size > 0 and any(verdict.may_wait for _, verdict in verdicts)
@@ -360,7 +362,7 @@ class RouteBackends:
         seconds = min(each.retry_after_seconds for _, each in verdicts if each.by_time or not by_time)
         (key, first), more = verdicts[0], len(verdicts) - 1
         why = f"{key}: {first.why}" + (f"; and {more} more" if more else "")
-        return Refused(why, seconds, may_wait=may_wait, by_time=by_time)
+        return NoBackend(why, seconds, may_wait=may_wait, by_time=by_time)
 
 
 def limits(route: AnyRoute) -> tuple[Limit | None, Limit | None]:

@@ -40,7 +40,7 @@ from ..routing.context import (
     upstream_url,
     with_route,
 )
-from ..routing.match import Step, explain, normal_host
+from ..routing.match import ConsideredRoute, explain, normal_host
 from ..routing.normal_path import normal_path
 from ..routing.registry import Registry, RoutePool
 from ..routing.route import ExcludedRoute, Header, Route, StreamRoute, Target, passable
@@ -53,12 +53,13 @@ from ..routing.route_health import (
     route_health,
     server_health,
 )
-from ..routing.table import Match, RouteTable, TableError, write_table
+from ..routing.route_table import Match, RouteTable, TableError, write_table
 
 __all__ = [
     "EXTENSION",
     "HEADER_PREFIX",
     "STATUSES",
+    "ConsideredRoute",
     "ExcludedRoute",
     "Header",
     "Match",
@@ -68,7 +69,6 @@ __all__ = [
     "RouteHealth",
     "RoutePool",
     "RouteTable",
-    "Step",
     "StreamRoute",
     "TableError",
     "Target",

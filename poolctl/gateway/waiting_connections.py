@@ -30,7 +30,7 @@ QUIET_SECONDS = 2.0
 _MOST = 100_000
 
 
-class Waiting:
+class WaitingConnection:
     """A connection for which the gateway waits."""
 
     __slots__ = ("silent", "slot", "sock")
@@ -72,9 +72,9 @@ class WaitingConnections:
         # The others are for connections that are proxied, and for those that are being accepted.
         self._most = most or max(16, min(_MOST, soft // 2))
         self._epoll: select.epoll | None = None
-        self._connections: dict[int, Waiting] = {}  # by descriptor, in the order of arrival
+        self._connections: dict[int, WaitingConnection] = {}  # by descriptor, in the order of arrival
         self._silent: dict[int, None] = {}
-        self._slots: dict[int, set[Waiting]] = {}
+        self._slots: dict[int, set[WaitingConnection]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due = _NEVER
         self._emptied: asyncio.Future[None] | None = None  # resolved when none is left
@@ -82,7 +82,7 @@ class WaitingConnections:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def add(self, waiting: Waiting, seconds: float) -> None:
+    def add(self, waiting: WaitingConnection, seconds: float) -> None:
         """Wait for at most so long. What has arrived already is reported once more."""
         fd = waiting.sock.fileno()
         if len(self._connections) >= self._most and not self.close_silent():
@@ -103,7 +103,7 @@ class WaitingConnections:
     def refuse(self, sock: socket.socket, answer: bytes) -> None:
         """Send this small answer and close the connection so that the client can read it."""
         # Closing with unread bytes would reset the connection, and the answer with it (RFC 9112 §9.6).
-        refused = _Refused(sock)
+        refused = _RefusedConnection(sock)
         try:
             sock.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             sock.shutdown(socket.SHUT_WR)
@@ -161,7 +161,7 @@ class WaitingConnections:
                 self._remove(waiting)
                 waiting.serve()
 
-    def _remove(self, waiting: Waiting) -> None:
+    def _remove(self, waiting: WaitingConnection) -> None:
         fd = waiting.sock.fileno()
         del self._connections[fd]
         self._silent.pop(fd, None)
@@ -177,11 +177,11 @@ class WaitingConnections:
         while self.close_silent():
             pass
 
-    def _end(self, waiting: Waiting) -> None:
+    def _end(self, waiting: WaitingConnection) -> None:
         self._remove(waiting)
         waiting.close()
 
-    def _put(self, waiting: Waiting, deadline: float) -> None:
+    def _put(self, waiting: WaitingConnection, deadline: float) -> None:
         slot = waiting.slot = int(deadline / _SLOT_SECONDS) + 1
         self._slots.setdefault(slot, set()).add(waiting)
         if slot * _SLOT_SECONDS < self._due:
@@ -205,7 +205,7 @@ class WaitingConnections:
             self._wake_at(min(self._slots))
 
 
-class _Refused(Waiting):
+class _RefusedConnection(WaitingConnection):
     """A connection that was refused: what the client still sends is read, until it closes."""
 
     __slots__ = ("_left_bytes",)

@@ -113,7 +113,7 @@ def _open_ports(address: Address, kind: int) -> list[socket.socket]:
     return opened
 
 
-def _bound(target: Target, port: int, kind: int, *, dual: bool) -> socket.socket:
+def _bound(target: BindTarget, port: int, kind: int, *, dual: bool) -> socket.socket:
     sock = socket.socket(target.family, kind)
     try:
         if (
@@ -134,7 +134,7 @@ def _bound(target: Target, port: int, kind: int, *, dual: bool) -> socket.socket
     return sock
 
 
-class Target(NamedTuple):
+class BindTarget(NamedTuple):
     """One socket to open: its family and address, for any port."""
 
     family: int
@@ -146,18 +146,18 @@ class Target(NamedTuple):
         return (self.host, port, *self.rest)
 
 
-def targets(address: Address) -> list[Target]:
+def targets(address: Address) -> list[BindTarget]:
     """The sockets of a TCP address, IPv4 first, each once; at least one.
 
     `:8080` means both IP versions; `localhost` the loopback addresses of the name, and only them.
      Raises ListenError; a host name may block until it is resolved.
     """
-    found: dict[str, Target] = {}
+    found: dict[str, BindTarget] = {}
     for host in ["0.0.0.0", "::"] if address.dual else [address.host]:
         for family, _, _, _, sockaddr in _answers(address, host):
             text = str(sockaddr[0])
             if address.host != "localhost" or _is_loopback(text):
-                found.setdefault(text, Target(family, text, sockaddr[2:]))
+                found.setdefault(text, BindTarget(family, text, sockaddr[2:]))
     if not found:
         raise ListenError(
             f"{address.host} has no loopback address on this machine",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from poolctl.errors import ServerError
 from poolctl.platform import replace_file
 
-from .open_listener import Target, targets
+from .open_listener import BindTarget, targets
 
 if TYPE_CHECKING:
     from poolctl.address import Address
@@ -87,7 +87,7 @@ def is_free(address: Address, port: int) -> bool:
     return all(_is_unused(target, port) for target in targets(address))
 
 
-def _is_unused(target: Target, port: int) -> bool:
+def _is_unused(target: BindTarget, port: int) -> bool:
     # Without SO_REUSEADDR, so that connections that still linger on the port count as well.
     try:
         with socket.socket(target.family, socket.SOCK_STREAM) as sock:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from .route import Route, Target
-from .table import RouteTable
+from .route_table import RouteTable
 
 EXTENSION = "poolctl.route"
 # Every header of a request that begins with this is the gateway's own.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..http.canonical_head import CanonicalHead
 from .match import normal_host
 from .normal_path import normal_path
-from .table import Match, RouteTable
+from .route_table import Match, RouteTable
 
 
 def passed_match(head: CanonicalHead, table: RouteTable) -> Match | None:

@@ -125,7 +125,7 @@ def missing_condition(route: Route, method: str, headers: Mapping[str, str] | No
     return ""
 
 
-class Step(NamedTuple):
+class ConsideredRoute(NamedTuple):
     """A route that was considered for a request: whether it is the one taken, and why."""
 
     route: Route
@@ -139,7 +139,7 @@ def explain(
     path: str,
     method: str = "GET",
     headers: Mapping[str, str] | None = None,
-) -> list[Step]:
+) -> list[ConsideredRoute]:
     """How the route of a request is found among these: each of them, in the order in which they are considered.
 
     At most one of the steps is a match; the routes after it are listed with what put them behind. Host and path are
@@ -160,22 +160,22 @@ def explain(
     return steps
 
 
-def _taken(steps: list[Step]) -> Route | None:
+def _taken(steps: list[ConsideredRoute]) -> Route | None:
     return next((step.route for step in steps if step.matched), None)
 
 
 def _steps(
     ordered: list[Route], host: str, path: str, method: str, headers: Mapping[str, str] | None
-) -> list[Step]:
-    steps: list[Step] = []
+) -> list[ConsideredRoute]:
+    steps: list[ConsideredRoute] = []
     taken: Route | None = None
     for route in ordered:
         why = _why_not(route, host, path, method, headers)
         if why or taken is None:
-            steps.append(Step(route, not why, why or _why(route)))
+            steps.append(ConsideredRoute(route, not why, why or _why(route)))
             taken = taken or (None if why else route)
         else:
-            steps.append(Step(route, False, _why_behind(route, taken)))
+            steps.append(ConsideredRoute(route, False, _why_behind(route, taken)))
     return steps
 
 

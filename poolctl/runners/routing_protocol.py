@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PublishedRoutes:
-    """A route table for workers, as a file in memory (see poolctl.routing.table), and where they give back to.
+    """A route table for workers, as a file in memory (see poolctl.routing.route_table), and where they give back to.
 
     Through the pair with the end `give_back` the gateway gets connections whose next request is another server's. The
     publisher closes `table` after it has published another one.

@@ -18,8 +18,8 @@ from poolctl.routing.route_report import RouteReport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from poolctl.routing.match import Step
-    from poolctl.routing.table import Match
+    from poolctl.routing.match import ConsideredRoute
+    from poolctl.routing.route_table import Match
 
 COLUMNS = ("alias", "host", "path", "to", "way", "state", "requests", "errors", "p50", "p99")
 WIDE = (*COLUMNS[:5], "policy", "mode", "provider", *COLUMNS[5:], "why")
@@ -82,7 +82,7 @@ class _RouteLine(Value):
     why: str
 
 
-class Candidate(Value):
+class ExplainedRoute(Value):
     """A route that may take a request: whether it does, and why."""
 
     alias: str
@@ -213,7 +213,7 @@ def _candidates_of_files(pool: PoolRef) -> CandidatesResult:
 
 def _match(known: CandidatesResult, asked: Asked) -> Match | None:
     """What the gateway's own table says."""
-    from poolctl.routing.table import RouteTable, write_table
+    from poolctl.routing.route_table import RouteTable, write_table
 
     fd = write_table(known.routes, known.generation)
     try:
@@ -244,10 +244,10 @@ def _sentence(asked: Asked, match: Match | None) -> str:
     return f"{asked} takes the route {match.route.alias}, {way}"
 
 
-def _candidate(step: Step, way: str) -> Candidate:
+def _candidate(step: ConsideredRoute, way: str) -> ExplainedRoute:
     route = step.route
     to = tuple(target.key for target in route.to)
-    return Candidate(
+    return ExplainedRoute(
         alias=route.alias,
         host=route.host,
         path=route.path,

@@ -118,7 +118,7 @@ class RouteLimit(Section):
     queue_timeout: Positive = field(5.0, "How long one waits for its turn.")
 
 
-class Breaker(Section):
+class RouteBreaker(Section):
     """When a failing backend gets no more requests."""
 
     failures: Number = field(5, "Failures in a row that open it; 0: they do not.")
@@ -159,7 +159,7 @@ class GatewayConfig(Table):
     mode: MODES = field("auto", "The mode of routes that have none.")
     timeouts: RouteTimeouts = field(RouteTimeouts(), "The timeouts of routes, key by key.")
     backend_limit: RouteLimit = field(RouteLimit(), "The limit of each backend of a route, key by key.")
-    breaker: Breaker = field(Breaker(), "The breaker of each backend, key by key.")
+    breaker: RouteBreaker = field(RouteBreaker(), "The breaker of each backend, key by key.")
 
     def defaults_of_routes(self) -> dict[str, Tree]:
         """What its routes take over, as a file has it."""
@@ -221,7 +221,7 @@ class RouteConfig(Table):
     limit: RouteLimit = field(RouteLimit(), "The limit of the whole route.")
     backend_limit: RouteLimit = field(RouteLimit(), "The limit of each of its backends.")
     timeouts: RouteTimeouts = field(RouteTimeouts(), "How long the steps of a request may take.")
-    breaker: Breaker = field(Breaker(), "When a failing backend gets no more requests.")
+    breaker: RouteBreaker = field(RouteBreaker(), "When a failing backend gets no more requests.")
     waiting_page: Truth = field(False, "A browser sees a page while its server wakes up.")
     probe_responses: Annotated[tuple[UrlPath, ...], Strict(False)] = field(
         (), "Paths that are answered with 200 while the server sleeps, without waking it."
@@ -263,7 +263,7 @@ class StreamConfig(Table):
     )
     max_connections: Number = field(0, "Open connections, or sessions of clients; 0 is no limit.")
     timeouts: StreamTimeouts = field(StreamTimeouts(), "How long the steps of a connection may take.")
-    breaker: Breaker = field(Breaker(), "When a failing target gets no more connections.")
+    breaker: RouteBreaker = field(RouteBreaker(), "When a failing target gets no more connections.")
 
     index: int = Field(default=0, exclude=True, repr=False)  # among those of the files
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from poolctl.address import parse
 from poolctl.config.model.gateway_tables import (
-    Breaker,
+    RouteBreaker,
     RouteConfig,
     RouteLimit,
     RouteTarget,
@@ -292,7 +292,7 @@ def _timeouts(given: RouteTimeouts) -> Timeouts:
     return Timeouts(connect=given.connect, head=given.head, idle=given.idle, total=given.total)
 
 
-def _breaker(given: Breaker) -> BreakerRule:
+def _breaker(given: RouteBreaker) -> BreakerRule:
     return BreakerRule(
         failures=given.failures,
         rate=given.rate,

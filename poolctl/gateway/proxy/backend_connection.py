@@ -21,7 +21,7 @@ _MOST_INTERIM = 20
 _SENDING_SECONDS = 60.0
 
 
-class Receiver(Protocol):
+class ResponseReceiver(Protocol):
     """What a response is read for. After `response_ends` or `backend_lost` nothing follows."""
 
     def interim(self, response: Response) -> None:
@@ -63,7 +63,7 @@ class BackendConnection(asyncio.Protocol):
         self.closed = False
         self._timer = Timer(timers)
         self._transport: asyncio.Transport
-        self._receiver: Receiver | None = None
+        self._receiver: ResponseReceiver | None = None
         self._backend: Backend | None = None
         self._idle_in: list[BackendConnection] | None = None
         self._expected = 0
@@ -104,7 +104,7 @@ class BackendConnection(asyncio.Protocol):
         backend.open_connections += 1
 
     def request(
-        self, receiver: Receiver, data: bytes, *, head_only: bool, decode: bool, may_switch: bool
+        self, receiver: ResponseReceiver, data: bytes, *, head_only: bool, decode: bool, may_switch: bool
     ) -> None:
         """Send the head of a request, with the bytes of the body that are there.
 
@@ -241,7 +241,7 @@ class BackendConnection(asyncio.Protocol):
                 return
         self._begin(receiver, response, data)
 
-    def _begin(self, receiver: Receiver, response: Response, data: bytes) -> None:
+    def _begin(self, receiver: ResponseReceiver, response: Response, data: bytes) -> None:
         body = self._expected = response.body
         keep = response.keep_alive
         if body >= 0:

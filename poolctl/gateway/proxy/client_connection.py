@@ -15,9 +15,9 @@ from .backend_connection import close_writing
 from .chunked_body import Buffer, ChunkedBody
 from .exchange import Exchange
 from .forwarded_head import Forwarding
-from .proxied_request import Request, read_request
+from .proxied_request import ProxiedRequest, read_request
 from .refusal import refusal
-from .request_routing import Routed, route_request
+from .request_routing import RoutedRequest, route_request
 from .response_head import UNTIL_CLOSE, Response
 from .timer_wheel import Timer
 from .websocket_frames import CLOSE_1012, FrameBoundary
@@ -56,7 +56,7 @@ class ClientConnection(asyncio.Protocol):
         self._forwarding: Forwarding
         self._buffer = received  # read ahead, or the beginning of a head
         self._scanned = 0  # so much of it holds no end of a head
-        self._request: Request | None = None
+        self._request: ProxiedRequest | None = None
         self._exchange: Exchange | None = None
         self._left = 0  # of the request's body
         self._chunks: ChunkedBody | None = None
@@ -170,7 +170,7 @@ class ClientConnection(asyncio.Protocol):
             self.refuse(error.status)
         return True
 
-    def _begin(self, request: Request, routed: Routed) -> None:
+    def _begin(self, request: ProxiedRequest, routed: RoutedRequest) -> None:
         data, body, complete = self._buffer[request.end :], request.body, True
         most = self._most_body = routed.route.max_body_bytes
         if body == CHUNKED:

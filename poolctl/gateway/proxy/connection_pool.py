@@ -17,7 +17,7 @@ MOST_IDLE = 128
 IDLE_SECONDS = 55.0
 
 
-class Client(Protocol):
+class DrainableClient(Protocol):
     """A client's connection, as far as draining needs it."""
 
     def drain(self) -> None:
@@ -36,7 +36,7 @@ class ConnectionPool:
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.timers = TimerWheel(self.loop)
-        self.clients: set[Client] = set()
+        self.clients: set[DrainableClient] = set()
         self.arriving = 0  # connections of clients in their TLS handshake
         self._idle: dict[Endpoint, list[BackendConnection]] = {}
         self._emptied: asyncio.Future[None] | None = None
@@ -82,11 +82,11 @@ class ConnectionPool:
         idle.append(connection)
         connection.kept_in(idle, IDLE_SECONDS)
 
-    def enter(self, client: Client) -> None:
+    def enter(self, client: DrainableClient) -> None:
         """A client's connection is open."""
         self.clients.add(client)
 
-    def leave(self, client: Client) -> None:
+    def leave(self, client: DrainableClient) -> None:
         """It is closed."""
         self.clients.discard(client)
         if not self.clients and self._emptied is not None and not self._emptied.done():

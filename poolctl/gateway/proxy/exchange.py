@@ -8,14 +8,14 @@ from time import monotonic
 from ...http.message_head import BadMessage
 from ...routing.route import Route
 from ..backend import READY
-from ..backends import Lease, Outcome, Refused
+from ..backends import Lease, NoBackend, RequestOutcome
 from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
 from ..edge import Edge
 from .backend_connection import BackendConnection
 from .chunked_body import Buffer
 from .client_side import ClientSide
 from .forwarded_head import reported
-from .proxied_request import Request
+from .proxied_request import ProxiedRequest
 from .response_head import Response
 from .sleeping_answers import own_answer
 from .timer_wheel import Timer
@@ -42,7 +42,7 @@ class Exchange:
         self,
         edge: Edge,
         side: ClientSide,
-        request: Request,
+        request: ProxiedRequest,
         route: Route,
         client: str,
         head: bytes,
@@ -102,7 +102,7 @@ class Exchange:
 
     def client_left(self) -> None:
         """The client has gone: nothing is sent to it any more."""
-        self._end(Outcome.CANCELLED)
+        self._end(RequestOutcome.CANCELLED)
 
     def client_eof(self) -> None:
         """Of a tunnel: the client sends nothing more."""
@@ -122,7 +122,7 @@ class Exchange:
 
     def refuse(self, status: int) -> None:
         """The client's request is at fault: end with this status, or cut the response off that has begun."""
-        self._end(Outcome.CANCELLED)
+        self._end(RequestOutcome.CANCELLED)
         if self.begun:
             self._side.cut_off()
         else:
@@ -132,7 +132,7 @@ class Exchange:
 
     def _acquire(self) -> None:
         lease = self._backends.acquire(self._client, self._cookie(), self._tried)
-        if isinstance(lease, Refused):
+        if isinstance(lease, NoBackend):
             if lease.may_wait:
                 self._wait(0)
                 self._task = self._edge.pool.start(self._wait_for_place())
@@ -144,7 +144,7 @@ class Exchange:
     async def _wait_for_place(self) -> None:
         try:
             lease = await self._backends.wait(self._client, self._cookie(), self._tried)
-        except Refused as refused:
+        except NoBackend as refused:
             self._task = None
             self._refused(refused)
             return
@@ -155,7 +155,7 @@ class Exchange:
         if lease.backend.rank != READY:
             response = own_answer(self._edge, lease.backend, self._route, self._request)
             if response is not None:
-                lease.release(Outcome.UNUSED)
+                lease.release(RequestOutcome.UNUSED)
                 self._status, self._sent = response.status, response.first_size
                 self._side.respond(response)
                 self.response_ends(b"")
@@ -163,8 +163,8 @@ class Exchange:
         self._lease = lease
         self._send()
 
-    def _refused(self, refused: Refused) -> None:
-        self._end(Outcome.CANCELLED, REFUSED)
+    def _refused(self, refused: NoBackend) -> None:
+        self._end(RequestOutcome.CANCELLED, REFUSED)
         self._side.refuse(refused.status, refused.retry_after_seconds)
 
     def _cookie(self) -> str:
@@ -260,7 +260,7 @@ class Exchange:
         self._side.send_data(data)
 
     def response_ends(self, trailers: bytes) -> None:
-        self._end(Outcome.ANSWERED)
+        self._end(RequestOutcome.ANSWERED)
         self._side.finish(trailers)
 
     def backend_eof(self) -> None:
@@ -272,7 +272,7 @@ class Exchange:
         if not self._half_closed:
             self._half_closed = True
             return
-        self._end(Outcome.ANSWERED)
+        self._end(RequestOutcome.ANSWERED)
         self._side.finish(b"")
 
     def backend_writable(self, writable: bool) -> None:
@@ -283,7 +283,7 @@ class Exchange:
         connection = self._connection
         assert connection is not None
         if self.tunnel:
-            self._end(Outcome.ANSWERED)
+            self._end(RequestOutcome.ANSWERED)
             self._side.finish(b"")
             return
         # An idle connection that the backend was closing: the request has probably not been seen.
@@ -303,9 +303,9 @@ class Exchange:
             return False
         tried = [*self._tried, lease.backend.key]
         other = self._backends.acquire(self._client, self._cookie(), tried)
-        if isinstance(other, Refused):
+        if isinstance(other, NoBackend):
             return False
-        lease.release(Outcome.ANSWERED, self._seconds(), self._status)
+        lease.release(RequestOutcome.ANSWERED, self._seconds(), self._status)
         self._leave_connection(keep=False)
         self._tried, self._lease = tried, None
         self._retries -= 1
@@ -319,7 +319,7 @@ class Exchange:
         lease, self._lease = self._lease, None
         assert lease is not None
         self._leave_connection(keep=False)
-        lease.release(Outcome.FAILED, self._seconds(), 0, error)
+        lease.release(RequestOutcome.FAILED, self._seconds(), 0, error)
         may_repeat = self._kept is not None and (not sent or self._request.idempotent)
         if self._retries and may_repeat and not self.begun:
             self._retries -= 1
@@ -330,10 +330,10 @@ class Exchange:
             # It has had no effect: another backend gets it if there is one, whatever the route says of retries.
             self._tried.append(lease.backend.key)
             other = self._backends.acquire(self._client, self._cookie(), self._tried)
-            if not isinstance(other, Refused):
+            if not isinstance(other, NoBackend):
                 self._assigned(other)
                 return
-        self._end(Outcome.FAILED, error)
+        self._end(RequestOutcome.FAILED, error)
         if self.begun:
             self._side.cut_off()
         else:
@@ -347,14 +347,14 @@ class Exchange:
             if self._lease is not None:
                 self._failed(TIMEOUT, 504, sent=False)
             else:
-                self._end(Outcome.CANCELLED, TIMEOUT)
+                self._end(RequestOutcome.CANCELLED, TIMEOUT)
                 self._side.refuse(504)
         elif self._paused if self.begun else not self.complete and not self._stuck:
             self.refuse(408)  # the client does not go on
         else:
             self._failed(TIMEOUT, 504, sent=True)
 
-    def _end(self, outcome: Outcome, error: str = "") -> None:
+    def _end(self, outcome: RequestOutcome, error: str = "") -> None:
         """Let go of everything, and count what became of the request."""
         self._timer.stop()
         if self._task is not None:
@@ -362,7 +362,7 @@ class Exchange:
             self._task = None
         seconds = self._seconds()
         if self._connection is not None:
-            self._leave_connection(keep=outcome is Outcome.ANSWERED and self.complete)
+            self._leave_connection(keep=outcome is RequestOutcome.ANSWERED and self.complete)
         if self._lease is not None:
             traffic = self._lease.backend.counts
             traffic.bytes_in += self._received
@@ -373,7 +373,7 @@ class Exchange:
         self._counts.bytes_out += self._sent
         if error:
             self._counts.failed(error)
-        elif outcome is Outcome.ANSWERED:
+        elif outcome is RequestOutcome.ANSWERED:
             self._counts.answered(self._status, seconds)
         else:
             self._counts.disconnected()

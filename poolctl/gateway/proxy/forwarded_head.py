@@ -12,7 +12,7 @@ from ...routing.context import RouteContext, context_headers
 from ...routing.route import Route
 from ..backend import Backend
 from ..endpoint import Endpoint
-from .proxied_request import Request
+from .proxied_request import ProxiedRequest
 
 # Fields about one connection (RFC 9110 §7.6.1), those by which a proxy reports the client, or the gateway the route:
 # a client's own would be believed. Names with underscores too, since CGI and WSGI do not distinguish them. `Proxy`
@@ -47,7 +47,7 @@ class Forwarding:
         self._lines: dict[bytes, bytes] = {}  # by host
         self._fields = self._kept = b""
 
-    def client(self, request: Request) -> str:
+    def client(self, request: ProxiedRequest) -> str:
         """The client's address: the last one on the way here that is not of a trusted proxy."""
         if not self.trusted:
             return self.peer
@@ -57,7 +57,7 @@ class Forwarding:
                 return address
         return self.peer
 
-    def head(self, request: Request, route: Route, target: bytes) -> bytes:
+    def head(self, request: ProxiedRequest, route: Route, target: bytes) -> bytes:
         """The head of the request for a backend, which is asked for this target. Raises BadMessage."""
         fields = request.fields
         if fields == self._fields:
@@ -91,7 +91,7 @@ class Forwarding:
         named = b';host="' + host + b'"' if host else b""
         return b"for=" + self._node + b";proto=" + self.scheme + named
 
-    def _extended(self, request: Request) -> bytes:
+    def _extended(self, request: ProxiedRequest) -> bytes:
         """The report of a trusted proxy, with that proxy itself added."""
         hops = [*request.values(b"x-forwarded-for"), *([self.peer.encode()] if self.peer else [])]
         elements = [*request.values(b"forwarded"), self._element(request.host)]

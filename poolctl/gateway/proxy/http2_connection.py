@@ -34,7 +34,7 @@ from .forwarded_head import Forwarding
 from .http2_fields import Fields, MalformedError, fields_of, request_head
 from .http2_limits import COST_OF_RESET, MOST_TABLE_BYTES, ClientCredit, server_connection
 from .http2_stream import NO_ERROR, PROTOCOL_ERROR, Stream
-from .proxied_request import Request, read_request
+from .proxied_request import ProxiedRequest, read_request
 from .request_routing import route_request
 from .timer_wheel import Timer
 from .tls import ServerContext
@@ -65,7 +65,7 @@ class Http2Connection(asyncio.Protocol):
         self._h2 = server_connection(edge.settings.max_head_bytes)
         self._streams: dict[int, Stream] = {}
         self._sending: dict[int, Stream] = {}  # those with data, or their end, to be sent
-        self._previous: Request | None = None
+        self._previous: ProxiedRequest | None = None
         self._writable = True
         self._flush_due = False
         self._closed = False

@@ -49,13 +49,13 @@ class ClientCredit:
         return self._left >= 0
 
 
-class _Connection(H2Connection):
+class _BoundedConnection(H2Connection):
     MAX_CLOSED_STREAMS = 10 * MOST_STREAMS  # remembered, a hundred bytes each
 
 
 def server_connection(max_head_bytes: int) -> H2Connection:
     """The server's side of a connection, which has its settings to send."""
-    connection = _Connection(
+    connection = _BoundedConnection(
         H2Configuration(
             client_side=False,
             header_encoding=None,

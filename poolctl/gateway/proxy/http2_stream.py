@@ -11,9 +11,9 @@ from ..edge import Edge
 from .chunked_body import Buffer, allowed_trailers
 from .exchange import Exchange
 from .http2_fields import Fields, MalformedError, response_fields, trailer_lines
-from .proxied_request import Request
+from .proxied_request import ProxiedRequest
 from .refusal import refusal
-from .request_routing import Routed
+from .request_routing import RoutedRequest
 from .response_head import Response
 from .timer_wheel import Timer
 
@@ -24,7 +24,7 @@ MOST_WAITING_TOGETHER = 512 * 1024
 NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR = 0, 1, 2  # RFC 9113 §7
 
 
-class Connection(Protocol):
+class StreamConnection(Protocol):
     """The stream's connection."""
 
     waiting: int  # bytes of all responses
@@ -53,7 +53,7 @@ class Stream:
         "_size", "_taking", "_timer", "_waiting", "finished", "number", "size", "takes_chunks", "trailers",
     )  # fmt: skip
 
-    def __init__(self, edge: Edge, connection: Connection, number: int) -> None:
+    def __init__(self, edge: Edge, connection: StreamConnection, number: int) -> None:
         self.takes_chunks = False
         self.number = number
         self.size = 0  # of the response's data that waits
@@ -61,7 +61,7 @@ class Stream:
         self.trailers = b""
         self._connection = connection
         self._timer = Timer(edge.pool.timers)
-        self._request: Request | None = None
+        self._request: ProxiedRequest | None = None
         self._exchange: Exchange | None = None
         self._waiting: deque[Buffer] = deque()
         self._paused = False  # the backend is not read
@@ -87,7 +87,7 @@ class Stream:
 
     # The request.
 
-    def begin(self, edge: Edge, request: Request, routed: Routed, *, complete: bool) -> None:
+    def begin(self, edge: Edge, request: ProxiedRequest, routed: RoutedRequest, *, complete: bool) -> None:
         """Send the request to a backend. Raises MalformedError, and BadMessage for a body that is too large."""
         self._request = request
         self._complete = complete

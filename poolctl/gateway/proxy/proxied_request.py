@@ -21,7 +21,7 @@ _unfit = re.compile(UNFIT).search
 _END = b"\r\n\r\n"
 
 
-class Request:
+class ProxiedRequest:
     """The head of a request. `fields` are its lines as they were sent, each after its line break: "\\r\\nHost: a".
 
     `body` is the length of its body, or CHUNKED; `upgrade` the protocol that the client asks to change to. `canonical`:
@@ -52,12 +52,12 @@ class Request:
         self.upgrade, self.canonical = upgrade, canonical
 
     def __repr__(self) -> str:
-        return f"<Request {self.method.decode()} {self.target.decode()}>"
+        return f"<ProxiedRequest {self.method.decode()} {self.target.decode()}>"
 
-    def again(self, line: re.Match[bytes], end: int) -> Request:
+    def again(self, line: re.Match[bytes], end: int) -> ProxiedRequest:
         """A request with the same fields and another request line; its head has so many bytes."""
         method, target, path = line.groups()
-        return Request(
+        return ProxiedRequest(
             method, target, path, self.host, self.fields, self.body,
             end=end, keep_alive=self.keep_alive, upgrade=self.upgrade, canonical=True,
         )  # fmt: skip
@@ -77,7 +77,9 @@ class Request:
         return b", ".join(self.values(name))
 
 
-def read_request(data: bytes, max_head_bytes: int, previous: Request | None = None) -> Request | None:
+def read_request(
+    data: bytes, max_head_bytes: int, previous: ProxiedRequest | None = None
+) -> ProxiedRequest | None:
     """The request whose head these bytes begin with; None while it is not complete. Raises BadMessage.
 
     `previous` is one in canonical form of the same connection: most clients send the same fields again, byte by byte.
@@ -95,7 +97,7 @@ def read_request(data: bytes, max_head_bytes: int, previous: Request | None = No
     if end > max_head_bytes:
         raise BadMessage("the head is too large", 431)
     fields = data[data.index(b"\r\n") : end - 4]
-    request = Request(
+    request = ProxiedRequest(
         method,
         target,
         path,
@@ -117,7 +119,7 @@ def _protocol(name: bytes) -> bytes:
     return b"" if name.lower() == b"h2c" else name
 
 
-def _read_any(data: bytes, max_head_bytes: int) -> Request | None:
+def _read_any(data: bytes, max_head_bytes: int) -> ProxiedRequest | None:
     """A request in any form that all parsers read alike."""
     end = data.find(_END, 2) + len(_END)  # one empty line may come first (RFC 9112 §2.2)
     if end < len(_END):
@@ -147,7 +149,7 @@ def _read_any(data: bytes, max_head_bytes: int) -> Request | None:
     expected = head.get(b"expect").lower()
     if expected not in (b"", b"100-continue"):
         raise BadMessage("an unknown expectation", 417)
-    request = Request(
+    request = ProxiedRequest(
         head.method, target, target.partition(b"?")[0], host, fields, body,
         end=end, http_1_1=head.http_1_1, keep_alive=head.keep_alive,
     )  # fmt: skip

@@ -12,13 +12,13 @@ from ...routing.normal_path import normal_path
 from ...routing.route import Route
 from ..edge import Edge
 from .forwarded_head import Forwarding
-from .proxied_request import Request
+from .proxied_request import ProxiedRequest
 
 # CONNECT asks for a tunnel to anywhere. TRACE would return what the gateway adds to the request.
 _REFUSED_METHODS = (b"CONNECT", b"TRACE")
 
 
-class Routed(NamedTuple):
+class RoutedRequest(NamedTuple):
     """`client` is the address of the client, `head` the head of the request for the backend."""
 
     route: Route
@@ -29,7 +29,7 @@ class Routed(NamedTuple):
 class _Fields(Mapping[str, str]):
     """The fields of a request by their names in lower case, found when they are asked for."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: ProxiedRequest) -> None:
         self._request = request
 
     def __getitem__(self, name: str) -> str:
@@ -46,7 +46,7 @@ class _Fields(Mapping[str, str]):
         return len(list(iter(self)))
 
 
-def route_request(edge: Edge, request: Request, forwarding: Forwarding) -> Routed:
+def route_request(edge: Edge, request: ProxiedRequest, forwarding: Forwarding) -> RoutedRequest:
     """The route of the request. Raises BadMessage with the status to respond with where there is none."""
     if request.method in _REFUSED_METHODS:
         raise BadMessage("the method is not served", 405)
@@ -66,7 +66,7 @@ def route_request(edge: Edge, request: Request, forwarding: Forwarding) -> Route
     if path != "*" and (normal != path or route.strip_path):
         stripped = _without_prefix(normal, route.path) if route.strip_path else normal
         target = stripped.encode() + target[len(path) :]
-    return Routed(route, forwarding.client(request), forwarding.head(request, route, target))
+    return RoutedRequest(route, forwarding.client(request), forwarding.head(request, route, target))
 
 
 @lru_cache(maxsize=1024)

@@ -8,7 +8,7 @@ from ...routing.normal_path import normal_path
 from ...routing.route import Route
 from ..backend import SLEEPING, Backend
 from ..edge import Edge
-from .proxied_request import Request
+from .proxied_request import ProxiedRequest
 from .response_head import Response, read_response
 
 RELOAD_SECONDS = 1
@@ -45,7 +45,7 @@ def spares_server(route: Route, method: bytes, path: bytes) -> bool:
     return method in (b"GET", b"HEAD") and (path.endswith(b"/favicon.ico") or _is_probe(route, path))
 
 
-def own_answer(edge: Edge, backend: Backend, route: Route, request: Request) -> Response | None:
+def own_answer(edge: Edge, backend: Backend, route: Route, request: ProxiedRequest) -> Response | None:
     """The response to give instead of asking a backend that sleeps or starts; None if the request waits for it.
 
     Has the server woken where a page is shown.
@@ -61,7 +61,7 @@ def own_answer(edge: Edge, backend: Backend, route: Route, request: Request) -> 
     return _response("503 Service Unavailable", "text/html; charset=utf-8", _PAGE, _PAGE_FIELDS)
 
 
-def takes_waiting_page(route: Route, request: Request) -> bool:
+def takes_waiting_page(route: Route, request: ProxiedRequest) -> bool:
     """Whether the request is a browser's for a page, on a route that has a waiting page."""
     return (
         route.waiting_page

@@ -17,7 +17,7 @@ class ServerContext(ssl.SSLContext):
     """The context of one certificate, which was put for these `names`."""
 
     names: frozenset[str] = frozenset()
-    listener: _Listener
+    listener: _TlsListener
 
     def is_for(self, host: bytes) -> bool:
         """Whether a handshake for the host of a request, with or without a port, would present this certificate.
@@ -31,7 +31,7 @@ class ServerContext(ssl.SSLContext):
         return self.listener.chosen(name).names == self.names
 
 
-class Certificates:
+class ListenerCertificates:
     """For each TLS listener the contexts of its certificates: one by each of their names, and the first as default.
 
     A certificate that is put again replaces the former one for handshakes from then on; connections go on.
@@ -39,7 +39,7 @@ class Certificates:
 
     def __init__(self, alpn: Sequence[str] = ALPN) -> None:
         self._alpn = list(alpn)
-        self._listeners: dict[str, _Listener] = {}
+        self._listeners: dict[str, _TlsListener] = {}
 
     def put(self, bind: str, names: Sequence[str], tls: Table, contents: Sequence[bytes]) -> None:
         """Use this certificate for these names: "www.example.com", "*.example.com", or none at all for the default.
@@ -54,7 +54,7 @@ class Certificates:
         context.set_alpn_protocols(self._alpn)
         listener = self._listeners.get(bind)
         if listener is None:
-            listener = self._listeners[bind] = _Listener(context)
+            listener = self._listeners[bind] = _TlsListener(context)
         listener.put(names, context)
 
     def remove(self, bind: str) -> None:
@@ -67,7 +67,7 @@ class Certificates:
         return listener.default if listener is not None else None
 
 
-class _Listener:
+class _TlsListener:
     def __init__(self, default: ServerContext) -> None:
         self.default = default
         self._by_name: dict[str, ServerContext] = {}

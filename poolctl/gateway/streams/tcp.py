@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..backends import Lease, Outcome
+from ..backends import Lease, RequestOutcome
 from ..counts import CONNECT, RESET
 from .backend_addresses import BackendAddresses, SocketAddress
 from .flow import Flow
@@ -42,8 +42,8 @@ class TcpStream:
         self.edge = edge
         self.route = route
         self.addresses = BackendAddresses(edge.loop, socket.SOCK_STREAM)
-        self.open: IdleOrder[_Connection, _Connection] = IdleOrder(
-            edge.loop, edge.now, route.idle_seconds, _Connection.close
+        self.open: IdleOrder[_StreamedConnection, _StreamedConnection] = IdleOrder(
+            edge.loop, edge.now, route.idle_seconds, _StreamedConnection.close
         )
         self.accepted = self.passed = self.refused = self.failed = 0
         self.bytes_in = self.bytes_out = 0  # of connections that have ended
@@ -90,7 +90,7 @@ class TcpStream:
             "bytes_out": self.bytes_out + sum(each.bytes_out for each in self.open),
         }
 
-    def ended(self, connection: _Connection) -> None:
+    def ended(self, connection: _StreamedConnection) -> None:
         """A connection is closed, or was passed on."""
         self.bytes_in += connection.bytes_in
         self.bytes_out += connection.bytes_out
@@ -138,13 +138,13 @@ class TcpStream:
                 continue  # the client is gone already
             client.setblocking(False)
             self.accepted += 1
-            connection = _Connection(self, client, address[0] if address else "")
+            connection = _StreamedConnection(self, client, address[0] if address else "")
             self.open.add(connection, connection)
             connection.connect()
             self._settle()
 
 
-class _Connection:
+class _StreamedConnection:
     """A client's connection: first without a backend, then with both directions being copied."""
 
     __slots__ = (
@@ -190,7 +190,7 @@ class _Connection:
     def _next_backend(self) -> None:
         if self._lease is not None:  # none of its addresses accepted a connection
             self._stream.failed += 1
-            self._release(Outcome.FAILED, CONNECT)
+            self._release(RequestOutcome.FAILED, CONNECT)
         lease = self._stream.edge.backends.of(self._stream.route).acquire(self._host, "", self._tried)
         if not isinstance(lease, Lease):
             self._stream.refused += 1
@@ -216,7 +216,7 @@ class _Connection:
     def _pass_on(self, lease: Lease) -> None:
         """Hand the client's own connection to a worker, which is woken by it if it sleeps."""
         self._closed = True
-        self._release(Outcome.PASSED)
+        self._release(RequestOutcome.PASSED)
         client = self._client
         self._stream.passed += 1
         self._stream.ended(self)
@@ -227,7 +227,7 @@ class _Connection:
         try:
             backend = socket.socket(place.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as error:
-            self._release(Outcome.CANCELLED)
+            self._release(RequestOutcome.CANCELLED)
             self.reset()
             self._stream.hold_off(error)
             return
@@ -296,7 +296,7 @@ class _Connection:
         """Reading from `source` failed. The other side gets a reset, too: its peer must not take this for the end."""
         if source is self._backend and not self.bytes_out:
             self._stream.failed += 1
-            self._release(Outcome.FAILED, RESET)
+            self._release(RequestOutcome.FAILED, RESET)
         self.reset()
 
     def reset(self) -> None:
@@ -322,13 +322,13 @@ class _Connection:
             counts = self._lease.backend.counts
             counts.bytes_in += self.bytes_in
             counts.bytes_out += self.bytes_out
-        self._release(Outcome.ANSWERED if self._up else Outcome.CANCELLED)
+        self._release(RequestOutcome.ANSWERED if self._up else RequestOutcome.CANCELLED)
         self._client.close()
         if self._backend is not None:
             self._backend.close()
         self._stream.ended(self)
 
-    def _release(self, outcome: Outcome, error: str = "") -> None:
+    def _release(self, outcome: RequestOutcome, error: str = "") -> None:
         if self._lease is not None:
             lease, self._lease = self._lease, None
             lease.release(outcome, self._stream.edge.now() - self._began, 0, error)

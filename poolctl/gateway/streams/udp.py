@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..backends import Lease, Outcome
+from ..backends import Lease, RequestOutcome
 from ..counts import CONNECT
 from .backend_addresses import BackendAddresses
 from .idle_order import IdleOrder
@@ -48,7 +48,7 @@ class UdpStream:
         self.datagrams_in = self.datagrams_out = self.bytes_in = self.bytes_out = 0
         self._most = _most_sessions(route)
         self._empty: asyncio.Future[None] | None = None
-        self._listeners = [_Listener(self, each) for each in listeners]
+        self._listeners = [_DatagramSocket(self, each) for each in listeners]
 
     def apply(self, route: StreamRoute) -> None:
         """Use changed targets and limits: for new sessions, the idle limit for all."""
@@ -91,7 +91,7 @@ class UdpStream:
         }
 
     def begin(
-        self, key: object, listener: _Listener, client: Any, local: Any, tried: tuple[str, ...] = ()
+        self, key: object, listener: _DatagramSocket, client: Any, local: Any, tried: tuple[str, ...] = ()
     ) -> _Session | None:
         """A new session for the client, or None: no backend is available now."""
         while len(self.sessions) >= self._most:
@@ -104,13 +104,13 @@ class UdpStream:
             # While its name is being resolved the datagram is dropped: clients of UDP send again.
             sock = self._socket(known[0].family) if known else None
             if known is None or sock is None:
-                lease.release(Outcome.CANCELLED)
+                lease.release(RequestOutcome.CANCELLED)
                 return None
             try:
                 sock.connect(known[0].address)
             except OSError:  # no route to it
                 sock.close()
-                lease.release(Outcome.FAILED, 0.0, 0, CONNECT)
+                lease.release(RequestOutcome.FAILED, 0.0, 0, CONNECT)
                 self.failed += 1
                 tried += (lease.backend.key,)
                 continue
@@ -143,7 +143,7 @@ def _most_sessions(route: StreamRoute) -> int:
     return route.max_connections or max(1, most)
 
 
-class _Listener:
+class _DatagramSocket:
     """A socket to which clients send their datagrams.
 
     Where it is bound to every address of the machine, the kernel says to which one a datagram was sent, and the answer
@@ -228,7 +228,13 @@ class _Session:
     )
 
     def __init__(
-        self, key: object, listener: _Listener, client: Any, local: Any, sock: socket.socket, lease: Lease
+        self,
+        key: object,
+        listener: _DatagramSocket,
+        client: Any,
+        local: Any,
+        sock: socket.socket,
+        lease: Lease,
     ) -> None:
         self.used = 0.0
         self.key = key
@@ -288,13 +294,13 @@ class _Session:
 
     def _fail(self) -> None:
         self._listener.stream.failed += 1
-        self._end(Outcome.FAILED, CONNECT)
+        self._end(RequestOutcome.FAILED, CONNECT)
 
     def close(self) -> None:
         """End it; a later datagram of the client begins another one."""
-        self._end(Outcome.ANSWERED if self._answered else Outcome.CANCELLED)
+        self._end(RequestOutcome.ANSWERED if self._answered else RequestOutcome.CANCELLED)
 
-    def _end(self, outcome: Outcome, error: str = "") -> None:
+    def _end(self, outcome: RequestOutcome, error: str = "") -> None:
         if self._ended:
             return
         self._ended = True

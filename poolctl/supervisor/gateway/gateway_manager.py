@@ -29,10 +29,10 @@ from poolctl.worker import tally
 
 from ..active_configuration import PoolEnvironment
 from ..sidecar import SidecarManager
+from .computed_routes import ComputedRoutes
 from .gateway_listeners import GatewayListeners
 from .gateway_plan import GatewayPlan, plan_of
 from .gateway_process import GatewayProcess, pair_number
-from .published_routes import PublishedRoutes
 
 _SERVES_SECONDS = 10.0
 # How often certificates are read again: other programs renew them.
@@ -52,7 +52,7 @@ class GatewayManager(SidecarManager):
         self._environment = environment
         self._core = core
         self._listeners = GatewayListeners(environment.keeper)
-        self._routes = PublishedRoutes(self._published)
+        self._routes = ComputedRoutes(self._published)
         self._pairs: dict[str, socket.socket] = {}  # the give ends of routed servers, which the runner owns
         self._own: tuple[socket.socket, socket.socket] | None = None  # give and take
         self._hosts: Table = {}
@@ -62,7 +62,7 @@ class GatewayManager(SidecarManager):
         core.listeners.add(self._look)
 
     @property
-    def routes(self) -> PublishedRoutes:
+    def routes(self) -> ComputedRoutes:
         """The routes in force."""
         return self._routes
 

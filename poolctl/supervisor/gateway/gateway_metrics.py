@@ -26,8 +26,8 @@ from poolctl.worker import tally
 
 from ..observers.pool_metrics import Row, families_of, family_of
 from ..observers.statistics import BOUNDS_SECONDS
+from .computed_routes import RouteSet
 from .gateway_manager import GatewayManager
-from .published_routes import RouteSet
 
 # Of routes, streams and hosts each: a scrape stays small, and so does what the scraper keeps.
 MOST_LABELLED = 1000

@@ -17,7 +17,7 @@ from poolctl.http.chunked_end import ChunkedEnd
 from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import EXTENSION, extension
 from poolctl.routing.route import Route
-from poolctl.routing.table import Match, RouteTable
+from poolctl.routing.route_table import Match, RouteTable
 
 from .uvicorn_parts import App, Receive, Scope, Send
 

@@ -18,7 +18,7 @@ from h2.events import (
     TrailersReceived,
 )
 
-from poolctl.gateway.proxy.tls import Certificates
+from poolctl.gateway.proxy.tls import ListenerCertificates
 from tests.certificates import certificate
 from tests.unit.gateway.proxy_stage import DEADLINE, Stage, Wire
 
@@ -145,7 +145,7 @@ class Client:
 class Http2Stage(Stage):
     """A proxy with a certificate for a.example."""
 
-    certificates: Certificates | None = None
+    certificates: ListenerCertificates | None = None
 
     def __init__(self, directory: Path, **settings: Any) -> None:
         super().__init__(**settings)
@@ -153,7 +153,7 @@ class Http2Stage(Stage):
 
     async def connect(self, name: str | None = "a.example") -> Client:
         if self.certificates is None:
-            self.certificates = Certificates()
+            self.certificates = ListenerCertificates()
             self.put("a.example")
         context = self.certificates.context(":443")
         assert context is not None
@@ -166,6 +166,6 @@ class Http2Stage(Stage):
 
     def put(self, *names: str) -> None:
         """Present a certificate for these names."""
-        self.certificates = self.certificates or Certificates()
+        self.certificates = self.certificates or ListenerCertificates()
         cert, key = certificate(self.directory, names[0])
         self.certificates.put(":443", names, {}, [cert.read_bytes(), key.read_bytes()])

@@ -8,10 +8,10 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from poolctl.gateway.accepting import Acceptor, GivenBack
+from poolctl.gateway.acceptor import Acceptor, GivenBack
 from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.passing import Passing
-from poolctl.gateway.proxy.tls import Certificates
+from poolctl.gateway.proxy.tls import ListenerCertificates
 from poolctl.gateway.settings import ListenerSettings
 from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Connection, Routed
@@ -80,7 +80,7 @@ class Stage(proxy_stage.Stage):
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.edge.event = lambda kind, **data: self.events.append((kind, data))  # type: ignore[method-assign]
         self.edge.passing = Passing(self.edge.event)
-        self.edge.certificates = Certificates()
+        self.edge.certificates = ListenerCertificates()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.acceptor = Acceptor(self.edge, self.listener, ListenerSettings(bind="127.0.0.1:0", tls=tls))

@@ -20,7 +20,7 @@ from poolctl.gateway.proxy.connection_pool import ConnectionPool
 from poolctl.gateway.proxy.serving import serve, serve_tls
 from poolctl.gateway.settings import GatewaySettings
 from poolctl.routing.route import Route, Target, Timeouts
-from poolctl.routing.table import RouteTable, write_table
+from poolctl.routing.route_table import RouteTable, write_table
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 # Around every wait of a test: far more than any of them needs.

@@ -8,7 +8,7 @@ import pytest
 
 from poolctl.clock import ManualClock
 from poolctl.frozen_value import Table
-from poolctl.gateway.backends import Backends, Lease, Outcome, Refused, RouteBackends, ServerFacts
+from poolctl.gateway.backends import Backends, Lease, NoBackend, RequestOutcome, RouteBackends, ServerFacts
 from poolctl.gateway.counts import Counts
 from poolctl.gateway.hosts import HostManager
 from poolctl.routing.route import BreakerRule, Limit, Route, StreamRoute, Target
@@ -47,19 +47,19 @@ def stage() -> Stage:
     return Stage()
 
 
-def taken(found: Lease | Refused) -> Lease:
+def taken(found: Lease | NoBackend) -> Lease:
     assert isinstance(found, Lease), found
     return found
 
 
-def refused(found: Lease | Refused) -> Refused:
-    assert isinstance(found, Refused), found
+def refused(found: Lease | NoBackend) -> NoBackend:
+    assert isinstance(found, NoBackend), found
     return found
 
 
 def fail(route: RouteBackends, times: int = 1) -> None:
     for _ in range(times):
-        taken(route.acquire("1.1.1.1")).release(Outcome.FAILED)
+        taken(route.acquire("1.1.1.1")).release(RequestOutcome.FAILED)
 
 
 def test_backends_are_used_in_turn(stage: Stage) -> None:
@@ -68,7 +68,7 @@ def test_backends_are_used_in_turn(stage: Stage) -> None:
     assert [lease.backend.key for lease in leases] == [*URLS, URLS[0]]
     assert [lease.backend.in_flight for lease in leases] == [2, 1, 1, 2]
     for lease in leases:
-        lease.release(Outcome.ANSWERED, 0.01, 200)
+        lease.release(RequestOutcome.ANSWERED, 0.01, 200)
     assert route.in_flight == 0
 
 
@@ -76,7 +76,7 @@ def test_second_release_of_a_lease_does_nothing(stage: Stage) -> None:
     route = stage.route(limit=Limit(concurrency=1))
     lease = taken(route.acquire("1.1.1.1"))
     for _ in range(3):
-        lease.release(Outcome.ANSWERED, 0.01, 200)
+        lease.release(RequestOutcome.ANSWERED, 0.01, 200)
     assert lease.backend.in_flight == route.in_flight == 0
     taken(route.acquire("1.1.1.1"))
     refused(route.acquire("1.1.1.1"))
@@ -103,7 +103,7 @@ def test_open_breaker_sends_requests_to_the_next_backend_and_then_refuses(stage:
     stage.clock.advance(10)
     probe = taken(route.acquire("1.1.1.1"))
     assert (probe.backend.key, stage.row(URLS[0])["breaker"]) == (URLS[0], "half-open")
-    probe.release(Outcome.ANSWERED, 0.01, 200)
+    probe.release(RequestOutcome.ANSWERED, 0.01, 200)
     assert stage.row(URLS[0])["breaker"] == "closed"
     assert stage.events[-1] == ("breaker closed", {"host": URLS[0], "why": "it answers again"})
 
@@ -116,14 +116,14 @@ def test_answers_open_the_breaker_only_if_the_backend_is_to_blame(
 ) -> None:
     route = stage.route(URLS[0])
     for _ in range(5):
-        taken(route.acquire("1.1.1.1")).release(Outcome.ANSWERED, 0.1, status)
+        taken(route.acquire("1.1.1.1")).release(RequestOutcome.ANSWERED, 0.1, status)
     assert stage.backends.available(URLS[0]).ok is not opens
 
 
 def test_requests_of_clients_that_left_say_nothing_about_the_backend(stage: Stage) -> None:
     route = stage.route(URLS[0])
     for _ in range(10):
-        taken(route.acquire("1.1.1.1")).release(Outcome.CANCELLED)
+        taken(route.acquire("1.1.1.1")).release(RequestOutcome.CANCELLED)
     assert stage.backends.available(URLS[0]).ok
     assert (stage.row(URLS[0])["requests"], stage.row(URLS[0])["errors"]) == (10, 0)
 
@@ -134,7 +134,7 @@ def test_disabled_host_is_passed_over_until_its_time_is_over(stage: Stage) -> No
     stage.hosts.disable(URLS[0], 30)
     answer = refused(route.acquire("1.1.1.1"))
     assert (answer.retry_after_seconds, answer.may_wait) == (30, False)
-    lease.release(Outcome.ANSWERED, 0.1, 200)
+    lease.release(RequestOutcome.ANSWERED, 0.1, 200)
     stage.clock.advance(30)
     taken(route.acquire("1.1.1.1"))
 
@@ -213,7 +213,7 @@ def test_changed_route_keeps_the_state_of_the_backends_that_stay(stage: Stage) -
     assert (stage.row(URLS[1])["in_flight"], stage.row(URLS[1])["why"]) == (1, "broken disk")
     stage.hosts.enable(URLS[1])
     assert "limit" in stage.backends.available(URLS[1]).why
-    lease.release(Outcome.ANSWERED, 0.1, 200)
+    lease.release(RequestOutcome.ANSWERED, 0.1, 200)
     assert stage.backends.available(URLS[1]).ok
 
 
@@ -254,7 +254,7 @@ def test_lasting_connection_proves_its_backend_at_its_beginning(stage: Stage) ->
     refused(backends.acquire("1.1.1.1"))
     lease.connected()
     taken(backends.acquire("1.1.1.1"))
-    lease.release(Outcome.FAILED)
+    lease.release(RequestOutcome.FAILED)
     refused(backends.acquire("1.1.1.1"))
 
 
@@ -265,7 +265,7 @@ def test_passed_connections_count_for_least_connections_until_their_number_is_re
     stage.backends.apply([route], {name: facts(name) for name in ("a", "b")})
     backends = stage.backends.of(route)
     for _ in range(4):
-        taken(backends.acquire("1.1.1.1")).release(Outcome.PASSED)
+        taken(backends.acquire("1.1.1.1")).release(RequestOutcome.PASSED)
     assert ([each.load for each in backends.members], len(passed)) == ([2, 2], 4)
     assert stage.row("a")["requests"] == 0
     assert stage.backends.by_load == ["a", "b"]
@@ -278,7 +278,7 @@ def test_passed_connections_of_other_policies_are_not_counted(stage: Stage) -> N
     stage.backends.on_passed = lambda: pytest.fail("nothing has to be asked for")
     route = server_route("a")
     stage.backends.apply([route], {"a": facts("a")})
-    taken(stage.backends.of(route).acquire("1.1.1.1")).release(Outcome.PASSED)
+    taken(stage.backends.of(route).acquire("1.1.1.1")).release(RequestOutcome.PASSED)
     assert stage.backends.of(route).members[0].load == 0
 
 
@@ -298,7 +298,7 @@ def test_repeated_facts_and_routes_change_nothing(stage: Stage) -> None:
         stage.backends.apply(
             [server_route("a", "b", policy="least-connections")], {"a": facts("a"), "b": facts("b")}
         )
-        taken(stage.backends.of(route).acquire("1.1.1.1")).release(Outcome.PASSED)
+        taken(stage.backends.of(route).acquire("1.1.1.1")).release(RequestOutcome.PASSED)
     assert sorted(member.load for member in stage.backends.of(route).members) == [1, 2]
 
 

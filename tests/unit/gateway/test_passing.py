@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.gateway import accepting, waiting_connections
+from poolctl.gateway import acceptor, waiting_connections
 from poolctl.gateway.passing import Passing
 from poolctl.gateway.waiting_connections import WaitingConnections
 from poolctl.keeper.connection_handover import MOST_HOPS
@@ -210,7 +210,7 @@ def test_oldest_silent_connection_is_closed_when_too_many_wait() -> None:
 
 
 def test_above_the_most_connections_new_ones_wait_in_the_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accepting, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(acceptor, "_AGAIN_SECONDS", 0.01)
 
     async def scene(stage: Stage) -> None:
         pair = stage.server("users")
@@ -235,7 +235,7 @@ def test_above_the_most_connections_new_ones_wait_in_the_backlog(monkeypatch: py
 def test_tls_handshakes_count_among_the_open_connections(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(accepting, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(acceptor, "_AGAIN_SECONDS", 0.01)
     contents = [path.read_bytes() for path in certificate(tmp_path)]
 
     async def scene(stage: Stage) -> None:
@@ -512,7 +512,7 @@ def test_bytes_that_are_no_tls_are_closed_at_once() -> None:
 
 
 def test_accepting_pauses_while_there_is_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accepting, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(acceptor, "_AGAIN_SECONDS", 0.01)
 
     async def scene(stage: Stage) -> None:
         pair = stage.server("users")

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from poolctl.gateway.proxy.forwarded_head import Forwarding
-from poolctl.gateway.proxy.proxied_request import Request, read_request
+from poolctl.gateway.proxy.proxied_request import ProxiedRequest, read_request
 from poolctl.http.message_head import BadMessage
 from poolctl.routing.route import Route
 from tests.http_corpus import REQUESTS, RequestCase
@@ -21,7 +21,7 @@ MOST = 65536
 PEER = "198.51.100.7"
 
 
-def read(data: bytes) -> Request:
+def read(data: bytes) -> ProxiedRequest:
     request = read_request(data, MOST)
     assert request is not None
     return request
@@ -67,7 +67,7 @@ class _Llhttp:
         self.complete = True
 
 
-def assert_read_alike(head: bytes, request: Request) -> None:
+def assert_read_alike(head: bytes, request: ProxiedRequest) -> None:
     """Both parsers see in the head that a backend gets what the proxy has seen."""
     method, target, given_fields = by_h11(head)
     llhttp = _Llhttp(head)
@@ -143,8 +143,8 @@ def test_head_that_reaches_a_backend_is_the_one_that_the_proxy_has_read(
     assert (b"connection" in names) == bool(request.upgrade)
 
 
-def facts(request: Request | None) -> list[object]:
-    return [] if request is None else [getattr(request, name) for name in Request.__slots__]
+def facts(request: ProxiedRequest | None) -> list[object]:
+    return [] if request is None else [getattr(request, name) for name in ProxiedRequest.__slots__]
 
 
 @given(

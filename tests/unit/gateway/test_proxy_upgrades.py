@@ -10,7 +10,7 @@ import pytest
 
 from poolctl.gateway.proxy import client_connection, connection_pool
 from poolctl.gateway.proxy.serving import drain
-from poolctl.gateway.proxy.tls import Certificates
+from poolctl.gateway.proxy.tls import ListenerCertificates
 from tests.certificates import certificate
 from tests.unit.gateway.proxy_stage import LOOPS, Backend, Stage, Wire, ok, play, route
 
@@ -187,7 +187,7 @@ def test_tls_uses_the_certificate_of_the_name_and_a_renewed_one_at_once(loop: st
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         made = {name: certificate(tmp_path, name) for name in ("a.example", "b.example")}
-        certificates = Certificates()
+        certificates = ListenerCertificates()
         for name, paths in made.items():
             certificates.put(":443", [name], {}, [path.read_bytes() for path in paths])
         for name in ("a.example", "b.example"):
@@ -207,7 +207,9 @@ def test_tls_uses_the_certificate_of_the_name_and_a_renewed_one_at_once(loop: st
                 ":443", ["b.example"], {}, [renewed[0].read_bytes(), made["a.example"][1].read_bytes()]
             )
 
-    async def tls_client(stage: Stage, certificates: Certificates, name: str, trust: ssl.SSLContext) -> Wire:
+    async def tls_client(
+        stage: Stage, certificates: ListenerCertificates, name: str, trust: ssl.SSLContext
+    ) -> Wire:
         context = certificates.context(":443")
         assert context is not None
         return await stage.client(context=context, ssl=trust, server_hostname=name)
@@ -219,7 +221,7 @@ def test_requests_over_tls_are_reported_as_such(loop: str, tmp_path: Path) -> No
     async def scene(stage: Stage) -> None:
         backend = await stage.route(ok)
         cert, key = certificate(tmp_path)
-        certificates = Certificates()
+        certificates = ListenerCertificates()
         certificates.put("x", [], {}, [cert.read_bytes(), key.read_bytes()])
         client = await stage.client(
             context=certificates.context("x"), ssl=authority(cert), server_hostname="localhost"
@@ -235,7 +237,7 @@ def test_no_handshake_no_connection(loop: str, tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         cert, key = certificate(tmp_path)
-        certificates = Certificates()
+        certificates = ListenerCertificates()
         certificates.put("x", [], {}, [cert.read_bytes(), key.read_bytes()])
         client = await stage.client(context=certificates.context("x"))
         await client.send(GET)

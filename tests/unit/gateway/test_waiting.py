@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from poolctl.gateway.backends import Backends, Lease, Outcome, Refused, RouteBackends
+from poolctl.gateway.backends import Backends, Lease, NoBackend, RequestOutcome, RouteBackends
 from poolctl.gateway.hosts import HostManager
 from poolctl.routing.route import BreakerRule, Limit, Route, Target
 from tests.virtual_loop import VirtualLoop
@@ -47,7 +47,7 @@ def stage() -> Iterator[Stage]:
 
 def refused(task: asyncio.Task[Lease]) -> str:
     failure = task.exception()
-    assert isinstance(failure, Refused)
+    assert isinstance(failure, NoBackend)
     assert failure.retry_after_seconds >= 1
     return failure.why
 
@@ -57,7 +57,7 @@ def test_those_that_wait_get_their_turn_in_order(stage: Stage) -> None:
     tasks = [stage.wait(route) for _ in range(4)]
     for at, task in enumerate(tasks):
         assert [each.done() for each in tasks] == [number <= at for number in range(4)]
-        task.result().release(Outcome.ANSWERED, 0.1, 200)
+        task.result().release(RequestOutcome.ANSWERED, 0.1, 200)
         stage.loop.pass_time()
     assert (route.in_flight, route.waiting) == (0, 0)
 
@@ -80,7 +80,7 @@ def test_wait_ends_after_its_time(stage: Stage) -> None:
     stage.loop.pass_time(0.2)
     assert refused(second) == "no place became free in time"
     assert (route.waiting, route.in_flight) == (0, 1)
-    first.result().release(Outcome.ANSWERED, 5.1, 200)
+    first.result().release(RequestOutcome.ANSWERED, 5.1, 200)
 
 
 def test_client_that_goes_away_frees_its_place(stage: Stage) -> None:
@@ -89,7 +89,7 @@ def test_client_that_goes_away_frees_its_place(stage: Stage) -> None:
     second.cancel()
     stage.loop.pass_time()
     assert route.waiting == 1
-    first.result().release(Outcome.ANSWERED, 0.1, 200)
+    first.result().release(RequestOutcome.ANSWERED, 0.1, 200)
     stage.loop.pass_time()
     assert isinstance(third.result(), Lease)
 
@@ -97,7 +97,7 @@ def test_client_that_goes_away_frees_its_place(stage: Stage) -> None:
 def test_client_that_goes_away_as_its_turn_comes_gives_the_place_to_the_next(stage: Stage) -> None:
     route = stage.backends.of(as_route(limit=ONE_AT_ONCE))
     first, second, third = (stage.wait(route) for _ in range(3))
-    first.result().release(Outcome.ANSWERED, 0.1, 200)
+    first.result().release(RequestOutcome.ANSWERED, 0.1, 200)
     second.cancel()  # its lease was granted and has not been received
     stage.loop.pass_time()
     assert second.cancelled()
@@ -108,9 +108,9 @@ def test_client_that_goes_away_as_its_turn_comes_gives_the_place_to_the_next(sta
 def test_newcomer_does_not_overtake_those_that_wait(stage: Stage) -> None:
     route = stage.backends.of(as_route(limit=ONE_AT_ONCE))
     first, second = stage.wait(route), stage.wait(route)
-    first.result().release(Outcome.ANSWERED, 0.1, 200)
+    first.result().release(RequestOutcome.ANSWERED, 0.1, 200)
     found = route.acquire("10.1.1.1")
-    assert isinstance(found, Refused)
+    assert isinstance(found, NoBackend)
     stage.loop.pass_time()
     assert isinstance(second.result(), Lease)
 
@@ -130,7 +130,7 @@ def test_place_that_another_route_frees_is_used(stage: Stage) -> None:
     other = stage.backends.of(as_route(alias="other", backend_limit=limit))
     first, second = stage.wait(one), stage.wait(other)
     assert not second.done()
-    first.result().release(Outcome.ANSWERED, 0.1, 200)
+    first.result().release(RequestOutcome.ANSWERED, 0.1, 200)
     stage.loop.pass_time()
     assert isinstance(second.result(), Lease)
 
@@ -140,7 +140,7 @@ def test_retry_that_waits_for_another_backend_does_not_hold_up_the_others(stage:
     first, _ = stage.wait(route), stage.wait(route)
     retry, newcomer = stage.wait(route, URLS[0]), stage.wait(route)
     assert not retry.done()
-    first.result().release(Outcome.ANSWERED, 0.1, 200)
+    first.result().release(RequestOutcome.ANSWERED, 0.1, 200)
     stage.loop.pass_time()
     assert (retry.done(), newcomer.result().backend.key) == (False, URLS[0])
     retry.cancel()
@@ -151,7 +151,7 @@ def test_none_waits_for_a_backend_that_is_down(stage: Stage) -> None:
     rule = BreakerRule(failures=1, open_seconds=60.0)
     route = stage.backends.of(as_route(limit=ONE_AT_ONCE, breaker=rule))
     first, second = stage.wait(route), stage.wait(route)
-    first.result().release(Outcome.FAILED)
+    first.result().release(RequestOutcome.FAILED)
     stage.loop.pass_time()
     assert "breaker is open" in refused(second)
     third = stage.wait(route)
@@ -166,7 +166,7 @@ def test_removed_route_refuses_those_that_wait(stage: Stage) -> None:
     stage.backends.apply([], {})
     stage.loop.pass_time()
     assert refused(second) == "the route was removed"
-    first.result().release(Outcome.ANSWERED, 0.1, 200)
+    first.result().release(RequestOutcome.ANSWERED, 0.1, 200)
     stage.backends.apply([], {})
     assert stage.backends.snapshot() == []
 
@@ -217,7 +217,7 @@ class Machine(RuleBasedStateMachine):
                 if not task.cancelled() and task.exception() is None:
                     self.leases.append((alias, task.result()))
                 elif not task.cancelled():
-                    assert isinstance(task.exception(), Refused)
+                    assert isinstance(task.exception(), NoBackend)
 
     @rule(alias=st.sampled_from(["one", "two"]), tried=st.sampled_from([(), (), URLS[:1], URLS[1:]]))
     def request(self, alias: str, tried: tuple[str, ...]) -> None:
@@ -225,8 +225,8 @@ class Machine(RuleBasedStateMachine):
         self.settle()
 
     @precondition(lambda self: self.leases)
-    @rule(data=st.data(), outcome=st.sampled_from([*Outcome]), quick=st.booleans())
-    def finish(self, data: st.DataObject, outcome: Outcome, quick: bool) -> None:
+    @rule(data=st.data(), outcome=st.sampled_from([*RequestOutcome]), quick=st.booleans())
+    def finish(self, data: st.DataObject, outcome: RequestOutcome, quick: bool) -> None:
         _, lease = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
         lease.release(outcome, 0.1, 200)
         if not quick:
@@ -293,11 +293,11 @@ class Machine(RuleBasedStateMachine):
             for task in tasks:
                 task.cancel()
         for _, lease in self.leases:
-            lease.release(Outcome.ANSWERED, 0.1, 200)
+            lease.release(RequestOutcome.ANSWERED, 0.1, 200)
         self.stage.loop.pass_time()
         self.settle()
         for _, lease in self.leases:
-            lease.release(Outcome.ANSWERED, 0.1, 200)
+            lease.release(RequestOutcome.ANSWERED, 0.1, 200)
         self.stage.loop.pass_time(100.0)
         rows = self.stage.backends.snapshot()
         self.stage.loop.close()

@@ -10,7 +10,7 @@ import pytest
 from poolctl.http.canonical_head import parse
 from poolctl.routing.decision import passed_host, passed_match
 from poolctl.routing.route import Header, Route, Target
-from poolctl.routing.table import RouteTable, write_table
+from poolctl.routing.route_table import RouteTable, write_table
 
 USERS, SHOP, WEB = ((Target(server=name),) for name in ("users", "shop", "web"))
 ROUTES = [

@@ -16,7 +16,7 @@ from poolctl.routing import table_file
 from poolctl.routing.match import explain
 from poolctl.routing.normal_path import readings
 from poolctl.routing.route import Header, Route, Target, passable
-from poolctl.routing.table import Match, RouteTable, write_table
+from poolctl.routing.route_table import Match, RouteTable, write_table
 
 # Few of each, so that several routes cover a request; half of the tables are about one host.
 HOSTS = ["c.b.a", "c.b.a", "x.b.a", "c", "xb.b.a", "10.0.0.1", "[::1]", ""]

@@ -11,8 +11,8 @@ from poolctl.monitor.exposition import render
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.route import ExcludedRoute, Route, Target
 from poolctl.supervisor.gateway import gateway_metrics
+from poolctl.supervisor.gateway.computed_routes import RouteSet
 from poolctl.supervisor.gateway.gateway_metrics import GatewaySnapshot, families
-from poolctl.supervisor.gateway.published_routes import RouteSet
 
 ROUTES = RouteSet(
     http=(

@@ -23,7 +23,7 @@ from poolctl.keeper.connection_handover import MOST_HOPS, Connection, Routed
 from poolctl.routing.context import try_get_route, upstream_name
 from poolctl.routing.decision import passed_match
 from poolctl.routing.route import Route, Target
-from poolctl.routing.table import RouteTable
+from poolctl.routing.route_table import RouteTable
 from poolctl.routing.table_file import write_table
 from poolctl.worker.serving import http1_connection, routed_connections
 from poolctl.worker.serving.routed_connections import RoutedConnection

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from poolctl.gateway import gateway_process
-from poolctl.gateway.backends import Lease, Outcome
+from poolctl.gateway import gateway_server
+from poolctl.gateway.backends import Lease, RequestOutcome
 from poolctl.gateway.endpoint import ServerFacts
-from poolctl.gateway.gateway_process import GatewayServer
+from poolctl.gateway.gateway_server import GatewayServer
 from poolctl.gateway.settings import GatewaySettings, ListenerSettings
 from poolctl.keeper import connection_handover, wire
 from poolctl.routing.route import Route, StreamRoute, Target
-from poolctl.routing.table import write_table
+from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
 from poolctl.supervisor.gateway.gateway_process import GatewayProcess
 
@@ -270,7 +270,7 @@ def test_hosts_are_disabled_by_order_and_their_states_are_reported_and_restored(
 def test_table_of_many_routes_keeps_the_backends_of_those_that_had_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_process, "_MOST_LISTED_ROUTES", 1)
+    monkeypatch.setattr(gateway_server, "_MOST_LISTED_ROUTES", 1)
     used, unused = (
         Route(alias=each, host=host, to=(Target(server="web"),)) for each, host in (("a", ""), ("b", "b"))
     )
@@ -295,7 +295,7 @@ def test_table_of_many_routes_keeps_the_backends_of_those_that_had_requests(
 def test_number_of_passed_connections_is_asked_for_and_corrected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_process, "_LOADS_SECONDS", 0.01)
+    monkeypatch.setattr(gateway_server, "_LOADS_SECONDS", 0.01)
 
     async def work() -> None:
         async with gateway(tmp_path) as stage:
@@ -306,7 +306,7 @@ def test_number_of_passed_connections_is_asked_for_and_corrected(
             for _ in range(3):
                 lease = backends.of(route).acquire("10.0.0.1")
                 assert isinstance(lease, Lease)
-                lease.release(Outcome.PASSED)
+                lease.release(RequestOutcome.PASSED)
             while not (asked := [each["servers"] for each in stage.reports if each["t"] == "loads"]):
                 await asyncio.sleep(0.001)
             assert (asked, lease.backend.load) == ([["web"]], 3)
@@ -407,5 +407,5 @@ def test_supervisor_is_asked_once_a_second_to_wake_a_server(
             await stage.settled()
             assert [each["server"] for each in stage.reports if each["t"] == "wake"] == [*asked, "web"]
 
-    monkeypatch.setattr(gateway_process, "_WAKE_SECONDS", 0.05)
+    monkeypatch.setattr(gateway_server, "_WAKE_SECONDS", 0.05)
     run(work())

@@ -17,15 +17,15 @@ from ..keeper.connection_handover import MOST_HOPS, Routed
 from ..keeper.wire import WireError
 from ..platform import close_promptly
 from ..routing.decision import passed_host, passed_match
-from ..routing.table import Match
+from ..routing.route_table import Match
 from .backend import SLEEPING
-from .backends import Outcome, Refused
+from .backends import NoBackend, RequestOutcome
 from .client_hello import MOST_BYTES, NoClientHello, read_client_hello
 from .edge import Edge
 from .proxy.serving import serve, serve_tls
 from .proxy.sleeping_answers import spares_server
 from .settings import ListenerSettings
-from .waiting_connections import Waiting
+from .waiting_connections import WaitingConnection
 
 _AT_ONCE = 16
 # Out of descriptors or memory, or as many connections are open as may be.
@@ -168,7 +168,7 @@ class GivenBack:
             _begin(PlainConnection(self._edge, sock, client, received, hops), seconds)
 
 
-class Arriving(Waiting):
+class Arriving(WaitingConnection):
     """A connection of which the head, or the ClientHello, is not known yet."""
 
     __slots__ = ("client", "data", "edge")
@@ -203,7 +203,7 @@ class Arriving(Waiting):
         else:
             return False
         lease = edge.backends.of(match.route).acquire(self.client)
-        if isinstance(lease, Refused):
+        if isinstance(lease, NoBackend):
             if tls:
                 passing.refuse_tls(self.sock)
             else:
@@ -217,11 +217,11 @@ class Arriving(Waiting):
             and spares_server(match.route, head.method, head.path)
         )
         if spared or not passing.passes(server, tls=tls):
-            lease.release(Outcome.UNUSED)
+            lease.release(RequestOutcome.UNUSED)
             return False
         generation = edge.table.generation
         sent = passing.pass_on(server, self.sock, match.route.alias, generation, hops, received, tls=tls)
-        lease.release(Outcome.PASSED if sent else Outcome.CANCELLED)
+        lease.release(RequestOutcome.PASSED if sent else RequestOutcome.CANCELLED)
         return True
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from poolctl.config import ServerConfig, Tables, routes_of
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute
-from poolctl.routing.table import write_table
+from poolctl.routing.route_table import write_table
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Descriptor
 
@@ -31,7 +31,7 @@ class RouteSet(NamedTuple):
     servers: frozenset[str] = frozenset()
 
 
-class PublishedRoutes:
+class ComputedRoutes:
     """Computes routes and table in a thread, one computation at a time; `changed` is called with each new table.
 
     Generations rise over supervisors and keepers too: workers and gateways that outlive both know older ones.

@@ -87,7 +87,7 @@ class _Candidate:
         self.perhaps = Match(route, False, False, False, servers)
 
 
-class _Group:
+class _HostRoutes:
     """The routes of one host pattern, as far as they were asked for."""
 
     __slots__ = ("above", "alone", "candidates", "complete", "depth", "key", "offsets")
@@ -132,8 +132,8 @@ class RouteTable:
         self._mask = count - 1
         self._most = cached
         self._root: dict[str, Any] = {}
-        self._groups: dict[str, _Group | None] = {}
-        self._hosts: dict[str, tuple[_Group, ...]] = {}
+        self._groups: dict[str, _HostRoutes | None] = {}
+        self._hosts: dict[str, tuple[_HostRoutes, ...]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -203,7 +203,7 @@ class RouteTable:
         }
         return list(found.values())
 
-    def _groups_of(self, host: str) -> tuple[_Group, ...]:
+    def _groups_of(self, host: str) -> tuple[_HostRoutes, ...]:
         """The host patterns that cover a host, in the order in which they are asked."""
         self._root = self._root or self._json(self._find(ROOT) or 0)
         patterns = [HostPattern(EXACT, host)]
@@ -230,7 +230,7 @@ class RouteTable:
                 found += () if offset is None else self._json(offset)
         return [text for _, text in sorted(found) if covers_wildcard(text, host)]
 
-    def _group(self, key: str) -> _Group | None:
+    def _group(self, key: str) -> _HostRoutes | None:
         group = self._groups.get(key)
         if group is None:
             offset = self._find(key)
@@ -238,10 +238,10 @@ class RouteTable:
                 return None
             if len(self._groups) >= self._most:
                 self._groups.clear()
-            group = self._groups[key] = _Group(key, self._json(offset))
+            group = self._groups[key] = _HostRoutes(key, self._json(offset))
         return group
 
-    def _candidates(self, group: _Group, prefix: str) -> tuple[_Candidate, ...]:
+    def _candidates(self, group: _HostRoutes, prefix: str) -> tuple[_Candidate, ...]:
         """The routes of a host pattern for exactly this path."""
         if group.complete:
             offsets, above = group.offsets.get(prefix, ()), prefix in group.above

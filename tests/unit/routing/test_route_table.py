@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolctl.routing.route import Header, Limit, Route, Target, Timeouts
-from poolctl.routing.table import RouteTable, TableError, write_table
+from poolctl.routing.route_table import RouteTable, TableError, write_table
 
 WEB = (Target(server="web"),)
 

@@ -18,10 +18,10 @@ from poolctl.keeper import wire
 from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import read_file, sealed_file
 from poolctl.routing.route import Route, StreamRoute
-from poolctl.routing.table import RouteTable
+from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD, SupervisedProcess
 
-from .accepting import Acceptor, GivenBack
+from .acceptor import Acceptor, GivenBack
 from .edge import Edge
 from .endpoint import ServerFacts
 from .hosts import HostState, UnknownHost, find_host

@@ -8,8 +8,8 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from poolctl.config import GatewayConfig, RouteConfig, ServerConfig, Tables
-from poolctl.routing.table import RouteTable
-from poolctl.supervisor.gateway.published_routes import PublishedRoutes
+from poolctl.routing.route_table import RouteTable
+from poolctl.supervisor.gateway.computed_routes import ComputedRoutes
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -26,7 +26,7 @@ def source(*names: str, route: str = "web") -> tuple[Sequence[ServerConfig], Tab
 class Publisher:
     def __init__(self) -> None:
         self.generations: list[int] = []
-        self.published = PublishedRoutes(self.changed)
+        self.published = ComputedRoutes(self.changed)
 
     def changed(self) -> None:
         self.generations.append(self.published.generation)
