@@ -30,7 +30,6 @@ from poolctl.gateway.proxy.serving import drain
 from tests.unit.gateway.http2_client import Client, Http2Stage
 from tests.unit.gateway.proxy_stage import DEADLINE, Backend, Wire, ok, play
 
-pytestmark = pytest.mark.unmeasured
 OK = b"HTTP/1.1 200 OK\r\n"
 CALM, REFUSED = 11, 7  # ENHANCE_YOUR_CALM, REFUSED_STREAM
 LARGE = 12 * 1024 * 1024

@@ -11,7 +11,6 @@ import pytest
 from tests.unit.gateway.http2_client import Fields, Http2Stage
 from tests.unit.gateway.proxy_stage import LOOPS, Backend, Wire, ok, play, route
 
-pytestmark = pytest.mark.unmeasured
 OK = b"HTTP/1.1 200 OK\r\n"
 START: Fields = [
     (b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"a.example"), (b":path", b"/"),
