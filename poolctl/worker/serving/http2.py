@@ -17,6 +17,7 @@ import uvicorn
 from .connection_state import Drainable, PoolServerState, unread_bytes
 from .http1_connection import FIRST, QUIET_SECONDS, Head, Lingering, wants_events
 from .uvicorn_parts import Http2Protocol, State
+from .worker_routes import HasContext, show_route
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -229,6 +230,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
 
     http1: type[Lingering]
     http2: type[LingeringHttp2]
+    look: HasContext | None = None  # of a connection that the gateway has passed on
 
     def __init__(
         self,
@@ -304,6 +306,8 @@ class Http1Or2(Drainable, asyncio.Protocol):
         if self._until is not None:
             until, asked = self._until
             protocol.take_over(until, asked=asked)
+        if self.look is not None and isinstance(protocol, (Lingering, LingeringHttp2)):
+            show_route(protocol, self.look)
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
         if due is not None and protocol.head is not None:

@@ -29,6 +29,7 @@ from poolctl.routing.decision import passed_match
 
 from .connection_state import PoolServerState
 from .http1_connection import FIRST, QUIET_SECONDS, Lingering
+from .http2 import Http1Or2
 from .uvicorn_parts import State
 from .worker_routes import KnownRequest, Look, Routes, show_route
 
@@ -337,10 +338,10 @@ def make_routed(
     if config.ssl is None and issubclass(kind, Lingering):
         kind = _routed_class(kind)
     made = kind(config=config, server_state=server_state, app_state=app_state)
-    if isinstance(made, RoutedConnection):
-        made.look = look
-    else:
+    if not isinstance(made, RoutedConnection):
         look.context = routes.context_by_alias(look.route)
+    if isinstance(made, (RoutedConnection, Http1Or2)):
+        made.look = look
     if isinstance(made, Lingering):
         show_route(made, look)
     return made

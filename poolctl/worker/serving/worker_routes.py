@@ -238,7 +238,7 @@ class RoutedApp:
 def show_route(connection: Any, look: HasContext) -> None:
     """Let the application see the route of each request of a connection of uvicorn's, WebSockets included."""
     connection.app = RoutedApp(connection.app, look)
-    if connection.ws_protocol_class is not None:
+    if getattr(connection, "ws_protocol_class", None) is not None:  # HTTP/2 has none
         connection.ws_protocol_class = functools.partial(
             _routed_websocket, connection.ws_protocol_class, look
         )

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
+import socket
+import ssl
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from poolctl.keeper import connection_handover
+from poolctl.keeper.connection_handover import Routed
+from poolctl.routing.context import try_get_route, upstream_name
+from poolctl.routing.route import Route, Target
+from poolctl.routing.table_file import write_table
 from poolctl.worker.serving import http1_connection, http2
 from poolctl.worker.serving.http2 import PREFACE, Frames
+from poolctl.worker.serving.worker_routes import Routes
 from tests.asgi_apps import answer, lifespan
-from tests.serving import Client, Engine, Pair, accepted, leaving, served, until
+from tests.certificates import certificate
+from tests.serving import Client, Engine, Pair, accepted, leaving, served, turns, until
 
 zttp = pytest.importorskip("zttp")
 if importlib.util.find_spec("uvicorn.protocols.http.zttp_h2_impl") is None:
@@ -232,3 +243,50 @@ def test_connection_that_another_process_accepted_is_served(
             assert await other.answer(other.ask()) == (200, b"ok")
 
     engine.run(scenario())
+
+
+@pytest.mark.parametrize("protocol", ["h2", "http/1.1"])
+def test_application_sees_the_route_of_a_tls_connection_that_the_gateway_passed_on(
+    engine: Engine, pair: Pair, tmp_path: Path, protocol: str
+) -> None:
+    route = Route(alias="one", host="one.test", to=(Target(server="one"),))
+    table = write_table([route], 5)
+    routes = Routes("one")
+    routes.renew([table])
+    os.close(table)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path))
+    context.set_alpn_protocols(["h2", "http/1.1"])
+
+    async def scenario() -> None:
+        options: Any = {"adoption": pair.worker(), "routes": routes, "http2": True, "secure": context}
+        async with served(engine, **options) as (_, app, _port, _running):
+            client = await _passed_tls(pair, Routed("one", 5), protocol)
+            if protocol == "h2":
+                other = Http2(client)
+                assert await other.answer(other.ask()) == (200, b"ok")
+                assert await other.answer(other.ask("/x")) == (200, b"ok")
+            else:
+                assert (await client.get())[0] == 200
+            assert {each["http_version"] for each in app.scopes} == {"2" if protocol == "h2" else "1.1"}
+            for scope in app.scopes:
+                assert try_get_route(scope) == route
+                assert upstream_name(scope) == "one"
+        routes.renew([])
+
+    engine.run(scenario())
+
+
+async def _passed_tls(pair: Pair, routed: Routed, protocol: str) -> Client:
+    """A client whose connection has been passed on before its handshake, in which it offers this protocol alone."""
+    client_side = ssl._create_unverified_context()
+    client_side.set_alpn_protocols([protocol])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connecting = asyncio.ensure_future(
+            asyncio.open_connection(*listener.getsockname(), ssl=client_side, server_hostname="one.test")
+        )
+        await turns()
+        sock, _ = await asyncio.to_thread(listener.accept)
+    with sock:
+        connection_handover.give(pair.give, sock.fileno(), routed=routed)
+    return Client(*await connecting)
