@@ -33,9 +33,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "_backends", "_client", "_connection", "_counts", "_edge", "_ends", "_half_closed", "_head", "_kept", "_lease",
-        "_paused", "_received", "_repeats", "_request", "_retries", "_route", "_sent", "_side", "_started", "_status",
-        "_stuck", "_task", "_timer", "_tried", "begun", "complete", "tunnel",
+        "_assigned_at", "_backends", "_client", "_connection", "_cookie", "_counts", "_edge", "_ends", "_half_closed",
+        "_head", "_kept", "_lease", "_paused", "_received", "_repeats", "_request", "_retries", "_route", "_sent",
+        "_side", "_started", "_status", "_stuck", "_task", "_timer", "_tried", "begun", "complete", "tunnel",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +50,7 @@ class Exchange:
     ) -> None:
         self._edge, self._side, self._request, self._route = edge, side, request, route
         self._client, self._head, self._timer = client, head, timer
+        self._cookie = request.cookie(route.sticky_cookie) if route.sticky_cookie else ""
         self._backends = edge.backends.of(route)
         self._counts = edge.counts.route(route.alias)
         self._connection: BackendConnection | None = None
@@ -66,7 +67,7 @@ class Exchange:
         self.begun = False  # the response
         self.complete = False  # the request
         self.tunnel = self._half_closed = False  # bytes of another protocol are copied
-        self._started = monotonic()
+        self._started = self._assigned_at = monotonic()
         self._ends = self._started + route.timeouts.total if route.timeouts.total else 0.0
 
     def __repr__(self) -> str:
@@ -131,7 +132,7 @@ class Exchange:
     # A backend.
 
     def _acquire(self) -> None:
-        lease = self._backends.acquire(self._client, self._cookie(), self._tried)
+        lease = self._backends.acquire(self._client, self._cookie, self._tried)
         if isinstance(lease, NoBackend):
             if lease.may_wait:
                 self._wait(0)
@@ -143,12 +144,13 @@ class Exchange:
 
     async def _wait_for_place(self) -> None:
         try:
-            lease = await self._backends.wait(self._client, self._cookie(), self._tried)
+            lease = await self._backends.wait(self._client, self._cookie, self._tried)
         except NoBackend as refused:
             self._task = None
             self._refused(refused)
             return
         self._task = None
+        self._assigned_at = monotonic()
         self._assigned(lease)
 
     def _assigned(self, lease: Lease) -> None:
@@ -166,16 +168,6 @@ class Exchange:
     def _refused(self, refused: NoBackend) -> None:
         self._end(RequestOutcome.CANCELLED, REFUSED)
         self._side.refuse(refused.status, refused.retry_after_seconds)
-
-    def _cookie(self) -> str:
-        name = self._route.sticky_cookie
-        if not name:
-            return ""
-        for pair in self._request.get(b"cookie").decode("latin-1").replace(",", ";").split(";"):
-            key, _, value = pair.strip().partition("=")
-            if key == name:
-                return value.strip('"')
-        return ""
 
     def _send(self, *, fresh: bool = False) -> None:
         """Send what there is of the request on an idle connection, or on a new one."""
@@ -302,12 +294,13 @@ class Exchange:
         if self._kept is None or not self._request.idempotent:
             return False
         tried = [*self._tried, lease.backend.key]
-        other = self._backends.acquire(self._client, self._cookie(), tried)
+        other = self._backends.acquire(self._client, self._cookie, tried)
         if isinstance(other, NoBackend):
             return False
-        lease.release(RequestOutcome.ANSWERED, self._seconds(), self._status)
+        now = monotonic()
+        lease.release(RequestOutcome.ANSWERED, now - self._assigned_at, self._status)
         self._leave_connection(keep=False)
-        self._tried, self._lease = tried, None
+        self._tried, self._lease, self._assigned_at = tried, None, now
         self._retries -= 1
         self._assigned(other)
         return True
@@ -319,7 +312,9 @@ class Exchange:
         lease, self._lease = self._lease, None
         assert lease is not None
         self._leave_connection(keep=False)
-        lease.release(RequestOutcome.FAILED, self._seconds(), 0, error)
+        now = monotonic()
+        lease.release(RequestOutcome.FAILED, now - self._assigned_at, 0, error)
+        self._assigned_at = now
         may_repeat = self._kept is not None and (not sent or self._request.idempotent)
         if self._retries and may_repeat and not self.begun:
             self._retries -= 1
@@ -329,7 +324,7 @@ class Exchange:
         if not sent and self._kept is not None:
             # It has had no effect: another backend gets it if there is one, whatever the route says of retries.
             self._tried.append(lease.backend.key)
-            other = self._backends.acquire(self._client, self._cookie(), self._tried)
+            other = self._backends.acquire(self._client, self._cookie, self._tried)
             if not isinstance(other, NoBackend):
                 self._assigned(other)
                 return
@@ -360,21 +355,21 @@ class Exchange:
         if self._task is not None:
             self._task.cancel()
             self._task = None
-        seconds = self._seconds()
+        now = monotonic()
         if self._connection is not None:
             self._leave_connection(keep=outcome is RequestOutcome.ANSWERED and self.complete)
         if self._lease is not None:
             traffic = self._lease.backend.counts
             traffic.bytes_in += self._received
             traffic.bytes_out += self._sent
-            self._lease.release(outcome, seconds, self._status)
+            self._lease.release(outcome, now - self._assigned_at, self._status)
             self._lease = None
         self._counts.bytes_in += self._received
         self._counts.bytes_out += self._sent
         if error:
             self._counts.failed(error)
         elif outcome is RequestOutcome.ANSWERED:
-            self._counts.answered(self._status, seconds)
+            self._counts.answered(self._status, now - self._started)
         else:
             self._counts.disconnected()
 
@@ -388,9 +383,6 @@ class Exchange:
             self._edge.pool.give_back(connection)
         else:
             connection.close(gently=self.tunnel)
-
-    def _seconds(self) -> float:
-        return monotonic() - self._started
 
     def _wait(self, seconds: float) -> None:
         """So long for what comes next; no longer than all of it may take."""

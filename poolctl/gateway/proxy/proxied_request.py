@@ -76,6 +76,14 @@ class ProxiedRequest:
         """The value of a field: several ones joined by commas, b"" without one."""
         return b", ".join(self.values(name))
 
+    def cookie(self, name: str) -> str:
+        """The value of the cookie of this name, "" without one."""
+        for pair in self.get(b"cookie").decode("latin-1").replace(",", ";").split(";"):
+            key, _, value = pair.strip().partition("=")
+            if key == name:
+                return value.strip('"')
+        return ""
+
 
 def read_request(
     data: bytes, max_head_bytes: int, previous: ProxiedRequest | None = None

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from poolctl.gateway.proxy import client_connection
+from poolctl.gateway.proxy import client_connection, exchange
 from poolctl.gateway.proxy.serving import serve
 from poolctl.routing.route import Limit, Route, Target
+from poolctl.worker import tally
 from tests.http_corpus import RESPONSES, ResponseCase
 from tests.unit.gateway.proxy_stage import LOOPS, Backend, Script, Stage, Wire, ok, play, route
 
@@ -65,6 +66,39 @@ def test_backend_that_cannot_be_reached_is_a_bad_gateway(loop: str) -> None:
         url = next(iter(stage.edge.table)).to[0].url
         for traffic in (stage.edge.counts.route("app"), stage.edge.counts.backend(url)):
             assert traffic.to_json()["errors"] == {"connect": 2}
+
+    play(loop, scene)
+
+
+def test_each_backend_of_a_repeated_request_is_charged_for_its_own_time(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(exchange, "monotonic", lambda: now)
+
+    def taking(seconds: float, response: bytes) -> Script:
+        async def script(backend: Backend, wire: Wire) -> None:
+            nonlocal now
+            await backend.request(wire)
+            now += seconds
+            await wire.send(response)
+
+        return script
+
+    async def scene(stage: Stage) -> None:
+        busy = await stage.backend(taking(5.0, b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"))
+        good = await stage.backend(taking(1.0, OK + b"Content-Length: 0\r\n\r\n"))
+        stage.routes(route(busy, good, policy="first", retries=1))
+        client = await stage.client()
+        await client.send(GET)
+        assert await status_of(client) == 200
+        counts = stage.edge.counts
+        for traffic, seconds in (
+            (counts.route("app"), 6),
+            (counts.backend(busy.url), 5),
+            (counts.backend(good.url), 1),
+        ):
+            assert traffic.slots[tally.LATENCY_NS] == seconds * 10**9
 
     play(loop, scene)
 
