@@ -10,6 +10,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for the fast lane
 if TYPE_CHECKING:
     from poolctl.config.checks.certificate_checks import *
+    from poolctl.config.checks.gateway_checks import *
     from poolctl.config.checks.interpreter import *
     from poolctl.config.configuration import *
     from poolctl.config.edit.draft import *
@@ -32,13 +33,13 @@ if TYPE_CHECKING:
 # fmt: off
 __all__ = [
     "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
-    "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "Backoff", "ConfigNotFound",
-    "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
-    "GatewayConfig", "GatewayListener", "Health", "Notify", "Patience", "Place", "Probe", "Problem", "Recovery",
-    "Restart", "RouteConfig", "Section", "ServerConfig", "StreamConfig", "Surroundings", "TLSConfig", "Table",
-    "Tables", "candidate_files", "certificate_names", "certificate_validity", "changed_by", "conflicts",
-    "default_interpreter", "dependency_findings", "enter_as", "escaped", "find_config", "ids_of", "interpreter",
-    "json_schema", "load", "longest_stop_seconds", "masked", "masked_text", "merged", "missing_file",
+    "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "Backoff", "ConfigNotFound", "Configuration",
+    "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding", "GatewayConfig",
+    "GatewayListener", "Health", "Notify", "Patience", "Place", "Probe", "Problem", "Recovery", "Restart",
+    "RouteConfig", "Section", "ServerConfig", "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables",
+    "candidate_files", "certificate_names", "certificate_validity", "changed_by", "conflicts", "default_interpreter",
+    "dependency_findings", "enter_as", "escaped", "find_config", "ids_of", "interpreter", "json_schema",
+    "libraries_problem", "load", "longest_stop_seconds", "masked", "masked_text", "merged", "missing_file",
     "missing_program", "names_cover", "no_certificate", "open_files_needed", "pool_variables", "problem_of",
     "read_regular", "referenced_variables", "relocated", "routes_of", "shown", "start_options", "table_text",
     "value_text", "values_of", "variables_named_in",
@@ -46,6 +47,7 @@ __all__ = [
 # fmt: on
 _MODULES = {
     "checks.certificate_checks": "certificate_names certificate_validity names_cover",
+    "checks.gateway_checks": "libraries_problem",
     "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter missing_program start_options",
     "configuration": "Configuration ServerConfig no_certificate open_files_needed",
     "edit.draft": "Draft FileChanged",

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from poolctl import __version__
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
 from poolctl.cli.supervisor_requests import CRASH_LOOP
-from poolctl.config import ServerConfig, interpreter, start_options
+from poolctl.config import INSTALL_GATEWAY, ServerConfig, interpreter, start_options
 from poolctl.frozen_value import Table
 
 from .check import CheckContext, CheckResult, ok, problem, warning
@@ -86,10 +86,18 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
         yield problem("keeper", about.keeper_problem, fix)
     for each in about.not_served or ():
         table, _, why = each.partition(": ")
-        fix = "free the address or choose another one, then run poolctl reload"
-        if "its process" in why:
-            fix = f"poolctl events; see {table.strip('[]')}.log next to the supervisor's socket"
-        yield problem(table, why, fix)
+        yield problem(table, why.removesuffix(f"; {INSTALL_GATEWAY}"), _fix(table, why))
+
+
+def _fix(table: str, why: str) -> str:
+    """For a table that is not served; the supervisor tries it again by itself."""
+    if why.endswith(INSTALL_GATEWAY):
+        return INSTALL_GATEWAY
+    if why.startswith("cannot read "):
+        return f"check `tls` of {table}, then run poolctl reload"
+    if "its process" in why:
+        return f"poolctl events; see {table.strip('[]')}.log next to the supervisor's socket"
+    return "free the address or choose another one, then run poolctl reload"
 
 
 def servers(context: CheckContext) -> Iterator[CheckResult]:

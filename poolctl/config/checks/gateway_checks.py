@@ -1,15 +1,17 @@
-"""Whether the gateway's certificates can be used, and are for the hosts of its routes."""
+"""Whether the gateway's libraries are installed, its certificates can be used, and are for the hosts of its routes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from importlib.util import find_spec
 
 from poolctl.config.checks.certificate_checks import certificate_names, check_certificates, names_cover
 from poolctl.config.files.read_file import read_text
+from poolctl.config.model import GATEWAY_LIBRARIES, INSTALL_GATEWAY
 from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.problems import Finding, Problem
+from poolctl.config.model.problems import Finding, Path, Problem
 from poolctl.config.model.routes import routes_of
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import TLSConfig
@@ -23,7 +25,7 @@ def check_gateway(
     tables: Tables, servers: Iterable[ServerKeys], env: Mapping[str, str], now: datetime
 ) -> tuple[list[Finding], list[Finding]]:
     """Problems and warnings; their paths begin with the table. Blocks on the disk."""
-    problems: list[Finding] = []
+    problems = [*_without_libraries(tables)]
     warnings: list[Finding] = []
     names: dict[str, list[str]] = {}  # of the certificates of each listener
     for index, listener in enumerate(tables.gateway.bind if tables.gateway else ()):
@@ -36,6 +38,24 @@ def check_gateway(
             if not wrong:
                 names.setdefault(listener.bind, []).extend(_names_of(tls))
     return problems, [*warnings, *_other_hosts(tables, list(servers), names)]
+
+
+def libraries_problem() -> str:
+    """Which of the gateway's libraries are not installed; "" if all are there."""
+    missing = [name for name in GATEWAY_LIBRARIES if find_spec(name) is None]
+    listed = " and ".join(filter(None, (", ".join(missing[:-1]), *missing[-1:])))
+    return f"{listed} {'is' if len(missing) == 1 else 'are'} not installed" if missing else ""
+
+
+def _without_libraries(tables: Tables) -> Iterator[Finding]:
+    problem = libraries_problem()
+    if problem:
+        path: Path = ("gateway",)
+        if tables.gateway and not tables.gateway.model_fields_set:
+            # A route or a stream alone turns the gateway on.
+            listed = [*(("route", each.index) for each in tables.routes)]
+            path = [*listed, *(("stream", each.index) for each in tables.streams), path][0]
+        yield Finding(path, f"{problem}, which the gateway needs", INSTALL_GATEWAY)
 
 
 def _names_of(tls: TLSConfig) -> list[str]:

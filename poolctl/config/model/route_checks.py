@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from importlib.util import find_spec
 from typing import NamedTuple
 
 from poolctl.address import Address, parse
-from poolctl.config.model import GATEWAY_LIBRARIES, INSTALL_GATEWAY
 from poolctl.config.model.gateway_tables import (
     DEFAULT_BIND,
     GatewayConfig,
@@ -53,7 +51,6 @@ def route_problems(
     gateway = tables.gateway
     if gateway is None:
         return
-    yield from ((None, finding) for finding in _missing_libraries(tables))
     known = Known(servers)
     own: list[tuple[ServerKeys, Finding]] = []
     written = written_routes(known, tables, own)
@@ -113,18 +110,6 @@ def _on(written: WrittenRoute, finding: Finding) -> Located:
     name = PREFIX + ".".join(str(part) for part in finding.path)
     path: Path = (*written.key, name) if name in written.server.labels else written.key
     return written.server, finding._replace(path=path)
-
-
-def _missing_libraries(tables: Tables) -> Iterator[Finding]:
-    missing = [name for name in GATEWAY_LIBRARIES if find_spec(name) is None]
-    if missing:
-        path: Path = ("gateway",)
-        if tables.gateway and not tables.gateway.model_fields_set:
-            # A route or a stream alone turns the gateway on.
-            listed = [*(("route", each.index) for each in tables.routes)]
-            path = [*listed, *(("stream", each.index) for each in tables.streams), path][0]
-        what = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
-        yield Finding(path, f"{what}, which the gateway needs", INSTALL_GATEWAY)
 
 
 def _servers(route: RouteConfig | StreamConfig, known: Known) -> Iterator[ServerKeys]:

@@ -13,9 +13,10 @@ import os
 import socket
 
 from poolctl import __version__
-from poolctl.config import Tables
+from poolctl.config import INSTALL_GATEWAY, Tables, libraries_problem
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
+from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
 from poolctl.gateway.endpoint import ServerFacts
 from poolctl.keeper import fd_store, wire
@@ -205,6 +206,8 @@ class GatewayManager(SidecarManager):
 
     async def _start(self, plan: GatewayPlan, before: GatewayProcess | None) -> GatewayProcess:
         """Start a process; the one before drains once the new one serves."""
+        if problem := await in_daemon_thread(libraries_problem):
+            raise ServerError(f"{problem}; {INSTALL_GATEWAY}")
         process = await GatewayProcess.spawn(self._keeper, self._environment.directory, __version__)
         process.on_report = self._reported
         self._sync(process, plan)

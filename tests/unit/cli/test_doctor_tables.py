@@ -68,17 +68,21 @@ def test_certificates_of_gateway_and_dashboard_that_expire_soon_are_reported(tmp
         assert "the certificate expires on" in message
 
 
-def test_gateway_whose_process_keeps_ending_is_a_problem_that_its_log_explains() -> None:
+def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
     context = CheckContext(None, {})
     problems = (
         "[gateway]: its process has ended 3 times within 10m",
+        "[gateway]: cannot read edge.pem: No such file or directory",
+        "[gateway]: h2 is not installed; pip install 'poolctl[gateway]'",
         "[metrics]: port 9464 is in use",
     )
     context.about = About(
         name="shop", files=(), version="1", protocol=1, python="3.11", supervisor_pid=1, keeper_pid=2,
         not_served=problems,
     )  # fmt: skip
-    _, gateway, metrics = check_pool.supervisor(context)
+    _, gateway, certificate, library, metrics = check_pool.supervisor(context)
     assert (gateway.check, gateway.message) == ("[gateway]", "its process has ended 3 times within 10m")
     assert "gateway.log" in gateway.fix
+    assert certificate.fix.startswith("check `tls` of [gateway]")
+    assert (library.message, library.fix) == ("h2 is not installed", "pip install 'poolctl[gateway]'")
     assert metrics.fix.startswith("free the address")
