@@ -133,6 +133,8 @@ class Lingering(Drainable, Http1Protocol):
 
     def on_headers_complete(self) -> None:
         self.headers_complete()
+        # httptools adds trailers to this list: the application's holds the fields of the head only (RFC 9110 §6.5.1).
+        self.headers = []
         count = self.count
         if count is not None and count.newest is not self.cycle:
             newest, count.newest = count.newest, self.cycle

@@ -138,7 +138,9 @@ _CYCLE = (
 # Every class for HTTP/1.1.
 HTTP1 = UvicornParts((*_METHODS, "send_400_response"), (*_ATTRIBUTES, "cycle", "scope"), _CYCLE)
 # By the parser, in addition to those.
-HTTPTOOLS = UvicornParts(("on_headers_complete", "on_message_complete"), ("pipeline",), ("chunked_encoding",))
+HTTPTOOLS = UvicornParts(
+    ("on_headers_complete", "on_message_complete"), ("headers", "pipeline"), ("chunked_encoding",)
+)
 H11 = UvicornParts(("handle_events",), ("conn",))
 ZTTP = UvicornParts(("handle_events", "handle_remote_protocol_error"), ("flow",), ("chunked_encoding",))
 HTTP2 = UvicornParts(

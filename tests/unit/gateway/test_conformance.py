@@ -1,5 +1,7 @@
 """Requests that servers read differently, and what reaches a backend of them: nothing, or what all parsers read alike.
 
+A worker that is sent the same bytes on its own port serves no other requests than the gateway lets through.
+
 The cases are those of this repository's tables, and of public collections where checkouts of them are at hand (see
 tests/conformance_collections.py).
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httptools
 import pytest
@@ -17,8 +19,10 @@ import pytest
 from poolctl.http.canonical_head import parse
 from poolctl.http.message_head import BadMessage
 from poolctl.http.message_reader import RequestReader
+from tests.asgi_apps import lifespan
 from tests.conformance_collections import CollectedCase, collected
 from tests.http_corpus import REQUESTS, RequestCase
+from tests.serving import ZTTP, Client, Engine, served
 from tests.unit.http.test_canonical_head import assert_read_alike, read_by_h11, read_by_httptools
 
 from .proxy_stage import DEADLINE, Backend, Stage, Wire, play
@@ -37,6 +41,13 @@ PUT_IN_ORDER = {
     "body that is too large": "a limit of the table's server",
     "chunks that are too large": "a limit of the table's server",
     "chunks that are too many": "a limit of the table's server",
+}
+# Requests that a worker on its own port understands otherwise than the gateway. They are proxied, never passed, and a
+# worker behind the gateway is sent a form that leaves it no choice.
+OWN_READING = {
+    r"absolute form|^URL |ABSOLUTE": "the gateway takes the host of the URL (RFC 9112 §3.2.2)",
+    r"CONNECT": "the gateway answers it itself",
+    r"[Uu]pgrade with a body|Upgrade POST": "to httptools the body belongs to the other protocol",
 }
 
 
@@ -297,6 +308,114 @@ def test_proxy_and_backend_understand_the_same_requests(
     )
     bodies = [read_by_h11(data)[0][4] for data in found.forwarded]
     assert all(body in (b"", NEXT) for body in bodies)
+
+
+class Understood(NamedTuple):
+    """One request, as an application or a parser sees it."""
+
+    method: bytes
+    target: bytes
+    host: bytes
+    body: bytes
+
+
+class Worker:
+    """An application that answers every request, and keeps what it was shown, by the client's port."""
+
+    def __init__(self) -> None:
+        self.requests: dict[int, list[Understood]] = {}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        body, more = b"", scope["type"] == "http"
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message["body"]
+            more = message["more_body"]
+        host = b", ".join(value.strip() for name, value in scope["headers"] if name == b"host")
+        target = b"?".join(filter(None, (scope["raw_path"], scope["query_string"])))
+        method = scope.get("method", "GET").encode()
+        self.requests.setdefault(scope["client"][1], []).append(Understood(method, target, host, body))
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            await receive()
+        else:
+            length = (b"content-length", b"0")
+            await send({"type": "http.response.start", "status": 200, "headers": [length]})
+            await send({"type": "http.response.body", "body": b""})
+
+
+async def on_own_port(engine: Engine, cases: list[tuple[bytes, int]]) -> list[list[Understood]]:
+    """The requests that a worker serves of each case's bytes, waiting for so many answers."""
+    app, places = Worker(), asyncio.Semaphore(AT_ONCE)
+
+    async def one(port: int, data: bytes, answers: int) -> list[Understood]:
+        async with places:
+            client = await Client.connect(port)
+            own_port = client.writer.get_extra_info("sockname")[1]
+            received = b""
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                client.writer.write(data)
+                while True:
+                    missing = len(_status.findall(received)) < answers
+                    async with asyncio.timeout(DEADLINE if missing else QUIET_SECONDS):
+                        piece = await client.reader.read(65536)
+                    if not piece:
+                        break
+                    received += piece
+            client.close()
+            return app.requests.get(own_port, [])
+
+    async with served(engine, app, config={"log_level": "critical"}) as worker:
+        return await asyncio.gather(*(one(worker.port, *each) for each in cases))
+
+
+def understood(name: str, forwarded: list[bytes]) -> list[Understood]:
+    """The complete requests among those that a backend was sent."""
+    found = []
+    for data in forwarded:
+        while (message := first_message(name, data)) is not None:
+            data = data[len(message) :]
+            found += [Understood(each[0], each[1], *each[3:]) for each in read_by_h11(message)]
+    return found
+
+
+def reads_otherwise(name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in OWN_READING)
+
+
+def differences(name: str, data: bytes, forwarded: list[bytes], own: list[Understood]) -> list[str]:
+    """The pairs of requests, in their order, that gateway and worker understand differently."""
+    head = parse(data)
+    if reads_otherwise(name):
+        return [] if head is None else [f"{name}: {data!r} may be passed"]
+    if head is not None and own and (head.method, head.target, head.host) != own[0][:3]:
+        return [f"{name}: the gateway passes {head}, the worker serves {own[0]}"]
+    pairs = zip(understood(name, forwarded), own, strict=False)
+    return [
+        f"{name}: the gateway sends {one}, the worker serves {other}" for one, other in pairs if one != other
+    ]
+
+
+@pytest.mark.parametrize(
+    "engine", [Engine("uvloop", "h11"), Engine("uvloop", "httptools"), *ZTTP], ids="-".join
+)
+def test_worker_on_its_own_port_serves_no_other_request_than_the_gateway_forwards(
+    engine: Engine, proxied: dict[str, Proxied], forwarded: dict[str, Proxied]
+) -> None:
+    sent = [(each.data, expected(each)) for each in REQUESTS]
+    sent += [(each.data, 0 if reads_otherwise(each.name) else min(1, each.reached)) for each in PROXIED]
+    found = engine.run(on_own_port(engine, sent))
+    wrong = []
+    for case, own in zip([*REQUESTS, *PROXIED], found, strict=True):
+        through = {**proxied, **forwarded}[case.name].forwarded
+        wrong += differences(case.name, case.data, through, own)
+    assert not wrong, "\n".join(wrong)
+    assert sum(map(bool, found)) > 30
 
 
 @needs_collections
