@@ -77,36 +77,39 @@ W = TypeVar("W")
 
 
 class WaitQueue(Generic[W]):
-    """Those that wait for their turn, first come first served, at most `size` of them."""
+    """Those that wait for their turn, first come first served, at most `size` of them.
 
-    __slots__ = ("_waiting", "size")
+    `waiting` holds them, for those who only ask whether there are any.
+    """
+
+    __slots__ = ("size", "waiting")
 
     def __init__(self, size: int = 0) -> None:
         self.size = size
         # Not a plain dictionary: finding its first entry passes over all that were removed before it.
-        self._waiting: OrderedDict[W, None] = OrderedDict()
+        self.waiting: OrderedDict[W, None] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def __iter__(self) -> Iterator[W]:
         """A copy, so that the queue may change meanwhile."""
-        return iter([*self._waiting])
+        return iter([*self.waiting])
 
     def first(self) -> W | None:
         """The one whose turn it is; None if none waits."""
-        return next(iter(self._waiting), None)
+        return next(iter(self.waiting), None)
 
     def enter(self, waiter: W) -> bool:
         """Queue it; False if the queue is full."""
-        if len(self._waiting) >= self.size:
+        if len(self.waiting) >= self.size:
             return False
-        self._waiting[waiter] = None
+        self.waiting[waiter] = None
         return True
 
     def leave(self, waiter: W) -> bool:
         """It waits no longer; False if it had left already."""
-        if waiter not in self._waiting:
+        if waiter not in self.waiting:
             return False
-        del self._waiting[waiter]
+        del self.waiting[waiter]
         return True

@@ -8,7 +8,20 @@ from collections.abc import Callable, Collection, Sequence
 from random import Random
 
 from ..routing.route import Limit, Route, StreamRoute
-from .backend import AVAILABLE, DOWN_RETRY_SECONDS, RANKS, READY, Backend, Member, RequestOutcome, is_failure
+from .backend import (
+    ANSWERED,
+    AVAILABLE,
+    CANCELLED,
+    DOWN_RETRY_SECONDS,
+    FAILED,
+    PASSED,
+    RANKS,
+    READY,
+    Backend,
+    Member,
+    RequestOutcome,
+    is_failure,
+)
 from .balance import BY_LOAD, STICKY, Policy, policy_of
 from .counts import PROTOCOL
 from .hosts import HostManager
@@ -85,20 +98,20 @@ class Lease:
         member, backend = self._member, self.backend
         backend.in_flight -= 1
         breaker, traffic = member.breaker, backend.counts
-        if outcome is RequestOutcome.ANSWERED:
+        if outcome is ANSWERED:
             traffic.answered(status, seconds)
-        elif outcome is RequestOutcome.FAILED:
+        elif outcome is FAILED:
             traffic.failed(error)
-        elif outcome is RequestOutcome.CANCELLED:
+        elif outcome is CANCELLED:
             traffic.disconnected()
         else:
             traffic.not_counted()
-            if outcome is RequestOutcome.PASSED:
+            if outcome is PASSED:
                 route.passed(backend)
         if self._period >= 0:
             if is_failure(outcome, status):
                 breaker.failed(route.now(), self._period)
-            elif outcome is RequestOutcome.ANSWERED:
+            elif outcome is ANSWERED:
                 breaker.succeeded(route.now(), self._period)
             else:
                 breaker.abandoned(self._period)
@@ -198,7 +211,7 @@ class RouteBackends:
 
         `client` is its IP address, `cookie` its value of the route's sticky cookie.
         """
-        if self._queue:
+        if self._queue.waiting:
             return NoBackend("others wait already", self._queue_seconds, may_wait=True)
         return self._assign(client, cookie, tried)
 
@@ -227,7 +240,7 @@ class RouteBackends:
         except asyncio.CancelledError:
             # It may have got a lease at the moment at which the client left.
             if not waiter.answer.cancelled() and waiter.answer.exception() is None:
-                waiter.answer.result().release(RequestOutcome.CANCELLED)
+                waiter.answer.result().release(CANCELLED)
             raise
         finally:
             timer.cancel()
@@ -270,7 +283,7 @@ class RouteBackends:
             self._limiter.leave()
         if backend.queued:
             self.admit_queued(backend)
-        if self._queue:
+        if self._queue.waiting:
             self.admit()
 
     def _serve(self, waiter: _Waiter) -> bool:

@@ -7,8 +7,8 @@ from time import monotonic
 
 from ...http.message_head import BadMessage
 from ...routing.route import Route
-from ..backend import READY
-from ..backends import Lease, NoBackend, RequestOutcome
+from ..backend import ANSWERED, CANCELLED, FAILED, READY, UNUSED, RequestOutcome
+from ..backends import Lease, NoBackend
 from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
 from ..edge import Edge
 from .backend_connection import BackendConnection
@@ -103,7 +103,7 @@ class Exchange:
 
     def client_left(self) -> None:
         """The client has gone: nothing is sent to it any more."""
-        self._end(RequestOutcome.CANCELLED)
+        self._end(CANCELLED)
 
     def client_eof(self) -> None:
         """Of a tunnel: the client sends nothing more."""
@@ -123,7 +123,7 @@ class Exchange:
 
     def refuse(self, status: int) -> None:
         """The client's request is at fault: end with this status, or cut the response off that has begun."""
-        self._end(RequestOutcome.CANCELLED)
+        self._end(CANCELLED)
         if self.begun:
             self._side.cut_off()
         else:
@@ -157,7 +157,7 @@ class Exchange:
         if lease.backend.rank != READY:
             response = own_answer(self._edge, lease.backend, self._route, self._request)
             if response is not None:
-                lease.release(RequestOutcome.UNUSED)
+                lease.release(UNUSED)
                 self._status, self._sent = response.status, response.first_size
                 self._side.respond(response)
                 self.response_ends(b"")
@@ -166,7 +166,7 @@ class Exchange:
         self._send()
 
     def _refused(self, refused: NoBackend) -> None:
-        self._end(RequestOutcome.CANCELLED, REFUSED)
+        self._end(CANCELLED, REFUSED)
         self._side.refuse(refused.status, refused.retry_after_seconds)
 
     def _send(self, *, fresh: bool = False) -> None:
@@ -252,7 +252,7 @@ class Exchange:
         self._side.send_data(data)
 
     def response_ends(self, trailers: bytes) -> None:
-        self._end(RequestOutcome.ANSWERED)
+        self._end(ANSWERED)
         self._side.finish(trailers)
 
     def backend_eof(self) -> None:
@@ -264,7 +264,7 @@ class Exchange:
         if not self._half_closed:
             self._half_closed = True
             return
-        self._end(RequestOutcome.ANSWERED)
+        self._end(ANSWERED)
         self._side.finish(b"")
 
     def backend_writable(self, writable: bool) -> None:
@@ -275,7 +275,7 @@ class Exchange:
         connection = self._connection
         assert connection is not None
         if self.tunnel:
-            self._end(RequestOutcome.ANSWERED)
+            self._end(ANSWERED)
             self._side.finish(b"")
             return
         # An idle connection that the backend was closing: the request has probably not been seen.
@@ -298,7 +298,7 @@ class Exchange:
         if isinstance(other, NoBackend):
             return False
         now = monotonic()
-        lease.release(RequestOutcome.ANSWERED, now - self._assigned_at, self._status)
+        lease.release(ANSWERED, now - self._assigned_at, self._status)
         self._leave_connection(keep=False)
         self._tried, self._lease, self._assigned_at = tried, None, now
         self._retries -= 1
@@ -313,7 +313,7 @@ class Exchange:
         assert lease is not None
         self._leave_connection(keep=False)
         now = monotonic()
-        lease.release(RequestOutcome.FAILED, now - self._assigned_at, 0, error)
+        lease.release(FAILED, now - self._assigned_at, 0, error)
         self._assigned_at = now
         may_repeat = self._kept is not None and (not sent or self._request.idempotent)
         if self._retries and may_repeat and not self.begun:
@@ -328,7 +328,7 @@ class Exchange:
             if not isinstance(other, NoBackend):
                 self._assigned(other)
                 return
-        self._end(RequestOutcome.FAILED, error)
+        self._end(FAILED, error)
         if self.begun:
             self._side.cut_off()
         else:
@@ -342,7 +342,7 @@ class Exchange:
             if self._lease is not None:
                 self._failed(TIMEOUT, 504, sent=False)
             else:
-                self._end(RequestOutcome.CANCELLED, TIMEOUT)
+                self._end(CANCELLED, TIMEOUT)
                 self._side.refuse(504)
         elif self._paused if self.begun else not self.complete and not self._stuck:
             self.refuse(408)  # the client does not go on
@@ -357,7 +357,7 @@ class Exchange:
             self._task = None
         now = monotonic()
         if self._connection is not None:
-            self._leave_connection(keep=outcome is RequestOutcome.ANSWERED and self.complete)
+            self._leave_connection(keep=outcome is ANSWERED and self.complete)
         if self._lease is not None:
             traffic = self._lease.backend.counts
             traffic.bytes_in += self._received
@@ -368,7 +368,7 @@ class Exchange:
         self._counts.bytes_out += self._sent
         if error:
             self._counts.failed(error)
-        elif outcome is RequestOutcome.ANSWERED:
+        elif outcome is ANSWERED:
             self._counts.answered(self._status, now - self._started)
         else:
             self._counts.disconnected()

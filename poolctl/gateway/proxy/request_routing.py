@@ -15,7 +15,8 @@ from .forwarded_head import Forwarding
 from .proxied_request import ProxiedRequest
 
 # CONNECT asks for a tunnel to anywhere. TRACE would return what the gateway adds to the request.
-_REFUSED_METHODS = (b"CONNECT", b"TRACE")
+_REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
+_USUAL_HOST_HEADER = "Host"
 
 
 class RoutedRequest(NamedTuple):
@@ -28,6 +29,8 @@ class RoutedRequest(NamedTuple):
 
 class _Fields(Mapping[str, str]):
     """The fields of a request by their names in lower case, found when they are asked for."""
+
+    __slots__ = ("_request",)
 
     def __init__(self, request: ProxiedRequest) -> None:
         self._request = request
@@ -50,10 +53,9 @@ def route_request(edge: Edge, request: ProxiedRequest, forwarding: Forwarding) -
     """The route of the request. Raises BadMessage with the status to respond with where there is none."""
     if request.method in _REFUSED_METHODS:
         raise BadMessage("the method is not served", 405)
-    if edge.table is None:
-        raise BadMessage("no routes yet", 503)
-    name = edge.settings.header_for_host
-    host = request.host if name.lower() == "host" else request.get(name.lower().encode()) or request.host
+    name, host = edge.settings.header_for_host, request.host
+    if name != _USUAL_HOST_HEADER:
+        host = request.get(name.lower().encode()) or host
     path = request.path.decode()
     normal = normal_path(path) if path != "*" else "/"
     if normal is None:
