@@ -24,13 +24,14 @@ DEMO := examples/microservices/pool.toml
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-measured test-unmeasured heavy unit quick portable portable-close lint types floors house entered completions \
-	bench matrix chaos venv dev clean
+	bench matrix chaos conformance venv dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo          an example pool with a live table; Ctrl-C ends it"
 	@echo "make test          the tests, with coverage"
 	@echo "make heavy         chaos, long pauses and every benchmark once: about three minutes"
+	@echo "make conformance   requests of public collections, fetched from github.com and deb.debian.org"
 	@echo "make quick         the quick tests while working: at most a minute"
 	@echo "make unit          the unit tests only"
 	@echo "make lint          ruff: rules and format; plain words"
@@ -78,6 +79,10 @@ test-unmeasured: dev
 # One test at a time: each loads the machine by itself, and has deadlines.
 heavy: dev
 	@$(BIN)/python -m pytest -m heavy $(ARGS)
+
+conformance: export POOLCTL_CONFORMANCE ?= $(CURDIR)/.conformance
+conformance: dev
+	@$(BIN)/python -m pytest -m conformance tests/unit/gateway tests/integration/gateway $(ARGS)
 
 unit: dev
 	@$(BIN)/python $(PYTEST) tests/unit $(ARGS)
@@ -127,5 +132,5 @@ chaos: dev
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:
-	rm -rf .venv .venv-* .venv*.lock .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf .venv .venv-* .venv*.lock .coverage* .conformance .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance_collections import collected
+from tests.conformance_collections import COLLECTIONS, Collection, of_collections
 from tests.http_corpus import REQUESTS, RequestCase
 from tests.ports import claim_port
 
@@ -168,16 +168,18 @@ def test_application_sees_each_request_once_and_nothing_smuggled(gateway: Gatewa
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not collected(), reason="POOLCTL_CONFORMANCE names no checkouts")
+@of_collections
+@pytest.mark.parametrize("collection", COLLECTIONS, ids=lambda each: each.name)
 @pytest.mark.parametrize("parser", ["h11", "httptools"])
-def test_application_is_sent_nothing_hostile_of_the_collections(gateway: GatewayPool, parser: str) -> None:
+def test_application_is_sent_nothing_hostile_of_a_collection(
+    gateway: GatewayPool, parser: str, collection: Collection
+) -> None:
+    collected = collection.cases()
     start(gateway, parser)
-    cases = [RequestCase(case.name, "", case.data, 0) for case in collected()]
-    found = asyncio.run(ask_all(gateway.port, cases))
+    cases = [RequestCase(case.name, "", case.data, 0) for case in collected]
     wrong = [
         f"{case.name}: {answers}"
-        for case, answers in zip(collected(), found, strict=True)
+        for case, answers in zip(collected, asyncio.run(ask_all(gateway.port, cases)), strict=True)
         if case.hostile and sum(status == 200 for status, _ in answers) > case.lenient
     ]
     assert not wrong, "\n".join(wrong)

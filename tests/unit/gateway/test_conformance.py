@@ -2,7 +2,7 @@
 
 A worker that is sent the same bytes on its own port serves no other requests than the gateway lets through.
 
-The cases are those of this repository's tables, and of public collections where checkouts of them are at hand (see
+The cases are those of this repository's tables, and with `make conformance` those of public collections (see
 tests/conformance_collections.py).
 """
 
@@ -20,20 +20,19 @@ from poolctl.http.canonical_head import parse
 from poolctl.http.message_head import BadMessage
 from poolctl.http.message_reader import RequestReader
 from tests.asgi_apps import lifespan
-from tests.conformance_collections import CollectedCase, collected
+from tests.conformance_collections import COLLECTIONS, CollectedCase, of_collections
 from tests.http_corpus import REQUESTS, RequestCase
 from tests.serving import ZTTP, Client, Engine, served
 from tests.unit.http.test_canonical_head import assert_read_alike, read_by_h11, read_by_httptools
 
 from .proxy_stage import DEADLINE, Backend, Stage, Wire, play
 
-COLLECTED = collected()
-needs_collections = pytest.mark.skipif(not COLLECTED, reason="POOLCTL_CONFORMANCE names no checkouts")
 # When no more answers are expected, and where it is not known how many there are. Too short a time hides a smuggled
 # request, and makes no test fail.
 QUIET_SECONDS = 0.1
 UNKNOWN_QUIET_SECONDS = 1.0
 AT_ONCE = 100
+SERVED_BY = [Engine("uvloop", "h11"), Engine("uvloop", "httptools"), *ZTTP]
 # What the proxy passes on in order, where the table, made for a server, has a refusal.
 PUT_IN_ORDER = {
     "extension that is too long": "extensions are not passed on",
@@ -45,9 +44,9 @@ PUT_IN_ORDER = {
 # Requests that a worker on its own port understands otherwise than the gateway. They are proxied, never passed, and a
 # worker behind the gateway is sent a form that leaves it no choice.
 OWN_READING = {
-    r"absolute form|^URL |ABSOLUTE": "the gateway takes the host of the URL (RFC 9112 §3.2.2)",
-    r"CONNECT": "the gateway answers it itself",
-    r"[Uu]pgrade with a body|Upgrade POST": "to httptools the body belongs to the other protocol",
+    rb"[A-Z]+ \w+://": "the gateway takes the host of the URL (RFC 9112 §3.2.2), uvicorn that of the field",
+    rb"CONNECT ": "the gateway answers it itself",
+    rb"(?is)(?=.*\ncontent-length:).*\nupgrade:": "to httptools the body belongs to the other protocol",
 }
 
 
@@ -384,14 +383,14 @@ def understood(name: str, forwarded: list[bytes]) -> list[Understood]:
     return found
 
 
-def reads_otherwise(name: str) -> bool:
-    return any(re.search(pattern, name) for pattern in OWN_READING)
+def reads_otherwise(data: bytes) -> bool:
+    return any(re.match(pattern, data) for pattern in OWN_READING)
 
 
 def differences(name: str, data: bytes, forwarded: list[bytes], own: list[Understood]) -> list[str]:
     """The pairs of requests, in their order, that gateway and worker understand differently."""
     head = parse(data)
-    if reads_otherwise(name):
+    if reads_otherwise(data):
         return [] if head is None else [f"{name}: {data!r} may be passed"]
     if head is not None and own and (head.method, head.target, head.host) != own[0][:3]:
         return [f"{name}: the gateway passes {head}, the worker serves {own[0]}"]
@@ -401,14 +400,12 @@ def differences(name: str, data: bytes, forwarded: list[bytes], own: list[Unders
     ]
 
 
-@pytest.mark.parametrize(
-    "engine", [Engine("uvloop", "h11"), Engine("uvloop", "httptools"), *ZTTP], ids="-".join
-)
+@pytest.mark.parametrize("engine", SERVED_BY, ids="-".join)
 def test_worker_on_its_own_port_serves_no_other_request_than_the_gateway_forwards(
     engine: Engine, proxied: dict[str, Proxied], forwarded: dict[str, Proxied]
 ) -> None:
     sent = [(each.data, expected(each)) for each in REQUESTS]
-    sent += [(each.data, 0 if reads_otherwise(each.name) else min(1, each.reached)) for each in PROXIED]
+    sent += [(each.data, 0 if reads_otherwise(each.data) else min(1, each.reached)) for each in PROXIED]
     found = engine.run(on_own_port(engine, sent))
     wrong = []
     for case, own in zip([*REQUESTS, *PROXIED], found, strict=True):
@@ -418,21 +415,37 @@ def test_worker_on_its_own_port_serves_no_other_request_than_the_gateway_forward
     assert sum(map(bool, found)) > 30
 
 
-@needs_collections
-@pytest.mark.parametrize("case", COLLECTED, ids=lambda case: case.name)
-def test_hostile_head_of_a_collection_is_not_canonical_and_others_are_read_alike(case: CollectedCase) -> None:
-    found = parse(case.data)
-    if found is not None:
-        assert not case.hostile or found.body or case.lenient  # what follows the head may be malformed
-        assert_read_alike(case.data[: found.end], found)
+@pytest.fixture(scope="module", params=COLLECTIONS, ids=lambda each: each.name)
+def collected(request: pytest.FixtureRequest) -> list[CollectedCase]:
+    """The cases of each collection."""
+    cases: list[CollectedCase] = request.param.cases()
+    return cases
 
 
-@needs_collections
-def test_backend_is_sent_nothing_hostile_of_the_collections() -> None:
+@pytest.fixture(scope="module")
+def through(collected: list[CollectedCase]) -> list[Proxied]:
+    """Likewise, through the proxy."""
+    return through_proxies([(case.data, None) for case in collected])
+
+
+@of_collections
+def test_hostile_head_of_a_collection_is_not_canonical_and_others_are_read_alike(
+    collected: list[CollectedCase],
+) -> None:
+    for case in collected:
+        found = parse(case.data)
+        if found is not None:
+            # What follows the head may be malformed.
+            assert not case.hostile or found.body or case.lenient, case.name
+            assert_read_alike(case.data[: found.end], found)
+
+
+@of_collections
+def test_backend_is_sent_nothing_hostile_of_a_collection(
+    collected: list[CollectedCase], through: list[Proxied]
+) -> None:
     wrong = []
-    for case, found in zip(
-        COLLECTED, through_proxies([(case.data, None) for case in COLLECTED]), strict=True
-    ):
+    for case, found in zip(collected, through, strict=True):
         try:
             reached = assert_all_read_alike(case.name, found.forwarded)
         except AssertionError as error:
@@ -440,4 +453,16 @@ def test_backend_is_sent_nothing_hostile_of_the_collections() -> None:
             continue
         if case.hostile and reached > case.lenient:
             wrong.append(f"{case.name}: {case.data!r}: the backend was sent {found.forwarded!r}")
+    assert not wrong, "\n".join(wrong)
+
+
+@of_collections
+@pytest.mark.parametrize("engine", SERVED_BY, ids="-".join)
+def test_worker_serves_no_other_request_of_a_collection_than_the_gateway_forwards(
+    engine: Engine, collected: list[CollectedCase], through: list[Proxied]
+) -> None:
+    own = engine.run(on_own_port(engine, [(case.data, 0) for case in collected]))
+    wrong = []
+    for case, found, requests in zip(collected, through, own, strict=True):
+        wrong += differences(case.name, case.data, found.forwarded, requests)
     assert not wrong, "\n".join(wrong)
