@@ -25,6 +25,11 @@ class ListenerSettings(Value):
         """Identifies it among the listeners: TCP and UDP ports are different ones."""
         return f"udp {self.bind}" if self.protocol == UDP else self.bind
 
+    @property
+    def role(self) -> tuple[str, str]:
+        """What it is for: one with another address and the same role takes its place."""
+        return self.protocol, self.alias
+
 
 class GatewaySettings(Value):
     """The table [gateway] in force, with the listeners in the order of their descriptors.

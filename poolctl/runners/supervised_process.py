@@ -51,5 +51,7 @@ class SupervisedProcess(Receiver):
             self.link.send({"t": "pong", "pid": os.getpid()})
         elif message.get("t") == "end":
             self.over.set()
+        elif message.get("t") == "performed":
+            self.link.send({"t": "performed", "id": message["id"]})
         else:
             self.perform(message, fds)

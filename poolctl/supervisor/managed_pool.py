@@ -227,10 +227,6 @@ class ManagedPool:
             raise ConnectionAbortedError
         with self._watch.reporting(lambda problem: progress(ProgressLine(notice=problem))):
             answer = await self._perform(request, progress)
-        if request.verb == "start" and isinstance(answer, Result):
-            await self._observers.addresses_tried()
-            await self._gateway.attempted()
-            answer = answer.but(warnings=(*answer.warnings, *self._not_served))
         self._runtime_files.rename(self.name)
         # A successor knows everything that a client has received. Nothing is written where nothing has changed.
         self._store.note_changed(*self.core.take_changed())
@@ -331,6 +327,17 @@ class ManagedPool:
         self._ending = True
         self.replacement = keeper, supervisor
         asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self.over.set)
+
+    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+        """See Daemon."""
+        # Saved before that: the gateway may take a while.
+        self._store.note_changed(*self.core.take_changed())
+        self._save()
+        result = await self._gateway.conclude(verb, call, result)
+        if verb == "start":
+            await self._observers.addresses_tried()
+            result = result.but(warnings=(*result.warnings, *self._observers.problems))
+        return result
 
     def shut_down(self) -> int:
         """See Daemon."""

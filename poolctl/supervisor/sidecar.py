@@ -86,6 +86,10 @@ class SidecarProcess(Receiver):
             self.end()
             raise
 
+    async def performed(self) -> None:
+        """Return once it has performed every order that was sent before. Raises LinkLost."""
+        await self.link.call({"t": "performed"})
+
     def end(self) -> None:
         """Ask it to end, and kill it later: one that hangs would hold its listeners for ever."""
         self.leave({"t": "end"}, _ENDS_SECONDS)
@@ -134,6 +138,7 @@ class SidecarManager:
 
     def __init__(self, keeper: Link, events: Events) -> None:
         self.problem = ""
+        self.failures: tuple[ServerError, ...] = ()  # why what is configured is not all in force
         self.restarts = 0  # how often its process has ended by itself
         self._ends: deque[float] = deque(maxlen=_UNSTABLE_ENDS)
         self._keeper = keeper
@@ -142,8 +147,11 @@ class SidecarManager:
         self._pause_seconds = self.first_pause_seconds
         self._turn = asyncio.Lock()
         self._work: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Event()
+        self._changed = asyncio.Event()  # of this moment: the next change has another one
         self._tried = asyncio.Event()  # whether it can listen is known
+        # How often it was configured, and which of these times was the last that was settled, or could not be.
+        self._configured_times = self._attempted_times = 0
+        self._retry: asyncio.TimerHandle | None = None
         self._over = False
 
     @property
@@ -161,6 +169,8 @@ class SidecarManager:
     async def aclose(self) -> None:
         """End the process, and refuse connections from now on."""
         self._over = True
+        if self._retry is not None:
+            self._retry.cancel()
         for task in list(self._work):
             task.cancel()
         async with self._turn:
@@ -175,32 +185,45 @@ class SidecarManager:
     def _configured(self) -> None:
         """Settle soon, without a pause: the configuration is another one."""
         self._pause_seconds = self.first_pause_seconds
+        self._configured_times += 1
         self._tried.clear()
-        self._soon(0.0)
+        self._soon()
 
-    def _soon(self, seconds: float) -> None:
-        task = asyncio.ensure_future(self._settle_after(seconds))
+    def _soon(self) -> None:
+        task = asyncio.ensure_future(self._settle_now())
         self._work.add(task)
         task.add_done_callback(self._work.discard)
 
-    async def _settle_after(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+    async def _settle_now(self) -> None:
         async with self._turn:
+            times = self._configured_times
             try:
                 await self._settle()
-            except (ServerError, LinkLost, OSError, TimeoutError) as error:
-                self._failed(getattr(error, "message", "") or str(error) or "its process does not come up")
+            except ServerError as error:
+                self._failed(error)
+            except (LinkLost, OSError, TimeoutError) as error:
+                self._failed(ServerError(str(error) or "its process does not come up"))
             except Exception as error:
                 logger.exception("%s could not be started", self.label)
-                self._failed(repr(error))
-        self._changed.set()
+                self._failed(ServerError(repr(error)))
+            self._attempted_times = times
         self._tried.set()
+        self._has_changed()
 
-    def _failed(self, problem: str) -> None:
-        self._report_problem(problem)
+    def _has_changed(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _failed(self, *failures: ServerError) -> None:
+        self._report_problem(*failures)
         self._again()
 
-    def _report_problem(self, problem: str) -> None:
+    def _succeeded(self) -> None:
+        self.failures, self.problem = (), ""
+
+    def _report_problem(self, *failures: ServerError) -> None:
+        self.failures = failures
+        problem = "; ".join(each.message for each in failures)
         if problem != self.problem:
             self.problem = problem
             logger.error("%s: %s", self.label, problem)
@@ -208,8 +231,10 @@ class SidecarManager:
             self._events.record("pool", f"{name} failed", message=f"{self.label}: {problem}")
 
     def _again(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
         if not self._over:
-            self._soon(self._pause_seconds)
+            self._retry = asyncio.get_running_loop().call_later(self._pause_seconds, self._soon)
             self._pause_seconds = min(
                 max(self._pause_seconds * 2, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS
             )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
-from poolctl.address import parse
+from poolctl.address import overlaps, parse
 from poolctl.errors import ServerError
 from poolctl.gateway.settings import UDP, ListenerSettings
 from poolctl.keeper import fd_store
@@ -18,11 +18,12 @@ from poolctl.runners.process_link import Link, LinkLost
 
 
 class GatewayListeners:
-    """Open sockets by the keys of their listeners (see ListenerSettings)."""
+    """Open sockets by the keys of their listeners (see ListenerSettings), and `settings` by the same."""
 
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
         self._opener = Opener()
+        self.settings: dict[str, ListenerSettings] = {}
         self._open: dict[str, list[socket.socket]] = {}
         self._identities: dict[str, Identity | None] = {}
 
@@ -37,10 +38,11 @@ class GatewayListeners:
             reply, _ = await self._keeper.call({"op": "list", "after": after})
             names = [name for name, _ in reply["entries"] if name.startswith(fd_store.GATEWAY_LISTENER)]
             for name in names:
-                _, fds = await self._keeper.call({"op": "get", "name": name})
+                reply, fds = await self._keeper.call({"op": "get", "name": name})
                 key = name.removeprefix(fd_store.GATEWAY_LISTENER)
+                self.settings[key] = ListenerSettings.from_json(reply["meta"])
                 self._open[key] = [socket.socket(fileno=fd) for fd in fds]
-                self._identities[key] = identity_of(key)
+                self._identities[key] = identity_of(self.settings[key].bind)
             if not names:
                 return
             after = names[-1]
@@ -49,11 +51,25 @@ class GatewayListeners:
         """Open those that are not open yet; the errors of those that cannot be opened."""
         problems = []
         for key, listener in wanted.items():
-            if key not in self._open:
-                try:
-                    await self._open_one(key, listener)
-                except ServerError as error:
-                    problems.append(error)
+            if key in self._open:
+                if self.settings[key] != listener:
+                    self._keep(key, listener)
+                continue
+            # One that is wider or narrower than this one would keep the port.
+            outdated = [
+                each
+                for each, other in self.settings.items()
+                if each not in wanted and _is_in_the_way(other, listener)
+            ]
+            former = [self.settings[each] for each in outdated]
+            await self._close(outdated)
+            try:
+                await self._open_one(key, listener)
+            except ServerError as error:
+                problems.append(error)
+                for each in former:
+                    with contextlib.suppress(ServerError):
+                        await self._open_one(each.key, each)
         return problems
 
     async def _open_one(self, key: str, listener: ListenerSettings) -> None:
@@ -64,11 +80,20 @@ class GatewayListeners:
             sockets = await self._opener.listen(address)
         self._open[key] = sockets
         self._identities[key] = identity_of(listener.bind)
-        self._keeper.send({"op": "put", "name": f"{fd_store.GATEWAY_LISTENER}{key}"}, sockets)
+        self._keep(key, listener)
+
+    def _keep(self, key: str, listener: ListenerSettings) -> None:
+        self.settings[key] = listener
+        name = f"{fd_store.GATEWAY_LISTENER}{key}"
+        self._keeper.send({"op": "put", "name": name, "meta": listener.to_json()}, self._open[key])
 
     async def close_others(self, wanted: Collection[str]) -> None:
         """Close the others: their connections are refused from now on."""
-        for key in [key for key in self._open if key not in wanted]:
+        await self._close([key for key in self._open if key not in wanted])
+
+    async def _close(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            del self.settings[key]
             sockets = self._open.pop(key)
             refuse(sockets)  # the gateway's process has them too
             close_listener(sockets, self._identities.pop(key))
@@ -78,3 +103,10 @@ class GatewayListeners:
     def mark(self, key: str) -> tuple[int, ...]:
         """Distinguishes the sockets of this listener from others that had the same address before."""
         return tuple(os.fstat(sock.fileno()).st_ino for sock in self.of(key))
+
+
+def _is_in_the_way(other: ListenerSettings, listener: ListenerSettings) -> bool:
+    """Whether the other one has to be closed before this one can be opened."""
+    return (other.protocol == UDP) == (listener.protocol == UDP) and overlaps(
+        parse(other.bind), parse(listener.bind)
+    )

@@ -23,6 +23,7 @@ from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.listener_opener import in_daemon_thread
+from poolctl.runners.process_link import LinkLost
 from poolctl.runners.routing_protocol import PublishedRoutes as RoutesForWorkers
 from poolctl.runners.worker_spec import sealed_files
 from poolctl.states import State
@@ -36,6 +37,8 @@ from .gateway_plan import GatewayPlan, plan_of
 from .gateway_process import GatewayProcess, pair_number
 
 _SERVES_SECONDS = 10.0
+# A command waits so long for its changes to be in force: more than a gateway takes to start on a busy machine.
+_IN_FORCE_SECONDS = 20.0
 # How often certificates are read again: other programs renew them.
 _RENEWAL_SECONDS = 30.0
 
@@ -58,6 +61,8 @@ class GatewayManager(SidecarManager):
         self._own: tuple[socket.socket, socket.socket] | None = None  # give and take
         self._hosts: Table = {}
         self._revision = -1
+        self._current: GatewayPlan | None = None
+        self._served: tuple[str, ...] = ()  # the addresses that the last event names
         self._adopted = False
         self._renewal: asyncio.TimerHandle | None = None
         core.listeners.add(self._look)
@@ -77,9 +82,47 @@ class GatewayManager(SidecarManager):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SERVES_SECONDS):
                 while self.tables.gateway is not None and self._process is None and not self.problem:
-                    self._changed = asyncio.Event()
                     await self._changed.wait()
         return self.gateway
+
+    async def in_force(self, limit_seconds: float | None = None) -> str:
+        """Return "" once the present configuration is in force, or a warning after this time.
+
+        `failures` says then why part of it is not, after another attempt where the last one had failed.
+        """
+        if self.failures:
+            self._configured()
+        seconds = _IN_FORCE_SECONDS if limit_seconds is None else min(limit_seconds, _IN_FORCE_SECONDS)
+        try:
+            async with asyncio.timeout(seconds):
+                while not await self._is_in_force():
+                    pass
+        except TimeoutError:
+            why = "is still starting" if self._process is None else "does not answer"
+            return f"[gateway]: not everything is in force yet: its process {why}"
+        return ""
+
+    async def _is_in_force(self) -> bool:
+        """Wait for the next step; whether it was the last one."""
+        if self._revision != self._core.servers.revision:
+            self._recompute()
+        await self._routes.settled()
+        if self._attempted_times < self._configured_times:
+            await self._changed.wait()
+            return False
+        process = self.gateway
+        if process is None:
+            if self.tables.gateway is None or self.failures:
+                return True
+            await self._changed.wait()
+            return False
+        self._sync(process)  # the core may not have reported each change yet
+        try:
+            await process.performed()
+        except LinkLost:
+            await asyncio.wait([process.exited])
+            return False
+        return self._attempted_times == self._configured_times
 
     def follow(self, tables: Tables) -> None:
         """Serve as these tables say, soon."""
@@ -168,64 +211,71 @@ class GatewayManager(SidecarManager):
         plan = await self._plan()
         if plan is None:
             await self._off()
-            self.problem = ""
+            self._succeeded()
             return
         if self._own is None:
             self._open_pair()
             self._inform_workers()
-        problems = await self._listeners.open(plan.listeners)
-        if problems:
-            self._report_problem(problems[0].message)
+        failures = await self._listeners.open(plan.listeners)
+        if failures:
+            self._report_problem(*failures)
         self._tried.set()
+        self._current = plan = plan.keeping(self._listeners.settings)
         await self._routes.settled()
         process = self.gateway
         if process is None or process.mark != __version__:
-            process = await self._start(plan, process)
+            await self._start(process)
         else:
-            self._sync(process, plan)
+            self._sync(process)
         await self._listeners.close_others(plan.listeners)
-        if problems:
-            self._again()
+        self._report_addresses(plan)
+        if failures:
+            self._failed(*failures)
+        elif self._routes.problem:
+            self._report_problem(ServerError(self._routes.problem))
         else:
-            self.problem = self._routes.problem
+            self._succeeded()
         if plan.certificates and self._renewal is None:
             self._renewal = asyncio.get_running_loop().call_later(_RENEWAL_SECONDS, self._renew)
 
     def _renew(self) -> None:
         self._renewal = None
-        self._soon(0.0)
+        self._soon()
 
     async def _plan(self) -> GatewayPlan | None:
         streams, directory = self._routes.routes.streams, self._environment.directory
         env = self._environment.configuration.environment
         tables = self.tables
-        self._current: GatewayPlan | None = await in_daemon_thread(
-            lambda: plan_of(tables, streams, directory, env)
-        )
-        return self._current
+        return await in_daemon_thread(lambda: plan_of(tables, streams, directory, env))
 
-    async def _start(self, plan: GatewayPlan, before: GatewayProcess | None) -> GatewayProcess:
+    async def _start(self, before: GatewayProcess | None) -> None:
         """Start a process; the one before drains once the new one serves."""
         if problem := await in_daemon_thread(libraries_problem):
             raise ServerError(f"{problem}; {INSTALL_GATEWAY}")
         process = await GatewayProcess.spawn(self._keeper, self._environment.directory, __version__)
         process.on_report = self._reported
-        self._sync(process, plan)
+        self._sync(process)
         process.begin()
         await process.ready(self._environment.directory)
         self._keep(process)
         self._watch(process)
         # Changes since it was spawned.
-        self._sync(process, plan)
-        if before is not None:
-            before.drain(plan.settings.drain_seconds)
-        addresses = ", ".join(plan.listeners)
-        self._events.record("pool", "gateway started", message=f"the gateway serves {addresses}")
-        return process
+        self._sync(process)
+        if before is not None and self._current is not None:
+            before.drain(self._current.settings.drain_seconds)
+        self._served = ()
 
-    def _sync(self, process: GatewayProcess, plan: GatewayPlan | None = None) -> None:
+    def _report_addresses(self, plan: GatewayPlan) -> None:
+        """Record the addresses that are served, of a new process or since the last time."""
+        served = tuple(plan.listeners)
+        if served and served != self._served:
+            kind = "gateway moved" if self._served else "gateway started"
+            self._events.record("pool", kind, message=f"the gateway serves {', '.join(served)}")
+        self._served = served
+
+    def _sync(self, process: GatewayProcess) -> None:
         """Send the process whatever it does not have yet."""
-        plan = plan or self._current
+        plan = self._current
         if plan is None or self._own is None:
             return
         process.configure(plan.settings)
@@ -264,9 +314,12 @@ class GatewayManager(SidecarManager):
             process = GatewayProcess(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"]))
             process.on_report = self._reported
             plan = await self._plan()
+            if plan is not None:
+                self._current = plan.keeping(self._listeners.settings)
+                self._served = tuple(self._current.listeners)
             await self._routes.settled()
             process.resync()
-            self._sync(process, plan)
+            self._sync(process)
             process.begin()
             self._watch(process)
 
@@ -314,6 +367,7 @@ class GatewayManager(SidecarManager):
 
     async def _off(self) -> None:
         self._end_process()
+        self._current, self._served = None, ()
         routing = self._core.runner.capabilities.routing
         if routing is not None and self._own is not None:
             routing.publish((), None, self)

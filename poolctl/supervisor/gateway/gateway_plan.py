@@ -35,6 +35,28 @@ class GatewayPlan(NamedTuple):
     streams: Mapping[str, StreamRoute]
     certificates: tuple[Certificate, ...]
 
+    def keeping(self, there: Mapping[str, ListenerSettings]) -> GatewayPlan:
+        """The plan that can be carried out with these open listeners.
+
+        An address that is not planned any more stays, as long as one that takes its place is not open.
+        """
+        missing = {each.role: key for key, each in self.listeners.items() if key not in there}
+        kept = {
+            key: each for key, each in there.items() if key not in self.listeners and each.role in missing
+        }
+        streams = {key: self.streams[missing[each.role]] for key, each in kept.items() if each.alias}
+        certificates = [
+            certificate._replace(bind=key)
+            for key, each in kept.items()
+            for certificate in self.certificates
+            if each.tls and certificate.bind == missing[each.role]
+        ]
+        return self._replace(
+            listeners={**{key: each for key, each in self.listeners.items() if key in there}, **kept},
+            streams={**self.streams, **streams},
+            certificates=(*self.certificates, *certificates),
+        )
+
 
 def plan_of(
     tables: Tables, streams: Iterable[StreamRoute], directory: str, env: Mapping[str, str]

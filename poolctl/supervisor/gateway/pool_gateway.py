@@ -6,12 +6,17 @@ import os
 from typing import TYPE_CHECKING
 
 from poolctl.config import Tables
+from poolctl.control.answers import Result
 from poolctl.core.core import Core
+from poolctl.errors import PoolRestartError, PoolStartError
+from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events
 
 from ..active_configuration import PoolEnvironment
 from ..observers.statistics import Totals
+from ..verbs.server_documents import as_kind
+from ..verbs.verb import Call
 from ..verbs.verbs import Verbs
 
 if TYPE_CHECKING:
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
 
 # What a start imports only for a configuration that names it.
 MODULES = ("poolctl.supervisor.gateway.gateway_manager", "poolctl.supervisor.gateway.gateway_verbs")
+# Of these commands, without a selection of servers, the gateway is a target too.
+_STARTING = ("start", "restart")
 
 
 class PoolGateway:
@@ -74,10 +81,26 @@ class PoolGateway:
 
         return await gateway_metrics(self._manager, self._core)
 
-    async def attempted(self) -> None:
-        """Return once it is known whether its addresses can be opened."""
-        if self._manager is not None:
-            await self._manager.attempted()
+    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+        """The result of a command, once its changes are in force here too; see Daemon."""
+        manager = self._manager
+        if manager is None or call.options.get("dry_run") or result.exit_code == INVALID_CONFIGURATION:
+            return result
+        if not call.options.get("wait", True):
+            await manager.attempted()
+            return self._warned(verb, result)
+        if late := await manager.in_force(call.options.get("timeout")):
+            result = result.but(warnings=(*result.warnings, late))
+        whole = verb == "reload" or (verb in _STARTING and call.selector.selects_all)
+        if not (whole and manager.failures):
+            return self._warned(verb, result)
+        kind = PoolStartError if verb == "start" else PoolRestartError
+        errors = [as_kind(kind, each).but(name="[gateway]") for each in manager.failures]
+        return result.but(errors=(*result.errors, *errors), exit_code=result.exit_code or FAILED)
+
+    def _warned(self, verb: str, result: Result) -> Result:
+        more = self.problems if verb in _STARTING else ()
+        return result.but(warnings=(*result.warnings, *more))
 
     async def aclose(self) -> None:
         """End it."""

@@ -55,7 +55,6 @@ class DashboardPage(SidecarManager):
     async def settings(self) -> Settings | None:
         """The settings of its process, once it serves; None when it cannot, and `problem` says why."""
         while self._process is None and not self.problem and self.table is not None:
-            self._changed = asyncio.Event()
             await self._changed.wait()
         if self.problem or self.table is None:
             return None
@@ -67,12 +66,13 @@ class DashboardPage(SidecarManager):
         table = self.table
         if table is None:
             await self._off()
-            self.problem = ""
+            self._succeeded()
             return
         settings = await asyncio.to_thread(settings_of, table, self._environment)
         mark = f"{__version__} {settings.mark}"
         before = self._process
         if before is not None and (self._bind, before.mark) == (settings.bind, mark):
+            self._succeeded()
             return
         if self._bind != settings.bind:
             await self._off()
@@ -84,7 +84,7 @@ class DashboardPage(SidecarManager):
         self._watch(process)
         if before is not None:
             before.end()
-        self.problem = ""
+        self._succeeded()
         self._events.record(
             "pool", "dashboard started", message=f"the dashboard serves {settings.url}", url=settings.url
         )

@@ -33,6 +33,10 @@ class Daemon(Protocol):
         """The pool's name and files, the versions and the pids: the answer to a ping, and part of `status`."""
         ...
 
+    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+        """The result of a command that changes servers, once the gateway follows; with what is not served."""
+        ...
+
     def shut_down(self) -> int:
         """End the supervisor after the answer under way; the pid of the keeper, which ends after it."""
         ...

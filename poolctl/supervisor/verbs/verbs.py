@@ -34,6 +34,7 @@ AUDITED = frozenset(
         "upgrade", "host",
     }
 )  # fmt: skip
+_OF_SERVERS = AUDITED - {"upgrade", "host"}
 # Recorded with their values; the others may hold secrets, such as an environment.
 _RECORDED = ("timeout", "wait", "deps", "kill", "workers", "all")
 
@@ -105,7 +106,10 @@ class Verbs:
         """The result of one verb. Raises SelectorError for wrong options, NothingMatched."""
         assert self._knows(verb)
         await match(self._core, call.selector)
-        return await self._verbs[verb](call)
+        result = await self._verbs[verb](call)
+        if verb not in _OF_SERVERS or result.ended:
+            return result
+        return await self._daemon.conclude(verb, call, result)
 
     def end(self) -> None:
         """End the streams of events, because the supervisor ends."""

@@ -112,26 +112,34 @@ def test_reload_adds_and_removes_routes_without_a_pause(gateway: GatewayPool) ->
     with load(gateway) as running:
         gateway.write(ROUTES + '[[route]]\nalias = "three"\npath = "/three"\nto = "one"\n')
         gateway.pool.ok("reload")
-        gateway.until(lambda: gateway.get("/three?n=000000000001").status == 200)
+        assert gateway.get("/three?n=000000000001").status == 200
         gateway.write(gateway='keep_alive = "60s"')
         gateway.pool.ok("reload")
-        gateway.until(lambda: gateway.get("/three").status == 404)
+        assert gateway.get("/three").status == 404
     assert running.report.failed == 0, running.report
 
 
 def test_gateway_moves_to_another_address_and_ends_with_its_table(gateway: GatewayPool) -> None:
-    gateway.start()
+    gateway.write()
+    gateway.pool.ok("start")
     before, gateway.port = gateway.port, claim_port()
     gateway.write()
     gateway.pool.ok("reload")
-    gateway.until(lambda: answers(gateway.port))
-    gateway.until(lambda: not answers(before))
+    assert answers(gateway.port)
+    assert not answers(before)
+    assert served(gateway) == [f"the gateway serves 127.0.0.1:{port}" for port in (before, gateway.port)]
     text = (gateway.pool.directory / "pool.toml").read_text()
     gateway.pool.write("pool.toml", text[text.index("[[server]]") :])
     gateway.pool.ok("reload")
-    gateway.until(lambda: not answers(gateway.port))
+    assert not answers(gateway.port)
     gateway.until(lambda: gateway.process() is None)
     assert get(gateway.ports["one"]).status == 200
+
+
+def served(gateway: GatewayPool) -> list[str]:
+    """What the events say of its addresses."""
+    lines = [json.loads(line) for line in gateway.pool.ok("events", "-o", "json").stdout.splitlines()]
+    return [each["message"] for each in lines if each.get("message", "").startswith("the gateway serves")]
 
 
 def answers(port: int) -> bool:
@@ -193,16 +201,46 @@ def test_stopped_pool_refuses_and_leaves_nothing_behind(gateway: GatewayPool, re
     gateway.until(lambda: not real_pool.processes())
 
 
-def test_taken_address_is_named_and_tried_again(gateway: GatewayPool) -> None:
+def test_taken_address_fails_the_start_and_is_tried_again(gateway: GatewayPool) -> None:
     with socket.create_server(("127.0.0.1", gateway.port)):
         gateway.write()
-        done = gateway.pool.ok("start")
-        assert "[gateway]" in done.stderr, done
-        assert str(gateway.port) in done.stderr, done
+        done = gateway.pool.run("start", "-o", "json")
+        assert done.code == 1, done
+        (error,) = done.json["errors"]
+        assert (error["name"], error["bind"]) == ("[gateway]", f"127.0.0.1:{gateway.port}")
+        assert f"port {gateway.port} is in use" in error["message"]
+        assert [each["ready"] for each in done.json["items"]] == [True, True]
+        # Of a selection of servers it is no part.
+        assert "[gateway]" in gateway.pool.ok("start", "one").stderr
         status = gateway.pool.ok("status", "-o", "json").json
         assert status["warnings"] == status["summary"]["not_served"]
         assert [each.partition(":")[0] for each in status["warnings"]] == ["[gateway]"]
+    gateway.pool.ok("start")
+    assert answers(gateway.port)
+
+
+def test_reload_to_a_taken_address_fails_and_the_gateway_stays_where_it_is(gateway: GatewayPool) -> None:
+    gateway.start()
+    before, gateway.port = gateway.port, claim_port()
+    with socket.create_server(("127.0.0.1", gateway.port)):
+        gateway.write(ROUTES + '[[route]]\nalias = "three"\npath = "/three"\nto = "one"\n')
+        done = gateway.pool.run("reload")
+        assert done.code == 1, done
+        assert f"error: [gateway]: port {gateway.port} is in use" in done.stderr, done
+        assert get(before, "/three").status == 200
     gateway.until(lambda: answers(gateway.port), timeout_seconds=40)
+    gateway.until(lambda: not answers(before))
+
+
+def test_reload_warns_when_the_gateway_does_not_confirm_it_in_time(gateway: GatewayPool) -> None:
+    gateway.start()
+    pid = gateway.until(gateway.process)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        done = gateway.pool.ok("reload", "--timeout", "0.5s")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert "[gateway]: not everything is in force yet: its process does not answer" in done.stderr
 
 
 def test_stopped_server_is_unavailable_and_comes_back(gateway: GatewayPool) -> None:

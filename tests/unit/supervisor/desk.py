@@ -10,7 +10,7 @@ from typing import Any
 from poolctl import ServerConfig
 from poolctl.clock import ManualClock
 from poolctl.config import Tables
-from poolctl.control.answers import About, ErrorEntry
+from poolctl.control.answers import About, ErrorEntry, Result
 from poolctl.core.core import Core
 from poolctl.core.decision_trace import Trace
 from poolctl.monitor.event_queue import Events
@@ -64,6 +64,9 @@ class Desk:
 
     def identity(self) -> About:
         return About.from_json({"keeper_pid": 1})
+
+    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+        return result
 
     def shut_down(self) -> int:
         self.over = True

@@ -35,7 +35,7 @@ def test_process_that_ends_three_times_within_ten_minutes_is_reported() -> None:
         found = [manager.instability]
         async with asyncio.timeout(30):
             for count in (1, 2, 3):
-                await manager._settle_after(0)
+                await manager._settle_now()
                 while manager.restarts < count:
                     await asyncio.sleep(0)
                 found.append(manager.instability)
