@@ -23,9 +23,10 @@ TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts
 WIDE = ("name", "state", "ready", "health", "bind", "expose", "pids", "workers", "uptime", "restarts", "tags")
 # Columns that a narrow terminal omits, in this order.
 DISPENSABLE = ("restarts", "uptime", "health", "pids")
-RIGHT = frozenset(
-    {"workers", "uptime", "restarts", "connections", "in_flight", "requests", "errors", "p50", "p99"}
-)
+RIGHT = frozenset((
+    "workers", "uptime", "restarts", "connections", "in_flight", "requests", "passed", "proxied", "errors", "p50",
+    "p99",
+))  # fmt: skip
 COLOURS = {
     "running": "32",
     "ok": "32",
@@ -73,7 +74,7 @@ def show(outcome: Outcome) -> int:
     elif outcome.text is not None:
         sys.stdout.write(outcome.text)
     elif outcome.form:
-        sys.stdout.write(text_of(outcome.items, outcome.form, coloured(sys.stdout), _width(sys.stdout)))
+        sys.stdout.write(text_of(outcome.items, outcome.form, coloured(sys.stdout), width_of(sys.stdout)))
     elif outcome.message and not outcome.quiet:
         sys.stdout.write(f"{printable(outcome.message, keep_lines=True)}\n")
     explain(outcome)
@@ -85,7 +86,7 @@ def write_json(document: object) -> None:
     sys.stdout.write(dumps(document, default=str) + "\n")
 
 
-def _width(stream: TextIO) -> int:
+def width_of(stream: TextIO) -> int:
     """How many columns a terminal has; 0 for what is none, which takes lines of any length."""
     if not stream.isatty():
         return 0
@@ -111,18 +112,25 @@ def text_of(items: Sequence[Value], output: str, colours: bool = False, width: i
     if output == "jsonl":
         return "".join(dumps({"schema": SCHEMA, **item.to_json()}, default=str) + "\n" for item in items)
     if output == "table" or output == "wide":
-        return table(items, WIDE, colours) if output == "wide" else _fitting(items, colours, width)
+        return (
+            table(items, WIDE, colours)
+            if output == "wide"
+            else fitting(items, TABLE, DISPENSABLE, colours, width)
+        )
     fields = output.split(",")
     return "".join("\t".join(field_text(item, field) for field in fields) + "\n" for item in items)
 
 
-def _fitting(items: Sequence[Value], colours: bool, width: int) -> str:
-    columns = list(TABLE)
-    for dispensable in DISPENSABLE if width else ():
-        if max(map(len, table(items, columns).splitlines()), default=0) <= width:
+def fitting(
+    items: Sequence[Value], columns: Sequence[str], dispensable: Sequence[str], colours: bool, width: int
+) -> str:
+    """A table in so many columns of a terminal, if it fits without those that are dispensable; 0: of any width."""
+    shown = list(columns)
+    for column in dispensable if width else ():
+        if max(map(len, table(items, shown).splitlines()), default=0) <= width:
             break
-        columns.remove(dispensable)
-    return table(items, columns, colours)
+        shown.remove(column)
+    return table(items, shown, colours)
 
 
 def table(items: Sequence[Value], columns: Sequence[str], colours: bool = False) -> str:
@@ -221,6 +229,15 @@ def duration(seconds: float | None) -> str:
     if whole < _DAY:
         return f"{whole // _HOUR}h{whole % _HOUR // _MINUTE:02}m"
     return f"{whole // _DAY}d{whole % _DAY // _HOUR:02}h"
+
+
+def latency(seconds: float | None) -> str:
+    """A short time: "850µs", "4.2ms", "1.2s"; "" for an unknown one."""
+    if seconds is None:
+        return ""
+    if seconds < 0.001:
+        return f"{seconds * 1e6:.0f}µs"
+    return f"{seconds * 1e3:.1f}ms" if seconds < 1 else f"{seconds:.1f}s"
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:

@@ -8,7 +8,7 @@ import sys
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, others_named_alike
-from poolctl.cli.render import coloured, printable, table
+from poolctl.cli.render import coloured, fitting, printable, width_of
 from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_processes import await_end
@@ -77,13 +77,24 @@ def gateway_table(
     lines: Sequence[Value],
     columns: Sequence[str],
     names: Iterable[str],
+    dispensable: Sequence[str] = (),
 ) -> Outcome:
-    """The outcome with its text: lines as a table, which has its header even if it is empty, or names."""
+    """The outcome with its text: lines as a table, which has its header even if it is empty, or names.
+
+    Without -o wide a narrow terminal omits dispensable columns, and those that are empty.
+    """
     if outcome.errors:
         return outcome
     if request.output in ("", "table", "wide"):
         header = "  ".join(columns).replace("_", " ").upper() + "\n"
-        outcome.text = table(lines, columns, coloured(sys.stdout)) or header
+        if request.output == "wide":
+            dispensable = ()
+        elif dispensable:
+            empty = [each for each in columns if all(getattr(line, each) == "" for line in lines)]
+            dispensable = [*dict.fromkeys([*empty, *dispensable])]
+        outcome.text = (
+            fitting(lines, columns, dispensable, coloured(sys.stdout), width_of(sys.stdout)) or header
+        )
     elif request.output == "name":
         outcome.text = "".join(f"{printable(name)}\n" for name in names)
     return outcome

@@ -13,8 +13,9 @@ class RouteReport(Value):
     """One route. `to` are names of servers and URLs, `way` is pass, proxy, stream or excluded, `why` is the
     reason for proxy and excluded.
 
-    `host` of a stream is the gateway's own address. `state` is one of route_health.STATUSES. The figures are those of
-    the gateway and of the workers together; a latency is None before the first request.
+    `host` of a stream is the gateway's own address. `state` is one of route_health.STATUSES. `way` is what the route
+    and its servers allow, `passed` and `proxied` what has become of its `requests`. The figures are those of the
+    gateway and of the workers together; a latency is None before the first request.
     """
 
     alias: str
@@ -28,6 +29,8 @@ class RouteReport(Value):
     provider: str = ""
     state: str = "unknown"
     requests: int = 0
+    passed: int = 0
+    proxied: int = 0
     errors: int = 0
     p50_seconds: float | None = None
     p99_seconds: float | None = None

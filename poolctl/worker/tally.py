@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from binascii import crc32
 
 # The first slot names the layout of the others. A page with another number is not read by this version.
 LAYOUT = int.from_bytes(b"poolctl\x01", "big")
@@ -39,7 +40,13 @@ BEAT_ASKED_NS = 48  # when the supervisor asked; the supervisor writes this slot
 BEAT_LAG_NS = 49  # how long after that the worker answered
 BEAT_AT_NS = 50  # when it answered; 0 for a worker that does not answer heartbeats
 
+# From here on pairs of slots count requests by route: the mark of its alias, and those that were passed to the worker.
+# The last pair is for routes for which there is no other one left.
+ROUTES = 64
+
 SIZE_BYTES = mmap.PAGESIZE
+_LAST_PAIR = SIZE_BYTES // 8 - 2
+_OTHER_ROUTES = 1
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _NOW = (OPEN_CONNECTIONS, OPEN_WEBSOCKETS)  # current values, which are not summed up
 
@@ -89,12 +96,37 @@ def add(counts: Counts, more: Counts) -> None:
         counts[slot] += more[slot]
 
 
+def route_mark(alias: str) -> int:
+    """The number that stands for a route on a page."""
+    return 1 << 32 | crc32(alias.encode())
+
+
+def route_slot(page: memoryview, alias: str) -> int:
+    """The slot for the requests of this route; it stays the same for the life of the page."""
+    mark, pairs = route_mark(alias), (_LAST_PAIR - ROUTES) // 2
+    for step in range(pairs):
+        slot = ROUTES + 2 * ((mark + step) % pairs)
+        if page[slot] in (0, mark):
+            page[slot] = mark
+            return slot + 1
+    page[_LAST_PAIR] = _OTHER_ROUTES
+    return _LAST_PAIR + 1
+
+
+def passed(counts: Counts) -> dict[int, int]:
+    """The requests that a gateway has passed, by the marks of their routes."""
+    marks = counts[ROUTES::2]
+    return {mark: count for mark, count in zip(marks, counts[ROUTES + 1 :: 2], strict=False) if mark}
+
+
 def completed(counts: Counts) -> Counts:
     """The final counts of a worker that has exited: requests in progress are lost, and nothing is open."""
     left = [0, *counts[1:COUNTED]]
     left[DISCONNECTED] += in_flight(counts)
     for slot in _NOW:
         left[slot] = 0
+    if any(counts[ROUTES:]):
+        left += [*([0] * (ROUTES - COUNTED)), *counts[ROUTES:]]
     return left
 
 

@@ -8,20 +8,21 @@ from poolctl.cli.command import INSPECT, LIST, OUTPUT, Command, Option
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import printable
+from poolctl.cli.render import latency, printable
 from poolctl.cli.supervisor_requests import ask_for, gateway_table
 from poolctl.control.client import NoSupervisor
 from poolctl.control.gateway_answers import CandidatesResult, RoutesResult
 from poolctl.exit_codes import DONE, NOTHING_MATCHED
 from poolctl.frozen_value import Value
-from poolctl.routing.route_report import RouteReport
+from poolctl.routing.route_report import PASS, PROXY, RouteReport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.routing.match import ConsideredRoute
     from poolctl.routing.route_table import Match
 
-COLUMNS = ("alias", "host", "path", "to", "way", "state", "requests", "errors", "p50", "p99")
+COLUMNS = ("alias", "host", "path", "to", "way", "state", "passed", "proxied", "errors", "p50", "p99")
+DISPENSABLE = ("p50", "state", "p99")
 WIDE = (*COLUMNS[:5], "policy", "mode", "provider", *COLUMNS[5:], "why")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 EXPLAINED = ("match", "alias", "host", "path", "to", "why")
@@ -75,7 +76,8 @@ class _RouteLine(Value):
     mode: str
     provider: str
     state: str
-    requests: int
+    passed: int
+    proxied: int
     errors: int
     p50: str
     p99: str
@@ -119,7 +121,13 @@ def perform(request: CommandRequest) -> Outcome:
     result = ask_for(RoutesResult, request, find_pool(request))
     columns = WIDE if request.output == "wide" else COLUMNS
     lines = [_line(each) for each in result.items]
-    return gateway_table(request, Outcome.of(result), lines, columns, (each.alias for each in result.items))
+    outcome = Outcome.of(result)
+    outcome.warnings += [
+        f"{each.alias} asks for pass, and is proxied: {each.why}"
+        for each in result.items
+        if each.mode == PASS and each.way == PROXY
+    ]
+    return gateway_table(request, outcome, lines, columns, (each.alias for each in result.items), DISPENSABLE)
 
 
 class Asked:
@@ -260,8 +268,4 @@ def _candidate(step: ConsideredRoute, way: str) -> ExplainedRoute:
 
 def _line(route: RouteReport) -> _RouteLine:
     shown = {name: getattr(route, name) for name in _RouteLine.annotations if name not in ("p50", "p99")}
-    return _RouteLine(**shown, p50=_milliseconds(route.p50_seconds), p99=_milliseconds(route.p99_seconds))
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds * 1000:.1f}ms"
+    return _RouteLine(**shown, p50=latency(route.p50_seconds), p99=latency(route.p99_seconds))

@@ -323,6 +323,10 @@ class GatewayManager(SidecarManager):
             process.begin()
             self._watch(process)
 
+    def passes_to(self, server: str) -> bool:
+        """Whether the server's pair is there for connections."""
+        return server in self._pairs
+
     def _open_pair(self) -> None:
         give, take = wire.pair()
         give.setblocking(False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from poolctl.control.answers import Result, failure
 from poolctl.control.gateway_answers import CandidatesResult, HostsResult, RoutesResult
 from poolctl.core.core import Core
@@ -10,24 +12,21 @@ from poolctl.exit_codes import NOT_AS_DESIRED, NOTHING_MATCHED
 from poolctl.frozen_value import Table
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.match import host_pattern
-from poolctl.routing.route import Route, StreamRoute
-from poolctl.routing.route_health import RouteHealth, route_health, server_health
-from poolctl.routing.route_report import PASS, RouteReport, route_report
+from poolctl.routing.route import Route
+from poolctl.routing.route_report import route_report
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
-from poolctl.worker import tally
-from poolctl.worker.tally import Counts
 
-from ..observers.statistics import Totals, errors, latency_seconds
+from ..observers.totals import Totals
 from ..verbs.verb import Call
 from ..verbs.verbs import Verbs
 from .gateway_manager import GatewayManager
+from .route_figures import RouteFigures
 
 # Above this only those that fit the host are explained.
 _MOST_EXPLAINED = 1000
 _OPERATIONS = ("disable", "enable", "drain")
-_NONE = [0] * tally.COUNTED
 
 
 class GatewayVerbs:
@@ -50,12 +49,13 @@ class GatewayVerbs:
         if call.options.get("op") == "explain":
             return await self._candidates(str(call.options.get("host") or ""))
         routes = self._gateway.routes.routes
-        figures = _RouteFigures(self._core, self._totals, await self._report() or {})
-        reports = [
-            *(figures.of(each) for each in routes.http),
-            *(figures.of(each) for each in routes.streams),
-            *map(route_report, routes.excluded),
-        ]
+        figures = RouteFigures(self._gateway, self._core, self._totals, await self._report() or {})
+        with closing(figures):
+            reports = [
+                *(figures.of(each) for each in routes.http),
+                *(figures.of(each) for each in routes.streams),
+                *map(route_report, routes.excluded),
+            ]
         return RoutesResult(items=tuple(reports), generation=self._gateway.routes.generation)
 
     async def _candidates(self, host: str) -> CandidatesResult:
@@ -131,63 +131,3 @@ def host_order(options: Table) -> Table:
             f"hosts cannot be disabled for {seconds!r}", hint="seconds; 0 until they are enabled"
         )
     return {"op": operation, "hosts": hosts, "for": seconds}
-
-
-class _RouteFigures:
-    """The figures of routes: proxied requests as the gateway counts them, passed ones as workers do.
-
-    Workers count by server, not by route: a route that passes has all requests of its servers that were not proxied.
-    """
-
-    def __init__(self, core: Core, totals: Totals, report: Table) -> None:
-        self._core = core
-        self._totals = totals
-        counts = report.get("counts", {})
-        self._routes: Table = counts.get("routes", {})
-        self._backends: Table = counts.get("backends", {})
-        self._streams: Table = report.get("streams", {})
-        self._hosts = {row["host"]: row for row in report.get("hosts", ())}
-        self._of_servers: dict[str, Counts] = {}
-
-    def of(self, route: Route | StreamRoute) -> RouteReport:
-        """The report of the route."""
-        report = route_report(route)
-        health = route_health(self._health(target.key, target.server) for target in route.to)
-        if isinstance(route, StreamRoute):
-            stream = self._streams.get(route.alias, {})
-            begun = stream.get("accepted", stream.get("opened", 0))
-            return report.but(state=health.status, requests=begun, errors=stream.get("failed", 0))
-        total = list(self._routes.get(route.alias, {}).get("slots") or _NONE)
-        if report.way == PASS:
-            for target in route.to:
-                tally.add(total, self._passed(target.server))
-        return report.but(
-            state=health.status,
-            requests=total[tally.STARTED],
-            errors=errors(total),
-            p50_seconds=latency_seconds(total, _NONE, 0.5),
-            p99_seconds=latency_seconds(total, _NONE, 0.99),
-        )
-
-    def _passed(self, server: str) -> Counts:
-        """What the server's workers have counted, without what was proxied to them."""
-        if server not in self._of_servers:
-            entry, found = self._core.entries.get(server), list(_NONE)
-            counters = self._core.runner.capabilities.counters
-            if entry is not None:
-                tally.add(found, self._totals.of_the_ended(entry))
-                for worker in entry.workers.values():
-                    if counters is not None and worker.placement is not None:
-                        tally.add(found, counters.counts(worker.placement) or _NONE)
-            proxied = self._backends.get(server, {}).get("slots") or _NONE
-            self._of_servers[server] = [
-                max(0, all_ - part) for all_, part in zip(found, proxied, strict=False)
-            ]
-        return self._of_servers[server]
-
-    def _health(self, key: str, server: str) -> RouteHealth:
-        entry = self._core.entries.get(server)
-        if entry is not None:
-            return server_health(entry.state, entry.health.value, ready=entry.ready)
-        row = self._hosts.get(key, {})
-        return server_health("running", "ok", ready=bool(row.get("available", True)), why=row.get("why", ""))

@@ -14,7 +14,7 @@ from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events
 
 from ..active_configuration import PoolEnvironment
-from ..observers.statistics import Totals
+from ..observers.totals import Totals
 from ..verbs.server_documents import as_kind
 from ..verbs.verb import Call
 from ..verbs.verbs import Verbs

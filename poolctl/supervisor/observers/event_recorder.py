@@ -10,7 +10,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
 
-from .statistics import Totals
+from .totals import Totals
 
 _WRONG = (State.BACKOFF.value, State.FAILED.value)
 _RESTING = (State.STOPPED.value, State.DISABLED.value, State.SLEEPING.value, *_WRONG)

@@ -21,7 +21,8 @@ from ..takeover.state_store import StateStore
 from ..verbs.verb import Call, Daemon
 from ..verbs.verbs import Verbs
 from .event_recorder import EventRecorder
-from .statistics import Statistics, Totals
+from .statistics import Statistics
+from .totals import Totals
 
 if TYPE_CHECKING:
     from .dashboard_manager import DashboardPage

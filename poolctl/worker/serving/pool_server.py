@@ -103,6 +103,8 @@ class PoolServer(uvicorn.Server):
         self.server_state: PoolServerState = PoolServerState()
         self.server_state.tally = tally
         self.server_state.batch = None if tally is None else Batch(tally)
+        if routes is not None and self.server_state.batch is not None:
+            routes.requests = self.server_state.batch.passed
         self.server_state.heads = Heads(head_seconds, head_bytes)
         self._changed = self.server_state.changed
         self.acceptor = SharedListeners(

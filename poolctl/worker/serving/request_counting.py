@@ -6,7 +6,7 @@ import asyncio
 import sys
 from bisect import bisect_right
 
-from ..tally import BOUNDS_NS, BROKEN, BUCKETS, DISCONNECTED, LATENCY_NS, STARTED, STATUS
+from ..tally import BOUNDS_NS, BROKEN, BUCKETS, DISCONNECTED, LATENCY_NS, STARTED, STATUS, route_slot
 from .uvicorn_parts import (
     STATUS_TABLES,
     App,
@@ -28,10 +28,21 @@ class Batch:
 
     The page is written once for many requests: each access to it costs as much as three additions here. There is a
     `timer` only while there is something to write. Reading the clock twice is half the cost of counting a request:
-    after MANY requests in one batch (1,600 a second) one in four is timed, and stands for the others.
+    after MANY requests in one batch (1,600 a second) one in four is timed, and stands for the others. `passed` are the
+    requests that came through a gateway, by their routes.
     """
 
-    __slots__ = ("_last", "complete", "latencies_ns", "slots", "started", "tally", "timer")
+    __slots__ = (
+        "_last",
+        "_route_slots",
+        "complete",
+        "latencies_ns",
+        "passed",
+        "slots",
+        "started",
+        "tally",
+        "timer",
+    )
 
     def __init__(self, tally: memoryview) -> None:
         self.tally = tally
@@ -39,6 +50,8 @@ class Batch:
         self.complete = 0
         self.latencies_ns: list[int] = []
         self.slots: list[int] = []
+        self.passed: dict[str, int] = {}
+        self._route_slots: dict[str, int] = {}
         self.timer: asyncio.TimerHandle | None = None
         self._last = [int(SOON_SECONDS * 1e9)]
 
@@ -57,6 +70,8 @@ class Batch:
         slots.clear()
         tally[STARTED] += self.started
         self.started = 0
+        if self.passed:
+            self._write_passed()
         if latencies_ns:
             self._last = sorted(latencies_ns)
             latencies_ns.clear()
@@ -64,6 +79,14 @@ class Batch:
             # Requests that were not timed may complete after those that were, and get the same distribution.
             self._spread(self._last)
             self.complete = 0
+
+    def _write_passed(self) -> None:
+        for alias, count in self.passed.items():
+            slot = self._route_slots.get(alias)
+            if slot is None:
+                slot = self._route_slots[alias] = route_slot(self.tally, alias)
+            self.tally[slot] += count
+        self.passed.clear()
 
     def _spread(self, latencies_ns: list[int]) -> None:
         """Write the latencies of all complete requests, in proportion to those that were timed, which are sorted."""

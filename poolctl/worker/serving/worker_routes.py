@@ -67,6 +67,9 @@ class Routes:
         self.ended = False  # there is no gateway any more
         self.waiting: set[Waiting] = set()  # for a table
         self.known: dict[bytes, KnownRequest] = {}
+        self.requests: dict[
+            str, int
+        ] = {}  # how many have reached the application, by the aliases of their routes
         self._contexts: dict[str, Context] = {}
         self._shortcuts: dict[tuple[bytes, str], Fits] = {}
 
@@ -145,11 +148,12 @@ class Look:
 
     __slots__ = (
         "body", "chunks", "context", "decided", "epoch", "generation", "hops", "match", "partial", "pause", "pending",
-        "rest", "route", "routes", "shortcut", "timer", "until",
+        "requests", "rest", "route", "routes", "shortcut", "timer", "until",
     )  # fmt: skip
 
     def __init__(self, routes: Routes, routed: Routed) -> None:
         self.routes = routes
+        self.requests = routes.requests
         self.route, self.generation, self.hops, self.pending, self.decided = routed
         self.partial = False
         self.body = 0
@@ -215,20 +219,24 @@ class HasContext(Protocol):
     """A connection's knowledge of its route."""
 
     context: Context | None
+    requests: dict[str, int]
 
 
 class RoutedApp:
-    """An application that finds the route of a request in its scope."""
+    """An application that finds the route of a request in its scope; its requests are counted by route."""
 
-    __slots__ = ("_app", "_look")
+    __slots__ = ("_app", "_look", "_requests")
 
     def __init__(self, app: App, look: HasContext) -> None:
         self._app = app
         self._look = look
+        self._requests = look.requests
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         context = self._look.context
         if context is not None:
+            alias = context["route"].alias
+            self._requests[alias] = self._requests.get(alias, 0) + 1
             # In place, since this scope is the server's own.
             others = scope.get("extensions")
             scope["extensions"] = {**others, EXTENSION: context} if others else {EXTENSION: context}

@@ -66,10 +66,11 @@ def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(ga
         assert gateway.get("/", Host="out.example.com").body == b"elsewhere"
         assert gateway.get("/onetwo").status == 404
         routes = gateway.pool.ok("routes", "-o", "json").json["items"]
-        assert [(each["alias"], each["way"], each["state"], each["requests"]) for each in routes] == [
-            ("one", "pass", "healthy", 1),
-            ("two", "pass", "healthy", 1),
-            (f"127.0.0.1:{port}", "proxy", "healthy", 1),
+        shown = "alias", "way", "state", "requests", "passed", "proxied"
+        assert [tuple(each[name] for name in shown) for each in routes] == [
+            ("one", "pass", "healthy", 1, 1, 0),
+            ("two", "pass", "healthy", 1, 1, 0),
+            (f"127.0.0.1:{port}", "proxy", "healthy", 1, 0, 1),
         ]
         explained = gateway.pool.ok(
             "routes", "explain", f"http://127.0.0.1:{gateway.port}/one/x", "-o", "json"

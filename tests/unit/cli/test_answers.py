@@ -107,7 +107,8 @@ FIELDS: dict[type[Value], list[str]] = {
     PlannedChange: ["name", "bind", "change", "keys", "message"],
     ReceiverResult: ["name", "ok", "message"],
     RouteReport: [
-        "alias", "host", "path", "to", "policy", "mode", "way", "why", "provider", "state", "requests", "errors",
+        "alias", "host", "path", "to", "policy", "mode", "way", "why", "provider", "state", "requests",
+        "passed", "proxied", "errors",
     ],
     HostReport: [
         "host", "routes", "state", "since", "until", "available", "why", "breaker", "connections", "in_flight",

@@ -14,7 +14,8 @@ from .conftest import Command, Supervised
 
 USERS: dict[str, Any] = {
     "alias": "users", "host": "users.example.com", "path": "/v1", "to": ["users", "spare"], "policy": "round-robin",
-    "mode": "auto", "way": "pass", "why": "", "provider": "server", "state": "healthy", "requests": 900, "errors": 7,
+    "mode": "auto", "way": "pass", "why": "", "provider": "server", "state": "healthy", "requests": 900,
+    "passed": 880, "proxied": 20, "errors": 7,
     "p50_seconds": 0.0042, "p99_seconds": 1.5,
 }  # fmt: skip
 OLD = {"alias": "old", "way": "excluded", "why": "the server is disabled", "provider": "file"}
@@ -61,11 +62,13 @@ def test_table_shows_each_route_with_its_figures(poolctl: Command, supervised: S
         assert poolctl("routes", "-o", "json").json["items"][0] == USERS
         assert poolctl("routes", "-o", "name").out == "users\nold\n"
         assert poolctl("routes", "-o", "alias,p99_seconds").out == "users\t1.5\nold\t\n"
-    assert head.split() == ["ALIAS", "HOST", "PATH", "TO", "WAY", "STATE", "REQUESTS", "ERRORS", "P50", "P99"]
-    assert users.split() == [
-        "users", "users.example.com", "/v1", "users,spare", "pass", "healthy", "900", "7", "4.2ms", "1500.0ms",
+    assert head.split() == [
+        "ALIAS", "HOST", "PATH", "TO", "WAY", "STATE", "PASSED", "PROXIED", "ERRORS", "P50", "P99",
     ]  # fmt: skip
-    assert old.split() == ["old", "-", "-", "-", "excluded", "unknown", "0", "0", "-", "-"]
+    assert users.split() == [
+        "users", "users.example.com", "/v1", "users,spare", "pass", "healthy", "880", "20", "7", "4.2ms", "1.5s",
+    ]  # fmt: skip
+    assert old.split() == ["old", "-", "-", "-", "excluded", "unknown", "0", "0", "0", "-", "-"]
     assert "round-robin" in wide
     assert "the server is disabled" in wide
     assert {verb for verb, _ in requests if verb != "ping"} == {"routes"}
@@ -73,7 +76,9 @@ def test_table_shows_each_route_with_its_figures(poolctl: Command, supervised: S
 
 def test_without_routes_the_table_has_its_header(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always()):
-        assert poolctl("routes").out == "ALIAS  HOST  PATH  TO  WAY  STATE  REQUESTS  ERRORS  P50  P99\n"
+        assert (
+            poolctl("routes").out == "ALIAS  HOST  PATH  TO  WAY  STATE  PASSED  PROXIED  ERRORS  P50  P99\n"
+        )
         assert poolctl("routes", "-o", "name").out == ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from poolctl.core.servers import record_of
 from poolctl.keeper.fd_store import Store
 from poolctl.runners.runner_protocol import Exit
 from poolctl.supervisor.observers import statistics as statistics_module
-from poolctl.supervisor.observers.statistics import Statistics, Totals
+from poolctl.supervisor.observers.statistics import Statistics
+from poolctl.supervisor.observers.totals import Totals
 from poolctl.supervisor.takeover import state_store
 from poolctl.supervisor.takeover.state_store import StateStore
+from poolctl.worker import tally
 from tests.unit.supervisor.desk import Desk, run, turns, web
 from tests.unit.supervisor.test_state_store import StoreLink
 
@@ -117,3 +120,29 @@ def test_change_without_a_command_is_written_with_the_next_answer(scenario: Call
         assert desk.store.saved_state().servers["s2"]["desired"] == "failed"
 
     scenario(work)
+
+
+def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path) -> None:
+    kept: dict[str, Any] = {}
+
+    class Kept(StateStore):
+        def save_totals(self, totals: Any) -> None:
+            kept.update(json.loads(json.dumps(totals)))
+
+        async def totals(self) -> Any:
+            return kept
+
+    async def work() -> None:
+        desk = Desk(web())
+        page = tally.blank_page()
+        page[tally.route_slot(page, "shop")] += 3
+        before = Totals(desk.core, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
+        for worker in ("web.1", "web.2"):
+            before._add_up(worker, "web", tally.completed(page.tolist()))
+        before.save()
+        after = Totals(desk.core, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
+        await after.resume()
+        entry = desk.core.entries["web"]
+        assert after.passed_to_the_ended(entry) == {tally.route_mark("shop"): 6}
+
+    run(work())

@@ -25,6 +25,7 @@ from poolctl.routing.decision import passed_match
 from poolctl.routing.route import Route, Target
 from poolctl.routing.route_table import RouteTable
 from poolctl.routing.table_file import write_table
+from poolctl.worker import tally
 from poolctl.worker.serving import http1_connection, routed_connections
 from poolctl.worker.serving.routed_connections import RoutedConnection
 from poolctl.worker.serving.worker_routes import Routes
@@ -580,6 +581,24 @@ def test_route_is_in_the_scope_of_each_request(engine: Engine, table: int) -> No
         assert try_get_route(stage.apps["one"].scopes[-1]) is None
 
     run(engine, table, scenario)
+
+
+def test_passed_requests_are_counted_by_route_and_others_are_not(engine: Engine, table: int) -> None:
+    page = tally.blank_page()
+
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        await stage.exchange(client, request("one.test", "/again"), request("both.test"))
+        await (await Client.connect(stage.servers["one"].port)).get()
+        aliases = {tally.route_mark(route.alias): route.alias for route in ROUTES}
+        await until(lambda: page[tally.STARTED] == 4)
+        assert {aliases[mark]: count for mark, count in tally.passed(page.tolist()).items()} == {
+            ROUTES[0].alias: 2,
+            ROUTES[2].alias: 1,
+        }
+
+    run(engine, table, scenario, tally=page)
 
 
 @pytest.mark.parametrize("implementation", ["websockets-sansio", "wsproto"])

@@ -45,6 +45,28 @@ def test_of_a_worker_that_has_ended_nothing_is_open_and_what_was_under_way_is_lo
     assert (total[tally.STARTED], tally.responses(total)) == (10, 6)
 
 
+def test_requests_of_each_route_are_counted_beside_those_of_the_worker() -> None:
+    fd = tally.new_page()
+    page = tally.map_page(fd)
+    for count, alias in enumerate(("users", "orders", "users"), 1):
+        page[tally.route_slot(page, alias)] += count
+    counts = tally.read_page(fd) or []
+    os.close(fd)
+    expected = {tally.route_mark("users"): 4, tally.route_mark("orders"): 2}
+    assert tally.passed(counts) == tally.passed(tally.completed(counts)) == expected
+    assert tally.passed(tally.completed(tally.blank_page().tolist())) == {}
+
+
+def test_routes_for_which_a_page_has_no_room_share_the_last_count() -> None:
+    page = tally.blank_page()
+    slots = [tally.route_slot(page, str(number)) for number in range(tally.SIZE_BYTES // 8)]
+    assert max(slots) < tally.SIZE_BYTES // 8
+    assert slots[-1] == slots[-2] != slots[0]
+    assert [tally.route_slot(page, str(number)) for number in range(3)] == slots[:3]
+    page[slots[-1]] += 7
+    assert 7 in tally.passed(page.tolist()).values()
+
+
 def test_page_keeps_its_size_whatever_an_application_does_with_it() -> None:
     fd = tally.new_page()
     try:

@@ -1,0 +1,146 @@
+"""The routes with what has become of their requests: passed to workers, which count them, or proxied by the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from poolctl.core.core import Core
+from poolctl.frozen_value import Table
+from poolctl.routing.route import Route, StreamRoute
+from poolctl.routing.route_health import RouteHealth, route_health, server_health
+from poolctl.routing.route_report import PASS, PROXY, RouteReport, route_report
+from poolctl.routing.route_table import RouteTable
+from poolctl.worker import tally
+from poolctl.worker.tally import Counts
+
+from ..observers.statistics import errors, latency_seconds
+from ..observers.totals import Totals
+from .gateway_manager import GatewayManager
+
+_NONE = [0] * tally.COUNTED
+
+
+class RouteFigures:
+    """The reports of routes, from one `report` of the gateway's process.
+
+    Workers count passed requests by route, but errors and latencies by server: these are those of all its requests that
+    were not proxied.
+    """
+
+    def __init__(self, gateway: GatewayManager, core: Core, totals: Totals, report: Table) -> None:
+        self._gateway = gateway
+        self._core = core
+        self._totals = totals
+        counts = report.get("counts", {})
+        self._routes: Table = counts.get("routes", {})
+        self._backends: Table = counts.get("backends", {})
+        self._streams: Table = report.get("streams", {})
+        self._hosts = {row["host"]: row for row in report.get("hosts", ())}
+        self._of_servers: dict[str, tuple[Counts, dict[int, int]]] = {}
+        table = gateway.routes.table
+        self._table = None if table is None else RouteTable(table.fileno())
+
+    def close(self) -> None:
+        """Unmap the route table."""
+        if self._table is not None:
+            self._table.close()
+
+    def of(self, route: Route | StreamRoute) -> RouteReport:
+        """The report of the route."""
+        report = route_report(route)
+        health = route_health(self._health(target.key, target.server) for target in route.to)
+        if isinstance(route, StreamRoute):
+            stream = self._streams.get(route.alias, {})
+            begun = stream.get("accepted", stream.get("opened", 0))
+            return report.but(
+                state=health.status, requests=begun, proxied=begun, errors=stream.get("failed", 0)
+            )
+        total = list(self._routes.get(route.alias, {}).get("slots") or _NONE)
+        proxied, mark = total[tally.STARTED], tally.route_mark(route.alias)
+        passed = 0
+        for server in dict.fromkeys(target.server for target in route.to if target.server):
+            counts, routes = self._passed(server)
+            if count := routes.get(mark, 0):
+                passed += count
+                tally.add(total, counts)
+        if report.way == PASS:
+            if why := next(self._hindrances(route), ""):
+                report = report.but(way=PROXY, why=why)
+            elif proxied:
+                report = report.but(why=self._why_some(route))
+        return report.but(
+            state=health.status,
+            requests=passed + proxied,
+            passed=passed,
+            proxied=proxied,
+            errors=min(errors(total), passed + proxied),
+            p50_seconds=latency_seconds(total, _NONE, 0.5),
+            p99_seconds=latency_seconds(total, _NONE, 0.99),
+        )
+
+    def _hindrances(self, route: Route) -> Iterator[str]:
+        """Why no connection of a route is passed that could be, going by its rules alone."""
+        gateway = self._gateway.tables.gateway
+        if gateway is not None and gateway.header_for_host.lower() != "host":
+            yield f"the host is taken from the header {gateway.header_for_host}"
+        match = (
+            self._table.find(route.host.replace("*", "x"), route.path) if self._table is not None else None
+        )
+        if match is not None and match.route.alias == route.alias and not match.passes:
+            yield "another route of this host and path has conditions"
+        servers = [target.server for target in route.to]
+        reasons = [self._not_passed(server) for server in servers]
+        if servers and all(reasons):
+            yield f"{servers[0]} {reasons[0]}"
+
+    def _why_some(self, route: Route) -> str:
+        """Why requests were proxied on a route that passes connections."""
+        entries = [self._core.entries.get(target.server) for target in route.to]
+        if any(entry is not None and entry.config.tls for entry in entries):
+            return "without TLS its requests are proxied, as its server speaks TLS"
+        gateway = self._gateway.tables.gateway
+        if gateway is not None and any(each.tls for each in gateway.bind):
+            return "over TLS its requests are proxied, as the gateway terminates that"
+        return (
+            "connections that were proxied before stay so, and a path that is not in normal form is proxied"
+        )
+
+    def _not_passed(self, server: str) -> str:
+        """Why connections are not passed to the server now; "" if they are, or if it does not run."""
+        entry, gateway = self._core.entries.get(server), self._gateway.tables.gateway
+        if entry is None or gateway is None:
+            return ""
+        if entry.config.command:
+            return "is a program"
+        if entry.config.tls and not any(each.tls for each in gateway.bind):
+            return "speaks TLS, and no address of the gateway does"
+        if entry.ready and not self._gateway.passes_to(server):
+            return "has workers that cannot take passed connections"
+        return ""
+
+    def _passed(self, server: str) -> tuple[Counts, dict[int, int]]:
+        """What the server's workers have counted, without what was proxied to them; passed requests by route."""
+        if server not in self._of_servers:
+            entry, found, routes = self._core.entries.get(server), list(_NONE), dict[int, int]()
+            if entry is not None:
+                found = self._totals.of_the_ended(entry)
+                routes.update(self._totals.passed_to_the_ended(entry))
+                counters = self._core.runner.capabilities.counters
+                for worker in entry.workers.values():
+                    if counters is None or worker.placement is None:
+                        continue
+                    counts = counters.counts(worker.placement) or _NONE
+                    tally.add(found, counts)
+                    for mark, count in tally.passed(counts).items():
+                        routes[mark] = routes.get(mark, 0) + count
+            proxied = self._backends.get(server, {}).get("slots") or _NONE
+            direct = [max(0, all_ - part) for all_, part in zip(found, proxied, strict=False)]
+            self._of_servers[server] = direct, routes
+        return self._of_servers[server]
+
+    def _health(self, key: str, server: str) -> RouteHealth:
+        entry = self._core.entries.get(server)
+        if entry is not None:
+            return server_health(entry.state, entry.health.value, ready=entry.ready)
+        row = self._hosts.get(key, {})
+        return server_health("running", "ok", ready=bool(row.get("available", True)), why=row.get("why", ""))

@@ -1,0 +1,120 @@
+"""Totals of each server over all its workers, those that have ended included, for this supervisor and the next ones."""
+
+from __future__ import annotations
+
+from poolctl.core.availability import KO, OK, WARN, Availability
+from poolctl.core.core import Core
+from poolctl.core.server_entry import Entry
+from poolctl.frozen_value import Table
+from poolctl.monitor.event_queue import Events
+from poolctl.monitor.journal import JournalEvent
+from poolctl.worker import tally
+from poolctl.worker.tally import Counts
+
+from ..takeover.state_store import StateStore
+
+# Of a server whose routes change often, the oldest are forgotten.
+_MOST_ROUTES = 1000
+
+
+class Totals:
+    """Totals over all workers of a server, ended ones included: no counter ever falls.
+
+    By the names of the servers; saved for a successor whenever something was added."""
+
+    def __init__(self, core: Core, events: Events, store: StateStore) -> None:
+        self._core = core
+        self._counters = counters = core.runner.capabilities.counters
+        self._store = store
+        self._counts: dict[str, Counts] = {}
+        self._passed: dict[str, dict[int, int]] = {}  # see tally.passed
+        self._wakes: dict[str, int] = {}
+        self._added: set[str] = set()
+        self._availability: dict[str, Availability] = {}
+        self._changed = False
+        if counters is not None:
+            counters.add_up = self._add_up
+        events.subscribe(self._heard)
+
+    async def resume(self) -> None:
+        """Continue the counts of the previous supervisor; before any worker is adopted."""
+        kept = await self._store.totals()
+        self._counts = {
+            name: (counts + [0] * tally.COUNTED)[: tally.COUNTED]
+            for name, counts in kept.get("counts", {}).items()
+        }
+        self._passed = {name: dict(counts) for name, counts in kept.get("passed", {}).items()}
+        self._wakes = kept.get("wakes", {})
+        self._availability = {
+            name: Availability.restored(each) for name, each in kept.get("availability", {}).items()
+        }
+        self._added = set(kept.get("added", ()))
+
+    def of_the_ended(self, entry: Entry) -> Counts:
+        """The counts of the server's workers that have ended."""
+        return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
+
+    def passed_to_the_ended(self, entry: Entry) -> dict[int, int]:
+        """The requests that a gateway has passed to these workers, by the marks of their routes (tally.route_mark)."""
+        return self._passed.get(entry.name, {})
+
+    def wakes(self, entry: Entry) -> int:
+        """How many times a request has woken the server."""
+        return self._wakes.get(entry.name, 0)
+
+    def availability(self, entry: Entry) -> Availability:
+        """How long the server has been up and down, until now."""
+        found = self._availability.setdefault(entry.name, Availability())
+        # Changes while there was no supervisor were not noted.
+        found.note(self._core.clock.monotonic(), state=entry.state, health=entry.health.value)
+        return found
+
+    def moved(self, entry: Entry, before: str, after: str) -> None:
+        """The server went from one state to another."""
+        found = self._availability.setdefault(entry.name, Availability())
+        found.note(self._core.clock.monotonic(), state=after, health=entry.health.value)
+        if before == "sleeping" and entry.called and entry.wanted:
+            self._wakes[entry.name] = self.wakes(entry) + 1
+        self._changed = True
+
+    def save(self) -> None:
+        """Save the totals for a successor, if they have changed."""
+        if not self._changed:
+            return
+        self._changed = False
+        self._forget_the_removed()
+        document: Table = {
+            "counts": self._counts,
+            "passed": {name: [*counts.items()] for name, counts in self._passed.items()},
+            "wakes": self._wakes,
+            "availability": {name: each.to_dict() for name, each in self._availability.items()},
+            # Their pages are kept until this is stored, so that a crash in between adds nothing twice.
+            "added": self._counters.unsettled if self._counters is not None else [],
+        }
+        self._store.save_totals(document)
+        if self._counters is not None:
+            self._counters.settled()
+        self._added.clear()
+
+    def _heard(self, event: JournalEvent) -> None:
+        known = self._availability.get(event.server) if event.kind == "health" else None
+        if known is not None and event.state in (OK, WARN, KO):
+            known.note(self._core.clock.monotonic(), health=event.state)
+            self._changed = True
+
+    def _add_up(self, name: str, server: str, counts: Counts) -> None:
+        if name in self._added:
+            return
+        self._added.add(name)
+        self._changed = True
+        tally.add(self._counts.setdefault(server, [0] * tally.COUNTED), counts)
+        for mark, count in tally.passed(counts).items():
+            routes = self._passed.setdefault(server, {})
+            routes[mark] = routes.get(mark, 0) + count
+            if len(routes) > _MOST_ROUTES:
+                del routes[next(iter(routes))]
+
+    def _forget_the_removed(self) -> None:
+        for known in (self._counts, self._passed, self._wakes, self._availability):
+            for name in known.keys() - self._core.entries.keys():
+                del known[name]

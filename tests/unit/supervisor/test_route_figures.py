@@ -1,0 +1,130 @@
+"""What became of the requests of each route, and why a route that could be passed is proxied."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from poolctl import ServerConfig, TLSConfig
+from poolctl.gateway.counts import Counts
+from poolctl.routing.route import Header, Route, Target
+from poolctl.routing.route_report import RouteReport
+from poolctl.routing.route_table import write_table
+from poolctl.runners.process_link import Descriptor
+from poolctl.states import Status
+from poolctl.supervisor.gateway.route_figures import RouteFigures
+from poolctl.worker import tally
+
+SHOP = Route(alias="shop", path="/shop", to=(Target(server="web"),))
+NEWS = Route(alias="news", path="/news", to=(Target(server="web"),))
+
+
+class Stage:
+    """A gateway before the server "web", which has a pair; the counts of its ended workers are `counted`."""
+
+    def __init__(self, *routes: Route, **keys: Any) -> None:
+        self.table = Descriptor(write_table(routes, 1))
+        self.listeners = [SimpleNamespace(tls=False)]
+        self.header_for_host = "Host"
+        self.pairs = {"web"}
+        self.config = ServerConfig(**{"name": "web", "bind": "127.0.0.1:9001", "app": "any:app"} | keys)
+        self.counted = tally.blank_page().tolist()
+        self.counts = Counts()
+
+    def passed(self, alias: str, count: int, errors: int = 0) -> None:
+        page = memoryview(bytearray(tally.SIZE_BYTES)).cast("Q")
+        for slot, value in enumerate(self.counted):
+            page[slot] = value
+        page[tally.route_slot(page, alias)] += count
+        page[tally.STARTED] += count
+        page[tally.STATUS + 5] += errors
+        page[tally.BUCKETS] += count
+        self.counted = page.tolist()
+
+    def proxied(self, alias: str, count: int) -> None:
+        for _ in range(count):
+            for traffic in (self.counts.route(alias), self.counts.backend("web")):
+                traffic.began()
+                traffic.answered(200, 0.001)
+
+    def report(self, route: Route) -> RouteReport:
+        entry = SimpleNamespace(
+            config=self.config, workers={}, state="running", health=Status.OK, ready=True, name="web"
+        )
+        core: Any = SimpleNamespace(
+            entries={"web": entry}, runner=SimpleNamespace(capabilities=SimpleNamespace(counters=None))
+        )
+        totals: Any = SimpleNamespace(
+            of_the_ended=lambda entry: self.counted[: tally.COUNTED],
+            passed_to_the_ended=lambda entry: tally.passed(self.counted),
+        )
+        table = SimpleNamespace(bind=self.listeners, header_for_host=self.header_for_host)
+        gateway: Any = SimpleNamespace(
+            routes=SimpleNamespace(table=self.table),
+            tables=SimpleNamespace(gateway=table),
+            passes_to=lambda server: server in self.pairs,
+        )
+        figures = RouteFigures(gateway, core, totals, {"counts": self.counts.snapshot()})
+        try:
+            return figures.of(route)
+        finally:
+            figures.close()
+
+
+@pytest.fixture
+def stages() -> Iterator[list[Stage]]:
+    made: list[Stage] = []
+    yield made
+    for stage in made:
+        os.close(stage.table.fileno())
+
+
+def stage_of(stages: list[Stage], *routes: Route, **keys: Any) -> Stage:
+    stages.append(Stage(*routes, **keys))
+    return stages[-1]
+
+
+def test_each_route_of_one_server_has_its_own_requests(stages: list[Stage]) -> None:
+    stage = stage_of(stages, SHOP, NEWS)
+    stage.passed("shop", 5, errors=1)
+    stage.passed("gone", 2)
+    stage.proxied("shop", 3)
+    shop, news = stage.report(SHOP), stage.report(NEWS)
+    assert (shop.requests, shop.passed, shop.proxied, shop.errors) == (8, 5, 3, 1)
+    assert (news.requests, news.passed, news.proxied, news.errors) == (0, 0, 0, 0)
+    assert (news.p99_seconds, shop.p99_seconds is not None) == (None, True)
+
+
+def test_route_that_passes_says_why_some_of_its_requests_are_proxied(stages: list[Stage]) -> None:
+    stage = stage_of(stages, SHOP)
+    assert (stage.report(SHOP).way, stage.report(SHOP).why) == ("pass", "")
+    stage.proxied("shop", 1)
+    assert "not in normal form" in stage.report(SHOP).why
+    stage.listeners.append(SimpleNamespace(tls=True))
+    assert (stage.report(SHOP).way, stage.report(SHOP).why.partition(" its ")[0]) == ("pass", "over TLS")
+    secure = stage_of(stages, SHOP, tls=TLSConfig(cert="c.pem"))
+    secure.listeners.append(SimpleNamespace(tls=True))
+    secure.proxied("shop", 1)
+    assert secure.report(SHOP).why.startswith("without TLS")
+
+
+def test_route_that_its_servers_keep_from_being_passed_is_proxied(stages: list[Stage]) -> None:
+    program = stage_of(stages, SHOP, app=None, command=["serve", "{fd}"])
+    assert (program.report(SHOP).way, program.report(SHOP).why) == ("proxy", "web is a program")
+    hidden = stage_of(stages, SHOP)
+    hidden.pairs.clear()
+    assert hidden.report(SHOP).why == "web has workers that cannot take passed connections"
+    secure = stage_of(stages, SHOP, tls=TLSConfig(cert="c.pem"))
+    assert secure.report(SHOP).why == "web speaks TLS, and no address of the gateway does"
+    odd = stage_of(stages, SHOP)
+    odd.header_for_host = "X-Host"
+    assert odd.report(SHOP).why == "the host is taken from the header X-Host"
+    beta = SHOP.but(alias="beta", headers=(Header(name="x-beta"),), to=(Target(server="other"),))
+    crossed = stage_of(stages, beta, SHOP)
+    assert (crossed.report(SHOP).way, crossed.report(SHOP).why) == (
+        "proxy", "another route of this host and path has conditions",
+    )  # fmt: skip
