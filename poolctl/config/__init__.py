@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 # fmt: off
 __all__ = [
     "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
-    "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "Backoff", "ConfigNotFound", "Configuration",
-    "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding", "GatewayConfig",
-    "GatewayListener", "Health", "Notify", "Patience", "Place", "Probe", "Problem", "Recovery", "Restart",
-    "RouteConfig", "Section", "ServerConfig", "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables",
-    "candidate_files", "certificate_names", "certificate_validity", "changed_by", "conflicts", "default_interpreter",
-    "dependency_findings", "enter_as", "escaped", "find_config", "ids_of", "interpreter", "json_schema",
-    "libraries_problem", "load", "longest_stop_seconds", "masked", "masked_text", "merged", "missing_file",
-    "missing_program", "names_cover", "no_certificate", "open_files_needed", "pool_variables", "problem_of",
-    "read_regular", "referenced_variables", "relocated", "routes_of", "shown", "start_options", "table_text",
-    "value_text", "values_of", "variables_named_in",
+    "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "Backoff", "ConfigNotFound",
+    "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
+    "GatewayConfig", "GatewayListener", "Health", "Notify", "Patience", "Place", "Probe", "Problem", "Recovery",
+    "Restart", "RouteConfig", "Section", "ServerConfig", "StreamConfig", "Surroundings", "TLSConfig", "Table",
+    "Tables", "candidate_files", "certificate_names", "certificate_validity", "changed_by", "conflicts",
+    "default_interpreter", "dependency_findings", "enter_as", "escaped", "find_config", "ids_of", "interpreter",
+    "json_schema", "libraries_problem", "load", "longest_stop_seconds", "masked", "masked_text", "merged",
+    "missing_file", "missing_program", "named_addresses", "names_cover", "no_certificate", "open_files_needed",
+    "pool_variables", "problem_of", "read_regular", "referenced_variables", "relocated", "routes_of", "shown",
+    "start_options", "table_text", "value_text", "values_of", "variables_named_in",
 ]
 # fmt: on
 _MODULES = {
@@ -65,7 +65,7 @@ _MODULES = {
     "model.routes": "routes_of",
     "model.secrets": "MASK masked masked_text values_of",
     "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Section Table TLSConfig",
-    "model.pool_tables": "TABLE_NAMES Dashboard EventsTable Notify Tables pool_variables",
+    "model.pool_tables": "TABLE_NAMES Dashboard EventsTable Notify Tables named_addresses pool_variables",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -19,6 +19,7 @@ from poolctl.config import (
     conflicts,
     dependency_findings,
     load,
+    named_addresses,
     pool_variables,
 )
 from poolctl.control.answers import ErrorEntry, entries
@@ -148,7 +149,7 @@ class ActiveConfiguration:
                 base_dir = os.path.dirname(self.files[0])
                 return ResolvedConfig(
                     settings.name or own_name,
-                    self._with_ports(list(config), settings.port_range, keep),
+                    self._with_ports(list(config), config.tables, settings.port_range, keep),
                     surroundings=Surroundings(config.defaults, base_dir, settings.handlers),
                     port_range=settings.port_range,
                     config=config,
@@ -161,7 +162,7 @@ class ActiveConfiguration:
         return ResolvedConfig(own_name, problems=problems)
 
     def _with_ports(
-        self, servers: list[ServerConfig], port_range: tuple[int, int], keep: Collection[str]
+        self, servers: list[ServerConfig], tables: Tables, port_range: tuple[int, int], keep: Collection[str]
     ) -> list[ServerConfig]:
         """The servers with the ports of `auto` addresses chosen. Raises ServerError."""
         if not any(server.address.auto for server in servers):
@@ -170,7 +171,7 @@ class ActiveConfiguration:
         names = {server.name for server in servers}
         ledger.keep_only([*names, *keep])
         vacated = [port for name in keep if name not in names and (port := ledger.known(name)) is not None]
-        taken = {server.address.port for server in servers if server.address.port}
+        taken = {server.address.port for server in servers if server.address.port} | _ports(tables)
         resolved = []
         for server in servers:
             if server.address.auto:
@@ -215,7 +216,7 @@ class ActiveConfiguration:
             except (PoolError, ServerError) as error:
                 logger.warning("%s, which was added live, is dropped: %s", name, error)
                 continue
-            if obstacles(server, there.values()):
+            if obstacles(server, there.values(), self.tables):
                 logger.warning("%s, which was added live, is dropped: it conflicts with the files", name)
             else:
                 there[name] = server
@@ -233,7 +234,7 @@ class ActiveConfiguration:
             server = self._surroundings.server(table, base_dir, self.environment)
             if server.address.auto:
                 ledger = PortLedger(self._ledger, *self._port_range)
-                port = ledger.port(server.name, server.address, avoid=taken)
+                port = ledger.port(server.name, server.address, avoid={*taken, *_ports(self.tables)})
                 server = server.at(server.address.with_port(port))
             return server
 
@@ -280,11 +281,21 @@ class PoolEnvironment(NamedTuple):
     state_directory: str
 
 
-def obstacles(added: ServerConfig, there: Iterable[ServerConfig]) -> tuple[int, list[Finding]] | None:
-    """Why the server cannot be added to those `there`, with the exit code; None when it can."""
+def _ports(tables: Tables) -> set[int]:
+    """The ports of the gateway, the dashboard and the metrics."""
+    return {address.port for _, address in named_addresses(tables) if address and address.port}
+
+
+def obstacles(
+    added: ServerConfig, there: Iterable[ServerConfig], tables: Tables
+) -> tuple[int, list[Finding]] | None:
+    """Why the server cannot be added to those `there`, with the exit code; None when it can.
+
+    The addresses of the tables are taken, too.
+    """
     together = [*there, added]
-    names = [(each.name, each.address) for each in together]
-    found = [finding for position, _, finding in conflicts(names) if position == len(together) - 1]
+    names = [*named_addresses(tables), *((each.name, each.address) for each in together)]
+    found = [finding for position, _, finding in conflicts(names) if position == len(names) - 1]
     if found:
         return CONFLICT, found
     found = [finding for server, finding in dependency_findings(together) if server is added]

@@ -345,22 +345,41 @@ def _notify_findings(notify: Notify) -> Iterator[Finding]:
         yield Finding((), "ntfy sends to a topic", 'add topic = "…"')
 
 
+def _addresses(tables: Tables) -> Iterator[tuple[Path, str, Address]]:
+    """The addresses of the tables for connections, each with its place and the table's name."""
+    for name, place in _PLACES.items():
+        if (table := getattr(tables, name)) is not None:
+            yield place, f"[{name}]", parse(table.bind)
+    for index, listener in enumerate(tables.gateway.bind if tables.gateway else ()):
+        yield ("gateway", "bind", index), "[gateway]", parse(listener.bind)
+    for stream in tables.streams:
+        if stream.protocol == "tcp":
+            yield _place(stream), _name(stream), parse(stream.bind)
+
+
+def _place(stream: StreamConfig) -> Path:
+    return "stream", stream.index, "bind"
+
+
+def _name(stream: StreamConfig) -> str:
+    return f"[[stream]] {stream.label}"
+
+
+def named_addresses(tables: Tables) -> list[tuple[str, Address | None]]:
+    """The addresses of the tables for connections, as `conflicts` takes them."""
+    return [(name, address) for _, name, address in _addresses(tables)]
+
+
 def overlapping(
     tables: Tables, servers: list[tuple[str, Address | None]]
 ) -> Iterator[tuple[Path, str, Finding]]:
     """(the place of the table, the other server's or table's name, the finding) for each address that is taken."""
-    own: list[tuple[Path, str, Address]] = [
-        (_PLACES[name], f"[{name}]", parse(table.bind))
-        for name in _PLACES
-        if (table := getattr(tables, name)) is not None
+    own = [*_addresses(tables)]
+    datagrams = [
+        (_place(stream), _name(stream), parse(stream.bind))
+        for stream in tables.streams
+        if stream.protocol == "udp"
     ]
-    datagrams: list[tuple[Path, str, Address]] = []
-    for index, listener in enumerate(tables.gateway.bind if tables.gateway else ()):
-        own.append((("gateway", "bind", index), "[gateway]", parse(listener.bind)))
-    for stream in tables.streams:
-        place: Path = ("stream", stream.index, "bind")
-        chosen = own if stream.protocol == "tcp" else datagrams
-        chosen.append((place, f"[[stream]] {stream.label}", parse(stream.bind)))
     for among, tables_there in ((servers, own), ([], datagrams)):
         together = [*among, *((name, address) for _, name, address in tables_there)]
         for second, first, finding in conflicts(together) if tables_there else ():

@@ -236,7 +236,8 @@ class Lifecycle:
         there = self._core.entries.values()
         if any(entry.removed and entry.name == config.name for entry in there):
             return CONFLICT, [Finding(("name",), "a server of that name is still being removed", "try again")]
-        return obstacles(config, (entry.config for entry in there if not entry.removed))
+        others = (entry.config for entry in there if not entry.removed)
+        return obstacles(config, others, self._context.configuration.tables)
 
 
 def _is_unwell(entry: Entry) -> bool:

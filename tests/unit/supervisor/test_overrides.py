@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
+from poolctl.config import GatewayConfig, StreamConfig, Tables
 from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import SelectorError
 from tests.unit.pool.scripted_runner import FAILS, NEVER
@@ -220,6 +221,8 @@ def test_add_starts_the_server_and_remove_says_what_is_gone() -> None:
         (NEW | {"name": "web"}, 8, "web"),
         (NEW | {"name": "WEB"}, 8, "web"),
         (NEW | {"bind": "0.0.0.0:7000"}, 8, "7000"),
+        (NEW | {"bind": "127.0.0.1:8443"}, 8, "'[gateway]'"),
+        (NEW | {"bind": ":5432"}, 8, "'[[stream]] db'"),
         (NEW | {"bnid": "x"}, 5, "bnid"),
         (NEW | {"workers": 0}, 5, "workers"),
         ({"name": "new"}, 5, "bind"),
@@ -233,6 +236,9 @@ def test_a_server_that_cannot_be_added_is_refused_and_nothing_has_happened(
 ) -> None:
     async def scenario() -> None:
         desk = Desk(web(bind="127.0.0.1:7000"))
+        stream = StreamConfig(bind="127.0.0.1:5432", to="10.0.0.5:5432", alias="db")
+        gateway = GatewayConfig(bind=("127.0.0.1:8080", ":8443"))
+        desk.files.tables = Tables(gateway=gateway, streams=(stream,))
         await desk.ask("start")
         answer = await desk.ask("add", server=table, base_dir="/")
         assert answer["exit_code"] == code, answer
