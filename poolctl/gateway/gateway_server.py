@@ -21,14 +21,13 @@ from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD, SupervisedProcess
 
-from .acceptor import Acceptor, GivenBack
+from .acceptor import GivenBack
+from .bound_listener import OpenListener
 from .edge import Edge
 from .endpoint import ServerFacts
 from .hosts import HostState, UnknownHost, find_host
 from .proxy.serving import drain
-from .settings import UDP, GatewaySettings, ListenerSettings
-from .streams.tcp import TcpStream
-from .streams.udp import UdpStream
+from .settings import GatewaySettings, ListenerSettings
 
 # With more routes than these, the backends of one are made by its first request: each takes 20 to 60 µs here.
 _MOST_LISTED_ROUTES = 1000
@@ -36,55 +35,6 @@ _MOST_LISTED_ROUTES = 1000
 _LOADS_SECONDS = _WAKE_SECONDS = 1.0
 
 logger = logging.getLogger("poolctl.gateway")
-
-
-class OpenListener:
-    """A listener, its sockets, and what accepts from them."""
-
-    def __init__(
-        self, edge: Edge, settings: ListenerSettings, route: StreamRoute | None, sockets: list[socket.socket]
-    ) -> None:
-        self.settings = settings
-        self._sockets = sockets
-        self.stream: TcpStream | UdpStream | None = None
-        self._acceptors: list[Acceptor] = []
-        if route is None:
-            self._acceptors = [Acceptor(edge, sock, settings) for sock in sockets]
-        elif settings.protocol == UDP:
-            self.stream = UdpStream(edge, sockets, route)
-        else:
-            self.stream = TcpStream(edge, sockets, route)
-
-    def stop(self) -> None:
-        """Accept nothing more; open connections stay."""
-        while self._acceptors:
-            self._acceptors.pop().close()
-        if self.stream is not None:
-            self.stream.close()
-
-    def close(self) -> None:
-        """Likewise, and close the sockets."""
-        self.stop()
-        for sock in self._sockets:
-            sock.close()
-
-    async def drain(self, seconds: float) -> None:
-        """Likewise, once the connections of a stream have ended, or were ended after that time."""
-        self.stop()
-        if self.stream is not None:
-            await self.stream.drain(seconds)
-        self.close()
-
-    def changed(self, settings: ListenerSettings, route: StreamRoute | None, fds: list[int]) -> bool:
-        """Whether another object has to serve this; a stream whose route alone is another one goes on with that."""
-        same = [os.fstat(fd).st_ino for fd in fds] == [
-            os.fstat(sock.fileno()).st_ino for sock in self._sockets
-        ]
-        if settings != self.settings or not same or (route is None) != (self.stream is None):
-            return True
-        if self.stream is not None and route is not None:
-            self.stream.apply(route)
-        return False
 
 
 class GatewayServer(SupervisedProcess):
