@@ -21,7 +21,7 @@ class OpenListener:
         self, edge: Edge, settings: ListenerSettings, route: StreamRoute | None, sockets: list[socket.socket]
     ) -> None:
         self.settings = settings
-        self._sockets = sockets
+        self.sockets = sockets
         self.stream: TcpStream | UdpStream | None = None
         self._acceptors: list[Acceptor] = []
         if route is None:
@@ -41,7 +41,7 @@ class OpenListener:
     def close(self) -> None:
         """Likewise, and close the sockets."""
         self.stop()
-        for sock in self._sockets:
+        for sock in self.sockets:
             sock.close()
 
     async def drain(self, seconds: float) -> None:
@@ -54,7 +54,7 @@ class OpenListener:
     def changed(self, settings: ListenerSettings, route: StreamRoute | None, fds: list[int]) -> bool:
         """Whether another object has to serve this; a stream whose route alone is another one goes on with that."""
         same = [os.fstat(fd).st_ino for fd in fds] == [
-            os.fstat(sock.fileno()).st_ino for sock in self._sockets
+            os.fstat(sock.fileno()).st_ino for sock in self.sockets
         ]
         if settings != self.settings or not same or (route is None) != (self.stream is None):
             return True

@@ -1,7 +1,7 @@
 """The gateway's process: the supervisor sends it listeners, routes, servers and orders, and it serves clients.
 
 It keeps no state that the supervisor could not send again: another process, or another supervisor, continues at any
-moment.
+moment. Without keeper and supervisor it serves on with its last table, until the next supervisor adopts it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import socket
 from collections.abc import Callable
 
 from poolctl.frozen_value import Table
-from poolctl.keeper import wire
+from poolctl.keeper import rendezvous, wire
 from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import read_file, sealed_file
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_table import RouteTable
-from poolctl.runners.supervised_process import LINK_FD, SupervisedProcess
+from poolctl.runners.process_link import Link
+from poolctl.runners.supervised_process import LINK_FD, Holdings, SupervisedProcess
 
 from .acceptor import GivenBack
 from .bound_listener import OpenListener
@@ -61,7 +62,8 @@ class GatewayServer(SupervisedProcess):
             "drain": self._drain,
         }
         self._edge: Edge | None = None
-        self._given_back: tuple[GivenBack, socket.socket] | None = None
+        self._given_back: GivenBack | None = None
+        self._own_pair: list[socket.socket] = []  # give, for the next supervisor, and take
         self._servers: dict[str, ServerFacts] = {}
         self._pairs: dict[str, int] = {}  # the number of each server's pair
         self._listeners: dict[str, OpenListener] = {}
@@ -73,6 +75,7 @@ class GatewayServer(SupervisedProcess):
         self._asking: asyncio.TimerHandle | None = None  # for loads
         self._waking: set[str] = set()
         self._draining: asyncio.Task[None] | None = None
+        self._begun = False
 
     @property
     def edge(self) -> Edge:
@@ -91,8 +94,21 @@ class GatewayServer(SupervisedProcess):
 
     def lost(self) -> None:
         """See SupervisedProcess; the last order of a supervisor that replaces this process is to drain."""
-        if self._draining is None:
-            self.over.set()
+        if not self._begun:
+            self.over.set()  # its predecessor serves on
+        elif self._draining is None:
+            self.await_adoption(self.edge.settings.directory, rendezvous.GATEWAY)
+
+    def holdings(self) -> Holdings:
+        """See SupervisedProcess."""
+        yield {"t": "pair"}, self._own_pair
+        for listener in self._listeners.values():
+            yield {"t": "listener", "listener": listener.settings.to_json()}, listener.sockets
+
+    def adopted(self, link: Link) -> None:
+        """See SupervisedProcess."""
+        super().adopted(link)
+        link.send({"t": "hosts", "states": self.edge.hosts.to_json()})
 
     async def finish(self) -> None:
         """See SupervisedProcess."""
@@ -107,10 +123,10 @@ class GatewayServer(SupervisedProcess):
 
     def _take_no_more_back(self) -> None:
         if self._given_back is not None:
-            taker, take = self._given_back
+            self._given_back.close()
             self._given_back = None
-            taker.close()
-            take.close()
+        while self._own_pair:
+            self._own_pair.pop().close()
 
     # What is in force.
 
@@ -128,8 +144,8 @@ class GatewayServer(SupervisedProcess):
 
     def _pair(self, message: wire.Message, fds: list[int]) -> None:
         self._take_no_more_back()
-        take = socket.socket(fileno=fds[0])
-        self._given_back = GivenBack(self.edge, take), take
+        self._own_pair = [socket.socket(fileno=fd) for fd in fds]
+        self._given_back = GivenBack(self.edge, self._own_pair[-1])
 
     def _server(self, message: wire.Message, fds: list[int]) -> None:
         facts = ServerFacts.from_json(message["facts"])
@@ -245,6 +261,7 @@ class GatewayServer(SupervisedProcess):
                 self._forget({"server": name}, [])
         self._stale.clear()
         self._apply()
+        self._begun = True
         self.link.send({"t": "up"})
 
     # Hosts.

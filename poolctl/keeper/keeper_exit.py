@@ -100,8 +100,10 @@ class Shutdown:
         self.due = now + ALONE_SECONDS
         if supervisor:
             self._reaper.signal(supervisor, signal.SIGKILL, group=False)
-        for meta in self._store.values(fd_store.WORKER):
-            self._reaper.signal(int(meta["pid"]), signal.SIGTERM, group=False, start=meta.get("start"))
+        # The gateway would go on without keeper and supervisor.
+        for kind in (fd_store.WORKER, fd_store.GATEWAY_LINK):
+            for meta in self._store.values(kind):
+                self._reaper.signal(int(meta["pid"]), signal.SIGTERM, group=False, start=meta.get("start"))
         return False
 
     def finish(self) -> None:

@@ -230,6 +230,20 @@ def signal_process(pid: int, start: int, number: int, *, group: bool = False) ->
     return True
 
 
+def await_exit(pid: int, start: int, timeout_seconds: float) -> bool:
+    """Whether the process of that start time has exited by then. Blocks."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        return process_start(pid) != start or bool(poll.poll(timeout_seconds * 1000))
+    finally:
+        os.close(process)
+
+
 def kill_children(patience_seconds: float = 0.0) -> None:
     """Kill and reap every child, with its process group, until there is none. They may first exit by themselves.
 

@@ -20,7 +20,7 @@ from collections.abc import Collection
 from ..platform import machine_life, peer_credentials, replace_file
 from . import wire
 
-WORKER, LOGGER = "w", "l"
+WORKER, LOGGER, GATEWAY = "w", "l", "g"
 _TABLE = "/proc/net/unix"
 _LISTENS = b"00010000"  # __SO_ACCEPTCON
 _MOST_BYTES = 16 * 1024
@@ -55,7 +55,7 @@ def sweep(directory: str) -> None:
 
     A socket that is bound only may belong to a worker that is still importing its application.
     """
-    files = _files(directory, (WORKER, LOGGER))
+    files = _files(directory, (WORKER, LOGGER, GATEWAY))
     states = _states() if files else {}
     for path in files:
         if states is not None and os.fsencode(path) not in states:

@@ -4,7 +4,7 @@ A runner's module has `make(site)`, which gives the Runner of a supervisor. It m
 - `companions(files, directory, env, without)`: the programs that are started with a pool's keeper, by the names under
   which its store keeps the links to them;
 - `orphans_exist(directory)` and `find_orphans(directory)`, for workers that serve on after their keeper and their
-  supervisor have died.
+  supervisor have died. The gateway does so as well, whatever the runner.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 
 from poolctl.frozen_value import Value
+from poolctl.keeper import rendezvous
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ def companions(
 
 
 def orphans_exist(env: Mapping[str, str], directory: str) -> bool:
-    """Whether the pool of this directory has orphans; a runner that is unknown here has none."""
+    """Whether the pool of this directory has orphans, a gateway among them; an unknown runner has no workers."""
+    if rendezvous.find(directory, rendezvous.GATEWAY):
+        return True
     try:
         exist = getattr(_module(env), "orphans_exist", None)
     except UnknownRunner:
@@ -104,8 +107,9 @@ def orphans_exist(env: Mapping[str, str], directory: str) -> bool:
 
 
 def find_orphans(env: Mapping[str, str], directory: str) -> list[Orphan]:
-    """The orphans of the pool of this directory; the caller closes them. Blocks."""
-    found: list[Orphan] = _module(env).find_orphans(directory) if orphans_exist(env, directory) else []
+    """The orphaned workers of the pool of this directory; the caller closes them. Blocks."""
+    find = getattr(_module(env), "find_orphans", None)
+    found: list[Orphan] = find(directory) if find is not None and orphans_exist(env, directory) else []
     return found
 
 

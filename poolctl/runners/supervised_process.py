@@ -1,17 +1,29 @@
-"""The inside of a process that a supervisor starts and watches: descriptor 3 leads to the supervisor."""
+"""The inside of a process that a supervisor starts and watches: descriptor 3 leads to the supervisor.
+
+One whose clients must not notice that keeper and supervisor were killed serves on: it listens in the pool's directory,
+as orphaned workers do, until the next supervisor adopts it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import socket
+from collections.abc import Iterable, Sequence
 
-from poolctl.keeper import wire
+from poolctl import __version__
+from poolctl.keeper import rendezvous, wire
 
 from .process_link import Link, Receiver
 from .process_watchdog import PING
 
 LINK_FD = 3
+# The directory may be gone, or its file system full.
+_BIND_AGAIN_SECONDS = 1.0
+
+# What an orphan tells about itself: messages, and the sockets that go with each.
+Holdings = Iterable[tuple[wire.Message, Sequence[socket.socket]]]
 
 
 class SupervisedProcess(Receiver):
@@ -22,6 +34,7 @@ class SupervisedProcess(Receiver):
 
     def __init__(self, fd: int = LINK_FD) -> None:
         self._sock = wire.over(fd)
+        self._orphan: OrphanedProcess | None = None
 
     async def run(self) -> None:
         """Return when it is over."""
@@ -31,6 +44,8 @@ class SupervisedProcess(Receiver):
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.over.set)
         self.link = Link(self._sock, self)
         await self.over.wait()
+        if self._orphan is not None:
+            self._orphan.close()
         await self.finish()
         self.link.close()
 
@@ -55,3 +70,97 @@ class SupervisedProcess(Receiver):
             self.link.send({"t": "performed", "id": message["id"]})
         else:
             self.perform(message, fds)
+
+    def await_adoption(self, directory: str, kind: str) -> None:
+        """Serve on without keeper and supervisor, and be found in the pool's directory as this kind of process."""
+        self._orphan = OrphanedProcess(self, directory, kind)
+
+    def holdings(self) -> Holdings:
+        """What the supervisor that adopts this process needs, and cannot make again."""
+        return ()
+
+    def adopted(self, link: Link) -> None:
+        """Follow the messages of this link from now on."""
+        self._orphan = None
+        self.link = link
+
+
+class OrphanedProcess:
+    """Listens in the pool's directory, and sends each connection what the process holds.
+
+    The first connection that sends an order becomes the link to the supervisor. Others only ask, and leave.
+    """
+
+    def __init__(self, process: SupervisedProcess, directory: str, kind: str) -> None:
+        self.process = process
+        self._directory, self._kind = directory, kind
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[_Connection] = set()
+        self._listener: socket.socket | None = None
+        self._path = ""
+        self._timer: asyncio.TimerHandle | None = None
+        self._listen()
+
+    def adopt(self, connection: _Connection) -> None:
+        """Let this connection be the link of the process."""
+        self._connections.discard(connection)
+        self.close()
+        self.process.adopted(connection.link)
+
+    def forget(self, connection: _Connection) -> None:
+        """It has left."""
+        self._connections.discard(connection)
+
+    def close(self) -> None:
+        """Be found no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+            rendezvous.forget(self._path)
+        for each in self._connections:
+            each.link.close()
+        self._connections.clear()
+
+    def _listen(self) -> None:
+        self._timer = None
+        try:
+            self._listener, self._path = rendezvous.bind(self._directory, self._kind)
+        except OSError:
+            self._timer = self._loop.call_later(_BIND_AGAIN_SECONDS, self._listen)
+            return
+        self._listener.listen()
+        self._loop.add_reader(self._listener.fileno(), self._accept, self._listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        sock = rendezvous.accept(listener, {0, os.geteuid()})
+        if sock is None:
+            return
+        connection = _Connection(self, sock)
+        self._connections.add(connection)
+        for message, sockets in self.process.holdings():
+            connection.link.send(message, sockets)
+        connection.link.send({"t": "over", "mark": __version__})
+
+
+class _Connection(Receiver):
+    """A connection to an orphan."""
+
+    def __init__(self, orphan: OrphanedProcess, sock: socket.socket) -> None:
+        self._orphan: OrphanedProcess | None = orphan
+        self._process = orphan.process
+        self.link = Link(sock, self)
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        orphan, self._orphan = self._orphan, None
+        if orphan is not None:
+            orphan.adopt(self)
+        self._process.received(message, fds)
+
+    def lost(self) -> None:
+        if self._orphan is not None:
+            self._orphan.forget(self)
+        else:
+            self._process.lost()

@@ -171,6 +171,8 @@ class ManagedPool:
     async def _adopt(self, servers: list[ServerConfig]) -> None:
         # With problems nothing is begun: orphans wait until the files are valid again.
         orphans = None if self._configuration.problems else {each.name: each for each in servers}
+        if orphans is not None:
+            await self._gateway.take_in()
         adopted = await adopt(self.core, self._store, self._configuration.placed, orphans)
         if adopted:
             logger.info("adopted %d workers", adopted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, flag
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import duration, servers
 from poolctl.cli.supervisor_requests import CRASH_LOOP, ask_for
 from poolctl.control.answers import Item, StatusResult
@@ -60,7 +60,7 @@ def _status(request: CommandRequest) -> Outcome:
         return Outcome(
             items,
             exit_code=NOT_AS_DESIRED,
-            message=_without_supervisor(items),
+            message=_without_supervisor(items, pool),
             extra={"summary": summary_of(items, pool).to_json()},
         )
     outcome = Outcome.of(result)
@@ -77,10 +77,15 @@ def _status(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _without_supervisor(items: Sequence[Item]) -> str:
+def _without_supervisor(items: Sequence[Item], pool: PoolRef) -> str:
+    from poolctl.keeper import rendezvous
+
     serving = sum(item.state != "stopped" and bool(item.pids) for item in items)
-    if serving:
-        rest = f"{servers(serving)} are" if serving > 1 else "1 server is"
+    found = [servers(serving)] if serving else []
+    if rendezvous.find(pool.directory, rendezvous.GATEWAY):
+        found.append("the gateway")
+    if found:
+        rest = f"{' and '.join(found)} {'are' if serving > 1 or len(found) > 1 else 'is'}"
         return f"no supervisor is running, but {rest} still serving; `poolctl start` adopts them"
     return f"no supervisor is running, {servers(len(items))} stopped"
 

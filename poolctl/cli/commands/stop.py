@@ -77,8 +77,9 @@ def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item
 
 
 def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
-    """End the selected servers that still serve; None when there are none."""
+    """End the selected servers that still serve, and without a selection the gateway; None when there are none."""
     from poolctl.runners.runner_registry import find_orphans, orphans_exist
+    from poolctl.supervisor.gateway import orphaned_gateway
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
 
     everything = request.selector().selects_all
@@ -93,14 +94,22 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome | None:
     names = {each.name for each in items}
     forget_desired_state(pool.directory, None if everything else names)
     chosen = [each for each in found if everything or each.said["server"] in names]
-    warnings = _end(chosen, request.seconds("timeout") or _STOP_SECONDS)
+    limit_seconds = request.seconds("timeout") or _STOP_SECONDS
+    warnings = _end(chosen, limit_seconds)
     for orphan in found:
         orphan.close()
+    # After the servers, which may still answer requests that it copies.
+    gateways = orphaned_gateway.find(pool.directory) if everything else []
+    for gateway in gateways:
+        if not gateway.end(limit_seconds):
+            warnings.append(f"the gateway: pid {gateway.pid} had to be killed")
+        gateway.close()
     if everything:
         remove_stale_files(pool.directory)
     ended = {str(orphan.said["server"]) for orphan in chosen} - {""}
     items = [each.but(**_ENDED) if each.name in ended else each for each in items]
-    message = f"{servers(len(ended))} stopped, left over from a pool whose keeper and supervisor were killed"
+    what = f"{servers(len(ended))} and the gateway" if gateways else servers(len(ended))
+    message = f"{what} stopped, left over from a pool whose keeper and supervisor were killed"
     return Outcome(items, warnings=warnings, message=message)
 
 

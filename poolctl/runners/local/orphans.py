@@ -11,7 +11,6 @@ import contextlib
 import errno
 import logging
 import os
-import select
 import signal
 import socket
 import time
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store, rendezvous, wire
-from poolctl.keeper.reap import signal_process
+from poolctl.keeper.reap import await_exit, signal_process
 from poolctl.platform import close_promptly, copy_descriptor, peer_credentials, process_start, process_users
 from poolctl.worker.tally import is_page
 
@@ -72,14 +71,7 @@ class LocalOrphan:
 
     def await_end(self, timeout_seconds: float) -> bool:
         """See registry.Orphan."""
-        try:
-            process = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return True
-        with contextlib.closing(Descriptor(process)):
-            poll = select.poll()
-            poll.register(process, select.POLLIN)
-            return process_start(self.pid) != self.start or bool(poll.poll(timeout_seconds * 1000))
+        return await_exit(self.pid, self.start, timeout_seconds)
 
     def kill(self) -> None:
         """See registry.Orphan."""

@@ -32,14 +32,16 @@ class GatewayListeners:
         return self._open.get(key, [])
 
     async def adopt(self) -> None:
-        """Take ownership of what the keeper holds of the previous supervisor."""
+        """Take ownership of what the keeper holds of the previous supervisor, and is not open here."""
         after = fd_store.GATEWAY_LISTENER
         while True:
             reply, _ = await self._keeper.call({"op": "list", "after": after})
             names = [name for name, _ in reply["entries"] if name.startswith(fd_store.GATEWAY_LISTENER)]
             for name in names:
-                reply, fds = await self._keeper.call({"op": "get", "name": name})
                 key = name.removeprefix(fd_store.GATEWAY_LISTENER)
+                if key in self._open:
+                    continue
+                reply, fds = await self._keeper.call({"op": "get", "name": name})
                 self.settings[key] = ListenerSettings.from_json(reply["meta"])
                 self._open[key] = [socket.socket(fileno=fd) for fd in fds]
                 self._identities[key] = identity_of(self.settings[key].bind)

@@ -34,7 +34,8 @@ from ..sidecar import SidecarManager
 from .computed_routes import ComputedRoutes
 from .gateway_listeners import GatewayListeners
 from .gateway_plan import GatewayPlan, plan_of
-from .gateway_process import GatewayProcess, pair_number
+from .gateway_process import GatewayProcess
+from .orphaned_gateway import OrphanSearch
 
 _SERVES_SECONDS = 10.0
 # A command waits so long for its changes to be in force: more than a gateway takes to start on a busy machine.
@@ -63,6 +64,7 @@ class GatewayManager(SidecarManager):
         self._revision = -1
         self._current: GatewayPlan | None = None
         self._served: tuple[str, ...] = ()  # the addresses that the last event names
+        self._orphans = OrphanSearch(environment.keeper, environment.directory)
         self._adopted = False
         self._renewal: asyncio.TimerHandle | None = None
         core.listeners.add(self._look)
@@ -205,9 +207,11 @@ class GatewayManager(SidecarManager):
     # The process.
 
     async def _settle(self) -> None:
-        if not self._adopted:
+        if await self._orphans.take_in() or not self._adopted:
             self._adopted = True
             await self._adopt()
+        elif self._orphans.silent and self._process is None:
+            raise TimeoutError("the gateway that outlived keeper and supervisor does not answer yet")
         plan = await self._plan()
         if plan is None:
             await self._off()
@@ -235,6 +239,8 @@ class GatewayManager(SidecarManager):
             self._report_problem(ServerError(self._routes.problem))
         else:
             self._succeeded()
+        if self._orphans.silent:
+            self._again()
         if plan.certificates and self._renewal is None:
             self._renewal = asyncio.get_running_loop().call_later(_RENEWAL_SECONDS, self._renew)
 
@@ -279,7 +285,7 @@ class GatewayManager(SidecarManager):
         if plan is None or self._own is None:
             return
         process.configure(plan.settings)
-        process.take_back(pair_number(self._own[0]), self._own[1])
+        process.take_back(*self._own)
         process.restore_hosts(self._hosts)
         for server in self._routes.routes.servers:
             if (entry := self._core.entries.get(server)) is not None:
@@ -298,13 +304,11 @@ class GatewayManager(SidecarManager):
             process.close_listener(key)
 
     async def _adopt(self) -> None:
-        """Adopt what the keeper holds of the previous supervisor."""
+        """Adopt what the keeper holds of the previous supervisor; a process that was started since then drains."""
+        before = self.gateway
         await self._listeners.adopt()
-        _, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_PAIR})
-        if fds:
-            self._own = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
-            # The table may have been there before the pair.
-            self._inform_workers()
+        if self._own is None:
+            await self._adopt_pair()
         _, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_HOSTS})
         for fd in fds:
             self._hosts = json.loads(read_file(fd))
@@ -322,6 +326,15 @@ class GatewayManager(SidecarManager):
             self._sync(process)
             process.begin()
             self._watch(process)
+            if before is not None:
+                before.drain(plan.settings.drain_seconds if plan is not None else 0.0)
+
+    async def _adopt_pair(self) -> None:
+        _, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_PAIR})
+        if fds:
+            self._own = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
+            # The table may have been there before the pair.
+            self._inform_workers()
 
     def passes_to(self, server: str) -> bool:
         """Whether the server's pair is there for connections."""

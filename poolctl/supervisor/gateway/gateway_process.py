@@ -54,9 +54,9 @@ class GatewayProcess(SidecarProcess):
         """Put these settings in force."""
         self._send("settings", settings, {"t": "settings", "settings": settings.to_json()})
 
-    def take_back(self, mark: int, take: socket.socket) -> None:
-        """Take from this pair the connections that workers give back."""
-        self._send("pair", mark, {"t": "pair"}, [take])
+    def take_back(self, give: socket.socket, take: socket.socket) -> None:
+        """Take from this pair the connections that workers give back; it keeps both ends for the next supervisor."""
+        self._send("pair", pair_number(give), {"t": "pair"}, [give, take])
 
     def listen(
         self,

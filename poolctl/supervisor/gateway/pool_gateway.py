@@ -10,7 +10,7 @@ from poolctl.control.answers import Result
 from poolctl.core.core import Core
 from poolctl.errors import PoolRestartError, PoolStartError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
-from poolctl.keeper import fd_store
+from poolctl.keeper import fd_store, rendezvous
 from poolctl.monitor.event_queue import Events
 
 from ..active_configuration import PoolEnvironment
@@ -38,6 +38,13 @@ class PoolGateway:
         self._events = events
         self._manager: GatewayManager | None = None
         self._found = False
+
+    async def take_in(self) -> None:
+        """Have the keeper hold a gateway that outlived keeper and supervisor, before workers are adopted."""
+        if rendezvous.find(self._environment.directory, rendezvous.GATEWAY):
+            from .orphaned_gateway import OrphanSearch
+
+            await OrphanSearch(self._environment.keeper, self._environment.directory).take_in()
 
     async def start(self, core: Core, verbs: Verbs, totals: Totals) -> None:
         """Serve as configured, now and after each reload."""

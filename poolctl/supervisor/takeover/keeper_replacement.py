@@ -218,7 +218,7 @@ def _fill(link: socket.socket, keeper: Table, entries: Entries, *, terminate: bo
         meta, fds = entries[name]
         _send(link, keeper, {"op": "put", "name": name, "meta": meta}, fds)
     for name, (meta, _) in entries.items():
-        if name.startswith(fd_store.WORKER) and isinstance(meta, dict):
+        if name.startswith((fd_store.WORKER, fd_store.GATEWAY_LINK)) and isinstance(meta, dict):
             _send(link, keeper, {"op": "watch", "pid": meta["pid"], "start": meta["start"]})
     if terminate:
         _send(link, keeper, {"op": "terminate"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
@@ -12,16 +13,19 @@ from typing import Any
 
 import pytest
 
+from poolctl import __version__
 from poolctl.gateway import gateway_server
 from poolctl.gateway.backends import Lease, RequestOutcome
 from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.gateway_server import GatewayServer
 from poolctl.gateway.settings import GatewaySettings, ListenerSettings
-from poolctl.keeper import connection_handover, wire
+from poolctl.keeper import connection_handover, rendezvous, wire
 from poolctl.routing.route import Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
+from poolctl.runners import supervised_process
 from poolctl.runners.process_link import Descriptor
 from poolctl.supervisor.gateway.gateway_process import GatewayProcess
+from poolctl.supervisor.gateway.orphaned_gateway import OrphanedGateway, find
 
 DEADLINE_SECONDS = 60.0
 
@@ -43,14 +47,14 @@ class Stage:
         ours, theirs = wire.pair()
         self.server = GatewayServer(theirs.detach())
         self.over = asyncio.ensure_future(self.server.run())
-        self._own = wire.pair()
-        self._first = ours
+        self.own = wire.pair()
+        self.first = ours
 
     async def start(self) -> None:
         self.backend = await asyncio.start_server(_answer, "127.0.0.1", 0)
         port = self.backend.sockets[0].getsockname()[1]
         self.facts = ServerFacts(name="web", bind=f"127.0.0.1:{port}", state="running", ready=True)
-        self.supervise(self._first)
+        self.supervise(self.first)
         await self.begin()
 
     def supervise(self, sock: socket.socket) -> None:
@@ -61,7 +65,7 @@ class Stage:
     async def begin(self) -> None:
         process = self.process
         process.configure(self.settings)
-        process.take_back(1, self._own[1])
+        process.take_back(*self.own)
         process.serve(self.facts, None)
         self.publish(1, Route(alias="web", to=(Target(server="web"),)))
         process.listen(self.binding, None, (1,), [self.listener])
@@ -92,7 +96,7 @@ class Stage:
         await self.over
         self.backend.close()
         self.listener.close()
-        for end in self._own:
+        for end in self.own:
             end.close()
 
 
@@ -352,11 +356,81 @@ def test_draining_gateway_accepts_nothing_finishes_its_requests_and_ends_without
     run(work())
 
 
-def test_gateway_ends_with_the_last_process_of_its_pool(tmp_path: Path) -> None:
+def test_gateway_that_does_not_serve_yet_ends_with_the_last_process_of_its_pool(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        stage.supervise(stage.first)
+        stage.process.configure(stage.settings)
+        stage.process.link.close()
+        await stage.over
+        assert rendezvous.find(str(tmp_path), rendezvous.GATEWAY) == []
+        for each in (stage.listener, *stage.own):
+            each.close()
+
+    run(work())
+
+
+async def orphans(directory: Path) -> list[OrphanedGateway]:
+    """The orphaned gateways, as soon as there is one."""
+    while not (found := await asyncio.to_thread(find, str(directory))):
+        await asyncio.sleep(0.001)
+    return found
+
+
+def test_gateway_serves_on_without_keeper_and_supervisor_until_the_next_one_adopts_it(tmp_path: Path) -> None:
     async def work() -> None:
         async with gateway(tmp_path) as stage:
+            elsewhere = Route(alias="elsewhere", host="b", to=(Target(url="http://127.0.0.1:1"),))
+            stage.publish(2, Route(alias="web", to=(Target(server="web"),)), elsewhere)
+            await stage.process.order_hosts({"op": "drain", "hosts": ["http://127.0.0.1:1"]})
+            reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
+            for _ in range(2):
+                stage.process.link.close()
+                (asking,) = await orphans(tmp_path)
+                asking.close()  # a command that only asks
+                writer.write(b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n")
+                assert (await reader.readexactly(40)).endswith(b"ok")
+                assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+                (orphan,) = await orphans(tmp_path)
+                assert (orphan.pid, orphan.mark) == (os.getpid(), __version__)
+                ((settings, (listener,)),) = orphan.listeners
+                assert settings == stage.binding
+                assert inode(listener) == inode(stage.listener.fileno())
+                assert list(map(inode, orphan.pair)) == [inode(end.fileno()) for end in stage.own]
+                stage.supervise(orphan.sock.dup())
+                orphan.close()
+                stage.process.resync()
+                await stage.begin()
+                assert rendezvous.find(str(tmp_path), rendezvous.GATEWAY) == []
+            writer.close()
+            reported = [each["states"]["hosts"] for each in stage.reports if each["t"] == "hosts"][:2]
+            assert [host["state"] for hosts in reported for host in hosts] == ["draining"] * 2, (
+                "when it was ordered, and to the supervisor whose keeper does not know it"
+            )
+
+    run(work())
+
+
+def inode(fd: int) -> int:
+    return os.fstat(fd).st_ino
+
+
+def test_gateway_is_found_although_its_directory_was_removed_when_it_became_an_orphan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised_process, "_BIND_AGAIN_SECONDS", 0.01)
+
+    async def work() -> None:
+        directory = tmp_path / "parent" / "runtime"
+        directory.mkdir(parents=True)
+        async with gateway(directory) as stage:
+            shutil.rmtree(tmp_path / "parent")
             stage.process.link.close()
-            await stage.over
+            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+            directory.mkdir(parents=True)
+            (orphan,) = await orphans(directory)
+            stage.supervise(orphan.sock.dup())
+            orphan.close()
 
     run(work())
 

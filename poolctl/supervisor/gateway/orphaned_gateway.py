@@ -1,0 +1,146 @@
+"""A gateway that serves on after keeper and supervisor were both killed: it is found, adopted, or ended.
+
+A new keeper gets what it would have held of it: its listeners, its pair, and the link to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass, field
+
+from poolctl.clock import SILENT_SECONDS
+from poolctl.gateway.settings import ListenerSettings
+from poolctl.keeper import fd_store, rendezvous, wire
+from poolctl.keeper.reap import await_exit, signal_process
+from poolctl.platform import peer_credentials, process_start
+from poolctl.runners.process_link import Link, Refused
+
+_ANSWER_SECONDS = 2.0
+_DRAIN_SECONDS = 5.0
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+@dataclass
+class OrphanedGateway:
+    """The process at the other end of `sock`; `mark` is its version, "" if it has not answered in time."""
+
+    pid: int
+    start: int
+    sock: socket.socket
+    mark: str = ""
+    pair: list[int] = field(default_factory=list)
+    listeners: list[tuple[ListenerSettings, list[int]]] = field(default_factory=list)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it is still there."""
+        with contextlib.suppress(OSError):
+            signal_process(self.pid, self.start, number)
+
+    def end(self, timeout_seconds: float) -> bool:
+        """Whether it has ended, when asked to, within the limit; otherwise it is killed. Blocks."""
+        self.signal(signal.SIGTERM)
+        if await_exit(self.pid, self.start, timeout_seconds):
+            return True
+        self.signal(signal.SIGKILL)
+        await_exit(self.pid, self.start, _ANSWER_SECONDS)
+        return False
+
+    def close(self) -> None:
+        """Close the descriptors; it serves on."""
+        for fd in [*self.pair, *(fd for _, fds in self.listeners for fd in fds)]:
+            os.close(fd)
+        self.pair, self.listeners = [], []
+        self.sock.close()
+
+
+def find(directory: str) -> list[OrphanedGateway]:
+    """The orphaned gateways of this directory's pool; the caller closes them. Blocks."""
+    found = []
+    for sock, answer in rendezvous.ask(directory, rendezvous.GATEWAY, _ANSWER_SECONDS):
+        pid, uid, _ = peer_credentials(sock)  # of the process that listens
+        start = process_start(pid)
+        if start is None or uid != os.geteuid():
+            sock.close()
+            continue
+        orphan = OrphanedGateway(pid, start, sock)
+        found.append(orphan)
+        sock.settimeout(_ANSWER_SECONDS)
+        while answer is not None:
+            message, fds = answer
+            if message.get("t") == "pair":
+                orphan.pair = fds
+            elif message.get("t") == "listener":
+                orphan.listeners.append((ListenerSettings.from_json(message["listener"]), fds))
+            elif message.get("t") == "over":
+                orphan.mark = str(message["mark"])
+                break
+            answer = rendezvous.receive(sock)
+    return found
+
+
+class OrphanSearch:
+    """Finds the orphaned gateway of a pool for its keeper. One that does not answer is killed after a while."""
+
+    def __init__(self, keeper: Link, directory: str) -> None:
+        self.silent = False  # one is there that has not answered yet
+        self._keeper = keeper
+        self._directory = directory
+        self._silent_since = 0.0
+
+    async def take_in(self) -> bool:
+        """Put an orphan into the keeper's store, for a GatewayManager to adopt; whether there was one that answered.
+
+        More than one is there only if they were killed while one replaced the other: the others drain.
+        """
+        if not rendezvous.find(self._directory, rendezvous.GATEWAY):
+            self.silent = False
+            return False
+        found = await asyncio.to_thread(find, self._directory)
+        try:
+            self._wait_for([each for each in found if not each.mark])
+            answered = [each for each in found if each.mark]
+            for each in answered[1:]:
+                with contextlib.suppress(OSError):
+                    wire.send(each.sock, {"t": "drain", "seconds": _DRAIN_SECONDS})
+            for each in answered[:1]:
+                await self._put(each)
+            return bool(answered)
+        finally:
+            for each in found:
+                each.close()
+
+    def _wait_for(self, silent: list[OrphanedGateway]) -> None:
+        now = time.monotonic()
+        if not self.silent:
+            self._silent_since = now
+        self.silent = bool(silent)
+        for each in silent:
+            late = now - self._silent_since > SILENT_SECONDS
+            logger.warning("the gateway that outlived its pool (pid %d) does not answer", each.pid)
+            # It may have been stopped.
+            each.signal(signal.SIGKILL if late else signal.SIGCONT)
+
+    async def _put(self, orphan: OrphanedGateway) -> None:
+        keeper = self._keeper
+        for listener, fds in orphan.listeners:
+            name = f"{fd_store.GATEWAY_LISTENER}{listener.key}"
+            keeper.send({"op": "put", "name": name, "meta": listener.to_json()}, fds)
+        _, held = await keeper.call({"op": "get", "name": fd_store.GATEWAY_PAIR})
+        for fd in held:
+            os.close(fd)
+        if orphan.pair and not held:
+            keeper.send({"op": "put", "name": fd_store.GATEWAY_PAIR}, orphan.pair)
+        known = {"pid": orphan.pid, "start": orphan.start}
+        message = {"op": "put", "name": fd_store.GATEWAY_LINK, "meta": {**known, "mark": orphan.mark}}
+        keeper.send(message, [orphan.sock.fileno()])
+        logger.info("the gateway (pid %d) has outlived its pool: it is adopted", orphan.pid)
+        # The answer says that everything has arrived: if we die now, another supervisor finds it at the keeper.
+        with contextlib.suppress(Refused):
+            await keeper.call({"op": "watch", **known})

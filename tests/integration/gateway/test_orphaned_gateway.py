@@ -1,0 +1,65 @@
+"""Keeper and supervisor are both killed: the gateway serves on, and the next start adopts it, or a stop ends it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.integration.gateway.conftest import ROUTES, GatewayPool
+from tests.integration.processes.test_both_killed import kill_both
+from tests.load.load import Load
+
+pytestmark = [pytest.mark.unmeasured, pytest.mark.slow]
+
+PROXIED = """
+[[route]]
+to = "one"
+path = "/one"
+[[route]]
+to = "two"
+path = "/two"
+mode = "proxy"
+"""
+
+
+def load(gateway: GatewayPool, mode: str = "keep_alive") -> Load:
+    """Requests on a passed and on a proxied route in turn."""
+    return Load([gateway.port], mode, paths=["/one", "/two"], connections=4, pause=0.002)
+
+
+def test_no_request_fails_while_both_are_gone_and_when_the_next_start_adopts_it(
+    gateway: GatewayPool,
+) -> None:
+    gateway.start(PROXIED)
+    pid = gateway.until(gateway.process)
+    with load(gateway) as kept, load(gateway, "new_connection") as short:
+        kill_both(gateway.pool, gateway.until)
+        for each in (kept, short):
+            before = each.look().complete
+            gateway.until(lambda each=each, before=before: each.look().complete > before + 50)
+        status = gateway.pool.run("status")
+        assert (status.code, "2 servers and the gateway are still serving" in status.stdout) == (3, True)
+        gateway.pool.ok("start")
+        assert gateway.process() == pid
+        gateway.write(PROXIED + '[[route]]\nalias = "three"\npath = "/three"\nto = "one"\n')
+        gateway.pool.ok("reload")
+        gateway.until(lambda: gateway.get("/three").status == 200)
+        gateway.pool.ok("restart")
+        rows = gateway.pool.ok("routes", "-o", "json").json["items"]
+        assert [row["way"] for row in rows] == ["pass", "proxy", "pass"]
+    assert (kept.report.failed, short.report.failed) == (0, 0), (kept.report, short.report)
+    gateway.kill(pid)
+    gateway.until(lambda: gateway.process() not in (None, pid))
+
+
+def test_stop_ends_it_with_the_servers(gateway: GatewayPool) -> None:
+    gateway.start(ROUTES)
+    kill_both(gateway.pool, gateway.until)
+    assert gateway.get("/one").status == 200
+    done = gateway.pool.ok("stop", "one")
+    assert "1 server stopped" in done.stdout, done
+    assert gateway.get("/two").status == 200
+    done = gateway.pool.ok("stop")
+    assert "1 server and the gateway stopped" in done.stdout, done
+    gateway.until(lambda: not gateway.pool.processes())
+    with pytest.raises(ConnectionRefusedError):
+        gateway.get("/two")
