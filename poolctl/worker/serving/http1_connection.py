@@ -132,9 +132,11 @@ class Lingering(Drainable, Http1Protocol):
     # A request that arrives while the worker drains gets a response, and is the last one of its connection.
 
     def on_headers_complete(self) -> None:
+        before = self.cycle
         self.headers_complete()
-        # httptools adds trailers to this list: the application's holds the fields of the head only (RFC 9110 §6.5.1).
-        self.headers = []
+        if self.cycle is not before:  # not an upgrade, for which uvicorn still needs the list
+            # httptools adds trailers to it: the application's holds the fields of the head only (RFC 9110 §6.5.1).
+            self.headers = []
         count = self.count
         if count is not None and count.newest is not self.cycle:
             newest, count.newest = count.newest, self.cycle
