@@ -193,7 +193,7 @@ class WriteBack:
     def check(self) -> Configuration:
         """The changed configuration. Failure with 5 for an invalid result, with 7 for files that are not writable."""
         config = self.draft.check()
-        if not len(config) and not self.request.get("allow_empty"):
+        if config.is_empty and not self.request.get("allow_empty"):
             from poolctl.cli.offline import no_server
 
             raise Failure(Outcome(errors=[no_server(self.pool)], exit_code=INVALID_CONFIGURATION))

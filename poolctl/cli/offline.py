@@ -41,7 +41,7 @@ def load(ref: PoolRef, *, allow_empty: bool = False) -> Configuration:
     config = load_files(ref.files, os.environ)
     if config.problems:
         raise Failure(invalid(config))
-    if not len(config) and not allow_empty:
+    if config.is_empty and not allow_empty:
         raise Failure(Outcome(errors=[no_server(ref)], exit_code=exit_codes.INVALID_CONFIGURATION))
     return config
 
@@ -58,7 +58,7 @@ def invalid(config: Configuration) -> Outcome:
 def no_server(ref: PoolRef) -> ErrorEntry:
     """The problem of files that together hold no server."""
     files = ", ".join(os.path.relpath(file) for file in ref.files)
-    hint = "add a [[server]], or use --allow-empty"
+    hint = "add a [[server]], or a [[route]] to a URL; or use --allow-empty"
     return error(exit_codes.INVALID_CONFIGURATION, f"{files}: no server is configured", hint)
 
 

@@ -287,7 +287,10 @@ _ASIDE = ("sleeping", "draining", "disabled")
 def ready_line(result: Result, *, waited: bool) -> str:
     """`3 servers ready`, with those in other intended states in brackets."""
     if not result.items:
-        return "" if result.exit_code else "no server selected"
+        done = (
+            "the gateway serves; the pool has no server" if result.without_servers else "no server selected"
+        )
+        return "" if result.exit_code else done
     asides = {state: sum(item.state == state for item in result.items) for state in _ASIDE}
     ready = sum(item.ready for item in result.items)
     count = len(result.items) - sum(asides.values())

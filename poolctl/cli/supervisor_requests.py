@@ -151,11 +151,16 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Res
     if result.exit_code == NOTHING_MATCHED:
         # Nothing was done, and nothing is left behind.
         return result.but(ended=_end_idle(pool))
-    if not result.items and not result.exit_code and not request.get("allow_empty"):
+    if is_empty(result) and not request.get("allow_empty"):
         raise Failure(_without_servers(pool))
     if warning := others_named_alike(pool):
         return result.but(warnings=(*result.warnings, warning))
     return result
+
+
+def is_empty(result: Result) -> bool:
+    """Whether a start has found neither a server nor a route."""
+    return not (result.items or result.exit_code or result.without_servers)
 
 
 def _launch_and_ask(request: CommandRequest, pool: PoolRef) -> Result:

@@ -84,6 +84,11 @@ class Configuration(Sequence[ServerConfig]):
         return f"<{type(self).__name__} {len(self)} server{'s' * (len(self) != 1)}{more}>"
 
     @property
+    def is_empty(self) -> bool:
+        """Whether it has neither a server nor a route: a gateway alone may serve others."""
+        return not (self._servers or self.tables.routes or self.tables.streams)
+
+    @property
     def problems(self) -> list[ServerError]:
         """The problems of the servers and tables, in the files' order.
 

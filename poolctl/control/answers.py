@@ -85,6 +85,8 @@ class Result(Value):
     # Set where the supervisor ends after this answer; the keeper exits last.
     ended: bool | None = None
     keeper_pid: int | None = None
+    # Of a start: the pool has routes and no server.
+    without_servers: bool | None = None
 
 
 class ServerStep(Value):

@@ -60,6 +60,11 @@ class ResolvedConfig:
         return [ErrorEntry.of(problem) for problem in found] if names else []
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is neither a server nor a route."""
+        return not (self.servers or self.tables.routes or self.tables.streams)
+
+    @property
     def warnings(self) -> list[str]:
         """Warnings; after `outside` also those that it found."""
         return [str(warning) for warning in self.config.warnings] if self.config is not None else []

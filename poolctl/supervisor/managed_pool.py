@@ -358,7 +358,7 @@ class ManagedPool:
         return self._keeper_pid
 
     def _end_if_unused(self) -> None:
-        if self.core.servers.unused and not self._verbs.used:
+        if self.core.servers.unused and not (self._verbs.used or self._gateway.is_alone):
             self.shut_down()
 
     def expired(self, placement: Placement) -> None:

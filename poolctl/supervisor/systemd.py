@@ -98,15 +98,17 @@ class Service:
 
 
 def _count(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
-    """How many servers should run, and those that are not ready; None before any was asked to run."""
-    known = list(entries)
+    """How many servers should run, and those that are not ready; None before any was asked to run.
+
+    A pool without servers has a gateway alone.
+    """
     able = [
         entry
-        for entry in known
+        for entry in entries
         if not (entry.is_disabled or entry.desired in (Desired.STOPPED, Desired.REMOVED))
     ]
     wanted = [entry for entry in able if entry.wanted]
-    if not wanted and (able or not known):
+    if able and not wanted:
         return None, []
     return len(wanted), [entry for entry in wanted if not (entry.ready or entry.asleep)]
 

@@ -27,7 +27,7 @@ from poolctl.cli.run.signals import (
     is_first_process,
     program,
 )
-from poolctl.cli.supervisor_requests import Progress, await_pool_end, start_unsignalled
+from poolctl.cli.supervisor_requests import Progress, await_pool_end, is_empty, start_unsignalled
 from poolctl.control import sd_notify
 from poolctl.control.answers import Item, ReloadResult, Result
 from poolctl.control.client import Client, NoSupervisor
@@ -183,7 +183,7 @@ class RunSession:
         if warning := others_named_alike(self.pool):
             self.outcome.warnings.append(warning)
         if not self.outcome.exit_code:
-            if not self.outcome.items and not self.request.get("allow_empty"):
+            if is_empty(result) and not self.request.get("allow_empty"):
                 from poolctl.cli.offline import no_server
 
                 self.outcome = Outcome(errors=[no_server(self.pool)], exit_code=INVALID_CONFIGURATION)

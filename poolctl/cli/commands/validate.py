@@ -44,11 +44,19 @@ def perform(request: CommandRequest) -> Outcome:
     items = [item(server) for server in servers_of(config, pool)] if request.output else []
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     outcome.errors = [ErrorEntry.of(problem) for problem in (*config.problems, *outside)]
-    if not outcome.errors and not len(config) and not request.get("allow_empty"):
+    if not outcome.errors and config.is_empty and not request.get("allow_empty"):
         outcome.errors = [no_server(pool)]
-    outcome.message = "" if outcome.errors else f"{servers(len(config))}, ok"
+    outcome.message = "" if outcome.errors else f"{_content(config)}, ok"
     outcome.notes = [] if outcome.errors else _withheld(config)
     return _judged(outcome)
+
+
+def _content(config: Configuration) -> str:
+    """How many servers it has; without any, how many routes."""
+    routes = len(config.tables.routes) + len(config.tables.streams)
+    if len(config) or not routes:
+        return servers(len(config))
+    return f"no server, {routes} route{'s' * (routes > 1)}"
 
 
 def _withheld(config: Configuration) -> list[str]:

@@ -67,6 +67,14 @@ class PoolGateway:
             self._manager.follow(tables)
 
     @property
+    def is_alone(self) -> bool:
+        """Whether the pool has routes, but no server."""
+        if self._manager is None or self._core.entries:
+            return False
+        tables = self._manager.tables
+        return bool(tables.routes or tables.streams)
+
+    @property
     def problems(self) -> list[str]:
         """Why it does not serve, or not reliably, if that is so."""
         if self._manager is None:
@@ -90,6 +98,7 @@ class PoolGateway:
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """The result of a command, once its changes are in force here too; see Daemon."""
+        result = result.but(without_servers=self.is_alone or None)
         manager = self._manager
         if manager is None or call.options.get("dry_run") or result.exit_code == INVALID_CONFIGURATION:
             return result

@@ -73,7 +73,7 @@ class Reload:
         """The changes, and the problems that forbid them."""
         if resolved.problems:
             return [], resolved.problems
-        if not resolved.servers and self._core.entries:
+        if resolved.is_empty and self._core.entries:
             hint = "poolctl stop ends the pool"
             return [], [failure(PoolValidateError, "there is no server in the files", hint)]
         files = await asyncio.to_thread(_files, resolved.servers)

@@ -82,6 +82,25 @@ def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(ga
         assert f"the gateway serves 127.0.0.1:{gateway.port}" in event
 
 
+def test_pool_without_servers_serves_routes_to_other_machines(gateway: GatewayPool) -> None:
+    pool = gateway.pool
+    with backend(b"elsewhere") as port:
+        head = f'[gateway]\nbind = "127.0.0.1:{gateway.port}"\n[[route]]\nto = "http://127.0.0.1:{port}"\n'
+        pool.write("pool.toml", head)
+        assert pool.ok("start").stdout == "the gateway serves; the pool has no server\n"
+        assert gateway.get("/").body == b"elsewhere"
+        supervisor = pool.info()["supervisor_pid"]
+        os.kill(supervisor, signal.SIGKILL)
+        gateway.until(lambda: pool.info()["supervisor_pid"] != supervisor)
+        pool.write("pool.toml", head + 'path = "/other"\n')
+        pool.ok("reload")
+        assert gateway.get("/").status == 404
+        assert gateway.get("/other").body == b"elsewhere"
+        assert pool.ok("status", "-o", "json").json["summary"]["servers"] == 0
+    pool.ok("stop")
+    assert not answers(gateway.port)
+
+
 @pytest.mark.parametrize("mode", ["keep_alive", "new_connection"])
 def test_restart_of_servers_fails_no_request(gateway: GatewayPool, mode: str) -> None:
     gateway.start()

@@ -61,6 +61,14 @@ def test_no_server_at_all_is_a_problem_unless_allowed(poolctl: Command, director
     assert poolctl("list", "--allow-empty").code == 0
 
 
+def test_routes_to_other_machines_need_no_server(poolctl: Command, directory: Path) -> None:
+    (directory / "pool.toml").write_text('[[route]]\nto = "http://10.0.0.7:9000"\n')
+    assert poolctl("validate").out == "no server, 1 route, ok\n"
+    assert (poolctl("list").code, poolctl("status").code) == (0, 3)
+    (directory / "pool.toml").write_text('[gateway]\nbind = ":8080"\n')
+    assert poolctl("validate").code == 5
+
+
 def test_a_missing_file_and_none_at_all_are_5(poolctl: Command, directory: Path) -> None:
     (directory / "pool.toml").unlink()
     none = poolctl("list", "-o", "json")
