@@ -16,6 +16,7 @@ from .backends import Backends
 from .counts import Counts
 from .hosts import HostManager
 from .passing import Passing
+from .proxy.access_log import AccessLog
 from .proxy.connection_pool import ConnectionPool
 from .proxy.tls import ListenerCertificates
 from .settings import GatewaySettings
@@ -32,6 +33,7 @@ class Edge:
 
     def __init__(self, settings: GatewaySettings, report: Callable[[str, Table], None]) -> None:
         self.settings = settings
+        self.access_log: AccessLog | None = None
         self.loop = asyncio.get_running_loop()
         self._report = report
         self._reported: dict[str, float] = {}  # from when on an event is reported again
@@ -50,6 +52,19 @@ class Edge:
     def now(self) -> float:
         """The time of the loop, in seconds: that of deadlines and latencies."""
         return self.loop.time()
+
+    def configure(self, settings: GatewaySettings) -> None:
+        """Put these settings in force."""
+        self.settings = settings
+        self.hosts.configure(settings.traffic_re_enable_seconds, settings.header_for_host)
+        self._log_requests(settings.access_log)
+
+    def _log_requests(self, path: str) -> None:
+        """Write an access log of proxied requests into this file; "" for none."""
+        if path != ("" if self.access_log is None else self.access_log.path):
+            if self.access_log is not None:
+                self.access_log.close()
+            self.access_log = AccessLog(path) if path else None
 
     def event(self, kind: str, **data: object) -> None:
         """Report an event of the gateway ("breaker opened", …) to the supervisor, which records it. Never blocks."""
@@ -81,6 +96,7 @@ class Edge:
         """End every connection."""
         self.passing.close()
         self.pool.close()
+        self._log_requests("")
         self.table.close()
 
 

@@ -139,8 +139,7 @@ class GatewayServer(SupervisedProcess):
             self._edge.hosts.subscribe(self._host_changed)
             self._edge.backends.on_passed = self._passed
             self._edge.wake = self._wake
-        self._edge.settings = settings
-        self._edge.hosts.configure(settings.traffic_re_enable_seconds, settings.header_for_host)
+        self._edge.configure(settings)
 
     def _pair(self, message: wire.Message, fds: list[int]) -> None:
         self._take_no_more_back()

@@ -35,7 +35,7 @@ class GatewaySettings(Value):
     """The table [gateway] in force, with the listeners in the order of their descriptors.
 
     `directory` is the pool's runtime directory, for the process's log. Networks in `trusted_proxies` ("10.0.0.0/8")
-    are believed when they forward a client's address.
+    are believed when they forward a client's address. `access_log` is the path of that file, "" for none.
     """
 
     directory: str
@@ -48,4 +48,4 @@ class GatewaySettings(Value):
     keep_alive_seconds: float = 75.0
     max_head_bytes: int = 64 * 1024
     max_connections: int = 0
-    access_log: bool = False
+    access_log: str = ""

@@ -155,7 +155,9 @@ class GatewayConfig(Table):
     )
     keep_alive: Duration = field(75.0, "How long an idle connection is kept.")
     drain_timeout: Duration = field(30.0, "How long proxied connections may take to end when it is replaced.")
-    access_log: Truth = field(False, "A log line for each proxied request.")
+    access_log: Truth = field(
+        False, "A line for each proxied request, in logs/gateway-access.log in the state directory."
+    )
     mode: MODES = field("auto", "The mode of routes that have none.")
     timeouts: RouteTimeouts = field(RouteTimeouts(), "The timeouts of routes, key by key.")
     backend_limit: RouteLimit = field(RouteLimit(), "The limit of each backend of a route, key by key.")

@@ -20,7 +20,7 @@ from .refusal import refusal
 from .request_routing import RoutedRequest, route_request
 from .response_head import UNTIL_CLOSE, Response
 from .timer_wheel import Timer
-from .websocket_frames import CLOSE_1012, FrameBoundary
+from .websocket_frames import FrameBoundary
 
 # So many bytes of further requests are read while one is being answered.
 MOST_READ_AHEAD = 64 * 1024
@@ -64,7 +64,6 @@ class ClientConnection(asyncio.Protocol):
         self._keep = True  # the connection, after the response
         self._wraps = False  # the response's body is put into chunks
         self._frames: FrameBoundary | None = None  # of a WebSocket, from the server
-        self._ending_frames = False  # a close frame is due at the next boundary
         self._writable = self._reading = self._body_wanted = True
         self._advancing = False
         self._dropped: int | None = None  # bytes since the last response of the connection
@@ -72,13 +71,17 @@ class ClientConnection(asyncio.Protocol):
     def __repr__(self) -> str:
         return f"<ClientConnection {self._exchange or 'idle'}>"
 
+    @property
+    def http_version(self) -> str:
+        return "1.1" if self._request is None or self._request.http_1_1 else "1.0"
+
     # For the loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no common class
         peer = transport.get_extra_info("peername")
-        address = peer[0] if isinstance(peer, tuple) else ""
-        self._forwarding = Forwarding(address, self._scheme, self._edge.settings.trusted_proxies)
+        address, port = peer[:2] if isinstance(peer, tuple) else ("", 0)
+        self._forwarding = Forwarding(address, self._scheme, self._edge.settings.trusted_proxies, port)
         self._edge.pool.enter(self)
         self._timer.start(self._edge.settings.head_seconds, self._head_expired)
         self._advance()
@@ -192,9 +195,7 @@ class ClientConnection(asyncio.Protocol):
             raise BadMessage("the body is too large", 413)
         self.takes_chunks = request.http_1_1
         self._body_wanted = True
-        exchange = self._exchange = Exchange(
-            self._edge, self, request, routed.route, routed.client, routed.head, self._timer
-        )
+        exchange = self._exchange = Exchange(self._edge, self, request, routed, self._timer)
         exchange.start(data, complete=complete)
 
     def _read_body(self, exchange: Exchange, data: bytes) -> None:
@@ -265,9 +266,8 @@ class ClientConnection(asyncio.Protocol):
 
     def send_data(self, data: Buffer) -> None:
         if self._frames is not None:
-            self._send_frames(self._frames, data)
-        else:
-            self._transport.write(_chunk(data) if self._wraps else data)
+            data = self._frames.passed_on(data)
+        self._transport.write(_chunk(data) if self._wraps else data)
 
     def finish(self, trailers: bytes) -> None:
         exchange, self._exchange = self._exchange, None
@@ -279,6 +279,9 @@ class ClientConnection(asyncio.Protocol):
     def refuse(self, status: int, retry_after_seconds: float = 0) -> None:
         request = self._request
         exchange, self._exchange = self._exchange, None
+        log = self._edge.access_log
+        if log is not None and exchange is None and request is not None:
+            log.refused(request, self._forwarding.sender_of(request), self.http_version, status)
         complete = exchange is None or exchange.complete
         self._keep = self._keep and complete and not self._edge.draining
         self._transport.write(
@@ -348,15 +351,6 @@ class ClientConnection(asyncio.Protocol):
     def send_eof(self) -> None:
         close_writing(self._transport)
 
-    def _send_frames(self, frames: FrameBoundary, data: Buffer) -> None:
-        if not self._ending_frames:
-            frames.feed(data)
-            self._transport.write(data)
-        elif not frames.at_boundary:
-            self._transport.write(data[: frames.feed(data, only_first=True)])
-            if frames.at_boundary:
-                self._transport.write(CLOSE_1012)
-
     # Ends.
 
     def drain(self) -> None:
@@ -366,13 +360,11 @@ class ClientConnection(asyncio.Protocol):
 
     def end_now(self) -> None:
         """End, whatever is under way: a WebSocket by a close frame where one may stand, everything else at once."""
-        if self._frames is None or self._ending_frames:
+        if self._frames is None or self._frames.ending:
             self._transport.abort()
             return
-        self._ending_frames = True
         self._timer.start(CLOSE_FRAME_SECONDS, self._transport.abort)
-        if self._frames.at_boundary:
-            self._transport.write(CLOSE_1012)
+        self._transport.write(self._frames.end())
 
     def _head_expired(self) -> None:
         if self._buffer:

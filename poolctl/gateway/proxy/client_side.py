@@ -16,6 +16,10 @@ class ClientSide(Protocol):
 
     takes_chunks: bool
 
+    @property
+    def http_version(self) -> str:
+        """The version of HTTP that the client speaks, as logs name it: 1.0, 1.1 or 2."""
+
     def interim(self, response: Response) -> None:
         """An interim response (1xx)."""
 

@@ -6,16 +6,17 @@ import asyncio
 from time import monotonic
 
 from ...http.message_head import BadMessage
-from ...routing.route import Route
 from ..backend import ANSWERED, CANCELLED, FAILED, READY, UNUSED, RequestOutcome
 from ..backends import Lease, NoBackend
 from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
 from ..edge import Edge
+from .access_log import CLIENT_LEFT, AccessLogEntry
 from .backend_connection import BackendConnection
 from .chunked_body import Buffer
 from .client_side import ClientSide
 from .forwarded_head import reported
 from .proxied_request import ProxiedRequest
+from .request_routing import RoutedRequest
 from .response_head import Response
 from .sleeping_answers import own_answer
 from .timer_wheel import Timer
@@ -28,14 +29,13 @@ _TRY_ANOTHER = (502, 503, 504)
 class Exchange:
     """Call `start`, then `send_body` for what follows of the request's body.
 
-    `client` is the client's address, `head` the head of the request for the backend; `timer` the client side's, used
-    until the exchange ends.
+    `timer` is the client side's, used until the exchange ends.
     """
 
     __slots__ = (
         "_assigned_at", "_backends", "_client", "_connection", "_cookie", "_counts", "_edge", "_ends", "_half_closed",
-        "_head", "_kept", "_lease", "_paused", "_received", "_repeats", "_request", "_retries", "_route", "_sent",
-        "_side", "_started", "_status", "_stuck", "_task", "_timer", "_tried", "begun", "complete", "tunnel",
+        "_head", "_kept", "_lease", "_log_entry", "_paused", "_received", "_repeats", "_request", "_retries", "_route",
+        "_sent", "_side", "_started", "_status", "_stuck", "_task", "_timer", "_tried", "begun", "complete", "tunnel",
     )  # fmt: skip
 
     def __init__(
@@ -43,13 +43,17 @@ class Exchange:
         edge: Edge,
         side: ClientSide,
         request: ProxiedRequest,
-        route: Route,
-        client: str,
-        head: bytes,
+        routed: RoutedRequest,
         timer: Timer,
     ) -> None:
-        self._edge, self._side, self._request, self._route = edge, side, request, route
-        self._client, self._head, self._timer = client, head, timer
+        self._edge, self._side, self._request, self._timer = edge, side, request, timer
+        route, self._client, self._head, forwarding = routed
+        self._route = route
+        self._log_entry: AccessLogEntry | None = None
+        if edge.access_log is not None:
+            sender = forwarding.sender_of(request)
+            self._log_entry = edge.access_log.begin(request, sender, side.http_version)
+            self._head = self._log_entry.identified(self._head)
         self._cookie = request.cookie(route.sticky_cookie) if route.sticky_cookie else ""
         self._backends = edge.backends.of(route)
         self._counts = edge.counts.route(route.alias)
@@ -123,11 +127,7 @@ class Exchange:
 
     def refuse(self, status: int) -> None:
         """The client's request is at fault: end with this status, or cut the response off that has begun."""
-        self._end(CANCELLED)
-        if self.begun:
-            self._side.cut_off()
-        else:
-            self._side.refuse(status)
+        self._give_up(CANCELLED, status)
 
     # A backend.
 
@@ -166,8 +166,7 @@ class Exchange:
         self._send()
 
     def _refused(self, refused: NoBackend) -> None:
-        self._end(CANCELLED, REFUSED)
-        self._side.refuse(refused.status, refused.retry_after_seconds)
+        self._give_up(CANCELLED, refused.status, REFUSED, refused.retry_after_seconds)
 
     def _send(self, *, fresh: bool = False) -> None:
         """Send what there is of the request on an idle connection, or on a new one."""
@@ -328,11 +327,7 @@ class Exchange:
             if not isinstance(other, NoBackend):
                 self._assigned(other)
                 return
-        self._end(FAILED, error)
-        if self.begun:
-            self._side.cut_off()
-        else:
-            self._side.refuse(status)
+        self._give_up(FAILED, status, error)
 
     def _expired(self) -> None:
         if self._connection is None:
@@ -342,12 +337,23 @@ class Exchange:
             if self._lease is not None:
                 self._failed(TIMEOUT, 504, sent=False)
             else:
-                self._end(CANCELLED, TIMEOUT)
-                self._side.refuse(504)
+                self._give_up(CANCELLED, 504, TIMEOUT)
         elif self._paused if self.begun else not self.complete and not self._stuck:
             self.refuse(408)  # the client does not go on
         else:
             self._failed(TIMEOUT, 504, sent=True)
+
+    def _give_up(
+        self, outcome: RequestOutcome, status: int, error: str = "", retry_after_seconds: float = 0
+    ) -> None:
+        """End with this status, or cut the response off that has begun."""
+        if self.begun:
+            self._end(outcome, error)
+            self._side.cut_off()
+        else:
+            self._status = status
+            self._end(outcome, error)
+            self._side.refuse(status, retry_after_seconds)
 
     def _end(self, outcome: RequestOutcome, error: str = "") -> None:
         """Let go of everything, and count what became of the request."""
@@ -372,6 +378,8 @@ class Exchange:
             self._counts.answered(self._status, now - self._started)
         else:
             self._counts.disconnected()
+        if self._log_entry is not None:
+            self._log_entry.write(self._status or CLIENT_LEFT, now - self._started)
 
     def _leave_connection(self, *, keep: bool) -> None:
         connection, self._connection = self._connection, None

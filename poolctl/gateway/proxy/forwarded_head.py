@@ -38,8 +38,9 @@ class Forwarding:
     extended; any other's is replaced.
     """
 
-    def __init__(self, peer: str, scheme: str, trusted_networks: tuple[str, ...]) -> None:
+    def __init__(self, peer: str, scheme: str, trusted_networks: tuple[str, ...], port: int = 0) -> None:
         self.peer = peer
+        self._port = port
         self.scheme = scheme.encode()
         self._networks = trusted_networks
         self.trusted = is_trusted(peer, trusted_networks)
@@ -56,6 +57,11 @@ class Forwarding:
             if address and not is_trusted(address, self._networks):
                 return address
         return self.peer
+
+    def sender_of(self, request: ProxiedRequest) -> str:
+        """The client as a log names it: with its port, unless only a proxy knows that."""
+        client = self.client(request)
+        return f"{client}:{self._port}" if client == self.peer and self._port else client
 
     def head(self, request: ProxiedRequest, route: Route, target: bytes) -> bytes:
         """The head of the request for a backend, which is asked for this target. Raises BadMessage."""

@@ -82,9 +82,9 @@ class Http2Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no common class
         peer = transport.get_extra_info("peername")
-        address = peer[0] if isinstance(peer, tuple) else ""
+        address, port = peer[:2] if isinstance(peer, tuple) else ("", 0)
         settings = self._edge.settings
-        self._forwarding = Forwarding(address, "https", settings.trusted_proxies)
+        self._forwarding = Forwarding(address, "https", settings.trusted_proxies, port)
         self._edge.pool.enter(self)
         self._timer.start(settings.head_seconds, self._expired)
         self._flush()
@@ -167,6 +167,7 @@ class Http2Connection(asyncio.Protocol):
         self._streams[number] = stream
         self._extend()
         previous, self._previous = self._previous, None
+        request = None
         try:
             head = request_head(event.headers, complete=complete)
             request = read_request(head, self._edge.settings.max_head_bytes, previous)
@@ -180,6 +181,8 @@ class Http2Connection(asyncio.Protocol):
         except MalformedError:
             self._malformed(stream)
         except BadMessage as error:
+            if request is not None and (log := self._edge.access_log) is not None:
+                log.refused(request, self._forwarding.sender_of(request), stream.http_version, error.status)
             stream.refuse(error.status)
 
     def _take_data(self, event: DataReceived) -> None:

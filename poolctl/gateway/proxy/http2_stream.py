@@ -53,6 +53,8 @@ class Stream:
         "_size", "_taking", "_timer", "_waiting", "finished", "number", "size", "takes_chunks", "trailers",
     )  # fmt: skip
 
+    http_version = "2"
+
     def __init__(self, edge: Edge, connection: StreamConnection, number: int) -> None:
         self.takes_chunks = False
         self.number = number
@@ -94,9 +96,7 @@ class Stream:
         self._chunked = request.body == CHUNKED
         self._most_body = routed.route.max_body_bytes
         self._check_size()
-        exchange = self._exchange = Exchange(
-            edge, self, request, routed.route, routed.client, routed.head, self._timer
-        )
+        exchange = self._exchange = Exchange(edge, self, request, routed, self._timer)
         exchange.start(b"", complete=complete)
 
     def receive(self, data: bytes, window: int, *, complete: bool) -> None:

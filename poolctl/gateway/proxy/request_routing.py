@@ -25,6 +25,7 @@ class RoutedRequest(NamedTuple):
     route: Route
     client: str
     head: bytes
+    forwarding: Forwarding
 
 
 class _Fields(Mapping[str, str]):
@@ -68,7 +69,8 @@ def route_request(edge: Edge, request: ProxiedRequest, forwarding: Forwarding) -
     if path != "*" and (normal != path or route.strip_path):
         stripped = _without_prefix(normal, route.path) if route.strip_path else normal
         target = stripped.encode() + target[len(path) :]
-    return RoutedRequest(route, forwarding.client(request), forwarding.head(request, route, target))
+    head = forwarding.head(request, route, target)
+    return RoutedRequest(route, forwarding.client(request), head, forwarding)
 
 
 @lru_cache(maxsize=1024)

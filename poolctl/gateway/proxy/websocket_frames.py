@@ -5,17 +5,21 @@ from __future__ import annotations
 from .chunked_body import Buffer
 
 # A close frame of a server with status 1012, service restart.
-CLOSE_1012 = b"\x88\x02" + (1012).to_bytes(2, "big")
+_CLOSE_1012 = b"\x88\x02" + (1012).to_bytes(2, "big")
 _LONGER, _LONGEST = 126, 127
 _MASKED = 0x80
 
 
 class FrameBoundary:
-    """Follows one direction of a connection; a frame of one's own may stand where `at_boundary` is true."""
+    """Follows what a server sends; a frame of one's own may stand where `at_boundary` is true.
 
-    __slots__ = ("_header", "_left")
+    `ending`: a close frame takes the place of the next one.
+    """
+
+    __slots__ = ("_header", "_left", "ending")
 
     def __init__(self) -> None:
+        self.ending = False
         self._left = 0  # of the present frame's payload
         self._header = b""
 
@@ -23,6 +27,21 @@ class FrameBoundary:
     def at_boundary(self) -> bool:
         """Whether a frame is complete, and the next one has not begun."""
         return not self._left and not self._header
+
+    def passed_on(self, data: Buffer) -> Buffer:
+        """What is sent to the client for these bytes."""
+        if not self.ending:
+            self.feed(data)
+            return data
+        if self.at_boundary:
+            return b""
+        rest = bytes(data[: self.feed(data, only_first=True)])
+        return rest + _CLOSE_1012 if self.at_boundary else rest
+
+    def end(self) -> bytes:
+        """End the WebSocket with status 1012, as soon as may be: what is sent to the client now."""
+        self.ending = True
+        return _CLOSE_1012 if self.at_boundary else b""
 
     def feed(self, data: Buffer, *, only_first: bool = False) -> int:
         """Follow these bytes; with `only_first` up to the end of the present frame. How many were followed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
 from poolctl.gateway.settings import HTTP, GatewaySettings, ListenerSettings
 from poolctl.routing.route import StreamRoute
+
+# In the directory of the servers' logs.
+ACCESS_LOG = "gateway-access.log"
 
 
 class Certificate(NamedTuple):
@@ -59,7 +63,11 @@ class GatewayPlan(NamedTuple):
 
 
 def plan_of(
-    tables: Tables, streams: Iterable[StreamRoute], directory: str, env: Mapping[str, str]
+    tables: Tables,
+    streams: Iterable[StreamRoute],
+    directory: str,
+    logs_directory: str,
+    env: Mapping[str, str],
 ) -> GatewayPlan | None:
     """The plan of these tables; None without a gateway. Blocks on the disk; raises ServerError for a certificate."""
     gateway = tables.gateway
@@ -74,10 +82,12 @@ def plan_of(
         made = ListenerSettings(bind=stream.bind, protocol=stream.protocol, alias=stream.alias)
         listeners[made.key] = made
         routes[made.key] = stream
-    return GatewayPlan(_settings(gateway, directory), listeners, routes, tuple(_certificates(gateway, env)))
+    return GatewayPlan(
+        _settings(gateway, directory, logs_directory), listeners, routes, tuple(_certificates(gateway, env))
+    )
 
 
-def _settings(gateway: GatewayConfig, directory: str) -> GatewaySettings:
+def _settings(gateway: GatewayConfig, directory: str, logs_directory: str) -> GatewaySettings:
     return GatewaySettings(
         directory=directory,
         header_for_host=gateway.header_for_host,
@@ -88,7 +98,7 @@ def _settings(gateway: GatewayConfig, directory: str) -> GatewaySettings:
         keep_alive_seconds=gateway.keep_alive,
         max_head_bytes=gateway.max_head_size,
         max_connections=gateway.max_connections or 0,
-        access_log=gateway.access_log,
+        access_log=os.path.join(logs_directory, ACCESS_LOG) if gateway.access_log else "",
     )
 
 

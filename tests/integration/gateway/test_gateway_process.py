@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -60,7 +61,8 @@ def backend(text: bytes) -> Iterator[int]:
 
 def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(gateway: GatewayPool) -> None:
     with backend(b"elsewhere") as port:
-        gateway.start(ROUTES + f'[[route]]\nhost = "out.example.com"\nto = "http://127.0.0.1:{port}"\n')
+        routes = f'{ROUTES}[[route]]\nhost = "out.example.com"\nto = "http://127.0.0.1:{port}"\n'
+        gateway.start(routes, "access_log = true")
         assert gateway.get("/one?n=000000000001").body == b"n=000000000001"
         assert gateway.get("/two/x?n=000000000002").status == 200
         assert gateway.get("/", Host="out.example.com").body == b"elsewhere"
@@ -80,6 +82,13 @@ def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(ga
             each for each in gateway.pool.ok("events", "-o", "json").stdout.splitlines() if "gateway" in each
         ]
         assert f"the gateway serves 127.0.0.1:{gateway.port}" in event
+    # Passed requests are logged by workers.
+    (log,) = gateway.until(lambda: list(gateway.pool.runtime.rglob("gateway-access.log")))
+    gateway.until(lambda: log.read_text().count("\n") == 2)
+    assert re.findall(r'"(.*)" (\d+)', log.read_text()) == [
+        ("GET / HTTP/1.1", "200"),
+        ("GET /onetwo HTTP/1.1", "404"),
+    ]
 
 
 def test_pool_without_servers_serves_routes_to_other_machines(gateway: GatewayPool) -> None:

@@ -131,7 +131,9 @@ class Stage:
     """A gateway's edge with routes to backends, made and ended within one loop."""
 
     def __init__(self, **settings: Any) -> None:
-        self.edge = Edge(GatewaySettings(**{"directory": "/", **settings}), lambda kind, data: None)
+        given = GatewaySettings(**{"directory": "/", **settings})
+        self.edge = Edge(given, lambda kind, data: None)
+        self.edge.configure(given)
         self.edge.hosts = HostManager(self.edge.now)
         self.edge.counts = Counts()
         self.edge.backends = Backends(self.edge.hosts, self.edge.now, None, self.edge.counts)
@@ -175,9 +177,7 @@ class Stage:
             wire.close()
         for backend in self._backends:
             backend.close()
-        self.edge.pool.close()
-        if self.edge.table is not None:
-            self.edge.table.close()
+        self.edge.close()
 
 
 def route(*backends: Backend, **fields: Any) -> Route:

@@ -166,7 +166,7 @@ def test_websocket_ends_with_1012_when_the_time_for_draining_is_over(loop: str, 
         stage.edge.drain()
         draining = asyncio.create_task(drain(stage.edge, SOON))
         connection = next(iter(stage.edge.pool.clients))
-        while not connection._ending_frames:
+        while not connection._frames.ending:
             await asyncio.sleep(0.01)
         over.set()
         assert await client.exactly(7 if split else 4) == (b"llo" if split else b"") + CLOSE_1012
