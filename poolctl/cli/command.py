@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "wide", "json", "jsonl", "name")
 # The stable keys of an item, in the order in which `-o wide` shows what it shows of them.
-FIELDS = tuple(name for name in Item.annotations if name != "address")
+FIELDS = tuple(name for name in Item.annotations if name not in ("address", "kept", "kept_until"))
 STATES = (
     "disabled",
     "stopped",

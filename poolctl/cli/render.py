@@ -27,6 +27,7 @@ RIGHT = frozenset((
     "workers", "uptime", "restarts", "connections", "in_flight", "requests", "passed", "proxied", "errors", "p50",
     "p99",
 ))  # fmt: skip
+KEPT = "kept"  # a column that is there if a window keeps one of the servers awake or asleep
 COLOURS = {
     "running": "32",
     "ok": "32",
@@ -112,11 +113,10 @@ def text_of(items: Sequence[Value], output: str, colours: bool = False, width: i
     if output == "jsonl":
         return "".join(dumps({"schema": SCHEMA, **item.to_json()}, default=str) + "\n" for item in items)
     if output == "table" or output == "wide":
-        return (
-            table(items, WIDE, colours)
-            if output == "wide"
-            else fitting(items, TABLE, DISPENSABLE, colours, width)
-        )
+        kept = (KEPT,) if any(isinstance(item, Item) and item.kept for item in items) else ()
+        if output == "wide":
+            return table(items, WIDE + kept, colours)
+        return fitting(items, TABLE + kept, DISPENSABLE, colours, width)
     fields = output.split(",")
     return "".join("\t".join(field_text(item, field) for field in fields) + "\n" for item in items)
 
@@ -240,6 +240,18 @@ def latency(seconds: float | None) -> str:
     return f"{seconds * 1e3:.1f}ms" if seconds < 1 else f"{seconds:.1f}s"
 
 
+def kept_until(item: Item) -> str:
+    """`until 18:00` in the reader's time zone, when a window ends that keeps the server awake or asleep; or ""."""
+    if not item.kept_until:
+        return ""
+    import time
+    from datetime import datetime
+
+    from poolctl.time_windows import until_text
+
+    return until_text(datetime.fromisoformat(item.kept_until).timestamp(), time.time())
+
+
 def printable(text: str, *, keep_lines: bool = False) -> str:
     """The text without control characters: what a file or an app says must not drive the terminal."""
     if text.isprintable():
@@ -259,6 +271,8 @@ def _cell(item: Value, column: str) -> str:
         if column == "pids" and item.pids:
             more = f"+{len(item.pids) - 1}" if len(item.pids) > 1 else ""
             return f"{item.pids[0]}{more}"
+        if column == KEPT and item.kept:
+            return f"{item.kept} {kept_until(item)}".rstrip()
         if column == "bind" and item.address:
             # an inherited socket: its key says nothing of where it listens
             return f"{field_text(item, column)} ({field_text(item, 'address')})"

@@ -16,15 +16,14 @@ if TYPE_CHECKING:
     from poolctl.errors import PoolError
     from poolctl.frozen_value import Table
 
-SCHEMA = 1
-PROTOCOL = 1
+SCHEMA, PROTOCOL = 1, 1
 CHECK = "--check"  # asks another version of the supervisor whether it could run here
 TRY = "--try"  # lets another version take over a small pool
 TRIED = "POOLCTL_TRIED"  # environment variable: the trial has already been made
 
 
 class Item(Value):
-    """One server as every command prints it; `address` is where an inherited socket listens."""
+    """One server as every command prints it."""
 
     name: str
     bind: str
@@ -37,7 +36,9 @@ class Item(Value):
     uptime_seconds: float
     restarts: int
     tags: tuple[str, ...]
-    address: str | None = None
+    address: str | None = None  # where an inherited socket listens
+    kept: str | None = None  # "awake" or "asleep", by a window
+    kept_until: str | None = None  # ISO 8601
 
 
 class ErrorEntry(Value):
@@ -308,10 +309,7 @@ class WorkerStats(Value):
 
 
 class Stats(Value):
-    """The figures of a server over all its workers; `counted` is False for programs, which count nothing.
-
-    None is unknown: requests of a runner without counters, memory and processor time of one without pids.
-    """
+    """The figures of a server over all its workers, None if unknown; `counted` is False for programs."""
 
     requests_total: int | None
     requests_per_second: float | None

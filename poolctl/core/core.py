@@ -24,6 +24,7 @@ from .server_changes import Recorder, Workqueue
 from .server_entry import Entry, Worker
 from .server_files import certificate_ends, digests, restore_certificate
 from .servers import Servers
+from .sleep_windows import SleepWindows
 
 # Commands and reports of failures wait this long for the output of a server.
 LOGS_SECONDS = 2.0
@@ -58,7 +59,13 @@ class Core:
             runner, clock, self._queue, self._addresses, self.servers, self.health, recorder, random.Random()
         )
         self._reconciler = Reconciler(
-            self._queue, self.servers, self._addresses, self._executor, calm=calm, trace=trace
+            self._queue,
+            self.servers,
+            self._addresses,
+            self._executor,
+            SleepWindows(clock, self._queue.touch),
+            calm=calm,
+            trace=trace,
         )
         self.listeners = self._reconciler.listeners
         self.listeners.add(self.health.look)

@@ -13,7 +13,7 @@ from enum import StrEnum
 from poolctl.config import Restart
 from poolctl.runners.runner_protocol import Exit
 
-from .decision_input import IN_BACKOFF, LEAVING, Desired, Listener, Phase, View, WorkerView
+from .decision_input import ASLEEP, IN_BACKOFF, LEAVING, Desired, Listener, Phase, View, WorkerView
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,9 @@ def _proceed(view: View) -> list[Action]:
         return _rest(view)
     if view.desired in IN_BACKOFF:
         return _hold(view)
+    if view.kept == ASLEEP:
+        # No request may wake it, so its address refuses connections instead of letting them wait for hours.
+        return _leave(view)
     may_open = view.may_open and (view.may_start or view.sleepy)
     if view.listener is Listener.CLOSED and may_open:
         return [Open()]

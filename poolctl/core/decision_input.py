@@ -76,6 +76,10 @@ class Overrides:
 NO_OVERRIDES = Overrides()
 
 
+# What a window makes of a server.
+AWAKE, ASLEEP = "awake", "asleep"
+
+
 class Phase(StrEnum):
     """The phase of a worker's life."""
 
@@ -136,6 +140,7 @@ class View:
     sleepy: bool = False  # may be without a worker while there are no requests for it
     called: bool = False  # a request has come since it slept
     needed: bool = False  # a dependent of it is up
+    kept: str = ""  # AWAKE or ASLEEP, by a window
     armed: bool = False  # its listener is watched for the first request
     listener: Listener = Listener.CLOSED
     workers: tuple[WorkerView, ...] = ()
@@ -148,7 +153,7 @@ class View:
     @property
     def sleeps(self) -> bool:
         """See Entry.sleeps."""
-        return self.sleepy and not (self.called or self.needed) and not self.staying
+        return self.sleepy and not (self.called or self.needed or self.kept == AWAKE) and not self.staying
 
     @property
     def falls_asleep(self) -> bool:
@@ -156,6 +161,7 @@ class View:
         return (
             self.sleepy
             and not self.needed
+            and self.kept != AWAKE
             and not self.out
             and {worker.index for worker in self.staying}.issuperset(range(self.count))
             and all(worker.idle and worker.generation == self.generation for worker in self.staying)

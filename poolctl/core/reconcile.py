@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from .address_changes import Addresses, abandoned
 from .decide import Action, Arm, decide
-from .decision_input import Listener, View
+from .decision_input import ASLEEP, Listener, View
 from .decision_trace import Trace
 from .perform import Executor
 from .server_changes import Workqueue
 from .server_entry import Entry
 from .servers import Servers
+from .sleep_windows import SleepWindows
 
 
 class Reconciler:
@@ -23,6 +24,7 @@ class Reconciler:
         servers: Servers,
         addresses: Addresses,
         executor: Executor,
+        windows: SleepWindows,
         *,
         calm: bool,
         trace: Trace | None,
@@ -34,6 +36,7 @@ class Reconciler:
         self._servers = servers
         self._addresses = addresses
         self._executor = executor
+        self._windows = windows
         self._summaries: dict[str, tuple[object, ...]] = {}
         queue.feed(self._settle)
 
@@ -80,7 +83,14 @@ class Reconciler:
         return actions
 
     def _review_sleep(self, entry: Entry) -> None:
+        kept = entry.kept
         entry.needed = any(dependent.up for dependent in self._servers.dependents(entry))
+        self._windows.review(entry)
+        if entry.kept == ASLEEP:
+            entry.called = False
+            if kept != ASLEEP and entry.workers:
+                # Its workers leave, and keep their names until they have ended.
+                entry.next_generation()
         if entry.armed is not None and (
             entry.armed is not entry.config or entry.listener is not Listener.OPEN
         ):

@@ -12,8 +12,11 @@ from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.states import State, Status
+from poolctl.time_windows import NO_PERIOD, Period
 
 from .decision_input import (
+    ASLEEP,
+    AWAKE,
     FOLLOWS,
     IN_BACKOFF,
     LEAVING,
@@ -130,6 +133,7 @@ class Entry:
     # Its sleep.
     called: bool = persisted(False)  # a request has come since it slept
     needed: bool = transient(False)  # a dependent of it is up
+    window: Period = transient(NO_PERIOD)  # what its windows say, whether it can sleep or not
     armed: ServerConfig | None = transient(None)  # the configuration with which its listener is watched
     can_sleep: bool = transient(True)  # its runner can watch listeners
 
@@ -227,23 +231,17 @@ class Entry:
             sleepy=self.sleepy,
             called=self.called,
             needed=self.needed,
+            kept=self.kept,
             armed=self.armed is not None,
             listener=self.listener,
             workers=tuple(
                 WorkerView(
-                    worker.id,
-                    worker.generation,
-                    worker.index,
-                    worker.phase,
-                    worker.out,
-                    worker.idle,
-                    worker.stuck,
-                    worker.resting,
-                    worker.ko,
+                    each.id, each.generation, each.index, each.phase, each.out, each.idle, each.stuck, each.resting,
+                    each.ko,
                 )
-                for worker in self.workers.values()
+                for each in self.workers.values()
             ),
-        )
+        )  # fmt: skip
 
     @property
     def sleepy(self) -> bool:
@@ -251,20 +249,26 @@ class Entry:
         return self.can_sleep and not self.config.scale.min and self.overrides.workers is None
 
     @property
+    def kept(self) -> str:
+        """What a window makes of it now, AWAKE or ASLEEP; its dependents need it awake in any case."""
+        state = self.window.state if self.sleepy else ""
+        return "" if state == ASLEEP and self.needed else state
+
+    @property
     def sleeps(self) -> bool:
         """It should have no worker: none is started, and none stays.
 
         A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a dependent
-        that is up (`needed`).
+        that is up (`needed`). One that a window keeps asleep has no listener, and is not woken by a request.
         """
-        if not self.sleepy or self.called or self.needed:
+        if not self.sleepy or self.called or self.needed or self.kept == AWAKE:
             return False
         return all(worker.phase in LEAVING for worker in self.workers.values())
 
     @property
     def asleep(self) -> bool:
-        """It sleeps, or falls asleep, and wakes at the next request."""
-        return self.armed is not None and self.sleeps
+        """It sleeps, or falls asleep, and wakes at the next request unless a window keeps it asleep."""
+        return (self.armed is not None or self.kept == ASLEEP) and self.sleeps
 
     @property
     def settled(self) -> bool:
@@ -274,7 +278,8 @@ class Entry:
     @property
     def up(self) -> bool:
         """It runs or should run: its dependencies must not sleep."""
-        return bool(self.workers) or not (self.rests or (self.sleepy and not self.called and not self.needed))
+        idle = self.sleepy and not (self.called or self.needed or self.kept == AWAKE)
+        return bool(self.workers) or not (self.rests or idle)
 
     @property
     def state(self) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from ..routing.route import BreakerRule, Limit
 from ..states import State, Status
+from ..time_windows import until_text
 from .breaker import Breaker, BreakerState
 from .counts import Traffic
 from .endpoint import Endpoint, ServerFacts
@@ -17,6 +18,8 @@ from .limiter import WARN_SHARE, Limiter
 
 # For clients, where it is not known when a host is back.
 DOWN_RETRY_SECONDS = 5.0
+# Where a window keeps a server asleep for ever.
+KEPT_RETRY_SECONDS = 86_400.0
 
 # Hosts of a lower rank are preferred: connections to a starting server wait until it is ready, and a sleeping one is
 # woken only when no other can serve.
@@ -51,6 +54,7 @@ class BackendVerdict(NamedTuple):
     """Whether a host gets requests now, and if not, why.
 
     `may_wait`: a place becomes free by itself; `by_time`: after `retry_after_seconds`, without any other event.
+    `until`: when those seconds end, on the clock of requests.
     """
 
     ok: bool
@@ -58,6 +62,11 @@ class BackendVerdict(NamedTuple):
     retry_after_seconds: float = 0.0
     may_wait: bool = False
     by_time: bool = False
+    until: float = 0.0
+
+    def remaining_seconds(self, now: float) -> float:
+        """The time after which another try is worth it."""
+        return max(0.0, self.until - now) if self.until else self.retry_after_seconds
 
 
 AVAILABLE = BackendVerdict(True)
@@ -140,8 +149,11 @@ class Backend:
         verdicts = [each.verdict(now) for each in self.members.values()]
         return max(verdicts, key=lambda each: (each.ok, each.may_wait), default=self.blocked or AVAILABLE)
 
-    def report(self, facts: ServerFacts | None, now: float) -> None:
-        """Take what is known of the server now; None for one that is not in the pool."""
+    def report(self, facts: ServerFacts | None, now: float, wall_now: float) -> None:
+        """Take what is known of the server now; None for one that is not in the pool.
+
+        `wall_now` is the same moment in seconds since 1970.
+        """
         was_ready = self.facts is not None and self.facts.ready
         self.facts = facts
         self._facts_verdict, self.rank = None, READY
@@ -157,6 +169,11 @@ class Backend:
         if facts.ready:
             if not was_ready:
                 self.probe_now(now)
+        elif facts.asleep_until is not None:
+            end = facts.asleep_until or None
+            why = f"kept asleep {until_text(end, wall_now)}".rstrip()
+            until = 0.0 if end is None else now + end - wall_now
+            self._facts_verdict = BackendVerdict(False, why, KEPT_RETRY_SECONDS, until=until)
         elif facts.state in _WAITING:
             self.rank = _WAITING[facts.state]
         else:
@@ -172,9 +189,9 @@ class Backend:
         record = hosts.record(self.key)
         self.draining = record.state == HostState.DRAINING and self._facts_verdict is None
         if record.state == HostState.DISABLED:
-            seconds = hosts.remaining_seconds(self.key)
+            seconds, until = hosts.remaining_seconds(self.key), hosts.active_again(self.key)
             self.blocked = BackendVerdict(
-                False, record.why, seconds or DOWN_RETRY_SECONDS, by_time=seconds > 0
+                False, record.why, seconds or DOWN_RETRY_SECONDS, by_time=seconds > 0, until=until
             )
         elif self.draining:
             self.blocked = BackendVerdict(False, record.why, DOWN_RETRY_SECONDS)

@@ -171,7 +171,7 @@ class Backends:
 
     def _report(self, backend: Backend) -> None:
         if backend.is_server:
-            backend.report(self._servers.get(backend.key), self.now())
+            backend.report(self._servers.get(backend.key), self.now(), self.hosts.wall_now)
         backend.update(self.hosts)
 
     def _passed(self) -> None:

@@ -49,7 +49,7 @@ class Endpoint(NamedTuple):
 class ServerFacts(Value):
     """What the supervisor reports of a routed server.
 
-    `bind` is the address where it listens.
+    `bind` is the address where it listens. No request wakes it before `asleep_until` (seconds since 1970, 0 is never).
     """
 
     name: str
@@ -59,3 +59,4 @@ class ServerFacts(Value):
     ready: bool = False
     health: str = "unknown"
     weight: int = 1
+    asleep_until: float | None = None

@@ -107,6 +107,15 @@ class HostManager:
         until = self._until.get(host)
         return 0.0 if until is None else max(0.0, until - self._now())
 
+    def active_again(self, host: str) -> float:
+        """When the host is active again by itself, on the monotonic clock; 0 if it is, or never is."""
+        return self._until.get(host, 0.0)
+
+    @property
+    def wall_now(self) -> float:
+        """Seconds since 1970."""
+        return self._wall()
+
     def records(self) -> list[HostRecord]:
         """Every host whose state was ever changed, and that is still known."""
         self.expire()

@@ -372,7 +372,7 @@ class RouteBackends:
             )
         may_wait = self._queue.size > 0 and any(verdict.may_wait for _, verdict in verdicts)
         by_time = any(verdict.by_time for _, verdict in verdicts)
-        seconds = min(each.retry_after_seconds for _, each in verdicts if each.by_time or not by_time)
+        seconds = min(each.remaining_seconds(now) for _, each in verdicts if each.by_time or not by_time)
         (key, first), more = verdicts[0], len(verdicts) - 1
         why = f"{key}: {first.why}" + (f"; and {more} more" if more else "")
         return NoBackend(why, seconds, may_wait=may_wait, by_time=by_time)

@@ -6,7 +6,7 @@ from poolctl.cli.command import INSPECT, OUTPUT, REVEAL, SELECTION, Command
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import coloured, duration, field_text, from_here, paint, printable
+from poolctl.cli.render import coloured, duration, field_text, from_here, kept_until, paint, printable
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.config import masked, value_text
 from poolctl.control.answers import Described, Details, Item, ShowResult
@@ -62,6 +62,8 @@ def _text(item: Details | Described, colours: bool) -> str:
     name = printable(item.name)
     lines = [paint(name, "1") if colours else name]
     rows = [(key, _fact(item, key)) for key in _RUNNING]
+    if item.kept:
+        rows.insert(_RUNNING.index("state") + 1, ("kept", f"{item.kept} {kept_until(item)}".rstrip()))
     if isinstance(item, Details):
         if item.endpoints:
             rows.append(("endpoints", field_text(item, "endpoints")))

@@ -118,6 +118,10 @@ def _scale(scale: dict[str, Tree]) -> Iterator[Finding]:
     if isinstance(least, int) and isinstance(most, int) and least > most:
         message = f"scale.max = {most} is below scale.min = {least}"
         yield Finding(("scale", "max"), message, "raise scale.max, or lower scale.min")
+    for key in ("awake", "asleep"):
+        if scale.get(key) and least != 0:
+            message = f"{key} is for a server that can sleep, and scale.min is {shown(least)}"
+            yield Finding(("scale", key), message, f"write min = 0, or take {key} out")
 
 
 def _tls(tls: dict[str, Tree]) -> Iterator[Finding]:

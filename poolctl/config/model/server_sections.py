@@ -30,8 +30,10 @@ from poolctl.config.model.value_types import (
     Size,
     Statuses,
     Text,
+    TimeZone,
     Truth,
     UrlPath,
+    Windows,
     field,
 )
 from poolctl.errors import PoolValidateError
@@ -88,6 +90,13 @@ class Scale(Section):
     min: LeastWorkers = field(1, "Workers at least; 0 lets it sleep.")
     max: MostWorkers = field(1, "Workers at most; left out: the same as min, at least 1.")
     idle: Duration = field(0.0, "How long without traffic until it sleeps; 0 is never.")
+    awake: Windows = field(
+        (), 'When it is kept awake: minutes in cron\'s notation, such as "* 8-17 * * mon-fri".'
+    )
+    asleep: Windows = field((), "When it is kept asleep, whatever awake says: no request wakes it.")
+    timezone: TimeZone = field(
+        "", 'The time zone of awake and asleep, such as "Europe/Berlin". Left out: that of the pool (TZ).'
+    )
 
 
 class Dependency(Section):

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConst
 from poolctl.address import AddressError, parse
 from poolctl.config.model import LONGEST_SOCKET_PATH_BYTES, MOST_WORKERS
 from poolctl.config.model.problems import Tree
+from poolctl.time_windows import BadWindow, parse_window, time_zone
 from poolctl.units import (
     DURATION_ALLOWED,
     DURATION_PATTERN,
@@ -115,6 +116,28 @@ def _proxies(value: Tree) -> Tree:
     return tuple(value)
 
 
+def _windows(value: Tree) -> Tree:
+    if not isinstance(value, (list, tuple)):
+        return value
+    for text in value:
+        if isinstance(text, str):
+            try:
+                parse_window(text)
+            except BadWindow as problem:
+                raise BadValue(str(problem), problem.allowed) from None
+    return tuple(value)
+
+
+def _time_zone(name: str) -> str:
+    try:
+        time_zone(name)
+    except ValueError as problem:
+        raise BadValue(
+            str(problem), 'a name such as "Europe/Berlin" or "UTC" (tzselect(8) finds it)'
+        ) from None
+    return name
+
+
 def _bind(text: str) -> str:
     try:
         address = parse(text)
@@ -160,6 +183,8 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 FilePath = Annotated[str, StringConstraints(min_length=1), Field(json_schema_extra={"format": "path"})]
 Proxies = Annotated[tuple[Text, ...], BeforeValidator(_proxies)]
+Windows = Annotated[tuple[Text, ...], BeforeValidator(_windows)]
+TimeZone = Annotated[str, AfterValidator(_time_zone)]
 Bind = Annotated[str, AfterValidator(_bind)]
 Argument = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_list)]
 

@@ -16,6 +16,7 @@ from poolctl import __version__
 from poolctl.config import INSTALL_GATEWAY, Tables, libraries_problem
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
+from poolctl.core.sleep_windows import asleep_until
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
 from poolctl.gateway.endpoint import ServerFacts
@@ -202,6 +203,7 @@ class GatewayManager(SidecarManager):
             state=state,
             ready=entry.ready and not entry.out,
             health=str(entry.health),
+            asleep_until=asleep_until(entry),
         )
 
     # The process.

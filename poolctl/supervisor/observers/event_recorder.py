@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from poolctl.control.answers import About
 from poolctl.core.core import Core
-from poolctl.core.decision_input import LEAVING, Phase
+from poolctl.core.decision_input import ASLEEP, LEAVING, Phase
 from poolctl.core.server_entry import Cause, Entry, Worker
+from poolctl.core.sleep_windows import window_text
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
@@ -22,12 +23,13 @@ _AGAIN_SECONDS = 60.0
 class _Seen:
     """A server as it was last seen."""
 
-    __slots__ = ("known", "last_end", "mark", "size", "state")
+    __slots__ = ("kept", "known", "last_end", "mark", "size", "state")
 
     def __init__(self, entry: Entry, state: str) -> None:
         self.mark: object = None
         self.state = state
         self.size = entry.config.workers
+        self.kept: str | None = ""  # None: by the previous supervisor, and not known
         self.known: dict[str, tuple[Worker, Phase]] = {}
         self.last_end = ""
 
@@ -58,7 +60,7 @@ class EventRecorder:
         for entry in self._core.entries.values():
             if entry.wanted or entry.workers or entry.overrides.workers is not None:
                 seen = self._seen[entry.name] = _Seen(entry, _state_before(entry))
-                seen.mark, seen.size = _mark(entry), entry.size
+                seen.mark, seen.size, seen.kept = _mark(entry), entry.size, None
                 seen.known = {worker.id: (worker, worker.phase) for worker in entry.workers.values()}
         self._core.listeners.add(self.look)
 
@@ -78,6 +80,12 @@ class EventRecorder:
         state = entry.state
         if entry.cause is not None:
             seen.last_end = ""
+        kept = "" if entry.rests else entry.kept
+        if kept != seen.kept:
+            if seen.kept is not None:
+                event = f"kept {kept}" if kept else "window ended"
+                self._record("wake", event, entry, self._window(entry).removeprefix(event).lstrip())
+            seen.kept = kept
         if entry.size != seen.size:
             self._record("scale", "workers", entry, before=seen.size, after=entry.size)
             seen.size = entry.size
@@ -106,13 +114,15 @@ class EventRecorder:
         kind = "wake" if slept else "lifecycle"
         failure = entry.failure.message if entry.failure and state in _WRONG else ""
         cause = failure or seen.last_end
-        if not cause and slept and entry.cause is None:
-            cause = (
-                "no traffic" if state == State.SLEEPING.value else "a request" if entry.called else "needed"
-            )
+        if not cause and (slept or entry.kept == ASLEEP) and entry.cause is None:
+            asleep = "no traffic" if state == State.SLEEPING.value else "needed"
+            cause = self._window(entry) or ("a request" if entry.called else asleep)
         pids = entry.pids if state == State.RUNNING.value else []
         more = {"pids": pids} if pids else {}
         self._record(kind, state, entry, f"{before} → {state}", cause, before=before, after=state, **more)
+
+    def _window(self, entry: Entry) -> str:
+        return window_text(entry, self._core.clock.time())
 
     def _ended(self, entry: Entry, seen: _Seen, worker: Worker) -> None:
         exit_ = worker.exit or Exit()
@@ -176,7 +186,7 @@ def _mark(entry: Entry) -> object:
     """Changes whenever the state, the workers or their number may have changed."""
     return (
         entry.desired, entry.is_disabled, entry.out,
-        entry.called, entry.needed, entry.armed is None, entry.size,
+        entry.called, entry.needed, entry.armed is None, entry.size, entry.window,
         *[(id(worker), worker.phase) for worker in entry.workers.values()],
     )  # fmt: skip
 

@@ -34,6 +34,7 @@ def items(core: Core, entries: Iterable[Entry]) -> tuple[Item, ...]:
 
 def _item(core: Core, entry: Entry, now: float) -> Item:
     config = entry.config
+    kept = "" if entry.rests else entry.kept
     inherited = config.address.kind == "fd"
     return Item(
         name=config.name,
@@ -48,6 +49,8 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
         restarts=entry.restarts,
         tags=tuple(config.tags),
         address=", ".join(core.endpoints(config)) if inherited else None,
+        kept=kept or None,
+        kept_until=_iso(entry.window.until) if kept else None,
     )
 
 

@@ -7,10 +7,12 @@ import re
 import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from tests.certificates import certificate
+from tests.http_get import get
 from tests.integration.gateway.conftest import ROUTES, GatewayPool
 
 pytestmark = pytest.mark.unmeasured
@@ -188,3 +190,31 @@ def test_connection_with_tls_that_is_passed_by_its_name_wakes_its_server(gateway
     before = wakes(gateway)
     assert is_passed()
     assert wakes(gateway) == before + 1
+
+
+def test_server_that_a_window_keeps_asleep_is_refused_with_the_time_to_its_end(gateway: GatewayPool) -> None:
+    routes = ROUTES.replace('path = "/two"', 'path = "/two"\nmode = "proxy"')
+    start(gateway, routes, idle_seconds=60)
+    assert gateway.get("/one").status == gateway.get("/two").status == 200
+    text = (gateway.pool.directory / "pool.toml").read_text()
+    # The whole of each day but one, which is more than a week away.
+    away = datetime.now(UTC) + timedelta(days=9)
+    window = f'asleep = ["* * * {_all_but(away.month, 1, 12)} *", "* * {_all_but(away.day, 1, 31)} * *"]'
+    gateway.pool.write("pool.toml", text.replace("idle = 60", f'idle = 60, timezone = "UTC", {window}'))
+    gateway.pool.ok("reload")
+    gateway.until(lambda: state(gateway) == state(gateway, "two") == "sleeping")
+    for path in ("/one", "/two"):
+        gateway.until(lambda path=path: gateway.get(path).status == 503)
+        assert 7 * 86400 < int(gateway.get(path).headers["retry-after"]) <= 9 * 86400
+    with pytest.raises(ConnectionRefusedError):
+        get(gateway.ports["one"], "/")
+    assert "asleep until 20" in gateway.pool.ok("list").stdout
+    gateway.pool.write("pool.toml", text)
+    gateway.pool.ok("reload")
+    for path in ("/one", "/two"):
+        gateway.until(lambda path=path: gateway.get(path).status == 200)
+
+
+def _all_but(number: int, least: int, most: int) -> str:
+    """A field of cron's for the other numbers."""
+    return ",".join(str(each) for each in range(least, most + 1) if each != number)

@@ -138,9 +138,9 @@ FIELDS: dict[type[Value], list[str]] = {
 }  # fmt: skip
 # Left out of a document where there is nothing to say.
 OPTIONAL: dict[type[Value], list[str]] = {
-    Item: ["address"],
+    Item: ["address", "kept", "kept_until"],
     ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
-    Details: ["address", "log_files"],
+    Details: ["address", "kept", "kept_until", "log_files"],
     Summary: ["calm", "keeper_problem", "not_served"],
     RouteReport: ["p50_seconds", "p99_seconds"],
     WorkerStats: ["requests_total", "errors_total", "in_flight", "connections"],

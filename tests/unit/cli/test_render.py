@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -32,6 +33,21 @@ def test_table_is_aligned_and_shows_unknown_values_as_a_hyphen() -> None:
         "users  running   yes    ok       127.0.0.1:8081  7        12s         0",
         "off    disabled  no     unknown  127.0.0.1:80    -          -         0",
     ]
+
+
+def test_table_shows_how_long_a_window_keeps_a_server_awake_or_asleep() -> None:
+    end = (
+        (datetime.now() + timedelta(days=30))
+        .replace(hour=18, minute=0, second=0, microsecond=0)
+        .astimezone(UTC)
+    )
+    asleep = server("a", 81, state="sleeping", kept="asleep", kept_until=f"{end:%Y-%m-%dT%H:%M:%SZ}")
+    head, users, awake, kept = render.text_of(
+        [USERS, server("b", 82, kept="awake"), asleep], "table"
+    ).splitlines()
+    assert head.split()[-1] == "KEPT"
+    assert (users.split()[-1], awake.split()[-1]) == ("-", "awake")
+    assert kept.endswith(f"  asleep until {end.astimezone():%Y-%m-%d} 18:00")
 
 
 @pytest.mark.parametrize(

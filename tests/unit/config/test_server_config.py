@@ -54,6 +54,34 @@ def test_values_become_plain_ones() -> None:
 
 
 @pytest.mark.parametrize(
+    ("scale", "key", "message"),
+    [
+        ({"min": 0, "awake": ["* 24 * * *"]}, "scale.awake", "'24' is no hour; allowed is 0 to 23"),
+        ({"min": 0, "asleep": [5]}, "scale.asleep", "5 is not allowed here"),
+        ({"min": 0, "timezone": "Europe/Atlantis"}, "scale.timezone", "is no time zone of this machine"),
+        (
+            {"min": 2, "asleep": ["* 1 * * *"]},
+            "scale.asleep",
+            "for a server that can sleep, and scale.min is 2",
+        ),
+        ({"awake": ["* 1 * * *"]}, "scale.awake", "for a server that can sleep, and scale.min is 1"),
+    ],
+)
+def test_windows_are_for_servers_that_can_sleep(scale: dict[str, Any], key: str, message: str) -> None:
+    with pytest.raises(PoolValidateError) as caught:
+        ServerConfig(name="web", bind=":1", app="a:b", scale=scale)
+    (problem,) = caught.value.exceptions
+    assert message in str(problem)
+    assert key in str(problem)
+
+
+def test_windows_are_kept_as_they_are_written() -> None:
+    scale = {"min": 0, "awake": ["* 8-17 * * MON-FRI"], "asleep": (), "timezone": "UTC"}
+    made = ServerConfig(name="web", bind=":1", app="a:b", scale=scale).scale
+    assert (made.awake, made.asleep, made.timezone) == (("* 8-17 * * MON-FRI",), (), "UTC")
+
+
+@pytest.mark.parametrize(
     ("bind", "tls", "expose"),
     [
         ("127.0.0.1:8081", False, "http://127.0.0.1:8081"),

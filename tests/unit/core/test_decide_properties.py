@@ -25,9 +25,20 @@ from poolctl.core.decide import (
     Stop,
     decide,
 )
-from poolctl.core.decision_input import LEAVING, Desired, Listener, Overrides, Phase, View, WorkerView
+from poolctl.core.decision_input import (
+    ASLEEP,
+    AWAKE,
+    LEAVING,
+    Desired,
+    Listener,
+    Overrides,
+    Phase,
+    View,
+    WorkerView,
+)
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.states import State
+from poolctl.time_windows import Period
 
 MOST_WORKERS = 3
 
@@ -44,7 +55,7 @@ def applied(view: View, actions: list[Action]) -> View:
                 listener = Listener.OPENING
             case Close():
                 assert listener is Listener.OPEN
-                leaves = view.desired is Desired.REMOVED or view.vacates
+                leaves = view.desired is Desired.REMOVED or view.vacates or view.kept == ASLEEP
                 accepting = [each for each in view.workers if each.phase not in LEAVING or not leaves]
                 assert not accepting, "a listener outlives its workers"
                 assert not armed, "no closed listener is watched"
@@ -142,10 +153,14 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
     if FallAsleep() in actions:
         assert before.sleepy
         assert not before.needed
+        assert not before.kept
+        return
+    if before.kept == ASLEEP:
+        assert not before.desired.wanted or not any(isinstance(each, (Open, Spawn, Arm)) for each in actions)
         return
     proceeds = before.desired is Desired.RUN and not before.vacates and before.listener is Listener.OPEN
     if proceeds and before.may_start:
-        waiting = before.called or before.needed or not before.sleepy
+        waiting = before.called or before.needed or not before.sleepy or before.kept == AWAKE
         alone = all(worker.generation == before.generation for worker in before.workers)
         if waiting and (before.overlap or (alone and before.workers == tuple(before.staying))):
             going = {worker.index for worker in before.workers if worker.generation == before.generation}
@@ -169,8 +184,16 @@ seldom = st.sampled_from([False, False, False, True])
 mostly = seldom.map(lambda value: not value)
 phases = st.sampled_from([Phase.READY, Phase.READY, *Phase])
 
+
+def reachable(view: View) -> View:
+    """Windows are for servers that can sleep, and their dependents win."""
+    impossible = not view.sleepy or (view.kept == ASLEEP and view.needed)
+    return replace(view, kept="") if impossible else view
+
+
 views = st.builds(
     View,
+    kept=st.sampled_from(["", "", "", AWAKE, ASLEEP]),
     desired=st.sampled_from([Desired.RUN] * 8 + list(Desired)),
     generation=st.integers(1, 2),
     count=st.integers(1, MOST_WORKERS),
@@ -197,7 +220,7 @@ views = st.builds(
             )
         )
     ),
-)
+).map(reachable)
 
 
 @settings(max_examples=600)
@@ -219,7 +242,7 @@ def entry_of(view: View, *, armed: bool) -> Entry:
     config = JOB if view.job else SLEEPY if view.sleepy else PLAIN
     entry = Entry(
         config, desired=view.desired, overrides=Overrides(out=view.out), called=view.called, needed=view.needed,
-        armed=config if armed else None, listener=view.listener,
+        window=Period(view.kept), armed=config if armed else None, listener=view.listener,
     )  # fmt: skip
     for each in view.workers:
         entry.workers[each.id] = Worker(each.id, each.generation, each.index, config, phase=each.phase)

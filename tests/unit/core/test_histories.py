@@ -19,12 +19,13 @@ from poolctl.clock import ManualClock
 from poolctl.core import reconcile
 from poolctl.core.core import Core
 from poolctl.core.decide import Action, decide
-from poolctl.core.decision_input import LEAVING, Listener, Overrides, Phase, View
+from poolctl.core.decision_input import ASLEEP, AWAKE, LEAVING, Listener, Overrides, Phase, View
 from poolctl.core.server_entry import Entry
 from poolctl.core.servers import record_of, restore
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
+from poolctl.time_windows import period_at
 from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
 from tests.unit.core.test_decide_properties import applied, check_step
 
@@ -39,19 +40,28 @@ MOST_WORKERS = 3
 # Longer than any backoff, start_timeout and window.
 LONG_SECONDS = 100.0
 
+WINDOWS = (
+    {"awake": ["*/3 * * * *"]},
+    {"asleep": ["*/3 * * * *"]},
+    {"asleep": ["*/2 * * * *"], "awake": ["1-59/4 * * * *"]},
+)
+
 servers = st.sampled_from(NAMES)
 options = st.fixed_dictionaries(
     {
         "workers": st.integers(1, MOST_WORKERS),
         "overlap": st.booleans(),
         "sleeps": st.booleans(),
+        "windows": st.sampled_from([{}, {}, *WINDOWS]),
         "port": st.sampled_from([8001, 8002]),
     }
 )
 
 
 def configured(name: str, depends: bool, given: dict[str, Any]) -> ServerConfig:
-    keys: dict[str, Any] = {"scale": {"min": 0, "idle": "10s"}} if given["sleeps"] else {}
+    keys: dict[str, Any] = {}
+    if given["sleeps"]:
+        keys["scale"] = {"min": 0, "idle": "10s", **given["windows"]}
     if not given["sleeps"]:
         keys["workers"] = given["workers"] if given["overlap"] else 1
     if depends and name == "api":
@@ -126,6 +136,10 @@ class Histories(RuleBasedStateMachine):
             step.what in whats or step.what.startswith(f"{entry.name}.") for step in self.runner.steps
         ):
             assert not decide(self.core._reconciler.view(entry)), f"{entry.name} is not decided on"
+            scale = entry.config.scale
+            if entry.wanted and (scale.awake or scale.asleep):
+                windows = ((ASLEEP, scale.asleep), (AWAKE, scale.awake))
+                assert entry.window.state == period_at(windows, self.clock.time()).state, "a window is late"
 
     @staticmethod
     def check_state(entry: Entry) -> None:
@@ -141,8 +155,10 @@ class Histories(RuleBasedStateMachine):
         if state in (State.STOPPED, State.DISABLED, State.FAILED, State.SLEEPING):
             assert not workers
         if state is State.SLEEPING:
-            assert entry.listener is Listener.OPEN
+            assert entry.kept == ASLEEP or entry.listener is Listener.OPEN
             assert not entry.ready
+        if entry.wanted and entry.kept == AWAKE:
+            assert not entry.sleeps
         if state is State.STOPPING:
             assert entry.rests
             assert workers
@@ -294,6 +310,7 @@ class Histories(RuleBasedStateMachine):
             assert (phases, entry.listener, entry.bound) == (set(), Listener.CLOSED, None), entry
         elif entry.asleep:
             assert (phases, entry.state) == (set(), "sleeping")
+            assert entry.listener is (Listener.CLOSED if entry.kept == ASLEEP else Listener.OPEN)
         elif self.core.servers.may_start(entry):
             assert phases == {Phase.READY}
             assert entry.complete

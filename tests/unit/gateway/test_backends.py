@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 import pytest
@@ -184,6 +185,36 @@ def test_sleeping_server_is_woken_only_when_no_other_can_serve(stage: Stage) -> 
     assert {taken(stage.backends.of(route).acquire("1.1.1.1")).backend.key for _ in range(6)} == {"b"}
     stage.backends.apply([route], {**known, "b": facts("b", "failed"), "c": facts("c", "failed")})
     assert {taken(stage.backends.of(route).acquire("1.1.1.1")).backend.key for _ in range(6)} == {"a"}
+
+
+def test_server_that_a_window_keeps_asleep_is_refused_until_its_end(stage: Stage) -> None:
+    route, end = server_route("a", "b"), stage.clock.time() + 7200
+    asleep = {"asleep_until": end}
+    stage.backends.apply([route], {"a": facts("a", "sleeping", **asleep), "b": facts("b")})
+    found = stage.backends.of(route)
+    assert {taken(found.acquire("1.1.1.1")).backend.key for _ in range(3)} == {"b"}
+    stage.backends.apply([route], {"a": facts("a", "sleeping", **asleep)})
+    assert refused(found.acquire("1.1.1.1")).retry_after_seconds == 5, "the other one may come back"
+    stage.hosts.disable("b", 3 * 3600)
+    route = server_route("a")
+    stage.backends.apply([route], {"a": facts("a", "sleeping", **asleep)})
+    stage.clock.advance(3600.5)
+    answer = refused(stage.backends.of(route).acquire("1.1.1.1"))
+    assert answer.retry_after_seconds == 3600
+    assert re.fullmatch(r"a: kept asleep until .*\d\d:\d\d", str(answer))
+    assert stage.row("a")["why"] == str(answer)[3:]
+    stage.backends.apply([route], {"a": facts("a", "sleeping", asleep_until=0.0)})
+    answer = refused(stage.backends.of(route).acquire("1.1.1.1"))
+    assert (str(answer), answer.retry_after_seconds) == ("a: kept asleep", 86400)
+    stage.backends.apply([route], {"a": facts("a", "sleeping")})
+    taken(stage.backends.of(route).acquire("1.1.1.1"))
+
+
+def test_retry_after_is_the_time_for_which_a_host_is_still_disabled(stage: Stage) -> None:
+    route = stage.route(URLS[0])
+    stage.hosts.disable(URLS[0], 30)
+    stage.clock.advance(20)
+    assert refused(route.acquire("1.1.1.1")).retry_after_seconds == 10
 
 
 def test_server_that_becomes_ready_is_tried_although_its_breaker_is_open(stage: Stage) -> None:

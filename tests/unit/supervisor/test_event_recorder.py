@@ -217,6 +217,28 @@ def test_falling_asleep_and_waking_are_recorded() -> None:
     run(scenario())
 
 
+def test_window_is_recorded_and_is_the_cause_of_what_it_does() -> None:
+    scale = {"min": 0, "idle": 1, "timezone": "UTC"}
+    asleep, awake = (web("a", scale={**scale, kept: ["* * * * *"]}) for kept in ("asleep", "awake"))
+
+    async def scenario() -> None:
+        desk = Desk(asleep)
+        recording = Recording(desk)
+        await ask(desk, "start")
+        found = [(e["event"], e["message"]) for e in recording.take("wake")]
+        assert found[0] == ("kept asleep", "")
+        desk.core.change(desk.core.entries["a"], awake, live=True)
+        await turns()
+        found = [(e["event"], e["cause"]) for e in recording.take("wake")]
+        assert found == [("kept awake", ""), ("starting", "kept awake")]
+        desk.core.change(desk.core.entries["a"], asleep, live=True)
+        await turns()
+        events = recording.take("wake")
+        assert {e["cause"] for e in events if e["event"] == "sleeping"} == {"kept asleep"}
+
+    run(scenario())
+
+
 def test_a_decision_of_the_pool_itself_has_its_words_as_cause() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))

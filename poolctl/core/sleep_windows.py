@@ -1,0 +1,84 @@
+"""Which servers their windows keep awake or asleep now, and one timer for when that changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from poolctl.clock import Clock
+from poolctl.config import ServerConfig
+from poolctl.time_windows import NO_PERIOD, Period, period_at, time_zone, until_text
+
+from .decision_input import ASLEEP, AWAKE
+from .server_entry import Entry
+
+
+class SleepWindows:
+    """The windows of all servers; `changed` is called for each entry for which a window begins or ends."""
+
+    def __init__(self, clock: Clock, changed: Callable[[Entry], None]) -> None:
+        self._clock = clock
+        self._changed = changed
+        # Most servers with windows have those of [defaults].
+        self._periods: dict[tuple[object, ...], tuple[float, Period]] = {}
+        self._entries: dict[str, Entry] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def review(self, entry: Entry) -> None:
+        """Note what the entry's windows say now: before each decision about it."""
+        scale = entry.config.scale
+        if not (scale.awake or scale.asleep) or entry.removed:
+            if self._entries.pop(entry.name, None) is not None:
+                entry.window = NO_PERIOD
+            return
+        self._entries[entry.name] = entry
+        entry.window = self._period(entry.config)
+        self._set_timer(entry.window.until)
+
+    def _period(self, config: ServerConfig) -> Period:
+        scale = config.scale
+        key = (scale.awake, scale.asleep, scale.timezone)
+        now = self._clock.time()
+        since, known = self._periods.get(key, (0.0, NO_PERIOD))
+        # The machine's time may have been set.
+        if since and since <= now and (known.until is None or now < known.until):
+            return known
+        windows = ((ASLEEP, scale.asleep), (AWAKE, scale.awake))
+        found = period_at(windows, now, time_zone(scale.timezone))
+        self._periods[key] = now, found
+        return found
+
+    def _set_timer(self, until: float | None) -> None:
+        if until is None:
+            return
+        loop = asyncio.get_running_loop()
+        due = loop.time() + max(0.0, until - self._clock.time())
+        if self._timer is None or due < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(due, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._periods.clear()
+        now = self._clock.time()
+        for entry in list(self._entries.values()):
+            until = entry.window.until
+            if until is not None and until <= now:
+                self._changed(entry)
+            else:
+                self._set_timer(until)
+
+
+def asleep_until(entry: Entry) -> float | None:
+    """Until when a window keeps the server asleep, in seconds since 1970, 0 for ever; None if it does not."""
+    return (entry.window.until or 0.0) if entry.kept == ASLEEP and entry.wanted else None
+
+
+def window_text(entry: Entry, now: float) -> str:
+    """`kept awake until 18:00`, for people; "" for a server that no window keeps so."""
+    if not entry.kept:
+        return ""
+    zone = entry.config.scale.timezone
+    text = f"kept {entry.kept} {until_text(entry.window.until, now, time_zone(zone))}".rstrip()
+    return f"{text} ({zone})" if zone and entry.window.until is not None else text

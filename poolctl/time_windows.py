@@ -1,0 +1,197 @@
+"""Windows of time in cron's notation: the minutes in which something is so, and when that changes.
+
+A window is five fields: minute, hour, day of the month, month, day of the week. A minute is in it if it matches all of
+them; if both days are restricted, one of them suffices, as in crontab(5). Times are local: an hour that occurs twice
+when clocks are set back matches twice, and one that is skipped does not exist.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import date, datetime, time, timedelta, tzinfo
+from functools import lru_cache
+from typing import NamedTuple
+
+WINDOW_ALLOWED = 'minute, hour, day, month and weekday as in crontab(5), such as "* 8-17 * * mon-fri"'
+
+
+class BadWindow(ValueError):
+    """A text that is no window; the message names the field, `allowed` what it may be."""
+
+    def __init__(self, problem: str, allowed: str) -> None:
+        super().__init__(f"{problem}; allowed is {allowed}")
+        self.allowed = allowed
+
+
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_FIELDS = (
+    ("minute", 0, 59, ()),
+    ("hour", 0, 23, ()),
+    ("day", 1, 31, ()),
+    ("month", 1, 12, _MONTHS),
+    ("weekday", 0, 7, _DAYS),  # 0 and 7 are Sunday
+)
+_PART = re.compile(r"(?:\*|([0-9]{1,2}|[a-z]{3})(?:-([0-9]{1,2}|[a-z]{3}))?)(?:/([0-9]{1,2}))?")
+_MINUTES_OF_DAY = 1440
+_WHOLE_DAY = (1 << _MINUTES_OF_DAY) - 1
+_DAY_SECONDS = 86_400.0
+# After 29 February of one leap year the next one may be eight years away (1896 to 1904).
+_HORIZON_DAYS = 8 * 366 + 1
+
+
+class Window(NamedTuple):
+    """One window. `minutes` has a bit for each minute of a day that is in it at all."""
+
+    minutes: int
+    days: frozenset[int]
+    months: frozenset[int]
+    weekdays: frozenset[int]  # 0 is Sunday
+    either_day: bool
+
+    def of(self, day: date) -> int:
+        """The minutes of this day that are in it, a bit for each."""
+        if day.month not in self.months:
+            return 0
+        in_month, in_week = day.day in self.days, day.isoweekday() % 7 in self.weekdays
+        return self.minutes if (in_month or in_week if self.either_day else in_month and in_week) else 0
+
+
+@lru_cache(maxsize=1024)
+def parse_window(text: str) -> Window:
+    """The window that this text describes. Raises BadWindow."""
+    words = text.lower().split()
+    if len(words) != len(_FIELDS) or len(text) > 200:
+        count = f"{len(words)} field{'s' * (len(words) != 1)}"
+        raise BadWindow(f"{text[:60]!r} has {count} instead of 5", WINDOW_ALLOWED)
+    values = [_values(word, *field) for word, field in zip(words, _FIELDS, strict=True)]
+    minutes, hours, days, months, weekdays = values
+    bits = sum(1 << (60 * hour + minute) for hour in hours for minute in minutes)
+    # As in crontab(5), a field that begins with * is no restriction here, even */2.
+    either_day = not (words[2].startswith("*") or words[4].startswith("*"))
+    return Window(bits, days, months, frozenset(each % 7 for each in weekdays), either_day)
+
+
+def _values(word: str, name: str, least: int, most: int, names: tuple[str, ...]) -> frozenset[int]:
+    found: set[int] = set()
+    for part in word.split(","):
+        match = _PART.fullmatch(part)
+        if match is None:
+            raise BadWindow(f"{part[:20]!r} is no {name}", "such as *, 5, 5-10, */2 or 1,5")
+        first, last, step = match.groups()
+        begin = least if first is None else _number(first, name, least, most, names)
+        end = most if first is None else begin
+        if last is not None:
+            end = _number(last, name, least, most, names)
+            end = 7 if name == "weekday" and end == 0 < begin else end  # fri-sun
+        elif first is not None and step is not None:
+            raise BadWindow(f"{part!r} is no {name}", f"a step after * or a range: {first}-{most}/{step}")
+        if step is not None and int(step) == 0:
+            raise BadWindow(f"{part!r} is no {name}", "a step of at least 1")
+        if begin > end:
+            edges = (names[-1], names[0]) if names else (most, least)
+            raise BadWindow(f"{part!r} ends before it begins", f"{first}-{edges[0]},{edges[1]}-{last}")
+        found.update(range(begin, end + 1, int(step or 1)))
+    return frozenset(found)
+
+
+def _number(text: str, name: str, least: int, most: int, names: tuple[str, ...]) -> int:
+    if text in names:
+        return names.index(text) + (least if name == "month" else 0)
+    if not text.isdigit() or not least <= int(text) <= most:
+        words = f" or {names[0]} to {names[-1]}" if names else ""
+        raise BadWindow(f"{text!r} is no {name}", f"{least} to {most}{words}")
+    return int(text)
+
+
+class Period(NamedTuple):
+    """What holds at a moment: `state`, "" for none; and until when, in seconds since 1970, None for ever."""
+
+    state: str = ""
+    until: float | None = None
+
+
+NO_PERIOD = Period()
+
+
+def time_zone(name: str) -> tzinfo | None:
+    """The time zone of this name (such as Europe/Berlin), None for "". Raises ValueError."""
+    if not name:
+        return None
+    from zoneinfo import ZoneInfo
+
+    try:
+        return ZoneInfo(name)
+    except (OSError, ValueError, LookupError):
+        raise ValueError(f"{name[:60]!r} is no time zone of this machine") from None
+
+
+def until_text(until: float | None, now: float, zone: tzinfo | None = None) -> str:
+    """`until 18:00`, with the day or the date where it is not today; "" for None."""
+    if until is None:
+        return ""
+    end, moment = datetime.fromtimestamp(until, zone), datetime.fromtimestamp(now, zone)
+    days = (end.date() - moment.date()).days
+    form = "%H:%M" if days == 0 else "%a %H:%M" if 0 < days < 7 else "%Y-%m-%d %H:%M"
+    return f"until {end.strftime(form)}"
+
+
+def period_at(windows: Iterable[tuple[str, Iterable[str]]], now: float, zone: tzinfo | None = None) -> Period:
+    """The state at this time (seconds since 1970), and until when it lasts: of the first windows that it is in.
+
+    `windows` are states with the texts of their windows; without `zone` they are in the machine's local time (TZ).
+    """
+    parsed = [(state, [parse_window(text) for text in texts]) for state, texts in windows]
+    moment = datetime.fromtimestamp(now, zone)
+    state = _state_of_minute(parsed, moment)
+    this_minute = now - now % 60
+    for days in range(_HORIZON_DAYS):
+        day = moment.date() + timedelta(days=days)
+        others = _WHOLE_DAY & ~_masks(parsed, day)[state]
+        if others:
+            begins, ends = _beginning(day, zone), _beginning(day + timedelta(days=1), zone)
+            since = max(begins, this_minute)
+            if ends - begins != _DAY_SECONDS:  # clocks are set forward or back
+                until = _first_other(parsed, state, since, ends, zone)
+            else:
+                skipped = int((since - begins) // 60)
+                others >>= skipped
+                until = begins + 60 * (skipped + (others & -others).bit_length() - 1) if others else None
+            if until is not None:
+                return Period(state, until)
+    return Period(state)
+
+
+_Parsed = list[tuple[str, list[Window]]]
+
+
+def _beginning(day: date, zone: tzinfo | None) -> float:
+    return datetime.combine(day, time(), zone).timestamp()
+
+
+def _masks(parsed: _Parsed, day: date) -> dict[str, int]:
+    """The minutes of the day in each state, each minute in one."""
+    rest, found = _WHOLE_DAY, {}
+    for state, windows in parsed:
+        bits = 0
+        for window in windows:
+            bits |= window.of(day)
+        found[state] = bits & rest
+        rest &= ~bits
+    found[""] = rest
+    return found
+
+
+def _state_of_minute(parsed: _Parsed, moment: datetime) -> str:
+    bit = 1 << (60 * moment.hour + moment.minute)
+    return next(state for state, bits in _masks(parsed, moment.date()).items() if bits & bit)
+
+
+def _first_other(parsed: _Parsed, state: str, since: float, ends: float, zone: tzinfo | None) -> float | None:
+    """The first minute between these times that is in another state."""
+    while since < ends:
+        if _state_of_minute(parsed, datetime.fromtimestamp(since, zone)) != state:
+            return since
+        since += 60
+    return None

@@ -1,0 +1,187 @@
+"""Windows in cron's notation: which minutes they hold, when that changes, and what is wrong with others."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poolctl.time_windows import BadWindow, Period, parse_window, period_at, time_zone, until_text
+
+BERLIN = ZoneInfo("Europe/Berlin")
+# Clocks are set forward on 2026-03-29 and back on 2026-10-25.
+MOMENTS = st.one_of(
+    st.datetimes(datetime(2026, 1, 1), datetime(2028, 12, 31)),
+    st.datetimes(datetime(2026, 3, 28, 20), datetime(2026, 3, 29, 5)),
+    st.datetimes(datetime(2026, 10, 24, 20), datetime(2026, 10, 25, 5)),
+)
+
+
+def at(*when: int, fold: int = 0) -> float:
+    return datetime(*when, fold=fold, tzinfo=BERLIN).timestamp()  # type: ignore[misc, arg-type]
+
+
+def awake(*windows: str, now: float) -> Period:
+    return period_at([("awake", windows)], now, BERLIN)
+
+
+def part(least: int, most: int) -> st.SearchStrategy[tuple[str, frozenset[int]]]:
+    """A part of a field, and the numbers that it stands for."""
+    numbers = st.integers(least, most)
+    ranges = st.tuples(numbers, numbers).map(sorted)
+    steps = st.integers(1, 20)
+    return st.one_of(
+        st.just(("*", frozenset(range(least, most + 1)))),
+        numbers.map(lambda n: (str(n), frozenset([n]))),
+        ranges.map(lambda r: (f"{r[0]}-{r[1]}", frozenset(range(r[0], r[1] + 1)))),
+        steps.map(lambda s: (f"*/{s}", frozenset(range(least, most + 1, s)))),
+        st.tuples(ranges, steps).map(
+            lambda it: (f"{it[0][0]}-{it[0][1]}/{it[1]}", frozenset(range(it[0][0], it[0][1] + 1, it[1])))
+        ),
+    )
+
+
+def field(least: int, most: int) -> st.SearchStrategy[tuple[str, frozenset[int]]]:
+    parts = st.lists(part(least, most), min_size=1, max_size=3)
+    return parts.map(
+        lambda found: (",".join(text for text, _ in found), frozenset().union(*(n for _, n in found)))
+    )
+
+
+fields = st.tuples(field(0, 59), field(0, 23), field(1, 31), field(1, 12), field(0, 7))
+
+
+def matches(window: tuple[tuple[str, frozenset[int]], ...], moment: datetime) -> bool:
+    """crontab(5), read literally."""
+    (_, minutes), (_, hours), (day_text, days), (_, months), (weekday_text, weekdays) = window
+    in_month = moment.day in days
+    in_week = moment.isoweekday() in weekdays or moment.isoweekday() % 7 in weekdays
+    restricted = day_text[0] != "*" and weekday_text[0] != "*"
+    day = in_month or in_week if restricted else in_month and in_week
+    return moment.minute in minutes and moment.hour in hours and moment.month in months and day
+
+
+@settings(max_examples=80)
+@given(st.lists(fields, max_size=2), st.lists(fields, max_size=2), MOMENTS)
+def test_state_lasts_exactly_until_the_first_minute_in_another_one(
+    asleep: list[tuple[tuple[str, frozenset[int]], ...]],
+    wakes: list[tuple[tuple[str, frozenset[int]], ...]],
+    local: datetime,
+) -> None:
+    def state(time: float) -> str:
+        moment = datetime.fromtimestamp(time, BERLIN)
+        if any(matches(each, moment) for each in asleep):
+            return "asleep"
+        return "awake" if any(matches(each, moment) for each in wakes) else ""
+
+    now = local.replace(tzinfo=BERLIN).timestamp()
+    texts = [
+        (name, [" ".join(text for text, _ in each) for each in windows])
+        for name, windows in (("asleep", asleep), ("awake", wakes))
+    ]
+    found = period_at(texts, now, BERLIN)
+    assert found.state == state(now)
+    minute = now - now % 60
+    for later in range(1, 2000):
+        if state(minute + 60 * later) != found.state:
+            assert found.until == minute + 60 * later
+            return
+    assert found.until is None or found.until >= minute + 60 * 2000
+
+
+@pytest.mark.parametrize(
+    ("window", "now", "until"),
+    [
+        ("* 8-17 * * mon-fri", at(2026, 11, 23, 9, 30), at(2026, 11, 23, 18)),
+        ("* 22-23,0-5 * * *", at(2026, 11, 23, 23, 59), at(2026, 11, 24, 6)),
+        ("* * * * fri-sun", at(2026, 11, 27, 12), at(2026, 11, 30)),
+        ("* * 24-26 dec *", at(2026, 12, 24), at(2026, 12, 27)),
+        ("0 8 * * *", at(2026, 11, 23, 8), at(2026, 11, 23, 8, 1)),
+        # The hour that occurs twice, and the days that are an hour longer and shorter.
+        ("* 2 * * *", at(2026, 10, 25, 2, 30), at(2026, 10, 25, 3)),
+        ("* 0-5 * * *", at(2026, 10, 25, 1), at(2026, 10, 25, 1) + 6 * 3600),
+        ("* 0-5 * * *", at(2026, 3, 29, 1), at(2026, 3, 29, 1) + 4 * 3600),
+        ("* * * * *", at(2026, 11, 23), None),
+    ],
+)
+def test_window_ends_when_clocks_say_so(window: str, now: float, until: float | None) -> None:
+    assert awake(window, now=now) == ("awake", until)
+
+
+def test_next_window_may_be_eight_years_away() -> None:
+    assert awake("* * 29 2 *", now=at(2096, 3, 1)) == ("", at(2104, 2, 29))
+    assert awake("* * 31 2 *", now=at(2026, 3, 1)) == ("", None)
+
+
+def test_hour_that_is_skipped_has_no_minutes() -> None:
+    assert awake("* 2 * * *", now=at(2026, 3, 28, 3)) == ("", at(2026, 3, 30, 2))
+
+
+def test_first_windows_win() -> None:
+    windows = [("asleep", ["* 12 * * *"]), ("awake", ["* 8-17 * * *"])]
+    now, found = at(2026, 11, 23, 9), []
+    for _ in range(4):
+        state, until = period_at(windows, now, BERLIN)
+        assert until is not None
+        found.append((state, datetime.fromtimestamp(until, BERLIN).hour))
+        now = until
+    assert found == [("awake", 12), ("asleep", 13), ("awake", 18), ("", 8)]
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        ("* * * *", "has 4 fields instead of 5"),
+        ("", "has 0 fields"),
+        ("@daily", "has 1 field instead of 5"),
+        ("60 * * * *", "'60' is no minute; allowed is 0 to 59"),
+        ("* 24 * * *", "'24' is no hour"),
+        ("* * 0 * *", "'0' is no day; allowed is 1 to 31"),
+        ("* * * foo *", "'foo' is no month; allowed is 1 to 12 or jan to dec"),
+        ("* * mon * *", "'mon' is no day"),
+        ("* * * * 8", "'8' is no weekday"),
+        ("* 22-6 * * *", "ends before it begins; allowed is 22-23,0-6"),
+        ("* * * * fri-mon", "allowed is fri-sat,sun-mon"),
+        ("*/0 * * * *", "a step of at least 1"),
+        ("5/20 * * * *", "range: 5-59/20"),
+        ("1,,2 * * * *", "'' is no minute; allowed is such as"),
+        ("* 8-17h * * *", "'8-17h' is no hour"),
+        ("٣ * * * *", "is no minute"),
+    ],
+)
+def test_wrong_window_is_explained(window: str, message: str) -> None:
+    with pytest.raises(BadWindow, match=re.escape(message)):
+        parse_window(window)
+
+
+@given(st.text("*,-/ 0123456789abdefimnoprstu@٣", max_size=30))
+def test_any_text_is_a_window_or_a_problem(text: str) -> None:
+    with contextlib.suppress(BadWindow):
+        assert parse_window(text).minutes
+
+
+def test_time_zone_is_looked_up_by_its_name() -> None:
+    assert time_zone("") is None
+    assert time_zone("Europe/Berlin") == BERLIN
+    for wrong in ("Europe/Atlantis", "../../etc/passwd", "/etc/passwd", "Europe", "a\0b"):
+        with pytest.raises(ValueError, match="is no time zone of this machine"):
+            time_zone(wrong)
+
+
+@pytest.mark.parametrize(
+    ("later", "text"),
+    [
+        (timedelta(hours=2), "until 18:00"),
+        (timedelta(days=1), "until Tue 16:00"),
+        (timedelta(days=8), "until 2026-12-01 16:00"),
+    ],
+)
+def test_end_on_another_day_has_its_day_or_date(later: timedelta, text: str) -> None:
+    now = at(2026, 11, 23, 16)
+    assert until_text(now + later.total_seconds(), now, BERLIN) == text
+    assert until_text(None, now) == ""
