@@ -16,10 +16,8 @@ from poolctl import __version__
 from poolctl.config import INSTALL_GATEWAY, Tables, libraries_problem
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
-from poolctl.core.sleep_windows import asleep_until
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
-from poolctl.gateway.endpoint import ServerFacts
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import read_file, sealed_file
@@ -27,8 +25,6 @@ from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.runners.routing_protocol import PublishedRoutes as RoutesForWorkers
 from poolctl.runners.worker_spec import sealed_files
-from poolctl.states import State
-from poolctl.worker import tally
 
 from ..active_configuration import PoolEnvironment
 from ..sidecar import SidecarManager
@@ -37,6 +33,7 @@ from .gateway_listeners import GatewayListeners
 from .gateway_plan import GatewayPlan, plan_of
 from .gateway_process import GatewayProcess
 from .orphaned_gateway import OrphanSearch
+from .server_facts import connections_of, facts_of
 
 _SERVES_SECONDS = 10.0
 # A command waits so long for its changes to be in force: more than a gateway takes to start on a busy machine.
@@ -185,35 +182,16 @@ class GatewayManager(SidecarManager):
         if entry is None or server not in self._routes.routes.servers:
             process.forget(server)
         else:
-            process.serve(self._facts(entry), self._pairs.get(server))
-
-    def _facts(self, entry: Entry) -> ServerFacts:
-        config, state = entry.config, entry.state
-        endpoints = self._core.endpoints(config)
-        if entry.armed is not None:
-            # Also while its last worker is still draining: a connection wakes it.
-            state = State.SLEEPING.value
-        elif state == State.STARTING.value and not endpoints:
-            # Its address is not open yet: a connection would be refused.
-            state = State.STOPPED.value
-        return ServerFacts(
-            name=entry.name,
-            bind=endpoints[0] if endpoints else config.key,
-            tls=bool(config.tls),
-            state=state,
-            ready=entry.ready and not entry.out,
-            health=str(entry.health),
-            asleep_until=asleep_until(entry),
-        )
+            process.serve(facts_of(self._core, entry), self._pairs.get(server))
 
     # The process.
 
     async def _settle(self) -> None:
-        if await self._orphans.take_in() or not self._adopted:
+        if not self._adopted:
             self._adopted = True
             await self._adopt()
-        elif self._orphans.silent and self._process is None:
-            raise TimeoutError("the gateway that outlived keeper and supervisor does not answer yet")
+        if self._process is None or self.failures:
+            await self._adopt_orphan()
         plan = await self._plan()
         if plan is None:
             await self._off()
@@ -241,8 +219,6 @@ class GatewayManager(SidecarManager):
             self._report_problem(ServerError(self._routes.problem))
         else:
             self._succeeded()
-        if self._orphans.silent:
-            self._again()
         if plan.certificates and self._renewal is None:
             self._renewal = asyncio.get_running_loop().call_later(_RENEWAL_SECONDS, self._renew)
 
@@ -292,7 +268,7 @@ class GatewayManager(SidecarManager):
         process.restore_hosts(self._hosts)
         for server in self._routes.routes.servers:
             if (entry := self._core.entries.get(server)) is not None:
-                process.serve(self._facts(entry), self._pairs.get(server))
+                process.serve(facts_of(self._core, entry), self._pairs.get(server))
         for each in plan.certificates:
             with sealed_files(each.contents) as fds:
                 process.certify(each.bind, each.names, each.settings, each.digest, fds)
@@ -307,8 +283,7 @@ class GatewayManager(SidecarManager):
             process.close_listener(key)
 
     async def _adopt(self) -> None:
-        """Adopt what the keeper holds of the previous supervisor; a process that was started since then drains."""
-        before = self.gateway
+        """Adopt what the keeper holds of the previous supervisor."""
         await self._listeners.adopt()
         if self._own is None:
             await self._adopt_pair()
@@ -329,8 +304,20 @@ class GatewayManager(SidecarManager):
             self._sync(process)
             process.begin()
             self._watch(process)
-            if before is not None:
-                before.drain(plan.settings.drain_seconds if plan is not None else 0.0)
+
+    async def _adopt_orphan(self) -> None:
+        """Adopt a gateway that outlived keeper and supervisor, and may hold the addresses that are in use."""
+        orphan = await self._orphans.search()
+        if orphan is None:
+            if self._orphans.silent and self._process is None:
+                raise TimeoutError("the gateway that outlived keeper and supervisor does not answer yet")
+            return
+        # Before the keeper gets another link, and closes this one.
+        if (before := self.gateway) is not None and self._current is not None:
+            self._process = None
+            before.drain(self._current.settings.drain_seconds)
+        await self._orphans.keep(orphan)
+        await self._adopt()
 
     async def _adopt_pair(self) -> None:
         _, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_PAIR})
@@ -377,13 +364,8 @@ class GatewayManager(SidecarManager):
 
     def connections(self, server: str) -> int:
         """How many connections the workers of the server have, by their own count."""
-        entry, counters = self._core.entries.get(server), self._core.runner.capabilities.counters
-        if entry is None or counters is None:
-            return 0
-        pages = [
-            counters.counts(each.placement) for each in entry.workers.values() if each.placement is not None
-        ]
-        return sum(page[tally.OPEN_CONNECTIONS] for page in pages if page is not None)
+        entry = self._core.entries.get(server)
+        return 0 if entry is None else connections_of(self._core, entry)
 
     async def _off(self) -> None:
         self._end_process()

@@ -27,7 +27,7 @@ _DRAIN_SECONDS = 5.0
 logger = logging.getLogger("poolctl.supervisor")
 
 
-@dataclass
+@dataclass(eq=False)
 class OrphanedGateway:
     """The process at the other end of `sock`; `mark` is its version, "" if it has not answered in time."""
 
@@ -86,7 +86,7 @@ def find(directory: str) -> list[OrphanedGateway]:
 
 
 class OrphanSearch:
-    """Finds the orphaned gateway of a pool for its keeper. One that does not answer is killed after a while."""
+    """Finds the orphaned gateway of a pool. One that does not answer is killed after a while."""
 
     def __init__(self, keeper: Link, directory: str) -> None:
         self.silent = False  # one is there that has not answered yet
@@ -94,27 +94,29 @@ class OrphanSearch:
         self._directory = directory
         self._silent_since = 0.0
 
-    async def take_in(self) -> bool:
-        """Put an orphan into the keeper's store, for a GatewayManager to adopt; whether there was one that answered.
+    async def search(self) -> OrphanedGateway | None:
+        """An orphan that answered, to be given to `keep`.
 
         More than one is there only if they were killed while one replaced the other: the others drain.
         """
         if not rendezvous.find(self._directory, rendezvous.GATEWAY):
             self.silent = False
-            return False
+            return None
         found = await asyncio.to_thread(find, self._directory)
-        try:
-            self._wait_for([each for each in found if not each.mark])
-            answered = [each for each in found if each.mark]
-            for each in answered[1:]:
-                with contextlib.suppress(OSError):
-                    wire.send(each.sock, {"t": "drain", "seconds": _DRAIN_SECONDS})
-            for each in answered[:1]:
-                await self._put(each)
-            return bool(answered)
-        finally:
-            for each in found:
+        self._wait_for([each for each in found if not each.mark])
+        answered = [each for each in found if each.mark]
+        for each in answered[1:]:
+            with contextlib.suppress(OSError):
+                wire.send(each.sock, {"t": "drain", "seconds": _DRAIN_SECONDS})
+        for each in found:
+            if each not in answered[:1]:
                 each.close()
+        return answered[0] if answered else None
+
+    async def keep(self, orphan: OrphanedGateway) -> None:
+        """Put it into the keeper's store, where a GatewayManager finds it, and close it here."""
+        with contextlib.closing(orphan):
+            await self._put(orphan)
 
     def _wait_for(self, silent: list[OrphanedGateway]) -> None:
         now = time.monotonic()

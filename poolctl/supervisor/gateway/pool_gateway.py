@@ -44,7 +44,9 @@ class PoolGateway:
         if rendezvous.find(self._environment.directory, rendezvous.GATEWAY):
             from .orphaned_gateway import OrphanSearch
 
-            await OrphanSearch(self._environment.keeper, self._environment.directory).take_in()
+            search = OrphanSearch(self._environment.keeper, self._environment.directory)
+            if (orphan := await search.search()) is not None:
+                await search.keep(orphan)
 
     async def start(self, core: Core, verbs: Verbs, totals: Totals) -> None:
         """Serve as configured, now and after each reload."""

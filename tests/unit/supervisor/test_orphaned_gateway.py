@@ -1,0 +1,119 @@
+"""Looking for a gateway that outlived keeper and supervisor: which one is adopted, and what becomes of others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from poolctl.keeper import rendezvous
+from poolctl.keeper.reap import await_exit
+from poolctl.platform import process_start
+from poolctl.runners.process_link import Link
+from poolctl.supervisor.gateway import orphaned_gateway
+from poolctl.supervisor.gateway.orphaned_gateway import OrphanSearch
+from tests.unit.gateway.test_gateway_server import Stage, orphans, run
+
+# Listens as an orphan does, and never answers.
+SILENT = """
+import sys
+from poolctl.keeper import rendezvous
+sock, _ = rendezvous.bind(sys.argv[1], rendezvous.GATEWAY)
+sock.listen()
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SILENT, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+@contextlib.contextmanager
+def search_of(directory: Path) -> Iterator[OrphanSearch]:
+    """A search that needs no keeper."""
+    keeper, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link = Link(keeper)
+    with other:
+        yield OrphanSearch(link, str(directory))
+    link.close()
+
+
+def stop(pid: int) -> None:
+    """Stop this child; returns once it has stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
+
+
+def test_search_without_an_orphan_finds_nothing(tmp_path: Path) -> None:
+    async def work() -> None:
+        with search_of(tmp_path) as search:
+            assert (await search.search(), search.silent) == (None, False)
+
+    run(work())
+
+
+def test_orphan_that_does_not_answer_is_continued_then_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: subprocess.Popen[str]
+) -> None:
+    monkeypatch.setattr(orphaned_gateway, "_ANSWER_SECONDS", 0.01)
+    start = process_start(silent.pid)
+    assert start is not None
+
+    async def work() -> None:
+        with search_of(tmp_path) as search:
+            stop(silent.pid)
+            assert (await search.search(), search.silent) == (None, True)
+            await asyncio.to_thread(os.waitid, os.P_PID, silent.pid, os.WCONTINUED)
+            monkeypatch.setattr(orphaned_gateway, "SILENT_SECONDS", 0.0)
+            assert (await search.search(), search.silent) == (None, True)
+            assert await_exit(silent.pid, start, 30)
+            assert (await search.search(), search.silent) == (None, False)
+
+    run(work())
+
+
+def test_second_orphan_drains_and_ends(tmp_path: Path) -> None:
+    async def work() -> None:
+        stages = [Stage(tmp_path), Stage(tmp_path)]
+        for stage in stages:
+            await stage.start()
+            stage.process.link.close()
+        while len(rendezvous.find(str(tmp_path), rendezvous.GATEWAY)) < len(stages):
+            await asyncio.sleep(0.001)
+        for each in await orphans(tmp_path):
+            each.close()
+        with search_of(tmp_path) as search:
+            chosen = await search.search()
+            assert chosen is not None
+            done, _ = await asyncio.wait(
+                [stage.over for stage in stages], return_when=asyncio.FIRST_COMPLETED
+            )
+            (ended,) = [stage for stage in stages if stage.over in done]
+            (left,) = [stage for stage in stages if stage.over not in done]
+            assert await left.get() == b"HTTP/1.1 200 OK | ok"
+            left.supervise(chosen.sock.dup())
+            chosen.close()
+            await left.close()
+            await ended.close()
+
+    run(work())
