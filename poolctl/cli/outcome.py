@@ -34,8 +34,8 @@ class Outcome:
 
     `message` is a line for people; `notes` are lines that ask for nothing to be done; `form` is how the items are
     shown; `text`, when it is not None, is the whole of standard output (except for JSON). `extra` are parts of the JSON
-    document besides these. `errors_are_result`: they are what was asked for, so they go to standard output too.
-    `streamed`: what was to be printed has been.
+    document besides these; `footer` is a line below a table on a terminal. `errors_are_result`: they are what was asked
+    for, so they go to standard output too. `streamed`: what was to be printed has been.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Outcome:
         self.quiet = False
         self.streamed = False
         self.text = text
+        self.footer = ""
         self.extra = dict(extra or {})
 
     def __repr__(self) -> str:

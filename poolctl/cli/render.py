@@ -76,6 +76,8 @@ def show(outcome: Outcome) -> int:
         sys.stdout.write(outcome.text)
     elif outcome.form:
         sys.stdout.write(text_of(outcome.items, outcome.form, coloured(sys.stdout), width_of(sys.stdout)))
+        if outcome.footer and outcome.form in ("table", "wide") and sys.stdout.isatty():
+            sys.stdout.write(f"\n{printable(outcome.footer, keep_lines=True)}\n")
     elif outcome.message and not outcome.quiet:
         sys.stdout.write(f"{printable(outcome.message, keep_lines=True)}\n")
     explain(outcome)
@@ -229,6 +231,11 @@ def duration(seconds: float | None) -> str:
     if whole < _DAY:
         return f"{whole // _HOUR}h{whole % _HOUR // _MINUTE:02}m"
     return f"{whole // _DAY}d{whole % _DAY // _HOUR:02}h"
+
+
+def count_text(number: float) -> str:
+    """A number with at most one digit after the point where it is small: "0", "4.2", "847"."""
+    return f"{number:.1f}" if number < 10 and number != int(number) else f"{number:.0f}"
 
 
 def latency(seconds: float | None) -> str:

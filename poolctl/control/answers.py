@@ -86,8 +86,8 @@ class Result(Value):
     # Set where the supervisor ends after this answer; the keeper exits last.
     ended: bool | None = None
     keeper_pid: int | None = None
-    # Of a start: the pool has routes and no server.
-    without_servers: bool | None = None
+    without_servers: bool | None = None  # of a start: the pool has routes and no server
+    gateway: Table | None = None  # of list, status and stats, for a whole pool: a GatewayStatus
 
 
 class ServerStep(Value):

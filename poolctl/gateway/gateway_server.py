@@ -29,6 +29,8 @@ from .endpoint import ServerFacts
 from .hosts import HostState, UnknownHost, find_host
 from .proxy.serving import drain
 from .settings import GatewaySettings, ListenerSettings
+from .streams.tcp import TcpStream
+from .streams.udp import UdpStream
 
 # With more routes than these, the backends of one are made by its first request: each takes 20 to 60 µs here.
 _MOST_LISTED_ROUTES = 1000
@@ -59,6 +61,7 @@ class GatewayServer(SupervisedProcess):
             "host": self._host,
             "loads": self._loads,
             "report": self._report,
+            "figures": self._figures,
             "drain": self._drain,
         }
         self._edge: Edge | None = None
@@ -212,7 +215,7 @@ class GatewayServer(SupervisedProcess):
         self._applying = None
         listed: list[Route | StreamRoute] | None = None
         if self._routes_changed:
-            listed = [each.stream.route for each in self._listeners.values() if each.stream is not None]
+            listed = [each.route for each in self._streams]
             if len(self.edge.table) <= _MOST_LISTED_ROUTES:
                 listed += self.edge.table
             else:
@@ -328,15 +331,10 @@ class GatewayServer(SupervisedProcess):
         """The counts of this process; passed requests are counted by the workers."""
         self._apply()
         edge = self.edge
-        streams = {
-            listener.settings.alias: listener.stream.snapshot()
-            for listener in self._listeners.values()
-            if listener.stream is not None
-        }
         report = {
             "counts": edge.counts.snapshot(),
             "hosts": edge.backends.snapshot(),
-            "streams": streams,
+            "streams": {each.route.alias: each.snapshot() for each in self._streams},
             "queued": {name: count for name in self._pairs if (count := edge.passing.queued(name))},
             "connections": len(edge.pool.clients),
             "waiting": len(edge.passing.waiting),
@@ -346,6 +344,22 @@ class GatewayServer(SupervisedProcess):
             self.link.send({"t": "report", "id": message["id"]}, [fd])
         finally:
             os.close(fd)
+
+    def _figures(self, message: wire.Message, fds: list[int]) -> None:
+        """The sums of these counts, whose size does not depend on the number of routes."""
+        edge, streams = self.edge, [each.snapshot() for each in self._streams]
+        open_streams = sum(each["open"] for each in streams)
+        figures: Table = {
+            "slots": edge.counts.total(),
+            "connections": len(edge.pool.clients) + len(edge.passing.waiting) + open_streams,
+            "streamed": sum(each["accepted" if "accepted" in each else "opened"] for each in streams),
+            "stream_errors": sum(each["failed"] + each.get("refused", 0) for each in streams),
+        }
+        self.link.send({"t": "figures", "id": message["id"], **figures})
+
+    @property
+    def _streams(self) -> list[TcpStream | UdpStream]:
+        return [each.stream for each in self._listeners.values() if each.stream is not None]
 
     def _drain(self, message: wire.Message, fds: list[int]) -> None:
         if self._draining is None:

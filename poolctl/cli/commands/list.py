@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 from poolctl.cli.command import FIELDS, INSPECT, OUTPUT, SELECTION, Command, Option
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.render import width_of
 from poolctl.cli.supervisor_requests import selected
 
 COMMAND = Command(
@@ -26,4 +29,10 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """The selected servers as they are now; without a supervisor all of them are stopped."""
-    return Outcome.of(selected(request, find_pool(request)), form="table")
+    result = selected(request, find_pool(request))
+    outcome = Outcome.of(result, form="table")
+    if result.gateway is not None:
+        from poolctl.cli.gateway_line import add_gateway
+
+        outcome.footer = add_gateway(outcome, result, width_of(sys.stdout))
+    return outcome

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, flag
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import duration, servers
+from poolctl.cli.render import duration, servers, width_of
 from poolctl.cli.supervisor_requests import CRASH_LOOP, ask_for
 from poolctl.control.answers import Item, StatusResult
 from poolctl.control.client import NoSupervisor
@@ -69,6 +71,10 @@ def _status(request: CommandRequest) -> Outcome:
         outcome.extra["summary"] = {"servers": 0, "ready": 0, "states": {}}
         return outcome
     outcome.message = "\n".join(_lines(result.items, summary.name))
+    if result.gateway is not None:
+        from poolctl.cli.gateway_line import add_gateway
+
+        outcome.message += f"\n{add_gateway(outcome, result, width_of(sys.stdout))}"
     if summary.calm:
         outcome.warnings.append(CRASH_LOOP)
     if summary.keeper_problem:

@@ -47,7 +47,7 @@ def perform(request: CommandRequest) -> Outcome:
     if result.exit_code:
         raise Failure(Outcome.of(result))
     if request.output:
-        return Outcome(result.items)
+        return Outcome(result.items, extra={"gateway": result.gateway} if result.gateway else None)
     from poolctl.cli.top.live_view import StatsSource
 
     board = ServerBoard(sort=sort)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Collection
 
 from poolctl import __version__
 from poolctl.config import INSTALL_GATEWAY, Tables, libraries_problem
@@ -18,6 +19,7 @@ from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
+from poolctl.gateway.settings import ListenerSettings
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import read_file, sealed_file
@@ -76,6 +78,11 @@ class GatewayManager(SidecarManager):
     def gateway(self) -> GatewayProcess | None:
         """The process, while there is one."""
         return self._process if isinstance(self._process, GatewayProcess) else None
+
+    @property
+    def listeners(self) -> Collection[ListenerSettings]:
+        """The listeners that are open, or are to be opened."""
+        return () if self._current is None else self._current.listeners.values()
 
     async def serving(self) -> GatewayProcess | None:
         """The process, once it serves; None if it cannot, and `problem` says why."""

@@ -22,6 +22,7 @@ from ..sidecar import SidecarProcess
 # A gateway that hangs must not hold up the stop of a server.
 _WITHDRAW_SECONDS = 1.0
 _REPORT_SECONDS = 5.0
+_FIGURES_SECONDS = 1.0
 
 
 class GatewayProcess(SidecarProcess):
@@ -125,6 +126,12 @@ class GatewayProcess(SidecarProcess):
             return found
         finally:
             os.close(fd)
+
+    async def figures(self) -> Table:
+        """The sums of its counts, and its connections. Raises LinkLost or TimeoutError."""
+        async with asyncio.timeout(_FIGURES_SECONDS):
+            reply, _ = await self.link.call({"t": "figures"})
+        return reply
 
     async def order_hosts(self, order: Table) -> Table:
         """Disable, enable or drain hosts; its answer. Raises LinkLost or TimeoutError."""

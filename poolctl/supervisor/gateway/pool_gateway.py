@@ -23,9 +23,14 @@ if TYPE_CHECKING:
     from poolctl.monitor.exposition import Family
 
     from .gateway_manager import GatewayManager
+    from .gateway_statistics import GatewayStatistics
 
 # What a start imports only for a configuration that names it.
-MODULES = ("poolctl.supervisor.gateway.gateway_manager", "poolctl.supervisor.gateway.gateway_verbs")
+MODULES = (
+    "poolctl.supervisor.gateway.gateway_manager",
+    "poolctl.supervisor.gateway.gateway_statistics",
+    "poolctl.supervisor.gateway.gateway_verbs",
+)
 # Of these commands, without a selection of servers, the gateway is a target too.
 _STARTING = ("start", "restart")
 
@@ -37,6 +42,7 @@ class PoolGateway:
         self._environment = environment
         self._events = events
         self._manager: GatewayManager | None = None
+        self._statistics: GatewayStatistics | None = None
         self._found = False
 
     async def take_in(self) -> None:
@@ -61,12 +67,16 @@ class PoolGateway:
     def _follow(self, tables: Tables) -> None:
         if self._manager is None and (tables.gateway is not None or self._found):
             from .gateway_manager import GatewayManager
+            from .gateway_statistics import GatewayStatistics
             from .gateway_verbs import GatewayVerbs
 
             self._manager = GatewayManager(self._environment, self._core, self._events)
             GatewayVerbs(self._manager, self._core, self._totals).add_to(self._verbs)
-        if self._manager is not None:
+            self._statistics = GatewayStatistics(self._manager, self._core, self._totals)
+            self._statistics.add_to(self._verbs)
+        if self._manager is not None and self._statistics is not None:
             self._manager.follow(tables)
+            self._statistics.follow()
 
     @property
     def is_alone(self) -> bool:
@@ -122,5 +132,7 @@ class PoolGateway:
 
     async def aclose(self) -> None:
         """End it."""
+        if self._statistics is not None:
+            self._statistics.close()
         if self._manager is not None:
             await self._manager.aclose()

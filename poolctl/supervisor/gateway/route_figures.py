@@ -53,7 +53,11 @@ class RouteFigures:
             stream = self._streams.get(route.alias, {})
             begun = stream.get("accepted", stream.get("opened", 0))
             return report.but(
-                state=health.status, requests=begun, proxied=begun, errors=stream.get("failed", 0)
+                state=health.status,
+                requests=begun,
+                passed=stream.get("passed", 0),
+                proxied=begun - stream.get("passed", 0),
+                errors=stream.get("failed", 0),
             )
         total = list(self._routes.get(route.alias, {}).get("slots") or _NONE)
         proxied, mark = total[tally.STARTED], tally.route_mark(route.alias)

@@ -56,6 +56,7 @@ class Verbs:
         self.used = False
         self._context = VerbContext(core, events, daemon, configuration)
         self._is_complete = False
+        self._extended: dict[str, Callable[[Call, Result], Awaitable[Result]]] = {}
         self._verbs: dict[str, Verb] = {
             **reading_verbs.verbs(self._context),
             **changing_verbs.verbs(self._context),
@@ -76,6 +77,10 @@ class Verbs:
     def add(self, name: str, verb: Verb) -> None:
         """Add another verb."""
         self._verbs[name] = verb
+
+    def extend(self, name: str, extension: Callable[[Call, Result], Awaitable[Result]]) -> None:
+        """Let the answer of a verb go through this function."""
+        self._extended[name] = extension
 
     async def handle(self, request: Request, progress: Progress) -> Value:
         """The answer to one request."""
@@ -107,6 +112,8 @@ class Verbs:
         assert self._knows(verb)
         await match(self._core, call.selector)
         result = await self._verbs[verb](call)
+        if verb in self._extended:
+            result = await self._extended[verb](call, result)
         if verb not in _OF_SERVERS or result.ended:
             return result
         return await self._daemon.conclude(verb, call, result)

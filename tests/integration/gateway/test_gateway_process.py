@@ -74,6 +74,16 @@ def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(ga
             ("two", "pass", "healthy", 1, 1, 0),
             (f"127.0.0.1:{port}", "proxy", "healthy", 1, 0, 1),
         ]
+        document = gateway.pool.ok("status", "-o", "json").json
+        status = document["gateway"]
+        assert (status["state"], status["pid"], status["routes"]) == ("running", gateway.process(), 3)
+        assert status["addresses"] == [f"http://127.0.0.1:{gateway.port}"]
+        assert (status["stats"]["passed_total"], status["stats"]["proxied_total"]) == (2, 1)
+        assert "gateway" not in gateway.pool.ok("list", "one", "-o", "json").json, "nothing selects it"
+        assert (
+            f"[gateway] running, http://127.0.0.1:{gateway.port}, 3 routes"
+            in gateway.pool.ok("status").stdout
+        )
         explained = gateway.pool.ok(
             "routes", "explain", f"http://127.0.0.1:{gateway.port}/one/x", "-o", "json"
         ).json

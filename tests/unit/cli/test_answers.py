@@ -32,7 +32,7 @@ from poolctl.control.answers import (
     WorkerDetails,
     WorkerStats,
 )
-from poolctl.control.gateway_answers import HostsResult, RoutesResult
+from poolctl.control.gateway_answers import GatewayStats, GatewayStatus, HostsResult, RoutesResult
 from poolctl.frozen_value import Value
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.route_report import RouteReport
@@ -114,6 +114,11 @@ FIELDS: dict[type[Value], list[str]] = {
         "host", "routes", "state", "since", "until", "available", "why", "breaker", "connections", "in_flight",
         "waiting", "requests", "errors",
     ],
+    GatewayStatus: ["state", "problem", "pid", "addresses", "routes", "uptime_seconds", "restarts"],
+    GatewayStats: [
+        "requests_total", "passed_total", "proxied_total", "errors_total", "requests_per_second", "errors_per_second",
+        "latency_p50_seconds", "latency_p99_seconds", "connections", "memory_bytes", "cpu_percent",
+    ],
     DashboardLink: ["url", "token"],
     Details: [
         *SERVER, "overrides", "endpoints", "generation", "worker_list", "complaint", "preload_problem",
@@ -143,6 +148,7 @@ OPTIONAL: dict[type[Value], list[str]] = {
     Details: ["address", "kept", "kept_until", "log_files"],
     Summary: ["calm", "keeper_problem", "not_served"],
     RouteReport: ["p50_seconds", "p99_seconds"],
+    GatewayStatus: ["stats"],
     WorkerStats: ["requests_total", "errors_total", "in_flight", "connections"],
     LiveChanges: ["workers", "disabled", "drained", "added"],
 }

@@ -32,6 +32,17 @@ def test_latency_at_a_bound_belongs_to_its_bucket() -> None:
     assert traffic.slots[tally.BUCKETS + tally.BOUNDS_NS.index(1_000_000)] == 1
 
 
+def test_total_of_all_routes_never_falls() -> None:
+    counts = Counts()
+    for alias in ("users", "orders"):
+        counts.route(alias).began()
+        counts.route(alias).answered(200, 0.001)
+    before = counts.total()
+    counts.keep(["orders"], [])
+    assert counts.total() == before
+    assert (before[tally.STARTED], tally.responses(before)) == (2, 2)
+
+
 def test_snapshot_names_routes_and_backends_and_forgets_those_that_are_gone() -> None:
     counts = Counts()
     for alias in ("web", "old"):

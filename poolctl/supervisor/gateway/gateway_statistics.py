@@ -1,0 +1,205 @@
+"""The gateway's state and figures, for list, status and stats."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from typing import NamedTuple
+
+from poolctl.control.answers import Result
+from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
+from poolctl.core.core import Core
+from poolctl.frozen_value import Table
+from poolctl.gateway.settings import HTTP, ListenerSettings
+from poolctl.runners.process_link import LinkLost
+from poolctl.worker import tally
+from poolctl.worker.tally import Counts
+
+from ..observers.statistics import Usage, errors, latency_seconds
+from ..observers.totals import Totals
+from ..verbs.verb import Call
+from ..verbs.verbs import Verbs
+from .gateway_manager import GatewayManager
+
+# Rates are those of the last seconds; samples are taken this often, whether or not a command asks.
+SAMPLE_SECONDS = 10.0
+_LEAST_SECONDS = 1.0
+_SERVERS_AT_ONCE = 50
+
+
+class _Sample(NamedTuple):
+    at: float
+    slots: Counts  # of proxied requests
+    passed: int
+    streamed: int
+    stream_errors: int
+    connections: int
+
+    @property
+    def requests(self) -> int:
+        return self.slots[tally.STARTED] + self.passed + self.streamed
+
+    @property
+    def errors(self) -> int:
+        return errors(self.slots) + self.stream_errors
+
+
+class GatewayStatistics:
+    """Asks the process for its figures, at an interval and on request."""
+
+    def __init__(self, manager: GatewayManager, core: Core, totals: Totals) -> None:
+        self._manager = manager
+        self._core = core
+        self._totals = totals
+        self._usage: tuple[int, Usage] | None = None  # of the process with this pid
+        self._samples: deque[_Sample] = deque(maxlen=3)
+        self._sampling: asyncio.Task[None] | None = None
+
+    def add_to(self, verbs: Verbs) -> None:
+        """Say in the answers of these verbs how the gateway is."""
+        verbs.extend("list", self._in_list)
+        verbs.extend("status", self._in_status)
+        verbs.extend("stats", self._in_status)
+
+    def follow(self) -> None:
+        """There is a gateway, or none any more."""
+        if self._manager.tables.gateway is None:
+            self.close()
+        elif self._sampling is None:
+            self._sampling = asyncio.ensure_future(self._sample_often())
+
+    def close(self) -> None:
+        """Take no more samples."""
+        if self._sampling is not None:
+            self._sampling.cancel()
+            self._sampling = None
+        self._samples.clear()
+
+    async def _in_list(self, call: Call, result: Result) -> Result:
+        return self._within(call, result, self.status())
+
+    async def _in_status(self, call: Call, result: Result) -> Result:
+        if not call.selector.selects_all or self._manager.tables.gateway is None:
+            return result
+        return self._within(call, result, self.status().but(stats=await self.stats()))
+
+    def _within(self, call: Call, result: Result, status: GatewayStatus) -> Result:
+        if not call.selector.selects_all or self._manager.tables.gateway is None:
+            return result
+        return result.but(gateway=status.to_json())
+
+    def status(self) -> GatewayStatus:
+        """How it is, without its figures."""
+        manager, routes = self._manager, self._manager.routes.routes
+        process = manager.gateway
+        state = "running" if process is not None else "failed" if manager.problem else "starting"
+        return GatewayStatus(
+            state=state,
+            problem=manager.problem or manager.instability,
+            pid=None if process is None else process.known.get("pid"),
+            addresses=tuple(map(_url, manager.listeners)),
+            routes=len(routes.http) + len(routes.streams),
+            uptime_seconds=0.0 if process is None else _uptime(process.known),
+            restarts=manager.restarts,
+        )
+
+    async def stats(self) -> GatewayStats | None:
+        """Its figures; None while its process does not answer."""
+        now = await self._sample()
+        if now is None:
+            return None
+        before = next((each for each in self._samples if now.at - each.at >= _LEAST_SECONDS), None)
+        if not self._samples or now.at - self._samples[-1].at >= SAMPLE_SECONDS / 2:
+            self._samples.append(now)
+        usage = self._used()
+        seconds = now.at - before.at if before is not None else 0.0
+        slots = before.slots if before is not None else [0] * tally.COUNTED
+        return GatewayStats(
+            requests_total=now.requests,
+            passed_total=now.passed,
+            proxied_total=now.requests - now.passed,
+            errors_total=now.errors,
+            requests_per_second=_rate(now.requests - before.requests, seconds) if before else None,
+            errors_per_second=_rate(now.errors - before.errors, seconds) if before else None,
+            latency_p50_seconds=latency_seconds(now.slots, slots, 0.5),
+            latency_p99_seconds=latency_seconds(now.slots, slots, 0.99),
+            connections=now.connections,
+            memory_bytes=None if usage is None else usage.memory_bytes,
+            cpu_percent=None if usage is None else round(usage.cpu_percent, 2),
+        )
+
+    async def _sample_often(self) -> None:
+        while True:
+            sample = await self._sample()
+            if sample is None:
+                self._samples.clear()
+            else:
+                self._samples.append(sample)
+                self._used(memory=False)
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    async def _sample(self) -> _Sample | None:
+        process = self._manager.gateway
+        if process is None:
+            return None
+        try:
+            found = await process.figures()
+        except (LinkLost, TimeoutError):
+            return None
+        sample = _Sample(
+            self._core.clock.monotonic(),
+            found["slots"],
+            await self._passed(),
+            found["streamed"],
+            found["stream_errors"],
+            found["connections"],
+        )
+        if self._samples and sample.requests < self._samples[-1].requests:
+            self._samples.clear()  # another process counts
+        return sample
+
+    async def _passed(self) -> int:
+        """The requests that workers have served on connections from the gateway."""
+        counters, total = self._core.runner.capabilities.counters, 0
+        for number, server in enumerate(self._manager.routes.routes.servers):
+            if number % _SERVERS_AT_ONCE == _SERVERS_AT_ONCE - 1:
+                await asyncio.sleep(0)
+            entry = self._core.entries.get(server)
+            if entry is None:
+                continue
+            total += sum(self._totals.passed_to_the_ended(entry).values())
+            for worker in entry.workers.values():
+                if counters is not None and worker.placement is not None:
+                    total += sum(tally.passed(counters.counts(worker.placement) or []).values())
+        return total
+
+    def _used(self, *, memory: bool = True) -> Usage | None:
+        """What the process uses; None if there is none."""
+        process = self._manager.gateway
+        pid = None if process is None else process.known.get("pid")
+        if pid is None:
+            return None
+        if self._usage is None or self._usage[0] != pid:
+            self._usage = pid, Usage()
+        usage = self._usage[1]
+        usage.look(pid, self._core.clock.monotonic(), memory=memory)
+        return usage
+
+
+def _rate(count: int, seconds: float) -> float:
+    return round(count / seconds, 3)
+
+
+def _url(listener: ListenerSettings) -> str:
+    if listener.bind.startswith("unix:"):
+        return listener.bind
+    scheme = listener.protocol if listener.protocol != HTTP else "https" if listener.tls else "http"
+    return f"{scheme}://{listener.bind}"
+
+
+def _uptime(known: Table) -> float:
+    """Since the start of the process, which may be older than this supervisor."""
+    started = (known.get("start") or 0) / os.sysconf("SC_CLK_TCK")
+    return round(max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started), 3)

@@ -1,0 +1,56 @@
+"""The gateway in `list` and `status`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from poolctl.cli.gateway_line import gateway_line
+from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
+from tests.stand_in import always, item
+
+from .conftest import Command, Supervised
+
+STATUS = GatewayStatus(
+    state="running", pid=4711, addresses=("http://127.0.0.1:8080", "https://127.0.0.1:8443"), routes=12,
+    uptime_seconds=75.0, restarts=0,
+)  # fmt: skip
+STATS = GatewayStats(
+    requests_total=1200, passed_total=900, proxied_total=300, errors_total=3, requests_per_second=4.25,
+    errors_per_second=0.0, latency_p50_seconds=0.001, latency_p99_seconds=0.02, connections=7, memory_bytes=20_000_000,
+    cpu_percent=1.5,
+)  # fmt: skip
+WHOLE = "[gateway] running, http://127.0.0.1:8080, https://127.0.0.1:8443, 12 routes, pid 4711, up 1m15s"
+
+
+def test_line_has_what_is_known() -> None:
+    assert gateway_line(STATUS) == WHOLE
+    assert gateway_line(STATUS.but(stats=STATS)) == f"{WHOLE}, 4.2 requests/s, 1200 requests, 3 errors"
+    starting = STATUS.but(state="starting", pid=None, addresses=(), routes=1, uptime_seconds=0.0)
+    assert gateway_line(starting) == "[gateway] starting, 1 route"
+    assert "1 restart" in gateway_line(STATUS.but(restarts=1))
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_line_is_broken_where_a_terminal_ends(width: int) -> None:
+    lines = gateway_line(STATUS.but(stats=STATS), width).split("\n")
+    assert max(map(len, lines)) <= width
+    assert " ".join(line.strip() for line in lines) == gateway_line(STATUS.but(stats=STATS))
+
+
+def test_gateway_is_no_server_of_the_list(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(item("users"), gateway=STATUS.to_json())):
+        document = poolctl("list", "-o", "json").json
+        assert [each["name"] for each in document["items"]] == ["users"]
+        assert document["gateway"] == STATUS.to_json()
+        for form in ("table", "wide", "name", "jsonl", "name,state"):
+            assert "gateway" not in poolctl("list", "-o", form).out, "scripts read lines of servers"
+
+
+def test_status_has_the_gateway_below_the_servers(poolctl: Command, supervised: Supervised) -> None:
+    gateway = STATUS.but(stats=STATS).to_json()
+    summary: dict[str, Any] = {"name": "shop", "servers": 1, "should_run": 1, "ready": 1}
+    with supervised(always(item("users"), gateway=gateway, summary=summary)):
+        assert poolctl("status").out.splitlines()[1].startswith(WHOLE)
+        assert poolctl("status", "-o", "json").json["gateway"]["stats"]["errors_total"] == 3
