@@ -230,6 +230,23 @@ def test_listener_with_another_socket_of_its_address_is_replaced(tmp_path: Path)
     run(work())
 
 
+def test_kernel_keeps_silent_connections_of_http_and_gives_those_of_a_stream_at_once(tmp_path: Path) -> None:
+    def deferral(sock: socket.socket) -> int:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT)
+
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            await stage.settled()
+            assert deferral(stage.listener)
+            binding = stage.binding.but(protocol="tcp", alias="db")
+            route = StreamRoute(alias="db", bind=binding.bind, to=(Target(server="web"),))
+            stage.process.listen(binding, route, (1,), [stage.listener])
+            await stage.settled()
+            assert not deferral(stage.listener)
+
+    run(work())
+
+
 def test_stream_is_served_and_goes_on_with_another_route(tmp_path: Path) -> None:
     async def work() -> None:
         async with gateway(tmp_path) as stage:
