@@ -24,7 +24,7 @@ DEMO := examples/microservices/pool.toml
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-measured test-unmeasured heavy unit quick portable portable-close lint types floors house entered completions \
-	bench matrix chaos conformance venv dev clean
+	bench matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -43,6 +43,7 @@ help:
 	@echo "make bench         benchmarks, as a table"
 	@echo "make matrix        the tests that depend on the interpreter: every Python, lowest and newest dependencies"
 	@echo "make chaos         kills, restarts and full disks under load: ARGS='--seed N --minutes 10'"
+	@echo "make chaos-gateway the same around the gateway, each request counted: ARGS='--requests 1000000'"
 	@echo "make clean         removes everything that make has made"
 
 venv:
@@ -130,6 +131,10 @@ matrix:
 
 chaos: dev
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+# A million requests take five to ten minutes on two cores.
+chaos-gateway: dev
+	@$(BIN)/python -m tests.chaos.gateway $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* .venv*.lock .coverage* .conformance .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

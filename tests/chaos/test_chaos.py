@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos import endless, leaks
+from tests.chaos.gateway import EVENTS, gateway_chaos
 from tests.chaos.program import program
 from tests.chaos.run import ROLES, VERBS, run
 from tests.chaos.stage import Fault, Stage
@@ -40,6 +41,13 @@ def test_some_chaos_loses_nothing_and_leaves_nothing() -> None:
 @pytest.mark.timeout(120)
 def test_restarts_in_a_row_lose_nothing_and_nothing_grows() -> None:
     assert endless.run(200).complete > 0
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(400)
+def test_no_event_of_the_gateway_fails_a_request_that_its_death_does_not_excuse() -> None:
+    with gateway_chaos(SEED) as chaos:
+        assert set(chaos.run(1)) == set(EVENTS)
 
 
 def test_the_same_seed_is_the_same_program() -> None:

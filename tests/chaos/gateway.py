@@ -1,0 +1,366 @@
+"""`python -m tests.chaos.gateway --requests 1000000`: the gateway's lifecycle under load, each request counted.
+
+Two servers behind one gateway, clients of every kind all the time, and one event after the other: restarts, reloads of
+routes and certificates, upgrades to another version, killed and stopped processes. What must be true:
+
+- No request on a passed or a new connection fails, whatever happens. If the gateway is killed, it may hold one that it
+  has accepted, or got back, and not passed on.
+- A proxied request fails only if the gateway that copies it is killed: one for each connection at most.
+- No event but a change of the gateway's process closes a connection that a client keeps, not even the restart of its
+  server; a passed one outlives that as well.
+- A WebSocket ends with 1012, never without a word; with the gateway's death only if it was proxied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import poolctl
+from tests.certificates import certificate
+from tests.deadline import wait_until
+from tests.load import Load, Report
+from tests.ports import claim_port
+from tests.processes import is_alive, stat
+from tests.real_pool import RealPool
+
+from .stage import Fault
+
+ROOT = Path(__file__).parents[2]
+SETTLED_SECONDS = 120.0
+STOPPED_SECONDS = 1.0
+ANSWERS = 20  # of each client's kind after an event, before the next one
+FILE = """
+[gateway]
+bind = ["127.0.0.1:{plain}", {{ bind = "127.0.0.1:{tls}", tls = {{ cert = "localhost.pem", key = "localhost.key" }} }}]
+drain_timeout = "2s"
+[defaults]
+app = "tests.load.apps:app"
+app_dir = "{root}"
+drain_timeout = "2s"
+restart = {{ limit = 100000, window = "1s", backoff = {{ initial = "10ms", max = "50ms" }} }}
+[[server]]
+name = "one"
+bind = "127.0.0.1:auto"
+[[server]]
+name = "two"
+bind = "127.0.0.1:auto"
+[[route]]
+path = "/one"
+to = "one"
+[[route]]
+path = "/two"
+to = "two"
+[[route]]
+alias = "ws"
+path = "/ws"
+to = "one"
+[[route]]
+alias = "proxied"
+path = "/proxied"
+to = ["one", "two"]
+mode = "proxy"
+"""
+
+
+class Client(NamedTuple):
+    """A kind of clients: the options of their load, and whether a restart of a server may close their connections."""
+
+    mode: str
+    connections: int
+    proxied: bool = False
+    tls: bool = False
+    paths: tuple[str, ...] = ()
+    pause: float = 0.0
+
+    @property
+    def keeps(self) -> bool:
+        return self.mode in ("keep_alive", "bodies")
+
+
+CLIENTS = {
+    "kept": Client("keep_alive", 4, paths=("/one",)),
+    "kept over two routes": Client("keep_alive", 4, paths=("/one", "/two")),
+    "new": Client("new_connection", 4, paths=("/one", "/two")),
+    "WebSockets": Client("websocket", 4),
+    "proxied": Client("keep_alive", 2, proxied=True, paths=("/proxied",)),
+    "proxied bodies": Client("bodies", 2, proxied=True, paths=("/proxied",), pause=0.01),
+    "TLS": Client("keep_alive", 2, proxied=True, tls=True, paths=("/one", "/two")),
+    "WebSockets in TLS": Client("websocket", 2, proxied=True, tls=True),
+}
+
+
+@dataclass
+class Outcome:
+    """What all events of one kind have done to the clients."""
+
+    times: int = 0
+    seconds: float = 0.0
+    complete: int = 0
+    lost: Counter[str] = field(default_factory=Counter)  # failed or closed, by kind of client
+
+    def __str__(self) -> str:
+        lost = ", ".join(f"{count} {what}" for what, count in sorted(self.lost.items()))
+        return (
+            f"{self.times} times in {self.seconds:.0f} s, {self.complete} requests, {lost or 'nothing lost'}"
+        )
+
+
+class GatewayChaos:
+    """The pool, its clients and the events that it goes through, by name: methods without arguments."""
+
+    def __init__(self, seed: int, say: Callable[[str], None]) -> None:
+        self.room = Path(tempfile.mkdtemp(prefix="pcg-", dir="/tmp"))
+        self.directory, self.runtime = self.room / "d", self.room / "r"
+        self.directory.mkdir()
+        self.runtime.mkdir(mode=0o700)
+        self.pool = RealPool(self.directory, self.runtime)
+        self.pool.env = {name: value for name, value in self.pool.env.items() if not name.startswith("COV")}
+        self.ports = {"plain": claim_port(), "tls": claim_port()}
+        self.chance = random.Random(seed)
+        self.say = say
+        self.versions = 0
+        self.has_extra = False
+        self.keeps_going = False  # after a fault
+        self.faults: list[str] = []
+        self.outcomes: dict[str, Outcome] = {}
+        self.loads = {
+            name: Load(
+                [self.ports["tls" if each.tls else "plain"]], each.mode, connections=each.connections, tls=each.tls,
+                paths=list(each.paths), path=each.paths[0] if each.paths else "/", body_bytes=262_144,
+                pause=each.pause, patience=60.0,
+            )
+            for name, each in CLIENTS.items()
+        }  # fmt: skip
+
+    # The events.
+
+    def restart_of_a_server(self) -> None:
+        self._command("restart", self.chance.choice(("one", "two")))
+
+    def restart_of_all(self) -> None:
+        self._command("restart")
+
+    def reload_of_routes(self) -> None:
+        self.has_extra = not self.has_extra
+        self._write()
+        self._command("reload")
+
+    def reload_of_certificates(self) -> None:
+        certificate(self.directory)
+        self._command("reload")
+
+    def upgrade(self) -> None:
+        """To another version, whose gateway takes the place of this one."""
+        self.versions += 1
+        place = self.room / f"version{self.versions}"
+        shutil.copytree(Path(poolctl.__file__).parent, place / "poolctl")
+        init = place / "poolctl/__init__.py"
+        version = f'__version__ = "{poolctl.__version__}"'
+        init.write_text(init.read_text().replace(version, f'__version__ = "99.0.{self.versions}"'))
+        before = self._gateway()
+        self.pool.env["PYTHONPATH"] = str(place)
+        self._command("upgrade")
+        wait_until(lambda: self._gateways() not in ([], [before]), timeout_seconds=SETTLED_SECONDS)
+
+    def death_of_the_supervisor(self) -> None:
+        os.kill(self.pool.info()["supervisor_pid"], signal.SIGKILL)
+
+    def death_of_the_keeper(self) -> None:
+        os.kill(self.pool.info()["keeper_pid"], signal.SIGKILL)
+
+    def death_of_the_gateway(self) -> None:
+        os.kill(self._gateway(), signal.SIGKILL)
+
+    def pause_of_the_supervisor(self) -> None:
+        self._pause(self.pool.info()["supervisor_pid"])
+
+    def pause_of_the_gateway(self) -> None:
+        self._pause(self._gateway())
+
+    def stopped_gateway(self) -> None:
+        """Nothing but the pool continues it."""
+        pid = self._gateway()
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: not is_alive(pid) or stat(pid).state not in "Tt", timeout_seconds=SETTLED_SECONDS)
+
+    # How they are made and judged.
+
+    def run(self, requests: int, events: tuple[str, ...] = ()) -> dict[str, Outcome]:
+        """All events in rounds, each time in another order, until so many requests are complete. Raises Fault."""
+        certificate(self.directory)
+        self._write()
+        self._command("start")
+        self._settle({})
+        names = list(events or EVENTS)
+        with contextlib.ExitStack() as stack:
+            for load in self.loads.values():
+                stack.enter_context(load)
+            before = self._settle(self._look())
+            while True:
+                self.chance.shuffle(names)
+                for name in names:
+                    before = self._event(name, before)
+                if sum(report.complete for report in before.values()) >= requests:
+                    break
+        reports = {name: load.report for name, load in self.loads.items()}
+        self._judge("end of the load", before, reports, Outcome())
+        return self.outcomes
+
+    def _event(self, name: str, before: dict[str, Report]) -> dict[str, Report]:
+        outcome = self.outcomes.setdefault(name, Outcome())
+        began = time.monotonic()
+        getattr(self, name)()
+        after = self._settle(before)
+        outcome.times += 1
+        outcome.seconds += (seconds := time.monotonic() - began)
+        self._judge(name, before, after, outcome)
+        complete = sum(report.complete for report in after.values())
+        self.say(f"{complete:9} requests: {name.replace('_', ' ')}, {seconds:.1f} s")
+        return after
+
+    def _judge(
+        self, name: str, before: dict[str, Report], after: dict[str, Report], outcome: Outcome
+    ) -> None:
+        wrong = []
+        for kind, client in CLIENTS.items():
+            earlier, now = before[kind], after[kind]
+            outcome.complete += now.complete - earlier.complete
+            failed = now.failed - earlier.failed
+            closed = now.closed + now.idle_reset - earlier.closed - earlier.idle_reset
+            outcome.lost += Counter({f"{kind} failed": failed, f"{kind} closed": closed})
+            excused = 0
+            if name in KILL_GATEWAY:
+                excused = client.connections if client.proxied else 1
+            leaves = client.proxied and name in CHANGE_GATEWAY
+            if failed > excused or (closed and client.keeps and not leaves):
+                wrong.append(f"{kind}: {failed} failed, {closed} closed, {excused} excused: {now}")
+        if wrong:
+            self.faults.append(f"{name}: " + "\n".join(wrong))
+            if not self.keeps_going:
+                raise Fault(self.faults[-1])
+            self.say(self.faults[-1])
+
+    def _settle(self, before: dict[str, Report]) -> dict[str, Report]:
+        """Wait until everything is there again and every kind of client has been answered; the counts then."""
+        wait_until(self._is_whole, timeout_seconds=SETTLED_SECONDS, what="the pool is whole again")
+        start = self._look() if before else {}
+        deadline = time.monotonic() + SETTLED_SECONDS
+        while True:
+            now = self._look() if before else {}
+            waiting = [kind for kind in now if _answers(now[kind]) < _answers(start[kind]) + ANSWERS]
+            if not waiting:
+                return now
+            if time.monotonic() > deadline:
+                raise Fault(f"no answers for {waiting}: {now}")
+            time.sleep(0.02)
+
+    def _is_whole(self) -> bool:
+        done = self.pool.run("list", "-o", "json")
+        if done.code or len(self._gateways()) != 1:
+            return False
+        info = self.pool.info()
+        return all(item["ready"] for item in done.json["items"]) and all(
+            is_alive(info[name]) for name in ("keeper_pid", "supervisor_pid")
+        )
+
+    def _look(self) -> dict[str, Report]:
+        return {name: load.look() for name, load in self.loads.items()}
+
+    def _gateways(self) -> list[int]:
+        found = self.pool.processes().items()
+        return [pid for pid, line in found if line.endswith("bootstrap.py gateway")]
+
+    def _gateway(self) -> int:
+        (pid,) = self._gateways()
+        return pid
+
+    @staticmethod
+    def _pause(pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(STOPPED_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+    def _command(self, *words: str) -> None:
+        done = self.pool.run(*words, timeout_seconds=SETTLED_SECONDS)
+        if done.code or "Traceback" in done.stderr:
+            raise Fault(str(done))
+
+    def _write(self) -> None:
+        extra = '[[route]]\nalias = "extra"\npath = "/extra"\nto = "two"\n' if self.has_extra else ""
+        (self.directory / "pool.toml").write_text(FILE.format(**self.ports, root=ROOT) + extra)
+
+    def close(self) -> None:
+        """End the clients and the pool, whatever has happened."""
+        for load in self.loads.values():
+            with contextlib.suppress(Exception):
+                load.stop()
+        self.pool.end()
+        shutil.rmtree(self.room, ignore_errors=True)
+
+
+def _answers(report: Report) -> int:
+    return report.complete + report.messages
+
+
+# Proxied requests may fail, and their connections end.
+KILL_GATEWAY = ("death_of_the_gateway", "stopped_gateway")
+CHANGE_GATEWAY = (*KILL_GATEWAY, "upgrade")
+EVENTS = (
+    "restart_of_a_server", "restart_of_all", "reload_of_routes", "reload_of_certificates", "upgrade",
+    "death_of_the_supervisor", "death_of_the_keeper", "death_of_the_gateway", "pause_of_the_supervisor",
+    "pause_of_the_gateway", "stopped_gateway",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def gateway_chaos(seed: int, say: Callable[[str], None] = print) -> Iterator[GatewayChaos]:
+    chaos = GatewayChaos(seed, say)
+    try:
+        yield chaos
+    finally:
+        chaos.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos.gateway", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--requests", type=int, default=1_000_000, help="how many at least (1000000)")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="the order (a random one)")
+    parser.add_argument("--only", action="append", choices=EVENTS, help="nothing but this event (repeatable)")
+    parser.add_argument("--keep-going", action="store_true", help="after a fault")
+    options = parser.parse_args()
+    print(f"seed {options.seed}")
+    with gateway_chaos(options.seed, lambda text: print(text, flush=True)) as chaos:
+        chaos.keeps_going = options.keep_going
+        try:
+            chaos.run(options.requests, tuple(options.only or ()))
+        except Fault as fault:
+            print(fault, file=sys.stderr)
+            return 1
+        finally:
+            for name, outcome in sorted(chaos.outcomes.items()):
+                print(f"{name.replace('_', ' ')}: {outcome}")
+    print(f"{sum(load.report.complete for load in chaos.loads.values())} requests complete")
+    for name, load in chaos.loads.items():
+        print(f"{name}: {str(load.report).partition(chr(10))[0]}")
+    return 1 if chaos.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
