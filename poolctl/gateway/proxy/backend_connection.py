@@ -239,9 +239,10 @@ class BackendConnection(asyncio.Protocol):
             data = rest
             if not data:
                 return
-        self._begin(receiver, response, data)
+        self._begin(receiver, response)
 
-    def _begin(self, receiver: ResponseReceiver, response: Response, data: bytes) -> None:
+    def _begin(self, receiver: ResponseReceiver, response: Response) -> None:
+        data = response.received
         body = self._expected = response.body
         keep = response.keep_alive
         if body >= 0:

@@ -6,19 +6,21 @@ import asyncio
 import struct
 from functools import partial
 from socket import SO_LINGER, SOL_SOCKET
-from typing import cast
+from typing import NamedTuple, cast
 
-from ...http.canonical_head import CHUNKED
 from ...http.message_head import BadMessage
+from ...routing.route_table import RouteTable
 from ..edge import Edge
+from ..settings import GatewaySettings
 from .backend_connection import close_writing
-from .chunked_body import Buffer, ChunkedBody
+from .chunked_body import Buffer
 from .exchange import Exchange
 from .forwarded_head import Forwarding
 from .proxied_request import ProxiedRequest, read_request
 from .refusal import refusal
+from .request_body import RequestBody
 from .request_routing import RoutedRequest, route_request
-from .response_head import UNTIL_CLOSE, Response
+from .response_head import Response
 from .timer_wheel import Timer
 from .websocket_frames import FrameBoundary
 
@@ -57,10 +59,9 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = received  # read ahead, or the beginning of a head
         self._scanned = 0  # so much of it holds no end of a head
         self._request: ProxiedRequest | None = None
+        self._last: _LastRequest | None = None
         self._exchange: Exchange | None = None
-        self._left = 0  # of the request's body
-        self._chunks: ChunkedBody | None = None
-        self._most_body = 0  # bytes; 0 for no limit
+        self._body: RequestBody | None = None  # of the request, as long as more of it is to come
         self._keep = True  # the connection, after the response
         self._wraps = False  # the response's body is put into chunks
         self._frames: FrameBoundary | None = None  # of a WebSocket, from the server
@@ -96,8 +97,8 @@ class ClientConnection(asyncio.Protocol):
             self._advance()
         elif exchange.tunnel:
             exchange.send_body(data, complete=False)
-        elif self._left or self._chunks is not None:
-            self._read_body(exchange, data)
+        elif self._body is not None:
+            self._read_body(exchange, self._body, data)
         else:
             self._buffer += data
             self._update_reading()
@@ -143,30 +144,41 @@ class ClientConnection(asyncio.Protocol):
                     break
         finally:
             self._advancing = False
-        self._update_reading()
+        if self._buffer or not self._reading:
+            self._update_reading()
 
     def _begin_next(self) -> bool:
         """Whether there was a whole head."""
-        data, most = self._buffer, self._edge.settings.max_head_bytes
+        data, edge, last = self._buffer, self._edge, self._last
+        if last is not None:
+            same, request, routed, table, settings = last
+            if data == same and edge.table is table and edge.settings is settings:
+                self._keep = request.keep_alive
+                self._begin(request, routed)
+                return True
+            self._last = None
+        most = edge.settings.max_head_bytes
         if self._scanned and data.find(_END_OF_HEAD, self._scanned) < 0 and len(data) <= most:
             self._scanned = len(data) - 3
             return False
         previous, self._request = self._request, None
         self._keep = False
         try:
-            request = self._request = read_request(
+            found = self._request = read_request(
                 data, most, previous if previous is not None and previous.canonical else None
             )
-            if request is None:
+            if found is None:
                 if not self._scanned:
-                    self._timer.start(self._edge.settings.head_seconds, self._head_expired)
+                    self._timer.start(edge.settings.head_seconds, self._head_expired)
                 self._scanned = max(1, len(data) - 3)
                 return False
             self._scanned = 0
-            self._keep = request.keep_alive and not request.body
-            routed = route_request(self._edge, request, self._forwarding)
-            self._keep = request.keep_alive
-            self._begin(request, routed)
+            self._keep = found.keep_alive and not found.body
+            routed = route_request(edge, found, self._forwarding)
+            self._keep = found.keep_alive
+            if not found.body and found.end == len(data):
+                self._last = _LastRequest(data, found, routed, edge.table, edge.settings)
+            self._begin(found, routed)
         except BadMessage as error:
             if self._request is not None:
                 self._buffer = data[self._request.end :]
@@ -174,50 +186,31 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _begin(self, request: ProxiedRequest, routed: RoutedRequest) -> None:
-        data, body, complete = self._buffer[request.end :], request.body, True
-        most = self._most_body = routed.route.max_body_bytes
-        if body == CHUNKED:
+        body, data = None, self._buffer[request.end :]
+        if request.body:
             self._keep = False  # as long as the body is not known to be in order
-            chunks = ChunkedBody()
-            data = bytes(chunks.feed(data))
+            body = RequestBody(request.body, routed.route.max_body_bytes)
+            data, self._buffer = bytes(body.feed(data)), body.rest
             self._keep = request.keep_alive
-            complete = chunks.done
-            self._chunks, self._buffer = None if complete else chunks, chunks.rest
-            body = chunks.size
-        elif len(data) > body:
-            data, self._buffer = data[:body], data[body:]
         else:
-            self._buffer = b""
-            self._left = body - len(data)
-            complete = not self._left
-        if most and body > most:
-            self._keep = False
-            raise BadMessage("the body is too large", 413)
+            data, self._buffer = b"", data
+        complete = body is None or body.done
+        self._body = None if complete else body
         self.takes_chunks = request.http_1_1
         self._body_wanted = True
         exchange = self._exchange = Exchange(self._edge, self, request, routed, self._timer)
         exchange.start(data, complete=complete)
 
-    def _read_body(self, exchange: Exchange, data: bytes) -> None:
-        chunks = self._chunks
-        if chunks is None:
-            if len(data) > self._left:
-                data, self._buffer = data[: self._left], data[self._left :]
-            self._left -= len(data)
-            exchange.send_body(data, complete=not self._left)
-            return
+    def _read_body(self, exchange: Exchange, body: RequestBody, data: bytes) -> None:
         try:
-            piece = chunks.feed(data)
+            piece = body.feed(data)
         except BadMessage as error:
             exchange.refuse(error.status)
             return
-        if self._most_body and chunks.size > self._most_body:
-            exchange.refuse(413)
-            return
-        if chunks.done:
-            self._chunks, self._buffer = None, chunks.rest
-        if piece or chunks.done:
-            exchange.send_body(piece, complete=chunks.done)
+        if body.done:
+            self._body, self._buffer = None, body.rest
+        if piece or body.done:
+            exchange.send_body(piece, complete=body.done)
 
     def _update_reading(self) -> None:
         wanted = self._body_wanted and (self._exchange is None or len(self._buffer) <= MOST_READ_AHEAD)
@@ -242,23 +235,8 @@ class ClientConnection(asyncio.Protocol):
         if keep and response.plain and request.http_1_1:
             self._transport.write(response.received)
             return
-        body, first = response.body, response.first
-        framing = b""
-        if body in (CHUNKED, UNTIL_CLOSE):
-            if request.http_1_1:
-                framing = b"Transfer-Encoding: chunked\r\n"
-                self._wraps = body == UNTIL_CLOSE
-                first = _chunk(first) if self._wraps and first else first
-            else:
-                keep = False
-        elif response.length >= 0:
-            framing = b"Content-Length: %d\r\n" % response.length
-        if not keep:
-            framing += b"Connection: close\r\n"
-        elif not request.http_1_1:
-            framing += b"Connection: keep-alive\r\n"
-        self._keep = keep
-        head = b"%b%b\r\n" % (response.lines, framing)
+        head, self._keep, self._wraps = response.framed(http_1_1=request.http_1_1, keep=keep)
+        first = _chunk(response.first) if self._wraps and response.first_size else response.first
         if len(first) > LARGE_BYTES:
             self._transport.writelines((head, first))
         else:
@@ -315,8 +293,7 @@ class ClientConnection(asyncio.Protocol):
             if self._buffer or not self._reading:
                 self._advance()
             return
-        self._left, self._chunks = 0, None
-        self._dropped = 0
+        self._body, self._dropped = None, 0
         if (read and not self._buffer) or not self._transport.can_write_eof():
             self._end()
             return
@@ -384,6 +361,16 @@ class ClientConnection(asyncio.Protocol):
             self._end()
         else:
             self._transport.abort()
+
+
+class _LastRequest(NamedTuple):
+    """A request that was all the bytes there were, with its route by this table: programs that poll repeat it."""
+
+    data: bytes
+    request: ProxiedRequest
+    routed: RoutedRequest
+    table: RouteTable
+    settings: GatewaySettings
 
 
 def _chunk(data: Buffer) -> bytes:

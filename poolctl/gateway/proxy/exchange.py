@@ -47,7 +47,7 @@ class Exchange:
         timer: Timer,
     ) -> None:
         self._edge, self._side, self._request, self._timer = edge, side, request, timer
-        route, self._client, self._head, forwarding = routed
+        route, self._client, self._head, forwarding, self._backends, self._counts = routed
         self._route = route
         self._log_entry: AccessLogEntry | None = None
         if edge.access_log is not None:
@@ -55,8 +55,6 @@ class Exchange:
             self._log_entry = edge.access_log.begin(request, sender, side.http_version)
             self._head = self._log_entry.identified(self._head)
         self._cookie = request.cookie(route.sticky_cookie) if route.sticky_cookie else ""
-        self._backends = edge.backends.of(route)
-        self._counts = edge.counts.route(route.alias)
         self._connection: BackendConnection | None = None
         self._lease: Lease | None = None
         self._task: asyncio.Task[None] | None = None  # waits for a place, or connects

@@ -10,6 +10,8 @@ from ...http.message_head import BadMessage
 from ...routing.match import normal_host
 from ...routing.normal_path import normal_path
 from ...routing.route import Route
+from ..backends import RouteBackends
+from ..counts import Traffic
 from ..edge import Edge
 from .forwarded_head import Forwarding
 from .proxied_request import ProxiedRequest
@@ -20,12 +22,17 @@ _USUAL_HOST_HEADER = "Host"
 
 
 class RoutedRequest(NamedTuple):
-    """`client` is the address of the client, `head` the head of the request for the backend."""
+    """`client` is the address of the client, `head` the head of the request for the backend.
+
+    `backends` and `counts` are those of the route, as long as the route table is the same.
+    """
 
     route: Route
     client: str
     head: bytes
     forwarding: Forwarding
+    backends: RouteBackends
+    counts: Traffic
 
 
 class _Fields(Mapping[str, str]):
@@ -70,7 +77,14 @@ def route_request(edge: Edge, request: ProxiedRequest, forwarding: Forwarding) -
         stripped = _without_prefix(normal, route.path) if route.strip_path else normal
         target = stripped.encode() + target[len(path) :]
     head = forwarding.head(request, route, target)
-    return RoutedRequest(route, forwarding.client(request), head, forwarding)
+    return RoutedRequest(
+        route,
+        forwarding.client(request),
+        head,
+        forwarding,
+        edge.backends.of(route),
+        edge.counts.route(route.alias),
+    )
 
 
 @lru_cache(maxsize=1024)

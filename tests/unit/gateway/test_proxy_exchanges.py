@@ -177,6 +177,25 @@ def test_responses_in_every_framing_reach_clients_of_either_version(
     play(loop, scene)
 
 
+def test_response_that_comes_in_pieces_is_whole_without_the_line_that_keeps_the_connection(loop: str) -> None:
+    async def script(backend: Backend, wire: Wire) -> None:
+        while True:
+            await backend.request(wire)
+            await wire.send(OK + b"Connection: keep-alive\r\nContent-Length: 11\r\n\r\nfirst")
+            await asyncio.sleep(0)
+            await wire.send(b"second")
+
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(script)
+        client = await stage.client()
+        for _ in range(3):
+            await client.send(GET)
+            assert await client.response() == (OK + b"Content-Length: 11\r\n\r\n", b"firstsecond")
+        assert backend.connections == 1
+
+    play(loop, scene)
+
+
 def test_response_to_head_has_no_body(loop: str) -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(answer(OK + b"Content-Length: 500\r\n\r\n"))

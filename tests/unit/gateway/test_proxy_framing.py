@@ -167,6 +167,42 @@ def test_heads_of_responses_are_read_as_the_corpus_says_or_refused(case: Respons
         assert response.body != UNTIL_CLOSE
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"Server: nginx", b"Content-Length: 2", b"Connection: keep-alive"),
+        (b"connection: Keep-Alive", b"Keep-Alive: timeout=5, max=100", b"content-length:2", b"Date: x"),
+        (
+            b"Keep-Alive: timeout=5",
+            b"Transfer-Encoding: chunked",
+            b"Connection: keep-alive",
+            b"ConnectionX: y",
+        ),
+    ],
+)
+def test_lines_that_keep_the_connection_alive_are_left_out_and_the_rest_goes_on_as_it_is(
+    lines: tuple[bytes, ...],
+) -> None:
+    body = b"ok and \r\nConnection: keep-alive\r\n\r\n"
+    response = read_response(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n%b" % (b"\r\n".join(lines), body))
+    assert response is not None
+    kept = [line for line in lines if not line.lower().startswith((b"connection:", b"keep-alive:"))]
+    assert response.plain
+    assert response.keep_alive
+    assert response.received == b"HTTP/1.1 200 OK\r\n%b\r\n\r\n%b" % (b"\r\n".join(kept), body)
+    assert response.first == body
+
+
+@pytest.mark.parametrize(
+    "line", [b"Connection: close", b"Connection: keep-alive, x", b"X: a\r\n Connection: keep-alive"]
+)
+def test_other_lines_about_the_connection_are_read_by_the_strict_parser(line: bytes) -> None:
+    response = read_response(b"HTTP/1.1 200 OK\r\n%b\r\nContent-Length: 0\r\n\r\n" % line)
+    assert response is not None
+    assert not response.plain
+    assert response.keep_alive == (b"close" not in line)
+
+
 def test_fields_named_by_connection_are_not_passed_on() -> None:
     head = (
         b"HTTP/1.1 200 OK\r\nConnection: x-hop, close\r\nX-Hop: 1\r\nX-Hope: 2\r\nContent-Length: 0\r\n\r\n"

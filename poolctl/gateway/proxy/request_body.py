@@ -1,0 +1,42 @@
+"""The body of a request on its way through: a number of bytes, or chunks."""
+
+from __future__ import annotations
+
+from ...http.canonical_head import CHUNKED
+from ...http.message_head import BadMessage
+from .chunked_body import Buffer, ChunkedBody
+
+
+class RequestBody:
+    """`feed` returns what can be passed on. At its end `done` is true, and `rest` holds the bytes behind it.
+
+    `length` is the number of its bytes, or CHUNKED; more than `most` are refused with 413 (0: there is no limit).
+    """
+
+    __slots__ = ("_chunks", "_left", "_most", "done", "rest")
+
+    def __init__(self, length: int, most: int) -> None:
+        self._chunks = ChunkedBody() if length == CHUNKED else None
+        self._left = length
+        self._most = most
+        self.done = False
+        self.rest = b""
+        self._check(length)
+
+    def feed(self, data: bytes) -> Buffer:
+        """What can be passed on with these bytes. Raises BadMessage."""
+        chunks = self._chunks
+        if chunks is None:
+            if len(data) > self._left:
+                data, self.rest = data[: self._left], data[self._left :]
+            self._left -= len(data)
+            self.done = not self._left
+            return data
+        passed = chunks.feed(data)
+        self._check(chunks.size)
+        self.done, self.rest = chunks.done, chunks.rest
+        return passed
+
+    def _check(self, size: int) -> None:
+        if self._most and size > self._most:
+            raise BadMessage("the body is too large", 413)
