@@ -37,6 +37,7 @@ path = "/one"
 to = "two"
 path = "/two"
 """
+PROXIED = ROUTES + 'mode = "proxy"\n'  # the route of "two"
 
 
 class GatewayPool:

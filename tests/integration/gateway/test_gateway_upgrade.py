@@ -1,4 +1,4 @@
-"""Another version of poolctl: its gateway serves before the old one drains, and no request fails."""
+"""Another version or build of poolctl: its gateway serves before the old one drains, and no request fails."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.gateway.conftest import GatewayPool
+from poolctl.control.answers import UpgradeResult
+from poolctl.control.client import Client, options_of_this_version
+from tests.integration.gateway.conftest import PROXIED, GatewayPool
 from tests.integration.processes.test_upgrade import by, newer
 from tests.load.load import Load
 
@@ -29,3 +31,17 @@ def test_upgrade_replaces_the_gateway_and_fails_no_request(gateway: GatewayPool,
         before = short.look().complete
         gateway.until(lambda: short.look().complete > before + 20)
     assert (kept.report.failed, short.report.failed) == (0, 0), (kept.report, short.report)
+
+
+def test_upgrade_to_another_build_of_the_same_version_replaces_the_gateway(gateway: GatewayPool) -> None:
+    gateway.start(PROXIED)
+    pid = gateway.until(gateway.process)
+    (path,) = [each for each in gateway.pool.runtime.glob("*/control.sock") if not each.parent.is_symlink()]
+    with Load([gateway.port], paths=["/one", "/two"], connections=4, pause=0.002) as kept:
+        # As `upgrade --force` does, without the trial.
+        options = {"options": {**options_of_this_version(), "tried": True}}
+        assert not Client(str(path)).ask(UpgradeResult, "upgrade", options).errors
+        gateway.until(lambda: gateway.process() not in (None, pid), timeout_seconds=40)
+        before = kept.look().complete
+        gateway.until(lambda: kept.look().complete > before + 20)
+    assert kept.report.failed == 0, kept.report

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.gateway.conftest import ROUTES, GatewayPool
+from tests.integration.gateway.conftest import PROXIED, ROUTES, GatewayPool
 from tests.integration.processes.test_both_killed import kill_both
 from tests.load.load import Load
 
 pytestmark = [pytest.mark.unmeasured, pytest.mark.slow]
-
-PROXIED = """
-[[route]]
-to = "one"
-path = "/one"
-[[route]]
-to = "two"
-path = "/two"
-mode = "proxy"
-"""
 
 
 def load(gateway: GatewayPool, mode: str = "keep_alive") -> Load:
