@@ -172,7 +172,7 @@ _poolctl() {
             ;;
         logs)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -f --follow -n --lines --since --raw --reopen -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -f --follow -n --lines --since --raw --gateway --reopen -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi

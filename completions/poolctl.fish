@@ -263,6 +263,7 @@ complete -c poolctl -n '__poolctl_in logs' -s f -l follow -d 'Keep following new
 complete -c poolctl -n '__poolctl_in logs' -s n -l lines -x -d 'The last N lines of each server (default 100)'
 complete -c poolctl -n '__poolctl_in logs' -l since -x -d 'Nothing older than this: "10m", or an ISO 8601 time'
 complete -c poolctl -n '__poolctl_in logs' -l raw -d 'Print lines unchanged, without the servers\' names'
+complete -c poolctl -n '__poolctl_in logs' -l gateway -d 'The gateway\'s own log and its access log; of no server unless selected'
 complete -c poolctl -n '__poolctl_in logs' -l reopen -d 'Reopen log files (after logrotate)'
 complete -c poolctl -n '__poolctl_in logs' -s c -l config -r -F -d 'The pool\'s file; repeatable, later ones override'
 complete -c poolctl -n '__poolctl_in logs' -l pool -x -a '(__poolctl_ask pools)' -d 'Name of a running pool, from any directory'

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 RUNTIME_VARIABLE = "POOLCTL_RUNTIME_DIR"
 STATE_VARIABLE = "POOLCTL_STATE_DIR"
 SOCKET_NAME = "control.sock"
+GATEWAY_LOG = "gateway.log"  # in the same directory: what its process reports
+GATEWAY_ACCESS_LOG = "gateway-access.log"  # in the state directory; in logs it could be that of a server
 # sun_path has 108 bytes, the last of them the terminating NUL (unix(7))
 SOCKET_PATH_BYTES = 107
 # Connections that may wait, also while a supervisor is replaced; every listen(2) on the socket uses this value.

@@ -136,7 +136,7 @@ class GatewayServer(SupervisedProcess):
     def _settings(self, message: wire.Message, fds: list[int]) -> None:
         settings = GatewaySettings.from_json(message["settings"])
         if self._edge is None:
-            log = InternalLog(os.path.join(settings.directory, "gateway.log"))
+            log = InternalLog(os.path.join(settings.directory, "gateway.log"), stamped=True)
             logging.basicConfig(handlers=[log], level=logging.WARNING)
             self._edge = Edge(settings, self._event)
             self._edge.hosts.subscribe(self._host_changed)

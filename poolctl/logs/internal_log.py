@@ -12,6 +12,7 @@ from poolctl.clock import Clock, RateLimit
 from poolctl.keeper.spawn import rotate_if_large
 
 from .follow import DirectoryWatch
+from .log_line import stamp
 
 _LONGEST_MESSAGE = 4096
 _BURST_BYTES, _BYTES_PER_SECOND = 256 * 1024, 4096
@@ -25,12 +26,15 @@ class InternalLog(logging.Handler):
     """Writes to standard error, which is the file at `path`; keeps one old file, `path.1`.
 
     A message that repeats the last one is counted instead of written ("repeated 12,345 times"). Messages above the
-    rate limit are dropped, and counted too. Tracebacks of the interpreter itself go to the same file.
+    rate limit are dropped, and counted too. Tracebacks of the interpreter itself go to the same file. With `stamped`
+    lines have the form of those in the logs of servers.
     """
 
-    def __init__(self, path: str, clock: Clock | None = None) -> None:
+    def __init__(self, path: str, clock: Clock | None = None, *, stamped: bool = False) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.setFormatter(
+            _Stamped() if stamped else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+        )
         self._path = path
         self._clock = clock or Clock()
         self._allowance = RateLimit(_BURST_BYTES, _BYTES_PER_SECOND)
@@ -95,6 +99,14 @@ class InternalLog(logging.Handler):
             rotate_if_large(self._path)
         with contextlib.suppress(OSError):  # a full disk
             os.write(_STDERR, line)
+
+
+class _Stamped(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s: %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return stamp(record.created)
 
 
 class OwnLogs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,11 +14,17 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, stdout_fd
 from poolctl.cli.supervisor_requests import ask, ask_for
+from poolctl.control import pool_paths
 from poolctl.control.answers import Described, Details, ShowResult
 from poolctl.control.client import NoSupervisor
-from poolctl.exit_codes import FAILED, INTERRUPTED
+from poolctl.exit_codes import FAILED, INTERRUPTED, NOTHING_MATCHED
 from poolctl.frozen_value import Table
 from poolctl.logs.log_line import LogLine
+
+GATEWAY = "gateway"  # unless a server has this name
+# As they are shown; no server has such a name.
+_OF_GATEWAY = ("[gateway]", "[access]")
+_SELECTING = ("targets", "name", "bind", "expose", "tag", "state", "health", "invert")
 
 COMMAND = Command(
     "Show the servers' output.",
@@ -27,11 +34,15 @@ COMMAND = Command(
     Option("lines", "-n", "--lines", metavar="N", help="The last N lines of each server (default 100)."),
     SINCE,
     flag("raw", "--raw", help="Print lines unchanged, without the servers' names."),
+    flag(
+        "gateway", "--gateway", help="The gateway's own log and its access log; of no server unless selected."
+    ),
     flag("reopen", "--reopen", help="Reopen log files (after logrotate)."),
     section=OBSERVE,
     examples=(
         "poolctl logs -f               of all servers, merged",
         "poolctl logs users --since 10m",
+        "poolctl logs -f --gateway     what the gateway reports, and its access log",
     ),
 )
 
@@ -46,15 +57,63 @@ def perform(request: CommandRequest) -> Outcome:
         return _reopen(request)
     lines, since = request.lines(), request.since()
     pool = find_pool(request)
-    paths = log_paths(_described(request, pool), pool)
+    paths = _paths(request, pool)
     text_of = _form(request, list(paths))
     if request.get("follow"):
         return _follow(paths, text_of, lines, since)
     from poolctl.logs.log_tail import merged_tail
 
-    for line in merged_tail(paths, lines, since=since):
+    found = merged_tail(paths, lines, since=since)
+    for line in found:
         sys.stdout.write(text_of(line))
-    return Outcome.of_stream()
+    outcome = Outcome.of_stream()
+    if not found and paths.keys() == set(_OF_GATEWAY) and not since:
+        outcome.notes.append("no output yet; `access_log = true` in [gateway] logs each proxied request")
+    return outcome
+
+
+def _paths(request: CommandRequest, pool: PoolRef) -> dict[str, str]:
+    """The log files of what is selected, by the names that are shown."""
+    try:
+        return _selected_paths(request, pool)
+    except Failure as failure:
+        targets = request.get("targets") or []
+        if (
+            failure.outcome.exit_code != NOTHING_MATCHED
+            or GATEWAY not in targets
+            or not _has_gateway(request, pool)
+        ):
+            raise
+    # No server has that name.
+    values = {**request.values, "targets": [each for each in targets if each != GATEWAY], "gateway": True}
+    return _selected_paths(CommandRequest(request.verb, values), pool)
+
+
+def _selected_paths(request: CommandRequest, pool: PoolRef) -> dict[str, str]:
+    gateway = bool(request.get("gateway"))
+    if gateway and not _has_gateway(request, pool):
+        hint = "a [gateway] or a [[route]] in the file adds one"
+        raise Failure(Outcome.failed(NOTHING_MATCHED, "the pool has no gateway", hint))
+    servers = not gateway or not request.selector().selects_all
+    paths = log_paths(_described(request, pool), pool) if servers else {}
+    if gateway:
+        state = pool_paths.state_dir(os.environ, pool.key)
+        files = f"{pool.directory}/{pool_paths.GATEWAY_LOG}", f"{state}/{pool_paths.GATEWAY_ACCESS_LOG}"
+        paths |= dict(zip(_OF_GATEWAY, files, strict=True))
+    return paths
+
+
+def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
+    """Whether the pool has a gateway, by its supervisor or else by its files."""
+    whole = CommandRequest(request.verb, {**request.values, **dict.fromkeys(_SELECTING)})
+    try:
+        return ask(whole, pool, "list").gateway is not None
+    except NoSupervisor:
+        if not pool.files:
+            raise
+        from poolctl.cli.offline import load
+
+        return load(pool, allow_empty=True).tables.gateway is not None
 
 
 def _form(request: CommandRequest, names: list[str]) -> Callable[[LogLine], str]:

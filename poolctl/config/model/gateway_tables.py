@@ -156,7 +156,7 @@ class GatewayConfig(Table):
     keep_alive: Duration = field(75.0, "How long an idle connection is kept.")
     drain_timeout: Duration = field(30.0, "How long proxied connections may take to end when it is replaced.")
     access_log: Truth = field(
-        False, "A line for each proxied request, in logs/gateway-access.log in the state directory."
+        False, "A line for each proxied request, in gateway-access.log in the state directory."
     )
     mode: MODES = field("auto", "The mode of routes that have none.")
     timeouts: RouteTimeouts = field(RouteTimeouts(), "The timeouts of routes, key by key.")

@@ -235,10 +235,10 @@ class GatewayManager(SidecarManager):
 
     async def _plan(self) -> GatewayPlan | None:
         streams, directory = self._routes.routes.streams, self._environment.directory
-        logs = os.path.join(self._environment.state_directory, "logs")
+        state_directory = self._environment.state_directory
         env = self._environment.configuration.environment
         tables = self.tables
-        return await in_daemon_thread(lambda: plan_of(tables, streams, directory, logs, env))
+        return await in_daemon_thread(lambda: plan_of(tables, streams, directory, state_directory, env))
 
     async def _start(self, before: GatewayProcess | None) -> None:
         """Start a process; the one before drains once the new one serves."""

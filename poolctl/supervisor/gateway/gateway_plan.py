@@ -9,13 +9,11 @@ from typing import NamedTuple
 
 from poolctl.address import parse
 from poolctl.config import GatewayConfig, Tables, certificate_names, read_regular
+from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
 from poolctl.gateway.settings import HTTP, GatewaySettings, ListenerSettings
 from poolctl.routing.route import StreamRoute
-
-# In the directory of the servers' logs.
-ACCESS_LOG = "gateway-access.log"
 
 
 class Certificate(NamedTuple):
@@ -66,7 +64,7 @@ def plan_of(
     tables: Tables,
     streams: Iterable[StreamRoute],
     directory: str,
-    logs_directory: str,
+    state_directory: str,
     env: Mapping[str, str],
 ) -> GatewayPlan | None:
     """The plan of these tables; None without a gateway. Blocks on the disk; raises ServerError for a certificate."""
@@ -83,11 +81,11 @@ def plan_of(
         listeners[made.key] = made
         routes[made.key] = stream
     return GatewayPlan(
-        _settings(gateway, directory, logs_directory), listeners, routes, tuple(_certificates(gateway, env))
+        _settings(gateway, directory, state_directory), listeners, routes, tuple(_certificates(gateway, env))
     )
 
 
-def _settings(gateway: GatewayConfig, directory: str, logs_directory: str) -> GatewaySettings:
+def _settings(gateway: GatewayConfig, directory: str, state_directory: str) -> GatewaySettings:
     return GatewaySettings(
         directory=directory,
         header_for_host=gateway.header_for_host,
@@ -98,7 +96,7 @@ def _settings(gateway: GatewayConfig, directory: str, logs_directory: str) -> Ga
         keep_alive_seconds=gateway.keep_alive,
         max_head_bytes=gateway.max_head_size,
         max_connections=gateway.max_connections or 0,
-        access_log=os.path.join(logs_directory, ACCESS_LOG) if gateway.access_log else "",
+        access_log=os.path.join(state_directory, GATEWAY_ACCESS_LOG) if gateway.access_log else "",
     )
 
 
