@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .message_head import FIELD_LINE, HOST, TOKEN, UNFIT
+from .message_head import FIELD_LINE, HOST, TEXT, TOKEN, UNFIT
 
 _METHODS = frozenset(
     b"ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY OPTIONS"
@@ -33,10 +33,9 @@ _request_head = re.compile(
     rb"([A-Z-]++) ((/[!\"$->@-~]*+)(?:\?[!\"$-~]*+)?|\*) HTTP/1\.([01])\r\n(?:" + FIELD_LINE + rb")*\r\n"
 ).match
 # The fields that decide where the message ends, or whom it is for. The first letter rules out most others.
-_decisive_fields = re.compile(
-    rb"\n(?=[CEHPTUcehptu])"
-    rb"(?i:(host|connection|content-length|transfer-encoding|upgrade|expect|proxy-connection)):[ \t]*+([^\r]*+)"
-).findall
+_DECISIVE = rb"(?i:host|connection|content-length|transfer-encoding|upgrade|expect|proxy-connection)"
+_decisive_fields = re.compile(rb"\n(?=[CEHPTUcehptu])(" + _DECISIVE + rb"):[ \t]*+([^\r]*+)").findall
+_is_other_field = re.compile(rb"(?!" + _DECISIVE + rb":)" + TOKEN + rb":" + TEXT).fullmatch
 _is_host = re.compile(HOST).fullmatch
 _is_length = re.compile(rb"[0-9]{1,15}").fullmatch
 _are_options = re.compile(TOKEN + rb"(?:, ?" + TOKEN + rb")*").fullmatch
@@ -144,3 +143,31 @@ def is_incomplete(data: bytes, at: int = 0, scanned: int = 0) -> bool:
         and not data.startswith((b"\r", b"\n"), at)
         and _unfit(data, max(at, scanned - 1)) is None
     )
+
+
+class KnownFields:
+    """The fields of a canonical head: recognises heads that differ from it in nothing that decides.
+
+    It compares lines, which takes a third of the time of `parse`.
+    """
+
+    __slots__ = ("_decisive", "_lines")
+
+    def __init__(self, fields: bytes) -> None:
+        """`fields` is the end of a canonical head, from its version on."""
+        self._lines = frozenset(fields.split(b"\r\n"))
+        self._decisive = frozenset(line for line in self._lines if not _is_other_field(line))
+
+    def decide_like(self, fields: bytes) -> bool:
+        """Whether these are the end of a whole canonical head with the same version and decisive fields.
+
+        It says no, too, if a line stands there twice.
+        """
+        lines = fields.split(b"\r\n")
+        given = frozenset(lines)
+        return (
+            fields.endswith(b"\r\n\r\n")
+            and len(given) == len(lines) - 1  # the end is two empty lines
+            and given >= self._decisive
+            and all(map(_is_other_field, given - self._lines))
+        )

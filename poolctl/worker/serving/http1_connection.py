@@ -146,7 +146,8 @@ class Lingering(Drainable, Http1Protocol):
                 batch.soon()
             if newest is None or newest.response_complete:
                 count.begun_ns = monotonic_ns() if batch.started < MANY or not batch.started & 3 else 0
-        self._last_request_if_draining()
+        if self.server_state.draining:
+            self._last_request()
 
     def handle_events(self, *events: Any) -> None:
         super().handle_events(*events)  # type: ignore[misc]
@@ -157,7 +158,8 @@ class Lingering(Drainable, Http1Protocol):
             if count.batch.timer is None:
                 count.batch.soon()
             count.begun_ns = monotonic_ns()  # the previous request has its response
-        self._last_request_if_draining()
+        if self.server_state.draining:
+            self._last_request()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         state = self.server_state
@@ -202,8 +204,9 @@ class Lingering(Drainable, Http1Protocol):
             # Before anything else is read: a client that never pauses would keep this worker alive for ever.
             self.leave()
 
-    def _last_request_if_draining(self) -> None:
-        if self.server_state.draining and not self.idle:
+    def _last_request(self) -> None:
+        """A request has begun while the worker drains."""
+        if not self.idle:
             self._answer_and_close()
 
     def _answer_and_close(self) -> None:

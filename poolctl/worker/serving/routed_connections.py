@@ -4,8 +4,8 @@ Before the parser sees a request its head is looked at, and decided about as the
 request of another server goes back to the gateway: the connection, with all bytes from that request's first one on. So
 the parser gets one message at a time, and what follows waits until the response before it is complete.
 
-The head of a request that differs from the one before only in its path, below the same route, costs a comparison. Other
-connections have no part in this: theirs is the class without the look.
+The head of a request that differs from the one before only in its path, below the same route, and in fields that decide
+nothing, costs a comparison. Other connections have no part in this: theirs is the class without the look.
 
 A connection whose worker leaves, and which no other worker of the server can take, goes back too once it is idle, since
 its next request may be for another server.
@@ -28,7 +28,7 @@ from poolctl.keeper.wire import WireError
 from poolctl.routing.decision import passed_match
 
 from .connection_state import PoolServerState
-from .http1_connection import FIRST, QUIET_SECONDS, Lingering
+from .http1_connection import FIRST, QUIET_SECONDS, SMALL_BYTES, Lingering
 from .http2 import Http1Or2
 from .uvicorn_parts import State
 from .worker_routes import KnownRequest, Look, Routes, show_route
@@ -45,6 +45,9 @@ class RoutedConnection(Lingering):
 
     look: Look
     unrouted: Callable[[bytes], None]  # data_received of that class
+    complete: Callable[
+        [], None
+    ]  # its on_response_complete: super() would cost each request as much as the look
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -65,14 +68,18 @@ class RoutedConnection(Lingering):
         look = self.look
         if look.shortcut is not None and look.epoch == look.routes.epoch:
             end = data.find(_VERSION)
+            rest = data[end:]
             # The whole of it is one message without a body.
-            if data[end:] == look.rest and look.shortcut(data, 0, end):
-                self.unrouted(data)
+            if (rest == look.rest or look.is_similar(rest)) and look.shortcut(data, 0, end):
+                if self.head is None and len(data) <= SMALL_BYTES:
+                    self.feed(data)  # a whole head has no limits to observe
+                else:
+                    self.unrouted(data)
                 return
         self._look(data)
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        self.complete()
         if self.server_state.draining and self._returns():
             return
         if self.look.pending:
@@ -88,9 +95,9 @@ class RoutedConnection(Lingering):
         if not self._returns():
             super().shutdown()
 
-    def _last_request_if_draining(self) -> None:
+    def _last_request(self) -> None:
         if not self._can_return:
-            super()._last_request_if_draining()
+            super()._last_request()
 
     @property
     def between_requests(self) -> bool:
@@ -349,5 +356,9 @@ def make_routed(
 
 @functools.cache
 def _routed_class(protocol: type[Lingering]) -> type[RoutedConnection]:
-    names = {"__slots__": ("look",), "unrouted": protocol.data_received}
+    names = {
+        "__slots__": ("look",),
+        "unrouted": protocol.data_received,
+        "complete": protocol.on_response_complete,
+    }
     return type(f"Routed{protocol.__name__}", (RoutedConnection, protocol), names)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
-from poolctl.http.canonical_head import CHUNKED
+from poolctl.http.canonical_head import CHUNKED, KnownFields
 from poolctl.http.chunked_end import ChunkedEnd
 from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import EXTENSION, extension
@@ -147,8 +147,8 @@ class Look:
     """
 
     __slots__ = (
-        "body", "chunks", "context", "decided", "epoch", "generation", "hops", "match", "partial", "pause", "pending",
-        "requests", "rest", "route", "routes", "shortcut", "timer", "until",
+        "body", "chunks", "context", "decided", "epoch", "fields", "generation", "hops", "match", "partial", "pause",
+        "pending", "requests", "rest", "route", "routes", "shortcut", "timer", "until",
     )  # fmt: skip
 
     def __init__(self, routes: Routes, routed: Routed) -> None:
@@ -162,6 +162,7 @@ class Look:
         self.context: Context | None = None
         # The last head from its version on, and what has to stand before it, as far as this table is in force.
         self.rest = b""
+        self.fields: KnownFields | None = None  # of the rest; made for the first head that differs
         self.shortcut: Fits | None = None
         self.epoch = 0
         self.timer: asyncio.TimerHandle | None = None
@@ -179,8 +180,15 @@ class Look:
     def accept(self, known: KnownRequest) -> None:
         """The next message is one that this worker has served before, by the present table."""
         self.route, self.context, self.rest, self.shortcut = known
+        self.fields = None
         self.epoch = self.routes.epoch
         self.hops, self.decided = 0, False
+
+    def is_similar(self, rest: bytes) -> bool:
+        """Whether a head that ends like this, from its version on, is for the same host and has no body either."""
+        if self.fields is None:
+            self.fields = KnownFields(self.rest)
+        return self.fields.decide_like(rest)
 
     def begin_body(self, length: int) -> None:
         self.body = length
@@ -222,30 +230,26 @@ class HasContext(Protocol):
     requests: dict[str, int]
 
 
-class RoutedApp:
-    """An application that finds the route of a request in its scope; its requests are counted by route."""
+def routed_app(app: App, look: HasContext) -> App:
+    """The application, which finds the route of a request in its scope; its requests are counted by route."""
+    requests = look.requests
 
-    __slots__ = ("_app", "_look", "_requests")
-
-    def __init__(self, app: App, look: HasContext) -> None:
-        self._app = app
-        self._look = look
-        self._requests = look.requests
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
-        context = self._look.context
+    def serve(scope: Scope, receive: Receive, send: Send) -> Any:
+        context = look.context
         if context is not None:
             alias = context["route"].alias
-            self._requests[alias] = self._requests.get(alias, 0) + 1
+            requests[alias] = requests.get(alias, 0) + 1
             # In place, since this scope is the server's own.
             others = scope.get("extensions")
             scope["extensions"] = {**others, EXTENSION: context} if others else {EXTENSION: context}
-        return self._app(scope, receive, send)
+        return app(scope, receive, send)
+
+    return serve
 
 
 def show_route(connection: Any, look: HasContext) -> None:
     """Let the application see the route of each request of a connection of uvicorn's, WebSockets included."""
-    connection.app = RoutedApp(connection.app, look)
+    connection.app = routed_app(connection.app, look)
     if getattr(connection, "ws_protocol_class", None) is not None:  # HTTP/2 has none
         connection.ws_protocol_class = functools.partial(
             _routed_websocket, connection.ws_protocol_class, look
@@ -254,5 +258,5 @@ def show_route(connection: Any, look: HasContext) -> None:
 
 def _routed_websocket(protocol: Any, look: HasContext, **arguments: Any) -> Any:
     made = protocol(**arguments)
-    made.app = RoutedApp(made.app, look)
+    made.app = routed_app(made.app, look)
     return made

@@ -10,7 +10,7 @@ import h11
 import httptools
 import pytest
 
-from poolctl.http.canonical_head import CHUNKED, CanonicalHead, is_incomplete, parse
+from poolctl.http.canonical_head import CHUNKED, CanonicalHead, KnownFields, is_incomplete, parse
 from tests.http_corpus import REQUESTS
 
 GET = b"GET / HTTP/1.1\r\n"
@@ -296,3 +296,92 @@ def read_by_h11(data: bytes) -> list[tuple[bytes, ...]]:
         else:
             break
     return [tuple(each) for each in messages]
+
+
+START = b" HTTP/1.1\r\n"
+FIELDS = START + b"Host: a\r\nAccept: */*\r\nConnection: keep-alive\r\nCookie: a=b\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        FIELDS,
+        FIELDS.replace(b"a=b", b"c=d"),
+        FIELDS.replace(b"Cookie: a=b\r\n", b""),
+        FIELDS.replace(b"Cookie", b"Hostess: c\r\nX-Host: d\r\nCookies"),
+        START + b"Connection: keep-alive\r\nHost: a\r\n\r\n",
+    ],
+)
+def test_fields_that_decide_like_known_ones_are_recognised(fields: bytes) -> None:
+    assert KnownFields(FIELDS).decide_like(fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"",
+        FIELDS[:-2],
+        FIELDS + b"x",
+        FIELDS + b"GET /" + FIELDS,
+        FIELDS.replace(START, b" HTTP/1.0\r\n"),
+        FIELDS.replace(b"Host: a\r\n", b""),
+        FIELDS.replace(b"Host: a", b"Host: b"),
+        FIELDS.replace(b"Host: a", b"Host: a\r\nhost: a"),
+        FIELDS.replace(b"Host: a", b"Host: a\r\nHost: a"),
+        FIELDS.replace(b"Host: a", b"Host: a\r\n b"),
+        FIELDS.replace(b"keep-alive", b"close"),
+        FIELDS.replace(b"Connection: keep-alive\r\n", b""),
+        FIELDS.replace(b"Cookie: a=b", b"Content-Length: 0"),
+        FIELDS.replace(b"Cookie: a=b", b"transfer-encoding: chunked"),
+        FIELDS.replace(b"Cookie: a=b", b"UPGRADE: websocket"),
+        FIELDS.replace(b"Cookie: a=b", b"Expect: 100-continue"),
+        FIELDS.replace(b"Cookie: a=b", b"Proxy-Connection: close"),
+        FIELDS.replace(b"Cookie", b"Host : b\r\nCookie"),
+        FIELDS.replace(b"a=b", b"a\rb"),
+        FIELDS.replace(b"a=b", b"a\nb: c"),
+        FIELDS.replace(b"a=b", b"a\0b"),
+        FIELDS.replace(b"Cookie: a=b", b"Cookie"),
+    ],
+)
+def test_fields_that_may_decide_otherwise_are_not_recognised(fields: bytes) -> None:
+    assert not KnownFields(FIELDS).decide_like(fields)
+
+
+def test_mutated_fields_that_are_recognised_are_canonical_and_decide_alike() -> None:
+    chosen = random.Random(7)
+    pieces = [
+        *(
+            b"Host: a",
+            b"host: a",
+            b"Host: b",
+            b"Accept: */*",
+            b"Connection: keep-alive",
+            b"Content-Length: 0",
+        ),
+        *(
+            b"X: y",
+            b"X:",
+            b" z",
+            b"",
+            b"\r",
+            b"Cookie: c",
+            b"Transfer-Encoding: chunked",
+            b"Upgrade: x",
+            b"\n",
+        ),
+    ]
+    known, expected = KnownFields(FIELDS), parse(b"GET /" + FIELDS)
+    recognised = 0
+    for _ in range(20_000):
+        lines = [line for line in FIELDS.split(b"\r\n")[1:4] if chosen.random() < 0.9]
+        lines += chosen.choices(pieces, k=chosen.randrange(3))
+        chosen.shuffle(lines)
+        fields = START + b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+        if known.decide_like(fields):
+            recognised += 1
+            head = parse(b"GET /" + fields)
+            assert head is not None
+            assert expected is not None
+            assert head._replace(end=0) == expected._replace(end=0)
+            assert head.end == len(b"GET /" + fields)
+    assert recognised > 500

@@ -278,7 +278,8 @@ def test_request_that_is_like_the_last_one_is_not_looked_at(
         monkeypatch.setattr(
             type(connection), "_look", lambda self, data: (looked.append(data), look(self, data))
         )
-        await stage.exchange(client, request("leaf.test", "/a/2?q"), request("leaf.test", "/a"))
+        similar = request("leaf.test", "/a/2?q"), request("leaf.test", "/a", "GET", "X: y")
+        assert await stage.exchange(client, *similar) == [b"one /a/2 ", b"one /a "]
         assert not looked
         again = await stage.client(request("leaf.test", "/a/1"))
         assert (await again.answer())[2] == b"one /a/1 "
@@ -286,9 +287,10 @@ def test_request_that_is_like_the_last_one_is_not_looked_at(
         looked.clear()
         different = [
             request("leaf.test", "/a", "POST"),
-            request("leaf.test", "/a", "GET", "X: y"),
+            request("leaf.test", "/a", "GET", "Content-Length: 0"),
             request("leaf.test", "/a") * 2,
             request("leaf.test", "/b"),
+            request("one.test", "/a"),
         ]
         for text in different:
             client.writer.write(text)
