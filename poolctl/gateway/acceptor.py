@@ -21,6 +21,7 @@ from ..routing.route_table import Match
 from .backend import SLEEPING
 from .backends import NoBackend, RequestOutcome
 from .client_hello import MOST_BYTES, NoClientHello, read_client_hello
+from .descriptor_limit import is_exhausted
 from .edge import Edge
 from .proxy.serving import serve, serve_tls
 from .proxy.sleeping_answers import spares_server
@@ -30,6 +31,7 @@ from .waiting_connections import WaitingConnection
 _AT_ONCE = 16
 # Out of descriptors or memory, or as many connections are open as may be.
 _AGAIN_SECONDS = 0.1
+_RETRY_AFTER_SECONDS = 1
 # Most heads and ClientHellos are smaller.
 _PEEK_BYTES = 4096
 _LEAST_SECONDS = 0.1
@@ -64,36 +66,32 @@ class Acceptor:
         self._edge.loop.add_reader(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
-        seconds = self._edge.settings.head_seconds
+        edge, descriptors = self._edge, self._edge.descriptors
+        seconds = edge.settings.head_seconds
         for number in range(_AT_ONCE):
-            if self._is_full():
-                # Only now it is certain that another connection waits.
-                if number:
-                    return
-                if not self._edge.passing.waiting.close_silent():
+            full = is_full(edge)
+            if full or descriptors.few():
+                # Only in the first round it is certain that another connection waits.
+                if number == 0 and not (edge.evict_client() if full else edge.evict()):
                     self._pause()
-                    return
+                # Once the evicted one has let go of its descriptor.
+                return
             try:
                 fd, address = self._listener._accept()  # socket.accept() spends as long again on enumerations
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError:
-                self._pause()
+            except OSError as error:
+                if not (is_exhausted(error) and edge.evict()):
+                    self._pause()
                 return
+            descriptors.opened(fd)
             # Before the next one is accepted: if this process is killed, only one connection is lost.
             sock = socket.socket(*self._kind, fileno=fd)
             client = address[0] if isinstance(address, tuple) else ""
             if self._settings.tls:
-                _begin(TlsConnection(self._edge, sock, client, self._settings.bind), seconds)
+                _begin(TlsConnection(edge, sock, client, self._settings.bind), seconds)
             else:
-                _begin(PlainConnection(self._edge, sock, client), seconds)
-
-    def _is_full(self) -> bool:
-        """Whether no more connections may be open."""
-        edge = self._edge
-        most = edge.settings.max_connections
-        pool = edge.pool
-        return bool(most) and len(edge.passing.waiting) + len(pool.clients) + pool.arriving >= most
+                _begin(PlainConnection(edge, sock, client), seconds)
 
     def _pause(self) -> None:
         """Leave new connections in the backlog for a moment."""
@@ -130,8 +128,9 @@ class GivenBack:
             except (BlockingIOError, InterruptedError):
                 return
             except connection_handover.NoRoom:
-                self.close()
-                self._timer = self._edge.loop.call_later(_AGAIN_SECONDS, self._begin)
+                if not self._edge.evict():
+                    self.close()
+                    self._timer = self._edge.loop.call_later(_AGAIN_SECONDS, self._begin)
                 return
             except WireError:
                 continue
@@ -162,10 +161,29 @@ class GivenBack:
             close_promptly(sock.detach())
             return
         client = peer[0] if isinstance(peer, tuple) else ""
-        if first == _TLS_HANDSHAKE:
+        if not self._has_room(sock):
+            self._refuse(sock, first)
+        elif first == _TLS_HANDSHAKE:
             _begin(TlsConnection(self._edge, sock, client, ""), seconds)
         else:
             _begin(PlainConnection(self._edge, sock, client, received, hops), seconds)
+
+    def _has_room(self, sock: socket.socket) -> bool:
+        """Whether one more client may be connected, after another one was evicted if it had to be."""
+        edge = self._edge
+        edge.descriptors.opened(sock.fileno())
+        if is_full(edge) and not edge.evict_client():
+            return False
+        return not edge.descriptors.few() or edge.evict()
+
+    def _refuse(self, sock: socket.socket, first: bytes) -> None:
+        """Answer the request: with its connection left in the pair, the client would wait without a limit."""
+        if first == _TLS_HANDSHAKE:
+            self._edge.passing.refuse_tls(sock)
+        elif first:
+            self._edge.passing.refuse(sock, 503, _RETRY_AFTER_SECONDS)
+        else:
+            close_promptly(sock.detach())
 
 
 class Arriving(WaitingConnection):
@@ -322,6 +340,14 @@ class TlsConnection(Arriving):
             edge.passing.refuse_tls(self.sock, unknown_name=True)
         else:
             serve_tls(edge, self.sock, context)
+
+
+def is_full(edge: Edge) -> bool:
+    """Whether as many clients are connected as may be."""
+    most, passing, pool = edge.settings.max_connections, edge.passing, edge.pool
+    return bool(most) and (
+        len(passing.waiting) + passing.queued_connections + len(pool.clients) + pool.arriving >= most
+    )
 
 
 def _begin(connection: Arriving, seconds: float) -> None:

@@ -12,17 +12,23 @@ from collections.abc import Callable, Iterable
 
 from ..frozen_value import Table
 from ..routing.route_table import RouteTable, write_table
-from .backends import Backends
+from .backends import Backends, NoBackend
 from .counts import Counts
+from .descriptor_limit import DescriptorLimit, is_exhausted
+from .endpoint import Endpoint
 from .hosts import HostManager
 from .passing import Passing
 from .proxy.access_log import AccessLog
+from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ConnectionPool
 from .proxy.tls import ListenerCertificates
 from .settings import GatewaySettings
 
 # An event that an application can cause as often as it likes is reported once in so long.
 _REPORT_SECONDS = 10.0
+# An idle connection that was closed has its descriptor for one or two turns of the loop.
+_CONNECT_ATTEMPTS = 4
+_RETRY_AFTER_SECONDS = 1.0
 
 
 class Edge:
@@ -48,6 +54,8 @@ class Edge:
         self.passing = Passing(self.event)
         self.pool = ConnectionPool()
         self.certificates = ListenerCertificates()
+        self.descriptors = DescriptorLimit()
+        self.evicted = 0  # idle connections that were closed for others
 
     def now(self) -> float:
         """The time of the loop, in seconds: that of deadlines and latencies."""
@@ -76,6 +84,37 @@ class Edge:
         if now >= self._reported.get(kind, now):
             self._reported[kind] = now + _REPORT_SECONDS
             self.event(kind, **data)
+
+    def evict_client(self) -> bool:
+        """Close the client's connection that is idle longest, for another one; False if none is idle.
+
+        Those that have sent nothing come first. The descriptor may take a turn of the loop to become free.
+        """
+        return self._evicted(self.passing.waiting.close_silent() or self.pool.close_idle_client())
+
+    def evict(self) -> bool:
+        """Likewise; without an idle client, an idle connection to a backend."""
+        return self.evict_client() or self._evicted(self.pool.close_idle_backend())
+
+    def _evicted(self, closed: bool) -> bool:
+        self.evicted += closed
+        return closed
+
+    async def connect(self, endpoint: Endpoint) -> BackendConnection:
+        """A new connection to a backend, for which idle ones are closed if it has to be.
+
+        Raises OSError, and NoBackend if there is no descriptor for it, for which the backend is not to blame.
+        """
+        for _ in range(_CONNECT_ATTEMPTS):
+            try:
+                return await self.pool.connect(endpoint)
+            except OSError as error:
+                if not is_exhausted(error):
+                    raise
+            if not self.evict():
+                break
+            await asyncio.sleep(0)
+        raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
 
     def on_drain(self, callback: Callable[[], None]) -> None:
         """Call it when the gateway begins to drain; at once when it does so already."""

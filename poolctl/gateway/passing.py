@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ..keeper import connection_handover, wire
 from ..keeper.connection_handover import Connection, Routed
 from ..platform import close_promptly
+from .descriptor_limit import is_exhausted
 from .proxy.refusal import refusal
 from .waiting_connections import WaitingConnections
 
@@ -74,6 +75,7 @@ class Passing:
         self._servers: dict[str, _Server] = {}
         # Encoding a message takes as long as sending it, and most connections of a route have the same one.
         self._encoded: dict[Routed, bytes] = {}
+        self.queued_connections = 0  # of all servers
         self.waiting = WaitingConnections()
         # What becomes of a connection that was queued for a server that is withdrawn: it is decided about again.
         self.decide_again: Callable[[socket.socket, Routed], None] | None = None
@@ -124,6 +126,7 @@ class Passing:
             self._report_full(server, found)
             self._refuse(sock, tls)
             return False
+        self.queued_connections += 1
         found.queue.append(_Queued(sock, routed, self._loop.time() + self._queue_seconds, tls))
         self._watch(found)
         if found.timer is None:
@@ -166,9 +169,10 @@ class Passing:
         except wire.WireError:  # too many bytes were received
             close_promptly(sock.detach())
             return True
-        except OSError:
-            # Nothing takes from the pair any more: another one follows, or the server is withdrawn.
-            self._close_end(found)
+        except OSError as error:
+            if not is_exhausted(error):
+                # Nothing takes from the pair any more: another one follows, or the server is withdrawn.
+                self._close_end(found)
             return False
         if isinstance(sock, Connection):  # an application has held it too
             close_promptly(sock.detach())
@@ -192,6 +196,7 @@ class Passing:
                 break
             found.queue.popleft()
             sent += 1
+        self.queued_connections -= sent
         if found.end is None or not found.queue:
             self._unwatch(found)
             if not found.queue:
@@ -230,6 +235,7 @@ class Passing:
             found.timer.cancel()
             found.timer = None
         queue, found.queue = found.queue, deque()
+        self.queued_connections -= len(queue)
         return [*queue]
 
     def _decide_queued(self, found: _Server) -> None:
@@ -244,6 +250,7 @@ class Passing:
         now, found.timer = self._loop.time(), None
         while found.queue and found.queue[0].until <= now:
             late = found.queue.popleft()
+            self.queued_connections -= 1
             self._refuse(late.sock, late.tls)
         if found.queue:
             found.timer = self._loop.call_at(found.queue[0].until, self._expire, found)

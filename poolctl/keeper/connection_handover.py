@@ -11,6 +11,8 @@ import fcntl
 import math
 import os
 import socket
+import sys
+import termios
 from binascii import a2b_base64, b2a_base64
 from collections import namedtuple
 
@@ -19,6 +21,7 @@ from . import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import asyncio
     from typing import Any, NamedTuple
 
     class _Routed(NamedTuple):
@@ -158,6 +161,18 @@ def give(
     finally:
         for each in fds[1:]:
             os.close(each)
+
+
+def unread_bytes(transport: asyncio.Transport) -> int:
+    """The number of bytes in the receive buffer of the transport's connection."""
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        return 0
+    try:
+        count = fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4))
+    except OSError:
+        return 0
+    return int.from_bytes(count, sys.byteorder)
 
 
 def encoded(routed: Routed) -> bytes:

@@ -151,7 +151,8 @@ class GatewayConfig(Table):
     )
     max_connections: AtLeastOne | None = field(
         None,
-        "Open connections; above it new ones wait in the backlog. Left out: as many as descriptors allow.",
+        "Open connections of clients. A new one above it replaces the one that is idle longest; where none is idle, it "
+        "waits in the backlog. Left out: as many as descriptors allow.",
     )
     keep_alive: Duration = field(75.0, "How long an idle connection is kept.")
     drain_timeout: Duration = field(30.0, "How long proxied connections may take to end when it is replaced.")

@@ -82,6 +82,11 @@ class BackendConnection(asyncio.Protocol):
         self._idle_in = idle
         self._timer.start(seconds, self.close)
 
+    @property
+    def idle_until(self) -> float:
+        """When it is closed if it is not taken before."""
+        return self._timer.deadline
+
     def taken(self, *, certain: bool) -> bool:
         """Whether it can be used again; with `certain` the system is asked whether the backend has just closed it."""
         self._idle_in = None

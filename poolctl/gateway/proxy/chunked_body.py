@@ -165,3 +165,8 @@ def allowed_trailers(lines: bytes) -> bytes:
         if line.partition(b":")[0].lower().replace(b"_", b"-") not in _NOT_IN_TRAILERS
     ]
     return b"\r\n".join([*kept, b""])
+
+
+def as_chunk(data: Buffer) -> bytes:
+    """The data as a chunk of its own."""
+    return b"".join((b"%x\r\n" % len(data), data, b"\r\n"))

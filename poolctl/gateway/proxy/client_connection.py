@@ -9,11 +9,12 @@ from socket import SO_LINGER, SOL_SOCKET
 from typing import NamedTuple, cast
 
 from ...http.message_head import BadMessage
+from ...keeper.connection_handover import unread_bytes
 from ...routing.route_table import RouteTable
 from ..edge import Edge
 from ..settings import GatewaySettings
 from .backend_connection import close_writing
-from .chunked_body import Buffer
+from .chunked_body import Buffer, as_chunk
 from .exchange import Exchange
 from .forwarded_head import Forwarding
 from .proxied_request import ProxiedRequest, read_request
@@ -83,7 +84,7 @@ class ClientConnection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         address, port = peer[:2] if isinstance(peer, tuple) else ("", 0)
         self._forwarding = Forwarding(address, self._scheme, self._edge.settings.trusted_proxies, port)
-        self._edge.pool.enter(self)
+        self._edge.pool.enter(self, idle=not self._buffer)
         self._timer.start(self._edge.settings.head_seconds, self._head_expired)
         self._advance()
 
@@ -93,6 +94,7 @@ class ClientConnection(asyncio.Protocol):
             if self._dropped is not None:
                 self._drop(data)
                 return
+            self._edge.pool.idle_clients.pop(self, None)
             self._buffer = self._buffer + data if self._buffer else data
             self._advance()
         elif exchange.tunnel:
@@ -236,7 +238,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(response.received)
             return
         head, self._keep, self._wraps = response.framed(http_1_1=request.http_1_1, keep=keep)
-        first = _chunk(response.first) if self._wraps and response.first_size else response.first
+        first = as_chunk(response.first) if self._wraps and response.first_size else response.first
         if len(first) > LARGE_BYTES:
             self._transport.writelines((head, first))
         else:
@@ -245,7 +247,7 @@ class ClientConnection(asyncio.Protocol):
     def send_data(self, data: Buffer) -> None:
         if self._frames is not None:
             data = self._frames.passed_on(data)
-        self._transport.write(_chunk(data) if self._wraps else data)
+        self._transport.write(as_chunk(data) if self._wraps else data)
 
     def finish(self, trailers: bytes) -> None:
         exchange, self._exchange = self._exchange, None
@@ -292,6 +294,8 @@ class ClientConnection(asyncio.Protocol):
             )
             if self._buffer or not self._reading:
                 self._advance()
+            if not self._buffer and self._exchange is None and self._dropped is None:
+                self._edge.pool.idle_clients[self] = None
             return
         self._body, self._dropped = None, 0
         if (read and not self._buffer) or not self._transport.can_write_eof():
@@ -343,6 +347,15 @@ class ClientConnection(asyncio.Protocol):
         self._timer.start(CLOSE_FRAME_SECONDS, self._transport.abort)
         self._transport.write(self._frames.end())
 
+    def close_idle(self) -> bool:
+        """Close the connection, which is between two requests, unless bytes wait to be read or to be sent."""
+        transport = self._transport
+        if transport.get_write_buffer_size() or unread_bytes(transport):
+            return False
+        transport.close()
+        transport.abort()  # TLS would wait for the client
+        return True
+
     def _head_expired(self) -> None:
         if self._buffer:
             self._keep = False
@@ -371,7 +384,3 @@ class _LastRequest(NamedTuple):
     routed: RoutedRequest
     table: RouteTable
     settings: GatewaySettings
-
-
-def _chunk(data: Buffer) -> bytes:
-    return b"".join((b"%x\r\n" % len(data), data, b"\r\n"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Coroutine
+from itertools import islice
 from typing import Any, Protocol
 
 from ..endpoint import Endpoint
@@ -15,16 +17,23 @@ from .timer_wheel import TimerWheel
 MOST_IDLE = 128
 # Shorter than the keep-alive of most servers, so that few requests meet a connection that is being closed.
 IDLE_SECONDS = 55.0
+# Idle clients for one that can be closed: bytes wait in the others.
+_LOOKED_AT = 32
 
 
-class DrainableClient(Protocol):
-    """A client's connection, as far as draining needs it."""
+class ProxiedClient(Protocol):
+    """A client's connection, as far as the pool closes it."""
 
     def drain(self) -> None:
         """End after the response that is being sent; now, if there is none."""
 
     def end_now(self) -> None:
         """End now; a WebSocket with a close frame of status 1012, where one may stand."""
+
+    def close_idle(self) -> bool:
+        """Close the connection, which is between two requests; False if it is not, because bytes wait to be read or
+        to be sent.
+        """
 
 
 class ConnectionPool:
@@ -36,8 +45,14 @@ class ConnectionPool:
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.timers = TimerWheel(self.loop)
-        self.clients: set[DrainableClient] = set()
-        self.arriving = 0  # connections of clients in their TLS handshake
+        self.clients: set[ProxiedClient] = set()
+        self.idle_clients: dict[
+            ProxiedClient, None
+        ] = {}  # between two requests, the one used longest ago first
+        self.arriving = 0  # connections of clients that are not among these yet
+        self.handshakes: dict[
+            asyncio.Task[None], socket.socket
+        ] = {}  # of TLS, in the order of their beginning
         self._idle: dict[Endpoint, list[BackendConnection]] = {}
         self._emptied: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -82,13 +97,16 @@ class ConnectionPool:
         idle.append(connection)
         connection.kept_in(idle, IDLE_SECONDS)
 
-    def enter(self, client: DrainableClient) -> None:
-        """A client's connection is open."""
+    def enter(self, client: ProxiedClient, *, idle: bool) -> None:
+        """A client's connection is open; `idle`: nothing was received yet."""
         self.clients.add(client)
+        if idle:
+            self.idle_clients[client] = None
 
-    def leave(self, client: DrainableClient) -> None:
+    def leave(self, client: ProxiedClient) -> None:
         """It is closed."""
         self.clients.discard(client)
+        self.idle_clients.pop(client, None)
         if not self.clients and self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
 
@@ -99,6 +117,23 @@ class ConnectionPool:
         self._emptied = self.loop.create_future()
         done, _ = await asyncio.wait([self._emptied], timeout=seconds)
         return bool(done)
+
+    def close_idle_client(self) -> bool:
+        """Close the client's connection that is idle longest, and forget it; False if there is none."""
+        for client in list(islice(self.idle_clients, _LOOKED_AT)):
+            if client.close_idle():
+                self.leave(client)
+                return True
+            self.idle_clients[client] = self.idle_clients.pop(client)
+        return False
+
+    def close_idle_backend(self) -> bool:
+        """Close the connection to a backend that is idle longest; False if there is none."""
+        found = min(filter(None, self._idle.values()), key=_idle_until, default=None)
+        if found is None:
+            return False
+        found.pop(0).close()
+        return True
 
     def close_idle(self) -> None:
         """Close the idle connections to backends."""
@@ -136,3 +171,7 @@ class ConnectionPool:
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             self._contexts[bool(endpoint.server_name)] = context
         return context
+
+
+def _idle_until(idle: list[BackendConnection]) -> float:
+    return idle[0].idle_until

@@ -91,11 +91,8 @@ class Exchange:
         self._received += len(data)
         connection = self._connection
         if self._kept is not None:
-            self._kept = (
-                self._kept + data
-                if len(self._kept) + len(data) <= MOST_KEPT_BYTES or not connection
-                else None
-            )
+            fits = len(self._kept) + len(data) <= MOST_KEPT_BYTES or not connection
+            self._kept = self._kept + data if fits else None
         if connection is not None:
             connection.send(data)
             timeouts = self._route.timeouts
@@ -181,14 +178,17 @@ class Exchange:
     async def _connect(self) -> None:
         assert self._lease is not None
         try:
-            connection = await self._edge.pool.connect(self._lease.backend.endpoint)
+            connection = await self._edge.connect(self._lease.backend.endpoint)
+        except NoBackend as refused:
+            self._task = None
+            self._refused(refused)
         except (OSError, ValueError):  # ValueError: a host name that cannot be one
             self._task = None
             self._failed(CONNECT, 502, sent=False)
-            return
-        self._task = None
-        connection.belongs_to(self._lease.backend)
-        self._use(connection)
+        else:
+            self._task = None
+            connection.belongs_to(self._lease.backend)
+            self._use(connection)
 
     def _use(self, connection: BackendConnection) -> None:
         kept, request = self._kept, self._request

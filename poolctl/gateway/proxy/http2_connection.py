@@ -28,6 +28,7 @@ from h2.exceptions import H2Error
 from hyperframe.frame import GoAwayFrame
 
 from ...http.message_head import BadMessage
+from ...keeper.connection_handover import unread_bytes
 from ..edge import Edge
 from .client_connection import QUIET_SECONDS
 from .forwarded_head import Forwarding
@@ -85,7 +86,7 @@ class Http2Connection(asyncio.Protocol):
         address, port = peer[:2] if isinstance(peer, tuple) else ("", 0)
         settings = self._edge.settings
         self._forwarding = Forwarding(address, "https", settings.trusted_proxies, port)
-        self._edge.pool.enter(self)
+        self._edge.pool.enter(self, idle=True)
         self._timer.start(settings.head_seconds, self._expired)
         self._flush()
         if self._edge.draining:
@@ -165,6 +166,7 @@ class Http2Connection(asyncio.Protocol):
             self.reset(stream, ErrorCodes.REFUSED_STREAM)
             return
         self._streams[number] = stream
+        self._edge.pool.idle_clients.pop(self, None)
         self._extend()
         previous, self._previous = self._previous, None
         request = None
@@ -249,7 +251,8 @@ class Http2Connection(asyncio.Protocol):
         self._forget(stream)
 
     def _forget(self, stream: Stream) -> None:
-        self._streams.pop(stream.number, None)
+        if self._streams.pop(stream.number, None) and not self._streams and not self._closed:
+            self._edge.pool.idle_clients[self] = None
         self._sending.pop(stream.number, None)
         stream.close()
         self._extend()
@@ -340,6 +343,15 @@ class Http2Connection(asyncio.Protocol):
     def end_now(self) -> None:
         """End, whatever is under way."""
         self._transport.abort()
+
+    def close_idle(self) -> bool:
+        """Close the connection, which has no streams, with a GOAWAY, unless bytes wait to be read or to be sent."""
+        transport = self._transport
+        if self._flush_due or transport.get_write_buffer_size() or unread_bytes(transport):
+            return False
+        self._end(NO_ERROR)
+        transport.abort()  # TLS would wait for the client
+        return True
 
     def _accept_no_more(self) -> None:
         self._last_stream = max(1, self._h2.highest_inbound_stream_id)

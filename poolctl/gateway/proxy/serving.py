@@ -24,8 +24,18 @@ def serve(edge: Edge, sock: socket.socket, received: bytes = b"") -> None:
 
 
 def serve_tls(edge: Edge, sock: socket.socket, context: ssl.SSLContext) -> None:
-    """Serve the connection after a TLS handshake, with the certificate that the context chooses."""
-    edge.pool.start(_serve(edge, sock, b"", context))
+    """Serve the connection after a TLS handshake, with the certificate that the context chooses.
+
+    With as many handshakes under way as may be, the one that began first is given up.
+    """
+    handshakes = edge.pool.handshakes
+    if len(handshakes) >= edge.descriptors.of_handshakes:
+        oldest = next(iter(handshakes))
+        oldest.cancel()
+        handshakes.pop(oldest).close()  # the task may not have begun
+    task = edge.pool.start(_serve(edge, sock, b"", context))
+    handshakes[task] = sock
+    task.add_done_callback(lambda task: handshakes.pop(task, None))
 
 
 async def drain(edge: Edge, seconds: float) -> None:

@@ -6,17 +6,15 @@ cost 6 % of a core that way and nothing this way, because here each value is com
 
 from __future__ import annotations
 
-import array
 import asyncio
-import fcntl
 import socket
 import sys
-import termios
 import time
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
+from ...keeper.connection_handover import unread_bytes
 from ..tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
 from .request_counting import Batch
 from .uvicorn_parts import ServerState
@@ -185,19 +183,6 @@ class Heads:
                 connection.head_is_late()
         if self.due:
             self._set_timer(max(min(self.due.values()) - now, self.seconds / _COARSE))
-
-
-def unread_bytes(transport: asyncio.Transport) -> int:
-    """The number of bytes in the connection's receive buffer."""
-    sock = transport.get_extra_info("socket")
-    if sock is None:
-        return 0
-    count = array.array("i", [0])
-    try:
-        fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
-    except OSError:
-        return 0
-    return count[0]
 
 
 class PoolServerState(ServerState):

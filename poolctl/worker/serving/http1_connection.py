@@ -19,10 +19,10 @@ from typing import Any
 
 import uvicorn
 
-from poolctl.keeper.connection_handover import Routed
+from poolctl.keeper.connection_handover import Routed, unread_bytes
 
 from ..tally import MALFORMED, STATUS
-from .connection_state import Drainable, PoolServerState, unread_bytes
+from .connection_state import Drainable, PoolServerState
 from .request_counting import MANY, Count
 from .uvicorn_parts import CLOSE_HEADER, Http1Protocol, State
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import uvicorn
 
-from .connection_state import Drainable, PoolServerState, unread_bytes
+from ...keeper.connection_handover import unread_bytes
+from .connection_state import Drainable, PoolServerState
 from .http1_connection import FIRST, QUIET_SECONDS, Head, Lingering, wants_events
 from .uvicorn_parts import Http2Protocol, State
 from .worker_routes import HasContext, show_route

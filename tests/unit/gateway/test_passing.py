@@ -511,15 +511,17 @@ def test_bytes_that_are_no_tls_are_closed_at_once() -> None:
     play(scene, tls=True)
 
 
-def test_accepting_pauses_while_there_is_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accepting_pauses_while_there_is_no_descriptor_and_nothing_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(acceptor, "_AGAIN_SECONDS", 0.01)
 
     async def scene(stage: Stage) -> None:
         pair = stage.server("users")
         stage.route_to("users")
         loop = stage.edge.loop
-        waiting = [await stage.connect() for _ in range(2)]
-        await until(lambda: stage.waiting == 2)
+        waiting = [await stage.connect(HEAD[:20]) for _ in range(2)]
+        await until(lambda: stage.waiting == 2 and not stage.edge.passing.waiting._silent)
         late = socket.socket()
         late.setblocking(False)
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)

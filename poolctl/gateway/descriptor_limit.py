@@ -1,0 +1,72 @@
+"""How many descriptors the gateway may have, and which part of them is for what."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import sys
+
+# This process, or the machine, is short of something: no backend and no client is at fault.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# Clients leave so many free, or a quarter where that is less: for connections to backends, and for the supervisor's
+# messages.
+_MOST_RESERVED = 1024
+_RESERVED_PART = 4
+_STREAMS_PART = 2
+_SESSIONS_PART = 4
+_HANDSHAKES_PART = 4
+# One that is lower by so many was free by chance: the next one may be above the mark again.
+_CERTAIN = 16
+# A handshake takes some 40 KB, and the CPU is busy with far fewer.
+_LEAST_HANDSHAKES, _MOST_HANDSHAKES = 16, 4096
+
+
+class DescriptorLimit:
+    """The limit of this process, `limit`, and its parts.
+
+    The kernel gives a new descriptor the lowest free number: one from `mark` on says that only the reserve is left.
+    All streams together take at most `of_streams`, of which sessions of UDP take at most `of_sessions`. At most
+    `of_handshakes` of TLS are under way.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.limit = limit or (sys.maxsize if soft == resource.RLIM_INFINITY else soft)
+        self.mark = self.limit - min(_MOST_RESERVED, self.limit // _RESERVED_PART)
+        self.of_streams = self.limit // _STREAMS_PART
+        self.of_sessions = max(1, self.limit // _SESSIONS_PART)
+        self.of_handshakes = max(_LEAST_HANDSHAKES, min(_MOST_HANDSHAKES, self.limit // _HANDSHAKES_PART))
+        self._few = False
+
+    def __repr__(self) -> str:
+        return f"<DescriptorLimit {self.limit}{', few are left' if self._few else ''}>"
+
+    def opened(self, fd: int) -> None:
+        """A client has got this descriptor."""
+        if fd >= self.mark:
+            self._few = True
+
+    def few(self) -> bool:
+        """Whether only the reserve is left, as far as is known from those that were opened."""
+        if not self._few:
+            return False
+        free = lowest_free()
+        self._few = free >= self.mark - _CERTAIN
+        return free >= self.mark
+
+
+def is_exhausted(error: OSError) -> bool:
+    """Whether the error says that this process is short of descriptors, or of memory."""
+    # Event loops report the errors of several addresses as one without a number.
+    return error.errno in _EXHAUSTED or (error.errno is None and lowest_free() == sys.maxsize)
+
+
+def lowest_free() -> int:
+    """The number that the next descriptor gets; sys.maxsize when there is none left."""
+    try:
+        fd = os.dup(0)
+    except OSError:
+        return sys.maxsize
+    os.close(fd)
+    return fd
