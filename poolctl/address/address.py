@@ -290,7 +290,7 @@ def _port(text: str, whole: str) -> int | None:
         number = int(text[:20])
         if number > 65535:
             raise AddressError(
-                f"port {text[:20]} of {whole[:80]!r} is out of range", "ports are 1 to 65535, or auto"
+                f"port {text[:20]} of {whole[:80]!r} is out of range (1-65535)", "choose another one, or auto"
             )
         return number or None
     if not text:

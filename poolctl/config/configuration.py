@@ -106,9 +106,9 @@ class Configuration(Sequence[ServerConfig]):
             found += [(server, finding) for finding in _warnings_of(server, disabled)]
         problems = [self._located(*each) for each in found]
         if self.tables.gateway or any("route." in name for each in self._servers for name in each.labels):
-            from poolctl.config.model.route_checks import route_warnings
+            from poolctl.config.model.route_warnings import route_warnings
 
-            for owner, finding in route_warnings(self._servers, self.tables):
+            for owner, finding in route_warnings(self._servers, self.tables, complete=not self._problems):
                 problems.append(self._of_table(finding) if owner is None else self._located(owner, finding))
         return [*problems, *self._outside_warnings]
 

@@ -267,6 +267,7 @@ class _Loader:
         unfinished = Unfinished(
             {each.name for each in broken},
             {tag for each in tags if broken and isinstance(each, (list, tuple)) for tag in each},
+            len(self.assembly.tables.get("stream", ())) > len(tables.streams),
         )
         for owner, finding in route_problems(filter(None, self.servers), tables, unfinished):
             self._report(entries[owner.name] if owner else None, finding)

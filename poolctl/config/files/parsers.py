@@ -27,6 +27,8 @@ _LONG_KEY = rf"(?a)(?:^|[\[{{,])[ \t]*+(?:{_PART}\.[ \t]*+){{{DEEPEST}}}"
 _TOML_PLACE = r" \(at (?:line (\d+), column (\d+)|end of document)\)$"
 _JSON_CONSTANT = r'(?s)"(?:[^"\\]|\\.)*+"?|(NaN|-?Infinity)'
 _NAME = r"""\s*((?:[\w.-]|"[^"\n]*"|'[^'\n]*')+)"""
+_HEADER = r"[ \t]*\[\[?[ \t]*([^\]\n]+?)[ \t]*\]"
+_LISTED = ("server", "route", "stream", "notify")  # tables of which a file has a list
 _STATEMENT = rf"\s*\[|{_NAME}\s*="
 _WORD = rf"[^\s,\]}}#\"']{{1,{SHOWN_CHARACTERS}}}"
 
@@ -297,6 +299,8 @@ def _explained_toml(text: str, message: str, start: int) -> Explained:
     bracket = next(reversed(_open_brackets(text[:start], "toml")), None)
     ended = rest[:1] in ("", "#")
     next_statement = bool(re.match(_STATEMENT, rest))
+    if message.startswith("Cannot ") and (header := re.match(_HEADER, text[begin:])):
+        return begin, *_table_is_there(text, header[1])
     if message.startswith("Expected '=' after a key") and rest.startswith(":"):
         value = rest[1:].strip()[:SHOWN_CHARACTERS] or "value"
         return start, "':' where '=' belongs", f"write {before.strip()[:SHOWN_CHARACTERS]} = {value}"
@@ -323,6 +327,15 @@ def _explained_toml(text: str, message: str, start: int) -> Explained:
         closing = ended or (next_statement and message.startswith("Unclosed array"))
         return _not_closed(text, bracket) if bracket is not None and closing else (start, *COMMA)
     return None
+
+
+def _table_is_there(text: str, name: str) -> tuple[str, str]:
+    """The words for the header of a table that contradicts an earlier one."""
+    listed = re.search(rf"(?m)^[ \t]*\[\[[ \t]*{re.escape(name)}[ \t]*\]\]", text)
+    if not (listed or name in _LISTED):
+        return f"[{name}] is there twice", "write its keys under one of them"
+    message = f"[{name}] and [[{name}]] are both there" if listed else f"[{name}] is there twice"
+    return message, f"write [[{name}]], with two brackets, each time"
 
 
 def _explained_json(text: str, message: str, start: int) -> Explained:

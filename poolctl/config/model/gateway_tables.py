@@ -15,9 +15,10 @@ from poolctl.config.model.normalise import STEPS, merged
 from poolctl.config.model.problems import Finding, Path, Tree, shown
 from poolctl.config.model.route_values import (
     HOST_ALLOWED,
+    STREAM_TARGET_ALLOWED,
+    TARGET_ALLOWED,
     UNIX,
     CookieName,
-    HeaderName,
     Host,
     HostHeader,
     Number,
@@ -32,11 +33,13 @@ from poolctl.config.model.route_values import (
 from poolctl.config.model.server_sections import Section, Table, TLSConfig
 from poolctl.config.model.validation_errors import validated
 from poolctl.config.model.value_types import (
+    ADDRESS_ALLOWED,
     EMPTY,
     AtLeastOne,
     BadValue,
     Bind,
     Duration,
+    HeaderName,
     Headers,
     HeadSize,
     Method,
@@ -59,13 +62,19 @@ POLICIES = Literal["round-robin", "weighted", "least-connections", "ip-hash", "r
 MODES = Literal["auto", "pass", "proxy"]
 
 
-def _short(key: str) -> BeforeValidator:
-    """A list of tables of which one may stand alone, and of each its most important key."""
+def _short(key: str, allowed: str) -> BeforeValidator:
+    """A list of tables of which one may stand alone, and of each its most important key.
+
+    `allowed` is what that key may be.
+    """
 
     def tables(value: Tree) -> Tree:
         found = value if isinstance(value, (list, tuple)) else (value,)
         if not found and key == "to":
             raise BadValue("an empty list is not allowed here", "at least one target")
+        for each in found:
+            if not isinstance(each, (str, dict, Section)):
+                raise BadValue(f"{shown(each)} is not allowed here", allowed)
         return tuple({key: each} if isinstance(each, str) else each for each in found)
 
     return BeforeValidator(tables)
@@ -104,7 +113,9 @@ class RouteTimeouts(Section):
 
     connect: Positive = field(5.0, "To connect to the backend.")
     head: Duration = field(60.0, "Until the head of the response has arrived; 0 is no limit.")
-    idle: Duration = field(60.0, "Between two pieces of a body, or of a WebSocket; 0 is no limit.")
+    idle: Duration = field(
+        60.0, "Between two pieces of a body, or of a WebSocket: quiet ones end; 0 is no limit."
+    )
     total: Duration = field(0.0, "For the whole request; 0 is no limit.")
 
 
@@ -134,7 +145,7 @@ class GatewayConfig(Table):
 
     table: ClassVar[str] = "gateway"
 
-    bind: Annotated[tuple[GatewayListener, ...], _short("bind")] = Field(
+    bind: Annotated[tuple[GatewayListener, ...], _short("bind", ADDRESS_ALLOWED)] = Field(
         default_factory=lambda: (GatewayListener(bind=DEFAULT_BIND),),
         description="The addresses: one, or a list; { bind, tls } for HTTPS. [] is for streams alone.",
     )
@@ -209,7 +220,7 @@ class RouteConfig(Table):
     path: RoutePath = field("/", 'The prefix of the path, in whole segments: "/v1" is for /v1 and /v1/users.')
     methods: Annotated[tuple[Method, ...], Strict(False)] = field((), "The methods; left out: all.")
     headers: Headers = field(EMPTY, 'Headers that a request must have; "" is any value.')
-    to: Annotated[tuple[RouteTarget, ...], _short("to")] = Field(
+    to: Annotated[tuple[RouteTarget, ...], _short("to", TARGET_ALLOWED)] = Field(
         description="Where it leads: names of servers, tag:TAG, or URLs."
     )
     policy: POLICIES = field("round-robin", "How one of several targets is chosen.")
@@ -258,7 +269,7 @@ class StreamConfig(Table):
     alias: Word | None = field(None, "Its name, unique among the streams; left out: its first target's.")
     bind: Bind = Field(description="The address that clients connect to.")
     protocol: Literal["tcp", "udp"] = field("tcp", "tcp or udp.")
-    to: Annotated[tuple[StreamTarget, ...], _short("to")] = Field(
+    to: Annotated[tuple[StreamTarget, ...], _short("to", STREAM_TARGET_ALLOWED)] = Field(
         description="Where it leads: names of servers, tag:TAG, or HOST:PORT."
     )
     policy: Literal["round-robin", "weighted", "least-connections", "ip-hash", "random-two", "first"] = field(

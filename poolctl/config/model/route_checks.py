@@ -17,7 +17,7 @@ from poolctl.config.model.gateway_tables import (
 )
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.problems import Finding, Path, printable
-from poolctl.config.model.route_values import TAG
+from poolctl.config.model.route_values import TAG, UNIX
 from poolctl.config.model.routes import PREFIX, Known, WrittenRoute, written_routes
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.validation_errors import nearest
@@ -29,16 +29,27 @@ PROXY_KEYS = (
     "context_headers", "max_body_size", "waiting_page",
 )  # fmt: skip
 MOST_COMPARED = 200
+# They say where a request ends and to whom it is: a second one could make two requests of one.
+OWN_HEADERS = frozenset(
+    {
+        "connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te", "trailer",
+        "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
 
 # Of the server on whose labels the finding is; of None its path begins with a table of the file.
 Located = tuple[ServerKeys | None, Finding]
 
 
 class Unfinished(NamedTuple):
-    """Names and tags of servers that have problems of their own: what is said of them may be right."""
+    """Names and tags of servers that have problems of their own: what is said of them may be right.
+
+    `streams`: whether there are streams that have problems of their own.
+    """
 
     names: Collection[str] = ()
     tags: Collection[str] = ()
+    streams: bool = False
 
 
 NONE = Unfinished()
@@ -55,47 +66,22 @@ def route_problems(
     own: list[tuple[ServerKeys, Finding]] = []
     written = written_routes(known, tables, own)
     yield from own
-    if not gateway.bind and (written or not tables.streams):
+    if not gateway.bind and (written or not (tables.streams or unfinished.streams)):
         message = "there is no address for the routes"
         yield None, Finding(("gateway", "bind"), message, f'add one: bind = "{DEFAULT_BIND}"')
     for route in tables.routes:
         yield from _at("route", route.index, _target_problems(route, known, tables, unfinished))
     for stream in tables.streams:
         yield from _at("stream", stream.index, _target_problems(stream, known, tables, unfinished))
-    yield from _taken_aliases(written)
-    yield from ((None, finding) for finding in _taken_stream_aliases(tables.streams))
+        yield from _at("stream", stream.index, _unix_problems(stream))
+    yield from _taken_aliases(written, known)
+    yield from ((None, finding) for finding in _taken_stream_aliases(tables.streams, known))
     served = [(each, each.config) for each in written if each.config and not each.reason]
     yield from _unreachable([each for each in served if not _rests(each[1], known)])
     for each, config in served:
-        for finding in (*_limit_problems(config), *_mode_problems(config, known, gateway)):
-            yield _on(each, finding)
-
-
-def route_warnings(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[Located]:
-    """Routes that are served otherwise than one may expect, or not at all."""
-    known = Known(servers)
-    if tables.gateway is None:
-        for server in known.by_name.values():
-            label = next((name for name in server.labels if name.startswith(PREFIX)), None)
-            if label is not None:
-                message = "the label has no effect: the pool has no gateway"
-                yield server, Finding(("labels", label), message, "add [gateway], or take the label out")
-        return
-    plain = all(not each.tls for each in tables.gateway.bind)
-    for each in written_routes(known, tables):
-        if each.config is None or each.reason:
-            continue
-        targets, reasons = known.targets(each.config.to)
-        if not targets and (each.server is None or not each.server.disabled):
-            message = f"the route {each.alias!r} is not served: {'; '.join(reasons)}"
-            yield _on(each, Finding(("to",), message, "enable a server, or name another target"))
-        secure = [
-            server.name for server in _servers(each.config, known) if server.tls and not server.disabled
-        ]
-        if secure and plain and each.key != ("expose",):
-            message = f"{printable(secure[0])} speaks TLS, and no address of [gateway] does: its requests are proxied"
-            hint = "give an address of [gateway] tls, or take tls from the server: the gateway then passes connections"
-            yield _on(each, Finding(("to",), message, hint))
+        of_proxy = *_limit_problems(config), *_header_problems(config)
+        for finding in (*of_proxy, *_mode_problems(config, known, gateway)):
+            yield on_route(each, finding)
 
 
 def _at(table: str, index: int, findings: Iterable[Finding]) -> Iterator[Located]:
@@ -103,7 +89,7 @@ def _at(table: str, index: int, findings: Iterable[Finding]) -> Iterator[Located
         yield None, each._replace(path=(table, index, *each.path))
 
 
-def _on(written: WrittenRoute, finding: Finding) -> Located:
+def on_route(written: WrittenRoute, finding: Finding) -> Located:
     """The finding at the key of the route, or at the label that stands for it."""
     if written.server is None:
         return None, finding._replace(path=(*written.key, *finding.path))
@@ -112,7 +98,7 @@ def _on(written: WrittenRoute, finding: Finding) -> Located:
     return written.server, finding._replace(path=path)
 
 
-def _servers(route: RouteConfig | StreamConfig, known: Known) -> Iterator[ServerKeys]:
+def servers_of(route: RouteConfig | StreamConfig, known: Known) -> Iterator[ServerKeys]:
     """The servers that it leads to."""
     targets: Iterable[RouteTarget | StreamTarget] = route.to
     for target in targets:
@@ -129,24 +115,47 @@ def _target_problems(
         text = target.to
         found = known.servers(text)
         if found is None:
-            if _is_own(text, tables):
+            binds = (
+                [route] if isinstance(route, StreamConfig) else tables.gateway.bind if tables.gateway else ()
+            )
+            if _is_own(text, [parse(each.bind) for each in binds]):
                 yield Finding(path, f"{text} is an address of the gateway itself", "name a server", text)
         elif text.startswith(TAG):
             tag = text.removeprefix(TAG)
             if not found and tag not in unfinished.tags:
                 yield Finding(path, *_no_tag(tag, known), text)
         elif not found and text not in unfinished.names:
-            near = nearest(text, names)
-            fix = f"did you mean {near!r}?" if near else "name a server of this pool, or write a URL"
-            if text in known.by_tag:
-                fix = f'{text!r} is a tag: write "{TAG}{text}"'
-            yield Finding(path, f"there is no server {printable(text)!r}", fix, text)
+            yield Finding(path, *_no_server(text, known, names, isinstance(route, StreamConfig)), text)
         elif found and found[0].job:
             message = f"{printable(text)!r} is a job, which has no address"
             yield Finding(path, message, "name a server that listens", text)
         if found and isinstance(route, StreamConfig) and route.protocol == "udp":
             message = f"{printable(found[0].name)!r} takes connections, and UDP has none"
             yield Finding(path, message, 'name a "HOST:PORT", or write protocol = "tcp"', text)
+
+
+def _unix_problems(stream: StreamConfig) -> Iterator[Finding]:
+    """Unix sockets of a stream of UDP."""
+    if stream.protocol == "udp":
+        places: list[tuple[Path, str]] = [(("bind",), stream.bind)]
+        places += [(("to", index), target.to) for index, target in enumerate(stream.to)]
+        for path, text in places:
+            if text.lower().startswith(UNIX):
+                message = "UDP has ports, and no Unix sockets"
+                yield Finding(path, message, 'write "HOST:PORT", or protocol = "tcp"', text)
+
+
+def _no_server(name: str, known: Known, names: tuple[str, ...], is_stream: bool) -> tuple[str, str]:
+    """The problem of a target that names no server, and its fix."""
+    message, near = f"there is no server {printable(name)!r}", nearest(name, names)
+    if name in known.by_tag:
+        return message, f'{name!r} is a tag: write "{TAG}{name}"'
+    if near:
+        return message, f"did you mean {near!r}?"
+    address = f"{printable(name)}:PORT" if is_stream else f"http://{printable(name)}:PORT"
+    if "." in name or name == "localhost":
+        return message, f'if it is a host, write the port too: "{address}"'
+    return message, f"name a server of this pool, or write {'HOST:PORT' if is_stream else 'a URL'}"
 
 
 def _no_tag(tag: str, known: Known) -> tuple[str, str]:
@@ -159,10 +168,9 @@ def _no_tag(tag: str, known: Known) -> tuple[str, str]:
     return f"no server has the tag {printable(tag)!r}", fix
 
 
-def _is_own(target: str, tables: Tables) -> bool:
+def _is_own(target: str, binds: Iterable[Address]) -> bool:
     """Whether an address outside the pool is one of the gateway's own, which would ask itself for ever."""
     address = parse(target.rpartition("://")[2])
-    binds = [parse(each.bind) for each in tables.gateway.bind] if tables.gateway else []
     return any(bind.key == address.key or _reaches(address, bind) for bind in binds)
 
 
@@ -179,23 +187,46 @@ def _limit_problems(route: RouteConfig) -> Iterator[Finding]:
             yield Finding((key, "queue"), message, "add concurrency or requests_per_second")
 
 
-def _taken_aliases(written: list[WrittenRoute]) -> Iterator[Located]:
+def _header_problems(route: RouteConfig) -> Iterator[Finding]:
+    for name in route.add_headers:
+        if name.lower() in OWN_HEADERS:
+            fix = "write host_header" if name.lower() == "host" else "take it out"
+            yield Finding(("add_headers", name), f"the gateway itself sets the header {name}", fix, name)
+
+
+def _taken_aliases(written: list[WrittenRoute], known: Known) -> Iterator[Located]:
     first: dict[str, WrittenRoute] = {}
     for each in written:
+        config = each.config if each.server is None else None
+        if config is not None and _has_no_name(config, known):
+            continue
         other = first.setdefault(each.alias, each)
         if other is not each:
-            message = f"the alias {printable(each.alias)!r} is taken by {_shown(other)}"
             label = "alias" if each.server is None else f"label {PREFIX}alias"
-            yield _on(each, Finding(("alias",), message, f"add another {label}", each.alias))
+            message, fix = _taken(each.alias, _shown(other), label, config)
+            yield on_route(each, Finding(("alias",), message, fix, each.alias))
 
 
-def _taken_stream_aliases(streams: tuple[StreamConfig, ...]) -> Iterator[Finding]:
+def _taken_stream_aliases(streams: tuple[StreamConfig, ...], known: Known) -> Iterator[Finding]:
     first: dict[str, StreamConfig] = {}
     for stream in streams:
-        other = first.setdefault(stream.label, stream)
+        other = stream if _has_no_name(stream, known) else first.setdefault(stream.label, stream)
         if other is not stream:
-            message = f"the alias {printable(stream.label)!r} is taken by stream[{other.index}]"
-            yield Finding(("stream", stream.index, "alias"), message, "add another alias", stream.label)
+            message, fix = _taken(stream.label, f"stream[{other.index}]", "alias", stream)
+            yield Finding(("stream", stream.index, "alias"), message, fix, stream.label)
+
+
+def _has_no_name(route: RouteConfig | StreamConfig, known: Known) -> bool:
+    """Whether it would be called after a server that does not exist, which is a problem of its own."""
+    return not route.alias and known.servers(route.to[0].to) == []
+
+
+def _taken(alias: str, other: str, label: str, route: RouteConfig | StreamConfig | None) -> tuple[str, str]:
+    """The problem of an alias that another route has, and its fix."""
+    if route is None or route.alias:
+        return f"the alias {printable(alias)!r} is taken by {other}", f"add another {label}"
+    message = f"it is called {printable(alias)!r} after its first target, and so is {other}"
+    return message, 'give it a name of its own: alias = "…"'
 
 
 def _shown(written: WrittenRoute) -> str:
@@ -231,13 +262,13 @@ def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Loc
             taken = next((other for other, its in earlier if _takes_all(its, config)), None)
             if taken is not None:
                 message = f"never reached: {_shown(taken)} has the same host and path, and takes its requests"
-                yield _on(
+                yield on_route(
                     route, Finding(_key(config), message, "change its path or conditions, or take it out")
                 )
             elif before is not None:
                 other = before.config.host if before.config else ""
                 message = f"never reached: the host {other!r} of {_shown(before)} comes first, and takes its requests"
-                yield _on(
+                yield on_route(
                     route, Finding(("host",), message, "write the host out, or give the other one a path")
                 )
 
@@ -298,7 +329,7 @@ def _mode_problems(route: RouteConfig, known: Known, gateway: GatewayConfig) -> 
                     ("to", index), message, 'name another target, or write mode = "auto"', target.to
                 )
     elif gateway.bind and all(each.tls is True for each in gateway.bind):
-        servers = [each for each in _servers(route, known) if not each.disabled and not each.job]
+        servers = [each for each in servers_of(route, known) if not each.disabled and not each.job]
         if not (_is_whole_host(route) and len(servers) == 1 and servers[0].tls):
             message = (
                 "no listener can serve it: with tls = true they only pass whole hosts to servers with tls"

@@ -10,7 +10,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 from poolctl.address import Address, AddressError, parse
 from poolctl.address.address import canonical_ipv6
 from poolctl.config.model.problems import shown
-from poolctl.config.model.value_types import NAME_PATTERN, BadValue, number_from_environment
+from poolctl.config.model.value_types import (
+    COOKIE_PATTERN,
+    HOST_HEADER_PATTERN,
+    NAME_PATTERN,
+    BadValue,
+    number_from_environment,
+    refuse_long_path,
+)
 from poolctl.routing.normal_path import normal_path
 
 TARGET_ALLOWED = 'a server\'s name, "tag:TAG", "http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
@@ -118,6 +125,9 @@ def _address(text: str, allowed: str) -> Address:
         address = parse(text)
     except AddressError as problem:
         raise BadValue(problem.message, allowed) from None
+    refuse_long_path(address)
+    if address.is_wildcard and text.startswith(":"):
+        raise BadValue("the host is missing", allowed)
     if address.kind not in ("tcp", "unix") or address.auto or address.is_wildcard:
         raise BadValue(f"{shown(text)} is no address to connect to", allowed)
     return address
@@ -136,12 +146,11 @@ Host = Annotated[str, AfterValidator(_host)]
 RoutePath = Annotated[str, AfterValidator(_path)]
 TargetText = Annotated[str, AfterValidator(_target)]
 StreamTargetText = Annotated[str, AfterValidator(_stream_target)]
-CookieName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$")]
-HostHeader = Annotated[str, StringConstraints(pattern=r"^[^\s/@\x00-\x1f\x7f]*$")]
+CookieName = Annotated[str, StringConstraints(pattern=COOKIE_PATTERN)]
+HostHeader = Annotated[str, StringConstraints(pattern=HOST_HEADER_PATTERN)]
 Weight = Annotated[int, Field(ge=1, le=1000), BeforeValidator(number_from_environment)]
 Number = Annotated[int, Field(ge=0, le=1_000_000), BeforeValidator(number_from_environment)]
 Retries = Annotated[int, Field(ge=0, le=10), BeforeValidator(number_from_environment)]
 Rate = Annotated[
     float, Field(ge=0, le=10_000_000, allow_inf_nan=False), BeforeValidator(number_from_environment)
 ]
-HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from poolctl.config.model.problems import Finding, Path, printable, shown, unreported
 from poolctl.config.model.value_types import (
+    COOKIE_PATTERN,
+    HEADER_PATTERN,
+    HOST_HEADER_PATTERN,
     METHOD_PATTERN,
     NAME_PATTERN,
     PATH_PATTERN,
@@ -44,6 +47,9 @@ PATTERNS = {
     WORD_PATTERN: "a word without blanks and commas",
     PATH_PATTERN: 'a path such as "/ready"',
     METHOD_PATTERN: 'a method such as "GET"',
+    HEADER_PATTERN: 'the name of a header, such as "X-Beta"',
+    HOST_HEADER_PATTERN: 'a host such as "example.com"',
+    COOKIE_PATTERN: 'the name of a cookie, such as "backend"',
     STATUS_PATTERN: 'statuses and ranges of them, such as "200-399" or "200,204"',
 }
 # Tables with a short form.
@@ -51,6 +57,12 @@ SHORT_FORMS = {
     "restart": '"no", "on-failure", "always", or a table',
     "recovery": '"restart", "replace", "disable", "notify", "none", or a table',
     "health": 'a path such as "/ready", or a table',
+    "timeouts": 'a table such as { connect = "5s", idle = "60s" }',
+    "limit": "a table such as { concurrency = 100 }",
+    "backend_limit": "a table such as { concurrency = 100 }",
+    "breaker": "a table such as { failures = 5 }",
+    "headers": 'a table such as { "X-Beta" = "1" }',
+    "add_headers": 'a table such as { "X-Beta" = "1" }',
 }
 PROBES = ("startup", "readiness", "liveness")
 # What to write instead of keys of golib, uvicorn, gunicorn, supervisord, docker compose and pm2, of nginx, HAProxy,
@@ -115,6 +127,7 @@ OTHER_TOOLS = {
         'timeouts = { connect = "5s", head = "60s" }': "timeout proxyconnecttimeout proxyreadtimeout proxysendtimeout",
         'add_headers = { NAME = "value" }': "proxysetheader setheader setheaders requestheaders",
         'max_body_size = "1MiB"': "clientmaxbodysize",
+        'alias = "NAME"': "name id",
         'policy = "least-connections"': "balance lbpolicy loadbalancer algorithm",
         'to = [{ to = "SERVER", weight = 2 }]': "weight weights",
         'tls of an address of [gateway]: bind = [{ bind = ":443", tls = { cert = "FILE", key = "FILE" } }]': "tls"
@@ -124,6 +137,8 @@ OTHER_TOOLS = {
         'bind = ":5432"': "listen address port",
         'to = "HOST:PORT"': "proxypass upstream backend backends server servers target targets",
         'timeouts = { connect = "5s", idle = "10m" }': "timeout proxyconnecttimeout proxytimeout",
+        'alias = "NAME"': "name id",
+        "take it out: TLS is copied as it is, from the client to the target": "tls certificate sslcertificate",
     },
 }
 _FIXES = {

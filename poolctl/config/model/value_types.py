@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, WithJsonSchema
 
-from poolctl.address import AddressError, parse
+from poolctl.address import Address, AddressError, parse
 from poolctl.config.model import LONGEST_SOCKET_PATH_BYTES, MOST_WORKERS
 from poolctl.config.model.problems import Tree
 from poolctl.time_windows import BadWindow, parse_window, time_zone
@@ -22,6 +22,7 @@ from poolctl.units import (
 )
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,200}$"
+ADDRESS_ALLOWED = '"HOST:PORT", ":PORT" or "unix:/PATH"'
 YEAR_SECONDS = 366 * 86400.0
 LARGEST_BYTES = 2**60
 
@@ -138,18 +139,23 @@ def _time_zone(name: str) -> str:
     return name
 
 
-def _bind(text: str) -> str:
-    try:
-        address = parse(text)
-    except AddressError as problem:
-        raise BadValue(problem.message, "an address") from None
+def refuse_long_path(address: Address) -> None:
+    """Raise BadValue for the path of a Unix socket that the system would not take."""
     if len(os.fsencode(address.path)) > LONGEST_SOCKET_PATH_BYTES:
         message = (
             f"the path of the unix socket is longer than {LONGEST_SOCKET_PATH_BYTES} bytes: {address.path}"
         )
         raise BadValue(message, "a shorter one (unix(7))")
+
+
+def _bind(text: str) -> str:
+    try:
+        address = parse(text)
+    except AddressError as problem:
+        raise BadValue(problem.message, ADDRESS_ALLOWED) from None
+    refuse_long_path(address)
     if address.kind not in ("tcp", "unix") or address.auto:
-        raise BadValue(f"{text[:60]!r} is no fixed address", 'such as "127.0.0.1:9464" or "unix:/run/a.sock"')
+        raise BadValue(f"{text[:60]!r} is no fixed address", ADDRESS_ALLOWED)
     return text
 
 
@@ -228,7 +234,10 @@ class FrozenDict(dict[str, str]):
 
 
 EMPTY = FrozenDict()
-HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+HEADER_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
+HOST_HEADER_PATTERN = r"^[^\s/@\x00-\x1f\x7f]*$"
+COOKIE_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$"
+HeaderName = Annotated[str, StringConstraints(pattern=HEADER_PATTERN)]
 HeaderValue = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Headers = Annotated[dict[HeaderName, HeaderValue], AfterValidator(FrozenDict)]
 Labels = Annotated[dict[str, str], AfterValidator(FrozenDict)]

@@ -38,6 +38,22 @@ TOML = [
     ('[[server]]\nname: "a"\n', 2, 5, "':' where '=' belongs", 'name = "a"'),
     (HEAD + 'app = "a:b"\napp = "c:d"\n', 5, 1, "key 'app' is there twice", "keep one"),
     (HEAD + "scale = { min = 1, min = 2 }\n", 4, 20, "key 'min' is there twice", "keep one"),
+    ('[pool]\nname = "x"\n[pool]\n', 3, 1, "[pool] is there twice", "under one of them"),
+    (
+        "[[route]]\n[route]\n",
+        2,
+        1,
+        "[route] and [[route]] are both there",
+        "write [[route]], with two brackets",
+    ),
+    (
+        "[route]\n[[route]]\n",
+        2,
+        1,
+        "[route] and [[route]] are both there",
+        "write [[route]], with two brackets",
+    ),
+    ("[stream]\n[stream]\n", 2, 1, "[stream] is there twice", "write [[stream]], with two brackets"),
 ]
 YAML = [
     ("server:\n  - name: a\n    tags: [a, b\n    bind: ':1'\n", 3, 11, "list", "]"),
@@ -87,7 +103,6 @@ def test_a_common_mistake_is_reported_with_its_place_and_its_fix(
 @pytest.mark.parametrize(
     ("name", "text", "line", "said", "fix"),
     [
-        ("pool.toml", '[pool]\nname = "x"\n[pool]\n', 3, "Cannot declare ('pool',) twice", "each on a line"),
         ("pool.toml", "// a pool\n", 1, "Invalid statement", "# comment"),
         ("pool.yaml", "server:\n\t- name: a\n", 2, "\\t", "with spaces only"),
         ("pool.yaml", "server:\n  - name: a\n   bind: ':8080'\n", 3, "block", "alike"),
