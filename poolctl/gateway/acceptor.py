@@ -102,7 +102,7 @@ class Acceptor:
 class GivenBack:
     """Takes the connections that come back from workers, and those that were left in a pair that was closed.
 
-    Sets what becomes of connections that are queued for a server which is withdrawn.
+    Sets what becomes of connections that are queued for a server which is withdrawn, and of those that leave the proxy.
     """
 
     def __init__(self, edge: Edge, take_end: socket.socket) -> None:
@@ -145,8 +145,8 @@ class GivenBack:
                 seconds = min(seconds, max(_LEAST_SECONDS, taken.until - time.monotonic()))
             self._decide(taken, taken.routed, seconds)
 
-    def _decide_again(self, sock: socket.socket, routed: Routed) -> None:
-        self._decide(sock, routed, self._edge.settings.head_seconds)
+    def _decide_again(self, sock: socket.socket, routed: Routed, seconds: float | None) -> None:
+        self._decide(sock, routed, self._edge.settings.head_seconds if seconds is None else seconds)
 
     def _decide(self, sock: socket.socket, routed: Routed | None, seconds: float) -> None:
         received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
@@ -196,6 +196,10 @@ class Arriving(WaitingConnection):
         self.edge = edge
         self.client = client
         self.data = b""  # what has arrived, while it is looked at
+
+    @property
+    def most_seconds(self) -> float:
+        return self.edge.settings.head_seconds
 
     def peek(self, most_bytes: int) -> bytes | None:
         """What is unread in the socket, without reading it; None for nothing yet, b"" when the client has left."""

@@ -77,8 +77,9 @@ class Passing:
         self._encoded: dict[Routed, bytes] = {}
         self.queued_connections = 0  # of all servers
         self.waiting = WaitingConnections()
-        # What becomes of a connection that was queued for a server that is withdrawn: it is decided about again.
-        self.decide_again: Callable[[socket.socket, Routed], None] | None = None
+        # What becomes of a connection that was queued for a server that is withdrawn, or leaves the proxy: it is
+        # decided about again, when its next request is there within so many seconds (None: the usual time for a head).
+        self.decide_again: Callable[[socket.socket, Routed, float | None], None] | None = None
 
     def passes(self, server: str, *, tls: bool = False) -> bool:
         """Whether connections of this kind can be passed to the server: a pair carries plain ones or TLS."""
@@ -243,7 +244,7 @@ class Passing:
             if self.decide_again is None:
                 self._refuse(each.sock, each.tls)
             else:
-                self.decide_again(each.sock, each.routed)
+                self.decide_again(each.sock, each.routed, None)
 
     def _expire(self, found: _Server) -> None:
         """Refuse those that have waited too long."""

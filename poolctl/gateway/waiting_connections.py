@@ -51,6 +51,11 @@ class WaitingConnection:
         """Go on with what has arrived. The socket is the callee's."""
         raise NotImplementedError
 
+    @property
+    def most_seconds(self) -> float:
+        """Once something has arrived, it is waited no longer than this for the rest."""
+        return _NEVER
+
     def on_deadline(self) -> None:
         """Its time is over; it is waited for no longer."""
         self.close()
@@ -154,12 +159,14 @@ class WaitingConnections:
             waiting = self._connections.get(fd)
             if waiting is None:
                 continue  # closed by one of the events before it
-            if waiting.silent:
-                waiting.silent = False
+            was_silent, waiting.silent = waiting.silent, False
+            if was_silent:
                 del self._silent[fd]
             if not waiting.on_readable(ended=bool(events & _ENDS)):
                 self._remove(waiting)
                 waiting.serve()
+            elif was_silent:
+                self._hurry(waiting)
 
     def _remove(self, waiting: WaitingConnection) -> None:
         fd = waiting.sock.fileno()
@@ -180,6 +187,13 @@ class WaitingConnections:
     def _end(self, waiting: WaitingConnection) -> None:
         self._remove(waiting)
         waiting.close()
+
+    def _hurry(self, waiting: WaitingConnection) -> None:
+        """Its deadline was that of a connection between two requests."""
+        deadline = self._loop.time() + waiting.most_seconds
+        if deadline < waiting.slot * _SLOT_SECONDS:
+            self._slots[waiting.slot].discard(waiting)
+            self._put(waiting, deadline)
 
     def _put(self, waiting: WaitingConnection, deadline: float) -> None:
         slot = waiting.slot = int(deadline / _SLOT_SECONDS) + 1

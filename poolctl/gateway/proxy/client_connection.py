@@ -6,23 +6,22 @@ import asyncio
 import struct
 from functools import partial
 from socket import SO_LINGER, SOL_SOCKET
-from typing import NamedTuple, cast
+from typing import cast
 
 from ...http.message_head import BadMessage
 from ...keeper.connection_handover import unread_bytes
-from ...routing.route_table import RouteTable
 from ..edge import Edge
-from ..settings import GatewaySettings
 from .backend_connection import close_writing
 from .chunked_body import Buffer, as_chunk
 from .exchange import Exchange
 from .forwarded_head import Forwarding
+from .leaving import IDLE_SECONDS, MOST_PASSABLE, leave, pass_on
 from .proxied_request import ProxiedRequest, read_request
 from .refusal import refusal
 from .request_body import RequestBody
-from .request_routing import RoutedRequest, route_request
+from .request_routing import RepeatedRequest, RoutedRequest, route_request
 from .response_head import Response
-from .timer_wheel import Timer
+from .timer_wheel import SLOT_SECONDS, Timer
 from .websocket_frames import FrameBoundary
 
 # So many bytes of further requests are read while one is being answered.
@@ -60,7 +59,7 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = received  # read ahead, or the beginning of a head
         self._scanned = 0  # so much of it holds no end of a head
         self._request: ProxiedRequest | None = None
-        self._last: _LastRequest | None = None
+        self._last: RepeatedRequest | None = None
         self._exchange: Exchange | None = None
         self._body: RequestBody | None = None  # of the request, as long as more of it is to come
         self._keep = True  # the connection, after the response
@@ -68,6 +67,7 @@ class ClientConnection(asyncio.Protocol):
         self._frames: FrameBoundary | None = None  # of a WebSocket, from the server
         self._writable = self._reading = self._body_wanted = True
         self._advancing = False
+        self._passable = 0  # requests in a row that could have been passed
         self._dropped: int | None = None  # bytes since the last response of the connection
 
     def __repr__(self) -> str:
@@ -179,7 +179,7 @@ class ClientConnection(asyncio.Protocol):
             routed = route_request(edge, found, self._forwarding)
             self._keep = found.keep_alive
             if not found.body and found.end == len(data):
-                self._last = _LastRequest(data, found, routed, edge.table, edge.settings)
+                self._last = RepeatedRequest(data, found, routed, edge.table, edge.settings)
             self._begin(found, routed)
         except BadMessage as error:
             if self._request is not None:
@@ -188,6 +188,15 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _begin(self, request: ProxiedRequest, routed: RoutedRequest) -> None:
+        if routed.servers:
+            self._passable += 1
+            if self._passable > MOST_PASSABLE and pass_on(
+                self._edge, self, self._transport, self._buffer, routed.servers
+            ):
+                self._left()
+                return
+        elif self._passable:
+            self._passable = 0
         body, data = None, self._buffer[request.end :]
         if request.body:
             self._keep = False  # as long as the body is not known to be in order
@@ -288,14 +297,16 @@ class ClientConnection(asyncio.Protocol):
         """The next request follows, or the end of the connection. `read`: the request has been read to its end."""
         self._body_wanted = True
         if self._keep:
-            settings = self._edge.settings
-            self._timer.start(
-                QUIET_SECONDS if self._edge.draining else settings.keep_alive_seconds, self._end
-            )
+            edge = self._edge
+            seconds = QUIET_SECONDS if edge.draining else edge.settings.keep_alive_seconds
+            if seconds > IDLE_SECONDS:
+                self._timer.start(IDLE_SECONDS, self._idle)
+            else:
+                self._timer.start(seconds, self._end)
             if self._buffer or not self._reading:
                 self._advance()
             if not self._buffer and self._exchange is None and self._dropped is None:
-                self._edge.pool.idle_clients[self] = None
+                edge.pool.idle_clients[self] = None
             return
         self._body, self._dropped = None, 0
         if (read and not self._buffer) or not self._transport.can_write_eof():
@@ -311,6 +322,19 @@ class ClientConnection(asyncio.Protocol):
         self._dropped += len(data)
         if self._dropped > MOST_LINGERED:
             self._transport.abort()
+
+    # Leaving the proxy.
+
+    def _idle(self) -> None:
+        seconds = max(self._edge.settings.keep_alive_seconds - IDLE_SECONDS, SLOT_SECONDS)
+        if leave(self._edge, self, self._transport, b"", seconds):
+            self._left()
+        else:
+            self._timer.start(seconds, self._end)
+
+    def _left(self) -> None:
+        self._timer.stop()
+        self._buffer, self._dropped = b"", 0
 
     # Another protocol.
 
@@ -374,13 +398,3 @@ class ClientConnection(asyncio.Protocol):
             self._end()
         else:
             self._transport.abort()
-
-
-class _LastRequest(NamedTuple):
-    """A request that was all the bytes there were, with its route by this table: programs that poll repeat it."""
-
-    data: bytes
-    request: ProxiedRequest
-    routed: RoutedRequest
-    table: RouteTable
-    settings: GatewaySettings

@@ -47,7 +47,7 @@ class Exchange:
         timer: Timer,
     ) -> None:
         self._edge, self._side, self._request, self._timer = edge, side, request, timer
-        route, self._client, self._head, forwarding, self._backends, self._counts = routed
+        route, self._client, self._head, forwarding, self._backends, self._counts, _ = routed
         self._route = route
         self._log_entry: AccessLogEntry | None = None
         if edge.access_log is not None:

@@ -10,21 +10,25 @@ from ...http.message_head import BadMessage
 from ...routing.match import normal_host
 from ...routing.normal_path import normal_path
 from ...routing.route import Route
+from ...routing.route_table import RouteTable
 from ..backends import RouteBackends
 from ..counts import Traffic
 from ..edge import Edge
+from ..settings import GatewaySettings
 from .forwarded_head import Forwarding
 from .proxied_request import ProxiedRequest
 
 # CONNECT asks for a tunnel to anywhere. TRACE would return what the gateway adds to the request.
 _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
+_NONE: frozenset[str] = frozenset()
 _USUAL_HOST_HEADER = "Host"
 
 
 class RoutedRequest(NamedTuple):
     """`client` is the address of the client, `head` the head of the request for the backend.
 
-    `backends` and `counts` are those of the route, as long as the route table is the same.
+    `backends` and `counts` are those of the route, as long as the route table is the same. `servers` are those to which
+    a connection with this request could have been passed; none if the proxy has to serve it.
     """
 
     route: Route
@@ -33,6 +37,17 @@ class RoutedRequest(NamedTuple):
     forwarding: Forwarding
     backends: RouteBackends
     counts: Traffic
+    servers: frozenset[str]
+
+
+class RepeatedRequest(NamedTuple):
+    """A request that was all the bytes there were, and its route by this table: programs that poll repeat it."""
+
+    data: bytes
+    request: ProxiedRequest
+    routed: RoutedRequest
+    table: RouteTable
+    settings: GatewaySettings
 
 
 class _Fields(Mapping[str, str]):
@@ -62,7 +77,8 @@ def route_request(edge: Edge, request: ProxiedRequest, forwarding: Forwarding) -
     if request.method in _REFUSED_METHODS:
         raise BadMessage("the method is not served", 405)
     name, host = edge.settings.header_for_host, request.host
-    if name != _USUAL_HOST_HEADER:
+    own_header = name != _USUAL_HOST_HEADER
+    if own_header:
         host = request.get(name.lower().encode()) or host
     path = request.path.decode()
     normal = normal_path(path) if path != "*" else "/"
@@ -84,6 +100,7 @@ def route_request(edge: Edge, request: ProxiedRequest, forwarding: Forwarding) -
         forwarding,
         edge.backends.of(route),
         edge.counts.route(route.alias),
+        match.servers if match.passes and request.canonical and normal == path and not own_header else _NONE,
     )
 
 
