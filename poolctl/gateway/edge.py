@@ -74,6 +74,11 @@ class Edge:
                 self.access_log.close()
             self.access_log = AccessLog(path) if path else None
 
+    @property
+    def keeps_connections(self) -> bool:
+        """Whether a client's connection is kept for another request."""
+        return not self.draining and self.settings.keep_alive_seconds > 0
+
     def event(self, kind: str, **data: object) -> None:
         """Report an event of the gateway ("breaker opened", …) to the supervisor, which records it. Never blocks."""
         self._report(kind, data)

@@ -49,3 +49,8 @@ class GatewaySettings(Value):
     max_head_bytes: int = 64 * 1024
     max_connections: int = 0
     access_log: str = ""
+
+    @property
+    def idle_seconds(self) -> float:
+        """For a connection that is not between two requests: it may be idle where those are not kept, too."""
+        return self.keep_alive_seconds or self.head_seconds

@@ -165,7 +165,9 @@ class GatewayConfig(Table):
         "Open connections of clients. A new one above it replaces the one that is idle longest; where none is idle, it "
         "waits in the backlog. Left out: as many as descriptors allow.",
     )
-    keep_alive: Duration = field(75.0, "How long an idle connection is kept.")
+    keep_alive: Duration = field(
+        75.0, "How long an idle connection is kept; 0: it is closed after its response."
+    )
     drain_timeout: Duration = field(30.0, "How long proxied connections may take to end when it is replaced.")
     access_log: Truth = field(
         False, "A line for each proxied request, in gateway-access.log in the state directory."

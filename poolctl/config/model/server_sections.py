@@ -133,7 +133,9 @@ class Http(Section):
     )
     http2: Truth = field(False, "Serve HTTP/2 too; needs the parser zttp.")
     loop: Literal["auto", "asyncio", "uvloop"] = field("auto", "The event loop.")
-    keep_alive: Duration = field(75.0, "How long an idle connection is kept.")
+    keep_alive: Duration = field(
+        75.0, "How long an idle connection is kept; 0: it is closed after its response."
+    )
     root_path: str = field(
         "",
         "The path below which a proxy serves the app (ASGI root_path): no / at its end.",

@@ -242,7 +242,7 @@ class ClientConnection(asyncio.Protocol):
         request, exchange = self._request, self._exchange
         assert request is not None
         assert exchange is not None
-        keep = self._keep and exchange.complete and not self._edge.draining
+        keep = self._keep and exchange.complete and self._edge.keeps_connections
         if keep and response.plain and request.http_1_1:
             self._transport.write(response.received)
             return
@@ -272,7 +272,7 @@ class ClientConnection(asyncio.Protocol):
         if log is not None and exchange is None and request is not None:
             log.refused(request, self._forwarding.sender_of(request), self.http_version, status)
         complete = exchange is None or exchange.complete
-        self._keep = self._keep and complete and not self._edge.draining
+        self._keep = self._keep and complete and self._edge.keeps_connections
         self._transport.write(
             refusal(
                 status,

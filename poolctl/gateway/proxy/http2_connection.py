@@ -109,9 +109,6 @@ class Http2Connection(asyncio.Protocol):
             self._take(events)
         self._flush_soon()
 
-    def eof_received(self) -> bool:
-        return False
-
     def connection_lost(self, error: Exception | None) -> None:
         self._closed = True
         self._edge.pool.leave(self)
@@ -253,6 +250,8 @@ class Http2Connection(asyncio.Protocol):
     def _forget(self, stream: Stream) -> None:
         if self._streams.pop(stream.number, None) and not self._streams and not self._closed:
             self._edge.pool.idle_clients[self] = None
+            if not self._edge.settings.keep_alive_seconds:
+                self._accept_no_more()
         self._sending.pop(stream.number, None)
         stream.close()
         self._extend()
@@ -271,7 +270,7 @@ class Http2Connection(asyncio.Protocol):
     def _extend(self) -> None:
         """The connection is being used."""
         if self._last_stream and not self._closed:
-            self._timer.start(self._edge.settings.keep_alive_seconds, self._expired)
+            self._timer.start(self._edge.settings.idle_seconds, self._expired)
 
     # Sending.
 
@@ -372,7 +371,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _expired(self) -> None:
         if any(stream.active for stream in self._streams.values()):  # these have deadlines of their own
-            self._timer.start(self._edge.settings.keep_alive_seconds, self._expired)
+            self._timer.start(self._edge.settings.idle_seconds, self._expired)
         elif self._writable:
             self._end(NO_ERROR)
         else:
@@ -389,8 +388,7 @@ class Http2Connection(asyncio.Protocol):
         self._closed = True
         self._close_streams()
         # A slow client may still be taking its last response.
-        seconds = QUIET_SECONDS if code else self._edge.settings.keep_alive_seconds
-        self._timer.start(seconds, self._transport.abort)
+        self._timer.start(QUIET_SECONDS if code else self._edge.settings.idle_seconds, self._transport.abort)
         self._transport.close()
 
     def _close_streams(self) -> None:

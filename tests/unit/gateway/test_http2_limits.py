@@ -330,6 +330,26 @@ def test_idle_connection_is_closed_with_a_goaway(stage: Callable[..., Http2Stage
     play("uvloop", scene, stage, keep_alive_seconds=0.2, head_seconds=0.2)
 
 
+def test_connection_without_keep_alive_ends_with_its_last_stream(stage: Callable[..., Http2Stage]) -> None:
+    both = asyncio.Barrier(2)
+
+    async def together(backend: Backend, wire: Wire) -> None:
+        await backend.request(wire)
+        await both.wait()
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+
+    async def scene(stage: Http2Stage) -> None:
+        await stage.route(together)
+        client = await stage.connect()
+        for number in [await client.request(), await client.request()]:
+            assert (await client.response(number)).body == b"hello"
+        assert await client.until_closed() == 0
+        client = await stage.connect()  # and one without a request
+        assert await client.until_closed() == 0
+
+    play("uvloop", scene, stage, keep_alive_seconds=0, head_seconds=0.2)
+
+
 def test_client_that_says_goaway_still_gets_its_responses(stage: Callable[..., Http2Stage]) -> None:
     async def scene(stage: Http2Stage) -> None:
         go_on = asyncio.Event()

@@ -350,6 +350,19 @@ def test_idle_connection_is_closed_after_its_time(loop: str) -> None:
     play(loop, scene, keep_alive_seconds=SOON)
 
 
+def test_connection_without_keep_alive_is_closed_after_its_response(loop: str) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        for request in (GET, GET.replace(b"GET /", b"TRACE /")):  # the second gets the gateway's own response
+            client = await stage.client()
+            await client.send(request + GET)
+            head, _ = await client.response()
+            assert b"\r\nConnection: close\r\n" in head
+            assert await client.rest() == b""
+
+    play(loop, scene, keep_alive_seconds=0)
+
+
 def test_body_that_is_too_large_is_refused(loop: str) -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(hanging, max_body_bytes=10)
