@@ -62,7 +62,7 @@ _poolctl() {
         *:--target) _poolctl_words 'name bind expose'; return ;;
         *:--field) _poolctl_words 'name bind expose state ready health pids workers uptime_seconds restarts tags'; return ;;
         *:--method) _poolctl_words 'GET HEAD POST PUT PATCH DELETE OPTIONS'; return ;;
-        *:--sort) _poolctl_words 'name state health requests latency memory cpu uptime restarts file'; return ;;
+        *:--sort) _poolctl_words 'name state health requests latency memory cpu uptime restarts file errors'; return ;;
     esac
     case $verb in
         '')
@@ -277,7 +277,7 @@ _poolctl() {
             ;;
         top)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -n --frames --once --interval --sort -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -n --frames --once --interval --sort --routes -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi

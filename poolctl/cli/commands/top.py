@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from time import sleep
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import INSPECT, SELECTION, Command, Option, flag, output
@@ -15,13 +15,16 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.cli.top.server_rows import SORTS, ServerBoard
 from poolctl.control.answers import StatsResult
-from poolctl.exit_codes import INTERRUPTED
+from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
 
 if TYPE_CHECKING:
-    from poolctl.cli.top.live_view import StatsSource
+    from poolctl.cli.top.pool_requests import StatsSource
+    from poolctl.cli.top.route_rows import RouteBoard
+    from poolctl.control.gateway_answers import GatewayStatus
 
 INTERVAL_SECONDS = 2.0
 _LEAST_INTERVAL_SECONDS = 0.1
+ROUTE_SORTS = ("name", "requests", "errors", "latency", "file")
 
 COMMAND = Command(
     "Show servers live (press ? for the keys).",
@@ -30,9 +33,16 @@ COMMAND = Command(
     Option("frames", "-n", "--frames", metavar="N", help="Exit after N views; without a terminal, print N."),
     flag("once", "--once", help="Print one view and exit."),
     Option("interval", "--interval", metavar="DURATION", help='Time between updates (default "2s").'),
-    Option("sort", "--sort", metavar="COLUMN", words=tuple(SORTS), help=f"{', '.join(SORTS)}."),
+    Option(
+        "sort",
+        "--sort",
+        metavar="COLUMN",
+        words=tuple(dict.fromkeys((*SORTS, *ROUTE_SORTS))),
+        help=f"{', '.join(SORTS)}; of routes {', '.join(ROUTE_SORTS)}.",
+    ),
+    flag("routes", "--routes", help="Begin with the gateway's routes instead of the servers (Tab switches)."),
     section=INSPECT,
-    examples=("poolctl top --sort memory",),
+    examples=("poolctl top --sort memory", "poolctl top --routes --sort errors"),
 )
 
 
@@ -41,31 +51,58 @@ def perform(request: CommandRequest) -> Outcome:
     if request.output not in ("", "json"):
         raise UsageError(f"top -o: unknown form {request.output!r}", hint="poolctl list prints tables")
     frames, interval = _frames(request), _interval(request)
-    sort = one_of("--sort", request.get("sort") or "file", tuple(SORTS))
+    sort = one_of(
+        "--sort", request.get("sort") or "file", ROUTE_SORTS if request.get("routes") else tuple(SORTS)
+    )
     pool = find_pool(request)
     result = ask_for(StatsResult, request, pool, "stats")
     if result.exit_code:
         raise Failure(Outcome.of(result))
     if request.output:
         return Outcome(result.items, extra={"gateway": result.gateway} if result.gateway else None)
-    from poolctl.cli.top.live_view import StatsSource
+    from poolctl.cli.top.pool_requests import StatsSource, gateway_of
 
-    board = ServerBoard(sort=sort)
-    board.update(result.items)
     source = StatsSource(pool, request.selector().to_dict())
-    name = source.client.ping().name or "pool"
+    view = _View(source, source.client.ping().name or "pool", interval, gateway_of(result))
+    view.servers = ServerBoard(sort="file" if request.get("routes") else sort)
+    view.servers.update(result.items)
+    if request.get("routes"):
+        if view.gateway is None:
+            hint = "a [gateway] or a [[route]] in the file adds one; --routes selects no servers"
+            raise Failure(Outcome.failed(NOTHING_MATCHED, "the pool has no gateway", hint))
+        from poolctl.cli.top.route_rows import RouteBoard
+
+        view.routes = RouteBoard(sort=sort)
+        view.routes.receive(source.routes().items, monotonic())
     if _is_terminal() and frames != 1:
-        return _live(board, source, name, interval, frames)
+        return _live(view, frames)
     if frames is None and not request.quiet:
         sys.stderr.write("not a terminal: printing one snapshot (use `poolctl list -o json` in scripts)\n")
-    return _print(board, source, name, interval, frames or 1)
+    return _print(view, frames or 1)
 
 
-def _live(board: ServerBoard, source: StatsSource, pool: str, interval: float, frames: int | None) -> Outcome:
+class _View:
+    """The rows to show, of servers or else of routes, and where they come from."""
+
+    def __init__(
+        self, source: StatsSource, pool: str, interval_seconds: float, gateway: GatewayStatus | None
+    ) -> None:
+        self.source = source
+        self.pool = pool
+        self.interval_seconds = interval_seconds
+        self.gateway = gateway
+        self.servers = ServerBoard()
+        self.routes: RouteBoard | None = None
+
+
+def _live(view: _View, frames: int | None) -> Outcome:
     from poolctl.cli.top.live_view import LiveView
     from poolctl.cli.top.terminal import Screen, SignalReceived, TerminalSignals
 
-    session = LiveView(board, source, pool=pool, interval_seconds=interval, frames=frames)
+    session = LiveView(
+        view.servers, view.source, pool=view.pool, interval_seconds=view.interval_seconds, frames=frames,
+        gateway=view.gateway, routes=view.routes,
+    )  # fmt: skip
     try:
         with TerminalSignals() as signals, Screen() as screen:
             session.run(screen, signals)
@@ -80,16 +117,21 @@ def _live(board: ServerBoard, source: StatsSource, pool: str, interval: float, f
     return Outcome.of_stream()
 
 
-def _print(board: ServerBoard, source: StatsSource, pool: str, interval: float, frames: int) -> Outcome:
+def _print(view: _View, frames: int) -> Outcome:
     from poolctl.cli.top.frames import frame_text
+    from poolctl.cli.top.pool_requests import gateway_of
 
     for left in range(frames, 0, -1):
-        sys.stdout.write(frame_text(board, pool))
+        sys.stdout.write(frame_text(view.servers, view.pool, view.gateway, view.routes))
         sys.stdout.flush()
         if left > 1:
-            sleep(interval)
+            sleep(view.interval_seconds)
             sys.stdout.write("\n")
-            board.update(source.read().items)
+            result = view.source.read()
+            view.servers.update(result.items)
+            view.gateway = gateway_of(result)
+            if view.routes is not None:
+                view.routes.receive(view.source.routes().items, monotonic())
     return Outcome.of_stream()
 
 

@@ -9,7 +9,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.cells import chop_cells
 from rich.console import Console
@@ -18,18 +18,32 @@ from rich.text import Text
 from poolctl.cli.log_rendering import record_lines
 from poolctl.cli.render import coloured, duration, printable, servers
 from poolctl.control.answers import Measured
+from poolctl.control.gateway_answers import GatewayStatus
 from poolctl.logs.follow import Follower
 from poolctl.logs.log_line import LogLine, parse_record
 
+from .board import Board
+from .route_rows import ROUTE_COLUMNS, RouteBoard
 from .server_rows import ServerBoard
-from .table import STATES, format_count, format_percent, format_seconds, format_size, sparkline, table_lines
+from .table import (
+    COLUMNS,
+    FAINT,
+    STATES,
+    format_count,
+    format_percent,
+    format_seconds,
+    format_size,
+    sparkline,
+    table_lines,
+)
 
 _NARROW = 100
 
 
-def head_lines(board: ServerBoard, pool: str, width: int) -> list[Text]:
-    """One line of the servers' states, and one of their figures."""
-    return [_states(board.rows, pool, width), _totals(board.rows, width)]
+def head_lines(board: ServerBoard, gateway: GatewayStatus | None, pool: str, width: int) -> list[Text]:
+    """One line of the servers' states, one of their figures, and one of the gateway, if there is one."""
+    lines = [_states(board.rows, pool, width), _totals(board.rows, width)]
+    return lines if gateway is None else [*lines, _gateway(gateway, width)]
 
 
 def _states(rows: Sequence[Measured], pool: str, width: int) -> Text:
@@ -38,7 +52,7 @@ def _states(rows: Sequence[Measured], pool: str, width: int) -> Text:
         if line.cell_len <= width:
             break
     if longest := max((row.uptime_seconds for row in rows), default=0.0):
-        up = Text(f"up {duration(longest)} ", _FAINT)
+        up = Text(f"up {duration(longest)} ", FAINT)
         if (room := width - line.cell_len - up.cell_len) > 1:
             line.append(" " * room).append_text(up)
     return line
@@ -80,8 +94,41 @@ def _totals(rows: Sequence[Measured], width: int) -> Text:
     return line
 
 
+# What a narrow screen omits of the gateway, in this order.
+_DISPENSABLE = ("p50", "mem", "cpu", "conn")
+
+
+def _gateway(gateway: GatewayStatus, width: int) -> Text:
+    """Its state, and its figures or its problem."""
+    sign, style = STATES.get(gateway.state, ("?", ""))
+    start = Text(" ", no_wrap=True, end="").append(f"{sign} gateway", style)
+    if gateway.problem:
+        return start.append(f"  {printable(gateway.problem)}", "bold red")
+    if (stats := gateway.stats) is None:
+        return start.append(f"  {gateway.state}", FAINT)
+    figures = {
+        "req/s": format_count(stats.requests_per_second),
+        "err/s": format_count(stats.errors_per_second),
+        "p50": format_seconds(stats.latency_p50_seconds),
+        "p99": format_seconds(stats.latency_p99_seconds),
+        "mem": format_size(stats.memory_bytes),
+        "cpu": format_percent(stats.cpu_percent),
+        "conn": format_count(stats.connections),
+    }
+    omitted = 0
+    while True:
+        line = start.copy()
+        for title, value in figures.items():
+            if title not in _DISPENSABLE[:omitted]:
+                failing = title == "err/s" and stats.errors_per_second
+                _figure(line, title, value, "bold red" if failing else "bold")
+        if line.cell_len <= width or omitted == len(_DISPENSABLE):
+            return line
+        omitted += 1
+
+
 def _figure(line: Text, title: str, value: str, style: str = "bold") -> None:
-    line.append(f"{'  ' if len(line) > 1 else ''}{title} ", _FAINT)
+    line.append(f"{'  ' if len(line) > 1 else ''}{title} ", FAINT)
     line.append(value, style)
 
 
@@ -101,11 +148,11 @@ def _summed(series: Sequence[Sequence[float | None]]) -> list[float | None]:
 Hints = Sequence[tuple[str, str]]
 
 _LOW = 10  # a screen of fewer lines is for the table
-_FAINT = "bright_black"
+_FILTER, _SORT, _PAUSE, _SELECT = ("/", "filter"), ("<>", "sort"), ("Space", "pause"), ("↑↓", "select")
 _HINTS = (
-    ("/", "filter"), ("l", "logs"), ("r", "restart"), ("s", "stop"), ("<>", "sort"), ("d", "drain"),
-    ("+-", "workers"), ("Space", "pause"), ("↑↓", "select"),
+    _FILTER, ("l", "logs"), ("r", "restart"), ("s", "stop"), _SORT, ("d", "drain"), ("+-", "workers"), _PAUSE, _SELECT,
 )  # fmt: skip
+_ROUTE_HINTS = (("Tab", "servers"), _FILTER, _SORT, _PAUSE, _SELECT)
 _ALWAYS = (("?", "help"), ("q", "quit"))
 
 
@@ -116,23 +163,38 @@ class Notice(NamedTuple):
     style: str = ""
 
 
-def servers_frame(
-    board: ServerBoard, pool: str, size: tuple[int, int], *, notice: Notice | None, typing: bool, trouble: str
+def table_frame(
+    servers: ServerBoard,
+    pool: str,
+    size: tuple[int, int],
+    *,
+    notice: Notice | None,
+    typing: bool,
+    trouble: str,
+    gateway: GatewayStatus | None = None,
+    routes: RouteBoard | None = None,
 ) -> list[Text]:
-    """The totals, the table, and the last line. Gives the board the number of rows that there is room for."""
+    """The totals, the table of the servers, or of the routes if there is one, and the last line.
+
+    Gives the board of that table the number of rows that there is room for.
+    """
     width, height = size
-    head = head_lines(board, pool, width)
+    board: Board[Any] = servers if routes is None else routes
+    head = head_lines(servers, gateway, pool, width)
     if trouble:
-        head = [head[0], Text(f" ! {trouble}", "bold red")]
+        head[1] = Text(f" ! {trouble}", "bold red")
     elif height < _LOW:
         del head[1:]
     if height >= _LOW or board.filter or typing:
         head.append(_filter_line(board, typing))
     board.resize(height - len(head) - 2)
-    table = table_lines(board, width)
+    table = table_lines(board, width, COLUMNS if routes is None else ROUTE_COLUMNS)
     lines = [*head, *table]
     lines += [Text()] * (height - 1 - len(lines))
-    return [*lines, _last_line(board, notice, typing, width)]
+    hints = (
+        _ROUTE_HINTS if routes is not None else _HINTS if gateway is None else (("Tab", "routes"), *_HINTS)
+    )
+    return [*lines, _last_line(board, hints, notice, typing, width)]
 
 
 _KEPT_LINES = 2000
@@ -212,8 +274,8 @@ def _broken(line: Text, width: int) -> list[Text]:
 def log_frame(pane: LogPane, size: tuple[int, int]) -> list[Text]:
     """The log of a server."""
     width, height = size
-    title = Text.assemble((f" {pane.name} ", "bold reverse"), "  ", (pane.path, _FAINT))
-    body = pane.visible(width, height - 2) or [Text("no output yet", _FAINT)]
+    title = Text.assemble((f" {pane.name} ", "bold reverse"), "  ", (pane.path, FAINT))
+    body = pane.visible(width, height - 2) or [Text("no output yet", FAINT)]
     body += [Text()] * (height - 2 - len(body))
     state = f"{pane.back} lines below" if pane.back else "following"
     hints = [("↑↓", "scroll"), ("End", "follow"), ("Esc", "back")]
@@ -229,21 +291,21 @@ def help_frame(size: tuple[int, int], start: int) -> list[Text]:
     return [title, *lines, _hinted([("↑↓", "scroll"), ("any other key", "back")], "", width)]
 
 
-def _filter_line(board: ServerBoard, typing: bool) -> Text:
+def _filter_line(board: Board[Any], typing: bool) -> Text:
     if not (board.filter or typing):
         return Text()
     found = f"  {len(board.shown)} of {len(board.rows)}"
     cursor = ("_", "blink") if typing else ""
-    return Text.assemble((" filter ", "bold cyan"), board.filter, cursor, (found, _FAINT))
+    return Text.assemble((" filter ", "bold cyan"), board.filter, cursor, (found, FAINT))
 
 
-def _last_line(board: ServerBoard, notice: Notice | None, typing: bool, width: int) -> Text:
+def _last_line(board: Board[Any], hints: Hints, notice: Notice | None, typing: bool, width: int) -> Text:
     if notice is not None:
         return Text(f" {notice.text}", notice.style or "bold")
     if typing:
         return _hinted([("Enter", "keep the filter"), ("Esc", "show all"), ("↑↓", "select")], "", width)
     place = f"{board.position}/{len(board.shown)}" if len(board.shown) > board.height else ""
-    return _hinted(_HINTS, place, width, _ALWAYS)
+    return _hinted(hints, place, width, _ALWAYS)
 
 
 def _hinted(hints: Hints, at_right: str, width: int, always: Hints = ()) -> Text:
@@ -258,9 +320,9 @@ def _hinted(hints: Hints, at_right: str, width: int, always: Hints = ()) -> Text
     line = Text(" ")
     for keys, meaning in (*shown, *always):
         line.append(keys, "bold")
-        line.append(f" {meaning}  ", _FAINT)
+        line.append(f" {meaning}  ", FAINT)
     line.append(" " * max(0, width - line.cell_len - len(at_right) - 1))
-    return line.append(at_right, _FAINT)
+    return line.append(at_right, FAINT)
 
 
 def _hint_width(hint: tuple[str, str]) -> int:
@@ -277,6 +339,7 @@ _KEYS = (
     ("", "CPU, uptime, restarts; press again to reverse;"),
     ("", "F: file order"),
     ("Enter  l", "show the log of the selected server"),
+    ("Tab", "show the gateway's routes, or the servers again"),
     ("Space", "pause, resume"),
     ("", ""),
     ("Act on the selected server", ""),
@@ -310,8 +373,10 @@ def help_lines() -> list[Text]:
 _TEXT_WIDTH = 120
 
 
-def frame_text(board: ServerBoard, pool: str) -> str:
-    """The totals and the whole table; in colours only for a terminal."""
+def frame_text(
+    board: ServerBoard, pool: str, gateway: GatewayStatus | None = None, routes: RouteBoard | None = None
+) -> str:
+    """The totals and the whole table, of the routes if there is one; in colours only for a terminal."""
     width = shutil.get_terminal_size((_TEXT_WIDTH, 24)).columns
     colours = coloured(sys.stdout)
     out = io.StringIO()
@@ -322,6 +387,12 @@ def frame_text(board: ServerBoard, pool: str) -> str:
         color_system="auto" if colours else None,
         highlight=False,
     )
-    lines = [*head_lines(board, pool, width), *table_lines(board, width, cursor=False, all_rows=True)]
-    console.print(*lines, sep="\n", no_wrap=True, crop=True, overflow="crop")
+    table = (
+        table_lines(board, width, cursor=False, all_rows=True)
+        if routes is None
+        else table_lines(routes, width, ROUTE_COLUMNS, cursor=False, all_rows=True)
+    )
+    console.print(
+        *head_lines(board, gateway, pool, width), *table, sep="\n", no_wrap=True, crop=True, overflow="crop"
+    )
     return "\n".join(line.rstrip() for line in out.getvalue().split("\n"))

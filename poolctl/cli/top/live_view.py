@@ -1,95 +1,29 @@
-"""The running view: keys, answers, the clock and signals, and what each of them changes on the screen.
-
-Requests to the supervisor run in threads, so that the view never waits for one.
-"""
+"""The running view: keys, answers, the clock and signals, and what each of them changes on the screen."""
 
 from __future__ import annotations
 
 import os
 import select
 import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from rich.text import Text
 
-from poolctl.cli.log_rendering import log_paths
-from poolctl.cli.pool_ref import PoolRef
-from poolctl.cli.supervisor_requests import start_unsignalled
-from poolctl.control.answers import Item, Result, ShowResult, StatsResult
-from poolctl.control.client import Client, NoSupervisor
+from poolctl.control.answers import Item, Result, StatsResult
+from poolctl.control.client import NoSupervisor
+from poolctl.control.gateway_answers import GatewayStatus, RoutesResult
 from poolctl.errors import ControlError
 
-from .frames import LogPane, Notice, help_frame, log_frame, servers_frame
-from .server_rows import SORTS, ServerBoard
+from .board import Board
+from .frames import LogPane, Notice, help_frame, log_frame, table_frame
+from .pool_requests import BackgroundRequests, StatsSource, gateway_of
+from .route_rows import RouteBoard
+from .server_rows import ServerBoard
 from .terminal import Keys, Screen, TerminalSignals
 
 _ESCAPE_SECONDS = 0.05
 _NOTICE_SECONDS = 4.0
-_SORT_KEYS = dict(zip("NSHRLMCUXF", SORTS, strict=True))
-
-Answer = TypeVar("Answer")
-
-
-class StatsSource:
-    """The servers' states and statistics."""
-
-    def __init__(self, ref: PoolRef, selector: Mapping[str, object]) -> None:
-        self.client = Client(ref.socket)
-        self._ref = ref
-        self._selector = selector
-
-    def read(self) -> StatsResult:
-        """The newest result. Raises ControlError."""
-        return self.client.ask(StatsResult, "stats", {"selector": self._selector, "options": {}})
-
-    def log_path(self, name: str) -> str:
-        """The path of the server's log. Raises ControlError."""
-        found = self.client.ask(ShowResult, "show", {"selector": {"targets": [name]}}).items
-        return log_paths(found, self._ref)[name]
-
-
-class BackgroundRequests:
-    """Runs requests in threads; `fileno` is readable when there is an answer for `deliver`."""
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._read, False)
-        os.set_blocking(self._write, False)
-        self._answered: deque[Callable[[], None]] = deque()
-
-    def fileno(self) -> int:
-        """The descriptor that is readable when there are answers."""
-        return self._read
-
-    def ask(self, request: Callable[[], Answer], answered: Callable[[Answer | ControlError], None]) -> None:
-        """Make the request; `deliver` calls `answered` with its answer, or with the reason why there is none."""
-
-        def run() -> None:
-            answer: Answer | ControlError
-            try:
-                answer = request()
-            except ControlError as error:
-                answer = error
-            self._answered.append(lambda: answered(answer))
-            try:
-                os.write(self._write, b".")
-            except OSError:
-                pass  # full: it is readable already; closed: the view has ended
-
-        start_unsignalled(threading.Thread(target=run, name="asks", daemon=True))
-
-    def deliver(self) -> None:
-        """Pass on all answers since the last call."""
-        try:
-            os.read(self._read, 4096)
-        except BlockingIOError:
-            pass
-        while self._answered:
-            self._answered.popleft()()
 
 
 class Action(NamedTuple):
@@ -142,8 +76,12 @@ class LiveView:
         pool: str,
         interval_seconds: float,
         frames: int | None = None,
+        gateway: GatewayStatus | None = None,
+        routes: RouteBoard | None = None,
     ) -> None:
-        self._board = board
+        self._servers = board
+        self._gateway = gateway
+        self._routes = routes  # while they are shown
         self._source = source
         self._pool = pool
         self._interval = interval_seconds
@@ -161,6 +99,11 @@ class LiveView:
         self._ask_at = monotonic() + interval_seconds
         self._waiting = False
         self._over = False
+
+    @property
+    def _board(self) -> Board[Any]:
+        """The rows on the screen."""
+        return self._servers if self._routes is None else self._routes
 
     def run(self, screen: Screen, signals: TerminalSignals) -> None:
         """Show the view until it is left. Raises KeyboardInterrupt, and what `signals` say ends it."""
@@ -180,6 +123,7 @@ class LiveView:
             if now >= self._ask_at and not self._waiting and not self._paused:
                 self._waiting = True
                 self._asking.ask(self._source.read, self._updated)
+                self._ask_for_routes()
 
     def _frame(self, screen: Screen) -> list[Text]:
         size = screen.width, screen.height
@@ -188,9 +132,10 @@ class LiveView:
         if self._pane is not None:
             return log_frame(self._pane, size)
         trouble = self._trouble or ("paused: press Space to resume" if self._paused else "")
-        return servers_frame(
-            self._board, self._pool, size, notice=self._notice, typing=self._typing, trouble=trouble
-        )
+        return table_frame(
+            self._servers, self._pool, size, notice=self._notice, typing=self._typing, trouble=trouble,
+            gateway=self._gateway, routes=self._routes,
+        )  # fmt: skip
 
     def _wait(self, screen: Screen, signals: TerminalSignals) -> None:
         """Until something has happened, or it is time for something."""
@@ -232,10 +177,21 @@ class LiveView:
             self._trouble = result.message
         else:
             self._trouble = ""
-            self._board.update(result.items)
+            self._servers.update(result.items)
+            self._gateway = gateway_of(result)
             if self._frames is not None:
                 self._frames -= 1
                 self._over = self._frames <= 0
+
+    def _ask_for_routes(self) -> None:
+        if (board := self._routes) is not None:
+
+            def received(result: RoutesResult | ControlError) -> None:
+                # Whatever keeps it from answering is said of the servers.
+                if isinstance(result, RoutesResult):
+                    board.receive(result.items, monotonic())
+
+            self._asking.ask(self._source.routes, received)
 
     def _act(self, action: Action) -> None:
         self._say(f"{action.doing} {action.name} …", "yellow", lasting=True)
@@ -325,13 +281,23 @@ class LiveView:
         elif key in ("<", ">", "left", "right"):
             board.sort_next(1 if key in (">", "right") else -1)
             self._say(f"sorted by {board.sort}")
-        elif key in _SORT_KEYS:
-            board.sort_by(_SORT_KEYS[key])
+        elif len(key) == 1 and key in board.keys:
+            board.sort_by(board.orders[board.keys.index(key)])
             self._say(f"sorted by {board.sort}{', reversed' if board.reverse else ''}")
         elif key == " ":
             self._paused = not self._paused
-        elif board.selected is not None:
-            self._press_row(key, board.selected)
+        elif key == "tab":
+            self._switch()
+        elif self._routes is None and self._servers.selected is not None:
+            self._press_row(key, self._servers.selected)
+
+    def _switch(self) -> None:
+        """From the servers to the routes, or back."""
+        if self._routes is None and self._gateway is None:
+            self._say("the pool has no gateway")
+            return
+        self._routes = RouteBoard() if self._routes is None else None
+        self._ask_for_routes()
 
     def _press_row(self, key: str, row: Item) -> None:
         if key in ("enter", "l"):

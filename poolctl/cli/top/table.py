@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
@@ -11,7 +11,7 @@ from rich.text import Text
 from poolctl.cli.render import duration, printable
 from poolctl.control.answers import Measured, Stats, StatsHistory
 
-from .server_rows import ServerBoard
+from .board import Board
 
 _UNKNOWN = "-"
 BARS = "▁▂▃▄▅▆▇"  # without the full one, so that rows do not grow together
@@ -32,7 +32,7 @@ STATES = {
     "disabled": ("⊘", "bright_black"),
 }
 HEALTH = {"ok": "green", "warn": "yellow", "ko": "bold red"}
-_FAINT = "bright_black"
+FAINT = "bright_black"
 
 
 def format_count(number: float | None) -> str:
@@ -102,7 +102,7 @@ def _bar(value: float, span: float) -> str:
 
 
 # The text of a row's cell so many columns wide, and its style.
-Cell = Callable[[Measured, int], tuple[str, str]]
+Cell = Callable[[Any, int], tuple[str, str]]
 
 
 class Column(NamedTuple):
@@ -135,7 +135,7 @@ def _figure(
         number = value(row.stats)
         if of_processes and not (number or row.pids):
             number = None
-        return form(number), style if number else _FAINT
+        return form(number), style if number else FAINT
 
     return cell
 
@@ -145,7 +145,7 @@ def _chart(
 ) -> Cell:
     def cell(row: Measured, width: int) -> tuple[str, str]:
         values = series(row.stats.history)
-        return sparkline(values, width, from_zero=from_zero), style if any(values) else _FAINT
+        return sparkline(values, width, from_zero=from_zero), style if any(values) else FAINT
 
     return cell
 
@@ -161,26 +161,26 @@ def _state(row: Measured, width: int) -> tuple[str, str]:
 
 def _health(row: Measured, width: int) -> tuple[str, str]:
     known = row.health not in ("", "unknown")
-    return (row.health, HEALTH.get(row.health, "")) if known else (_UNKNOWN, _FAINT)
+    return (row.health, HEALTH.get(row.health, "")) if known else (_UNKNOWN, FAINT)
 
 
 def _address(row: Measured, width: int) -> tuple[str, str]:
-    return printable(row.address or row.bind), _FAINT
+    return printable(row.address or row.bind), FAINT
 
 
 def _workers(row: Measured, width: int) -> tuple[str, str]:
     there = len(row.pids)
     if there == row.workers:
         return str(there), ""
-    return f"{there}/{row.workers}", "yellow" if there else _FAINT
+    return f"{there}/{row.workers}", "yellow" if there else FAINT
 
 
 def _uptime(row: Measured, width: int) -> tuple[str, str]:
-    return (duration(row.uptime_seconds), "") if row.uptime_seconds else (_UNKNOWN, _FAINT)
+    return (duration(row.uptime_seconds), "") if row.uptime_seconds else (_UNKNOWN, FAINT)
 
 
 def _restarts(row: Measured, width: int) -> tuple[str, str]:
-    return str(row.restarts), "" if row.restarts else _FAINT
+    return str(row.restarts), "" if row.restarts else FAINT
 
 
 _requests = _figure(lambda stats: stats.requests_per_second, format_count, "green")
@@ -211,37 +211,44 @@ COLUMNS = (
 )
 
 
-def place(width: int, names: int) -> list[Placed]:
-    """The columns for a screen so wide, on which the longest name takes `names` cells."""
+def place(width: int, names: int, all_columns: Sequence[Column]) -> list[Placed]:
+    """The columns for a screen so wide, on which the longest name takes `names` cells; the first one has names."""
     longest = min(max(names, _SHORTEST_NAME), _LONGEST_NAME)
     name = min(longest, max(_SHORTEST_NAME, width // 4))
-    widths = {column: column.width for column in COLUMNS}
+    widths = {column: column.width for column in all_columns}
     taken: set[Column] = set()
     left = width - name
-    for column in sorted(COLUMNS, key=lambda each: each.priority):
+    for column in sorted(all_columns, key=lambda each: each.priority):
         needed = column.width + GAP if column.width else 0
         if needed <= left:
             taken.add(column)
             left -= needed
     more = min(left, longest - name)
-    widths[COLUMNS[0]] = name + more
+    widths[all_columns[0]] = name + more
     left -= more
-    charts = [column for column in COLUMNS if column in taken and column.chart]
+    charts = [column for column in all_columns if column in taken and column.chart]
     for column in charts:
         widths[column] += min(left // len(charts), LONGEST_CHART - column.width)
-    return [Placed(column, widths[column]) for column in COLUMNS if column in taken]
+    return [Placed(column, widths[column]) for column in all_columns if column in taken]
 
 
-def table_lines(board: ServerBoard, width: int, *, cursor: bool = True, all_rows: bool = False) -> list[Text]:
+def table_lines(
+    board: Board[Any],
+    width: int,
+    all_columns: Sequence[Column] = COLUMNS,
+    *,
+    cursor: bool = True,
+    all_rows: bool = False,
+) -> list[Text]:
     """The head and the visible rows; with `cursor` the selected one stands out."""
     rows = board.shown if all_rows else board.visible
     longest = max((cell_len(row.name) for row in board.rows), default=0)
-    columns = place(width, longest)
+    columns = place(width, longest, all_columns)
     selected = board.selected if cursor else None
     return [_head(columns, board), *(_line(columns, row, row is selected, width) for row in rows)]
 
 
-def _head(columns: Iterable[Placed], board: ServerBoard) -> Text:
+def _head(columns: Iterable[Placed], board: Board[Any]) -> Text:
     line = Text(no_wrap=True, end="", overflow="crop")
     for column, width in columns:
         _gap(line)
@@ -253,7 +260,7 @@ def _head(columns: Iterable[Placed], board: ServerBoard) -> Text:
     return line
 
 
-def _line(columns: Iterable[Placed], row: Measured, selected: bool, screen: int) -> Text:
+def _line(columns: Iterable[Placed], row: object, selected: bool, screen: int) -> Text:
     line = Text(no_wrap=True, end="", overflow="crop")
     for column, width in columns:
         _gap(line)

@@ -25,7 +25,7 @@ from .gateway_manager import GatewayManager
 
 # Rates are those of the last seconds; samples are taken this often, whether or not a command asks.
 SAMPLE_SECONDS = 10.0
-_LEAST_SECONDS = 1.0
+_LEAST_SECONDS, _WINDOW_SECONDS = 1.0, 4.0
 _SERVERS_AT_ONCE = 50
 
 
@@ -110,7 +110,9 @@ class GatewayStatistics:
         now = await self._sample()
         if now is None:
             return None
-        before = next((each for each in self._samples if now.at - each.at >= _LEAST_SECONDS), None)
+        older = [each for each in self._samples if now.at - each.at >= _LEAST_SECONDS]
+        recent = [each for each in older if now.at - each.at >= _WINDOW_SECONDS]
+        before = recent[-1] if recent else older[0] if older else None
         if not self._samples or now.at - self._samples[-1].at >= SAMPLE_SECONDS / 2:
             self._samples.append(now)
         usage = self._used()

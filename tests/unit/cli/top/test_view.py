@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.text import Text
 
-from poolctl.cli.top.frames import LogPane, Notice, help_frame, log_frame, servers_frame
+from poolctl.cli.top.frames import LogPane, Notice, help_frame, log_frame, table_frame
 from poolctl.cli.top.live_view import action_of
 from poolctl.cli.top.server_rows import ServerBoard
 from poolctl.control.answers import Measured
@@ -51,7 +51,7 @@ def board_of(count: int, *, measured: bool) -> ServerBoard:
 
 
 def frame(board: ServerBoard, size: tuple[int, int], **options: Any) -> list[Text]:
-    return servers_frame(board, "shop", size, **{"notice": None, "typing": False, "trouble": "", **options})
+    return table_frame(board, "shop", size, **{"notice": None, "typing": False, "trouble": "", **options})
 
 
 @pytest.mark.parametrize("size", [(20, 5), (40, 10), (80, 24), (132, 43), (250, 80)])

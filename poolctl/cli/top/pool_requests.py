@@ -1,0 +1,86 @@
+"""The requests of the view to the supervisor, made in threads so that it never waits for one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from poolctl.cli.log_rendering import log_paths
+from poolctl.cli.pool_ref import PoolRef
+from poolctl.cli.supervisor_requests import start_unsignalled
+from poolctl.control.answers import ShowResult, StatsResult
+from poolctl.control.client import Client
+from poolctl.control.gateway_answers import GatewayStatus, RoutesResult
+from poolctl.errors import ControlError
+
+Answer = TypeVar("Answer")
+
+
+class StatsSource:
+    """The servers' states and statistics."""
+
+    def __init__(self, ref: PoolRef, selector: Mapping[str, object]) -> None:
+        self.client = Client(ref.socket)
+        self._ref = ref
+        self._selector = selector
+
+    def read(self) -> StatsResult:
+        """The newest result. Raises ControlError."""
+        return self.client.ask(StatsResult, "stats", {"selector": self._selector, "options": {}})
+
+    def routes(self) -> RoutesResult:
+        """The gateway's routes. Raises ControlError."""
+        return self.client.ask(RoutesResult, "routes")
+
+    def log_path(self, name: str) -> str:
+        """The path of the server's log. Raises ControlError."""
+        found = self.client.ask(ShowResult, "show", {"selector": {"targets": [name]}}).items
+        return log_paths(found, self._ref)[name]
+
+
+def gateway_of(result: StatsResult) -> GatewayStatus | None:
+    """The gateway in this answer; None for a pool without one, or for selected servers."""
+    return None if result.gateway is None else GatewayStatus.from_json(result.gateway)
+
+
+class BackgroundRequests:
+    """Runs requests in threads; `fileno` is readable when there is an answer for `deliver`."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        self._answered: deque[Callable[[], None]] = deque()
+
+    def fileno(self) -> int:
+        """The descriptor that is readable when there are answers."""
+        return self._read
+
+    def ask(self, request: Callable[[], Answer], answered: Callable[[Answer | ControlError], None]) -> None:
+        """Make the request; `deliver` calls `answered` with its answer, or with the reason why there is none."""
+
+        def run() -> None:
+            answer: Answer | ControlError
+            try:
+                answer = request()
+            except ControlError as error:
+                answer = error
+            self._answered.append(lambda: answered(answer))
+            try:
+                os.write(self._write, b".")
+            except OSError:
+                pass  # full: it is readable already; closed: the view has ended
+
+        start_unsignalled(threading.Thread(target=run, name="asks", daemon=True))
+
+    def deliver(self) -> None:
+        """Pass on all answers since the last call."""
+        try:
+            os.read(self._read, 4096)
+        except BlockingIOError:
+            pass
+        while self._answered:
+            self._answered.popleft()()
