@@ -132,6 +132,7 @@ class GatewayChaos:
         self.chance = random.Random(seed)
         self.say = say
         self.versions = 0
+        shutil.copytree(Path(poolctl.__file__).parent, self.room / "package")
         self.has_extra = False
         self.keeps_going = False  # after a fault
         self.faults: list[str] = []
@@ -164,14 +165,8 @@ class GatewayChaos:
 
     def upgrade(self) -> None:
         """To another version, whose gateway takes the place of this one."""
-        self.versions += 1
-        place = self.room / f"version{self.versions}"
-        shutil.copytree(Path(poolctl.__file__).parent, place / "poolctl")
-        init = place / "poolctl/__init__.py"
-        version = f'__version__ = "{poolctl.__version__}"'
-        init.write_text(init.read_text().replace(version, f'__version__ = "99.0.{self.versions}"'))
         before = self._gateway()
-        self.pool.env["PYTHONPATH"] = str(place)
+        self._install()
         self._command("upgrade")
         wait_until(lambda: self._gateways() not in ([], [before]), timeout_seconds=SETTLED_SECONDS)
 
@@ -201,6 +196,7 @@ class GatewayChaos:
     def run(self, requests: int, events: tuple[str, ...] = ()) -> dict[str, Outcome]:
         """All events in rounds, each time in another order, until so many requests are complete. Raises Fault."""
         certificate(self.directory)
+        self._install()
         self._write()
         self._command("start")
         self._settle({})
@@ -278,6 +274,16 @@ class GatewayChaos:
 
     def _look(self) -> dict[str, Report]:
         return {name: load.look() for name, load in self.loads.items()}
+
+    def _install(self) -> None:
+        """Let commands be those of a copy of this package, as the next version; the checkout may change meanwhile."""
+        self.versions += 1
+        place = self.room / f"version{self.versions}"
+        shutil.copytree(self.room / "package", place / "poolctl")
+        init = place / "poolctl/__init__.py"
+        version = f'__version__ = "{poolctl.__version__}"'
+        init.write_text(init.read_text().replace(version, f'__version__ = "99.0.{self.versions}"'))
+        self.pool.env["PYTHONPATH"] = str(place)
 
     def _gateways(self) -> list[int]:
         found = self.pool.processes().items()
