@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 from typing import Any, NamedTuple
@@ -80,6 +81,7 @@ class BackendAddresses:
             name.problem, name.due, name.resolving = problem, self._loop.time() + seconds, None
 
 
+@functools.lru_cache(256)
 def _literal(endpoint: Endpoint) -> tuple[SocketAddress, ...] | None:
     """The address of an endpoint that needs no look-up."""
     if endpoint.kind == "unix":

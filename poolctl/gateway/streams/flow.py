@@ -24,8 +24,8 @@ class Copied(Protocol):
     def broken(self, source: socket.socket) -> None:
         """Reading from `source` failed."""
 
-    def flow_ended(self) -> None:
-        """One direction has ended."""
+    def flow_ended(self) -> bool:
+        """One direction has ended. Whether the other one goes on; otherwise both sockets are closed."""
 
 
 class Flow:
@@ -67,8 +67,11 @@ class Flow:
 
     def stop(self) -> None:
         """Neither read nor write any more."""
-        self._loop.remove_reader(self._source_fd)
-        self._loop.remove_writer(self._target_fd)
+        # Removing what is not there costs as much as removing what is.
+        if self._waiting:
+            self._loop.remove_writer(self._target_fd)
+        elif not self.ended:
+            self._loop.remove_reader(self._source_fd)
 
     def _copy(self) -> None:
         try:
@@ -116,12 +119,12 @@ class Flow:
     def _discard(self) -> None:
         """The target takes no more. It may have sent an answer before, which the other direction still delivers."""
         self.stop()
-        self.ended = True
+        self.ended, self._waiting = True, b""
         self._connection.flow_ended()
 
     def _end(self) -> None:
         """Forward the end of the source's data."""
-        with contextlib.suppress(OSError):  # the target is gone, which reading from it shows
-            self._target.shutdown(socket.SHUT_WR)
         self.ended = True
-        self._connection.flow_ended()
+        if self._connection.flow_ended():
+            with contextlib.suppress(OSError):  # the target is gone, which reading from it shows
+                self._target.shutdown(socket.SHUT_WR)

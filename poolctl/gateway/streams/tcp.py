@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("poolctl.gateway")
 
 _AT_ONCE = 16  # connections accepted in one iteration of the loop
+_NOT_BLOCKING = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 # This process, not the backend, is short of something.
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -225,7 +226,7 @@ class _StreamedConnection:
     def _try(self, place: SocketAddress) -> None:
         """Begin to connect to one address of the backend."""
         try:
-            backend = socket.socket(place.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            backend = socket.socket(place.family, _NOT_BLOCKING)
         except OSError as error:
             self._release(RequestOutcome.CANCELLED)
             self.reset()
@@ -258,7 +259,7 @@ class _StreamedConnection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._backend is not None:
+        if self._backend is not None and self._up is None:
             self._loop.remove_writer(self._backend.fileno())
 
     def _begin(self, status: int) -> None:
@@ -285,12 +286,13 @@ class _StreamedConnection:
         """Bytes were copied."""
         self._stream.open.use(self, self)
 
-    def flow_ended(self) -> None:
-        """One direction has ended: when the other has, too, so has the connection."""
+    def flow_ended(self) -> bool:
+        """One direction has ended: when the other has, too, so has the connection. Whether it goes on."""
         assert self._up is not None
         assert self._down is not None
         if self._up.ended and self._down.ended:
             self.close()
+        return not self._closed
 
     def broken(self, source: socket.socket) -> None:
         """Reading from `source` failed. The other side gets a reset, too: its peer must not take this for the end."""

@@ -13,12 +13,14 @@ from ..backends import Lease, RequestOutcome
 from ..counts import CONNECT
 from .backend_addresses import BackendAddresses
 from .idle_order import IdleOrder
+from .socket_events import SocketEvents
 
 if TYPE_CHECKING:
     from ...frozen_value import Table
     from ...routing.route import StreamRoute
     from ..edge import Edge
 
+_NOT_BLOCKING = int(socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 _AT_ONCE = 32  # datagrams read in one iteration of the loop
 _BUFFER = bytearray(64 * 1024)  # more than any datagram holds
 _VIEW = memoryview(_BUFFER)
@@ -41,6 +43,7 @@ class UdpStream:
         self.edge = edge
         self.route = route
         self.addresses = BackendAddresses(edge.loop, socket.SOCK_DGRAM)
+        self.events = SocketEvents(edge.loop)
         self.sessions: IdleOrder[object, _Session] = IdleOrder(
             edge.loop, edge.now, route.idle_seconds, _Session.close
         )
@@ -72,6 +75,7 @@ class UdpStream:
         for session in self.sessions:
             session.close()
         self.addresses.close()
+        self.events.close()
 
     def snapshot(self) -> Table:
         """Its numbers for reports: sessions since the start, those open now, datagrams from and to clients."""
@@ -121,7 +125,7 @@ class UdpStream:
         """A socket for a session; None when this process is out of descriptors, and has no session to give up."""
         while True:
             try:
-                return socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                return socket.socket(family, _NOT_BLOCKING)
             except OSError:
                 if not self.sessions:
                     return None
@@ -247,7 +251,7 @@ class _Session:
         stream = listener.stream
         self._began = stream.edge.now()
         stream.sessions.add(key, self)
-        stream.edge.loop.add_reader(sock.fileno(), self._read)
+        stream.events.add_reader(sock.fileno(), self._read)
 
     def is_over(self) -> bool:
         """Whether its time in all has passed: the next datagram begins another one, perhaps with another backend."""
@@ -305,7 +309,7 @@ class _Session:
             return
         self._ended = True
         stream = self._listener.stream
-        stream.edge.loop.remove_reader(self._sock.fileno())
+        stream.events.closing(self._sock.fileno())
         self._sock.close()
         stream.sessions.remove(self.key)
         self.lease.release(outcome, stream.edge.now() - self._began, 0, error)

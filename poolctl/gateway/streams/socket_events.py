@@ -1,0 +1,58 @@
+"""Readiness of the sockets of sessions, from one epoll instance for all of them.
+
+A loop's own `add_reader` and `remove_reader` make six system calls for a socket; this makes one. A socket that is
+closed needs none: no other process has duplicates of these. For the sockets of connections, of which each is ready more
+often, it does not pay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Callable
+
+_AT_ONCE = 64
+_ROUNDS = 4
+
+
+class SocketEvents:
+    """Calls back while there is something to read from a socket."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._epoll = select.epoll()
+        self._readers: dict[int, Callable[[], None]] = {}
+        loop.add_reader(self._epoll.fileno(), self._dispatch)
+
+    def close(self) -> None:
+        """Call back no more."""
+        if not self._epoll.closed:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._readers.clear()
+
+    def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call back while there is something to read, until the socket is closed. Raises OSError."""
+        self._epoll.register(fd, select.EPOLLIN)
+        self._readers[fd] = callback
+
+    def closing(self, fd: int) -> None:
+        """The socket is closed next."""
+        self._readers.pop(fd, None)
+
+    def _dispatch(self) -> None:
+        # What backends answer meanwhile needs no further iteration of the loop.
+        for _ in range(_ROUNDS):
+            found = self._epoll.poll(0, _AT_ONCE)
+            if not found:
+                return
+            for fd, _events in found:
+                callback = self._readers.get(fd)
+                if callback is not None:
+                    try:
+                        callback()
+                    except Exception as error:
+                        context = {"message": "a session could not be served", "exception": error}
+                        self._loop.call_exception_handler(context)
+            if self._epoll.closed:
+                return
