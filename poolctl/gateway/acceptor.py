@@ -11,15 +11,15 @@ import socket
 import time
 from typing import Any
 
-from ..http.canonical_head import CanonicalHead, is_incomplete, parse
+from ..http.canonical_head import CanonicalHead, is_incomplete
 from ..keeper import connection_handover
 from ..keeper.connection_handover import MOST_HOPS, Routed
 from ..keeper.wire import WireError
 from ..platform import close_promptly
-from ..routing.decision import passed_host, passed_match
+from ..routing.decision import passed_host
 from ..routing.route_table import Match
 from .backend import SLEEPING
-from .backends import NoBackend, RequestOutcome
+from .backends import NoBackend
 from .client_hello import MOST_BYTES, NoClientHello, read_client_hello
 from .descriptor_limit import is_exhausted
 from .edge import Edge
@@ -224,26 +224,27 @@ class Arriving(WaitingConnection):
                 break
         else:
             return False
-        lease = edge.backends.of(match.route).acquire(self.client)
-        if isinstance(lease, NoBackend):
+        route = match.route
+        backends = edge.backends.of(route)
+        backend = backends.choose(self.client)
+        if isinstance(backend, NoBackend):
             if tls:
                 passing.refuse_tls(self.sock)
             else:
-                passing.refuse(self.sock, lease.status, lease.retry_after_seconds)
+                passing.refuse(self.sock, backend.status, backend.retry_after_seconds)
             return True
-        backend = lease.backend
         server = backend.key
         spared = (
-            backend.rank == SLEEPING
-            and head is not None
-            and spares_server(match.route, head.method, head.path)
+            backend.rank == SLEEPING and head is not None and spares_server(route, head.method, head.path)
         )
         if spared or not passing.passes(server, tls=tls):
-            lease.release(RequestOutcome.UNUSED)
             return False
-        generation = edge.table.generation
-        sent = passing.pass_on(server, self.sock, match.route.alias, generation, hops, received, tls=tls)
-        lease.release(RequestOutcome.PASSED if sent else RequestOutcome.CANCELLED)
+        sent = passing.pass_on(server, self.sock, route.alias, edge.table.generation, hops, received, tls=tls)
+        if sent:
+            backends.passed(backend)
+        else:
+            backend.counts.began()
+            backend.counts.disconnected()
         return True
 
 
@@ -286,16 +287,15 @@ class PlainConnection(Arriving):
 
     def _passed(self, data: bytes) -> bool:
         edge = self.edge
-        head = parse(data)
-        if head is None:
+        found = edge.passed_requests.find(data, edge.table)
+        if found is None:
             if is_incomplete(data):
                 edge.passing.refuse(self.sock, 431)
                 return True
             return False
         if edge.settings.header_for_host.lower() != _USUAL_HOST_HEADER:
             return False
-        match = passed_match(head, edge.table)
-        return match is not None and self.pass_on(match, head, self.hops, self.received)
+        return self.pass_on(found.match, found.head, self.hops, self.received)
 
     def on_deadline(self) -> None:
         if self.scanned:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from ..frozen_value import Table
+from ..routing.decision import PassedRequests
 from ..routing.route_table import RouteTable, write_table
 from .backends import Backends, NoBackend
 from .counts import Counts
@@ -52,6 +53,7 @@ class Edge:
         self.counts = Counts()
         self.backends = Backends(self.hosts, self.loop.time, self.event, self.counts)
         self.passing = Passing(self.event)
+        self.passed_requests = PassedRequests()
         self.pool = ConnectionPool()
         self.certificates = ListenerCertificates()
         self.descriptors = DescriptorLimit()

@@ -7,6 +7,7 @@ of its own, bounded in number and time, and holds up no other one. A descriptor 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -39,6 +40,7 @@ def tls_alert(description: int) -> bytes:
 class _Queued(NamedTuple):
     sock: socket.socket
     routed: Routed
+    message: bytes
     until: float
     tls: bool
 
@@ -74,7 +76,7 @@ class Passing:
         self._queue_seconds = queue_seconds
         self._servers: dict[str, _Server] = {}
         # Encoding a message takes as long as sending it, and most connections of a route have the same one.
-        self._encoded: dict[Routed, bytes] = {}
+        self._messages: dict[tuple[str, int, int], tuple[Routed, bytes]] = {}
         self.queued_connections = 0  # of all servers
         self.waiting = WaitingConnections()
         # What becomes of a connection that was queued for a server that is withdrawn, or leaves the proxy: it is
@@ -117,18 +119,23 @@ class Passing:
     ) -> bool:
         """Whether the connection was sent, or queued; otherwise it is refused and closed. `sock` is owned here."""
         found = self._servers.get(server)
-        routed = Routed(route, generation, hops, received)
         if found is None:
             self._refuse(sock, tls)
             return False
-        if not found.queue and self._send(found, sock, routed):
+        if received:
+            routed, message = Routed(route, generation, hops, received), b""
+        else:
+            key = route, generation, hops
+            routed, message = self._messages.get(key) or self._encode(key)
+        if not found.queue and self._send(found, sock, routed, message):
             return True
         if len(found.queue) >= self._most_queued:
             self._report_full(server, found)
             self._refuse(sock, tls)
             return False
         self.queued_connections += 1
-        found.queue.append(_Queued(sock, routed, self._loop.time() + self._queue_seconds, tls))
+        until = self._loop.time() + self._queue_seconds
+        found.queue.append(_Queued(sock, routed, message, until, tls))
         self._watch(found)
         if found.timer is None:
             found.timer = self._loop.call_later(self._queue_seconds, self._expire, found)
@@ -156,15 +163,18 @@ class Passing:
         self._servers.clear()
         self.waiting.close()
 
-    def _send(self, found: _Server, sock: socket.socket, routed: Routed) -> bool:
-        """Whether the connection was sent, or is lost; otherwise there is no room."""
+    def _send(self, found: _Server, sock: socket.socket, routed: Routed, message: bytes) -> bool:
+        """Whether the connection was sent, or is lost; otherwise there is no room.
+
+        The message is that of `routed`, or empty if it is made for this connection alone.
+        """
         if found.end is None:
             return False
         try:
-            if routed.received:
-                connection_handover.give(found.end, sock.fileno(), routed=routed)
+            if message:
+                wire.send(found.end, message, (sock.fileno(),))
             else:
-                wire.send(found.end, self._encoded.get(routed) or self._encode(routed), (sock.fileno(),))
+                connection_handover.give(found.end, sock.fileno(), routed=routed)
         except BlockingIOError:
             return False
         except wire.WireError:  # too many bytes were received
@@ -178,14 +188,15 @@ class Passing:
         if isinstance(sock, Connection):  # an application has held it too
             close_promptly(sock.detach())
         else:
-            sock.close()
+            os.close(sock.detach())  # half the time of sock.close()
         return True
 
-    def _encode(self, routed: Routed) -> bytes:
-        if len(self._encoded) >= _MOST_ENCODED:
-            self._encoded.clear()
-        message = self._encoded[routed] = connection_handover.encoded(routed)
-        return message
+    def _encode(self, key: tuple[str, int, int]) -> tuple[Routed, bytes]:
+        if len(self._messages) >= _MOST_ENCODED:
+            self._messages.clear()
+        routed = Routed(*key)
+        found = self._messages[key] = routed, connection_handover.encoded(routed)
+        return found
 
     def _send_queued(self, found: _Server) -> None:
         """Send as many as there is room for, within a bound for one turn."""
@@ -193,7 +204,7 @@ class Passing:
         sent = 0
         while found.queue and sent < _SENT_AT_ONCE:
             first = found.queue[0]
-            if not self._send(found, first.sock, first.routed):
+            if not self._send(found, first.sock, first.routed, first.message):
                 break
             found.queue.popleft()
             sent += 1

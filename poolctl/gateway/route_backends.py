@@ -215,6 +215,17 @@ class RouteBackends:
             return NoBackend("others wait already", self._queue_seconds, may_wait=True)
         return self._assign(client, cookie, tried)
 
+    def choose(self, client: str) -> Backend | NoBackend:
+        """A backend for a connection of this client that is to be passed on: only a worker sees what becomes of it.
+
+        So there is no lease, which would be released at once. Routes with a limit pass nothing on.
+        """
+        now = self.now()
+        if now >= self._hosts.next_expiry:
+            self._hosts.expire()
+        member = self._choose(now, client, "", ())
+        return self._refusal(now, ()) if member is None else member.backend
+
     async def wait(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease:
         """The same, after those that wait already, for at most the route's `queue_seconds`. Raises NoBackend.
 

@@ -74,7 +74,7 @@ def send(
         raise WireError(f"a message of {len(payload)} bytes and {len(fds)} descriptors is too large")
     try:
         # Not socket.send_fds(), which forgets its flags (Python 3.11 to 3.13).
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        rights = [(_SOL_SOCKET, _RIGHTS, array.array("i", fds))] if fds else []
         sock.sendmsg([payload], rights, 0 if wait else _DONTWAIT)
     except OSError as error:
         if error.errno == errno.ETOOMANYREFS:

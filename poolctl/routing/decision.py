@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
-from ..http.canonical_head import CanonicalHead
+from typing import NamedTuple
+
+from ..http.canonical_head import CanonicalHead, parse
 from .match import normal_host
 from .normal_path import normal_path
 from .route_table import Match, RouteTable
+
+_MOST_KNOWN = 128
+_LONGEST_KNOWN = 512  # in bytes; longer heads have cookies, and are seldom the same
+
+
+class PassedRequest(NamedTuple):
+    """A request that may be passed."""
+
+    head: CanonicalHead
+    match: Match
+
+
+class PassedRequests:
+    """`passed_match` for the first bytes of connections, of which most begin like others before: these are known."""
+
+    def __init__(self) -> None:
+        self._table: RouteTable | None = None
+        self._known: dict[bytes, PassedRequest] = {}
+
+    def find(self, data: bytes, table: RouteTable) -> PassedRequest | None:
+        """The request with which these bytes begin; None if its head is not canonical, or it is not passed."""
+        if table is not self._table:
+            self._table = table
+            self._known.clear()
+        found = self._known.get(data)
+        if found is None:
+            head = parse(data)
+            match = None if head is None else passed_match(head, table)
+            if head is None or match is None:
+                return None
+            found = PassedRequest(head, match)
+            if len(data) <= _LONGEST_KNOWN:
+                if len(self._known) >= _MOST_KNOWN:
+                    self._known.clear()
+                self._known[data] = found
+        return found
 
 
 def passed_match(head: CanonicalHead, table: RouteTable) -> Match | None:

@@ -9,7 +9,15 @@ import pytest
 
 from poolctl.clock import ManualClock
 from poolctl.frozen_value import Table
-from poolctl.gateway.backends import Backends, Lease, NoBackend, RequestOutcome, RouteBackends, ServerFacts
+from poolctl.gateway.backends import (
+    Backend,
+    Backends,
+    Lease,
+    NoBackend,
+    RequestOutcome,
+    RouteBackends,
+    ServerFacts,
+)
 from poolctl.gateway.counts import Counts
 from poolctl.gateway.hosts import HostManager
 from poolctl.routing.route import BreakerRule, Limit, Route, StreamRoute, Target
@@ -311,6 +319,29 @@ def test_passed_connections_of_other_policies_are_not_counted(stage: Stage) -> N
     stage.backends.apply([route], {"a": facts("a")})
     taken(stage.backends.of(route).acquire("1.1.1.1")).release(RequestOutcome.PASSED)
     assert stage.backends.of(route).members[0].load == 0
+
+
+def test_backend_for_a_passed_connection_is_chosen_by_the_policy_and_holds_nothing(stage: Stage) -> None:
+    route = server_route("a", "b", policy="least-connections")
+    stage.backends.apply([route], {name: facts(name) for name in ("a", "b")})
+    backends = stage.backends.of(route)
+    for _ in range(4):
+        chosen = backends.choose("1.1.1.1")
+        assert isinstance(chosen, Backend)
+        backends.passed(chosen)
+    assert [each.load for each in backends.members] == [2, 2]
+    assert (backends.in_flight, stage.row("a")["requests"]) == (0, 0)
+    stage.hosts.disable("a", 7)
+    for _ in range(3):
+        chosen = backends.choose("1.1.1.1")
+        assert isinstance(chosen, Backend)
+        assert chosen.key == "b"
+    stage.hosts.disable("b", 3)
+    refused = backends.choose("1.1.1.1")
+    assert isinstance(refused, NoBackend)
+    assert refused.retry_after_seconds == 3
+    stage.clock.advance(3)
+    assert isinstance(backends.choose("1.1.1.1"), Backend), "its time is over"
 
 
 def test_weight_of_a_server_multiplies_that_of_its_targets(stage: Stage) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from poolctl.http.canonical_head import parse
-from poolctl.routing.decision import passed_host, passed_match
+from poolctl.routing import decision
+from poolctl.routing.decision import PassedRequests, passed_host, passed_match
 from poolctl.routing.route import Header, Route, Target
 from poolctl.routing.route_table import RouteTable, write_table
 
@@ -50,16 +52,16 @@ def table() -> Iterator[RouteTable]:
 def test_connection_is_passed_if_every_such_request_goes_to_servers_of_the_pool(
     table: RouteTable, host: str, target: str, servers: set[str] | None
 ) -> None:
-    head = parse(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-    assert head is not None
-    match = passed_match(head, table)
+    parsed = parse(head(host, target))
+    assert parsed is not None
+    match = passed_match(parsed, table)
     assert (match and match.servers) == servers
 
 
 def test_request_for_the_whole_server_is_decided_by_its_root(table: RouteTable) -> None:
-    head = parse(b"OPTIONS * HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
-    assert head is not None
-    match = passed_match(head, table)
+    parsed = parse(b"OPTIONS * HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+    assert parsed is not None
+    match = passed_match(parsed, table)
     assert match is not None
     assert match.servers == {"shop"}
 
@@ -70,3 +72,35 @@ def test_tls_is_passed_where_the_whole_host_belongs_to_one_route(table: RouteTab
         for host in ("users.example.com", "shop.example.com", "x.example.com", "")
     }
     assert {host for host, match in found.items() if match} == {"users.example.com"}
+
+
+def head(host: str, target: str = "/") -> bytes:
+    return f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+
+
+def test_known_request_is_decided_as_at_the_first_time_until_the_table_changes(table: RouteTable) -> None:
+    requests = PassedRequests()
+    for _ in range(2):
+        found = requests.find(head("shop.example.com", "/cart"), table)
+        assert found is not None
+        assert (found.head.path, found.match.servers) == (b"/cart", {"shop"})
+        assert requests.find(head("shop.example.com", "/api/v1"), table) is None
+        assert requests.find(b"GET /cart HTTP/1.1\r\nHost: shop", table) is None
+    fd = write_table([Route(alias="other", to=WEB, host="shop.example.com")], 2)
+    with closing(RouteTable(fd)) as other:
+        os.close(fd)
+        found = requests.find(head("shop.example.com", "/cart"), other)
+        assert found is not None
+        assert found.match.servers == {"web"}
+    assert requests.find(head("shop.example.com", "/cart"), table) is not None
+
+
+def test_few_requests_are_kept_and_no_long_ones(table: RouteTable) -> None:
+    requests = PassedRequests()
+    for number in range(2 * decision._MOST_KNOWN):
+        assert requests.find(head("users.example.com", f"/{number}"), table)
+        assert requests.find(
+            head("users.example.com", f"/{number:{decision._LONGEST_KNOWN}}".replace(" ", "x")), table
+        )
+        assert 0 < len(requests._known) <= decision._MOST_KNOWN
+    assert max(map(len, requests._known)) < decision._LONGEST_KNOWN
