@@ -14,7 +14,7 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _MOST_RESERVED = 1024
 _RESERVED_PART = 4
 _STREAMS_PART = 2
-_SESSIONS_PART = 4
+_SESSIONS_PART, _LEAST_SESSIONS_PART = 4, 16
 _HANDSHAKES_PART = 4
 # One that is lower by so many was free by chance: the next one may be above the mark again.
 _CERTAIN = 16
@@ -26,8 +26,8 @@ class DescriptorLimit:
     """The limit of this process, `limit`, and its parts.
 
     The kernel gives a new descriptor the lowest free number: one from `mark` on says that only the reserve is left.
-    All streams together take at most `of_streams`, of which sessions of UDP take at most `of_sessions`. At most
-    `of_handshakes` of TLS are under way.
+    All streams together take at most `of_streams`, of which sessions of UDP take at most `of_sessions`; these may have
+    `least_sessions` whatever TCP has. At most `of_handshakes` of TLS are under way.
     """
 
     def __init__(self, limit: int = 0) -> None:
@@ -36,6 +36,7 @@ class DescriptorLimit:
         self.mark = self.limit - min(_MOST_RESERVED, self.limit // _RESERVED_PART)
         self.of_streams = self.limit // _STREAMS_PART
         self.of_sessions = max(1, self.limit // _SESSIONS_PART)
+        self.least_sessions = max(1, self.limit // _LEAST_SESSIONS_PART)
         self.of_handshakes = max(_LEAST_HANDSHAKES, min(_MOST_HANDSHAKES, self.limit // _HANDSHAKES_PART))
         self._few = False
 

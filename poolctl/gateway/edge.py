@@ -24,6 +24,7 @@ from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ConnectionPool
 from .proxy.tls import ListenerCertificates
 from .settings import GatewaySettings
+from .streams.stream_share import StreamShare
 
 # An event that an application can cause as often as it likes is reported once in so long.
 _REPORT_SECONDS = 10.0
@@ -57,6 +58,7 @@ class Edge:
         self.pool = ConnectionPool()
         self.certificates = ListenerCertificates()
         self.descriptors = DescriptorLimit()
+        self.stream_share = StreamShare(self.descriptors)
         self.evicted = 0  # idle connections that were closed for others
 
     def now(self) -> float:

@@ -277,7 +277,9 @@ class StreamConfig(Table):
     policy: Literal["round-robin", "weighted", "least-connections", "ip-hash", "random-two", "first"] = field(
         "round-robin", "How one of several targets is chosen."
     )
-    max_connections: Number = field(0, "Open connections, or sessions of clients; 0 is no limit.")
+    max_connections: Number = field(
+        0, "Open connections, or sessions of clients; 0: as many as there are descriptors for streams."
+    )
     timeouts: StreamTimeouts = field(StreamTimeouts(), "How long the steps of a connection may take.")
     breaker: RouteBreaker = field(RouteBreaker(), "When a failing target gets no more connections.")
 

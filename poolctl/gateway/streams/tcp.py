@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..backends import Lease, RequestOutcome
 from ..counts import CONNECT, RESET
+from ..descriptor_limit import is_exhausted
 from .backend_addresses import BackendAddresses, SocketAddress
 from .flow import Flow
 from .idle_order import IdleOrder
@@ -28,8 +29,6 @@ logger = logging.getLogger("poolctl.gateway")
 _AT_ONCE = 16  # connections accepted in one iteration of the loop
 _NOT_BLOCKING = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-# This process, not the backend, is short of something.
-_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _ACCEPT_AGAIN_SECONDS = 1.0
 
 
@@ -53,18 +52,18 @@ class TcpStream:
         self._closed = False
         self._held_off: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
-        self._settle()
+        self.settle()
 
     def apply(self, route: StreamRoute) -> None:
         """Use changed targets and limits: for new connections, the idle limit for all."""
         self.route = route
         self.open.limit(route.idle_seconds)
-        self._settle()
+        self.settle()
 
     def close(self) -> None:
         """Accept no more; open connections continue."""
         self._closed = True
-        self._settle()
+        self.settle()
 
     async def drain(self, seconds: float) -> None:
         """Accept no more, wait until the open connections have ended, and after that time reset those that have not."""
@@ -96,8 +95,9 @@ class TcpStream:
         self.bytes_in += connection.bytes_in
         self.bytes_out += connection.bytes_out
         self.open.remove(connection)
+        self.edge.stream_share.disconnected()
         if self.open or self._empty is None:
-            self._settle()
+            self.settle()
         elif not self._empty.done():
             self._empty.set_result(None)
 
@@ -106,16 +106,17 @@ class TcpStream:
         if self._held_off is None:
             logger.warning("stream %s cannot open a connection: %s", self.route.alias, error)
             self._held_off = self.edge.loop.call_later(_ACCEPT_AGAIN_SECONDS, self._accept_again)
-            self._settle()
+            self.settle()
 
     def _accept_again(self) -> None:
         self._held_off = None
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Watch the listeners, or stop it, as the state requires."""
         room = not self.route.max_connections or len(self.open) < self.route.max_connections
         wanted = room and not self._closed and self._held_off is None
+        wanted = wanted and self.edge.stream_share.may_accept(self)
         if wanted is not self._accepting:
             self._accepting = wanted
             for listener in self._listeners:
@@ -125,24 +126,35 @@ class TcpStream:
                     self.edge.loop.remove_reader(listener.fileno())
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(_AT_ONCE):
+        descriptors = self.edge.descriptors
+        for number in range(_AT_ONCE):
             if not self._accepting:
+                return
+            if not self.edge.stream_share.may_accept(self):  # what other streams have accepted counts, too
+                self.settle()
+                return
+            if descriptors.few():
+                if number == 0 and not self.edge.evict():
+                    self.hold_off(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
                 return
             try:
                 client, address = listener.accept()
             except (BlockingIOError, InterruptedError):
                 return  # another process of this gateway was faster
             except OSError as error:
-                if error.errno in _OUT_OF_RESOURCES:
+                if not is_exhausted(error):
+                    continue  # the client is gone already
+                if not self.edge.evict():
                     self.hold_off(error)
-                    return
-                continue  # the client is gone already
+                return
+            descriptors.opened(client.fileno())
             client.setblocking(False)
             self.accepted += 1
+            self.edge.stream_share.connected()
             connection = _StreamedConnection(self, client, address[0] if address else "")
             self.open.add(connection, connection)
             connection.connect()
-            self._settle()
+            self.settle()
 
 
 class _StreamedConnection:

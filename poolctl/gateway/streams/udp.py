@@ -51,7 +51,11 @@ class UdpStream:
         self.datagrams_in = self.datagrams_out = self.bytes_in = self.bytes_out = 0
         self._most = _most_sessions(route)
         self._empty: asyncio.Future[None] | None = None
+        edge.stream_share.add(self)
         self._listeners = [_DatagramSocket(self, each) for each in listeners]
+
+    def __len__(self) -> int:
+        return len(self.sessions)
 
     def apply(self, route: StreamRoute) -> None:
         """Use changed targets and limits: for new sessions, the idle limit for all."""
@@ -59,7 +63,7 @@ class UdpStream:
         self._most = _most_sessions(route)
         self.sessions.limit(route.idle_seconds)
         while len(self.sessions) > self._most:
-            self._evict()
+            self.evict()
 
     def close(self) -> None:
         """Read no more datagrams of clients: they are for a successor. Answers to earlier ones are still sent."""
@@ -76,6 +80,7 @@ class UdpStream:
             session.close()
         self.addresses.close()
         self.events.close()
+        self.edge.stream_share.remove(self)
 
     def snapshot(self) -> Table:
         """Its numbers for reports: sessions since the start, those open now, datagrams from and to clients."""
@@ -99,7 +104,8 @@ class UdpStream:
     ) -> _Session | None:
         """A new session for the client, or None: no backend is available now."""
         while len(self.sessions) >= self._most:
-            self._evict()
+            self.evict()
+        self.edge.stream_share.make_room()
         while True:
             lease = self.edge.backends.of(self.route).acquire(client[0], "", tried)
             if not isinstance(lease, Lease):
@@ -125,13 +131,19 @@ class UdpStream:
         """A socket for a session; None when this process is out of descriptors, and has no session to give up."""
         while True:
             try:
-                return socket.socket(family, _NOT_BLOCKING)
+                sock = socket.socket(family, _NOT_BLOCKING)
             except OSError:
                 if not self.sessions:
+                    self.edge.evict()  # for the next datagram
                     return None
-                self._evict()
+                self.evict()
+                continue
+            if self.sessions and sock.fileno() >= self.edge.descriptors.mark:
+                self.evict()
+            return sock
 
-    def _evict(self) -> None:
+    def evict(self) -> None:
+        """See UdpSessions."""
         self.evicted += 1
         self.sessions.oldest().close()
 
@@ -251,6 +263,7 @@ class _Session:
         stream = listener.stream
         self._began = stream.edge.now()
         stream.sessions.add(key, self)
+        stream.edge.stream_share.began()
         stream.events.add_reader(sock.fileno(), self._read)
 
     def is_over(self) -> bool:
@@ -312,6 +325,7 @@ class _Session:
         stream.events.closing(self._sock.fileno())
         self._sock.close()
         stream.sessions.remove(self.key)
+        stream.edge.stream_share.ended()
         self.lease.release(outcome, stream.edge.now() - self._began, 0, error)
         stream.ended()
 

@@ -12,8 +12,10 @@ import pytest
 import uvloop
 
 from poolctl.gateway.backends import Backends, ServerFacts
+from poolctl.gateway.descriptor_limit import DescriptorLimit
 from poolctl.gateway.hosts import HostManager
 from poolctl.gateway.passing import Passing
+from poolctl.gateway.streams.stream_share import StreamShare
 from poolctl.gateway.streams.tcp import TcpStream
 from poolctl.gateway.streams.udp import UdpStream
 from poolctl.routing.route import StreamRoute, Target
@@ -57,9 +59,15 @@ class StreamEdge:
         self.backends = Backends(self.hosts, self.now)
         self.servers = dict(servers or {})
         self.passing = Passing(lambda kind, **data: None)
+        self.descriptors = DescriptorLimit()
+        self.stream_share = StreamShare(self.descriptors)
 
     def now(self) -> float:
         return self.loop.time() + self.moved_seconds
+
+    def evict(self) -> bool:
+        """There is nothing but the streams."""
+        return False
 
     def use(self, *routes: StreamRoute) -> None:
         self.backends.apply(routes, self.servers)
