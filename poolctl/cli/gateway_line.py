@@ -9,6 +9,7 @@ from poolctl.control.gateway_answers import GatewayStatus
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.control.answers import Result
+    from poolctl.frozen_value import Table
 
 _INDENT = "  "
 
@@ -21,18 +22,24 @@ def add_gateway(outcome: Outcome, result: Result, width: int) -> str:
     return gateway_line(GatewayStatus.from_json(result.gateway), width)
 
 
+def serves_line(gateway: Table) -> str:
+    """Where clients find it, on a line of its own; "" for one that does not serve."""
+    status = GatewayStatus.from_json(gateway)
+    return f"\nthe gateway serves {', '.join(status.addresses)}" if status.state == "running" else ""
+
+
 def gateway_line(gateway: GatewayStatus, width: int = 0) -> str:
     """State, addresses and routes, and its figures where they are known, broken into lines of this width."""
     words = [f"[gateway] {gateway.state}", *gateway.addresses]
-    words.append(f"{gateway.routes} route{'' if gateway.routes == 1 else 's'}")
+    words.append(_counted(gateway.routes, "route"))
     if gateway.pid is not None:
         words += [f"pid {gateway.pid}", f"up {duration(gateway.uptime_seconds)}"]
     if gateway.restarts:
-        words.append(f"{gateway.restarts} restart{'' if gateway.restarts == 1 else 's'}")
+        words.append(_counted(gateway.restarts, "restart"))
     if (stats := gateway.stats) is not None:
         if stats.requests_per_second is not None:
             words.append(f"{count_text(stats.requests_per_second)} requests/s")
-        words += [f"{stats.requests_total} requests", f"{stats.errors_total} errors"]
+        words += [_counted(stats.requests_total, "request"), _counted(stats.errors_total, "error")]
     lines = [words[0]]
     for word in words[1:]:
         if width and len(lines[-1]) + len(word) + 3 > width:
@@ -41,3 +48,7 @@ def gateway_line(gateway: GatewayStatus, width: int = 0) -> str:
         else:
             lines[-1] += f", {word}"
     return "\n".join(lines)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

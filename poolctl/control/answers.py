@@ -87,7 +87,7 @@ class Result(Value):
     ended: bool | None = None
     keeper_pid: int | None = None
     without_servers: bool | None = None  # of a start: the pool has routes and no server
-    gateway: Table | None = None  # of list, status and stats, for a whole pool: a GatewayStatus
+    gateway: Table | None = None  # of start, list, status, stats of a whole pool: a GatewayStatus
 
 
 class ServerStep(Value):

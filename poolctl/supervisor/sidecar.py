@@ -228,7 +228,7 @@ class SidecarManager:
             self.problem = problem
             logger.error("%s: %s", self.label, problem)
             name = self.label.removeprefix("the ")
-            self._events.record("pool", f"{name} failed", message=f"{self.label}: {problem}")
+            self._events.record("pool", f"{name} failed", message=problem)
 
     def _again(self) -> None:
         if self._retry is not None:

@@ -13,8 +13,10 @@ from poolctl.frozen_value import Value
 from poolctl.routing.host_report import HostReport
 
 COLUMNS = (
-    "host", "routes", "state", "since", "until", "breaker", "connections", "in_flight", "errors", "why",
+    "host", "routes", "state", "since", "until", "breaker", "conn", "in_flight", "errors", "why",
 )  # fmt: skip
+WIDE = (*COLUMNS[:6], "conn", "in_flight", "waiting", "requests", "errors", "why")
+DISPENSABLE = ("since", "in_flight", "routes", "errors", "conn")
 
 COMMAND = Command(
     "List the gateway's hosts; disable, enable or drain some.",
@@ -50,8 +52,10 @@ class _Line(Value):
     since: str
     until: str
     breaker: str
-    connections: int
+    conn: int
     in_flight: int
+    waiting: int
+    requests: int
     errors: int
     why: str
 
@@ -95,12 +99,15 @@ def _seconds(text: str | None) -> float | None:
 
 def _shown(request: CommandRequest, result: HostsResult) -> Outcome:
     lines = [_line(each) for each in result.items]
-    return gateway_table(request, Outcome.of(result), lines, COLUMNS, (each.host for each in result.items))
+    columns, names = WIDE if request.output == "wide" else COLUMNS, (each.host for each in result.items)
+    return gateway_table(request, Outcome.of(result), lines, columns, names, DISPENSABLE)
 
 
 def _line(host: HostReport) -> _Line:
-    more = {name: getattr(host, name) for name in COLUMNS}
-    return _Line(**{**more, "since": _local(host.since), "until": _local(host.until)})
+    more = {name: getattr(host, name) for name in WIDE if name != "conn"}
+    return _Line(
+        **{**more, "conn": host.connections, "since": _local(host.since), "until": _local(host.until)}
+    )
 
 
 def _sentence(host: HostReport) -> str:

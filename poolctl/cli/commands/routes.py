@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("alias", "host", "path", "to", "way", "state", "passed", "proxied", "errors", "p50", "p99")
 DISPENSABLE = ("p50", "state", "p99")
-WIDE = (*COLUMNS[:5], "policy", "mode", "provider", *COLUMNS[5:], "why")
+WIDE = (*COLUMNS[:5], "policy", "mode", "provider", "state", "requests", *COLUMNS[6:], "why")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 EXPLAINED = ("match", "alias", "host", "path", "to", "why")
 
@@ -76,6 +76,7 @@ class _RouteLine(Value):
     mode: str
     provider: str
     state: str
+    requests: int
     passed: int
     proxied: int
     errors: int

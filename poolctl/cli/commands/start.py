@@ -31,4 +31,9 @@ def perform(request: CommandRequest) -> Outcome:
     result = ask_or_launch(request, pool)
     if not result.ended:
         hand_over_to_systemd(pool, ready=not result.exit_code)
-    return Outcome.of(result, ready_line(result, waited=not request.get("no_wait")))
+    outcome = Outcome.of(result, ready_line(result, waited=not request.get("no_wait")))
+    if result.gateway is not None and result.items:
+        from poolctl.cli.gateway_line import serves_line
+
+        outcome.message += serves_line(result.gateway)
+    return outcome

@@ -12,7 +12,7 @@ from poolctl.config import ConfigNotFound
 from poolctl.control.answers import About, ErrorEntry, Item, Result, entries
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
-from poolctl.frozen_value import Value
+from poolctl.frozen_value import Table, Value
 
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
@@ -37,6 +37,7 @@ class CheckContext:
         self.problems: Sequence[ErrorEntry] = []
         self.about: About | None = None
         self.items: Sequence[Item] = ()
+        self.gateway: Table | None = None
         self.orphaned: set[str] = set()
         self.silence = ""
         if pool is not None:
@@ -62,7 +63,8 @@ class CheckContext:
         client = Client(pool.socket, silence_seconds=_ANSWER_SECONDS)
         try:
             self.about = client.ping()
-            self.items = client.ask(Result, "list").items
+            listed = client.ask(Result, "list")
+            self.items, self.gateway = listed.items, listed.gateway
         except NoSupervisor:
             return  # what a dead one has left is looked for elsewhere
         except ControlError as error:

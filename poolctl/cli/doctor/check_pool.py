@@ -14,6 +14,7 @@ from poolctl import __version__
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
 from poolctl.cli.supervisor_requests import CRASH_LOOP
 from poolctl.config import INSTALL_GATEWAY, ServerConfig, interpreter, start_options
+from poolctl.control.gateway_answers import GatewayStatus
 from poolctl.frozen_value import Table
 
 from .check import CheckContext, CheckResult, ok, problem, warning
@@ -87,6 +88,12 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
     for each in about.not_served or ():
         table, _, why = each.partition(": ")
         yield problem(table, why.removesuffix(f"; {INSTALL_GATEWAY}"), _fix(table, why))
+    if context.gateway is not None and not context.gateway["problem"]:
+        gateway = GatewayStatus.from_json(context.gateway)
+        listed = ", ".join(gateway.addresses)
+        yield ok(
+            "[gateway]", f"{gateway.state}: {listed}; {gateway.routes} routes" if listed else gateway.state
+        )
 
 
 def _fix(table: str, why: str) -> str:

@@ -360,7 +360,7 @@ class GatewayManager(SidecarManager):
             if (entry := self._core.entries.get(message["server"])) is not None:
                 self._core.wake(entry)
         else:
-            self._events.record("pool", str(message["kind"]), **message["data"])
+            self._events.record("pool", str(message["kind"]), **_about_host(message["data"]))
 
     async def aclose(self) -> None:
         """See SidecarManager."""
@@ -386,3 +386,8 @@ class GatewayManager(SidecarManager):
                 end.close()
             self._own = None
             self._keeper.send({"op": "drop", "name": fd_store.GATEWAY_PAIR})
+
+
+def _about_host(data: Table) -> Table:
+    """An event of a host says in words which one it is, and why."""
+    return {"message": data["host"], "cause": data.get("why", ""), **data} if "host" in data else data

@@ -120,6 +120,8 @@ class PoolGateway:
         if late := await manager.in_force(call.options.get("timeout")):
             result = result.but(warnings=(*result.warnings, late))
         whole = verb == "reload" or (verb in _STARTING and call.selector.selects_all)
+        if whole and verb == "start" and self._statistics is not None and manager.tables.gateway is not None:
+            result = result.but(gateway=self._statistics.status().to_json())
         if not (whole and manager.failures):
             return self._warned(verb, result)
         kind = PoolStartError if verb == "start" else PoolRestartError

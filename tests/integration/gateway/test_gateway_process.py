@@ -313,6 +313,7 @@ def test_disabled_host_stays_disabled_over_the_death_of_gateway_and_supervisor(g
         assert connections(gateway, "one") == 1, "passed to the worker, which counts it"
     gateway.until(lambda: connections(gateway, "one") == 0)
     gateway.pool.ok("hosts", "disable", "one", "--for", "0")
+    assert "host disabled: one (disabled by request)" in gateway.pool.ok("events", "--kind", "pool").stdout
     assert gateway.get("/one").status == 503
     pid = gateway.until(gateway.process)
     gateway.kill(pid)

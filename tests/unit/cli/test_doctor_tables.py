@@ -86,3 +86,15 @@ def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
     assert certificate.fix.startswith("check `tls` of [gateway]")
     assert (library.message, library.fix) == ("h2 is not installed", "pip install 'poolctl[gateway]'")
     assert metrics.fix.startswith("free the address")
+
+
+def test_gateway_that_serves_is_named_with_its_addresses() -> None:
+    context = CheckContext(None, {})
+    context.about = About(
+        name="shop", files=(), version="1", protocol=1, python="3.11", supervisor_pid=1, keeper_pid=2
+    )  # fmt: skip
+    context.gateway = {"state": "running", "problem": "", "addresses": ["http://127.0.0.1:8080"], "routes": 4}
+    _, gateway = check_pool.supervisor(context)
+    assert (gateway.status, gateway.message) == ("ok", "running: http://127.0.0.1:8080; 4 routes")
+    context.gateway["problem"] = "port 8080 is in use"
+    assert len([*check_pool.supervisor(context)]) == 1

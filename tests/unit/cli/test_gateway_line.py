@@ -48,6 +48,15 @@ def test_gateway_is_no_server_of_the_list(poolctl: Command, supervised: Supervis
             assert "gateway" not in poolctl("list", "-o", form).out, "scripts read lines of servers"
 
 
+def test_start_ends_with_the_addresses_that_clients_use(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(item("users"), gateway=STATUS.to_json())):
+        assert poolctl("start").out == (
+            "1 server ready\nthe gateway serves http://127.0.0.1:8080, https://127.0.0.1:8443\n"
+        )
+    with supervised(always(item("users"), gateway=STATUS.but(state="failed").to_json())):
+        assert poolctl("start").out == "1 server ready\n"
+
+
 def test_status_has_the_gateway_below_the_servers(poolctl: Command, supervised: Supervised) -> None:
     gateway = STATUS.but(stats=STATS).to_json()
     summary: dict[str, Any] = {"name": "shop", "servers": 1, "should_run": 1, "ready": 1}

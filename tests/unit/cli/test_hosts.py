@@ -38,7 +38,7 @@ def test_table_shows_each_host_with_its_state(poolctl: Command, supervised: Supe
     with supervised(always(USERS, REMOTE)) as requests:
         head, users, remote = poolctl("hosts").out.splitlines()
     assert head.split("  ")[0] == "HOST"
-    assert "CONNECTIONS  IN FLIGHT  ERRORS  WHY" in head
+    assert "CONN  IN FLIGHT  ERRORS  WHY" in head
     assert "web,api  disabled" in users
     assert f"{UNTIL:%Y-%m-%d %H:%M:%S}" in users
     assert users.split()[-7:] == ["closed", "3", "2", "7", "disabled", "by", "request"]
