@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import re
 import socket
 import ssl
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -14,6 +16,7 @@ import pytest
 from tests.certificates import certificate
 from tests.http_get import get
 from tests.integration.gateway.conftest import ROUTES, GatewayPool
+from tests.ports import claim_port
 
 pytestmark = pytest.mark.unmeasured
 
@@ -37,12 +40,19 @@ async def app(scope, receive, send):
         await receive()
         return
     count += 1
+    if scope["path"].endswith("/long"):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        return
     body = b"%d %d" % (scope["client"][1], count)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 """
 
 
+PROXIED = ROUTES.replace('path = "/two"', 'path = "/two"\nmode = "proxy"')
 COUNTED = r'poolctl_requests_total\{[^}]*"one"[^}]*\} %d\n'
 
 
@@ -66,6 +76,10 @@ def state(gateway: GatewayPool, name: str = "one") -> str:
     return str(gateway.pool.items()[name]["state"])
 
 
+def states(gateway: GatewayPool) -> set[str]:
+    return {str(item["state"]) for item in gateway.pool.items().values()}
+
+
 def wakes(gateway: GatewayPool, name: str = "one") -> int:
     lines = gateway.pool.ok("events", name).stdout.splitlines()
     return sum("sleeping → starting" in line for line in lines)
@@ -84,17 +98,34 @@ def test_connection_that_is_passed_to_a_sleeping_server_wakes_it_and_is_answered
         assert (int(port), int(count)) == (own, 1)
 
 
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND")
+
+
 def test_many_requests_at_once_wake_it_once_and_each_is_answered_and_counted_once(
     gateway: GatewayPool,
 ) -> None:
-    start(gateway, idle_seconds=60)
-    # The gateway answers this while it knows that the server sleeps.
-    gateway.until(lambda: gateway.get("/one/favicon.ico").status == 404)
-    with ThreadPoolExecutor(20) as pool:
-        bodies = [reply.body for reply in pool.map(lambda _: gateway.get("/one"), range(20))]
-    assert sorted(int(body.split()[1]) for body in bodies) == list(range(1, 21))
-    assert wakes(gateway) == 1
-    gateway.until(lambda: re.search(COUNTED % 20, gateway.pool.ok("metrics").stdout))
+    start(gateway, PROXIED, idle_seconds=60)
+    for path in ("/one", "/two"):
+        # The gateway answers this while it knows that the server sleeps.
+        gateway.until(lambda path=path: gateway.get(f"{path}/favicon.ico").status == 404)
+    asked = [(method, path) for path in ("/one", "/two") for method in METHODS * 2]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        counts = [*pool.map(lambda each: request(gateway, *each), asked)]
+    each = 2 * len(METHODS)
+    assert sorted(counts[:each]) == sorted(counts[each:]) == list(range(1, each + 1))
+    assert wakes(gateway) == wakes(gateway, "two") == 1
+    gateway.until(lambda: re.search(COUNTED % each, gateway.pool.ok("metrics").stdout))
+
+
+def request(gateway: GatewayPool, method: str, path: str) -> int:
+    """The number that the server has given to the request."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    connection.request(method, path, b"" if method == "GET" else b"x" * 1000)
+    response = connection.getresponse()
+    body = response.read()
+    connection.close()
+    assert response.status == 200
+    return int(body.split()[1])
 
 
 def test_probes_wake_no_server_and_a_browser_gets_a_page_until_its_server_is_ready(
@@ -127,19 +158,54 @@ def test_half_a_head_and_a_closed_connection_wake_no_server(sleeper: GatewayPool
         assert half.recv(100).startswith(b"HTTP/1.1 200")
 
 
-def test_websocket_wakes_a_server(sleeper: GatewayPool) -> None:
-    with socket.create_connection(("127.0.0.1", sleeper.port), timeout=20) as sock:
+@contextlib.contextmanager
+def websocket(port: int, path: str) -> Iterator[None]:
+    """An open WebSocket, through which a message went both ways."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock, sock.makefile("rb") as file:
         sock.sendall(
-            b"GET /one HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"GET %b HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            % path.encode()
         )
-        file = sock.makefile("rb")
         assert file.readline().startswith(b"HTTP/1.1 101")
         while file.readline().strip():
             pass
         sock.sendall(b"\x81\x82\0\0\0\0hi")
         assert file.read(4) == b"\x81\x02hi"
-        file.close()
+        yield
+
+
+@contextlib.contextmanager
+def long_response(port: int, path: str) -> Iterator[None]:
+    """A response of which the beginning has been received."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock, sock.makefile("rb") as file:
+        sock.sendall(b"GET %b/long HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
+        while b"begun" not in file.readline():
+            pass
+        yield
+
+
+def test_server_is_woken_and_stays_awake_for_whatever_is_open_through_the_gateway(
+    gateway: GatewayPool,
+) -> None:
+    stream = claim_port()
+    route = f'[[stream]]\nbind = "127.0.0.1:{stream}"\nto = "two"\n'
+    start(gateway, PROXIED + route)
+    for kind, port, path, name in (
+        (websocket, gateway.port, "/one", "one"),
+        (websocket, gateway.port, "/two", "two"),
+        (long_response, gateway.port, "/one", "one"),
+        (long_response, gateway.port, "/two", "two"),
+        (websocket, stream, "/two", "two"),
+        (long_response, stream, "/two", "two"),
+    ):
+        gateway.until(lambda: states(gateway) == {"sleeping"})
+        other = {"one": "two", "two": "one"}[name]
+        with kind(port, path):
+            # The other one has the same time until it sleeps.
+            request(gateway, "GET", f"/{other}")
+            gateway.until(lambda other=other: state(gateway, other) == "sleeping")
+            assert state(gateway, name) == "running"
 
 
 def test_server_that_gets_a_route_while_it_sleeps_is_woken_through_it(sleeper: GatewayPool) -> None:
@@ -193,8 +259,7 @@ def test_connection_with_tls_that_is_passed_by_its_name_wakes_its_server(gateway
 
 
 def test_server_that_a_window_keeps_asleep_is_refused_with_the_time_to_its_end(gateway: GatewayPool) -> None:
-    routes = ROUTES.replace('path = "/two"', 'path = "/two"\nmode = "proxy"')
-    start(gateway, routes, idle_seconds=60)
+    start(gateway, PROXIED, idle_seconds=60)
     assert gateway.get("/one").status == gateway.get("/two").status == 200
     text = (gateway.pool.directory / "pool.toml").read_text()
     # The whole of each day but one, which is more than a week away.
@@ -202,7 +267,7 @@ def test_server_that_a_window_keeps_asleep_is_refused_with_the_time_to_its_end(g
     window = f'asleep = ["* * * {_all_but(away.month, 1, 12)} *", "* * {_all_but(away.day, 1, 31)} * *"]'
     gateway.pool.write("pool.toml", text.replace("idle = 60", f'idle = 60, timezone = "UTC", {window}'))
     gateway.pool.ok("reload")
-    gateway.until(lambda: state(gateway) == state(gateway, "two") == "sleeping")
+    gateway.until(lambda: states(gateway) == {"sleeping"})
     for path in ("/one", "/two"):
         gateway.until(lambda path=path: gateway.get(path).status == 503)
         assert 7 * 86400 < int(gateway.get(path).headers["retry-after"]) <= 9 * 86400
