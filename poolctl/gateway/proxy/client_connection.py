@@ -48,11 +48,15 @@ class ClientConnection(asyncio.Protocol):
     has ended and its response is on its way.
     """
 
-    takes_chunks = True
+    __slots__ = (
+        "_advancing", "_body", "_body_wanted", "_buffer", "_dropped", "_edge", "_exchange", "_forwarding", "_frames",
+        "_keep", "_last", "_passable", "_reading", "_request", "_scanned", "_scheme", "_timer", "_transport",
+        "_wraps", "_writable", "takes_chunks",
+    )  # fmt: skip
 
     def __init__(self, edge: Edge, scheme: str, received: bytes = b"") -> None:
-        self._edge = edge
-        self._scheme = scheme
+        self.takes_chunks = True
+        self._edge, self._scheme = edge, scheme
         self._timer = Timer(edge.pool.timers)
         self._transport: asyncio.Transport
         self._forwarding: Forwarding
@@ -66,8 +70,7 @@ class ClientConnection(asyncio.Protocol):
         self._wraps = False  # the response's body is put into chunks
         self._frames: FrameBoundary | None = None  # of a WebSocket, from the server
         self._writable = self._reading = self._body_wanted = True
-        self._advancing = False
-        self._passable = 0  # requests in a row that could have been passed
+        self._advancing, self._passable = False, 0  # requests in a row that could have been passed
         self._dropped: int | None = None  # bytes since the last response of the connection
 
     def __repr__(self) -> str:
@@ -188,15 +191,12 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _begin(self, request: ProxiedRequest, routed: RoutedRequest) -> None:
-        if routed.servers:
-            self._passable += 1
-            if self._passable > MOST_PASSABLE and pass_on(
-                self._edge, self, self._transport, self._buffer, routed.servers
-            ):
-                self._left()
-                return
-        elif self._passable:
-            self._passable = 0
+        self._passable = self._passable + 1 if routed.servers else 0
+        if self._passable > MOST_PASSABLE and pass_on(
+            self._edge, self, self._transport, self._buffer, routed.servers
+        ):
+            self._left()
+            return
         body, data = None, self._buffer[request.end :]
         if request.body:
             self._keep = False  # as long as the body is not known to be in order

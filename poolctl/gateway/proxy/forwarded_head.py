@@ -28,7 +28,6 @@ _token = re.compile(TOKEN).fullmatch
 _PLAIN_OPTIONS = frozenset((b"", b"close", b"keep-alive", b"upgrade", b"te", b"http2-settings"))
 # Fields on which the next recipient's reading depends: a client cannot have them removed.
 _NO_OPTIONS = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
-_MOST_CACHED = 16
 
 
 class Forwarding:
@@ -38,6 +37,10 @@ class Forwarding:
     extended; any other's is replaced.
     """
 
+    __slots__ = (
+        "_fields", "_host", "_kept", "_lines", "_networks", "_node", "_port", "peer", "scheme", "trusted",
+    )  # fmt: skip
+
     def __init__(self, peer: str, scheme: str, trusted_networks: tuple[str, ...], port: int = 0) -> None:
         self.peer = peer
         self._port = port
@@ -45,8 +48,8 @@ class Forwarding:
         self._networks = trusted_networks
         self.trusted = is_trusted(peer, trusted_networks)
         self._node = (f'"[{peer}]"' if ":" in peer else peer or "unknown").encode()
-        self._lines: dict[bytes, bytes] = {}  # by host
-        self._fields = self._kept = b""
+        self._fields = self._kept = b""  # of the last request: all, and those that are passed on
+        self._host = self._lines = b""  # and what is reported for its host
 
     def client(self, request: ProxiedRequest) -> str:
         """The client's address: the last one on the way here that is not of a trusted proxy."""
@@ -77,7 +80,7 @@ class Forwarding:
             kept = b"\r\nHost: " + route.host_header.encode() + kept
         if not request.http_1_1:
             kept = _EXPECT_LINE.sub(b"", kept)
-        report = self._extended(request) if self.trusted else self._lines.get(host) or self._replaced(host)
+        report = self._extended(request) if self.trusted else self._replaced(host)
         framing = b"Transfer-Encoding: chunked\r\n" if request.body == CHUNKED else b""
         if request.upgrade:
             framing += b"Connection: Upgrade\r\nUpgrade: " + request.upgrade + b"\r\n"
@@ -86,11 +89,10 @@ class Forwarding:
         return b"%b %b HTTP/1.1%b\r\n%b%b\r\n" % (request.method, target, kept, report, framing)
 
     def _replaced(self, host: bytes) -> bytes:
-        if len(self._lines) >= _MOST_CACHED:
-            self._lines.clear()
-        lines = self._report(self.peer.encode(), self.scheme, host, self._element(host))
-        self._lines[host] = lines
-        return lines
+        if host != self._host or not self._lines:
+            self._host = host
+            self._lines = self._report(self.peer.encode(), self.scheme, host, self._element(host))
+        return self._lines
 
     def _element(self, host: bytes) -> bytes:
         """RFC 7239 §4; `host` is that of the request, so that it has no quotation mark."""
