@@ -103,10 +103,22 @@ def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Describe
     """The selected servers as the files have them, described; secrets masked unless `--reveal` is given."""
     config = load(ref, allow_empty=bool(request.get("allow_empty")))
     items = [described(server) for server in servers_of(config, ref)]
+    if config.tables.gateway is not None:
+        items = _with_routes(items, config)
     if not request.get("reveal"):
         hidden = values_of(config.pool_variables, os.environ)
         items = [each.but(config=masked(each.config, hidden=hidden)) for each in items]
     return choose(items, request)
+
+
+def _with_routes(items: list[Described], config: Configuration) -> list[Described]:
+    from poolctl.config import routes_of
+    from poolctl.control.gateway_answers import routes_to_servers
+    from poolctl.routing.route import ExcludedRoute
+
+    routes = (each for each in routes_of(config, config.tables) if not isinstance(each, ExcludedRoute))
+    found = routes_to_servers(routes)
+    return [each.but(routes=found.get(each.name, ())) for each in items]
 
 
 def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:

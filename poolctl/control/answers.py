@@ -187,43 +187,6 @@ class UpgradeResult(Result):
     upgraded_from: int | None = None
 
 
-class MetricsResult(Result):
-    """Of `metrics`."""
-
-    text: str
-
-
-class DashboardLink(Value):
-    """The address of the dashboard, and the token to log in with."""
-
-    url: str
-    token: str
-
-
-class DashboardResult(Result):
-    """Of `dashboard`."""
-
-    PRINTED: ClassVar[tuple[str, ...]] = ("dashboard",)
-
-    dashboard: DashboardLink | None = None
-
-
-class ReceiverResult(Value):
-    """The outcome of a test notification to one receiver; `message` is the reason of a failure."""
-
-    name: str
-    ok: bool
-    message: str
-
-
-class NotifyResult(Result):
-    """Of `notify`."""
-
-    PRINTED: ClassVar[tuple[str, ...]] = ("receivers",)
-
-    receivers: tuple[ReceiverResult, ...] | None = None
-
-
 class ProbeResult(Value):
     """The last result of a worker's probe."""
 
@@ -254,11 +217,27 @@ class LiveChanges(Value):
     added: bool | None = None
 
 
+class RouteToServer(Value):
+    """A route of the gateway that leads to the server: `protocol` is http, or tcp or udp of a stream.
+
+    `host` of a stream is the gateway's own address.
+    """
+
+    alias: str
+    protocol: str
+    host: str
+    path: str
+
+
 class Described(Item):
-    """A server with its effective configuration, and where each value comes from."""
+    """A server with its effective configuration, and where each value comes from.
+
+    `routes` are left out where the pool has no gateway.
+    """
 
     config: Table
     origin: dict[str, str] | None
+    routes: tuple[RouteToServer, ...] | None = None
 
 
 class Details(Item):
@@ -276,6 +255,7 @@ class Details(Item):
     origin: dict[str, str] | None
     # False where the output is not in files of this machine; left out where it is.
     log_files: bool | None = None
+    routes: tuple[RouteToServer, ...] | None = None
 
 
 class ShowResult(Result):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.control.answers import Result
+from poolctl.control.answers import Result, RouteToServer
 from poolctl.frozen_value import Value
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.route import Route
@@ -10,7 +10,10 @@ from poolctl.routing.route_report import RouteReport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import ClassVar
+
+    from poolctl.routing.route import StreamRoute
 
 
 class GatewayStats(Value):
@@ -66,8 +69,28 @@ class RoutesResult(Result):
 
 
 class CandidatesResult(Result):
-    """Of `routes` with the operation "explain": the routes that a request may take, of `total` in the table."""
+    """Of `routes` with the operation "explain": the routes that a request may take, of `total` in the table.
 
+    The header `header_for_host` of the request names its host.
+    """
+
+    header_for_host: str = "Host"
     generation: int = 0
     total: int = 0
     routes: tuple[Route, ...] = ()
+
+
+def routes_to_servers(routes: Iterable[Route | StreamRoute]) -> dict[str, tuple[RouteToServer, ...]]:
+    """The routes that lead to each server, by the names of the servers."""
+    found: dict[str, list[RouteToServer]] = {}
+    for route in routes:
+        servers = {target.server: None for target in route.to if target.server}
+        if servers:
+            if isinstance(route, Route):
+                protocol, host, path = "http", route.host, route.path
+            else:
+                protocol, host, path = route.protocol, route.bind, ""
+            each = RouteToServer(alias=route.alias, protocol=protocol, host=host, path=path)
+            for server in servers:
+                found.setdefault(server, []).append(each)
+    return {server: tuple(its) for server, its in found.items()}

@@ -25,8 +25,9 @@ from typing import TypeVar
 import poolctl
 from poolctl.config import ServerConfig, interpreter, load
 from poolctl.control import pool_paths
-from poolctl.control.answers import TRIED, DashboardResult, PingResult, Result, UpgradeResult
+from poolctl.control.answers import TRIED, PingResult, Result, UpgradeResult
 from poolctl.control.client import Client, options_of_this_version
+from poolctl.control.observer_answers import DashboardResult
 from poolctl.control.pool_processes import await_end
 from poolctl.errors import ControlError, PoolError
 from poolctl.frozen_value import Table

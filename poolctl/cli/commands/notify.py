@@ -9,8 +9,8 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask_for
-from poolctl.control.answers import NotifyResult, ReceiverResult
 from poolctl.control.client import NoSupervisor
+from poolctl.control.observer_answers import NotifyResult, ReceiverResult
 from poolctl.exit_codes import DONE, FAILED, NOTHING_MATCHED
 
 COMMAND = Command(

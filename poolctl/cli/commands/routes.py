@@ -59,6 +59,7 @@ COMMAND = Command(
     ),
     notes=(
         "explain asks the supervisor for the table in force, or else reads the files.",
+        "A header that header_for_host of [gateway] names replaces the host of the URL, too.",
         "It exits with 4 if no route takes the URL.",
     ),
 )  # fmt: skip
@@ -149,10 +150,17 @@ class Asked:
         authority, slash, path = rest.partition("#")[0].partition("?")[0].partition("/")
         if "@" in authority:
             raise UsageError(f"routes explain: {url!r} has a user name", hint="leave it out")
-        self.host = normal_host(self.headers.get("host", authority))
+        self._named = self.headers.get("host", authority)
+        self.host = normal_host(self._named)
         # As clients send it: what a URL cannot hold is escaped.
         self.path = quote(slash + path, safe="".join(map(chr, range(0x21, 0x7F)))) or "/"
         self.normal = normal_path(self.path)
+
+    def take_host_from(self, header: str) -> None:
+        """Compare the host that this header names, if the request has it."""
+        from poolctl.routing.match import normal_host
+
+        self.host = normal_host(self.headers.get(header.lower()) or self._named)
 
     def __str__(self) -> str:
         return f"{self.method} {self.host}{self.path}"
@@ -169,9 +177,10 @@ def _explain(request: CommandRequest, asked: Asked) -> Outcome:
     if asked.normal is None:
         why = "backends differ in how they read its path"
         return Outcome.failed(NOTHING_MATCHED, f"{asked} is refused (400): {why}")
-    known = _candidates(request, asked.host, asked.normal)
+    known = _candidates(request, asked)
     if known.exit_code:
         return Outcome.of(known)
+    asked.take_host_from(known.header_for_host)
     from poolctl.routing.match import explain, host_pattern
     from poolctl.routing.route_report import route_report
 
@@ -193,17 +202,16 @@ def _explain(request: CommandRequest, asked: Asked) -> Outcome:
     outcome = gateway_table(request, outcome, shown, EXPLAINED, [match.route.alias] if match else [])
     if request.output in ("", "table", "wide"):
         more = f"and {others} of other hosts\n" if others else ""
-        outcome.text = f"{printable(_sentence(asked, match))}\n\n{outcome.text}{more}"
+        outcome.text = f"{printable(_sentence(asked, match, known.header_for_host))}\n\n{outcome.text}{more}"
     return outcome
 
 
-def _candidates(request: CommandRequest, host: str, path: str) -> CandidatesResult:
+def _candidates(request: CommandRequest, asked: Asked) -> CandidatesResult:
     """The routes of the table in force, or those of the files."""
     pool = find_pool(request)
     try:
-        return ask_for(
-            CandidatesResult, request, pool, "routes", {"op": "explain", "host": host, "path": path}
-        )
+        options = {"op": "explain", "host": asked.host, "path": asked.normal, "headers": asked.headers}
+        return ask_for(CandidatesResult, request, pool, "routes", options)
     except NoSupervisor:
         if not pool.files:
             raise
@@ -217,7 +225,13 @@ def _candidates_of_files(pool: PoolRef) -> CandidatesResult:
 
     config = load(pool)
     routes = tuple(each for each in routes_of(config, config.tables) if isinstance(each, Route))
-    return CandidatesResult(routes=routes, total=len(routes), warnings=tuple(map(str, config.warnings)))
+    gateway = config.tables.gateway
+    return CandidatesResult(
+        header_for_host=gateway.header_for_host if gateway else "Host",
+        routes=routes,
+        total=len(routes),
+        warnings=tuple(map(str, config.warnings)),
+    )
 
 
 def _match(known: CandidatesResult, asked: Asked) -> Match | None:
@@ -234,7 +248,7 @@ def _match(known: CandidatesResult, asked: Asked) -> Match | None:
     return match
 
 
-def _sentence(asked: Asked, match: Match | None) -> str:
+def _sentence(asked: Asked, match: Match | None, header_for_host: str) -> str:
     if match is None:
         return f"{asked} takes no route (404)"
     from poolctl.routing.route import proxy_reason
@@ -243,6 +257,8 @@ def _sentence(asked: Asked, match: Match | None) -> str:
     why = proxy_reason(match.route)
     if not why and asked.normal != asked.path:
         why = f"the path is sent as {asked.normal}"
+    if not why and header_for_host.lower() != "host":
+        why = f"the host is taken from the header {header_for_host}"
     if not why and not match.passes:
         why = "another route of this host and path has conditions"
     if not why and asked.tls and not match.whole_host:

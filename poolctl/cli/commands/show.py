@@ -9,7 +9,7 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import coloured, duration, field_text, from_here, kept_until, paint, printable
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.config import masked, value_text
-from poolctl.control.answers import Described, Details, Item, ShowResult
+from poolctl.control.answers import Described, Details, Item, RouteToServer, ShowResult
 from poolctl.control.client import NoSupervisor
 from poolctl.frozen_value import Table
 
@@ -74,9 +74,17 @@ def _text(item: Details | Described, colours: bool) -> str:
         if item.failure is not None:
             message = printable(item.failure.message, keep_lines=True)
             rows.append(("failure", message.replace("\n", "\n" + " " * 13)))
+    if item.routes is not None:
+        rows.append(("routes", _routes(item.routes)))
     lines += [f"  {key.ljust(10)} {text}".rstrip() for key, text in rows]
     lines += ["  configuration", *_configuration(item.config, item.origin or {})]
     return "\n".join(lines) + "\n"
+
+
+def _routes(routes: Sequence[RouteToServer]) -> str:
+    """A line for each of them."""
+    lines = [f"{each.alias}: {each.protocol}://{each.host or '*'}{each.path}" for each in routes]
+    return ("\n" + " " * 13).join(map(printable, lines)) or "-"
 
 
 def _fact(item: Item, key: str) -> str:

@@ -319,6 +319,9 @@ def _mode_problems(route: RouteConfig, known: Known, gateway: GatewayConfig) -> 
             if _needs_proxy(getattr(route, key)):
                 message = f'mode = "pass" hands connections over as they are, and {key} needs the proxy'
                 yield Finding((key,), message, f'take {key} out, or write mode = "auto"')
+        if gateway.header_for_host.lower() != "host":
+            message = f'mode = "pass", and [gateway] takes the host from the header {gateway.header_for_host}'
+            yield Finding(("mode",), message, 'write mode = "auto"')
         for index, target in enumerate(route.to):
             servers = known.servers(target.to)
             why = [f"{printable(target.to)} is outside the pool"] if servers is None else []

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from poolctl.control.answers import Result, failure
-from poolctl.control.gateway_answers import CandidatesResult, HostsResult, RoutesResult
+from poolctl.control.answers import Result, ShowResult, failure
+from poolctl.control.gateway_answers import CandidatesResult, HostsResult, RoutesResult, routes_to_servers
 from poolctl.core.core import Core
 from poolctl.errors import PoolMonitorError, PoolParamError
 from poolctl.exit_codes import NOT_AS_DESIRED, NOTHING_MATCHED
 from poolctl.frozen_value import Table
 from poolctl.routing.host_report import HostReport
-from poolctl.routing.match import host_pattern
+from poolctl.routing.match import host_pattern, normal_host
 from poolctl.routing.route import Route
 from poolctl.routing.route_report import route_report
 from poolctl.runners.listener_opener import in_daemon_thread
@@ -42,12 +42,13 @@ class GatewayVerbs:
         verbs.add("routes", self.routes)
         verbs.add("hosts", self.hosts)
         verbs.add("host", self.host)
+        self._show = verbs.add("show", self.show)
 
     async def routes(self, call: Call) -> Result:
         """Every route, with its figures; with the operation "explain" those that a request may take."""
         await self._gateway.routes.settled()
         if call.options.get("op") == "explain":
-            return await self._candidates(str(call.options.get("host") or ""))
+            return await self._candidates(call.options)
         routes = self._gateway.routes.routes
         figures = RouteFigures(self._gateway, self._core, self._totals, await self._report() or {})
         with closing(figures):
@@ -58,14 +59,29 @@ class GatewayVerbs:
             ]
         return RoutesResult(items=tuple(reports), generation=self._gateway.routes.generation)
 
-    async def _candidates(self, host: str) -> CandidatesResult:
+    async def _candidates(self, options: Table) -> CandidatesResult:
         routes, generation = self._gateway.routes.routes.http, self._gateway.routes.generation
+        gateway, headers = self._gateway.tables.gateway, options.get("headers")
+        name = "Host" if gateway is None else gateway.header_for_host
+        named = headers.get(name.lower()) if isinstance(headers, dict) else None
+        host = normal_host(str(named or options.get("host") or ""))
 
         def covering() -> tuple[Route, ...]:
             return tuple(each for each in routes if host_pattern(each.host).covers(host))
 
         found = routes if len(routes) <= _MOST_EXPLAINED else await in_daemon_thread(covering)
-        return CandidatesResult(generation=generation, total=len(routes), routes=found)
+        return CandidatesResult(header_for_host=name, generation=generation, total=len(routes), routes=found)
+
+    async def show(self, call: Call) -> Result:
+        """The selected servers, with the routes that lead to them."""
+        assert self._show is not None
+        result = await self._show(call)
+        if self._gateway.tables.gateway is None or not isinstance(result, ShowResult):
+            return result
+        await self._gateway.routes.settled()
+        routes = self._gateway.routes.routes
+        found = await in_daemon_thread(lambda: routes_to_servers([*routes.http, *routes.streams]))
+        return result.but(items=tuple(each.but(routes=found.get(each.name, ())) for each in result.items))
 
     async def hosts(self, call: Call) -> HostsResult:
         """Every host with its state."""

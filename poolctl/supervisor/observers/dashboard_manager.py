@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from poolctl import __version__
 from poolctl.address import parse
-from poolctl.control.answers import DashboardLink, DashboardResult, failure
+from poolctl.control.answers import failure
+from poolctl.control.observer_answers import DashboardLink, DashboardResult
 from poolctl.errors import PoolMonitorError
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.keeper import fd_store, wire

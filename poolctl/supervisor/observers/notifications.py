@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from poolctl.control.answers import NotifyResult, ReceiverResult, failure
+from poolctl.control.answers import failure
+from poolctl.control.observer_answers import NotifyResult, ReceiverResult
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolMonitorError

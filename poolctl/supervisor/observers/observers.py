@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
-from poolctl.control.answers import DashboardResult, MetricsResult, NotifyResult
+from poolctl.control.observer_answers import DashboardResult, MetricsResult, NotifyResult
 from poolctl.core.core import Core
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import NAME as JOURNAL

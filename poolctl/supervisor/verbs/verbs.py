@@ -74,9 +74,10 @@ class Verbs:
                 if hasattr(module, "verbs"):
                     self._verbs = module.verbs(self._context) | self._verbs
 
-    def add(self, name: str, verb: Verb) -> None:
-        """Add another verb."""
-        self._verbs[name] = verb
+    def add(self, name: str, verb: Verb) -> Verb | None:
+        """Add another verb; the one whose place it takes, if there was one."""
+        before, self._verbs[name] = self._verbs.get(name), verb
+        return before
 
     def extend(self, name: str, extension: Callable[[Call, Result], Awaitable[Result]]) -> None:
         """Let the answer of a verb go through this function."""

@@ -88,6 +88,7 @@ def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(ga
             "routes", "explain", f"http://127.0.0.1:{gateway.port}/one/x", "-o", "json"
         ).json
         assert explained["route"] == "one"
+        assert "  routes     one: http://*/one\n" in gateway.pool.ok("show", "one").stdout
         (event,) = [
             each for each in gateway.pool.ok("events", "-o", "json").stdout.splitlines() if "gateway" in each
         ]

@@ -8,19 +8,15 @@ from typing import Any
 import pytest
 
 from poolctl.control.answers import (
-    DashboardLink,
-    DashboardResult,
     Details,
     ErrorEntry,
     Item,
     LiveChanges,
     Measured,
     Monitored,
-    NotifyResult,
     Observed,
     PlannedChange,
     ProbeResult,
-    ReceiverResult,
     ReloadResult,
     Result,
     ShowResult,
@@ -33,6 +29,7 @@ from poolctl.control.answers import (
     WorkerStats,
 )
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus, HostsResult, RoutesResult
+from poolctl.control.observer_answers import DashboardLink, DashboardResult, NotifyResult, ReceiverResult
 from poolctl.frozen_value import Value
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.route_report import RouteReport
@@ -145,7 +142,7 @@ FIELDS: dict[type[Value], list[str]] = {
 OPTIONAL: dict[type[Value], list[str]] = {
     Item: ["address", "kept", "kept_until"],
     ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
-    Details: ["address", "kept", "kept_until", "log_files"],
+    Details: ["address", "kept", "kept_until", "log_files", "routes"],
     Summary: ["calm", "keeper_problem", "not_served"],
     RouteReport: ["p50_seconds", "p99_seconds"],
     GatewayStatus: ["stats"],

@@ -93,6 +93,22 @@ def test_show_tells_where_each_value_comes_from(poolctl: Command) -> None:
     assert shown["origin"]["tags"].endswith("pool.toml:8")
 
 
+def test_show_lists_the_routes_that_lead_to_a_server(
+    poolctl: Command, directory: Path, supervised: Supervised
+) -> None:
+    assert "routes" not in poolctl("show", "users", "-o", "json").json["items"][0]
+    text = (directory / "pool.toml").read_text()
+    routes = '[[route]]\nhost = "a"\npath = "/v1"\nto = ["users", "http://b"]\n'
+    routes += '[[stream]]\nbind = "127.0.0.1:7000"\nto = "users"\n'
+    (directory / "pool.toml").write_text(text + routes)
+    lines = poolctl("show", "users").out.splitlines()
+    at = lines.index("  routes     users: http://a/v1")
+    assert lines[at + 1].strip() == "users: tcp://127.0.0.1:7000"
+    others = {each["name"]: each["routes"] for each in poolctl("show", "-o", "json").json["items"]}
+    assert [each["alias"] for each in others.pop("users")] == ["users", "users"]
+    assert set(map(tuple, others.values())) == {()}
+
+
 def test_show_of_a_running_server_has_its_live_state(poolctl: Command, supervised: Supervised) -> None:
     failure = {"message": "exited with status 3\n    Traceback"}
     running = item(

@@ -121,6 +121,25 @@ def test_explanation_heeds_method_headers_and_host(poolctl: Command) -> None:
     )
 
 
+def test_explanation_takes_the_host_from_the_header_that_the_gateway_does(
+    poolctl: Command, directory: Path, supervised: Supervised
+) -> None:
+    (directory / "pool.toml").write_text(
+        FILES.replace("[gateway]\n", '[gateway]\nheader_for_host = "X-Host"\n')
+    )
+    words = ["explain", "http://10.0.0.1/v1", "--header", "X-Host: users.example.com"]
+    said = poolctl("routes", *words)
+    assert said.out.splitlines()[0] == (
+        "GET users.example.com/v1 takes the route users, proxied to users: the host is taken from the header X-Host"
+    )
+    assert poolctl("routes", "explain", "http://10.0.0.1/v1").code == 4
+    route = Route(alias="users", host="users.example.com", to=(Target(server="users"),)).to_json()
+    with supervised(always(header_for_host="X-Host", routes=[route], total=1)) as requests:
+        assert poolctl("routes", *words, "-o", "name").out == "users\n"
+    (options,) = [body["options"] for verb, body in requests if verb == "routes"]
+    assert options["headers"] == {"x-host": "users.example.com"}
+
+
 @pytest.mark.usefixtures("routed")
 @pytest.mark.parametrize(
     ("url", "sentence"),

@@ -326,6 +326,11 @@ def test_key_that_does_not_do_what_it_seems_to_is_a_warning(
     assert warning in found
 
 
+def test_pass_is_a_problem_where_the_gateway_has_to_read_another_header(tmp_path: Path) -> None:
+    text = '[gateway]\nheader_for_host = "X-Host"\n' + WEB + route(mode="pass")
+    assert 'mode: mode = "pass", and [gateway] takes the host from the header X-Host' in told(tmp_path, text)
+
+
 @pytest.mark.parametrize("key", ["waiting_page", "probe_responses"])
 def test_key_for_sleeping_servers_without_one_is_a_warning(tmp_path: Path, key: str) -> None:
     value = True if key == "waiting_page" else ["/up"]

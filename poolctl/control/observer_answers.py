@@ -1,0 +1,47 @@
+"""Answers of a supervisor about its metrics, its dashboard and its notifications."""
+
+from __future__ import annotations
+
+from poolctl.control.answers import Result
+from poolctl.frozen_value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+
+class MetricsResult(Result):
+    """Of `metrics`."""
+
+    text: str
+
+
+class DashboardLink(Value):
+    """The address of the dashboard, and the token to log in with."""
+
+    url: str
+    token: str
+
+
+class DashboardResult(Result):
+    """Of `dashboard`."""
+
+    PRINTED: ClassVar[tuple[str, ...]] = ("dashboard",)
+
+    dashboard: DashboardLink | None = None
+
+
+class ReceiverResult(Value):
+    """The outcome of a test notification to one receiver; `message` is the reason of a failure."""
+
+    name: str
+    ok: bool
+    message: str
+
+
+class NotifyResult(Result):
+    """Of `notify`."""
+
+    PRINTED: ClassVar[tuple[str, ...]] = ("receivers",)
+
+    receivers: tuple[ReceiverResult, ...] | None = None
