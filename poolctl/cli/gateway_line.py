@@ -22,6 +22,12 @@ def add_gateway(outcome: Outcome, result: Result, width: int) -> str:
     return gateway_line(GatewayStatus.from_json(result.gateway), width)
 
 
+def problem_line(gateway: Table) -> str:
+    """Why it does not serve all of its addresses, on a line of its own; "" if it does."""
+    problem = GatewayStatus.from_json(gateway).problem
+    return f"\n{_INDENT}{problem}" if problem else ""
+
+
 def serves_line(gateway: Table) -> str:
     """Where clients find it, on a line of its own; "" for one that does not serve."""
     status = GatewayStatus.from_json(gateway)

@@ -32,7 +32,7 @@ def perform(request: CommandRequest) -> Outcome:
     result = selected(request, find_pool(request))
     outcome = Outcome.of(result, form="table")
     if result.gateway is not None:
-        from poolctl.cli.gateway_line import add_gateway
+        from poolctl.cli.gateway_line import add_gateway, problem_line
 
-        outcome.footer = add_gateway(outcome, result, width_of(sys.stdout))
+        outcome.footer = add_gateway(outcome, result, width_of(sys.stdout)) + problem_line(result.gateway)
     return outcome

@@ -1,7 +1,7 @@
 """The metrics of a gateway: its own, and those of its routes, streams and hosts.
 
-Requests and bytes are those that the gateway proxies. Passed requests are counted by the workers that serve them, under
-the names of their servers, and never here.
+Requests and bytes are those that the gateway proxies. Passed requests are counted by the workers that serve them: by
+route only their number.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ class GatewaySnapshot(NamedTuple):
     generation: int
     routes: RouteSet
     connections: Mapping[str, int]  # of the workers of hosts that are servers
+    passed: Mapping[int, int]  # requests by the marks of their routes (tally.route_mark)
 
 
-async def gateway_metrics(manager: GatewayManager, core: Core) -> list[Family]:
+async def gateway_metrics(manager: GatewayManager, core: Core, passed: Mapping[int, int]) -> list[Family]:
     """The metrics as they are now. Waits for a process that answers, not for one that starts."""
     report = None
     if manager.gateway is not None:
@@ -57,6 +58,7 @@ async def gateway_metrics(manager: GatewayManager, core: Core) -> list[Family]:
         manager.routes.generation,
         manager.routes.routes,
         {host: manager.connections(host) for host in hosts if host in core.entries},
+        passed,
     )
     return await asyncio.to_thread(families, snapshot)
 
@@ -80,6 +82,7 @@ def families(snapshot: GatewaySnapshot) -> list[Family]:
         *_gateway(snapshot),
         omitted,
         *_routes(routes),
+        _passed(snapshot),
         *families_of(_STREAM, [(each, {"stream": alias}) for alias, each in streams]),
         *_hosts(hosts, snapshot.connections),
     ]
@@ -158,6 +161,14 @@ def _routes(routes: Sequence[tuple[str, Table]]) -> Iterable[Family]:
         duration.spread(BOUNDS_SECONDS, buckets, slots[tally.LATENCY_NS] / 1e9, route=alias)
     named = [(each, {"route": alias}) for alias, each in routes]
     return *families_of(_ROUTE, named), responses, errors, duration
+
+
+def _passed(snapshot: GatewaySnapshot) -> Family:
+    text = "Requests of the route that workers have served on connections that the gateway passed."
+    family = family_of("poolctl_route_passed_requests", "counter", text)
+    for route in islice(snapshot.routes.http, MOST_LABELLED):
+        family.add(snapshot.passed.get(tally.route_mark(route.alias), 0), route=route.alias)
+    return family
 
 
 def _hosts(hosts: Sequence[tuple[Table, Table]], connections: Mapping[str, int]) -> Iterable[Family]:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from poolctl.control.answers import Result
@@ -153,7 +154,7 @@ class GatewayStatistics:
         sample = _Sample(
             self._core.clock.monotonic(),
             found["slots"],
-            await self._passed(),
+            sum((await self.passed()).values()),
             found["streamed"],
             found["stream_errors"],
             found["connections"],
@@ -162,19 +163,24 @@ class GatewayStatistics:
             self._samples.clear()  # another process counts
         return sample
 
-    async def _passed(self) -> int:
-        """The requests that workers have served on connections from the gateway."""
-        counters, total = self._core.runner.capabilities.counters, 0
+    async def passed(self) -> dict[int, int]:
+        """The requests that workers have served on connections from the gateway, by the marks of their routes."""
+        counters, total = self._core.runner.capabilities.counters, dict[int, int]()
+
+        def add(found: Mapping[int, int]) -> None:
+            for mark, count in found.items():
+                total[mark] = total.get(mark, 0) + count
+
         for number, server in enumerate(self._manager.routes.routes.servers):
             if number % _SERVERS_AT_ONCE == _SERVERS_AT_ONCE - 1:
                 await asyncio.sleep(0)
             entry = self._core.entries.get(server)
             if entry is None:
                 continue
-            total += sum(self._totals.passed_to_the_ended(entry).values())
+            add(self._totals.passed_to_the_ended(entry))
             for worker in entry.workers.values():
                 if counters is not None and worker.placement is not None:
-                    total += sum(tally.passed(counters.counts(worker.placement) or []).values())
+                    add(tally.passed(counters.counts(worker.placement) or []))
         return total
 
     def _used(self, *, memory: bool = True) -> Usage | None:

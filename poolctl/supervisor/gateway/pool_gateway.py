@@ -102,11 +102,11 @@ class PoolGateway:
 
     async def metrics(self) -> list[Family]:
         """See GatewayFigures."""
-        if self._manager is None or self._manager.tables.gateway is None:
+        if self._manager is None or self._statistics is None or self._manager.tables.gateway is None:
             return []
         from .gateway_metrics import gateway_metrics
 
-        return await gateway_metrics(self._manager, self._core)
+        return await gateway_metrics(self._manager, self._core, await self._statistics.passed())
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """The result of a command, once its changes are in force here too; see Daemon."""

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.control.pool_paths import pool_key
 from tests.deadline import wait_until
 from tests.integration.cli.terminal import Terminal
 from tests.real_pool import RealPool
+from tests.stand_in import always, item, stand_in
 
 pytestmark = pytest.mark.unmeasured
 
@@ -46,6 +48,27 @@ def test_table_has_colours_unless_they_are_turned_off(pool: RealPool) -> None:
     with Terminal(pool, "list", env={"NO_COLOR": "1"}) as terminal:
         assert terminal.end() == 0
         assert "\x1b" not in terminal.shown
+
+
+def test_list_ends_with_the_gateway_on_a_terminal_only(pool: RealPool) -> None:
+    gateway = {
+        "state": "running", "problem": "port 443 is in use", "pid": 7, "addresses": ["http://127.0.0.1:80"],
+        "routes": 2,
+    }  # fmt: skip
+    place = pool.runtime / pool_key(str(pool.directory / "pool.toml"))
+    place.mkdir(parents=True, mode=0o700, exist_ok=True)
+    with stand_in(place / "control.sock", always(item("users"), gateway=gateway)):
+        with Terminal(pool, "list", env={"COLUMNS": "60"}) as terminal:
+            assert terminal.end() == 0
+        lines = terminal.shown.splitlines()
+        assert lines[1].split()[0] == "users"
+        assert lines[2:] == [
+            "",
+            "[gateway] running, http://127.0.0.1:80, 2 routes, pid 7,",
+            "  up 0.0s",
+            "  port 443 is in use",
+        ]
+        assert "gateway" not in pool.ok("list").stdout
 
 
 def test_progress_of_a_slow_command_is_shown_on_a_terminal(pool: RealPool) -> None:

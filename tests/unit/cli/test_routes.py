@@ -74,6 +74,22 @@ def test_table_shows_each_route_with_its_figures(poolctl: Command, supervised: S
     assert {verb for verb, _ in requests if verb != "ping"} == {"routes"}
 
 
+def test_route_that_asks_for_pass_and_is_proxied_is_a_warning(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    asked = {
+        **USERS,
+        "mode": "pass",
+        "way": "proxy",
+        "why": "users speaks TLS, and no address of the gateway does",
+    }
+    with supervised(always(asked, USERS)):
+        said = poolctl("routes")
+    assert said.err == (
+        "warning: users asks for pass, and is proxied: users speaks TLS, and no address of the gateway does\n"
+    )
+
+
 def test_without_routes_the_table_has_its_header(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always()):
         assert (

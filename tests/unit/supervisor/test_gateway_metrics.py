@@ -13,6 +13,7 @@ from poolctl.routing.route import ExcludedRoute, Route, Target
 from poolctl.supervisor.gateway import gateway_metrics
 from poolctl.supervisor.gateway.computed_routes import RouteSet
 from poolctl.supervisor.gateway.gateway_metrics import GatewaySnapshot, families
+from poolctl.worker import tally
 
 ROUTES = RouteSet(
     http=(
@@ -55,7 +56,7 @@ def values(snapshot: GatewaySnapshot) -> dict[tuple[str, ...], float]:
 def test_routes_streams_and_hosts_have_their_figures() -> None:
     out = "http://10.0.0.7:9000"
     hosts = HostReport(host="api", state="draining", connections=1), HostReport(host=out, breaker="half-open")
-    found = values(GatewaySnapshot(report(*hosts), 2, 17, ROUTES, {"api": 9}))
+    found = values(GatewaySnapshot(report(*hosts), 2, 17, ROUTES, {"api": 9}, {tally.route_mark("api"): 6}))
     expected = {
         ("gateway_up",): 1,
         ("gateway_restarts_total",): 2,
@@ -66,6 +67,7 @@ def test_routes_streams_and_hosts_have_their_figures() -> None:
         ("gateway_connections_waiting",): 6,
         ("gateway_connections_queued",): 3,
         ("route_requests_total", "out"): 3,
+        ("route_passed_requests_total", "api"): 6,
         ("route_responses_total", "out", "5xx"): 1,
         ("route_request_errors_total", "out", "timeout"): 1,
         ("route_request_errors_total", "out", "refused"): 0,
@@ -79,14 +81,16 @@ def test_routes_streams_and_hosts_have_their_figures() -> None:
         ("host_breaker", out, "open"): 0,
     }
     assert {key: found.get(key) for key in expected} == expected
-    assert not [key for key in found if key[0].startswith("route_") and "api" in key], "it was never proxied"
+    assert [key[0] for key in found if key[0].startswith("route_") and "api" in key] == [
+        "route_passed_requests_total"
+    ], "it was never proxied"
 
 
 def test_gateway_that_does_not_answer_is_down() -> None:
-    found = values(GatewaySnapshot(None, 1, 17, ROUTES, {}))
+    found = values(GatewaySnapshot(None, 1, 17, ROUTES, {}, {}))
     assert found["gateway_up",] == 0
     assert found["gateway_restarts_total",] == 1
-    assert not [key for key in found if key[0].startswith(("route_", "host_", "gateway_connections"))]
+    assert not [key for key in found if key[0].startswith(("route_request", "host_", "gateway_connections"))]
 
 
 def test_metrics_of_more_hosts_than_the_limit_are_omitted_and_counted(
@@ -94,7 +98,7 @@ def test_metrics_of_more_hosts_than_the_limit_are_omitted_and_counted(
 ) -> None:
     monkeypatch.setattr(gateway_metrics, "MOST_LABELLED", 2)
     hosts = [HostReport(host=f"http://10.0.0.{number}") for number in range(5)]
-    found = values(GatewaySnapshot(report(*hosts), 0, 1, ROUTES, {}))
+    found = values(GatewaySnapshot(report(*hosts), 0, 1, ROUTES, {}, {}))
     assert [key[1] for key in found if key[0] == "host_available"] == ["http://10.0.0.0", "http://10.0.0.1"]
     assert found["gateway_omitted", "hosts"] == 3
     assert found["gateway_omitted", "routes"] == 0
