@@ -16,9 +16,9 @@ from poolctl.keeper import rendezvous
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import ModuleType
-    from typing import Protocol
+    from typing import Any, Protocol
 
     from poolctl.keeper.spawn import Companion
     from poolctl.keeper.wire import Message
@@ -99,17 +99,23 @@ def orphans_exist(env: Mapping[str, str], directory: str) -> bool:
     """Whether the pool of this directory has orphans, a gateway among them; an unknown runner has no workers."""
     if rendezvous.find(directory, rendezvous.GATEWAY):
         return True
-    try:
-        exist = getattr(_module(env), "orphans_exist", None)
-    except UnknownRunner:
-        return False
+    exist = _if_known(env, "orphans_exist")
     return exist is not None and bool(exist(directory))
 
 
 def find_orphans(env: Mapping[str, str], directory: str) -> list[Orphan]:
     """The orphaned workers of the pool of this directory; the caller closes them. Blocks."""
-    find = getattr(_module(env), "find_orphans", None)
-    found: list[Orphan] = find(directory) if find is not None and orphans_exist(env, directory) else []
+    find = _if_known(env, "find_orphans") if orphans_exist(env, directory) else None
+    found: list[Orphan] = [] if find is None else find(directory)
+    return found
+
+
+def _if_known(env: Mapping[str, str], function: str) -> Callable[[str], Any] | None:
+    """The runner's function of this name; None if the runner is unknown here, or has none."""
+    try:
+        found: Callable[[str], Any] | None = getattr(_module(env), function, None)
+    except UnknownRunner:
+        return None
     return found
 
 
