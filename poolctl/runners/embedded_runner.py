@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import weakref
+from collections.abc import Callable
 
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig
@@ -15,20 +18,25 @@ from poolctl.keeper import wire
 from poolctl.keeper.spawn import in_background
 
 from . import withheld_variables
+from .keeper_link import KeeperLink
 from .local.local_runner import LocalRunner
-from .process_link import KeeperLink, Receiver, give_up
+from .process_link import Receiver, give_up
 from .runner_protocol import Capabilities, Endpoints
 
 _KEEPER_SECONDS = 10.0
 # How long keeper, zygotes and logger outlive the last server.
 _IDLE_SECONDS = 10.0
+# Before each attempt to replace a keeper that has died.
+_REPLACEMENT_PAUSES_SECONDS = (0.0, 0.2, 1.0, 5.0, 10.0, 30.0)
+
+logger = logging.getLogger("poolctl")
 
 
 class ProcessRunner(LocalRunner):
     """A process for each worker, with a keeper of its own that ends, and ends them, when this program does.
 
-    Started by the first server that is opened, and ended some seconds after the last one is closed. Linux only. Output
-    is kept in `logs_directory`, a temporary directory by default.
+    Started by the first server that is opened, and ended some seconds after the last one is closed. A keeper that dies
+    is replaced, and the workers go on. Linux only. Output is kept in `logs_directory`, by default a temporary one.
     """
 
     def __init__(self, logs_directory: str | None = None) -> None:
@@ -38,6 +46,7 @@ class ProcessRunner(LocalRunner):
         self._ending: asyncio.Task[None] | None = None
         self._opened: set[str] = set()  # the keys of the servers that are open
         self._idle: asyncio.TimerHandle | None = None
+        self._replacing: asyncio.Task[None] | None = None
         self._directory: str | None = None
         _runners.add(self)
 
@@ -116,6 +125,8 @@ class ProcessRunner(LocalRunner):
                 # A failed start has been reported by `open`.
                 if not started.cancelled() and started.exception() is None:
                     await super().aclose()
+                    if self._replacing is not None:
+                        self._replacing.cancel()
                     self.keeper.close()
         finally:
             self._ending = None
@@ -142,19 +153,36 @@ class ProcessRunner(LocalRunner):
         ours, theirs = wire.pair()
         receiver = _Keeper(self)
         keeper = self.keeper = KeeperLink(ours, receiver)
-        argv = command(sys.executable, "keeper", directory, "3", isolated=True)
         try:
-            with theirs:
-                # Not our child, so that it need not be reaped; in a session of its own, away from our terminal.
-                await asyncio.to_thread(in_background, argv, dict(os.environ), [theirs.fileno()])
-            async with asyncio.timeout(_KEEPER_SECONDS):
-                said = await receiver.hello
-            soft, hard = said["open_files"]
-            super().__init__(keeper, directory, logs, keeper_pid=int(said["pid"]), open_files=(soft, hard))
+            hello = await _launch(directory, theirs, receiver)
+            soft, hard = hello["open_files"]
+            super().__init__(keeper, directory, logs, keeper_pid=int(hello["pid"]), open_files=(soft, hard))
+            receiver.on_lost = lambda: self._keeper_lost(directory)
             await self.output.start()
         except BaseException:
             keeper.close()  # the keeper ends with its link
             raise
+
+    def _keeper_lost(self, directory: str) -> None:
+        if self._started is not None:
+            logger.error("the keeper (pid %d) has died: another one is started", self.children.keeper_pid)
+            self._replacing = asyncio.ensure_future(self._replace_keeper(directory))
+
+    async def _replace_keeper(self, directory: str) -> None:
+        """Give another keeper what the one that has died has held; the workers go on."""
+        for pause in _REPLACEMENT_PAUSES_SECONDS:
+            await asyncio.sleep(pause)
+            ours, theirs = wire.pair()
+            receiver = _Keeper(self)
+            self.keeper.reconnect(ours, receiver)
+            try:
+                hello = await _launch(directory, theirs, receiver)
+            except (OSError, TimeoutError) as error:
+                logger.error("no keeper can be started: %r", error)
+                continue
+            receiver.on_lost = lambda: self._keeper_lost(directory)
+            self.keeper_replaced(int(hello["pid"]))
+            return
 
     def forget_descriptors(self) -> None:
         """Let go of the keeper, which ends with the last one that holds its link, and of the listeners.
@@ -165,15 +193,16 @@ class ProcessRunner(LocalRunner):
             held = [fd for _, fds in self.keeper.held().values() for fd in fds]
             give_up([self.keeper.sock.fileno(), *held])
             _of_parents.append((self._started, dict(vars(self))))
-        self._started = self._ending = self._idle = self._directory = None
+        self._started = self._ending = self._idle = self._replacing = self._directory = None
         self._opened = set()
 
 
 class _Keeper(Receiver):
-    """The messages of the runner's keeper."""
+    """The messages of the runner's keeper; `on_lost` is called when it has died."""
 
     def __init__(self, runner: LocalRunner) -> None:
         self.hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
+        self.on_lost: Callable[[], None] = lambda: None
         self._runner = runner
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
@@ -181,6 +210,19 @@ class _Keeper(Receiver):
             self.hello.set_result(message)
         elif message.get("event") == "exit":
             self._runner.exit_reported(message)
+
+    def lost(self) -> None:
+        self.on_lost()
+
+
+async def _launch(directory: str, theirs: socket.socket, receiver: _Keeper) -> wire.Message:
+    """Start a keeper with this end of its link, which is closed here; its first message."""
+    argv = command(sys.executable, "keeper", directory, "3", isolated=True)
+    with theirs:
+        # Not our child, so that it need not be reaped; in a session of its own, away from our terminal.
+        await asyncio.to_thread(in_background, argv, dict(os.environ), [theirs.fileno()])
+    async with asyncio.timeout(_KEEPER_SECONDS):
+        return await receiver.hello
 
 
 _runners: weakref.WeakSet[ProcessRunner] = weakref.WeakSet()

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from poolctl.keeper import fd_store, wire
+from poolctl.keeper import wire
 
 from . import untrusted_messages
 
@@ -318,80 +318,6 @@ class Link:
         # It usually refers to our owner: without this cycle both are freed at once, and not by the collector.
         receiver, self._receiver = self._receiver, Receiver()
         receiver.lost()
-
-
-class KeeperLink(Link):
-    """A Link whose `put`, `note` and `drop` are recorded, with the descriptors, transparently to callers.
-
-    A descriptor given as its owner (a socket) is recorded as that object: one descriptor serves both, and is omitted
-    once it is closed. A plain number is duplicated. `entries` are the names with their values and descriptors.
-    """
-
-    def __init__(self, sock: socket.socket, receiver: Receiver | None = None) -> None:
-        self.entries: dict[str, tuple[object, list[HasDescriptor]]] = {}
-        self.whole = False  # `entries` is complete
-        self._dropped: set[str] | None = None  # while `complete` is running
-        super().__init__(sock, receiver)
-
-    def send(self, message: wire.Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
-        """See Link."""
-        self._record(message, fds)
-        super().send(message, fds)
-
-    def share(self, name: str, meta: object, owners: Sequence[HasDescriptor]) -> None:
-        """Record an entry of the keeper whose descriptors these objects own here."""
-        self._forget(name)
-        self.entries[name] = (meta, list(owners))
-
-    async def complete(self) -> None:
-        """Fetch the entries that an earlier supervisor put, too: from now on the keeper can be replaced."""
-        after = ""
-        self._dropped = set()
-        while True:
-            reply, _ = await self.call({"op": "list", "after": after})
-            for name, _ in reply["entries"]:
-                after = name
-                if name not in self.entries and not name.startswith(fd_store.OF_THE_VERSION):
-                    await self._fetch(name)
-            if not reply["entries"]:
-                self._dropped = None
-                self.whole = True
-                return
-
-    def held(self) -> dict[str, tuple[object, list[int]]]:
-        """The entries with their open descriptors."""
-        return {
-            name: (meta, [fd for owner in owners if (fd := owner.fileno()) >= 0])
-            for name, (meta, owners) in self.entries.items()
-        }
-
-    def close(self) -> None:
-        """See Link; the records are dropped."""
-        super().close()
-        for name in list(self.entries):
-            self._forget(name)
-
-    async def _fetch(self, name: str) -> None:
-        reply, fds = await self.call({"op": "get", "name": name})
-        if name in self.entries or name in (self._dropped or ()) or not (fds or reply["meta"] is not None):
-            for fd in fds:
-                os.close(fd)
-        else:
-            self.entries[name] = (reply["meta"], [Duplicate(fd) for fd in fds])
-
-    def _record(self, message: wire.Message, fds: Sequence[int | HasDescriptor]) -> None:
-        operation, name = message["op"], message.get("name", "")
-        if operation == "put" and not name.startswith(fd_store.OF_THE_VERSION):
-            self.share(name, message.get("meta"), owners_of(fds))
-        elif operation == "note" and name in self.entries:
-            self.entries[name] = (message.get("meta"), self.entries[name][1])
-        elif operation == "drop":
-            if self._dropped is not None:
-                self._dropped.add(name)
-            self._forget(name)
-
-    def _forget(self, name: str) -> None:
-        close_duplicates(self.entries.pop(name, (None, []))[1])
 
 
 def _close(fds: Sequence[int]) -> None:

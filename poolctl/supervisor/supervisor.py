@@ -14,7 +14,8 @@ from typing import NoReturn
 from poolctl import bootstrap
 from poolctl.control.pool_paths import make_private, state_dir
 from poolctl.keeper import fd_store, wire
-from poolctl.runners.process_link import KeeperLink, LinkLost, Receiver
+from poolctl.runners.keeper_link import KeeperLink
+from poolctl.runners.process_link import LinkLost, Receiver
 
 from .managed_pool import ManagedPool
 from .runtime_files import RuntimeFiles

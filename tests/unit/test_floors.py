@@ -36,7 +36,7 @@ WITHIN = {
         "sidecar": 1, "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "observers": 5,
     },
     "runners": {
-        "untrusted_messages": 0, "withheld_variables": 0, "process_link": 1, "listener_opener": 1,
+        "untrusted_messages": 0, "withheld_variables": 0, "process_link": 1, "listener_opener": 1, "keeper_link": 2,
         "process_watchdog": 2, "routing_protocol": 2, "runner_protocol": 3, "worker_spec": 4, "supervised_process": 4,
         "runner_registry": 5, "local": 6,
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import signal
 import socket
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,8 +13,10 @@ from types import MappingProxyType
 
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store
+from poolctl.keeper.reap import signal_process
 
-from ..process_link import KeeperLink, Message
+from ..keeper_link import KeeperLink
+from ..process_link import Message
 from ..runner_protocol import Adopted, Capabilities, Endpoints, Exit, Placement, RunnerEvents
 from .activation.sleeping_servers import SleepingServers
 from .fork_verification import Children
@@ -345,6 +348,17 @@ class LocalRunner:
         self.app_zygotes.close()
         self.zygotes.close()
         self.output.close()
+
+    def keeper_replaced(self, keeper_pid: int) -> None:
+        """Another keeper is connected, and has the entries of the last one, which has died."""
+        self.children.keeper_pid = keeper_pid
+        app_zygotes = self.app_zygotes.processes
+        for pid, start in (*self.zygotes.processes, *app_zygotes):
+            if start is not None:
+                # What they, or their forkers, fork would be no child of this keeper.
+                signal_process(pid, start, signal.SIGKILL, group=True)
+        for pid, start in (*app_zygotes, *(worker.process for worker in self._workers.values())):
+            self.keeper.send({"op": "watch", "pid": pid, "start": start})
 
     def exit_reported(self, report: Message) -> None:
         """See Takeover."""

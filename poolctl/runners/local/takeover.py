@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store, wire
 
-from ..process_link import HasDescriptor, KeeperLink, Link
+from ..keeper_link import KeeperLink
+from ..process_link import HasDescriptor, Link
 from ..runner_protocol import Placement, RunnerEvents
 from ..worker_spec import find_user_id
 from .fork_verification import Children

@@ -24,7 +24,7 @@ from poolctl.frozen_value import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.spawn import in_background
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.process_link import KeeperLink
+from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.process_watchdog import identity, kill
 
 logger = logging.getLogger("poolctl.supervisor")

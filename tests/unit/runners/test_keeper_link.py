@@ -7,9 +7,12 @@ import os
 from collections.abc import Coroutine
 from typing import Any
 
+import pytest
+
 from poolctl.keeper import wire
 from poolctl.keeper.keeper import Keeper
-from poolctl.runners.process_link import KeeperLink
+from poolctl.runners.keeper_link import KeeperLink
+from poolctl.runners.process_link import LinkLost, Receiver
 
 
 class Peer:
@@ -70,6 +73,43 @@ def test_entries_put_noted_and_dropped_are_recorded() -> None:
         os.close(read)
         peer.keeper.reaper.watcher.close()
         peer.close()
+
+    run(work())
+
+
+def test_another_keeper_gets_the_entries_and_what_was_put_while_there_was_none() -> None:
+    async def work() -> None:
+        peer, other = Peer(), Peer()
+        read, write = os.pipe()
+        peer.kept.send({"op": "put", "name": "output:a", "meta": {"n": 1}}, [read])
+        asyncio.get_running_loop().remove_reader(peer.sock)
+        peer.sock.close()
+        with pytest.raises(LinkLost):
+            await peer.kept.call({"op": "list"})
+        peer.kept.send({"op": "put", "name": "output:b", "meta": {"n": 2}}, [write])
+        other.kept.close()
+        lost: list[bool] = []
+        receiver = Receiver()
+        receiver.lost = lambda: lost.append(True)  # type: ignore[method-assign]
+        asyncio.get_running_loop().remove_reader(other.sock)
+        other.sock.close()
+        ours, other.sock = wire.pair()
+        asyncio.get_running_loop().add_reader(other.sock, other._serve)
+        peer.kept.reconnect(ours, receiver)
+        reply, _ = await peer.kept.call({"op": "list"})
+        assert reply["entries"] == [["output:a", {"n": 1}], ["output:b", {"n": 2}]]
+        _, (fd,) = await peer.kept.call({"op": "get", "name": "output:b"})
+        assert same(fd, write)
+        for each in (fd, read, write):
+            os.close(each)
+        for each in (peer, other):
+            each.keeper.reaper.watcher.close()
+            each.store.clear()
+        asyncio.get_running_loop().remove_reader(other.sock)
+        other.sock.close()
+        while not lost:
+            await asyncio.sleep(0)
+        peer.kept.close()
 
     run(work())
 

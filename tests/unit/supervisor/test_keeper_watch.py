@@ -14,7 +14,7 @@ import pytest
 from poolctl.clock import Clock, Watchdog
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.process_link import KeeperLink
+from poolctl.runners.keeper_link import KeeperLink
 from poolctl.supervisor.takeover.keeper_replacement import KeeperWatch, irreplaceable
 from tests.deadline import wait_until
 from tests.processes import stat

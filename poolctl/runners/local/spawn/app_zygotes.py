@@ -159,6 +159,11 @@ class AppZygotes:
             zygote.exited.set_result(exit_)
         return zygote is not None
 
+    @property
+    def processes(self) -> list[Process]:
+        """All that have not exited."""
+        return [zygote.process for zygote in self._by_pid.values()]
+
     def adopt(self, _: str, meta: wire.Message, fds: list[int]) -> tuple[()]:
         """Adopt another supervisor's zygote; `end_unneeded` follows. Nothing is shared."""
         process = Process(int(meta["pid"]), meta.get("start"))

@@ -137,6 +137,11 @@ class Zygotes:
         if task is not None and task.done() and not task.cancelled() and task.exception() is None:
             task.result().cut_off(deed)
 
+    @property
+    def processes(self) -> list[Process]:
+        """All that have not exited, those that are not up yet among them."""
+        return list(self._processes.values())
+
     def close(self) -> None:
         """End every zygote; workers keep running."""
         for key in list(self._running):
