@@ -10,16 +10,16 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+REQUEST = b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 PAUSE_SECONDS = 0.005
 AT_ONCE = 8
 FIRST_PORT, LAST_PORT = 21_000, 32_000
 
 
-def answers(port: int) -> bool:
-    """Whether a request is answered with 200."""
-    connection = _ask(port)
-    return connection is not None and _is_answered(connection)
+def answers(port: int, path: str = "/", status: int = 200) -> bool:
+    """Whether a request is answered with this status."""
+    connection = _ask(port, path)
+    return connection is not None and _is_answered(connection, status)
 
 
 def wait_for_all(ports: Iterable[int], timeout_seconds: float = 120.0) -> None:
@@ -46,18 +46,18 @@ def wait_for_all(ports: Iterable[int], timeout_seconds: float = 120.0) -> None:
                 waiting.appendleft(port)
 
 
-def _ask(port: int) -> socket.socket | None:
+def _ask(port: int, path: str = "/") -> socket.socket | None:
     try:
         connection = socket.create_connection(("127.0.0.1", port), timeout=5)
-        connection.sendall(REQUEST)
+        connection.sendall(REQUEST % path.encode())
     except OSError:
         return None
     return connection
 
 
-def _is_answered(connection: socket.socket) -> bool:
+def _is_answered(connection: socket.socket, status: int = 200) -> bool:
     with connection, contextlib.suppress(OSError):
-        return connection.recv(64).startswith(b"HTTP/1.1 200")
+        return connection.recv(64).startswith(b"HTTP/1.1 %d" % status)
     return False
 
 

@@ -16,6 +16,9 @@ from .report import Row
 WAKES = 150
 SLEEPERS = 1000
 WATCHED_SECONDS = 5.0
+OWN_PORT = "its own port"
+WAYS = {"passed": "pass", "proxied": "proxy"}
+GATEWAY_MS = 5  # what a wake through the gateway may take longer
 SETTLED_SECONDS = 2.0  # until all is imported that a start leaves for later
 
 
@@ -33,6 +36,7 @@ def run(options: Namespace) -> Iterator[Row]:
                 most.append(statistics.quantiles(taken, n=100)[-1])
             yield Row(f"first answer of {what} that {which}, p50", "ms", middle)
             yield Row(f"first answer of {what} that {which}, p99", "ms", most, most=limit_ms)
+    yield from _through_the_gateway(3 if options.quick else WAKES, options.repeat)
     armed, idle, memory = [], [], []
     for _ in range(options.repeat):
         with Project(sleepers, defaults="scale = { min = 0, idle = 60 }") as project:
@@ -67,9 +71,46 @@ def _wake_milliseconds(
     return found[1:]
 
 
-def _answered_after_milliseconds(port: int) -> float:
+def _through_the_gateway(wakes: int, repeat: int) -> Iterator[Row]:
+    """The same through the gateway, in turns with servers whose own ports are asked."""
+    found: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in (OWN_PORT, *WAYS)}
+    for _ in range(repeat):
+        for way, taken in _wake_milliseconds_by_way(wakes).items():
+            found[way][0].append(statistics.median(taken))
+            found[way][1].append(statistics.quantiles(taken, n=100)[-1])
+    for way in WAYS:
+        for name, taken, own in zip(("p50", "p99"), found[way], found[OWN_PORT], strict=True):
+            limit_ms = statistics.median(own) + GATEWAY_MS
+            what = f"first answer of a server that slept, {way} by the gateway, {name}"
+            yield Row(what, "ms", taken, OWN_PORT, own, most=round(limit_ms, 1))
+
+
+def _wake_milliseconds_by_way(wakes: int) -> dict[str, list[float]]:
+    ways = (OWN_PORT, *WAYS)
+    with Project((wakes + 1) * len(ways), defaults="scale = { min = 0, idle = 60 }") as project:
+        (gateway,) = answers.free_ports(1)
+        path = project.directory / "pool.toml"
+        routes = [
+            f'[[route]]\nto = "s{number}"\npath = "/s{number}"\nmode = "{mode}"\n'
+            for number in range(len(project.ports))
+            if (mode := WAYS.get(ways[number % len(ways)]))
+        ]
+        path.write_text(f'[gateway]\nbind = "127.0.0.1:{gateway}"\n{"".join(routes)}{path.read_text()}')
+        project.run("start")
+        # The gateway answers this while it knows that the server sleeps.
+        while not answers.answers(gateway, f"/s{len(project.ports) - 1}/favicon.ico", 404):
+            time.sleep(answers.PAUSE_SECONDS)
+        found: dict[str, list[float]] = {way: [] for way in ways}
+        for number, own in enumerate(project.ports):
+            way = ways[number % len(ways)]
+            port = own if way == OWN_PORT else gateway
+            found[way].append(_answered_after_milliseconds(port, f"/s{number}"))
+    return {way: taken[1:] for way, taken in found.items()}
+
+
+def _answered_after_milliseconds(port: int, path: str = "/") -> float:
     started = time.perf_counter()
-    if not answers.answers(port):
+    if not answers.answers(port, path):
         raise RuntimeError(f"the server of port {port} did not wake")
     return 1000 * (time.perf_counter() - started)
 

@@ -239,6 +239,8 @@ class Arriving(WaitingConnection):
         )
         if spared or not passing.passes(server, tls=tls):
             return False
+        if backend.rank == SLEEPING:
+            edge.wake(server)  # otherwise the connection would do it, which takes longer
         sent = passing.pass_on(server, self.sock, route.alias, edge.table.generation, hops, received, tls=tls)
         if sent:
             backends.passed(backend)

@@ -48,16 +48,16 @@ def spares_server(route: Route, method: bytes, path: bytes) -> bool:
 def own_answer(edge: Edge, backend: Backend, route: Route, request: ProxiedRequest) -> Response | None:
     """The response to give instead of asking a backend that sleeps or starts; None if the request waits for it.
 
-    Has the server woken where a page is shown.
+    Has the server woken unless it is spared, so that the connection to it does not have to do that.
     """
     sleeps = backend.rank == SLEEPING
     if sleeps and spares_server(route, request.method, request.path):
         status, body = ("200 OK", b"sleeping\n") if _is_probe(route, request.path) else _NOT_FOUND
         return _response(status, "text/plain; charset=utf-8", body, head_only=request.method == b"HEAD")
-    if not takes_waiting_page(route, request):
-        return None
     if sleeps:
         edge.wake(backend.key)
+    if not takes_waiting_page(route, request):
+        return None
     return _response("503 Service Unavailable", "text/html; charset=utf-8", _PAGE, _PAGE_FIELDS)
 
 

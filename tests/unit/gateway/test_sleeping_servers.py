@@ -157,7 +157,20 @@ def test_requests_that_are_no_browsers_for_a_page_wait_for_the_server() -> None:
         await stage.sleeper(waiting_page=True)
         assert (await stage.ask("/", "Accept: application/json\r\n"))[1] == b"hello"
         assert (await stage.ask("/", BROWSER + "Content-Length: 2\r\n", "POST", b"ab"))[1] == b"hello"
-        assert (stage.woken, stage.requests) == ([], (2, 2))
+        assert (stage.woken, stage.requests) == (["users", "users"], (2, 2))
+
+    play(scene)
+
+
+def test_supervisor_is_asked_to_wake_the_server_to_which_a_connection_is_passed() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.sleeper()
+        for state, woken in (("sleeping", ["users"]), ("starting", []), ("running", [])):
+            stage.become(state)
+            await stage.connect(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+            (await stage.pair.take()).close()
+            assert stage.woken == woken
+            stage.woken.clear()
 
     play(scene)
 
