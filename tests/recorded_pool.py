@@ -24,6 +24,7 @@ class RecordedPool:
         self.asked: list[Document] = []
         self.routes: list[Document] = []
         self.hosts: list[Document] = []
+        self.gateway: Document | None = None
         self.refuses: str = ""  # what every action fails with
         self.happened("pool", "started", message="the supervisor has started", ago_seconds=3000)
         for number, item in enumerate(self.servers.values()):
@@ -65,6 +66,8 @@ class RecordedPool:
             return self._result([{**item, "stats": _stats(item)} for item in items])
         if verb in ("list", "show"):
             return self._result([{**item, **_details(item)} for item in items])
+        if verb == "status":
+            return self._result([], **({"gateway": self.gateway} if self.gateway else {}))
         if verb in ("routes", "hosts"):
             return self._result(self.routes if verb == "routes" else self.hosts)
         if self.refuses:

@@ -29,9 +29,9 @@ def problem_line(gateway: Table) -> str:
 
 
 def serves_line(gateway: Table) -> str:
-    """Where clients find it, on a line of its own; "" for one that does not serve."""
+    """Where clients find it; "" for one that does not serve."""
     status = GatewayStatus.from_json(gateway)
-    return f"\nthe gateway serves {', '.join(status.addresses)}" if status.state == "running" else ""
+    return f"the gateway serves {', '.join(status.addresses)}" if status.state == "running" else ""
 
 
 def gateway_line(gateway: GatewayStatus, width: int = 0) -> str:

@@ -197,10 +197,12 @@ class _Page:
         return JSONResponse({"items": items, "errors": [each.to_json() for each in found.errors]})
 
     async def _routes(self, request: Request) -> Response:
-        """The first routes and hosts of the gateway, and how many more there are of each."""
+        """The gateway with its first routes and hosts, and how many more there are of each."""
+        gateway = (await self._hub.ask(Result, "status", [], {})).gateway
         routes = (await self._hub.ask(RoutesResult, "routes", [], {})).items
         hosts = await self._hub.ask(HostsResult, "hosts", [], {})
         return JSONResponse({
+            "gateway": gateway,
             "routes": [each.to_json() for each in routes[:_MOST_ROWS]],
             "hosts": [each.to_json() for each in hosts.items[:_MOST_ROWS]],
             "more_routes": max(0, len(routes) - _MOST_ROWS),

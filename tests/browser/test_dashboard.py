@@ -230,10 +230,19 @@ def test_routes_and_hosts_are_shown_with_their_figures(page: Page, stage: Stage)
             "http://10.0.0.7:9000apiactivethe breaker is openopen012403",
         ]
     )
+    gateway = page.locator("#gateway")
+    expect(gateway).to_have_text(
+        "running · http://127.0.0.1:80 · 1 route · 12 requests/s · 0.5 errors/s · p99 20 ms · 1 connection · "
+        "19.0 MiB · 1.5 % CPU"
+    )
+    expect(page.locator("#gateway-problem")).to_be_hidden()
     assert page.evaluate(CONTRAST)[0] >= 4.5
     stage.pool.hosts.pop()
+    assert stage.pool.gateway is not None
+    stage.pool.gateway |= {"problem": "port 443 is in use"}
     page.clock.fast_forward(5000)
     expect(hosts).to_have_count(1)
+    expect(page.locator("#gateway-problem")).to_have_text("port 443 is in use")
 
 
 def add_routes(stage: Stage) -> None:
@@ -246,6 +255,13 @@ def add_routes(stage: Stage) -> None:
         host=to[1], routes=("api",), available=False, why="the breaker is open", breaker="open", in_flight=1,
         waiting=2, requests=40, errors=3,
     )  # fmt: skip
+    stats = {
+        "requests_per_second": 12.0, "errors_per_second": 0.5, "latency_p99_seconds": 0.02, "connections": 1,
+        "memory_bytes": 19 * 2**20, "cpu_percent": 1.5,
+    }  # fmt: skip
+    stage.pool.gateway = {
+        "state": "running", "problem": "", "addresses": ["http://127.0.0.1:80"], "routes": 1, "stats": stats,
+    }  # fmt: skip
     stage.pool.routes = [route.to_json()]
     stage.pool.hosts = [HostReport(host="api", routes=("api",), connections=7).to_json(), open_.to_json()]
 

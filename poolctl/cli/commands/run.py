@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from poolctl.cli.reload_on_change import PoolWatcher
+    from poolctl.frozen_value import Table
 
 # `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
@@ -161,6 +162,7 @@ class RunSession:
         self.client = Client(pool.socket)
         self.outcome = Outcome()
         self.servers: Sequence[Item] = ()
+        self._gateway: Table | None = None
         self._printer: LogPrinter | None = None
         self._ending = threading.Event()
         self._objects = _as_objects(request)
@@ -177,7 +179,7 @@ class RunSession:
         quiet = self.request.quiet or not self.command  # without a command the logs are the progress
         with Progress("start", quiet=quiet) as progress:
             result = self.client.ask(Result, "start", body, progress, self.request.seconds("timeout"))
-        self.outcome, self.servers = Outcome.of(result), result.items
+        self.outcome, self.servers, self._gateway = Outcome.of(result), result.items, result.gateway
         await_pool_end(result)
         self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
         if warning := others_named_alike(self.pool):
@@ -238,6 +240,11 @@ class RunSession:
         expected = [item for item in self.servers if item.state not in ("disabled", "sleeping")]
         ready = sum(item.ready for item in expected)
         line = f"{servers(ready, len(expected))} ready"
+        if self._gateway is not None:
+            from poolctl.cli.gateway_line import serves_line
+
+            if serves := serves_line(self._gateway):
+                self._say(serves)
         self._say(f"{line}, Ctrl-C to stop")
         self.report()  # failures are printed now, while the others serve
         if not self.outcome.exit_code:

@@ -35,5 +35,5 @@ def perform(request: CommandRequest) -> Outcome:
     if result.gateway is not None and result.items:
         from poolctl.cli.gateway_line import serves_line
 
-        outcome.message += serves_line(result.gateway)
+        outcome.message = f"{outcome.message}\n{serves_line(result.gateway)}".rstrip()
     return outcome

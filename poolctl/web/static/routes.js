@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { $, el, setText } from "./dom.js";
-import { latency, plural } from "./format.js";
+import { bytes, latency, plural, rate } from "./format.js";
 
 const INTERVAL_MS = 5000;
 const LEVELS = { healthy: "ok", active: "ok", starting: "warn", draining: "warn", napping: "asleep", unhealthy: "ko", error: "ko" };
@@ -32,14 +32,26 @@ function draw(kind, rows, more) {
   setText($(`more-${kind}s`), `and ${plural(more, kind)} more: poolctl ${kind}s`);
 }
 
+function gatewayLine({ state, addresses, routes, stats }) {
+  const words = [state, ...addresses, plural(routes, "route")];
+  if (stats) {
+    words.push(`${rate(stats.requests_per_second)} requests/s`, `${rate(stats.errors_per_second)} errors/s`, `p99 ${latency(stats.latency_p99_seconds)}`);
+    words.push(plural(stats.connections, "connection"), bytes(stats.memory_bytes), `${rate(stats.cpu_percent)} % CPU`);
+  }
+  return words.join(" · ");
+}
+
 async function refresh() {
   const found = await get("routes");
+  $("gateway").hidden = !found.gateway;
+  setText($("gateway"), found.gateway ? gatewayLine(found.gateway) : "");
   draw("route", found.routes.map(routeRow), found.more_routes);
   draw("host", found.hosts.map(hostRow), found.more_hosts);
   $("hosts").hidden = found.hosts.length === 0;
   $("no-routes").hidden = found.routes.length > 0;
-  $("gateway-problem").hidden = found.problem === "";
-  setText($("gateway-problem"), found.problem);
+  const problem = found.problem || (found.gateway ? found.gateway.problem : "");
+  $("gateway-problem").hidden = problem === "";
+  setText($("gateway-problem"), problem);
 }
 
 // A failure is thrown the first time only: the page itself reports that the pool does not answer.

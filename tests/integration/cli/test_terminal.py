@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,21 @@ def test_list_ends_with_the_gateway_on_a_terminal_only(pool: RealPool) -> None:
             "  port 443 is in use",
         ]
         assert "gateway" not in pool.ok("list").stdout
+
+
+def test_run_says_where_the_gateway_serves(pool: RealPool, free_port: Callable[[], int]) -> None:
+    port = free_port()
+    config = pool.directory / "pool.toml"
+    config.write_text(
+        f'{config.read_text()}\n[gateway]\nbind = "127.0.0.1:{port}"\n[[route]]\nto = "users"\n'
+    )
+    with Terminal(pool, "run") as terminal:
+        terminal.until(lambda shown: "Ctrl-C to stop" in shown)
+        assert (
+            f"the gateway serves http://127.0.0.1:{port}\r\n2 servers ready, Ctrl-C to stop" in terminal.shown
+        )
+        terminal.press("\x03")
+        assert terminal.end() == 130
 
 
 def test_progress_of_a_slow_command_is_shown_on_a_terminal(pool: RealPool) -> None:

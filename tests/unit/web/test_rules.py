@@ -223,3 +223,6 @@ def test_page_gets_the_first_routes_and_the_number_of_others(client: Client, sta
     found = client.send("GET", "/poolctl/routes").json()
     assert [each["alias"] for each in found["routes"][-2:]] == ["r498", "r499"]
     assert (found["more_routes"], found["hosts"], found["problem"]) == (10, [], "")
+    assert found["gateway"] is None
+    stage.pool.gateway = {"state": "running", "addresses": ["http://127.0.0.1:80"], "routes": 510}
+    assert client.send("GET", "/poolctl/routes").json()["gateway"] == stage.pool.gateway
