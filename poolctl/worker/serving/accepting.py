@@ -16,7 +16,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple
 
 import uvicorn
@@ -26,6 +26,7 @@ from poolctl.keeper.connection_handover import Routed
 from poolctl.keeper.wire import WireError
 from poolctl.platform import close_promptly
 
+from .accepted_connections import AcceptedConnections
 from .connection_state import PoolServerState
 from .routed_connections import make_routed
 from .uvicorn_parts import State
@@ -55,45 +56,6 @@ class AdoptionPair(NamedTuple):
 
     give: socket.socket
     take: socket.socket
-
-
-class AcceptedConnections:
-    """Connections that have no protocol yet; `changed` is set when one has got it, or has failed."""
-
-    def __init__(self, changed: asyncio.Event) -> None:
-        self._changed = changed
-        self._tasks: set[asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]] = set()
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def attach(
-        self,
-        make: Callable[[], asyncio.BaseProtocol],
-        sock: socket.socket,
-        context: ssl.SSLContext | None,
-        handshake_seconds: float | None = None,
-    ) -> None:
-        """Give the connection a protocol; with a context it uses TLS."""
-        sock.setblocking(False)
-        loop = asyncio.get_running_loop()
-        # asyncio does not accept a handshake timeout without TLS.
-        timeout = None if context is None else handshake_seconds
-        work = loop.connect_accepted_socket(make, sock, ssl=context, ssl_handshake_timeout=timeout)
-        task = loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def cancel(self) -> None:
-        """Cancel those that have no protocol yet."""
-        for task in list(self._tasks):
-            task.cancel()
-
-    def _done(self, task: asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # otherwise asyncio logs that it was never retrieved
-        self._changed.set()
 
 
 class SharedListeners:

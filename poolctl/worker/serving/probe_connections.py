@@ -15,7 +15,8 @@ from typing import Any
 import uvicorn
 
 from ..tally import STATUS
-from .accepting import AcceptedConnections, make_protocol
+from .accepted_connections import AcceptedConnections
+from .accepting import make_protocol
 from .access_log import unwatched
 from .connection_state import Heads, PoolServerState
 from .request_counting import Batch, Counted

@@ -86,6 +86,9 @@ def _odd_ones() -> Iterator[socket.socket | int]:
     yield socket.create_server(("127.0.0.1", 0))
     yield socket.socket(type=socket.SOCK_DGRAM)
     yield socket.socket()
+    datagram = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagram.connect(("127.0.0.1", 9))
+    yield datagram
     ours, theirs = wire.pair()
     theirs.close()
     yield ours
@@ -98,6 +101,21 @@ def test_descriptor_that_is_no_connected_stream_is_closed(pair: Pair) -> None:
         os.close(fd)
         with pytest.raises(wire.WireError):
             connection_handover.take(pair[1])
+
+
+def test_connection_that_its_client_has_half_closed_is_taken(pair: Pair) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+        with client, accepted:
+            client.sendall(b"the end")
+            client.shutdown(socket.SHUT_WR)
+            connection_handover.give(pair[0], accepted.fileno())
+            taken = connection_handover.take(pair[1])
+            assert taken is not None
+            with taken:
+                assert (taken.family, taken.type) == (accepted.family, accepted.type)
+                assert taken.getpeername() == client.getsockname()
 
 
 def test_pair_that_an_application_has_made_blocking_blocks_no_call(pair: Pair) -> None:

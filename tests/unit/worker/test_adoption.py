@@ -11,6 +11,7 @@ import pytest
 
 from poolctl.keeper import connection_handover, wire
 from poolctl.worker.serving import accepting
+from poolctl.worker.serving.accepted_connections import AcceptedConnections
 from tests.serving import ENGINES, Client, Engine, Pair, accepted, served, turns, until
 
 
@@ -69,6 +70,36 @@ def test_descriptor_that_is_no_connection_is_closed_and_ignored(engine: Engine, 
             client, sock = await accepted()
             pair.hand_over(sock)
             assert (await client.get())[0] == 200
+
+    engine.run(scenario())
+
+
+def test_connection_whose_protocol_cannot_be_made_is_closed_and_no_other_one(engine: Engine) -> None:
+    def fail() -> asyncio.Protocol:
+        raise OSError("as if there were no memory")
+
+    async def scenario() -> None:
+        connections = AcceptedConnections(asyncio.Event())
+        (failed, first), (client, second) = await accepted(), await accepted()
+        connections.attach(fail, first, None)
+        connections.attach(asyncio.Protocol, second, None)
+        assert len(connections) == 1
+        assert await failed.at_end()
+        await until(lambda: not connections)
+        client.writer.write(b"read")
+        assert await client.stays_open(0.01)
+
+    engine.run(scenario())
+
+
+def test_connection_that_is_cancelled_before_it_has_its_protocol_is_closed(engine: Engine) -> None:
+    async def scenario() -> None:
+        connections = AcceptedConnections(asyncio.Event())
+        client, sock = await accepted()
+        connections.attach(asyncio.Protocol, sock, None)
+        connections.cancel()
+        await until(lambda: not connections)
+        assert await client.at_end()
 
     engine.run(scenario())
 

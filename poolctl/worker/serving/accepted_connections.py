@@ -1,0 +1,100 @@
+"""Connections that another process has accepted get their protocol here, by the way that asyncio has for them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
+
+from poolctl.platform import close_promptly
+
+
+class _Attaching(NamedTuple):
+    """A connection without TLS that gets its protocol: what makes its transport, and the future that it awaits."""
+
+    work: Coroutine[Any, Any, object]
+    made: asyncio.Future[object]
+
+    def finish(self) -> None:
+        """It has its protocol now, or has failed, or was cancelled."""
+        try:
+            self.work.send(None)
+        except (Exception, asyncio.CancelledError):  # StopIteration: it has returned
+            pass
+
+
+class AcceptedConnections:
+    """Connections that have no protocol yet; `changed` is set when one has got it, or has failed."""
+
+    def __init__(self, changed: asyncio.Event) -> None:
+        self._changed = changed
+        self._tasks: set[asyncio.Task[object]] = set()
+        # Those attached since the last `_settle`, and those that it has seen.
+        self._newer: list[_Attaching] = []
+        self._older: list[_Attaching] = []
+        self._settling = False
+
+    def __len__(self) -> int:
+        return len(self._tasks) + len(self._newer) + len(self._older)
+
+    def attach(
+        self,
+        make: Callable[[], asyncio.BaseProtocol],
+        sock: socket.socket,
+        context: ssl.SSLContext | None,
+        handshake_seconds: float | None = None,
+    ) -> None:
+        """Give the connection a protocol; with a context it uses TLS."""
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        if context is None:
+            self._attach_plain(make, sock, loop)
+            return
+        work = loop.connect_accepted_socket(make, sock, ssl=context, ssl_handshake_timeout=handshake_seconds)
+        task = loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def cancel(self) -> None:
+        """Cancel those that have no protocol yet."""
+        for task in list(self._tasks):
+            task.cancel()
+        for each in (*self._newer, *self._older):
+            each.made.cancel()
+
+    def _attach_plain(
+        self, make: Callable[[], asyncio.BaseProtocol], sock: socket.socket, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        # Without a task, which takes half as long again: it awaits one thing, and that is done an iteration later.
+        work = loop.connect_accepted_socket(make, sock)
+        try:
+            self._newer.append(_Attaching(work, work.send(None)))
+        except Exception:
+            close_promptly(sock.detach())
+            self._changed.set()
+            return
+        if not self._settling:
+            self._settling = True
+            loop.call_soon(self._settle, loop)
+
+    def _settle(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Finish those for which an iteration has passed.
+
+        Not earlier: uvloop does not survive a transport that is closed before it has called `connection_made`.
+        """
+        over, self._older, self._newer = self._older, self._newer, []
+        for each in over:
+            each.finish()
+        self._settling = bool(self._older)
+        if self._settling:
+            loop.call_soon(self._settle, loop)
+        if over:
+            self._changed.set()
+
+    def _done(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # otherwise asyncio logs that it was never retrieved
+        self._changed.set()
