@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poolctl.control.answers import Result, RouteToServer
-from poolctl.frozen_value import Value
+from poolctl.frozen_value import Table, Value
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.route import Route
 from poolctl.routing.route_report import RouteReport
@@ -60,12 +60,17 @@ class HostsResult(Result):
 
 
 class RoutesResult(Result):
-    """Of `routes`: every route, the excluded ones too. `generation` is that of the table in force, 0 for none."""
+    """Of `routes`: every route, the excluded ones too. `generation` is that of the table in force, 0 for none.
 
-    PRINTED: ClassVar[tuple[str, ...]] = ("generation",)
+    `refused` are requests without a route that the gateway has refused, by their status; "tls" are handshakes. It is
+    left out while the gateway does not answer.
+    """
+
+    PRINTED: ClassVar[tuple[str, ...]] = ("generation", "refused")
 
     items: tuple[RouteReport, ...] = ()  # type: ignore[assignment]
     generation: int = 0
+    refused: Table | None = None
 
 
 class CandidatesResult(Result):

@@ -229,9 +229,10 @@ class Arriving(WaitingConnection):
         backend = backends.choose(self.client)
         if isinstance(backend, NoBackend):
             if tls:
-                passing.refuse_tls(self.sock)
+                passing.refuse_tls(self.sock, route=route.alias)
             else:
-                passing.refuse(self.sock, backend.status, backend.retry_after_seconds)
+                status, seconds = backend.status, backend.retry_after_seconds
+                passing.refuse(self.sock, status, seconds, route=route.alias)
             return True
         server = backend.key
         spared = (

@@ -15,6 +15,8 @@ from ..worker import tally
 # Why a request failed: no connection, closed too early, no answer in time, refused by a limit or for want of a
 # backend, no valid response.
 CONNECT, RESET, TIMEOUT, REFUSED, PROTOCOL = ERRORS = ("connect", "reset", "timeout", "refused", "protocol")
+# In the place of a status.
+TLS = "tls"
 
 
 class Traffic:
@@ -82,7 +84,17 @@ class Counts:
     def __init__(self) -> None:
         self._routes: dict[str, Traffic] = {}
         self._backends: dict[str, Traffic] = {}
+        self._refused: dict[str, int] = {}
         self._former = [0] * tally.COUNTED  # of routes that are not configured any more
+
+    def refused(self, code: str, alias: str = "") -> None:
+        """The gateway has refused a request of this route, or without one: with this status, or TLS for a handshake."""
+        if alias:
+            traffic = self.route(alias)
+            traffic.began()
+            traffic.failed(REFUSED)
+        else:
+            self._refused[code] = self._refused.get(code, 0) + 1
 
     def route(self, alias: str) -> Traffic:
         """The counts of a route, which begin with the first call."""
@@ -115,8 +127,9 @@ class Counts:
         ]
 
     def snapshot(self) -> Table:
-        """All counts: `routes` by alias and `backends` by key."""
+        """All counts: `routes` by alias, `backends` by key, and by status what was `refused` without a route."""
         return {
+            "refused": {**self._refused},
             "routes": {alias: each.to_json() for alias, each in self._routes.items()},
             "backends": {key: each.to_json() for key, each in self._backends.items()},
         }

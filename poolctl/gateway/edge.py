@@ -53,7 +53,7 @@ class Edge:
         self.hosts = HostManager(self.loop.time)
         self.counts = Counts()
         self.backends = Backends(self.hosts, self.loop.time, self.event, self.counts)
-        self.passing = Passing(self.event)
+        self.passing = Passing(self.event, self.counts)
         self.passed_requests = PassedRequests()
         self.pool = ConnectionPool()
         self.certificates = ListenerCertificates()

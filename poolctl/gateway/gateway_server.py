@@ -338,6 +338,7 @@ class GatewayServer(SupervisedProcess):
             "queued": {name: count for name in self._pairs if (count := edge.passing.queued(name))},
             "connections": len(edge.pool.clients),
             "waiting": len(edge.passing.waiting),
+            "evicted": edge.evicted,
         }
         fd = sealed_file("poolctl-report", json.dumps(report).encode())
         try:

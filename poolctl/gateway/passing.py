@@ -16,6 +16,7 @@ from typing import NamedTuple
 from ..keeper import connection_handover, wire
 from ..keeper.connection_handover import Connection, Routed
 from ..platform import close_promptly
+from .counts import TLS, Counts
 from .descriptor_limit import is_exhausted
 from .proxy.refusal import refusal
 from .waiting_connections import WaitingConnections
@@ -61,16 +62,21 @@ class _Server:
 
 
 class Passing:
-    """The give ends by server. Belongs to the running loop. `event(kind, **data)` reports a queue that is full."""
+    """The give ends by server. Belongs to the running loop. `event(kind, **data)` reports a queue that is full.
+
+    Refusals are among the `counts`.
+    """
 
     def __init__(
         self,
         event: Callable[..., None],
+        counts: Counts | None = None,
         *,
         queue_seconds: float = QUEUE_SECONDS,
         most_queued: int = MOST_QUEUED,
     ) -> None:
         self._event = event
+        self._counts = counts or Counts()
         self._loop = asyncio.get_running_loop()
         self._most_queued = most_queued
         self._queue_seconds = queue_seconds
@@ -120,7 +126,7 @@ class Passing:
         """Whether the connection was sent, or queued; otherwise it is refused and closed. `sock` is owned here."""
         found = self._servers.get(server)
         if found is None:
-            self._refuse(sock, tls)
+            self._refuse(sock, tls, route)
             return False
         if received:
             routed, message = Routed(route, generation, hops, received), b""
@@ -131,7 +137,7 @@ class Passing:
             return True
         if len(found.queue) >= self._most_queued:
             self._report_full(server, found)
-            self._refuse(sock, tls)
+            self._refuse(sock, tls, route)
             return False
         self.queued_connections += 1
         until = self._loop.time() + self._queue_seconds
@@ -146,12 +152,16 @@ class Passing:
         found = self._servers.get(server)
         return 0 if found is None else len(found.queue)
 
-    def refuse(self, sock: socket.socket, status: int, retry_after_seconds: int = 0) -> None:
-        """Answer a request that no backend gets, and close its connection."""
+    def refuse(
+        self, sock: socket.socket, status: int, retry_after_seconds: int = 0, *, route: str = ""
+    ) -> None:
+        """Answer a request that no backend gets, and close its connection. `route`: the alias, if one is known."""
+        self._counts.refused(str(status), route)
         self.waiting.refuse(sock, refusal(status, retry_after_seconds=retry_after_seconds))
 
-    def refuse_tls(self, sock: socket.socket, *, unknown_name: bool = False) -> None:
+    def refuse_tls(self, sock: socket.socket, *, unknown_name: bool = False, route: str = "") -> None:
         """Refuse a handshake."""
+        self._counts.refused(TLS, route)
         self.waiting.refuse(sock, tls_alert(_UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR))
 
     def close(self) -> None:
@@ -159,7 +169,7 @@ class Passing:
         for found in self._servers.values():
             self._close_end(found)
             for each in self._take_queue(found):
-                self._refuse(each.sock, each.tls)
+                self._refuse(each.sock, each.tls, each.routed.route)
         self._servers.clear()
         self.waiting.close()
 
@@ -253,7 +263,7 @@ class Passing:
     def _decide_queued(self, found: _Server) -> None:
         for each in self._take_queue(found):
             if self.decide_again is None:
-                self._refuse(each.sock, each.tls)
+                self._refuse(each.sock, each.tls, each.routed.route)
             else:
                 self.decide_again(each.sock, each.routed, None)
 
@@ -263,7 +273,7 @@ class Passing:
         while found.queue and found.queue[0].until <= now:
             late = found.queue.popleft()
             self.queued_connections -= 1
-            self._refuse(late.sock, late.tls)
+            self._refuse(late.sock, late.tls, late.routed.route)
         if found.queue:
             found.timer = self._loop.call_at(found.queue[0].until, self._expire, found)
         else:
@@ -277,8 +287,8 @@ class Passing:
             message = f"{server} takes no connections: {len(found.queue)} wait, and new ones get 503"
             self._event("connection queue full", server=server, message=message, severity="warning")
 
-    def _refuse(self, sock: socket.socket, tls: bool) -> None:
+    def _refuse(self, sock: socket.socket, tls: bool, route: str) -> None:
         if tls:
-            self.refuse_tls(sock)
+            self.refuse_tls(sock, route=route)
         else:
-            self.refuse(sock, 503, _RETRY_AFTER_SECONDS)
+            self.refuse(sock, 503, _RETRY_AFTER_SECONDS, route=route)

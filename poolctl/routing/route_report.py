@@ -14,8 +14,8 @@ class RouteReport(Value):
     reason for proxy and excluded.
 
     `host` of a stream is the gateway's own address. `state` is one of route_health.STATUSES. `way` is what the route
-    and its servers allow, `passed` and `proxied` what has become of its `requests`. The figures are those of the
-    gateway and of the workers together; a latency is None before the first request.
+    and its servers allow, `passed`, `proxied` and `refused` what has become of its `requests`. The figures are those of
+    the gateway and of the workers together; a latency is None before the first request.
     """
 
     alias: str
@@ -31,6 +31,7 @@ class RouteReport(Value):
     requests: int = 0
     passed: int = 0
     proxied: int = 0
+    refused: int = 0
     errors: int = 0
     p50_seconds: float | None = None
     p99_seconds: float | None = None

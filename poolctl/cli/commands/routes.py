@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 COLUMNS = ("alias", "host", "path", "to", "way", "state", "passed", "proxied", "errors", "p50", "p99")
 DISPENSABLE = ("p50", "state", "p99")
-WIDE = (*COLUMNS[:5], "policy", "mode", "provider", "state", "requests", *COLUMNS[6:], "why")
+WIDE = (
+    *COLUMNS[:5], "policy", "mode", "provider", "state", "requests", *COLUMNS[6:8], "refused", *COLUMNS[8:], "why",
+)  # fmt: skip
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 EXPLAINED = ("match", "alias", "host", "path", "to", "why")
 
@@ -80,6 +82,7 @@ class _RouteLine(Value):
     requests: int
     passed: int
     proxied: int
+    refused: int
     errors: int
     p50: str
     p99: str
@@ -129,7 +132,12 @@ def perform(request: CommandRequest) -> Outcome:
         for each in result.items
         if each.mode == PASS and each.way == PROXY
     ]
-    return gateway_table(request, outcome, lines, columns, (each.alias for each in result.items), DISPENSABLE)
+    names = (each.alias for each in result.items)
+    outcome = gateway_table(request, outcome, lines, columns, names, DISPENSABLE)
+    if request.output == "wide" and result.refused:
+        refused = ", ".join(f"{count} with {code}" for code, count in sorted(result.refused.items()))
+        outcome.text = f"{outcome.text or ''}Refused without a route: {refused}\n"
+    return outcome
 
 
 class Asked:

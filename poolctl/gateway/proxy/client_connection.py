@@ -19,7 +19,7 @@ from .leaving import IDLE_SECONDS, MOST_PASSABLE, leave, pass_on
 from .proxied_request import ProxiedRequest, read_request
 from .refusal import refusal
 from .request_body import RequestBody
-from .request_routing import RepeatedRequest, RoutedRequest, route_request
+from .request_routing import RepeatedRequest, RoutedRequest, refused, route_request
 from .response_head import Response
 from .timer_wheel import SLOT_SECONDS, Timer
 from .websocket_frames import FrameBoundary
@@ -167,7 +167,7 @@ class ClientConnection(asyncio.Protocol):
             self._scanned = len(data) - 3
             return False
         previous, self._request = self._request, None
-        self._keep = False
+        self._keep, found_route = False, None
         try:
             found = self._request = read_request(
                 data, most, previous if previous is not None and previous.canonical else None
@@ -179,7 +179,7 @@ class ClientConnection(asyncio.Protocol):
                 return False
             self._scanned = 0
             self._keep = found.keep_alive and not found.body
-            routed = route_request(edge, found, self._forwarding)
+            found_route = routed = route_request(edge, found, self._forwarding)
             self._keep = found.keep_alive
             if not found.body and found.end == len(data):
                 self._last = RepeatedRequest(data, found, routed, edge.table, edge.settings)
@@ -187,6 +187,7 @@ class ClientConnection(asyncio.Protocol):
         except BadMessage as error:
             if self._request is not None:
                 self._buffer = data[self._request.end :]
+            refused(edge, error.status, self.http_version, self._request, self._forwarding, found_route)
             self.refuse(error.status)
         return True
 
@@ -268,9 +269,6 @@ class ClientConnection(asyncio.Protocol):
     def refuse(self, status: int, retry_after_seconds: float = 0) -> None:
         request = self._request
         exchange, self._exchange = self._exchange, None
-        log = self._edge.access_log
-        if log is not None and exchange is None and request is not None:
-            log.refused(request, self._forwarding.sender_of(request), self.http_version, status)
         complete = exchange is None or exchange.complete
         self._keep = self._keep and complete and self._edge.keeps_connections
         self._transport.write(
@@ -383,6 +381,7 @@ class ClientConnection(asyncio.Protocol):
     def _head_expired(self) -> None:
         if self._buffer:
             self._keep = False
+            self._edge.counts.refused("408")
             self.refuse(408)
         else:
             self._end()

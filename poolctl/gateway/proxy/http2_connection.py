@@ -36,7 +36,7 @@ from .http2_fields import Fields, MalformedError, fields_of, request_head
 from .http2_limits import COST_OF_RESET, MOST_TABLE_BYTES, ClientCredit, server_connection
 from .http2_stream import NO_ERROR, PROTOCOL_ERROR, Stream
 from .proxied_request import ProxiedRequest, read_request
-from .request_routing import route_request
+from .request_routing import refused, route_request
 from .timer_wheel import Timer
 from .tls import ServerContext
 
@@ -166,7 +166,7 @@ class Http2Connection(asyncio.Protocol):
         self._edge.pool.idle_clients.pop(self, None)
         self._extend()
         previous, self._previous = self._previous, None
-        request = None
+        request = routed = None
         try:
             head = request_head(event.headers, complete=complete)
             request = read_request(head, self._edge.settings.max_head_bytes, previous)
@@ -180,8 +180,7 @@ class Http2Connection(asyncio.Protocol):
         except MalformedError:
             self._malformed(stream)
         except BadMessage as error:
-            if request is not None and (log := self._edge.access_log) is not None:
-                log.refused(request, self._forwarding.sender_of(request), stream.http_version, error.status)
+            refused(self._edge, error.status, stream.http_version, request, self._forwarding, routed)
             stream.refuse(error.status)
 
     def _take_data(self, event: DataReceived) -> None:

@@ -93,13 +93,17 @@ def _first(found: Iterable[tuple[str, Table]] | Iterable[Table]) -> list:  # typ
 
 
 def _gateway(snapshot: GatewaySnapshot) -> Iterable[Family]:
+    text = "Requests without a route that the gateway has refused, by the status; tls: handshakes."
+    refused = family_of("poolctl_gateway_refused", "counter", text)
+    for code, count in (snapshot.report or {}).get("counts", {}).get("refused", {}).items():
+        refused.add(count, code=code)
     routes = family_of("poolctl_gateway_routes", "gauge", "Routes by the way that connections take.")
     ways = Counter(PROXY if proxy_reason(each) else PASS for each in snapshot.routes.http)
     ways[STREAM] = len(snapshot.routes.streams)
     ways[EXCLUDED] = len(snapshot.routes.excluded)
     for way in (PASS, PROXY, STREAM, EXCLUDED):
         routes.add(ways[way], way=way)
-    return *families_of(_GATEWAY, [(snapshot, {})]), routes
+    return *families_of(_GATEWAY, [(snapshot, {})]), routes, refused
 
 
 _GATEWAY: Sequence[Row[GatewaySnapshot]] = (
@@ -115,6 +119,8 @@ _GATEWAY: Sequence[Row[GatewaySnapshot]] = (
      lambda each: each.report.get("waiting") if each.report else None),
     ("poolctl_gateway_connections_queued", "gauge", "Connections that wait until a worker takes them.",
      lambda each: sum(each.report.get("queued", {}).values()) if each.report else None),
+    ("poolctl_gateway_evicted_connections", "counter", "Idle connections that were closed for new ones.",
+     lambda each: each.report.get("evicted") if each.report else None),
 )  # fmt: skip
 _STREAM: Sequence[Row[Table]] = (
     ("poolctl_stream_connections", "counter", "Connections, or sessions of UDP, that a stream has accepted.",

@@ -50,14 +50,16 @@ class GatewayVerbs:
         if call.options.get("op") == "explain":
             return await self._candidates(call.options)
         routes = self._gateway.routes.routes
-        figures = RouteFigures(self._gateway, self._core, self._totals, await self._report() or {})
+        report = await self._report() or {}
+        figures = RouteFigures(self._gateway, self._core, self._totals, report)
         with closing(figures):
             reports = [
                 *(figures.of(each) for each in routes.http),
                 *(figures.of(each) for each in routes.streams),
                 *map(route_report, routes.excluded),
             ]
-        return RoutesResult(items=tuple(reports), generation=self._gateway.routes.generation)
+        refused = report.get("counts", {}).get("refused")
+        return RoutesResult(items=tuple(reports), generation=self._gateway.routes.generation, refused=refused)
 
     async def _candidates(self, options: Table) -> CandidatesResult:
         routes, generation = self._gateway.routes.routes.http, self._gateway.routes.generation

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from poolctl.core.core import Core
 from poolctl.frozen_value import Table
+from poolctl.gateway.counts import REFUSED
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_health import RouteHealth, route_health, server_health
 from poolctl.routing.route_report import PASS, PROXY, RouteReport, route_report
@@ -56,17 +57,20 @@ class RouteFigures:
                 state=health.status,
                 requests=begun,
                 passed=stream.get("passed", 0),
-                proxied=begun - stream.get("passed", 0),
+                proxied=begun - stream.get("passed", 0) - stream.get("refused", 0),
+                refused=stream.get("refused", 0),
                 errors=stream.get("failed", 0),
             )
-        total = list(self._routes.get(route.alias, {}).get("slots") or _NONE)
-        proxied, mark = total[tally.STARTED], tally.route_mark(route.alias)
+        counts = self._routes.get(route.alias, {})
+        total = list(counts.get("slots") or _NONE)
+        refused = counts.get("errors", {}).get(REFUSED, 0)
+        proxied, mark = total[tally.STARTED] - refused, tally.route_mark(route.alias)
         passed = 0
         for server in dict.fromkeys(target.server for target in route.to if target.server):
-            counts, routes = self._passed(server)
+            of_workers, routes = self._passed(server)
             if count := routes.get(mark, 0):
                 passed += count
-                tally.add(total, counts)
+                tally.add(total, of_workers)
         if report.way == PASS:
             if why := next(self._hindrances(route), ""):
                 report = report.but(way=PROXY, why=why)
@@ -74,10 +78,11 @@ class RouteFigures:
                 report = report.but(why=self._why_some(route))
         return report.but(
             state=health.status,
-            requests=passed + proxied,
+            requests=passed + proxied + refused,
             passed=passed,
             proxied=proxied,
-            errors=min(errors(total), passed + proxied),
+            refused=refused,
+            errors=min(errors(total), passed + proxied + refused),
             p50_seconds=latency_seconds(total, _NONE, 0.5),
             p99_seconds=latency_seconds(total, _NONE, 0.99),
         )

@@ -105,7 +105,7 @@ FIELDS: dict[type[Value], list[str]] = {
     ReceiverResult: ["name", "ok", "message"],
     RouteReport: [
         "alias", "host", "path", "to", "policy", "mode", "way", "why", "provider", "state", "requests",
-        "passed", "proxied", "errors",
+        "passed", "proxied", "refused", "errors",
     ],
     HostReport: [
         "host", "routes", "state", "since", "until", "available", "why", "breaker", "connections", "in_flight",
@@ -156,7 +156,7 @@ ANSWERS: dict[str, tuple[type[Result], list[str]]] = {
          "remove a", "logs --reopen"], (Result, []),
     ),
     **dict.fromkeys(["hosts", "hosts disable a"], (HostsResult, [])),
-    "routes": (RoutesResult, ["generation"]),
+    "routes": (RoutesResult, ["generation", "refused"]),
     "status": (StatusResult, ["summary"]),
     "show": (ShowResult, []),
     "metrics": (StatsResult, []),
@@ -183,6 +183,7 @@ def test_a_commands_document_has_the_fields_of_its_answer(
         "changes": [{}],
         "dashboard": {"url": "http://a", "token": "t"},
         "receivers": [{}],
+        "refused": {},
     }
     error = {"code": 1, "message": "no"}
     errors = [] if kind is ShowResult else [error]  # there is nothing to fail at

@@ -15,7 +15,7 @@ from .conftest import Command, Supervised
 USERS: dict[str, Any] = {
     "alias": "users", "host": "users.example.com", "path": "/v1", "to": ["users", "spare"], "policy": "round-robin",
     "mode": "auto", "way": "pass", "why": "", "provider": "server", "state": "healthy", "requests": 900,
-    "passed": 880, "proxied": 20, "errors": 7,
+    "passed": 875, "proxied": 20, "refused": 5, "errors": 7,
     "p50_seconds": 0.0042, "p99_seconds": 1.5,
 }  # fmt: skip
 OLD = {"alias": "old", "way": "excluded", "why": "the server is disabled", "provider": "file"}
@@ -55,7 +55,7 @@ def routed(directory: Path) -> None:
 
 
 def test_table_shows_each_route_with_its_figures(poolctl: Command, supervised: Supervised) -> None:
-    with supervised(always(USERS, OLD, generation=4)) as requests:
+    with supervised(always(USERS, OLD, generation=4, refused={"404": 3, "tls": 1})) as requests:
         head, users, old = poolctl("routes").out.splitlines()
         wide = poolctl("routes", "-o", "wide").out
         assert poolctl("routes", "-o", "json").json["generation"] == 4
@@ -66,10 +66,12 @@ def test_table_shows_each_route_with_its_figures(poolctl: Command, supervised: S
         "ALIAS", "HOST", "PATH", "TO", "WAY", "STATE", "PASSED", "PROXIED", "ERRORS", "P50", "P99",
     ]  # fmt: skip
     assert users.split() == [
-        "users", "users.example.com", "/v1", "users,spare", "pass", "healthy", "880", "20", "7", "4.2ms", "1.5s",
+        "users", "users.example.com", "/v1", "users,spare", "pass", "healthy", "875", "20", "7", "4.2ms", "1.5s",
     ]  # fmt: skip
     assert old.split() == ["old", "-", "-", "-", "excluded", "unknown", "0", "0", "0", "-", "-"]
     assert "round-robin" in wide
+    assert "  PROXIED  REFUSED  ERRORS  " in wide
+    assert wide.endswith("\nRefused without a route: 3 with 404, 1 with tls\n")
     assert "the server is disabled" in wide
     assert {verb for verb, _ in requests if verb != "ping"} == {"routes"}
 

@@ -79,7 +79,7 @@ class Stage(proxy_stage.Stage):
         super().__init__(**settings)
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.edge.event = lambda kind, **data: self.events.append((kind, data))  # type: ignore[method-assign]
-        self.edge.passing = Passing(self.edge.event)
+        self.edge.passing = Passing(self.edge.event, self.edge.counts)
         self.edge.certificates = ListenerCertificates()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.gateway.counts import Counts
+from poolctl.gateway.counts import REFUSED, TLS, Counts
 from poolctl.worker import tally
 
 
@@ -30,6 +30,15 @@ def test_latency_at_a_bound_belongs_to_its_bucket() -> None:
     traffic = Counts().backend("a")
     traffic.answered(200, 0.001)
     assert traffic.slots[tally.BUCKETS + tally.BOUNDS_NS.index(1_000_000)] == 1
+
+
+def test_refused_requests_are_errors_of_their_route_or_counted_by_their_status() -> None:
+    counts = Counts()
+    for code, alias in (("503", "web"), ("404", ""), ("404", ""), (TLS, "")):
+        counts.refused(code, alias)
+    web = counts.route("web")
+    assert (web.requests, web.failures, web.errors) == (1, 1, {REFUSED: 1})
+    assert counts.snapshot()["refused"] == {"404": 2, TLS: 1}
 
 
 def test_total_of_all_routes_never_falls() -> None:

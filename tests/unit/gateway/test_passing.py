@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.gateway import acceptor, waiting_connections
+from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.passing import Passing
 from poolctl.gateway.waiting_connections import WaitingConnections
 from poolctl.keeper.connection_handover import MOST_HOPS
@@ -186,6 +187,28 @@ def test_bytes_that_are_no_request_get_an_answer_at_once() -> None:
     async def scene(stage: Stage) -> None:
         stage.route_to("users")
         assert (await stage.read(await stage.connect(b"GET /v1 HTTP/1.1\n"))).startswith(b"HTTP/1.1 400 ")
+
+    play(scene)
+
+
+def test_refused_requests_are_counted_by_route_or_by_status() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.server("users")
+        stage.route_to("users", path="/v1")
+        stage.edge.backends.apply(
+            list(stage.edge.table), {"users": ServerFacts(name="users", state="failed")}
+        )
+        for request, status in (
+            (HEAD, b"503"),  # no server of the route is ready
+            (HEAD.replace(b"/v1", b"/v2"), b"404"),
+            (b"GET /v1 HTTP/1.1\n", b"400"),
+            (b"GET /" + b"x" * 70_000, b"431"),
+        ):
+            response = await stage.read_head(await stage.connect(request))
+            assert response.startswith(b"HTTP/1.1 " + status), response
+        found = stage.edge.counts.snapshot()
+        assert found["refused"] == {"404": 1, "400": 1, "431": 1}
+        assert found["routes"]["app"]["errors"] == {"refused": 1}
 
     play(scene)
 

@@ -33,6 +33,7 @@ def report(*hosts: HostReport) -> Table:
     counts.route("out").began()
     counts.route("out").failed(TIMEOUT)
     counts.route("out").bytes_out = 7
+    counts.refused("404")
     stream = {"accepted": 5, "open": 2, "failed": 1, "refused": 1, "bytes_in": 10, "bytes_out": 20}
     return {
         "counts": counts.snapshot(),
@@ -41,6 +42,7 @@ def report(*hosts: HostReport) -> Table:
         "queued": {"api": 3},
         "connections": 4,
         "waiting": 6,
+        "evicted": 8,
     }
 
 
@@ -66,6 +68,8 @@ def test_routes_streams_and_hosts_have_their_figures() -> None:
         ("gateway_routes", "excluded"): 1,
         ("gateway_connections_waiting",): 6,
         ("gateway_connections_queued",): 3,
+        ("gateway_evicted_connections_total",): 8,
+        ("gateway_refused_total", "404"): 1,
         ("route_requests_total", "out"): 3,
         ("route_passed_requests_total", "api"): 6,
         ("route_responses_total", "out", "5xx"): 1,

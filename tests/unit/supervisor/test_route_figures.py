@@ -93,8 +93,9 @@ def test_each_route_of_one_server_has_its_own_requests(stages: list[Stage]) -> N
     stage.passed("shop", 5, errors=1)
     stage.passed("gone", 2)
     stage.proxied("shop", 3)
+    stage.counts.refused("503", "shop")
     shop, news = stage.report(SHOP), stage.report(NEWS)
-    assert (shop.requests, shop.passed, shop.proxied, shop.errors) == (8, 5, 3, 1)
+    assert (shop.requests, shop.passed, shop.proxied, shop.refused, shop.errors) == (9, 5, 3, 1, 2)
     assert (news.requests, news.passed, news.proxied, news.errors) == (0, 0, 0, 0)
     assert (news.p99_seconds, shop.p99_seconds is not None) == (None, True)
 
