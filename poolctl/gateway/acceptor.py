@@ -20,7 +20,7 @@ from ..routing.decision import passed_host
 from ..routing.route_table import Match
 from .backend import SLEEPING
 from .backends import NoBackend
-from .client_hello import MOST_BYTES, NoClientHello, read_client_hello
+from .client_hello import MOST_BYTES, ClientHello, NoClientHello, read_client_hello
 from .descriptor_limit import is_exhausted
 from .edge import Edge
 from .proxy.serving import serve, serve_tls
@@ -310,11 +310,12 @@ class PlainConnection(Arriving):
 class TlsConnection(Arriving):
     """A connection with TLS, on the listener with this address ("" if that is not known)."""
 
-    __slots__ = ("bind",)
+    __slots__ = ("bind", "hello")
 
     def __init__(self, edge: Edge, sock: socket.socket, client: str, bind: str) -> None:
         super().__init__(edge, sock, client)
         self.bind = bind
+        self.hello: ClientHello | None = None
 
     def on_readable(self, *, ended: bool) -> bool:
         data = self.peek(MOST_BYTES)
@@ -322,19 +323,16 @@ class TlsConnection(Arriving):
             return not ended
         self.data = data
         try:
-            if data and read_client_hello(data) is None and len(data) < MOST_BYTES:
+            self.hello = read_client_hello(data) if data else None
+            if data and self.hello is None and len(data) < MOST_BYTES:
                 self.data = b""
                 return not ended
         except NoClientHello:
-            pass
+            self.data = b""
         return False
 
     def serve(self) -> None:
-        edge, hello = self.edge, None
-        try:
-            hello = read_client_hello(self.data)
-        except NoClientHello:
-            self.data = b""
+        edge, hello = self.edge, self.hello
         if not self.data:
             self.close()
             return

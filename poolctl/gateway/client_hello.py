@@ -7,6 +7,7 @@ the worker, or the gateway where it terminates TLS, does the handshake with the 
 from __future__ import annotations
 
 import re
+import struct
 from typing import NamedTuple
 
 # A usual one has 300 to 2,000 bytes; several key shares for post-quantum algorithms make it no larger than this.
@@ -17,6 +18,7 @@ _MESSAGE_HEADER_BYTES = 4
 _MOST_RECORDS = 64  # a client that sends a byte a record would keep the reader busy
 _RANDOM_AND_VERSION_BYTES = 34
 _SERVER_NAME, _ALPN = 0, 16  # RFC 6066 §3, RFC 7301 §3.1
+_extension_header = struct.Struct(">HH")  # kind and length, RFC 8446 §4.2
 _HOST_NAME = 0
 _is_name = re.compile(rb"[0-9A-Za-z_-]{1,63}(?:\.[0-9A-Za-z_-]{1,63})*").fullmatch
 _MOST_NAME_BYTES = 255
@@ -83,16 +85,22 @@ def _client_hello(message: bytes) -> ClientHello:
     if rest:
         raise NoClientHello("bytes behind the extensions")
     name, protocols, seen = "", list[bytes](), set[int]()
-    while extensions:
-        kind = int.from_bytes(extensions[:2], "big")
-        content, extensions = _vector(extensions[2:], 2)
+    at, end = 0, len(extensions)
+    while at < end:
+        if end - at < _extension_header.size:
+            raise IndexError
+        kind, length = _extension_header.unpack_from(extensions, at)
+        begin = at + _extension_header.size
+        at = begin + length
+        if at > end:
+            raise IndexError
         if kind in seen:
             raise NoClientHello("an extension twice")  # RFC 8446 §4.2
         seen.add(kind)
         if kind == _SERVER_NAME:
-            name = _host_name(content)
+            name = _host_name(extensions[begin:at])
         elif kind == _ALPN:
-            protocols = _items(content)
+            protocols = _items(extensions[begin:at])
     return ClientHello(name, tuple(each.decode("latin-1") for each in protocols))
 
 

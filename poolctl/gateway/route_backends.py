@@ -174,6 +174,7 @@ class RouteBackends:
             if all(each.backend is not gone.backend for each in members):
                 gone.backend.leave(self)
         self.members = tuple(members)
+        self._only = members[0] if len(members) == 1 else None
         self._sticky = isinstance(route, Route) and (bool(route.sticky_cookie) or route.policy == STICKY)
         self._by_cookie = {each.cookie: each for each in members}
         self.by_load = route.policy in BY_LOAD
@@ -359,6 +360,9 @@ class RouteBackends:
             known = self._by_cookie.get(cookie)
             if known is not None and known.key not in tried and known.verdict(now, resumed=True).ok:
                 return known
+        if self._only is not None:
+            usable = self._only.key not in tried and self._only.verdict(now) is AVAILABLE
+            return self._only if usable else None
         self._at, self._tried = now, tried
         found = self._policy.choose(client, self._is_usable)
         if found is None:

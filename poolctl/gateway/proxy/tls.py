@@ -81,9 +81,11 @@ class _TlsListener:
         context.sni_callback = self._choose
         self._by_name.update(dict.fromkeys(given, context))
 
-    def _choose(self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         """Called by OpenSSL in the handshake. Without a fitting certificate the default one is presented."""
-        connection.context = self.chosen((name or "").lower().rstrip("."))
+        chosen = self.chosen((name or "").lower().rstrip("."))
+        if chosen is not context:
+            connection.context = chosen
 
     def chosen(self, name: str) -> ServerContext:
         """The context of the certificate for this name, or the default one."""
@@ -94,6 +96,9 @@ class _TlsListener:
 def _server_context(tls: Table, contents: Sequence[bytes]) -> ServerContext:
     context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls.get("min_version", "1.2")]
+    context.num_tickets = (
+        1  # a second one costs a twentieth of a handshake, and the next connection brings another
+    )
     context.verify_mode = _CLIENT_AUTH[tls.get("client_auth", "none")]
     if tls.get("ciphers"):
         context.set_ciphers(tls["ciphers"])
