@@ -12,6 +12,9 @@ from poolctl.time_windows import NO_PERIOD, Period, period_at, time_zone, until_
 from .decision_input import ASLEEP, AWAKE
 from .server_entry import Entry
 
+# The loop's clock does not know that the machine was suspended, or that its time was set.
+_LONGEST_WAIT_SECONDS = 3600.0
+
 
 class SleepWindows:
     """The windows of all servers; `changed` is called for each entry for which a window begins or ends."""
@@ -52,7 +55,7 @@ class SleepWindows:
         if until is None:
             return
         loop = asyncio.get_running_loop()
-        due = loop.time() + max(0.0, until - self._clock.time())
+        due = loop.time() + min(max(0.0, until - self._clock.time()), _LONGEST_WAIT_SECONDS)
         if self._timer is None or due < self._timer.when():
             if self._timer is not None:
                 self._timer.cancel()
@@ -61,13 +64,11 @@ class SleepWindows:
     def _due(self) -> None:
         self._timer = None
         self._periods.clear()
-        now = self._clock.time()
         for entry in list(self._entries.values()):
-            until = entry.window.until
-            if until is not None and until <= now:
+            if self._period(entry.config) != entry.window:
                 self._changed(entry)
             else:
-                self._set_timer(until)
+                self._set_timer(entry.window.until)
 
 
 def asleep_until(entry: Entry) -> float | None:

@@ -83,8 +83,7 @@ class EventRecorder:
         kept = "" if entry.rests else entry.kept
         if kept != seen.kept:
             if seen.kept is not None:
-                event = f"kept {kept}" if kept else "window ended"
-                self._record("wake", event, entry, self._window(entry).removeprefix(event).lstrip())
+                self._record("wake", f"kept {kept}" if kept else "window ended", entry, self._window(entry))
             seen.kept = kept
         if entry.size != seen.size:
             self._record("scale", "workers", entry, before=seen.size, after=entry.size)

@@ -23,7 +23,7 @@ from poolctl.states import Status
 
 from ..active_configuration import obstacles
 from .server_documents import disabled, drained, items, server_problem, unwell
-from .start_checks import ensure_open_files, expired, size, startup_warnings
+from .start_checks import ensure_open_files, expired, kept_asleep, size, startup_warnings
 from .verb import Call, Operation, Verb, VerbContext, selected, with_dependents
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
@@ -67,7 +67,8 @@ class Lifecycle:
             for entry in all_of_them
             if not (entry.can_sleep or entry.config.scale.min)
         ]
-        return result.but(warnings=(*result.warnings, *await warnings, *sleepless))
+        asleep = kept_asleep(chosen, self._core.clock.time()) if call.selector.targets else []
+        return result.but(warnings=(*result.warnings, *await warnings, *sleepless, *asleep))
 
     async def restart(self, call: Call) -> Result:
         """Replace the selected servers, each when its replacement has answered; start those that do not run."""

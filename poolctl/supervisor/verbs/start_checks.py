@@ -18,8 +18,10 @@ from poolctl.config import (
 )
 from poolctl.control.answers import Result, failure
 from poolctl.core.core import Core
+from poolctl.core.decision_input import ASLEEP
 from poolctl.core.server_entry import Entry
 from poolctl.core.server_files import certificate_ends, day
+from poolctl.core.sleep_windows import window_text
 from poolctl.errors import PoolStartError, ServerError
 from poolctl.exit_codes import FAILED
 
@@ -140,3 +142,12 @@ def _look(servers: list[ServerConfig], names: set[str], tables: Tables) -> list[
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return ", ".join(names[:_NAMES_SHOWN]) + more
+
+
+def kept_asleep(entries: Iterable[Entry], now: float) -> list[str]:
+    """Warnings about those that a window keeps asleep."""
+    return [
+        f"{entry.name} is {window_text(entry, now)}; `poolctl scale {entry.name} 1` runs it in spite of that"
+        for entry in entries
+        if entry.kept == ASLEEP and not entry.rests
+    ]

@@ -133,6 +133,17 @@ def test_machine_whose_time_is_set_is_believed_at_the_next_decision(stage: Stage
     assert stage.entry().kept == ""
 
 
+def test_machine_whose_time_is_set_is_believed_within_an_hour(stage: Stage) -> None:
+    stage.begin(sleepy(awake="* 20 * * *"), sleepy("other", awake="* 22 * * *"))
+    stage.clock._time_seconds += 13 * HOUR
+    stage.pass_time(HOUR)
+    assert stage.state() == ("sleeping", "", True)
+    assert stage.entry().window.until == BEGIN + 36.5 * HOUR
+    stage.clock._time_seconds -= 2 * HOUR
+    stage.pass_time(HOUR)
+    assert (stage.state(), stage.state("other")) == (("running", "awake", True), ("sleeping", "", True))
+
+
 def test_dependent_that_is_up_keeps_a_server_from_being_put_to_sleep(stage: Stage) -> None:
     plain = ServerConfig(name="api", bind="127.0.0.1:9100", app="any:app", depends_on=["db"])
     stage.begin(sleepy("db", asleep="* 8-9 * * *"), plain)

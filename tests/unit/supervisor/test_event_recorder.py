@@ -226,7 +226,7 @@ def test_window_is_recorded_and_is_the_cause_of_what_it_does() -> None:
         recording = Recording(desk)
         await ask(desk, "start")
         found = [(e["event"], e["message"]) for e in recording.take("wake")]
-        assert found[0] == ("kept asleep", "")
+        assert found[0] == ("kept asleep", "kept asleep")
         desk.core.change(desk.core.entries["a"], awake, live=True)
         await turns()
         found = [(e["event"], e["cause"]) for e in recording.take("wake")]

@@ -29,6 +29,19 @@ def test_a_start_says_what_is_ready_and_again_changes_nothing() -> None:
     run(scenario())
 
 
+def test_start_of_a_server_that_a_window_keeps_asleep_warns_and_names_the_remedy() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", scale={"min": 0, "asleep": ["* * * * *"]}), web("b"))
+        assert (await desk.ask("start"))["warnings"] == []
+        answer = await desk.ask("start", "a", "b")
+        assert (answer["exit_code"], desk.states()) == (0, {"a": "sleeping", "b": "running"})
+        assert answer["warnings"] == ["a is kept asleep; `poolctl scale a 1` runs it in spite of that"]
+        await desk.ask("scale", "a", workers=1)
+        assert desk.states()["a"] == "running"
+
+    run(scenario())
+
+
 def test_a_stop_of_everything_ends_the_supervisor_and_one_of_some_does_not() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"), web("b"))
