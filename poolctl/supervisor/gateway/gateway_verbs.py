@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import closing
 
 from poolctl.control.answers import Result, ShowResult, failure
@@ -12,7 +13,7 @@ from poolctl.exit_codes import NOT_AS_DESIRED, NOTHING_MATCHED
 from poolctl.frozen_value import Table
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.match import host_pattern, normal_host
-from poolctl.routing.route import Route
+from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import route_report
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
@@ -26,6 +27,8 @@ from .route_figures import RouteFigures
 
 # Above this only those that fit the host are explained.
 _MOST_EXPLAINED = 1000
+# So many routes are looked at before others have their turn.
+_AT_ONCE = 100
 _OPERATIONS = ("disable", "enable", "drain")
 
 
@@ -52,12 +55,14 @@ class GatewayVerbs:
         routes = self._gateway.routes.routes
         report = await self._report() or {}
         figures = RouteFigures(self._gateway, self._core, self._totals, report)
+        served: list[Route | StreamRoute] = [*routes.http, *routes.streams]
+        reports = []
         with closing(figures):
-            reports = [
-                *(figures.of(each) for each in routes.http),
-                *(figures.of(each) for each in routes.streams),
-                *map(route_report, routes.excluded),
-            ]
+            for number, each in enumerate(served):
+                reports.append(figures.of(each))
+                if number % _AT_ONCE == _AT_ONCE - 1:
+                    await asyncio.sleep(0)
+        reports += map(route_report, routes.excluded)
         refused = report.get("counts", {}).get("refused")
         return RoutesResult(items=tuple(reports), generation=self._gateway.routes.generation, refused=refused)
 

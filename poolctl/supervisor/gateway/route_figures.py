@@ -38,8 +38,10 @@ class RouteFigures:
         self._streams: Table = report.get("streams", {})
         self._hosts = {row["host"]: row for row in report.get("hosts", ())}
         self._of_servers: dict[str, tuple[Counts, dict[int, int]]] = {}
-        table = gateway.routes.table
-        self._table = None if table is None else RouteTable(table.fileno())
+        routes, table = gateway.routes.routes.http, gateway.routes.table
+        # Of use only if there are routes that may take requests from others.
+        crossing = any(each.methods or each.headers for each in routes)
+        self._table = RouteTable(table.fileno()) if table is not None and crossing else None
 
     def close(self) -> None:
         """Unmap the route table."""
@@ -61,31 +63,32 @@ class RouteFigures:
                 refused=stream.get("refused", 0),
                 errors=stream.get("failed", 0),
             )
-        counts = self._routes.get(route.alias, {})
-        total = list(counts.get("slots") or _NONE)
-        refused = counts.get("errors", {}).get(REFUSED, 0)
-        proxied, mark = total[tally.STARTED] - refused, tally.route_mark(route.alias)
-        passed = 0
+        counted = self._routes.get(route.alias, {})
+        total, mark = counted.get("slots") or _NONE, tally.route_mark(route.alias)
+        refused = counted.get("errors", {}).get(REFUSED, 0)
+        proxied, passed = total[tally.STARTED] - refused, 0
         for server in dict.fromkeys(target.server for target in route.to if target.server):
             of_workers, routes = self._passed(server)
             if count := routes.get(mark, 0):
                 passed += count
-                tally.add(total, of_workers)
+                total = [one + other for one, other in zip(total, of_workers, strict=True)]
+        changes: Table = {"state": health.status}
         if report.way == PASS:
             if why := next(self._hindrances(route), ""):
-                report = report.but(way=PROXY, why=why)
+                changes |= {"way": PROXY, "why": why}
             elif proxied:
-                report = report.but(why=self._why_some(route))
-        return report.but(
-            state=health.status,
-            requests=passed + proxied + refused,
-            passed=passed,
-            proxied=proxied,
-            refused=refused,
-            errors=min(errors(total), passed + proxied + refused),
-            p50_seconds=latency_seconds(total, _NONE, 0.5),
-            p99_seconds=latency_seconds(total, _NONE, 0.99),
-        )
+                changes["why"] = self._why_some(route)
+        if requests := passed + proxied + refused:
+            changes |= {
+                "requests": requests,
+                "passed": passed,
+                "proxied": proxied,
+                "refused": refused,
+                "errors": min(errors(total), requests),
+                "p50_seconds": latency_seconds(total, _NONE, 0.5),
+                "p99_seconds": latency_seconds(total, _NONE, 0.99),
+            }
+        return report.but(**changes)
 
     def _hindrances(self, route: Route) -> Iterator[str]:
         """Why no connection of a route is passed that could be, going by its rules alone."""

@@ -16,6 +16,7 @@ from poolctl.routing.route_report import RouteReport
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
 from poolctl.states import Status
+from poolctl.supervisor.gateway.computed_routes import RouteSet
 from poolctl.supervisor.gateway.route_figures import RouteFigures
 from poolctl.worker import tally
 
@@ -27,6 +28,7 @@ class Stage:
     """A gateway before the server "web", which has a pair; the counts of its ended workers are `counted`."""
 
     def __init__(self, *routes: Route, **keys: Any) -> None:
+        self.routes = routes
         self.table = Descriptor(write_table(routes, 1))
         self.listeners = [SimpleNamespace(tls=False)]
         self.header_for_host = "Host"
@@ -64,7 +66,7 @@ class Stage:
         )
         table = SimpleNamespace(bind=self.listeners, header_for_host=self.header_for_host)
         gateway: Any = SimpleNamespace(
-            routes=SimpleNamespace(table=self.table),
+            routes=SimpleNamespace(table=self.table, routes=RouteSet(http=self.routes)),
             tables=SimpleNamespace(gateway=table),
             passes_to=lambda server: server in self.pairs,
         )
