@@ -149,6 +149,7 @@ class WorkerProcess:
             "leaving": self.server.should_exit,
             "listeners": len(self.listeners),
             "tally": True,
+            "follows_routes": self.routes.table is not None and self.server.looks_at_routes,
             "likeness": spec_digest(self.spec),
         }
         return message, [*(sock.fileno() for sock in held), self.tally_fd]

@@ -162,6 +162,7 @@ def _checked(message: wire.Message, pid: int) -> wire.Message:
         "likeness": untrusted_messages.number(message, "likeness", 0, 1 << 32),
         "leaving": untrusted_messages.flag(message, "leaving"),
         "deaf": untrusted_messages.flag(message, "deaf"),
+        "follows_routes": message.get("follows_routes") is True,
         "ready_at": ready_at,
         "protocol": protocol,
     }
@@ -351,7 +352,7 @@ class _Intake:
     async def _put_worker(
         self, name: str, orphan: LocalOrphan, fds: list[int], place: str | None = None
     ) -> None:
-        kept = ("server", "generation", "index", "ready_at", "output", "protocol")
+        kept = ("server", "generation", "index", "ready_at", "output", "protocol", "follows_routes")
         meta = {key: orphan.said.get(key) for key in kept}
         meta |= {"pid": orphan.pid, "start": orphan.start, "notify": None, "place": place}
         self.put(name, meta, fds)

@@ -139,6 +139,11 @@ class OrphanSearch:
             os.close(fd)
         if orphan.pair and not held:
             keeper.send({"op": "put", "name": fd_store.GATEWAY_PAIR}, orphan.pair)
+        _, links = await keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
+        for fd in links:
+            # The process that this one was to replace: closing its link alone would make it an orphan too.
+            with wire.over(fd) as link, contextlib.suppress(OSError):
+                wire.send(link, {"t": "drain", "seconds": _DRAIN_SECONDS})
         known = {"pid": orphan.pid, "start": orphan.start}
         message = {"op": "put", "name": fd_store.GATEWAY_LINK, "meta": {**known, "mark": orphan.mark}}
         keeper.send(message, [orphan.sock.fileno()])

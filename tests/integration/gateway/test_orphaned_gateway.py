@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import ExitStack
+
 import pytest
 
 from tests.integration.gateway.conftest import PROXIED, ROUTES, GatewayPool
+from tests.integration.gateway.test_gateway_process import ask
 from tests.integration.processes.test_both_killed import kill_both
 from tests.load.load import Load
 
@@ -21,24 +25,29 @@ def test_no_request_fails_while_both_are_gone_and_when_the_next_start_adopts_it(
 ) -> None:
     gateway.start(PROXIED)
     pid = gateway.until(gateway.process)
-    with load(gateway) as kept, load(gateway, "new_connection") as short:
-        kill_both(gateway.pool, gateway.until)
-        for each in (kept, short):
-            before = each.look().complete
-            gateway.until(lambda each=each, before=before: each.look().complete > before + 50)
-        status = gateway.pool.run("status")
-        assert (status.code, "2 servers and the gateway are still serving" in status.stdout) == (3, True)
-        gateway.pool.ok("start")
-        assert gateway.process() == pid
-        gateway.write(PROXIED + '[[route]]\nalias = "three"\npath = "/three"\nto = "one"\n')
-        gateway.pool.ok("reload")
-        gateway.until(lambda: gateway.get("/three").status == 200)
-        gateway.pool.ok("restart")
-        rows = gateway.pool.ok("routes", "-o", "json").json["items"]
-        assert [row["way"] for row in rows] == ["pass", "proxy", "pass"]
-    assert (kept.report.failed, short.report.failed) == (0, 0), (kept.report, short.report)
-    gateway.kill(pid)
-    gateway.until(lambda: gateway.process() not in (None, pid))
+    with ExitStack() as clients:
+        with load(gateway) as kept, load(gateway, "new_connection") as short:
+            kill_both(gateway.pool, gateway.until)
+            for each in (kept, short):
+                before = each.look().complete
+                gateway.until(lambda each=each, before=before: each.look().complete > before + 50)
+            status = gateway.pool.run("status")
+            assert (status.code, "2 servers and the gateway are still serving" in status.stdout) == (3, True)
+            gateway.pool.ok("start")
+            assert gateway.process() == pid
+            passed = clients.enter_context(socket.create_connection(("127.0.0.1", gateway.port), 30))
+            ask(passed, "/one")
+            gateway.write(PROXIED + '[[route]]\nalias = "three"\npath = "/three"\nto = "one"\n')
+            gateway.pool.ok("reload")
+            gateway.until(lambda: gateway.get("/three").status == 200)
+            gateway.pool.ok("restart")
+            rows = gateway.pool.ok("routes", "-o", "json").json["items"]
+            assert [row["way"] for row in rows] == ["pass", "proxy", "pass"]
+        assert (kept.report.failed, short.report.failed) == (0, 0), (kept.report, short.report)
+        gateway.kill(pid)
+        # The worker has it: it was passed as before.
+        ask(passed, "/one")
+        gateway.until(lambda: gateway.process() not in (None, pid))
 
 
 def test_stop_ends_it_with_the_servers(gateway: GatewayPool) -> None:

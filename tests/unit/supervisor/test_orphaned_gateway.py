@@ -14,18 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.keeper import rendezvous
+from poolctl.keeper import fd_store, rendezvous
 from poolctl.keeper.reap import await_exit
 from poolctl.platform import process_start
 from poolctl.runners.process_link import Link
 from poolctl.supervisor.gateway import orphaned_gateway
 from poolctl.supervisor.gateway.orphaned_gateway import OrphanSearch
 from tests.unit.gateway.test_gateway_server import Stage, orphans, run
+from tests.unit.runners.test_keeper_link import Peer
 
 # Listens as an orphan does, and never answers.
 SILENT = """
 import sys
-from poolctl.keeper import rendezvous
+from poolctl.keeper import fd_store, rendezvous
 sock, _ = rendezvous.bind(sys.argv[1], rendezvous.GATEWAY)
 sock.listen()
 print(flush=True)
@@ -115,5 +116,41 @@ def test_second_orphan_drains_and_ends(tmp_path: Path) -> None:
             chosen.close()
             await left.close()
             await ended.close()
+
+    run(work())
+
+
+def test_orphan_is_kept_with_all_that_it_holds_and_the_process_that_it_was_to_replace_drains(
+    tmp_path: Path,
+) -> None:
+    async def work() -> None:
+        before, orphan = Stage(tmp_path), Stage(tmp_path)
+        for stage in (before, orphan):
+            await stage.start()
+        peer = Peer()
+        link = before.process.link.sock.dup()
+        peer.kept.send({"op": "put", "name": fd_store.GATEWAY_LINK, "meta": {}}, [link])
+        # A supervisor that is killed before it has given the keeper the link to the new process.
+        for stage in (before, orphan):
+            stage.process.link.close()
+        for each in await orphans(tmp_path):
+            each.close()
+        search = OrphanSearch(peer.kept, str(tmp_path))
+        found = await search.search()
+        assert found is not None
+        await search.keep(found)
+        await before.over
+        key = f"{fd_store.GATEWAY_LISTENER}{orphan.binding.key}"
+        listener, pair, gateway = (
+            peer.store.get(each) or (None, []) for each in (key, fd_store.GATEWAY_PAIR, fd_store.GATEWAY_LINK)
+        )
+        assert (listener[0], len(listener[1]), len(pair[1])) == (orphan.binding.to_json(), 1, 2)
+        assert gateway[0]["pid"] == os.getpid()
+        orphan.supervise(socket.socket(fileno=os.dup(gateway[1][0])))
+        link.close()
+        for stage in (before, orphan):
+            await stage.close()
+        peer.keeper.reaper.watcher.close()
+        peer.close()
 
     run(work())
