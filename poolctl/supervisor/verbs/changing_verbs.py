@@ -135,7 +135,8 @@ class Lifecycle:
         operation = Operation(self._core, PoolStartError, running)
         operation.problems += refused.values()
         for entry in able:
-            count = None if workers == entry.config.workers else workers
+            # Of a server that may sleep, one is another number than it has in the file.
+            count = None if workers == entry.config.scale.min else workers
             self._core.override(entry, replace(entry.overrides, workers=count))
         code = await operation.settle(call)
         operation.problems += [

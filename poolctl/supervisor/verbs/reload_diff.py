@@ -111,7 +111,7 @@ def _agreed(before: Running, server: ServerConfig) -> set[str]:
     return {
         key
         for key, live, written in (
-            ("workers", before.overrides.workers, server.workers),
+            ("workers", before.overrides.workers, server.scale.min),
             ("disabled", before.overrides.disabled, server.disabled),
         )
         if live == written
@@ -121,8 +121,8 @@ def _agreed(before: Running, server: ServerConfig) -> set[str]:
 def _overridden(before: Running, server: ServerConfig) -> list[PlannedChange]:
     found: list[tuple[str, str]] = []
     live = before.overrides
-    if live.workers is not None and live.workers != server.workers:
-        found.append(("workers", f"workers: {live.workers} by scale, {server.workers} in the file"))
+    if live.workers is not None and live.workers != server.scale.min:
+        found.append(("workers", f"workers: {live.workers} by scale, {server.scale.min} in the file"))
     if live.disabled is not None and live.disabled != server.disabled:
         found.append(("disabled", "disabled live" if live.disabled else "enabled live"))
     if live.out:

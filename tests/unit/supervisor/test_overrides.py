@@ -290,3 +290,17 @@ def test_a_server_that_ends_by_itself_meanwhile_is_not_waited_for() -> None:
         assert desk.states() == {"web": "stopped"}
 
     run(scenario())
+
+
+def test_scale_to_one_keeps_a_server_awake_until_the_next_reload() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(scale={"min": 0, "idle": 1}))
+        await desk.ask("start")
+        assert desk.states() == {"web": "sleeping"}
+        answer = await desk.ask("scale", "web", workers=1)
+        assert (answer["exit_code"], desk.states()) == (0, {"web": "running"})
+        answer = await desk.ask("reload")
+        assert [change["message"] for change in answer["changes"]] == ["workers: 1 by scale, 0 in the file"]
+        assert desk.core.entries["web"].overrides.workers is None
+
+    run(scenario())
