@@ -30,7 +30,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo          an example pool with a live table; Ctrl-C ends it"
 	@echo "make test          the tests, with coverage"
-	@echo "make heavy         chaos, long pauses and every benchmark once: about three minutes"
+	@echo "make heavy         chaos, floods, long pauses and every benchmark once: about ten minutes"
 	@echo "make conformance   requests of public collections, fetched from github.com and deb.debian.org"
 	@echo "make quick         the quick tests while working: at most a minute"
 	@echo "make unit          the unit tests only"
@@ -79,6 +79,7 @@ test-unmeasured: dev
 
 # One test at a time: each loads the machine by itself, and has deadlines.
 heavy: dev
+	@bash .ci/flood-programs || echo "slowhttptest or h2load is missing, and cannot be installed: floods by them are skipped"
 	@$(BIN)/python -m pytest -m heavy $(ARGS)
 
 conformance: export POOLCTL_CONFORMANCE ?= $(CURDIR)/.conformance

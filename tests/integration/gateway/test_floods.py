@@ -1,0 +1,188 @@
+"""Floods by real programs, and of frames of HTTP/2, against a real gateway: bounded memory and time, others served.
+
+`slowhttptest` and `h2load` (Debian: slowhttptest, nghttp2-client) are real attackers and clients; a test whose program
+is not installed is skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import certificate
+from tests.load import Load
+from tests.ports import claim_port
+from tests.programs import program
+from tests.unit.gateway.http2_client import Client
+from tests.unit.gateway.proxy_stage import DEADLINE, Wire
+from tests.unit.gateway.test_http2_limits import FLOODS
+
+from .conftest import GatewayPool
+
+pytestmark = [pytest.mark.slow, pytest.mark.heavy, pytest.mark.timeout(400)]
+
+APP = """
+from tests.load import apps
+
+LARGE = bytes(1024 * 1024)
+
+async def app(scope, receive, send):
+    if scope["type"] != "http" or scope["path"] not in ("/large", "/unlimited"):
+        await apps.app(scope, receive, send)
+        return
+    await apps.whole_body(receive)
+    headers = [(b"content-length", b"%d" % len(LARGE))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": LARGE})
+"""
+FILE = """
+[gateway]
+bind = ["127.0.0.1:{plain}", {{ bind = "127.0.0.1:{tls}", tls = {{ cert = "localhost.pem", key = "localhost.key" }} }}]
+head_timeout = "3s"
+[defaults]
+app = "flooded:app"
+env = {{ PYTHONPATH = "{root}" }}
+[[server]]
+name = "web"
+bind = "127.0.0.1:auto"
+[[route]]
+to = "web"
+[[route]]
+alias = "proxied"
+path = "/large"
+to = "web"
+mode = "proxy"
+timeouts = {{ total = "5s" }}
+[[route]]
+alias = "unlimited"
+path = "/unlimited"
+to = "web"
+mode = "proxy"
+"""
+CONNECTIONS = 500
+MIB = 1024 * 1024
+# What a connection of a flood may take. In TLS uvloop holds a read of a quarter of a megabyte twice, as it came and
+# encrypted, when the client does not take it.
+MOST_BYTES = {"http": 64 * 1024, "https": 640 * 1024}
+# Of HTTP/2: each stream whose client takes nothing holds one read from its backend; a connection has 64 KiB of its own.
+MOST_BYTES_OF_STREAM = 384 * 1024
+MOST_BYTES_OF_FRAMES = 16 * MIB
+QUIET_SECONDS = 60.0
+ESTABLISHED_OR_CLOSE_WAIT = ("01", "08")
+SLOW = {
+    "slow heads": ("-H", "-i", "1"),
+    "slow bodies": ("-B", "-i", "1", "-s", "100000"),
+    "slow reading": ("-X", "-w", "1", "-y", "512", "-n", "1", "-z", "32"),
+    "ranges": ("-R", "-a", "1", "-b", "1000"),
+}
+
+
+class Flooded:
+    """A pool whose gateway is attacked: by a proxied route with responses of a megabyte, over TLS as well."""
+
+    def __init__(self, gateway: GatewayPool) -> None:
+        self.gateway = gateway
+        self.ports = {"http": gateway.port, "https": claim_port()}
+        certificate(gateway.pool.directory)
+        gateway.pool.write("flooded.py", APP)
+        root = Path(__file__).parents[3]
+        text = FILE.format(plain=self.ports["http"], tls=self.ports["https"], root=root)
+        gateway.pool.write("pool.toml", text)
+        gateway.pool.ok("start")
+        self.pid = gateway.until(gateway.process)
+
+    def url(self, scheme: str, path: str) -> str:
+        return f"{scheme}://127.0.0.1:{self.ports[scheme]}{path}"
+
+    @contextlib.contextmanager
+    def endured(self, most_bytes: int) -> Iterator[None]:
+        """Around a flood: other clients lose nothing, memory is bounded, and afterwards nothing of it is left."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")  # the peak of memory counts from here
+        start = self._peak_bytes()
+        with (
+            Load([self.ports["http"]], "new_connection", connections=2, pause=0.01) as plain,
+            Load([self.ports["https"]], "new_connection", connections=2, tls=True, pause=0.01) as secure,
+        ):
+            yield
+            for load in (plain, secure):
+                done = load.look().complete
+                self.gateway.until(lambda load=load, done=done: load.look().complete > done)
+        for load in (plain, secure):
+            assert load.report.complete, load.report
+            assert not load.report.failed, load.report
+        grown = self._peak_bytes() - start
+        assert grown < most_bytes, f"{grown / MIB:.1f} MiB more"
+        self.gateway.until(lambda: not self._connections(), timeout_seconds=QUIET_SECONDS)
+        assert self.gateway.process() == self.pid
+
+    def _connections(self) -> int:
+        """Open connections of clients, from proc(5); not those of which only the client's end is left."""
+        ports = {f"{port:04X}" for port in self.ports.values()}
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return sum(row[1].rpartition(":")[2] in ports and row[3] in ESTABLISHED_OR_CLOSE_WAIT for row in rows)
+
+    def _peak_bytes(self) -> int:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        assert found is not None
+        return int(found[1]) * 1024
+
+
+@pytest.fixture
+def flooded(gateway: GatewayPool) -> Flooded:
+    return Flooded(gateway)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_slow_clients_are_ended_in_bounded_time_and_memory(flooded: Flooded, scheme: str) -> None:
+    tool = program("slowhttptest")
+    for name, options in SLOW.items():
+        with flooded.endured(CONNECTIONS * MOST_BYTES[scheme]):
+            done = subprocess.run(
+                [tool, *options, "-c", str(CONNECTIONS), "-r", "250", "-l", "15", "-p", "20",
+                 "-u", flooded.url(scheme, "/large")],
+                capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+        said = re.sub(r"\x1b\[[\d;]*m", "", done.stdout + done.stderr)
+        assert re.search(r"service available:\s+YES", said), (name, said[-2000:])
+
+
+def test_many_streams_of_many_connections_are_all_answered(flooded: Flooded) -> None:
+    tool = program("h2load")
+    for path, count in (("/", 5_000), ("/unlimited", 500)):
+        with flooded.endured(min(count, 500) * MOST_BYTES_OF_STREAM):
+            done = subprocess.run(
+                [tool, "-n", str(count), "-c", "10", "-m", "50", flooded.url("https", path)],
+                capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+        assert f"{count} succeeded, 0 failed, 0 errored" in done.stdout, done.stdout
+        assert "Application protocol: h2" in done.stdout
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_flood_of_frames_ends_its_connections_only(flooded: Flooded, flood: str) -> None:
+    async def attack() -> None:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.set_alpn_protocols(["h2"])
+        wire = Wire(*await asyncio.open_connection("127.0.0.1", flooded.ports["https"], ssl=context))
+        client = await Client(wire).open()
+        assert (await client.get(path=b"/?n=1")).status == 200
+        await client.request(method=b"POST", end=False)
+        with contextlib.suppress(ConnectionError):
+            for n in range(0, 20_000, 100):
+                await wire.send(b"".join(FLOODS[flood](client, each) for each in range(n, n + 100)))
+        await asyncio.wait_for(client.until_closed(), DEADLINE)
+        wire.close()
+
+    async def attacks() -> None:
+        await asyncio.gather(*(attack() for _ in range(5)))
+
+    with flooded.endured(MOST_BYTES_OF_FRAMES):
+        asyncio.run(attacks())
