@@ -46,6 +46,8 @@ def gateway_line(gateway: GatewayStatus, width: int = 0) -> str:
         if stats.requests_per_second is not None:
             words.append(f"{count_text(stats.requests_per_second)} requests/s")
         words += [_counted(stats.requests_total, "request"), _counted(stats.errors_total, "error")]
+        if stats.refused_total:
+            words.append(f"{stats.refused_total} refused")
     lines = [words[0]]
     for word in words[1:]:
         if width and len(lines[-1]) + len(word) + 3 > width:

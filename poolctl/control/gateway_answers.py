@@ -20,12 +20,14 @@ class GatewayStats(Value):
     """What the gateway's process does; None is unknown.
 
     Passed requests are those that workers have served on connections from the gateway. A stream's connections count as
-    proxied requests. Latencies are those of proxied requests, rates are those of the last seconds.
+    proxied requests; refused ones may have had no route. Latencies are those of proxied requests, rates are those of
+    the last seconds.
     """
 
     requests_total: int
     passed_total: int
     proxied_total: int
+    refused_total: int
     errors_total: int
     requests_per_second: float | None
     errors_per_second: float | None

@@ -86,6 +86,7 @@ class Counts:
         self._backends: dict[str, Traffic] = {}
         self._refused: dict[str, int] = {}
         self._former = [0] * tally.COUNTED  # of routes that are not configured any more
+        self._former_refused = 0
 
     def refused(self, code: str, alias: str = "") -> None:
         """The gateway has refused a request of this route, or without one: with this status, or TLS for a handshake."""
@@ -115,6 +116,7 @@ class Counts:
         wanted, present = {*routes}, {*backends}
         for alias in self._routes.keys() - wanted:
             tally.add(self._former, self._routes[alias].slots)
+            self._former_refused += self._routes[alias].errors.get(REFUSED, 0)
         self._routes = {alias: each for alias, each in self._routes.items() if alias in wanted}
         self._backends = {key: each for key, each in self._backends.items() if key in present}
 
@@ -125,6 +127,12 @@ class Counts:
             sum(column)
             for column in zip(self._former, *(each.slots for each in self._routes.values()), strict=True)
         ]
+
+    @property
+    def refusals(self) -> tuple[int, int]:
+        """How many requests were refused of all routes together, and how many without a route."""
+        of_routes = sum(each.errors.get(REFUSED, 0) for each in self._routes.values())
+        return self._former_refused + of_routes, sum(self._refused.values())
 
     def snapshot(self) -> Table:
         """All counts: `routes` by alias, `backends` by key, and by status what was `refused` without a route."""

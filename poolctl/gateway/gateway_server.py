@@ -352,6 +352,7 @@ class GatewayServer(SupervisedProcess):
         open_streams = sum(each["open"] for each in streams)
         figures: Table = {
             "slots": edge.counts.total(),
+            "refused": edge.counts.refusals,
             "connections": len(edge.pool.clients) + len(edge.passing.waiting) + open_streams,
             "streamed": sum(each["accepted" if "accepted" in each else "opened"] for each in streams),
             "stream_errors": sum(each["failed"] + each.get("refused", 0) for each in streams),

@@ -32,7 +32,8 @@ _SERVERS_AT_ONCE = 50
 
 class _Sample(NamedTuple):
     at: float
-    slots: Counts  # of proxied requests
+    slots: Counts  # of proxied requests, and of those of routes that were refused
+    refused: tuple[int, int]  # of routes, and without a route
     passed: int
     streamed: int
     stream_errors: int
@@ -40,7 +41,7 @@ class _Sample(NamedTuple):
 
     @property
     def requests(self) -> int:
-        return self.slots[tally.STARTED] + self.passed + self.streamed
+        return self.slots[tally.STARTED] + self.passed + self.streamed + self.refused[1]
 
     @property
     def errors(self) -> int:
@@ -122,7 +123,8 @@ class GatewayStatistics:
         return GatewayStats(
             requests_total=now.requests,
             passed_total=now.passed,
-            proxied_total=now.requests - now.passed,
+            proxied_total=now.requests - now.passed - sum(now.refused),
+            refused_total=sum(now.refused),
             errors_total=now.errors,
             requests_per_second=_rate(now.requests - before.requests, seconds) if before else None,
             errors_per_second=_rate(now.errors - before.errors, seconds) if before else None,
@@ -154,6 +156,7 @@ class GatewayStatistics:
         sample = _Sample(
             self._core.clock.monotonic(),
             found["slots"],
+            tuple(found["refused"]),
             sum((await self.passed()).values()),
             found["streamed"],
             found["stream_errors"],

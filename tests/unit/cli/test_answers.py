@@ -113,8 +113,8 @@ FIELDS: dict[type[Value], list[str]] = {
     ],
     GatewayStatus: ["state", "problem", "pid", "addresses", "routes", "uptime_seconds", "restarts"],
     GatewayStats: [
-        "requests_total", "passed_total", "proxied_total", "errors_total", "requests_per_second", "errors_per_second",
-        "latency_p50_seconds", "latency_p99_seconds", "connections", "memory_bytes", "cpu_percent",
+        "requests_total", "passed_total", "proxied_total", "refused_total", "errors_total", "requests_per_second",
+        "errors_per_second", "latency_p50_seconds", "latency_p99_seconds", "connections", "memory_bytes", "cpu_percent",
     ],
     DashboardLink: ["url", "token"],
     Details: [

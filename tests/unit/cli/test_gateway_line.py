@@ -17,7 +17,7 @@ STATUS = GatewayStatus(
     uptime_seconds=75.0, restarts=0,
 )  # fmt: skip
 STATS = GatewayStats(
-    requests_total=1200, passed_total=900, proxied_total=300, errors_total=3, requests_per_second=4.25,
+    requests_total=1200, passed_total=900, proxied_total=300, refused_total=0, errors_total=3, requests_per_second=4.25,
     errors_per_second=0.0, latency_p50_seconds=0.001, latency_p99_seconds=0.02, connections=7, memory_bytes=20_000_000,
     cpu_percent=1.5,
 )  # fmt: skip
@@ -27,6 +27,8 @@ WHOLE = "[gateway] running, http://127.0.0.1:8080, https://127.0.0.1:8443, 12 ro
 def test_line_has_what_is_known() -> None:
     assert gateway_line(STATUS) == WHOLE
     assert gateway_line(STATUS.but(stats=STATS)) == f"{WHOLE}, 4.2 requests/s, 1200 requests, 3 errors"
+    refused = gateway_line(STATUS.but(stats=STATS.but(refused_total=7)))
+    assert refused.endswith("3 errors, 7 refused")
     starting = STATUS.but(state="starting", pid=None, addresses=(), routes=1, uptime_seconds=0.0)
     assert gateway_line(starting) == "[gateway] starting, 1 route"
     assert "1 restart" in gateway_line(STATUS.but(restarts=1))

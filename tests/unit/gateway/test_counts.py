@@ -47,9 +47,13 @@ def test_total_of_all_routes_never_falls() -> None:
         counts.route(alias).began()
         counts.route(alias).answered(200, 0.001)
     before = counts.total()
+    counts.refused("503", "users")
+    counts.refused("404")
+    before = counts.total()
     counts.keep(["orders"], [])
     assert counts.total() == before
-    assert (before[tally.STARTED], tally.responses(before)) == (2, 2)
+    assert counts.refusals == (1, 1)
+    assert (before[tally.STARTED], tally.responses(before)) == (3, 2)
 
 
 def test_snapshot_names_routes_and_backends_and_forgets_those_that_are_gone() -> None:

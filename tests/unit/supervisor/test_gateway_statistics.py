@@ -28,7 +28,8 @@ class Process:
         if self.hung:
             raise TimeoutError
         slots = self.counts.total()
-        return {"slots": slots, "connections": 5, "streamed": 2, "stream_errors": 1}
+        refused = list(self.counts.refusals)
+        return {"slots": slots, "refused": refused, "connections": 5, "streamed": 2, "stream_errors": 1}
 
     def serve(self, count: int, status: int = 200) -> None:
         for _ in range(count):
@@ -105,10 +106,14 @@ def test_figures_are_sums_and_rates_of_the_last_seconds() -> None:
         assert (first["requests_total"], first["passed_total"], first["proxied_total"]) == (19, 7, 12)
         assert (first["errors_total"], first["connections"]) == (1, 5)
         assert first["requests_per_second"] is None, "there is nothing to compare with"
+        stage.process.counts.refused("404")
+        stage.process.counts.refused("503", "shop")
+        refused = (await stage.gateway("status"))["stats"]
+        assert (refused["requests_total"], refused["proxied_total"], refused["refused_total"]) == (21, 12, 2)
         stage.process.serve(20, 500)
         stage.clock.advance(10)
         second = (await stage.gateway("status"))["stats"]
-        assert (second["requests_per_second"], second["errors_per_second"]) == (2.0, 2.0)
+        assert (second["requests_per_second"], second["errors_per_second"]) == (2.2, 2.1)
         assert 0.0005 < second["latency_p50_seconds"] <= 0.001
         stage.process.hung = True
         assert "stats" not in await stage.gateway("status"), "a hung gateway holds up no status"

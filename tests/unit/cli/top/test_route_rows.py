@@ -13,9 +13,9 @@ from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.routing.route_report import RouteReport
 
 STATS = GatewayStats(
-    requests_total=1200, passed_total=900, proxied_total=300, errors_total=3, requests_per_second=12345.0,
-    errors_per_second=0.5, latency_p50_seconds=0.00125, latency_p99_seconds=0.0201, connections=1234,
-    memory_bytes=19 * 2**20, cpu_percent=12.5,
+    requests_total=1200, passed_total=900, proxied_total=300, refused_total=0, errors_total=3,
+    requests_per_second=12345.0, errors_per_second=0.5, latency_p50_seconds=0.00125, latency_p99_seconds=0.0201,
+    connections=1234, memory_bytes=19 * 2**20, cpu_percent=12.5,
 )  # fmt: skip
 GATEWAY = GatewayStatus(
     state="running",
