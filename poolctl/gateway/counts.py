@@ -89,7 +89,7 @@ class Counts:
         self._former_refused = 0
 
     def refused(self, code: str, alias: str = "") -> None:
-        """The gateway has refused a request of this route, or without one: with this status, or TLS for a handshake."""
+        """The gateway has refused a request, of this route if one is known, with this status; TLS: a handshake."""
         if alias:
             traffic = self.route(alias)
             traffic.began()

@@ -16,8 +16,8 @@ _RESERVED_PART = 4
 _STREAMS_PART = 2
 _SESSIONS_PART, _LEAST_SESSIONS_PART = 4, 16
 _HANDSHAKES_PART = 4
-# One that is lower by so many was free by chance: the next one may be above the mark again.
-_CERTAIN = 16
+# After one above the mark the system is asked before so many others: a lower one may be free just now by chance.
+_WATCHED = 1000
 # A handshake takes some 40 KB, and the CPU is busy with far fewer.
 _LEAST_HANDSHAKES, _MOST_HANDSHAKES = 16, 4096
 
@@ -38,23 +38,22 @@ class DescriptorLimit:
         self.of_sessions = max(1, self.limit // _SESSIONS_PART)
         self.least_sessions = max(1, self.limit // _LEAST_SESSIONS_PART)
         self.of_handshakes = max(_LEAST_HANDSHAKES, min(_MOST_HANDSHAKES, self.limit // _HANDSHAKES_PART))
-        self._few = False
+        self._watched = 0
 
     def __repr__(self) -> str:
-        return f"<DescriptorLimit {self.limit}{', few are left' if self._few else ''}>"
+        return f"<DescriptorLimit {self.limit}{', few are left' if self.few() else ''}>"
 
     def opened(self, fd: int) -> None:
         """A client has got this descriptor."""
         if fd >= self.mark:
-            self._few = True
+            self._watched = _WATCHED
 
     def few(self) -> bool:
         """Whether only the reserve is left, as far as is known from those that were opened."""
-        if not self._few:
+        if not self._watched:
             return False
-        free = lowest_free()
-        self._few = free >= self.mark - _CERTAIN
-        return free >= self.mark
+        self._watched -= 1
+        return lowest_free() >= self.mark
 
 
 def is_exhausted(error: OSError) -> bool:

@@ -9,6 +9,7 @@ from typing import cast
 
 from ...keeper.connection_handover import Connection
 from ...platform import close_promptly
+from ..counts import TLS
 from ..edge import Edge
 from .client_connection import CLOSE_FRAME_SECONDS, ClientConnection
 from .shared_transport import SharedTransport
@@ -68,6 +69,8 @@ async def _serve(edge: Edge, sock: socket.socket, received: bytes, context: ssl.
         )
     except (OSError, asyncio.CancelledError):  # ssl.SSLError is one; so is a handshake that takes too long
         sock.close()
+        if context is not None:
+            edge.counts.refused(TLS)
     finally:
         edge.pool.arriving -= 1
 

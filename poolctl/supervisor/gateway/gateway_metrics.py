@@ -93,7 +93,7 @@ def _first(found: Iterable[tuple[str, Table]] | Iterable[Table]) -> list:  # typ
 
 
 def _gateway(snapshot: GatewaySnapshot) -> Iterable[Family]:
-    text = "Requests without a route that the gateway has refused, by the status; tls: handshakes."
+    text = "Requests without a route that the gateway has refused, by the status; tls: failed handshakes."
     refused = family_of("poolctl_gateway_refused", "counter", text)
     for code, count in (snapshot.report or {}).get("counts", {}).get("refused", {}).items():
         refused.add(count, code=code)

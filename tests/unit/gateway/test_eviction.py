@@ -173,6 +173,22 @@ def test_idle_clients_make_room_before_the_last_descriptors_are_in_use() -> None
     play(scene)
 
 
+def test_descriptors_above_the_mark_are_not_given_to_clients_while_lower_ones_become_free() -> None:
+    limit = DescriptorLimit(2**20)
+    limit.mark = lowest_free() + 20
+    held = []
+    try:
+        for number in range(100):
+            held.append(os.dup(0))
+            limit.opened(held[-1])
+            if limit.few():
+                os.close(held.pop(number % 10))
+        assert max(held) <= limit.mark
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
 def test_silent_client_makes_room_before_an_idle_one_and_that_before_an_idle_backend() -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(ok)
@@ -317,6 +333,7 @@ def test_oldest_of_too_many_handshakes_is_given_up(tmp_path: Path) -> None:
             await until(lambda count=count: stage.edge.pool.arriving == count)
         await stage.read(begun[0])
         await until(lambda: len(stage.edge.pool.handshakes) == 2)
+        assert stage.edge.counts.snapshot()["refused"] == {"tls": 1}
 
     play(scene, tls=True)
 
