@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from poolctl.config import ServerConfig, longest_stop_seconds, referenced_variables
+from poolctl.config import GatewayConfig, ServerConfig, longest_stop_seconds, referenced_variables
 from poolctl.control.pool_paths import RUNTIME_VARIABLE, STATE_VARIABLE
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
 
@@ -37,6 +37,7 @@ class ServicePool(NamedTuple):
     env: Mapping[str, str]
     listen: Mapping[str, str]
     user: str = ""  # as whom the system runs it, "" for root
+    gateway: GatewayConfig | None = None
 
 
 def units(pool: ServicePool, *, of_user: bool) -> dict[str, str]:
@@ -77,7 +78,7 @@ def _service(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:
         *([("Sockets", " ".join(sockets))] if sockets else []),
         ("#", "The pool stops its servers itself, in order; processes that remain are then killed."),
         ("KillMode", "mixed"),
-        ("TimeoutStopSec", str(stop_seconds(pool.servers))),
+        ("TimeoutStopSec", str(stop_seconds(pool.servers, pool.gateway))),
         ("#", "A server that fails to start does not affect the others; each has its own start_timeout."),
         ("TimeoutStartSec", "infinity"),
         ("Restart", "on-failure"),
@@ -99,9 +100,9 @@ def _environment_file(pool: ServicePool, *, of_user: bool) -> str:
     return f"{directory}/{unit_name(pool.name)}.env"
 
 
-def stop_seconds(servers: Sequence[ServerConfig]) -> int:
+def stop_seconds(servers: Sequence[ServerConfig], gateway: GatewayConfig | None = None) -> int:
     """How long a stop in the order of the dependencies may take: the longest chain, each to its very limit."""
-    return int(longest_stop_seconds(servers)) + _MARGIN_SECONDS
+    return int(longest_stop_seconds(servers, gateway)) + _MARGIN_SECONDS
 
 
 def _sockets(pool: ServicePool, stem: str) -> dict[str, str]:

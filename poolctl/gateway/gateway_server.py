@@ -365,10 +365,12 @@ class GatewayServer(SupervisedProcess):
 
     def _drain(self, message: wire.Message, fds: list[int]) -> None:
         if self._draining is None:
-            self._draining = asyncio.ensure_future(self._drain_all(float(message["seconds"])))
+            seconds = float(message["seconds"])
+            work = self._drain_all(seconds, 0.0 if message.get("last") else seconds)
+            self._draining = asyncio.ensure_future(work)
 
-    async def _drain_all(self, seconds: float) -> None:
-        """Another process accepts: finish what this one has begun."""
+    async def _drain_all(self, seconds: float, seconds_of_streams: float) -> None:
+        """Another process accepts, or none will: finish what this one has begun."""
         edge, listeners = self.edge, list(self._listeners.values())
         for listener in listeners:
             listener.stop()
@@ -377,6 +379,8 @@ class GatewayServer(SupervisedProcess):
         try:
             # First: what becomes a whole head is proxied, or passed.
             await edge.passing.waiting.drain(seconds)
-            await asyncio.gather(drain(edge, seconds), *(each.drain(seconds) for each in listeners))
+            await asyncio.gather(
+                drain(edge, seconds), *(each.drain(seconds_of_streams) for each in listeners)
+            )
         finally:
             self.over.set()

@@ -134,7 +134,8 @@ class ManagedPool:
     @property
     def stop_seconds(self) -> float:
         """How long a stop of everything may take by the servers' own limits."""
-        return longest_stop_seconds(each.config for each in self.core.entries.values()) + _SPARE_SECONDS
+        servers, gateway = self.core.entries.values(), self._configuration.tables.gateway
+        return longest_stop_seconds((each.config for each in servers), gateway) + _SPARE_SECONDS
 
     async def begin(self, listener: socket.socket) -> None:
         """Load the configuration and answer requests from now on; an invalid one is the answer to the first."""
@@ -332,7 +333,6 @@ class ManagedPool:
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """See Daemon."""
-        # Saved before that: the gateway may take a while.
         self._store.note_changed(*self.core.take_changed())
         self._save()
         result = await self._gateway.conclude(verb, call, result)

@@ -196,6 +196,8 @@ class SidecarManager:
 
     async def _settle_now(self) -> None:
         async with self._turn:
+            if self._over:
+                return
             times = self._configured_times
             try:
                 await self._settle()

@@ -76,7 +76,9 @@ def _pool(request: CommandRequest, ref: PoolRef) -> ServicePool:
         if not (equals and key and address):
             raise UsageError(f"--listen: {given!r} is not NAME=ADDRESS", hint="--listen web=127.0.0.1:8080")
         listen[key.removeprefix("fd:")] = address
-    return ServicePool(name, ref.files, list(config), _command(), os.environ, listen, _user())
+    return ServicePool(
+        name, ref.files, list(config), _command(), os.environ, listen, _user(), config.tables.gateway
+    )
 
 
 def _command() -> list[str]:

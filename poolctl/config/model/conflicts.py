@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from poolctl.address import Address, UsedPorts, overlapping
 from poolctl.config.model.problems import Finding, printable
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.validation_errors import nearest
+
+if TYPE_CHECKING:
+    from poolctl.config.model.gateway_tables import GatewayConfig
 
 Server = TypeVar("Server", bound=ServerKeys)
 Conflict = tuple[int, int, Finding]
@@ -125,8 +128,11 @@ def circles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
                 waiting.append(iter(graph.get(step, ())))
 
 
-def longest_stop_seconds(servers: Iterable[ServerKeys]) -> float:
-    """The time of a stop in the order of the dependencies: the longest chain, each server to its limit."""
+def longest_stop_seconds(servers: Iterable[ServerKeys], gateway: GatewayConfig | None = None) -> float:
+    """The time of a stop in the order of the dependencies: the longest chain, each server to its limit.
+
+    The gateway stops after them.
+    """
     by_name = {server.name: server for server in servers}
     chains: dict[str, float] = {}
     # A chain may be longer than Python's stack.
@@ -136,4 +142,4 @@ def longest_stop_seconds(servers: Iterable[ServerKeys]) -> float:
     for server in (by_name[name] for name in order.static_order() if name in by_name):
         below = [chains[each.name] for each in server.depends_on if each.name in chains]
         chains[server.name] = server.drain_timeout + server.stop_timeout + max(below, default=0.0)
-    return max(chains.values(), default=0.0)
+    return max(chains.values(), default=0.0) + (gateway.drain_timeout if gateway else 0.0)

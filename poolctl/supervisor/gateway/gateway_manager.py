@@ -114,15 +114,13 @@ class GatewayManager(SidecarManager):
         if self._revision != self._core.servers.revision:
             self._recompute()
         await self._routes.settled()
-        if self._attempted_times < self._configured_times:
-            await self._changed.wait()
-            return False
         process = self.gateway
-        if process is None:
-            if self.tables.gateway is None or self.failures:
-                return True
+        is_starting = process is None and self.tables.gateway is not None and not self.failures
+        if self._attempted_times < self._configured_times or is_starting:
             await self._changed.wait()
             return False
+        if process is None:
+            return True
         self._sync(process)  # the core may not have reported each change yet
         try:
             await process.performed()
@@ -303,9 +301,8 @@ class GatewayManager(SidecarManager):
             process = GatewayProcess(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"]))
             process.on_report = self._reported
             plan = await self._plan()
-            if plan is not None:
-                self._current = plan.keeping(self._listeners.settings)
-                self._served = tuple(self._current.listeners)
+            self._current = plan and plan.keeping(self._listeners.settings)
+            self._served = tuple(self._current.listeners) if self._current else ()
             await self._routes.settled()
             process.resync()
             self._sync(process)
@@ -368,6 +365,16 @@ class GatewayManager(SidecarManager):
             self._renewal.cancel()
         await super().aclose()
         self._routes.close()
+
+    async def finish(self) -> None:
+        """Refuse connections from now on; return when those that are served have ended, within `drain_timeout`."""
+        self._over = True
+        async with self._turn:
+            if (process := self.gateway) is not None and self._current is not None:
+                self._process = None
+                await self._listeners.close_others(())
+                await process.finish(self._current.settings.drain_seconds)
+                self._keeper.send({"op": "drop", "name": self.entry})  # which closes the link
 
     def connections(self, server: str) -> int:
         """How many connections the workers of the server have, by their own count."""

@@ -22,6 +22,8 @@ from ..sidecar import SidecarProcess
 # A gateway that hangs must not hold up the stop of a server.
 _WITHDRAW_SECONDS = 1.0
 _REPORT_SECONDS = 5.0
+# For closing the rest, WebSockets with a close frame.
+_CLOSES_SECONDS = 5.0
 _FIGURES_SECONDS = 1.0
 
 
@@ -149,7 +151,18 @@ class GatewayProcess(SidecarProcess):
 
     def drain(self, seconds: float) -> None:
         """Accept nothing more, finish what is being served, end."""
-        self.leave({"t": "drain", "seconds": seconds}, seconds + 5.0)
+        self.leave({"t": "drain", "seconds": seconds}, seconds + _CLOSES_SECONDS)
+
+    async def finish(self, seconds: float) -> None:
+        """Accept nothing more; return when the last requests have ended, or were ended after that time.
+
+        Streams end at once: no other process takes their clients over.
+        """
+        self.link.send({"t": "drain", "seconds": seconds, "last": True})
+        try:
+            await asyncio.wait([self.exited], timeout=seconds + _CLOSES_SECONDS)
+        finally:
+            self.end()
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         """See Receiver."""

@@ -46,6 +46,7 @@ class GatewayVerbs:
         verbs.add("hosts", self.hosts)
         verbs.add("host", self.host)
         self._show = verbs.add("show", self.show)
+        verbs.before_end(self._gateway.finish)
 
     async def routes(self, call: Call) -> Result:
         """Every route, with its figures; with the operation "explain" those that a request may take."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 
 from poolctl.config import Finding, ServerConfig, problem_of
@@ -114,8 +115,19 @@ class Lifecycle:
             self._core.stop(entry, kill=bool(call.options.get("kill")))
         result = await operation.conclude(chosen, call)
         if call.selector.selects_all and not result.exit_code and call.options.get("wait", True):
-            return result.but(ended=True, keeper_pid=self._context.daemon.shut_down())
+            try:
+                if not call.options.get("kill"):
+                    await self._finish(call.options.get("timeout"))
+            finally:
+                keeper_pid = self._context.daemon.shut_down()
+            return result.but(ended=True, keeper_pid=keeper_pid)
         return result
+
+    async def _finish(self, limit_seconds: float | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_seconds):
+                for finish in self._context.endings:
+                    await finish()
 
     # Overrides of the files until a reload, and servers added or removed live.
 

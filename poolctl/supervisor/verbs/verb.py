@@ -55,6 +55,7 @@ class Call(NamedTuple):
 
 
 Verb = Callable[[Call], Awaitable[Result]]
+Finish = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class VerbContext:
     daemon: Daemon
     configuration: ActiveConfiguration
     over: asyncio.Event = field(default_factory=asyncio.Event)  # the supervisor ends
+    endings: list[Finish] = field(default_factory=list)  # what else is finished before that
 
 
 class NothingMatched(Exception):

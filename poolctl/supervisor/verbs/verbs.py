@@ -22,7 +22,7 @@ from poolctl.selection.selector import Selector, SelectorError
 from ..active_configuration import ActiveConfiguration
 from . import changing_verbs, reading_verbs
 from .start_checks import TooManyOpenFiles
-from .verb import Call, Daemon, NothingMatched, Verb, VerbContext, match
+from .verb import Call, Daemon, Finish, NothingMatched, Verb, VerbContext, match
 
 _PACKAGE = __package__ or ""
 _SHAPE = "objects, with timeout in seconds and env as a table"
@@ -82,6 +82,10 @@ class Verbs:
     def extend(self, name: str, extension: Callable[[Call, Result], Awaitable[Result]]) -> None:
         """Let the answer of a verb go through this function."""
         self._extended[name] = extension
+
+    def before_end(self, finish: Finish) -> None:
+        """Await this when every server has been stopped, before the supervisor ends."""
+        self._context.endings.append(finish)
 
     async def handle(self, request: Request, progress: Progress) -> Value:
         """The answer to one request."""

@@ -121,6 +121,29 @@ def test_pool_without_servers_serves_routes_to_other_machines(gateway: GatewayPo
     assert not answers(gateway.port)
 
 
+def test_stop_of_the_pool_finishes_requests_to_other_machines(gateway: GatewayPool) -> None:
+    pool = gateway.pool
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        url = f"http://127.0.0.1:{other.getsockname()[1]}"
+        pool.write("pool.toml", f'[gateway]\nbind = "127.0.0.1:{gateway.port}"\n[[route]]\nto = "{url}"\n')
+        pool.ok("start")
+        with socket.create_connection(("127.0.0.1", gateway.port), 20) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            backend, _ = other.accept()
+            stop = pool.spawn("stop")
+            with backend:
+                gateway.until(lambda: not accepts(gateway.port))
+                assert stop.poll() is None
+                backend.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone")
+                assert b"".join(iter(lambda: client.recv(4096), b"")).endswith(b"\r\n\r\ndone")
+            assert stop.wait(40) == 0
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.parametrize("mode", ["keep_alive", "new_connection"])
 def test_restart_of_servers_fails_no_request(gateway: GatewayPool, mode: str) -> None:
     gateway.start()
