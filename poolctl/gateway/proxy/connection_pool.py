@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from ..endpoint import Endpoint
 from .backend_connection import BackendConnection
 from .timer_wheel import TimerWheel
+from .tls_reading import BUFFER_BYTES, TlsReader
 
 # Of one endpoint. More are closed as soon as they are idle.
 MOST_IDLE = 128
@@ -57,6 +58,7 @@ class ConnectionPool:
         self._emptied: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._contexts: dict[bool, ssl.SSLContext] = {}
+        self.tls_buffer = memoryview(bytearray(BUFFER_BYTES))
 
     def __repr__(self) -> str:
         return f"<ConnectionPool: {sum(map(len, self._idle.values()))} idle, {len(self.clients)} clients>"
@@ -75,15 +77,17 @@ class ConnectionPool:
 
     async def connect(self, endpoint: Endpoint) -> BackendConnection:
         """A new connection. Raises OSError (ssl.SSLError is one)."""
+        made = BackendConnection(self.timers)
         context = self._context(endpoint) if endpoint.tls else None
         name = endpoint.server_name or "localhost" if endpoint.tls else None
+        protocol = made if context is None else TlsReader(made, self.tls_buffer)
         if endpoint.kind == "unix":
-            _, made = await self.loop.create_unix_connection(
-                self._made, endpoint.path, ssl=context, server_hostname=name
+            await self.loop.create_unix_connection(
+                lambda: protocol, endpoint.path, ssl=context, server_hostname=name
             )
         else:
-            _, made = await self.loop.create_connection(
-                self._made, endpoint.host, endpoint.port, ssl=context, server_hostname=name
+            await self.loop.create_connection(
+                lambda: protocol, endpoint.host, endpoint.port, ssl=context, server_hostname=name
             )
         made.endpoint = endpoint
         return made
@@ -157,9 +161,6 @@ class ConnectionPool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    def _made(self) -> BackendConnection:
-        return BackendConnection(self.timers)
 
     def _context(self, endpoint: Endpoint) -> ssl.SSLContext:
         """Certificates are verified with the system's authorities, except those of servers of this pool."""

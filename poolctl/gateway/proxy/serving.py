@@ -13,6 +13,7 @@ from ..counts import TLS
 from ..edge import Edge
 from .client_connection import CLOSE_FRAME_SECONDS, ClientConnection
 from .shared_transport import SharedTransport
+from .tls_reading import TlsReader
 
 HANDSHAKE_SECONDS = 10.0
 # A little longer than a WebSocket has after its close frame.
@@ -90,5 +91,6 @@ class _Negotiated(asyncio.Protocol):
             protocol = Http2Connection(self._edge, tls.context)
         else:
             protocol = ClientConnection(self._edge, "https")
-        cast(asyncio.Transport, transport).set_protocol(protocol)
+        reader = TlsReader(protocol, self._edge.pool.tls_buffer)
+        cast(asyncio.Transport, transport).set_protocol(reader)
         protocol.connection_made(transport)

@@ -11,6 +11,7 @@ import pytest
 from poolctl.gateway.proxy import client_connection, connection_pool
 from poolctl.gateway.proxy.serving import drain
 from poolctl.gateway.proxy.tls import ListenerCertificates
+from poolctl.gateway.proxy.tls_reading import BUFFER_BYTES
 from tests.certificates import certificate
 from tests.unit.gateway.proxy_stage import LOOPS, Backend, Stage, Wire, ok, play, route
 
@@ -229,6 +230,36 @@ def test_requests_over_tls_are_reported_as_such(loop: str, tmp_path: Path) -> No
         await client.send(GET)
         await client.response()
         assert b"\r\nX-Forwarded-Proto: https\r\n" in backend.heads[0]
+
+    play(loop, scene)
+
+
+def test_bodies_over_tls_that_are_read_at_once_are_not_mixed(loop: str, tmp_path: Path) -> None:
+    size = 3 * BUFFER_BYTES  # connections share the buffer
+
+    async def echo(backend: Backend, wire: Wire) -> None:
+        await backend.request(wire)
+        body = await wire.exactly(size)
+        await wire.send(OK + b"Content-Length: %d\r\n\r\n" % size + body)
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(echo)
+        cert, key = certificate(tmp_path)
+        certificates = ListenerCertificates()
+        certificates.put("x", [], {}, [cert.read_bytes(), key.read_bytes()])
+
+        async def ask(letter: bytes) -> bytes:
+            client = await stage.client(
+                context=certificates.context("x"), ssl=authority(cert), server_hostname="localhost"
+            )
+            await client.send(
+                b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size + letter * size
+            )
+            return (await client.response())[1]
+
+        letters = [b"a", b"b", b"c", b"d"]
+        for letter, body in zip(letters, await asyncio.gather(*map(ask, letters)), strict=True):
+            assert body == letter * size
 
     play(loop, scene)
 
