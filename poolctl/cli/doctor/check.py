@@ -13,6 +13,7 @@ from poolctl.control.answers import About, ErrorEntry, Item, Result, entries
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
 from poolctl.frozen_value import Table, Value
+from poolctl.keeper import rendezvous
 
 if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
@@ -27,7 +28,7 @@ class CheckContext:
     """Never raises: what cannot be had is empty, and `problems` or `silence` say why.
 
     `pool` is None when no file is named or found. `items` are the servers of the running supervisor, `orphaned` the
-    names of those that serve on without one.
+    names of those that serve on without one; so may the gateway.
     """
 
     def __init__(self, pool: PoolRef | None, env: Mapping[str, str]) -> None:
@@ -39,6 +40,7 @@ class CheckContext:
         self.items: Sequence[Item] = ()
         self.gateway: Table | None = None
         self.orphaned: set[str] = set()
+        self.gateway_orphaned = False
         self.silence = ""
         if pool is not None:
             self._load(pool)
@@ -58,6 +60,7 @@ class CheckContext:
 
     def _ask(self, pool: PoolRef) -> None:
         self.orphaned = _orphaned(self.servers, pool)
+        self.gateway_orphaned = bool(rendezvous.find(pool.directory, rendezvous.GATEWAY))
         if not os.path.exists(pool.socket):
             return
         client = Client(pool.socket, silence_seconds=_ANSWER_SECONDS)
@@ -88,12 +91,17 @@ class CheckContext:
 
     @property
     def addresses(self) -> dict[str, Address]:
-        """The addresses by name, without those that are chosen at the start; of a pool that runs the servers' only."""
+        """The addresses by name, without those that are chosen at the start; of a pool that runs the servers' only.
+
+        Those of an orphaned gateway are left out, too.
+        """
         found = {server.name: server.address for server in self.servers if not server.address.auto}
         if self.config is not None and self.about is None:
             tables = self.config.tables
             pages = {"[metrics]": tables.metrics, "[dashboard]": tables.dashboard}
             found |= {name: parse(table.bind) for name, table in pages.items() if table is not None}
+            if self.gateway_orphaned:
+                return found
             for listener in tables.gateway.bind if tables.gateway else ():
                 found[f"[gateway] {listener.bind}"] = parse(listener.bind)
             for stream in tables.streams:

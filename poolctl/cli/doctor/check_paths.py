@@ -177,7 +177,7 @@ def _left_in(root: str, context: CheckContext) -> Iterator[CheckResult]:
                 yield warning("leftovers", f"{path} is a dangling link", f"rm {path}")
         elif os.path.isdir(path) and not answers(socket):
             if orphans_exist(context.env, path):
-                said = f"{path}: its supervisor is gone, servers still run"
+                said = f"{path}: its supervisor is gone, its processes still serve"
                 yield problem("leftovers", said, "poolctl start adopts them, poolctl stop stops them")
             elif os.path.lexists(socket):
                 said = f"{path}: its supervisor is gone, its socket is left over"

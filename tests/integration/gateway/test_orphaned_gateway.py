@@ -54,6 +54,9 @@ def test_stop_ends_it_with_the_servers(gateway: GatewayPool) -> None:
     gateway.start(ROUTES)
     kill_both(gateway.pool, gateway.until)
     assert gateway.get("/one").status == 200
+    found = gateway.pool.run("doctor").stdout
+    assert "its processes still serve" in found
+    assert "in use" not in found, "its addresses are the pool's own"
     done = gateway.pool.ok("stop", "one")
     assert "1 server stopped" in done.stdout, done
     assert gateway.get("/two").status == 200
