@@ -24,8 +24,8 @@ WIDE = ("name", "state", "ready", "health", "bind", "expose", "pids", "workers",
 # Columns that a narrow terminal omits, in this order.
 DISPENSABLE = ("restarts", "uptime", "health", "pids")
 RIGHT = frozenset((
-    "workers", "uptime", "restarts", "conn", "in_flight", "waiting", "requests", "passed", "proxied", "errors", "p50",
-    "p99",
+    "workers", "uptime", "restarts", "conn", "in_flight", "waiting", "requests", "passed", "proxied", "refused",
+    "errors", "p50", "p99",
 ))  # fmt: skip
 KEPT = "kept"  # a column that is there if a window keeps one of the servers awake or asleep
 COLOURS = {
