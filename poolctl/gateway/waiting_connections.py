@@ -87,10 +87,15 @@ class WaitingConnections:
     def __len__(self) -> int:
         return len(self._connections)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether another one would take the place of the oldest."""
+        return len(self._connections) >= self._most
+
     def add(self, waiting: WaitingConnection, seconds: float) -> None:
         """Wait for at most so long. What has arrived already is reported once more."""
         fd = waiting.sock.fileno()
-        if len(self._connections) >= self._most and not self.close_silent():
+        if self.is_full and not self.close_silent():
             self._end(next(iter(self._connections.values())))
         if self._epoll is None:
             self._epoll = select.epoll()

@@ -24,12 +24,14 @@ def leave(
 ) -> bool:
     """Whether the connection waits so long for its next request, of which these bytes were received, elsewhere.
 
-    The transport is closed then. Otherwise it stays: it has TLS, something is unsent, or no descriptor is left.
+    The transport is closed then. Otherwise it stays: it has TLS, something is unsent, or there is no room.
     """
     decide = edge.passing.decide_again
     if decide is None or edge.draining or transport.get_extra_info("sslcontext") is not None:
         return False
     if transport.is_closing() or transport.get_write_buffer_size():
+        return False
+    if not received and edge.passing.waiting.is_full:
         return False
     try:
         sock = _detach(transport)

@@ -11,6 +11,7 @@ from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.proxy import client_connection
 from poolctl.gateway.proxy.client_connection import ClientConnection
 from poolctl.gateway.proxy.leaving import MOST_PASSABLE
+from poolctl.gateway.waiting_connections import WaitingConnections
 from poolctl.keeper.connection_handover import Connection
 from tests.unit.gateway.passing_stage import Pair, Stage, app_route, play, until
 from tests.unit.gateway.proxy_stage import Backend, ok, route
@@ -194,6 +195,23 @@ def test_connection_of_a_worker_stays_one_that_an_application_may_share(
         taken.setblocking(True)
         await ask(stage, client, OTHER)
         taken.close()
+
+    play(scene)
+
+
+def test_idle_connection_that_would_take_the_place_of_another_stays() -> None:
+    async def scene(stage: Stage) -> None:
+        await proxied_and_passed(stage)
+        stage.edge.passing.waiting = WaitingConnections(most=1)
+        first, second = await stage.connect(OTHER), await stage.connect(OTHER)
+        for client in (first, second):
+            await answers(stage, client, 1)
+        for connection in list(stage.edge.pool.clients):
+            assert isinstance(connection, ClientConnection)
+            connection._idle()
+        assert (stage.waiting, len(stage.edge.pool.clients)) == (1, 1)
+        for client in (first, second):
+            await ask(stage, client, OTHER)
 
     play(scene)
 
