@@ -113,6 +113,12 @@ def keep_alive(side: Side) -> int:
     return _exchange(side.kept(), _REQUEST)
 
 
+def another_field(side: Side) -> int:
+    """Requests on kept connections, none with the same fields as the one before."""
+    field = b"x-request-id: %x\r\n\r\n" % time.perf_counter_ns()
+    return _exchange(side.kept(), _REQUEST.removesuffix(b"\r\n") + field)
+
+
 def _pipelined(side: Side) -> int:
     return _exchange(side.kept(), _REQUEST * DEPTH, DEPTH)
 

@@ -148,7 +148,7 @@ def is_incomplete(data: bytes, at: int = 0, scanned: int = 0) -> bool:
 class KnownFields:
     """The fields of a canonical head: recognises heads that differ from it in nothing that decides.
 
-    It compares lines, which takes a third of the time of `parse`.
+    It compares lines, which takes half the time of `parse` where most of them are the same.
     """
 
     __slots__ = ("_decisive", "_lines")
