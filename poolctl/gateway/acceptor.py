@@ -143,12 +143,15 @@ class GivenBack:
             seconds = settings.keep_alive_seconds if taken.asked else settings.head_seconds
             if taken.until is not None:
                 seconds = min(seconds, max(_LEAST_SECONDS, taken.until - time.monotonic()))
-            self._decide(taken, taken.routed, seconds)
+            self._decide(taken, taken.routed, seconds, is_new=True)
 
     def _decide_again(self, sock: socket.socket, routed: Routed, seconds: float | None) -> None:
         self._decide(sock, routed, self._edge.settings.head_seconds if seconds is None else seconds)
 
-    def _decide(self, sock: socket.socket, routed: Routed | None, seconds: float) -> None:
+    def _decide(
+        self, sock: socket.socket, routed: Routed | None, seconds: float, *, is_new: bool = False
+    ) -> None:
+        """`is_new`: it was not among the open connections before."""
         received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
         try:
             # Closing it must not wait, whatever an application has set (socket(7)).
@@ -161,7 +164,7 @@ class GivenBack:
             close_promptly(sock.detach())
             return
         client = peer[0] if isinstance(peer, tuple) else ""
-        if not self._has_room(sock):
+        if is_new and not self._has_room(sock):
             self._refuse(sock, first)
         elif first == _TLS_HANDSHAKE:
             _begin(TlsConnection(self._edge, sock, client, ""), seconds)

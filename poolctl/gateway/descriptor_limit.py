@@ -13,6 +13,8 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # messages.
 _MOST_RESERVED = 1024
 _RESERVED_PART = 4
+# Connections to backends leave these: an order brings a route table, listeners, a pair.
+_OF_ORDERS = 16
 _STREAMS_PART = 2
 _SESSIONS_PART, _LEAST_SESSIONS_PART = 4, 16
 _HANDSHAKES_PART = 4
@@ -54,6 +56,10 @@ class DescriptorLimit:
             return False
         self._watched -= 1
         return lowest_free() >= self.mark
+
+    def exhausted(self) -> bool:
+        """Likewise whether no more are left than the supervisor's orders may bring."""
+        return self._watched > 0 and lowest_free() >= self.limit - _OF_ORDERS
 
 
 def is_exhausted(error: OSError) -> bool:

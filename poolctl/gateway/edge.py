@@ -102,8 +102,12 @@ class Edge:
         return self._evicted(self.passing.waiting.close_silent() or self.pool.close_idle_client())
 
     def evict(self) -> bool:
-        """Likewise; without an idle client, an idle connection to a backend."""
-        return self.evict_client() or self._evicted(self.pool.close_idle_backend())
+        """Likewise for want of descriptors; without an idle client, close an idle connection to a backend."""
+        done = self.evict_client() or self._evicted(self.pool.close_idle_backend())
+        what = "idle ones are closed for new ones" if done else "new ones have to wait, as none is idle"
+        message = f"connections take nearly all {self.descriptors.limit} descriptors of the gateway: {what}"
+        self.event_at_times("gateway short of descriptors", message=message, severity="warning")
+        return done
 
     def _evicted(self, closed: bool) -> bool:
         self.evicted += closed
@@ -116,7 +120,8 @@ class Edge:
         """
         for _ in range(_CONNECT_ATTEMPTS):
             try:
-                return await self.pool.connect(endpoint)
+                if not self.descriptors.exhausted():
+                    return await self.pool.connect(endpoint)
             except OSError as error:
                 if not is_exhausted(error):
                     raise

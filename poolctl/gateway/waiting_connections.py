@@ -11,6 +11,7 @@ import contextlib
 import resource
 import select
 import socket
+from itertools import islice
 
 from ..platform import close_promptly
 
@@ -20,6 +21,9 @@ _EVENTS_AT_ONCE = 256
 # Deadlines are observed up to so much late.
 _SLOT_SECONDS = 0.1
 _NEVER = float("inf")
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+# Silent connections for one that can be closed: something has just arrived from the others.
+_LOOKED_AT = 32
 # After a refusal: so long is waited for the client to close, and so much of what it still sends is read.
 _LINGER_SECONDS = 2.0
 _MOST_LINGERED_BYTES = 1024 * 1024
@@ -55,6 +59,13 @@ class WaitingConnection:
     def most_seconds(self) -> float:
         """Once something has arrived, it is waited no longer than this for the rest."""
         return _NEVER
+
+    def has_unread(self) -> bool:
+        """Whether bytes have arrived of which the loop knows nothing yet."""
+        try:
+            return bool(self.sock.recv(1, _PEEK))
+        except OSError:
+            return False
 
     def on_deadline(self) -> None:
         """Its time is over; it is waited for no longer."""
@@ -127,9 +138,11 @@ class WaitingConnections:
 
     def close_silent(self) -> bool:
         """Close the oldest connection that has sent nothing; False if there is none."""
-        for fd in self._silent:
-            self._end(self._connections[fd])
-            return True
+        for fd in islice(self._silent, _LOOKED_AT):
+            waiting = self._connections[fd]
+            if not waiting.has_unread():
+                self._end(waiting)
+                return True
         return False
 
     async def drain(self, seconds: float) -> None:
@@ -186,8 +199,9 @@ class WaitingConnections:
             self._emptied.set_result(None)
 
     def _close_all_silent(self) -> None:
-        while self.close_silent():
-            pass
+        for waiting in [self._connections[fd] for fd in self._silent]:
+            if not waiting.has_unread():
+                self._end(waiting)
 
     def _end(self, waiting: WaitingConnection) -> None:
         self._remove(waiting)

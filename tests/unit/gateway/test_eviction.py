@@ -10,11 +10,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from poolctl.gateway import acceptor
 from poolctl.gateway.descriptor_limit import DescriptorLimit, lowest_free
+from poolctl.gateway.proxy.leaving import leave
 from poolctl.keeper.connection_handover import Connection
 from poolctl.routing.route import BreakerRule, Route, Target
 from tests.certificates import certificate
@@ -129,6 +131,34 @@ def test_client_whose_next_request_waits_to_be_read_is_not_closed() -> None:
     play(scene)
 
 
+def test_silent_client_whose_request_has_just_arrived_is_not_closed() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        client = await stage.connect()
+        await until(lambda: stage.waiting)
+        client.send(HEAD)
+        assert not stage.edge.evict_client()
+        assert await answered(stage, client)
+
+    play(scene)
+
+
+def test_client_that_leaves_the_proxy_closes_no_other() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        clients = [await idle_client(stage) for _ in range(2)]
+        stage.edge.descriptors.mark = 0
+        stage.edge.descriptors.opened(0)
+        oldest: Any = next(iter(stage.edge.pool.idle_clients))
+        assert leave(stage.edge, oldest, oldest._transport, b"", 60.0)
+        await until(lambda: stage.waiting)
+        for client in clients:
+            assert await ask(stage, client)
+        assert not stage.edge.evicted
+
+    play(scene, max_connections=2)
+
+
 def test_client_that_has_not_taken_its_response_is_not_closed() -> None:
     size = 60_000
 
@@ -169,6 +199,22 @@ def test_idle_clients_make_room_before_the_last_descriptors_are_in_use() -> None
         assert await ask(stage, second)
         await idle_client(stage)
         assert await is_closed(stage, third)
+        assert [kind for kind, _ in stage.events] == ["gateway short of descriptors"]
+
+    play(scene)
+
+
+def test_backends_leave_descriptors_for_the_orders_of_the_supervisor() -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(ok)
+        client = await stage.connect()
+        await until(lambda: stage.waiting)
+        limit = stage.edge.descriptors
+        limit.mark, limit.limit = 0, lowest_free() + 10
+        limit.opened(0)
+        await stage.edge.loop.sock_sendall(client, HEAD)
+        assert (await stage.read_head(client)).startswith(b"HTTP/1.1 503 ")
+        assert not backend.connections
 
     play(scene)
 
