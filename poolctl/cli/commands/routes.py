@@ -61,7 +61,7 @@ COMMAND = Command(
     ),
     notes=(
         "explain asks the supervisor for the table in force, or else reads the files.",
-        "A header that header_for_host of [gateway] names replaces the host of the URL, too.",
+        "A header named by header_for_host of [gateway] replaces the URL's host, too.",
         "It exits with 4 if no route takes the URL.",
     ),
 )  # fmt: skip

@@ -95,8 +95,9 @@ def _first(found: Iterable[tuple[str, Table]] | Iterable[Table]) -> list:  # typ
 def _gateway(snapshot: GatewaySnapshot) -> Iterable[Family]:
     text = "Requests without a route that the gateway has refused, by the status; tls: failed handshakes."
     refused = family_of("poolctl_gateway_refused", "counter", text)
-    for code, count in (snapshot.report or {}).get("counts", {}).get("refused", {}).items():
-        refused.add(count, code=code)
+    if snapshot.report is not None:
+        for code, count in {"404": 0, **snapshot.report["counts"].get("refused", {})}.items():
+            refused.add(count, code=code)
     routes = family_of("poolctl_gateway_routes", "gauge", "Routes by the way that connections take.")
     ways = Counter(PROXY if proxy_reason(each) else PASS for each in snapshot.routes.http)
     ways[STREAM] = len(snapshot.routes.streams)
