@@ -12,7 +12,6 @@ import select
 from collections.abc import Callable
 
 _AT_ONCE = 64
-_ROUNDS = 4
 
 
 class SocketEvents:
@@ -41,18 +40,11 @@ class SocketEvents:
         self._readers.pop(fd, None)
 
     def _dispatch(self) -> None:
-        # What backends answer meanwhile needs no further iteration of the loop.
-        for _ in range(_ROUNDS):
-            found = self._epoll.poll(0, _AT_ONCE)
-            if not found:
-                return
-            for fd, _events in found:
-                callback = self._readers.get(fd)
-                if callback is not None:
-                    try:
-                        callback()
-                    except Exception as error:
-                        context = {"message": "a session could not be served", "exception": error}
-                        self._loop.call_exception_handler(context)
-            if self._epoll.closed:
-                return
+        for fd, _ in self._epoll.poll(0, _AT_ONCE):
+            callback = self._readers.get(fd)
+            if callback is not None:
+                try:
+                    callback()
+                except Exception as error:
+                    context = {"message": "a session could not be served", "exception": error}
+                    self._loop.call_exception_handler(context)
