@@ -50,3 +50,7 @@ class Routing(Protocol):
         gateway gets the pairs that these servers have, and each that is opened later. Does not block.
         """
         ...
+
+    async def confirmed(self, limit_seconds: float) -> list[str]:
+        """Return once every worker decides by the last table; the servers of those that have not said so in time."""
+        ...

@@ -35,7 +35,8 @@ class WorkerRoutes:
     """The order that puts a route table in force at workers; without one they serve every request themselves."""
 
     def __init__(self, routes: PublishedRoutes | None) -> None:
-        self._message: Message = {"order": "routes", "generation": 0 if routes is None else routes.generation}
+        self.generation = 0 if routes is None else routes.generation
+        self._message: Message = {"order": "routes", "generation": self.generation}
         self._fds: list[HasDescriptor] = [] if routes is None else [routes.table, routes.give_back]
 
     def send(self, control: Link) -> None:
@@ -92,6 +93,7 @@ class LocalWorker(Receiver):
         self.idle = False  # without traffic for its server's scale.idle
         self.routes: WorkerRoutes | None = None  # those that it has, or gets when it begins
         self.follows_routes = False  # it gives back the requests of other servers
+        self._confirmed: asyncio.Future[None] | None = None  # that it decides by `routes`
         self.preloaded = False  # forked from a process that had its application already
 
     @property
@@ -121,6 +123,9 @@ class LocalWorker(Receiver):
             self.idle = event == "idle"
             self._events.idle(self.placement, self.idle)
         elif event == "routes":
+            sent = None if self.routes is None else self.routes.generation
+            if self._confirmed is not None and message.get("generation") == sent:
+                _settle(self._confirmed)
             if self.routes is not None and not self.follows_routes:
                 self.follows_routes = True
                 self.on_follows_routes()
@@ -172,6 +177,15 @@ class LocalWorker(Receiver):
         self.routes = routes
         if self.begun.done() and self.control is not None:
             routes.send(self.control)
+            if self._confirmed is not None:
+                _settle(self._confirmed)
+            if self.follows_routes and routes.generation:
+                self._confirmed = asyncio.get_running_loop().create_future()
+
+    @property
+    def unconfirmed(self) -> asyncio.Future[None] | None:
+        """Is done when the worker decides by the last routes that it was sent; None if it does already."""
+        return None if self._confirmed is None or self._confirmed.done() else self._confirmed
 
     def beat(self, asked_ns: int) -> bool:
         """Ask it for a heartbeat; False if it cannot be asked now."""
@@ -325,6 +339,8 @@ class LocalWorker(Receiver):
         _settle(self.begun)
         _settle(self.imported)
         _settle(self.left)
+        if self._confirmed is not None:
+            _settle(self._confirmed)
         self.exited.set_result(exit_)
         if not self.answered.done():
             hint = f"poolctl logs {self.server.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterable, Mapping
 
 from poolctl.config import ServerConfig
@@ -55,6 +56,13 @@ class RoutedServers:
         self._routes = WorkerRoutes(routes)
         for worker in self._workers.values():
             self.inform(worker)
+
+    async def confirmed(self, limit_seconds: float) -> list[str]:
+        """See Routing."""
+        waiting = {worker: it for worker in self._workers.values() if (it := worker.unconfirmed) is not None}
+        if waiting:
+            await asyncio.wait(waiting.values(), timeout=limit_seconds)
+        return sorted({worker.server.name for worker, it in waiting.items() if not it.done()})
 
     def look(self, key: str) -> None:
         """A worker of this address has become ready, has ended, or follows the routes now."""

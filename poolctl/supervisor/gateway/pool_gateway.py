@@ -33,6 +33,9 @@ MODULES = (
 )
 # Of these commands, without a selection of servers, the gateway is a target too.
 _STARTING = ("start", "restart")
+# A worker may be busy with a request for longer.
+_CONFIRMED_SECONDS = 2.0
+_SERVERS_NAMED = 3
 
 
 class PoolGateway:
@@ -117,7 +120,8 @@ class PoolGateway:
         if not call.options.get("wait", True):
             await manager.attempted()
             return self._warned(verb, result)
-        if late := await manager.in_force(call.options.get("timeout")):
+        late = await manager.in_force(call.options.get("timeout")) or await self._behind()
+        if late:
             result = result.but(warnings=(*result.warnings, late))
         whole = verb == "reload" or (verb in _STARTING and call.selector.selects_all)
         if whole and verb == "start" and self._statistics is not None and manager.tables.gateway is not None:
@@ -127,6 +131,13 @@ class PoolGateway:
         kind = PoolStartError if verb == "start" else PoolRestartError
         errors = [as_kind(kind, each).but(name="[gateway]") for each in manager.failures]
         return result.but(errors=(*result.errors, *errors), exit_code=result.exit_code or FAILED)
+
+    async def _behind(self) -> str:
+        """A warning of workers that have not confirmed the route table; "" if there is none."""
+        routing = self._core.runner.capabilities.routing
+        servers = [] if routing is None else await routing.confirmed(_CONFIRMED_SECONDS)
+        listed = ", ".join(servers[:_SERVERS_NAMED]) + (" …" if len(servers) > _SERVERS_NAMED else "")
+        return f"[gateway]: workers of {listed} have not confirmed the new routes yet" if servers else ""
 
     def _warned(self, verb: str, result: Result) -> Result:
         more = self.problems if verb in _STARTING else ()

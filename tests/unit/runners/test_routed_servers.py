@@ -17,6 +17,7 @@ from poolctl.runners.local.routed_servers import RoutedServers
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from poolctl.runners.process_link import Descriptor
 from poolctl.runners.routing_protocol import PublishedRoutes
+from poolctl.runners.runner_protocol import Exit
 from tests.unit.runners.test_keeper_link import Peer
 from tests.unit.runners.test_local_worker import worker
 
@@ -197,6 +198,45 @@ def test_workers_of_routed_servers_get_the_table_after_they_begin_and_each_later
         assert made.control is not None
         made.control.close()
         stage.gateway.let_go.set()
+        await stage.pairs.close_all()
+        stage.close()
+
+    run(work())
+
+
+def test_table_is_confirmed_when_each_worker_that_follows_it_has_said_so_or_has_ended() -> None:
+    async def work() -> None:
+        stage = Stage()
+        stage.gateway.let_go.set()
+        links = []
+        for number in range(3):
+            ours, theirs = wire.pair()
+            stage.workers[str(number)] = made = worker()
+            made.control_by(ours)
+            made.begin()
+            links += [ours, theirs]
+        first, second, silent = stage.workers.values()
+        stage.publish(config(), generation=1)
+        assert await stage.routed.confirmed(20) == [], "none of them has said that it follows tables"
+        for each in (first, second):
+            each.received({"event": "routes", "generation": 1})
+        stage.publish(config(), generation=2)
+        waiting = asyncio.ensure_future(stage.routed.confirmed(20))
+        first.received({"event": "routes", "generation": 2})
+        second.received({"event": "routes", "generation": 1})
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        assert await stage.routed.confirmed(0) == ["web"]
+        second.received({"event": "routes", "generation": 2})
+        assert await waiting == []
+        stage.publish(config(), generation=3)
+        waiting = asyncio.ensure_future(stage.routed.confirmed(20))
+        await asyncio.sleep(0)
+        for each in (first, second, silent):
+            each.ended(Exit(status=0))
+        assert await waiting == []
+        for link in links:
+            link.close()
         await stage.pairs.close_all()
         stage.close()
 
