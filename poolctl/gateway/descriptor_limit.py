@@ -20,8 +20,8 @@ _SESSIONS_PART, _LEAST_SESSIONS_PART = 4, 16
 _HANDSHAKES_PART = 4
 # After one above the mark the system is asked before so many others: a lower one may be free just now by chance.
 _WATCHED = 1000
-# A handshake takes some 40 KB, and the CPU is busy with far fewer.
-_LEAST_HANDSHAKES, _MOST_HANDSHAKES = 16, 4096
+# A handshake takes 54 KB (measured with 3,000), and the CPU is busy with far fewer.
+_LEAST_HANDSHAKES, _MOST_HANDSHAKES = 16, 1024
 
 
 class DescriptorLimit:
