@@ -116,7 +116,7 @@ _GATEWAY: Sequence[Row[GatewaySnapshot]] = (
      lambda each: each.generation),
     ("poolctl_gateway_connections", "gauge", "Connections of clients whose requests are proxied.",
      lambda each: each.report.get("connections") if each.report else None),
-    ("poolctl_gateway_connections_waiting", "gauge", "Connections that have not sent a whole request head yet.",
+    ("poolctl_gateway_connections_waiting", "gauge", "Connections that wait for a whole request head.",
      lambda each: each.report.get("waiting") if each.report else None),
     ("poolctl_gateway_connections_queued", "gauge", "Connections that wait until a worker takes them.",
      lambda each: sum(each.report.get("queued", {}).values()) if each.report else None),
