@@ -36,6 +36,8 @@ from .streams.udp import UdpStream
 _MOST_LISTED_ROUTES = 1000
 # The supervisor is asked so often for the number of passed connections, and to wake the same server.
 _LOADS_SECONDS = _WAKE_SECONDS = 1.0
+# Half heads have so long when the pool ends; browsers and scanners keep them open for longer.
+_LAST_HEADS_SECONDS = 2.0
 
 logger = logging.getLogger("poolctl.gateway")
 
@@ -366,11 +368,13 @@ class GatewayServer(SupervisedProcess):
     def _drain(self, message: wire.Message, fds: list[int]) -> None:
         if self._draining is None:
             seconds = float(message["seconds"])
-            work = self._drain_all(seconds, 0.0 if message.get("last") else seconds)
-            self._draining = asyncio.ensure_future(work)
+            self._draining = asyncio.ensure_future(self._drain_all(seconds, last=bool(message.get("last"))))
 
-    async def _drain_all(self, seconds: float, seconds_of_streams: float) -> None:
-        """Another process accepts, or none will: finish what this one has begun."""
+    async def _drain_all(self, seconds: float, *, last: bool) -> None:
+        """Finish what this process has begun: another one accepts, or none will if it is the `last` one.
+
+        Then streams end at once, and clients that are slow with their heads soon.
+        """
         edge, listeners = self.edge, list(self._listeners.values())
         for listener in listeners:
             listener.stop()
@@ -378,9 +382,9 @@ class GatewayServer(SupervisedProcess):
         edge.drain()
         try:
             # First: what becomes a whole head is proxied, or passed.
-            await edge.passing.waiting.drain(seconds)
+            await edge.passing.waiting.drain(min(seconds, _LAST_HEADS_SECONDS) if last else seconds)
             await asyncio.gather(
-                drain(edge, seconds), *(each.drain(seconds_of_streams) for each in listeners)
+                drain(edge, seconds), *(each.drain(0.0 if last else seconds) for each in listeners)
             )
         finally:
             self.over.set()
