@@ -1,8 +1,8 @@
 """Readiness of the sockets of sessions, from one epoll instance for all of them.
 
 A loop's own `add_reader` and `remove_reader` make six system calls for a socket; this makes one. A socket that is
-closed needs none: no other process has duplicates of these. For the sockets of connections, of which each is ready more
-often, it does not pay.
+closed needs none: no other process has duplicates of these. For sockets that are ready often, such as those of
+connections, it does not pay: looking here is one more system call in an iteration of the loop.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ class SocketEvents:
         """Call back while there is something to read, until the socket is closed. Raises OSError."""
         self._epoll.register(fd, select.EPOLLIN)
         self._readers[fd] = callback
+
+    def remove_reader(self, fd: int) -> None:
+        """Call back no more, although the socket stays open."""
+        self._epoll.unregister(fd)
+        del self._readers[fd]
 
     def closing(self, fd: int) -> None:
         """The socket is closed next."""

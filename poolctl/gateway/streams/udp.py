@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..edge import Edge
 
 _NOT_BLOCKING = int(socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+# A session with so many answers is likely to get more: the loop itself then watches its socket.
+_OFTEN = 8
 _AT_ONCE = 32  # datagrams read in one iteration of the loop
 _BUFFER = bytearray(64 * 1024)  # more than any datagram holds
 _VIEW = memoryview(_BUFFER)
@@ -231,7 +233,7 @@ class _Session:
     """A client's address, and a socket that is connected to its backend."""
 
     __slots__ = (
-        "_answered",
+        "_answers",
         "_began",
         "_ended",
         "_listener",
@@ -259,7 +261,8 @@ class _Session:
         self._listener = listener
         self._sock = sock
         self.lease = lease
-        self._answered = self._ended = False
+        self._answers = 0
+        self._ended = False
         stream = listener.stream
         self._began = stream.edge.now()
         stream.sessions.add(key, self)
@@ -297,9 +300,12 @@ class _Session:
         except OSError:  # an ICMP message: port or host unreachable
             self._fail()
             return
-        if not self._answered:
-            self._answered = True
+        self._answers += 1
+        if self._answers == 1:
             self.lease.connected()
+        elif self._answers == _OFTEN:
+            stream.events.remove_reader(self._sock.fileno())
+            stream.edge.loop.add_reader(self._sock.fileno(), self._read)
         stream.sessions.use(self.key, self)
         try:
             self._listener.answer(self, size)
@@ -315,14 +321,17 @@ class _Session:
 
     def close(self) -> None:
         """End it; a later datagram of the client begins another one."""
-        self._end(RequestOutcome.ANSWERED if self._answered else RequestOutcome.CANCELLED)
+        self._end(RequestOutcome.ANSWERED if self._answers else RequestOutcome.CANCELLED)
 
     def _end(self, outcome: RequestOutcome, error: str = "") -> None:
         if self._ended:
             return
         self._ended = True
         stream = self._listener.stream
-        stream.events.closing(self._sock.fileno())
+        if self._answers < _OFTEN:
+            stream.events.closing(self._sock.fileno())
+        else:
+            stream.edge.loop.remove_reader(self._sock.fileno())
         self._sock.close()
         stream.sessions.remove(self.key)
         stream.edge.stream_share.ended()

@@ -169,6 +169,27 @@ def test_idle_session_ends_by_the_clock(run: Run) -> None:
     run(main())
 
 
+def test_session_that_gets_many_answers_is_served_until_it_ends(run: Run) -> None:
+    async def main() -> None:
+        with backend() as served:
+            async with udp(a_route(served.port, protocol="udp")) as (stream, at):
+                with client(at) as often, client(at) as seldom:
+                    for number in range(20):
+                        assert await ask(often, b"%d" % number) == b"%d" % number
+                    assert await ask(seldom, b"once") == b"once"
+                    assert await ask(often, b"more") == b"more"
+                for session in stream.sessions:
+                    session.close()
+                # The descriptors of those are used again.
+                for _ in range(2):
+                    with client(at) as new:
+                        for number in range(10):
+                            assert await ask(new, b"%d" % number) == b"%d" % number
+                assert (stream.opened, stream.failed, stream.datagrams_out) == (4, 0, 42)
+
+    run(main())
+
+
 def test_session_ends_when_its_time_in_all_is_over_although_it_is_active(run: Run) -> None:
     async def main() -> None:
         edge = StreamEdge()
