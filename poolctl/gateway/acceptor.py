@@ -20,12 +20,12 @@ from ..routing.decision import passed_host
 from ..routing.route_table import Match
 from .backend import SLEEPING
 from .backends import NoBackend
-from .client_hello import MOST_BYTES, ClientHello, NoClientHello, read_client_hello
 from .descriptor_limit import is_exhausted
 from .edge import Edge
 from .proxy.serving import serve, serve_tls
 from .proxy.sleeping_answers import spares_server
 from .settings import ListenerSettings
+from .tls.client_hello import MOST_BYTES, ClientHello, NoClientHello, read_client_hello
 from .waiting_connections import WaitingConnection
 
 _AT_ONCE = 16

@@ -19,12 +19,12 @@ from .descriptor_limit import DescriptorLimit, is_exhausted
 from .endpoint import Endpoint
 from .hosts import HostManager
 from .passing import Passing
-from .proxy.access_log import AccessLog
 from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ConnectionPool
-from .proxy.tls import ListenerCertificates
+from .proxy.gateway_access_log import GatewayAccessLog
 from .settings import GatewaySettings
 from .streams.stream_share import StreamShare
+from .tls.listener_certificates import ListenerCertificates
 
 # An event that an application can cause as often as it likes is reported once in so long.
 _REPORT_SECONDS = 10.0
@@ -41,7 +41,7 @@ class Edge:
 
     def __init__(self, settings: GatewaySettings, report: Callable[[str, Table], None]) -> None:
         self.settings = settings
-        self.access_log: AccessLog | None = None
+        self.access_log: GatewayAccessLog | None = None
         self.loop = asyncio.get_running_loop()
         self._report = report
         self._reported: dict[str, float] = {}  # from when on an event is reported again
@@ -76,7 +76,7 @@ class Edge:
         if path != ("" if self.access_log is None else self.access_log.path):
             if self.access_log is not None:
                 self.access_log.close()
-            self.access_log = AccessLog(path) if path else None
+            self.access_log = GatewayAccessLog(path) if path else None
 
     @property
     def keeps_connections(self) -> bool:

@@ -10,9 +10,9 @@ from itertools import islice
 from typing import Any, Protocol
 
 from ..endpoint import Endpoint
+from ..tls.tls_reading import BUFFER_BYTES, TlsReader
 from .backend_connection import BackendConnection
 from .timer_wheel import TimerWheel
-from .tls_reading import BUFFER_BYTES, TlsReader
 
 # Of one endpoint. More are closed as soon as they are idle.
 MOST_IDLE = 128

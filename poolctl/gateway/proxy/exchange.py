@@ -10,11 +10,11 @@ from ..backend import ANSWERED, CANCELLED, FAILED, READY, UNUSED, RequestOutcome
 from ..backends import Lease, NoBackend
 from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
 from ..edge import Edge
-from .access_log import CLIENT_LEFT, AccessLogEntry
 from .backend_connection import BackendConnection
 from .chunked_body import Buffer
 from .client_side import ClientSide
 from .forwarded_head import reported
+from .gateway_access_log import CLIENT_LEFT, AccessLogEntry
 from .proxied_request import ProxiedRequest
 from .request_routing import RoutedRequest
 from .response_head import Response

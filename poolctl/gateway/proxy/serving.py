@@ -11,9 +11,9 @@ from ...keeper.connection_handover import Connection
 from ...platform import close_promptly
 from ..counts import TLS
 from ..edge import Edge
+from ..tls.tls_reading import TlsReader
 from .client_connection import CLOSE_FRAME_SECONDS, ClientConnection
 from .shared_transport import SharedTransport
-from .tls_reading import TlsReader
 
 HANDSHAKE_SECONDS = 10.0
 # A little longer than a WebSocket has after its close frame.
@@ -86,7 +86,9 @@ class _Negotiated(asyncio.Protocol):
         tls = transport.get_extra_info("ssl_object")
         protocol: asyncio.Protocol
         if tls.selected_alpn_protocol() == "h2":
-            from .http2_connection import Http2Connection  # the library is large, and few gateways have TLS
+            from ..http2.http2_connection import (
+                Http2Connection,  # the library is large, and few gateways have TLS
+            )
 
             protocol = Http2Connection(self._edge, tls.context)
         else:

@@ -18,7 +18,7 @@ from h2.events import (
     TrailersReceived,
 )
 
-from poolctl.gateway.proxy.tls import ListenerCertificates
+from poolctl.gateway.tls.listener_certificates import ListenerCertificates
 from tests.certificates import certificate
 from tests.unit.gateway.proxy_stage import DEADLINE, Stage, Wire
 

@@ -11,8 +11,8 @@ from typing import Any
 from poolctl.gateway.acceptor import Acceptor, GivenBack
 from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.passing import Passing
-from poolctl.gateway.proxy.tls import ListenerCertificates
 from poolctl.gateway.settings import ListenerSettings
+from poolctl.gateway.tls.listener_certificates import ListenerCertificates
 from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Connection, Routed
 from poolctl.routing.route import Route, Target

@@ -25,7 +25,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from poolctl.gateway.proxy import http2_connection
+from poolctl.gateway.http2 import http2_connection
 from poolctl.gateway.proxy.serving import drain
 from tests.unit.gateway.http2_client import Client, Http2Stage
 from tests.unit.gateway.proxy_stage import DEADLINE, Backend, Wire, ok, play

@@ -10,8 +10,8 @@ import pytest
 
 from poolctl.gateway.proxy import client_connection, connection_pool
 from poolctl.gateway.proxy.serving import drain
-from poolctl.gateway.proxy.tls import ListenerCertificates
-from poolctl.gateway.proxy.tls_reading import BUFFER_BYTES
+from poolctl.gateway.tls.listener_certificates import ListenerCertificates
+from poolctl.gateway.tls.tls_reading import BUFFER_BYTES
 from tests.certificates import certificate
 from tests.unit.gateway.proxy_stage import LOOPS, Backend, Stage, Wire, ok, play, route
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.gateway.proxy import access_log
-from poolctl.gateway.proxy.access_log import AccessLog
+from poolctl.gateway.proxy import gateway_access_log
+from poolctl.gateway.proxy.gateway_access_log import GatewayAccessLog
 from poolctl.gateway.proxy.proxied_request import read_request
 from poolctl.logs.log_line import parse_line
 from poolctl.worker.serving.access_log import LoggedRequest, as_text
@@ -148,19 +148,19 @@ def test_requests_of_http2_are_logged_with_their_version(tmp_path: Path) -> None
 def test_slow_disk_leaves_lines_out_and_holds_up_no_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(access_log, "MOST_WAITING_BYTES", 300)
+    monkeypatch.setattr(gateway_access_log, "MOST_WAITING_BYTES", 300)
     goes_on, waits = threading.Event(), threading.Event()
-    store = AccessLog._store
+    store = GatewayAccessLog._store
 
-    def slow(log: AccessLog, block: bytes) -> int:
+    def slow(log: GatewayAccessLog, block: bytes) -> int:
         waits.set()
         assert goes_on.wait(DEADLINE)
         return store(log, block)
 
-    monkeypatch.setattr(AccessLog, "_store", slow)
+    monkeypatch.setattr(GatewayAccessLog, "_store", slow)
 
     async def scene() -> None:
-        log = AccessLog(str(tmp_path / "log"))
+        log = GatewayAccessLog(str(tmp_path / "log"))
         request = read_request(GET, 1000)
         assert request is not None
         log.refused(request, "client", "1.1", 404)
@@ -181,7 +181,7 @@ def test_line_that_a_full_disk_does_not_take_is_counted(tmp_path: Path) -> None:
     async def scene() -> None:
         path = tmp_path / "log"
         path.mkdir()
-        log = AccessLog(str(path))
+        log = GatewayAccessLog(str(path))
         log.add("first")
         await eventually(lambda: not log.waiting_bytes)
         path.rmdir()
@@ -196,7 +196,7 @@ def test_line_that_a_full_disk_does_not_take_is_counted(tmp_path: Path) -> None:
 
 def test_log_that_is_closed_has_every_line(tmp_path: Path) -> None:
     async def scene() -> None:
-        log = AccessLog(str(tmp_path / "log"))
+        log = GatewayAccessLog(str(tmp_path / "log"))
         log.add("a")
         log.close()
 

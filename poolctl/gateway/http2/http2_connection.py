@@ -30,15 +30,15 @@ from hyperframe.frame import GoAwayFrame
 from ...http.message_head import BadMessage
 from ...keeper.connection_handover import unread_bytes
 from ..edge import Edge
-from .client_connection import QUIET_SECONDS
-from .forwarded_head import Forwarding
+from ..proxy.client_connection import QUIET_SECONDS
+from ..proxy.forwarded_head import Forwarding
+from ..proxy.proxied_request import ProxiedRequest, read_request
+from ..proxy.request_routing import refused, route_request
+from ..proxy.timer_wheel import Timer
+from ..tls.listener_certificates import ServerContext
 from .http2_fields import Fields, MalformedError, fields_of, request_head
 from .http2_limits import COST_OF_RESET, MOST_TABLE_BYTES, ClientCredit, server_connection
 from .http2_stream import NO_ERROR, PROTOCOL_ERROR, Stream
-from .proxied_request import ProxiedRequest, read_request
-from .request_routing import refused, route_request
-from .timer_wheel import Timer
-from .tls import ServerContext
 
 # h2 reads all frames of its input before their events are seen: more at once would hold up the loop too long.
 _MOST_READ_AT_ONCE = 4 * 1024

@@ -28,7 +28,7 @@ _id_lines = re.compile(rb"\r\n(?i:x-request-id):[^\r\n]*+")
 _ID_BYTES = 16
 
 
-class AccessLog:
+class GatewayAccessLog:
     """Writes a line for each request into the file at `path`, which is rotated. Belongs to the running loop."""
 
     def __init__(self, path: str) -> None:
@@ -43,7 +43,7 @@ class AccessLog:
         self._writing = False
 
     def __repr__(self) -> str:
-        return f"<AccessLog {self.path}: {self.waiting_bytes} bytes wait>"
+        return f"<GatewayAccessLog {self.path}: {self.waiting_bytes} bytes wait>"
 
     def begin(self, request: ProxiedRequest, client: str, version: str) -> AccessLogEntry:
         """The entry of a request, which has begun now. `client` is its client's address, `version` that of HTTP."""
@@ -105,7 +105,7 @@ class AccessLogEntry:
 
     __slots__ = ("_client", "_given", "_log", "_request", "_version", "request_id")
 
-    def __init__(self, log: AccessLog, request: ProxiedRequest, client: str, version: str) -> None:
+    def __init__(self, log: GatewayAccessLog, request: ProxiedRequest, client: str, version: str) -> None:
         self._log, self._request, self._client, self._version = log, request, client, version
         given = request.values(b"x-request-id")
         self._given = len(given) == 1 and _is_printable_id(given[0]) is not None

@@ -8,14 +8,14 @@ from typing import Protocol
 from ...http.canonical_head import CHUNKED
 from ...http.message_head import BadMessage
 from ..edge import Edge
-from .chunked_body import Buffer, allowed_trailers
-from .exchange import Exchange
+from ..proxy.chunked_body import Buffer, allowed_trailers
+from ..proxy.exchange import Exchange
+from ..proxy.proxied_request import ProxiedRequest
+from ..proxy.refusal import refusal
+from ..proxy.request_routing import RoutedRequest
+from ..proxy.response_head import Response
+from ..proxy.timer_wheel import Timer
 from .http2_fields import Fields, MalformedError, response_fields, trailer_lines
-from .proxied_request import ProxiedRequest
-from .refusal import refusal
-from .request_routing import RoutedRequest
-from .response_head import Response
-from .timer_wheel import Timer
 
 # Of a response; so much waits for the client's window before the backend is read no further. When the responses of a
 # connection together are more than MOST_WAITING_TOGETHER, those that wait are read no further at all.
