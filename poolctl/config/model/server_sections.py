@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from poolctl.config.model.problems import Finding, Tree, problem_of
 from poolctl.config.model.validation_errors import findings_of, reset_suggestions
@@ -97,6 +104,12 @@ class Scale(Section):
     timezone: TimeZone = field(
         "", 'The time zone of awake and asleep, such as "Europe/Berlin". Left out: that of the pool (TZ).'
     )
+
+    @model_serializer(mode="wrap")
+    def _without_windows(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Tree]:
+        """Most servers have no windows: then their JSON names none."""
+        values: dict[str, Tree] = serialize(self)
+        return {key: value for key, value in values.items() if value not in ((), [], "")}
 
 
 class Dependency(Section):
