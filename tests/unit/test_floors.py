@@ -186,6 +186,7 @@ def test_imports_within_a_large_package_point_down_too() -> None:
     assert upwards == []
 
 
+@pytest.mark.timeout(240)  # every file is parsed: seconds of processor time
 def test_no_files_import_each_other_in_a_circle() -> None:
     """Imports in functions and for annotations included."""
     house = [sys.executable, PACKAGE.parent / ".ci" / "house", "--list", "circles"]
