@@ -202,10 +202,11 @@ def test_body_of_another_length_than_the_head_names_never_ends_a_backends_reques
     tmp_path: Path, length: int, sent: bytes, trailers: bool
 ) -> None:
     async def scene(stage: Http2Stage) -> None:
-        ended = asyncio.Event()
+        begun, ended = asyncio.Event(), asyncio.Event()
 
         async def take(backend: Backend, wire: Wire) -> None:
             await backend.request(wire)
+            begun.set()
             assert len(await wire.rest()) <= length
             ended.set()
 
@@ -213,6 +214,9 @@ def test_body_of_another_length_than_the_head_names_never_ends_a_backends_reques
         client = await stage.connect()
         number = await client.request((b"content-length", b"%d" % length), method=b"POST", end=False)
         client.h2.streams[number]._expected_content_length = None  # h2 would check it here
+        await asyncio.wait_for(
+            begun.wait(), 20
+        )  # what comes with the head may be refused before there is a backend
         await client.data(number, sent, end=not trailers)
         if trailers:
             client.h2.send_headers(number, [(b"x", b"y")], end_stream=True)
