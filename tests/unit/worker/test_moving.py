@@ -16,7 +16,7 @@ from poolctl.worker.serving import http1_connection
 from poolctl.worker.serving.accepting import AdoptionPair
 from tests.serving import ENGINES, App, Client, Engine, Pair, Served, leaving, served, turns, until
 
-BIG = b"x" * 4_000_000
+BIG = b"x" * 16_000_000  # more than the kernel keeps for a client that does not read
 
 
 @pytest.fixture(params=ENGINES, ids="-".join)
