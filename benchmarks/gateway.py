@@ -25,7 +25,7 @@ from tests.load.frames import TEXT, frame, new_key
 from . import answers, peers, processes
 from .project import Project
 from .report import Row
-from .serving import CONNECTIONS, Side
+from .serving import APP_BEGINNING, CONNECTIONS, Side
 
 ROUNDS = 7
 ROUND_SECONDS = 0.2
@@ -42,24 +42,15 @@ _UPGRADE = (
 PASS, PROXY, DIRECT = "pass", "proxy", "direct"
 _NEW_CONNECTION = "new connection"
 
-APP = """
+APP = (
+    """
 LARGE = b"x" * ((1 << 20) - 6) + b"hello\\n"
 PIECES = [LARGE[at : at + 65536] for at in range(0, len(LARGE), 65536)]
 
 
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            kind = (await receive())["type"]
-            await send({"type": kind + ".complete"})
-            if kind == "lifespan.shutdown":
-                return
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.accept"})
-        while (message := await receive())["type"] != "websocket.disconnect":
-            if message["type"] == "websocket.receive":
-                await send({"type": "websocket.send", "text": "hello\\n"})
-        return
+"""
+    + APP_BEGINNING
+    + """\
     if scope["method"] == "POST":
         while (await receive()).get("more_body"):
             pass
@@ -74,6 +65,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
     await send({"type": "http.response.body", "body": body})
 """
+)
 
 
 class Way(Side):

@@ -35,7 +35,8 @@ _UPGRADE = (
 _END = b"hello\n"
 _ENGINES = {"uvloop and httptools": ("uvloop", "httptools"), "asyncio and h11": ("asyncio", "h11")}
 
-APP = """
+# An application up to its answer to a request.
+APP_BEGINNING = """
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
         while True:
@@ -49,9 +50,15 @@ async def app(scope, receive, send):
             if message["type"] == "websocket.receive":
                 await send({"type": "websocket.send", "text": "hello\\n"})
         return
+"""
+
+APP = (
+    APP_BEGINNING
+    + """\
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
     await send({"type": "http.response.body", "body": b"hello\\n"})
 """
+)
 
 
 class Side:

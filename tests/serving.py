@@ -237,6 +237,22 @@ class Pair:
             limits = {} if until is None else {"until": until, "asked": asked}
             connection_handover.give(self.give, sock.fileno(), limits)
 
+    def fill(self) -> int:
+        """Put messages into the pair until it takes no more; returns how many."""
+        count = 0
+        with socket.socket() as filler, contextlib.suppress(BlockingIOError):
+            while True:
+                wire.send(self.give, {"t": "filler"}, [filler.fileno()])
+                count += 1
+        return count
+
+    def empty(self, count: int) -> None:
+        """Take so many of these messages out."""
+        for _ in range(count):
+            received = wire.receive(self.take)
+            assert received is not None
+            os.close(received[1][0])
+
     def close(self) -> None:
         for end in (*itertools.chain(*self._made), self.give, self.take):
             end.close()

@@ -46,6 +46,14 @@ async def answers(stage: Stage, client: socket.socket, count: int) -> None:
     assert data == count * ANSWER
 
 
+async def waiting_outside(stage: Stage) -> socket.socket:
+    """A client whose connection has left the proxy after a request that was proxied."""
+    client = await stage.connect(OTHER)
+    await answers(stage, client, 1)
+    await until(lambda: stage.waiting)
+    return client
+
+
 async def has_left(stage: Stage) -> None:
     await until(lambda: not stage.edge.pool.clients)
 
@@ -151,9 +159,7 @@ def test_connection_that_waits_outside_is_closed_when_its_time_is_over(
 
     async def scene(stage: Stage) -> None:
         await proxied_and_passed(stage)
-        client = await stage.connect(OTHER)
-        await answers(stage, client, 1)
-        await until(lambda: stage.waiting)
+        client = await waiting_outside(stage)
         assert await stage.read(client) == b""
         assert not stage.waiting
 
@@ -167,9 +173,7 @@ def test_slow_head_on_a_connection_that_waited_outside_gets_408_after_the_time_f
 
     async def scene(stage: Stage) -> None:
         await proxied_and_passed(stage)
-        client = await stage.connect(OTHER)
-        await answers(stage, client, 1)
-        await until(lambda: stage.waiting)
+        client = await waiting_outside(stage)
         await stage.edge.loop.sock_sendall(client, OTHER[:9])
         assert (await stage.read(client)).startswith(b"HTTP/1.1 408 ")
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from poolctl.keeper import wire
 from poolctl.worker.serving import http1_connection
 from poolctl.worker.serving.accepting import AdoptionPair
 from tests.serving import ENGINES, App, Client, Engine, Pair, Served, leaving, served, turns, until
@@ -243,9 +242,7 @@ def test_connection_is_served_until_a_full_pair_has_room(engine: Engine, pair: P
         gives_only = AdoptionPair(pair.give, other.take)
         async with served(engine, adoption=gives_only) as old:
             client = await connected(old)
-            with socket.socket() as filler, contextlib.suppress(BlockingIOError):
-                while True:
-                    wire.send(pair.give, {"t": "filler"}, [filler.fileno()])
+            pair.fill()
             old.server.drain(migrate=True)
             await leaving(old.server)
             for _ in range(3):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 
 from poolctl.http.canonical_head import parse
-from poolctl.keeper import connection_handover, wire
+from poolctl.keeper import connection_handover
 from poolctl.keeper.connection_handover import MOST_HOPS, Connection, Routed
 from poolctl.routing.context import try_get_route, upstream_name
 from poolctl.routing.decision import passed_match
@@ -463,19 +463,12 @@ def test_connection_waits_for_room_in_a_full_gateway_and_loses_nothing(engine: E
         client = await stage.client(request("one.test"))
         await client.answer()
         stage.gateway.stop()
-        filled = 0
-        with socket.socket() as filler, contextlib.suppress(BlockingIOError):
-            while True:
-                wire.send(stage.gateway.own.give, {"t": "filler"}, [filler.fileno()])
-                filled += 1
+        filled = stage.gateway.own.fill()
         client.writer.write(request("two.test", "/x") + request("one.test", "/y"))
         (connection,) = stage.servers["one"].server.server_state.connections
         await until(lambda: connection.look.pending)
         await turns()
-        for _ in range(filled):
-            received = wire.receive(stage.gateway.own.take)
-            assert received is not None
-            os.close(received[1][0])
+        stage.gateway.own.empty(filled)
         stage.gateway.begin()
         assert await all_answers(client, 2) == [b"two /x ", b"one /y "]
 
@@ -495,9 +488,7 @@ def test_connection_is_refused_when_the_gateway_has_no_room_for_long(engine: Eng
         client = await stage.client(request("one.test"))
         await client.answer()
         stage.gateway.stop()
-        with socket.socket() as filler, contextlib.suppress(BlockingIOError):
-            while True:
-                wire.send(stage.gateway.own.give, {"t": "filler"}, [filler.fileno()])
+        stage.gateway.own.fill()
         client.writer.write(request("two.test"))
         assert await refusal(client) == 503
 
@@ -945,18 +936,11 @@ def test_connections_that_a_full_gateway_does_not_take_wait_for_room(engine: Eng
         client = await stage.client(request("one.test"))
         await client.answer()
         stage.gateway.stop()
-        filled = 0
-        with socket.socket() as filler, contextlib.suppress(BlockingIOError):
-            while True:
-                wire.send(stage.gateway.own.give, {"t": "filler"}, [filler.fileno()])
-                filled += 1
+        filled = stage.gateway.own.fill()
         (connection,) = stage.servers["one"].server.server_state.connections
         stage.servers["one"].server.stop()
         await until(lambda: connection.look.timer)
-        for _ in range(filled):
-            received = wire.receive(stage.gateway.own.take)
-            assert received is not None
-            os.close(received[1][0])
+        stage.gateway.own.empty(filled)
         (await taken_back(stage.gateway)).close()
 
     run(engine, table, scenario)
@@ -977,9 +961,7 @@ def test_idle_connection_is_closed_when_the_gateway_is_gone_or_full_for_long(
             for end in (stage.gateway.own.take, stage.gateway.own.give):
                 end.shutdown(socket.SHUT_RDWR)
         else:
-            with socket.socket() as filler, contextlib.suppress(BlockingIOError):
-                while True:
-                    wire.send(stage.gateway.own.give, {"t": "filler"}, [filler.fileno()])
+            stage.gateway.own.fill()
         stage.servers["one"].server.stop()
         assert await client.at_end()
 
