@@ -270,7 +270,7 @@ class RoutedConnection(Lingering):
         return self.idle and not self.look.body and not self.look.decided
 
     def _return(self) -> bool:
-        """Whether the connection, which is idle, has gone back or is tried again."""
+        """Give the idle connection back to the gateway; False if that has failed and is not tried again."""
         look = self.look
         # Lingering has shortened its time, which does not apply any more.
         asked = {"until": monotonic() + self.timeout_keep_alive, "asked": True}

@@ -1,4 +1,4 @@
-"""The proxy on connections that an application still shares: whatever it does to them, nobody else waits."""
+"""Proxied connections that an application still shares: what it does to them holds up no other client."""
 
 from __future__ import annotations
 
