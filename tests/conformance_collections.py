@@ -1,38 +1,36 @@
-"""Requests of public collections. Each is fetched in a pinned version; nothing of them is part of this repository.
+"""Requests of public collections: two are tables in `tests/collections/`, three are fetched in a pinned version.
 
-| collection | licence | version | its verdict on a request |
-|---|---|---|---|
-| aws/http-desync-guardian | Apache-2.0 | 7dd6f37 (2020-12-31) | compliant, acceptable, ambiguous or severe |
-| nodejs/llhttp, fixtures | MIT | 9.4.2 | accepted or an error |
-| MDA2AV/Http11Probe | MIT | 95bc6a9 (2026-02-17) | the status of the response |
-| narfindustries/http-garden | GPL-3.0 | ffb9164 (2025-12-09) | none |
-| http-parser, Debian's source package | MIT | 2.9.4 | accepted or an error |
+| collection | licence | version | its verdict on a request | |
+|---|---|---|---|---|
+| nodejs/llhttp, fixtures | MIT | 9.3.0 | accepted or an error | table |
+| nodejs/http-parser, test program | MIT | 2.9.4 | accepted or an error | table |
+| aws/http-desync-guardian | Apache-2.0 | 7dd6f37 (2020-12-31) | compliant, acceptable, ambiguous or severe | fetched |
+| MDA2AV/Http11Probe | MIT | 95bc6a9 (2026-02-17) | the status of the response | fetched |
+| narfindustries/http-garden | GPL-3.0 | ffb9164 (2025-12-09) | none | fetched |
 
-`make conformance` fetches those that are not there yet, by git from github.com and from deb.debian.org, into the
-directory that POOLCTL_CONFORMANCE names, one folder each, and runs the tests marked `conformance` with them. What
-cannot be reached is skipped, with the reason; files that are not those of the pinned version are an error.
+`make conformance` fetches those that are not there yet, by git from github.com, into the directory that
+POOLCTL_CONFORMANCE names, one folder each, and runs the tests marked `conformance` with them. What cannot be reached is
+skipped, with the reason; files that are not those of the pinned version are an error.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import io
+import json
 import os
 import re
 import subprocess
-import tarfile
 import tempfile
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import pytest
 import yaml
 
 FETCH_SECONDS = 120.0
-Test = TypeVar("Test", bound=Callable[..., None])
+TABLES = Path(__file__).parent / "collections"
 
 # Verdicts of the collections that are stricter than RFC 9110 and 9112, or about a server.
 LENIENT = {
@@ -60,8 +58,22 @@ class CollectedCase(NamedTuple):
         return any(re.search(pattern, self.name) for pattern in LENIENT)
 
 
+class TabledCollections(NamedTuple):
+    """Those that are tables in `tests/collections/`."""
+
+    names: tuple[str, ...]
+
+    def cases(self) -> list[CollectedCase]:
+        """Their cases; requests stand there as Latin-1."""
+        return [
+            CollectedCase(f"{name}: {row['name']}", row["data"].encode("latin-1"), row["hostile"])
+            for name in self.names
+            for row in json.loads((TABLES / f"{name}.json").read_text())
+        ]
+
+
 class Collection(NamedTuple):
-    """`source` is a git repository, of which `version` is a commit, or a tar file with this SHA-256.
+    """`source` is a git repository, of which `version` is a commit.
 
     `files` are patterns of those that are read, and `digest` their SHA-256, see `digest_of`.
     """
@@ -90,8 +102,7 @@ class Collection(NamedTuple):
         if not place.exists():
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=directory) as made:
-                fetch = from_tar if ".tar" in self.source else from_git
-                fetch(self, Path(made))
+                from_git(self, Path(made))
                 self._check(Path(made))
                 Path(made).rename(place)
                 Path(made).mkdir()  # for the end of the block
@@ -133,28 +144,6 @@ def from_git(collection: Collection, place: Path) -> None:
         raise Unreachable(error.stderr.strip().partition("\n")[0]) from None
 
 
-def from_tar(collection: Collection, place: Path) -> None:
-    try:
-        with urllib.request.urlopen(collection.source, timeout=FETCH_SECONDS) as response:
-            data = response.read()
-    except OSError as error:
-        raise Unreachable(f"{collection.source}: {error}") from None
-    if (found := hashlib.sha256(data).hexdigest()) != collection.version:
-        raise ValueError(f"{collection.source} has the SHA-256 {found}, not {collection.version}")
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        for member in archive.getmembers():
-            name = member.name.partition("/")[2]
-            if name in collection.files and (content := archive.extractfile(member)) is not None:
-                (place / name).write_bytes(content.read())
-
-
-def of_collections(test: Test) -> Test:
-    """Marks a test that needs collections: `make conformance` runs it."""
-    for mark in (pytest.mark.conformance, pytest.mark.heavy, pytest.mark.slow):
-        test = mark(test)
-    return test
-
-
 def http_desync_guardian(directory: Path) -> Iterator[CollectedCase]:
     """Heads with a verdict each: those that are ambiguous, or worse, are hostile."""
     for file in sorted((directory / "tests").glob("*.yaml")):
@@ -167,35 +156,6 @@ def http_desync_guardian(directory: Path) -> Iterator[CollectedCase]:
             yield CollectedCase(
                 f"{file.stem}: {each['name']}", "\r\n".join(lines).encode("latin-1", "replace"), hostile
             )
-
-
-_fixture = re.compile(
-    r"^#+ ([^\n]+)\n(?:(?!#)[^\n]*\n)*?<!-- meta=(\{[^\n]*\}) -->\n"
-    r"```http\n(.*?)^```\n(?:(?!#)[^\n]*\n)*?```log\n(.*?)^```",
-    re.MULTILINE | re.DOTALL,
-)
-_escape = re.compile(r"\\(?:([rntf])|x([0-9a-fA-F]+)|([0-7]{1,3}))")
-_ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "f": "\f"}
-
-
-def llhttp(directory: Path) -> Iterator[CollectedCase]:
-    """Its fixtures for strict parsing of requests: those that end with an error are hostile."""
-    for file in sorted((directory / "test" / "request").glob("*.md")):
-        for name, meta, text, log in _fixture.findall(file.read_text()):
-            if '"type": "request"' not in meta or "pause" in meta:
-                continue
-            # As its own runner does it: an escaped line break is none, every other one is CRLF.
-            text = text.removesuffix("\n").replace("\\\n", "").replace("\n", "\r\n")
-            text = _escape.sub(
-                lambda found: (
-                    _ESCAPES.get(found[1] or "") or chr(int(found[2] or found[3], 16 if found[2] else 8))
-                ),
-                text,
-            )
-            if "${" in text:  # a value that its code computes
-                continue
-            errors = set(re.findall(r"error code=(\d+)", log)) - {"21", "22"}  # these two are pauses
-            yield CollectedCase(f"{file.stem}: {name}", text.encode("latin-1", "replace"), bool(errors))
 
 
 _test_case = re.compile(r'Id = "([^"]+)"(.*?)(?=Id = "|\Z)', re.DOTALL)
@@ -231,45 +191,12 @@ def http_garden(directory: Path) -> Iterator[CollectedCase]:
                 yield CollectedCase(f"{file.stem}:{node.lineno}", node.value, hostile=False)
 
 
-_raw = re.compile(
-    r'\.name= ("[^\n]*")\n +,\.type= HTTP_REQUEST\n +,\.raw= ((?:"(?:[^"\\]|\\.)*"\s*|/\*.*?\*/\s*)+)'
-)
-_simple = re.compile(r'test_simple\(\s*((?:"(?:[^"\\]|\\.)*"\s*)+),\s*(\w+)\)')
-_c_literal = re.compile(r'"((?:[^"\\]|\\.)*)"')
-_c_escape = re.compile(r'\\(?:([rnt"\\])|([0-7]{1,3})|x([0-9a-fA-F]{2}))')
-
-
-def http_parser(directory: Path) -> Iterator[CollectedCase]:
-    """The requests of its test program: those that it must refuse are hostile."""
-
-    def data(literals: str) -> bytes:
-        text = "".join(_c_literal.findall(literals))
-        text = _c_escape.sub(
-            lambda found: (
-                _SHARP_ESCAPES.get(found[1]) or chr(int(found[2] or found[3], 8 if found[2] else 16))
-            ),
-            text,
-        )
-        return text.encode("latin-1", "replace")
-
-    text = (directory / "test.c").read_text("latin-1")
-    for name, literals in _raw.findall(text):
-        yield CollectedCase(name.strip('"'), data(literals), hostile=False)
-    for number, (literals, error) in enumerate(_simple.findall(text)):
-        yield CollectedCase(f"simple {number}", data(literals), hostile=error not in ("HPE_OK", "0"))
-
-
 GITHUB = "https://github.com/"
-COLLECTIONS = [
+FETCHED = [
     Collection(
         "http-desync-guardian", GITHUB + "aws/http-desync-guardian", "7dd6f37171f0a8428d259f2631aee5e7b01a1d64",
         ("tests/*.yaml",),
         "cc6329396c48e30fd5811f1f9c0c3ae352f4cf89334e7349b580fa5548c7a2c8", http_desync_guardian,
-    ),
-    Collection(
-        "llhttp", GITHUB + "nodejs/llhttp", "01e105a30fd06e248bc8ac73c4adb34a63d4114a",
-        ("test/request/*.md",),
-        "c3a61fb983fd637d41ec484e375e68a6b54ad289875549db27b981262d09180e", llhttp,
     ),
     Collection(
         "Http11Probe", GITHUB + "MDA2AV/Http11Probe", "95bc6a991b2ad2bddd61d58c92c36d543d895ffa",
@@ -281,9 +208,12 @@ COLLECTIONS = [
         ("tools/probe_quirks.py",),
         "e398a25320456540d08f6bc93b8d66ed7fa65178fb741e540dbbe2a1c2a59fc2", http_garden,
     ),
-    Collection(
-        "http-parser", "https://deb.debian.org/debian/pool/main/h/http-parser/http-parser_2.9.4.orig.tar.gz",
-        "467b9e30fd0979ee301065e70f637d525c28193449e1b13fbcb1b1fab3ad224f", ("test.c",),
-        "cdc4bba06b18db22a48eb8a0747fc5c0a7f0f4ee5fcf127d75c804c123d697e8", http_parser,
-    ),
 ]  # fmt: skip
+# For tests that are given each of them; `make conformance` runs those of the fetched ones.
+COLLECTIONS = [
+    pytest.param(TabledCollections(("llhttp", "http-parser")), id="tables"),
+    *(
+        pytest.param(each, id=each.name, marks=(pytest.mark.conformance, pytest.mark.heavy, pytest.mark.slow))
+        for each in FETCHED
+    ),
+]

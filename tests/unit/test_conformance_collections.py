@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import shutil
 import subprocess
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,23 +45,6 @@ def test_collection_is_fetched_from_its_repository_once(
     monkeypatch.setenv("POOLCTL_CONFORMANCE", str(tmp_path / "kept"))
     for each in (repository, repository._replace(source="file:///nowhere")):
         assert each.cases() == [CollectedCase("some: one", DATA, hostile=True)]
-
-
-def test_collection_is_fetched_from_a_tar_file(tmp_path: Path, repository: Collection) -> None:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name in ("some-1/case", "some-1/other", "case"):
-            member = tarfile.TarInfo(name)
-            member.size = len(DATA) if name == "some-1/case" else 0
-            archive.addfile(member, io.BytesIO(DATA))
-    file = tmp_path / "some.tar.gz"
-    file.write_bytes(packed.getvalue())
-    sha256 = hashlib.sha256(packed.getvalue()).hexdigest()
-    packed_one = repository._replace(source=file.as_uri(), version=sha256)
-    place = packed_one.fetched(tmp_path / "kept")
-    assert [path.name for path in place.iterdir()] == ["case"]
-    with pytest.raises(ValueError, match="has the SHA-256"):
-        packed_one._replace(version="0" * 64).fetched(tmp_path / "other")
 
 
 def test_files_of_another_version_are_refused_and_not_kept(tmp_path: Path, repository: Collection) -> None:

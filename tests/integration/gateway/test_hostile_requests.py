@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance_collections import COLLECTIONS, Collection, of_collections
+from tests.conformance_collections import COLLECTIONS, Collection, TabledCollections
 from tests.http_corpus import REQUESTS, RequestCase
 from tests.ports import claim_port
 
@@ -168,11 +168,10 @@ def test_application_sees_each_request_once_and_nothing_smuggled(gateway: Gatewa
     assert not wrong, "\n".join(wrong)
 
 
-@of_collections
-@pytest.mark.parametrize("collection", COLLECTIONS, ids=lambda each: each.name)
+@pytest.mark.parametrize("collection", COLLECTIONS)
 @pytest.mark.parametrize("parser", ["h11", "httptools"])
 def test_application_is_sent_nothing_hostile_of_a_collection(
-    gateway: GatewayPool, parser: str, collection: Collection
+    gateway: GatewayPool, parser: str, collection: Collection | TabledCollections
 ) -> None:
     collected = collection.cases()
     start(gateway, parser)

@@ -20,7 +20,7 @@ from poolctl.http.canonical_head import parse
 from poolctl.http.message_head import BadMessage
 from poolctl.http.message_reader import RequestReader
 from tests.asgi_apps import lifespan
-from tests.conformance_collections import COLLECTIONS, CollectedCase, of_collections
+from tests.conformance_collections import COLLECTIONS, CollectedCase
 from tests.http_corpus import REQUESTS, RequestCase
 from tests.serving import ZTTP, Client, Engine, served
 from tests.unit.http.test_canonical_head import assert_read_alike, read_by_h11, read_by_httptools
@@ -417,7 +417,7 @@ def test_worker_on_its_own_port_serves_no_other_request_than_the_gateway_forward
     assert sum(map(bool, awaited)) >= 25
 
 
-@pytest.fixture(scope="module", params=COLLECTIONS, ids=lambda each: each.name)
+@pytest.fixture(scope="module", params=COLLECTIONS)
 def collected(request: pytest.FixtureRequest) -> list[CollectedCase]:
     """The cases of each collection."""
     cases: list[CollectedCase] = request.param.cases()
@@ -430,7 +430,6 @@ def through(collected: list[CollectedCase]) -> list[Proxied]:
     return through_proxies([(case.data, None) for case in collected])
 
 
-@of_collections
 def test_hostile_head_of_a_collection_is_not_canonical_and_others_are_read_alike(
     collected: list[CollectedCase],
 ) -> None:
@@ -442,7 +441,6 @@ def test_hostile_head_of_a_collection_is_not_canonical_and_others_are_read_alike
             assert_read_alike(case.data[: found.end], found)
 
 
-@of_collections
 def test_backend_is_sent_nothing_hostile_of_a_collection(
     collected: list[CollectedCase], through: list[Proxied]
 ) -> None:
@@ -458,7 +456,6 @@ def test_backend_is_sent_nothing_hostile_of_a_collection(
     assert not wrong, "\n".join(wrong)
 
 
-@of_collections
 @pytest.mark.parametrize("engine", SERVED_BY, ids="-".join)
 def test_worker_serves_no_other_request_of_a_collection_than_the_gateway_forwards(
     engine: Engine, collected: list[CollectedCase], through: list[Proxied]
