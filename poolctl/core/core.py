@@ -21,10 +21,11 @@ from .health_checks import HealthChecks
 from .perform import Executor
 from .reconcile import Reconciler
 from .server_changes import Recorder, Workqueue
-from .server_entry import Entry, Worker
+from .server_entry import Entry
 from .server_files import certificate_ends, digests, restore_certificate
 from .servers import Servers
 from .sleep_windows import SleepWindows
+from .worker_entry import Worker
 
 # Commands and reports of failures wait this long for the output of a server.
 LOGS_SECONDS = 2.0

@@ -11,7 +11,8 @@ from poolctl.states import Status
 
 from .decision_input import Phase
 from .server_changes import Event, Recorder, Workqueue
-from .server_entry import Entry, Worker
+from .server_entry import Entry
+from .worker_entry import Worker
 
 if TYPE_CHECKING:
     from poolctl.probes.schedule import Schedule

@@ -30,8 +30,9 @@ from .decide import (
 from .decision_input import Listener, Phase
 from .health_checks import HealthChecks
 from .server_changes import Recorder, Workqueue, caused_by
-from .server_entry import Entry, Worker
+from .server_entry import Entry
 from .servers import Servers
+from .worker_entry import Worker
 from .worker_lifecycle import WorkerLifecycle, cancel, explained
 
 # An interpreter may take 30 s until it can fork.

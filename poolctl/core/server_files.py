@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from poolctl.config import ServerConfig, certificate_validity, read_regular
 
 from .server_changes import Event, Recorder
-from .server_entry import Entry, Worker
+from .server_entry import Entry
+from .worker_entry import Worker
 
 logger = logging.getLogger("poolctl.supervisor")
 

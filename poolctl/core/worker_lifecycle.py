@@ -18,9 +18,10 @@ from .decide import Next, judge
 from .decision_input import LEAVING, Desired, Phase
 from .health_checks import HealthChecks
 from .server_changes import Recorder, Workqueue
-from .server_entry import Entry, Worker
+from .server_entry import Entry
 from .server_files import certificate_ends, digests, report_expired
 from .servers import Servers
+from .worker_entry import Worker
 
 _MORE_FILES = "raise the limit of open files where the pool is started: ulimit -n"
 _FIXES = {

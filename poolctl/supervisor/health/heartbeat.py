@@ -13,7 +13,8 @@ from typing import Any
 
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Phase
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker_entry import Worker
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Heartbeats
 from poolctl.units import format_duration

@@ -15,7 +15,8 @@ from poolctl.clock import Clock
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Phase
 from poolctl.core.server_changes import caused_by
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker_entry import Worker
 from poolctl.frozen_value import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.recovery_policy import Situation, Step, decide, within

@@ -13,7 +13,7 @@ from poolctl.control.answers import About
 from poolctl.core.availability import KO, OK, UNKNOWN, WARN, Availability
 from poolctl.core.core import Core
 from poolctl.core.decision_input import LEAVING
-from poolctl.core.server_entry import Worker
+from poolctl.core.worker_entry import Worker
 from poolctl.monitor.exposition import Family, render
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.selection.selector import Selector

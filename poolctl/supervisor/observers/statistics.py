@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from poolctl.control import answers
 from poolctl.control.answers import Measured, MonitorResult, Stats, StatsHistory, StatsResult, WorkerStats
 from poolctl.core.core import Core
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker_entry import Worker
 from poolctl.platform import cpu_seconds, memory_bytes
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts

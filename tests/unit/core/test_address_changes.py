@@ -6,8 +6,8 @@ import asyncio
 
 from poolctl import ServerConfig
 from poolctl.core.decision_input import Phase
-from poolctl.core.server_entry import Worker
 from poolctl.core.servers import restore
+from poolctl.core.worker_entry import Worker
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from poolctl.core.decision_input import Overrides, Phase
-from poolctl.core.server_entry import Worker
 from poolctl.core.servers import restore
+from poolctl.core.worker_entry import Worker
 from tests.unit.pool.scripted_runner import FAILS
 from tests.unit.supervisor.desk import Desk, run, turns, web
 

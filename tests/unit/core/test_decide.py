@@ -9,7 +9,8 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.core.decide import Check, Close, Drain, Open, Spawn, Stop, decide
 from poolctl.core.decision_input import Desired, Listener, Phase, View, WorkerView
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker_entry import Worker
 from poolctl.states import State
 
 

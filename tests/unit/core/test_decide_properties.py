@@ -36,7 +36,8 @@ from poolctl.core.decision_input import (
     View,
     WorkerView,
 )
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker_entry import Worker
 from poolctl.states import State
 from poolctl.time_windows import Period
 

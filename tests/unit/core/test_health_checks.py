@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from poolctl import ServerConfig
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker_entry import Worker
 from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.supervisor.desk import Desk, run, turns, web

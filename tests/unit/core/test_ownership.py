@@ -8,7 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import poolctl
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker_entry import Worker
 
 PACKAGE = Path(poolctl.__file__).parent
 OWNED = {each.name for kind in (Entry, Worker) for each in fields(kind)} - {"config"}

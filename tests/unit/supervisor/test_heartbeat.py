@@ -7,7 +7,8 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.core.decision_input import Phase
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker_entry import Worker
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.supervisor.health.heartbeat import Heartbeat
 from tests.unit.supervisor.desk import Desk, Fixed, run, turns, web

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker_entry import Worker
 from poolctl.runners.runner_protocol import Exit
 from poolctl.supervisor.health.recovery import HEARTBEAT, LIVENESS, MEMORY, WorkerRecovery
 from tests.unit.pool.scripted_runner import FAILS, NEVER
