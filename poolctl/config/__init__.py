@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from poolctl.config.model.routes import *
     from poolctl.config.model.secrets import *
     from poolctl.config.model.server_sections import *
+    from poolctl.config.model.table_addresses import *
 
 # fmt: off
 __all__ = [
@@ -65,7 +66,8 @@ _MODULES = {
     "model.routes": "routes_of",
     "model.secrets": "MASK masked masked_text values_of",
     "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Section Table TLSConfig",
-    "model.pool_tables": "TABLE_NAMES Dashboard EventsTable Notify Tables named_addresses pool_variables",
+    "model.pool_tables": "TABLE_NAMES Dashboard EventsTable Notify Tables pool_variables",
+    "model.table_addresses": "named_addresses",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

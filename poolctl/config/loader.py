@@ -15,9 +15,10 @@ from poolctl.config.files.assemble import Assembly, Origins, ServerTable, locate
 from poolctl.config.files.document import read_documents
 from poolctl.config.model.conflicts import conflicts, dependency_findings
 from poolctl.config.model.normalise import derive, interpolate, merged, normalise
-from poolctl.config.model.pool_tables import TABLE_NAMES, PoolSettings, Tables, made, overlapping
+from poolctl.config.model.pool_tables import TABLE_NAMES, PoolSettings, Tables, made
 from poolctl.config.model.problems import Finding, Problem, Tree
 from poolctl.config.model.server_sections import Section, refuse
+from poolctl.config.model.table_addresses import overlapping
 from poolctl.config.model.validation_errors import reset_suggestions, validated
 from poolctl.errors import PoolValidateError
 
