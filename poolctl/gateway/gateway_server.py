@@ -62,6 +62,7 @@ class GatewayServer(SupervisedProcess):
             "withdraw": self._withdraw,
             "host": self._host,
             "loads": self._loads,
+            "reopen": self._reopen,
             "report": self._report,
             "figures": self._figures,
             "drain": self._drain,
@@ -325,6 +326,14 @@ class GatewayServer(SupervisedProcess):
             self.link.send({"t": "wake", "server": server})
 
     # Reports, and the end.
+
+    def _reopen(self, message: wire.Message, fds: list[int]) -> None:
+        """Reopen the access log, which another program has moved away."""
+        reply = {"t": "reopened", "id": message["id"]}
+        if self.edge.access_log is None:
+            self.link.send(reply)
+        else:
+            self.edge.access_log.reopen().add_done_callback(lambda done: self.link.send(reply))
 
     def _event(self, kind: str, data: Table) -> None:
         self.link.send({"t": "event", "kind": kind, "data": data})

@@ -64,6 +64,10 @@ class GatewayAccessLog:
         if self._timer is None and not self._writing:
             self._timer = self._loop.call_later(_GATHER_SECONDS, self._write)
 
+    def reopen(self) -> asyncio.Future[None]:
+        """Close the file, so that the next lines open its path again; done when nothing is written to this one."""
+        return self._loop.run_in_executor(self._writer, self._file.reopen)
+
     def close(self) -> None:
         """Write what waits; the process does not end before that is done."""
         if self._timer is not None:

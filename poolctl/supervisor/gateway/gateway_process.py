@@ -135,6 +135,11 @@ class GatewayProcess(SidecarProcess):
             reply, _ = await self.link.call({"t": "figures"})
         return reply
 
+    async def reopen_log(self) -> None:
+        """Return when nothing is written to an access log that was moved away. Raises LinkLost or TimeoutError."""
+        async with asyncio.timeout(_REPORT_SECONDS):
+            await self.link.call({"t": "reopen"})
+
     async def order_hosts(self, order: Table) -> Table:
         """Disable, enable or drain hosts; its answer. Raises LinkLost or TimeoutError."""
         async with asyncio.timeout(_REPORT_SECONDS):

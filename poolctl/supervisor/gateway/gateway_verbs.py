@@ -46,6 +46,7 @@ class GatewayVerbs:
         verbs.add("hosts", self.hosts)
         verbs.add("host", self.host)
         self._show = verbs.add("show", self.show)
+        verbs.extend("reopen", self.reopen)
         verbs.before_end(self._gateway.finish)
 
     async def routes(self, call: Call) -> Result:
@@ -90,6 +91,17 @@ class GatewayVerbs:
         routes = self._gateway.routes.routes
         found = await in_daemon_thread(lambda: routes_to_servers([*routes.http, *routes.streams]))
         return result.but(items=tuple(each.but(routes=found.get(each.name, ())) for each in result.items))
+
+    async def reopen(self, call: Call, result: Result) -> Result:
+        """Reopen the gateway's access log too."""
+        if (process := self._gateway.gateway) is None:
+            return result
+        try:
+            await process.reopen_log()
+        except (LinkLost, TimeoutError):
+            late = "[gateway]: its process does not answer: its access log may not be reopened yet"
+            return result.but(warnings=(*result.warnings, late))
+        return result
 
     async def hosts(self, call: Call) -> HostsResult:
         """Every host with its state."""

@@ -129,6 +129,25 @@ def test_request_is_proxied_to_a_server_without_a_pair_and_refused_without_a_rou
     run(work())
 
 
+def test_access_log_is_written_to_a_new_file_once_it_was_reopened(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            log, moved = tmp_path / "access.log", tmp_path / "access.log.1"
+            await stage.process.reopen_log()  # without one there is nothing to wait for
+            stage.process.configure(stage.settings.but(access_log=str(log)))
+            await stage.get()
+            while not log.exists():
+                await asyncio.sleep(0.01)
+            log.rename(moved)
+            await stage.process.reopen_log()
+            await stage.get()
+            while not log.exists():
+                await asyncio.sleep(0.01)
+            assert moved.read_text().count("\n") == 1
+
+    run(work())
+
+
 def test_connection_goes_into_the_pair_of_a_server_until_that_is_withdrawn(tmp_path: Path) -> None:
     async def work() -> None:
         async with gateway(tmp_path) as stage:
