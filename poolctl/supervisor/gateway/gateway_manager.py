@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import socket
 from collections.abc import Collection
 
@@ -18,11 +16,9 @@ from poolctl.config import INSTALL_GATEWAY, Tables, libraries_problem
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.errors import ServerError
-from poolctl.frozen_value import Table
 from poolctl.gateway.settings import ListenerSettings
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
-from poolctl.platform import read_file, sealed_file
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.runners.routing_protocol import PublishedRoutes as RoutesForWorkers
@@ -34,8 +30,9 @@ from .computed_routes import ComputedRoutes
 from .gateway_listeners import GatewayListeners
 from .gateway_plan import GatewayPlan, plan_of
 from .gateway_process import GatewayProcess
+from .gateway_reports import GatewayReports
 from .orphaned_gateway import OrphanSearch
-from .server_facts import connections_of, facts_of
+from .server_facts import facts_of
 
 _SERVES_SECONDS = 10.0
 # A command waits so long for its changes to be in force: more than a gateway takes to start on a busy machine.
@@ -56,11 +53,11 @@ class GatewayManager(SidecarManager):
         self.tables = Tables()
         self._environment = environment
         self._core = core
+        self.reports = GatewayReports(environment.keeper, core, events)
         self._listeners = GatewayListeners(environment.keeper)
         self._routes = ComputedRoutes(self._published)
         self._pairs: dict[str, socket.socket] = {}  # the give ends of routed servers, which the runner owns
         self._own: tuple[socket.socket, socket.socket] | None = None  # give and take
-        self._hosts: Table = {}
         self._revision = -1
         self._current: GatewayPlan | None = None
         self._served: tuple[str, ...] = ()  # the addresses that the last event names
@@ -243,7 +240,7 @@ class GatewayManager(SidecarManager):
         if problem := await in_daemon_thread(libraries_problem):
             raise ServerError(f"{problem}; {INSTALL_GATEWAY}")
         process = await GatewayProcess.spawn(self._keeper, self._environment.directory, __version__)
-        process.on_report = self._reported
+        self.reports.follow(process)
         self._sync(process)
         process.begin()
         await process.ready(self._environment.directory)
@@ -270,7 +267,7 @@ class GatewayManager(SidecarManager):
             return
         process.configure(plan.settings)
         process.take_back(*self._own)
-        process.restore_hosts(self._hosts)
+        process.restore_hosts(self.reports.hosts)
         for server in self._routes.routes.servers:
             if (entry := self._core.entries.get(server)) is not None:
                 process.serve(facts_of(self._core, entry), self._pairs.get(server))
@@ -292,14 +289,11 @@ class GatewayManager(SidecarManager):
         await self._listeners.adopt()
         if self._own is None:
             await self._adopt_pair()
-        _, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_HOSTS})
-        for fd in fds:
-            self._hosts = json.loads(read_file(fd))
-            os.close(fd)
+        await self.reports.adopt()
         reply, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
         if fds:
             process = GatewayProcess(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"]))
-            process.on_report = self._reported
+            self.reports.follow(process)
             plan = await self._plan()
             self._current = plan and plan.keeping(self._listeners.settings)
             self._served = tuple(self._current.listeners) if self._current else ()
@@ -341,24 +335,6 @@ class GatewayManager(SidecarManager):
         self._own = give, take
         self._keeper.send({"op": "put", "name": fd_store.GATEWAY_PAIR}, [give, take])
 
-    def _reported(self, message: wire.Message) -> None:
-        """The process reports an event or the states of its hosts, or asks for connections of servers or for a wake."""
-        if message["t"] == "hosts":
-            self._hosts = message["states"]
-            fd = sealed_file("poolctl-hosts", json.dumps(self._hosts).encode())
-            try:
-                self._keeper.send({"op": "put", "name": fd_store.GATEWAY_HOSTS}, [fd])
-            finally:
-                os.close(fd)
-        elif message["t"] == "loads":
-            if self.gateway is not None:
-                self.gateway.inform({name: self.connections(name) for name in message["servers"]})
-        elif message["t"] == "wake":
-            if (entry := self._core.entries.get(message["server"])) is not None:
-                self._core.wake(entry)
-        else:
-            self._events.record("pool", str(message["kind"]), **_about_host(message["data"]))
-
     async def aclose(self) -> None:
         """See SidecarManager."""
         if self._renewal is not None:
@@ -376,11 +352,6 @@ class GatewayManager(SidecarManager):
                 await process.finish(self._current.settings.drain_seconds)
                 self._keeper.send({"op": "drop", "name": self.entry})  # which closes the link
 
-    def connections(self, server: str) -> int:
-        """How many connections the workers of the server have, by their own count."""
-        entry = self._core.entries.get(server)
-        return 0 if entry is None else connections_of(self._core, entry)
-
     async def _off(self) -> None:
         self._end_process()
         self._current, self._served = None, ()
@@ -393,8 +364,3 @@ class GatewayManager(SidecarManager):
                 end.close()
             self._own = None
             self._keeper.send({"op": "drop", "name": fd_store.GATEWAY_PAIR})
-
-
-def _about_host(data: Table) -> Table:
-    """An event of a host says in words which one it is, and why."""
-    return {"message": data["host"], "cause": data.get("why", ""), **data} if "host" in data else data

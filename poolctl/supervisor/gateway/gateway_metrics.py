@@ -57,7 +57,7 @@ async def gateway_metrics(manager: GatewayManager, core: Core, passed: Mapping[i
         manager.restarts,
         manager.routes.generation,
         manager.routes.routes,
-        {host: manager.connections(host) for host in hosts if host in core.entries},
+        {host: manager.reports.connections(host) for host in hosts if host in core.entries},
         passed,
     )
     return await asyncio.to_thread(families, snapshot)

@@ -114,7 +114,7 @@ class GatewayVerbs:
         """Of a server, with the connections of its workers, to which most of its clients were passed."""
         found = HostReport.from_json(row)
         known = found.host in self._core.entries
-        return found.but(connections=self._gateway.connections(found.host)) if known else found
+        return found.but(connections=self._gateway.reports.connections(found.host)) if known else found
 
     async def host(self, call: Call) -> HostsResult:
         """Disable, enable or drain hosts; nothing is changed if one of them is unknown. Raises SelectorError."""
