@@ -21,12 +21,12 @@ FILE = """
 bind = {{ bind = "127.0.0.1:{port}", tls = {{ cert = "localhost.pem", key = "localhost.key" }} }}
 [[server]]
 name = "web"
-bind = "127.0.0.1:auto"
+bind = "127.0.0.1:{web}"
 app = "tests.load.apps:app"
 app_dir = "{root}"
 [[server]]
 name = "api"
-bind = "127.0.0.1:auto"
+bind = "127.0.0.1:{api}"
 app = "tests.load.apps:app"
 app_dir = "{root}"
 [[route]]
@@ -61,9 +61,11 @@ EVENTS = """() => new Promise((resolve, reject) => {
 def test_browser_speaks_http2_opens_a_websocket_and_receives_events(
     browser: Browser, real_pool: RealPool
 ) -> None:
-    port = claim_port()
+    port = claim_port(3)
     certificate(real_pool.directory)
-    real_pool.write("pool.toml", FILE.format(port=port, root=Path(__file__).parents[2]))
+    real_pool.write(
+        "pool.toml", FILE.format(port=port, web=port + 1, api=port + 2, root=Path(__file__).parents[2])
+    )
     real_pool.ok("start")
     context = browser.new_context(ignore_https_errors=True)
     context.set_default_timeout(30_000)  # a busy machine

@@ -51,7 +51,7 @@ app = "flooded:app"
 env = {{ PYTHONPATH = "{root}" }}
 [[server]]
 name = "web"
-bind = "127.0.0.1:auto"
+bind = "127.0.0.1:{own}"
 [[route]]
 to = "web"
 [[route]]
@@ -93,7 +93,7 @@ class Flooded:
         certificate(gateway.pool.directory)
         gateway.pool.write("flooded.py", APP)
         root = Path(__file__).parents[3]
-        text = FILE.format(plain=self.ports["http"], tls=self.ports["https"], root=root)
+        text = FILE.format(plain=self.ports["http"], tls=self.ports["https"], own=claim_port(), root=root)
         gateway.pool.write("pool.toml", text)
         gateway.pool.ok("start")
         self.pid = gateway.until(gateway.process)

@@ -64,7 +64,7 @@ app = "attacked:app"
 http = {{ implementation = "{parser}" }}
 [[server]]
 name = "admin"
-bind = "127.0.0.1:auto"
+bind = "127.0.0.1:{other}"
 app = "attacked:app"
 http = {{ implementation = "{parser}" }}
 """
@@ -120,7 +120,9 @@ def start(gateway: GatewayPool, parser: str) -> int:
     """The port of a worker, once the gateway serves."""
     own_port = claim_port()
     gateway.pool.write("attacked.py", APP)
-    gateway.pool.write("pool.toml", FILE.format(port=gateway.port, own=own_port, parser=parser))
+    gateway.pool.write(
+        "pool.toml", FILE.format(port=gateway.port, own=own_port, other=claim_port(), parser=parser)
+    )
     gateway.pool.ok("start")
     gateway.until(lambda: accepts(gateway.port))
     return own_port

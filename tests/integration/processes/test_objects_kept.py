@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl.control.client import Client
+from tests.ports import claim_port
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.unmeasured
@@ -41,7 +42,7 @@ LEEWAY = 8
 
 @pytest.mark.slow
 def test_restarts_reloads_and_live_changes_leave_no_objects(pool: RealPool, until: Any) -> None:
-    counts = pool.directory / "counts"
+    counts, port = pool.directory / "counts", claim_port()
     hook = pool.write("hook/sitecustomize.py", f"COUNTS = {str(counts)!r}\n{HOOK}")
     pool.env["PYTHONPATH"] = str(hook.parent)
     pool.write_hello("web", "other", extra='recovery = { heartbeat = "500ms" }')
@@ -55,7 +56,7 @@ def test_restarts_reloads_and_live_changes_leave_no_objects(pool: RealPool, unti
     def all_commands(times: int) -> None:
         for number in range(times):
             file.write_text(f'{text}env = {{ TURN = "{number}" }}\n')
-            server = {"name": "x", "bind": "127.0.0.1:0", "app": "hello:app"}
+            server = {"name": "x", "bind": f"127.0.0.1:{port}", "app": "hello:app"}
             for verb, selected, options in (
                 ("restart", "web", {}),
                 ("reload", "", {}),
