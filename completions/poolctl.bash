@@ -139,7 +139,7 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --user --listen -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_words 'systemd'
+                _poolctl_words 'systemd haproxy'
             fi
             ;;
         filter)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from poolctl.config.model import *
     from poolctl.config.model.conflicts import *
     from poolctl.config.model.gateway_tables import *
+    from poolctl.config.model.haproxy_checks import *
     from poolctl.config.model.json_schema import *
     from poolctl.config.model.normalise import *
     from poolctl.config.model.pool_tables import *
@@ -34,12 +35,12 @@ if TYPE_CHECKING:
 # fmt: off
 __all__ = [
     "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
-    "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "Backoff", "ConfigNotFound",
-    "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
-    "GatewayConfig", "GatewayListener", "Health", "Notify", "Patience", "Place", "Probe", "Problem", "Recovery",
-    "Restart", "RouteConfig", "Section", "ServerConfig", "StreamConfig", "Surroundings", "TLSConfig", "Table",
-    "Tables", "candidate_files", "certificate_names", "certificate_validity", "changed_by", "conflicts",
-    "default_interpreter", "dependency_findings", "enter_as", "escaped", "find_config", "ids_of", "interpreter",
+    "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "Backoff", "ConfigNotFound", "Configuration",
+    "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding", "GatewayConfig",
+    "GatewayListener", "Health", "Notify", "Patience", "Place", "Probe", "Problem", "Recovery", "Restart",
+    "RouteConfig", "Section", "ServerConfig", "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables",
+    "candidate_files", "certificate_names", "certificate_validity", "changed_by", "conflicts", "default_interpreter",
+    "dependency_findings", "enter_as", "escaped", "find_config", "haproxy_problems", "ids_of", "interpreter",
     "json_schema", "libraries_problem", "load", "longest_stop_seconds", "masked", "masked_text", "merged",
     "missing_file", "missing_program", "named_addresses", "names_cover", "no_certificate", "open_files_needed",
     "pool_variables", "problem_of", "read_regular", "referenced_variables", "relocated", "routes_of", "shown",
@@ -62,6 +63,7 @@ _MODULES = {
     "model.normalise": "merged referenced_variables relocated",
     "model.problems": "Finding Place Problem problem_of shown",
     "model.gateway_tables": "GatewayConfig GatewayListener RouteConfig StreamConfig",
+    "model.haproxy_checks": "haproxy_problems",
     "model.json_schema": "json_schema",
     "model.routes": "routes_of",
     "model.secrets": "MASK masked masked_text values_of",

@@ -108,9 +108,15 @@ class Configuration(Sequence[ServerConfig]):
         if self.tables.gateway or any("route." in name for each in self._servers for name in each.labels):
             from poolctl.config.model.route_warnings import route_warnings
 
-            for owner, finding in route_warnings(self._servers, self.tables, complete=not self._problems):
-                problems.append(self._of_table(finding) if owner is None else self._located(owner, finding))
+            problems += self.located(route_warnings(self._servers, self.tables, complete=not self._problems))
         return [*problems, *self._outside_warnings]
+
+    def located(self, found: Iterable[tuple[ServerKeys | None, Finding]]) -> list[Problem]:
+        """Findings on servers, or on tables of the files, with their places."""
+        return [
+            self._of_table(finding) if owner is None else self._located(owner, finding)
+            for owner, finding in found
+        ]
 
     @property
     def pool_variables(self) -> frozenset[str]:

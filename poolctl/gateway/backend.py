@@ -50,6 +50,11 @@ def is_failure(outcome: RequestOutcome, status: int) -> bool:
     return outcome is FAILED or (outcome is ANSWERED and status in _FAILURES)
 
 
+def sticky_value(key: str) -> str:
+    """The value of sticky cookies for the backend with this key: it says nothing about it to those who see it."""
+    return blake2b(key.encode(), digest_size=8).hexdigest()
+
+
 class BackendVerdict(NamedTuple):
     """Whether a host gets requests now, and if not, why.
 
@@ -258,8 +263,7 @@ class Member:
         self.weight = weight
         self.breaker = breaker
         self.limiter = limiter
-        # Says nothing about the backend to those who see it.
-        self.cookie = blake2b(self.key.encode(), digest_size=8).hexdigest()
+        self.cookie = sticky_value(self.key)
 
     def __repr__(self) -> str:
         return f"<Member {self.key}, weight {self.weight}>"

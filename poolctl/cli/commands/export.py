@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command import DIRECTORIES, LIST, SETUP, Command, Option, flag
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from poolctl.cli.systemd_units import ServicePool
 
 
-SYSTEMS = ("systemd",)
+SYSTEMS = ("systemd", "haproxy")
 COMMAND = Command(
-    "Write unit files to run the pool under systemd.",
-    Option("system", metavar="SYSTEM", words=SYSTEMS, required=True, help="systemd, the only one so far."),
+    "Write the pool's files for systemd, or those of its routes for HAProxy.",
+    Option("system", metavar="SYSTEM", words=SYSTEMS, required=True, help="systemd or haproxy."),
     Option(
         "into",
         "-o",
@@ -39,13 +40,17 @@ COMMAND = Command(
         help="Address that systemd opens for fd:NAME.",
     ),
     section=SETUP,
-    examples=("poolctl export systemd -o /etc/systemd/system",),
+    examples=("poolctl export systemd -o /etc/systemd/system", "poolctl export haproxy"),
 )
 
 
 def perform(request: CommandRequest) -> Outcome:
     """The files for that system, printed, or written into a directory."""
     one_of("export", str(request.get("system")), SYSTEMS)
+    return _for_haproxy(request) if request.get("system") == "haproxy" else _for_systemd(request)
+
+
+def _for_systemd(request: CommandRequest) -> Outcome:
     from poolctl.cli import systemd_units as systemd
 
     pool = _pool(request, find_pool(request))
@@ -54,13 +59,38 @@ def perform(request: CommandRequest) -> Outcome:
         texts = systemd.units(pool, of_user=of_user)
     except ValueError as wrong:
         raise Failure(Outcome.failed(FAILED, str(wrong))) from None
-    directory = request.get("into")
-    outcome = _written(directory, texts, of_user=of_user) if directory else Outcome(text=_shown(texts))
+    systemctl = "systemctl --user" if of_user else "systemctl"
+    to_enable = " ".join(texts)
+    commands = f"{systemctl} daemon-reload && {systemctl} enable --now {to_enable}"
+    outcome = _outcome(request, texts, systemd.MADE_BY, commands)
     if missing := systemd.missing_variables(pool):
         file = texts[next(iter(texts))].partition("EnvironmentFile=-")[2].partition("\n")[0]
         outcome.warnings.append(
             f"the service lacks these variables: {', '.join(missing)}; put them into {file}"
         )
+    return outcome
+
+
+def _for_haproxy(request: CommandRequest) -> Outcome:
+    from poolctl.cli import haproxy_files as haproxy
+    from poolctl.config import haproxy_problems
+
+    for key, option in (("for_user", "--user"), ("listen", "--listen")):
+        if request.get(key):
+            raise UsageError(f"{option} is for systemd", hint=f"poolctl export haproxy, without {option}")
+    config = load(find_pool(request), allow_empty=True)
+    try:
+        found = haproxy.haproxy_files(list(config), config.tables)
+    except ValueError as wrong:
+        raise Failure(Outcome.failed(FAILED, str(wrong))) from None
+    check = f"haproxy -c -f {os.path.join(request.get('into') or '', haproxy.FILE_NAME)}"
+    outcome = _outcome(request, found.texts, haproxy.MADE_BY, " && ".join([*found.bundles, check]))
+    outcome.warnings += [str(each) for each in config.located(haproxy_problems(config, config.tables))]
+    if found.bundles and not request.get("into"):
+        outcome.warnings.append(f"the certificates need files of their own: {'; '.join(found.bundles)}")
+    for name in found.unaddressed:
+        message = f"{name} has no address that HAProxy can know: its port is chosen when it starts"
+        outcome.warnings.append(f"{message}; give it a port")
     return outcome
 
 
@@ -96,16 +126,18 @@ def _user() -> str:
         return str(os.geteuid())
 
 
-def _shown(texts: dict[str, str]) -> str:
-    return "\n".join(f"# {name}\n{text}" for name, text in texts.items())
+def _outcome(request: CommandRequest, texts: Mapping[str, str], made_by: str, commands: str) -> Outcome:
+    """The files printed, or written; these commands come next."""
+    directory = request.get("into")
+    if not directory:
+        return Outcome(text="\n".join(f"# {name}\n{text}" for name, text in texts.items()))
+    return _written(str(directory), texts, made_by, commands)
 
 
-def _written(directory: str, texts: dict[str, str], *, of_user: bool) -> Outcome:
-    from poolctl.cli.systemd_units import MADE_BY
-
+def _written(directory: str, texts: Mapping[str, str], made_by: str, commands: str) -> Outcome:
     paths = {os.path.normpath(os.path.join(directory, name)): text for name, text in texts.items()}
     try:
-        foreign = [path for path in paths if os.path.lexists(path) and not _holds(path, MADE_BY)]
+        foreign = [path for path in paths if os.path.lexists(path) and not _holds(path, made_by)]
         if foreign:
             hint = "remove it, or write into another directory"
             raise Failure(Outcome.failed(CONFLICT, f"{foreign[0]} was not made by poolctl export", hint))
@@ -115,12 +147,7 @@ def _written(directory: str, texts: dict[str, str], *, of_user: bool) -> Outcome
                 file.write(text)
     except OSError as error:
         raise Failure(Outcome.failed(FAILED, f"cannot write {error.filename}: {error.strerror}")) from None
-    systemctl = "systemctl --user" if of_user else "systemctl"
-    to_enable = " ".join(texts)
-    message = (
-        f"wrote {', '.join(paths)}; next: {systemctl} daemon-reload && {systemctl} enable --now {to_enable}"
-    )
-    return Outcome(message=message)
+    return Outcome(message=f"wrote {', '.join(paths)}; next: {commands}")
 
 
 def _holds(path: str, words: str) -> bool:

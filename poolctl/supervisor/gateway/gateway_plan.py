@@ -81,11 +81,15 @@ def plan_of(
         listeners[made.key] = made
         routes[made.key] = stream
     return GatewayPlan(
-        _settings(gateway, directory, state_directory), listeners, routes, tuple(_certificates(gateway, env))
+        settings_of(gateway, directory, state_directory),
+        listeners,
+        routes,
+        tuple(_certificates(gateway, env)),
     )
 
 
-def _settings(gateway: GatewayConfig, directory: str, state_directory: str) -> GatewaySettings:
+def settings_of(gateway: GatewayConfig, directory: str = "", state_directory: str = "") -> GatewaySettings:
+    """What [gateway] says for all routes."""
     return GatewaySettings(
         directory=directory,
         header_for_host=gateway.header_for_host,

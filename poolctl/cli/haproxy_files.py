@@ -1,0 +1,93 @@
+"""Files for HAProxy that serve the routes of a pool, in the place of its own gateway."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from poolctl.address import parse
+from poolctl.config import GatewayListener, ServerConfig, Tables, TLSConfig, routes_of
+from poolctl.gateway.endpoint import Endpoint
+from poolctl.gateway.haproxy.haproxy_configuration import configuration_of
+from poolctl.gateway.haproxy.haproxy_parts import HaproxyCertificate, HaproxyListener
+from poolctl.routing.route import Route, StreamRoute
+from poolctl.supervisor.gateway.gateway_plan import settings_of
+
+MADE_BY = "Made by `poolctl export haproxy`."
+FILE_NAME = "haproxy.cfg"
+
+
+class HaproxyFiles(NamedTuple):
+    """The texts by the names of their files, the commands that make the other files, and servers without an address."""
+
+    texts: Mapping[str, str]
+    bundles: Sequence[str]
+    unaddressed: Sequence[str]
+
+
+def haproxy_files(servers: Sequence[ServerConfig], tables: Tables) -> HaproxyFiles:
+    """The files for these routes. Raises ValueError for a pool without any, and for what cannot be written."""
+    gateway, routes = tables.gateway, routes_of(servers, tables)
+    if gateway is None:
+        raise ValueError("the pool has no gateway: add [gateway] or a [[route]] to its file")
+    streams = [each for each in routes if isinstance(each, StreamRoute) and each.protocol == "tcp"]
+    listeners, bundles = [], []
+    for number, each in enumerate(gateway.bind, 1):
+        listener, commands = _listener(each, f"listener-{number}")
+        listeners.append(listener)
+        bundles += commands
+    listeners += [HaproxyListener((_bind(each.bind),), alias=each.alias) for each in streams]
+    addresses = {each.name: each.address for each in servers if not each.job}
+    configuration = configuration_of(
+        settings_of(gateway),
+        listeners,
+        [each for each in routes if isinstance(each, Route)],
+        streams,
+        {
+            name: Endpoint.of_server(address.key, _speaks_tls(name, servers))
+            for name, address in addresses.items()
+        },
+    )
+    used = {server.key for backend in configuration.backends for server in backend.servers}
+    return HaproxyFiles(
+        {
+            FILE_NAME: f"# {MADE_BY}\n{configuration.text()}",
+            **{name: f"# {MADE_BY}\n{text}" for name, text in configuration.files.items()},
+        },
+        bundles,
+        [
+            name
+            for name, address in addresses.items()
+            if name in used and (address.auto or address.kind == "fd")
+        ],
+    )
+
+
+def _speaks_tls(name: str, servers: Sequence[ServerConfig]) -> bool:
+    return any(each.tls for each in servers if each.name == name)
+
+
+def _listener(listener: GatewayListener, name: str) -> tuple[HaproxyListener, list[str]]:
+    """The listener, and the commands that make the files of its certificates."""
+    commands, certificates = [], []
+    tables: tuple[TLSConfig, ...] = () if isinstance(listener.tls, bool) else listener.tls
+    for number, tls in enumerate(tables, 1):
+        file = tls.cert
+        if tls.key is not None and tls.key != tls.cert:
+            file = f"{name}-{number}.pem"
+            commands.append(f"cat {shlex.quote(tls.cert)} {shlex.quote(tls.key)} > {file}")
+        certificates.append(
+            HaproxyCertificate(file, tls.ca or "", tls.client_auth, tls.min_version, tls.ciphers or "")
+        )
+    bind = _bind(listener.bind)
+    return HaproxyListener((bind,), crt_list=f"{name}.crt-list", certificates=tuple(certificates)), commands
+
+
+def _bind(text: str) -> str:
+    address = parse(text)
+    if address.kind == "unix":
+        return f"unix@{address.path}"
+    if address.kind != "tcp" or address.port is None:
+        raise ValueError(f"HAProxy cannot listen on {text}: write an address with a port")
+    return f"{'ipv6@' if address.is_ipv6 else ''}{address.host}:{address.port}"

@@ -1,0 +1,1 @@
+"""HAProxy as the program that serves the gateway's clients, with the same routes."""

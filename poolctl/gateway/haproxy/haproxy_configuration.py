@@ -1,0 +1,173 @@
+"""A configuration for HAProxy that serves the same routes: from values to text, without a look at anything else.
+
+Routes are considered in the order of `routing.match`; the first one that takes a request has it. Needs HAProxy 2.6.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from ...routing.match import DEFAULT, DOMAIN, EXACT, LABEL, host_pattern, in_order, normal_prefix
+from ...routing.route import Route, StreamRoute, Timeouts
+from ..endpoint import Endpoint
+from ..settings import GatewaySettings
+from .haproxy_backends import backend_of, stream_of
+from .haproxy_parts import (
+    UNAVAILABLE,
+    HaproxyConfiguration,
+    HaproxyListener,
+    Names,
+    duration,
+    longest,
+    quoted,
+)  # fmt: skip
+
+# Fields by which applications believe what a proxy reports.
+_REPORTS = "^(forwarded|proxy|x[-_](forwarded|poolctl)[-_].*|x[-_]real[-_]ip)$"
+# Paths that backends read in two ways, and what no path may hold.
+_AMBIGUOUS = r"//|;|%2f|%5c"
+_FORBIDDEN = r"%0[0-9a-f]|%1[0-9a-f]|%7f|[\\]"
+_NETWORKS_A_LINE = 20
+_NORMALIZATIONS = (
+    "percent-to-uppercase strict", "percent-decode-unreserved strict", "path-strip-dot", "path-strip-dotdot full",
+)  # fmt: skip
+_IP_ADDRESS = r"(^\[|(^|\.)[0-9]+$)"
+NO_ROUTE = "no-route"
+
+
+def configuration_of(
+    settings: GatewaySettings,
+    listeners: Sequence[HaproxyListener],
+    routes: Iterable[Route],
+    streams: Iterable[StreamRoute],
+    endpoints: Mapping[str, Endpoint],
+    runtime_socket: str = "",
+) -> HaproxyConfiguration:
+    """The configuration for these routes. `endpoints` are those of the pool's servers, by name."""
+    ordered, names = in_order(routes), Names()
+    backends = [(route, backend_of(route, names, endpoints)) for route in ordered]
+    lines = [*_global(settings, runtime_socket), *_defaults(settings, ordered)]
+    fronts = [each for each in listeners if not each.alias]
+    if fronts:
+        lines += ["", "frontend gateway", *(line for each in fronts for line in each.lines())]
+        lines += _decisions(settings, ordered)
+        lines += [f"    use_backend {section.name}{_condition(route)}" for route, section in backends]
+        lines += [
+            f"    default_backend {NO_ROUTE}",
+            "",
+            f"backend {NO_ROUTE}",
+            "    http-request return status 404 content-type text/plain string 'Not Found'",
+        ]
+    sections = [section for _, section in backends]
+    binds = {each.alias: each for each in listeners if each.alias}
+    sections += [
+        stream_of(stream, binds[stream.alias], names, endpoints)
+        for stream in streams
+        if stream.alias in binds
+    ]
+    files = {
+        each.crt_list: "".join(f"{certificate.line}\n" for certificate in each.certificates)
+        for each in listeners
+        if each.certificates
+    }
+    return HaproxyConfiguration(tuple(lines), tuple(sections), files)
+
+
+def _global(settings: GatewaySettings, runtime_socket: str) -> Iterator[str]:
+    yield "global"
+    yield "    # normalize-uri is experimental in all versions so far."
+    yield "    expose-experimental-directives"
+    yield "    default-path config"
+    if runtime_socket:
+        yield f"    stats socket {quoted(f'unix@{runtime_socket}')} mode 600 level admin"
+    if settings.max_connections:
+        yield f"    maxconn {settings.max_connections}"
+    yield f"    hard-stop-after {duration(settings.drain_seconds)}"
+    yield "    ssl-default-bind-options ssl-min-ver TLSv1.2"
+    # The space that HAProxy reserves for what it adds counts, too.
+    yield f"    tune.bufsize {max(16_384, settings.max_head_bytes) + 1024}"
+    yield "    tune.maxrewrite 1024"
+
+
+def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[str]:
+    yield from ("", "defaults", "    mode http", "    option redispatch 1", "    retries 3")
+    yield f"    timeout http-request {duration(settings.head_seconds)}"
+    if settings.keep_alive_seconds:
+        yield f"    timeout http-keep-alive {duration(settings.keep_alive_seconds)}"
+    else:
+        yield "    option httpclose"
+    yield f"    timeout client {longest([each.timeouts.idle for each in routes] or [Timeouts().idle])}"
+    yield f"    timeout connect {duration(Timeouts().connect)}"
+    yield f"    timeout server {duration(Timeouts().idle)}"
+    yield f"    http-error {UNAVAILABLE} hdr retry-after 5"
+
+
+def _decisions(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[str]:
+    """What is refused, and what the routes compare: the host, its first label, and the path."""
+    yield f"    http-request deny deny_status 400 if {{ path -m reg -i {quoted(_FORBIDDEN)} }}"
+    for step in _NORMALIZATIONS:
+        yield f"    http-request normalize-uri {step}"
+    if any(each.path != "/" for each in routes):
+        yield f"    http-request deny deny_status 404 if {{ path -m reg -i {quoted(_AMBIGUOUS)} }}"
+    field = settings.header_for_host.lower()
+    no_dot = quoted(r"regsub(\.$,)")
+    yield f"    http-request set-var(txn.host) req.fhdr({field}),host_only,lower,{no_dot}"
+    yield f"    http-request set-var(txn.name) var(txn.host) unless {{ var(txn.host) -m reg {quoted(_IP_ADDRESS)} }}"
+    yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
+    yield "    http-request set-var(txn.path) path,concat(/)"
+    yield from _reports(settings.trusted_proxies)
+
+
+def _reports(trusted: Sequence[str]) -> Iterator[str]:
+    """Replace what clients claim to report of others, and extend what trusted proxies report."""
+    for start in range(0, len(trusted), _NETWORKS_A_LINE):
+        networks = " ".join(trusted[start : start + _NETWORKS_A_LINE])
+        yield f"    http-request set-var(txn.trusted) bool(true) if {{ src {networks} }}"
+    unless = " unless { var(txn.trusted) -m bool }" if trusted else ""
+    yield f"    http-request del-header {quoted(_REPORTS)} -m reg{unless}"
+    yield "    http-request add-header X-Forwarded-For '%[src]' if { src -m found }"
+    values = (
+        ("X-Forwarded-Proto", "https", "{ ssl_fc }"),
+        ("X-Forwarded-Proto", "http", "!{ ssl_fc }"),
+        ("X-Forwarded-Host", "%[req.fhdr(host)]", "{ req.fhdr(host) -m found }"),
+    )
+    for name, value, condition in values:
+        there = f" !{{ req.fhdr({name.lower()}) -m found }}" if trusted else ""
+        yield f"    http-request set-header {name} '{value}' if {condition}{there}"
+    yield "    http-request set-var(txn.node) src"
+    yield """    http-request set-var-fmt(txn.node) '"[%[src]]"' if { src -m sub : }"""
+    yield "    http-request set-var(txn.node) str(unknown) unless { src -m found }"
+    yield "    http-request set-var(txn.scheme) str(http)"
+    yield "    http-request set-var(txn.scheme) str(https) if { ssl_fc }"
+    host = quoted('regsub("[^][A-Za-z0-9._:-]",,g)')
+    yield f"    http-request set-var(txn.said) req.fhdr(host),{host}"
+    forwarded = 'for=%[var(txn.node)];proto=%[var(txn.scheme)];host="%[var(txn.said)]"'
+    yield f"    http-request add-header Forwarded {quoted(forwarded)}"
+
+
+def _condition(route: Route) -> str:
+    """When the route takes a request that no route before it has taken."""
+    tests = []
+    pattern = host_pattern(route.host)
+    if pattern.tier == EXACT:
+        tests.append(_test("var(txn.host)", "str", pattern.text))
+    elif pattern.tier == LABEL:
+        tests.append(_test("var(txn.label)", "str", pattern.text))
+    elif pattern.tier == DOMAIN:
+        tests += [_test("var(txn.name)", "end", f".{pattern.text}"), "!" + _test("var(txn.name)", "beg", ".")]
+    elif pattern.tier != DEFAULT:
+        expression = ".+".join(map(re.escape, pattern.text.split("*")))
+        tests.append(_test("var(txn.host)", "reg", f"^{expression}$"))
+    if (prefix := normal_prefix(route.path)) != "/":
+        tests.append(_test("var(txn.path)", "beg", f"{prefix}/"))
+    if route.methods:
+        tests.append(_test("method", "str", *route.methods))
+    for header in route.headers:
+        fetch = f"req.fhdr({header.name})"
+        tests.append(_test(fetch, "str", header.value) if header.value else f"{{ {fetch} -m found }}")
+    return " if " + " ".join(tests) if tests else ""
+
+
+def _test(fetch: str, method: str, *values: str) -> str:
+    return f"{{ {fetch} -m {method} -- {' '.join(map(quoted, values))} }}"

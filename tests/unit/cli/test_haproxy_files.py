@@ -1,0 +1,105 @@
+"""`poolctl export haproxy`: files that HAProxy accepts, and warnings of what it cannot do."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tests.certificates import certificate
+from tests.programs import program
+
+from .conftest import Command
+
+FILES = """
+[gateway]
+bind = [":8080", { bind = "127.0.0.1:8443", tls = { cert = "a.pem", key = "a.key", min_version = "1.3" } }]
+access_log = true
+
+[[route]]
+host = "shop.example.com"
+path = "/api"
+to = ["tag:api", "http://10.0.0.7:9000"]
+max_body_size = "1M"
+limit = { concurrency = 3, queue = 4 }
+
+[[server]]
+name = "web"
+bind = "127.0.0.1:8081"
+app = "shop:web"
+tags = ["api"]
+labels = { "route.host" = "a.example.com", "route.mode" = "pass" }
+
+[[server]]
+name = "moving"
+bind = "127.0.0.1:auto"
+app = "shop:web"
+tags = ["api"]
+
+[[stream]]
+bind = ":5353"
+protocol = "udp"
+to = "10.0.0.5:53"
+
+[[stream]]
+alias = "postgres"
+bind = ":5432"
+to = "10.0.0.5:5432"
+"""
+PLAIN = '[[server]]\nname = "web"\nbind = "127.0.0.1:8081"\napp = "shop:web"\n'
+
+
+def test_written_files_are_accepted_once_the_named_commands_have_run(
+    poolctl: Command, directory: Path
+) -> None:
+    haproxy = program("haproxy")
+    cert, key = certificate(directory)
+    cert.rename(directory / "a.pem")
+    key.rename(directory / "a.key")
+    (directory / "pool.toml").write_text(FILES)
+    done = poolctl("export", "haproxy", "-o", "out")
+    assert done.code == 0
+    text = (directory / "out" / "haproxy.cfg").read_text()
+    assert "bind 0.0.0.0:8080\n" in text
+    assert "server web 127.0.0.1:8081\n" in text
+    assert "listen stream:postgres" in text
+    assert ":5353" not in text
+    bundle, check = done.out.partition("next: ")[2].strip().split(" && ")
+    subprocess.run(bundle, shell=True, check=True, cwd=directory / "out")
+    assert check == "haproxy -c -f out/haproxy.cfg"
+    checked = subprocess.run(
+        [haproxy, "-c", "-f", "out/haproxy.cfg"], capture_output=True, text=True, cwd=directory
+    )
+    assert checked.returncode == 0, checked.stderr
+    warnings = done.err
+    for part in (
+        "gateway.access_log: HAProxy does not write this log",
+        "route[0].max_body_size: HAProxy does not limit",
+        "route[0].limit.queue: HAProxy has queues for backends",
+        "server[0].labels.route.mode: mode",
+        "stream[0].protocol: HAProxy has no streams of UDP",
+        "moving has no address that HAProxy can know",
+    ):
+        assert part in warnings, part
+
+
+def test_printed_files_name_the_commands_for_the_others(poolctl: Command, directory: Path) -> None:
+    (directory / "pool.toml").write_text(FILES)
+    done = poolctl("export", "haproxy")
+    assert done.code == 0
+    assert "# haproxy.cfg\n# Made by" in done.out
+    assert "listener-2-1.pem [ssl-min-ver TLSv1.3]" in done.out
+    assert f"cat {directory}/a.pem {directory}/a.key > listener-2-1.pem" in done.err
+
+
+def test_pool_without_a_gateway_has_nothing_to_export(poolctl: Command, directory: Path) -> None:
+    (directory / "pool.toml").write_text(PLAIN)
+    done = poolctl("export", "haproxy")
+    assert done.code == 1
+    assert "the pool has no gateway" in done.err
+
+
+def test_options_of_systemd_are_refused(poolctl: Command, directory: Path) -> None:
+    (directory / "pool.toml").write_text(FILES)
+    done = poolctl("export", "haproxy", "--user")
+    assert done.code == 2
+    assert "--user is for systemd" in done.err
