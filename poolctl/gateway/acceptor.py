@@ -17,13 +17,14 @@ from ..keeper.connection_handover import MOST_HOPS, Routed
 from ..keeper.wire import WireError
 from ..platform import close_promptly
 from ..routing.decision import passed_host
+from ..routing.route import Route
 from ..routing.route_table import Match
 from .backend import SLEEPING
 from .backends import NoBackend
 from .descriptor_limit import is_exhausted
 from .edge import Edge
 from .proxy.serving import serve, serve_tls
-from .proxy.sleeping_answers import spares_server
+from .proxy.sleeping_answers import count_arrival, spares_server
 from .settings import ListenerSettings
 from .tls.client_hello import MOST_BYTES, ClientHello, NoClientHello, read_client_hello
 from .waiting_connections import WaitingConnection
@@ -231,6 +232,7 @@ class Arriving(WaitingConnection):
         backends = edge.backends.of(route)
         backend = backends.choose(self.client)
         if isinstance(backend, NoBackend):
+            self._count(route, head)
             if tls:
                 passing.refuse_tls(self.sock, route=route.alias)
             else:
@@ -243,6 +245,7 @@ class Arriving(WaitingConnection):
         )
         if spared or not passing.passes(server, tls=tls):
             return False
+        self._count(route, head)
         if backend.rank == SLEEPING:
             edge.wake(server)  # otherwise the connection would do it, which takes longer
         sent = passing.pass_on(server, self.sock, route.alias, edge.table.generation, hops, received, tls=tls)
@@ -252,6 +255,12 @@ class Arriving(WaitingConnection):
             backend.counts.began()
             backend.counts.disconnected()
         return True
+
+    def _count(self, route: Route, head: CanonicalHead | None) -> None:
+        """Have the operator informed of the connection, which the proxy does not serve."""
+        if (operator := self.edge.operator) is not None:
+            method, path = (b"", b"") if head is None else (head.method, head.path)
+            count_arrival(operator, route, method, path)
 
 
 class PlainConnection(Arriving):

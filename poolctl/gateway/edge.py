@@ -18,11 +18,12 @@ from .counts import Counts
 from .descriptor_limit import DescriptorLimit, is_exhausted
 from .endpoint import Endpoint
 from .hosts import HostManager
+from .operator import OperatorClient
 from .passing import Passing
 from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ConnectionPool
 from .proxy.gateway_access_log import GatewayAccessLog
-from .settings import GatewaySettings
+from .settings import GatewaySettings, OperatorSettings
 from .streams.stream_share import StreamShare
 from .tls.listener_certificates import ListenerCertificates
 
@@ -60,6 +61,7 @@ class Edge:
         self.descriptors = DescriptorLimit()
         self.stream_share = StreamShare(self.descriptors)
         self.evicted = 0  # idle connections that were closed for others
+        self.operator: OperatorClient | None = None  # is informed of requests, if one is configured
 
     def now(self) -> float:
         """The time of the loop, in seconds: that of deadlines and latencies."""
@@ -70,6 +72,21 @@ class Edge:
         self.settings = settings
         self.hosts.configure(settings.traffic_re_enable_seconds, settings.header_for_host)
         self._log_requests(settings.access_log)
+        self._inform(settings.operator)
+
+    def _inform(self, operator: OperatorSettings | None) -> None:
+        """Inform this operator of requests; None for none."""
+        if operator is None:
+            if self.operator is not None:
+                self.operator.close()
+            self.operator = None
+        elif self.operator is not None:
+            self.operator.configure(operator)
+        else:
+            self.operator = OperatorClient(operator, self.settings.directory, report=self._operator_event)
+
+    def _operator_event(self, kind: str, message: str, severity: str) -> None:
+        self.event(kind, message=message, severity=severity)
 
     def _log_requests(self, path: str) -> None:
         """Write an access log of proxied requests into this file; "" for none."""
@@ -130,6 +147,17 @@ class Edge:
             await asyncio.sleep(0)
         raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
 
+    def snapshot(self) -> Table:
+        """The counts so far, and what there is now."""
+        found: Table = {
+            "counts": self.counts.snapshot(),
+            "hosts": self.backends.snapshot(),
+            "connections": len(self.pool.clients),
+            "waiting": len(self.passing.waiting),
+            "evicted": self.evicted,
+        }
+        return found if self.operator is None else {**found, "operator": self.operator.snapshot()}
+
     def on_drain(self, callback: Callable[[], None]) -> None:
         """Call it when the gateway begins to drain; at once when it does so already."""
         if self.draining:
@@ -140,6 +168,8 @@ class Edge:
     def drain(self) -> None:
         """Begin to drain: what is idle ends, what is being answered ends afterwards."""
         self.draining = True
+        if self.operator is not None:
+            self.operator.stop_sending()
         callbacks: Iterable[Callable[[], None]] = self._on_drain
         self._on_drain = []
         for callback in callbacks:
@@ -150,6 +180,7 @@ class Edge:
         self.passing.close()
         self.pool.close()
         self._log_requests("")
+        self._inform(None)
         self.table.close()
 
 

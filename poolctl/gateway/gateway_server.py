@@ -343,13 +343,9 @@ class GatewayServer(SupervisedProcess):
         self._apply()
         edge = self.edge
         report = {
-            "counts": edge.counts.snapshot(),
-            "hosts": edge.backends.snapshot(),
+            **edge.snapshot(),
             "streams": {each.route.alias: each.snapshot() for each in self._streams},
             "queued": {name: count for name in self._pairs if (count := edge.passing.queued(name))},
-            "connections": len(edge.pool.clients),
-            "waiting": len(edge.passing.waiting),
-            "evicted": edge.evicted,
         }
         fd = sealed_file("poolctl-report", json.dumps(report).encode())
         try:

@@ -31,6 +31,28 @@ class ListenerSettings(Value):
         return self.protocol, self.alias
 
 
+class OperatorSettings(Value):
+    """Where an operator is informed of incoming requests, and how often at most.
+
+    `url` is http://HOST:PORT, https://HOST:PORT, either with a path, or unix:/PATH. With https the operator's
+    certificate is checked against the authorities in the file `ca`, or against the system's, and `cert` and `key` are
+    the files of the certificate that is presented to it.
+    """
+
+    url: str
+    endpoint: str = "/informer/incoming-request"
+    retry_seconds: float = 30.0
+    namespace: str = ""
+    token: str = ""
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    key_password: str = ""
+
+    def __repr__(self) -> str:
+        return f"<OperatorSettings {self.url}>"
+
+
 class GatewaySettings(Value):
     """The table [gateway] in force, with the listeners in the order of their descriptors.
 
@@ -49,6 +71,7 @@ class GatewaySettings(Value):
     max_head_bytes: int = 64 * 1024
     max_connections: int = 0
     access_log: str = ""
+    operator: OperatorSettings | None = None
 
     @property
     def idle_seconds(self) -> float:

@@ -18,7 +18,7 @@ from .gateway_access_log import CLIENT_LEFT, AccessLogEntry
 from .proxied_request import ProxiedRequest
 from .request_routing import RoutedRequest
 from .response_head import Response
-from .sleeping_answers import own_answer
+from .sleeping_answers import count_arrival, own_answer
 from .timer_wheel import Timer
 
 # Of a request's body; so much is kept until the response begins, to be sent again or while there is no backend yet.
@@ -83,6 +83,8 @@ class Exchange:
         self._received = len(body)
         self.complete = complete
         self._counts.began()
+        if (operator := self._edge.operator) is not None:
+            count_arrival(operator, self._route, self._request.method, self._request.path)
         self._acquire()
 
     def send_body(self, data: Buffer, *, complete: bool) -> None:

@@ -8,6 +8,7 @@ from ...routing.normal_path import normal_path
 from ...routing.route import Route
 from ..backend import SLEEPING, Backend
 from ..edge import Edge
+from ..operator import OperatorClient
 from .proxied_request import ProxiedRequest
 from .response_head import Response, read_response
 
@@ -43,6 +44,12 @@ _NOT_FOUND = "404 Not Found", b"404 Not Found\n"
 def spares_server(route: Route, method: bytes, path: bytes) -> bool:
     """Whether the gateway answers the request instead of waking a server: a probe, or a browser asking for an icon."""
     return method in (b"GET", b"HEAD") and (path.endswith(b"/favicon.ico") or _is_probe(route, path))
+
+
+def count_arrival(operator: OperatorClient, route: Route, method: bytes, path: bytes) -> None:
+    """Have the operator informed of the request, unless it is one that wakes no server."""
+    if not spares_server(route, method, path):
+        operator.count(route.alias)
 
 
 def own_answer(edge: Edge, backend: Backend, route: Route, request: ProxiedRequest) -> Response | None:

@@ -1,0 +1,17 @@
+"""Informs an operator of incoming requests, so that it can scale services up.
+
+    from poolctl.gateway.operator import OperatorClient, OperatorSettings
+
+    client = OperatorClient(OperatorSettings(url="http://operator:8013", namespace="default"), "/run/shop")
+    client.count("users")        # on the event loop; returns at once
+
+The wire form is that of KubeElasti's resolver and operator: `POST /informer/incoming-request` with
+`{"count": 1, "svc": "users", "namespace": "default"}`. The standard library is enough.
+"""
+
+from __future__ import annotations
+
+from ..settings import OperatorSettings
+from .operator_client import OperatorClient
+
+__all__ = ["OperatorClient", "OperatorSettings"]

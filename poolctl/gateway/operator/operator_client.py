@@ -1,0 +1,326 @@
+"""Sends an operator the number of requests that have arrived for each service, without delaying any of them.
+
+To count is to add to an integer; a task of its own sends. A count is taken off once the operator has confirmed it:
+failures and restarts lose none. One whose answer was lost, or whose process was killed meanwhile, may count twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import ssl
+from collections.abc import Callable, Mapping
+from random import Random
+from urllib.parse import urlsplit
+
+from ...frozen_value import Table
+from ...http.http_client import exchange
+from ...http.message_head import BadMessage
+from ...runners.listener_opener import in_daemon_thread
+from ..settings import OperatorSettings
+from .unsent_counts import COUNT, DUE_NS, OtherCounts, UnsentCounts
+
+NOT_REACHED, REACHED = "operator not reached", "operator reached again"
+
+TIMEOUT_SECONDS = 10.0
+# Pauses after failures grow up to this, or to `retry` if that is longer.
+MOST_PAUSE_SECONDS = 300.0
+# Of all services together.
+_REQUESTS_AT_ONCE = 16
+# One service that cannot be reported stands for all that fail in this time.
+_REPORT_SECONDS = 60.0
+# How often other processes of the pool are checked: whether they have ended, and what they have reported.
+_OTHERS_SECONDS = 1.0
+_PORTS = {"http": 80, "https": 443}
+
+Report = Callable[[str, str, str], None]
+
+
+class _Service:
+    """What is known of one service; its count is in the page at `slot`."""
+
+    __slots__ = ("busy", "failures", "name", "slot", "why")
+
+    def __init__(self, name: str, slot: int) -> None:
+        self.name = name
+        self.slot = slot
+        self.busy = False  # a request is due or under way
+        self.failures = 0  # in a row
+        self.why = ""  # of the last one
+
+
+class OperatorClient:
+    """Informs one operator: at most one request in flight a service, and one in `retry_seconds`.
+
+    In `directory` unsent counts outlive this process: the next client there continues with them, and spares services
+    that its predecessor has just reported. `report(kind, message, severity)` hears once when the operator cannot be
+    reached, and once when it can again. Made and used on the running loop.
+    """
+
+    def __init__(
+        self,
+        settings: OperatorSettings,
+        directory: str = "",
+        *,
+        report: Report = lambda kind, message, severity: None,
+        random: Random | None = None,
+    ) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._report = report
+        self._random = random or Random()
+        self._page = UnsentCounts(directory)
+        self._services: dict[str, _Service] = {}
+        self._failing: set[str] = set()
+        self._reported = False
+        self._report_again = 0.0
+        self._delivered = 0
+        self._places = asyncio.Semaphore(_REQUESTS_AT_ONCE)
+        # The timer of a request that is due, or the task of one that is under way.
+        self._sending: dict[_Service, asyncio.TimerHandle | asyncio.Task[None]] = {}
+        self._tls: tuple[object, ssl.SSLContext] | None = None
+        self._stopped = False
+        self._others: list[OtherCounts] = []
+        self._looking: asyncio.TimerHandle | None = None
+        self._look()
+
+    def __repr__(self) -> str:
+        return f"<OperatorClient {self._settings.url}: {self.unsent} unsent>"
+
+    def count(self, name: str, count: int = 1) -> None:
+        """So many requests have arrived for the service. Never blocks."""
+        service = self._services.get(name)
+        if service is None:
+            service = self._add(name)
+        self._page.words[service.slot] += count
+        if not service.busy:
+            self._schedule(service)
+
+    @property
+    def unsent(self) -> int:
+        """How many requests the operator has not confirmed yet, of all services."""
+        return sum(map(self._unsent, self._services.values()))
+
+    def snapshot(self) -> Table:
+        """The requests `delivered`, those `unsent` by service, and why the last report of a service failed."""
+        services = [*self._services.values()]
+        return {
+            "delivered": self._delivered,
+            "unsent": {each.name: count for each in services if (count := self._unsent(each))},
+            "failing": {each.name: each.why for each in services if each.failures},
+        }
+
+    def configure(self, settings: OperatorSettings) -> None:
+        """Follow these settings from the next request on."""
+        if settings != self._settings:
+            self._settings = settings
+            self._tls = None
+            for service in self._services.values():
+                service.failures = 0
+                self._set_due(service, min(self._due(service), self._loop.time() + settings.retry_seconds))
+                self._postpone(service)
+
+    def stop_sending(self) -> None:
+        """Only count from now on: a successor sends. A request under way is completed."""
+        self._stopped = True
+        for service, sending in [*self._sending.items()]:
+            if not isinstance(sending, asyncio.Task):
+                sending.cancel()
+                del self._sending[service]
+
+    def close(self) -> None:
+        """End; the successor in the directory, the next one at the latest, sends what is unsent."""
+        self.stop_sending()
+        for sending in self._sending.values():
+            sending.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
+        for other in self._others:
+            other.close()
+        self._others = []
+        self._page.close()
+
+    # Services.
+
+    def _add(self, name: str) -> _Service:
+        self._forget_idle()
+        service = self._services[name] = _Service(name, self._page.slot(name))
+        due = max((other.due_ns().get(name, 0) for other in self._others), default=0)
+        self._set_due(service, self._bounded(due / 1e9))
+        return service
+
+    def _forget_idle(self) -> None:
+        """Let new services have the places of those that need none. The oldest two are looked at: more come in."""
+        now = self._loop.time()
+        for service in [*self._services.values()][:2]:
+            del self._services[service.name]
+            if service.busy or self._unsent(service) or self._due(service) > now:
+                self._services[service.name] = service  # looked at again after the others
+            else:
+                self._page.release(service.slot)
+
+    def _unsent(self, service: _Service) -> int:
+        return int(self._page.words[service.slot + COUNT])
+
+    def _due(self, service: _Service) -> float:
+        """When it may be reported, in the loop's time: that of the system's monotonic clock, for all processes."""
+        return float(self._page.words[service.slot + DUE_NS] / 1e9)
+
+    def _set_due(self, service: _Service, at: float) -> None:
+        self._page.words[service.slot + DUE_NS] = max(0, int(at * 1e9))
+
+    def _bounded(self, due: float) -> float:
+        """A time that another process has noted: not further away than pauses are."""
+        most = max(MOST_PAUSE_SECONDS, self._settings.retry_seconds) * 1.5
+        return min(due, self._loop.time() + most)
+
+    # Sending.
+
+    def _schedule(self, service: _Service) -> None:
+        """Report the service when it is due."""
+        service.busy = True
+        former = self._sending.get(service)
+        if former is not None:
+            former.cancel()
+        if not self._stopped:
+            self._sending[service] = self._loop.call_at(self._due(service), self._begin, service)
+
+    def _begin(self, service: _Service) -> None:
+        self._sending[service] = self._loop.create_task(self._send(service))
+
+    async def _send(self, service: _Service) -> None:
+        async with self._places:
+            settings = self._settings
+            began = self._loop.time()
+            count = self._unsent(service)
+            # For a successor, should this process be killed meanwhile.
+            self._set_due(service, began + max(settings.retry_seconds, TIMEOUT_SECONDS))
+            try:
+                await self._post(settings, service.name, count)
+            except (OSError, BadMessage, ValueError, TimeoutError) as error:
+                why = str(error) or f"no answer within {TIMEOUT_SECONDS:g} s"
+                self._failed(service, began, settings, why)
+            else:
+                self._page.words[service.slot] -= count
+                self._set_due(service, began + settings.retry_seconds)
+                self._succeeded(service, count)
+        del self._sending[service]
+        service.busy = self._unsent(service) > 0
+        if service.busy:
+            self._schedule(service)
+
+    async def _post(self, settings: OperatorSettings, service: str, count: int) -> None:
+        """Deliver the count. Raises OSError, BadMessage, ValueError, TimeoutError."""
+        where, host, path = _place(settings.url)
+        body = json.dumps({"count": count, "svc": service, "namespace": settings.namespace}).encode()
+        fields = [
+            ("host", host),
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
+        if settings.token:
+            fields.append(("authorization", f"Bearer {settings.token}"))
+        target = path.rstrip("/") + settings.endpoint
+        async with asyncio.timeout(TIMEOUT_SECONDS) as limit:
+            tls = await self._context(settings) if settings.url.startswith("https:") else None
+            async with exchange(where, "POST", target, fields, body, tls=tls) as response:
+                if not 200 <= response.status < 300:
+                    raise ConnectionError(f"it answers {response.status}")
+                limit.reschedule(None)
+                # The rest is not needed, but KubeElasti's operator gives up scaling when its client leaves.
+                with contextlib.suppress(OSError, BadMessage, TimeoutError):
+                    async with asyncio.timeout(TIMEOUT_SECONDS):
+                        async for _ in response.body():
+                            pass
+
+    async def _context(self, settings: OperatorSettings) -> ssl.SSLContext:
+        """The TLS context, made again when one of its files has changed: reading them blocks."""
+
+        def made() -> tuple[object, ssl.SSLContext]:
+            mark = (
+                settings,
+                [os.stat(path).st_mtime_ns for path in (settings.ca, settings.cert, settings.key) if path],
+            )
+            if self._tls is not None and self._tls[0] == mark:
+                return self._tls
+            context = ssl.create_default_context(cafile=settings.ca or None)
+            if settings.cert:
+                # Without a password OpenSSL would ask for one on the terminal.
+                context.load_cert_chain(settings.cert, settings.key or None, settings.key_password)
+            return mark, context
+
+        self._tls = await in_daemon_thread(made)
+        return self._tls[1]
+
+    def _failed(self, service: _Service, began: float, settings: OperatorSettings, why: str) -> None:
+        retry = settings.retry_seconds
+        most = max(MOST_PAUSE_SECONDS, retry)
+        pause = min(most, retry * 2 ** min(service.failures, 20)) * self._random.uniform(1.0, 1.5)
+        # The attempt itself may have taken long.
+        self._set_due(service, max(began + pause, self._loop.time()))
+        if not service.failures and self._loop.time() >= self._report_again:
+            self._reported = True
+            self._report_again = self._loop.time() + _REPORT_SECONDS
+            message = f"{settings.url} was not informed of requests for {service.name}: {why}; they are kept"
+            self._report(NOT_REACHED, message, "warning")
+        service.failures += 1
+        service.why = why
+        self._failing.add(service.name)
+
+    def _succeeded(self, service: _Service, count: int) -> None:
+        self._delivered += count
+        service.failures, service.why = 0, ""
+        self._failing.discard(service.name)
+        if self._reported and not self._failing:
+            self._reported, self._report_again = False, 0.0
+            self._report(REACHED, f"{self._settings.url} is informed of all requests again", "info")
+
+    # Predecessors, and processes that end while this one serves already.
+
+    def _look(self) -> None:
+        """Take over the counts of processes that have ended; look again while there are others."""
+        for other in self._others:
+            other.close()
+        self._others, self._looking = self._page.others(), None
+        for other in [*self._others]:
+            if other.is_left():
+                self._others.remove(other)
+                self._take(other)
+            else:
+                self._spare(other.due_ns())
+        if self._others:
+            self._looking = self._loop.call_later(_OTHERS_SECONDS, self._look)
+
+    def _take(self, other: OtherCounts) -> None:
+        for name, count, slot in other.counts():
+            # Both counts are in files for a moment: a kill between the two counts twice instead of losing.
+            self.count(name, count)
+            other.taken(slot)
+        self._spare(other.due_ns())
+        other.remove()
+
+    def _spare(self, due_ns: Mapping[str, int]) -> None:
+        """Wait with these services until another process would have reported them again."""
+        for name in due_ns.keys() & self._services.keys():
+            service, due = self._services[name], self._bounded(due_ns[name] / 1e9)
+            if due > self._due(service):
+                self._set_due(service, due)
+                self._postpone(service)
+
+    def _postpone(self, service: _Service) -> None:
+        """Its time has changed: of a request that is due, but not under way."""
+        if service in self._sending and not isinstance(self._sending[service], asyncio.Task):
+            self._schedule(service)
+
+
+def _place(url: str) -> tuple[str | tuple[str, int], str, str]:
+    """Where to connect to, the Host to ask for, and the path. Raises ValueError."""
+    if url.startswith("unix:"):
+        return url.removeprefix("unix:"), "localhost", ""
+    parts = urlsplit(url)
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ValueError("the operator's url is neither http://HOST:PORT, https://HOST:PORT nor unix:/PATH")
+    return (parts.hostname, parts.port or _PORTS[parts.scheme]), parts.netloc, parts.path

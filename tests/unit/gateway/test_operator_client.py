@@ -1,0 +1,336 @@
+"""The client of an operator, against a real HTTP server that fails in many ways."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from poolctl.gateway.operator import OperatorSettings
+from poolctl.gateway.operator.operator_client import NOT_REACHED, REACHED, TIMEOUT_SECONDS
+from poolctl.gateway.operator.unsent_counts import MOST_NAME_BYTES, PREFIX, UnsentCounts
+
+from .operator_stage import GARBAGE, HALF, HANG, OK, REFUSE, RESET, Client, MovedLoop, Operator, move
+
+Test = Callable[..., Coroutine[Any, Any, None]]
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    MovedLoop().run(work)
+
+
+def test_first_request_is_reported_at_once_in_the_form_of_kubeelasti() -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            with Client(operator) as client:
+                client.client.count("users")
+                await client.delivered(1)
+            head = operator.heads[0]
+            assert head.startswith(b"POST /informer/incoming-request HTTP/1.1\r\n")
+            assert b"\r\ncontent-type: application/json\r\n" in head
+            assert b"authorization" not in head
+            assert operator.received == [{"count": 1, "svc": "users", "namespace": "shop"}]
+
+    run(test())
+
+
+def test_endpoint_path_and_token_are_sent() -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            with Client(operator, url=f"{operator.url}/base/", endpoint="/wake", token="s3cret") as client:
+                client.client.count("users")
+                await client.delivered(1)
+            assert operator.heads[0].startswith(b"POST /base/wake HTTP/1.1\r\n")
+            assert b"\r\nauthorization: Bearer s3cret\r\n" in operator.heads[0]
+            assert "s3cret" not in repr(client.client._settings)
+
+    run(test())
+
+
+def test_operator_on_a_unix_socket_is_informed(tmp_path: Path) -> None:
+    async def test() -> None:
+        path = str(tmp_path / "operator.sock")
+        async with Operator().serving(path) as operator:
+            with Client(operator, url=f"unix:{path}") as client:
+                client.client.count("users", 3)
+                await client.delivered(3)
+            assert operator.received[0]["count"] == 3
+
+    run(test())
+
+
+def test_requests_within_the_retry_duration_are_summed_in_the_next_report() -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            with Client(operator) as client:
+                client.client.count("users")
+                await client.delivered(1)
+                for _ in range(5):
+                    client.client.count("users")
+                client.client.count("mail")  # another service has a time of its own
+                await client.delivered(2)
+                await move(29)
+                assert [each["svc"] for each in operator.received] == ["users", "mail"]
+                await move(1)
+                await client.delivered(7)
+            assert operator.received[-1] == {"count": 5, "svc": "users", "namespace": "shop"}
+
+    run(test())
+
+
+def test_one_request_of_a_service_is_in_flight_however_many_arrive() -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            operator.mode = HANG
+            with Client(operator, retry_seconds=0.01) as client:
+                client.client.count("users")
+                await operator.until(lambda: len(operator.received) == 1)
+                for _ in range(100):
+                    client.client.count("users")
+                await move(5)
+                assert (len(operator.received), operator.most) == (1, 1)
+                operator.mode = OK
+                await move(TIMEOUT_SECONDS)  # the hanging one is given up
+                await client.delivered(101)
+            assert [each["count"] for each in operator.received] == [1, 101]
+
+    run(test())
+
+
+@pytest.mark.parametrize("mode", [REFUSE, RESET, GARBAGE, HALF, HANG])
+def test_count_of_a_failed_report_is_sent_with_the_next_one(mode: str) -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            operator.mode = mode
+            with Client(operator) as client:
+                client.client.count("users", 2)
+                await operator.until(lambda: len(operator.received) == 1)
+                if mode == HANG:
+                    await move(TIMEOUT_SECONDS)
+                await client.failed("users")
+                client.client.count("users", 3)
+                operator.mode = OK
+                await move(29 - TIMEOUT_SECONDS)  # not before the retry duration, at most half of it later
+                assert len(operator.received) == 1
+                await move(16 + TIMEOUT_SECONDS)
+                await client.delivered(5)
+            assert [each["count"] for each in operator.received] == [2, 5]
+            assert client.kinds == [NOT_REACHED, REACHED]
+            assert "users" in client.reports[0][1]
+
+    run(test())
+
+
+def test_operator_that_refuses_connections_is_reported_once_for_all_services() -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            pass  # its port is closed now
+        with Client(operator) as client:
+            for name in ("users", "mail", "files"):
+                client.client.count(name)
+            for name in ("users", "mail", "files"):
+                await client.failed(name)
+            assert client.kinds == [NOT_REACHED]
+            assert client.client.unsent == 3
+
+    run(test())
+
+
+def test_pauses_after_failures_grow_with_jitter_up_to_a_bound() -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            operator.mode = REFUSE
+            with Client(operator) as client:
+                made = client.client
+                made.count("users")
+                pauses = []
+                for times in range(1, 8):
+                    before = made._loop.time()
+                    await client.failed("users", times)
+                    pauses.append(made._due(made._services["users"]) - before)
+                    await move(pauses[-1])
+            for pause, least in zip(pauses, (30, 60, 120, 240, 300, 300, 300), strict=True):
+                assert least - 1 <= pause <= least * 1.5 + 1
+            assert (
+                len({round(pause / least, 3) for pause, least in zip(pauses[4:], (300,) * 3, strict=True)})
+                == 3
+            )
+
+    run(test())
+
+
+STEP = st.tuples(
+    st.sampled_from(["users", "mail"]), st.integers(1, 5), st.sampled_from([OK, REFUSE, RESET, GARBAGE])
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEP, min_size=1, max_size=6), restarts=st.sets(st.integers(0, 5)))
+def test_sum_of_delivered_counts_is_the_sum_of_counted_ones(
+    tmp_path: Path, steps: list[tuple[str, int, str]], restarts: set[int]
+) -> None:
+    async def test() -> None:
+        counted: dict[str, int] = {}
+        async with Operator().serving() as operator:
+            client = Client(operator, str(tmp_path))
+            for number, (name, count, mode) in enumerate(steps):
+                operator.mode = mode
+                client.client.count(name, count)
+                counted[name] = counted.get(name, 0) + count
+                await client.idle()  # an answer that is lost by the leap would be one too many
+                await move(500)
+                if number in restarts:
+                    # What is under way is completed, or has not been confirmed: then it may count twice.
+                    await client.settle(lambda state: operator.now == 0)
+                    await client.idle()
+                    client.client.close()
+                    client = Client(operator, str(tmp_path))
+            operator.mode = OK
+            for _ in range(3):
+                await client.idle()
+                await move(500)
+            await client.settle(lambda state: not state["unsent"])
+            client.client.close()
+            assert operator.confirmed == counted
+        assert os.listdir(tmp_path) == []
+
+    run(test())
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from poolctl.gateway.operator import OperatorClient, OperatorSettings
+
+async def main():
+    client = OperatorClient(OperatorSettings(url="http://127.0.0.1:1"), sys.argv[1])
+    for number in range(20):
+        client.count(f"service-{number}", number + 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+def test_counts_of_a_killed_process_are_sent_by_the_next_one(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=60)
+    assert done.returncode == -signal.SIGKILL
+
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            with Client(operator, str(tmp_path)) as client:
+                await client.delivered(sum(range(1, 21)))
+            assert operator.confirmed == {f"service-{number}": number + 1 for number in range(20)}
+        assert os.listdir(tmp_path) == []
+
+    run(test())
+
+
+def test_successor_spares_services_that_its_predecessor_has_just_reported(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            with Client(operator, str(tmp_path)) as before:
+                before.client.count("users")
+                await before.delivered(1)
+                with Client(operator, str(tmp_path)) as after:
+                    before.client.stop_sending()
+                    before.client.count("users", 2)
+                    after.client.count("users", 4)
+                    await move(20)
+                    assert len(operator.received) == 1
+                    before.client.close()
+                    await move(10)
+                    await after.delivered(6)
+        assert os.listdir(tmp_path) == []
+
+    run(test())
+
+
+def test_other_settings_are_followed_from_the_next_report_on() -> None:
+    async def test() -> None:
+        async with Operator().serving() as first, Operator().serving() as second:
+            first.mode = REFUSE
+            with Client(first) as client:
+                client.client.count("users")
+                await client.failed("users")
+                client.client.configure(OperatorSettings(url=second.url, retry_seconds=5.0))
+                await move(5)
+                await client.delivered(1)
+            assert second.received == [{"count": 1, "svc": "users", "namespace": ""}]
+
+    run(test())
+
+
+def test_more_services_than_a_page_has_room_for_make_it_grow(tmp_path: Path) -> None:
+    counts = UnsentCounts(str(tmp_path))
+    names = [f"service-{number}" for number in range(100)]
+    for number, name in enumerate(names):
+        slot = counts.slot(name)
+        counts.words[slot] = number
+    counts.close()
+    after = UnsentCounts(str(tmp_path))
+    (other,) = after.others()
+    assert other.is_left()
+    assert {name: count for name, count, _ in other.counts()} == {f"service-{n}": n for n in range(1, 100)}
+    other.remove()
+    after.close()
+
+
+def test_places_of_services_without_requests_are_used_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            with Client(operator, str(tmp_path), retry_seconds=0.001) as client:
+                for number in range(200):
+                    client.client.count(f"service-{number}")
+                    if number % 4 == 3:
+                        await client.delivered(number + 1)
+                        await move(1)
+                assert len(client.client._page.words) * 8 <= 512 * 32
+
+    run(test())
+
+
+def test_name_that_is_too_long_for_the_page_is_counted_in_memory(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            with Client(operator, str(tmp_path)) as client:
+                name = "x" * (MOST_NAME_BYTES + 1)
+                client.client.count(name)
+                await client.delivered(1)
+            assert operator.received[0]["svc"] == name
+
+    run(test())
+
+
+def test_directory_that_cannot_be_written_leaves_counts_in_memory(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            with Client(operator, str(tmp_path / "missing")) as client:
+                client.client.count("users")
+                await client.delivered(1)
+
+    run(test())
+
+
+def test_file_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / f"{PREFIX}1.x").write_text("not counts")
+    counts = UnsentCounts(str(tmp_path))
+    assert counts.others() == []
+    counts.close()
+    assert os.listdir(tmp_path) == [f"{PREFIX}1.x"]
+
+
+def test_time_of_an_earlier_boot_does_not_silence_a_service(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            with Client(operator, str(tmp_path)) as client:
+                assert client.client._bounded(1e9) <= client.client._loop.time() + 450
+
+    run(test())
