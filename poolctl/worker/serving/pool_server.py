@@ -107,6 +107,8 @@ class PoolServer(uvicorn.Server):
             routes.requests = self.server_state.batch.passed
         self.server_state.heads = Heads(head_seconds, head_bytes)
         self._changed = self.server_state.changed
+        # Apart from `changed`, which is set whenever the last request in progress ends.
+        self._leaving = asyncio.Event()
         self.acceptor = SharedListeners(
             config, self.server_state, adoption=adoption, most=max_connections, routes=routes
         )
@@ -124,9 +126,7 @@ class PoolServer(uvicorn.Server):
         await self.acceptor.begin(listeners, self.lifespan.state, wanted=not self.resting)
         on_ready()
         try:
-            while not self.should_exit:
-                self._changed.clear()
-                await self._changed.wait()
+            await self._leaving.wait()
         finally:
             await self.shutdown()
 
@@ -138,6 +138,7 @@ class PoolServer(uvicorn.Server):
         self.migrates = migrate and self._can_migrate and (self.migrates or not self.should_exit)
         self.should_exit = True
         self.lingers = False
+        self._leaving.set()
         self._changed.set()
 
     def drain(self, *, migrate: bool = False) -> None:
@@ -148,6 +149,7 @@ class PoolServer(uvicorn.Server):
         if not self.should_exit:
             self.should_exit = self.lingers = True
             self.migrates = migrate and self._can_migrate
+            self._leaving.set()
             self._changed.set()
 
     @property

@@ -239,6 +239,20 @@ def test_application_that_raises_at_startup_does_not_start_if_it_has_a_lifespan(
     engine.run(scenario())
 
 
+def test_end_of_a_request_wakes_no_task_of_the_server(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine) as (server, _, port, _running):
+            changed = server.server_state.changed
+            client = await Client.connect(port)
+            for _ in range(2):
+                assert (await client.get())[0] == 200
+                await turns()
+                assert changed.is_set()  # a task that is woken by it clears it
+            client.close()
+
+    engine.run(scenario())
+
+
 def test_idle_worker_never_wakes_up() -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
