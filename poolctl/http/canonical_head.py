@@ -17,7 +17,9 @@ Names with an underscore are ordinary names here, as they are for both parsers.
 
 from __future__ import annotations
 
+import operator
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from .message_head import FIELD_LINE, HOST, TEXT, TOKEN, UNFIT
@@ -38,10 +40,17 @@ _decisive_fields = re.compile(rb"\n(?=[CEHPTUcehptu])(" + _DECISIVE + rb"):[ \t]
 _is_other_field = re.compile(rb"(?!" + _DECISIVE + rb":)" + TOKEN + rb":" + TEXT).fullmatch
 _is_host = re.compile(HOST).fullmatch
 _is_length = re.compile(rb"[0-9]{1,15}").fullmatch
+_length_line = re.compile(rb"(?i:content-length):[ \t]*+([0-9]{1,15}+)").fullmatch
 _are_options = re.compile(TOKEN + rb"(?:, ?" + TOKEN + rb")*").fullmatch
 _is_protocol = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?").fullmatch
 _unfit = re.compile(UNFIT).search
 CHUNKED = -1
+_LINE_END = b"\r\n"
+_END_LINES = 2  # empty ones, between and behind the last two line ends of a head
+# Lines that were found to decide nothing.
+_others: set[bytes] = set()
+_MOST_OTHERS = 512
+_LONGEST_OTHER = 256  # in bytes
 _KEEP_ALIVE = {b"connection": b"keep-alive"}
 _CONTINUE = b"100-continue"
 
@@ -148,26 +157,83 @@ def is_incomplete(data: bytes, at: int = 0, scanned: int = 0) -> bool:
 class KnownFields:
     """The fields of a canonical head: recognises heads that differ from it in nothing that decides.
 
-    It compares lines, which takes half the time of `parse` where most of them are the same.
+    The requests of a client mostly differ in a few lines that stand together. So what is before and behind them is
+    compared as a whole, and only the lines between are looked at: a fraction of what `parse` costs.
     """
 
-    __slots__ = ("_decisive", "_lines")
+    __slots__ = ("_between", "_body", "_count", "_decisive", "_end", "_length", "_length_differs", "_start")
 
-    def __init__(self, fields: bytes) -> None:
-        """`fields` is the end of a canonical head, from its version on."""
-        self._lines = frozenset(fields.split(b"\r\n"))
-        self._decisive = frozenset(line for line in self._lines if not _is_other_field(line))
+    def __init__(self, fields: bytes, body: int = 0) -> None:
+        """`fields` is the end of a canonical head, from its version on; `body` the length of its body, or CHUNKED."""
+        lines = fields.split(_LINE_END)
+        decisive = [line for line in lines if not _is_other(line)]
+        self._start = self._end = fields  # both are narrowed by the first head
+        self._count = len(lines)
+        self._body = body
+        self._length = next(filter(_length_line, decisive), None)
+        self._decisive = [line for line in decisive if line != self._length]
+        self._between: list[bytes] = []  # the decisive lines that are neither in the start nor in the end
+        self._length_differs = False  # it is between them
 
-    def decide_like(self, fields: bytes) -> bool:
-        """Whether these are the end of a whole canonical head with the same version and decisive fields.
+    def body_like(self, fields: bytes) -> int | None:
+        """The length of the body, or CHUNKED, if these are the end of a whole canonical head that decides the same.
 
-        It says no, too, if a line stands there twice.
+        Its version and decisive fields are the same, except for the length of the body.
         """
-        lines = fields.split(b"\r\n")
-        given = frozenset(lines)
-        return (
-            fields.endswith(b"\r\n\r\n")
-            and len(given) == len(lines) - 1  # the end is two empty lines
-            and given >= self._decisive
-            and all(map(_is_other_field, given - self._lines))
-        )
+        start, end = self._start, self._end
+        if len(fields) < len(start) + len(end) or not (fields.startswith(start) and fields.endswith(end)):
+            if not self._narrow(fields):
+                return None
+            start, end = self._start, self._end
+        lines = fields[len(start) : len(fields) - len(end)].split(_LINE_END)
+        if lines.pop():
+            return None  # the end begins within a line
+        decisive = [line for line in lines if line not in _others]
+        if decisive == self._between and not self._length_differs:
+            return self._body
+        decisive = [line for line in decisive if not _is_other(line)]
+        body = self._body
+        if self._length_differs:
+            lengths = [found for line in decisive if (found := _length_line(line))]
+            if len(lengths) != 1:
+                return None
+            decisive.remove(lengths[0][0])
+            body = int(lengths[0][1])
+        return body if decisive == self._between else None
+
+    def _narrow(self, fields: bytes) -> bool:
+        """Keep what these fields have of the start and of the end; False if they decide otherwise."""
+        lines = fields.split(_LINE_END)
+        if not all(line in lines for line in self._decisive):
+            return False
+        first = _number_of_same(filter(None, self._start.split(_LINE_END)), lines)
+        last = _number_of_same(self._end.split(_LINE_END)[::-1], lines[first:][::-1])
+        last = min(last, self._count - first)
+        if not first or last < _END_LINES:
+            return False
+        start, end = lines[:first], lines[len(lines) - last :]
+        before, behind = (sum(line in self._decisive for line in part) for part in (start, end))
+        self._between = self._decisive[before : len(self._decisive) - behind]
+        self._length_differs = self._length is not None and self._length not in (*start, *end)
+        self._start = b"".join([line + _LINE_END for line in start])
+        self._end = _LINE_END.join(end)
+        return True
+
+
+def _number_of_same(some: Iterable[bytes], others: Iterable[bytes]) -> int:
+    """How many of them are the same before the first that differ."""
+    differ = [*map(operator.ne, some, others)]
+    return differ.index(True) if True in differ else len(differ)
+
+
+def _is_other(line: bytes) -> bool:
+    """Whether the line is a field that decides nothing. Most of those that come are known."""
+    if line in _others:
+        return True
+    if not _is_other_field(line):
+        return False
+    if len(line) <= _LONGEST_OTHER:
+        if len(_others) >= _MOST_OTHERS:
+            _others.clear()
+        _others.add(line)
+    return True

@@ -31,9 +31,8 @@ from .connection_state import PoolServerState
 from .http1_connection import FIRST, QUIET_SECONDS, SMALL_BYTES, Lingering
 from .http2 import Http1Or2
 from .uvicorn_parts import State
-from .worker_routes import KnownRequest, Look, Routes, show_route
+from .worker_routes import MOST_REMEMBERED_BYTES, KnownRequest, Look, Routes, show_route
 
-_VERSION = b" HTTP/1.1\r\n"
 _END = b"\r\n\r\n"
 _FIRST_PAUSE_SECONDS = 0.003
 _LAST_PAUSE_SECONDS = 0.05
@@ -66,11 +65,13 @@ class RoutedConnection(Lingering):
 
     def data_received(self, data: bytes) -> None:
         look = self.look
-        if look.shortcut is not None and look.epoch == look.routes.epoch:
-            end = data.find(_VERSION)
-            rest = data[end:]
-            # The whole of it is one message without a body.
-            if (rest == look.rest or look.is_similar(rest)) and look.shortcut(data, 0, end):
+        if look.ready and look.epoch == look.routes.epoch:
+            known: Any = look.known
+            # The whole of it is one message without a body; that of another route waits for the response before it.
+            if (data == known.head or known.body_of(data) == 0) and (
+                look.context is known.context or self.idle
+            ):
+                look.route, look.context = known.route, known.context
                 if self.head is None and len(data) <= SMALL_BYTES:
                     self.feed(data)  # a whole head has no limits to observe
                 else:
@@ -121,13 +122,7 @@ class RoutedConnection(Lingering):
     def _look(self, data: bytes) -> None:
         """Give the parser the messages for this server that are there, up to one whose response is not complete."""
         look = self.look
-        look.shortcut = None
-        if not (look.pending or look.body) and self.idle:
-            known = look.routes.known.get(data)
-            if known is not None:
-                look.accept(known)
-                self.unrouted(data)
-                return
+        look.ready = False
         if look.pending:
             arrived, data, before = data, look.pending + data, len(look.pending)
             if look.partial and data.find(_END, max(0, before - len(_END))) < 0:
@@ -135,33 +130,50 @@ class RoutedConnection(Lingering):
                 return
             look.pending = b""
         while data:
-            head, end = None, 0
-            if not look.body:
+            end = 0
+            begins = not look.body
+            if begins:
                 if not self.idle:
                     self._hold(data)
                     return
-                head = parse(data)
-                if head is None and is_incomplete(data):
-                    self._await_rest(data, data)
+                end = self._begin(data)
+                if not end:
                     return
-                if not self._accepts(head, data):
-                    return
-                assert head is not None
-                end = head.end
-                look.begin_body(head.body)
             try:
                 end = look.end_of_body(data, end) if look.body else end
             except BadMessage:
-                self._refuse_body(begun=head is None)
+                self._refuse_body(begun=not begins)
                 return
             message, data = data[:end], data[end:]
             self.unrouted(message)
             if not self._stays(data):
                 return
-            if head is not None and not head.body and not data:
-                self._remember(head, message)
+        look.ready = look.known is not None and not look.body
         if self.server_state.draining:
             self._returns()  # its response may have been complete before its body
+
+    def _begin(self, data: bytes) -> int:
+        """The end of the head with which these bytes begin, if this server serves the request; otherwise 0."""
+        look = self.look
+        end = data.find(_END) + len(_END)
+        recognised = look.recognised(data[:end]) if end >= len(_END) else None
+        if recognised is not None:
+            known, body = recognised
+            look.accept(known)
+        else:
+            head = parse(data)
+            if head is None and is_incomplete(data):
+                self._await_rest(data, data)
+                return 0
+            if not self._accepts(head, data):
+                return 0
+            assert head is not None
+            end, body = head.end, head.body
+            self._remember(head, data)
+        look.begin_body(body)
+        if self.head is not None:
+            self.head = FIRST  # measured as a whole
+        return end
 
     def _accepts(self, head: CanonicalHead | None, data: bytes) -> bool:
         """Whether this server serves the request; otherwise it waits for a table, or goes back to the gateway."""
@@ -175,8 +187,6 @@ class RoutedConnection(Lingering):
             else:  # the gateway's table is another one
                 look.context = routes.context_by_alias(look.route)
             look.hops, look.decided = 0, False
-            if self.head is not None:
-                self.head = FIRST  # measured as a whole
             return True
         self._hold(data)
         self._unset_keepalive_if_required()
@@ -201,15 +211,19 @@ class RoutedConnection(Lingering):
             protocol.data_received(rest)
         return False
 
-    def _remember(self, head: CanonicalHead, message: bytes) -> None:
-        """Let similar requests pass without a look."""
+    def _remember(self, head: CanonicalHead, data: bytes) -> None:
+        """Let similar requests pass without being parsed. The head is that with which these bytes begin."""
         look = self.look
         match, routes = look.match, look.routes
-        if match is not None and look.context is not None and not head.upgrade:
-            rest = message[len(head.method) + 1 + len(head.target) :]
-            shortcut = routes.shortcut(head.method, match.route) if match.whole_prefix else None
-            known = KnownRequest(match.route.alias, look.context, rest, shortcut)
-            routes.remember(message, known)
+        if (
+            match is not None
+            and look.context is not None
+            and not head.upgrade
+            and head.end <= MOST_REMEMBERED_BYTES
+        ):
+            fits = routes.shortcut(head.method, match.route) if match.whole_prefix else None
+            known = KnownRequest(head, data, match.route.alias, look.context, fits)
+            routes.remember(known)
             look.accept(known)
 
     def _hold(self, data: bytes) -> None:

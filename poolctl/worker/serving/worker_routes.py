@@ -10,9 +10,9 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from poolctl.http.canonical_head import CHUNKED, KnownFields
+from poolctl.http.canonical_head import CHUNKED, CanonicalHead, KnownFields
 from poolctl.http.chunked_end import ChunkedEnd
 from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import EXTENSION, extension
@@ -25,22 +25,46 @@ from .uvicorn_parts import App, Receive, Scope, Send
 # repeated possessively: Python 3.11 then keeps what a last, failed repetition has consumed.
 _SEGMENT = rb"(?:/(?![./])[A-Za-z0-9\-._~!$&'()*+,=:@]*+)"
 _QUERY = rb"(?:\?[!\"$-~]*+)?+"
+_VERSION = b" HTTP/1.1\r\n"
 _SHORTCUTS = 256
 _KNOWN = 256
 _KNOWN_BYTES = 1024
+MOST_REMEMBERED_BYTES = 8192  # by one connection
 ANYWHERE: dict[str, str] = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 Context = dict[str, Any]
 Fits = Callable[[bytes, int, int], object]  # whether a part of these bytes is the beginning of such a request
 
 
-class KnownRequest(NamedTuple):
-    """A message without a body that this server serves: its route, and how to recognise similar ones."""
+class KnownRequest:
+    """A request that this server serves, by the present table: its route, and how to recognise similar ones."""
 
-    route: str
-    context: Context
-    rest: bytes  # from the version on
-    shortcut: Fits | None
+    __slots__ = ("_fields", "_fits", "_version_at", "body", "context", "head", "route")
+
+    def __init__(
+        self, head: CanonicalHead, data: bytes, route: str, context: Context, fits: Fits | None
+    ) -> None:
+        """The head is that at the beginning of these bytes. Without `fits` no other path has the same route."""
+        self.route = route
+        self.context = context
+        self.head = data[: head.end]
+        self.body = head.body  # its length, or CHUNKED
+        self._version_at = len(head.method) + 1 + len(head.target)
+        self._fits = fits
+        self._fields: KnownFields | None = None  # made for the first head that differs
+
+    def body_of(self, head: bytes) -> int | None:
+        """The length of the body, or CHUNKED, if these bytes are a whole head for the same route; otherwise None."""
+        at = head.find(_VERSION)
+        if self._fits is None or at < 0 or not self._fits(head, 0, at):
+            return None
+        fields, known = head[at:], self._fields
+        if known is None:
+            own = self.head[self._version_at :]
+            if fields == own:
+                return self.body
+            known = self._fields = KnownFields(own, self.body)
+        return known.body_like(fields)
 
 
 class Waiting(Protocol):
@@ -116,12 +140,12 @@ class Routes:
             )
         return found
 
-    def remember(self, message: bytes, known: KnownRequest) -> None:
-        """Recognise this very message: of new connections most begin like others."""
-        if len(message) <= _KNOWN_BYTES:
+    def remember(self, known: KnownRequest) -> None:
+        """Recognise this very head: most new connections begin like others."""
+        if len(known.head) <= _KNOWN_BYTES:
             if len(self.known) >= _KNOWN:
                 self.known.clear()
-            self.known[message] = known
+            self.known[known.head] = known
 
     def shortcut(self, method: bytes, route: Route) -> Fits:
         """Recognises the beginning of a request with this method and a path that the route covers."""
@@ -143,27 +167,26 @@ class Look:
 
     `pending` are bytes that the parser has not got: a head that is incomplete, or what waits for a response, a table,
     or room in the gateway's pair; `partial` in the first case. `body` is what the current message still lacks of its
-    body, or CHUNKED.
+    body, or CHUNKED. `known` and `upload` are the last requests without a body, and with one, as far as the table of
+    this `epoch` is in force; if it is `ready`, a request that is like `known` may follow.
     """
 
     __slots__ = (
-        "body", "chunks", "context", "decided", "epoch", "fields", "generation", "hops", "match", "partial", "pause",
-        "pending", "requests", "rest", "route", "routes", "shortcut", "timer", "until",
+        "body", "chunks", "context", "decided", "epoch", "generation", "hops", "known", "match", "partial", "pause",
+        "pending", "ready", "requests", "route", "routes", "timer", "until", "upload",
     )  # fmt: skip
 
     def __init__(self, routes: Routes, routed: Routed) -> None:
         self.routes = routes
         self.requests = routes.requests
         self.route, self.generation, self.hops, self.pending, self.decided = routed
-        self.partial = False
+        self.partial = self.ready = False
         self.body = 0
         self.chunks: ChunkedEnd | None = None
-        self.match: Match | None = None  # of the last head
+        self.match: Match | None = None  # of the last head that was parsed
         self.context: Context | None = None
-        # The last head from its version on, and what has to stand before it, as far as this table is in force.
-        self.rest = b""
-        self.fields: KnownFields | None = None  # of the rest; made for the first head that differs
-        self.shortcut: Fits | None = None
+        self.known: KnownRequest | None = None
+        self.upload: KnownRequest | None = None
         self.epoch = 0
         self.timer: asyncio.TimerHandle | None = None
         self.pause = 0.0
@@ -177,18 +200,30 @@ class Look:
         """What the gateway has to know; the generation is that of the table by which the request is another's."""
         return Routed(self.route, generation, self.hops + 1, self.pending, decided=False)
 
-    def accept(self, known: KnownRequest) -> None:
-        """The next message is one that this worker has served before, by the present table."""
-        self.route, self.context, self.rest, self.shortcut = known
-        self.fields = None
-        self.epoch = self.routes.epoch
-        self.hops, self.decided = 0, False
+    def recognised(self, head: bytes) -> tuple[KnownRequest, int] | None:
+        """A request that this one is like, by its head, and the length of its body or CHUNKED; None without one."""
+        if len(head) <= _KNOWN_BYTES:
+            known = self.routes.known.get(head)
+            if known is not None:
+                return known, known.body
+        if self.epoch == self.routes.epoch:
+            for known in (self.upload, self.known):
+                body = None if known is None else known.body_of(head)
+                if known is not None and body is not None:
+                    return known, body
+        return None
 
-    def is_similar(self, rest: bytes) -> bool:
-        """Whether a head that ends like this, from its version on, is for the same host and has no body either."""
-        if self.fields is None:
-            self.fields = KnownFields(self.rest)
-        return self.fields.decide_like(rest)
+    def accept(self, known: KnownRequest) -> None:
+        """The next message is like one that this worker has served before, by the present table."""
+        self.route, self.context = known.route, known.context
+        if self.epoch != self.routes.epoch:
+            self.epoch = self.routes.epoch
+            self.known = self.upload = None
+        if known.body:
+            self.upload = known
+        else:
+            self.known = known
+        self.hops, self.decided = 0, False
 
     def begin_body(self, length: int) -> None:
         self.body = length

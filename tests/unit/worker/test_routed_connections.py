@@ -300,6 +300,70 @@ def test_request_that_is_like_the_last_one_is_not_looked_at(
     run(engine, table, scenario)
 
 
+def test_request_that_is_like_one_before_is_not_parsed(
+    engine: Engine, table: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        parsed: list[bytes] = []
+        monkeypatch.setattr(routed_connections, "parse", lambda data: (parsed.append(data), parse(data))[1])
+        first = [request("leaf.test", "/a/1"), post("leaf.test", "/a/1", b"abc")]
+        client = await stage.client(first[0])
+        await client.answer()
+        await stage.exchange(client, first[1])
+        assert parsed == first
+        parsed.clear()
+        similar = [
+            request("leaf.test", "/a/2"),
+            post("leaf.test", "/a/2?q", b"defgh"),
+            post("leaf.test", "/a", b""),
+            request("leaf.test", "/a/3", "GET", "X: y"),
+            request("leaf.test", "/a", "POST", "X: y", "Content-Length: 70000", body=b"x" * 70_000),
+            first[1],
+            first[0],
+        ]
+        texts = [b"/a/2 ", b"/a/2 defgh", b"/a ", b"/a/3 ", b"/a " + b"x" * 70_000, b"/a/1 abc", b"/a/1 "]
+        assert await stage.exchange(client, *similar) == [b"one " + text for text in texts]
+        again = await stage.client(post("leaf.test", "/a/1", b"new"))
+        assert (await again.answer())[2] == b"one /a/1 new"
+        assert not parsed
+        others = [
+            chunked("leaf.test", "/a", b"abcd"),
+            request("leaf.test", "/b"),
+            post("leaf.test", "/b", b"abc"),
+            post("leaf.test", "/a//b", b"abc"),
+        ]
+        await stage.exchange(client, *others)
+        assert [text for text in others if text not in parsed] == []
+
+    run(engine, table, scenario)
+
+
+def test_requests_of_two_routes_of_a_server_keep_their_routes(engine: Engine, table: int) -> None:
+    async def scenario(stage: Stage) -> None:
+        client = await stage.client(request("one.test", "/1"))
+        await client.answer()
+        messages = [
+            post("both.test", "/2", b"abc"),
+            request("one.test", "/3"),
+            post("one.test", "/4", b"abcd"),
+            request("both.test", "/5"),
+            post("both.test", "/6", b"ab"),
+            request("one.test", "/7"),
+        ]
+        await stage.exchange(client, *messages * 2)
+        client.writer.write(post("both.test", "/slow", b"abc"))
+        await stage.apps["one"].under_way.wait()
+        # It is like one before, but of another route than the request in progress.
+        client.writer.write(request("one.test", "/8"))
+        await turns()
+        stage.apps["one"].release.set()
+        assert [(await client.answer())[2] for _ in range(2)] == [b"one /slow abc", b"one /8 "]
+        routes = [route and route.alias for route in map(try_get_route, stage.apps["one"].scopes)]
+        assert routes == ["one", *["both", "one", "one", "both", "both", "one"] * 2, "both", "one"]
+
+    run(engine, table, scenario)
+
+
 @pytest.mark.parametrize(
     ("path", "fitting", "others"),
     [
