@@ -54,7 +54,7 @@ _poolctl() {
         wait:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
         *:-c | *:--config | *:-f | *:--file) _poolctl_files -f; return ;;
         *:--pool) _poolctl_ask pools; return ;;
-        *:--bind | *:--app | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--for | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
+        *:--bind | *:--app | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--for | *:--to | *:--ttl | *:--weight | *:--host | *:--path | *:--probe | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
         *:-o | *:--output) _poolctl_words 'table wide json jsonl name'; return ;;
         *:--tag) _poolctl_ask tags; return ;;
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
@@ -69,7 +69,7 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-c --config --pool -q --quiet -v --verbose --version -h --help'
             else
-                _poolctl_words 'add completion config dashboard disable doctor drain enable events export filter hosts init list logs metrics notify pools reload remove restart routes run scale schema show start status stop top undrain upgrade validate version wait walk'
+                _poolctl_words 'add completion config dashboard disable doctor drain enable events export filter hosts init list logs metrics notify pools register reload remove restart routes run scale schema show start status stop top undrain unregister upgrade validate version wait walk'
             fi
             ;;
         add)
@@ -198,6 +198,13 @@ _poolctl() {
                 :
             fi
             ;;
+        register)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--to --ttl --weight --host --path --probe -o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
+            fi
+            ;;
         reload)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --timeout --no-wait --dry-run --watch --env --force -c --config --pool -q --quiet -v --verbose -h --help'
@@ -287,6 +294,13 @@ _poolctl() {
                 _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --save -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
+            fi
+            ;;
+        unregister)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--to -o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
             fi
             ;;
         upgrade)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from poolctl.config.model.normalise import *
     from poolctl.config.model.pool_tables import *
     from poolctl.config.model.problems import *
+    from poolctl.config.model.registrations import *
     from poolctl.config.model.routes import *
     from poolctl.config.model.secrets import *
     from poolctl.config.model.server_sections import *
@@ -35,16 +36,17 @@ if TYPE_CHECKING:
 # fmt: off
 __all__ = [
     "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
-    "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "Backoff", "ConfigNotFound", "Configuration",
-    "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding", "GatewayConfig",
-    "GatewayListener", "Health", "Notify", "Patience", "Place", "Probe", "Problem", "Recovery", "Restart",
-    "RouteConfig", "Section", "ServerConfig", "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables",
-    "candidate_files", "certificate_names", "certificate_validity", "changed_by", "conflicts", "default_interpreter",
-    "dependency_findings", "enter_as", "escaped", "find_config", "haproxy_problems", "ids_of", "interpreter",
-    "json_schema", "libraries_problem", "load", "longest_stop_seconds", "masked", "masked_text", "merged",
-    "missing_file", "missing_program", "named_addresses", "names_cover", "no_certificate", "open_files_needed",
-    "pool_variables", "problem_of", "read_regular", "referenced_variables", "relocated", "routes_of", "shown",
-    "start_options", "table_text", "value_text", "values_of", "variables_named_in",
+    "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "AnyRoute", "Backoff", "ConfigNotFound",
+    "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
+    "GatewayConfig", "GatewayListener", "Health", "Notify", "Patience", "Place", "Probe", "Problem", "Recovery",
+    "RegisteredBackend", "Registration", "Restart", "RouteConfig", "Section", "ServerConfig", "StreamConfig",
+    "Surroundings", "TLSConfig", "Table", "Tables", "candidate_files", "certificate_names", "certificate_validity",
+    "changed_by", "conflicts", "default_interpreter", "dependency_findings", "enter_as", "escaped", "find_config",
+    "haproxy_problems", "ids_of", "interpreter", "json_schema", "libraries_problem", "load", "longest_stop_seconds",
+    "masked", "masked_text", "merged", "missing_file", "missing_program", "named_addresses", "names_cover",
+    "no_certificate", "open_files_needed", "pool_variables", "problem_of", "read_regular", "referenced_variables",
+    "registration_of", "relocated", "routes_of", "shown", "start_options", "table_text", "value_text", "values_of",
+    "variables_named_in", "with_registrations",
 ]
 # fmt: on
 _MODULES = {
@@ -65,7 +67,8 @@ _MODULES = {
     "model.gateway_tables": "GatewayConfig GatewayListener RouteConfig StreamConfig",
     "model.haproxy_checks": "haproxy_problems",
     "model.json_schema": "json_schema",
-    "model.routes": "routes_of",
+    "model.registrations": "RegisteredBackend Registration registration_of with_registrations",
+    "model.routes": "AnyRoute routes_of",
     "model.secrets": "MASK masked masked_text values_of",
     "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Section Table TLSConfig",
     "model.pool_tables": "TABLE_NAMES Dashboard EventsTable Notify Tables pool_variables",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from poolctl.control.answers import Result, RouteToServer
 from poolctl.frozen_value import Table, Value
 from poolctl.routing.host_report import HostReport
+from poolctl.routing.registration_report import RegistrationReport
 from poolctl.routing.route import Route
 from poolctl.routing.route_report import RouteReport
 
@@ -59,6 +60,12 @@ class HostsResult(Result):
     """Of `hosts`, and of `host`, which changes some."""
 
     items: tuple[HostReport, ...] = ()  # type: ignore[assignment]
+
+
+class RegistrationsResult(Result):
+    """Of `register` and `unregister`: the services that were named."""
+
+    items: tuple[RegistrationReport, ...] = ()  # type: ignore[assignment]
 
 
 class RoutesResult(Result):

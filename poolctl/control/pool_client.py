@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING
 
 from poolctl import exit_codes as codes
 from poolctl.control import pool_paths
-from poolctl.control.client import Client
+from poolctl.control.gateway_client import GatewayClient
 from poolctl.control.pool_processes import await_end
 from poolctl.control.pool_requests import Selection, Timeout, checked, request_body
 from poolctl.errors import (
-    PoolError,
     PoolMonitorError,
     PoolParamError,
     PoolRestartError,
     PoolStartError,
     PoolStopError,
 )
-from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 _ANSWERED = (codes.DONE, codes.NOT_AS_DESIRED)
 
 
-class PoolClient:
+class PoolClient(GatewayClient):
     """A running pool, reached through its supervisor. Every method blocks, and may be called from any thread.
 
     Methods take names or addresses (`*` and `?` are wildcards; none means all) and the selector's other keys
@@ -40,12 +38,6 @@ class PoolClient:
     document that the command prints with `-o json`. `scale`, `drain`, `undrain`, `enable`, `disable` and `remove`
     need a selection or `all=True`, else they raise PoolParamError.
     """
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def __repr__(self) -> str:
-        return f"<PoolClient {self._client.socket_path}>"
 
     def ping(self) -> Table:
         """Return the supervisor's version and process ids."""
@@ -156,33 +148,6 @@ class PoolClient:
         Raises PoolMonitorError when a receiver did not take it, PoolParamError for an unknown name.
         """
         return self._ask("notify", PoolMonitorError, (), None, {"receivers": [*receivers]})
-
-    def routes(self) -> Table:
-        """Return the gateway's routes; empty without a gateway."""
-        return self._ask("routes", PoolMonitorError)
-
-    def hosts(self) -> Table:
-        """Return the gateway's hosts: their state, breaker, connections and errors; empty without a gateway."""
-        return self._ask("hosts", PoolMonitorError)
-
-    def disable_host(self, *hosts: str, for_seconds: Timeout = None) -> Table:
-        """Send the traffic of these hosts elsewhere, for a time (default: the gateway's `traffic_re_enable`).
-
-        0 means until they are enabled. PoolParamError for an unknown host; the same holds for the other two.
-        """
-        try:
-            seconds = None if for_seconds is None else parse_duration(for_seconds)
-        except ValueError as wrong:
-            raise PoolParamError(f"for_seconds: {wrong}") from None
-        return self._host("disable", hosts, seconds)
-
-    def enable_host(self, *hosts: str) -> Table:
-        """Let these hosts have traffic again, at once."""
-        return self._host("enable", hosts)
-
-    def drain_host(self, *hosts: str) -> Table:
-        """Send new clients elsewhere; those whose sticky cookie names one of these hosts may go on."""
-        return self._host("drain", hosts)
 
     def start(
         self,
@@ -353,25 +318,6 @@ class PoolClient:
         Raises ControlError (8) when the running version refuses, PoolValidateError for files with problems.
         """
         return checked("upgrade", self._client.upgrade().to_json(), PoolRestartError)
-
-    def _host(self, op: str, hosts: Sequence[str], for_seconds: float | None = None) -> Table:
-        return self._ask(
-            "host", PoolMonitorError, (), None, {"op": op, "hosts": [*hosts], "for": for_seconds}
-        )
-
-    def _ask(
-        self,
-        verb: str,
-        failure: type[PoolError],
-        targets: Sequence[str] = (),
-        selector: Selection = None,
-        options: Table | None = None,
-        on_progress: Callable[[Table], None] | None = None,
-        accepted: Sequence[int] = (codes.DONE,),
-    ) -> Table:
-        body = request_body(targets, selector, options or {})
-        seconds = body["options"].get("timeout")
-        return checked(verb, self._client.call(verb, body, on_progress, seconds), failure, accepted)
 
 
 def _table(server: Mapping[str, object] | ServerConfig | None) -> Mapping[str, object]:

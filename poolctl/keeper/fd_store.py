@@ -32,8 +32,9 @@ WORKER, TALLY, HELD_CONNECTION = "worker:", "tally:", "visitor:"
 CONFIGURATION, WANTED, TOTALS = "configuration", "wanted", "totals"
 CERTIFICATES = "certificates"
 METRICS, DASHBOARD, DASHBOARD_LINK = "metrics", "dashboard", "dashboard link"
-# The link to the gateway's process, its pair, the hosts' states, and its listeners by their keys.
+# The link to the gateway's process, its pair, the hosts' states, registered services, and its listeners by their keys.
 GATEWAY_LINK, GATEWAY_PAIR, GATEWAY_HOSTS = "gateway link", "gateway pair", "gateway hosts"
+REGISTRATIONS = "registrations"
 GATEWAY_LISTENER = "gateway listener "
 
 # Not an entry, but named with them in the plan: the supervisor is the client itself.

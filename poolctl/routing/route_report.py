@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..frozen_value import Value
+from .registration_report import RegistrationReport
 from .route import ExcludedRoute, Route, StreamRoute, proxy_reason
 
 # How connections get to the backend: handed over, copied by the gateway as HTTP or as a stream, or not at all.
@@ -35,6 +36,7 @@ class RouteReport(Value):
     errors: int = 0
     p50_seconds: float | None = None
     p99_seconds: float | None = None
+    registrations: tuple[RegistrationReport, ...] | None = None
 
 
 def route_report(route: Route | StreamRoute | ExcludedRoute) -> RouteReport:

@@ -5,6 +5,7 @@ Few pools have a gateway: this module is imported when a file has one of these t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
 
@@ -212,47 +213,63 @@ class StreamTarget(Section):
     weight: Weight = field(1, "Its share of the traffic, compared with the others.")
 
 
-class RouteConfig(Table):
-    """[[route]]: which requests go to which servers."""
+with warnings.catch_warnings():
+    # pydantic means the method `register` of its metaclass, which no table has.
+    warnings.filterwarnings("ignore", 'Field name "register"')
 
-    table: ClassVar[str] = "route"
+    class RouteConfig(Table):
+        """[[route]]: which requests go to which servers."""
 
-    alias: Word | None = field(None, "Its name, unique among the routes; left out: its first target's.")
-    host: Host = field("", f"{HOST_ALLOWED}.")
-    path: RoutePath = field("/", 'The prefix of the path, in whole segments: "/v1" is for /v1 and /v1/users.')
-    methods: Annotated[tuple[Method, ...], Strict(False)] = field((), "The methods; left out: all.")
-    headers: Headers = field(EMPTY, 'Headers that a request must have; "" is any value.')
-    to: Annotated[tuple[RouteTarget, ...], _short("to", TARGET_ALLOWED)] = Field(
-        description="Where it leads: names of servers, tag:TAG, or URLs."
-    )
-    policy: POLICIES = field("round-robin", "How one of several targets is chosen.")
-    mode: MODES = field("auto", "pass hands connections to workers, proxy copies; auto passes where it can.")
-    sticky: CookieName = field("", "The cookie that keeps a client with its backend.")
-    strip_path: Truth = field(False, "The backend is asked for the path without the route's prefix.")
-    host_header: HostHeader = field("", "The Host that the backend gets. Left out: the client's.")
-    add_headers: Headers = field(EMPTY, "Headers that are added to requests.")
-    context_headers: Truth = field(False, "The backend gets the route's context as headers.")
-    retries: Retries = field(0, "How often a failed request that may be repeated is tried elsewhere.")
-    max_body_size: Size | None = field(None, "Largest body of a request. Left out: no limit.")
-    limit: RouteLimit = field(RouteLimit(), "The limit of the whole route.")
-    backend_limit: RouteLimit = field(RouteLimit(), "The limit of each of its backends.")
-    timeouts: RouteTimeouts = field(RouteTimeouts(), "How long the steps of a request may take.")
-    breaker: RouteBreaker = field(RouteBreaker(), "When a failing backend gets no more requests.")
-    waiting_page: Truth = field(False, "A browser sees a page while its server wakes up.")
-    probe_responses: Annotated[tuple[UrlPath, ...], Strict(False)] = field(
-        (), "Paths that are answered with 200 while the server sleeps, without waking it."
-    )
+        table: ClassVar[str] = "route"
 
-    index: int = Field(default=0, exclude=True, repr=False)  # among those of the files
+        alias: Word | None = field(None, "Its name, unique among the routes; left out: its first target's.")
+        host: Host = field("", f"{HOST_ALLOWED}.")
+        path: RoutePath = field(
+            "/", 'The prefix of the path, in whole segments: "/v1" is for /v1 and /v1/users.'
+        )
+        methods: Annotated[tuple[Method, ...], Strict(False)] = field((), "The methods; left out: all.")
+        headers: Headers = field(EMPTY, 'Headers that a request must have; "" is any value.')
+        to: Annotated[tuple[RouteTarget, ...], _short("to", TARGET_ALLOWED)] = field(
+            (), "Where it leads: names of servers, tag:TAG, or URLs."
+        )
+        register: Truth = field(
+            False, "Services may register as its backends while the pool runs; to may then be left out."
+        )
+        policy: POLICIES = field("round-robin", "How one of several targets is chosen.")
+        mode: MODES = field(
+            "auto", "pass hands connections to workers, proxy copies; auto passes where it can."
+        )
+        sticky: CookieName = field("", "The cookie that keeps a client with its backend.")
+        strip_path: Truth = field(False, "The backend is asked for the path without the route's prefix.")
+        host_header: HostHeader = field("", "The Host that the backend gets. Left out: the client's.")
+        add_headers: Headers = field(EMPTY, "Headers that are added to requests.")
+        context_headers: Truth = field(False, "The backend gets the route's context as headers.")
+        retries: Retries = field(0, "How often a failed request that may be repeated is tried elsewhere.")
+        max_body_size: Size | None = field(None, "Largest body of a request. Left out: no limit.")
+        limit: RouteLimit = field(RouteLimit(), "The limit of the whole route.")
+        backend_limit: RouteLimit = field(RouteLimit(), "The limit of each of its backends.")
+        timeouts: RouteTimeouts = field(RouteTimeouts(), "How long the steps of a request may take.")
+        breaker: RouteBreaker = field(RouteBreaker(), "When a failing backend gets no more requests.")
+        waiting_page: Truth = field(False, "A browser sees a page while its server wakes up.")
+        probe_responses: Annotated[tuple[UrlPath, ...], Strict(False)] = field(
+            (), "Paths that are answered with 200 while the server sleeps, without waking it."
+        )
 
-    @property
-    def label(self) -> str:
-        """The name by which people know it."""
-        return self.alias or name_of_target(self.to[0].to)
+        index: int = Field(default=0, exclude=True, repr=False)  # among those of the files
 
-    def to_dict(self) -> dict[str, Tree]:
-        """The table as a file could have it, without empty keys and limits that nothing sets."""
-        return {key: value for key, value in _without_unset_limits(self).items() if value not in ("", [], {})}
+        @property
+        def label(self) -> str:
+            """The name by which people know it."""
+            return self.alias or name_of_target(self.to[0].to)
+
+        def to_dict(self) -> dict[str, Tree]:
+            """The table as a file could have it, without empty keys and limits that nothing sets."""
+            found = {
+                key: value for key, value in _without_unset_limits(self).items() if value not in ("", [], {})
+            }
+            if not found.pop("register"):
+                return found
+            return found | {"register": True}
 
 
 class StreamTimeouts(Section):
@@ -345,9 +362,17 @@ def _list_of(
         if INDEX in table:
             findings.append(Finding((name, index, INDEX), f"unknown key {INDEX!r}", "take it out"))
         made = _validated(model, table, (name, index), findings)
-        if made is not None:
+        if isinstance(made, RouteConfig) and (missing := _missing(made)):
+            message, hint = f"{missing!r} is missing", f"add {missing} = …"
+            findings.append(Finding((name, index, missing), message, hint))
+        elif made is not None:
             found.append(made.model_copy(update={INDEX: index}))
     return tuple(found)
+
+
+def _missing(route: RouteConfig) -> str:
+    """The key that a route cannot be without."""
+    return "" if route.to else "to" if not route.register else "" if route.alias else "alias"
 
 
 def _validated(

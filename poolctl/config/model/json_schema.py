@@ -150,3 +150,5 @@ def _add_short_forms_of_routes(definitions: dict[str, Schema]) -> None:
         found.pop("type")
         found["anyOf"] = [*each["anyOf"], {"type": "array", "items": each, "minItems": int(key == "to")}]
     definitions["GatewayConfig"]["properties"]["bind"]["default"] = DEFAULT_BIND
+    registrable = {"properties": {"register": {"const": True}}, "required": ["register", "alias"]}
+    definitions["RouteConfig"]["anyOf"] = [{"required": ["to"]}, registrable]

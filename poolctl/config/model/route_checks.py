@@ -118,7 +118,7 @@ def _target_problems(
             binds = (
                 [route] if isinstance(route, StreamConfig) else tables.gateway.bind if tables.gateway else ()
             )
-            if _is_own(text, [parse(each.bind) for each in binds]):
+            if is_own_address(text, [parse(each.bind) for each in binds]):
                 yield Finding(path, f"{text} is an address of the gateway itself", "name a server", text)
         elif text.startswith(TAG):
             tag = text.removeprefix(TAG)
@@ -168,7 +168,7 @@ def _no_tag(tag: str, known: Known) -> tuple[str, str]:
     return f"no server has the tag {printable(tag)!r}", fix
 
 
-def _is_own(target: str, binds: Iterable[Address]) -> bool:
+def is_own_address(target: str, binds: Iterable[Address]) -> bool:
     """Whether an address outside the pool is one of the gateway's own, which would ask itself for ever."""
     address = parse(target.rpartition("://")[2])
     return any(bind.key == address.key or _reaches(address, bind) for bind in binds)
@@ -218,7 +218,7 @@ def _taken_stream_aliases(streams: tuple[StreamConfig, ...], known: Known) -> It
 
 def _has_no_name(route: RouteConfig | StreamConfig, known: Known) -> bool:
     """Whether it would be called after a server that does not exist, which is a problem of its own."""
-    return not route.alias and known.servers(route.to[0].to) == []
+    return not route.alias and bool(route.to) and known.servers(route.to[0].to) == []
 
 
 def _taken(alias: str, other: str, label: str, route: RouteConfig | StreamConfig | None) -> tuple[str, str]:
@@ -319,6 +319,9 @@ def _mode_problems(route: RouteConfig, known: Known, gateway: GatewayConfig) -> 
             if _needs_proxy(getattr(route, key)):
                 message = f'mode = "pass" hands connections over as they are, and {key} needs the proxy'
                 yield Finding((key,), message, f'take {key} out, or write mode = "auto"')
+        if route.register:
+            message = 'mode = "pass", and registered services are outside the pool'
+            yield Finding(("register",), message, 'take it out, or write mode = "auto"')
         if gateway.header_for_host.lower() != "host":
             message = f'mode = "pass", and [gateway] takes the host from the header {gateway.header_for_host}'
             yield Finding(("mode",), message, 'write mode = "auto"')

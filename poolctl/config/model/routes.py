@@ -138,7 +138,7 @@ def written_routes(
     places = {
         (each.config.host, each.config.path): each
         for each in reversed(found)
-        if each.config and known.targets(each.config.to)[0]
+        if each.config and (each.config.register or known.targets(each.config.to)[0])
     }
     for server in known.by_name.values():
         exposed = None if server.derived_expose or server.job else _exposed(server)
@@ -179,8 +179,9 @@ def _labelled(
         inner[key] = tuple(part.strip() for part in text.split(",")) if key in _LISTS else Interpolated(text)
     own: list[Finding] = []
     config = None
-    if "to" in table:
-        own.append(Finding(("to",), "the route of a server leads to that server", "take it out"))
+    others = [key for key in ("to", "register") if key in table]
+    if others:
+        own.append(Finding((others[0],), "the route of a server leads to that server", "take it out"))
     else:
         config = _made(merged(defaults, table), server, own)
     if server.job:
@@ -222,11 +223,16 @@ def _route_of(written: WrittenRoute, known: Known) -> Route | ExcludedRoute:
     if config is None or written.reason:
         return _excluded(written, written.reason)
     to, reasons = known.targets(config.to)
-    if not to:
+    if not (to or config.register):
         return _excluded(written, "; ".join(reasons))
+    return made_route(written.alias, config, to, FILE if written.server is None else SERVER)
+
+
+def made_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider: str) -> Route:
+    """The route of a table, with these targets."""
     cookie = config.sticky or (DEFAULT_COOKIE if config.policy == "sticky" else "")
     return Route(
-        alias=written.alias,
+        alias=alias,
         to=to,
         host=config.host,
         path=config.path,
@@ -234,7 +240,7 @@ def _route_of(written: WrittenRoute, known: Known) -> Route | ExcludedRoute:
         headers=_headers(config.headers),
         policy=config.policy,
         mode=config.mode,
-        provider=FILE if written.server is None else SERVER,
+        provider=provider,
         strip_path=config.strip_path,
         host_header=config.host_header,
         add_headers=_headers(config.add_headers),

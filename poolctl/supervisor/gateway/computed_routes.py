@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from poolctl.config import ServerConfig, Tables, routes_of
+from poolctl.config import RegisteredBackend, ServerConfig, Tables, routes_of, with_registrations
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute
 from poolctl.routing.route_table import write_table
 from poolctl.runners.listener_opener import in_daemon_thread
@@ -34,6 +34,7 @@ class RouteSet(NamedTuple):
 class ComputedRoutes:
     """Computes routes and table in a thread, one computation at a time; `changed` is called with each new table.
 
+    `registered` gives the services that have registered as backends; after a change of these, call `again`.
     Generations rise over supervisors and keepers too: workers and gateways that outlive both know older ones.
     """
 
@@ -42,17 +43,28 @@ class ComputedRoutes:
         self.generation = 0
         self.table: Descriptor | None = None
         self.problem = ""
+        self.registered: Callable[[], Sequence[RegisteredBackend]] = tuple
         self._changed = changed
+        self._source: Callable[[], tuple[Sequence[ServerConfig], Tables]] | None = None
         self._wanted: Callable[[], tuple[Sequence[ServerConfig], Tables]] | None = None
         self._work: asyncio.Task[None] | None = None
         self._computed = asyncio.Event()
 
     def compute(self, source: Callable[[], tuple[Sequence[ServerConfig], Tables]]) -> None:
         """Compute them soon from what `source` returns then."""
-        self._wanted = source
+        self._source = self._wanted = source
         self._computed.clear()
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(self._compute())
+
+    def again(self) -> None:
+        """Compute them soon from the same source as before."""
+        if self._source is not None:
+            self.compute(self._source)
+
+    def has(self, alias: str) -> bool:
+        """Whether a route of this alias is served."""
+        return any(each.alias == alias for each in self.routes.http)
 
     async def settled(self) -> None:
         """Return once the routes are those of the newest configuration."""
@@ -74,7 +86,7 @@ class ComputedRoutes:
             generation = max(self.generation + 1, time.time_ns() // 1_000_000)
             before = self.routes if self.table is not None else None
             try:
-                work = functools.partial(_computed, *source(), generation, before)
+                work = functools.partial(_computed, *source(), self.registered(), generation, before)
                 routes, fd = await in_daemon_thread(work, undo=_discard)
             except Exception as error:
                 logger.exception("the route table could not be made")
@@ -91,11 +103,15 @@ class ComputedRoutes:
 
 
 def _computed(
-    servers: Sequence[ServerConfig], tables: Tables, generation: int, before: RouteSet | None
+    servers: Sequence[ServerConfig],
+    tables: Tables,
+    registered: Sequence[RegisteredBackend],
+    generation: int,
+    before: RouteSet | None,
 ) -> tuple[RouteSet, int | None]:
     """The routes with the descriptor of their table; None for it when they are those from before."""
     http, streams, excluded = [], [], []
-    for route in routes_of(servers, tables):
+    for route in with_registrations(routes_of(servers, tables), tables, registered):
         if isinstance(route, Route):
             http.append(route)
         elif isinstance(route, StreamRoute):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import closing
 
 from poolctl.control.answers import Result, ShowResult, failure
@@ -13,6 +14,7 @@ from poolctl.exit_codes import NOT_AS_DESIRED, NOTHING_MATCHED
 from poolctl.frozen_value import Table
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.match import host_pattern, normal_host
+from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import route_report
 from poolctl.runners.listener_opener import in_daemon_thread
@@ -23,6 +25,7 @@ from ..observers.totals import Totals
 from ..verbs.verb import Call
 from ..verbs.verbs import Verbs
 from .gateway_manager import GatewayManager
+from .registrations import Registrations
 from .route_figures import RouteFigures
 
 # Above this only those that fit the host are explained.
@@ -35,10 +38,11 @@ _OPERATIONS = ("disable", "enable", "drain")
 class GatewayVerbs:
     """Answers with what the gateway's process reports, and what workers count."""
 
-    def __init__(self, gateway: GatewayManager, core: Core, totals: Totals) -> None:
+    def __init__(self, gateway: GatewayManager, core: Core, totals: Totals, services: Registrations) -> None:
         self._gateway = gateway
         self._core = core
         self._totals = totals
+        self._services = services
 
     def add_to(self, verbs: Verbs) -> None:
         """Answer these verbs."""
@@ -56,7 +60,7 @@ class GatewayVerbs:
             return await self._candidates(call.options)
         routes = self._gateway.routes.routes
         report = await self._report() or {}
-        figures = RouteFigures(self._gateway, self._core, self._totals, report)
+        figures = RouteFigures(self._gateway, self._core, self._totals, report, self._services)
         served: list[Route | StreamRoute] = [*routes.http, *routes.streams]
         reports = []
         with closing(figures):
@@ -108,7 +112,19 @@ class GatewayVerbs:
         report = await self._report()
         if report is None:
             return self._away()
-        return HostsResult(items=tuple(map(self._host_report, report["hosts"])))
+        rows = [self._host_report(row) for row in report["hosts"]]
+        return HostsResult(items=(*rows, *self._taken_out({row.host for row in rows})))
+
+    def _taken_out(self, known: set[str]) -> Iterator[HostReport]:
+        """The registered services that get no requests now, of which the gateway does not know."""
+        for each in self._services:
+            if each.state != SERVING and each.settings.to not in known:
+                yield HostReport(
+                    host=each.settings.to,
+                    routes=(each.settings.name,),
+                    available=False,
+                    why=each.why or each.state,
+                )
 
     def _host_report(self, row: Table) -> HostReport:
         """Of a server, with the connections of its workers, to which most of its clients were passed."""

@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 
     from .gateway_manager import GatewayManager
     from .gateway_statistics import GatewayStatistics
+    from .registration_manager import RegistrationManager
+    from .registrations import Registrations
 
 # What a start imports only for a configuration that names it.
 MODULES = (
     "poolctl.supervisor.gateway.gateway_manager",
     "poolctl.supervisor.gateway.gateway_statistics",
     "poolctl.supervisor.gateway.gateway_verbs",
+    "poolctl.supervisor.gateway.registration_manager",
 )
 # Of these commands, without a selection of servers, the gateway is a target too.
 _STARTING = ("start", "restart")
@@ -46,6 +49,8 @@ class PoolGateway:
         self._events = events
         self._manager: GatewayManager | None = None
         self._statistics: GatewayStatistics | None = None
+        self._services: Registrations | None = None
+        self._registrations: RegistrationManager | None = None
         self._found = False
 
     async def take_in(self) -> None:
@@ -65,6 +70,11 @@ class PoolGateway:
         self._found = bool(fds)
         for fd in fds:
             os.close(fd)
+        if self._environment.configuration.tables.gateway is not None or self._found:
+            from .registration_manager import saved_registrations
+
+            # Before the first route table, which would take them out.
+            self._services = await saved_registrations(self._environment.keeper, core.clock)
         self._environment.configuration.follow(self._follow, every_reload=True)
 
     def _follow(self, tables: Tables) -> None:
@@ -72,9 +82,16 @@ class PoolGateway:
             from .gateway_manager import GatewayManager
             from .gateway_statistics import GatewayStatistics
             from .gateway_verbs import GatewayVerbs
+            from .registration_manager import RegistrationManager
+            from .registrations import Registrations
 
             self._manager = GatewayManager(self._environment, self._core, self._events)
-            GatewayVerbs(self._manager, self._core, self._totals).add_to(self._verbs)
+            services = self._services or Registrations(self._core.clock)
+            self._registrations = RegistrationManager(
+                self._manager, self._core, self._events, self._environment.keeper, services
+            )
+            self._registrations.add_to(self._verbs)
+            GatewayVerbs(self._manager, self._core, self._totals, services).add_to(self._verbs)
             self._statistics = GatewayStatistics(self._manager, self._core, self._totals)
             self._statistics.add_to(self._verbs)
         if self._manager is not None and self._statistics is not None:
@@ -147,5 +164,7 @@ class PoolGateway:
         """End it."""
         if self._statistics is not None:
             self._statistics.close()
+        if self._registrations is not None:
+            self._registrations.close()
         if self._manager is not None:
             await self._manager.aclose()

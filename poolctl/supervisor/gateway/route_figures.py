@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from poolctl.core.core import Core
 from poolctl.frozen_value import Table
 from poolctl.gateway.counts import REFUSED
+from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_health import RouteHealth, route_health, server_health
 from poolctl.routing.route_report import PASS, PROXY, RouteReport, route_report
@@ -17,6 +18,7 @@ from poolctl.worker.tally import Counts
 from ..observers.statistics import errors, latency_seconds
 from ..observers.totals import Totals
 from .gateway_manager import GatewayManager
+from .registrations import Registrations
 
 _NONE = [0] * tally.COUNTED
 
@@ -28,7 +30,10 @@ class RouteFigures:
     were not proxied.
     """
 
-    def __init__(self, gateway: GatewayManager, core: Core, totals: Totals, report: Table) -> None:
+    def __init__(
+        self, gateway: GatewayManager, core: Core, totals: Totals, report: Table, services: Registrations
+    ) -> None:
+        self._services = services
         self._gateway = gateway
         self._core = core
         self._totals = totals
@@ -51,7 +56,7 @@ class RouteFigures:
     def of(self, route: Route | StreamRoute) -> RouteReport:
         """The report of the route."""
         report = route_report(route)
-        health = route_health(self._health(target.key, target.server) for target in route.to)
+        health = self.health(route)
         if isinstance(route, StreamRoute):
             stream = self._streams.get(route.alias, {})
             begun = stream.get("accepted", stream.get("opened", 0))
@@ -73,6 +78,8 @@ class RouteFigures:
                 passed += count
                 total = [one + other for one, other in zip(total, of_workers, strict=True)]
         changes: Table = {"state": health.status}
+        if services := self._services.of(route.alias):
+            changes["registrations"] = tuple(map(self._services.report, services))
         if report.way == PASS:
             if why := next(self._hindrances(route), ""):
                 changes |= {"way": PROXY, "why": why}
@@ -89,6 +96,13 @@ class RouteFigures:
                 "p99_seconds": latency_seconds(total, _NONE, 0.99),
             }
         return report.but(**changes)
+
+    def health(self, route: Route | StreamRoute) -> RouteHealth:
+        """The health of the route: that of its best backend, among them services that get no requests now."""
+        found = [self._health(target.key, target.server) for target in route.to]
+        if isinstance(route, Route):
+            found += [each.health for each in self._services.of(route.alias) if each.state != SERVING]
+        return route_health(found)
 
     def _hindrances(self, route: Route) -> Iterator[str]:
         """Why no connection of a route is passed that could be, going by its rules alone."""

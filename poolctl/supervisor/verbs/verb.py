@@ -47,11 +47,15 @@ class Daemon(Protocol):
 
 
 class Call(NamedTuple):
-    """A request for a verb: the selected servers, the options, and what takes lines of progress."""
+    """A request for a verb: the selected servers, the options, and what takes lines of progress.
+
+    `by` tells who sent it, for the audit trail.
+    """
 
     selector: Selector
     options: Table
     progress: Progress
+    by: Callable[[], Table] = dict
 
 
 Verb = Callable[[Call], Awaitable[Result]]

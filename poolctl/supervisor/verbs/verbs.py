@@ -62,7 +62,7 @@ class Verbs:
             **changing_verbs.verbs(self._context),
             "routes": _no_gateway,
             "hosts": _no_gateway,
-            "host": _no_host,
+            **dict.fromkeys(("host", "register", "unregister"), _no_gateway_to_change),
         }
 
     def complete(self) -> None:
@@ -98,7 +98,8 @@ class Verbs:
             return _failed(USAGE, message, f"it knows: {known}")
         try:
             options = _options(request.body)
-            call = Call(Selector.from_dict(request.body.get("selector") or {}), options, progress)
+            selector = Selector.from_dict(request.body.get("selector") or {})
+            call = Call(selector, options, progress, partial(peer, request))
             return await audited(
                 self._context.events, request, call, partial(self.perform, request.verb, call)
             )
@@ -161,7 +162,7 @@ async def _no_gateway(call: Call) -> Result:
     return Result()
 
 
-async def _no_host(call: Call) -> Result:
+async def _no_gateway_to_change(call: Call) -> Result:
     return _failed(
         NOTHING_MATCHED, "the pool has no gateway", "a [gateway] or [[route]] in the file adds one"
     )

@@ -28,10 +28,17 @@ from poolctl.control.answers import (
     WorkerDetails,
     WorkerStats,
 )
-from poolctl.control.gateway_answers import GatewayStats, GatewayStatus, HostsResult, RoutesResult
+from poolctl.control.gateway_answers import (
+    GatewayStats,
+    GatewayStatus,
+    HostsResult,
+    RegistrationsResult,
+    RoutesResult,
+)
 from poolctl.control.observer_answers import DashboardLink, DashboardResult, NotifyResult, ReceiverResult
 from poolctl.frozen_value import Value
 from poolctl.routing.host_report import HostReport
+from poolctl.routing.registration_report import RegistrationReport
 from poolctl.routing.route_report import RouteReport
 from tests.stand_in import always, item
 
@@ -107,6 +114,7 @@ FIELDS: dict[type[Value], list[str]] = {
         "alias", "host", "path", "to", "policy", "mode", "way", "why", "provider", "state", "requests",
         "passed", "proxied", "refused", "errors",
     ],
+    RegistrationReport: ["name", "url", "state", "why", "since", "weight", "ttl_seconds", "probe"],
     HostReport: [
         "host", "routes", "state", "since", "until", "available", "why", "breaker", "connections", "in_flight",
         "waiting", "requests", "errors",
@@ -144,7 +152,8 @@ OPTIONAL: dict[type[Value], list[str]] = {
     ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
     Details: ["address", "kept", "kept_until", "log_files", "routes"],
     Summary: ["calm", "keeper_problem", "not_served"],
-    RouteReport: ["p50_seconds", "p99_seconds"],
+    RouteReport: ["p50_seconds", "p99_seconds", "registrations"],
+    RegistrationReport: ["left_seconds", "latency_seconds"],
     GatewayStatus: ["stats"],
     WorkerStats: ["requests_total", "errors_total", "in_flight", "connections"],
     LiveChanges: ["workers", "disabled", "drained", "added"],
@@ -156,6 +165,7 @@ ANSWERS: dict[str, tuple[type[Result], list[str]]] = {
          "remove a", "logs --reopen"], (Result, []),
     ),
     **dict.fromkeys(["hosts", "hosts disable a"], (HostsResult, [])),
+    **dict.fromkeys(["register a --to http://b:1", "unregister a"], (RegistrationsResult, [])),
     "routes": (RoutesResult, ["generation", "refused"]),
     "status": (StatusResult, ["summary"]),
     "show": (ShowResult, []),
@@ -193,6 +203,7 @@ def test_a_commands_document_has_the_fields_of_its_answer(
     (found,) = document["items"]
     element = {
         ShowResult: Details, StatsResult: Measured, HostsResult: HostReport, RoutesResult: RouteReport,
+        RegistrationsResult: RegistrationReport,
     }.get(kind, Item)  # fmt: skip
     assert sorted(found) == sorted(FIELDS[element])
     assert [sorted(each) for each in document["errors"]] == [sorted(FIELDS[ErrorEntry])] * len(errors)

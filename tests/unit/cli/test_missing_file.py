@@ -33,6 +33,8 @@ WORDS = {
     "remove": [["web"], ["web", "--save"], []],
     "add": [["x", "--bind", ":1", "--app", "a:b"], ["x", "--bind", ":1", "--app", "a:b", "--save"]],
     "notify": [["test"]],
+    "register": [["x", "--to", "http://127.0.0.1:1"]],
+    "unregister": [["x"]],
     "export": [["systemd"]],
 }
 LINES = [[verb, *words] for verb in names() if verb not in READ_NO_POOL for words in WORDS.get(verb, [[]])]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig, TLSConfig
+from poolctl.clock import ManualClock
 from poolctl.gateway.counts import Counts
 from poolctl.routing.route import Header, Route, Target
 from poolctl.routing.route_report import RouteReport
@@ -17,6 +18,7 @@ from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
 from poolctl.states import Status
 from poolctl.supervisor.gateway.computed_routes import RouteSet
+from poolctl.supervisor.gateway.registrations import Registrations
 from poolctl.supervisor.gateway.route_figures import RouteFigures
 from poolctl.worker import tally
 
@@ -36,6 +38,7 @@ class Stage:
         self.config = ServerConfig(**{"name": "web", "bind": "127.0.0.1:9001", "app": "any:app"} | keys)
         self.counted = tally.blank_page().tolist()
         self.counts = Counts()
+        self.services = Registrations(ManualClock())
 
     def passed(self, alias: str, count: int, errors: int = 0) -> None:
         page = memoryview(bytearray(tally.SIZE_BYTES)).cast("Q")
@@ -70,7 +73,7 @@ class Stage:
             tables=SimpleNamespace(gateway=table),
             passes_to=lambda server: server in self.pairs,
         )
-        figures = RouteFigures(gateway, core, totals, {"counts": self.counts.snapshot()})
+        figures = RouteFigures(gateway, core, totals, {"counts": self.counts.snapshot()}, self.services)
         try:
             return figures.of(route)
         finally:

@@ -1,0 +1,72 @@
+"""`poolctl register`: a service becomes a backend of a route, or sends its heartbeat."""
+
+from __future__ import annotations
+
+from poolctl.cli.command import CHANGES, OUTPUT, Command, Option
+from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.render import printable
+from poolctl.cli.supervisor_requests import ask_for
+from poolctl.control.gateway_answers import RegistrationsResult
+from poolctl.frozen_value import Table
+from poolctl.routing.registration_report import SERVING, RegistrationReport, absolute_url
+
+COMMAND = Command(
+    "Register a service as a backend of a route.",
+    Option("service", metavar="NAME", required=True, help="The alias of the route."),
+    Option("to", "--to", metavar="URL", help="http://HOST:PORT, https://HOST:PORT or unix:PATH."),
+    Option(
+        "ttl",
+        "--ttl",
+        metavar="DURATION",
+        help='How long it holds; register again as a heartbeat. Default: until "unregister".',
+    ),
+    Option("weight", "--weight", metavar="N", help="Its share of the traffic, from 1 to 1000. Default: 1."),
+    Option("host", "--host", metavar="HOST", help="Make a route of its own for this host."),
+    Option("path", "--path", metavar="PATH", help="Make a route of its own for paths below this one."),
+    Option(
+        "probe",
+        "--probe",
+        metavar="PATH",
+        help="Check its health with GET PATH; one that fails is taken out.",
+    ),
+    OUTPUT,
+    section=CHANGES,
+    fields=tuple(RegistrationReport.annotations),
+    examples=(
+        "poolctl register users --to http://10.0.0.7:9000 --ttl 30s",
+        "poolctl register docs --to http://10.0.0.8:90 --path /docs --probe /health",
+    ),
+    notes=("A route of the file accepts services with register = true.",),
+)
+
+
+def perform(request: CommandRequest) -> Outcome:
+    """Register it. Raises NoSupervisor."""
+    if not request.get("to"):
+        raise UsageError("register: the URL is missing", hint="poolctl register NAME --to http://HOST:PORT")
+    given = {"ttl": request.seconds("ttl"), "weight": _weight(request.get("weight"))}
+    options: Table = {"name": request.get("service"), "to": absolute_url(request.get("to")), **given}
+    options |= {key: request.get(key) for key in ("host", "path", "probe")}
+    result = ask_for(RegistrationsResult, request, find_pool(request), more=options)
+    outcome = Outcome.of(result, "\n".join(map(_sentence, result.items)))
+    if request.output == "name":
+        outcome.text = "".join(f"{printable(each.name)}\n" for each in result.items)
+    return outcome
+
+
+def _weight(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= 1000):
+        raise UsageError(f"--weight: {text!r} is not a number from 1 to 1000")
+    return int(text)
+
+
+def _sentence(service: RegistrationReport) -> str:
+    from poolctl.units import format_duration
+
+    for_time = f" for {format_duration(service.ttl_seconds)}" if service.ttl_seconds else ""
+    state = "" if service.state == SERVING else f" ({service.state})"
+    return f"{printable(service.name)}: {printable(service.url)} is registered{for_time}{state}"

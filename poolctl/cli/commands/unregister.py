@@ -1,0 +1,33 @@
+"""`poolctl unregister`: a registered service gets no more requests."""
+
+from __future__ import annotations
+
+from poolctl.cli.command import CHANGES, OUTPUT, Command, Option
+from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.render import printable
+from poolctl.cli.supervisor_requests import ask_for
+from poolctl.control.gateway_answers import RegistrationsResult
+from poolctl.routing.registration_report import RegistrationReport, absolute_url
+
+COMMAND = Command(
+    "Take out a service that has registered.",
+    Option("service", metavar="NAME", required=True, help="The name that it has registered as."),
+    Option("to", "--to", metavar="URL", help="Its URL. Default: every service of this name."),
+    OUTPUT,
+    section=CHANGES,
+    fields=tuple(RegistrationReport.annotations),
+    examples=("poolctl unregister users --to http://10.0.0.7:9000",),
+)
+
+
+def perform(request: CommandRequest) -> Outcome:
+    """Unregister it. Raises NoSupervisor."""
+    options = {"name": request.get("service"), "to": absolute_url(request.get("to") or "")}
+    result = ask_for(RegistrationsResult, request, find_pool(request), more=options)
+    lines = (f"{printable(each.name)}: {printable(each.url)} is unregistered" for each in result.items)
+    outcome = Outcome.of(result, "\n".join(lines))
+    if request.output == "name":
+        outcome.text = "".join(f"{printable(each.name)}\n" for each in result.items)
+    return outcome

@@ -1,0 +1,191 @@
+"""Services that register as backends of routes while the pool runs: their keys, and the routes that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, ClassVar, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+
+from poolctl.address import parse
+from poolctl.config.model.gateway_tables import RouteConfig
+from poolctl.config.model.normalise import merged
+from poolctl.config.model.pool_tables import Tables
+from poolctl.config.model.problems import Finding, Tree, printable
+from poolctl.config.model.route_checks import is_own_address
+from poolctl.config.model.route_values import Host, RoutePath, TargetText, Weight
+from poolctl.config.model.routes import AnyRoute, made_route
+from poolctl.config.model.server_sections import Probe, Table
+from poolctl.config.model.validation_errors import validated
+from poolctl.config.model.value_types import BadValue, Duration, Word, field
+from poolctl.routing.match import DEFAULT, WILDCARD, HostPattern, covers_path, host_pattern
+from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, Target
+
+URL_ALLOWED = '"http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
+_LONGEST = 200
+# Of a server's probes alone: a program would run as the pool's user, an expression needs a process to match it.
+_NOT_PROBED = ("exec", "tcp", "body")
+
+
+def _url(text: str) -> str:
+    if ":" not in text or text.startswith("tag:"):
+        raise BadValue(f"{printable(text[:60])!r} is no URL", URL_ALLOWED)
+    return text
+
+
+def _probe(value: Tree) -> Tree:
+    return {"http": value} if isinstance(value, str) else value
+
+
+def _http_only(probe: Probe) -> Probe:
+    other = next((key for key in _NOT_PROBED if getattr(probe, key)), None)
+    if other is not None or probe.http is None:
+        raise BadValue("a registered service is probed by http alone", '"/health"')
+    return probe
+
+
+class Registration(Table):
+    """What a service says of itself: the route that it is a backend of, its URL, and how long that holds."""
+
+    table: ClassVar[str] = "registration"
+
+    name: Annotated[Word, StringConstraints(max_length=_LONGEST)] = Field(description="The alias of a route.")
+    to: Annotated[TargetText, AfterValidator(_url)] = Field(description="Its URL.")
+    ttl: Duration = field(0.0, "It is silent after this time without a heartbeat; 0: never.")
+    weight: Weight = field(1, "Its share of the traffic, compared with the others.")
+    host: Host | None = field(None, "The host of a route of its own.")
+    path: RoutePath | None = field(None, "The path of a route of its own.")
+    probe: Annotated[Probe | None, BeforeValidator(_probe)] = field(None, "How its health is checked.")
+
+    @property
+    def has_place(self) -> bool:
+        """Whether it names the host or the path of a route of its own."""
+        return self.host is not None or self.path is not None
+
+    def problem(self, tables: Tables) -> str:
+        """Why these tables forbid it, whatever their routes are; "" if they do not."""
+        binds = [parse(each.bind) for each in tables.gateway.bind] if tables.gateway else []
+        return f"{self.to} is an address of the gateway itself" if is_own_address(self.to, binds) else ""
+
+
+def registration_of(given: dict[str, Tree], findings: list[Finding]) -> Registration | None:
+    """The registration of these keys; None if it is invalid: the reasons are added to the findings."""
+    made = validated(Registration, given, findings)
+    if made is not None and made.probe is not None:
+        try:
+            _http_only(made.probe)
+        except BadValue as wrong:
+            findings.append(Finding(("probe",), str(wrong), f"allowed is {wrong.allowed}"))
+            return None
+    return made
+
+
+class RegisteredBackend(NamedTuple):
+    """A registered service as routes have it: its route's alias, and that route's place if it is one of its own.
+
+    One that gets no requests now is not `serving`; its route stays.
+    """
+
+    name: str
+    url: str
+    weight: int
+    host: str | None
+    path: str | None
+    serving: bool
+
+
+def with_registrations(
+    routes: Sequence[AnyRoute], tables: Tables, registered: Iterable[RegisteredBackend]
+) -> tuple[AnyRoute, ...]:
+    """The routes, those of the files that accept them with their registered backends; then routes of their own.
+
+    Registrations without a route, and routes whose place is taken, are excluded with the reason. Other routes come
+    first in everything.
+    """
+    if tables.gateway is None:
+        return tuple(routes)
+    backends: dict[str, list[RegisteredBackend]] = {}
+    for each in registered:
+        backends.setdefault(each.name, []).append(each)
+    if not backends:
+        return tuple(routes)
+    accepting = {each.label for each in tables.routes if each.register}
+    found: list[AnyRoute] = []
+    for route in routes:
+        its = backends.get(route.alias) if route.alias in accepting and isinstance(route, Route) else None
+        found.append(route if its is None or not isinstance(route, Route) else _joined(route, its))
+    taken = {each.alias for each in routes if isinstance(each, Route)}
+    places = _Places(each for each in routes if isinstance(each, Route))
+    defaults = tables.gateway.defaults_of_routes()
+    for name, its in backends.items():
+        if name in taken:
+            if name not in accepting:
+                found.append(_excluded(name, "the route accepts no registrations (register = true)"))
+            continue
+        place = next(((each.host, each.path) for each in its if (each.host, each.path) != (None, None)), None)
+        if place is None:
+            reason = "there is no such route, and neither a host nor a path for one of its own"
+            found.append(_excluded(name, reason))
+            continue
+        config = validated(RouteConfig, _own_table(defaults, name, *place), [])
+        assert config is not None
+        if reason := places.problem(config.host, config.path):
+            found.append(_excluded(name, reason, config.host))
+            continue
+        own = _joined(made_route(name, config, (), REGISTRATION), its)
+        places.add(own)
+        found.append(own)
+    return tuple(found)
+
+
+def _own_table(defaults: dict[str, Tree], name: str, host: str | None, path: str | None) -> dict[str, Tree]:
+    # A mode of [gateway] other than auto is about the pool's own servers.
+    own = {"alias": name, "host": host or "", "path": path or "/", "register": True, "mode": "auto"}
+    return merged(defaults, own)
+
+
+def _joined(route: Route, registered: Iterable[RegisteredBackend]) -> Route:
+    there = {each.key for each in route.to}
+    more = [
+        Target(url=each.url, weight=each.weight)
+        for each in registered
+        if each.serving and each.url not in there
+    ]
+    return route.but(to=(*route.to, *more))
+
+
+def _excluded(name: str, reason: str, host: str = "") -> ExcludedRoute:
+    return ExcludedRoute(alias=name, reason=reason, host=host, provider=REGISTRATION)
+
+
+class _Places:
+    """The hosts and paths of routes, of which a registered service takes none."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._paths: dict[HostPattern, dict[str, list[Route]]] = {}
+        for route in routes:
+            self.add(route)
+
+    def add(self, route: Route) -> None:
+        """The route has its place from now on."""
+        paths = self._paths.setdefault(host_pattern(route.host), {})
+        paths.setdefault(route.path, []).append(route)
+
+    def problem(self, host: str, path: str) -> str:
+        """Why a route cannot have this place: it would take another one's requests, or get none; "" if it can."""
+        other = next(self._others(host_pattern(host), path), None)
+        if other is None:
+            return ""
+        return f"{host or '*'}{path} is taken by the route {other.alias!r} ({other.host or '*'}{other.path})"
+
+    def _others(self, pattern: HostPattern, path: str) -> Iterator[Route]:
+        for prefix, routes in self._paths.get(pattern, {}).items():
+            if prefix == path:
+                yield from (each for each in routes if not (each.methods or each.headers))
+            elif covers_path(prefix, path) and not (pattern.tier == DEFAULT and prefix == "/"):
+                yield routes[0]
+        if pattern.tier < WILDCARD:
+            # Patterns with "*" elsewhere come after the other ones, whatever they say.
+            for other, paths in self._paths.items():
+                if other.tier == WILDCARD and pattern.covers(other.text.replace("*", "x")):
+                    yield from (routes[0] for prefix, routes in paths.items() if covers_path(path, prefix))

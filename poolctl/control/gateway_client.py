@@ -1,0 +1,156 @@
+"""The gateway of a running pool as a Python object: its routes, hosts, and services that register as backends."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from poolctl import exit_codes as codes
+from poolctl.control.client import Client
+from poolctl.control.pool_requests import Selection, Timeout, checked, request_body
+from poolctl.errors import ControlError, PoolError, PoolMonitorError, PoolParamError
+from poolctl.routing.registration_report import absolute_url
+from poolctl.units import parse_duration
+
+if TYPE_CHECKING:
+    from poolctl.frozen_value import Table
+
+# Of its time-to-live: two heartbeats may be lost.
+_SHARE = 1 / 3
+
+
+class GatewayClient:
+    """The methods of a PoolClient that are about its gateway."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._client.socket_path}>"
+
+    def routes(self) -> Table:
+        """Return the gateway's routes; empty without a gateway."""
+        return self._ask("routes", PoolMonitorError)
+
+    def hosts(self) -> Table:
+        """Return the gateway's hosts: their state, breaker, connections and errors; empty without a gateway."""
+        return self._ask("hosts", PoolMonitorError)
+
+    def disable_host(self, *hosts: str, for_seconds: Timeout = None) -> Table:
+        """Send the traffic of these hosts elsewhere, for a time (default: the gateway's `traffic_re_enable`).
+
+        0 means until they are enabled. PoolParamError for an unknown host; the same holds for the other two.
+        """
+        try:
+            seconds = None if for_seconds is None else parse_duration(for_seconds)
+        except ValueError as wrong:
+            raise PoolParamError(f"for_seconds: {wrong}") from None
+        return self._host("disable", hosts, seconds)
+
+    def enable_host(self, *hosts: str) -> Table:
+        """Let these hosts have traffic again, at once."""
+        return self._host("enable", hosts)
+
+    def drain_host(self, *hosts: str) -> Table:
+        """Send new clients elsewhere; those whose sticky cookie names one of these hosts may go on."""
+        return self._host("drain", hosts)
+
+    def register(
+        self,
+        name: str,
+        to: str,
+        *,
+        ttl: Timeout = None,
+        weight: int = 1,
+        host: str | None = None,
+        path: str | None = None,
+        probe: str | Mapping[str, object] | None = None,
+    ) -> RegisteredAs:
+        """Register the URL of a service as a backend of the route `name`, and return when the gateway follows.
+
+        With a `ttl` the same again is its heartbeat. In a `with` block heartbeats are sent, and it is unregistered at
+        the end. `host` or `path` make a route of its own; `probe` is a path, or a table as of a server's readiness.
+        PoolParamError or ControlError (8) for one that is refused, PoolValidateError for an invalid one.
+        """
+        try:
+            seconds = None if ttl is None else parse_duration(ttl)
+        except ValueError as wrong:
+            raise PoolParamError(f"ttl: {wrong}") from None
+        given = {"ttl": seconds, "host": host, "path": path, "probe": probe}
+        options = {"name": name, "to": absolute_url(to), "weight": weight, **given}
+        service = RegisteredAs(self, {key: value for key, value in options.items() if value is not None})
+        service.heartbeat()
+        return service
+
+    def unregister(self, name: str, to: str = "") -> Table:
+        """Take out this URL of a route, or all that have registered; PoolParamError if there is none."""
+        options = {"name": name, "to": absolute_url(to) if to else ""}
+        return self._ask("unregister", PoolMonitorError, (), None, options)
+
+    def _host(self, op: str, hosts: Sequence[str], for_seconds: float | None = None) -> Table:
+        return self._ask(
+            "host", PoolMonitorError, (), None, {"op": op, "hosts": [*hosts], "for": for_seconds}
+        )
+
+    def _ask(
+        self,
+        verb: str,
+        failure: type[PoolError],
+        targets: Sequence[str] = (),
+        selector: Selection = None,
+        options: Table | None = None,
+        on_progress: Callable[[Table], None] | None = None,
+        accepted: Sequence[int] = (codes.DONE,),
+    ) -> Table:
+        body = request_body(targets, selector, options or {})
+        seconds = body["options"].get("timeout")
+        return checked(verb, self._client.call(verb, body, on_progress, seconds), failure, accepted)
+
+
+class RegisteredAs:
+    """A service under its name. As a context manager it sends heartbeats from a thread, and unregisters at the end.
+
+    A pool that is away meanwhile gets the next heartbeat when it is back, which registers the service again.
+    """
+
+    def __init__(self, pool: GatewayClient, options: Table) -> None:
+        self._pool = pool
+        self._options = options
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"<RegisteredAs {self._options['name']} {self._options['to']}>"
+
+    def __enter__(self) -> Self:
+        if seconds := self._options.get("ttl"):
+            self._over.clear()
+            self._thread = threading.Thread(target=self._beat, args=(seconds * _SHARE,), daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        with contextlib.suppress(PoolError, ControlError):  # the pool has ended, or has forgotten it
+            self.unregister()
+
+    def heartbeat(self) -> Table:
+        """Register it again: its time-to-live begins again. Raises what PoolClient.register does."""
+        return self._pool._ask("register", PoolMonitorError, (), None, self._options)
+
+    def unregister(self) -> Table:
+        """Take it out; the gateway sends it no more requests when this returns."""
+        return self._pool.unregister(self._options["name"], self._options["to"])
+
+    def _beat(self, pause_seconds: float) -> None:
+        while not self._over.wait(pause_seconds):
+            with contextlib.suppress(PoolError, ControlError, OSError):
+                self.heartbeat()

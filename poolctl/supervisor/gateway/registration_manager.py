@@ -1,0 +1,270 @@
+"""Services register as backends of routes, and leave: the verbs, the events, and what a successor needs.
+
+A service that has left, is silent or fails is taken out of the route table at once. Only such changes make another
+table: a heartbeat does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from poolctl.clock import Clock
+from poolctl.config import Finding, Registration, registration_of
+from poolctl.control.answers import Result, failure
+from poolctl.control.gateway_answers import RegistrationsResult
+from poolctl.core.core import Core
+from poolctl.errors import PoolParamError, PoolValidateError
+from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOTHING_MATCHED
+from poolctl.frozen_value import Table
+from poolctl.keeper import fd_store
+from poolctl.monitor.event_queue import Events
+from poolctl.platform import read_file, sealed_file
+from poolctl.routing.registration_report import FAILING, SILENT, STARTING
+from poolctl.routing.route import REGISTRATION
+from poolctl.runners.process_link import Link
+
+from ..verbs.verb import Call
+from ..verbs.verbs import Verbs
+from .gateway_manager import GatewayManager
+from .registration_probes import RegistrationProbes
+from .registrations import (
+    REFRESHED,
+    REGISTERED,
+    Key,
+    RegisteredService,
+    RegistrationRefused,
+    Registrations,
+)
+
+# Options of every request, not of the service.
+_OF_REQUESTS = ("timeout", "progress", "wait")
+# Heartbeats are saved so often; a successor gives each service some time for another one.
+_SAVE_SECONDS = 1.0
+_AT_ONCE = 100
+
+
+async def saved_registrations(keeper: Link, clock: Clock) -> Registrations:
+    """The services that the previous supervisor had."""
+    services = Registrations(clock)
+    _, fds = await keeper.call({"op": "get", "name": fd_store.REGISTRATIONS})
+    for fd in fds:
+        content = read_file(fd)
+        os.close(fd)
+        for number, each in enumerate(json.loads(content)):
+            services.restore(each)
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
+    return services
+
+
+class RegistrationManager:
+    """Keeps the services of a gateway."""
+
+    def __init__(
+        self, gateway: GatewayManager, core: Core, events: Events, keeper: Link, services: Registrations
+    ) -> None:
+        self.services = services
+        self._gateway = gateway
+        self._clock = core.clock
+        self._events = events
+        self._keeper = keeper
+        self._probes = RegistrationProbes(self._probed)
+        self._records: dict[Key, bytes] = {}
+        self._expiry: asyncio.TimerHandle | None = None
+        self._saving: asyncio.TimerHandle | None = None
+        gateway.routes.registered = services.backends
+        for each in services:
+            self._note(each)
+            if each.state != SILENT:
+                self._probes.watch(each)
+        self._expect()
+
+    def add_to(self, verbs: Verbs) -> None:
+        """Answer these verbs."""
+        verbs.add("register", self.register)
+        verbs.add("unregister", self.unregister)
+
+    async def register(self, call: Call) -> Result:
+        """Register a service, or take its heartbeat; returns when the gateway follows."""
+        settings = self._settings(call.options)
+        if isinstance(settings, Result):
+            return settings
+        try:
+            service, word = self.services.register(settings)
+        except RegistrationRefused as refused:
+            return _refusal(CONFLICT, str(refused), refused.hint)
+        self._note(service)
+        if word == REFRESHED:
+            self._expect()
+            self._save_soon()
+            return self._answer([service])
+        if word != REGISTERED:
+            self._accepted(word, service, call)
+        reason = ""
+        try:
+            reason = await self._no_route(settings.name)
+        finally:
+            if word == REGISTERED and service in self.services:
+                if reason:
+                    self._forget([service])
+                else:
+                    self._accepted(word, service, call)
+        if reason and word == REGISTERED:
+            known = settings.has_place or self._gateway.routes.has(settings.name)
+            hint = "`poolctl routes` lists the routes; register = true lets services register"
+            return _refusal(
+                CONFLICT if known else NOTHING_MATCHED,
+                f"{settings.name} cannot be registered: {reason}",
+                hint,
+            )
+        return self._answer([service], reason, await self._in_force(call))
+
+    async def unregister(self, call: Call) -> Result:
+        """Take out a service, or all of a name; returns when the gateway follows."""
+        name, url = str(call.options.get("name") or ""), str(call.options.get("to") or "")
+        settings = registration_of({"name": name, "to": url}, []) if url else None
+        url = url if settings is None else settings.to
+        found = self.services.of(name, url)
+        if not found:
+            known = self.services.of(name)
+            what = f"{url} is not registered as {name!r}" if known else f"nothing is registered as {name!r}"
+            near = [each.settings.to for each in known] or get_close_matches(
+                name[:200], self.services.names[:1000], n=1
+            )
+            hint = f"did you mean {near[0]}?" if near else "`poolctl routes` lists the routes"
+            return _refusal(NOTHING_MATCHED, what, hint)
+        answer = self._answer(found)
+        for each in found:
+            self._record("audit", "unregistered", each, by=call.by())
+        self._forget(found)
+        late = await self._in_force(call)
+        return answer.but(warnings=(late,) if late else ())
+
+    def close(self) -> None:
+        """Probe nothing more."""
+        self._probes.close()
+        for timer in (self._expiry, self._saving):
+            if timer is not None:
+                timer.cancel()
+
+    def _settings(self, options: Table) -> Registration | Result:
+        tables = self._gateway.tables
+        if tables.gateway is None:
+            hint = "a [gateway] or a [[route]] in the file adds one"
+            return _refusal(NOTHING_MATCHED, "the pool has no gateway", hint)
+        findings: list[Finding] = []
+        given = {
+            key: value for key, value in options.items() if key not in _OF_REQUESTS and value is not None
+        }
+        settings = registration_of(given, findings)
+        if settings is not None and (problem := settings.problem(tables)):
+            findings.append(Finding(("to",), problem, "name the service's own address"))
+        if settings is None or findings:
+            errors = [
+                failure(PoolValidateError, f"{'.'.join(map(str, each.path))}: {each.message}", each.hint)
+                for each in findings
+            ]
+            return RegistrationsResult(errors=tuple(errors), exit_code=INVALID_CONFIGURATION)
+        return settings
+
+    def _accepted(self, word: str, service: RegisteredService, call: Call) -> None:
+        self._record("audit", word, service, by=call.by())
+        self._expect()
+        self._save()
+        self._probes.watch(service)
+
+    async def _no_route(self, name: str) -> str:
+        """Why the services of this name have no route, once the routes are those of now; "" if they have one."""
+        routes = self._gateway.routes
+        routes.again()
+        await routes.settled()
+        own = (each for each in routes.routes.excluded if each.provider == REGISTRATION)
+        return next((each.reason for each in own if each.alias == name), "")
+
+    async def _in_force(self, call: Call) -> str:
+        """Return once the gateway follows, or a warning; a kill of this supervisor loses no event of it then."""
+        self._events.flush()
+        return await self._gateway.in_force(call.options.get("timeout"))
+
+    def _answer(self, services: Iterable[RegisteredService], *warnings: str) -> RegistrationsResult:
+        reports = tuple(map(self.services.report, services))
+        return RegistrationsResult(items=reports, warnings=tuple(filter(None, warnings)))
+
+    # Changes without a command.
+
+    def _probed(self, service: RegisteredService, problem: str, latency_seconds: float) -> None:
+        before = service.state
+        if not self.services.probed(service, problem, latency_seconds):
+            return
+        if service.state == FAILING:
+            self._record("health", "flagged", service, cause=problem, severity="warning")
+        else:
+            self._record("health", "ready" if before == STARTING else "recovered", service)
+        self._note(service)
+        self._gateway.routes.again()
+        self._save()
+
+    def _expect(self) -> None:
+        """Look again when the next time-to-live has passed."""
+        due = self.services.due
+        if self._expiry is not None:
+            self._expiry.cancel()
+        loop = asyncio.get_running_loop()
+        seconds = None if due is None else max(0.0, due - self._clock.monotonic())
+        self._expiry = None if seconds is None else loop.call_later(seconds, self._expire)
+
+    def _expire(self) -> None:
+        silent, forgotten = self.services.expire()
+        for each in silent:
+            self._probes.forget(each)
+            self._note(each)
+            self._record("health", "expired", each, cause=each.why, severity="warning")
+        for each in forgotten:
+            self._records.pop(each.key, None)
+            self._record("health", "forgotten", each, cause=each.why)
+        if silent or forgotten:
+            self._gateway.routes.again()
+            self._save()
+        self._expect()
+
+    def _forget(self, services: Iterable[RegisteredService]) -> None:
+        for each in services:
+            self.services.remove(each)
+            self._probes.forget(each)
+            self._records.pop(each.key, None)
+        self._gateway.routes.again()
+        self._save()
+
+    def _record(self, kind: str, word: str, service: RegisteredService, **more: Any) -> None:
+        settings = service.settings
+        self._events.record(
+            kind, f"backend {word}", message=str(service), route=settings.name, url=settings.to, **more
+        )
+
+    # For the next supervisor.
+
+    def _note(self, service: RegisteredService) -> None:
+        self._records[service.key] = json.dumps(self.services.to_json(service)).encode()
+
+    def _save_soon(self) -> None:
+        if self._saving is None:
+            self._saving = asyncio.get_running_loop().call_later(_SAVE_SECONDS, self._save)
+
+    def _save(self) -> None:
+        if self._saving is not None:
+            self._saving.cancel()
+            self._saving = None
+        fd = sealed_file("poolctl-registrations", b"[%s]" % b",".join(self._records.values()))
+        try:
+            self._keeper.send({"op": "put", "name": fd_store.REGISTRATIONS}, [fd])
+        finally:
+            os.close(fd)
+
+
+def _refusal(code: int, message: str, hint: str) -> RegistrationsResult:
+    return RegistrationsResult(errors=(failure(PoolParamError, message, hint),), exit_code=code)

@@ -1,0 +1,150 @@
+"""Probes of registered services: HTTP requests, a bounded number of them at once and a second."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections import deque
+from collections.abc import Callable
+from functools import cache
+from urllib.parse import quote
+
+from poolctl.clock import RateLimit
+from poolctl.config import Probe
+from poolctl.gateway.endpoint import Endpoint
+from poolctl.http.http_client import exchange
+from poolctl.http.message_head import BadMessage
+from poolctl.probes.prober import statuses
+from poolctl.probes.schedule import Schedule
+from poolctl.units import format_duration
+
+from .registrations import RegisteredService
+
+# With more services than that, each is probed less often than it asks for.
+_AT_ONCE, _PER_SECOND = 32, 100
+_PAUSE_SECONDS = 0.02
+_UNQUOTED = "/?&=%:@!$'()*+,;~-._"
+
+# Gets the service, the problem or "", and how long the answer took.
+OnProbed = Callable[[RegisteredService, str, float], None]
+
+
+class ServiceProbe:
+    """The probes of one service; see Scheduled."""
+
+    __slots__ = ("_probes", "due", "probe", "service")
+
+    def __init__(self, probes: RegistrationProbes, service: RegisteredService, probe: Probe) -> None:
+        self.service = service
+        self.probe = probe
+        self.due: float | None = None
+        self._probes = probes
+
+    def run(self, now: float) -> None:
+        """See Scheduled."""
+        self._probes.begin(self)
+
+
+class RegistrationProbes:
+    """Probes each service that is watched, until it is not watched any more. Belongs to the running loop."""
+
+    def __init__(self, on_probed: OnProbed) -> None:
+        self._on_probed = on_probed
+        self._schedule = Schedule()
+        self._watched: dict[RegisteredService, ServiceProbe] = {}
+        self._waiting: deque[ServiceProbe] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._allowance = RateLimit(_PER_SECOND, _PER_SECOND)
+        self._pause: asyncio.TimerHandle | None = None
+
+    def watch(self, service: RegisteredService) -> None:
+        """Probe it as its settings say from now on, beginning at once."""
+        wanted, former = service.settings.probe, self._watched.get(service)
+        if former is not None and former.probe == wanted:
+            return
+        self.forget(service)
+        if wanted is not None:
+            probe = self._watched[service] = ServiceProbe(self, service, wanted)
+            self.begin(probe)
+
+    def forget(self, service: RegisteredService) -> None:
+        """Probe it no more."""
+        probe = self._watched.pop(service, None)
+        if probe is not None:
+            self._schedule.remove(probe)
+
+    def close(self) -> None:
+        """Probe nothing more."""
+        self._watched.clear()
+        self._waiting.clear()
+        self._schedule.close()
+        if self._pause is not None:
+            self._pause.cancel()
+        for task in self._running:
+            task.cancel()
+
+    def begin(self, probe: ServiceProbe) -> None:
+        """It is due."""
+        self._waiting.append(probe)
+        if self._pause is None:
+            self._begin_waiting()
+
+    def _begin_waiting(self) -> None:
+        self._pause = None
+        while self._waiting and len(self._running) < _AT_ONCE:
+            if not self._allowance.take(1, self._schedule.now()):
+                loop = asyncio.get_running_loop()
+                self._pause = loop.call_later(_PAUSE_SECONDS, self._begin_waiting)
+                return
+            task = asyncio.ensure_future(self._run(self._waiting.popleft()))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if self._pause is None:
+            self._begin_waiting()
+
+    async def _run(self, probe: ServiceProbe) -> None:
+        service = probe.service
+        if self._watched.get(service) is not probe:
+            return
+        began = self._schedule.now()
+        problem = await probed(service.settings.to, probe.probe)
+        if self._watched.get(service) is not probe:
+            return
+        self._on_probed(service, problem, self._schedule.now() - began)
+        if self._watched.get(service) is probe and service.hysteresis is not None:
+            spread = 1 + probe.probe.jitter * random.uniform(-1, 1)
+            pause = service.hysteresis.interval_seconds * spread
+            self._schedule.put(probe, max(began + pause, self._schedule.now()))
+
+
+async def probed(url: str, probe: Probe) -> str:
+    """The problem of one probe of the service at this URL; "" for none."""
+    endpoint = Endpoint.of_url(url)
+    where = endpoint.path if endpoint.kind == "unix" else (endpoint.host, endpoint.port)
+    host = "localhost" if endpoint.kind == "unix" else url.partition("://")[2]
+    fields = {"Host": host, "User-Agent": "poolctl", **probe.headers, "Connection": "close"}
+    target = quote(probe.http or "/", safe=_UNQUOTED)
+    label = f"{probe.method} {probe.http}"
+    try:
+        async with (
+            asyncio.timeout(probe.timeout),
+            exchange(
+                where, probe.method, target, fields.items(), tls=_context() if endpoint.tls else None
+            ) as answer,
+        ):
+            return "" if answer.status in statuses(probe.status) else f"{label}: status {answer.status}"
+    except TimeoutError:
+        return f"no answer within {format_duration(probe.timeout)}"
+    except BadMessage as error:
+        return f"{label}: the response is not valid HTTP: {error}"
+    except (OSError, ValueError) as error:
+        return f"no connection: {getattr(error, 'strerror', None) or error}"
+
+
+@cache
+def _context() -> ssl.SSLContext:
+    return ssl.create_default_context()

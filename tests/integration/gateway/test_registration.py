@@ -1,0 +1,82 @@
+"""Services that register with a real pool: routed to at once, and out of the route table when they are silent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from typing import Any
+
+import pytest
+
+from poolctl.control.client import Client
+from poolctl.control.pool_client import PoolClient
+from tests.integration.gateway.conftest import GatewayPool
+from tests.integration.gateway.test_gateway_process import backend
+
+pytestmark = pytest.mark.unmeasured
+
+
+def curl(socket: str, verb: str, **options: object) -> Any:
+    """The answer to a request as docs/gateway.md has it."""
+    body = json.dumps({"options": options})
+    command = ["curl", "-sS", "--unix-socket", socket, "-d", body, f"http://pool/v1/{verb}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    return json.loads(done.stdout)["result"]
+
+
+def test_service_registers_is_silent_returns_and_leaves_with_an_audit_trail(gateway: GatewayPool) -> None:
+    pool = gateway.pool
+    head = f'[gateway]\nbind = "127.0.0.1:{gateway.port}"\n[[route]]\nalias = "users"\nregister = true\n'
+    with backend(b"first") as first, backend(b"second") as second:
+        pool.write("pool.toml", head)
+        pool.ok("start")
+        (found,) = pool.runtime.rglob("control.sock")
+        client, socket = PoolClient(Client(str(found))), str(found)
+        users = f"http://127.0.0.1:{first}"
+
+        def registered() -> Any:
+            (route,) = (each for each in client.routes()["items"] if each["alias"] == "users")
+            return route["registrations"][0]
+
+        assert gateway.get("/").status == 503
+        (answer,) = curl(socket, "register", name="users", to=users, ttl="60s")["items"]
+        assert (answer["state"], answer["ttl_seconds"]) == ("serving", 60.0)
+        assert gateway.get("/").body == b"first"
+        # The last heartbeat.
+        assert curl(socket, "register", name="users", to=users, ttl="100ms")["exit_code"] == 0
+        gateway.until(lambda: registered()["state"] == "silent")
+        assert gateway.get("/").status == 503
+        assert curl(socket, "register", name="users", to=users, ttl="60s")["exit_code"] == 0
+        assert gateway.get("/").body == b"first"
+        # Another supervisor goes on with it.
+        supervisor = pool.info()["supervisor_pid"]
+        os.kill(supervisor, signal.SIGKILL)
+        gateway.until(lambda: pool.info()["supervisor_pid"] != supervisor)
+        assert gateway.get("/").body == b"first"
+        assert 30 < registered()["left_seconds"] < 60
+        # A route of its own, which must not be another one's place.
+        url = f"http://127.0.0.1:{second}"
+        done = pool.run("register", "reports", "--to", url, "--path", "/")
+        assert (done.code, "is taken by the route 'users'" in done.stderr) == (8, True), done
+        assert pool.run("register", "reports", "--to", url).code == 4
+        with client.register("reports", url, host="reports.example.com", ttl=60):
+            assert gateway.get("/", Host="reports.example.com").body == b"second"
+        assert gateway.get("/", Host="reports.example.com").body == b"first"
+        done = pool.ok("unregister", "users", "--to", users)
+        assert done.stdout == f"users: {users} is unregistered\n"
+        assert gateway.get("/").status == 503
+        trail = [each for each in client.events(lines=200) if each["event"].startswith("backend ")]
+    own = f"reports {url}"
+    assert [(each["kind"], each["event"], each["message"]) for each in trail] == [
+        ("audit", "backend registered", f"users {users}"),
+        ("audit", "backend changed", f"users {users}"),
+        ("health", "backend expired", f"users {users}"),
+        ("audit", "backend recovered", f"users {users}"),
+        ("audit", "backend registered", own),
+        ("audit", "backend unregistered", own),
+        ("audit", "backend unregistered", f"users {users}"),
+    ]
+    assert [each["by"]["command"] for each in trail if each["kind"] == "audit"][:3] == ["curl"] * 3
+    assert trail[2]["cause"] == "no heartbeat for 100ms"

@@ -1,0 +1,250 @@
+"""Registered services behind a real edge: requests reach those that are there, and no other one after that."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from poolctl.clock import Clock
+from poolctl.config import GatewayConfig, RouteConfig, Tables
+from poolctl.keeper import fd_store
+from poolctl.monitor.event_queue import Events
+from poolctl.monitor.journal import JournalEvent
+from poolctl.platform import read_file
+from poolctl.routing.route_table import RouteTable
+from poolctl.selection.selector import Selector
+from poolctl.supervisor.gateway.computed_routes import ComputedRoutes
+from poolctl.supervisor.gateway.registration_manager import RegistrationManager, saved_registrations
+from poolctl.supervisor.gateway.registrations import Registrations
+from poolctl.supervisor.verbs.verb import Call
+from tests.unit.gateway.proxy_stage import Backend, Stage, Wire, play
+
+ROUTES = (RouteConfig(alias="users", path="/users", register=True),)
+FAST = {
+    "http": "/health",
+    "interval": 0.01,
+    "timeout": 10,
+    "fall_count_warn": 1,
+    "fall_count_ko": 1,
+    "jitter": 0,
+}
+
+
+class Keeper:
+    """Holds the last content of each entry."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, bytes] = {}
+
+    def send(self, message: dict[str, Any], fds: list[int]) -> None:
+        self.entries[message["name"]] = read_file(fds[0])
+
+    async def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        fd = os.memfd_create("entry")
+        os.write(fd, self.entries[message["name"]])
+        return {}, [fd]
+
+
+class Registry:
+    """A RegistrationManager whose routes are those of the stage's edge."""
+
+    def __init__(self, stage: Stage, services: Registrations | None = None) -> None:
+        self.edge = stage.edge
+        self.keeper: Any = Keeper()
+        self.recorded: list[JournalEvent] = []
+        events = Events(Clock())
+        events.subscribe(self.recorded.append)
+        tables = Tables(gateway=GatewayConfig(), routes=ROUTES)
+        self.routes = ComputedRoutes(self._changed)
+        self.tables = tables
+        core: Any = SimpleNamespace(clock=Clock())
+        gateway: Any = self
+        self.manager = RegistrationManager(
+            gateway, core, events, self.keeper, services or Registrations(core.clock)
+        )
+        self.routes.compute(lambda: ((), tables))
+        self.events = events
+
+    def _changed(self) -> None:
+        assert self.routes.table is not None
+        self.edge.table = RouteTable(self.routes.table.fileno())
+        self.edge.backends.apply([*self.edge.table], {})
+
+    async def in_force(self, limit_seconds: float | None = None) -> str:
+        await self.routes.settled()
+        return ""
+
+    async def ask(self, verb: str, **options: Any) -> Any:
+        call = Call(Selector(), {"timeout": None, **options}, lambda line: None, lambda: {"uid": 7})
+        return (await getattr(self.manager, verb)(call)).to_json()
+
+    @property
+    def trail(self) -> list[tuple[str, str]]:
+        self.events.flush()
+        return [(each.kind, each.event) for each in self.recorded]
+
+    def close(self) -> None:
+        self.manager.close()
+        self.routes.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def asked(stage: Stage, path: str = "/users") -> bytes:
+    """The status line and the body of the answer to a request of its own."""
+    client = await stage.client()
+    await client.send(b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % path.encode())
+    head, body = await client.response()
+    return head.split()[1] + b" " + body if body == b"hello" else head.split()[1]
+
+
+class Health:
+    """A service whose health is `status`."""
+
+    def __init__(self) -> None:
+        self.status = b"200 OK"
+
+    async def script(self, backend: Backend, wire: Wire) -> None:
+        while True:
+            head = await backend.request(wire)
+            status = self.status if b"GET /health " in head else b"200 OK"
+            await wire.send(b"HTTP/1.1 %s\r\nContent-Length: 5\r\n\r\nhello" % status)
+
+
+def test_service_that_has_left_gets_no_request_after_the_answer() -> None:
+    async def work(stage: Stage) -> None:
+        registry = Registry(stage)
+        health = Health()
+        first, second = [await stage.backend(health.script) for _ in range(2)]
+        assert (await registry.ask("register", name="users", to=first.url))["exit_code"] == 0
+        assert await asked(stage) == b"200 hello"
+        await registry.ask("register", name="users", to=second.url, ttl=60)
+        await registry.ask("unregister", name="users", to=first.url.upper())
+        before = first.connections
+        assert [await asked(stage) for _ in range(3)] == [b"200 hello"] * 3
+        assert first.connections == before
+        # Its last heartbeat makes its time-to-live pass soon.
+        await registry.ask("register", name="users", to=second.url, ttl=0.001)
+        await until(lambda: ("health", "backend expired") in registry.trail)
+        await registry.routes.settled()
+        assert await asked(stage) == b"503"
+        assert (await registry.ask("unregister", name="users", to=first.url))["exit_code"] == 4
+        assert registry.trail == [
+            ("audit", "backend registered"),
+            ("audit", "backend registered"),
+            ("audit", "backend unregistered"),
+            ("audit", "backend changed"),
+            ("health", "backend expired"),
+        ]
+        assert {each.by["uid"] for each in registry.recorded if each.by} == {7}
+        registry.close()
+
+    play("uvloop", work)
+
+
+def test_failing_service_is_taken_out_and_comes_back() -> None:
+    async def work(stage: Stage) -> None:
+        registry = Registry(stage)
+        health = Health()
+        backend = await stage.backend(health.script)
+        (item,) = (await registry.ask("register", name="users", to=backend.url, probe=FAST))["items"]
+        assert item["state"] == "starting"
+        await until(lambda: ("health", "backend ready") in registry.trail)
+        await registry.routes.settled()
+        assert await asked(stage) == b"200 hello"
+        health.status = b"500 Broken"
+        await until(lambda: ("health", "backend flagged") in registry.trail)
+        await registry.routes.settled()
+        assert await asked(stage) == b"503"
+        assert registry.recorded[-1].cause == "GET /health: status 500"
+        health.status = b"200 OK"
+        await until(lambda: registry.trail[-1] == ("health", "backend recovered"))
+        await registry.routes.settled()
+        assert await asked(stage) == b"200 hello"
+        registry.close()
+
+    play("uvloop", work)
+
+
+def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() -> None:
+    async def work(stage: Stage) -> None:
+        registry = Registry(stage)
+        options = {"name": "users", "to": "http://10.0.0.7:9000", "ttl": 30}
+        await registry.ask("register", **options)
+        generation, computed = registry.routes.generation, []
+        registry.routes.again = lambda: computed.append(1)  # type: ignore[method-assign]
+        for _ in range(200):
+            (item,) = (await registry.ask("register", **options))["items"]
+        assert (registry.routes.generation, computed) == (generation, [])
+        assert 29 < item["left_seconds"] <= 30
+        saved = json.loads(registry.keeper.entries[fd_store.REGISTRATIONS])
+        assert [(each["settings"]["to"], each["state"]) for each in saved] == [
+            ("http://10.0.0.7:9000", "serving")
+        ]
+        registry.close()
+        successor = Registry(stage, await saved_registrations(registry.keeper, Clock()))
+        await successor.routes.settled()
+        match = stage.edge.table.find("any", "/users")
+        assert match is not None
+        assert [each.url for each in match.route.to] == ["http://10.0.0.7:9000"]
+        successor.close()
+
+    play("asyncio", work)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ({"name": "users", "to": "here"}, 5, "to: 'here' is no URL"),
+        ({"name": "users", "to": "http://127.0.0.1:8080"}, 5, "an address of the gateway itself"),
+        ({"name": "user", "to": "http://10.0.0.7:1"}, 4, "there is no such route"),
+        ({"name": "own", "to": "http://10.0.0.7:1", "path": "/users/x"}, 8, "taken by the route 'users'"),
+    ],
+)
+def test_refused_service_leaves_nothing_behind(options: dict[str, str], code: int, message: str) -> None:
+    async def work(stage: Stage) -> None:
+        registry = Registry(stage)
+        answer = await registry.ask("register", **options)
+        assert (answer["exit_code"], message in answer["errors"][0]["message"]) == (code, True), answer
+        await registry.routes.settled()
+        assert (len(registry.manager.services), registry.routes.routes.excluded, registry.trail) == (
+            0,
+            (),
+            [],
+        )
+        registry.close()
+
+    play("asyncio", work)
+
+
+def test_unreachable_services_are_probed_a_bounded_number_at_once() -> None:
+    async def work(stage: Stage) -> None:
+        registry = Registry(stage)
+        over = asyncio.Event()
+
+        async def hang(backend: Backend, wire: Wire) -> None:
+            await over.wait()
+
+        hanging = await stage.backend(hang)
+        for number in range(40):
+            service = registry.manager.services.register(
+                registry.manager._settings({"name": f"s{number}", "to": hanging.url, "probe": FAST})  # type: ignore[arg-type]
+            )[0]
+            registry.manager._probes.watch(service)
+        await until(lambda: hanging.connections == 32)
+        assert len(registry.manager._probes._waiting) == 8
+        over.set()
+        await until(lambda: hanging.connections > 40)
+        registry.close()
+
+    play("uvloop", work)
