@@ -242,7 +242,7 @@ _poolctl() {
             ;;
         scale)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all --auto -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi

@@ -278,6 +278,8 @@ def _cell(item: Value, column: str) -> str:
         if column == "pids" and item.pids:
             more = f"+{len(item.pids) - 1}" if len(item.pids) > 1 else ""
             return f"{item.pids[0]}{more}"
+        if column == "workers" and len(item.pids) not in (0, item.workers):
+            return f"{len(item.pids)}/{item.workers}"
         if column == KEPT and item.kept:
             return f"{item.kept} {kept_until(item)}".rstrip()
         if column == "bind" and item.address:

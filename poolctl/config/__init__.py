@@ -39,14 +39,14 @@ __all__ = [
     "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "AnyRoute", "Backoff", "ConfigNotFound",
     "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
     "GatewayConfig", "GatewayListener", "Health", "Notify", "Patience", "Place", "Probe", "Problem", "Recovery",
-    "RegisteredBackend", "Registration", "Restart", "RouteConfig", "Section", "ServerConfig", "StreamConfig",
-    "Surroundings", "TLSConfig", "Table", "Tables", "candidate_files", "certificate_names", "certificate_validity",
-    "changed_by", "conflicts", "default_interpreter", "dependency_findings", "enter_as", "escaped", "find_config",
-    "haproxy_problems", "ids_of", "interpreter", "json_schema", "libraries_problem", "load", "longest_stop_seconds",
-    "masked", "masked_text", "merged", "missing_file", "missing_program", "named_addresses", "names_cover",
-    "no_certificate", "open_files_needed", "pool_variables", "problem_of", "read_regular", "referenced_variables",
-    "registration_of", "relocated", "routes_of", "shown", "start_options", "table_text", "value_text", "values_of",
-    "variables_named_in", "with_registrations",
+    "RegisteredBackend", "Registration", "Restart", "RouteConfig", "Scale", "Section", "ServerConfig", "StreamConfig",
+    "Surroundings", "TLSConfig", "Table", "Tables", "Triggers", "candidate_files", "certificate_names",
+    "certificate_validity", "changed_by", "conflicts", "default_interpreter", "dependency_findings", "enter_as",
+    "escaped", "find_config", "haproxy_problems", "ids_of", "interpreter", "json_schema", "libraries_problem", "load",
+    "longest_stop_seconds", "masked", "masked_text", "merged", "missing_file", "missing_program", "named_addresses",
+    "names_cover", "no_certificate", "open_files_needed", "pool_variables", "problem_of", "read_regular",
+    "referenced_variables", "registration_of", "relocated", "routes_of", "shown", "start_options", "table_text",
+    "value_text", "values_of", "variables_named_in", "with_registrations",
 ]
 # fmt: on
 _MODULES = {
@@ -70,7 +70,8 @@ _MODULES = {
     "model.registrations": "RegisteredBackend Registration registration_of with_registrations",
     "model.routes": "AnyRoute routes_of",
     "model.secrets": "MASK masked masked_text values_of",
-    "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Section Table TLSConfig",
+    "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Scale Section Table TLSConfig "
+    "Triggers",
     "model.pool_tables": "TABLE_NAMES Dashboard EventsTable Notify Tables pool_variables",
     "model.table_addresses": "named_addresses",
 }

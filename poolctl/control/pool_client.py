@@ -225,6 +225,7 @@ class PoolClient(GatewayClient):
         self,
         *targets: str | int,
         workers: int | None = None,
+        auto: bool = False,
         selector: Selection = None,
         all: bool = False,
         timeout: Timeout = None,
@@ -232,14 +233,16 @@ class PoolClient(GatewayClient):
     ) -> Table:
         """Set the number of workers of each selected server, until a reload; return when they are ready.
 
-        The number is `workers`, or the last argument, as on the command line: `scale("web", 4)`.
+        The number is `workers`, or the last argument, as on the command line: `scale("web", 4)`. With `auto` there is
+        none: the servers' triggers set it again.
         """
         names = [target for target in targets if isinstance(target, str)]
         numbers = [target for target in targets if not isinstance(target, str)]
         numbers += [] if workers is None else [workers]
-        if len(numbers) != 1:
-            raise PoolParamError("scale: how many workers?", hint='scale("web", workers=4)')
-        options = {"workers": numbers[0], "timeout": timeout, "wait": wait, "all": all}
+        if len(numbers) != (not auto):
+            raise PoolParamError("scale: how many workers?", hint='scale("web", workers=4), or auto=True')
+        options: Table = {"timeout": timeout, "wait": wait, "all": all}
+        options |= {"auto": True} if auto else {"workers": numbers[0]}
         return self._ask("scale", PoolStartError, names, selector, options)
 
     def drain(self, *targets: str, selector: Selection = None, all: bool = False) -> Table:

@@ -131,7 +131,7 @@ class Core:
         """Want no worker of it; a removed one stays removed."""
         if not entry.removed:
             entry.become(desired)
-        entry.called = False
+        entry.called, entry.automatic = False, None
         entry.overrides = replace(entry.overrides, out=False)
 
     def abandon(self, entry: Entry, failure: ServerError | None = None) -> None:
@@ -247,6 +247,8 @@ class Core:
         before, was_disabled = entry.config, entry.is_disabled
         entry.source = None
         self.servers.configure(entry, config)
+        if not config.scale.is_automatic:
+            entry.automatic = None
         if not same_listener(before, config):
             # At once: a server that needs that address may be decided on before this one.
             self._addresses.leave(entry)
@@ -271,8 +273,23 @@ class Core:
     def override(self, entry: Entry, overrides: Overrides = NO_OVERRIDES) -> None:
         """Let these live changes, and only these, override the configuration."""
         was_disabled = entry.is_disabled
+        if (
+            overrides.workers is None
+            and entry.overrides.workers is not None
+            and entry.config.scale.is_automatic
+        ):
+            # Its triggers continue from there.
+            entry.automatic = entry.overrides.workers
         entry.overrides = overrides
         self._heed(entry, was_disabled)
+        self.touch(entry)
+
+    def scale(self, entry: Entry, workers: int | None, figures: Table | None = None) -> None:
+        """Give the server the number of workers that its triggers want, within its bounds; None: the least.
+
+        `figures` are those of the decision, for its event.
+        """
+        entry.automatic, entry.scaling = workers, figures or {}
         self.touch(entry)
 
     def enable(self, entry: Entry) -> None:

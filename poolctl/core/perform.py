@@ -210,7 +210,7 @@ class Executor:
 
     def _fall_asleep(self, entry: Entry) -> None:
         # The activator, or the next worker, takes over the connections that these have.
-        entry.called = False
+        entry.called, entry.automatic = False, None
         entry.next_generation()
         for worker in entry.workers.values():
             if worker.phase is Phase.READY:

@@ -58,6 +58,8 @@ class Entry:
     # The desired state.
     desired: Desired = persisted(Desired.IDLE)
     overrides: Overrides = persisted(NO_OVERRIDES)
+    automatic: int | None = persisted(None)  # the number of workers by its triggers
+    scaling: Table = transient(factory=dict)  # the figures of the newest decision about that number
     # Of a server that was added live: its table, and the directory that its paths are relative to.
     source: tuple[Mapping[str, object], str] | None = persisted(None)
     ignore_dependencies: bool = persisted(False)
@@ -117,7 +119,17 @@ class Entry:
     @property
     def size(self) -> int:
         """How many workers it should have."""
-        return self.config.workers if self.overrides.workers is None else self.overrides.workers
+        if self.overrides.workers is not None:
+            return self.overrides.workers
+        least = self.config.workers
+        if self.automatic is None or not self.config.scale.is_automatic:
+            return least
+        return min(max(self.automatic, least), self.config.scale.max)
+
+    @property
+    def scales(self) -> bool:
+        """Its triggers, and no command, say how many workers it should have."""
+        return self.overrides.workers is None and self.config.scale.is_automatic
 
     @property
     def may_overlap(self) -> bool:

@@ -34,8 +34,10 @@ _LISTEN_STATE = 10
 _ANY_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)
 _SHOW_NAME = 1
 _SHOW_PEER = 4
+_SHOW_QUEUE = 16
 _NAME = 0
 _PEER = 2
+_QUEUE = 4
 _LARGEST = 65536
 
 # nlmsghdr: length, type, flags, sequence, port
@@ -101,8 +103,25 @@ def _others_wait(listener: socket.socket) -> bool:
     """Whether more connections than the probe wait in the accept queue; True if unknown (a Unix socket)."""
     if listener.family == socket.AF_UNIX or not hasattr(socket, "TCP_INFO"):
         return True
-    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    return int(struct.unpack_from("I", info, _UNACKED_AT)[0]) > 1
+    return accept_queue(listener) > 1
+
+
+def accept_queue(listener: socket.socket) -> int:
+    """How many connections wait in the listener's accept queue; 0 if the kernel does not answer. Does not block."""
+    try:
+        if listener.family == socket.AF_UNIX:
+            return _unix_accept_queue(listener)
+        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        return int(struct.unpack_from("I", info, _UNACKED_AT)[0])
+    except (OSError, AttributeError, struct.error):
+        return 0
+
+
+def _unix_accept_queue(listener: socket.socket) -> int:
+    inode = os.fstat(listener.fileno()).st_ino
+    answer = _ask(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, ANY_STATE, inode, _SHOW_QUEUE, *_ANY_COOKIE))
+    queue = None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(_QUEUE)
+    return 0 if queue is None else int(struct.unpack_from("=I", queue)[0])
 
 
 def _accepted_now(listener: socket.socket) -> set[int]:

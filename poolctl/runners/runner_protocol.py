@@ -165,16 +165,23 @@ class Counters(Protocol):
 
     def counts(self, placement: Placement) -> Counts | None:
         """The worker's counts so far; None for one that does not count. Does not block."""
-        ...
+
+    def request_counts(self, placement: Placement) -> Counts | None:
+        """Likewise, only those up to `tally.COUNTED`, at a third of the cost."""
 
     @property
     def unsettled(self) -> list[str]:
         """The names given to `add_up` since `settled`; they are given to the next supervisor again."""
-        ...
 
     def settled(self) -> None:
         """Note that everything given to `add_up` is saved."""
-        ...
+
+
+class Backlogs(Protocol):
+    """Connections that no worker has accepted yet."""
+
+    def waiting(self, server: ServerConfig) -> int:
+        """How many wait at the server's listeners. Does not block."""
 
 
 class Logs(Protocol):
@@ -254,6 +261,7 @@ class Capabilities:
     sleep: Sleep | None = None
     heartbeats: Heartbeats | None = None
     counters: Counters | None = None
+    backlogs: Backlogs | None = None
     logs: Logs | None = None
     log_files: LogFiles | None = None
     takeover: Takeover | None = None

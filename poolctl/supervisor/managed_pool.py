@@ -40,6 +40,8 @@ from .observers import observers
 from .observers.event_recorder import LostOutput
 from .observers.observers import Observers
 from .runtime_files import RuntimeFiles
+from .scaling import pool_scaling
+from .scaling.pool_scaling import PoolScaling
 from .takeover.adopt_workers import adopt, take_in_late
 from .takeover.keeper_replacement import KeeperWatch
 from .takeover.state_store import StateStore
@@ -50,6 +52,8 @@ from .verbs.verbs import Verbs
 if TYPE_CHECKING:
     from .systemd import Service
 
+# What needs modules that no start imports.
+_PARTS = (health, observers, pool_gateway, pool_scaling)
 _IDLE_SECONDS = 60.0
 _SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
@@ -140,6 +144,7 @@ class ManagedPool:
         """Load the configuration and answer requests from now on; an invalid one is the answer to the first."""
         servers = await self._make_core()
         await self._adopt(servers)
+        self._scaling = PoolScaling(self.core, self.events, calm=self._calm)
         recovering = any(entry.recovering for entry in self.core.entries.values())
         if recovering and not self._calm:
             watch_health(self.core, self.events)
@@ -181,7 +186,8 @@ class ManagedPool:
     async def _import_rest(self, *, is_watching: bool) -> None:
         """Import what no start needs: soon, because a package's files may be replaced under a running process."""
         await asyncio.sleep(_AFTER_START_SECONDS)
-        await import_slowly((*health.MODULES, *observers.MODULES, *pool_gateway.MODULES, *verbs.modules()))
+        await import_slowly(name for part in _PARTS for name in part.MODULES)
+        await import_slowly(verbs.modules())
         # No health check was due yet.
         if not (self._calm or is_watching):
             watch_health(self.core, self.events)
@@ -272,6 +278,7 @@ class ManagedPool:
         self._restoring.cancel()
         self._importing.cancel()
         self._verbs.end()
+        self._scaling.close()
         await self._control.close()
         await self._observers.stop_serving()
         await self._gateway.aclose()

@@ -81,10 +81,10 @@ def blank_page() -> memoryview:
     return memoryview(bytearray(SIZE_BYTES)).cast("Q")
 
 
-def read_page(fd: int) -> Counts | None:
-    """The counts so far; None for a page of another layout."""
-    content = os.pread(fd, SIZE_BYTES, 0)
-    if len(content) < SIZE_BYTES:
+def read_page(fd: int, slots: int = SIZE_BYTES // 8) -> Counts | None:
+    """The counts of the first `slots` so far; None for a page of another layout."""
+    content = os.pread(fd, 8 * slots, 0)
+    if len(content) < 8 * slots:
         return None
     counts = memoryview(content).cast("Q")
     return counts.tolist() if counts[0] == LAYOUT else None

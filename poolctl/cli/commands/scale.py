@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, SAVED_CHANGE, Command, targets
+from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, SAVED_CHANGE, Command, flag, targets
 from poolctl.cli.command_line import CommandRequest, saves
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome, UsageError
@@ -13,17 +13,21 @@ COMMAND = Command(
     "Change the number of workers: scale web 4.",
     targets("TARGET… N", "Names or addresses, then the number."),
     EXPLICIT_SELECTION[1:],
+    flag("auto", "--auto", help="Let the server's triggers set the number again."),
     SAVED_CHANGE,
     section=CHANGES,
     examples=(
         "poolctl scale users 4         until the next reload",
         "poolctl scale --tag api 4 --save",
+        "poolctl scale users --auto    as scale.triggers say",
     ),
 )
 
 
 def perform(request: CommandRequest) -> Outcome:
     """Give the selected servers so many workers."""
+    if request.get("auto"):
+        return _automatic(request)
     saves(request)
     *words, last = request.get("targets") or [""]
     workers = _number(last)
@@ -34,6 +38,17 @@ def perform(request: CommandRequest) -> Outcome:
         lambda items: f"{servers(sum(each.workers == workers for each in items), len(items))} {scaled}",
         lambda files, names: files.scale(names, workers),
         options={"workers": workers},
+    )
+
+
+def _automatic(request: CommandRequest) -> Outcome:
+    """Let the triggers of the selected servers set their numbers of workers."""
+    if saves(request):
+        raise UsageError(
+            "scale: --auto changes no file", hint="leave out --save: a reload returns to the triggers, too"
+        )
+    return change(
+        request, lambda items: f"{servers(len(items), len(items))} scaled by triggers", options={"auto": True}
     )
 
 

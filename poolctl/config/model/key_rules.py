@@ -61,6 +61,12 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
     for key, rules in (("scale", _scale), ("tls", _tls), ("http", _http), ("health", _health)):
         if isinstance(table.get(key), dict):
             yield from rules(table[key])
+    scale = table.get("scale")
+    if table.get("overlap") is False and isinstance(scale, dict) and scale.get("triggers"):
+        message = "overlap = false allows one worker, and triggers start more"
+        yield Finding(
+            ("scale", "triggers"), message, "take triggers out, or overlap = false if it may run twice"
+        )
     if isinstance(user, str) and not _user.fullmatch(user):
         yield Finding(("user",), f"{shown(user)} is not name[:group]", 'write "www-data" or "www-data:web"')
 
@@ -93,6 +99,9 @@ def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Findin
         yield Finding(("scale",), f"a job runs once, and this is {least} workers", "write workers = 1")
     if least == 0:
         yield from _sleeping_command(scale, job=job, itself=itself)
+    if isinstance(scale, dict) and scale.get("triggers"):
+        message = "a command counts no requests, and its number of workers stays as it is"
+        yield Finding(("scale", "triggers"), message, "take triggers out, and write workers = N")
     if itself and address is not None and address.kind != "tcp" and not job:
         message = f"{address.key} has no host and port for {{port}}, {{host}} and {{bind}}"
         yield Finding(("command",), message, "let it take the socket: {fd}, or LISTEN_FDS")
@@ -122,6 +131,26 @@ def _scale(scale: dict[str, Tree]) -> Iterator[Finding]:
         if scale.get(key) and least != 0:
             message = f"{key} is for a server that can sleep, and scale.min is {shown(least)}"
             yield Finding(("scale", key), message, f"write min = 0, or take {key} out")
+
+    yield from _triggers(scale)
+
+
+def _triggers(scale: dict[str, Tree]) -> Iterator[Finding]:
+    triggers, least, most = scale.get("triggers"), scale.get("min", 1), scale.get("max")
+    if not triggers:
+        for key in ("window", "cooldown"):
+            if key in scale:
+                message = f"{key} is for scale.triggers, and there are none"
+                yield Finding(
+                    ("scale", key), message, f"add triggers = {{ in_flight = 20 }}, or take {key} out"
+                )
+    elif isinstance(least, int) and (most is None or isinstance(most, int)):
+        highest = max(least, 1) if most is None else most
+        if highest <= max(least, 1):
+            message = (
+                f"triggers have nothing to change: there is always {highest} worker{'s' * (highest > 1)}"
+            )
+            yield Finding(("scale", "triggers"), message, f"write max = {2 * highest}, or take triggers out")
 
 
 def _tls(tls: dict[str, Tree]) -> Iterator[Finding]:

@@ -37,6 +37,7 @@ from poolctl.config.model.value_types import (
     Size,
     Statuses,
     Text,
+    Threshold,
     TimeZone,
     Truth,
     UrlPath,
@@ -91,12 +92,36 @@ class Table(Section):
         return self.model_dump(mode="json", exclude_none=True, warnings=False)
 
 
+class Triggers(Section):
+    """Above one of these figures there are more workers, below all of them fewer."""
+
+    in_flight: Threshold | None = field(None, "Requests in progress, of each worker.")
+    queue: Threshold | None = field(None, "Connections that wait to be accepted, for each worker.")
+    requests_per_second: Threshold | None = field(None, "Requests a second, of each worker.")
+    p50: Positive | None = field(None, "The time that half of the responses take at most.")
+    p99: Positive | None = field(None, "The time that 99 % of the responses take at most.")
+    cpu: Threshold | None = field(None, "Processor cores that each worker uses, such as 0.8.")
+
+
+NO_TRIGGERS = Triggers()
+
+
+class Cooldown(Section):
+    """The pauses between two changes of the number of workers."""
+
+    up: Duration = field(5.0, "The time from one increase to the next.")
+    down: Duration = field(60.0, "How long every trigger must stay under its figure before a decrease.")
+
+
 class Scale(Section):
     """How many workers."""
 
     min: LeastWorkers = field(1, "Workers at least; 0 lets it sleep.")
     max: MostWorkers = field(1, "Workers at most; left out: the same as min, at least 1.")
     idle: Duration = field(0.0, "How long without traffic until it sleeps; 0 is never.")
+    triggers: Triggers = field(NO_TRIGGERS, "What changes the number of workers between min and max.")
+    window: Positive = field(10.0, "The time over which the figures of triggers are averaged.")
+    cooldown: Cooldown = field(Cooldown(), "The pauses between two changes by triggers.")
     awake: Windows = field(
         (), 'When it is kept awake: minutes in cron\'s notation, such as "* 8-17 * * mon-fri".'
     )
@@ -106,10 +131,18 @@ class Scale(Section):
     )
 
     @model_serializer(mode="wrap")
-    def _without_windows(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Tree]:
-        """Most servers have no windows: then their JSON names none."""
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Tree]:
+        """Most servers have neither windows nor triggers: then their JSON names none."""
         values: dict[str, Tree] = serialize(self)
-        return {key: value for key, value in values.items() if value not in ((), [], "")}
+        unused = () if self.is_automatic else ("triggers", "window", "cooldown")
+        return {
+            key: value for key, value in values.items() if key not in unused and value not in ((), [], "")
+        }
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether triggers change the number of workers."""
+        return self.triggers is not NO_TRIGGERS and self.triggers != NO_TRIGGERS
 
 
 class Dependency(Section):

@@ -41,7 +41,11 @@ FIX_BY_TYPE = {
     "a list": 'put it in brackets: ["…"]',
     "true or false": "write true or false, without quotes",
 }
-BOUNDS = {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "at most")}
+BOUNDS = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than_equal": ("le", "at most"),
+}
 PATTERNS = {
     NAME_PATTERN: "letters, digits, dots, underscores and hyphens, at most 200 of them",
     WORD_PATTERN: "a word without blanks and commas",

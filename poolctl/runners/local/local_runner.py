@@ -93,6 +93,7 @@ class LocalRunner:
             sleep=self,
             heartbeats=self,
             counters=self.tallies,
+            backlogs=self.sockets,
             logs=self,
             log_files=self,
             takeover=self,

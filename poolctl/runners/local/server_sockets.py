@@ -15,6 +15,7 @@ from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import connection_handover, fd_store, wire
 from poolctl.listeners.open_listener import Inherited, close_listener, describe, refuse
+from poolctl.listeners.sock_diag import accept_queue
 from poolctl.listeners.unix_listener import identity_of
 
 from ..listener_opener import Opener
@@ -59,6 +60,10 @@ class Sockets:
     def endpoints(self, key: str) -> list[str]:
         """The addresses that are bound."""
         return [describe(sock) for sock in self._open.get(key, ())]
+
+    def waiting(self, server: ServerConfig) -> int:
+        """See Backlogs."""
+        return sum(map(accept_queue, self.of(server)))
 
     async def open(self, server: ServerConfig) -> None:
         """Open the server's listeners, if it has any and they are not open. Raises ServerError."""

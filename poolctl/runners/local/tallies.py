@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from poolctl.keeper import fd_store
-from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, Counts, completed, new_page, read_page
+from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, COUNTED, Counts, completed, new_page, read_page
 
 from ..process_link import Link, Message
 from ..runner_protocol import Placement
@@ -35,6 +35,10 @@ class Tally:
     def counts(self) -> Counts | None:
         """The worker's counts so far; None if the page has another layout, or is closed."""
         return read_page(self.fd) if self.fd >= 0 else None
+
+    def request_counts(self) -> Counts | None:
+        """Likewise, only those up to COUNTED."""
+        return read_page(self.fd, COUNTED) if self.fd >= 0 else None
 
     def ask(self, asked_ns: int) -> None:
         """Record when its worker is asked for a heartbeat."""
@@ -80,6 +84,11 @@ class Tallies:
         """See Counters. None for a command, and for a worker that has exited."""
         worker = self._workers.get(placement.id)
         return worker.tally.counts() if worker is not None and worker.tally is not None else None
+
+    def request_counts(self, placement: Placement) -> Counts | None:
+        """See Counters."""
+        worker = self._workers.get(placement.id)
+        return worker.tally.request_counts() if worker is not None and worker.tally is not None else None
 
     def ended(self, server: str, name: str, tally: Tally) -> None:
         """A worker has exited: its counts are final."""

@@ -8,6 +8,7 @@ from poolctl.core.decision_input import ASLEEP, LEAVING, Phase
 from poolctl.core.server_entry import Cause, Entry
 from poolctl.core.sleep_windows import window_text
 from poolctl.core.worker_entry import Worker
+from poolctl.frozen_value import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
@@ -87,7 +88,7 @@ class EventRecorder:
                 self._record("wake", f"kept {kept}" if kept else "window ended", entry, self._window(entry))
             seen.kept = kept
         if entry.size != seen.size:
-            self._record("scale", "workers", entry, before=seen.size, after=entry.size)
+            self._resized(entry, seen.size)
             seen.size = entry.size
         for id_, (worker, _) in list(seen.known.items()):
             if id_ not in entry.workers or entry.workers[id_] is not worker:
@@ -105,6 +106,12 @@ class EventRecorder:
             # The command is complete: it does not cause later events.
             seen.last_end = ""
             self._core.forget_cause(entry)
+
+    def _resized(self, entry: Entry, before: int) -> None:
+        figures: Table = {"before": before, "after": entry.size}
+        if figures.items() <= entry.scaling.items():
+            figures = entry.scaling  # its triggers have decided so
+        self._record("scale", "workers", entry, **figures)
 
     def _changed(self, entry: Entry, seen: _Seen, state: str) -> None:
         before, seen.state = seen.state, state

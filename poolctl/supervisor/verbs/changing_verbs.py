@@ -68,8 +68,14 @@ class Lifecycle:
             for entry in all_of_them
             if not (entry.can_sleep or entry.config.scale.min)
         ]
+        unmeasured = [
+            f"{entry.name}: scale.triggers have no effect, because its runner counts no requests; "
+            "write workers = N, or take triggers out"
+            for entry in all_of_them
+            if self._core.runner.capabilities.counters is None and entry.config.scale.is_automatic
+        ]
         asleep = kept_asleep(chosen, self._core.clock.time()) if call.selector.targets else []
-        return result.but(warnings=(*result.warnings, *await warnings, *sleepless, *asleep))
+        return result.but(warnings=(*result.warnings, *await warnings, *sleepless, *unmeasured, *asleep))
 
     async def restart(self, call: Call) -> Result:
         """Replace the selected servers, each when its replacement has answered; start those that do not run."""
@@ -132,7 +138,12 @@ class Lifecycle:
     # Overrides of the files until a reload, and servers added or removed live.
 
     async def scale(self, call: Call) -> Result:
-        """Set the number of workers of each selected server; return when that many are ready."""
+        """Set the number of workers of each selected server; return when that many are ready.
+
+        With the option `auto` their triggers set it again.
+        """
+        if call.options.get("auto") is True:
+            return await self._scale_by_triggers(call)
         workers = call.options.get("workers")
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise SelectorError(
@@ -147,8 +158,9 @@ class Lifecycle:
         operation = Operation(self._core, PoolStartError, running)
         operation.problems += refused.values()
         for entry in able:
-            # Of a server that may sleep, one is another number than it has in the file.
-            count = None if workers == entry.config.scale.min else workers
+            # Of a server that may sleep, or with triggers, the least is not the number that it always has.
+            fixed = entry.config.scale.min and not entry.config.scale.is_automatic
+            count = None if fixed and workers == entry.config.scale.min else workers
             self._core.override(entry, replace(entry.overrides, workers=count))
         code = await operation.settle(call)
         operation.problems += [
@@ -156,6 +168,16 @@ class Lifecycle:
             for entry in able
             if entry.size != workers
         ]
+        return operation.result(chosen, code or (FAILED if operation.problems else 0))
+
+    async def _scale_by_triggers(self, call: Call) -> Result:
+        chosen = self._chosen("scale", call)
+        able = [entry for entry in chosen if entry.config.scale.is_automatic]
+        operation = Operation(self._core, PoolStartError, [entry for entry in able if not entry.rests])
+        operation.problems += [_without_triggers(entry) for entry in chosen if entry not in able]
+        for entry in able:
+            self._core.override(entry, replace(entry.overrides, workers=None))
+        code = await operation.settle(call)
         return operation.result(chosen, code or (FAILED if operation.problems else 0))
 
     async def drain(self, call: Call) -> Result:
@@ -257,6 +279,11 @@ class Lifecycle:
 def _is_unwell(entry: Entry) -> bool:
     """It runs, so that there is nothing to start, but it is not ready."""
     return entry.wanted and entry.complete and entry.health is Status.KO
+
+
+def _without_triggers(entry: Entry) -> ServerError:
+    hint = "add scale = { max = 4, triggers = { in_flight = 20 } } to its table, then poolctl reload"
+    return server_problem(entry, "has no triggers that could change its number of workers", hint)
 
 
 def _cannot_have(entry: Entry, workers: int) -> ServerError | None:

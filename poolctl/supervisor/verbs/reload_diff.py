@@ -111,18 +111,24 @@ def _agreed(before: Running, server: ServerConfig) -> set[str]:
     return {
         key
         for key, live, written in (
-            ("workers", before.overrides.workers, server.scale.min),
+            ("workers", before.overrides.workers, _fixed_workers(server)),
             ("disabled", before.overrides.disabled, server.disabled),
         )
-        if live == written
+        if live is not None and live == written
     }
+
+
+def _fixed_workers(server: ServerConfig) -> int | None:
+    """The number of workers in the file; None where triggers set it."""
+    return None if server.scale.is_automatic else server.scale.min
 
 
 def _overridden(before: Running, server: ServerConfig) -> list[PlannedChange]:
     found: list[tuple[str, str]] = []
     live = before.overrides
-    if live.workers is not None and live.workers != server.scale.min:
-        found.append(("workers", f"workers: {live.workers} by scale, {server.scale.min} in the file"))
+    if live.workers is not None and live.workers != (written := _fixed_workers(server)):
+        in_file = "triggers" if written is None else str(written)
+        found.append(("workers", f"workers: {live.workers} by scale, {in_file} in the file"))
     if live.disabled is not None and live.disabled != server.disabled:
         found.append(("disabled", "disabled live" if live.disabled else "enabled live"))
     if live.out:

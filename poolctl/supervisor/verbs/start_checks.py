@@ -59,8 +59,10 @@ def ensure_open_files_for_all(core: Core, servers: Iterable[ServerConfig]) -> No
 
 
 def size(entry: Entry) -> int:
-    """The least number of workers of the server."""
-    return entry.config.scale.min if entry.overrides.workers is None else entry.overrides.workers
+    """The least number of workers of the server, none if it may sleep; those of its triggers count."""
+    if entry.overrides.workers is None and entry.automatic is None:
+        return entry.config.scale.min
+    return entry.size
 
 
 def _ensure(before: _Servers, after: _Servers) -> None:

@@ -36,7 +36,7 @@ AUDITED = frozenset(
 )  # fmt: skip
 _OF_SERVERS = AUDITED - {"upgrade", "host"}
 # Recorded with their values; the others may hold secrets, such as an environment.
-_RECORDED = ("timeout", "wait", "deps", "kill", "workers", "all")
+_RECORDED = ("timeout", "wait", "deps", "kill", "workers", "auto", "all")
 
 Work = Callable[[], Awaitable[Result]]
 
@@ -246,7 +246,7 @@ def _details(verb: str, options: Table) -> list[str]:
         return [str(options.get("op")), *map(str, options.get("hosts") or ())]
     everything = ["--all"] if options.get("all") is True else []
     if verb == "scale":
-        return [*everything, str(options.get("workers"))]
+        return [*everything, "--auto" if options.get("auto") is True else str(options.get("workers"))]
     if everything:
         return everything
     server = options.get("server")

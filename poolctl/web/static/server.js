@@ -10,11 +10,17 @@ import { actionButton, badge, place } from "./servers.js";
 import { offered } from "./actions.js";
 import { store } from "./store.js";
 
+// Those that are there, of those that are wanted.
+function workersOf(server) {
+  const there = (server.pids || []).length;
+  return there && there !== server.workers ? `${there}/${server.workers}` : String(server.workers);
+}
+
 const FACTS = [
   ["Address", (server) => place(server)],
   ["Uptime", (server) => duration(server.since ? store.now - server.since : 0)],
   ["Restarts", (server) => String(server.restarts)],
-  ["Workers", (server) => String(server.workers)],
+  ["Workers", (server) => workersOf(server)],
   ["Requests", (server) => (server.figures.requests_total ?? "–").toLocaleString()],
   ["Errors", (server) => (server.figures.errors_total ?? "–").toLocaleString()],
   ["In flight", (server) => String(server.figures.in_flight ?? "–")],

@@ -69,6 +69,11 @@ def test_table_leaves_out_columns_on_a_narrow_terminal(width: int, head: str) ->
     assert render.text_of([USERS, OFF], "wide", width=width) == render.text_of([USERS, OFF], "wide")
 
 
+def test_a_wide_table_shows_the_workers_that_are_there_of_those_that_are_wanted() -> None:
+    lines = render.text_of([USERS.but(pids=(7, 8), workers=3)], "wide").splitlines()
+    assert "2/3" in lines[1].split()
+
+
 def test_a_wide_table_shows_the_rest_too() -> None:
     head, users, off = render.text_of([USERS, OFF], "wide").splitlines()
     assert head.split()[-1] == "TAGS"

@@ -9,7 +9,9 @@ from typing import Any
 
 from poolctl import ServerConfig, ServerError
 from poolctl.runners.runner_protocol import (
+    Backlogs,
     Capabilities,
+    Counters,
     Endpoints,
     Exit,
     Placement,
@@ -25,6 +27,8 @@ class ScriptedRunner:
     """Workers become ready at once unless `script` says otherwise, by id or by server; `log` tells what happened."""
 
     events: RunnerEvents | None = None
+    counters: Counters | None = None
+    backlogs: Backlogs | None = None
 
     def __init__(self, **script: str) -> None:
         self.script = script
@@ -47,7 +51,7 @@ class ScriptedRunner:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(sleep=self)
+        return Capabilities(sleep=self, counters=self.counters, backlogs=self.backlogs)
 
     async def open(self, server: ServerConfig) -> Endpoints:
         if server.name in self.unopenable:

@@ -1,0 +1,1 @@
+"""The number of workers of servers whose table has scale.triggers."""

@@ -1,0 +1,267 @@
+"""The number of workers that a server's load asks for: a pure object, which gets samples with their times.
+
+More workers as soon as the average over a short part of the window is above a target, fewer only when nothing has asked
+for the present number throughout `cooldown.down`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import NamedTuple
+
+from poolctl.config import Scale
+from poolctl.supervisor.observers.statistics import BOUNDS_SECONDS, quantile
+
+# More workers are decided on over a part of the window, so that a new one answers soon.
+_FAST_PART = 0.1
+# Fewer are decided on only if the remaining ones would stay so far under the target, on average and in that short part.
+_MARGIN = 0.8
+_FAST_MARGIN = 0.9
+# Triggers that are latencies, in seconds; the others are figures of each worker.
+LATENCIES = {"p50": 0.5, "p99": 0.99}
+# Of fewer responses a quantile says nothing.
+_LEAST_RESPONSES = 20
+# Without samples for so long, this process or the machine was paused.
+_PAUSED_SECONDS = 2.0
+_MOST_PATIENCE = 8.0
+_ROUNDING = 1e-9
+
+Buckets = Sequence[int]
+
+
+class Load(NamedTuple):
+    """A sample of a server's load over all its ready workers. `seconds`, `requests` and `buckets` are those since the
+    sample before; `buckets` count responses by their latency. `cpu` is None if unknown.
+    """
+
+    at: float
+    seconds: float
+    ready: int
+    in_flight: int = 0
+    queue: int = 0
+    demand: int = 0  # requests that wait elsewhere for this server, since the sample before
+    requests: int = 0
+    buckets: Buckets = ()
+    cpu: float | None = None  # processor cores
+
+
+class Decision(NamedTuple):
+    """A change of the number of workers, and the figure behind it: of each worker, or a latency in seconds.
+
+    `after` equals `before` where more would be needed than `scale.max` allows.
+    """
+
+    before: int
+    after: int
+    trigger: str
+    value: float
+    target: float
+    window_seconds: float
+
+
+class _Averages:
+    """Sums over the samples of the last `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._samples: deque[Load] = deque()
+        self._sums = [0.0] * 4
+        self.demand = 0  # requests that wait elsewhere, all of that time
+        self._buckets = [0] * (len(BOUNDS_SECONDS) + 1)
+
+    def add(self, load: Load) -> None:
+        """Add a sample, and take out those that are too old."""
+        self._samples.append(load)
+        self._count(load, 1)
+        while self._samples[0].at <= load.at - self.seconds:
+            self._count(self._samples.popleft(), -1)
+
+    def _count(self, load: Load, sign: int) -> None:
+        sums = self._sums
+        sums[0] += sign * load.in_flight
+        sums[1] += sign * load.queue
+        sums[2] += sign * load.requests
+        sums[3] += sign * load.seconds
+        self.demand += sign * load.demand
+        if any(load.buckets):
+            for slot, count in enumerate(load.buckets):
+                self._buckets[slot] += sign * count
+
+    def least_ready(self) -> int:
+        """The smallest number of ready workers in that time."""
+        return min(load.ready for load in self._samples)
+
+    def total(self, trigger: str) -> float | None:
+        """The average of all workers together; None if unknown."""
+        in_flight, queue, requests, seconds = self._sums
+        if trigger == "in_flight":
+            return in_flight / len(self._samples)
+        if trigger == "queue":
+            return queue / len(self._samples)
+        if trigger == "requests_per_second":
+            return requests / seconds if seconds > 0 else None
+        cpu = [load.cpu for load in self._samples]
+        return None if None in cpu else sum(filter(None, cpu)) / len(cpu)
+
+    def counts_enough(self) -> bool:
+        """Whether the responses are enough for a quantile."""
+        return sum(self._buckets) >= _LEAST_RESPONSES
+
+    def latency(self, trigger: str) -> float | None:
+        """The latency in seconds; None if there are too few responses."""
+        if not self.counts_enough():
+            return None
+        return quantile(BOUNDS_SECONDS, self._buckets, LATENCIES[trigger])
+
+
+class _Need(NamedTuple):
+    """How many workers a moment's load needed, and why."""
+
+    at: float
+    workers: int
+    trigger: str
+    value: float
+    target: float
+
+
+class Autoscale:
+    """Decides for one server. `now` is the monotonic time at which its samples begin."""
+
+    def __init__(self, scale: Scale, now: float) -> None:
+        self._least, self._most = max(scale.min, 1), scale.max
+        self._window = scale.window
+        self._up, self._down = scale.cooldown.up, scale.cooldown.down
+        self._targets: Mapping[str, float] = {
+            trigger: target for trigger, target in scale.triggers if target is not None
+        }
+        self._patience = 1.0  # so many times cooldown.down; grows when a decrease was a mistake
+        self._increased_at = self._decreased_at = float("-inf")
+        self._regretted = True  # more workers were needed soon after the last decrease, or there was none
+        self._reset(now)
+
+    def _reset(self, now: float) -> None:
+        self._fast = _Averages(self._window * _FAST_PART)
+        self._latest = _Averages(self._window * _FAST_PART / 2)
+        self._slow = _Averages(self._window)
+        self._above_since = float("inf")
+        self._early_demand = 0
+        self._began_at = self._at = now
+        self._begin_quiet(now)
+        self._limited_at = float("-inf")
+
+    def _begin_quiet(self, now: float) -> None:
+        """Let a whole `cooldown.down` pass before the next decrease."""
+        self._quiet_at = now
+        # Each is followed by smaller ones only: the first is the greatest of its time.
+        self._needs: deque[_Need] = deque()
+
+    def decide(self, load: Load, size: int, *, may_grow: bool = True) -> Decision | None:
+        """The change that this sample leads to, of a server that is to have `size` workers; None: no change.
+
+        The caller makes the change at once. Without `may_grow` the server is failing: more workers would not help.
+        """
+        if load.at - self._at > max(_PAUSED_SECONDS, self._fast.seconds):
+            self._reset(load.at)
+        self._at = load.at
+        is_known = load.at - self._began_at >= self._fast.seconds
+        if load.demand or self._early_demand:
+            demand, self._early_demand = load.demand + self._early_demand, 0
+            if not is_known:
+                # It counts once there is an average.
+                self._early_demand, demand = demand, 0
+            load = load._replace(demand=demand)
+        self._fast.add(load)
+        self._latest.add(load)
+        self._slow.add(load)
+        if not is_known:
+            return None
+        if not may_grow:
+            self._begin_quiet(load.at)
+            return None
+        return self._grow(load.at, size) or self._shrink(load.at, size)
+
+    def _grow(self, now: float, size: int) -> Decision | None:
+        above = [self._above(now, trigger, target, size) for trigger, target in self._targets.items()]
+        needs = [each for each in above if each is not None]
+        if not needs:
+            self._above_since = float("inf")
+            return None
+        self._above_since = min(self._above_since, now)
+        if now - self._above_since < self._latest.seconds:
+            # A load that has just begun does not fill the average yet: the number would be too small.
+            return None
+        _, wanted, trigger, value, target = max(
+            needs, key=lambda each: (each.workers, each.value / each.target)
+        )
+        after = max(size, min(wanted, self._most))
+        if after == size:
+            was_limited = now - self._limited_at <= max(self._window, self._up)
+            self._limited_at = now
+            self._begin_quiet(now)
+            return None if was_limited else Decision(size, size, trigger, value, target, self._fast.seconds)
+        if now - self._increased_at < self._up:
+            return None
+        if now - self._decreased_at < self._down * self._patience:
+            self._regretted = True
+            self._patience = min(self._patience * 2, _MOST_PATIENCE)
+        self._increased_at = now
+        self._begin_quiet(now)
+        return Decision(size, after, trigger, value, target, self._fast.seconds)
+
+    def _above(self, now: float, trigger: str, target: float, size: int) -> _Need | None:
+        """What this trigger asks for, if that is more workers than there are to be."""
+        if trigger in LATENCIES:
+            # Workers that have just been started have not changed the latency yet.
+            recent = self._fast if self._fast.counts_enough() else self._slow
+            value = recent.latency(trigger)
+            if value is None or value <= target or recent.least_ready() < size:
+                return None
+            return _Need(now, size + 1, trigger, value, target)
+        least, total = self._fast.total(trigger), self._latest.total(trigger)
+        if least is None or total is None:
+            return None
+        more = self._fast.demand if trigger == "queue" else 0
+        total += more
+        if min(least + more, total) <= target * size:
+            return None
+        return _Need(now, ceil(total / target - _ROUNDING), trigger, total / size, target)
+
+    def _shrink(self, now: float, size: int) -> Decision | None:
+        if size <= self._least:
+            return None
+        patience = max(self._down * self._patience, self._fast.seconds)
+        needs = self._needs
+        need = max(
+            (self._need(now, *each, size) for each in self._targets.items()), key=lambda each: each.workers
+        )
+        while needs and needs[-1].workers <= need.workers:
+            needs.pop()
+        needs.append(need)
+        while needs[0].at < now - patience:
+            needs.popleft()
+        highest = needs[0]
+        if highest.workers >= size or now - self._quiet_at < patience:
+            return None
+        if not self._regretted:
+            self._patience = max(self._patience / 2, 1.0)
+        self._decreased_at, self._regretted = now, False
+        self._begin_quiet(now)
+        # Half of them at once at most, and one where latencies say too little of the others.
+        step = 1 if self._targets.keys() & LATENCIES.keys() else max(size // 2, 1)
+        after = max(highest.workers, self._least, size - step)
+        return Decision(size, after, highest.trigger, highest.value, highest.target, self._window)
+
+    def _need(self, now: float, trigger: str, target: float, size: int) -> _Need:
+        """The fewest workers that would be under the target, on average by a margin and at each moment."""
+        if trigger in LATENCIES:
+            value, fast = self._slow.latency(trigger) or 0.0, self._fast.latency(trigger) or 0.0
+            under = value < target * _MARGIN and fast <= target and self._fast.least_ready() >= size
+            return _Need(now, 1 if under else size, trigger, value, target)
+        total, fast_total = self._slow.total(trigger), self._fast.total(trigger)
+        if total is None or fast_total is None:
+            return _Need(now, size, trigger, 0.0, target)
+        needed = max(total / _MARGIN, fast_total / _FAST_MARGIN) / target
+        workers = max(ceil(needed - _ROUNDING), 1)
+        return _Need(now, workers, trigger, total / size, target)

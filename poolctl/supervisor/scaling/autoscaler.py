@@ -1,0 +1,152 @@
+"""Samples the servers with triggers, and gives them the number of workers that their load asks for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from poolctl.config import Scale
+from poolctl.core.core import Core
+from poolctl.core.decision_input import Desired
+from poolctl.core.server_changes import NO_CAUSE
+from poolctl.core.server_entry import Entry
+from poolctl.frozen_value import Table
+from poolctl.monitor.event_queue import Events
+from poolctl.states import Status
+from poolctl.units import format_duration
+
+from ..verbs.start_checks import TooManyOpenFiles, ensure_open_files
+from .autoscale import LATENCIES, Autoscale, Decision
+from .server_load import ServerLoad
+
+INTERVAL_SECONDS = 0.25
+# So many servers are looked at before the loop does anything else.
+_AT_ONCE = 32
+
+
+class _ScaledServer:
+    """A server that is sampled, under the table by which it is."""
+
+    def __init__(self, core: Core, entry: Entry, now: float) -> None:
+        self.entry = entry
+        self.scale: Scale = entry.config.scale
+        self.load = ServerLoad(core, self.scale.triggers)
+        self.autoscale = Autoscale(self.scale, now)
+        self.is_refused = False  # more workers were wanted than this pool may have files for
+
+    @property
+    def may_grow(self) -> bool:
+        """More workers would help: it serves, and does not fail."""
+        entry = self.entry
+        return entry.desired is Desired.RUN and entry.answers and entry.health is not Status.KO
+
+
+class Autoscaler:
+    """One timer for all servers that `watch` was called with."""
+
+    def __init__(self, core: Core, events: Events) -> None:
+        self._core = core
+        self._events = events
+        self._servers: dict[str, _ScaledServer] = {}
+        self._demand: dict[str, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, entry: Entry) -> None:
+        """Scale the server from now on, while it has workers and no command says how many."""
+        if not (entry.scales and entry.workers):
+            return
+        known = self._servers.get(entry.name)
+        if known is None or known.entry is not entry or known.scale != entry.config.scale:
+            self._servers[entry.name] = _ScaledServer(self._core, entry, self._core.clock.monotonic())
+        if self._timer is None:
+            self._set_timer()
+
+    def note_demand(self, entry: Entry, count: int) -> None:
+        """So many requests wait elsewhere for the server; they count once it answers."""
+        self._demand[entry.name] = self._demand.get(entry.name, 0) + count
+
+    def close(self) -> None:
+        """Take no more samples."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._servers.clear()
+
+    def tick(self) -> None:
+        """Look at all servers, with turns of the loop between them."""
+        # Set before the work, so that the intervals stay exact.
+        self._set_timer()
+        self._look_at(list(self._servers.values()))
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        # The command that has started a server causes no later decision.
+        loop = asyncio.get_running_loop()
+        self._timer = (
+            loop.call_later(INTERVAL_SECONDS, self.tick, context=NO_CAUSE) if self._servers else None
+        )
+
+    def _look_at(self, servers: Sequence[_ScaledServer]) -> None:
+        if len(servers) > _AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._look_at, servers[_AT_ONCE:], context=NO_CAUSE)
+        for server in servers[:_AT_ONCE]:
+            self._look(server)
+
+    def _look(self, server: _ScaledServer) -> None:
+        entry = server.entry
+        if self._servers.get(entry.name) is not server:
+            return
+        if not (entry.scales and entry.workers) or entry.rests or entry.removed:
+            del self._servers[entry.name]
+            self._demand.pop(entry.name, None)
+            return
+        may_grow = server.may_grow
+        demand = self._demand.pop(entry.name, 0) if may_grow and self._demand else 0
+        load = server.load.sample(entry, self._core.clock.monotonic(), demand)
+        decision = server.autoscale.decide(load, entry.size, may_grow=may_grow)
+        if decision is not None:
+            self._apply(server, decision)
+
+    def _apply(self, server: _ScaledServer, decision: Decision) -> None:
+        entry = server.entry
+        figures = _figures(decision)
+        if decision.after > decision.before:
+            try:
+                ensure_open_files(self._core, [(entry.config, decision.after)])
+            except TooManyOpenFiles as refusal:
+                if not server.is_refused:
+                    figures["message"] = refusal.result.errors[0].message
+                    self._record("refused", entry, figures)
+                server.is_refused = True
+                return
+        server.is_refused = False
+        if decision.after == decision.before:
+            self._record("at maximum", entry, figures)
+        else:
+            # The event recorder reports the change, with these figures.
+            self._core.scale(entry, decision.after, figures)
+
+    def _record(self, event: str, entry: Entry, figures: Table) -> None:
+        self._events.record(
+            "scale", event, server=entry.name, bind=entry.config.key, severity="warning", **figures
+        )
+
+
+def _figures(decision: Decision) -> Table:
+    """The decision as an event reports it."""
+    is_latency = decision.trigger in LATENCIES
+    value, target = (
+        format_duration(round(seconds, 3)) if is_latency else f"{seconds:.3g}"
+        for seconds in (decision.value, decision.target)
+    )
+    above = decision.value > decision.target
+    each = "" if is_latency else " for each worker"
+    return {
+        "before": decision.before,
+        "after": decision.after,
+        "cause": f"{decision.trigger} is {value}{each}, {'above' if above else 'under'} {target}",
+        "trigger": decision.trigger,
+        "value": round(decision.value, 6),
+        "target": decision.target,
+        "window_seconds": round(decision.window_seconds, 3),
+    }

@@ -1,0 +1,93 @@
+"""Samples of a server's load: what its workers count, who waits at its listener, and the processor time it uses."""
+
+from __future__ import annotations
+
+from poolctl.config import Triggers
+from poolctl.core.core import Core
+from poolctl.core.decision_input import Phase
+from poolctl.core.server_entry import Entry
+from poolctl.platform import cpu_seconds
+from poolctl.worker import tally
+from poolctl.worker.tally import Counts
+
+from .autoscale import Load
+
+# The kernel counts processor time in hundredths of a second, and reading it costs more than everything else here.
+_CPU_SECONDS = 0.45
+_NO_BUCKETS = (0,) * (tally.COUNTED - tally.BUCKETS)
+
+
+class ServerLoad:
+    """Samples of one server with these triggers."""
+
+    def __init__(self, core: Core, triggers: Triggers) -> None:
+        self._counters = core.runner.capabilities.counters
+        self._backlogs = core.runner.capabilities.backlogs if triggers.queue is not None else None
+        self._times_responses = triggers.p50 is not None or triggers.p99 is not None
+        self._processors = Processors() if triggers.cpu is not None else None
+        self._seen: dict[str, Counts] = {}  # by worker id
+        self._at = 0.0
+
+    def sample(self, entry: Entry, now: float, demand: int = 0) -> Load:
+        """The load now, and since the sample before; of a worker that was not there before nothing is known yet."""
+        seen: dict[str, Counts] = {}
+        in_flight = requests = 0
+        buckets = list(_NO_BUCKETS) if self._times_responses else ()
+        for worker in entry.workers.values():
+            if worker.phase is not Phase.READY or worker.placement is None or self._counters is None:
+                continue
+            counts = self._counters.request_counts(worker.placement)
+            if counts is None:
+                continue
+            seen[worker.id] = counts
+            in_flight += tally.in_flight(counts)
+            before = self._seen.get(worker.id)
+            if before is None:
+                continue
+            requests += max(0, counts[tally.STARTED] - before[tally.STARTED])
+            if buckets:
+                for slot in range(len(buckets)):
+                    buckets[slot] += max(0, counts[tally.BUCKETS + slot] - before[tally.BUCKETS + slot])
+        self._seen = seen
+        load = Load(
+            now,
+            now - self._at,
+            len(seen),
+            in_flight,
+            self._backlogs.waiting(entry.config) if self._backlogs is not None else 0,
+            demand,
+            requests,
+            buckets,
+            self._processors.cores(entry, now) if self._processors is not None else None,
+        )
+        self._at = now
+        return load
+
+
+class Processors:
+    """The processor cores that the ready workers of one server use."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}  # by pid
+        self._at = float("-inf")
+        self._cores: float | None = None
+
+    def cores(self, entry: Entry, now: float) -> float | None:
+        """The average since the last measurement but one, about half a second ago; None if unknown."""
+        if now - self._at >= _CPU_SECONDS:
+            before, elapsed = self._seconds, now - self._at
+            self._seconds = self._measured(entry)
+            # What a worker has used before it was ready was its start.
+            used = [spent - before[pid] for pid, spent in self._seconds.items() if pid in before]
+            self._cores = max(0.0, sum(used)) / elapsed if used else None
+            self._at = now
+        return self._cores
+
+    def _measured(self, entry: Entry) -> dict[int, float]:
+        pids = [
+            worker.placement.pid
+            for worker in entry.workers.values()
+            if worker.phase is Phase.READY and worker.placement is not None
+        ]
+        found = {pid: cpu_seconds(pid) for pid in pids if pid is not None}
+        return {pid: spent for pid, spent in found.items() if spent is not None}

@@ -1,0 +1,247 @@
+"""The decisions about a server's number of workers, with invented loads and an invented clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+import pytest
+
+from poolctl.config import Scale, Triggers
+from poolctl.supervisor.scaling.autoscale import Autoscale, Decision, Load
+from poolctl.worker import tally
+
+STEP = 0.25
+Shape = Callable[[float], dict[str, Any]]
+
+
+def scale(least: int = 1, most: int = 8, up: float = 5.0, down: float = 60.0, **triggers: Any) -> Scale:
+    return Scale(min=least, max=most, triggers=Triggers(**triggers), cooldown={"up": up, "down": down})
+
+
+class Server:
+    """A server whose load is a function of the time; new workers are ready after `start_seconds`."""
+
+    def __init__(self, table: Scale, size: int = 1, start_seconds: float = 0.5) -> None:
+        self.autoscale = Autoscale(table, 0.0)
+        self.size = self.ready = size
+        self.now = 0.0
+        self.start_seconds = start_seconds
+        self.ready_at = 0.0
+        self.decisions: list[tuple[float, Decision]] = []
+
+    def run(self, seconds: float, shape: Shape, **more: Any) -> list[Decision]:
+        begun = len(self.decisions)
+        for _ in range(int(seconds / STEP)):
+            self.now += STEP
+            if self.now >= self.ready_at:
+                self.ready = self.size
+            load = Load(self.now, STEP, **{"ready": self.ready} | shape(self.now))
+            decision = self.autoscale.decide(load, self.size, **more)
+            if decision is not None:
+                self.decisions.append((self.now, decision))
+                if decision.after > self.size:
+                    self.ready_at = self.now + self.start_seconds
+                self.size = decision.after
+                self.ready = min(self.ready, self.size)
+        return [decision for _, decision in self.decisions[begun:]]
+
+    @property
+    def changes(self) -> list[tuple[float, int]]:
+        return [(at, each.after - each.before) for at, each in self.decisions if each.after != each.before]
+
+
+def constant(**load: Any) -> Shape:
+    return lambda now: load
+
+
+def responses(seconds: float, count: int = 100) -> tuple[int, ...]:
+    slot = next(at for at, bound in enumerate(tally.BOUNDS_NS) if seconds * 1e9 <= bound)
+    return tuple(count if each == slot else 0 for each in range(len(tally.BOUNDS_NS) + 1))
+
+
+def test_more_workers_follow_in_proportion_within_a_second_of_the_load() -> None:
+    server = Server(scale(in_flight=20))
+    server.run(10, constant(in_flight=15))
+    begun = server.now
+    (decision,) = server.run(10, constant(in_flight=90))
+    assert (decision.before, decision.after, decision.trigger, decision.target) == (1, 5, "in_flight", 20)
+    assert decision.value > 20
+    assert server.decisions[0][0] - begun <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("triggers", "load", "after"),
+    [
+        ({"in_flight": 20}, {"in_flight": 41}, 3),
+        ({"queue": 5}, {"queue": 11}, 3),
+        ({"requests_per_second": 100}, {"requests": 60}, 3),
+        ({"cpu": 0.8}, {"cpu": 1.0}, 2),
+        ({"p99": "300ms"}, {"buckets": responses(0.9)}, 2),
+        ({"p50": "300ms"}, {"buckets": responses(0.9)}, 2),
+        ({"in_flight": 20, "queue": 5}, {"in_flight": 30, "queue": 20}, 4),
+    ],
+)
+def test_each_trigger_asks_for_workers(triggers: dict[str, Any], load: dict[str, Any], after: int) -> None:
+    server = Server(scale(**triggers))
+    server.run(2, constant(**load))
+    assert server.decisions[0][1].after == after
+
+
+@pytest.mark.parametrize(
+    ("triggers", "load"),
+    [
+        ({"in_flight": 20}, {"in_flight": 20}),
+        ({"queue": 5}, {"queue": 5}),
+        ({"requests_per_second": 100}, {"requests": 25}),
+        ({"cpu": 0.8}, {"cpu": None}),
+        ({"p99": "300ms"}, {"buckets": responses(0.2)}),
+        ({"p99": "300ms"}, {"buckets": responses(5, count=0)}),
+    ],
+)
+def test_a_figure_that_is_not_above_its_target_changes_nothing(
+    triggers: dict[str, Any], load: dict[str, Any]
+) -> None:
+    assert Server(scale(**triggers)).run(100, constant(**load)) == []
+
+
+def test_a_peak_shorter_than_the_average_changes_nothing() -> None:
+    server = Server(scale(in_flight=20))
+    assert server.run(30, lambda now: {"in_flight": 60 if now == 15.0 else 5}) == []
+
+
+def test_never_more_than_scale_max_and_that_is_reported_once() -> None:
+    server = Server(scale(in_flight=1, most=3))
+    first, second = server.run(120, constant(in_flight=500))
+    assert (first.before, first.after) == (1, 3)
+    assert (second.before, second.after, second.value) == (3, 3, pytest.approx(500 / 3))
+
+
+def test_increases_keep_cooldown_up_between_them() -> None:
+    server = Server(scale(p99="100ms", up=5, most=4))
+    server.run(60, constant(buckets=responses(0.9)))
+    times = [at for at, _ in server.changes]
+    assert server.size == 4
+    assert all(after - before >= 5 for before, after in pairwise(times))
+
+
+def test_latency_asks_for_no_more_workers_while_one_is_starting() -> None:
+    server = Server(scale(p99="100ms", up=1), start_seconds=20)
+    server.run(15, constant(buckets=responses(0.9)))
+    assert [after for _, after in server.changes] == [1]
+
+
+def test_workers_that_start_count_as_workers() -> None:
+    server = Server(scale(in_flight=10, up=1), start_seconds=30)
+    server.run(20, constant(in_flight=35))
+    assert server.size == 4
+
+
+def test_a_failing_server_gets_no_more_workers() -> None:
+    server = Server(scale(in_flight=10))
+    assert server.run(30, constant(in_flight=500), may_grow=False) == []
+    assert server.run(5, constant(in_flight=500)) != []
+
+
+def test_fewer_workers_follow_by_steps_after_cooldown_down() -> None:
+    server = Server(scale(in_flight=20), size=8)
+    server.run(59, constant(in_flight=8))
+    assert server.size == 8
+    server.run(300, constant(in_flight=8))
+    assert [each.after for _, each in server.decisions] == [4, 2, 1]
+    times = [0.0, *(at for at, _ in server.changes)]
+    assert all(after - before >= 60 for before, after in pairwise(times))
+
+
+def test_a_decrease_keeps_the_others_under_the_target_by_a_margin() -> None:
+    server = Server(scale(in_flight=20), size=4)
+    server.run(600, constant(in_flight=45))  # 15 of each of 3 workers, 22 of 2
+    assert server.size == 3
+
+
+def test_a_decrease_needs_all_triggers_under_their_targets() -> None:
+    server = Server(scale(in_flight=20, cpu=0.8), size=3)
+    server.run(300, constant(in_flight=1, cpu=2.1))
+    assert server.size == 3
+    server.run(300, constant(in_flight=1, cpu=0.1))
+    assert server.size == 1
+
+
+def test_latency_near_its_target_keeps_all_workers() -> None:
+    server = Server(scale(p99="500ms"), size=3)
+    server.run(300, constant(buckets=responses(0.45)))
+    assert server.size == 3
+    server.run(300, constant(buckets=responses(0.02)))
+    assert server.size == 1
+
+
+def test_a_peak_within_cooldown_down_delays_the_decrease() -> None:
+    server = Server(scale(in_flight=20), size=2)
+    server.run(50, constant(in_flight=2))
+    server.run(2, constant(in_flight=36))
+    server.run(55, constant(in_flight=2))
+    assert server.size == 2
+    server.run(10, constant(in_flight=2))
+    assert server.size == 1
+
+
+def test_a_pause_of_the_process_begins_the_averages_again() -> None:
+    server = Server(scale(in_flight=20), size=4)
+    server.run(30, constant(in_flight=2))
+    server.now += 3600
+    server.run(50, constant(in_flight=2))
+    assert server.size == 4
+
+
+def test_demand_from_elsewhere_counts_as_the_queue() -> None:
+    server = Server(scale(queue=5))
+    server.run(5, constant())
+    (decision,) = server.run(2, lambda now: {"demand": 20 if now == 5.25 else 0})
+    assert (decision.after, decision.trigger) == (4, "queue")
+
+
+WAVES = [
+    (1, 0.5, 90, 5),
+    (7, 0.2, 200, 0),
+    (45, 0.7, 61, 10),
+    (100, 0.5, 150, 0),
+    (160, 0.3, 45, 15),
+    (400, 0.6, 199, 3),
+]
+
+
+@pytest.mark.parametrize(("period", "share", "high", "low"), WAVES)
+def test_a_square_wave_never_makes_the_number_flap(period: int, share: float, high: int, low: int) -> None:
+    chance = Random(period)
+
+    def wave(now: float) -> dict[str, Any]:
+        level = high if now % period < share * period else low
+        return {"in_flight": max(0, round(chance.gauss(level, level / 10)))}
+
+    server = Server(scale(in_flight=20, most=12))
+    server.run(1200, wave)
+    _is_calm(server, 1200, period)
+    if (1 - share) * period < 60:
+        # It is never low for long enough.
+        assert all(by > 0 for _, by in server.changes)
+
+
+@pytest.mark.parametrize(("level", "spread"), [(8, 1.0), (19, 0.2), (19.9, 0.05), (60, 0.5), (140, 0.1)])
+def test_a_noisy_load_never_makes_the_number_flap(level: float, spread: float) -> None:
+    chance = Random(int(level * 10))
+    server = Server(scale(in_flight=20, most=12))
+    server.run(1200, lambda now: {"in_flight": max(0, round(chance.gauss(level, spread * level)))})
+    _is_calm(server, 1200, 1200)
+
+
+def _is_calm(server: Server, length: float, period: float) -> None:
+    """The number turns twice a period at most; decreases are rare, those soon taken back ever rarer."""
+    changes = server.changes
+    turns = [one for one, other in pairwise(changes) if (one[1] > 0) != (other[1] > 0)]
+    assert len(turns) <= 2 * (length / max(period, 120) + 4)
+    decreases = [at for at, by in changes if by < 0]
+    assert all(after - before >= 60 for before, after in pairwise(decreases))
+    mistakes = [at for (at, by), (until, back) in pairwise(changes) if by < 0 < back and until - at < 60]
+    assert len(mistakes) <= 5

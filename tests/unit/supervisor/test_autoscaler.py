@@ -1,0 +1,227 @@
+"""A server with triggers in a supervisor: its decisions are made, reported, overridden and handed to a successor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from poolctl import ServerConfig
+from poolctl.control.answers import About
+from poolctl.core.servers import record_of, restore
+from poolctl.monitor.journal import JournalEvent
+from poolctl.runners.runner_protocol import Exit, Placement
+from poolctl.supervisor.observers.event_recorder import EventRecorder
+from poolctl.supervisor.scaling.autoscaler import INTERVAL_SECONDS
+from poolctl.supervisor.scaling.pool_scaling import PoolScaling
+from poolctl.worker import tally
+from tests.unit.supervisor.desk import Desk, run, turns, web
+
+
+class Load:
+    """What the workers count together; all of it is spread evenly."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self.in_flight = self.backlog = 0
+        desk.runner.counters = desk.runner.backlogs = self  # type: ignore[assignment]
+
+    def request_counts(self, placement: Placement) -> tally.Counts:
+        mine = [each for each in sorted(self._desk.runner.running) if each.startswith(f"{placement.server}.")]
+        share, rest = divmod(self.in_flight, len(mine))
+        counts = [0] * tally.COUNTED
+        counts[tally.STARTED] = share + (mine.index(placement.id) < rest)
+        return counts
+
+    def waiting(self, server: ServerConfig) -> int:
+        return self.backlog
+
+
+class Stage:
+    def __init__(self, *servers: ServerConfig) -> None:
+        self.desk = Desk(*servers)
+        self.load = Load(self.desk)
+        self.events: list[JournalEvent] = []
+        self.desk.events.subscribe(self.events.append)
+        EventRecorder(self.desk.core, self.desk.events).begin(0, About.from_json({"keeper_pid": 1}))
+        self.scaling = PoolScaling(self.desk.core, self.desk.events)
+        self.web = self.desk.core.entries["web"]
+
+    async def pass_time(
+        self, seconds: float, in_flight: int | None = None, backlog: int | None = None
+    ) -> None:
+        """Let time pass with this load, sample by sample."""
+        self.load.in_flight = self.load.in_flight if in_flight is None else in_flight
+        self.load.backlog = self.load.backlog if backlog is None else backlog
+        for _ in range(int(seconds / INTERVAL_SECONDS)):
+            self.desk.clock.advance(INTERVAL_SECONDS)
+            if self.scaling._autoscaler is not None:
+                self.scaling._autoscaler.tick()
+            await turns(8)
+
+    def recorded(self, event: str = "workers") -> list[JournalEvent]:
+        self.desk.events.flush()
+        return [each for each in self.events if each.kind == "scale" and each.event == event]
+
+
+@contextmanager
+def stage(*servers: ServerConfig) -> Iterator[Stage]:
+    found = Stage(*servers)
+    try:
+        yield found
+    finally:
+        found.scaling.close()
+
+
+def scaled(**keys: Any) -> ServerConfig:
+    scale = {"max": 4, "triggers": {"in_flight": 10}, "cooldown": {"up": 5, "down": 20}} | keys
+    return web(scale=scale)
+
+
+def test_load_changes_the_number_of_workers_and_each_decision_is_an_event() -> None:
+    async def scenario() -> None:
+        with stage(scaled()) as the:
+            await the.desk.ask("start")
+            await the.pass_time(2, in_flight=25)
+            assert (the.web.size, len(the.desk.runner.running)) == (3, 3)
+            (event,) = the.recorded()
+            assert (event.before, event.after, event.cause) == (
+                1,
+                3,
+                "in_flight is 25 for each worker, above 10",
+            )
+            assert event.detail["trigger"] == "in_flight"
+            assert (event.detail["value"], event.detail["target"], event.detail["window_seconds"]) == (
+                25,
+                10,
+                1,
+            )
+            assert event.by is None
+            await the.pass_time(60, in_flight=0)
+            assert the.web.size == 1
+            assert [(each.before, each.after) for each in the.recorded()] == [(1, 3), (3, 2), (2, 1)]
+            assert the.recorded()[1].cause.endswith(" for each worker, under 10")
+
+    run(scenario())
+
+
+def test_the_largest_number_is_kept_and_reported_once() -> None:
+    async def scenario() -> None:
+        with stage(scaled()) as the:
+            await the.desk.ask("start")
+            await the.pass_time(40, in_flight=500)
+            assert the.web.size == 4
+            (event,) = the.recorded("at maximum")
+            assert (event.before, event.after, event.detail["severity"]) == (4, 4, "warning")
+
+    run(scenario())
+
+
+def test_scale_overrides_the_triggers_until_auto_gives_the_number_back() -> None:
+    async def scenario() -> None:
+        with stage(scaled()) as the:
+            await the.desk.ask("start")
+            await the.desk.ask("scale", "web", workers=1)
+            await the.pass_time(10, in_flight=25)
+            assert (the.web.size, the.web.scales) == (1, False)
+            await the.desk.ask("scale", "web", workers=2)
+            answer = await the.desk.ask("scale", "web", auto=True)
+            assert (answer["exit_code"], answer["items"][0]["workers"]) == (0, 2)
+            await the.pass_time(2)
+            assert the.web.size == 3
+
+    run(scenario())
+
+
+def test_auto_for_a_server_without_triggers_is_refused() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        await desk.ask("start")
+        await desk.ask("scale", "web", workers=2)
+        answer = await desk.ask("scale", "web", auto=True)
+        assert answer["exit_code"] == 1
+        assert "has no triggers" in answer["errors"][0]["message"]
+        assert desk.core.entries["web"].size == 2
+
+    run(scenario())
+
+
+def test_reload_keeps_the_number_within_the_new_bounds() -> None:
+    async def scenario() -> None:
+        with stage(scaled()) as the:
+            await the.desk.ask("start")
+            await the.pass_time(2, in_flight=25)
+            the.desk.files.written = [scaled(max=2)]
+            await the.desk.ask("reload")
+            assert the.web.size == 2
+            the.desk.files.written = [scaled(min=4, max=8)]
+            await the.desk.ask("reload")
+            assert the.web.size == 4
+            # A number that a command had set is where the triggers continue.
+            await the.desk.ask("scale", "web", workers=6)
+            answer = await the.desk.ask("reload")
+            assert answer["changes"][0]["message"] == "workers: 6 by scale, triggers in the file"
+            assert the.web.size == 6
+            the.desk.files.written = [web()]
+            await the.desk.ask("reload")
+            assert the.web.size == 1
+
+    run(scenario())
+
+
+def test_the_next_supervisor_continues_with_the_number() -> None:
+    async def scenario() -> None:
+        with stage(scaled()) as the:
+            await the.desk.ask("start")
+            await the.pass_time(2, in_flight=25)
+            successor = Desk(scaled()).core.entries["web"]
+            restore(successor, record_of(the.web))
+            assert successor.size == 3
+            await the.desk.ask("stop", "web")
+            assert the.web.size == 1
+
+    run(scenario())
+
+
+def test_a_server_in_backoff_gets_no_more_workers() -> None:
+    async def scenario() -> None:
+        with stage(scaled().replace(restart={"policy": "always", "backoff": {"initial": 60}})) as the:
+            await the.desk.ask("start")
+            await the.pass_time(5, in_flight=5)
+            for _ in range(2):
+                for worker in list(the.desk.runner.running):
+                    the.desk.runner.end(worker, Exit.from_status(1))
+                await turns()
+            assert the.web.state == "backoff"
+            await the.pass_time(5, in_flight=100, backlog=100)
+            assert the.web.size == 1
+
+    run(scenario())
+
+
+def test_demand_wakes_a_sleeping_server_and_counts_as_its_queue() -> None:
+    async def scenario() -> None:
+        with stage(scaled(min=0, triggers={"queue": 5})) as the:
+            await the.desk.ask("start")
+            await turns()
+            assert the.web.state == "sleeping"
+            assert the.scaling.demand("web", 15) == 1
+            await turns()
+            assert the.web.state == "running"
+            await the.pass_time(3)
+            assert the.web.size == 3
+            await the.desk.ask("stop", "web")
+            assert the.scaling.demand("web", 15) == 0
+
+    run(scenario())
+
+
+def test_demand_of_a_server_without_triggers_only_wakes_it() -> None:
+    async def scenario() -> None:
+        with stage(web(scale={"min": 0})) as the:
+            await the.desk.ask("start")
+            assert the.scaling.demand("web", 15) == 1
+            await turns()
+            assert (the.web.state, the.scaling._autoscaler) == ("running", None)
+
+    run(scenario())
