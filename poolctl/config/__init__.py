@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from poolctl.config.model.normalise import *
     from poolctl.config.model.pool_tables import *
     from poolctl.config.model.problems import *
+    from poolctl.config.model.proxmox_table import *
     from poolctl.config.model.registrations import *
     from poolctl.config.model.routes import *
     from poolctl.config.model.secrets import *
@@ -38,9 +39,9 @@ __all__ = [
     "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
     "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "AnyRoute", "Backoff", "ConfigNotFound",
     "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
-    "GatewayConfig", "GatewayListener", "Health", "Notify", "Patience", "Place", "Probe", "Problem", "Recovery",
-    "RegisteredBackend", "Registration", "Restart", "RouteConfig", "Scale", "Section", "ServerConfig", "StreamConfig",
-    "Surroundings", "TLSConfig", "Table", "Tables", "Triggers", "candidate_files", "certificate_names",
+    "GatewayConfig", "GatewayListener", "Health", "Notify", "Patience", "Place", "Probe", "Problem", "ProxmoxTable",
+    "Recovery", "RegisteredBackend", "Registration", "Restart", "RouteConfig", "Scale", "Section", "ServerConfig",
+    "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "Triggers", "candidate_files", "certificate_names",
     "certificate_validity", "changed_by", "conflicts", "default_interpreter", "dependency_findings", "enter_as",
     "escaped", "find_config", "haproxy_problems", "ids_of", "interpreter", "json_schema", "libraries_problem", "load",
     "longest_stop_seconds", "masked", "masked_text", "merged", "missing_file", "missing_program", "named_addresses",
@@ -67,6 +68,7 @@ _MODULES = {
     "model.gateway_tables": "GatewayConfig GatewayListener RouteConfig StreamConfig",
     "model.haproxy_checks": "haproxy_problems",
     "model.json_schema": "json_schema",
+    "model.proxmox_table": "ProxmoxTable",
     "model.registrations": "RegisteredBackend Registration registration_of with_registrations",
     "model.routes": "AnyRoute routes_of",
     "model.secrets": "MASK masked masked_text values_of",

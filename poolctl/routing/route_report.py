@@ -10,13 +10,30 @@ from .route import ExcludedRoute, Route, StreamRoute, proxy_reason
 PASS, PROXY, STREAM, EXCLUDED = "pass", "proxy", "stream", "excluded"
 
 
+class MachineReport(Value):
+    """The machine behind the target `to` of a route: a node with the VMID 0, or a container (lxc) or virtual machine
+    (qemu) with its `state` as the inventory has it.
+    """
+
+    to: str
+    kind: str
+    node: str
+    vmid: int = 0
+    name: str = ""
+    state: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.node}/{self.vmid} {self.name} ({self.state})" if self.vmid else self.node
+
+
 class RouteReport(Value):
     """One route. `to` are names of servers and URLs, `way` is pass, proxy, stream or excluded, `why` is the
     reason for proxy and excluded.
 
     `host` of a stream is the gateway's own address. `state` is one of route_health.STATUSES. `way` is what the route
     and its servers allow, `passed`, `proxied` and `refused` what has become of its `requests`. The figures are those of
-    the gateway and of the workers together; a latency is None before the first request.
+    the gateway and of the workers together; a latency is None before the first request. `machines` are there with an
+    inventory.
     """
 
     alias: str
@@ -37,6 +54,7 @@ class RouteReport(Value):
     p50_seconds: float | None = None
     p99_seconds: float | None = None
     registrations: tuple[RegistrationReport, ...] | None = None
+    machines: tuple[MachineReport, ...] | None = None
 
 
 def route_report(route: Route | StreamRoute | ExcludedRoute) -> RouteReport:

@@ -86,6 +86,7 @@ class _RouteLine(Value):
     errors: int
     p50: str
     p99: str
+    machines: str
     why: str
 
 
@@ -124,7 +125,9 @@ def perform(request: CommandRequest) -> Outcome:
             hint="poolctl routes explain URL --method POST",
         )
     result = ask_for(RoutesResult, request, find_pool(request))
-    columns = WIDE if request.output == "wide" else COLUMNS
+    columns: tuple[str, ...] = WIDE if request.output == "wide" else COLUMNS
+    if columns == WIDE and any(each.machines for each in result.items):
+        columns = (*WIDE[:4], "machines", *WIDE[4:])
     lines = [_line(each) for each in result.items]
     outcome = Outcome.of(result)
     outcome.warnings += [
@@ -292,5 +295,12 @@ def _candidate(step: ConsideredRoute, way: str) -> ExplainedRoute:
 
 
 def _line(route: RouteReport) -> _RouteLine:
-    shown = {name: getattr(route, name) for name in _RouteLine.annotations if name not in ("p50", "p99")}
-    return _RouteLine(**shown, p50=latency(route.p50_seconds), p99=latency(route.p99_seconds))
+    shown = {
+        name: getattr(route, name)
+        for name in _RouteLine.annotations
+        if name not in ("p50", "p99", "machines")
+    }
+    machines = ", ".join(map(str, route.machines or ()))
+    return _RouteLine(
+        **shown, p50=latency(route.p50_seconds), p99=latency(route.p99_seconds), machines=machines
+    )

@@ -202,6 +202,10 @@ def check_tables(
         wrong, doubtful = check_gateway(tables, servers, env, datetime.now(UTC))
         problems += wrong
         warnings += doubtful
+    if tables.proxmox:
+        from poolctl.config.checks.proxmox_checks import check_proxmox
+
+        warnings = [*warnings, *check_proxmox(tables.proxmox, tables, env)]
     if tables.events and tables.events.path:
         problems += unwritable(JOURNAL_PATH, tables.events.path)
     return problems, [*warnings, *_unknown_secrets(tables, env)]

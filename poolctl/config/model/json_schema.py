@@ -9,6 +9,7 @@ from poolctl.config.model.gateway_tables import DEFAULT_BIND, GATEWAY_MODELS, IN
 from poolctl.config.model.normalise import INTERNAL
 from poolctl.config.model.pool_tables import LISTED, MODELS, NOT_IMPLEMENTED, PoolSettings
 from poolctl.config.model.problems import Tree
+from poolctl.config.model.proxmox_table import ProxmoxTable
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import Section
 from poolctl.units import format_duration, format_size
@@ -50,7 +51,7 @@ def json_schema() -> Schema:
         "defaults": {"$ref": "#/$defs/Defaults", "description": "What servers take over."},
         "server": servers,
     }
-    for key, model in (MODELS | GATEWAY_MODELS).items():
+    for key, model in (MODELS | GATEWAY_MODELS | {"proxmox": ProxmoxTable}).items():
         table = definitions[model.__name__] = _definition(model, definitions, {"written", INDEX})
         tables[key] = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}
         if key in LISTED:

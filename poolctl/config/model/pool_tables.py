@@ -39,15 +39,15 @@ from poolctl.config.model.value_types import (
 
 if TYPE_CHECKING:
     from poolctl.config.model.gateway_tables import GatewayConfig, RouteConfig, StreamConfig
+    from poolctl.config.model.proxmox_table import ProxmoxTable
 
 GATEWAY_TABLES = ("gateway", "route", "stream")
-TABLE_NAMES = ("metrics", "dashboard", "notify", "events", *GATEWAY_TABLES)
+TABLE_NAMES = ("metrics", "dashboard", "notify", "events", "proxmox", *GATEWAY_TABLES)
 # Tables of which a file has a list.
 LISTED = ("notify", "route", "stream")
 # Tables of later versions: using one is a problem, never silently ignored.
 NOT_IMPLEMENTED = {
     "operator": "the gateway's [operator]",
-    "proxmox": "the gateway's [proxmox]",
 }
 
 
@@ -194,6 +194,7 @@ class Tables(NamedTuple):
     gateway: GatewayConfig | None = (
         None  # there is one where a file has [gateway], a [[route]] or a [[stream]]
     )
+    proxmox: ProxmoxTable | None = None
     routes: tuple[RouteConfig, ...] = ()
     streams: tuple[StreamConfig, ...] = ()
 
@@ -248,6 +249,10 @@ def with_absolute_paths(name: str, table: dict[str, Tree], base_dir: str) -> dic
         from poolctl.config.model.gateway_tables import with_absolute_addresses
 
         return with_absolute_addresses(table, base_dir)
+    if name == "proxmox":
+        from poolctl.config.model.proxmox_table import with_absolute_files
+
+        return with_absolute_files(table, base_dir)
     found = dict(table)
     for key, value in table.items():
         if key in _PATHS and not (name == "metrics" and key == "path"):
@@ -269,6 +274,10 @@ def made(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
         from poolctl.config.model.gateway_tables import gateway_tables
 
         values |= gateway_tables(raw, findings)
+    if "proxmox" in raw:
+        from poolctl.config.model.proxmox_table import proxmox_table
+
+        values["proxmox"] = proxmox_table(raw["proxmox"], findings)
     return Tables(**values)
 
 

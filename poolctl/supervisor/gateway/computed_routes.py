@@ -30,6 +30,11 @@ class RouteSet(NamedTuple):
     excluded: tuple[ExcludedRoute, ...] = ()
     servers: frozenset[str] = frozenset()
 
+    @property
+    def served(self) -> list[Route | StreamRoute]:
+        """All but the excluded ones."""
+        return [*self.http, *self.streams]
+
 
 class ComputedRoutes:
     """Computes routes and table in a thread, one computation at a time; `changed` is called with each new table.

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from poolctl import __version__
 from poolctl.config import INSTALL_GATEWAY, Tables, libraries_problem
@@ -34,6 +35,9 @@ from .gateway_reports import GatewayReports
 from .orphaned_gateway import OrphanSearch
 from .server_facts import facts_of
 
+if TYPE_CHECKING:
+    from ..inventory.proxmox_inventory import ProxmoxInventory
+
 _SERVES_SECONDS = 10.0
 # A command waits so long for its changes to be in force: more than a gateway takes to start on a busy machine.
 _IN_FORCE_SECONDS = 20.0
@@ -51,6 +55,7 @@ class GatewayManager(SidecarManager):
     def __init__(self, environment: PoolEnvironment, core: Core, events: Events) -> None:
         super().__init__(environment.keeper, events)
         self.tables = Tables()
+        self.inventory: ProxmoxInventory | None = None
         self._environment = environment
         self._core = core
         self.reports = GatewayReports(environment.keeper, core, events)
@@ -167,6 +172,8 @@ class GatewayManager(SidecarManager):
             self._sync(self.gateway)
         self._inform_workers()
         self._configured()  # streams have listeners
+        if self.inventory is not None:
+            self.inventory.follow_routes(self._routes.routes.served)
 
     def _inform_workers(self) -> None:
         routing, table = self._core.runner.capabilities.routing, self._routes.table

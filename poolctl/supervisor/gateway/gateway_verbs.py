@@ -15,7 +15,7 @@ from poolctl.frozen_value import Table
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.match import host_pattern, normal_host
 from poolctl.routing.registration_report import SERVING
-from poolctl.routing.route import Route, StreamRoute
+from poolctl.routing.route import Route
 from poolctl.routing.route_report import route_report
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
@@ -61,11 +61,13 @@ class GatewayVerbs:
         routes = self._gateway.routes.routes
         report = await self._report() or {}
         figures = RouteFigures(self._gateway, self._core, self._totals, report, self._services)
-        served: list[Route | StreamRoute] = [*routes.http, *routes.streams]
-        reports = []
+        inventory, reports = self._gateway.inventory, []
         with closing(figures):
-            for number, each in enumerate(served):
-                reports.append(figures.of(each))
+            for number, each in enumerate(routes.served):
+                report_of_route = figures.of(each)
+                if inventory is not None:
+                    report_of_route = report_of_route.but(machines=inventory.machines(each))
+                reports.append(report_of_route)
                 if number % _AT_ONCE == _AT_ONCE - 1:
                     await asyncio.sleep(0)
         reports += map(route_report, routes.excluded)
@@ -93,7 +95,7 @@ class GatewayVerbs:
             return result
         await self._gateway.routes.settled()
         routes = self._gateway.routes.routes
-        found = await in_daemon_thread(lambda: routes_to_servers([*routes.http, *routes.streams]))
+        found = await in_daemon_thread(lambda: routes_to_servers(routes.served))
         return result.but(items=tuple(each.but(routes=found.get(each.name, ())) for each in result.items))
 
     async def reopen(self, call: Call, result: Result) -> Result:

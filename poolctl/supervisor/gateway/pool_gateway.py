@@ -22,6 +22,7 @@ from ..verbs.verbs import Verbs
 if TYPE_CHECKING:
     from poolctl.monitor.exposition import Family
 
+    from ..inventory.proxmox_inventory import ProxmoxInventory
     from .gateway_manager import GatewayManager
     from .gateway_statistics import GatewayStatistics
     from .registration_manager import RegistrationManager
@@ -33,6 +34,7 @@ MODULES = (
     "poolctl.supervisor.gateway.gateway_statistics",
     "poolctl.supervisor.gateway.gateway_verbs",
     "poolctl.supervisor.gateway.registration_manager",
+    "poolctl.supervisor.inventory.proxmox_inventory",
 )
 # Of these commands, without a selection of servers, the gateway is a target too.
 _STARTING = ("start", "restart")
@@ -51,6 +53,7 @@ class PoolGateway:
         self._statistics: GatewayStatistics | None = None
         self._services: Registrations | None = None
         self._registrations: RegistrationManager | None = None
+        self._inventory: ProxmoxInventory | None = None
         self._found = False
 
     async def take_in(self) -> None:
@@ -97,6 +100,16 @@ class PoolGateway:
         if self._manager is not None and self._statistics is not None:
             self._manager.follow(tables)
             self._statistics.follow()
+            self._read_inventory(self._manager, tables)
+
+    def _read_inventory(self, manager: GatewayManager, tables: Tables) -> None:
+        if self._inventory is None and tables.proxmox is not None:
+            from ..inventory.proxmox_inventory import ProxmoxInventory
+
+            self._inventory = manager.inventory = ProxmoxInventory(self._events, lambda: None)
+            self._inventory.follow_routes(manager.routes.routes.served)
+        if self._inventory is not None:
+            self._inventory.follow(tables.proxmox, self._environment.configuration.environment)
 
     @property
     def is_alone(self) -> bool:
@@ -111,8 +124,10 @@ class PoolGateway:
         """Why it does not serve, or not reliably, if that is so."""
         if self._manager is None:
             return []
-        problem = self._manager.problem or self._manager.instability
-        return [f"[gateway]: {problem}"] if problem else []
+        found = {"[gateway]": self._manager.problem or self._manager.instability}
+        if self._inventory is not None:
+            found["[proxmox]"] = self._inventory.problem
+        return [f"{table}: {problem}" for table, problem in found.items() if problem]
 
     @property
     def pid(self) -> int | None:
@@ -162,6 +177,8 @@ class PoolGateway:
 
     async def aclose(self) -> None:
         """End it."""
+        if self._inventory is not None:
+            self._inventory.close()
         if self._statistics is not None:
             self._statistics.close()
         if self._registrations is not None:

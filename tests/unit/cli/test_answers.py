@@ -152,7 +152,7 @@ OPTIONAL: dict[type[Value], list[str]] = {
     ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
     Details: ["address", "kept", "kept_until", "log_files", "routes"],
     Summary: ["calm", "keeper_problem", "not_served"],
-    RouteReport: ["p50_seconds", "p99_seconds", "registrations"],
+    RouteReport: ["p50_seconds", "p99_seconds", "registrations", "machines"],
     RegistrationReport: ["left_seconds", "latency_seconds"],
     GatewayStatus: ["stats"],
     WorkerStats: ["requests_total", "errors_total", "in_flight", "connections"],

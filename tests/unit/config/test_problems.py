@@ -234,7 +234,6 @@ def test_an_app_that_is_none_says_what_to_write(tmp_path: Path, app: str, fix: s
         ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = []\n", "not empty"),
         ("[[server]]\nname = 'a'\nbind = ':1'\nfactory = true\n", "needs an app"),
         ("[operator]\n", "not available"),
-        ("[proxmox]\n", "not available"),
     ],
 )
 def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:

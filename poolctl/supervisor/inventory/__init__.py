@@ -1,0 +1,1 @@
+"""The machines behind routes, as the API of Proxmox VE knows them."""

@@ -1,0 +1,106 @@
+"""Which node, container or virtual machine is behind a target of a route. Pure functions of the inventory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from poolctl.gateway.endpoint import Endpoint
+from poolctl.routing.route import Route, StreamRoute
+
+from .proxmox_api import Guest, Node
+
+
+class Link(NamedTuple):
+    """The machine behind a target; `guest` is None for a node itself."""
+
+    node: str
+    guest: Guest | None = None
+
+    @property
+    def identity(self) -> tuple[str, int]:
+        """The same for the same machine, wherever in the cluster it runs. A node has the VMID 0."""
+        return ("", self.guest.vmid) if self.guest else (self.node, 0)
+
+    @property
+    def title(self) -> str:
+        """What people know it by."""
+        return self.guest.title if self.guest else f"node {self.node}"
+
+
+class Inventory:
+    """The machines by name and by address. What several machines of a kind share leads to none of them."""
+
+    def __init__(self, nodes: Iterable[Node] = (), guests: Iterable[Guest] = ()) -> None:
+        self.nodes = tuple(nodes)
+        self.guests = tuple(guests)
+        self._nodes = _unambiguous([(each.name, each.addresses, Link(each.name)) for each in self.nodes])
+        self._guests = _unambiguous(
+            [(each.name, each.addresses, Link(each.node, each)) for each in self.guests]
+        )
+
+    def __repr__(self) -> str:
+        return f"<Inventory: {len(self.nodes)} nodes, {len(self.guests)} guests>"
+
+    def find(self, host: str, alias: str = "") -> Link | None:
+        """The machine that the host of a target names, or else the alias of its route: a node before a guest.
+
+        A host is a name or an IP address; names are compared without case.
+        """
+        for machines in (self._nodes, self._guests):
+            for word in (host, alias):
+                if word and (found := machines.get(canonical(word))) is not None:
+                    return found
+        return None
+
+
+def links_of(routes: Iterable[Route | StreamRoute], inventory: Inventory) -> dict[tuple[str, str], Link]:
+    """The machines behind the URLs of the routes, by alias and URL.
+
+    An alias names a machine only if the route has no other target.
+    """
+    found = {}
+    for route in routes:
+        alias = route.alias if len(route.to) == 1 else ""
+        for target in route.to:
+            if target.url and (link := inventory.find(host_of(target.url), alias)) is not None:
+                found[route.alias, target.url] = link
+    return found
+
+
+def has_addresses(routes: Iterable[Route | StreamRoute]) -> bool:
+    """Whether the host of a target is an IP address, so that those of the machines have to be known."""
+    return any(_is_address(host_of(target.url)) for route in routes for target in route.to if target.url)
+
+
+def host_of(url: str) -> str:
+    """The host of a target's URL, or of HOST:PORT; "" without one."""
+    try:
+        return Endpoint.of_url(url).host
+    except ValueError:
+        return ""
+
+
+def canonical(word: str) -> str:
+    """A name in lower case, an IP address in its one spelling."""
+    try:
+        return str(ip_address(word.partition("%")[0]))
+    except ValueError:
+        return word.lower().removesuffix(".")
+
+
+def _is_address(word: str) -> bool:
+    try:
+        return not ip_address(word.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _unambiguous(machines: Sequence[tuple[str, frozenset[str], Link]]) -> dict[str, Link]:
+    words = [
+        (word, link) for name, addresses, link in machines for word in {canonical(name), *addresses} if word
+    ]
+    counts = Counter(word for word, _ in words)
+    return {word: link for word, link in words if counts[word] == 1}

@@ -1,0 +1,277 @@
+"""The API of Proxmox VE: one request on a connection of its own, and what its answers say.
+
+No error, and no representation, names the token. https://pve.proxmox.com/pve-docs/api-viewer/
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+from poolctl import __version__
+from poolctl.config import ProxmoxTable
+from poolctl.config.model.proxmox_table import is_token
+from poolctl.frozen_value import Table
+from poolctl.http.http_client import exchange
+from poolctl.http.message_head import BadMessage
+from poolctl.runners.listener_opener import in_daemon_thread
+
+# Several thousand machines have place in it.
+MOST_BYTES = 2 * 1024 * 1024
+_MOST_TOKEN_BYTES = 4096
+_MOST_TEXT = 200
+_ROOT = "/api2/json"
+_DEFAULT_PORT = 8006
+LXC, QEMU = "lxc", "qemu"
+RUNNING, STOPPED = "running", "stopped"
+
+
+class ApiError(Exception):
+    """No answer, or none of use. `status` is that of the answer, 0 without one."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Node(NamedTuple):
+    """A machine that runs Proxmox VE."""
+
+    name: str
+    addresses: frozenset[str] = frozenset()
+
+
+class Guest(NamedTuple):
+    """A container or a virtual machine."""
+
+    kind: str
+    vmid: int
+    name: str
+    node: str
+    status: str
+    addresses: frozenset[str] = frozenset()
+
+    @property
+    def path(self) -> str:
+        """Where the API has it."""
+        return f"/nodes/{quote(self.node, safe='')}/{self.kind}/{self.vmid}"
+
+    @property
+    def title(self) -> str:
+        """What people know it by."""
+        what = "container" if self.kind == LXC else "virtual machine"
+        return f"{what} {self.vmid}{f' ({self.name})' if self.name else ''} on {self.node}"
+
+
+class ProxmoxApi:
+    """Asks with the token and the timeout of the table; `environment` has the variable that may hold the token."""
+
+    def __init__(self, table: ProxmoxTable, environment: Mapping[str, str]) -> None:
+        where = urlsplit(table.url)
+        self.host = where.hostname or ""
+        self._address = self.host, where.port or _DEFAULT_PORT
+        self._host_header = where.netloc
+        self._table = table
+        self._environment = environment
+        self._secrets: tuple[str, ssl.SSLContext] | None = None
+
+    def __repr__(self) -> str:
+        return f"<ProxmoxApi {self.host}>"
+
+    async def nodes(self) -> list[Node]:
+        """The nodes of the cluster, with their addresses where the token may see them."""
+        found = {
+            str(each["node"]): Node(str(each["node"])) for each in _rows(await self._get("/nodes"), "node")
+        }
+        try:
+            status = await self._get("/cluster/status")
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            status = []
+        for each in _rows(status, "name"):
+            if each.get("type") == "node" and each["name"] in found:
+                found[each["name"]] = Node(each["name"], frozenset(_usable([each.get("ip")])))
+        return list(found.values())
+
+    async def guests(self) -> list[Guest]:
+        """The containers and virtual machines of all nodes, without their addresses."""
+        return [
+            Guest(
+                each["type"], each["vmid"], str(each.get("name") or ""), each["node"], str(each.get("status"))
+            )
+            for each in _rows(await self._get("/cluster/resources?type=vm"), "node")
+            if each.get("type") in (LXC, QEMU)
+            and isinstance(each.get("vmid"), int)
+            and not each.get("template")
+        ]
+
+    async def addresses(self, guest: Guest) -> frozenset[str]:
+        """Those of its interfaces while it runs, else those that its configuration fixes."""
+        if guest.status != RUNNING:
+            return configured_addresses(await self._get(f"{guest.path}/config"))
+        if guest.kind == LXC:
+            return interface_addresses(await self._get(f"{guest.path}/interfaces"))
+        found = await self._get(f"{guest.path}/agent/network-get-interfaces")
+        return interface_addresses(found.get("result") if isinstance(found, dict) else None)
+
+    async def status(self, guest: Guest) -> str:
+        """The state in which it is now: "running", "stopped"."""
+        found = await self._get(f"{guest.path}/status/current")
+        if not isinstance(found, dict) or not isinstance(found.get("status"), str):
+            raise ApiError(f"{self.host}: its answer has no status of the {guest.title}", 200)
+        return str(found["status"])
+
+    async def start(self, guest: Guest) -> str:
+        """Begin to start it; the name of the task that does it, "" if the answer has none."""
+        task = await self._ask("POST", f"{guest.path}/status/start")
+        return task if isinstance(task, str) else ""
+
+    async def failure(self, guest: Guest, task: str) -> str:
+        """Why this task of the guest's node has failed; "" while it is under way, and if it has not."""
+        found = await self._get(f"/nodes/{quote(guest.node, safe='')}/tasks/{quote(task, safe='')}/status")
+        if not isinstance(found, dict) or found.get("status") != STOPPED:
+            return ""
+        result = str(found.get("exitstatus", ""))
+        return (
+            "" if result == "OK" or result.startswith("WARNINGS") else _short(result) or "no reason was given"
+        )
+
+    async def _get(self, path: str) -> Any:
+        return await self._ask("GET", path)
+
+    async def _ask(self, method: str, path: str) -> Any:
+        """The member `data` of the answer. Raises ApiError."""
+        try:
+            async with asyncio.timeout(self._table.timeout):
+                if self._secrets is None:
+                    self._secrets = await in_daemon_thread(self._read_secrets)
+                token, tls = self._secrets
+                return await self._answer(method, path, token, tls)
+        except TimeoutError:
+            raise ApiError(f"{self.host}: no answer within {self._table.timeout:g} s") from None
+        except BadMessage:
+            raise ApiError(f"{self.host}: what it answers is not HTTP") from None
+        except ssl.SSLCertVerificationError as error:
+            message = f"{self.host}: its certificate is not trusted: {error.verify_message}"
+            raise ApiError(message) from None
+        except OSError as error:
+            raise ApiError(f"{self.host}: {_reason(error)}") from None
+        except ValueError:
+            raise ApiError(f"{self.host}: the request cannot be written") from None
+
+    async def _answer(self, method: str, path: str, token: str, tls: ssl.SSLContext) -> Any:
+        fields = {
+            "host": self._host_header,
+            "user-agent": f"poolctl/{__version__}",
+            "accept": "application/json",
+            "authorization": f"PVEAPIToken={token}",
+            "connection": "close",
+        }
+        if method == "POST":
+            fields["content-length"] = "0"
+        body = bytearray()
+        async with exchange(self._address, method, _ROOT + path, fields.items(), tls=tls) as response:
+            if response.status != 200:
+                if response.status == 401:
+                    self._secrets = None  # the file may have another token by now
+                # The API gives its reasons in the status line.
+                reason = _short(
+                    response.head.raw.partition(b"\r\n")[0][13:].decode("latin-1").replace(token, "…")
+                )
+                raise ApiError(f"{self.host} answered {response.status} {reason}".rstrip(), response.status)
+            async for piece in response.body():
+                body += piece
+                if len(body) > MOST_BYTES:
+                    raise ApiError(f"{self.host}: its answer is larger than {MOST_BYTES} bytes", 200)
+        try:
+            return json.loads(body)["data"]
+        except (ValueError, RecursionError, KeyError, TypeError):
+            raise ApiError(f"{self.host}: what it answers is not JSON of Proxmox VE", 200) from None
+
+    def _read_secrets(self) -> tuple[str, ssl.SSLContext]:
+        """The token and the certificates. Raises ApiError; blocks on the disk."""
+        table = self._table
+        if table.token_env:
+            where, token = (
+                f"the environment variable {table.token_env}",
+                self._environment.get(table.token_env, ""),
+            )
+        else:
+            where = str(table.token_file)
+            try:
+                with open(where, encoding="utf-8") as file:
+                    token = file.read(_MOST_TOKEN_BYTES)
+            except (OSError, UnicodeDecodeError) as error:
+                raise ApiError(f"token_file: {_reason(error)}") from None
+        token = token.strip()
+        if not is_token(token):
+            raise ApiError(f"there is no API token in {where}")
+        try:
+            tls = ssl.create_default_context(cafile=None if table.verify is True else str(table.verify))
+        except OSError as error:
+            raise ApiError(f"verify: {_reason(error)}") from None
+        if table.verify is not True:
+            # The CA that Proxmox VE makes lacks extensions that Python 3.13 asks for by default.
+            tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        return token, tls
+
+
+def interface_addresses(interfaces: Any) -> frozenset[str]:
+    """Those of the interfaces of a container, or of what the agent of a virtual machine has found."""
+    texts: list[object] = []
+    for each in _rows(interfaces or [], "name"):
+        texts += [each.get("inet"), each.get("inet6")]
+        listed = each.get("ip-addresses")
+        texts += [found.get("ip-address") for found in _dicts(listed if isinstance(listed, list) else [])]
+    return frozenset(_usable(texts))
+
+
+def configured_addresses(config: Any) -> frozenset[str]:
+    """The fixed ones: of a container in net0 …, of a virtual machine with cloud-init in ipconfig0 …"""
+    texts: list[object] = []
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if str(key).rstrip("0123456789") in ("net", "ipconfig") and isinstance(value, str):
+            options = dict(part.partition("=")[::2] for part in value.split(","))
+            texts += [options.get("ip"), options.get("ip6")]
+    return frozenset(_usable(texts))
+
+
+def _usable(texts: list[object]) -> list[str]:
+    """The addresses by which one machine is known, in canonical form: every machine has one of its loopback."""
+    found = []
+    for text in texts:
+        try:
+            address = ip_address(str(text).partition("/")[0].partition("%")[0])
+        except ValueError:
+            continue  # "dhcp", "auto", or no address at all
+        if not (address.is_loopback or address.is_link_local or address.is_unspecified):
+            found.append(str(address))
+    return found
+
+
+def _rows(data: Any, key: str) -> list[Table]:
+    """The tables of a list that have this text. Raises ApiError for anything but a list."""
+    if not isinstance(data, list):
+        raise ApiError("its answer has another form than that of Proxmox VE", 200)
+    return [each for each in _dicts(data) if isinstance(each.get(key), str)]
+
+
+def _dicts(values: list[Any]) -> list[Table]:
+    return [each for each in values if isinstance(each, dict)]
+
+
+def _short(text: str) -> str:
+    return "".join(each for each in text if each.isprintable())[:_MOST_TEXT]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError) and error.errno > 0:
+        return os.strerror(error.errno)
+    return _short(str(getattr(error, "strerror", None) or error or type(error).__name__))

@@ -1,0 +1,218 @@
+"""Keeps the inventory of a Proxmox VE cluster, and the links of routes to its machines.
+
+While the API is away, the last inventory stays in force: no route depends on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from poolctl.config import ProxmoxTable
+from poolctl.monitor.event_queue import Events
+from poolctl.routing.route import Route, StreamRoute
+from poolctl.routing.route_report import MachineReport
+
+from .machine_links import Inventory, Link, has_addresses, links_of
+from .proxmox_api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
+
+# Addresses that were asked for since are not asked for again, unless the machine was started or stopped.
+_ADDRESSES_SECONDS = 300.0
+_AT_ONCE = 4
+_NODE = "node"
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class _KnownAddresses:
+    """The addresses that a guest had in a state, and those that it had before."""
+
+    __slots__ = ("addresses", "asked_at", "former", "status")
+
+    def __init__(
+        self, status: str, asked_at: float, addresses: frozenset[str], former: frozenset[str]
+    ) -> None:
+        self.status = status
+        self.asked_at = asked_at
+        self.addresses = addresses
+        self.former = former
+
+
+class ProxmoxInventory:
+    """`problem` says why it cannot be read now, "" if it can; `changed` is called when links may be others."""
+
+    def __init__(
+        self, events: Events, changed: Callable[[], None], now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.problem = ""
+        self.inventory = Inventory()
+        self.links: dict[tuple[str, str], Link] = {}  # by the alias of the route and the URL
+        self._events = events
+        self._changed = changed
+        self._now = now
+        self._table: ProxmoxTable | None = None
+        self._api: ProxmoxApi | None = None
+        self._routes: Sequence[Route | StreamRoute] = ()
+        self._known: dict[int, _KnownAddresses] = {}
+        self._due = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+
+    def follow(self, table: ProxmoxTable | None, environment: Mapping[str, str]) -> None:
+        """Read the inventory as this table says, from now on; the token is read again."""
+        self._table = table
+        if table is None:
+            self.close()
+            self.problem = ""
+            self._apply(Inventory())
+            return
+        self._api = ProxmoxApi(table, environment)
+        self._due.set()
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._read_often())
+
+    def follow_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
+        """These routes are in force."""
+        if has_addresses(routes) and not has_addresses(self._routes):
+            self._due.set()
+        self._routes = routes
+        self._link()
+
+    def close(self) -> None:
+        """Read nothing more."""
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
+        """The machines behind the route, for people and documents."""
+        found = []
+        for url in dict.fromkeys(target.url for target in route.to if target.url):
+            if (link := self.links.get((route.alias, url))) is None:
+                continue
+            guest = link.guest
+            if guest is None:
+                found.append(MachineReport(to=url, kind=_NODE, node=link.node, name=link.node))
+            else:
+                found.append(
+                    MachineReport(
+                        to=url,
+                        kind=guest.kind,
+                        node=guest.node,
+                        vmid=guest.vmid,
+                        name=guest.name,
+                        state=guest.status,
+                    )
+                )
+        return tuple(found)
+
+    async def _read_often(self) -> None:
+        while self._table is not None and self._api is not None:
+            self._due.clear()
+            await self._read(self._table, self._api)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._table.refresh):
+                    await self._due.wait()
+
+    async def _read(self, table: ProxmoxTable, api: ProxmoxApi) -> None:
+        try:
+            nodes, guests = await api.nodes(), await api.guests()
+            if table.nodes:
+                nodes = [each for each in nodes if each.name in table.nodes]
+                guests = [each for each in guests if each.node in table.nodes]
+            guests = await self._with_addresses(api, guests)
+        except ApiError as error:
+            self._unavailable(str(error))
+            return
+        except Exception:
+            logger.exception("the inventory of %s could not be read", api.host)
+            self._unavailable(f"{api.host}: the inventory could not be read; see supervisor.log")
+            return
+        self._available(api, nodes, guests)
+
+    async def _with_addresses(self, api: ProxmoxApi, guests: Sequence[Guest]) -> list[Guest]:
+        """The guests with their addresses, if a target is one. Raises ApiError if there is no answer at all.
+
+        One that is stopped keeps those that it had, as long as no other one has them.
+        """
+        if not has_addresses(self._routes):
+            return [*guests]
+        limit = asyncio.Semaphore(_AT_ONCE)
+        unanswered: list[ApiError] = []
+
+        async def ask(guest: Guest) -> None:
+            known = self._known.get(guest.vmid)
+            asked_for = known is not None and known.status == guest.status
+            if known and asked_for and self._now() - known.asked_at < _ADDRESSES_SECONDS:
+                return
+            found: frozenset[str] = frozenset()
+            async with limit:
+                if unanswered:
+                    return
+                try:
+                    found = await api.addresses(guest)
+                except ApiError as error:
+                    if not error.status:
+                        unanswered.append(error)
+                        return
+                    # No agent runs in the virtual machine, or the token may not ask.
+            former = frozenset() if known is None or found else known.addresses | known.former
+            self._known[guest.vmid] = _KnownAddresses(guest.status, self._now(), found, former)
+
+        await asyncio.gather(*(ask(each) for each in guests if each.status in (RUNNING, STOPPED)))
+        if unanswered:
+            raise unanswered[0]
+        there = {each.vmid for each in guests}
+        self._known = {vmid: known for vmid, known in self._known.items() if vmid in there}
+        taken = frozenset[str]().union(*(known.addresses for known in self._known.values()))
+        return [
+            each._replace(addresses=known.addresses | (known.former - taken))
+            if (known := self._known.get(each.vmid)) is not None
+            else each
+            for each in guests
+        ]
+
+    def _unavailable(self, why: str) -> None:
+        if not self.problem:
+            logger.warning("[proxmox]: %s", why)
+            message = f"{why}; the last inventory stays in use"
+            self._events.record("pool", "proxmox unavailable", message=message, severity="warning")
+        self.problem = why
+
+    def _available(self, api: ProxmoxApi, nodes: Sequence[Node], guests: Sequence[Guest]) -> None:
+        if self.problem:
+            self.problem = ""
+            self._events.record("pool", "proxmox available", message=f"{api.host} answers again")
+        self._apply(Inventory(nodes, guests))
+
+    def _apply(self, inventory: Inventory) -> None:
+        self.inventory = inventory
+        self._link()
+
+    def _link(self) -> None:
+        """Find the machines of the routes in the inventory as it is."""
+        before, self.links = self.links, links_of(self._routes, self.inventory)
+        for key, link in self.links.items():
+            former = before.get(key)
+            if former is None or (former.identity, former.node) != (link.identity, link.node):
+                self._record("route linked", key, link)
+        aliases = {route.alias for route in self._routes}
+        for key in before.keys() - self.links.keys():
+            if key[0] in aliases:
+                self._record("route unlinked", key, before[key])
+        self._changed()
+
+    def _record(self, event: str, key: tuple[str, str], link: Link) -> None:
+        alias, url = key
+        self._events.record(
+            "pool",
+            event,
+            message=f"{alias} ({url}): {link.title}",
+            route=alias,
+            to=url,
+            node=link.node,
+            vmid=link.guest.vmid if link.guest else 0,
+            name=link.guest.name if link.guest else link.node,
+        )

@@ -1,0 +1,180 @@
+"""The client of the API of Proxmox VE, over HTTPS to a stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import traceback
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.supervisor.inventory import proxmox_api
+from poolctl.supervisor.inventory.proxmox_api import ApiError, Guest, Node, ProxmoxApi
+from tests.certificates import certificate
+from tests.proxmox_cluster import ENVIRONMENT, SECRET, TOKEN, UPID, Cluster
+
+WEB = Guest("lxc", 101, "web", "pve1", "stopped")
+DB = Guest("lxc", 102, "db", "pve1", "running")
+WIN = Guest("qemu", 200, "win", "pve2", "running")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return certificate(tmp_path_factory.mktemp("pve"))
+
+
+def play(pair: tuple[Path, Path], steps: Callable[[Cluster], Coroutine[Any, Any, None]]) -> None:
+    async def run() -> None:
+        cluster = await Cluster(*pair).start()
+        try:
+            await asyncio.wait_for(steps(cluster), 60)
+        finally:
+            cluster.close()
+
+    asyncio.run(run())
+
+
+async def refused(work: Coroutine[Any, Any, Any]) -> ApiError:
+    """Its error, which shows the secret nowhere."""
+    with pytest.raises(ApiError) as caught:
+        await work
+    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    assert SECRET not in shown
+    return caught.value
+
+
+def test_inventory_is_read_from_what_the_api_answers(pair: tuple[Path, Path]) -> None:
+    async def steps(cluster: Cluster) -> None:
+        api = ProxmoxApi(cluster.table(), ENVIRONMENT)
+        nodes, guests = await api.nodes(), await api.guests()
+        assert nodes == [Node("pve1", frozenset({"10.0.0.1"})), Node("pve2", frozenset({"10.0.0.2"}))]
+        assert guests == [WEB, DB, WIN]
+        assert await api.addresses(WEB) == {"10.0.1.1"}
+        assert await api.addresses(DB) == {"10.0.1.2"}
+        assert await api.addresses(WIN) == {"10.0.1.3", "fd00::3"}
+        assert cluster.asked == [
+            "GET /nodes",
+            "GET /cluster/status",
+            "GET /cluster/resources?type=vm",
+            "GET /nodes/pve1/lxc/101/config",
+            "GET /nodes/pve1/lxc/102/interfaces",
+            "GET /nodes/pve2/qemu/200/agent/network-get-interfaces",
+        ]
+        assert SECRET not in repr(api)
+
+    play(pair, steps)
+
+
+def test_token_that_may_not_see_addresses_of_nodes_still_lists_them(pair: tuple[Path, Path]) -> None:
+    async def steps(cluster: Cluster) -> None:
+        cluster.answers["/cluster/status"] = 403, "Permission check failed (/, Sys.Audit)"
+        assert await ProxmoxApi(cluster.table(), ENVIRONMENT).nodes() == [Node("pve1"), Node("pve2")]
+
+    play(pair, steps)
+
+
+def test_container_is_started_by_a_task_whose_failure_is_reported(pair: tuple[Path, Path]) -> None:
+    async def steps(cluster: Cluster) -> None:
+        api = ProxmoxApi(cluster.table(), ENVIRONMENT)
+        assert await api.status(WEB) == "stopped"
+        cluster.may_start.clear()
+        task = await api.start(WEB)
+        assert (task, await api.failure(WEB, task), await api.status(WEB)) == (UPID, "", "stopped")
+        cluster.fails = "startup for container '101' failed"
+        assert await api.failure(WEB, task) == cluster.fails
+        cluster.fails = "WARNINGS: 1"
+        assert await api.failure(WEB, task) == ""
+        error = await refused(api.start(DB))
+        assert (str(error), error.status) == ("localhost answered 500 CT 102 already running", 500)
+        assert cluster.starts() == [
+            "POST /nodes/pve1/lxc/101/status/start",
+            "POST /nodes/pve1/lxc/102/status/start",
+        ]
+
+    play(pair, steps)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((500, f"broken {TOKEN}"), "localhost answered 500 broken …"),
+        ((595, "No route to host"), "localhost answered 595 No route to host"),
+        ((302, ""), "localhost answered 302"),
+        (b"<html>", "localhost: what it answers is not JSON of Proxmox VE"),
+        (b"[]", "localhost: what it answers is not JSON of Proxmox VE"),
+        (b'{"data":', "localhost: what it answers is not JSON of Proxmox VE"),
+        (b"[" * 100_000, "localhost: what it answers is not JSON of Proxmox VE"),
+        (b'{"data":{"a":1}}', "its answer has another form than that of Proxmox VE"),
+        (b'{"data":"' + b"x" * 5000 + b'"}', "localhost: its answer is larger than 4000 bytes"),
+    ],
+)
+def test_answer_that_is_of_no_use_is_an_error(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, answer: Any, message: str
+) -> None:
+    if "larger" in message:
+        monkeypatch.setattr(proxmox_api, "MOST_BYTES", 4000)
+
+    async def steps(cluster: Cluster) -> None:
+        cluster.answers["/cluster/resources"] = answer
+        assert str(await refused(ProxmoxApi(cluster.table(), ENVIRONMENT).guests())) == message
+
+    play(pair, steps)
+
+
+def test_entries_of_another_form_are_left_out(pair: tuple[Path, Path]) -> None:
+    async def steps(cluster: Cluster) -> None:
+        cluster.answers["/cluster/resources"] = (
+            b'{"data":[1,{"type":"lxc"},{"type":"lxc","vmid":"7","node":"a"},{"type":"sdn","vmid":7,"node":"a"},'
+            b'{"type":"qemu","vmid":9,"node":"a","status":"stopped","template":1},'
+            b'{"type":"lxc","vmid":8,"node":"a","status":"unknown"}]}'
+        )
+        found = await ProxmoxApi(cluster.table(), ENVIRONMENT).guests()
+        assert found == [Guest("lxc", 8, "", "a", "unknown")]
+
+    play(pair, steps)
+
+
+def test_silent_api_and_wrong_tokens_are_errors_without_the_token(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    async def steps(cluster: Cluster) -> None:
+        cluster.answers["/nodes"] = None
+        error = await refused(ProxmoxApi(cluster.table(timeout=0.05), ENVIRONMENT).nodes())
+        assert (str(error), error.status) == ("localhost: no answer within 0.05 s", 0)
+        cluster.answers.clear()
+
+        error = await refused(ProxmoxApi(cluster.table(), {"PVE_TOKEN": f"a@b!c={SECRET}x"}).nodes())
+        assert (str(error), error.status) == ("localhost answered 401 invalid token value!", 401)
+        for environment in ({}, {"PVE_TOKEN": SECRET}, {"PVE_TOKEN": f"{TOKEN}\r\nX: y"}):
+            error = await refused(ProxmoxApi(cluster.table(), environment).nodes())
+            assert str(error) == "there is no API token in the environment variable PVE_TOKEN"
+
+        # A file may be written again while the pool runs.
+        file = tmp_path / "token"
+        api = ProxmoxApi(cluster.table(token_env=None, token_file=str(file)), {})
+        assert str(await refused(api.nodes())) == "token_file: No such file or directory"
+        file.write_text("a@b!c=old\n")
+        assert (await refused(api.nodes())).status == 401
+        file.write_text(f"{TOKEN}\n")
+        assert len(await api.nodes()) == 2
+
+    play(pair, steps)
+
+
+def test_certificate_that_is_not_trusted_gets_no_token(pair: tuple[Path, Path]) -> None:
+    async def steps(cluster: Cluster) -> None:
+        error = await refused(ProxmoxApi(cluster.table(verify=True), ENVIRONMENT).nodes())
+        assert str(error).startswith("localhost: its certificate is not trusted: ")
+        error = await refused(ProxmoxApi(cluster.table(verify="/nowhere/ca.pem"), ENVIRONMENT).nodes())
+        assert str(error) == "verify: No such file or directory"
+        assert cluster.asked == []
+        with socket.socket() as unheard:
+            unheard.bind(("127.0.0.1", 0))
+            url = f"https://127.0.0.1:{unheard.getsockname()[1]}"
+            error = await refused(ProxmoxApi(cluster.table(url=url), ENVIRONMENT).nodes())
+        assert str(error) == "127.0.0.1: Connection refused"
+
+    play(pair, steps)

@@ -1,0 +1,203 @@
+"""The inventory of a Proxmox VE cluster: links that follow it, and what an API that is away changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.clock import Clock
+from poolctl.config import ProxmoxTable
+from poolctl.monitor.event_queue import Events
+from poolctl.monitor.journal import JournalEvent
+from poolctl.routing.route import Route, Target
+from poolctl.supervisor.inventory.proxmox_inventory import ProxmoxInventory
+from tests.certificates import certificate
+from tests.proxmox_cluster import ENVIRONMENT, SECRET, Cluster
+
+LONG = 3600.0
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return certificate(tmp_path_factory.mktemp("pve"))
+
+
+class Stage:
+    """An inventory of the stand-in. It is read when a test asks for it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.recorded: list[JournalEvent] = []
+        self.events = Events(Clock())
+        self.events.subscribe(self.recorded.append)
+        self.now = 0.0
+        self.changes = 0
+        self.inventory = ProxmoxInventory(self.events, self._changed, lambda: self.now)
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    async def read(self, table: ProxmoxTable | None = None) -> None:
+        """Return once it was read again, with or without success."""
+        inventory = self.inventory
+        inventory.follow(table or self.cluster.table(refresh=LONG), ENVIRONMENT)
+        before, problem = self.changes, inventory.problem
+        while self.changes == before and inventory.problem == problem:
+            await asyncio.sleep(0.001)
+
+    def links(self) -> dict[str, tuple[str, int]]:
+        return {alias: link.identity for (alias, _), link in self.inventory.links.items()}
+
+    def happened(self) -> list[tuple[str, str]]:
+        """The events since the last time."""
+        self.events.flush()
+        found = [(each.event, each.message) for each in self.recorded]
+        assert SECRET not in repr(self.recorded)
+        self.recorded.clear()
+        return found
+
+
+def play(pair: tuple[Path, Path], steps: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
+    async def run() -> None:
+        cluster = await Cluster(*pair).start()
+        stage = Stage(cluster)
+        try:
+            await asyncio.wait_for(steps(stage), 60)
+        finally:
+            stage.inventory.close()
+            cluster.close()
+
+    asyncio.run(run())
+
+
+def to(alias: str, *urls: str) -> Route:
+    return Route(alias=alias, to=tuple(Target(url=url) for url in urls))
+
+
+def test_routes_are_linked_when_the_inventory_is_read_and_when_they_change(pair: tuple[Path, Path]) -> None:
+    async def steps(stage: Stage) -> None:
+        web = to("web", "http://elsewhere:9000")
+        stage.inventory.follow_routes([web, to("ui", "https://pve1:8006"), to("none", "http://none")])
+        assert stage.links() == {}
+        await stage.read()
+        assert stage.links() == {"web": ("", 101), "ui": ("pve1", 0)}
+        assert stage.happened() == [
+            ("route linked", "web (http://elsewhere:9000): container 101 (web) on pve1"),
+            ("route linked", "ui (https://pve1:8006): node pve1"),
+        ]
+        (machine,) = stage.inventory.machines(web)
+        where = {"kind": "lxc", "node": "pve1", "vmid": 101, "name": "web"}
+        assert machine.to_json() == {"to": "http://elsewhere:9000", **where, "state": "stopped"}
+        assert str(machine) == "pve1/101 web (stopped)"
+        # Names suffice: no machine was asked for its addresses.
+        assert [each for each in stage.cluster.asked if "/lxc/" in each or "/qemu/" in each] == []
+
+        stage.inventory.follow_routes([web, to("win", "http://win")])
+        assert stage.links() == {"web": ("", 101), "win": ("", 200)}
+        assert stage.happened() == [("route linked", "win (http://win): virtual machine 200 (win) on pve2")]
+
+        # Migrated, and removed.
+        stage.cluster.guests[101]["node"] = "pve2"
+        del stage.cluster.guests[200]
+        await stage.read()
+        assert stage.links() == {"web": ("", 101)}
+        assert stage.happened() == [
+            ("route linked", "web (http://elsewhere:9000): container 101 (web) on pve2"),
+            ("route unlinked", "win (http://win): virtual machine 200 (win) on pve2"),
+        ]
+
+    play(pair, steps)
+
+
+def test_other_nodes_than_those_of_the_table_are_left_out(pair: tuple[Path, Path]) -> None:
+    async def steps(stage: Stage) -> None:
+        stage.inventory.follow_routes([to("a", "http://pve1"), to("b", "http://db"), to("c", "http://win")])
+        await stage.read(stage.cluster.table(nodes=("pve2",), refresh=LONG))
+        assert stage.links() == {"c": ("", 200)}
+
+    play(pair, steps)
+
+
+def test_targets_that_are_addresses_are_linked_also_while_the_machine_is_stopped(
+    pair: tuple[Path, Path],
+) -> None:
+    async def steps(stage: Stage) -> None:
+        cluster = stage.cluster
+        stage.inventory.follow_routes(
+            [to(ip, f"http://{ip}:80") for ip in ("10.0.1.1", "10.0.1.2", "10.0.0.2")]
+        )
+        await stage.read()
+        linked = {"10.0.1.1": ("", 101), "10.0.1.2": ("", 102), "10.0.0.2": ("pve2", 0)}
+        assert stage.links() == linked
+        # Addresses by DHCP are remembered; those of machines in the same state are not asked for again.
+        cluster.guests[102]["status"] = "stopped"
+        cluster.asked.clear()
+        await stage.read()
+        assert stage.links() == linked
+        assert [each for each in cluster.asked if "/lxc/" in each or "/qemu/" in each] == [
+            "GET /nodes/pve1/lxc/102/config"
+        ]
+        # Another machine has got the address.
+        cluster.addresses[200] = ["10.0.1.2"]
+        stage.now += LONG
+        await stage.read()
+        assert stage.links() == {**linked, "10.0.1.2": ("", 200)}
+        # An agent that does not run is no problem.
+        cluster.addresses[200] = []
+        stage.now += LONG
+        await stage.read()
+        assert stage.inventory.problem == ""
+
+    play(pair, steps)
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "problem"),
+    [
+        ("", (401, "no such user"), "localhost answered 401 no such user"),
+        ("", (500, "Internal Server Error"), "localhost answered 500 Internal Server Error"),
+        ("", None, "localhost: no answer within 0.05 s"),
+        ("/cluster/resources", b"garbage", "localhost: what it answers is not JSON of Proxmox VE"),
+        ("/nodes/pve1/lxc", None, "localhost: no answer within 0.05 s"),
+    ],
+)
+def test_api_that_is_away_leaves_the_last_inventory_in_use(
+    pair: tuple[Path, Path], path: str, answer: Any, problem: str
+) -> None:
+    async def steps(stage: Stage) -> None:
+        stage.inventory.follow_routes([to("web", "http://web"), to("db", "http://10.0.1.2")])
+        await stage.read()
+        links = stage.links()
+        assert len(links) == 2
+        stage.happened()
+        stage.now += LONG
+
+        stage.cluster.answers[path] = answer
+        await stage.read(stage.cluster.table(timeout=30.0 if answer else 0.05, refresh=0.01))
+        assert (stage.links(), stage.inventory.problem) == (links, problem)
+        # However often it fails: one event when it begins, and one when it is over.
+        asked = len(stage.cluster.asked)
+        while len(stage.cluster.asked) < asked + 3:
+            await asyncio.sleep(0.001)
+        assert stage.happened() == [("proxmox unavailable", f"{problem}; the last inventory stays in use")]
+        stage.cluster.answers.clear()
+        await stage.read()
+        assert (stage.links(), stage.inventory.problem) == (links, "")
+        assert stage.happened() == [("proxmox available", "localhost answers again")]
+
+    play(pair, steps)
+
+
+def test_without_the_table_nothing_is_linked_and_nothing_read(pair: tuple[Path, Path]) -> None:
+    async def steps(stage: Stage) -> None:
+        stage.inventory.follow_routes([to("web", "http://web")])
+        await stage.read()
+        stage.inventory.follow(None, {})
+        assert stage.links() == {}
+        assert stage.happened()[-1] == ("route unlinked", "web (http://web): container 101 (web) on pve1")
+
+    play(pair, steps)
