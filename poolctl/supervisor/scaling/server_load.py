@@ -14,7 +14,6 @@ from .autoscale import Load
 
 # The kernel counts processor time in hundredths of a second, and reading it costs more than everything else here.
 _CPU_SECONDS = 0.45
-_NO_BUCKETS = (0,) * (tally.COUNTED - tally.BUCKETS)
 
 
 class ServerLoad:
@@ -32,7 +31,7 @@ class ServerLoad:
         """The load now, and since the sample before; of a worker that was not there before nothing is known yet."""
         seen: dict[str, Counts] = {}
         in_flight = requests = 0
-        buckets = list(_NO_BUCKETS) if self._times_responses else ()
+        buckets: list[int] = []
         for worker in entry.workers.values():
             if worker.phase is not Phase.READY or worker.placement is None or self._counters is None:
                 continue
@@ -42,10 +41,11 @@ class ServerLoad:
             seen[worker.id] = counts
             in_flight += tally.in_flight(counts)
             before = self._seen.get(worker.id)
-            if before is None:
+            if before is None or before == counts:
                 continue
             requests += max(0, counts[tally.STARTED] - before[tally.STARTED])
-            if buckets:
+            if self._times_responses:
+                buckets = buckets or [0] * (tally.COUNTED - tally.BUCKETS)
                 for slot in range(len(buckets)):
                     buckets[slot] += max(0, counts[tally.BUCKETS + slot] - before[tally.BUCKETS + slot])
         self._seen = seen

@@ -107,6 +107,14 @@ def test_a_figure_that_is_not_above_its_target_changes_nothing(
     assert Server(scale(**triggers)).run(100, constant(**load)) == []
 
 
+@pytest.mark.parametrize("in_flight", [21, 30, 60, 500])
+def test_the_decision_takes_a_second_whatever_the_load(in_flight: int) -> None:
+    server = Server(scale(in_flight=20, most=100))
+    server.run(10, constant(in_flight=0))
+    (decision,) = server.run(1, constant(in_flight=in_flight))
+    assert decision.after == -(-in_flight // 20)
+
+
 def test_a_peak_shorter_than_the_average_changes_nothing() -> None:
     server = Server(scale(in_flight=20))
     assert server.run(30, lambda now: {"in_flight": 60 if now == 15.0 else 5}) == []

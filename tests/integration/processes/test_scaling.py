@@ -1,0 +1,57 @@
+"""A server with triggers under a real load: more workers while it lasts, fewer afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deadline import wait_until
+from tests.load import Load
+from tests.real_pool import RealPool
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+SCALE = 'max = 3, triggers = { in_flight = 2 }, window = "2s", cooldown = { up = "1s", down = "1s" }'
+
+
+def web(pool: RealPool) -> dict[str, Any]:
+    return pool.items()["web"]
+
+
+def has(pool: RealPool, workers: int) -> bool:
+    item = web(pool)
+    return (item["workers"], len(item["pids"]), item["ready"]) == (workers, workers, True)
+
+
+def test_workers_follow_the_load_there_and_back_and_no_request_fails(pool: RealPool) -> None:
+    root = Path(__file__).parents[3]
+    pool.write_hello("web", extra=f'app_dir = "{root}"\nscale = {{ {SCALE} }}')
+    path = pool.directory / "pool.toml"
+    path.write_text(path.read_text().replace("hello:app", "tests.load.apps:app"))
+    pool.ok("start")
+    assert has(pool, 1)
+    with Load([pool.ports["web"]], "stream", connections=12, chunks=20, chunk_pause=0.05) as load:
+        wait_until(lambda: has(pool, 3))
+        pids, supervisor = web(pool)["pids"], pool.info()["supervisor_pid"]
+        os.kill(supervisor, 9)
+        wait_until(lambda: pool.info()["supervisor_pid"] != supervisor)
+        assert (web(pool)["workers"], web(pool)["pids"]) == (3, pids)
+    assert (load.report.failed, load.report.refused) == (0, 0), load.report
+    wait_until(lambda: has(pool, 1))
+    pool.ok("scale", "web", "2")
+    assert has(pool, 2)
+    assert pool.ok("scale", "web", "--auto").stdout == "1 server scaled by triggers\n"
+    wait_until(lambda: has(pool, 1))
+    events = [
+        json.loads(line) for line in pool.ok("events", "--kind", "scale", "-o", "json").stdout.splitlines()
+    ]
+    changes = [(each["before"], each["after"]) for each in events if each["event"] == "workers"]
+    assert changes[0][0] == changes[-1][1] == 1
+    assert max(after for _, after in changes) == 3
+    decided = [each for each in events if each.get("trigger")]
+    assert all((each["trigger"], each["target"]) == ("in_flight", 2) for each in decided)
+    assert [each for each in events if each["event"] == "at maximum"]
