@@ -13,6 +13,7 @@ from typing import Any
 
 from ..http.canonical_head import CanonicalHead, is_incomplete
 from ..keeper import connection_handover
+from ..keeper.batch_size import BatchSize
 from ..keeper.connection_handover import MOST_HOPS, Routed
 from ..keeper.wire import WireError
 from ..platform import close_promptly
@@ -52,6 +53,7 @@ class Acceptor:
         self._settings = settings
         # As numbers: members of an enumeration take longer than the system call.
         self._kind = int(listener.family), int(listener.type), int(listener.proto)
+        self._batch = BatchSize(_AT_ONCE)
         self._timer: asyncio.TimerHandle | None = None
         self._open = True
         self._begin()
@@ -67,32 +69,40 @@ class Acceptor:
         self._edge.loop.add_reader(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
+        batch = self._batch
+        for number in range(batch.size):
+            if not self._accept_one(first=number == 0):
+                batch.took(number)
+                return
+        batch.took(batch.size)
+
+    def _accept_one(self, *, first: bool) -> bool:
+        """Accept the next connection; False if there is none now, or no room. The first is certainly there."""
         edge, descriptors = self._edge, self._edge.descriptors
+        full = is_full(edge)
+        if full or descriptors.few():
+            if first and not (edge.evict_client() if full else edge.evict()):
+                self._pause()
+            # Once the evicted one has let go of its descriptor.
+            return False
+        try:
+            fd, address = self._listener._accept()  # socket.accept() spends as long again on enumerations
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return False
+        except OSError as error:
+            if not (is_exhausted(error) and edge.evict()):
+                self._pause()
+            return False
+        descriptors.opened(fd)
+        # Served before the next one is accepted: if this process is killed, only one connection is lost.
+        sock = socket.socket(*self._kind, fileno=fd)
+        client = address[0] if isinstance(address, tuple) else ""
         seconds = edge.settings.head_seconds
-        for number in range(_AT_ONCE):
-            full = is_full(edge)
-            if full or descriptors.few():
-                # Only in the first round it is certain that another connection waits.
-                if number == 0 and not (edge.evict_client() if full else edge.evict()):
-                    self._pause()
-                # Once the evicted one has let go of its descriptor.
-                return
-            try:
-                fd, address = self._listener._accept()  # socket.accept() spends as long again on enumerations
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if not (is_exhausted(error) and edge.evict()):
-                    self._pause()
-                return
-            descriptors.opened(fd)
-            # Before the next one is accepted: if this process is killed, only one connection is lost.
-            sock = socket.socket(*self._kind, fileno=fd)
-            client = address[0] if isinstance(address, tuple) else ""
-            if self._settings.tls:
-                _begin(TlsConnection(edge, sock, client, self._settings.bind), seconds)
-            else:
-                _begin(PlainConnection(edge, sock, client), seconds)
+        if self._settings.tls:
+            _begin(TlsConnection(edge, sock, client, self._settings.bind), seconds)
+        else:
+            _begin(PlainConnection(edge, sock, client), seconds)
+        return True
 
     def _pause(self) -> None:
         """Leave new connections in the backlog for a moment."""

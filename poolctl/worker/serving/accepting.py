@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 import uvicorn
 
 from poolctl.keeper import connection_handover
+from poolctl.keeper.batch_size import BatchSize
 from poolctl.keeper.connection_handover import Routed
 from poolctl.keeper.wire import WireError
 from poolctl.platform import close_promptly
 
 from .accepted_connections import AcceptedConnections
 from .connection_state import PoolServerState
-from .routed_connections import make_routed
+from .routed_connections import RoutedConnection, make_routed
 from .uvicorn_parts import State
 from .worker_routes import Routes
 
@@ -89,7 +90,7 @@ class SharedListeners:
         self._room_timer: asyncio.TimerHandle | None = None
         self._handshake_timer: asyncio.TimerHandle | None = None
         self._take_timer: asyncio.TimerHandle | None = None
-        self._at_once = 1
+        self._batch = BatchSize(_AT_ONCE)
         self._taken_at = 0.0
 
     async def begin(self, listeners: Sequence[socket.socket], app_state: State, *, wanted: bool) -> None:
@@ -247,14 +248,18 @@ class SharedListeners:
         After a pause it is one, and in each further iteration twice as many: other workers that wait get their share of
         a burst.
         """
-        now = time.monotonic()
-        most = min(2 * self._at_once, _AT_ONCE) if now - self._taken_at < PAUSE_SECONDS else 1
-        self._at_once, self._taken_at = most, now
+        now, batch = time.monotonic(), self._batch
+        if now - self._taken_at >= PAUSE_SECONDS:
+            batch.restart()
+        self._taken_at = now
         # Those that have no protocol yet are not counted as open, except in a TLS handshake.
         room = self._server_state.room() - (0 if self._config.ssl is not None else len(self.accepted))
-        for _ in range(min(most, max(1, room // _ROOM_PART)) if room > 0 else 0):
+        most = min(batch.size, max(1, room // _ROOM_PART)) if room > 0 else 0
+        for taken in range(most):
             if not self._take_one():
-                break
+                batch.took(taken)
+                return
+        batch.took(most)
 
     def _take_one(self) -> bool:
         """Take the next connection; False if there was none."""
@@ -277,21 +282,26 @@ class SharedListeners:
 
     def _adopt(self, taken: connection_handover.Connection) -> None:
         """Serve a connection that another process has accepted."""
-        if taken.received and self._config.ssl is not None:
+        context, until, asked = self._config.ssl, taken.until, taken.asked
+        make = functools.partial(self._make_adopted, until, asked, taken.routed)
+        if context is None:
+            self.accepted.attach(make, taken, None)
+            return
+        if taken.received:
             close_promptly(taken.detach())  # no process reads from a TLS connection before it is passed on
             return
-        until, asked = taken.until, taken.asked
         seconds = self._server_state.heads.seconds
         if until is not None and not asked:
             seconds = min(max(_LEAST_HANDSHAKE_SECONDS, until - time.monotonic()), seconds)
-        make = functools.partial(self._make_adopted, until, asked, taken.routed)
-        self.accepted.attach(make, taken, self._config.ssl, seconds)
+        self.accepted.attach(make, taken, context, seconds)
 
     def _make_adopted(self, until: float | None, asked: bool, routed: Routed | None) -> asyncio.Protocol:
         arguments = self._config, self._server_state, self._app_state
         made = make_protocol(*arguments) if routed is None else make_routed(*arguments, self._routes, routed)
         if until is not None or routed is None or not routed.decided:
-            made.take_over(until, asked=asked)  # otherwise its head is there, and has the usual time
+            made.take_over(until, asked=asked)
+        elif isinstance(made, RoutedConnection):
+            made.head = None  # it is there, and needs no time
         return made  # type: ignore[no-any-return]
 
 

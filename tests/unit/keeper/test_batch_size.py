@@ -1,0 +1,33 @@
+"""How many connections are taken at once follows how many there are."""
+
+from __future__ import annotations
+
+from poolctl.keeper.batch_size import BatchSize
+
+
+def take(batch: BatchSize, there: int) -> int:
+    """Take some of those that are there; how many are to be taken next."""
+    batch.took(min(there, batch.size))
+    return batch.size
+
+
+def test_batch_grows_while_it_is_filled_and_shrinks_to_what_was_there() -> None:
+    batch = BatchSize(16)
+    assert [take(batch, 1000) for _ in range(6)] == [2, 4, 8, 16, 16, 16]
+    assert [take(batch, there) for there in (16, 5, 5, 3, 0)] == [16, 5, 10, 3, 1]
+    assert take(batch, 1000) == 2
+
+
+def test_single_connections_are_hardly_ever_followed_by_a_try_for_another() -> None:
+    batch = BatchSize(16)
+    tried = 0
+    for _ in range(1000):
+        tried += batch.size > 1
+        take(batch, 1)
+    assert tried < 70
+    while batch.size == 1:
+        take(batch, 1000)
+    assert [take(batch, 1000) for _ in range(4)] == [4, 8, 16, 16]  # a burst ends that
+    batch.restart()
+    assert batch.size == 1
+    assert take(batch, 1000) == 2
