@@ -36,6 +36,7 @@ from .uvicorn_parts import (
     H11Protocol,
     State,
     http2_protocol,
+    use_known_addresses,
 )
 
 logger = logging.getLogger("uvicorn.error")
@@ -259,6 +260,7 @@ def _with(mixin: type, protocol: type) -> type:
             'requests that are on their way; set http.implementation to "h11" or "httptools"',
             protocol.__name__,
         )
+    use_known_addresses(protocol)
     names: dict[str, object] = {name: getattr(protocol, method, None) for name, method in DIRECT.items()}
     if issubclass(mixin, Lingering):
         # With thirty attributes, objects of a class do not share the attributes' names any more: each takes 1.3 KB

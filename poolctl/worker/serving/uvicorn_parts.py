@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -178,6 +179,9 @@ STATUS_TABLES = ("STATUS_LINE", "STATUS_PHRASES")
 # The application that answers above limit_concurrency, by its name in such a module.
 BUSY_APP = "service_unavailable"
 
+# The functions of such a module that tell the addresses of a connection.
+LOCAL_ADDRESS, REMOTE_ADDRESS = "get_local_addr", "get_remote_addr"
+
 # A configuration, once it is loaded.
 CONFIG = (
     "app", "backlog", "date_header", "encoded_headers", "get_loop_factory", "h11_max_incomplete_event_size", "http",
@@ -200,6 +204,30 @@ def prepare(app: App) -> None:
     made.http, made.ws = made.http_protocol_class, made.ws_protocol_class  # type: ignore[assignment]
     made.loaded = False
     _prepared[:] = [made]
+
+
+def use_known_addresses(protocol: type) -> None:
+    """Have the module of a protocol class of uvicorn's take a connection's addresses from its transport.
+
+    The transport knows them; uvicorn asks the kernel again, on uvloop with five system calls.
+    """
+    for each in protocol.__mro__:
+        module = sys.modules.get(each.__module__)
+        for name, replacement in (LOCAL_ADDRESS, _local_address), (REMOTE_ADDRESS, _remote_address):
+            if each.__module__.startswith("uvicorn.") and hasattr(module, name):
+                setattr(module, name, replacement)
+
+
+def _local_address(transport: asyncio.Transport) -> tuple[str, int | None] | None:
+    address = transport.get_extra_info("sockname")
+    if isinstance(address, tuple):
+        return str(address[0]), int(address[1])
+    return (address, None) if isinstance(address, str) else None
+
+
+def _remote_address(transport: asyncio.Transport) -> tuple[str, int] | None:
+    address = transport.get_extra_info("peername")
+    return (str(address[0]), int(address[1])) if isinstance(address, tuple) else None
 
 
 def drainable(settings: Settings) -> Settings:

@@ -253,6 +253,24 @@ def test_end_of_a_request_wakes_no_task_of_the_server(engine: Engine) -> None:
     engine.run(scenario())
 
 
+def test_addresses_in_the_scope_are_taken_from_the_transport(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(sock: socket.socket) -> None:
+        raise OSError("the kernel was asked again")
+
+    async def scenario() -> None:
+        async with served(engine) as (_, app, port, _running):
+            monkeypatch.setattr(socket.socket, "getpeername", fail)
+            client = await Client.connect(port)
+            assert (await client.get())[0] == 200
+            assert app.scopes[0]["client"] == client.writer.get_extra_info("sockname")
+            assert app.scopes[0]["server"] == ("127.0.0.1", port)
+            client.close()
+
+    engine.run(scenario())
+
+
 def test_idle_worker_never_wakes_up() -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
