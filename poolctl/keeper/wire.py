@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import socket
+import sys
 
 from ..platform import close_promptly
 
@@ -171,4 +172,6 @@ def _drain(sock: socket.socket) -> None:
 def _descriptors(level: int, kind: int, data: bytes) -> list[int]:
     if level != _SOL_SOCKET or kind != _RIGHTS:
         return []
+    if len(data) == _DESCRIPTOR_BYTES:
+        return [int.from_bytes(data, sys.byteorder)]  # a third of the time
     return array.array("i", data[: len(data) - len(data) % _DESCRIPTOR_BYTES]).tolist()

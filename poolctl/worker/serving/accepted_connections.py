@@ -6,23 +6,12 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from typing import Any
 
 from poolctl.platform import close_promptly
 
-
-class _Attaching(NamedTuple):
-    """A connection without TLS that gets its protocol: what makes its transport, and the future that it awaits."""
-
-    work: Coroutine[Any, Any, object]
-    made: asyncio.Future[object]
-
-    def finish(self) -> None:
-        """It has its protocol now, or has failed, or was cancelled."""
-        try:
-            self.work.send(None)
-        except (Exception, asyncio.CancelledError):  # StopIteration: it has returned
-            pass
+# A connection without TLS that gets its protocol: what makes its transport, and the future that it awaits.
+_Attaching = tuple[Coroutine[Any, Any, object], asyncio.Future[object]]
 
 
 class AcceptedConnections:
@@ -30,6 +19,7 @@ class AcceptedConnections:
 
     def __init__(self, changed: asyncio.Event) -> None:
         self._changed = changed
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[object]] = set()
         # Those attached since the last `_settle`, and those that it has seen.
         self._newer: list[_Attaching] = []
@@ -47,8 +37,7 @@ class AcceptedConnections:
         handshake_seconds: float | None = None,
     ) -> None:
         """Give the connection a protocol; with a context it uses TLS."""
-        sock.setblocking(False)
-        loop = asyncio.get_running_loop()
+        loop = self._loop = self._loop or asyncio.get_running_loop()
         if context is None:
             self._attach_plain(make, sock, loop)
             return
@@ -61,8 +50,8 @@ class AcceptedConnections:
         """Cancel those that have no protocol yet."""
         for task in list(self._tasks):
             task.cancel()
-        for each in (*self._newer, *self._older):
-            each.made.cancel()
+        for _, made in (*self._newer, *self._older):
+            made.cancel()
 
     def _attach_plain(
         self, make: Callable[[], asyncio.BaseProtocol], sock: socket.socket, loop: asyncio.AbstractEventLoop
@@ -70,7 +59,7 @@ class AcceptedConnections:
         # Without a task, which takes half as long again: it awaits one thing, and that is done an iteration later.
         work = loop.connect_accepted_socket(make, sock)
         try:
-            self._newer.append(_Attaching(work, work.send(None)))
+            self._newer.append((work, work.send(None)))
         except Exception:
             close_promptly(sock.detach())
             self._changed.set()
@@ -85,8 +74,11 @@ class AcceptedConnections:
         Not earlier: uvloop does not survive a transport that is closed before it has called `connection_made`.
         """
         over, self._older, self._newer = self._older, self._newer, []
-        for each in over:
-            each.finish()
+        for work, _ in over:
+            try:
+                work.send(None)
+            except (Exception, asyncio.CancelledError):  # StopIteration: it has returned
+                pass
         self._settling = bool(self._older)
         if self._settling:
             loop.call_soon(self._settle, loop)

@@ -43,13 +43,14 @@ class RoutedConnection(Lingering):
     """Mixed in before the class of other connections."""
 
     look: Look
-    unrouted: Callable[[bytes], None]  # data_received of that class
-    complete: Callable[
-        [], None
-    ]  # its on_response_complete: super() would cost each request as much as the look
+    # Methods of that class by other names: super() would cost each request as much as the look.
+    unrouted: Callable[[bytes], None]  # data_received
+    complete: Callable[[], None]  # on_response_complete
+    begun: Callable[[asyncio.Transport], None]  # connection_made
+    ended: Callable[[Exception | None], None]  # connection_lost
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self.begun(transport)
         # Not before reading has started: neither loop can pause it here. Bytes read before go behind them.
         if self.look.pending:
             self.loop.call_soon(self.look_again)
@@ -58,10 +59,11 @@ class RoutedConnection(Lingering):
 
     def connection_lost(self, exc: Exception | None) -> None:
         look = self.look
-        look.pending = b""
-        look.routes.waiting.discard(self)
-        self._stop_timer()
-        super().connection_lost(exc)
+        if look.pending or look.timer is not None:
+            look.pending = b""
+            look.routes.waiting.discard(self)
+            self._stop_timer()
+        self.ended(exc)
 
     def data_received(self, data: bytes) -> None:
         look = self.look
@@ -354,25 +356,32 @@ def make_routed(
     With TLS all of it belongs to one server, and there is nothing to look at.
     """
     kind: Any = config.http_protocol_class
-    kind = getattr(kind, "http1", kind) if config.ssl is None else kind
-    look = Look(routes, routed)
-    if config.ssl is None and issubclass(kind, Lingering):
+    if config.ssl is None:
         kind = _routed_class(kind)
+    look = Look(routes, routed)
     made = kind(config=config, server_state=server_state, app_state=app_state)
-    if not isinstance(made, RoutedConnection):
-        look.context = routes.context_by_alias(look.route)
-    if isinstance(made, (RoutedConnection, Http1Or2)):
+    if isinstance(made, RoutedConnection):
         made.look = look
+    else:
+        look.context = routes.context_by_alias(look.route)
+        if isinstance(made, Http1Or2):
+            made.look = look
     if isinstance(made, Lingering):
         show_route(made, look)
     return made
 
 
 @functools.cache
-def _routed_class(protocol: type[Lingering]) -> type[RoutedConnection]:
+def _routed_class(protocol: Any) -> Any:
+    """The class for connections that are looked at; the given one if it has no part for that."""
+    protocol = getattr(protocol, "http1", protocol)
+    if not issubclass(protocol, Lingering):
+        return protocol
     names = {
         "__slots__": ("look",),
         "unrouted": protocol.data_received,
         "complete": protocol.on_response_complete,
+        "begun": protocol.connection_made,
+        "ended": protocol.connection_lost,
     }
     return type(f"Routed{protocol.__name__}", (RoutedConnection, protocol), names)
