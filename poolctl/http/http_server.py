@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,11 +32,15 @@ class ClientGone(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A complete request, and the socket it was received on."""
+    """A complete request, and the socket it was received on.
+
+    `certified`: the client has presented a certificate, which the authorities of the server's TLS context have signed.
+    """
 
     head: RequestHead
     body: bytes
     sock: socket.socket
+    certified: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +132,7 @@ class HttpHandler(Protocol):
 class HttpServer:
     """Serves listeners. `what` names the requests in the log; `reserve` is entered for each connection.
 
-    With `watch` a request is given up as soon as its client has gone away.
+    With `watch` a request is given up as soon as its client has gone away. With `tls` new connections speak TLS.
     """
 
     def __init__(
@@ -138,7 +143,9 @@ class HttpServer:
         what: str,
         watch: bool = False,
         reserve: contextlib.AbstractContextManager[None] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self.tls = tls
         self._handler = handler
         self._limits = limits
         self._what = what
@@ -212,7 +219,10 @@ class HttpServer:
         protocol = asyncio.StreamReaderProtocol(stream)
         with self._reserve:
             self._own(asyncio.current_task())
-            transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
+            try:
+                transport = await self._connect(protocol, sock)
+            except OSError:  # ssl.SSLError is one
+                return
             writer = asyncio.StreamWriter(transport, protocol, stream, loop)
             try:
                 await self._converse(sock, stream, writer)
@@ -224,6 +234,22 @@ class HttpServer:
             except Exception:
                 logger.exception("a request could not be answered")
                 transport.abort()
+
+    async def _connect(
+        self, protocol: asyncio.StreamReaderProtocol, sock: socket.socket
+    ) -> asyncio.Transport:
+        loop, tls = asyncio.get_running_loop(), self.tls
+        if tls is None:
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
+        else:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol,
+                sock,
+                ssl=tls,
+                ssl_handshake_timeout=self._limits.request_seconds,
+                ssl_shutdown_timeout=_LINGER_SECONDS,
+            )
+        return transport
 
     def _own(self, task: asyncio.Task[None] | None) -> None:
         if task in self._connections:
@@ -250,7 +276,9 @@ class HttpServer:
                 return
             keep_alive = head.keep_alive and head.http_1_1 and limits.keep_alive_seconds > 0
             response = Responder(head, writer, limits, keep_alive=keep_alive)
-            await self._answer(Received(head, message.body, sock), response, stream)
+            tls = writer.get_extra_info("ssl_object")
+            certified = tls is not None and bool(tls.getpeercert())
+            await self._answer(Received(head, message.body, sock, certified), response, stream)
             if not response.keep_alive:
                 return
             seconds, rest = limits.keep_alive_seconds, message.rest

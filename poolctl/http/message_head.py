@@ -40,6 +40,7 @@ _compiled: dict[bytes, Pattern[bytes]] = {}
 _PHRASES = {
     200: "OK",
     400: "Bad Request",
+    401: "Unauthorized",
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",

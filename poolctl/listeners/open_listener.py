@@ -27,17 +27,19 @@ FIRST_DESCRIPTOR = 3
 Inherited = Mapping[str, "list[int]"]
 
 
-def open_listener(address: Address, *, inherited: Inherited | None = None) -> list[socket.socket]:
+def open_listener(
+    address: Address, *, inherited: Inherited | None = None, mode: int | None = None
+) -> list[socket.socket]:
     """The sockets of `address`, bound, listening, non-blocking and close-on-exec; at least one.
 
     `:8080` gives one for each IP version, `localhost` one for each loopback address of the name,
     `fd:NAME` those of `inherited` (see inherited_descriptors) under that name. A stale Unix socket file is
-    replaced. Raises ListenError; resolving a host name may block.
+    replaced; `mode` is that of the new one. Raises ListenError; resolving a host name may block.
     """
     if address.kind == "tcp":
         sockets = _open_ports(address, socket.SOCK_STREAM)
     elif address.kind == "unix":
-        sockets = [unix_listener.listen(address, BACKLOG)]
+        sockets = [unix_listener.listen(address, BACKLOG, mode)]
     elif address.kind == "fd":
         sockets = take_inherited(address, inherited or {})
     else:

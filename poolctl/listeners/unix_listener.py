@@ -24,8 +24,8 @@ _READ_AND_WRITE = 0o666
 Identity = tuple[int, int]
 
 
-def listen(address: Address, backlog: int) -> socket.socket:
-    """A listener on the path, its file readable and writable as the umask allows. Raises ListenError."""
+def listen(address: Address, backlog: int, mode: int | None = None) -> socket.socket:
+    """A listener on the path, its file with this mode; without one as the umask allows. Raises ListenError."""
     path = address.path
     with _directory(address) as directory:
         _check_path(address, directory)
@@ -33,10 +33,12 @@ def listen(address: Address, backlog: int) -> socket.socket:
         try:
             # The file gets the socket's own mode (less the umask). To change that of the path afterwards would
             # follow a link that another user has put there meanwhile.
-            os.fchmod(sock.fileno(), _READ_AND_WRITE)
+            os.fchmod(sock.fileno(), _READ_AND_WRITE if mode is None else mode)
             sock.bind(path)
             if os.geteuid() == 0 and not _is_there(os.path.basename(path), directory):
                 raise OSError(errno.ELOOP, "its directory was replaced meanwhile")
+            if mode is not None:
+                _set_mode(os.path.basename(path), directory, mode)
             sock.listen(backlog)
         except OSError as error:
             sock.close()
@@ -65,6 +67,16 @@ def _is_there(name: str, directory: int) -> bool:
         return False
     ours = is_trusted(os.fstat(directory)) or status.st_uid == os.geteuid()
     return stat.S_ISSOCK(status.st_mode) and ours
+
+
+def _set_mode(name: str, directory: int, mode: int) -> None:
+    """Give the socket this mode, whatever the umask has taken of it; no link is followed."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
 
 
 def identity(path: str) -> Identity | None:

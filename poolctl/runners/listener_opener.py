@@ -36,9 +36,14 @@ class Opener:
         self._searching: asyncio.Task[None] | None = None
         self._wanted: dict[Place, asyncio.Future[list[Holder]]] = {}
 
-    async def listen(self, address: Address, inherited: Inherited | None = None) -> list[socket.socket]:
-        """The open sockets of the address. Raises ListenError; cancelled halfway, nothing stays open."""
-        open_it = functools.partial(open_listener, address, inherited=inherited)
+    async def listen(
+        self, address: Address, inherited: Inherited | None = None, mode: int | None = None
+    ) -> list[socket.socket]:
+        """The open sockets of the address, see `open_listener`.
+
+        Raises ListenError; cancelled halfway, nothing stays open.
+        """
+        open_it = functools.partial(open_listener, address, inherited=inherited, mode=mode)
         try:
             return await _resolving(address, open_it, undo=close_listener)
         except ListenError as error:
