@@ -1,0 +1,157 @@
+"""An address of the pool that the supervisor serves by itself; the keeper holds its listener for a successor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from typing import Generic, Protocol, TypeVar
+
+from poolctl.address import parse
+from poolctl.errors import ServerError
+from poolctl.listeners.open_listener import BACKLOG
+from poolctl.listeners.unix_listener import Identity, identity_of, remove
+from poolctl.monitor.event_queue import Events
+from poolctl.runners.listener_opener import Opener
+from poolctl.runners.process_link import Link, LinkLost
+
+_AGAIN_SECONDS = 5.0
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class AddressServer(Protocol):
+    """Serves clients of an address."""
+
+    def serve(self, listeners: list[socket.socket], backlog: int) -> None:
+        """Accept from them, from now on; they are closed with the server."""
+        ...
+
+    def close(self) -> None:
+        """Accept nothing more, and end what is under way."""
+        ...
+
+
+Server = TypeVar("Server", bound=AddressServer)
+
+
+class HeldAddress(Generic[Server]):
+    """Serves an address as ordered. One that another process has is tried again; `problem` is why it is not served.
+
+    `entry` is its name in the keeper's store; `what` is served there, in messages.
+    """
+
+    def __init__(self, keeper: Link, events: Events, entry: str, what: str) -> None:
+        self.problem = ""
+        self._keeper = keeper
+        self._events = events
+        self._entry = entry
+        self._what = what
+        self._opener = Opener()
+        self._wanted: str | None = None
+        self._mode: int | None = None
+        self._open: str | None = None
+        self._identity: Identity | None = None
+        self._listeners: list[socket.socket] = []
+        self._server: Server | None = None
+        # `configure` is called again after so long: files that it reads may have changed.
+        self.again_seconds: float | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._tried = asyncio.Event()
+
+    def make_server(self) -> Server:
+        """What serves the address from now on."""
+        raise NotImplementedError
+
+    async def configure(self, server: Server) -> None:
+        """Put in force for it what was ordered last. Raises ServerError or OSError."""
+        raise NotImplementedError
+
+    async def attempted(self) -> None:
+        """Return when serving has been tried."""
+        await self._tried.wait()
+
+    def serve_at(self, bind: str | None, mode: int | None = None) -> None:
+        """Serve this canonical address from now on, with this mode of a Unix socket; None: serve nothing."""
+        self._wanted, self._mode = bind, mode
+        self._changed.set()
+        if self._work is None:
+            self._work = asyncio.ensure_future(self._serve())
+
+    async def close(self) -> None:
+        """Stop serving."""
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.wait({self._work})
+        await self._shut()
+
+    async def _serve(self) -> None:
+        """Serve as wanted until cancelled; tried again after a failure."""
+        await self._adopt()
+        while True:
+            self._changed.clear()
+            pause = self.again_seconds
+            try:
+                await self._apply(self._wanted, self._mode)
+                self.problem = ""
+            except (ServerError, OSError) as error:
+                pause = _AGAIN_SECONDS
+                message = f"{self._what} cannot be served: {getattr(error, 'message', error)}"
+                if message != self.problem:
+                    logger.error(message)
+                    self._events.record("config", f"{self._what} not served", message=message)
+                self.problem = message
+            self._tried.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
+
+    async def _adopt(self) -> None:
+        """Take over the listener of the previous supervisor."""
+        reply, fds = await self._keeper.call({"op": "get", "name": self._entry})
+        if fds:
+            self._open = str(reply["meta"])
+            self._listeners = [socket.socket(fileno=fd) for fd in fds]
+            self._identity = identity_of(_bind_of(self._open))
+
+    async def _apply(self, bind: str | None, mode: int | None) -> None:
+        wanted = None if bind is None else bind if mode is None else f"{mode:04o} {bind}"
+        if wanted is None or wanted != self._open:
+            await self._shut()
+        if bind is None or wanted is None:
+            return
+        if self._open is None:
+            self._listeners = await self._opener.listen(parse(bind), mode=mode)
+            self._open, self._identity = wanted, identity_of(bind)
+            fds = [sock.fileno() for sock in self._listeners]
+            self._keeper.send({"op": "put", "name": self._entry, "meta": wanted}, fds)
+        server = self._server or self.make_server()
+        await self.configure(server)
+        if self._server is None:
+            try:
+                server.serve(self._listeners, BACKLOG)
+            except BaseException:
+                server.close()
+                raise
+            self._server = server
+
+    async def _shut(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        if self._open is not None:
+            if self._identity is not None:
+                remove(_bind_of(self._open).removeprefix("unix:"), self._identity)
+            for sock in self._listeners:
+                sock.close()
+            self._open, self._listeners = None, []
+            with contextlib.suppress(LinkLost):
+                await self._keeper.call({"op": "drop", "name": self._entry})
+
+
+def _bind_of(held: str) -> str:
+    """The address in an entry's value: that of a Unix socket with a mode has it before."""
+    mode, _, bind = held.partition(" ")
+    return bind if mode.isdigit() else held
