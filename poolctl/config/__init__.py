@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from poolctl.config.model.haproxy_checks import *
     from poolctl.config.model.json_schema import *
     from poolctl.config.model.normalise import *
+    from poolctl.config.model.operator_table import *
     from poolctl.config.model.pool_tables import *
     from poolctl.config.model.problems import *
     from poolctl.config.model.proxmox_table import *
@@ -39,15 +40,15 @@ __all__ = [
     "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
     "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "AnyRoute", "Backoff", "ConfigNotFound",
     "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
-    "GatewayConfig", "GatewayListener", "Health", "Notify", "Patience", "Place", "Probe", "Problem", "ProxmoxTable",
-    "Recovery", "RegisteredBackend", "Registration", "Restart", "RouteConfig", "Scale", "Section", "ServerConfig",
-    "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "Triggers", "candidate_files", "certificate_names",
-    "certificate_validity", "changed_by", "conflicts", "default_interpreter", "dependency_findings", "enter_as",
-    "escaped", "find_config", "haproxy_problems", "ids_of", "interpreter", "json_schema", "libraries_problem", "load",
-    "longest_stop_seconds", "masked", "masked_text", "merged", "missing_file", "missing_program", "named_addresses",
-    "names_cover", "no_certificate", "open_files_needed", "pool_variables", "problem_of", "read_regular",
-    "referenced_variables", "registration_of", "relocated", "routes_of", "shown", "start_options", "table_text",
-    "value_text", "values_of", "variables_named_in", "with_registrations",
+    "GatewayConfig", "GatewayListener", "Health", "Notify", "OperatorTable", "Patience", "Place", "Probe", "Problem",
+    "ProxmoxTable", "Recovery", "RegisteredBackend", "Registration", "Restart", "RouteConfig", "Scale", "Section",
+    "ServerConfig", "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "Triggers", "candidate_files",
+    "certificate_names", "certificate_validity", "changed_by", "conflicts", "default_interpreter",
+    "dependency_findings", "enter_as", "escaped", "find_config", "haproxy_problems", "ids_of", "interpreter",
+    "json_schema", "libraries_problem", "load", "longest_stop_seconds", "masked", "masked_text", "merged",
+    "missing_file", "missing_program", "named_addresses", "names_cover", "no_certificate", "open_files_needed",
+    "pool_variables", "problem_of", "read_regular", "referenced_variables", "registration_of", "relocated", "routes_of",
+    "shown", "start_options", "table_text", "value_text", "values_of", "variables_named_in", "with_registrations",
 ]
 # fmt: on
 _MODULES = {
@@ -68,6 +69,7 @@ _MODULES = {
     "model.gateway_tables": "GatewayConfig GatewayListener RouteConfig StreamConfig",
     "model.haproxy_checks": "haproxy_problems",
     "model.json_schema": "json_schema",
+    "model.operator_table": "OperatorTable",
     "model.proxmox_table": "ProxmoxTable",
     "model.registrations": "RegisteredBackend Registration registration_of with_registrations",
     "model.routes": "AnyRoute routes_of",

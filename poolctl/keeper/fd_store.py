@@ -32,6 +32,7 @@ WORKER, TALLY, HELD_CONNECTION = "worker:", "tally:", "visitor:"
 CONFIGURATION, WANTED, TOTALS = "configuration", "wanted", "totals"
 CERTIFICATES = "certificates"
 METRICS, DASHBOARD, DASHBOARD_LINK = "metrics", "dashboard", "dashboard link"
+OPERATOR = "operator"
 # The link to the gateway's process, its pair, the hosts' states, registered services, and its listeners by their keys.
 GATEWAY_LINK, GATEWAY_PAIR, GATEWAY_HOSTS = "gateway link", "gateway pair", "gateway hosts"
 REGISTRATIONS = "registrations"

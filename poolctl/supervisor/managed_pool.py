@@ -39,6 +39,8 @@ from .mandatory_servers import ends_pool, write_failure
 from .observers import observers
 from .observers.event_recorder import LostOutput
 from .observers.observers import Observers
+from .operator import pool_operator
+from .operator.pool_operator import PoolOperator
 from .runtime_files import RuntimeFiles
 from .scaling import pool_scaling
 from .scaling.pool_scaling import PoolScaling
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     from .systemd import Service
 
 # What needs modules that no start imports.
-_PARTS = (health, observers, pool_gateway, pool_scaling)
+_PARTS = (health, observers, pool_gateway, pool_scaling, pool_operator)
 _IDLE_SECONDS = 60.0
 _SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
@@ -128,6 +130,7 @@ class ManagedPool:
         self._watch = KeeperWatch(keeper, self._keeper_pid, self.events)
         self._service: Service | None = None
         self._gateway = PoolGateway(self._environment, self.events)
+        self._operator = PoolOperator(self._environment, self.events)
 
     @property
     def name(self) -> str:
@@ -205,13 +208,14 @@ class ManagedPool:
         if not self._configuration.problems:
             # A supervisor that serves commands only too: workers that it starts need the routes.
             await self._gateway.start(self.core, self._verbs, self._observers.totals)
+            self._operator.start(self._scaling)
         self._control = ControlServer(self._handle, DescriptorReserve())
         self._control.listen(listener)
 
     @property
     def _not_served(self) -> list[str]:
         """The tables whose addresses cannot be served now, each with the reason."""
-        return [*self._gateway.problems, *self._observers.problems]
+        return [*self._gateway.problems, *self._operator.problems, *self._observers.problems]
 
     def _serve_commands_only(self) -> None:
         logger.error("taking no action for %d s: the supervisor has died too often", _CALM_SECONDS)
@@ -281,6 +285,7 @@ class ManagedPool:
         self._scaling.close()
         await self._control.close()
         await self._observers.stop_serving()
+        await self._operator.aclose()
         await self._gateway.aclose()
         await self.runner.aclose()
         await self._observers.close()
@@ -338,7 +343,9 @@ class ManagedPool:
         result = await self._gateway.conclude(verb, call, result)
         if verb == "start":
             await self._observers.addresses_tried()
-            result = result.but(warnings=(*result.warnings, *self._observers.problems))
+            await self._operator.attempted()
+            problems = [*self._operator.problems, *self._observers.problems]
+            result = result.but(warnings=(*result.warnings, *problems))
         return result
 
     def shut_down(self) -> int:

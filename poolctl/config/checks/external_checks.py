@@ -206,6 +206,12 @@ def check_tables(
         from poolctl.config.checks.proxmox_checks import check_proxmox
 
         warnings = [*warnings, *check_proxmox(tables.proxmox, tables, env)]
+    if tables.operator:
+        from poolctl.config.checks.operator_checks import check_operator
+
+        wrong, doubtful = check_operator(tables.operator, env, datetime.now(UTC))
+        problems += wrong
+        warnings += doubtful
     if tables.events and tables.events.path:
         problems += unwritable(JOURNAL_PATH, tables.events.path)
     return problems, [*warnings, *_unknown_secrets(tables, env)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from poolctl.config.files.document import SYNONYMS, Document
 from poolctl.config.model.normalise import interpolate, merged, normalise
-from poolctl.config.model.pool_tables import LISTED, NOT_IMPLEMENTED, TABLE_NAMES, with_absolute_paths
+from poolctl.config.model.pool_tables import LISTED, TABLE_NAMES, with_absolute_paths
 from poolctl.config.model.problems import Finding, Path, Place, Problem, Tree, problem_of, shown
 from poolctl.config.model.validation_errors import nearest
 
@@ -68,11 +68,8 @@ class Assembly:
 
     def _table(self, document: Document, key: str, value: Tree) -> Iterator[Finding]:
         """Take over one key of a file."""
-        if key in NOT_IMPLEMENTED:
-            message = f"{NOT_IMPLEMENTED[key]} is not available in this version of poolctl"
-            yield Finding((key,), message, "remove it, or install a version that has it")
-        elif key not in KNOWN:
-            near = nearest(str(key), (*KNOWN, *NOT_IMPLEMENTED))
+        if key not in KNOWN:
+            near = nearest(str(key), KNOWN)
             hint = f"did you mean {near!r}?" if near else "a file has 'pool', 'defaults' and 'server'"
             yield Finding((key,), f"unknown key {str(key)[:60]!r}", hint, str(key)[:60], ", ".join(KNOWN))
         elif key == "server" or key in LISTED:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from poolctl.config.model import MOST_WORKERS
 from poolctl.config.model.gateway_tables import DEFAULT_BIND, GATEWAY_MODELS, INDEX
 from poolctl.config.model.normalise import INTERNAL
-from poolctl.config.model.pool_tables import LISTED, MODELS, NOT_IMPLEMENTED, PoolSettings
+from poolctl.config.model.operator_table import OperatorTable
+from poolctl.config.model.pool_tables import LISTED, MODELS, PoolSettings
 from poolctl.config.model.problems import Tree
 from poolctl.config.model.proxmox_table import ProxmoxTable
 from poolctl.config.model.server_keys import ServerKeys
@@ -51,14 +52,14 @@ def json_schema() -> Schema:
         "defaults": {"$ref": "#/$defs/Defaults", "description": "What servers take over."},
         "server": servers,
     }
-    for key, model in (MODELS | GATEWAY_MODELS | {"proxmox": ProxmoxTable}).items():
+    for key, model in (
+        MODELS | GATEWAY_MODELS | {"operator": OperatorTable, "proxmox": ProxmoxTable}
+    ).items():
         table = definitions[model.__name__] = _definition(model, definitions, {"written", INDEX})
         tables[key] = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}
         if key in LISTED:
             tables[key] = {"type": "array", "items": tables[key], "description": table["description"]}
     _add_short_forms_of_routes(definitions)
-    for key, what in NOT_IMPLEMENTED.items():
-        tables[key] = {"description": f"{what}: not available in this version.", "not": {}}
     return {
         "$schema": DIALECT,
         "title": "poolctl configuration",

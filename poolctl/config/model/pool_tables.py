@@ -39,17 +39,13 @@ from poolctl.config.model.value_types import (
 
 if TYPE_CHECKING:
     from poolctl.config.model.gateway_tables import GatewayConfig, RouteConfig, StreamConfig
+    from poolctl.config.model.operator_table import OperatorTable
     from poolctl.config.model.proxmox_table import ProxmoxTable
 
 GATEWAY_TABLES = ("gateway", "route", "stream")
-TABLE_NAMES = ("metrics", "dashboard", "notify", "events", "proxmox", *GATEWAY_TABLES)
+TABLE_NAMES = ("metrics", "dashboard", "notify", "events", "operator", "proxmox", *GATEWAY_TABLES)
 # Tables of which a file has a list.
 LISTED = ("notify", "route", "stream")
-# Tables of later versions: using one is a problem, never silently ignored.
-NOT_IMPLEMENTED = {
-    "operator": "the gateway's [operator]",
-}
-
 
 PORT_RANGE_ALLOWED = '"FIRST-LAST", ports from 1 to 65535'
 
@@ -197,6 +193,7 @@ class Tables(NamedTuple):
     proxmox: ProxmoxTable | None = None
     routes: tuple[RouteConfig, ...] = ()
     streams: tuple[StreamConfig, ...] = ()
+    operator: OperatorTable | None = None
 
     def by_name(self) -> dict[str, Table | tuple[Table, ...] | None]:
         """The tables by the names that files have for them."""
@@ -259,6 +256,8 @@ def with_absolute_paths(name: str, table: dict[str, Tree], base_dir: str) -> dic
             found[key] = absolute(value, base_dir)
         elif key in ("bind", "tls"):
             found[key] = STEPS[key](value, base_dir)
+        elif (name, key) == ("operator", "url"):
+            found[key] = STEPS["bind"](value, base_dir)  # it may be a Unix socket
     return found
 
 
@@ -278,6 +277,11 @@ def made(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
         from poolctl.config.model.proxmox_table import proxmox_table
 
         values["proxmox"] = proxmox_table(raw["proxmox"], findings)
+    if "operator" in raw:
+        from poolctl.config.model.operator_table import operator_table
+
+        has_gateway = any(name in raw for name in GATEWAY_TABLES)
+        values["operator"] = operator_table(raw["operator"], findings, has_gateway=has_gateway)
     return Tables(**values)
 
 

@@ -13,13 +13,13 @@ from poolctl.config.model.problems import Finding, Path
 if TYPE_CHECKING:
     from poolctl.config.model.gateway_tables import StreamConfig
 
-_PLACES: dict[str, Path] = {"metrics": ("metrics", "bind"), "dashboard": ("dashboard", "bind")}
+_PLACES: dict[str, Path] = {name: (name, "bind") for name in ("metrics", "dashboard", "operator")}
 
 
 def _addresses(tables: Tables) -> Iterator[tuple[Path, str, Address]]:
     """The addresses of the tables for connections, each with its place and the table's name."""
     for name, place in _PLACES.items():
-        if (table := getattr(tables, name)) is not None:
+        if (table := getattr(tables, name)) is not None and table.bind:
             yield place, f"[{name}]", parse(table.bind)
     for index, listener in enumerate(tables.gateway.bind if tables.gateway else ()):
         yield ("gateway", "bind", index), "[gateway]", parse(listener.bind)

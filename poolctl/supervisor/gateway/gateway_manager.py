@@ -238,9 +238,9 @@ class GatewayManager(SidecarManager):
     async def _plan(self) -> GatewayPlan | None:
         streams, directory = self._routes.routes.streams, self._environment.directory
         state_directory = self._environment.state_directory
-        env = self._environment.configuration.environment
-        tables = self.tables
-        return await in_daemon_thread(lambda: plan_of(tables, streams, directory, state_directory, env))
+        configuration, tables = self._environment.configuration, self.tables
+        env, name = configuration.environment, configuration.name
+        return await in_daemon_thread(lambda: plan_of(tables, streams, directory, state_directory, env, name))
 
     async def _start(self, before: GatewayProcess | None) -> None:
         """Start a process; the one before drains once the new one serves."""

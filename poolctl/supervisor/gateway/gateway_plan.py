@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.address import parse
 from poolctl.config import GatewayConfig, Tables, certificate_names, read_regular
 from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
-from poolctl.gateway.settings import HTTP, GatewaySettings, ListenerSettings
+from poolctl.gateway.settings import HTTP, GatewaySettings, ListenerSettings, OperatorSettings
 from poolctl.routing.route import StreamRoute
+
+if TYPE_CHECKING:
+    from poolctl.config import OperatorTable
 
 
 class Certificate(NamedTuple):
@@ -66,8 +69,12 @@ def plan_of(
     directory: str,
     state_directory: str,
     env: Mapping[str, str],
+    name: str,
 ) -> GatewayPlan | None:
-    """The plan of these tables; None without a gateway. Blocks on the disk; raises ServerError for a certificate."""
+    """The plan of the pool with this name; None without a gateway.
+
+    Blocks on the disk; raises ServerError for a certificate.
+    """
     gateway = tables.gateway
     if gateway is None:
         return None
@@ -81,7 +88,7 @@ def plan_of(
         listeners[made.key] = made
         routes[made.key] = stream
     return GatewayPlan(
-        settings_of(gateway, directory, state_directory),
+        settings_of(gateway, directory, state_directory).but(operator=_operator(tables.operator, env, name)),
         listeners,
         routes,
         tuple(_certificates(gateway, env)),
@@ -101,6 +108,23 @@ def settings_of(gateway: GatewayConfig, directory: str = "", state_directory: st
         max_head_bytes=gateway.max_head_size,
         max_connections=gateway.max_connections or 0,
         access_log=os.path.join(state_directory, GATEWAY_ACCESS_LOG) if gateway.access_log else "",
+    )
+
+
+def _operator(table: OperatorTable | None, env: Mapping[str, str], name: str) -> OperatorSettings | None:
+    if table is None or table.url is None:
+        return None
+    tls = table.tls or None
+    return OperatorSettings(
+        url=table.url,
+        endpoint=table.endpoint,
+        retry_seconds=table.retry,
+        namespace=table.namespace or name,
+        token=env.get(table.token_env, "").strip() if table.token_env else "",
+        ca=table.ca or "",
+        cert=tls.cert if tls else "",
+        key=(tls.key or "") if tls else "",
+        key_password=env.get(tls.password_env, "") if tls and tls.password_env else "",
     )
 
 

@@ -36,17 +36,20 @@ def test_many_taken_ports_are_explained_and_stopped_as_quickly_as_one(pool: Real
         assert time.monotonic() - began < 20
 
 
-def test_metrics_and_a_dashboard_on_taken_ports_are_reported_by_start_and_doctor(pool: RealPool) -> None:
+def test_metrics_dashboard_and_operator_on_taken_ports_are_reported_by_start_and_doctor(
+    pool: RealPool,
+) -> None:
     pool.write_hello()
     text = (pool.directory / "pool.toml").read_text()
     with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
-        metrics, page = (each.getsockname()[1] for each in listeners)
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        metrics, page, operator = (each.getsockname()[1] for each in listeners)
         beside = f'[metrics]\nbind = "127.0.0.1:{metrics}"\n[dashboard]\nbind = "127.0.0.1:{page}"\n'
+        beside += f'[operator]\nbind = "127.0.0.1:{operator}"\ntrusted = ["127.0.0.1"]\n'
         pool.write("pool.toml", text + beside)
         started, doctor = pool.ok("start"), pool.run("doctor")
         assert doctor.code == 1
-        for table, port in (("[metrics]", metrics), ("[dashboard]", page)):
+        for table, port in (("[metrics]", metrics), ("[dashboard]", page), ("[operator]", operator)):
             assert f"warning: {table}: " in started.stderr
             for done in (started, doctor):
                 assert table in done.stdout + done.stderr

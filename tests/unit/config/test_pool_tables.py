@@ -10,16 +10,10 @@ import pytest
 
 from poolctl import PoolConfig
 from poolctl.config import GatewayConfig, RouteConfig
-from poolctl.config.model.pool_tables import NOT_IMPLEMENTED, EventsTable, Notify, Tables, made
+from poolctl.config.model.pool_tables import EventsTable, Notify, Tables, made
 from poolctl.config.model.problems import Finding
 from tests.config_files import SERVER, load_text, told
 from tests.unit.supervisor.desk import Desk, run, web
-
-
-@pytest.fixture(autouse=True)
-def everything_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("metrics", "dashboard", "notify"):
-        monkeypatch.delitem(NOT_IMPLEMENTED, name, raising=False)
 
 
 def notified(**keys: Any) -> str:

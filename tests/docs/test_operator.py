@@ -1,0 +1,40 @@
+"""What docs/operator.md says is what the configuration, the client and the endpoint have."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from poolctl.config.model.operator_table import OperatorTable
+from poolctl.gateway.operator import OperatorSettings
+from poolctl.supervisor.operator.operator_endpoint import ANSWER, read_report
+from poolctl.units import format_duration
+from tests.config_files import load_text
+
+TEXT = (Path(__file__).parents[2] / "docs" / "operator.md").read_text()
+
+
+@pytest.mark.parametrize("example", re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL))
+def test_examples_are_valid(tmp_path: Path, example: str) -> None:
+    assert load_text(tmp_path, example).problems == []
+
+
+def test_keys_and_defaults_are_those_of_the_table() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", TEXT, re.MULTILINE)
+    assert {key for key, _ in rows} == set(OperatorTable.model_fields)
+    defaults = dict(row for row in rows if row[1].startswith('`"'))
+    assert defaults == {
+        "endpoint": f'`"{OperatorTable().endpoint}"`',
+        "retry": f'`"{format_duration(OperatorTable().retry)}"`',
+        "mode": f'`"{OperatorTable().mode}"`',
+    }
+    assert OperatorSettings(url="").endpoint == OperatorTable().endpoint
+
+
+def test_reports_in_it_are_such() -> None:
+    reports = re.findall(r"`(\{\"count\".*?\})`|--data '(.*?)'", TEXT)
+    assert [read_report("".join(each).encode()).service for each in reports] == ["users", "users"]
+    assert json.dumps({"message": ANSWER}) in TEXT
