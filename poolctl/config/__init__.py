@@ -44,16 +44,17 @@ __all__ = [
     "ProxmoxTable", "Recovery", "RegisteredBackend", "Registration", "Restart", "RouteConfig", "Scale", "Section",
     "ServerConfig", "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "Triggers", "candidate_files",
     "certificate_names", "certificate_validity", "changed_by", "conflicts", "default_interpreter",
-    "dependency_findings", "enter_as", "escaped", "find_config", "haproxy_problems", "ids_of", "interpreter",
-    "json_schema", "libraries_problem", "load", "longest_stop_seconds", "masked", "masked_text", "merged",
-    "missing_file", "missing_program", "named_addresses", "names_cover", "no_certificate", "open_files_needed",
-    "pool_variables", "problem_of", "read_regular", "referenced_variables", "registration_of", "relocated", "routes_of",
-    "shown", "start_options", "table_text", "value_text", "values_of", "variables_named_in", "with_registrations",
+    "dependency_findings", "engine_problem", "enter_as", "escaped", "find_config", "haproxy_problems",
+    "haproxy_program", "ids_of", "interpreter", "json_schema", "load", "longest_stop_seconds", "masked", "masked_text",
+    "merged", "missing_file", "missing_program", "named_addresses", "names_cover", "no_certificate",
+    "open_files_needed", "pool_variables", "problem_of", "read_regular", "referenced_variables", "registration_of",
+    "relocated", "routes_of", "shown", "start_options", "table_text", "value_text", "values_of", "variables_named_in",
+    "with_registrations",
 ]
 # fmt: on
 _MODULES = {
     "checks.certificate_checks": "certificate_names certificate_validity names_cover",
-    "checks.gateway_checks": "libraries_problem",
+    "checks.gateway_checks": "engine_problem haproxy_program",
     "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter missing_program start_options",
     "configuration": "Configuration ServerConfig no_certificate open_files_needed",
     "edit.draft": "Draft FileChanged",

@@ -270,7 +270,13 @@ class _Loader:
             {tag for each in tags if broken and isinstance(each, (list, tuple)) for tag in each},
             len(self.assembly.tables.get("stream", ())) > len(tables.streams),
         )
-        for owner, finding in route_problems(filter(None, self.servers), tables, unfinished):
+        servers = [each for each in self.servers if each is not None]
+        found = [*route_problems(servers, tables, unfinished)]
+        if tables.gateway is not None and tables.gateway.engine == "haproxy":
+            from poolctl.config.model.haproxy_checks import haproxy_problems
+
+            found += haproxy_problems(servers, tables)
+        for owner, finding in found:
             self._report(entries[owner.name] if owner else None, finding)
 
     def _cross_check(self) -> set[int]:

@@ -121,6 +121,11 @@ class Backends:
             if server in self._backends:
                 self._backends[server].held = count
 
+    def set_in_flight(self, requests: Mapping[str, int]) -> None:
+        """So many requests are in flight to these hosts, and none to the others, as another program counts them."""
+        for backend in self._backends.values():
+            backend.in_flight = requests.get(backend.key, 0)
+
     def available(self, host: str) -> BackendVerdict:
         """Whether the host gets requests now, and if not, why."""
         backend = self._backends.get(host)

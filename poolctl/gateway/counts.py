@@ -88,14 +88,14 @@ class Counts:
         self._former = [0] * tally.COUNTED  # of routes that are not configured any more
         self._former_refused = 0
 
-    def refused(self, code: str, alias: str = "") -> None:
+    def refused(self, code: str, alias: str = "", times: int = 1) -> None:
         """The gateway has refused a request, of this route if one is known, with this status; TLS: a handshake."""
         if alias:
             traffic = self.route(alias)
             traffic.began()
             traffic.failed(REFUSED)
         else:
-            self._refused[code] = self._refused.get(code, 0) + 1
+            self._refused[code] = self._refused.get(code, 0) + times
 
     def route(self, alias: str) -> Traffic:
         """The counts of a route, which begin with the first call."""

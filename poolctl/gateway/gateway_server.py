@@ -26,7 +26,7 @@ from .acceptor import GivenBack
 from .bound_listener import OpenListener
 from .edge import Edge
 from .endpoint import ServerFacts
-from .hosts import HostState, UnknownHost, find_host
+from .host_orders import HostOrders
 from .proxy.serving import drain
 from .settings import GatewaySettings, ListenerSettings
 from .streams.tcp import TcpStream
@@ -74,8 +74,6 @@ class GatewayServer(SupervisedProcess):
         self._pairs: dict[str, int] = {}  # the number of each server's pair
         self._listeners: dict[str, OpenListener] = {}
         self._stale: set[tuple[str, str]] = set()  # what was not sent again since "resync"
-        self._expiry: asyncio.TimerHandle | None = None
-        self._restoring = False
         self._applying: asyncio.Handle | None = None
         self._routes_changed = False
         self._asking: asyncio.TimerHandle | None = None  # for loads
@@ -114,17 +112,18 @@ class GatewayServer(SupervisedProcess):
     def adopted(self, link: Link) -> None:
         """See SupervisedProcess."""
         super().adopted(link)
-        link.send({"t": "hosts", "states": self.edge.hosts.to_json()})
+        self.host_orders.report()
 
     async def finish(self) -> None:
         """See SupervisedProcess."""
         for listener in self._listeners.values():
             listener.close()
         self._take_no_more_back()
-        for handle in (self._expiry, self._applying, self._asking):
+        for handle in (self._applying, self._asking):
             if handle is not None:
                 handle.cancel()
         if self._edge is not None:
+            self.host_orders.close()
             self._edge.close()
 
     def _take_no_more_back(self) -> None:
@@ -142,7 +141,7 @@ class GatewayServer(SupervisedProcess):
             log = InternalLog(os.path.join(settings.directory, "gateway.log"), stamped=True)
             logging.basicConfig(handlers=[log], level=logging.WARNING)
             self._edge = Edge(settings, self._event)
-            self._edge.hosts.subscribe(self._host_changed)
+            self.host_orders = HostOrders(self, self._edge.hosts, self._edge.backends)
             self._edge.backends.on_passed = self._passed
             self._edge.wake = self._wake
         self._edge.configure(settings)
@@ -272,40 +271,11 @@ class GatewayServer(SupervisedProcess):
     # Hosts.
 
     def _hosts(self, message: wire.Message, fds: list[int]) -> None:
-        """Continue with the states of the hosts that an earlier process has reported."""
-        self._restoring = True  # what was reported then is no news
-        try:
-            self.edge.hosts.restore(message["states"])
-        finally:
-            self._restoring = False
+        self.host_orders.restore(message["states"])
 
     def _host(self, message: wire.Message, fds: list[int]) -> None:
-        """Disable, enable or drain hosts: all that are named, or none if one of them is unknown."""
         self._apply()
-        hosts, known = self.edge.hosts, [str(row["host"]) for row in self.edge.backends.snapshot()]
-        found, problems = [], []
-        for name in message["hosts"]:
-            try:
-                found.append(find_host(name, known))
-            except UnknownHost as unknown:
-                problems.append({"message": unknown.message, "hint": unknown.hint})
-        for host in found if not problems else ():
-            if message["op"] == "disable":
-                hosts.disable(host, message.get("for"))
-            elif message["op"] == "drain":
-                hosts.drain(host)
-            else:
-                hosts.enable(host)
-        self.link.send({"t": "host", "id": message["id"], "hosts": found, "problems": problems})
-
-    def _host_changed(self, host: str, state: HostState, why: str) -> None:
-        if not self._restoring:
-            self._event(f"host {state}", {"host": host, "cause": why})
-            self.link.send({"t": "hosts", "states": self.edge.hosts.to_json()})
-        if self._expiry is not None:
-            self._expiry.cancel()
-        due = self.edge.hosts.due
-        self._expiry = None if due is None else self.edge.loop.call_at(due, self.edge.hosts.expire)
+        self.host_orders.follow(message)
 
     def _passed(self) -> None:
         """A connection was handed over whose end only its worker sees: ask how many there are, now and then."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from poolctl import __version__
+
 from ..frozen_value import Value
 
+# Which program serves the clients.
+POOLCTL, HAPROXY = "poolctl", "haproxy"
 HTTP, TCP, UDP = "http", "tcp", "udp"
 
 
@@ -57,7 +61,8 @@ class GatewaySettings(Value):
     """The table [gateway] in force, with the listeners in the order of their descriptors.
 
     `directory` is the pool's runtime directory, for the process's log. Networks in `trusted_proxies` ("10.0.0.0/8")
-    are believed when they forward a client's address. `access_log` is the path of that file, "" for none.
+    are believed when they forward a client's address. `access_log` is the path of that file, "" for none. `program` is
+    the path of the `engine`, if that is another program.
     """
 
     directory: str
@@ -72,6 +77,13 @@ class GatewaySettings(Value):
     max_connections: int = 0
     access_log: str = ""
     operator: OperatorSettings | None = None
+    engine: str = POOLCTL
+    program: str = ""
+
+    @property
+    def mark(self) -> str:
+        """Changes with what only another process can do."""
+        return f"{__version__} {self.program}".rstrip()
 
     @property
     def idle_seconds(self) -> float:

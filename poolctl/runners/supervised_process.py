@@ -33,6 +33,7 @@ class SupervisedProcess(Receiver):
     """
 
     def __init__(self, fd: int = LINK_FD) -> None:
+        self.mark = __version__  # which the supervisor compares with that of a process it would start
         self._sock = wire.over(fd)
         self._orphan: OrphanedProcess | None = None
 
@@ -67,9 +68,13 @@ class SupervisedProcess(Receiver):
         elif message.get("t") == "end":
             self.over.set()
         elif message.get("t") == "performed":
-            self.link.send({"t": "performed", "id": message["id"]})
+            self.performed(message)
         else:
             self.perform(message, fds)
+
+    def performed(self, message: wire.Message) -> None:
+        """Answer that every order before this message has been followed."""
+        self.link.send({"t": "performed", "id": message["id"]})
 
     def await_adoption(self, directory: str, kind: str) -> None:
         """Serve on without keeper and supervisor, and be found in the pool's directory as this kind of process."""
@@ -142,7 +147,7 @@ class OrphanedProcess:
         self._connections.add(connection)
         for message, sockets in self.process.holdings():
             connection.link.send(message, sockets)
-        connection.link.send({"t": "over", "mark": __version__})
+        connection.link.send({"t": "over", "mark": self.process.mark})
 
 
 class _Connection(Receiver):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -10,6 +12,7 @@ from importlib.util import find_spec
 from poolctl.config.checks.certificate_checks import certificate_names, check_certificates, names_cover
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model import GATEWAY_LIBRARIES, INSTALL_GATEWAY
+from poolctl.config.model.gateway_tables import GatewayConfig
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.problems import Finding, Path, Problem
 from poolctl.config.model.routes import routes_of
@@ -19,13 +22,15 @@ from poolctl.routing.match import DOMAIN, EXACT, host_pattern
 from poolctl.routing.route import FILE, Route, passable
 
 SHOWN_NAMES = 3
+# Where it is installed, beside the directories of $PATH.
+HAPROXY_PLACES = ("/usr/sbin", "/usr/local/sbin")
 
 
 def check_gateway(
     tables: Tables, servers: Iterable[ServerKeys], env: Mapping[str, str], now: datetime
 ) -> tuple[list[Finding], list[Finding]]:
     """Problems and warnings; their paths begin with the table. Blocks on the disk."""
-    problems = [*_without_libraries(tables)]
+    problems = [*_unusable_engine(tables)]
     warnings: list[Finding] = []
     names: dict[str, list[str]] = {}  # of the certificates of each listener
     for index, listener in enumerate(tables.gateway.bind if tables.gateway else ()):
@@ -47,15 +52,39 @@ def libraries_problem() -> str:
     return f"{listed} {'is' if len(missing) == 1 else 'are'} not installed" if missing else ""
 
 
-def _without_libraries(tables: Tables) -> Iterator[Finding]:
-    problem = libraries_problem()
-    if problem:
+def haproxy_program(gateway: GatewayConfig) -> str:
+    """The path of HAProxy, whether or not it is there."""
+    places = os.pathsep.join((os.environ.get("PATH", os.defpath), *HAPROXY_PLACES))
+    return gateway.program or shutil.which("haproxy", path=places) or f"{HAPROXY_PLACES[0]}/haproxy"
+
+
+def engine_problem(engine: str, program: str) -> tuple[str, str] | None:
+    """Why the program that serves the gateway's clients cannot run, and the fix; None if it can."""
+    if engine == "poolctl":
+        problem = libraries_problem()
+        return (f"{problem}, which the gateway needs", INSTALL_GATEWAY) if problem else None
+    if os.access(program, os.X_OK) and os.path.isfile(program):
+        return None
+    message = (
+        f"{program} is not installed" if not os.path.exists(program) else f"{program} cannot be executed"
+    )
+    return (
+        message,
+        'install HAProxy ("apt install haproxy"), or write where it is: program = "/path/to/haproxy"',
+    )
+
+
+def _unusable_engine(tables: Tables) -> Iterator[Finding]:
+    if tables.gateway is None:
+        return
+    program = haproxy_program(tables.gateway) if tables.gateway.engine == "haproxy" else ""
+    if problem := engine_problem(tables.gateway.engine, program):
         path: Path = ("gateway",)
         if tables.gateway and not tables.gateway.model_fields_set:
             # A route or a stream alone turns the gateway on.
             listed = [*(("route", each.index) for each in tables.routes)]
             path = [*listed, *(("stream", each.index) for each in tables.streams), path][0]
-        yield Finding(path, f"{problem}, which the gateway needs", INSTALL_GATEWAY)
+        yield Finding(path, *problem)
 
 
 def _names_of(tls: TLSConfig) -> list[str]:

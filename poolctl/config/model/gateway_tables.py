@@ -40,6 +40,7 @@ from poolctl.config.model.value_types import (
     BadValue,
     Bind,
     Duration,
+    FilePath,
     HeaderName,
     Headers,
     HeadSize,
@@ -149,6 +150,13 @@ class GatewayConfig(Table):
     bind: Annotated[tuple[GatewayListener, ...], _short("bind", ADDRESS_ALLOWED)] = Field(
         default_factory=lambda: (GatewayListener(bind=DEFAULT_BIND),),
         description="The addresses: one, or a list; { bind, tls } for HTTPS. [] is for streams alone.",
+    )
+    engine: Literal["poolctl", "haproxy"] = field(
+        "poolctl",
+        "The program that serves the clients: poolctl's own, or HAProxy, which proxies all of them.",
+    )
+    program: FilePath | None = field(
+        None, "The path of HAProxy. Left out: haproxy in $PATH, /usr/sbin or /usr/local/sbin."
     )
     header_for_host: HeaderName = field("Host", "The header that names the host of a request.")
     traffic_re_enable: Positive = field(30.0, "When a disabled host gets traffic again by itself.")

@@ -31,6 +31,8 @@ def haproxy_problems(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[
         return
     for finding in _of_gateway(tables.gateway):
         yield None, finding
+    if tables.operator is not None and tables.operator.url is not None:
+        yield None, Finding(("operator", "url"), "HAProxy informs no operator of requests", _TAKE_OUT)
     for each in written_routes(Known(servers), tables):
         for finding in _of_route(each.config) if each.config and not each.reason else ():
             yield on_route(each, finding)

@@ -69,6 +69,9 @@ def route_problems(
     if not gateway.bind and (written or not (tables.streams or unfinished.streams)):
         message = "there is no address for the routes"
         yield None, Finding(("gateway", "bind"), message, f'add one: bind = "{DEFAULT_BIND}"')
+    if gateway.program and gateway.engine == "poolctl":
+        fix = 'add engine = "haproxy", or take it out'
+        yield None, Finding(("gateway", "program"), "program is the path of HAProxy, which is not used", fix)
     for route in tables.routes:
         yield from _at("route", route.index, _target_problems(route, known, tables, unfinished))
     for stream in tables.streams:

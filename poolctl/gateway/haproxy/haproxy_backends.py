@@ -113,7 +113,7 @@ def _servers(
     for target, weight in weights.items():
         scaled = weight if heaviest <= _HEAVIEST else max(1, weight * _HEAVIEST // heaviest)
         endpoint = endpoints.get(target.server) if target.server else Endpoint.of_url(target.url)
-        options = [*_options(endpoint), *([f"weight {scaled}"] if scaled > 1 else [])]
+        options = [*_options(endpoint)]
         if limit is not None and limit.concurrency:
             options += [f"maxconn {limit.concurrency}", f"maxqueue {limit.queue or 1}"]
         if target.url and route.breaker.failures:
@@ -123,7 +123,9 @@ def _servers(
             )
         name = names.of(target.key.partition("://")[2] or target.key)
         sticky = sticky_value(target.key) if isinstance(route, Route) and route.sticky_cookie else ""
-        servers.append(HaproxyServer(name, target.key, address_of(endpoint), " ".join(options), sticky))
+        servers.append(
+            HaproxyServer(name, target.key, address_of(endpoint), " ".join(options), scaled, sticky)
+        )
     return tuple(servers)
 
 

@@ -28,6 +28,7 @@ _REPORTS = "^(forwarded|proxy|x[-_](forwarded|poolctl)[-_].*|x[-_]real[-_]ip)$"
 # Paths that backends read in two ways, and what no path may hold.
 _AMBIGUOUS = r"//|;|%2f|%5c"
 _FORBIDDEN = r"%0[0-9a-f]|%1[0-9a-f]|%7f|[\\]"
+_EVERYWHERE = ("0.0.0.0/0", "::/0")
 _NETWORKS_A_LINE = 20
 _NORMALIZATIONS = (
     "percent-to-uppercase strict", "percent-decode-unreserved strict", "path-strip-dot", "path-strip-dotdot full",
@@ -42,16 +43,16 @@ def configuration_of(
     routes: Iterable[Route],
     streams: Iterable[StreamRoute],
     endpoints: Mapping[str, Endpoint],
-    runtime_socket: str = "",
 ) -> HaproxyConfiguration:
     """The configuration for these routes. `endpoints` are those of the pool's servers, by name."""
     ordered, names = in_order(routes), Names()
     backends = [(route, backend_of(route, names, endpoints)) for route in ordered]
-    lines = [*_global(settings, runtime_socket), *_defaults(settings, ordered)]
+    lines = [*_global(settings), *_defaults(settings, ordered)]
     fronts = [each for each in listeners if not each.alias]
     if fronts:
         lines += ["", "frontend gateway", *(line for each in fronts for line in each.lines())]
-        lines += _decisions(settings, ordered)
+        # A client may send its next request at the moment of a reload: it is answered, and then the connection closed.
+        lines += ["    option idle-close-on-response", *_decisions(settings, ordered)]
         lines += [f"    use_backend {section.name}{_condition(route)}" for route, section in backends]
         lines += [
             f"    default_backend {NO_ROUTE}",
@@ -74,13 +75,11 @@ def configuration_of(
     return HaproxyConfiguration(tuple(lines), tuple(sections), files)
 
 
-def _global(settings: GatewaySettings, runtime_socket: str) -> Iterator[str]:
+def _global(settings: GatewaySettings) -> Iterator[str]:
     yield "global"
     yield "    # normalize-uri is experimental in all versions so far."
     yield "    expose-experimental-directives"
     yield "    default-path config"
-    if runtime_socket:
-        yield f"    stats socket {quoted(f'unix@{runtime_socket}')} mode 600 level admin"
     if settings.max_connections:
         yield f"    maxconn {settings.max_connections}"
     yield f"    hard-stop-after {duration(settings.drain_seconds)}"
@@ -121,6 +120,7 @@ def _decisions(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[s
 
 def _reports(trusted: Sequence[str]) -> Iterator[str]:
     """Replace what clients claim to report of others, and extend what trusted proxies report."""
+    trusted = _EVERYWHERE if "*" in trusted else trusted
     for start in range(0, len(trusted), _NETWORKS_A_LINE):
         networks = " ".join(trusted[start : start + _NETWORKS_A_LINE])
         yield f"    http-request set-var(txn.trusted) bool(true) if {{ src {networks} }}"

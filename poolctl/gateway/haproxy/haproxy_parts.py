@@ -57,14 +57,20 @@ class HaproxyServer(NamedTuple):
     key: str
     address: str
     options: str
+    weight: int = 1
     cookie: str = ""
 
     def line(self, *, disabled: bool = False) -> str:
         """Its line in the backend."""
-        words = ["    server", self.name, self.address, self.options]
+        words = ["    server", self.name, self.address, self.arguments]
         words += [f"cookie {self.cookie}"] if self.cookie else []
         words += ["disabled"] if disabled else []
         return " ".join(filter(None, words))
+
+    @property
+    def arguments(self) -> str:
+        """What follows its address."""
+        return " ".join(filter(None, (self.options, f"weight {self.weight}" if self.weight != 1 else "")))
 
 
 class HaproxyBackend(NamedTuple):
@@ -75,6 +81,11 @@ class HaproxyBackend(NamedTuple):
     is_stream: bool
     lines: tuple[str, ...]
     servers: tuple[HaproxyServer, ...]
+
+    @property
+    def but_servers(self) -> HaproxyBackend:
+        """The section without its servers."""
+        return self._replace(servers=())
 
 
 class HaproxyConfiguration(NamedTuple):

@@ -12,12 +12,11 @@ import socket
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from poolctl import __version__
-from poolctl.config import INSTALL_GATEWAY, Tables, libraries_problem
+from poolctl.config import Tables, engine_problem
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.errors import ServerError
-from poolctl.gateway.settings import ListenerSettings
+from poolctl.gateway.settings import HAPROXY, ListenerSettings
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.listener_opener import in_daemon_thread
@@ -30,7 +29,7 @@ from ..sidecar import SidecarManager
 from .computed_routes import ComputedRoutes
 from .gateway_listeners import GatewayListeners
 from .gateway_plan import GatewayPlan, plan_of
-from .gateway_process import GatewayProcess
+from .gateway_process import GatewayProcess, HaproxyGatewayProcess
 from .gateway_reports import GatewayReports
 from .orphaned_gateway import OrphanSearch
 from .server_facts import facts_of
@@ -216,8 +215,8 @@ class GatewayManager(SidecarManager):
         self._current = plan = plan.keeping(self._listeners.settings)
         await self._routes.settled()
         process = self.gateway
-        if process is None or process.mark != __version__:
-            await self._start(process)
+        if process is None or process.mark != plan.settings.mark:
+            await self._start(plan, process)
         else:
             self._sync(process)
         await self._listeners.close_others(plan.listeners)
@@ -242,11 +241,14 @@ class GatewayManager(SidecarManager):
         env, name = configuration.environment, configuration.name
         return await in_daemon_thread(lambda: plan_of(tables, streams, directory, state_directory, env, name))
 
-    async def _start(self, before: GatewayProcess | None) -> None:
+    async def _start(self, plan: GatewayPlan, before: GatewayProcess | None) -> None:
         """Start a process; the one before drains once the new one serves."""
-        if problem := await in_daemon_thread(libraries_problem):
-            raise ServerError(f"{problem}; {INSTALL_GATEWAY}")
-        process = await GatewayProcess.spawn(self._keeper, self._environment.directory, __version__)
+        if problem := await in_daemon_thread(
+            lambda: engine_problem(plan.settings.engine, plan.settings.program)
+        ):
+            raise ServerError("; ".join(problem))
+        kind = HaproxyGatewayProcess if plan.settings.engine == HAPROXY else GatewayProcess
+        process = await kind.spawn(self._keeper, self._environment.directory, plan.settings.mark)
         self.reports.follow(process)
         self._sync(process)
         process.begin()
@@ -255,8 +257,8 @@ class GatewayManager(SidecarManager):
         self._watch(process)
         # Changes since it was spawned.
         self._sync(process)
-        if before is not None and self._current is not None:
-            before.drain(self._current.settings.drain_seconds)
+        if before is not None:
+            before.drain(plan.settings.drain_seconds)
         self._served = ()
 
     def _report_addresses(self, plan: GatewayPlan) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.address import parse
-from poolctl.config import GatewayConfig, Tables, certificate_names, read_regular
+from poolctl.config import GatewayConfig, Tables, certificate_names, haproxy_program, read_regular
 from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
-from poolctl.gateway.settings import HTTP, GatewaySettings, ListenerSettings, OperatorSettings
+from poolctl.gateway.settings import HAPROXY, HTTP, GatewaySettings, ListenerSettings, OperatorSettings
 from poolctl.routing.route import StreamRoute
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ def settings_of(gateway: GatewayConfig, directory: str = "", state_directory: st
         keep_alive_seconds=gateway.keep_alive,
         max_head_bytes=gateway.max_head_size,
         max_connections=gateway.max_connections or 0,
+        engine=gateway.engine,
+        program=haproxy_program(gateway) if gateway.engine == HAPROXY else "",
         access_log=os.path.join(state_directory, GATEWAY_ACCESS_LOG) if gateway.access_log else "",
     )
 

@@ -176,6 +176,12 @@ class GatewayProcess(SidecarProcess):
             self.on_report(message)
 
 
+class HaproxyGatewayProcess(GatewayProcess):
+    """The process with which HAProxy serves the clients."""
+
+    part = "gateway.haproxy"
+
+
 def pair_number(give: socket.socket) -> int:
     """Distinguishes a pair from others."""
     return os.fstat(give.fileno()).st_ino

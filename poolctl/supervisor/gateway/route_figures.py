@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from poolctl.core.core import Core
 from poolctl.frozen_value import Table
 from poolctl.gateway.counts import REFUSED
+from poolctl.gateway.settings import HAPROXY
 from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_health import RouteHealth, route_health, server_health
@@ -107,6 +108,8 @@ class RouteFigures:
     def _hindrances(self, route: Route) -> Iterator[str]:
         """Why no connection of a route is passed that could be, going by its rules alone."""
         gateway = self._gateway.tables.gateway
+        if gateway is not None and gateway.engine == HAPROXY:
+            yield "HAProxy proxies every connection"
         if gateway is not None and gateway.header_for_host.lower() != "host":
             yield f"the host is taken from the header {gateway.header_for_host}"
         match = (

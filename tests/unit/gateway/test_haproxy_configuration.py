@@ -142,6 +142,9 @@ def test_streams_certificates_and_settings_are_accepted(tmp_path: Path) -> None:
     assert "bind :::8443 v4v6 ssl crt-list 8443.crt-list alpn h2,http/1.1" in configuration.text()
     assert "maxconn 7" in section(configuration, "listen stream:pg")
     check(configuration, tmp_path)
+    trusting = made(settings=settings.but(trusted_proxies=("*",)), listeners=listeners[:1])
+    assert "{ src 0.0.0.0/0 ::/0 }" in trusting.text()
+    check(trusting, tmp_path)
 
 
 def test_names_that_differ_only_in_other_characters_stay_apart(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ class Stage:
         self.table = Descriptor(write_table(routes, 1))
         self.listeners = [SimpleNamespace(tls=False)]
         self.header_for_host = "Host"
+        self.engine = "poolctl"
         self.pairs = {"web"}
         self.config = ServerConfig(**{"name": "web", "bind": "127.0.0.1:9001", "app": "any:app"} | keys)
         self.counted = tally.blank_page().tolist()
@@ -67,7 +68,7 @@ class Stage:
             of_the_ended=lambda entry: self.counted[: tally.COUNTED],
             passed_to_the_ended=lambda entry: tally.passed(self.counted),
         )
-        table = SimpleNamespace(bind=self.listeners, header_for_host=self.header_for_host)
+        table = SimpleNamespace(bind=self.listeners, header_for_host=self.header_for_host, engine=self.engine)
         gateway: Any = SimpleNamespace(
             routes=SimpleNamespace(table=self.table, routes=RouteSet(http=self.routes)),
             tables=SimpleNamespace(gateway=table),
@@ -116,6 +117,13 @@ def test_route_that_passes_says_why_some_of_its_requests_are_proxied(stages: lis
     secure.listeners.append(SimpleNamespace(tls=True))
     secure.proxied("shop", 1)
     assert secure.report(SHOP).why.startswith("without TLS")
+
+
+def test_route_that_haproxy_serves_is_proxied(stages: list[Stage]) -> None:
+    stage = stage_of(stages, SHOP)
+    stage.engine = "haproxy"
+    report = stage.report(SHOP)
+    assert (report.way, report.why) == ("proxy", "HAProxy proxies every connection")
 
 
 def test_route_that_its_servers_keep_from_being_passed_is_proxied(stages: list[Stage]) -> None:

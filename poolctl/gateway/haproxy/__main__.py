@@ -1,0 +1,23 @@
+"""The process of a gateway that HAProxy serves."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+from poolctl.platform import name_process, raise_descriptor_limit
+
+from .haproxy_gateway import HaproxyGateway
+
+
+def main() -> None:
+    """Serve until the order to end."""
+    name_process("poolctl-haproxy")
+    raise_descriptor_limit()
+    gc.collect()
+    gc.freeze()
+    asyncio.run(HaproxyGateway().run())
+
+
+if __name__ == "__main__":
+    main()

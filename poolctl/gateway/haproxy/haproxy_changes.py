@@ -1,0 +1,110 @@
+"""What makes HAProxy serve by another configuration: commands of its runtime socket, or another start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from .haproxy_parts import HaproxyBackend, HaproxyConfiguration, HaproxyServer
+
+READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
+# Of servers that are added: the program knows no cookie for them, nor a place among the others.
+_FIXED = ("    cookie ", "    balance first")
+
+
+class HaproxySetup(NamedTuple):
+    """A configuration with what belongs to it.
+
+    `states` are those of the servers, by the names of backend and server; `bundles` are the contents of certificates
+    with their keys, and `authorities` those of files with CA certificates, by the names of their files. `descriptors`
+    are the sockets that its binds name.
+    """
+
+    configuration: HaproxyConfiguration
+    states: Mapping[tuple[str, str], str]
+    bundles: Mapping[str, bytes]
+    authorities: Mapping[str, bytes]
+    descriptors: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """The main file, in which servers that are not ready rest."""
+        return self.configuration.text(place for place, state in self.states.items() if state != READY)
+
+    def drained(self) -> list[str]:
+        """The commands that follow a start with this text."""
+        return [_state(place, state) for place, state in self.states.items() if state == DRAIN]
+
+
+def changes(before: HaproxySetup, after: HaproxySetup) -> list[str] | None:
+    """The commands that lead from one setup to the other; None if the program has to be started again for it."""
+    old, new = before.configuration, after.configuration
+    if (old.lines, old.files, before.descriptors, before.authorities, before.bundles.keys()) != (
+        new.lines, new.files, after.descriptors, after.authorities, after.bundles.keys()
+    ):  # fmt: skip
+        return None
+    if [each.but_servers for each in old.backends] != [each.but_servers for each in new.backends]:
+        return None
+    commands: list[str] = []
+    for name, content in after.bundles.items():
+        if before.bundles[name] != content:
+            commands += _renewed(name, content)
+    added: set[tuple[str, str]] = set()
+    for former, backend in zip(old.backends, new.backends, strict=True):
+        found = _server_changes(former, backend)
+        if found is None:
+            return None
+        commands += found
+        names = {each.name for each in former.servers}
+        added |= {(backend.name, each.name) for each in backend.servers if each.name not in names}
+    for place, state in after.states.items():
+        known = MAINTENANCE if place in added else before.states.get(place)
+        if known != state:
+            commands.append(_state(place, state))
+    return commands
+
+
+def _server_changes(before: HaproxyBackend, after: HaproxyBackend) -> list[str] | None:
+    old, new = ({each.name: each for each in backend.servers} for backend in (before, after))
+    if old.keys() != new.keys() and any(line.startswith(_FIXED) for line in after.lines):
+        return None
+    commands: list[str] = []
+    for name, server in old.items():
+        place = f"{after.name}/{name}"
+        if name not in new:
+            commands += [f"set server {place} state {MAINTENANCE}", f"del server {place}"]
+            continue
+        found = [*_differences(place, server, new[name])]
+        if None in found:
+            return None
+        commands += filter(None, found)
+    for name, server in new.items():
+        if name not in old:
+            place = f"{after.name}/{name}"
+            commands.append(f"add server {place} {server.address} {server.arguments}".rstrip())
+            commands += [f"enable health {place}"] if "check " in server.options else []
+    return commands
+
+
+def _differences(place: str, before: HaproxyServer, after: HaproxyServer) -> Iterator[str | None]:
+    if (before.key, before.options, before.cookie) != (after.key, after.options, after.cookie):
+        yield None
+    if before.weight != after.weight:
+        yield f"set weight {place} {after.weight}"
+    if before.address != after.address:
+        host, _, port = after.address.rpartition(":")
+        host = host.rpartition("@")[2]
+        # Neither sockets nor names to be resolved.
+        if "unix@" in before.address + after.address or host.strip("0123456789abcdef.:"):
+            yield None
+        yield f"set server {place} addr {host} port {port}"
+
+
+def _state(place: tuple[str, str], state: str) -> str:
+    return f"set server {'/'.join(place)} state {state}"
+
+
+def _renewed(name: str, content: bytes) -> list[str]:
+    # An empty line ends what is given to a command.
+    lines = "\n".join(line for line in content.decode("ascii", "replace").splitlines() if line.strip())
+    return [f"set ssl cert {name} <<\n{lines}\n", f"commit ssl cert {name}"]

@@ -1,0 +1,357 @@
+"""The gateway's process where HAProxy serves its clients: it follows the supervisor, and HAProxy follows it.
+
+Changes of servers are commands of HAProxy's runtime socket; for other routes or listeners another HAProxy starts on the
+same sockets, and the one before finishes its requests. HAProxy ends with this process, after its last requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from poolctl.frozen_value import Table
+from poolctl.keeper import rendezvous, wire
+from poolctl.logs.internal_log import InternalLog
+from poolctl.platform import read_file, sealed_file
+from poolctl.routing.route import Route, StreamRoute
+from poolctl.routing.route_table import RouteTable
+from poolctl.runners.process_link import Link
+from poolctl.runners.supervised_process import LINK_FD, Holdings, SupervisedProcess
+
+from ..backends import Backends
+from ..counts import Counts
+from ..endpoint import ServerFacts
+from ..host_orders import HostOrders
+from ..hosts import HostManager
+from ..settings import GatewaySettings, ListenerSettings
+from .haproxy_program import SHOW, HaproxyProgram, HaproxyRefusal
+from .haproxy_setup import HeldCertificate, HeldListener, setup_of
+from .haproxy_statistics import HaproxyStatistics
+
+logger = logging.getLogger("poolctl.gateway")
+
+
+class HaproxyGateway(SupervisedProcess):
+    """Follows the supervisor's messages; each is one method here, named after it."""
+
+    def __init__(self, fd: int = LINK_FD) -> None:
+        super().__init__(fd)
+        self._orders: dict[str, Callable[[wire.Message, list[int]], None]] = {
+            "settings": self._settings,
+            "pair": self._pair,
+            "hosts": self._hosts,
+            "server": self._server,
+            "forget": self._forget,
+            "certificate": self._certificate,
+            "table": self._table,
+            "listener": self._listener,
+            "unlisten": self._unlisten,
+            "resync": self._resync,
+            "begin": self._begin,
+            "withdraw": self._withdraw,
+            "host": self._host,
+            "report": self._report,
+            "figures": self._figures,
+            "drain": self._drain,
+        }
+        self._own_pair: list[socket.socket] = []  # for the next supervisor, which may have another gateway
+        self._servers: dict[str, ServerFacts] = {}
+        self._withdrawn: set[str] = set()
+        self._listeners: dict[str, HeldListener] = {}
+        self._certificates: dict[tuple[str, tuple[str, ...]], HeldCertificate] = {}
+        self._routes: tuple[Route, ...] = ()
+        self._stale: set[tuple[str, str]] = set()  # what was not sent again since "resync"
+        self._in_force: GatewaySettings | None = None
+        self._work: set[asyncio.Task[None]] = set()
+        self._following: asyncio.Task[None] | None = None
+        self._behind = self._begun = self._ending = False
+
+    @property
+    def settings(self) -> GatewaySettings:
+        """The table [gateway] in force."""
+        assert self._in_force is not None
+        return self._in_force
+
+    def perform(self, message: wire.Message, fds: list[int]) -> None:
+        """See SupervisedProcess."""
+        order = self._orders.get(str(message.get("t")))
+        if order is None or (self._in_force is None and message["t"] != "settings"):
+            for fd in fds:  # of another version, or for a gateway that passes connections
+                os.close(fd)
+        else:
+            order(message, fds)
+
+    def performed(self, message: wire.Message) -> None:
+        """See SupervisedProcess: once HAProxy serves by what was ordered."""
+        self._after({"t": "performed", "id": message["id"]})
+
+    def lost(self) -> None:
+        """See SupervisedProcess; the last order of a supervisor that replaces this process is to drain."""
+        if not self._begun:
+            self.over.set()  # its predecessor serves on
+        elif not self._ending:
+            self.await_adoption(self.settings.directory, rendezvous.GATEWAY)
+
+    def holdings(self) -> Holdings:
+        """See SupervisedProcess."""
+        yield {"t": "pair"}, self._own_pair
+        for listener in self._listeners.values():
+            yield {"t": "listener", "listener": listener.settings.to_json()}, listener.sockets
+
+    def adopted(self, link: Link) -> None:
+        """See SupervisedProcess."""
+        super().adopted(link)
+        self.host_orders.report()
+
+    async def finish(self) -> None:
+        """See SupervisedProcess."""
+        self._ending = True
+        for task in list(self._work):
+            task.cancel()
+        if self._in_force is not None:
+            self.host_orders.close()
+            await self.haproxy.end()
+        for listener in self._listeners.values():
+            _close(listener.sockets)
+        _close(self._own_pair)
+
+    # What is in force.
+
+    def _settings(self, message: wire.Message, fds: list[int]) -> None:
+        settings = GatewaySettings.from_json(message["settings"])
+        if self._in_force is None:
+            log = InternalLog(os.path.join(settings.directory, "gateway.log"), stamped=True)
+            logging.basicConfig(handlers=[log], level=logging.WARNING)
+            self._make(settings)
+        self._in_force, self.mark = settings, settings.mark
+        self.hosts.configure(settings.traffic_re_enable_seconds, settings.header_for_host)
+        self._follow_soon()
+
+    def _make(self, settings: GatewaySettings) -> None:
+        now = asyncio.get_running_loop().time
+        self.hosts, self.counts = HostManager(now), Counts()
+        self.backends = Backends(self.hosts, now, counts=self.counts)
+        self.host_orders = HostOrders(self, self.hosts, self.backends)
+        self.hosts.subscribe(lambda *_: self._follow_soon())
+        self.statistics = HaproxyStatistics(self.counts)
+        self.haproxy = HaproxyProgram(settings.program, os.path.join(settings.directory, "haproxy"))
+
+    def _pair(self, message: wire.Message, fds: list[int]) -> None:
+        _close(self._own_pair)
+        self._own_pair = [socket.socket(fileno=fd) for fd in fds]
+
+    def _server(self, message: wire.Message, fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+        facts = ServerFacts.from_json(message["facts"])
+        self._stale.discard(("server", facts.name))
+        self._withdrawn.discard(facts.name)
+        self._servers[facts.name] = facts
+        self._follow_soon()
+
+    def _forget(self, message: wire.Message, fds: list[int]) -> None:
+        self._servers.pop(message["server"], None)
+        self._follow_soon()
+
+    def _withdraw(self, message: wire.Message, fds: list[int]) -> None:
+        """The server is about to stop: nothing more is sent to it once this is answered."""
+        self._withdrawn.add(message["server"])
+        self._follow_soon()
+        self._after({"t": "withdrawn", "id": message["id"]})
+
+    def _certificate(self, message: wire.Message, fds: list[int]) -> None:
+        contents = [read_file(fd) for fd in fds]
+        for fd in fds:
+            os.close(fd)
+        names = tuple(message["names"])
+        self._certificates[message["bind"], names] = HeldCertificate(message["tls"], contents)
+        self._follow_soon()
+
+    def _table(self, message: wire.Message, fds: list[int]) -> None:
+        (fd,) = fds
+        table = RouteTable(fd)
+        os.close(fd)
+        self._routes = tuple(table)
+        table.close()
+        self._follow_soon()
+
+    def _listener(self, message: wire.Message, fds: list[int]) -> None:
+        settings = ListenerSettings.from_json(message["listener"])
+        route = None if message["route"] is None else StreamRoute.from_json(message["route"])
+        sockets = [socket.socket(fileno=fd) for fd in fds]
+        self._stale.discard(("listener", settings.key))
+        before = self._listeners.get(settings.key)
+        if before is not None and _numbers(before.sockets) == _numbers(sockets):
+            _close(sockets)
+            sockets = before.sockets  # the same numbers, so that HAProxy need not be started again
+        elif before is not None:
+            _close(before.sockets)
+        self._listeners[settings.key] = HeldListener(settings, route, sockets)
+        self._follow_soon()
+
+    def _unlisten(self, message: wire.Message, fds: list[int]) -> None:
+        if (listener := self._listeners.pop(message["key"], None)) is not None:
+            _close(listener.sockets)
+            self._follow_soon()
+
+    def _resync(self, message: wire.Message, fds: list[int]) -> None:
+        """Another supervisor sends everything again; what it does not send is forgotten at "begin"."""
+        self._stale = {("server", name) for name in self._servers}
+        self._stale |= {("listener", key) for key in self._listeners}
+
+    def _begin(self, message: wire.Message, fds: list[int]) -> None:
+        for kind, name in self._stale:
+            if kind == "listener":
+                self._unlisten({"key": name}, [])
+            else:
+                self._forget({"server": name}, [])
+        self._stale.clear()
+        self._begun = True
+        self._follow_soon()
+        self._after({"t": "up"})
+
+    # HAProxy.
+
+    def _follow_soon(self) -> None:
+        self._behind = True
+        if self._begun and self._following is None and not self._ending:
+            self._following = self._start(self._follow())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return task
+
+    def _after(self, reply: wire.Message) -> None:
+        """Send this once HAProxy follows everything that has arrived."""
+
+        async def send() -> None:
+            while self._following is not None:
+                await asyncio.wait([self._following])
+            self.link.send(reply)
+
+        self._start(send())
+
+    async def _follow(self) -> None:
+        try:
+            while self._behind:
+                self._behind = False
+                await self._follow_now()
+        except HaproxyRefusal as refusal:
+            logger.error("HAProxy cannot serve by the new configuration: %s", refusal)
+            self.link.send(
+                {"t": "event", "kind": "gateway configuration refused", "data": {"message": str(refusal)}}
+            )
+            if self.haproxy.process is None:
+                self.over.set()
+        finally:
+            self._following = None
+
+    async def _follow_now(self) -> None:
+        streams = [each.route for each in self._listeners.values() if each.route is not None]
+        self.backends.apply([*self._routes, *streams], {**self._servers})
+        if not self._listeners:
+            await self.haproxy.end()
+            return
+        before = self.haproxy.process
+        setup = setup_of(
+            self.settings,
+            list(self._listeners.values()),
+            self._certificates,
+            self._routes,
+            self._servers,
+            self.backends,
+            self._withdrawn,
+        )
+        if self.haproxy.setup is not None:
+            await self._count()
+        await self.haproxy.follow(setup)
+        process = self.haproxy.process
+        if process is not None and process is not before:
+            self.statistics.begin()
+            process.exited.add_done_callback(lambda _: self._ended(process))
+
+    def _ended(self, process: object) -> None:
+        """The supervisor starts another gateway when HAProxy has ended by itself."""
+        if process is self.haproxy.process and not self._ending:
+            logger.error("HAProxy has ended")
+            self.over.set()
+
+    # Hosts, figures, and the end.
+
+    def _hosts(self, message: wire.Message, fds: list[int]) -> None:
+        self.host_orders.restore(message["states"])
+
+    def _host(self, message: wire.Message, fds: list[int]) -> None:
+        self.host_orders.follow(message)
+
+    async def _count(self) -> None:
+        """Take over what HAProxy has counted."""
+        process, setup = self.haproxy.process, self.haproxy.setup
+        if process is not None and setup is not None:
+            try:
+                self.statistics.add(await process.ask(SHOW), setup.configuration.backends, self.backends)
+            except HaproxyRefusal as refusal:
+                logger.warning("HAProxy does not report its figures: %s", refusal)
+
+    def _report(self, message: wire.Message, fds: list[int]) -> None:
+        self._start(self._send_report(message["id"]))
+
+    async def _send_report(self, number: int) -> None:
+        await self._count()
+        report = {
+            "counts": self.counts.snapshot(),
+            "hosts": self.backends.snapshot(),
+            "streams": self.statistics.streams,
+            "queued": {},
+            "connections": self.statistics.connections,
+            "waiting": 0,
+            "evicted": 0,
+        }
+        fd = sealed_file("poolctl-report", json.dumps(report).encode())
+        try:
+            self.link.send({"t": "report", "id": number}, [fd])
+        finally:
+            os.close(fd)
+
+    def _figures(self, message: wire.Message, fds: list[int]) -> None:
+        self._start(self._send_figures(message["id"]))
+
+    async def _send_figures(self, number: int) -> None:
+        await self._count()
+        streams = self.statistics.streams.values()
+        figures: Table = {
+            "slots": self.counts.total(),
+            "refused": self.counts.refusals,
+            "connections": self.statistics.connections,
+            "streamed": sum(each["accepted"] for each in streams),
+            "stream_errors": sum(each["failed"] for each in streams),
+        }
+        self.link.send({"t": "figures", "id": number, **figures})
+
+    def _drain(self, message: wire.Message, fds: list[int]) -> None:
+        if not self._ending:
+            self._ending = True
+            self._start(self._drain_all(float(message["seconds"]), last=bool(message.get("last"))))
+
+    async def _drain_all(self, seconds: float, *, last: bool) -> None:
+        """Finish what was begun; streams end at once when no other process takes their clients over."""
+        try:
+            await (self.haproxy.finish(seconds) if last else self.haproxy.drain(seconds))
+        finally:
+            self.over.set()
+
+
+def _numbers(sockets: list[socket.socket]) -> list[int]:
+    return [os.fstat(sock.fileno()).st_ino for sock in sockets]
+
+
+def _close(sockets: list[socket.socket]) -> None:
+    while sockets:
+        sockets.pop().close()

@@ -1,0 +1,253 @@
+"""The program HAProxy: checked, started on sockets of the pool's, changed while it runs, replaced and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from ...platform import read_file, signals_at_parents_death
+from .haproxy_changes import HaproxySetup, changes
+
+MAIN_FILE, SOCKET_FILE = "haproxy.cfg", "haproxy.sock"
+_ANSWERS_SECONDS = 20.0
+_KILLED_SECONDS = 5.0
+_LOOKS_SECONDS = 0.1
+_MOST_ALERTS = 3
+SHOW = "show stat"
+# What it answers when a command has been performed; anything else is a refusal.
+_PERFORMED = re.compile(
+    r"\s*(New server registered|Server deleted|IP changed|port changed|no need to change|Transaction created"
+    r"|Committing [^\n]*\n?\.?\s*Success|$)"
+)
+
+logger = logging.getLogger("poolctl.gateway")
+
+
+class HaproxyRefusal(Exception):
+    """HAProxy does not accept a configuration or a command, or does not start; the message says why."""
+
+
+class HaproxyProcess:
+    """A process of the program; `exited` is done when it has ended."""
+
+    def __init__(self, argv: Sequence[str], descriptors: Sequence[int], stderr: int | None = None) -> None:
+        self._process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            pass_fds=descriptors,
+            # Not killed with our group: it finishes what it serves.
+            start_new_session=True,
+            preexec_fn=signals_at_parents_death(signal.SIGUSR1),
+        )
+        self.pid = self._process.pid
+        self.socket_path = ""
+        self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._pidfd = os.pidfd_open(self.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
+
+    def _ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        code = self._process.wait()
+        if not self.exited.done():
+            self.exited.set_result(code)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if not self.exited.done():
+            self._process.send_signal(number)
+
+    async def ask(self, command: str) -> str:
+        """The answer of its runtime socket. Raises HaproxyRefusal when there is none."""
+        try:
+            async with asyncio.timeout(_ANSWERS_SECONDS):
+                reader, writer = await asyncio.open_unix_connection(self.socket_path)
+                try:
+                    writer.write(command.encode() + b"\n")
+                    return (await reader.read()).decode("utf-8", "replace")
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError) as error:
+            raise HaproxyRefusal(
+                f"its runtime socket does not answer: {error or 'no answer in time'}"
+            ) from None
+
+    async def stopped_accepting(self) -> None:
+        """Return when it accepts nothing more, after SIGUSR1: its runtime socket is the last that it closes."""
+        with contextlib.suppress(HaproxyRefusal, TimeoutError):
+            async with asyncio.timeout(_ANSWERS_SECONDS):
+                while await self.ask("show info"):
+                    pass
+
+
+class HaproxyProgram:
+    """Keeps one process of the program running that serves by the last setup; those before it finish their requests.
+
+    `directory` is for its files, which hold keys; only the user of the pool may read it.
+    """
+
+    def __init__(self, program: str, directory: str) -> None:
+        self.program = program
+        self.directory = directory
+        self.process: HaproxyProcess | None = None
+        self.setup: HaproxySetup | None = None
+        self._draining: set[HaproxyProcess] = set()
+
+    @property
+    def socket_path(self) -> str:
+        """Its runtime socket."""
+        return os.path.join(self.directory, SOCKET_FILE)
+
+    async def follow(self, setup: HaproxySetup) -> None:
+        """Serve by this setup: by commands if they suffice, else by another process. Raises HaproxyRefusal."""
+        process, before = self.process, self.setup
+        commands = None if process is None or before is None else changes(before, setup)
+        if process is None or commands is None:
+            await self._replace(setup)
+            return
+        try:
+            for command in commands:
+                answer = await process.ask(command)
+                # One with connections is deleted by the next start; until then it gets none.
+                if not _PERFORMED.match(answer) and not command.startswith("del server"):
+                    raise HaproxyRefusal(f"{command.partition(chr(10))[0]}: {answer.strip()}")
+            self.setup = setup
+        except HaproxyRefusal as refusal:
+            logger.warning("HAProxy is started again: %s", refusal)
+            await self._replace(setup)
+
+    async def _replace(self, setup: HaproxySetup) -> None:
+        await self._check(setup)
+        before = self.process
+        self.process, self.setup = await self._started(setup), setup
+        if before is not None:
+            self._retire(before)
+            # Both accept until then, each by its own routes.
+            await before.stopped_accepting()
+        os.rename(self.process.socket_path, self.socket_path)
+        self.process.socket_path = self.socket_path
+
+    async def _check(self, setup: HaproxySetup) -> None:
+        """Write the files, and have them checked."""
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        files = {
+            MAIN_FILE: setup.text.encode(),
+            **{name: text.encode() for name, text in setup.configuration.files.items()},
+            **setup.bundles,
+            **setup.authorities,
+        }
+        for name, content in files.items():
+            self._write(name, content)
+        path, output = os.path.join(self.directory, MAIN_FILE), os.memfd_create("poolctl-haproxy")
+        try:
+            checker = HaproxyProcess([self.program, "-c", "-f", path], setup.descriptors, output)
+            if await checker.exited:
+                lines = read_file(output).decode("utf-8", "replace").splitlines()
+                alerts = [line.partition(" : ")[2] for line in lines if line.startswith("[ALERT]")]
+                raise HaproxyRefusal("; ".join(alerts[:_MOST_ALERTS]) or "it does not say why")
+        finally:
+            os.close(output)
+
+    def _write(self, name: str, content: bytes) -> str:
+        path = os.path.join(self.directory, name)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(content)
+        return path
+
+    async def _started(self, setup: HaproxySetup) -> HaproxyProcess:
+        """A process that serves, beside the one before."""
+        path = f"{self.socket_path}.new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            os.chmod(path, 0o600)
+            listener.listen()
+            listener.setblocking(False)
+            # Each process has its own, while the listeners are those of all.
+            runtime = self._write(
+                "runtime.cfg", f"global\n    stats socket fd@{listener.fileno()} level admin\n".encode()
+            )
+            # Quiet: it would log each change of a server for ever.
+            argv = [self.program, "-db", "-q", "-f", os.path.join(self.directory, MAIN_FILE), "-f", runtime]
+            process = HaproxyProcess(argv, [*setup.descriptors, listener.fileno()])
+        process.socket_path = path
+        try:
+            await self._serves(process)
+            for command in setup.drained():
+                await process.ask(command)
+        except BaseException:
+            process.signal(signal.SIGKILL)
+            raise
+        return process
+
+    async def _serves(self, process: HaproxyProcess) -> None:
+        """Return when it serves: its runtime socket answers from then on."""
+        answer = asyncio.ensure_future(process.ask("show info"))
+        either: list[asyncio.Future[Any]] = [answer, process.exited]
+        done, _ = await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if answer not in done:
+            answer.cancel()
+            raise HaproxyRefusal(f"it ended at its start with status {await process.exited}")
+        await answer
+
+    def _retire(self, process: HaproxyProcess) -> None:
+        """Let it finish its requests, within the time that its own configuration says."""
+        process.signal(signal.SIGUSR1)
+        self._draining.add(process)
+        process.exited.add_done_callback(lambda _: self._draining.discard(process))
+
+    async def drain(self, seconds: float) -> None:
+        """Accept nothing more; return when the last requests have ended, or were ended after that time."""
+        if self.process is not None:
+            process, self.process = self.process, None
+            self._retire(process)
+        if self._draining:
+            await asyncio.wait([each.exited for each in self._draining], timeout=seconds)
+        await self.end()
+
+    async def finish(self, seconds: float) -> None:
+        """End with the last request, whose clients no other process takes over, or after that time.
+
+        Streams, and connections between two requests, end then too.
+        """
+        with contextlib.suppress(HaproxyRefusal, TimeoutError):
+            async with asyncio.timeout(seconds):
+                # It reports no event for that.
+                while self.process is not None and await self._is_serving(self.process):
+                    await asyncio.sleep(_LOOKS_SECONDS)
+        await self.end()
+
+    async def _is_serving(self, process: HaproxyProcess) -> bool:
+        """Whether it has requests in flight to the backends of routes."""
+        rows = csv.DictReader((await process.ask(SHOW)).lstrip("# ").splitlines())
+        streams = (
+            {each.name for each in self.setup.configuration.backends if each.is_stream} if self.setup else ()
+        )
+        return any(
+            int(row["scur"] or 0)
+            for row in rows
+            if row["svname"] == "BACKEND" and row["pxname"] not in streams
+        )
+
+    async def end(self) -> None:
+        """End at once."""
+        processes = [*self._draining, *([self.process] if self.process is not None else [])]
+        self.process = None
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for each in processes:
+                each.signal(number)
+            left = [each.exited for each in processes if not each.exited.done()]
+            if left:
+                await asyncio.wait(left, timeout=_KILLED_SECONDS)

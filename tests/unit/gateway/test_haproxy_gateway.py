@@ -1,0 +1,360 @@
+"""The gateway's process with the real HAProxy, and the supervisor's side of it, on one loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.gateway.endpoint import ServerFacts
+from poolctl.gateway.haproxy.haproxy_gateway import HaproxyGateway
+from poolctl.gateway.settings import HAPROXY, GatewaySettings, ListenerSettings
+from poolctl.keeper import wire
+from poolctl.routing.route import Route, StreamRoute, Target
+from poolctl.routing.route_table import write_table
+from poolctl.runners.process_link import Descriptor
+from poolctl.supervisor.gateway.gateway_process import HaproxyGatewayProcess
+from poolctl.worker import tally
+from tests.certificates import certificate
+from tests.programs import program
+
+DEADLINE_SECONDS = 60.0
+BOTH = Route(alias="both", to=(Target(server="one"), Target(server="two")))
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, DEADLINE_SECONDS))
+
+
+class Stage:
+    """HAProxy with one listener, before the servers "one" and "two", which answer with their names."""
+
+    def __init__(self, directory: str, tls: bool) -> None:
+        settings = GatewaySettings(
+            directory=directory, drain_seconds=5.0, engine=HAPROXY, program=program("haproxy")
+        )
+        self.settings = settings
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.setblocking(False)
+        self.port = self.listener.getsockname()[1]
+        self.binding = ListenerSettings(bind=f"127.0.0.1:{self.port}", tls=tls)
+        self.reports: list[wire.Message] = []
+        ours, theirs = wire.pair()
+        self.server = HaproxyGateway(theirs.detach())
+        self.over = asyncio.ensure_future(self.server.run())
+        self.process = HaproxyGatewayProcess(ours, {}, "1")
+        self.process.on_report = self.reports.append
+        self.facts: dict[str, ServerFacts] = {}
+        self.backends: list[asyncio.Server] = []
+
+    async def start(self, *certificates: bytes) -> None:
+        self.process.configure(self.settings)
+        for name in ("one", "two"):
+            await self.add(name)
+        self.publish(1, BOTH)
+        if certificates:
+            self.certify(*certificates)
+        self.process.listen(self.binding, None, (1,), [self.listener])
+        self.process.begin()
+        await self.process.up.wait()
+        assert self.haproxy.process is not None
+
+    @property
+    def haproxy(self) -> Any:
+        return self.server.haproxy
+
+    async def add(self, name: str) -> None:
+        """A server that answers with its name."""
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    await reader.readuntil(b"\r\n\r\n")
+                    writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(name)}\r\n\r\n{name}".encode())
+            writer.close()
+
+        backend = await asyncio.start_server(answer, "127.0.0.1", 0)
+        self.backends.append(backend)
+        port = backend.sockets[0].getsockname()[1]
+        self.report(ServerFacts(name=name, bind=f"127.0.0.1:{port}", state="running", ready=True))
+
+    def report(self, facts: ServerFacts) -> None:
+        self.facts[facts.name] = facts
+        self.process.serve(facts, None)
+
+    def publish(self, generation: int, *routes: Route) -> None:
+        table = Descriptor(write_table(routes, generation))
+        self.process.publish(generation, table)
+        table.close()
+
+    def certify(self, cert: bytes, key: bytes) -> None:
+        tls = {"client_auth": "none", "min_version": "1.2", "ciphers": None}
+        with tempfile.TemporaryFile() as one, tempfile.TemporaryFile() as two:
+            for file, content in ((one, cert), (two, key)):
+                file.write(content)
+                file.flush()
+            fds = [one.fileno(), two.fileno()]
+            self.process.certify(self.binding.bind, ["localhost"], tls, cert, fds)
+
+    async def answers(self, count: int = 4, **options: Any) -> set[str]:
+        """The bodies of the responses to so many requests on connections of their own."""
+        return {await self.get(**options) for _ in range(count)}
+
+    async def get(self, path: str = "/", **options: Any) -> str:
+        """The body, or the status of a response without one."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, **options)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+        writer.close()
+        return body if " 200 " in head else head.split()[1]
+
+    async def report_when(self, condition: Callable[[Any], Any]) -> Any:
+        """A report for which this is true: HAProxy counts a moment after it has answered."""
+        while not condition(report := await self.process.report()):
+            pass
+        return report
+
+    async def close(self) -> None:
+        self.process.end()
+        await self.over
+        for each in self.backends:
+            each.close()
+        self.listener.close()
+
+
+@contextlib.asynccontextmanager
+async def gateway(directory: Path, *certificates: bytes) -> AsyncIterator[Stage]:
+    stage = Stage(str(directory), bool(certificates))
+    try:
+        await stage.start(*certificates)
+        yield stage
+    finally:
+        await stage.close()
+
+
+@pytest.fixture
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a path that is short enough for sockets."""
+    return tmp_path_factory.mktemp("h")
+
+
+def test_server_that_is_not_ready_gets_nothing_and_returns_without_another_haproxy(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            first = stage.haproxy.process.pid
+            assert await stage.answers() == {"one", "two"}
+            one = stage.facts["one"]
+            stage.report(one.but(ready=False, state="stopping"))
+            await stage.process.performed()
+            assert await stage.answers() == {"two"}
+            stage.report(one)
+            await stage.process.performed()
+            assert await stage.answers() == {"one", "two"}
+            # Another address, as after a restart on another port.
+            stage.report(one.but(bind=stage.facts["two"].bind))
+            await stage.process.performed()
+            assert await stage.answers() == {"two"}
+            assert stage.haproxy.process.pid == first
+
+    run(work())
+
+
+def test_withdrawn_server_gets_nothing_once_that_is_answered(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            give, take = wire.pair()
+            await stage.process.withdraw("one", give)
+            assert await stage.answers() == {"two"}
+            stage.process.serve(stage.facts["one"], None)
+            await stage.process.performed()
+            assert await stage.answers() == {"one", "two"}
+            give.close()
+            take.close()
+
+    run(work())
+
+
+def test_sleeping_server_is_used_only_when_no_other_can_serve(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            one, two = stage.facts["one"], stage.facts["two"]
+            stage.report(one.but(ready=False, state="sleeping"))
+            await stage.process.performed()
+            assert await stage.answers() == {"two"}
+            stage.report(two.but(ready=False, state="stopped"))
+            await stage.process.performed()
+            assert await stage.answers() == {"one"}
+
+    run(work())
+
+
+def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_that_refuses_nothing(
+    short: Path,
+) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            first = stage.haproxy.process
+            await stage.add("three")
+            stage.publish(2, BOTH.but(to=(Target(server="two"), Target(server="three"))))
+            await stage.process.performed()
+            assert await stage.answers() == {"two", "three"}
+            assert stage.haproxy.process is first
+
+            over = asyncio.Event()
+            failed = []
+
+            async def load() -> None:
+                while not over.is_set():
+                    if (answer := await stage.get()) not in ("two", "three"):
+                        failed.append(answer)
+
+            clients = [asyncio.ensure_future(load()) for _ in range(3)]
+            for generation in range(3, 6):
+                routes = [
+                    BOTH.but(to=(Target(server="three"),)),
+                    Route(alias="two", path=f"/{generation}", to=(Target(server="two"),)),
+                ]
+                stage.publish(generation, *routes)
+                await stage.process.performed()
+                assert await stage.get(f"/{generation}") == "two"
+                assert stage.haproxy.process is not first
+            over.set()
+            await asyncio.gather(*clients)
+            assert failed == []
+            await first.exited
+
+    run(work())
+
+
+def test_hosts_are_disabled_and_drained_by_order(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            answer = await stage.process.order_hosts({"op": "disable", "hosts": ["one"], "for": 0})
+            assert answer["hosts"] == ["one"]
+            await stage.process.performed()
+            assert await stage.answers() == {"two"}
+            assert [each["kind"] for each in stage.reports if each["t"] == "event"] == ["host disabled"]
+            await stage.process.order_hosts({"op": "enable", "hosts": ["one"]})
+            await stage.process.performed()
+            assert await stage.answers() == {"one", "two"}
+
+    run(work())
+
+
+def test_figures_are_those_of_haproxy_and_never_fall(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            await stage.answers(4)
+            await stage.report_when(lambda it: it["counts"]["routes"]["both"]["slots"][tally.STATUS + 2] == 4)
+            stage.publish(2, BOTH, Route(alias="two", path="/two", to=(Target(server="two"),)))
+            await stage.process.performed()
+            assert await stage.get("/two") == "two"
+            report = await stage.report_when(
+                lambda it: it["counts"]["routes"]["two"]["slots"][tally.STATUS + 2]
+            )
+            routes = report["counts"]["routes"]
+            assert routes["both"]["slots"][tally.STARTED] == 4
+            assert routes["both"]["slots"][tally.STATUS + 2] == 4
+            assert routes["two"]["slots"][tally.STARTED] == 1
+            assert {row["host"]: row["requests"] for row in report["hosts"]} == {"one": 2, "two": 3}
+            assert (await stage.process.figures())["slots"][tally.STARTED] == 5
+            stage.publish(3, Route(alias="two", path="/two", to=(Target(server="two"),)))
+            await stage.process.performed()
+            assert await stage.get("/other") == "404"
+            report = await stage.report_when(lambda it: it["counts"]["refused"])
+            assert report["counts"]["refused"] == {"404": 1}
+
+    run(work())
+
+
+def test_certificate_is_renewed_without_another_haproxy(short: Path) -> None:
+    pairs = []
+    for number in (1, 2):
+        directory = short / str(number)
+        directory.mkdir()
+        cert, key = certificate(directory)
+        pairs.append((cert.read_bytes(), key.read_bytes()))
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2", "http/1.1"])
+
+    async def shown(stage: Stage) -> tuple[str, str | None]:
+        _, writer = await asyncio.open_connection("127.0.0.1", stage.port, ssl=context)
+        secure = writer.get_extra_info("ssl_object")
+        writer.transport.abort()
+        return ssl.DER_cert_to_PEM_cert(secure.getpeercert(True)).strip(), secure.selected_alpn_protocol()
+
+    async def work() -> None:
+        async with gateway(short, *pairs[0]) as stage:
+            first = stage.haproxy.process
+            assert await shown(stage) == (pairs[0][0].decode().strip(), "h2")
+            bundle = next((short / "haproxy").glob("*.pem"))
+            assert bundle.stat().st_mode & 0o777 == 0o600
+            stage.certify(*pairs[1])
+            await stage.process.performed()
+            assert await shown(stage) == (pairs[1][0].decode().strip(), "h2")
+            assert stage.haproxy.process is first
+
+    run(work())
+
+
+def test_streams_are_copied_and_counted(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                bind = f"127.0.0.1:{listener.getsockname()[1]}"
+                route = StreamRoute(alias="tcp", bind=bind, to=(Target(server="one"),))
+                binding = ListenerSettings(bind=bind, protocol="tcp", alias="tcp")
+                stage.process.listen(binding, route, (2,), [listener])
+                await stage.process.performed()
+                reader, writer = await asyncio.open_connection(*listener.getsockname())
+                writer.write(b"GET / HTTP/1.1\r\n\r\n")
+                assert (await reader.readuntil(b"one")).startswith(b"HTTP/1.1 200")
+                writer.close()
+                report = await stage.report_when(lambda it: it["streams"])
+                assert report["streams"]["tcp"]["accepted"] == 1
+
+    run(work())
+
+
+def test_process_is_over_when_haproxy_ends_by_itself(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            os.kill(stage.haproxy.process.pid, 9)
+            await stage.over
+
+    run(work())
+
+
+def test_draining_process_answers_what_was_begun(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            held: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+
+            async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await reader.readuntil(b"\r\n\r\n")
+                held.set_result(writer)
+
+            slow = await asyncio.start_server(hold, "127.0.0.1", 0)
+            port = slow.sockets[0].getsockname()[1]
+            stage.publish(2, Route(alias="slow", to=(Target(url=f"http://127.0.0.1:{port}"),)))
+            await stage.process.performed()
+            answer = asyncio.ensure_future(stage.get())
+            writer = await held
+            stage.process.drain(30.0)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
+            assert await answer == "late"
+            writer.close()
+            await stage.over
+            slow.close()
+
+    run(work())
