@@ -8,10 +8,11 @@ from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.time_windows import BadWindow, Period, parse_window, period_at, time_zone, until_text
+from tests.examples import examples
 
 BERLIN = ZoneInfo("Europe/Berlin")
 # Clocks are set forward on 2026-03-29 and back on 2026-10-25.
@@ -66,7 +67,7 @@ def matches(window: tuple[tuple[str, frozenset[int]], ...], moment: datetime) ->
     return moment.minute in minutes and moment.hour in hours and moment.month in months and day
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(st.lists(fields, max_size=2), st.lists(fields, max_size=2), MOMENTS)
 def test_state_lasts_exactly_until_the_first_minute_in_another_one(
     asleep: list[tuple[tuple[str, frozenset[int]], ...]],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import poolctl
@@ -17,6 +17,7 @@ from poolctl.cli.command import COMMON, FLAG, LIST, Command, Option, command_nam
 from poolctl.cli.command_line import CommandRequest, parse
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.typer_app import perform_args
+from tests.examples import examples
 from tests.stand_in import always, item
 
 from .conftest import Supervised
@@ -80,7 +81,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 
 @given(command_lines())
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_both_lanes_make_the_same_request_of_a_command_line(args: list[str]) -> None:
     fast = parse(args)
     if fast is not None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.config.edit.draft import Draft
 from poolctl.config.edit.toml_writer import value_text as toml
 from poolctl.config.loader import load
+from tests.examples import examples
 
 WORDS = st.text(
     st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="$\u2028\u2029\x85\ufeff"),
@@ -141,7 +142,7 @@ def configured(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_setting_a_key_changes_that_server_and_nothing_else(kind: str, data: st.DataObject) -> None:
     written = data.draw(FILES[kind])
     at = data.draw(st.integers(0, len(written.tables) - 1))
@@ -169,7 +170,7 @@ def test_setting_a_key_changes_that_server_and_nothing_else(kind: str, data: st.
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_scaling_is_what_the_configuration_says_afterwards(kind: str, data: st.DataObject) -> None:
     written = data.draw(FILES[kind])
     wanted = data.draw(
@@ -191,7 +192,7 @@ def test_scaling_is_what_the_configuration_says_afterwards(kind: str, data: st.D
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_removing_takes_out_whole_servers_and_leaves_the_others_as_they_are(
     kind: str, data: st.DataObject
 ) -> None:
@@ -214,7 +215,7 @@ def test_removing_takes_out_whole_servers_and_leaves_the_others_as_they_are(
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_adding_puts_servers_behind_the_others(kind: str, data: st.DataObject) -> None:
     written = data.draw(FILES[kind])
     new = [data.draw(tables(number)) for number in range(10, 10 + data.draw(st.integers(1, 3)))]

@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.config import (
@@ -25,6 +25,7 @@ from poolctl.routing.route import ExcludedRoute, Route, StreamRoute
 from poolctl.routing.table_file import write_table
 from poolctl.units import format_duration, format_size
 from tests.configuration import server
+from tests.examples import examples
 
 WEB: dict[str, Any] = {"name": "web", "bind": "127.0.0.1:9001", "app": "hello:app", "tags": ["t"]}
 SECONDS = st.integers(1, 10_000).map(float)
@@ -146,7 +147,7 @@ def loaded(text: str, name: str = "/pool/pool.toml") -> Configuration:
 
 
 @given(tables=files())
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_tables_survive_being_written_and_read_again(tables: dict[str, Any]) -> None:
     config = loaded(toml(tables))
     again = loaded(toml(config.tables.to_dict()))
@@ -198,7 +199,7 @@ def anything_for(model: type[Section]) -> st.SearchStrategy[Any]:
     st.lists(anything_for(StreamConfig), max_size=2) | ANYTHING,
     LABELS,
 )
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_anything_is_read_or_refused_with_its_place(
     gateway: Any, route: Any, stream: Any, labels: Any
 ) -> None:

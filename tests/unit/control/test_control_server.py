@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from poolctl.control import control_server as control
@@ -23,6 +23,7 @@ from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Progress, Request
 from poolctl.control.pool_paths import BACKLOG
 from poolctl.frozen_value import Table, Value
+from tests.examples import examples
 
 Handle = Callable[[Request, Progress], Awaitable[Value]]
 
@@ -149,7 +150,7 @@ def test_wrong_requests_get_a_status(tmp_path: Path, data: bytes, code: int) -> 
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_garbage_ends_the_connection_and_nothing_else(tmp_path: Path, data: bytes) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.config import ServerConfig
@@ -40,6 +40,7 @@ from poolctl.core.server_entry import Entry
 from poolctl.core.worker_entry import Worker
 from poolctl.states import State
 from poolctl.time_windows import Period
+from tests.examples import examples
 
 MOST_WORKERS = 3
 
@@ -224,7 +225,7 @@ views = st.builds(
 ).map(reachable)
 
 
-@settings(max_examples=600)
+@examples(600)
 @given(views)
 def test_any_view_at_all_is_decided_soundly(view: View) -> None:
     actions = decide(view)

@@ -10,7 +10,6 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -26,6 +25,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
 from poolctl.time_windows import period_at
+from tests.examples import examples
 from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
 from tests.unit.core.test_decide_properties import applied, check_step
 
@@ -320,4 +320,4 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestHistories.settings = examples(80, stateful_step_count=40)

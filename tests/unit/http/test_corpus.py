@@ -10,13 +10,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.http.http_client import NoResponse, exchange
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
 from poolctl.http.message_head import BadMessage
 from poolctl.http.message_reader import RequestReader, ResponseReader
+from tests.examples import examples
 from tests.http_corpus import REQUESTS, RESPONSES, RequestCase, ResponseCase
 
 MAX_BODY_BYTES = 64 * 1024
@@ -74,7 +75,7 @@ def test_response_is_read_the_same_whole_and_in_pieces(case: ResponseCase) -> No
 
 
 @given(st.sampled_from([case for case in REQUESTS if len(case.data) <= SMALL_BYTES]), st.data())
-@settings(max_examples=300)
+@examples(300)
 def test_request_is_read_the_same_wherever_it_is_cut(case: RequestCase, data: st.DataObject) -> None:
     at = data.draw(st.integers(1, len(case.data)))
     cut = [piece for piece in (case.data[:at], case.data[at:]) if piece]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import integers, sampled_from
 
 from poolctl.keeper.fd_store import Store
+from tests.examples import examples
 
 NAMES = sampled_from(["control", "wanted", "listener:a", "listener:b", "worker:é.1.0"])
 
@@ -68,7 +68,7 @@ class Stored(RuleBasedStateMachine):
 
 
 StoredTest = Stored.TestCase
-StoredTest.settings = settings(max_examples=30, stateful_step_count=20)
+StoredTest.settings = examples(30, stateful_step_count=20)
 
 
 def test_pages_cover_every_entry_once_and_in_order() -> None:

@@ -11,10 +11,11 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.keeper import wire
+from tests.examples import examples
 
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none()
@@ -33,7 +34,7 @@ def open_descriptors() -> set[str]:
 
 
 @given(st.lists(MESSAGES, min_size=1, max_size=5))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_messages_arrive_whole_and_in_order(messages: list[wire.Message]) -> None:
     here, there = wire.pair()
     with here, there:
@@ -43,7 +44,7 @@ def test_messages_arrive_whole_and_in_order(messages: list[wire.Message]) -> Non
 
 
 @given(st.integers(1, 40))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_descriptors_arrive_in_order_and_close_on_exec(count: int) -> None:
     here, there = wire.pair()
     files = [os.memfd_create(str(number)) for number in range(count)]

@@ -6,12 +6,13 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from poolctl import Field, Pool, PoolAddError, Server, ServerConfig
 from poolctl.address import canonical, overlaps, parse
+from tests.examples import examples
 
 BINDS = [
     "127.0.0.1:1", "127.0.0.1:2", "127.0.0.2:1", "localhost:1", "[::1]:1", "0.0.0.0:1", ":2", "[::]:3", "*:3",
@@ -134,7 +135,7 @@ class PoolAgainstDict(RuleBasedStateMachine):
 
 
 TestPoolAgainstDict = PoolAgainstDict.TestCase
-TestPoolAgainstDict.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestPoolAgainstDict.settings = examples(60, stateful_step_count=25)
 
 
 members = st.lists(st.tuples(names, st.integers(1, 9)), max_size=8, unique_by=lambda pair: pair[1])

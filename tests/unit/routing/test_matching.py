@@ -9,7 +9,7 @@ from contextlib import closing
 from itertools import product
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.routing import table_file
@@ -17,6 +17,7 @@ from poolctl.routing.match import explain
 from poolctl.routing.normal_path import readings
 from poolctl.routing.route import Header, Route, Target, passable
 from poolctl.routing.route_table import Match, RouteTable, write_table
+from tests.examples import examples
 
 # Few of each, so that several routes cover a request; half of the tables are about one host.
 HOSTS = ["c.b.a", "c.b.a", "x.b.a", "c", "xb.b.a", "10.0.0.1", "[::1]", ""]
@@ -142,7 +143,7 @@ def opened(routes: list[Route], few_paths: int = table_file.FEW_PATHS) -> RouteT
         os.close(fd)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(tables, requests, FEW_PATHS)
 def test_table_and_explanation_take_the_route_of_the_naive_matcher(
     routes: list[Route], asked: list[tuple[str, str, str, dict[str, str]]], few_paths: int
@@ -157,7 +158,7 @@ def test_table_and_explanation_take_the_route_of_the_naive_matcher(
                 assert explained == ([wanted] if wanted else [])
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(tables, requests, FEW_PATHS)
 def test_what_a_match_is_certain_of_holds_for_every_request(
     routes: list[Route], asked: list[tuple[str, str, str, dict[str, str]]], few_paths: int

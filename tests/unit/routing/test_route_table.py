@@ -13,11 +13,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.routing.route import Header, Limit, Route, Target, Timeouts
 from poolctl.routing.route_table import RouteTable, TableError, write_table
+from tests.examples import examples
 
 WEB = (Target(server="web"),)
 
@@ -263,7 +264,7 @@ def test_threads_read_one_table_at_the_same_time() -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_damage_that_nothing_announces_raises_and_never_hangs(seed: int, places: int) -> None:
     whole = write_table([route(f"{n}", host=f"h{n}.x", path=f"/{n % 3}") for n in range(12)], 1)
     content, chance = bytearray(os.pread(whole, 100_000, 0)), Random(seed)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl import ServerConfig
 from poolctl.control.answers import PlannedChange
 from poolctl.core.decision_input import Overrides
 from poolctl.supervisor.verbs.reload_diff import Kind, Running, differences, is_live, plan
+from tests.examples import examples
 from tests.unit.supervisor.desk import web
 
 # By key, two values of it, and whether a change takes effect without a new process.
@@ -127,7 +128,7 @@ def made(pool: dict[str, dict[str, bool]]) -> list[ServerConfig]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(servers, servers)
 def test_the_plan_is_exactly_the_difference(
     before: dict[str, dict[str, bool]], after: dict[str, dict[str, bool]]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 
@@ -31,6 +31,7 @@ from poolctl.worker.serving.routed_connections import RoutedConnection
 from poolctl.worker.serving.worker_routes import Routes
 from tests.asgi_apps import lifespan
 from tests.certificates import certificate
+from tests.examples import examples
 from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, accepted, leaving, served, turns, until
 
 ROUTES = [
@@ -470,7 +471,7 @@ def expected_answer(message: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("engine", [*ENGINES, *ZTTP], ids="-".join)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(data=st.data())
 def test_any_split_of_pipelined_requests_gives_each_to_the_right_server_once(
     engine: Engine, data: st.DataObject
