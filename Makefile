@@ -6,31 +6,35 @@ CPUS := $(shell nproc 2>/dev/null || echo 2)
 JOBS ?= $(shell echo $$(( $(CPUS) * 3 / 2 )))
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
 BIN := $(VENV)/bin
+# Tests of the structure of the source files and of the tests' own tools: they run no code of the package.
+OF_TOOLS := $(addprefix tests/unit/,load test_floors.py test_words.py test_make_test.py test_benchmark_bytecode.py \
+	test_benchmark_report.py test_conformance_collections.py)
 # What another Python version can change: event loops, descriptors, forks, annotations, messages of the standard library.
 # Not the structure of the source files, decisions without input and output, and the tools of the tests.
 PORTABLE := tests/unit tests/integration/runners tests/integration/test_inline.py tests/integration/test_embedding.py \
 	$(addprefix tests/integration/processes/test_,starting.py deaths.py) \
-	$(addprefix --ignore=tests/unit/,test_floors.py test_make_test.py test_benchmark_bytecode.py test_benchmark_report.py \
-	load cli/test_lanes.py cli/test_completions.py core/test_decide_properties.py)
+	$(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/,cli/test_lanes.py cli/test_completions.py \
+	core/test_decide_properties.py))
 # What differs in Python itself; a version between two that run all of PORTABLE runs these.
 CLOSE_TO_PYTHON := $(addprefix tests/unit/,control http keeper listeners logs pool probes runners supervisor worker) \
 	tests/integration/runners tests/integration/test_inline.py tests/integration/processes/test_starting.py
 # Not even collected where no test of theirs runs: importing them takes each process seconds.
 ALL_UNMEASURED := tests/browser tests/chaos tests/contract
-ALL_MEASURED := tests/unit
+ALL_MEASURED := $(filter-out $(OF_TOOLS) %/conftest.py %/__pycache__,$(wildcard tests/unit/*))
 DEMO := examples/microservices/pool.toml
 
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-measured test-unmeasured heavy unit quick portable portable-close lint types floors house entered completions \
+.PHONY: help demo test test-measured test-unmeasured heavy properties unit quick portable portable-close lint types floors house entered completions \
 	bench matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo          an example pool with a live table; Ctrl-C ends it"
 	@echo "make test          the tests, with coverage"
-	@echo "make heavy         chaos, floods, long pauses and every benchmark once: about ten minutes"
+	@echo "make heavy         chaos, floods, long pauses, every benchmark once, and properties: about ten minutes"
+	@echo "make properties    the property tests with all of their examples; elsewhere they have a quarter"
 	@echo "make conformance   requests of public collections, fetched from github.com and deb.debian.org"
 	@echo "make quick         the quick tests while working: at most a minute"
 	@echo "make unit          the unit tests only"
@@ -80,7 +84,12 @@ test-unmeasured: dev
 # One test at a time: each loads the machine by itself, and has deadlines.
 heavy: dev
 	@bash .ci/flood-programs || echo "slowhttptest or h2load is missing, and cannot be installed: floods by them are skipped"
-	@$(BIN)/python -m pytest -m heavy $(ARGS)
+	@status=0; $(BIN)/python -m pytest -m heavy $(ARGS) || status=1; \
+	$(MAKE) --no-print-directory properties ARGS= || status=1; exit $$status
+
+properties: export POOLCTL_EXAMPLES := all
+properties: dev
+	@$(BIN)/python $(PYTEST) -m hypothesis tests/unit $(ARGS)
 
 conformance: export POOLCTL_CONFORMANCE ?= $(CURDIR)/.conformance
 conformance: dev

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks.bytecode import keep_bytecode
 
+pytestmark = pytest.mark.unmeasured
+
 
 def test_a_package_is_compiled_before_it_is_measured_and_what_it_runs_may_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.report import Row, table
+
+pytestmark = pytest.mark.unmeasured
 
 
 def test_figure_is_its_median_next_to_the_one_it_is_compared_with() -> None:

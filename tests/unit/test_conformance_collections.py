@@ -11,7 +11,7 @@ import pytest
 
 from tests.conformance_collections import CollectedCase, Collection, Unreachable, digest_of
 
-pytestmark = pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+pytestmark = [pytest.mark.unmeasured, pytest.mark.skipif(not shutil.which("git"), reason="needs git")]
 
 DATA = b"GET / HTTP/1.1\r\n\r\n"
 

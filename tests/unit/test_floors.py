@@ -13,6 +13,8 @@ import pytest
 
 import poolctl
 
+pytestmark = pytest.mark.unmeasured
+
 PACKAGE = Path(poolctl.__file__).parent
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 

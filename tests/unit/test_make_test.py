@@ -16,9 +16,12 @@ from tests.processes import is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_WITH_A_SECOND_TRY = 11
-pytestmark = pytest.mark.skipif(
-    not shutil.which("make") or not (ROOT / ".ci").is_dir(), reason="needs make and the repository"
-)
+pytestmark = [
+    pytest.mark.unmeasured,
+    pytest.mark.skipif(
+        not shutil.which("make") or not (ROOT / ".ci").is_dir(), reason="needs make and the repository"
+    ),
+]
 
 
 @pytest.mark.parametrize(
@@ -71,12 +74,20 @@ def test_parts_that_are_interrupted_end_and_are_printed(tmp_path: Path) -> None:
         wait_until(lambda pid=pid: not is_alive(int(pid)))  # type: ignore[misc]
 
 
+def files_of(variable: str) -> list[Path]:
+    """The files of tests that a list of the Makefile names."""
+    argv = ["make", "--no-print-directory", f"--eval=show: ; @echo $({variable})", "show"]
+    paths = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    return [
+        file
+        for path in map(ROOT.joinpath, paths)
+        for file in [path, *path.rglob("test_*.py")]
+        if file.is_file()
+    ]
+
+
 def test_directories_that_a_part_ignores_hold_no_test_of_it() -> None:
-    lists = dict(re.findall(r"^(ALL_\w+) := (.*)$", (ROOT / "Makefile").read_text(), re.M))
-    files = {
-        key: [file for path in paths.split() for file in (ROOT / path).rglob("test_*.py")]
-        for key, paths in lists.items()
-    }
+    files = {key: files_of(key) for key in ("ALL_MEASURED", "ALL_UNMEASURED")}
     assert files["ALL_MEASURED"]
     assert files["ALL_UNMEASURED"]
     unmeasured = re.compile(r"mark\.(slow|unmeasured)\b")

@@ -19,6 +19,8 @@ from tests.load.responses import Malformed, Responses
 from tests.serving import Engine, served
 from tests.unit.load.scripted import OK, Peer, scripted
 
+pytestmark = pytest.mark.unmeasured
+
 PLAIN = Engine("asyncio", "httptools")
 MODES = ["keep_alive", "new_connection", "pipelined", "bodies", "stream", "websocket", "sse"]
 
