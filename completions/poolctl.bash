@@ -60,6 +60,7 @@ _poolctl() {
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
         *:--health) _poolctl_words 'unknown ok warn ko'; return ;;
         *:--target) _poolctl_words 'name bind expose'; return ;;
+        *:--depth) _poolctl_words 'full summary simple'; return ;;
         *:--field) _poolctl_words 'name bind expose state ready health pids workers uptime_seconds restarts tags'; return ;;
         *:--method) _poolctl_words 'GET HEAD POST PUT PATCH DELETE OPTIONS'; return ;;
         *:--sort) _poolctl_words 'name state health requests latency memory cpu uptime restarts file errors'; return ;;
@@ -69,7 +70,7 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-c --config --pool -q --quiet -v --verbose --version -h --help'
             else
-                _poolctl_words 'add completion config dashboard disable doctor drain enable events export filter hosts init list logs metrics notify pools register reload remove restart routes run scale schema show start status stop top undrain unregister upgrade validate version wait walk'
+                _poolctl_words 'add completion config dashboard disable doctor drain enable events export filter health hosts init list logs metrics notify pools register reload remove restart routes run scale schema show start status stop top undrain unregister upgrade validate version wait walk'
             fi
             ;;
         add)
@@ -147,6 +148,13 @@ _poolctl() {
                 _poolctl_words '-o --output --name --bind --expose --tag --state --health --not --allow-empty --regex --target -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_words 'name bind expose'
+            fi
+            ;;
+        health)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--depth -o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                :
             fi
             ;;
         hosts)

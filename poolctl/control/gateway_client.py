@@ -13,11 +13,13 @@ from poolctl.control.client import Client
 from poolctl.control.pool_requests import Selection, Timeout, checked, request_body
 from poolctl.errors import ControlError, PoolError, PoolMonitorError, PoolParamError
 from poolctl.routing.registration_report import absolute_url
+from poolctl.routing.route_health import FULL, SIMPLE, SUMMARY
 from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
     from poolctl.frozen_value import Table
 
+_ANSWERED = (codes.DONE, codes.NOT_AS_DESIRED)
 # Of its time-to-live: two heartbeats may be lost.
 _SHARE = 1 / 3
 
@@ -58,6 +60,21 @@ class GatewayClient:
         """Send new clients elsewhere; those whose sticky cookie names one of these hosts may go on."""
         return self._host("drain", hosts)
 
+    def health_info(self) -> dict[str, Table]:
+        """Return the status, uptime, latency and detail of each route, or without a gateway of each server.
+
+        A status is unknown, healthy, napping, starting, unhealthy or error.
+        """
+        return self._health(FULL)
+
+    def health_info_without_detail(self) -> dict[str, Table]:
+        """Likewise, without addresses and errors."""
+        return self._health(SUMMARY)
+
+    def health_info_simple(self) -> dict[str, str]:
+        """Return the status of each route or server."""
+        return {name: each["status"] for name, each in self._health(SIMPLE).items()}
+
     def register(
         self,
         name: str,
@@ -89,6 +106,10 @@ class GatewayClient:
         """Take out this URL of a route, or all that have registered; PoolParamError if there is none."""
         options = {"name": name, "to": absolute_url(to) if to else ""}
         return self._ask("unregister", PoolMonitorError, (), None, options)
+
+    def _health(self, depth: str) -> dict[str, Table]:
+        found = self._ask("health", PoolMonitorError, (), None, {"depth": depth}, None, _ANSWERED)
+        return {each.pop("name"): each for each in found["items"]}
 
     def _host(self, op: str, hosts: Sequence[str], for_seconds: float | None = None) -> Table:
         return self._ask(

@@ -16,6 +16,22 @@ class MetricsResult(Result):
     text: str
 
 
+class HealthReport(Value):
+    """The health of one route or server; see route_health.RouteHealth. What its depth does not show is left out."""
+
+    name: str
+    status: str
+    uptime_seconds: float | None = None
+    latency_seconds: float | None = None
+    detail: str | None = None
+
+
+class HealthResult(Result):
+    """Of `health`."""
+
+    items: tuple[HealthReport, ...] = ()  # type: ignore[assignment]
+
+
 class DashboardLink(Value):
     """The address of the dashboard, and the token to log in with."""
 

@@ -14,9 +14,19 @@ from poolctl.errors import (
     PoolParamError,
     ServerError,
 )
+from poolctl.frozen_value import Table
+from poolctl.routing.route_health import (
+    RouteHealth,
+    health_info,
+    health_info_simple,
+    health_info_without_detail,
+    server_health,
+)
 from poolctl.runners.runner_protocol import Runner
 from poolctl.selection.field_filter import Field, checked, matching, values
+from poolctl.states import State
 
+from .live_servers import living
 from .loop_thread import LOCK
 from .pool_context import Handler, PoolContext, Shared
 from .pool_members import Members
@@ -190,3 +200,36 @@ class Pool(Members, StartAndStop):
         if errors:
             raise PoolMonitorError(f"{len(errors)} servers cannot be monitored", errors)
         return found
+
+    def health_info(self) -> dict[str, Table]:
+        """Return the status, uptime, latency and detail of each server, by its name; sends no probe.
+
+        A status is unknown, healthy, napping, starting, unhealthy or error.
+        """
+        return health_info(self._healths())
+
+    def health_info_without_detail(self) -> dict[str, Table]:
+        """Likewise, without errors."""
+        return health_info_without_detail(self._healths())
+
+    def health_info_simple(self) -> dict[str, str]:
+        """Return the status of each server, by its name."""
+        return health_info_simple(self._healths())
+
+    def _healths(self) -> dict[str, RouteHealth]:
+        return {server.name: _health_of(server) for server in self.values()}
+
+
+def _health_of(server: Server) -> RouteHealth:
+    """The health of a server; unknown for one that is not to run."""
+    state, handle = server.state, living(server)
+    if handle is None or state in (State.STOPPED, State.DISABLED):
+        return RouteHealth(detail=server.message)
+    return server_health(
+        state.value,
+        server.health.value,
+        ready=server.ready,
+        uptime_seconds=server.uptime.total_seconds(),
+        latency_seconds=handle.latency_seconds or 0.0,
+        why=handle.complaint or server.message,
+    )

@@ -7,12 +7,15 @@ from typing import Any
 
 from ..frozen_value import Value
 
+FULL, SUMMARY, SIMPLE = DEPTHS = ("full", "summary", "simple")
 UNKNOWN, HEALTHY, NAPPING, STARTING, UNHEALTHY, ERROR = (
     "unknown", "healthy", "napping", "starting", "unhealthy", "error",
 )  # fmt: skip
 # Of several backends the best one counts: a route with one healthy backend serves.
 STATUSES = HEALTHY, STARTING, NAPPING, UNKNOWN, UNHEALTHY, ERROR
 
+# With these no request is refused for want of a backend; one that never ran is not meant to serve.
+_FINE = (HEALTHY, NAPPING, UNKNOWN)
 _OF_STATES = {"sleeping": NAPPING, "starting": STARTING, "failed": ERROR}
 
 
@@ -67,3 +70,15 @@ def health_info_without_detail(healths: Mapping[str, RouteHealth]) -> dict[str, 
 def health_info_simple(healths: Mapping[str, RouteHealth]) -> dict[str, str]:
     """The status of each route, by its alias."""
     return {alias: health.status for alias, health in healths.items()}
+
+
+def health_in_depth(healths: Mapping[str, RouteHealth], depth: str) -> dict[str, Any]:
+    """What one of these three functions returns: full, summary or simple."""
+    if depth == SIMPLE:
+        return health_info_simple(healths)
+    return health_info(healths) if depth == FULL else health_info_without_detail(healths)
+
+
+def all_fine(healths: Mapping[str, RouteHealth]) -> bool:
+    """Whether each is healthy, napping, or not meant to run: neither starting, nor unhealthy, nor in error."""
+    return all(each.status in _FINE for each in healths.values())

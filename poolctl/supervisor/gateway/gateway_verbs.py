@@ -16,6 +16,7 @@ from poolctl.routing.host_report import HostReport
 from poolctl.routing.match import host_pattern, normal_host
 from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route import Route
+from poolctl.routing.route_health import ERROR, RouteHealth
 from poolctl.routing.route_report import route_report
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
@@ -73,6 +74,24 @@ class GatewayVerbs:
         reports += map(route_report, routes.excluded)
         refused = report.get("counts", {}).get("refused")
         return RoutesResult(items=tuple(reports), generation=self._gateway.routes.generation, refused=refused)
+
+    async def healths(self) -> dict[str, RouteHealth]:
+        """The health of each route that is served; of a stream whose alias an HTTP route has, with its protocol."""
+        await self._gateway.routes.settled()
+        report = await self._report()
+        routes = self._gateway.routes.routes
+        if report is None:
+            away = RouteHealth(status=ERROR, detail=f"the gateway does not answer: {self._why_away}")
+            return {each.alias: away for each in routes.served}
+        figures = RouteFigures(self._gateway, self._core, self._totals, report, self._services)
+        found: dict[str, RouteHealth] = {}
+        with closing(figures):
+            for number, each in enumerate(routes.served):
+                name = each.alias if each.alias not in found else f"{each.alias} (stream)"
+                found[name] = figures.health(each)
+                if number % _AT_ONCE == _AT_ONCE - 1:
+                    await asyncio.sleep(0)
+        return found
 
     async def _candidates(self, options: Table) -> CandidatesResult:
         routes, generation = self._gateway.routes.routes.http, self._gateway.routes.generation
@@ -164,9 +183,13 @@ class GatewayVerbs:
     def _away(self) -> HostsResult:
         if self._gateway.tables.gateway is None:
             return HostsResult()
-        why = self._gateway.problem or "its process is starting"
-        problem = failure(PoolMonitorError, f"the gateway does not answer: {why}", "poolctl events")
+        message = f"the gateway does not answer: {self._why_away}"
+        problem = failure(PoolMonitorError, message, "poolctl events")
         return HostsResult(errors=(problem,), exit_code=NOT_AS_DESIRED)
+
+    @property
+    def _why_away(self) -> str:
+        return self._gateway.problem or "its process is starting"
 
 
 def host_order(options: Table) -> Table:

@@ -21,10 +21,12 @@ from ..verbs.verbs import Verbs
 
 if TYPE_CHECKING:
     from poolctl.monitor.exposition import Family
+    from poolctl.routing.route_health import RouteHealth
 
     from ..inventory.proxmox_inventory import ProxmoxInventory
     from .gateway_manager import GatewayManager
     from .gateway_statistics import GatewayStatistics
+    from .gateway_verbs import GatewayVerbs
     from .registration_manager import RegistrationManager
     from .registrations import Registrations
 
@@ -51,6 +53,7 @@ class PoolGateway:
         self._events = events
         self._manager: GatewayManager | None = None
         self._statistics: GatewayStatistics | None = None
+        self._routes: GatewayVerbs | None = None
         self._services: Registrations | None = None
         self._registrations: RegistrationManager | None = None
         self._inventory: ProxmoxInventory | None = None
@@ -94,7 +97,8 @@ class PoolGateway:
                 self._manager, self._core, self._events, self._environment.keeper, services
             )
             self._registrations.add_to(self._verbs)
-            GatewayVerbs(self._manager, self._core, self._totals, services).add_to(self._verbs)
+            self._routes = GatewayVerbs(self._manager, self._core, self._totals, services)
+            self._routes.add_to(self._verbs)
             self._statistics = GatewayStatistics(self._manager, self._core, self._totals)
             self._statistics.add_to(self._verbs)
         if self._manager is not None and self._statistics is not None:
@@ -142,6 +146,12 @@ class PoolGateway:
         from .gateway_metrics import gateway_metrics
 
         return await gateway_metrics(self._manager, self._core, await self._statistics.passed())
+
+    async def healths(self) -> dict[str, RouteHealth] | None:
+        """See HealthOfRoutes."""
+        if self._manager is None or self._routes is None or self._manager.tables.gateway is None:
+            return None
+        return await self._routes.healths()
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """The result of a command, once its changes are in force here too; see Daemon."""

@@ -16,6 +16,7 @@ from poolctl.routing.route_table import RouteTable
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
+from ..observers.pool_health import health_of
 from ..observers.statistics import errors, latency_seconds
 from ..observers.totals import Totals
 from .gateway_manager import GatewayManager
@@ -170,6 +171,6 @@ class RouteFigures:
     def _health(self, key: str, server: str) -> RouteHealth:
         entry = self._core.entries.get(server)
         if entry is not None:
-            return server_health(entry.state, entry.health.value, ready=entry.ready)
+            return health_of(self._core, entry)
         row = self._hosts.get(key, {})
         return server_health("running", "ok", ready=bool(row.get("available", True)), why=row.get("why", ""))

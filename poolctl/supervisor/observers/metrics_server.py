@@ -1,4 +1,4 @@
-"""Serves the metrics over HTTP on the configured address; the keeper holds its listener for a successor.
+"""Serves the metrics and the pool's health over HTTP on one address; the keeper holds its listener for a successor.
 
 No slow or hostile client can hold up the answers.
 """
@@ -6,7 +6,9 @@ No slow or hostile client can hold up the answers.
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+from ipaddress import ip_address
 
 from poolctl.address import parse
 from poolctl.config import Tables
@@ -15,18 +17,21 @@ from poolctl.http.message_head import BadMessage
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.exposition import OPENMETRICS, TEXT, wants_openmetrics
+from poolctl.routing.route_health import FULL, SIMPLE, SUMMARY, RouteHealth, all_fine, health_in_depth
 from poolctl.runners.process_link import Link
 
 from .held_address import HeldAddress
+from .pool_health import PoolHealth
 from .pool_metrics import PoolMetrics
 
 
 class MetricsAddress(HeldAddress["MetricsServer"]):
     """The address of `[metrics]`."""
 
-    def __init__(self, keeper: Link, events: Events, metrics: PoolMetrics) -> None:
+    def __init__(self, keeper: Link, events: Events, metrics: PoolMetrics, health: PoolHealth) -> None:
         super().__init__(keeper, events, fd_store.METRICS, "metrics")
         self._metrics = metrics
+        self._health = health
         self._path = ""
 
     def follow(self, tables: Tables) -> None:
@@ -37,7 +42,7 @@ class MetricsAddress(HeldAddress["MetricsServer"]):
 
     def make_server(self) -> MetricsServer:
         """See HeldAddress."""
-        return MetricsServer(self._metrics, self._path)
+        return MetricsServer(self._metrics, self._health, self._path)
 
     async def configure(self, server: MetricsServer) -> None:
         """See HeldAddress."""
@@ -54,12 +59,18 @@ LIMITS = ServerLimits(
 _FRESH_SECONDS = 0.5  # for this long every client gets the same text
 
 
-class MetricsServer:
-    """Answers `GET path` with the metrics."""
+# Where the health is, in which depth. 503 if something does not serve that should.
+HEALTH = {"/health": SIMPLE, "/health/summary": SUMMARY, "/health/full": FULL}
 
-    def __init__(self, metrics: PoolMetrics, path: str) -> None:
+
+class MetricsServer:
+    """Answers `GET path` with the metrics, and the paths of `HEALTH` with the pool's health."""
+
+    def __init__(self, metrics: PoolMetrics, health: PoolHealth, path: str) -> None:
         self.path = path
         self._metrics = metrics
+        self._health = health
+        self._healths: tuple[float, dict[str, RouteHealth]] = float("-inf"), {}
         self._server = HttpServer(self, LIMITS, what="scrapes of the metrics")
         self._latest: dict[bool, tuple[float, str]] = {}
         self._rendering = asyncio.Lock()
@@ -86,12 +97,31 @@ class MetricsServer:
         plain = ("content-type", "text/plain")
         if head.method not in (b"GET", b"HEAD"):
             await response.send(405, [("allow", "GET, HEAD"), plain], b"only GET\n")
+        elif head.path != self.path and head.path in HEALTH:
+            await self._send_health(HEALTH[head.path], request, response)
         elif head.path != self.path:
             await response.send(404, [plain], f"the metrics are at {self.path}\n".encode())
         else:
             openmetrics = wants_openmetrics(head.get(b"accept").decode("latin-1"))
             kind = ("content-type", OPENMETRICS if openmetrics else TEXT)
             await response.send(200, [kind, ("vary", "accept")], (await self._fresh(openmetrics)).encode())
+
+    async def _send_health(self, depth: str, request: Received, response: Responder) -> None:
+        if depth == FULL and not _is_local(request.sock):
+            message = (
+                b"addresses and errors are shown to clients of this machine alone: see /health/summary\n"
+            )
+            await response.send(403, [("content-type", "text/plain")], message)
+            return
+        async with self._rendering:
+            now = asyncio.get_running_loop().time()
+            at, healths = self._healths
+            if now - at >= _FRESH_SECONDS:
+                healths = await self._health.healths()
+                self._healths = now, healths
+        body = json.dumps(health_in_depth(healths, depth)).encode() + b"\n"
+        fields = [("content-type", "application/json"), ("cache-control", "no-store")]
+        await response.send(200 if all_fine(healths) else 503, fields, body)
 
     async def _fresh(self, openmetrics: bool) -> str:
         # Clients that scrape at the same time get the same text.
@@ -102,3 +132,14 @@ class MetricsServer:
                 text = await self._metrics.text(openmetrics)
                 self._latest[openmetrics] = loop.time(), text
             return text
+
+
+def _is_local(sock: socket.socket) -> bool:
+    """Whether the client is on this machine."""
+    if sock.family == socket.AF_UNIX:
+        return True
+    try:
+        client = ip_address(sock.getpeername()[0].partition("%")[0])
+    except (OSError, ValueError):
+        return False
+    return (getattr(client, "ipv4_mapped", None) or client).is_loopback

@@ -6,11 +6,11 @@ What the configuration does not name is imported soon after the start, or when a
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
-from poolctl.control.observer_answers import DashboardResult, MetricsResult, NotifyResult
+from poolctl.control.observer_answers import DashboardResult, HealthResult, MetricsResult, NotifyResult
 from poolctl.core.core import Core
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import NAME as JOURNAL
@@ -28,15 +28,22 @@ if TYPE_CHECKING:
     from .dashboard_manager import DashboardPage
     from .metrics_server import MetricsAddress
     from .notifications import Notifications
+    from .pool_health import HealthOfRoutes
     from .pool_metrics import GatewayFigures
 
 # What a start imports only for a configuration that names it.
 MODULES = (
     "poolctl.supervisor.observers.metrics_server",
+    "poolctl.supervisor.observers.pool_health",
     "poolctl.supervisor.observers.notifications",
     "poolctl.supervisor.observers.dashboard_manager",
 )
 _NOTIFIED = "notify.json"
+
+if TYPE_CHECKING:
+
+    class ObservedGateway(GatewayFigures, HealthOfRoutes, Protocol):
+        """What the observers ask of the gateway."""
 
 
 class Observers:
@@ -70,12 +77,13 @@ class Observers:
             recorder = EventRecorder(self._core, self.events, self.totals)
             recorder.begin(adopted, self._daemon.identity())
 
-    async def begin_serving(self, verbs: Verbs, gateway: GatewayFigures) -> None:
+    async def begin_serving(self, verbs: Verbs, gateway: ObservedGateway) -> None:
         """Answer the observers' verbs, and serve metrics, the gateway's too."""
         self._gateway = gateway
         verbs.add("stats", self._statistics.stats)
         verbs.add("monitor", self._statistics.monitor)
         verbs.add("metrics", self._metrics_verb)
+        verbs.add("health", self._health_verb)
         verbs.add("dashboard", self._dashboard_verb)
         verbs.add("notify", self._notify_verb)
         self._configuration.follow(self._serve_metrics)
@@ -141,10 +149,13 @@ class Observers:
     def _serve_metrics(self, tables: Tables) -> None:
         if self._metrics is None and tables.metrics is not None:
             from .metrics_server import MetricsAddress
+            from .pool_health import PoolHealth
             from .pool_metrics import PoolMetrics
 
             metrics = PoolMetrics(self._core, self._statistics, self._daemon.identity(), self._gateway)
-            self._metrics = MetricsAddress(self._environment.keeper, self.events, metrics)
+            self._metrics = MetricsAddress(
+                self._environment.keeper, self.events, metrics, PoolHealth(self._core, self._gateway)
+            )
         if self._metrics is not None:
             self._metrics.follow(tables)
 
@@ -166,6 +177,12 @@ class Observers:
 
         metrics = PoolMetrics(self._core, self._statistics, self._daemon.identity(), self._gateway)
         return MetricsResult(text=await metrics.text(bool(call.options.get("openmetrics")), call.selector))
+
+    async def _health_verb(self, call: Call) -> HealthResult:
+        """The health of the routes, or without a gateway of the servers."""
+        from .pool_health import PoolHealth
+
+        return await PoolHealth(self._core, self._gateway).verb(call)
 
     async def _dashboard_verb(self, call: Call) -> DashboardResult:
         """The page's URL and its token, for clients that may use the control socket anyway."""

@@ -12,8 +12,10 @@ import pytest
 
 from poolctl.control.client import Client
 from poolctl.control.pool_client import PoolClient
+from tests.http_get import get
 from tests.integration.gateway.conftest import GatewayPool
 from tests.integration.gateway.test_gateway_process import backend
+from tests.ports import claim_port
 
 pytestmark = pytest.mark.unmeasured
 
@@ -28,9 +30,10 @@ def curl(socket: str, verb: str, **options: object) -> Any:
 
 def test_service_registers_is_silent_returns_and_leaves_with_an_audit_trail(gateway: GatewayPool) -> None:
     pool = gateway.pool
-    head = f'[gateway]\nbind = "127.0.0.1:{gateway.port}"\n[[route]]\nalias = "users"\nregister = true\n'
+    metrics = claim_port()
+    head = f'[metrics]\nbind = "127.0.0.1:{metrics}"\n[gateway]\nbind = "127.0.0.1:{gateway.port}"\n'
     with backend(b"first") as first, backend(b"second") as second:
-        pool.write("pool.toml", head)
+        pool.write("pool.toml", f'{head}[[route]]\nalias = "users"\nregister = true\n')
         pool.ok("start")
         (found,) = pool.runtime.rglob("control.sock")
         client, socket = PoolClient(Client(str(found))), str(found)
@@ -44,10 +47,14 @@ def test_service_registers_is_silent_returns_and_leaves_with_an_audit_trail(gate
         (answer,) = curl(socket, "register", name="users", to=users, ttl="60s")["items"]
         assert (answer["state"], answer["ttl_seconds"]) == ("serving", 60.0)
         assert gateway.get("/").body == b"first"
+        assert client.health_info_simple() == {"users": "healthy"}
+        assert (get(metrics, "/health").status, get(metrics, "/health").json()) == (200, {"users": "healthy"})
         # The last heartbeat.
         assert curl(socket, "register", name="users", to=users, ttl="100ms")["exit_code"] == 0
         gateway.until(lambda: registered()["state"] == "silent")
         assert gateway.get("/").status == 503
+        assert client.health_info()["users"]["detail"] == "no heartbeat for 100ms"
+        gateway.until(lambda: get(metrics, "/health").status == 503)
         assert curl(socket, "register", name="users", to=users, ttl="60s")["exit_code"] == 0
         assert gateway.get("/").body == b"first"
         # Another supervisor goes on with it.

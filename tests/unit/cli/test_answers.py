@@ -35,7 +35,13 @@ from poolctl.control.gateway_answers import (
     RegistrationsResult,
     RoutesResult,
 )
-from poolctl.control.observer_answers import DashboardLink, DashboardResult, NotifyResult, ReceiverResult
+from poolctl.control.observer_answers import (
+    DashboardLink,
+    DashboardResult,
+    HealthReport,
+    NotifyResult,
+    ReceiverResult,
+)
 from poolctl.frozen_value import Value
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.registration_report import RegistrationReport
@@ -114,6 +120,7 @@ FIELDS: dict[type[Value], list[str]] = {
         "alias", "host", "path", "to", "policy", "mode", "way", "why", "provider", "state", "requests",
         "passed", "proxied", "refused", "errors",
     ],
+    HealthReport: ["name", "status"],
     RegistrationReport: ["name", "url", "state", "why", "since", "weight", "ttl_seconds", "probe"],
     HostReport: [
         "host", "routes", "state", "since", "until", "available", "why", "breaker", "connections", "in_flight",
@@ -153,6 +160,7 @@ OPTIONAL: dict[type[Value], list[str]] = {
     Details: ["address", "kept", "kept_until", "log_files", "routes"],
     Summary: ["calm", "keeper_problem", "not_served"],
     RouteReport: ["p50_seconds", "p99_seconds", "registrations", "machines"],
+    HealthReport: ["uptime_seconds", "latency_seconds", "detail"],
     RegistrationReport: ["left_seconds", "latency_seconds"],
     GatewayStatus: ["stats"],
     WorkerStats: ["requests_total", "errors_total", "in_flight", "connections"],

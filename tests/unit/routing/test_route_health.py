@@ -12,6 +12,7 @@ from poolctl.gateway.routes import (
     route_health,
     server_health,
 )
+from poolctl.routing.route_health import all_fine
 
 
 @pytest.mark.parametrize(
@@ -56,3 +57,11 @@ def test_health_is_shown_in_three_degrees_of_detail() -> None:
     }  # fmt: skip
     assert all("detail" not in each for each in health_info_without_detail(healths).values())
     assert health_info_simple(healths) == {"users": "healthy", "orders": "error"}
+
+
+def test_starting_unhealthy_and_failed_are_not_fine() -> None:
+    def fine(*statuses: str) -> bool:
+        return all_fine({status: RouteHealth(status=status) for status in statuses})
+
+    assert fine("healthy", "napping", "unknown")
+    assert [fine("healthy", each) for each in ("starting", "unhealthy", "error")] == [False] * 3

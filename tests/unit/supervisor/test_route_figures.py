@@ -59,10 +59,14 @@ class Stage:
 
     def report(self, route: Route) -> RouteReport:
         entry = SimpleNamespace(
-            config=self.config, workers={}, state="running", health=Status.OK, ready=True, name="web"
-        )
+            config=self.config, workers={}, state="running", health=Status.OK, ready=True, name="web", failure=None,
+            uptime_seconds=lambda now: 1.0,
+        )  # fmt: skip
         core: Any = SimpleNamespace(
-            entries={"web": entry}, runner=SimpleNamespace(capabilities=SimpleNamespace(counters=None))
+            clock=ManualClock(),
+            health=SimpleNamespace(latency_seconds=lambda entry: None, complaint=lambda entry: ""),
+            entries={"web": entry},
+            runner=SimpleNamespace(capabilities=SimpleNamespace(counters=None)),
         )
         totals: Any = SimpleNamespace(
             of_the_ended=lambda entry: self.counted[: tally.COUNTED],

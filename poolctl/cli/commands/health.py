@@ -1,0 +1,66 @@
+"""`poolctl health`: how the gateway's routes are, or without a gateway the servers."""
+
+from __future__ import annotations
+
+from poolctl.cli.command import INSPECT, OUTPUT, Command, Option
+from poolctl.cli.command_line import CommandRequest, one_of
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.render import latency
+from poolctl.cli.supervisor_requests import ask_for, gateway_table
+from poolctl.control.observer_answers import HealthReport, HealthResult
+from poolctl.frozen_value import Value
+from poolctl.routing.route_health import DEPTHS, FULL, SIMPLE, SUMMARY
+
+COLUMNS = {
+    FULL: ("name", "status", "uptime", "latency", "detail"),
+    SUMMARY: ("name", "status", "uptime", "latency"),
+    SIMPLE: ("name", "status"),
+}
+
+COMMAND = Command(
+    "Show the health of the gateway's routes, or of the servers.",
+    Option(
+        "depth",
+        "--depth",
+        metavar="DEPTH",
+        words=DEPTHS,
+        help="full, summary (without addresses and errors) or simple. Default: full.",
+    ),
+    OUTPUT,
+    section=INSPECT,
+    fields=tuple(HealthReport.annotations),
+    examples=("poolctl health --depth simple -o json",),
+    notes=("It exits with 3 if a route or a server does not serve that should.",),
+)
+
+
+class _HealthLine(Value):
+    """A route or a server as the table shows it."""
+
+    name: str
+    status: str
+    uptime: str
+    latency: str
+    detail: str
+
+
+def perform(request: CommandRequest) -> Outcome:
+    """The supervisor's answer. Raises NoSupervisor."""
+    depth = one_of("--depth", request.get("depth") or FULL, DEPTHS)
+    result = ask_for(HealthResult, request, find_pool(request), more={"depth": depth})
+    names = (each.name for each in result.items)
+    lines = [_line(each) for each in result.items]
+    return gateway_table(request, Outcome.of(result), lines, COLUMNS[depth], names)
+
+
+def _line(health: HealthReport) -> _HealthLine:
+    from poolctl.units import format_duration
+
+    return _HealthLine(
+        name=health.name,
+        status=health.status,
+        uptime=format_duration(round(health.uptime_seconds)) if health.uptime_seconds else "",
+        latency=latency(health.latency_seconds or None),
+        detail=health.detail or "",
+    )
