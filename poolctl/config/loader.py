@@ -17,7 +17,7 @@ from poolctl.config.model.conflicts import conflicts, dependency_findings
 from poolctl.config.model.normalise import derive, interpolate, merged, normalise
 from poolctl.config.model.pool_tables import TABLE_NAMES, PoolSettings, Tables, made
 from poolctl.config.model.problems import Finding, Problem, Tree
-from poolctl.config.model.server_sections import Section, refuse
+from poolctl.config.model.server_sections import OF_TRIGGERS, Scale, Section, refuse
 from poolctl.config.model.table_addresses import overlapping
 from poolctl.config.model.validation_errors import reset_suggestions, validated
 from poolctl.errors import PoolValidateError
@@ -123,6 +123,8 @@ class Defaults:
         for key in self.raw_tables.keys() & own.keys():
             if isinstance(own[key], dict):
                 table[key] = merged(self.raw_tables[key], own[key])
+        if "scale" in self.ready and _has_fixed_number(own):
+            table["scale"] = _without_triggers(table["scale"])
         displaced = (
             OF_AN_APP if "command" in own else OF_A_COMMAND if own.keys() & OF_AN_APP - {"tls"} else ()
         )
@@ -143,6 +145,21 @@ class Defaults:
             table["tls"] = merged(under, asked)
         elif asked is None:
             table.pop("tls", None)
+
+
+def _has_fixed_number(own: dict[str, Tree]) -> bool:
+    """Whether a server's own table says how many workers it has: triggers of the defaults are not for it."""
+    scale = own.get("scale", {})
+    if not isinstance(scale, dict) or "triggers" in scale:
+        return False
+    fixed = "min" in scale and scale["min"] == scale.get("max")
+    return fixed or "command" in own or own.get("overlap") is False
+
+
+def _without_triggers(scale: Tree) -> Tree:
+    if isinstance(scale, Scale):
+        return scale.without_triggers()
+    return {key: value for key, value in scale.items() if key not in OF_TRIGGERS}
 
 
 def _server_of(

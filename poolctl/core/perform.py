@@ -27,7 +27,7 @@ from .decide import (
     Spawn,
     Stop,
 )
-from .decision_input import Listener, Phase
+from .decision_input import ASLEEP, Desired, Listener, Phase
 from .health_checks import HealthChecks
 from .server_changes import Recorder, Workqueue, caused_by
 from .server_entry import Entry
@@ -196,9 +196,11 @@ class Executor:
             entry.armed = None
 
     def wake(self, entry: Entry) -> None:
-        """Wake the server if it sleeps, without a connection that waits for it."""
+        """Wake the server if it sleeps or falls asleep, without a connection that waits for it."""
         if entry.armed is not None:
             self.disarm(entry)
+            self._called(entry)
+        elif entry.sleeps and entry.workers and entry.desired is Desired.RUN and entry.kept != ASLEEP:
             self._called(entry)
 
     def idle_after(self, entry: Entry, seconds: float) -> None:

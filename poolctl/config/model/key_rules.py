@@ -147,9 +147,8 @@ def _triggers(scale: dict[str, Tree]) -> Iterator[Finding]:
     elif isinstance(least, int) and (most is None or isinstance(most, int)):
         highest = max(least, 1) if most is None else most
         if highest <= max(least, 1):
-            message = (
-                f"triggers have nothing to change: there is always {highest} worker{'s' * (highest > 1)}"
-            )
+            always = f"{max(least, 1)} worker{'s' * (least > 1)}"
+            message = f"triggers start more than {always}, and scale.max is {highest}"
             yield Finding(("scale", "triggers"), message, f"write max = {2 * highest}, or take triggers out")
 
 

@@ -104,6 +104,7 @@ class Triggers(Section):
 
 
 NO_TRIGGERS = Triggers()
+OF_TRIGGERS = ("triggers", "window", "cooldown")
 
 
 class Cooldown(Section):
@@ -134,7 +135,7 @@ class Scale(Section):
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Tree]:
         """Most servers have neither windows nor triggers: then their JSON names none."""
         values: dict[str, Tree] = serialize(self)
-        unused = () if self.is_automatic else ("triggers", "window", "cooldown")
+        unused = () if self.is_automatic else OF_TRIGGERS
         return {
             key: value for key, value in values.items() if key not in unused and value not in ((), [], "")
         }
@@ -142,7 +143,12 @@ class Scale(Section):
     @property
     def is_automatic(self) -> bool:
         """Whether triggers change the number of workers."""
-        return self.triggers is not NO_TRIGGERS and self.triggers != NO_TRIGGERS
+        triggers = self.triggers
+        return triggers is not NO_TRIGGERS and any(value is not None for _, value in triggers)
+
+    def without_triggers(self) -> Scale:
+        """The same for a server whose number of workers only commands change."""
+        return Scale(**{key: getattr(self, key) for key in self.model_fields_set if key not in OF_TRIGGERS})
 
 
 class Dependency(Section):

@@ -244,3 +244,20 @@ def test_relative_names_and_strings_load(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "pool.toml").write_text(SERVER)
     monkeypatch.chdir(tmp_path)
     assert PoolConfig.load("pool.toml").files == [str(tmp_path / "pool.toml")]
+
+
+def test_triggers_of_the_defaults_are_not_for_servers_with_a_number_of_their_own(tmp_path: Path) -> None:
+    config = load_text(
+        tmp_path,
+        "[defaults]\nscale = { max = 4, triggers = { in_flight = 20 } }\n"
+        '[[server]]\nname = "fixed"\nbind = ":1"\napp = "a:b"\nworkers = 2\n'
+        '[[server]]\nname = "program"\nbind = ":2"\ncommand = ["prog", "{fd}"]\n'
+        '[[server]]\nname = "once"\nbind = ":3"\napp = "a:b"\noverlap = false\n'
+        '[[server]]\nname = "plain"\nbind = ":4"\napp = "a:b"\n'
+        '[[server]]\nname = "own"\nbind = ":5"\napp = "a:b"\nscale = { min = 2, triggers = { cpu = 0.5 } }\n',
+    )
+    assert config.problems == []
+    servers = {server.name: server for server in config}
+    assert [name for name, server in servers.items() if server.scale.is_automatic] == ["plain", "own"]
+    assert servers["fixed"].to_dict()["scale"] == {"min": 2, "max": 2, "idle": 0.0}
+    assert servers["own"].to_dict()["scale"]["triggers"] == {"in_flight": 20.0, "cpu": 0.5}

@@ -87,6 +87,24 @@ def test_request_while_it_drains_starts_another_worker_next_to_the_draining_one(
     run(scenario())
 
 
+def test_order_to_wake_a_server_that_falls_asleep_starts_another_worker() -> None:
+    async def scenario() -> None:
+        desk = Desk(sleepy())
+        await desk.ask("start")
+        await woken(desk, "web")
+        desk.runner.may_drain = asyncio.Event()
+        quiet(desk, "web")
+        await turns()
+        desk.core.entries["web"].armed = None  # its listener is not watched yet
+        desk.core.wake(desk.core.entries["web"])
+        await turns()
+        assert desk.states() == {"web": "running"}
+        desk.runner.may_drain.set()
+        await turns()
+
+    run(scenario())
+
+
 def test_traffic_that_begins_again_keeps_it_awake() -> None:
     async def scenario() -> None:
         desk = Desk(sleepy())

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from poolctl.listeners import sock_diag
-from poolctl.listeners.sock_diag import accepted, is_accepted
+from poolctl.listeners.sock_diag import accept_queue, accepted, is_accepted
 
 KINDS = ["127.0.0.1", "::1", "unix"]
 
@@ -52,6 +52,14 @@ def test_connection_is_accepted_once_a_process_has_taken_it_from_the_queue(
         assert is_accepted(first) is False
         with listener.accept()[0]:
             assert (is_accepted(first), is_accepted(second)) == (True, False)
+
+
+def test_accept_queue_has_the_connections_that_no_process_has_taken(listener: socket.socket) -> None:
+    assert accept_queue(listener) == 0
+    with connection(listener), connection(listener), connection(listener):
+        assert accept_queue(listener) == 3
+        with listener.accept()[0]:
+            assert accept_queue(listener) == 2
 
 
 def test_kernel_without_sock_diag_gives_no_answer(
