@@ -64,6 +64,10 @@ def test_rule_of_a_route_that_haproxy_lacks_is_a_problem(tmp_path: Path, rule: s
             "stream[0].timeouts.total: HAProxy has no limit for a whole connection",
         ),
         (
+            ENGINE + WEB + '[operator]\nurl = "http://127.0.0.1:8012"\n',
+            "operator.url: HAProxy informs no operator of requests",
+        ),
+        (
             '[gateway]\nprogram = "/bin/x"\n' + WEB,
             "gateway.program: program is the path of HAProxy, which is not used",
         ),

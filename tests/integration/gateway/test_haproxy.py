@@ -1,0 +1,49 @@
+"""HAProxy as the program of the gateway: no change, and no death of a process, is noticed by clients."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.integration.gateway.conftest import ROUTES, GatewayPool
+from tests.load.load import Load
+from tests.processes import is_alive
+from tests.programs import program
+
+HAPROXY = 'engine = "haproxy"'
+
+pytestmark = pytest.mark.unmeasured
+
+
+def processes(gateway: GatewayPool) -> tuple[int, int] | None:
+    """The pids of the gateway's process and of HAProxy, which serves for it; None unless there is one of each."""
+    lines = gateway.pool.processes().items()
+    drivers = [pid for pid, line in lines if line.endswith("bootstrap.py gateway.haproxy")]
+    programs = [pid for pid, line in lines if " -db -q -f " in line]
+    return (drivers[0], programs[0]) if len(drivers) == len(programs) == 1 else None
+
+
+def test_no_request_is_lost_while_haproxy_serves_whatever_ends_or_changes(gateway: GatewayPool) -> None:
+    program("haproxy")
+    gateway.write(ROUTES, HAPROXY)
+    gateway.pool.ok("start")
+    first = gateway.until(lambda: processes(gateway))
+    with Load([gateway.port], "keep_alive", paths=["/one", "/two"], connections=8, pause=0.002) as running:
+        gateway.pool.ok("restart", "one")
+        gateway.write(ROUTES + '[[route]]\nalias = "new"\nto = "two"\npath = "/new"\n', HAPROXY)
+        gateway.pool.ok("reload")
+        assert gateway.get("/new").status == 200
+        gateway.kill(first[0])
+        second = gateway.until(lambda: (found := processes(gateway)) and found[0] != first[0] and found)
+        assert second[1] != first[1]
+    assert running.report.failed == 0, running.report
+    assert gateway.pool.ok("status", "-o", "json").json["gateway"]["stats"]["proxied_total"] > 0
+    gateway.write()  # with the pool's own gateway
+    gateway.pool.ok("reload")
+    gateway.until(gateway.process)
+    gateway.until(lambda: not any(map(is_alive, second)))
+    gateway.write(ROUTES, HAPROXY)
+    gateway.pool.ok("reload")
+    last = gateway.until(lambda: processes(gateway))
+    assert gateway.get("/one").status == 200
+    gateway.pool.ok("stop")
+    gateway.until(lambda: not any(map(is_alive, last)))
