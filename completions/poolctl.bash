@@ -70,7 +70,7 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-c --config --pool -q --quiet -v --verbose --version -h --help'
             else
-                _poolctl_words 'add completion config dashboard disable doctor drain enable events export filter health hosts init list logs metrics notify pools register reload remove restart routes run scale schema show start status stop top undrain unregister upgrade validate version wait walk'
+                _poolctl_words 'add completion config dashboard disable doctor drain enable events export filter health hosts init list logs metrics notify pools register reload remove restart routes run scale schema show stacks start status stop top undrain unregister upgrade validate version wait walk'
             fi
             ;;
         add)
@@ -265,6 +265,13 @@ _poolctl() {
         show)
             if [[ $cur == -* ]]; then
                 _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --reveal -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        stacks)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi

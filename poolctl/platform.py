@@ -25,6 +25,7 @@ _READ_BYTES = 8 * 1024
 _READ_MORE_BYTES = 1 << 20
 _LAST_BYTES = 4096
 _LINE_CHARACTERS = 200
+_OF_THREADS = ("wchan", "syscall", "stack")
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 _libc: Any = None  # loaded by the first call that needs it
@@ -238,6 +239,39 @@ def cpu_seconds(pid: int) -> float | None:
     """The processor time that a process has used (proc(5), stat); None when there is no such process."""
     fields = _read_quietly(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else None
+
+
+def status_of(pid: int) -> dict[bytes, bytes]:
+    """What the kernel says of a process (proc(5), status): State, SigCgt …; empty when there is no such process."""
+    rows = _read_quietly(f"/proc/{pid}/status").splitlines()
+    return {name: value.strip() for name, _, value in (row.partition(b":") for row in rows)}
+
+
+def kernel_threads(pid: int, most: int) -> list[dict[str, Any]]:
+    """What the threads of a process do in the kernel, the main one first: tid, name, state, and where permitted
+
+    the function in which it waits (wchan), its system call's number, and the kernel's stack (proc(5)). May block.
+    """
+    try:
+        tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: (tid != pid, tid))
+    except OSError:
+        return []
+    found = []
+    for tid in tids[:most]:
+        place = f"/proc/{pid}/task/{tid}"
+        name, _, rest = _read_quietly(f"{place}/stat").rpartition(b")")
+        texts = {each: _read_quietly(f"{place}/{each}").decode(errors="replace") for each in _OF_THREADS}
+        found.append(
+            {
+                "tid": tid,
+                "name": name.partition(b"(")[2].decode(errors="replace"),
+                "state": rest.split()[0].decode() if rest.split() else "",
+                "wchan": texts["wchan"] if texts["wchan"] != "0" else "",
+                "syscall": texts["syscall"].partition(" ")[0].strip(),
+                "stack": [row.rpartition(" ")[2] for row in texts["stack"].splitlines()],
+            }
+        )
+    return found
 
 
 def copy_descriptor(pid: int, fd: int) -> int:

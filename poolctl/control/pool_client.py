@@ -137,6 +137,10 @@ class PoolClient(GatewayClient):
         """Return the selected servers with their statistics, each as `"stats"`."""
         return self._ask("stats", PoolMonitorError, targets, selector)
 
+    def stacks(self, *targets: str, selector: Selection = None) -> Table:
+        """Return what the threads and tasks of the selected servers' workers do now; these go on."""
+        return self._ask("stacks", PoolMonitorError, targets, selector)
+
     def metrics(self, *targets: str, openmetrics: bool = False) -> str:
         """Return the metrics of the pool and the selected servers in Prometheus' text format."""
         result = self._ask("metrics", PoolMonitorError, targets, None, {"openmetrics": openmetrics})

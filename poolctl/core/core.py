@@ -25,6 +25,7 @@ from .server_entry import Entry
 from .server_files import certificate_ends, digests, restore_certificate
 from .servers import Servers
 from .sleep_windows import SleepWindows
+from .stack_reports import StackReports
 from .worker_entry import Worker
 
 # Commands and reports of failures wait this long for the output of a server.
@@ -56,8 +57,17 @@ class Core:
         self.servers = Servers(servers, self._addresses, can_sleep=can_sleep)
         self.entries = self.servers.entries
         self.health = HealthChecks(runner, self._queue, recorder)
+        self.stacks = StackReports(runner)
         self._executor = Executor(
-            runner, clock, self._queue, self._addresses, self.servers, self.health, recorder, random.Random()
+            runner,
+            clock,
+            self._queue,
+            self._addresses,
+            self.servers,
+            self.health,
+            self.stacks,
+            recorder,
+            random.Random(),
         )
         self._reconciler = Reconciler(
             self._queue,

@@ -32,6 +32,7 @@ from .health_checks import HealthChecks
 from .server_changes import Recorder, Workqueue, caused_by
 from .server_entry import Entry
 from .servers import Servers
+from .stack_reports import StackReports
 from .worker_entry import Worker
 from .worker_lifecycle import WorkerLifecycle, cancel, explained
 
@@ -50,6 +51,7 @@ class Executor:
         addresses: Addresses,
         servers: Servers,
         health: HealthChecks,
+        stacks: StackReports,
         recorder: Recorder,
         rng: random.Random,
     ) -> None:
@@ -57,7 +59,7 @@ class Executor:
         self._sleep = runner.capabilities.sleep
         self._queue = queue
         self._addresses = addresses
-        self.workers = WorkerLifecycle(runner, clock, queue, servers, health, recorder, rng)
+        self.workers = WorkerLifecycle(runner, clock, queue, servers, health, stacks, recorder, rng)
 
     def perform(self, entry: Entry, action: Action) -> None:
         """Begin the action; the entry shows at once that it has begun."""

@@ -21,6 +21,7 @@ from .server_changes import Recorder, Workqueue
 from .server_entry import Entry
 from .server_files import certificate_ends, digests, report_expired
 from .servers import Servers
+from .stack_reports import StackReports
 from .worker_entry import Worker
 
 _MORE_FILES = "raise the limit of open files where the pool is started: ulimit -n"
@@ -45,6 +46,7 @@ class WorkerLifecycle:
         queue: Workqueue,
         servers: Servers,
         health: HealthChecks,
+        stacks: StackReports,
         recorder: Recorder,
         rng: random.Random,
     ) -> None:
@@ -53,6 +55,7 @@ class WorkerLifecycle:
         self._queue = queue
         self._servers = servers
         self._health = health
+        self._stacks = stacks
         self._recorder = recorder
         self._random = rng
 

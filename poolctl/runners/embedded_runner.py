@@ -56,7 +56,7 @@ class ProcessRunner(LocalRunner):
     @property
     def capabilities(self) -> Capabilities:
         """See Runner. It does not outlive this program, and its callers read neither counts nor files of logs."""
-        return Capabilities(sleep=self, logs=self)
+        return Capabilities(sleep=self, stacks=self, logs=self)
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner."""

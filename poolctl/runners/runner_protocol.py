@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from poolctl.worker.tally import Counts
 
     from .routing_protocol import Routing
+    from .stack_report import Stacks
 
 
 # More imports at once than that only wait for each other.
@@ -212,8 +213,7 @@ class AdoptedWorker:
     ready_at: float | None = None  # by the system's monotonic clock
     leaving: bool = False  # it was asked to drain or to stop
     idle: bool = False
-    # Why it does not accept: "new" (it has never been allowed to), or because it was taken out by its probes.
-    resting: str = ""
+    resting: str = ""  # why it does not accept: "new" (it was never allowed to), or taken out by its probes
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +260,7 @@ class Capabilities:
 
     sleep: Sleep | None = None
     heartbeats: Heartbeats | None = None
+    stacks: Stacks | None = None
     counters: Counters | None = None
     backlogs: Backlogs | None = None
     logs: Logs | None = None

@@ -22,11 +22,12 @@ import uvicorn
 
 from ..keeper import wire
 from .control_socket import BEAT, answer
-from .process_setup import descriptors, keep_fds
+from .process_setup import SPEC_FD, descriptors, keep_fds
 from .provided_modules import provide_modules
 from .serving import uvicorn_parts
 from .serving.pool_server import PoolServer
 from .serving.uvicorn_parts import prepare
+from .stack_dump import STACK_DUMP
 from .tally import blank_page
 
 # Otherwise the first request imports anyio's backend, which takes 18 ms.
@@ -51,6 +52,8 @@ _SECONDS = 2.0  # the limit, in case an application has changed parts of uvicorn
 
 def preload() -> None:
     """Import uvicorn and those of its optional libraries that are installed; set up its logging."""
+    # First: faulthandler's large allocations would otherwise leave gaps, which are then filled in each worker.
+    STACK_DUMP.prepare(SPEC_FD)  # which a worker does not need any more when it begins
     for name in _MODULES:
         try:
             importlib.import_module(name)

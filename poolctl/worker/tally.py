@@ -1,7 +1,8 @@
 """The tally: a page of memory with a worker's counts, which its supervisor reads when they are requested.
 
 The worker only adds to integers; no message is sent, and no timer runs. The page is a file in memory that other
-processes hold too, so that the counts outlive a worker that is killed. Standard library only.
+processes hold too, so that the counts outlive a worker that is killed. Behind the page that file has room for the
+worker's stacks (see stack_dump), which takes no memory until they are written. Standard library only.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ BEAT_AT_NS = 50  # when it answered; 0 for a worker that does not answer heartbe
 ROUTES = 64
 
 SIZE_BYTES = mmap.PAGESIZE
+STACKS_AT, STACK_BYTES = SIZE_BYTES, 256 * 1024
+_FILE_SIZES = (SIZE_BYTES, STACKS_AT + STACK_BYTES)  # of an earlier version, and of this one
 _LAST_PAIR = SIZE_BYTES // 8 - 2
 _OTHER_ROUTES = 1
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -57,7 +60,7 @@ def new_page() -> int:
     """The descriptor of an empty page."""
     fd = os.memfd_create("poolctl-tally", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.pwrite(fd, LAYOUT.to_bytes(8, "little"), 0)
-    os.ftruncate(fd, SIZE_BYTES)
+    os.ftruncate(fd, STACKS_AT + STACK_BYTES)
     # An application has it too: it must not be able to shrink the page under its readers or to grow it.
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return fd
@@ -66,7 +69,7 @@ def new_page() -> int:
 def is_page(fd: int) -> bool:
     """Whether the descriptor is such a page: reading it never blocks, and its size cannot change."""
     try:
-        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS and os.fstat(fd).st_size == SIZE_BYTES
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS and os.fstat(fd).st_size in _FILE_SIZES
     except OSError:
         return False
 
@@ -88,6 +91,23 @@ def read_page(fd: int, slots: int = SIZE_BYTES // 8) -> Counts | None:
         return None
     counts = memoryview(content).cast("Q")
     return counts.tolist() if counts[0] == LAYOUT else None
+
+
+def has_room_for_stacks(fd: int) -> bool:
+    """Whether the worker writes its stacks when it is signalled, as those of an earlier version do not."""
+    return os.fstat(fd).st_size > STACKS_AT
+
+
+def clear_stacks(fd: int) -> None:
+    """Remove the stacks that were written before; the next ones begin at the file's position (see faulthandler)."""
+    written = len(read_stacks(fd))
+    os.pwrite(fd, bytes(min(written + 1, os.fstat(fd).st_size - STACKS_AT)), STACKS_AT)
+    os.lseek(fd, STACKS_AT, os.SEEK_SET)
+
+
+def read_stacks(fd: int) -> bytes:
+    """The stacks that were written last; empty for none."""
+    return os.pread(fd, STACK_BYTES, STACKS_AT).partition(b"\0")[0]
 
 
 def add(counts: Counts, more: Counts) -> None:

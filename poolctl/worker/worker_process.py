@@ -24,7 +24,6 @@ from .preload import preload, prepare_for_forks
 from .process_setup import (
     CONTROL_FD,
     FIRST_LISTENER_FD,
-    SPEC_FD,
     Spec,
     apply_spec,
     close_others,
@@ -42,11 +41,13 @@ from .serving.connection_state import IdleTimer
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
 from .serving.uvicorn_parts import Tls, configure, ssl_context
 from .serving.worker_routes import Routes
+from .stack_dump import STACK_DUMP
 from .tally import map_page
 
 # Events and log lines of every worker, encoded.
 _IMPORTED = b'{"event":"imported"}'
 _READY = b'{"event":"ready"}'
+_STACKS = b'{"event":"stacks"}'
 _STARTED = b"INFO:     Application startup complete.\n"
 _ENDED = b"INFO:     Application shutdown complete.\n"
 UNCOUNTED = "POOLCTL_UNCOUNTED"  # for benchmarks: with this variable nothing is counted
@@ -72,7 +73,7 @@ class WorkerProcess:
         self.accepting_ordered = False  # the supervisor has ordered it to accept, or not to
         self.idleness: IdleTimer | None = None
         self.ready_at: float | None = None
-        os.close(SPEC_FD)
+        STACK_DUMP.begin(self.tally_fd, lambda: self.control.send_raw(_STACKS))
         self.forked = ForkedChildren(self)
 
     def run(self) -> int:
@@ -244,6 +245,7 @@ class WorkerProcess:
 
     def close_in_child(self) -> None:
         # It must not keep the port bound, or connections open that were closed here.
+        STACK_DUMP.end()
         self.control.close_in_child()
         self.routes.close_gateway()
         sockets = [*self.listeners, *(self.adoption or ())]

@@ -39,18 +39,19 @@ WITHIN = {
         "sidecar": 1, "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "observers": 5,
     },
     "runners": {
-        "untrusted_messages": 0, "withheld_variables": 0, "process_link": 1, "listener_opener": 1, "keeper_link": 2,
-        "process_watchdog": 2, "routing_protocol": 2, "runner_protocol": 3, "worker_spec": 4, "supervised_process": 4,
-        "runner_registry": 5, "local": 6,
+        "untrusted_messages": 0, "withheld_variables": 0, "process_link": 1, "stack_report": 1, "listener_opener": 1,
+        "keeper_link": 2, "process_watchdog": 2, "routing_protocol": 2, "runner_protocol": 3, "worker_spec": 4,
+        "supervised_process": 4, "runner_registry": 5, "local": 6,
     },
     "runners.local": {
         "passed_pairs": 0, "fork_verification": 1, "server_sockets": 1, "output_pipes": 1, "tallies": 1,
         "program_readiness": 1, "certificates_in_use": 1,
-        "local_worker": 2, "spawn": 3, "activation": 3, "orphans": 3, "takeover": 4,
+        "local_worker": 2, "spawn": 3, "activation": 3, "orphans": 3, "worker_stacks": 3,
+        "takeover": 4,
     },
     "worker": {
-        "tally": 0, "fork_safety": 0, "provided_modules": 0, "process_setup": 0, "load_app": 1, "control_socket": 2,
-        "serving": 2, "preload": 3, "worker_process": 4, "debug": 4, "zygote": 5,
+        "tally": 0, "fork_safety": 0, "provided_modules": 0, "process_setup": 0, "load_app": 1, "stack_dump": 1,
+        "control_socket": 2, "serving": 2, "preload": 3, "worker_process": 4, "debug": 4, "zygote": 5,
     },
 }  # fmt: skip
 TOP = 6

@@ -18,6 +18,7 @@ from poolctl.keeper.reap import signal_process
 from ..keeper_link import KeeperLink
 from ..process_link import Message
 from ..runner_protocol import Adopted, Capabilities, Endpoints, Exit, Placement, RunnerEvents
+from ..stack_report import WorkerStacks
 from .activation.sleeping_servers import SleepingServers
 from .fork_verification import Children
 from .local_worker import LocalWorker
@@ -31,6 +32,7 @@ from .spawn.forking import Forker
 from .spawn.zygotes import Source, Zygotes
 from .takeover import Adopter, WorkerAdoption, inherited, reports_of, take_over
 from .tallies import Tallies
+from .worker_stacks import StackReader
 
 _LAST_OUTPUT_SECONDS = 1.0
 
@@ -83,6 +85,7 @@ class LocalRunner:
         self._orphanage = orphanage
         self._workers: dict[str, LocalWorker] = {}
         self.tallies = Tallies(keeper, self._workers)
+        self._stacks = StackReader(self.children, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
         self._routed = RoutedServers(self._passed, self.adoptions, self.sockets, self.sleeping, self._workers)
 
@@ -92,6 +95,7 @@ class LocalRunner:
         return Capabilities(
             sleep=self,
             heartbeats=self,
+            stacks=self,
             counters=self.tallies,
             backlogs=self.sockets,
             logs=self,
@@ -334,6 +338,10 @@ class LocalRunner:
         """See Heartbeats."""
         worker = self._workers.get(placement.id)
         return worker.tally.beaten_ns() if worker is not None and worker.tally is not None else 0
+
+    async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
+        """See Stacks."""
+        return await self._stacks.stacks(worker, seconds)
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """See Logs."""

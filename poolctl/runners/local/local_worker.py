@@ -77,6 +77,7 @@ class LocalWorker(Receiver):
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
         self.left: asyncio.Future[None] = loop.create_future()  # it does not accept any more
+        self.wrote_stacks = asyncio.Event()
         # Possibly no caller awaits it when a worker fails.
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.reason = ""
@@ -133,6 +134,8 @@ class LocalWorker(Receiver):
             _settle(self.left)
         elif event == "imported":
             _settle(self.imported)
+        elif event == "stacks":
+            self.wrote_stacks.set()
         elif event == "tls":
             error = untrusted_messages.text(message, "error") if self._renewing else ""
             self._renewing = False

@@ -8,7 +8,18 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from poolctl.keeper import fd_store
-from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, COUNTED, Counts, completed, new_page, read_page
+from poolctl.worker.tally import (
+    BEAT_ASKED_NS,
+    BEAT_AT_NS,
+    COUNTED,
+    Counts,
+    clear_stacks,
+    completed,
+    has_room_for_stacks,
+    new_page,
+    read_page,
+    read_stacks,
+)
 
 from ..process_link import Link, Message
 from ..runner_protocol import Placement
@@ -53,6 +64,20 @@ class Tally:
                 return 0
         # That one slot only: it is read every few seconds for every worker.
         return int.from_bytes(os.pread(self.fd, _SLOT_BYTES, BEAT_AT_NS * _SLOT_BYTES), sys.byteorder)
+
+    @property
+    def has_stacks(self) -> bool:
+        """Whether its worker writes its stacks when it is signalled."""
+        return self.fd >= 0 and has_room_for_stacks(self.fd)
+
+    def clear_stacks(self) -> None:
+        """Make room for the worker's stacks."""
+        if self.fd >= 0:
+            clear_stacks(self.fd)
+
+    def stacks(self) -> bytes:
+        """The stacks that its worker has written; empty for none."""
+        return read_stacks(self.fd) if self.fd >= 0 else b""
 
     def close(self) -> None:
         """Close the page."""

@@ -42,10 +42,12 @@ from poolctl.control.observer_answers import (
     NotifyResult,
     ReceiverResult,
 )
+from poolctl.control.stack_answers import StacksResult
 from poolctl.frozen_value import Value
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.registration_report import RegistrationReport
 from poolctl.routing.route_report import RouteReport
+from poolctl.runners.stack_report import Frame, KernelThread, TaskStack, ThreadStack, WorkerStacks
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -131,6 +133,11 @@ FIELDS: dict[type[Value], list[str]] = {
         "requests_total", "passed_total", "proxied_total", "refused_total", "errors_total", "requests_per_second",
         "errors_per_second", "latency_p50_seconds", "latency_p99_seconds", "connections", "memory_bytes", "cpu_percent",
     ],
+    WorkerStacks: ["name", "worker", "pid", "source", "problem", "place", "threads", "tasks", "kernel"],
+    ThreadStack: ["name", "main", "frames"],
+    TaskStack: ["count", "names", "waits", "frames"],
+    Frame: ["function", "file", "line", "library"],
+    KernelThread: ["tid", "name", "state", "wchan", "syscall", "stack"],
     DashboardLink: ["url", "token"],
     Details: [
         *SERVER, "overrides", "endpoints", "generation", "worker_list", "complaint", "preload_problem",
@@ -175,6 +182,7 @@ ANSWERS: dict[str, tuple[type[Result], list[str]]] = {
     **dict.fromkeys(["hosts", "hosts disable a"], (HostsResult, [])),
     **dict.fromkeys(["register a --to http://b:1", "unregister a"], (RegistrationsResult, [])),
     "routes": (RoutesResult, ["generation", "refused"]),
+    "stacks": (StacksResult, []),
     "status": (StatusResult, ["summary"]),
     "show": (ShowResult, []),
     "metrics": (StatsResult, []),
@@ -212,6 +220,7 @@ def test_a_commands_document_has_the_fields_of_its_answer(
     element = {
         ShowResult: Details, StatsResult: Measured, HostsResult: HostReport, RoutesResult: RouteReport,
         RegistrationsResult: RegistrationReport,
+        StacksResult: WorkerStacks,
     }.get(kind, Item)  # fmt: skip
     assert sorted(found) == sorted(FIELDS[element])
     assert [sorted(each) for each in document["errors"]] == [sorted(FIELDS[ErrorEntry])] * len(errors)

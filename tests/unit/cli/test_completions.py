@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 FILES = {"bash": "poolctl.bash", "zsh": "_poolctl", "fish": "poolctl.fish"}
 
 CASES = [
-    ("poolctl sta", {"start", "status"}),
+    ("poolctl sta", {"start", "status", "stacks"}),
     ("poolctl -c pool.toml lis", {"list"}),
     ("poolctl --pool shop lis", {"list"}),
     ("poolctl start us", {"users"}),

@@ -75,7 +75,7 @@ def test_page_keeps_its_size_whatever_an_application_does_with_it() -> None:
             with pytest.raises(PermissionError):
                 os.ftruncate(fd, size)
         with pytest.raises(PermissionError):
-            os.pwrite(fd, b"x", tally.SIZE_BYTES)
+            os.pwrite(fd, b"x", tally.STACKS_AT + tally.STACK_BYTES)
         tally.map_page(fd)[1] = 7
         assert (tally.read_page(fd) or [])[1] == 7
     finally:

@@ -1,0 +1,57 @@
+"""The stacks of workers that hang, taken before they are ended; the last ones of each server are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from poolctl.runners.runner_protocol import Runner
+from poolctl.runners.stack_report import WorkerStacks
+
+from .server_entry import Entry
+from .worker_entry import Worker
+
+# No worker is ended later than this because of its stacks.
+SECONDS = 0.5
+# An event, and what a successor is given, hold no more: about 50 KB at most.
+_STACKS, _FRAMES = 20, 20
+_MOST_SERVERS = 100
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class StackReports:
+    """Asks the runner, if it can tell."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._last: dict[str, WorkerStacks] = {}  # by the server's name
+
+    @property
+    def possible(self) -> bool:
+        """Whether the runner can tell."""
+        return self._runner.capabilities.stacks is not None
+
+    async def take(self, entry: Entry, worker: Worker) -> WorkerStacks | None:
+        """What the worker does; None if that is unknown. Takes SECONDS at most, and never raises."""
+        stacks = self._runner.capabilities.stacks
+        if stacks is None or worker.placement is None:
+            return None
+        try:
+            async with asyncio.timeout(SECONDS):
+                found = await stacks.stacks(worker.placement.id, SECONDS)
+        except TimeoutError:
+            return None
+        except Exception:
+            logger.exception("the stacks of worker %s cannot be taken", worker.id)
+            return None
+        found = found.shortened(_STACKS, _FRAMES)
+        self._last.pop(entry.name, None)
+        self._last[entry.name] = found
+        if len(self._last) > _MOST_SERVERS:
+            del self._last[next(iter(self._last))]
+        return found
+
+    def last(self, entry: Entry) -> WorkerStacks | None:
+        """The stacks that were taken last of a worker of this server."""
+        return self._last.get(entry.name)

@@ -1,0 +1,117 @@
+"""Asks workers for their stacks by signals (see poolctl.worker.stack_dump), also those that hang; never waits long."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Mapping
+
+from poolctl.platform import kernel_threads, status_of
+from poolctl.worker.stack_dump import ASK, ASK_AGAIN
+
+from ..listener_opener import in_daemon_thread
+from ..stack_report import FAULTHANDLER, PYTHON, KernelThread, WorkerStacks, parse, place_of
+from ..untrusted_messages import printable
+from .fork_verification import Children
+from .local_worker import LocalWorker
+
+# Of the time of a request: for an answer by Python, then for faulthandler's. The rest is for reading /proc.
+_FIRST, _SECOND = 0.6, 0.25
+_MOST_THREADS = 50
+_AT_ONCE = 8  # threads that read /proc: a read may block
+
+
+class StackReader:
+    """Asks `workers`, by id (see Stacks)."""
+
+    def __init__(self, children: Children, workers: Mapping[str, LocalWorker]) -> None:
+        self._children = children
+        self._workers = workers
+        self._asked: dict[str, asyncio.Task[WorkerStacks]] = {}
+        self._reading = asyncio.Semaphore(_AT_ONCE)
+
+    async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
+        """See Stacks. Requests at the same time get the same answer."""
+        found = self._workers.get(worker)
+        if found is None or found.exited.done():
+            name = worker.rsplit(".", 2)[0]
+            return WorkerStacks(name=name, worker=worker, pid=None, problem="it has exited")
+        asked = self._asked.get(worker)
+        if asked is None:
+            asked = self._asked[worker] = asyncio.ensure_future(self._ask(found, seconds))
+            asked.add_done_callback(lambda _: self._asked.pop(worker))
+        return await asyncio.shield(asked)
+
+    async def _ask(self, worker: LocalWorker, seconds: float) -> WorkerStacks:
+        problem, source, written = _obstacle(worker), "", b""
+        if not problem:
+            until = asyncio.get_running_loop().time() + (_FIRST + _SECOND) * seconds
+            if await self._signal(worker, ASK, until - _SECOND * seconds):
+                source = PYTHON
+            elif _catches(worker, ASK_AGAIN):
+                source = PYTHON if await self._signal(worker, ASK_AGAIN, until) else FAULTHANDLER
+            written = worker.tally.stacks() if worker.tally is not None else b""
+            problem = _explain(worker, source if written else "")
+        threads, tasks = parse(written, source, worker.server)
+        return WorkerStacks(
+            name=worker.placement.server,
+            worker=worker.placement.id,
+            pid=worker.placement.pid,
+            source=source if threads else "",
+            problem=problem,
+            place=place_of(threads),
+            threads=tuple(threads),
+            tasks=tuple(tasks),
+            kernel=() if source == PYTHON else await self._kernel(worker, (1 - _FIRST - _SECOND) * seconds),
+        )
+
+    async def _signal(self, worker: LocalWorker, number: int, until: float) -> bool:
+        """Have the worker write its stacks; whether it has reported that it did before that time."""
+        assert worker.tally is not None
+        worker.tally.clear_stacks()
+        worker.wrote_stacks.clear()
+        try:
+            async with asyncio.timeout_at(until):
+                await self._children.signal(worker.process, worker.exited, number)
+                await worker.wrote_stacks.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _kernel(self, worker: LocalWorker, seconds: float) -> tuple[KernelThread, ...]:
+        pid = worker.placement.pid
+        assert pid is not None
+        try:
+            async with asyncio.timeout(seconds), self._reading:
+                found = await in_daemon_thread(functools.partial(kernel_threads, pid, _MOST_THREADS))
+        except TimeoutError:
+            return ()
+        return tuple(KernelThread.from_json({**each, "name": printable(each["name"])}) for each in found)
+
+
+def _obstacle(worker: LocalWorker) -> str:
+    """Why the worker cannot be asked; "" if it can."""
+    if worker.server.command:
+        return "a program has no Python stacks here; its threads, as the kernel sees them:"
+    if status_of(worker.placement.pid or 0).get(b"State", b"").startswith((b"T", b"t")):
+        return "it is stopped (SIGSTOP, or a debugger): kill -CONT lets it continue"
+    if worker.tally is None or not worker.tally.has_stacks:
+        return "it does not write its stacks: an earlier version of poolctl started it"
+    return ""
+
+
+def _explain(worker: LocalWorker, source: str) -> str:
+    """Why the answer is missing or incomplete; "" for a complete one."""
+    if source == PYTHON:
+        return ""
+    if worker.exited.done():
+        return "it has exited"
+    if source == FAULTHANDLER:
+        return "its tasks are unknown: its main thread is inside a C function, or its application handles SIGURG itself"
+    return "it does not answer: it has just been forked, cannot run, or its application has replaced the handlers"
+
+
+def _catches(worker: LocalWorker, number: int) -> bool:
+    """Whether the process still has a handler for the signal, which would end it otherwise."""
+    caught = status_of(worker.placement.pid or 0).get(b"SigCgt", b"0")
+    return bool(int(caught, 16) >> (number - 1) & 1)

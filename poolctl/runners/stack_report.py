@@ -1,0 +1,192 @@
+"""The stacks of a worker as a report: read from the text that the worker wrote, with short paths, and bounded.
+
+The text is an application's: each line is checked, and what is not understood is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from poolctl.frozen_value import Value
+
+from .untrusted_messages import printable
+
+if TYPE_CHECKING:
+    from poolctl.config import ServerConfig
+
+PYTHON, FAULTHANDLER = "python", "faulthandler"
+_MOST_STACKS = 100
+_HEADER = re.compile(
+    r"(?P<current>Current thread|Thread) 0x[0-9a-f]+(?: \[(?P<name>.*)\])? \(most recent call first\):"
+    r"|Tasks (?P<count>\d{1,9}) \[(?P<names>.*)\] (?P<waits>.*) \(most recent call first\):"
+)
+_FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d{1,9}|\?\?\?) in (?P<function>.*)')
+# Of the standard library and of installed packages, whose names follow.
+_LIBRARIES = re.compile(r".*/(?:site-packages|dist-packages|lib/python3\.\d+(?:/lib-dynload)?)/")
+_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), "")
+# A main thread that waits here waits for events: its loop does not hang.
+_IDLE = (("selectors.py", "select"), ("asyncio/runners.py", "run"))
+
+
+class Frame(Value):
+    """A call: the function, its file, relative where that is shorter, and the line; 0 if unknown.
+
+    `library` is set where the file is of the standard library or of an installed package.
+    """
+
+    function: str
+    file: str
+    line: int
+    library: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.function} ({self.file}:{self.line or '?'})"
+
+
+class ThreadStack(Value):
+    """A thread of Python, and what it does: the most recent call first. `name` is empty if unknown."""
+
+    name: str
+    main: bool
+    frames: tuple[Frame, ...]
+
+
+class TaskStack(Value):
+    """So many tasks of the event loop that wait at the same place, with the names of some."""
+
+    count: int
+    names: tuple[str, ...]
+    waits: str
+    frames: tuple[Frame, ...]
+
+
+class KernelThread(Value):
+    """A thread as the kernel sees it; what the supervisor may not read is empty (proc(5): wchan, syscall, stack)."""
+
+    tid: int
+    name: str
+    state: str
+    wchan: str
+    syscall: str
+    stack: tuple[str, ...]
+
+
+class WorkerStacks(Value):
+    """What a worker does. `source` is python, faulthandler (no tasks, no names) or empty, `problem` says why.
+
+    `place` is where its main thread hangs, in the application's innermost call; empty where it waits for events.
+    `kernel` is filled in where Python did not answer. `name` is its server's.
+    """
+
+    name: str
+    worker: str
+    pid: int | None
+    source: str = ""
+    problem: str = ""
+    place: str = ""
+    threads: tuple[ThreadStack, ...] = ()
+    tasks: tuple[TaskStack, ...] = ()
+    kernel: tuple[KernelThread, ...] = ()
+
+    def shortened(self, stacks: int, frames: int) -> WorkerStacks:
+        """The same, with so many threads, groups of tasks and calls of each at most."""
+        return self.but(
+            threads=tuple(each.but(frames=each.frames[:frames]) for each in self.threads[:stacks]),
+            tasks=tuple(each.but(frames=each.frames[:frames]) for each in self.tasks[:stacks]),
+            kernel=tuple(each.but(stack=each.stack[:frames]) for each in self.kernel[:stacks]),
+        )
+
+    def lines(self) -> Iterator[str]:
+        """The report for people, threads first, the most recent call of each first."""
+        if self.problem:
+            yield self.problem
+        for thread in self.threads:
+            yield f"{'main thread' if thread.main else f'thread {thread.name}'.rstrip()}:"
+            yield from _rows(thread.frames)
+        for task in self.tasks:
+            more = f" and {task.count - len(task.names)} more" if task.count > len(task.names) else ""
+            word = "task" if task.count == 1 else f"{task.count} tasks"
+            yield f"{word} {', '.join(task.names)}{more}, {task.waits}:"
+            yield from _rows(task.frames)
+        for each in self.kernel:
+            facts = [f"state {each.state}", each.wchan and f"waits in {each.wchan}"]
+            facts.append(each.syscall and f"system call {each.syscall}")
+            yield f"kernel, thread {each.tid} {each.name}: {', '.join(filter(None, facts))}"
+            yield from (f"  {function}" for function in each.stack)
+
+
+class Stacks(Protocol):
+    """A runner that can ask its workers."""
+
+    async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
+        """The stacks of the worker of this id, which goes on; the report says if it does not answer in that time."""
+        ...
+
+
+def _rows(frames: Iterable[Frame]) -> Iterator[str]:
+    return (f"  {frame}" for frame in frames)
+
+
+def parse(written: bytes, source: str, server: ServerConfig) -> tuple[list[ThreadStack], list[TaskStack]]:
+    """The threads, the main one first, and the tasks; `source` is who wrote the text."""
+    roots = [_OURS, *(os.path.join(each, "") for each in (server.app_dir, server.base_dir) if each)]
+    found: list[tuple[re.Match[str], list[Frame]]] = []
+    for line in written.decode(errors="replace").splitlines():
+        if header := _HEADER.fullmatch(line):
+            found.append((header, []))
+        elif (frame := _FRAME.fullmatch(line)) and found:
+            found[-1][1].append(_frame(frame, roots))
+    heads = [each for each in found if each[0]["current"]]
+    # faulthandler begins with the newest thread, and marks the one that has got the signal.
+    main = (
+        heads[-1:] if source == FAULTHANDLER else [each for each in heads if each[0]["current"] != "Thread"]
+    )
+    heads.sort(key=lambda each: each not in main)
+    threads = [
+        ThreadStack(
+            name=printable(head["name"] or ""),
+            main=(head, frames) in main,
+            frames=tuple(_without_ours(frames)),
+        )
+        for head, frames in heads[:_MOST_STACKS]
+    ]
+    tasks = [
+        TaskStack(
+            count=int(head["count"]),
+            names=tuple(printable(head["names"]).split(", ")),
+            waits=printable(head["waits"]),
+            frames=tuple(frames),
+        )
+        for head, frames in found
+        if head["count"]
+    ]
+    return threads, tasks[:_MOST_STACKS]
+
+
+def place_of(threads: Iterable[ThreadStack]) -> str:
+    """Where the main thread hangs (see WorkerStacks)."""
+    frames = next((each.frames for each in threads if each.main), ())
+    if not frames or (frames[0].file, frames[0].function.rpartition(".")[2]) in _IDLE:
+        return ""
+    return str(next((frame for frame in frames if not frame.library), frames[0]))
+
+
+def _without_ours(frames: list[Frame]) -> list[Frame]:
+    """Without the worker's own calls, from which every thread of the application is called."""
+    calls = [place for place, frame in enumerate(frames, 1) if not frame.file.startswith("poolctl/")]
+    return frames[: calls[-1]] if calls else frames
+
+
+def _frame(found: re.Match[str], roots: Iterable[str]) -> Frame:
+    path = printable(found["file"])
+    installed = _LIBRARIES.match(path)
+    root = next((each for each in roots if path.startswith(each)), "")
+    return Frame(
+        function=printable(found["function"]),
+        file=path[installed.end() :] if installed else path.removeprefix(root),
+        line=int(found["line"]) if found["line"].isdigit() else 0,
+        library=installed is not None or path.startswith(("<frozen ", f"{_OURS}poolctl/")),
+    )
