@@ -23,6 +23,8 @@ mode = "proxy"
 [[stream]]
 bind = "127.0.0.1:{stream}"
 to = "users"
+[operator]
+url = "http://127.0.0.1:1"
 """
 
 TEXT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()

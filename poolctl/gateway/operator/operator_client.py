@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 10.0
 # Pauses after failures grow up to this, or to `retry` if that is longer.
 MOST_PAUSE_SECONDS = 300.0
 # Of all services together.
-_REQUESTS_AT_ONCE = 16
+REQUESTS_AT_ONCE = 16
 # One service that cannot be reported stands for all that fail in this time.
 _REPORT_SECONDS = 60.0
 # How often other processes of the pool are checked: whether they have ended, and what they have reported.
@@ -77,7 +77,7 @@ class OperatorClient:
         self._reported = False
         self._report_again = 0.0
         self._delivered = 0
-        self._places = asyncio.Semaphore(_REQUESTS_AT_ONCE)
+        self._places = asyncio.Semaphore(REQUESTS_AT_ONCE)
         # The timer of a request that is due, or the task of one that is under way.
         self._sending: dict[_Service, asyncio.TimerHandle | asyncio.Task[None]] = {}
         self._tls: tuple[object, ssl.SSLContext] | None = None

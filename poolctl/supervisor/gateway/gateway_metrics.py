@@ -80,6 +80,7 @@ def families(snapshot: GatewaySnapshot) -> list[Family]:
         omitted.add(len(all_) - len(shown), kind=what)
     return [
         *_gateway(snapshot),
+        *_operator(report),
         omitted,
         *_routes(routes),
         _passed(snapshot),
@@ -107,6 +108,20 @@ def _gateway(snapshot: GatewaySnapshot) -> Iterable[Family]:
     return *families_of(_GATEWAY, [(snapshot, {})]), routes, refused
 
 
+def _operator(report: Table) -> Iterable[Family]:
+    """Of a gateway that reports requests to an operator."""
+    found = report.get("operator")
+    return families_of(_OPERATOR, [(found, {})]) if found is not None else ()
+
+
+_OPERATOR: Sequence[Row[Table]] = (
+    ("poolctl_gateway_operator_requests", "counter", "Requests that the operator was informed of.",
+     lambda each: each["delivered"]),
+    ("poolctl_gateway_operator_unsent_requests", "gauge", "Requests that it has not confirmed yet.",
+     lambda each: sum(each["unsent"].values())),
+    ("poolctl_gateway_operator_failing_services", "gauge", "Services whose last report has failed.",
+     lambda each: len(each["failing"])),
+)  # fmt: skip
 _GATEWAY: Sequence[Row[GatewaySnapshot]] = (
     ("poolctl_gateway_up", "gauge", "Whether the gateway's process answers.",
      lambda each: int(each.report is not None)),

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poolctl.gateway.operator import OperatorSettings
-from poolctl.gateway.operator.operator_client import NOT_REACHED, REACHED, TIMEOUT_SECONDS
+from poolctl.gateway.operator.operator_client import NOT_REACHED, REACHED, REQUESTS_AT_ONCE, TIMEOUT_SECONDS
 from poolctl.gateway.operator.unsent_counts import MOST_NAME_BYTES, PREFIX, UnsentCounts
 
 from .operator_stage import GARBAGE, HALF, HANG, OK, REFUSE, RESET, Client, MovedLoop, Operator, move
@@ -140,6 +140,24 @@ def test_operator_that_refuses_connections_is_reported_once_for_all_services() -
                 await client.failed(name)
             assert client.kinds == [NOT_REACHED]
             assert client.client.unsent == 3
+
+    run(test())
+
+
+def test_requests_under_way_of_many_services_are_bounded() -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            operator.mode = HANG
+            with Client(operator) as client:
+                for number in range(3 * REQUESTS_AT_ONCE):
+                    client.client.count(f"service-{number}")
+                await operator.until(lambda: len(operator.received) == REQUESTS_AT_ONCE)
+                operator.mode = OK
+                await move(TIMEOUT_SECONDS)
+                await client.delivered(2 * REQUESTS_AT_ONCE)
+                assert operator.most <= 2 * REQUESTS_AT_ONCE  # those that were given up among them
+                await move(60)
+                await client.delivered(3 * REQUESTS_AT_ONCE)
 
     run(test())
 

@@ -390,6 +390,41 @@ def test_slow_client_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     play(test)
 
 
+def test_client_that_begins_no_handshake_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(pool: Pool) -> None:
+        cert, key = certificate(tmp_path)
+        table, bind = trusted(tls={"cert": str(cert), "key": str(key)})
+        await pool.serve(table)
+        async with asyncio.timeout(DEADLINE):
+            host, _, port = bind.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.close()
+
+    monkeypatch.setattr(operator_endpoint, "LIMITS", ServerLimits(request_seconds=0.05))
+    play(test)
+
+
+def test_renewed_certificate_is_used_and_a_broken_one_is_not(tmp_path: Path) -> None:
+    async def test(pool: Pool) -> None:
+        cert, key = certificate(tmp_path)
+        table, bind = trusted(tls={"cert": str(cert), "key": str(key)})
+        await pool.serve(table)
+        assert (await ask(bind, request(), ssl=client_context(tmp_path))).status == 200
+        former = cert.read_bytes()
+        certificate(tmp_path)
+        assert cert.read_bytes() != former
+        await pool.serve(table)
+        assert (await ask(bind, request(), ssl=client_context(tmp_path))).status == 200
+        key.write_text("broken")
+        await pool.serve(table)
+        assert "its certificate cannot be used" in pool.address.problem
+        assert (await ask(bind, request(), ssl=client_context(tmp_path))).status == 200
+
+    play(test)
+
+
 def test_slow_clients_give_way_to_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(pool: Pool) -> None:
         table, bind = trusted()
