@@ -149,19 +149,20 @@ def _files(directory: str, kinds: tuple[str, ...]) -> list[str]:
         return []
 
 
-_DESIRED = "wanted.json"
+DESIRED = "wanted.json"
+REGISTRATIONS = "registrations.json"
 
 
-def write_desired(directory: str, content: bytes) -> None:
-    """Replace the desired state by this JSON object. Raises OSError."""
+def write_desired(directory: str, content: bytes, name: str = DESIRED) -> None:
+    """Replace the desired state, or another state of this name, by this JSON object. Raises OSError."""
     state = b'{"life": %s, "left": %s}' % (json.dumps(machine_life()).encode(), content)
-    replace_file(os.path.join(directory, _DESIRED), state)
+    replace_file(os.path.join(directory, name), state)
 
 
-def read_desired(directory: str) -> wire.Message:
-    """The desired state that a killed pool left; empty if the machine or container has been restarted since."""
+def read_desired(directory: str, name: str = DESIRED) -> wire.Message:
+    """The state that a killed pool left; empty if the machine or container has been restarted since."""
     try:
-        with open(os.path.join(directory, _DESIRED), "rb") as file:
+        with open(os.path.join(directory, name), "rb") as file:
             found = json.load(file)
         known = found["life"] == machine_life() and found["life"][0] and isinstance(found["left"], dict)
     except (OSError, ValueError, LookupError, TypeError):
@@ -170,5 +171,6 @@ def read_desired(directory: str) -> wire.Message:
 
 
 def remove_desired(directory: str) -> None:
-    """Remove the desired state: only a pool that was killed leaves it behind."""
-    forget(os.path.join(directory, _DESIRED))
+    """Remove these states: only a pool that was killed leaves them behind."""
+    for name in (DESIRED, REGISTRATIONS):
+        forget(os.path.join(directory, name))

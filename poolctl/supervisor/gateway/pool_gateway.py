@@ -80,7 +80,9 @@ class PoolGateway:
             from .registration_manager import saved_registrations
 
             # Before the first route table, which would take them out.
-            self._services = await saved_registrations(self._environment.keeper, core.clock)
+            self._services = await saved_registrations(
+                self._environment.keeper, self._environment.directory, core.clock
+            )
         self._environment.configuration.follow(self._follow, every_reload=True)
 
     def _follow(self, tables: Tables) -> None:
@@ -93,8 +95,9 @@ class PoolGateway:
 
             self._manager = GatewayManager(self._environment, self._core, self._events)
             services = self._services or Registrations(self._core.clock)
+            keeper, directory = self._environment.keeper, self._environment.directory
             self._registrations = RegistrationManager(
-                self._manager, self._core, self._events, self._environment.keeper, services
+                self._manager, self._core.clock, self._events, keeper, directory, services
             )
             self._registrations.add_to(self._verbs)
             self._routes = GatewayVerbs(self._manager, self._core, self._totals, services)

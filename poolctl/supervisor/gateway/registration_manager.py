@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -17,11 +18,10 @@ from poolctl.clock import Clock
 from poolctl.config import Finding, Registration, registration_of
 from poolctl.control.answers import Result, failure
 from poolctl.control.gateway_answers import RegistrationsResult
-from poolctl.core.core import Core
 from poolctl.errors import PoolParamError, PoolValidateError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOTHING_MATCHED
 from poolctl.frozen_value import Table
-from poolctl.keeper import fd_store
+from poolctl.keeper import fd_store, rendezvous
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import read_file, sealed_file
 from poolctl.routing.registration_report import FAILING, SILENT, STARTING
@@ -47,18 +47,23 @@ _OF_REQUESTS = ("timeout", "progress", "wait")
 _SAVE_SECONDS = 1.0
 _AT_ONCE = 100
 
+logger = logging.getLogger("poolctl.supervisor")
 
-async def saved_registrations(keeper: Link, clock: Clock) -> Registrations:
-    """The services that the previous supervisor had."""
+
+async def saved_registrations(keeper: Link, directory: str, clock: Clock) -> Registrations:
+    """The services that the previous supervisor had; of one that was killed with its keeper, from its file."""
     services = Registrations(clock)
     _, fds = await keeper.call({"op": "get", "name": fd_store.REGISTRATIONS})
-    for fd in fds:
-        content = read_file(fd)
-        os.close(fd)
-        for number, each in enumerate(json.loads(content)):
-            services.restore(each)
-            if number % _AT_ONCE == _AT_ONCE - 1:
-                await asyncio.sleep(0)
+    if fds:
+        content = read_file(fds[0])
+        os.close(fds[0])
+        saved = json.loads(content)
+    else:
+        saved = rendezvous.read_desired(directory, rendezvous.REGISTRATIONS).get("services") or ()
+    for number, each in enumerate(saved):
+        services.restore(each, whole=not fds)
+        if number % _AT_ONCE == _AT_ONCE - 1:
+            await asyncio.sleep(0)
     return services
 
 
@@ -66,13 +71,20 @@ class RegistrationManager:
     """Keeps the services of a gateway."""
 
     def __init__(
-        self, gateway: GatewayManager, core: Core, events: Events, keeper: Link, services: Registrations
+        self,
+        gateway: GatewayManager,
+        clock: Clock,
+        events: Events,
+        keeper: Link,
+        directory: str,
+        services: Registrations,
     ) -> None:
         self.services = services
         self._gateway = gateway
-        self._clock = core.clock
+        self._clock = clock
         self._events = events
         self._keeper = keeper
+        self._directory = directory
         self._probes = RegistrationProbes(self._probed)
         self._records: dict[Key, bytes] = {}
         self._expiry: asyncio.TimerHandle | None = None
@@ -83,6 +95,8 @@ class RegistrationManager:
             if each.state != SILENT:
                 self._probes.watch(each)
         self._expect()
+        if self._records:
+            self._save()
 
     def add_to(self, verbs: Verbs) -> None:
         """Answer these verbs."""
@@ -253,17 +267,26 @@ class RegistrationManager:
 
     def _save_soon(self) -> None:
         if self._saving is None:
-            self._saving = asyncio.get_running_loop().call_later(_SAVE_SECONDS, self._save)
+            self._saving = asyncio.get_running_loop().call_later(_SAVE_SECONDS, self._save_heartbeats)
 
     def _save(self) -> None:
+        content = self._save_heartbeats()
+        try:
+            rendezvous.write_desired(self._directory, b'{"services": %s}' % content, rendezvous.REGISTRATIONS)
+        except OSError as error:
+            logger.warning("if keeper and supervisor are killed together, registrations are lost: %s", error)
+
+    def _save_heartbeats(self) -> bytes:
         if self._saving is not None:
             self._saving.cancel()
             self._saving = None
-        fd = sealed_file("poolctl-registrations", b"[%s]" % b",".join(self._records.values()))
+        content = b"[%s]" % b",".join(self._records.values())
+        fd = sealed_file("poolctl-registrations", content)
         try:
             self._keeper.send({"op": "put", "name": fd_store.REGISTRATIONS}, [fd])
         finally:
             os.close(fd)
+        return content
 
 
 def _refusal(code: int, message: str, hint: str) -> RegistrationsResult:

@@ -25,6 +25,7 @@ FORGOTTEN_SECONDS = 3600.0
 _GRACE_SECONDS = 2.0
 
 REGISTERED, CHANGED, RECOVERED, REFRESHED = "registered", "changed", "recovered", "refreshed"
+_STATES = (STARTING, SERVING, FAILING, SILENT)
 _HEALTH = {SERVING: HEALTHY, STARTING: ROUTE_STARTING}
 
 Key = tuple[str, str]
@@ -228,17 +229,22 @@ class Registrations:
             "deadline": None if service.deadline == math.inf else service.deadline,
         }
 
-    def restore(self, table: Table) -> None:
-        """Continue with a service of the previous supervisor, whose clock was the same; ignored if it is not valid."""
-        settings = registration_of(table["settings"], [])
-        if settings is None:
+    def restore(self, table: Table, *, whole: bool = False) -> None:
+        """Continue with a service of the previous supervisor; ignored if it is not valid.
+
+        Deadlines are of the same clock; `whole`: begin the time-to-live again, since heartbeats were not saved.
+        """
+        settings = registration_of(table.get("settings") or {}, [])
+        if settings is None or table.get("state") not in _STATES:
             return
-        service = RegisteredService(settings, table["state"], table["since"])
-        service.why = table["why"]
+        service = RegisteredService(settings, table["state"], float(table.get("since") or 0.0))
+        service.why = str(table.get("why") or "")
         self._services[service.key] = self._by_name.setdefault(settings.name, {})[settings.to] = service
-        if table["deadline"] is not None:
-            grace = 0.0 if service.state == SILENT else min(settings.ttl, _GRACE_SECONDS)
-            self._expect(service, max(table["deadline"] - self._clock.monotonic(), grace))
+        if table.get("deadline") is not None:
+            most = FORGOTTEN_SECONDS if service.state == SILENT else settings.ttl
+            least = 0.0 if service.state == SILENT else most if whole else min(most, _GRACE_SECONDS)
+            left = float(table["deadline"]) - self._clock.monotonic()
+            self._expect(service, min(max(left, least), most))
 
     def _check_place(self, settings: Registration) -> None:
         """All services of one name have one host and path; those that name none take the others'."""

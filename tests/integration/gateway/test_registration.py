@@ -51,8 +51,8 @@ def test_service_registers_is_silent_returns_and_leaves_with_an_audit_trail(gate
         assert (get(metrics, "/health").status, get(metrics, "/health").json()) == (200, {"users": "healthy"})
         # The last heartbeat.
         assert curl(socket, "register", name="users", to=users, ttl="100ms")["exit_code"] == 0
-        gateway.until(lambda: registered()["state"] == "silent")
-        assert gateway.get("/").status == 503
+        gateway.until(lambda: gateway.get("/").status == 503)
+        assert registered()["state"] == "silent"
         assert client.health_info()["users"]["detail"] == "no heartbeat for 100ms"
         gateway.until(lambda: get(metrics, "/health").status == 503)
         assert curl(socket, "register", name="users", to=users, ttl="60s")["exit_code"] == 0

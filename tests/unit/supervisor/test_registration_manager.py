@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import tempfile
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from poolctl.clock import Clock
 from poolctl.config import GatewayConfig, RouteConfig, Tables
-from poolctl.keeper import fd_store
+from poolctl.keeper import fd_store, rendezvous
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import read_file
@@ -46,6 +46,8 @@ class Keeper:
         self.entries[message["name"]] = read_file(fds[0])
 
     async def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        if message["name"] not in self.entries:
+            return {}, []
         fd = os.memfd_create("entry")
         os.write(fd, self.entries[message["name"]])
         return {}, [fd]
@@ -63,11 +65,10 @@ class Registry:
         tables = Tables(gateway=GatewayConfig(), routes=ROUTES)
         self.routes = ComputedRoutes(self._changed)
         self.tables = tables
-        core: Any = SimpleNamespace(clock=Clock())
         gateway: Any = self
-        self.manager = RegistrationManager(
-            gateway, core, events, self.keeper, services or Registrations(core.clock)
-        )
+        self.directory = tempfile.mkdtemp()
+        services = services or Registrations(Clock())
+        self.manager = RegistrationManager(gateway, Clock(), events, self.keeper, self.directory, services)
         self.routes.compute(lambda: ((), tables))
         self.events = events
 
@@ -92,6 +93,8 @@ class Registry:
     def close(self) -> None:
         self.manager.close()
         self.routes.close()
+        rendezvous.remove_desired(self.directory)
+        os.rmdir(self.directory)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -191,8 +194,13 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
         assert [(each["settings"]["to"], each["state"]) for each in saved] == [
             ("http://10.0.0.7:9000", "serving")
         ]
+        left = await saved_registrations(registry.keeper, registry.directory, Clock())
+        # A keeper that was killed with its supervisor holds nothing.
+        killed: Any = Keeper()
+        (found,) = await saved_registrations(killed, registry.directory, Clock())
+        assert (found.settings.to, found.settings.ttl) == ("http://10.0.0.7:9000", 30.0)
         registry.close()
-        successor = Registry(stage, await saved_registrations(registry.keeper, Clock()))
+        successor = Registry(stage, left)
         await successor.routes.settled()
         match = stage.edge.table.find("any", "/users")
         assert match is not None

@@ -146,5 +146,9 @@ def test_next_supervisor_continues_with_states_and_deadlines() -> None:
     assert successor.pass_time(0.2) == ([URL], [])
     _, restored, _ = successor.services
     assert successor.services.probed(restored, "", 0.0)
-    successor.services.restore({**saved[0], "settings": {"name": "users"}})
+    for wrong in ({"settings": {"name": "users"}}, {"state": "other"}):
+        successor.services.restore({**saved[0], **wrong})
     assert len(successor.services) == 3
+    after_both = Stage()
+    after_both.services.restore(saved[0], whole=True)
+    assert after_both.services.due == 30.0
