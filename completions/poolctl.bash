@@ -54,7 +54,7 @@ _poolctl() {
         wait:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
         *:-c | *:--config | *:-f | *:--file) _poolctl_files -f; return ;;
         *:--pool) _poolctl_ask pools; return ;;
-        *:--bind | *:--app | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--for | *:--to | *:--ttl | *:--weight | *:--host | *:--path | *:--probe | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
+        *:--bind | *:--app | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--for | *:--to | *:--ttl | *:--weight | *:--host | *:--path | *:--probe | *:--canary | *:--abort-on | *:--min-requests | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
         *:-o | *:--output) _poolctl_words 'table wide json jsonl name'; return ;;
         *:--tag) _poolctl_ask tags; return ;;
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
@@ -70,7 +70,7 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-c --config --pool -q --quiet -v --verbose --version -h --help'
             else
-                _poolctl_words 'add completion config dashboard disable doctor drain enable events export filter health hosts init list logs metrics notify pools register reload remove restart routes run scale schema show stacks start status stop top undrain unregister upgrade validate version wait walk'
+                _poolctl_words 'add completion config dashboard disable doctor drain enable events export filter health hosts init list logs metrics notify pools register reload remove restart rollout routes run scale schema show stacks start status stop top undrain unregister upgrade validate version wait walk'
             fi
             ;;
         add)
@@ -230,6 +230,13 @@ _poolctl() {
         restart)
             if [[ $cur == -* ]]; then
                 _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps --env --force -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask servers
+            fi
+            ;;
+        rollout)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--canary --for --abort-on --min-requests --pause --force --no-wait -o --output -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Answer = TypeVar("Answer", bound=Result)
 
 # Commands that the pool completes even if the caller stops waiting.
-_ORDERS = ("start", "stop", "restart", "reload", "scale", "enable", "disable", "add", "remove")
+_ORDERS = ("start", "stop", "restart", "reload", "scale", "enable", "disable", "add", "remove", "rollout")
 # Reported by status and doctor while the supervisor replaces nothing.
 CRASH_LOOP = (
     "the supervisor crashed five times within a minute: for five minutes it serves commands only and replaces no "

@@ -14,6 +14,7 @@ from poolctl.frozen_value import Table
 from poolctl.runners.runner_protocol import Runner
 
 from .address_changes import Addresses, same_listener
+from .canaries import Canaries
 from .decide import Stop
 from .decision_input import IN_BACKOFF, LEAVING, NO_OVERRIDES, Desired, Overrides, Phase
 from .decision_trace import Trace
@@ -69,6 +70,7 @@ class Core:
             recorder,
             random.Random(),
         )
+        self.canaries = Canaries(clock, self._queue, self.servers, self._executor)
         self._reconciler = Reconciler(
             self._queue,
             self.servers,
@@ -141,7 +143,7 @@ class Core:
         """Want no worker of it; a removed one stays removed."""
         if not entry.removed:
             entry.become(desired)
-        entry.called, entry.automatic = False, None
+        entry.called, entry.automatic, entry.canary = False, None, None
         entry.overrides = replace(entry.overrides, out=False)
 
     def abandon(self, entry: Entry, failure: ServerError | None = None) -> None:
@@ -164,6 +166,7 @@ class Core:
 
     def restart(self, entry: Entry, *, retries: bool = True) -> None:
         """Replace the server by a new generation; one that does not run is started."""
+        self.canaries.withdraw(entry)
         running = any(worker.generation == entry.generation for worker in entry.workers.values())
         entry.code_since = self.clock.monotonic()
         if entry.wanted and running:
@@ -255,6 +258,7 @@ class Core:
         or waiting server is tried again, and a stopped one stays stopped.
         """
         before, was_disabled = entry.config, entry.is_disabled
+        self.canaries.withdraw(entry)
         entry.source = None
         self.servers.configure(entry, config)
         if not config.scale.is_automatic:

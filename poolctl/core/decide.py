@@ -173,7 +173,7 @@ def _hold(view: View) -> list[Action]:
 
 def _serve(view: View) -> list[Action]:
     current = [worker for worker in view.staying if worker.generation == view.generation]
-    old = [worker for worker in view.staying if worker.generation != view.generation]
+    old = [worker for worker in view.staying if worker.generation not in (view.generation, view.canary)]
     if not view.overlap and len(current) < len(view.workers):
         # The old workers must end before the new one starts; connections wait meanwhile. One that falls asleep has
         # hardly anything to finish, and is not interrupted.
@@ -185,9 +185,8 @@ def _serve(view: View) -> list[Action]:
         return [Stop(worker.id) for worker in going]
     actions: list[Action] = []
     if view.may_start:
-        # A leaving worker keeps its name until it has ended.
-        present = {worker.index for worker in view.workers if worker.generation == view.generation}
-        actions += [Spawn(view.generation, index) for index in range(view.count) if index not in present]
+        actions += _missing(view, view.generation, view.count)
+        actions += _missing(view, view.canary, view.canaries)
     surplus = [worker for worker in current if worker.index >= view.count]
     ready = {worker.index for worker in current if worker.phase is Phase.READY}
     if ready.issuperset(range(view.count)):
@@ -196,6 +195,12 @@ def _serve(view: View) -> list[Action]:
     # does not serve. A running job is not interrupted in order to run it again.
     leaving = surplus if view.job else surplus + old
     return actions + [_retire(worker) for worker in leaving if worker.phase is not Phase.READY]
+
+
+def _missing(view: View, generation: int, count: int) -> list[Action]:
+    # A leaving worker keeps its name until it has ended.
+    present = {worker.index for worker in view.workers if worker.generation == generation}
+    return [Spawn(generation, index) for index in range(count) if index not in present]
 
 
 def _retire(worker: WorkerView) -> Action:

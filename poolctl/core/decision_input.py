@@ -127,6 +127,8 @@ class View:
     desired: Desired
     generation: int  # the generation that should serve
     count: int = 1  # how many workers
+    canary: int = 0  # a further generation, until it is judged; 0: none
+    canaries: int = 0  # how many workers of that
     overlap: bool = True  # may two generations run at once
     feasible: bool = True  # workers of the generation that should serve are known to start
     checking: bool = False  # that is being checked

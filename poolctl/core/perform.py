@@ -76,8 +76,9 @@ class Executor:
                 entry.releasing.append(held)
                 self._queue.run(self._release(entry, held))
             case Spawn(generation, index):
-                worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, entry.config)
-                worker.resting = entry.config.health.gated and not entry.config.command
+                config = entry.config_of(generation)
+                worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, config)
+                worker.resting = config.health.gated and not config.command
                 entry.workers[worker.id] = worker
                 worker.task = self._queue.run(self.workers.live(entry, worker))
             case Check():

@@ -14,6 +14,7 @@ from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State, Status
 from poolctl.time_windows import NO_PERIOD, Period
 
+from .canary import Canary
 from .decision_input import (
     ASLEEP,
     AWAKE,
@@ -69,6 +70,7 @@ class Entry:
     cause: Cause | None = transient(None)  # the command or decision that causes its changes
 
     # Its code and its workers.
+    canary: Canary | None = transient(None)  # a supervisor that takes over withdraws it
     generation: int = persisted(1)  # the one that should serve
     newest: int = persisted(1)
     code_since: float = persisted(
@@ -187,6 +189,8 @@ class Entry:
             desired=self.desired,
             generation=self.generation,
             count=self.size,
+            canary=0 if self.canary is None else self.canary.generation,
+            canaries=0 if self.canary is None or self.canary.failure else self.canary.count,
             overlap=self.may_overlap,
             feasible=self.feasible == self.generation,
             checking=self.checking,
@@ -335,6 +339,15 @@ class Entry:
     def started(self) -> bool:
         """It has a process, ready or not."""
         return any(worker.placement is not None for worker in self.workers.values())
+
+    def is_of_canary(self, generation: int) -> bool:
+        """Whether this is the generation of its canary."""
+        return self.canary is not None and self.canary.generation == generation
+
+    def config_of(self, generation: int) -> ServerConfig:
+        """The configuration of further workers of this generation."""
+        canary = self.canary
+        return canary.config if canary is not None and self.is_of_canary(generation) else self.config
 
     def next_generation(self) -> None:
         """Place further workers in a new generation."""

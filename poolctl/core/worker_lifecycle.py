@@ -159,7 +159,9 @@ class WorkerLifecycle:
 
         Raises ServerError or WorkerFailed, as the runner does.
         """
-        worker.preparing = asyncio.ensure_future(self._runner.prepare(worker.config, entry.code_since))
+        canary = entry.canary if entry.is_of_canary(worker.generation) else None
+        since = entry.code_since if canary is None else canary.code_since
+        worker.preparing = asyncio.ensure_future(self._runner.prepare(worker.config, since))
         await asyncio.wait({worker.preparing})
         if worker.preparing.cancelled():
             return False
@@ -210,6 +212,10 @@ class WorkerLifecycle:
 
     def _unordered_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         was_ready = worker.ready_at is not None
+        if entry.canary is not None and entry.is_of_canary(worker.generation):
+            when = "" if was_ready else " before it was ready"
+            entry.canary.failure = worker.failure.message if worker.failure else f"{exit_.message}{when}"
+            return
         if not was_ready and not (worker.config.job and exit_.ok):
             failure = worker.failure or failure_of(
                 entry, f"{exit_.message} before it was ready", f"poolctl logs {entry.name}"
@@ -228,7 +234,9 @@ class WorkerLifecycle:
         serving = [
             each
             for each in entry.workers.values()
-            if each.phase is Phase.READY and each.generation != entry.generation
+            if each.phase is Phase.READY
+            and each.generation != entry.generation
+            and not entry.is_of_canary(each.generation)
         ]
         if not serving:
             return False

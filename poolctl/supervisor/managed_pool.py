@@ -30,7 +30,7 @@ from poolctl.selection.matcher_client import close_matcher
 from poolctl.selection.selector import Selector
 from poolctl.units import format_duration
 
-from . import health
+from . import health, rollout
 from .active_configuration import ActiveConfiguration, PoolEnvironment
 from .gateway import pool_gateway
 from .gateway.pool_gateway import PoolGateway
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from .systemd import Service
 
 # What needs modules that no start imports.
-_PARTS = (health, observers, pool_gateway, pool_scaling, pool_operator)
+_PARTS = (health, observers, pool_gateway, pool_scaling, pool_operator, rollout)
 _IDLE_SECONDS = 60.0
 _SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
@@ -197,7 +197,7 @@ class ManagedPool:
         self._verbs.complete()
 
     async def _answer(self, listener: socket.socket) -> None:
-        self._verbs = Verbs(self.core, self.events, self, self._configuration)
+        self._verbs = Verbs(self.core, self.events, self, self._configuration, rollout.MODULES)
         await self._observers.begin_serving(self._verbs, self._gateway)
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import pwd
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib import import_module
 
@@ -31,10 +31,10 @@ _SHAPES = {"timeout": (int, float), "env": (dict,), "hosts": (list,)}
 AUDITED = frozenset(
     {
         "start", "stop", "restart", "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove",
-        "upgrade", "host",
+        "upgrade", "host", "rollout",
     }
 )  # fmt: skip
-_OF_SERVERS = AUDITED - {"upgrade", "host"}
+_OF_SERVERS = AUDITED - {"upgrade", "host", "rollout"}
 # Recorded with their values; the others may hold secrets, such as an environment.
 _RECORDED = ("timeout", "wait", "deps", "kill", "workers", "auto", "all")
 
@@ -42,7 +42,7 @@ Work = Callable[[], Awaitable[Result]]
 
 
 class Verbs:
-    """The pool as the control socket sees it."""
+    """The pool as the control socket sees it. `more` are modules of other packages with verbs, loaded with the rest."""
 
     def __init__(
         self,
@@ -50,12 +50,14 @@ class Verbs:
         events: Events,
         daemon: Daemon,
         configuration: ActiveConfiguration,
+        more: Sequence[str] = (),
     ) -> None:
         self._daemon = daemon
         self._core = core
         self.used = False
         self._context = VerbContext(core, events, daemon, configuration)
         self._is_complete = False
+        self._more = more
         self._extended: dict[str, Callable[[Call, Result], Awaitable[Result]]] = {}
         self._verbs: dict[str, Verb] = {
             **reading_verbs.verbs(self._context),
@@ -69,7 +71,7 @@ class Verbs:
         """Load the verbs that no start needs; a request for one of them loads them before."""
         if not self._is_complete:
             self._is_complete = True
-            for name in modules():
+            for name in (*modules(), *self._more):
                 module = import_module(name)
                 if hasattr(module, "verbs"):
                     self._verbs = module.verbs(self._context) | self._verbs
@@ -244,6 +246,8 @@ def _given(selector: Selector) -> Table:
 def _details(verb: str, options: Table) -> list[str]:
     if verb == "host":
         return [str(options.get("op")), *map(str, options.get("hosts") or ())]
+    if verb == "rollout":
+        return [str(options.get("op", "begin"))]
     everything = ["--all"] if options.get("all") is True else []
     if verb == "scale":
         return [*everything, "--auto" if options.get("auto") is True else str(options.get("workers"))]

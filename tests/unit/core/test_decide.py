@@ -52,6 +52,15 @@ EXAMPLES = {
     "does not interrupt a job that is run again": (
         view(worker(phase=Phase.STARTING), generation=2, job=True), [Spawn(2, 0)],
     ),
+    "spawns a canary next to the others": (view(worker(), canary=2, canaries=1), [Spawn(2, 0)]),
+    "keeps a canary and the others": (
+        view(worker(), worker(1, 1), worker(2), count=2, canary=2, canaries=1), [],
+    ),
+    "replaces another one next to a canary": (
+        view(worker(), worker(2), count=2, canary=2, canaries=1), [Spawn(1, 1)],
+    ),
+    "starts no other canary for one that has failed": (view(worker(), canary=2), []),
+    "drains a canary that was withdrawn": (view(worker(), worker(2)), [Drain("w.2.0")]),
     "does not repeat itself": (view(worker(phase=Phase.DRAINING), worker(2), generation=2), []),
     "ends the old one first without overlap": (view(worker(), generation=2, overlap=False), [Stop("w.1.0")]),
     "sees first whether the new one can be started without overlap": (

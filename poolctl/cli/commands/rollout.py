@@ -1,0 +1,170 @@
+"""`poolctl rollout`: new code or configuration for a share of a server's traffic."""
+
+from __future__ import annotations
+
+from poolctl.cli.command import LIFECYCLE, LIST, NO_WAIT, OUTPUT, SERVERS, Command, Option, flag
+from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.render import printable
+from poolctl.cli.supervisor_requests import ask_for, gateway_table
+from poolctl.control.rollout_answers import RolloutFigures, RolloutReport, RolloutResult
+from poolctl.frozen_value import Value
+
+ACTIONS = ("status", "promote", "abort", "pause", "resume")
+COLUMNS = ("name", "state", "share", "time", "requests", "errors", "p99", "memory", "reason")
+
+COMMAND = Command(
+    "Try new code or configuration on a share of the traffic.",
+    Option(
+        "words",
+        metavar="[ACTION] [NAME]",
+        kind=LIST,
+        completes=SERVERS,
+        help=f"The server; or one of {', '.join(ACTIONS)}, and the server of the rollout.",
+    ),
+    Option("canary", "--canary", metavar="SHARE", help='Its share of the traffic. Default: "10%".'),
+    Option("duration", "--for", metavar="DURATION", help='When it is promoted. Default: "5m".'),
+    Option(
+        "abort_on",
+        "--abort-on",
+        metavar="CONDITION",
+        kind=LIST,
+        help='Withdraw it when this is so: "errors > 1%", "p99 > 2 × before". Repeatable.',
+    ),
+    Option("min_requests", "--min-requests", metavar="N", help="No verdict before so many. Default: 100."),
+    flag("pause", "--pause", help="Never promote it by itself: `rollout promote` does."),
+    flag("force", "--force", help="Accept more than twice the share that was asked for."),
+    NO_WAIT,
+    OUTPUT,
+    section=LIFECYCLE,
+    fields=tuple(RolloutReport.annotations),
+    examples=(
+        "poolctl rollout web --canary 10% --for 5m",
+        "poolctl rollout web --abort-on 'errors>1%' --abort-on 'p99>2×before'",
+        "poolctl rollout web --pause --no-wait    then: poolctl rollout promote web",
+    ),
+    notes=(
+        "New workers serve next to the others. When the time is over the others are",
+        "replaced, too; when a condition is met, or a new one fails, the new ones end.",
+        "It tries the changed configuration of the server, or else its code.",
+        "Without --abort-on: errors > before + 1%, p99 > 2 × before,",
+        "memory > 1.5 × before.",
+    ),
+)
+
+
+class _Line(Value):
+    """A rollout as the table shows it: figures of the new workers, and after a slash of the others."""
+
+    name: str
+    state: str
+    share: str
+    time: str
+    requests: str
+    errors: str
+    p99: str
+    memory: str
+    reason: str
+
+
+def perform(request: CommandRequest) -> Outcome:
+    """The outcome of the rollout, or how it stands. Raises NoSupervisor."""
+    first, *rest = request.get("words") or [""]
+    action, names = (first, rest) if first in ACTIONS else ("begin", [first, *rest])
+    if action == "status":
+        result = ask_for(RolloutResult, _selecting(request, names), find_pool(request), "rollouts", {})
+        return _shown(request, result)
+    if action == "begin" and (len(names) != 1 or not names[0]):
+        raise UsageError("rollout: which server?", hint="poolctl rollout NAME --canary 10% --for 5m")
+    options = {"op": action, "wait": not request.get("no_wait"), **_begin_options(request, action)}
+    result = ask_for(RolloutResult, _selecting(request, names), find_pool(request), "rollout", options)
+    if request.output:
+        return _shown(request, result)
+    return Outcome.of(result, "\n".join(_sentence(each) for each in result.items))
+
+
+def _selecting(request: CommandRequest, names: list[str]) -> CommandRequest:
+    return CommandRequest("rollout", {**request.values, "targets": names})
+
+
+def _begin_options(request: CommandRequest, action: str) -> dict[str, object]:
+    given = {
+        key: request.get(key) for key in ("canary", "duration", "abort_on", "min_requests", "pause", "force")
+    }
+    if action != "begin":
+        if any(given.values()):
+            raise UsageError(
+                f"rollout {action} takes no option of a new rollout", hint="poolctl rollout --help"
+            )
+        return {}
+    options: dict[str, object] = {"pause": bool(given["pause"]), "force": bool(given["force"])}
+    if given["canary"] is not None:
+        options["share"] = _share(given["canary"])
+    if given["duration"] is not None:
+        options["seconds"] = _seconds(given["duration"])
+    if given["min_requests"] is not None:
+        options["min_requests"] = _count(given["min_requests"])
+    if given["abort_on"]:
+        options["abort_on"] = given["abort_on"]
+    return options
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise UsageError(f"--canary: {text!r} is not a share", hint="write 10%") from None
+
+
+def _seconds(text: str) -> float:
+    from poolctl.units import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as wrong:
+        raise UsageError(f"--for: {wrong}") from None
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise UsageError(f"--min-requests: {text!r} is not a number of requests", hint="write 100")
+    return int(text)
+
+
+def _shown(request: CommandRequest, result: RolloutResult) -> Outcome:
+    lines = [_line(each) for each in result.items]
+    return gateway_table(request, Outcome.of(result), lines, COLUMNS, (each.name for each in result.items))
+
+
+def _line(rollout: RolloutReport) -> _Line:
+    both = rollout.canary, rollout.before
+
+    def pair(of: str) -> str:
+        return " / ".join(_figure(each, of) for each in both)
+
+    elapsed = f"{rollout.elapsed_seconds:.0f} of {rollout.for_seconds:.0f} s"
+    return _Line(
+        name=rollout.name, state=rollout.state, share=f"{100 * rollout.share:.3g} %", time=elapsed,
+        requests=pair("requests"), errors=pair("errors"), p99=pair("p99"), memory=pair("memory"),
+        reason=rollout.reason,
+    )  # fmt: skip
+
+
+def _figure(figures: RolloutFigures, of: str) -> str:
+    from poolctl.units import format_size
+
+    if of == "p99":
+        seconds = figures.latency_p99_seconds
+        return "-" if seconds is None else f"{1000 * seconds:.3g} ms"
+    if of == "memory":
+        return "-" if figures.memory_bytes is None else format_size(figures.memory_bytes)
+    return str(figures.requests if of == "requests" else figures.errors)
+
+
+def _sentence(rollout: RolloutReport) -> str:
+    name, state = printable(rollout.name), rollout.state
+    if rollout.is_over:
+        return f"{name}: {state}: {rollout.reason}"
+    line = _line(rollout)
+    return f"{name}: {state}, {line.share} of the traffic; `poolctl rollout status` shows it"

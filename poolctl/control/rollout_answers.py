@@ -1,0 +1,59 @@
+"""Answers of a supervisor about rollouts."""
+
+from __future__ import annotations
+
+from poolctl.control.answers import Result
+from poolctl.frozen_value import Value
+
+
+class RolloutFigures(Value):
+    """What the workers of one generation did since the rollout began; None is unknown.
+
+    Errors are responses with a 5xx status, and those that the application broke off. `memory_bytes` is that of the
+    largest worker.
+    """
+
+    workers: int = 0
+    requests: int = 0
+    errors: int = 0
+    latency_p50_seconds: float | None = None
+    latency_p99_seconds: float | None = None
+    memory_bytes: int | None = None
+
+    @property
+    def error_rate(self) -> float | None:
+        """The share of requests that failed, from 0 to 1; None without requests."""
+        return self.errors / self.requests if self.requests else None
+
+
+class RolloutReport(Value):
+    """A rollout: `state` is starting, running, paused, promoting, promoted or withdrawn, `reason` why it ended.
+
+    `share_asked` and `share` are from 0 to 1: the second is what whole workers allow. `canary` are the figures of the
+    new generation, `before` those of the other one in the same time.
+    """
+
+    name: str
+    state: str
+    reason: str = ""
+    what: str = "code"
+    generation: int = 0
+    share_asked: float = 0.0
+    share: float = 0.0
+    for_seconds: float = 0.0
+    elapsed_seconds: float = 0.0
+    min_requests: int = 0
+    abort_on: tuple[str, ...] = ()
+    canary: RolloutFigures = RolloutFigures()
+    before: RolloutFigures = RolloutFigures()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was promoted or withdrawn."""
+        return self.state in ("promoted", "withdrawn")
+
+
+class RolloutResult(Result):
+    """Of `rollout` and `rollouts`."""
+
+    items: tuple[RolloutReport, ...] = ()  # type: ignore[assignment]

@@ -1,0 +1,225 @@
+"""One rollout: a canary of a server is started, measured beside the other workers, and promoted or withdrawn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from poolctl.config import ServerConfig
+from poolctl.control.rollout_answers import RolloutFigures, RolloutReport
+from poolctl.core.canary import Canary
+from poolctl.core.core import Core
+from poolctl.core.decision_input import LEAVING, Phase
+from poolctl.core.server_changes import caused_by
+from poolctl.core.server_entry import Entry
+from poolctl.monitor.event_queue import Events
+from poolctl.runners.runner_protocol import Counters
+
+from .generation_figures import GenerationFigures
+from .verdict import Condition, Verdict, verdict
+
+LOOK_SECONDS = 1.0
+STARTING, RUNNING, PAUSED, PROMOTING = "starting", "running", "paused", "promoting"
+PROMOTED, WITHDRAWN = "promoted", "withdrawn"
+
+
+class RolloutPlan(NamedTuple):
+    """The order: `canaries` workers of `config`, judged after `seconds` and `min_requests` at least."""
+
+    config: ServerConfig
+    what: str
+    share: float
+    canaries: int
+    seconds: float
+    min_requests: int
+    conditions: Sequence[Condition]
+    is_paused: bool = False
+
+
+class CanaryRollout:
+    """Follows the server's changes from its making until it `is_over`; `begun` once its canary is ready, or over."""
+
+    def __init__(
+        self, core: Core, events: Events, entry: Entry, counters: Counters, plan: RolloutPlan
+    ) -> None:
+        self.begun, self.over = asyncio.Event(), asyncio.Event()
+        self.entry = entry
+        self.plan = plan
+        self.reason = ""
+        self._core = core
+        self._events = events
+        self._counters = counters
+        self._workers = entry.size
+        self._state = STARTING
+        self._is_paused = plan.is_paused
+        self._began_at = core.clock.monotonic()
+        self._ended_at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._base = entry.generation
+        self._figures: tuple[GenerationFigures, GenerationFigures] | None = None
+        self._canary: Canary = core.canaries.begin(entry, plan.config, plan.canaries)
+        core.listeners.add(self._look)
+        self._record("rollout started", f"{self.share_in_words}, {plan.what}")
+
+    @property
+    def state(self) -> str:
+        """One word of RolloutReport."""
+        return PAUSED if self._state == RUNNING and self._is_paused else self._state
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was promoted or withdrawn."""
+        return self.over.is_set()
+
+    @property
+    def share(self) -> float:
+        """The share of the traffic that its workers have, if all have alike."""
+        return self.plan.canaries / (self.plan.canaries + self._workers)
+
+    @property
+    def share_in_words(self) -> str:
+        """The share in workers and in percent."""
+        count, all_of_them = self.plan.canaries, self.plan.canaries + self._workers
+        asked = f"{round(100 * self.plan.share, 2):g}"
+        return f"{count} of {all_of_them} workers, {100 * self.share:.3g} % ({asked} % asked)"
+
+    def report(self) -> RolloutReport:
+        """How it stands."""
+        plan, now = self.plan, self._core.clock.monotonic()
+        canary, before = self._measured()
+        return RolloutReport(
+            name=self.entry.name,
+            state=self.state,
+            reason=self.reason or self._waiting_for(canary),
+            what=plan.what,
+            generation=self._canary.generation,
+            share_asked=plan.share,
+            share=round(self.share, 4),
+            for_seconds=plan.seconds,
+            elapsed_seconds=round((self._ended_at or now) - self._began_at, 3),
+            min_requests=plan.min_requests,
+            abort_on=tuple(each.text for each in plan.conditions),
+            canary=canary,
+            before=before,
+        )
+
+    def _waiting_for(self, canary: RolloutFigures) -> str:
+        is_due = self._core.clock.monotonic() - self._began_at >= self.plan.seconds
+        if self.state != RUNNING or not is_due or canary.requests >= self.plan.min_requests:
+            return ""
+        return f"waits until its workers have had {self.plan.min_requests} requests"
+
+    def pause(self) -> None:
+        """Let it go on until it is promoted or withdrawn by hand; its conditions still withdraw it."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Let it be promoted by itself again."""
+        self._is_paused = False
+
+    def promote(self, reason: str) -> None:
+        """Let the new generation serve alone."""
+        if self._state in (STARTING, RUNNING):
+            self._measure()
+            self._state, self.reason = PROMOTING, reason
+            with caused_by(f"rollout: {reason}"):
+                self._core.canaries.promote(self.entry)
+
+    def withdraw(self, reason: str) -> None:
+        """End the canary; the others serve on."""
+        if self._state in (STARTING, RUNNING):
+            self._measure()
+            with caused_by(f"rollout: {reason}"):
+                self._core.canaries.withdraw(self.entry)
+            self._end(WITHDRAWN, reason)
+
+    def _look(self, entry: Entry) -> None:
+        """See Core.listeners."""
+        if entry is not self.entry or self.is_over:
+            return
+        if self._state == PROMOTING:
+            if entry.generation != self._canary.generation:
+                why = entry.failure.message if entry.failure is not None else "another command replaced it"
+                self._end(WITHDRAWN, f"its other workers were not replaced: {why}")
+            elif entry.complete and not any(
+                each.generation == self._base and each.phase not in LEAVING for each in entry.workers.values()
+            ):
+                self._end(PROMOTED, self.reason)
+        elif entry.canary is not self._canary:
+            self._end(WITHDRAWN, "another command, or the end of the server, replaced it")
+        elif self._canary.failure:
+            self.withdraw(f"a worker {self._canary.failure}")
+        else:
+            self._look_at_workers()
+
+    def _look_at_workers(self) -> None:
+        workers = [each for each in self.entry.workers.values() if each.generation == self._canary.generation]
+        for worker in workers:
+            if worker.phase is Phase.READY and worker.ko:
+                found = self._core.health.message(self.entry, worker)
+                self.withdraw(f"{worker.id} is unhealthy: {found}")
+                return
+        ready = sum(worker.phase is Phase.READY for worker in workers)
+        if self._state == STARTING and ready == self.plan.canaries:
+            self._state = RUNNING
+            self._measure()
+            self._began_at = self._core.clock.monotonic()
+            self._schedule()
+            self.begun.set()
+
+    def _schedule(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self.look_at_figures)
+
+    def look_at_figures(self) -> None:
+        """Judge by what has been measured until now."""
+        if self._state != RUNNING:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        canary, before = self._measured()
+        is_over = self._core.clock.monotonic() - self._began_at >= self.plan.seconds and not self._is_paused
+        found, reason = verdict(
+            self.plan.conditions, canary, before, min_requests=self.plan.min_requests, is_over=is_over
+        )
+        if found is Verdict.WITHDRAW:
+            self.withdraw(reason)
+        elif found is Verdict.PROMOTE:
+            self.promote(reason)
+        else:
+            self._schedule()
+
+    def _measure(self) -> None:
+        """Count from now on, unless it counts already."""
+        if self._figures is None:
+            entry, counters = self.entry, self._counters
+            self._figures = (
+                GenerationFigures(entry, self._canary.generation, counters),
+                GenerationFigures(entry, self._base, counters),
+            )
+
+    def _measured(self) -> tuple[RolloutFigures, RolloutFigures]:
+        """The figures of the canary, and of the generation before."""
+        if self._figures is None:
+            return RolloutFigures(), RolloutFigures()
+        canary, before = self._figures
+        return canary.look(), before.look()
+
+    def _end(self, state: str, reason: str) -> None:
+        self._state, self.reason = state, reason
+        self._ended_at = self._core.clock.monotonic()
+        self._core.listeners.discard(self._look)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.begun.set()
+        self.over.set()
+        severity = "info" if state == PROMOTED else "warning"
+        self._record(f"rollout {state}", f"{self.share_in_words}, {self.plan.what}", reason, severity)
+
+    def _record(self, kind: str, message: str, cause: str = "", severity: str = "info") -> None:
+        report = self.report()
+        figures = {"canary": report.canary.to_json(), "others": report.before.to_json()}
+        self._events.record(
+            "config", kind, server=self.entry.name, message=message, cause=cause, severity=severity,
+            generation=self._canary.generation, **figures,
+        )  # fmt: skip

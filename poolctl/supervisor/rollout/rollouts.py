@@ -1,0 +1,177 @@
+"""The verbs `rollout` and `rollouts`: new code or configuration for a share of a server's traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from poolctl.config import ServerConfig
+from poolctl.control.answers import ProgressLine, Result, failure
+from poolctl.control.rollout_answers import RolloutResult
+from poolctl.core.server_entry import Entry
+from poolctl.errors import PoolRestartError
+from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
+from poolctl.frozen_value import Table
+from poolctl.selection.selector import SelectorError
+
+from ..verbs.reload_diff import differences, is_live, listed
+from ..verbs.verb import Call, Verb, VerbContext, selected
+from .canary_rollout import CanaryRollout, RolloutPlan
+from .verdict import DEFAULT_CONDITIONS, Condition, canaries_for, condition
+
+_SHAPE = "op is begin, promote, abort, pause or resume; share, seconds and min_requests are numbers"
+# Keys that all workers of a server have in common: its socket, and who may use the connections that it is given.
+_COMMON = ("bind", "tls", "user", "command", "overlap", "job")
+_MOST_SHARE = 0.9
+
+
+class Rollouts:
+    """The rollouts of this supervisor, one of a server at a time. Its successor withdraws them."""
+
+    def __init__(self, context: VerbContext) -> None:
+        self._context = context
+        self._core = context.core
+        self._rollouts: dict[str, CanaryRollout] = {}
+
+    async def rollout(self, call: Call) -> Result:
+        """Begin a rollout of one server, or promote, abort, pause or resume those that are under way."""
+        operation = call.options.get("op", "begin")
+        if operation == "begin":
+            return await self._begin(call)
+        if operation not in ("promote", "abort", "pause", "resume"):
+            raise SelectorError(f"no such operation: {operation!r}", hint=_SHAPE)
+        chosen = selected(self._core, call.selector)
+        found = [self._rollouts.get(entry.name) for entry in chosen]
+        running = [each for each in found if each is not None and not each.is_over]
+        if not running:
+            message = f"no rollout of {', '.join(entry.name for entry in chosen)} is under way"
+            return _refused(message, "`poolctl rollout status` lists them")
+        for each in running:
+            if operation == "promote":
+                each.promote("promoted by hand")
+            elif operation == "abort":
+                each.withdraw("aborted by hand")
+            elif operation == "pause":
+                each.pause()
+            else:
+                each.resume()
+        if operation in ("promote", "abort"):
+            return await self._outcome(running, call, aborted=operation == "abort")
+        return RolloutResult(items=tuple(each.report() for each in running))
+
+    async def rollouts(self, call: Call) -> RolloutResult:
+        """The rollout under way, or the last one, of each selected server that had one."""
+        names = {entry.name for entry in selected(self._core, call.selector)}
+        reports = (each.report() for name, each in self._rollouts.items() if name in names)
+        return RolloutResult(items=tuple(reports))
+
+    async def _begin(self, call: Call) -> Result:
+        options = call.options
+        share, seconds = _number(options, "share", 0.1), _number(options, "seconds", 300)
+        least = int(_number(options, "min_requests", 100))
+        if not 0 < share <= _MOST_SHARE:
+            hint = f"a share above 0 % and up to {100 * _MOST_SHARE:g} %, such as 10%"
+            raise SelectorError(f"the canary's share is {100 * share:g} %", hint=hint)
+        conditions = _conditions(options)
+        chosen = selected(self._core, call.selector)
+        if len(chosen) != 1:
+            raise SelectorError(f"a rollout is of one server, and {len(chosen)} are selected")
+        (entry,) = chosen
+        counters = self._core.runner.capabilities.counters
+        if refused := self._obstacle(entry):
+            return refused
+        if counters is None:
+            return _refused("the pool's runner counts no requests", "poolctl restart")
+        resolved = await self._context.configuration.read(options.get("env"), keep=self._core.entries)
+        if resolved.problems:
+            return RolloutResult(errors=tuple(resolved.problems), exit_code=INVALID_CONFIGURATION)
+        written = next((each for each in resolved.servers if each.name == entry.name), entry.config)
+        keys = [key for key in differences(entry.config, written) if not is_live(key, entry.config, written)]
+        if common := [key for key in keys if key.partition(".")[0] in _COMMON]:
+            message = f"{entry.name}: {listed(common)} changed, which all of its workers have in common"
+            return _refused(message, "poolctl reload")
+        if refused := self._obstacle(entry):  # it may have changed while the files were read
+            return refused
+        count = canaries_for(share, entry.size)
+        what = f"{listed(keys)} changed" if keys else "code"
+        plan = RolloutPlan(
+            _configuration(entry, written, keys), what, share, count, seconds, least, conditions,
+            bool(options.get("pause")),
+        )  # fmt: skip
+        real = count / (count + entry.size)
+        if real > 2 * share and not options.get("force"):
+            workers = round(count / share) - count
+            message = (
+                f"{entry.name}: {count} of {count + entry.size} workers would have {100 * real:.3g} % of the traffic, "
+                f"more than twice the {100 * share:g} % asked for"
+            )
+            return _refused(message, f"poolctl scale {entry.name} {workers}, or --force")
+        rollout = CanaryRollout(self._core, self._context.events, entry, counters, plan)
+        self._rollouts[entry.name] = rollout
+        call.progress(ProgressLine(notice=f"{entry.name}: {rollout.share_in_words}, {what}"))
+        return await self._outcome([rollout], call)
+
+    def _obstacle(self, entry: Entry) -> Result | None:
+        """Why there can be no rollout of it now."""
+        name, config = entry.name, entry.config
+        if config.job or config.command:
+            kind = "a job" if config.job else "a program, whose requests poolctl does not count"
+            return _refused(f"{name} is {kind}", f"poolctl restart {name}")
+        if not entry.may_overlap:
+            return _refused(f"{name}: two generations of it may not run at once", f"poolctl restart {name}")
+        if entry.canary is not None:
+            return _refused(f"a rollout of {name} is under way", "poolctl rollout status")
+        if not (entry.wanted and entry.complete):
+            return _refused(
+                f"{name} is {entry.state}; only a server that runs whole has a rollout",
+                f"poolctl start {name}",
+            )
+        return None
+
+    async def _outcome(
+        self, rollouts: list[CanaryRollout], call: Call, *, aborted: bool = False
+    ) -> RolloutResult:
+        """Their outcome; without waiting, their states once their canaries serve or have failed."""
+        wait = call.options.get("wait", True)
+        for each in rollouts:
+            await (each.over if wait else each.begun).wait()
+        reports = tuple(each.report() for each in rollouts)
+        failed = [each for each in reports if each.state == "withdrawn" and not aborted]
+        errors = tuple(
+            failure(PoolRestartError, f"withdrawn: {each.reason}", f"poolctl logs {each.name}").but(
+                name=each.name
+            )
+            for each in failed
+        )
+        return RolloutResult(items=reports, errors=errors, exit_code=FAILED if failed else 0)
+
+
+def _configuration(entry: Entry, written: ServerConfig, keys: list[str]) -> ServerConfig:
+    """That of the canary: the files' if they differ by more than a reload would apply to what runs."""
+    return written if keys else entry.config
+
+
+def _number(options: Table, name: str, usual: float) -> float:
+    value = options.get(name, usual)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise SelectorError(f"{name} is {value!r}", hint=_SHAPE)
+    return float(value)
+
+
+def _conditions(options: Mapping[str, object]) -> list[Condition]:
+    texts = options.get("abort_on") or DEFAULT_CONDITIONS
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise SelectorError("abort_on must be a list of conditions", hint=_SHAPE)
+    try:
+        return [condition(text) for text in texts]
+    except ValueError as wrong:
+        raise SelectorError(str(wrong)) from None
+
+
+def _refused(message: str, hint: str) -> RolloutResult:
+    return RolloutResult(errors=(failure(PoolRestartError, message, hint),), exit_code=CONFLICT)
+
+
+def verbs(context: VerbContext) -> dict[str, Verb]:
+    """Both verbs."""
+    rollouts = Rollouts(context)
+    return {"rollout": rollouts.rollout, "rollouts": rollouts.rollouts}

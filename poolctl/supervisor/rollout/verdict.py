@@ -1,0 +1,132 @@
+"""Whether a rollout goes on, is promoted or withdrawn: a pure function of its conditions and what was measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import NamedTuple
+
+from poolctl.control.rollout_answers import RolloutFigures
+from poolctl.units import format_size, parse_duration, parse_size
+
+DEFAULT_CONDITIONS = ("errors > before + 1%", "p99 > 2 × before", "memory > 1.5 × before")
+ALLOWED = 'errors, p50, p99 or memory, such as "errors > 1%", "p99 > 300ms", "p99 > 2 × before", "errors > before + 1%"'
+_CONDITION = re.compile(
+    r"(?P<figure>\w+)\s*>\s*(?:(?P<factor>\d+(?:\.\d+)?)\s*[×x*]\s*before"
+    r"|before\s*\+\s*(?P<more>[\w.%]+)|(?P<limit>[\w.%]+))",
+    re.IGNORECASE,
+)
+
+
+class Figure(NamedTuple):
+    """A figure that conditions are about: its value, how it is written, and whether only requests tell it."""
+
+    of: Callable[[RolloutFigures], float | None]
+    parse: Callable[[str], float]
+    shown: Callable[[float], str]
+    is_of_requests: bool
+
+
+def _share(text: str) -> float:
+    if not text.endswith("%"):
+        raise ValueError(f"{text!r} is not a share; write it in percent, such as 1%")
+    share = float(text.removesuffix("%")) / 100
+    if not 0 <= share <= 1:
+        raise ValueError(f"{text!r} is not a share from 0% to 100%")
+    return share
+
+
+def _percent(share: float) -> str:
+    return f"{round(100 * share, 2):g} %"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"
+
+
+FIGURES = {
+    "errors": Figure(lambda found: found.error_rate, _share, _percent, True),
+    "p50": Figure(lambda found: found.latency_p50_seconds, parse_duration, _milliseconds, True),
+    "p99": Figure(lambda found: found.latency_p99_seconds, parse_duration, _milliseconds, True),
+    "memory": Figure(
+        lambda found: found.memory_bytes, parse_size, lambda value: format_size(round(value)), False
+    ),
+}
+
+
+class Condition(NamedTuple):
+    """When a rollout is withdrawn: when the figure exceeds `factor` times that before, plus `limit`."""
+
+    text: str
+    figure: str
+    factor: float
+    limit: float
+
+    def exceeded(self, canary: RolloutFigures, before: RolloutFigures, min_requests: int) -> str:
+        """How it is met, in words; "" if it is not, or cannot be judged yet."""
+        figure = FIGURES[self.figure]
+        judged = (canary, before) if self.factor else (canary,)
+        if figure.is_of_requests and any(each.requests < max(1, min_requests) for each in judged):
+            return ""
+        value, earlier = figure.of(canary), figure.of(before)
+        if value is None or (self.factor and earlier is None):
+            return ""
+        bound = self.limit + self.factor * (earlier or 0.0)
+        if value <= bound:
+            return ""
+        beside = f", {figure.shown(earlier)} before" if self.factor and earlier is not None else ""
+        requests = f", in {canary.requests} requests" if figure.is_of_requests else ""
+        return f"{self.text}: {figure.shown(value)}{beside}{requests}"
+
+
+def condition(text: str) -> Condition:
+    """The condition that is written so. Raises ValueError with what is wrong."""
+    found = _CONDITION.fullmatch(text.strip())
+    figure = FIGURES.get(found["figure"].lower()) if found else None
+    if found is None or figure is None:
+        raise ValueError(f"{text!r} is no condition: {ALLOWED}")
+    factor = float(found["factor"]) if found["factor"] else 1.0 if found["more"] else 0.0
+    written = found["more"] or found["limit"]
+    try:
+        limit = figure.parse(written) if written else 0.0
+    except ValueError as wrong:
+        raise ValueError(f"{text!r}: {wrong}") from None
+    return Condition(text.strip(), found["figure"].lower(), factor, limit)
+
+
+class Verdict(Enum):
+    """The decision about a canary."""
+
+    WAIT = "wait"
+    PROMOTE = "promote"
+    WITHDRAW = "withdraw"
+
+
+def verdict(
+    conditions: Iterable[Condition],
+    canary: RolloutFigures,
+    before: RolloutFigures,
+    *,
+    min_requests: int,
+    is_over: bool,
+) -> tuple[Verdict, str]:
+    """The verdict with its reason; `is_over`: its time has passed.
+
+    A condition on requests is judged from so many requests on, of both generations where it compares them. Without as
+    many of the canary it is not promoted either.
+    """
+    for each in conditions:
+        if reason := each.exceeded(canary, before, min_requests):
+            return Verdict.WITHDRAW, reason
+    if not is_over or canary.requests < min_requests:
+        return Verdict.WAIT, ""
+    rate = _percent(canary.error_rate or 0.0)
+    return Verdict.PROMOTE, f"{canary.requests} requests, {rate} errors, no condition was met"
+
+
+def canaries_for(share: float, workers: int) -> int:
+    """How many workers beside so many others get the share of the traffic that is nearest to this one."""
+    exact = share * workers / (1 - share)
+    near = max(1, int(exact)), max(1, int(exact) + 1)
+    return min(near, key=lambda count: abs(count / (workers + count) - share))

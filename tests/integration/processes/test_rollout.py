@@ -1,0 +1,155 @@
+"""Rollouts with real workers under load: what is worse than before is withdrawn, what is as good is promoted."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.ports import claim_port
+from tests.real_pool import RealPool
+
+pytestmark = pytest.mark.unmeasured
+
+APP = """
+import asyncio, itertools, os
+
+NUMBER = itertools.count(1)
+KEPT = []
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        while scope["type"] == "lifespan":
+            kind = (await receive())["type"]
+            await send({"type": kind + ".complete"})
+            if kind == "lifespan.shutdown":
+                break
+        return
+    number, status = next(NUMBER), 200
+    await asyncio.sleep(0.002)  # so that another worker accepts meanwhile
+    BEHAVIOUR
+    body = b"%d" % os.getpid()
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+"""
+WORSE = {
+    "errors": (
+        "status = 500 if number % 33 == 0 else 200",
+        "errors > before + 1%",
+        "errors > before + 1%: ",
+    ),
+    "crash": ("if number == 40: os._exit(7)", "errors > 1%", "a worker exited with status 7"),
+    "slow": ("await asyncio.sleep(0.1)", "p99 > 2 × before", "p99 > 2 × before: "),
+    "leak": ("KEPT.append(bytearray(b'x' * 2_000_000))", "memory > 2 × before", "memory > 2 × before: "),
+}
+CLIENTS = 6
+
+
+class Load:
+    """Clients that ask again and again, each time on a new connection."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.statuses: dict[str, int] = {}
+        self.lost = 0
+        self.pids: set[str] = set()
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._ask_on) for _ in range(CLIENTS)]
+
+    @contextmanager
+    def running(self) -> Iterator[Load]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._over.set()
+            for thread in self._threads:
+                thread.join()
+
+    def _ask_on(self) -> None:
+        while not self._over.is_set():
+            with socket.create_connection(("127.0.0.1", self.port), timeout=30) as sock:
+                sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                data = b""
+                try:
+                    while more := sock.recv(4096):
+                        data += more
+                except ConnectionError:
+                    pass
+            status, body = data[9:12].decode(), data.rpartition(b"\r\n")[2].decode()
+            with self._lock:
+                self.lost += not data
+                self.statuses[status] = self.statuses.get(status, 0) + 1
+                self.pids.add(body)
+
+
+def write(pool: RealPool, port: int, behaviour: str = "pass") -> None:
+    pool.write("rolled.py", APP.replace("BEHAVIOUR", behaviour))
+    pool.write(
+        "pool.toml", f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\napp = "rolled:app"\nworkers = 2\n'
+    )
+
+
+@pytest.mark.parametrize(
+    "kind", ["errors", "crash", *(pytest.param(each, marks=pytest.mark.slow) for each in ("slow", "leak"))]
+)
+def test_canary_that_is_worse_is_withdrawn_and_the_others_lose_nothing(pool: RealPool, kind: str) -> None:
+    behaviour, condition, reason = WORSE[kind]
+    port = claim_port()
+    write(pool, port)
+    pool.ok("start")
+    before = pool.items()["web"]["pids"]
+    write(pool, port, behaviour)
+    with Load(port).running() as load:
+        done = pool.run(
+            "rollout", "web", "--canary", "34%", "--for", "10m", "--min-requests", "60", "--abort-on", condition,
+            "-o", "json",
+        )  # fmt: skip
+    assert done.code == 1, done
+    (item,) = done.json["items"]
+    assert item["state"] == "withdrawn"
+    assert item["reason"].startswith(reason), item
+    assert pool.items()["web"]["pids"] == before
+    assert set(load.statuses) <= {"200", "500", ""}
+    # Only the requests that the canary itself failed; those of a crash are the ones in its hands.
+    assert load.lost <= (CLIENTS if kind == "crash" else 0)
+    assert load.statuses.get("500", 0) <= item["canary"]["requests"] // 30 + 1
+    pool.ok("stop")
+
+
+def test_canary_as_good_as_the_others_is_promoted_and_no_request_fails(pool: RealPool) -> None:
+    port = claim_port()
+    write(pool, port)
+    pool.ok("start")
+    before = pool.items()["web"]["pids"]
+    write(pool, port, "body = None")
+    with Load(port).running() as load:
+        done = pool.run(
+            "rollout",
+            "web",
+            "--canary",
+            "34%",
+            "--for",
+            "1s",
+            "--min-requests",
+            "20",
+            "--abort-on",
+            "errors > 1%",
+        )
+    assert done.code == 0, done
+    after = pool.items()["web"]["pids"]
+    assert len(after) == 2
+    assert not set(after) & set(before)
+    assert set(load.statuses) == {"200"}
+    assert not load.lost
+    said = [
+        each for each in pool.ok("events", "-o", "jsonl").stdout.splitlines() if "rollout promoted" in each
+    ]
+    assert json.loads(said[0])["canary"]["requests"] >= 20
+    pool.ok("stop")

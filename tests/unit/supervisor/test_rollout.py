@@ -1,0 +1,260 @@
+"""A rollout from its command to its end, over a scripted runner whose workers count what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from poolctl.core.decision_input import Phase
+from poolctl.runners.runner_protocol import Capabilities, Exit, Placement
+from poolctl.selection.selector import SelectorError
+from poolctl.supervisor import rollout
+from poolctl.supervisor.rollout.canary_rollout import CanaryRollout
+from poolctl.supervisor.verbs.verbs import Verbs
+from poolctl.worker import tally
+from tests.unit.pool.scripted_runner import FAILS, NEVER
+from tests.unit.supervisor.desk import Desk, run, turns, web
+from tests.unit.supervisor.slow_runner import SlowRunner
+
+ABORT_ON = ["errors > 1%"]
+
+
+class CountingRunner(SlowRunner):
+    """Its workers have served the `requests` that the test gives them, by their ids: how many, and how many failed."""
+
+    def __init__(self, **script: str) -> None:
+        super().__init__(**script)
+        self.requests: dict[str, tuple[int, int]] = {}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(sleep=self, counters=self)  # type: ignore[arg-type]
+
+    add_up = None
+
+    def counts(self, placement: Placement) -> list[int]:
+        counts = [0] * tally.COUNTED
+        counts[tally.STARTED], counts[tally.STATUS + 5] = self.requests.get(placement.id, (0, 0))
+        return counts
+
+
+class RolloutDesk(Desk):
+    """A server "web" with three workers."""
+
+    runner: CountingRunner
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **script: str) -> None:
+        monkeypatch.setattr("tests.unit.supervisor.desk.SlowRunner", CountingRunner)
+        super().__init__(web(workers=3), web("worker", app=None, command=["sleep", "9"]), **script)
+        self.verbs = Verbs(self.core, self.events, self, self.files, rollout.MODULES)
+        self.entry = self.core.entries["web"]
+
+    async def started(self) -> None:
+        assert (await self.ask("start"))["exit_code"] == 0
+
+    def rollout(self, **options: Any) -> asyncio.Task[dict[str, Any]]:
+        return self.begin("rollout", "web", **{"share": 0.25, "seconds": 60, "abort_on": ABORT_ON} | options)
+
+    async def look(self) -> None:
+        """What a second does."""
+        for each in self.core.listeners:
+            if isinstance(rollout := getattr(each, "__self__", None), CanaryRollout):
+                rollout.look_at_figures()
+                break
+        await turns()
+
+    @property
+    def serving(self) -> list[str]:
+        return sorted(each.id for each in self.entry.workers.values() if each.phase is Phase.READY)
+
+    @property
+    def events_of_it(self) -> list[tuple[str, str]]:
+        found = [each for each in self.events.recent() if each.event.startswith("rollout ")]
+        return [(each.event, each.cause) for each in found]
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch) -> RolloutDesk:
+    return RolloutDesk(monkeypatch)
+
+
+def test_canary_serves_beside_the_others_and_is_promoted_when_its_time_is_over(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        outcome = desk.rollout()
+        await turns()
+        assert desk.serving == ["web.1.0", "web.1.1", "web.1.2", "web.2.0"]
+        assert desk.entry.state == "running"
+        desk.runner.requests = {"web.1.0": (5000, 5), "web.2.0": (1000, 1)}
+        await desk.look()
+        assert not outcome.done()
+        desk.clock.advance(61)
+        await desk.look()
+        (item,) = (await outcome)["items"]
+        assert (item["state"], item["reason"]) == (
+            "promoted",
+            "1000 requests, 0.1 % errors, no condition was met",
+        )
+        assert (item["canary"]["requests"], item["before"]["requests"]) == (1000, 5000)
+        assert desk.serving == ["web.2.0", "web.2.1", "web.2.2"]
+        assert desk.entry.canary is None
+
+    run(work())
+
+
+def test_canary_that_fails_requests_is_withdrawn_and_the_others_serve_on(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        outcome = desk.rollout()
+        await turns()
+        desk.runner.requests = {"web.1.0": (5000, 0), "web.2.0": (1000, 31)}
+        await desk.look()
+        answer = await outcome
+        assert answer["exit_code"] == 1
+        assert answer["errors"][0]["message"] == "withdrawn: errors > 1%: 3.1 %, in 1000 requests"
+        assert desk.serving == ["web.1.0", "web.1.1", "web.1.2"]
+        assert not any(name.startswith("web.2") for name in desk.runner.running)
+
+    run(work())
+
+
+@pytest.mark.parametrize("behaviour", [FAILS, NEVER])
+def test_canary_that_does_not_start_is_withdrawn(monkeypatch: pytest.MonkeyPatch, behaviour: str) -> None:
+    async def work() -> None:
+        desk = RolloutDesk(monkeypatch, **{"web.2.0": behaviour})
+        await desk.started()
+        outcome = desk.rollout()
+        await turns()
+        if behaviour == NEVER:
+            desk.runner.end("web.2.0", Exit.from_status(7))
+        (item,) = (await outcome)["items"]
+        assert item["state"] == "withdrawn"
+        assert item["reason"].startswith("a worker exited with status ")
+        assert desk.serving == ["web.1.0", "web.1.1", "web.1.2"]
+        assert "place web.2.1" not in desk.runner.log
+        assert desk.runner.log.count("place web.2.0") == 1
+
+    run(work())
+
+
+def test_canary_that_crashes_is_withdrawn_and_not_started_again(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        outcome = desk.rollout()
+        await turns()
+        desk.runner.end("web.2.0", Exit.from_status(9))
+        assert (await outcome)["items"][0]["state"] == "withdrawn"
+        assert desk.serving == ["web.1.0", "web.1.1", "web.1.2"]
+        assert desk.entry.restarts == 0
+        assert desk.runner.log.count("place web.2.0") == 1
+
+    run(work())
+
+
+def test_worker_of_the_others_that_dies_is_replaced_during_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        desk = RolloutDesk(monkeypatch)
+        desk.core.change(desk.entry, web(workers=3, restart="always"), live=True)
+        await desk.started()
+        desk.rollout()
+        await turns()
+        desk.runner.end("web.1.1", Exit.from_status(1))
+        await turns()
+        assert desk.serving == ["web.1.0", "web.1.1", "web.1.2", "web.2.0"]
+
+    run(work())
+
+
+def test_paused_rollout_is_promoted_by_hand(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        answer = await desk.rollout(pause=True, wait=False)
+        assert answer["items"][0]["state"] == "paused"
+        desk.runner.requests = {"web.2.0": (1000, 0)}
+        desk.clock.advance(600)
+        await desk.look()
+        assert (await desk.ask("rollouts"))["items"][0]["state"] == "paused"
+        (item,) = (await desk.ask("rollout", "web", op="promote"))["items"]
+        assert (item["state"], item["reason"]) == ("promoted", "promoted by hand")
+        assert desk.serving == ["web.2.0", "web.2.1", "web.2.2"]
+
+    run(work())
+
+
+def test_aborted_rollout_leaves_the_others_and_is_no_failure(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        await desk.rollout(wait=False)
+        answer = await desk.ask("rollout", op="abort")
+        assert (answer["exit_code"], answer["items"][0]["state"]) == (0, "withdrawn")
+        assert desk.serving == ["web.1.0", "web.1.1", "web.1.2"]
+        assert (await desk.ask("rollout", op="abort"))["exit_code"] == 8
+
+    run(work())
+
+
+@pytest.mark.parametrize("verb", ["restart", "stop"])
+def test_other_command_for_the_server_replaces_its_rollout(desk: RolloutDesk, verb: str) -> None:
+    async def work() -> None:
+        await desk.started()
+        outcome = desk.rollout()
+        await turns()
+        await desk.ask(verb, "web")
+        (item,) = (await outcome)["items"]
+        assert (item["state"], item["reason"]) == (
+            "withdrawn", "another command, or the end of the server, replaced it",
+        )  # fmt: skip
+        assert desk.serving == ([] if verb == "stop" else ["web.3.0", "web.3.1", "web.3.2"])
+
+    run(work())
+
+
+def test_changed_configuration_is_tried_and_in_force_after_the_promotion(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        before = desk.entry.config
+        desk.files.written[0] = web(workers=3, env={"TURN": "2"})
+        answer = await desk.rollout(wait=False)
+        assert answer["items"][0]["what"] == "env.TURN changed"
+        assert desk.entry.config is before
+        assert {each.id: each.config.env for each in desk.entry.workers.values()} == {
+            "web.1.0": {}, "web.1.1": {}, "web.1.2": {}, "web.2.0": {"TURN": "2"},
+        }  # fmt: skip
+        await desk.ask("rollout", "web", op="promote")
+        assert desk.entry.config.env == {"TURN": "2"}
+        assert desk.serving == ["web.2.0", "web.2.1", "web.2.2"]
+        assert all(desk.entry.workers[each].config.env == {"TURN": "2"} for each in desk.serving)
+        assert not (await desk.ask("reload", dry_run=True))["changes"]
+
+    run(work())
+
+
+def test_what_cannot_be_tried_on_a_share_is_refused_with_the_reason(desk: RolloutDesk) -> None:
+    async def refusal(*targets: str, **options: Any) -> str:
+        answer = await desk.ask("rollout", *targets, **{"share": 0.25} | options)
+        assert answer["exit_code"] == 8
+        return str(answer["errors"][0]["message"])
+
+    async def work() -> None:
+        assert "web is stopped" in await refusal("web")
+        await desk.started()
+        assert "a program" in await refusal("worker")
+        assert "more than twice the 5 % asked for" in await refusal("web", share=0.05)
+        desk.files.written[0] = web(workers=3, bind="127.0.0.1:9999")
+        assert "bind changed, which all of its workers have in common" in await refusal("web")
+        desk.files.written[0] = web(workers=3)
+        await desk.rollout(wait=False)
+        assert "a rollout of web is under way" in await refusal("web")
+        for wrong in (
+            {"share": 0},
+            {"share": 1},
+            {"seconds": "1m"},
+            {"abort_on": ["cpu > 1"]},
+            {"op": "undo"},
+        ):
+            with pytest.raises(SelectorError):
+                await desk.ask("rollout", "web", **wrong)
+
+    run(work())

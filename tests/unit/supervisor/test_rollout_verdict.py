@@ -1,0 +1,104 @@
+"""What withdraws a canary, what promotes it, and how many workers have which share."""
+
+from __future__ import annotations
+
+import pytest
+
+from poolctl.control.rollout_answers import RolloutFigures
+from poolctl.supervisor.rollout.verdict import (
+    DEFAULT_CONDITIONS,
+    Verdict,
+    canaries_for,
+    condition,
+    verdict,
+)
+
+BEFORE = RolloutFigures(
+    workers=4,
+    requests=10_000,
+    errors=10,
+    latency_p50_seconds=0.01,
+    latency_p99_seconds=0.1,
+    memory_bytes=100_000_000,
+)
+LIKE_BEFORE = BEFORE.but(workers=1, requests=1000, errors=1)
+
+
+def judged(
+    canary: RolloutFigures, *texts: str, is_over: bool = False, before: RolloutFigures = BEFORE
+) -> tuple[Verdict, str]:
+    conditions = [condition(text) for text in texts or DEFAULT_CONDITIONS]
+    return verdict(conditions, canary, before, min_requests=100, is_over=is_over)
+
+
+SLOW = LIKE_BEFORE.but(latency_p50_seconds=0.5, latency_p99_seconds=0.25)
+FAILING = LIKE_BEFORE.but(errors=31)
+LARGE = LIKE_BEFORE.but(memory_bytes=200_000_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "canary", "reason"),
+    [
+        ("errors > 1%", FAILING, "3.1 %, in 1000 requests"),
+        ("errors > before + 1%", FAILING, "3.1 %, 0.1 % before, in 1000 requests"),
+        ("p99 > 2 × before", SLOW, "250 ms, 100 ms before, in 1000 requests"),
+        ("p99>2*before", SLOW, "250 ms, 100 ms before, in 1000 requests"),
+        ("P50 > 300ms", SLOW, "500 ms, in 1000 requests"),
+        ("memory > 1.5 x before", LARGE, "190.7MiB, 95.4MiB before"),
+        ("memory > 150MB", LARGE, "190.7MiB"),
+    ],
+)
+def test_canary_is_withdrawn_when_a_condition_is_met(text: str, canary: RolloutFigures, reason: str) -> None:
+    assert judged(LIKE_BEFORE, text) == (Verdict.WAIT, "")
+    assert judged(canary, text, is_over=True) == (Verdict.WITHDRAW, f"{text}: {reason}")
+
+
+def test_canary_like_the_others_is_promoted_when_its_time_is_over() -> None:
+    assert judged(LIKE_BEFORE) == (Verdict.WAIT, "")
+    assert judged(LIKE_BEFORE, is_over=True) == (
+        Verdict.PROMOTE, "1000 requests, 0.1 % errors, no condition was met",
+    )  # fmt: skip
+
+
+def test_there_is_no_verdict_on_requests_before_there_are_enough() -> None:
+    few = LIKE_BEFORE.but(requests=99, errors=99)
+    assert judged(few, is_over=True) == (Verdict.WAIT, "")
+    # Those before are compared with only if there are enough of them.
+    many_fail, idle = LIKE_BEFORE.but(errors=500), BEFORE.but(requests=5)
+    assert judged(many_fail, "errors > before + 1%", before=idle) == (Verdict.WAIT, "")
+    assert judged(many_fail, "errors > 1%", before=idle)[0] is Verdict.WITHDRAW
+    # Memory needs no request.
+    assert judged(few.but(memory_bytes=10**9))[0] is Verdict.WITHDRAW
+
+
+def test_unknown_figures_meet_no_condition() -> None:
+    unknown = RolloutFigures(requests=1000)
+    assert judged(unknown) == (Verdict.WAIT, "")
+    assert judged(LIKE_BEFORE, before=RolloutFigures(requests=1000)) == (Verdict.WAIT, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("", "is no condition"),
+        ("cpu > 1%", "is no condition"),
+        ("errors < 1%", "is no condition"),
+        ("errors > ", "is no condition"),
+        ("errors > 5", "in percent"),
+        ("errors > 101%", "from 0% to 100%"),
+        ("p99 > 1%", "duration"),
+        ("memory > 2s", "size"),
+    ],
+)
+def test_other_conditions_are_refused_with_the_reason(text: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        condition(text)
+
+
+@pytest.mark.parametrize(
+    ("share", "workers", "canaries"), [(0.1, 1, 1), (0.1, 4, 1), (0.1, 9, 1), (0.1, 18, 2), (0.5, 3, 3), (0.25, 8, 3)]
+)  # fmt: skip
+def test_canary_has_the_whole_number_of_workers_nearest_to_its_share(
+    share: float, workers: int, canaries: int
+) -> None:
+    assert canaries_for(share, workers) == canaries
