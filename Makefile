@@ -12,12 +12,12 @@ OF_TOOLS := $(addprefix tests/unit/,load test_floors.py test_words.py test_make_
 # What another Python version can change: event loops, descriptors, forks, annotations, messages of the standard library.
 # Not the structure of the source files, decisions without input and output, and the tools of the tests.
 PORTABLE := tests/unit tests/integration/runners tests/integration/test_inline.py tests/integration/test_embedding.py \
-	$(addprefix tests/integration/processes/test_,starting.py deaths.py) \
+	tests/integration/processes/test_starting.py \
 	$(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/,cli/test_lanes.py cli/test_completions.py \
 	core/test_decide_properties.py))
 # What differs in Python itself; a version between two that run all of PORTABLE runs these.
 CLOSE_TO_PYTHON := $(addprefix tests/unit/,control http keeper listeners logs pool probes runners supervisor worker) \
-	tests/integration/runners tests/integration/test_inline.py tests/integration/processes/test_starting.py
+	tests/integration/runners tests/integration/test_inline.py
 # Not even collected where no test of theirs runs: importing them takes each process seconds.
 ALL_UNMEASURED := tests/browser tests/chaos tests/contract
 ALL_MEASURED := $(filter-out $(OF_TOOLS) %/conftest.py %/__pycache__,$(wildcard tests/unit/*))

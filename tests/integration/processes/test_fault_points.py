@@ -21,7 +21,15 @@ pytestmark = pytest.mark.unmeasured
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("victim", "number"), [("self", 9), ("self", 23), ("parent", 9), ("parent", 23)])
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [
+        ("self", 9),
+        ("parent", 23),
+        pytest.param("self", 23, marks=pytest.mark.heavy),
+        pytest.param("parent", 9, marks=pytest.mark.heavy),
+    ],
+)
 def test_command_succeeds_when_repeated_after_any_process_was_killed(
     tmp_path: Path, victim: str, number: int
 ) -> None:
@@ -35,7 +43,7 @@ def test_command_succeeds_when_repeated_after_any_process_was_killed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [1, 4, 9, 14])
+@pytest.mark.parametrize("number", [1, 9, *(pytest.param(each, marks=pytest.mark.heavy) for each in (4, 14))])
 def test_a_supervisor_that_is_killed_while_it_fills_another_keeper_loses_nothing(
     tmp_path: Path, until: Any, number: int
 ) -> None:
@@ -65,7 +73,7 @@ def test_a_supervisor_that_is_killed_while_it_fills_another_keeper_loses_nothing
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [2, 5])
+@pytest.mark.parametrize("number", [5, pytest.param(2, marks=pytest.mark.heavy)])
 def test_supervisors_that_are_killed_one_after_the_other_lose_no_server(tmp_path: Path, number: int) -> None:
     runtime = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
     faults = Faults(tmp_path, runtime)
