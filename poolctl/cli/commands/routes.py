@@ -14,6 +14,7 @@ from poolctl.control.client import NoSupervisor
 from poolctl.control.gateway_answers import CandidatesResult, RoutesResult
 from poolctl.exit_codes import DONE, NOTHING_MATCHED
 from poolctl.frozen_value import Value
+from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route_report import PASS, PROXY, RouteReport
 
 TYPE_CHECKING = False
@@ -27,6 +28,7 @@ WIDE = (
     *COLUMNS[:5], "policy", "mode", "provider", "state", "requests", *COLUMNS[6:8], "refused", *COLUMNS[8:], "why",
 )  # fmt: skip
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+MOST_WARNED = 5
 EXPLAINED = ("match", "alias", "host", "path", "to", "why")
 
 COMMAND = Command(
@@ -135,12 +137,25 @@ def perform(request: CommandRequest) -> Outcome:
         for each in result.items
         if each.mode == PASS and each.way == PROXY
     ]
+    outcome.warnings += _taken_out(result)
     names = (each.alias for each in result.items)
     outcome = gateway_table(request, outcome, lines, columns, names, DISPENSABLE)
     if request.output == "wide" and result.refused:
         refused = ", ".join(f"{count} with {code}" for code, count in sorted(result.refused.items()))
         outcome.text = f"{outcome.text or ''}Refused without a route: {refused}\n"
     return outcome
+
+
+def _taken_out(result: RoutesResult) -> list[str]:
+    """Warnings of registered services that get no requests, of the first few."""
+    found = [
+        f"{each.name}: {each.url} gets no requests: {each.why or each.state}"
+        for route in result.items
+        for each in route.registrations or ()
+        if each.state != SERVING
+    ]
+    more = len(found) - MOST_WARNED
+    return [*found[:MOST_WARNED], *([f"and {more} more registered services"] if more > 0 else [])]
 
 
 class Asked:

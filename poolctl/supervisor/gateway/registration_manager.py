@@ -216,9 +216,9 @@ class RegistrationManager:
         if not self.services.probed(service, problem, latency_seconds):
             return
         if service.state == FAILING:
-            self._record("health", "flagged", service, cause=problem, severity="warning")
+            self._record("pool", "flagged", service, cause=problem, severity="warning")
         else:
-            self._record("health", "ready" if before == STARTING else "recovered", service)
+            self._record("pool", "ready" if before == STARTING else "recovered", service)
         self._note(service)
         self._gateway.routes.again()
         self._save()
@@ -237,10 +237,10 @@ class RegistrationManager:
         for each in silent:
             self._probes.forget(each)
             self._note(each)
-            self._record("health", "expired", each, cause=each.why, severity="warning")
+            self._record("pool", "expired", each, cause=each.why, severity="warning")
         for each in forgotten:
             self._records.pop(each.key, None)
-            self._record("health", "forgotten", each, cause=each.why)
+            self._record("pool", "forgotten", each, cause=each.why)
         if silent or forgotten:
             self._gateway.routes.again()
             self._save()

@@ -79,7 +79,7 @@ def test_service_registers_is_silent_returns_and_leaves_with_an_audit_trail(gate
     assert [(each["kind"], each["event"], each["message"]) for each in trail] == [
         ("audit", "backend registered", f"users {users}"),
         ("audit", "backend changed", f"users {users}"),
-        ("health", "backend expired", f"users {users}"),
+        ("pool", "backend expired", f"users {users}"),
         ("audit", "backend recovered", f"users {users}"),
         ("audit", "backend registered", own),
         ("audit", "backend unregistered", own),

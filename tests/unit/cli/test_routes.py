@@ -92,6 +92,18 @@ def test_route_that_asks_for_pass_and_is_proxied_is_a_warning(
     )
 
 
+def test_registered_service_that_gets_no_requests_is_a_warning(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    away = {"name": "users", "url": "http://10.0.0.7:9000", "state": "silent", "why": "no heartbeat for 30s"}
+    there = {"name": "users", "url": "http://10.0.0.8:9000", "state": "serving"}
+    with supervised(always({**USERS, "registrations": [away, there]})):
+        done = poolctl("routes")
+        many = poolctl("routes", "-o", "json").json["items"][0]["registrations"]
+    assert done.err == "warning: users: http://10.0.0.7:9000 gets no requests: no heartbeat for 30s\n"
+    assert [each["state"] for each in many] == ["silent", "serving"]
+
+
 def test_without_routes_the_table_has_its_header(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always()):
         assert (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,13 @@ from poolctl.config import (
     RouteConfig,
     ServerConfig,
     Tables,
+    json_schema,
     registration_of,
     routes_of,
     with_registrations,
 )
 from poolctl.routing.route import ExcludedRoute, Route
+from tests.config_files import told
 
 WEB = ServerConfig(name="web", bind="127.0.0.1:8000", app="a:b")
 
@@ -132,3 +135,33 @@ def test_registration_has_the_forms_of_the_configuration() -> None:
     assert (found.probe.http, found.probe.fall_count_ko) == ("/health", 3)
     gateway = Tables(gateway=GatewayConfig(bind=("10.0.0.7:80",)))  # type: ignore[arg-type]
     assert "of the gateway itself" in found.problem(gateway)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[[route]]\nregister = true\n", "route[0].alias: 'alias' is missing"),
+        ('[[route]]\nalias = "users"\n', "route[0].to: 'to' is missing"),
+        (
+            '[[route]]\nalias = "users"\nregister = true\nmode = "pass"\n',
+            'route[0].register: mode = "pass", and registered services are outside the pool',
+        ),
+        (
+            '[gateway]\n[[server]]\nname = "a"\nbind = ":9001"\napp = "a:b"\nlabels = { "route.register" = "true" }\n',
+            "the route of a server leads to that server",
+        ),
+    ],
+)
+def test_route_that_cannot_accept_services_is_a_problem(tmp_path: Path, text: str, problem: str) -> None:
+    found = told(tmp_path, text)
+    assert problem in found
+    assert found.count("\n") == 0
+
+
+def test_route_that_accepts_services_is_written_and_described() -> None:
+    route = RouteConfig(alias="users", register=True)
+    assert route.to_dict()["register"] is True
+    assert "register" not in RouteConfig(to="web").to_dict()
+    schema = json_schema()["$defs"]["RouteConfig"]
+    assert {"required": ["to"]} in schema["anyOf"]
+    assert schema["properties"]["register"]["default"] is False

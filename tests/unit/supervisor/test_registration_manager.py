@@ -138,7 +138,7 @@ def test_service_that_has_left_gets_no_request_after_the_answer() -> None:
         assert first.connections == before
         # Its last heartbeat makes its time-to-live pass soon.
         await registry.ask("register", name="users", to=second.url, ttl=0.001)
-        await until(lambda: ("health", "backend expired") in registry.trail)
+        await until(lambda: ("pool", "backend expired") in registry.trail)
         await registry.routes.settled()
         assert await asked(stage) == b"503"
         assert (await registry.ask("unregister", name="users", to=first.url))["exit_code"] == 4
@@ -147,7 +147,7 @@ def test_service_that_has_left_gets_no_request_after_the_answer() -> None:
             ("audit", "backend registered"),
             ("audit", "backend unregistered"),
             ("audit", "backend changed"),
-            ("health", "backend expired"),
+            ("pool", "backend expired"),
         ]
         assert {each.by["uid"] for each in registry.recorded if each.by} == {7}
         registry.close()
@@ -162,16 +162,16 @@ def test_failing_service_is_taken_out_and_comes_back() -> None:
         backend = await stage.backend(health.script)
         (item,) = (await registry.ask("register", name="users", to=backend.url, probe=FAST))["items"]
         assert item["state"] == "starting"
-        await until(lambda: ("health", "backend ready") in registry.trail)
+        await until(lambda: ("pool", "backend ready") in registry.trail)
         await registry.routes.settled()
         assert await asked(stage) == b"200 hello"
         health.status = b"500 Broken"
-        await until(lambda: ("health", "backend flagged") in registry.trail)
+        await until(lambda: ("pool", "backend flagged") in registry.trail)
         await registry.routes.settled()
         assert await asked(stage) == b"503"
         assert registry.recorded[-1].cause == "GET /health: status 500"
         health.status = b"200 OK"
-        await until(lambda: registry.trail[-1] == ("health", "backend recovered"))
+        await until(lambda: registry.trail[-1] == ("pool", "backend recovered"))
         await registry.routes.settled()
         assert await asked(stage) == b"200 hello"
         registry.close()

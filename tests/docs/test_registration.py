@@ -1,0 +1,52 @@
+"""What docs/registration.md says is what the configuration, the command and the control socket take."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from poolctl import connect
+from poolctl.cli.command_line import parse
+from poolctl.config import registration_of
+from poolctl.control.gateway_client import GatewayClient
+from poolctl.routing import registration_report
+from tests.config_files import load_text
+
+TEXT = (Path(__file__).parents[2] / "docs" / "registration.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_example_of_a_route_is_valid(tmp_path: Path) -> None:
+    (example,) = blocks("toml")
+    config = load_text(tmp_path, example)
+    assert (config.problems, config.tables.routes[0].register) == ([], True)
+
+
+def test_commands_and_requests_are_understood() -> None:
+    commands = [line.partition(" #")[0] for line in TEXT.splitlines() if line.startswith("poolctl ")]
+    assert len(commands) == 3
+    for command in commands:
+        assert parse(shlex.split(command)[1:]) is not None, command
+    (body,) = re.findall(r"-d '(.*)'", TEXT)
+    findings: list[object] = []
+    assert registration_of(json.loads(body)["options"], findings) is not None  # type: ignore[arg-type]
+
+
+def test_python_is_that_of_a_client() -> None:
+    (code,) = blocks("python")
+    compile(code, "registration.md", "exec")
+    assert connect.__annotations__["return"] == "PoolClient"
+    assert "poolctl.connect(" in code
+    assert hasattr(GatewayClient, "register")
+
+
+@pytest.mark.parametrize("state", ["STARTING", "SERVING", "FAILING", "SILENT"])
+def test_states_are_described(state: str) -> None:
+    assert f"| `{getattr(registration_report, state)}` |" in TEXT
