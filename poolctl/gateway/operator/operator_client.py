@@ -199,7 +199,7 @@ class OperatorClient:
             self._set_due(service, began + max(settings.retry_seconds, TIMEOUT_SECONDS))
             try:
                 await self._post(settings, service.name, count)
-            except (OSError, BadMessage, ValueError, TimeoutError) as error:
+            except Exception as error:  # whatever it was: the service must not be waited for ever
                 why = str(error) or f"no answer within {TIMEOUT_SECONDS:g} s"
                 self._failed(service, began, settings, why)
             else:

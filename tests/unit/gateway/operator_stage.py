@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from random import Random
 from typing import Any
 
 from poolctl.gateway.operator import OperatorClient, OperatorSettings
@@ -113,7 +114,9 @@ class Client:
     def __init__(self, operator: Operator, directory: str = "", **settings: Any) -> None:
         self.reports: list[tuple[str, str, str]] = []
         made = OperatorSettings(**{"url": operator.url, "namespace": "shop", **settings})
-        self.client = OperatorClient(made, directory, report=lambda *report: self.reports.append(report))
+        self.client = OperatorClient(
+            made, directory, report=lambda *report: self.reports.append(report), random=Random(1)
+        )
 
     def __enter__(self) -> Client:
         return self
