@@ -332,6 +332,7 @@ class HaproxyGateway(SupervisedProcess):
             "connections": self.statistics.connections,
             "streamed": sum(each["accepted"] for each in streams),
             "stream_errors": sum(each["failed"] for each in streams),
+            "program_pid": None if self.haproxy.process is None else self.haproxy.process.pid,
         }
         self.link.send({"t": "figures", "id": number, **figures})
 

@@ -56,6 +56,7 @@ class GatewayStatistics:
         self._core = core
         self._totals = totals
         self._usage: tuple[int, Usage] | None = None  # of the process with this pid
+        self._program_pid: int | None = None  # of another program that serves for the process
         self._samples: deque[_Sample] = deque(maxlen=3)
         self._sampling: asyncio.Task[None] | None = None
 
@@ -91,6 +92,12 @@ class GatewayStatistics:
         if not call.selector.selects_all or self._manager.tables.gateway is None:
             return result
         return result.but(gateway=status.to_json())
+
+    @property
+    def serving_pid(self) -> int | None:
+        """The pid of the process that serves clients: the gateway's own, or that of HAProxy."""
+        process = self._manager.gateway
+        return None if process is None else self._program_pid or process.known.get("pid")
 
     def status(self) -> GatewayStatus:
         """How it is, without its figures."""
@@ -153,6 +160,7 @@ class GatewayStatistics:
             found = await process.figures()
         except (LinkLost, TimeoutError):
             return None
+        self._program_pid = found.get("program_pid")
         sample = _Sample(
             self._core.clock.monotonic(),
             found["slots"],
@@ -187,9 +195,8 @@ class GatewayStatistics:
         return total
 
     def _used(self, *, memory: bool = True) -> Usage | None:
-        """What the process uses; None if there is none."""
-        process = self._manager.gateway
-        pid = None if process is None else process.known.get("pid")
+        """What the process that serves uses; None if there is none."""
+        pid = self.serving_pid
         if pid is None:
             return None
         if self._usage is None or self._usage[0] != pid:

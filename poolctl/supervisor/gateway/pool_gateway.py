@@ -139,8 +139,7 @@ class PoolGateway:
     @property
     def pid(self) -> int | None:
         """See GatewayFigures."""
-        process = self._manager.gateway if self._manager is not None else None
-        return None if process is None else process.known.get("pid")
+        return None if self._statistics is None else self._statistics.serving_pid
 
     async def metrics(self) -> list[Family]:
         """See GatewayFigures."""

@@ -58,61 +58,62 @@ def check(configuration: HaproxyConfiguration, directory: Path) -> None:
     assert "WARNING" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("route", "lines"),
-    [
-        (Route(alias="a", to=WEB), ["balance roundrobin", "server web 127.0.0.1:8081"]),
-        (Route(alias="a", to=WEB, policy="least-connections"), ["balance leastconn"]),
-        (Route(alias="a", to=WEB, policy="ip-hash"), ["balance source", "hash-type consistent"]),
-        (Route(alias="a", to=WEB, policy="random-two"), ["balance random(2)"]),
-        (
-            Route(alias="a", to=(Target(server="web", weight=1000), Target(server="new"))),
-            ["server web 127.0.0.1:8081 weight 256", "server new ipv4@127.0.0.1:1"],
-        ),
-        (
-            Route(alias="a", to=WEB, sticky_cookie="c"),
-            ["cookie c insert indirect nocache httponly attr SameSite=Lax"],
-        ),
-        (
-            Route(alias="a", to=WEB, path="/v1", strip_path=True),
-            [r"http-request replace-path '^/v1/?(.*)$' '/\1'"],
-        ),
-        (Route(alias="a", to=WEB, host_header="inner"), ["http-request set-header Host inner"]),
-        (
-            Route(alias="a", to=WEB, add_headers=(Header(name="x-a", value="100% 'a' \"b\" ${HOME}"),)),
-            ["http-request add-header x-a '100%% '\\''a'\\'' \"b\" ${HOME}'"],
-        ),
-        (
-            Route(alias="a", to=WEB, timeouts=Timeouts(connect=1.5, head=90.0, idle=20.0)),
-            ["timeout connect 1500ms", "timeout server 90000ms", "timeout tunnel 20000ms"],
-        ),
-        (Route(alias="a", to=WEB, timeouts=Timeouts(idle=0.0)), ["timeout server 24d", "timeout tunnel 24d"]),
-        (Route(alias="a", to=WEB, retries=2), ["retries 2"]),
-        (
-            Route(alias="a", to=WEB, backend_limit=Limit(concurrency=4, queue=9, queue_seconds=2.0)),
-            ["timeout queue 2000ms", "server web 127.0.0.1:8081 maxconn 4 maxqueue 9"],
-        ),
-        (
-            Route(alias="a", to=(Target(url="http://10.0.0.7:9000"),), breaker=BreakerRule(failures=3)),
-            [
-                "server 10.0.0.7:9000 10.0.0.7:9000 check inter 10000ms fall 2 rise 1 observe layer7 error-limit 3 on-"
-            ],
-        ),
-        (
-            Route(
-                alias="a", to=(Target(url="https://[::1]:8443"),), breaker=BreakerRule(failures=0, rate=0.0)
-            ),
-            ["server _::1_:8443 ipv6@::1:8443 ssl verify required ca-file @system-ca verifyhost ::1"],
-        ),
-        (Route(alias="a", to=(Target(url="unix:/run/a b"),)), ["'unix@/run/a b'"]),
-    ],
-)
-def test_a_rule_of_a_route_has_its_line(route: Route, lines: list[str], tmp_path: Path) -> None:
-    configuration = made(route)
-    text = section(configuration, "backend route:a")
+RULES = [
+    (Route(alias="a", to=WEB), ["balance roundrobin", "server web 127.0.0.1:8081"]),
+    (Route(alias="a", to=WEB, policy="least-connections"), ["balance leastconn"]),
+    (Route(alias="a", to=WEB, policy="ip-hash"), ["balance source", "hash-type consistent"]),
+    (Route(alias="a", to=WEB, policy="random-two"), ["balance random(2)"]),
+    (
+        Route(alias="a", to=(Target(server="web", weight=1000), Target(server="new"))),
+        ["server web 127.0.0.1:8081 weight 256", "server new ipv4@127.0.0.1:1"],
+    ),
+    (
+        Route(alias="a", to=WEB, sticky_cookie="c"),
+        ["cookie c insert indirect nocache httponly attr SameSite=Lax"],
+    ),
+    (
+        Route(alias="a", to=WEB, path="/v1", strip_path=True),
+        [r"http-request replace-path '^/v1/?(.*)$' '/\1'"],
+    ),
+    (Route(alias="a", to=WEB, host_header="inner"), ["http-request set-header Host inner"]),
+    (
+        Route(alias="a", to=WEB, add_headers=(Header(name="x-a", value="100% 'a' \"b\" ${HOME}"),)),
+        ["http-request add-header x-a '100%% '\\''a'\\'' \"b\" ${HOME}'"],
+    ),
+    (
+        Route(alias="a", to=WEB, timeouts=Timeouts(connect=1.5, head=90.0, idle=20.0)),
+        ["timeout connect 1500ms", "timeout server 90000ms", "timeout tunnel 20000ms"],
+    ),
+    (Route(alias="a", to=WEB, timeouts=Timeouts(idle=0.0)), ["timeout server 24d", "timeout tunnel 24d"]),
+    (Route(alias="a", to=WEB, retries=2), ["retries 2"]),
+    (
+        Route(alias="a", to=WEB, backend_limit=Limit(concurrency=4, queue=9, queue_seconds=2.0)),
+        ["timeout queue 2000ms", "server web 127.0.0.1:8081 maxconn 4 maxqueue 9"],
+    ),
+    (
+        Route(alias="a", to=(Target(url="http://10.0.0.7:9000"),), breaker=BreakerRule(failures=3)),
+        [
+            "server 10.0.0.7:9000 10.0.0.7:9000 check inter 10000ms fall 2 rise 1 observe layer7 error-limit 3 on-"
+        ],
+    ),
+    (
+        Route(alias="a", to=(Target(url="https://[::1]:8443"),), breaker=BreakerRule(failures=0, rate=0.0)),
+        ["server _::1_:8443 ipv6@::1:8443 ssl verify required ca-file @system-ca verifyhost ::1"],
+    ),
+    (Route(alias="a", to=(Target(url="unix:/run/a b"),)), ["'unix@/run/a b'"]),
+]
+
+
+@pytest.mark.parametrize(("route", "lines"), RULES)
+def test_a_rule_of_a_route_has_its_line(route: Route, lines: list[str]) -> None:
+    text = section(made(route), "backend route:a")
     for line in lines:
         assert line in text
-    check(configuration, tmp_path)
+
+
+def test_all_rules_are_accepted(tmp_path: Path) -> None:
+    routes = [route.but(alias=f"a{number}") for number, (route, _) in enumerate(RULES)]
+    check(made(*routes), tmp_path)
 
 
 def test_streams_certificates_and_settings_are_accepted(tmp_path: Path) -> None:

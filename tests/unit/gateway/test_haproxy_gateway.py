@@ -265,7 +265,9 @@ def test_figures_are_those_of_haproxy_and_never_fall(short: Path) -> None:
             assert routes["both"]["slots"][tally.STATUS + 2] == 4
             assert routes["two"]["slots"][tally.STARTED] == 1
             assert {row["host"]: row["requests"] for row in report["hosts"]} == {"one": 2, "two": 3}
-            assert (await stage.process.figures())["slots"][tally.STARTED] == 5
+            figures = await stage.process.figures()
+            assert figures["slots"][tally.STARTED] == 5
+            assert figures["program_pid"] == stage.haproxy.process.pid
             stage.publish(3, Route(alias="two", path="/two", to=(Target(server="two"),)))
             await stage.process.performed()
             assert await stage.get("/other") == "404"
