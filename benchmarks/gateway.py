@@ -134,7 +134,7 @@ def _websocket(way: Way) -> int:
     return _exchange(way.kept(way.request(fields=_UPGRADE % new_key())), frame(TEXT, b"hello"))
 
 
-_MODES: dict[str, Callable[[Way], int]] = {
+MODES: dict[str, Callable[[Way], int]] = {
     "keep-alive": _keep_alive,
     _NEW_CONNECTION: _new_connection,
     "request of 1 MB": _large_request,
@@ -142,7 +142,7 @@ _MODES: dict[str, Callable[[Way], int]] = {
     "response of 1 MB in chunks": _chunked_response,
     "WebSocket": _websocket,
 }
-_TLS_MODES: dict[str, Callable[[Way], int]] = {
+TLS_MODES: dict[str, Callable[[Way], int]] = {
     "TLS, keep-alive": _keep_alive,
     "TLS, new connection": _new_connection,
 }
@@ -157,14 +157,14 @@ class Turn(NamedTuple):
 def run(options: Namespace) -> Iterator[Row]:
     rounds = 2 if options.quick else ROUNDS
     with ExitStack() as stack:
-        stack.enter_context(_descriptors())
+        stack.enter_context(all_descriptors())
         plain, tls = _ways(stack)
         idle = 200 if options.quick else IDLE_CONNECTIONS
         yield from _memory(plain, idle)
         yield from _latency(plain, rounds)
-        for modes, ways in (_MODES, plain), (_TLS_MODES, tls):
+        for modes, ways in (MODES, plain), (TLS_MODES, tls):
             for mode, ask in modes.items():
-                yield from _rows(mode, _turns(ways, ask, rounds))
+                yield from _rows(mode, in_short_turns(ways, ask, rounds))
 
 
 def _ways(stack: ExitStack) -> tuple[list[Way], list[Way]]:
@@ -222,7 +222,7 @@ def on_one_processor(pids: list[int]) -> Iterator[None]:
 
 
 @contextmanager
-def _descriptors() -> Iterator[None]:
+def all_descriptors() -> Iterator[None]:
     """As many as this process and those that it starts may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -270,7 +270,7 @@ def _latency(ways: list[Way], rounds: int) -> Iterator[Row]:
                 yield Row(f"added latency {what}, {name}", "µs", added, "the worker alone", direct)
 
 
-def _turns(ways: list[Way], ask: Callable[[Way], int], rounds: int) -> dict[str, list[Turn]]:
+def in_short_turns(ways: list[Way], ask: Callable[[Way], int], rounds: int) -> dict[str, list[Turn]]:
     found: dict[str, list[Turn]] = {way.name: [] for way in ways}
     for way in ways:
         ask(way)  # the first requests are not like the others

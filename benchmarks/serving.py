@@ -67,7 +67,6 @@ class Side:
     def __init__(self, port: int, pid: int) -> None:
         self.port = port
         self.pid = pid
-        self._schedstat = Path(f"/proc/{pid}/schedstat")
         self._kept: list[socket.socket] = []
 
     def connect(self) -> socket.socket:
@@ -95,8 +94,9 @@ class Side:
         self._kept = []
 
     def processor_ns(self) -> int:
-        """The worker's processor time so far."""
-        return int(self._schedstat.read_text().split()[0])
+        """The processor time of all threads of the process so far."""
+        threads = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
+        return sum(int(each.read_text().split()[0]) for each in threads)
 
 
 def _read(sock: socket.socket, end: bytes, times: int = 1) -> None:
