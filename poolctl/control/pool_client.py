@@ -20,6 +20,7 @@ from poolctl.errors import (
     PoolStartError,
     PoolStopError,
 )
+from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
@@ -224,6 +225,50 @@ class PoolClient(GatewayClient):
         given = None if env is None else dict(env)
         options = {"dry_run": dry_run, "env": given, "timeout": timeout, "wait": wait, "force": force}
         return self._ask("reload", PoolRestartError, (), None, options, on_progress, _ANSWERED)
+
+    def rollout(
+        self,
+        name: str,
+        *,
+        canary: float = 0.1,
+        seconds: Timeout = "5m",
+        abort_on: Sequence[str] = (),
+        min_requests: int = 100,
+        pause: bool = False,
+        force: bool = False,
+        wait: bool = True,
+    ) -> Table:
+        """Try new code or configuration of a server on this share of its traffic, from 0 to 1; return the outcome.
+
+        Its `"items"` hold the state, the reason, and the figures of both generations. PoolRestartError if it was
+        withdrawn; PoolParamError for a condition that is none. Without `wait` it returns once the canary serves.
+        """
+        try:
+            limit = None if seconds is None else parse_duration(seconds)
+        except ValueError as wrong:
+            raise PoolParamError(f"seconds: {wrong}") from None
+        options: Table = {
+            "share": canary,
+            "min_requests": min_requests,
+            "pause": pause,
+            "force": force,
+            "wait": wait,
+        }
+        options |= {"abort_on": list(abort_on)} if abort_on else {}
+        options |= {} if limit is None else {"seconds": limit}
+        return self._ask("rollout", PoolRestartError, [name], None, options)
+
+    def rollouts(self, *targets: str) -> Table:
+        """Return how the rollout of each server stands, or how the last one ended."""
+        return self._ask("rollouts", PoolMonitorError, targets)
+
+    def promote_rollout(self, *targets: str) -> Table:
+        """Let the canaries of these servers replace the other workers now; without targets, of all."""
+        return self._ask("rollout", PoolRestartError, targets, None, {"op": "promote"})
+
+    def abort_rollout(self, *targets: str) -> Table:
+        """End the canaries of these servers; without targets, of all."""
+        return self._ask("rollout", PoolRestartError, targets, None, {"op": "abort"})
 
     def scale(
         self,

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from poolctl.control.client import Client
+from poolctl.control.pool_client import PoolClient
+from poolctl.errors import ControlError
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
@@ -129,20 +132,14 @@ def test_canary_as_good_as_the_others_is_promoted_and_no_request_fails(pool: Rea
     pool.ok("start")
     before = pool.items()["web"]["pids"]
     write(pool, port, "body = None")
+    (path,) = pool.runtime.glob("[!@]*/control.sock")
+    client = PoolClient(Client(str(path)))
     with Load(port).running() as load:
-        done = pool.run(
-            "rollout",
-            "web",
-            "--canary",
-            "34%",
-            "--for",
-            "1s",
-            "--min-requests",
-            "20",
-            "--abort-on",
-            "errors > 1%",
-        )
-    assert done.code == 0, done
+        outcome = client.rollout("web", canary=0.34, seconds="1s", min_requests=20, abort_on=["errors > 1%"])
+    assert [each["state"] for each in outcome["items"]] == ["promoted"]
+    assert client.rollouts()["items"] == outcome["items"]
+    with pytest.raises(ControlError, match="no rollout of web is under way"):
+        client.abort_rollout("web")
     after = pool.items()["web"]["pids"]
     assert len(after) == 2
     assert not set(after) & set(before)
