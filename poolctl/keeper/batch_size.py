@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_PAIR = 2
+
 
 class BatchSize:
     """Grows to `most` while there are that many: many in one iteration cost less than one in each.
@@ -27,9 +29,9 @@ class BatchSize:
         if count > 1:
             self._singles, self._tried_after = 0, 1
         if count < self.size:
-            if count == 1:
+            if self.size == _PAIR:  # it was alone
                 self._singles, self._tried_after = self._tried_after, min(2 * self._tried_after, self._most)
-            self.size = max(1, count)
+            self.size = max(1, count, self.size // 2)
         elif self._singles:
             self._singles -= 1
         else:

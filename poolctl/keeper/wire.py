@@ -115,7 +115,10 @@ def receive_encoded(
         _LARGEST_ANCILLARY_BYTES,
         _CLOEXEC if wait else _CLOEXEC | _DONTWAIT,
     )
-    fds = [fd for data in ancillary for fd in _descriptors(*data)]
+    if len(ancillary) == 1:
+        fds = _descriptors(*ancillary[0])
+    else:
+        fds = [fd for data in ancillary for fd in _descriptors(*data)]
     problem = ""
     if flags & _CTRUNC or len(fds) > most_descriptors:
         problem = "a message with more descriptors than are expected"

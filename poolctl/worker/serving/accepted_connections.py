@@ -21,69 +21,66 @@ class AcceptedConnections:
         self._changed = changed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[object]] = set()
-        # Those attached since the last `_settle`, and those that it has seen.
-        self._newer: list[_Attaching] = []
-        self._older: list[_Attaching] = []
+        self._attaching: list[_Attaching] = []
         self._settling = False
 
     def __len__(self) -> int:
-        return len(self._tasks) + len(self._newer) + len(self._older)
+        return len(self._tasks) + len(self._attaching)
 
     def attach(
         self,
         make: Callable[[], asyncio.BaseProtocol],
         sock: socket.socket,
-        context: ssl.SSLContext | None,
+        context: ssl.SSLContext | None = None,
         handshake_seconds: float | None = None,
     ) -> None:
         """Give the connection a protocol; with a context it uses TLS."""
         loop = self._loop = self._loop or asyncio.get_running_loop()
-        if context is None:
-            self._attach_plain(make, sock, loop)
+        if context is not None:
+            work = loop.connect_accepted_socket(
+                make, sock, ssl=context, ssl_handshake_timeout=handshake_seconds
+            )
+            task = loop.create_task(work)
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
             return
-        work = loop.connect_accepted_socket(make, sock, ssl=context, ssl_handshake_timeout=handshake_seconds)
-        task = loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def cancel(self) -> None:
-        """Cancel those that have no protocol yet."""
-        for task in list(self._tasks):
-            task.cancel()
-        for _, made in (*self._newer, *self._older):
-            made.cancel()
-
-    def _attach_plain(
-        self, make: Callable[[], asyncio.BaseProtocol], sock: socket.socket, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        # Without a task, which takes half as long again: it awaits one thing, and that is done an iteration later.
+        # Without a task, which takes half as long again: it awaits one thing.
         work = loop.connect_accepted_socket(make, sock)
         try:
-            self._newer.append((work, work.send(None)))
+            self._attaching.append((work, work.send(None)))
         except Exception:
             close_promptly(sock.detach())
             self._changed.set()
             return
         if not self._settling:
-            self._settling = True
-            loop.call_soon(self._settle, loop)
+            self._schedule(loop)
 
-    def _settle(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Finish those for which an iteration has passed.
+    def cancel(self) -> None:
+        """Cancel those that have no protocol yet."""
+        for task in list(self._tasks):
+            task.cancel()
+        for _, made in self._attaching:
+            made.cancel()
 
-        Not earlier: uvloop does not survive a transport that is closed before it has called `connection_made`.
+    def _settle(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
+        """Finish so many, which were attached before this was scheduled: they have their protocols now, or have failed.
+
+        No others: uvloop does not survive a transport that is closed before it has called `connection_made`.
         """
-        over, self._older, self._newer = self._older, self._newer, []
+        over, self._attaching = self._attaching[:count], self._attaching[count:]
         for work, _ in over:
             try:
                 work.send(None)
             except (Exception, asyncio.CancelledError):  # StopIteration: it has returned
                 pass
-        self._settling = bool(self._older)
-        if self._settling:
-            loop.call_soon(self._settle, loop)
-        if over:
-            self._changed.set()
+        self._schedule(loop)
+        self._changed.set()
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        count = len(self._attaching)
+        self._settling = bool(count)
+        if count:
+            loop.call_soon(self._settle, loop, count)
 
     def _done(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)

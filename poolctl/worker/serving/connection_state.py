@@ -254,6 +254,8 @@ class PoolServerState(ServerState):
     @property
     def expects(self) -> bool:
         """Whether an accepted connection is still in its handshake."""
+        if not self.expected:
+            return False
         now = time.monotonic()
         for oldest, ends in list(self.expected.items()):
             if ends > now:

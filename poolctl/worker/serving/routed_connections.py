@@ -31,7 +31,7 @@ from .connection_state import PoolServerState
 from .http1_connection import FIRST, QUIET_SECONDS, SMALL_BYTES, Lingering
 from .http2 import Http1Or2
 from .uvicorn_parts import State
-from .worker_routes import MOST_REMEMBERED_BYTES, KnownRequest, Look, Routes, show_route
+from .worker_routes import KNOWN_BYTES, MOST_REMEMBERED_BYTES, KnownRequest, Look, Routes, show_route
 
 _END = b"\r\n\r\n"
 _FIRST_PAUSE_SECONDS = 0.003
@@ -125,6 +125,13 @@ class RoutedConnection(Lingering):
         """Give the parser the messages for this server that are there, up to one whose response is not complete."""
         look = self.look
         look.ready = False
+        if not (look.pending or look.body) and self.idle:
+            known = look.routes.known.get(data) if len(data) <= KNOWN_BYTES else None
+            if known is not None and not known.body:
+                look.accept(known)
+                look.ready = True
+                self.unrouted(data)
+                return
         if look.pending:
             arrived, data, before = data, look.pending + data, len(look.pending)
             if look.partial and data.find(_END, max(0, before - len(_END))) < 0:

@@ -28,7 +28,7 @@ _QUERY = rb"(?:\?[!\"$-~]*+)?+"
 _VERSION = b" HTTP/1.1\r\n"
 _SHORTCUTS = 256
 _KNOWN = 256
-_KNOWN_BYTES = 1024
+KNOWN_BYTES = 1024
 MOST_REMEMBERED_BYTES = 8192  # by one connection
 ANYWHERE: dict[str, str] = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -142,7 +142,7 @@ class Routes:
 
     def remember(self, known: KnownRequest) -> None:
         """Recognise this very head: most new connections begin like others."""
-        if len(known.head) <= _KNOWN_BYTES:
+        if len(known.head) <= KNOWN_BYTES:
             if len(self.known) >= _KNOWN:
                 self.known.clear()
             self.known[known.head] = known
@@ -202,7 +202,7 @@ class Look:
 
     def recognised(self, head: bytes) -> tuple[KnownRequest, int] | None:
         """A request that this one is like, by its head, and the length of its body or CHUNKED; None without one."""
-        if len(head) <= _KNOWN_BYTES:
+        if len(head) <= KNOWN_BYTES:
             known = self.routes.known.get(head)
             if known is not None:
                 return known, known.body

@@ -11,10 +11,10 @@ def take(batch: BatchSize, there: int) -> int:
     return batch.size
 
 
-def test_batch_grows_while_it_is_filled_and_shrinks_to_what_was_there() -> None:
+def test_batch_grows_while_it_is_filled_and_shrinks_otherwise() -> None:
     batch = BatchSize(16)
     assert [take(batch, 1000) for _ in range(6)] == [2, 4, 8, 16, 16, 16]
-    assert [take(batch, there) for there in (16, 5, 5, 3, 0)] == [16, 5, 10, 3, 1]
+    assert [take(batch, there) for there in (16, 5, 5, 3, 1, 0)] == [16, 8, 5, 3, 1, 1]
     assert take(batch, 1000) == 2
 
 
