@@ -54,7 +54,7 @@ class CanaryRollout:
         self._state = STARTING
         self._is_paused = plan.is_paused
         self._began_at = core.clock.monotonic()
-        self._ended_at: float | None = None
+        self._final: RolloutReport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._base = entry.generation
         self._figures: tuple[GenerationFigures, GenerationFigures] | None = None
@@ -85,7 +85,9 @@ class CanaryRollout:
         return f"{count} of {all_of_them} workers, {100 * self.share:.3g} % ({asked} % asked)"
 
     def report(self) -> RolloutReport:
-        """How it stands."""
+        """How it stands; once it is over, how it ended."""
+        if self._final is not None:
+            return self._final
         plan, now = self.plan, self._core.clock.monotonic()
         canary, before = self._measured()
         return RolloutReport(
@@ -97,7 +99,7 @@ class CanaryRollout:
             share_asked=plan.share,
             share=round(self.share, 4),
             for_seconds=plan.seconds,
-            elapsed_seconds=round((self._ended_at or now) - self._began_at, 3),
+            elapsed_seconds=round(now - self._began_at, 3),
             min_requests=plan.min_requests,
             abort_on=tuple(each.text for each in plan.conditions),
             canary=canary,
@@ -207,7 +209,7 @@ class CanaryRollout:
 
     def _end(self, state: str, reason: str) -> None:
         self._state, self.reason = state, reason
-        self._ended_at = self._core.clock.monotonic()
+        self._final = self.report()
         self._core.listeners.discard(self._look)
         if self._timer is not None:
             self._timer.cancel()
