@@ -32,6 +32,10 @@ def test_without_a_gateway_routes_and_hosts_are_empty_tables(
     done = real_pool.run("hosts", "disable", "hello")
     assert done.code == 4, "an order that changes nothing is not done"
     assert "the pool has no gateway" in done.stderr
+    with pytest.raises(PoolParamError, match="the pool has no gateway"):
+        client.register("hello", "http://127.0.0.1:1")
+    assert client.health_info_simple() == {"web": "healthy"}
+    assert client.health_info()["web"]["uptime_seconds"] > 0
     for wrong in ("soon", -1):
         with pytest.raises(PoolParamError):
             client.disable_host("hello", for_seconds=wrong)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import closing
 
 from poolctl.control.answers import Result, ShowResult, failure
@@ -133,19 +132,14 @@ class GatewayVerbs:
         report = await self._report()
         if report is None:
             return self._away()
-        rows = [self._host_report(row) for row in report["hosts"]]
-        return HostsResult(items=(*rows, *self._taken_out({row.host for row in rows})))
-
-    def _taken_out(self, known: set[str]) -> Iterator[HostReport]:
-        """The registered services that get no requests now, of which the gateway does not know."""
-        for each in self._services:
-            if each.state != SERVING and each.settings.to not in known:
-                yield HostReport(
-                    host=each.settings.to,
-                    routes=(each.settings.name,),
-                    available=False,
-                    why=each.why or each.state,
-                )
+        rows = {row["host"]: self._host_report(row) for row in report["hosts"]}
+        for service in self._services:
+            url, why = service.settings.to, service.why or service.state
+            # The gateway has one that was taken out for as long as it answers requests.
+            if service.state != SERVING and not (url in rows and rows[url].routes):
+                row = rows.get(url) or HostReport(host=url)
+                rows[url] = row.but(routes=(service.settings.name,), available=False, why=why)
+        return HostsResult(items=tuple(rows.values()))
 
     def _host_report(self, row: Table) -> HostReport:
         """Of a server, with the connections of its workers, to which most of its clients were passed."""

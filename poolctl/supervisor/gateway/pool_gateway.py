@@ -147,7 +147,8 @@ class PoolGateway:
             return []
         from .gateway_metrics import gateway_metrics
 
-        return await gateway_metrics(self._manager, self._core, await self._statistics.passed())
+        found = await gateway_metrics(self._manager, self._core, await self._statistics.passed())
+        return [*found, *(self._registrations.metrics() if self._registrations is not None else ())]
 
     async def healths(self) -> dict[str, RouteHealth] | None:
         """See HealthOfRoutes."""

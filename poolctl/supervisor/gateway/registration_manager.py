@@ -23,11 +23,13 @@ from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOTHING_MATCHED
 from poolctl.frozen_value import Table
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.monitor.event_queue import Events
+from poolctl.monitor.exposition import Family
 from poolctl.platform import read_file, sealed_file
 from poolctl.routing.registration_report import FAILING, SILENT, STARTING
 from poolctl.routing.route import REGISTRATION
 from poolctl.runners.process_link import Link
 
+from ..observers.pool_metrics import family_of
 from ..verbs.verb import Call
 from ..verbs.verbs import Verbs
 from .gateway_manager import GatewayManager
@@ -158,6 +160,13 @@ class RegistrationManager:
         self._forget(found)
         late = await self._in_force(call)
         return answer.but(warnings=(late,) if late else ())
+
+    def metrics(self) -> list[Family]:
+        """How many services have registered."""
+        found = family_of("poolctl_gateway_registrations", "gauge", "Registered services by their state.")
+        for state, count in self.services.counts().items():
+            found.add(count, state=state)
+        return [found]
 
     def close(self) -> None:
         """Probe nothing more."""

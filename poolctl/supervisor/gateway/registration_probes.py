@@ -17,6 +17,7 @@ from poolctl.http.http_client import exchange
 from poolctl.http.message_head import BadMessage
 from poolctl.probes.prober import statuses
 from poolctl.probes.schedule import Schedule
+from poolctl.routing.registration_report import STARTING
 from poolctl.units import format_duration
 
 from .registrations import RegisteredService
@@ -24,6 +25,8 @@ from .registrations import RegisteredService
 # With more services than that, each is probed less often than it asks for.
 _AT_ONCE, _PER_SECOND = 32, 100
 _PAUSE_SECONDS = 0.02
+# A service that has just started is probed more often than later on.
+_FIRST_PAUSE_SECONDS, _FACTOR = 0.1, 1.5
 _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
 
 # Gets the service, the problem or "", and how long the answer took.
@@ -33,12 +36,13 @@ OnProbed = Callable[[RegisteredService, str, float], None]
 class ServiceProbe:
     """The probes of one service; see Scheduled."""
 
-    __slots__ = ("_probes", "due", "probe", "service")
+    __slots__ = ("_probes", "due", "pause_seconds", "probe", "service")
 
     def __init__(self, probes: RegistrationProbes, service: RegisteredService, probe: Probe) -> None:
         self.service = service
         self.probe = probe
         self.due: float | None = None
+        self.pause_seconds = _FIRST_PAUSE_SECONDS
         self._probes = probes
 
     def run(self, now: float) -> None:
@@ -116,8 +120,11 @@ class RegistrationProbes:
             return
         self._on_probed(service, problem, self._schedule.now() - began)
         if self._watched.get(service) is probe and service.hysteresis is not None:
-            spread = 1 + probe.probe.jitter * random.uniform(-1, 1)
-            pause = service.hysteresis.interval_seconds * spread
+            pause = service.hysteresis.interval_seconds
+            if service.state == STARTING:
+                pause = min(pause, probe.pause_seconds)
+                probe.pause_seconds *= _FACTOR
+            pause *= 1 + probe.probe.jitter * random.uniform(-1, 1)
             self._schedule.put(probe, max(began + pause, self._schedule.now()))
 
 

@@ -202,6 +202,13 @@ class Registrations:
             for each in self._services.values()
         )
 
+    def counts(self) -> dict[str, int]:
+        """How many services are in each state."""
+        found = dict.fromkeys(_STATES, 0)
+        for each in self._services.values():
+            found[each.state] += 1
+        return found
+
     def report(self, service: RegisteredService) -> RegistrationReport:
         """The service as commands show it."""
         settings = service.settings

@@ -29,7 +29,7 @@ ROUTES = (RouteConfig(alias="users", path="/users", register=True),)
 FAST = {
     "http": "/health",
     "interval": 0.01,
-    "timeout": 10,
+    "timeout": 60,
     "fall_count_warn": 1,
     "fall_count_ko": 1,
     "jitter": 0,
