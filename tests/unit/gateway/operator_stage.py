@@ -36,9 +36,18 @@ class MovedLoop(asyncio.SelectorEventLoop):
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            self.run_until_complete(asyncio.wait_for(work, 1e6))
+            self.run_until_complete(self._whole(work))
         finally:
             self.close()
+
+    async def _whole(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        finally:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.gather(*others, return_exceptions=True)  # requests that were cancelled
+            for _ in range(3):  # connections that these closed
+                await asyncio.sleep(0)
 
 
 class Operator:
@@ -52,6 +61,7 @@ class Operator:
         self.now = self.most = 0  # requests at a time
         self.changed = asyncio.Condition()
         self.release = asyncio.Event()
+        self._serving: set[asyncio.Task[None] | None] = set()
         self.port = 0
 
     @property
@@ -70,8 +80,10 @@ class Operator:
         finally:
             self.release.set()
             server.close()
+            await asyncio.gather(*filter(None, self._serving))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._serving.add(asyncio.current_task())
         self.now += 1
         self.most = max(self.most, self.now)
         try:
@@ -80,6 +92,9 @@ class Operator:
         finally:
             self.now -= 1
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+            self._serving.discard(asyncio.current_task())
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")

@@ -20,6 +20,7 @@ from poolctl.config import OperatorTable, Tables
 from poolctl.gateway.operator import OperatorClient, OperatorSettings
 from poolctl.http.http_server import ServerLimits
 from poolctl.monitor.event_queue import Events
+from poolctl.monitor.journal import JournalEvent
 from poolctl.supervisor.active_configuration import PoolEnvironment
 from poolctl.supervisor.operator import operator_endpoint
 from poolctl.supervisor.operator.operator_address import OperatorAddress
@@ -76,6 +77,8 @@ class Pool:
 
     def __init__(self, env: dict[str, str], keeper: Keeper) -> None:
         self.events = Events(Clock())
+        self._heard: list[JournalEvent] = []
+        self.events.subscribe(self._heard.append)
         self.servers = Servers()
         self.keeper = keeper
         environment: Any = PoolEnvironment(Environment(env), keeper, "/", "/")  # type: ignore[arg-type]
@@ -89,7 +92,8 @@ class Pool:
 
     @property
     def recorded(self) -> list[tuple[str, str, str]]:
-        return [(each.event, each.server, each.message) for each in self.events._pending]
+        self.events.flush()
+        return [(each.event, each.server, each.message) for each in self._heard]
 
     @property
     def endpoint(self) -> Any:
