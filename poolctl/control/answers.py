@@ -256,6 +256,8 @@ class Details(Item):
     # False where the output is not in files of this machine; left out where it is.
     log_files: bool | None = None
     routes: tuple[RouteToServer, ...] | None = None
+    # What the last worker did that hung, or was not ready in time: a WorkerStacks.
+    stacks: Table | None = None
 
 
 class ShowResult(Result):

@@ -58,7 +58,7 @@ class Core:
         self.servers = Servers(servers, self._addresses, can_sleep=can_sleep)
         self.entries = self.servers.entries
         self.health = HealthChecks(runner, self._queue, recorder)
-        self.stacks = StackReports(runner)
+        self.stacks = StackReports(runner, recorder)
         self._executor = Executor(
             runner,
             clock,

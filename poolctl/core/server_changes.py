@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from typing import Protocol
+
+from poolctl.frozen_value import Table
 
 from .server_entry import Cause, Entry
 
@@ -16,7 +18,7 @@ BATCH = 8
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change of a server: of its health, or its certificate has expired."""
+    """A change of a server: of its health, or its certificate has expired, or a worker has not become ready."""
 
     kind: str
     event: str
@@ -29,6 +31,7 @@ class Event:
     worker: str | None = None
     pid: int | None = None
     severity: str | None = None
+    stacks: Sequence[Table] | None = None
 
 
 class Recorder(Protocol):

@@ -8,6 +8,7 @@ import logging
 from poolctl.runners.runner_protocol import Runner
 from poolctl.runners.stack_report import WorkerStacks
 
+from .server_changes import Event, Recorder
 from .server_entry import Entry
 from .worker_entry import Worker
 
@@ -23,8 +24,9 @@ logger = logging.getLogger("poolctl.supervisor")
 class StackReports:
     """Asks the runner, if it can tell."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, recorder: Recorder) -> None:
         self._runner = runner
+        self._recorder = recorder
         self._last: dict[str, WorkerStacks] = {}  # by the server's name
 
     @property
@@ -51,6 +53,28 @@ class StackReports:
         if len(self._last) > _MOST_SERVERS:
             del self._last[next(iter(self._last))]
         return found
+
+    async def start_timed_out(self, entry: Entry, worker: Worker, message: str) -> str:
+        """Record what a worker does that is not ready in time; the message, with the place where it hangs."""
+        stacks = await self.take(entry, worker)
+        if stacks is None:
+            return message
+        if stacks.place:
+            message += f", in {stacks.place}"
+        self._recorder.emit(
+            Event(
+                "lifecycle",
+                "start timed out",
+                entry.name,
+                entry.config.key,
+                f"worker {worker.id} {message}",
+                worker=worker.id,
+                pid=stacks.pid,
+                severity="info",
+                stacks=[stacks.to_json()],
+            )
+        )
+        return message
 
     def last(self, entry: Entry) -> WorkerStacks | None:
         """The stacks that were taken last of a worker of this server."""

@@ -139,6 +139,7 @@ class WorkerLifecycle:
                 message = (
                     f"was not ready within {format_duration(config.start_timeout)}{f': {why}' if why else ''}"
                 )
+                message = await self._stacks.start_timed_out(entry, worker, message)
                 hint = f"{logs}; start_timeout says how long it may take"
             worker.failure = failure_of(entry, message, hint or logs, cause=error)
             worker.given_up = True

@@ -103,7 +103,12 @@ class Events:
 
     def emit(self, event: Event) -> None:
         """Record what the core reports of a server."""
-        detail: Table = {"worker": event.worker, "pid": event.pid, "severity": event.severity}
+        detail: Table = {
+            "worker": event.worker,
+            "pid": event.pid,
+            "severity": event.severity,
+            "stacks": event.stacks,
+        }
         self.record(
             event.kind,
             event.event,

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from poolctl.frozen_value import Table
 from poolctl.monitor.journal import INFO, SEVERITIES, JournalEvent
+from poolctl.runners.stack_report import WorkerStacks
 from poolctl.units import format_duration
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ _GONE = frozenset({"stopped", "disabled"})
 _RESOLVED_HEALTH = frozenset({"ok", "unknown"})
 _MAX_NEWS = 1000
 _NAMED = 3
+_STACK_LINES = 10
 
 
 class PoolFacts(Protocol):
@@ -162,7 +165,8 @@ class ProblemTracker:
             and _rank(level) >= _rank(self._notify.min_severity)
             and len(self._news) < _MAX_NEWS
         ):
-            self._news.append(MessageLine(NEWS if level == INFO else PROBLEM, level, _text(event), event))
+            status = NEWS if level == INFO else PROBLEM
+            self._news.append(MessageLine(status, level, _text_with_stacks(event), _without_stacks(event)))
             self._gather(now)
 
     def _forget_health(self, event: JournalEvent, now: float) -> None:
@@ -274,6 +278,19 @@ def _resolves(event: JournalEvent) -> bool:
 
 def _text(event: JournalEvent) -> str:
     return f"{event.server}: {event.sentence}" if event.server else event.sentence
+
+
+def _text_with_stacks(event: JournalEvent) -> str:
+    """The text, and the innermost calls of the first hung worker; the event in the journal has all of them."""
+    stacks = event.detail.get("stacks")
+    if not isinstance(stacks, list) or not stacks:
+        return _text(event)
+    lines = WorkerStacks.from_json(stacks[0]).lines()
+    return "\n".join([_text(event), *(f"  {line}" for line in islice(lines, _STACK_LINES))])
+
+
+def _without_stacks(event: JournalEvent) -> JournalEvent:
+    return event._replace(detail={name: value for name, value in event.detail.items() if name != "stacks"})
 
 
 def _end(event: JournalEvent) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -21,10 +22,12 @@ from poolctl.frozen_value import Table
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.recovery_policy import Situation, Step, decide, within
 from poolctl.platform import memory_bytes
+from poolctl.runners.stack_report import WorkerStacks
 from poolctl.states import Status
 from poolctl.units import format_size
 
 LAST_LINES = 10
+_MOST_STACKS = 3  # of workers that are recovered together
 LIVENESS, HEARTBEAT, MEMORY = "liveness", "heartbeat", "memory"
 _ALL = "all"
 FIRST_SECONDS = 2.0
@@ -42,12 +45,19 @@ _DONE = {
 
 
 class WorkerProblem(NamedTuple):
-    """A problem of one worker, and since when, in seconds since the epoch."""
+    """A problem of one worker, since when, in seconds since the epoch, and what the worker did then."""
 
     worker: Worker
     kind: str
     seen: str
     since: float
+    stacks: WorkerStacks | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The problem as detected, and the place where the worker hangs."""
+        place = self.stacks.place if self.stacks is not None and self.kind == HEARTBEAT else ""
+        return f"{self.seen}, in {place}" if place else self.seen
 
 
 class Case:
@@ -69,6 +79,7 @@ class WorkerRecovery:
         self._chance = chance or Random()
         self._cases: dict[str, Case] = {}
         self._reading: dict[int, asyncio.Task[list[str]]] = {}  # of the last lines, by the id of the report
+        self._taking: dict[int, asyncio.Task[WorkerStacks | None]] = {}  # of stacks, by the id of the worker
         core.health.unhealthy.add(lambda entry, worker, reason: self.notice(entry, worker, LIVENESS, reason))
         core.listeners.add(self.look)
 
@@ -78,6 +89,20 @@ class WorkerRecovery:
         known = case.problems.get(worker.id)
         if known is None or known.worker is not worker:
             case.problems[worker.id] = WorkerProblem(worker, kind, seen, self._core.clock.time())
+            if kind != MEMORY and self._core.stacks.possible and entry.config.recovery.strategy != "none":
+                taking = self._taking[id(worker)] = asyncio.ensure_future(
+                    self._core.stacks.take(entry, worker)
+                )
+                taking.add_done_callback(partial(self._stacks_taken, entry, worker))
+        self.look(entry)
+
+    def _stacks_taken(self, entry: Entry, worker: Worker, taken: asyncio.Task[WorkerStacks | None]) -> None:
+        """Its recovery, which has waited for this, can begin."""
+        del self._taking[id(worker)]
+        problems = self._cases[entry.name].problems if entry.name in self._cases else {}
+        problem = problems.get(worker.id)
+        if problem is not None and problem.worker is worker and not taken.cancelled():
+            problems[worker.id] = problem._replace(stacks=taken.result())
         self.look(entry)
 
     def resume(self, entries: Iterable[Entry]) -> None:
@@ -112,7 +137,11 @@ class WorkerRecovery:
             del self._cases[entry.name]
 
     def _consider(self, entry: Entry, case: Case) -> None:
-        current = [each for each in case.problems.values() if each.worker.generation == entry.generation]
+        current = [
+            each
+            for each in case.problems.values()
+            if each.worker.generation == entry.generation and id(each.worker) not in self._taking
+        ]
         if not entry.wanted or entry.removed:
             return
         policy = entry.config.recovery
@@ -184,6 +213,9 @@ class WorkerRecovery:
             "pids": entry.pids,
             "lines": [],
         }
+        if taken := [each.stacks.to_json() for each in problems if each.stacks is not None]:
+            report["stacks"] = taken[:_MOST_STACKS]
+            report["sentences"] = [each.sentence for each in problems]
         if self._core.runner.capabilities.logs is not None:
             # Read while the recovery goes on; its event waits for them.
             reading = asyncio.ensure_future(self._core.last_lines(entry, LAST_LINES, placed_at))
@@ -206,7 +238,7 @@ class WorkerRecovery:
     def _record(self, entry: Entry, report: Table, outcome: str, why: str = "") -> None:
         duration = max(0.0, self._core.clock.time() - report["since"])
         done = _DONE[Step(report["step"])]
-        seen = "; ".join(report["seen"])
+        seen = "; ".join(report.get("sentences") or report["seen"])
         detail = {
             "server": entry.name,
             "bind": entry.config.key,
@@ -220,6 +252,7 @@ class WorkerRecovery:
             "outcome": outcome,
             "duration_seconds": round(duration, 3),
             "workers": report["workers"],
+            **({"stacks": report["stacks"]} if "stacks" in report else {}),
         }
 
         def write(_: object = None) -> None:

@@ -85,6 +85,7 @@ def details(core: Core, entry: Entry, *, reveal: bool) -> Details:
         failure=ErrorEntry.of(entry.failure) if entry.failure else None,
         config=config.to_dict() if reveal else masked(config.to_dict(), hidden=withheld_variables.values()),
         origin=config.origin,
+        stacks=None if (stacks := core.stacks.last(entry)) is None else stacks.to_json(),
         log_files=False if core.runner.capabilities.log_files is None else None,
     )
 

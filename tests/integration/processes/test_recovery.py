@@ -112,6 +112,10 @@ def test_a_worker_whose_loop_is_stuck_is_replaced_and_its_end_is_reported(real_p
     report = first_report(real_pool)
     assert (report["outcome"], report["done"], report["cause"]) == ("recovered", "replaced", "heartbeat")
     assert report["seen"] == [f"the event loop of worker web.1.0 (pid {before}) has been stuck for 600ms"]
+    (stacks,) = report["stacks"]
+    assert (stacks["pid"], stacks["source"]) == (before, "python")
+    assert stacks["place"].startswith("app (ailing.py:")
+    assert report["message"].startswith(f"{report['seen'][0]}, in {stacks['place']}: replaced within ")
     assert "about to stick" in "\n".join(report["lines"])
     assert 0 <= report["duration_seconds"] < 5
     assert get(port, "/pid").text == str(pid_of(real_pool)) != str(before)

@@ -164,7 +164,7 @@ FIELDS: dict[type[Value], list[str]] = {
 OPTIONAL: dict[type[Value], list[str]] = {
     Item: ["address", "kept", "kept_until"],
     ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
-    Details: ["address", "kept", "kept_until", "log_files", "routes"],
+    Details: ["address", "kept", "kept_until", "log_files", "routes", "stacks"],
     Summary: ["calm", "keeper_problem", "not_served"],
     RouteReport: ["p50_seconds", "p99_seconds", "registrations", "machines"],
     HealthReport: ["uptime_seconds", "latency_seconds", "detail"],

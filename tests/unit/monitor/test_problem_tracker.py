@@ -174,3 +174,18 @@ def test_successor_knows_which_problems_were_notified() -> None:
     assert second.due(50) is None
     second.take(event("running"), 60)
     assert lines(second.due(60)) == ["web: running again after 1m"]
+
+
+def test_recovery_of_a_hung_worker_is_sent_with_its_innermost_calls_only() -> None:
+    frames = [{"function": f"f{depth}", "file": "shop.py", "line": depth} for depth in range(1, 50)]
+    stacks = [{"worker": "web.1.0", "threads": [{"name": "MainThread", "main": True, "frames": frames}]}] * 3
+    recovered = event("recovered", "web", "recovery")._replace(message="it hung", detail={"stacks": stacks})
+    tracker = problems(events=["recovery"])
+    tracker.take(recovered, 0.0)
+    message = tracker.due(0.0, at_once=True)
+    assert message is not None
+    first, *rest = message.text.splitlines()
+    assert first.startswith("web: recovered: it hung")
+    assert rest == ["  main thread:", *(f"    f{depth} (shop.py:{depth})" for depth in range(1, 10))]
+    assert message.title.endswith("it hung")
+    assert "stacks" not in message.events[0].to_json()

@@ -53,8 +53,14 @@ class Fixed(Random):
 class Desk:
     """Everything that a supervisor decides, without its processes."""
 
-    def __init__(self, *servers: ServerConfig, trace: Trace | None = None, **script: str) -> None:
-        self.runner = SlowRunner(**script)
+    def __init__(
+        self,
+        *servers: ServerConfig,
+        trace: Trace | None = None,
+        runner: SlowRunner | None = None,
+        **script: str,
+    ) -> None:
+        self.runner = runner or SlowRunner(**script)
         self.clock = ManualClock()
         self.events = Events(self.clock)
         self.core = Core(servers, self.runner, self.clock, self.events, trace=trace)

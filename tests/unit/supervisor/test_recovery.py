@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from poolctl import ServerConfig
+from poolctl.core import stack_reports
 from poolctl.core.server_entry import Entry
 from poolctl.core.worker_entry import Worker
-from poolctl.runners.runner_protocol import Exit
+from poolctl.runners.runner_protocol import Capabilities, Exit
+from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.supervisor.health.recovery import HEARTBEAT, LIVENESS, MEMORY, WorkerRecovery
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, Fixed, run, turns, web
+from tests.unit.supervisor.slow_runner import SlowRunner
 
 QUICK: dict[str, Any] = {"backoff": {"initial": 10, "max": 10, "jitter": 0}, "limit": 2, "window": 100}
 
@@ -20,8 +25,8 @@ QUICK: dict[str, Any] = {"backoff": {"initial": 10, "max": 10, "jitter": 0}, "li
 class RecoveryScenario:
     """A desk whose servers are recovered, and the reports of it."""
 
-    def __init__(self, *servers: ServerConfig, **script: str) -> None:
-        self.desk = Desk(*servers, **script)
+    def __init__(self, *servers: ServerConfig, runner: SlowRunner | None = None, **script: str) -> None:
+        self.desk = Desk(*servers, runner=runner, **script)
         self.core = self.desk.core
         self.recovery = WorkerRecovery(self.core, self.desk.events, Fixed())
         self.reports: list[dict[str, Any]] = []
@@ -277,5 +282,126 @@ def test_a_server_that_is_stopped_meanwhile_is_recovered_no_further() -> None:
         await stopping
         assert it.outcomes() == ["interrupted"]
         assert it.desk.states() == {"web": "stopped"}
+
+    run(scenario())
+
+
+STACKS = WorkerStacks(
+    name="web",
+    worker="web.1.0",
+    pid=7,
+    source="python",
+    place="pay (shop.py:1)",
+    threads=(
+        ThreadStack(name="MainThread", main=True, frames=(Frame(function="f", file="f.py", line=1),) * 99),
+    ),
+)
+
+
+class AskedRunner(SlowRunner):
+    """Gives the stacks of its workers when `may_answer` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = asyncio.Event()
+        self.fails = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, stacks=self)
+
+    async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
+        self.log.append(f"stacks {worker}")
+        await self.may_answer.wait()
+        if self.fails:
+            raise OSError("no")
+        return STACKS.but(worker=worker)
+
+
+async def asked() -> tuple[RecoveryScenario, AskedRunner]:
+    runner = AskedRunner()
+    config = web(recovery=QUICK | {"strategy": "restart"})
+    return await started(RecoveryScenario(config, runner=runner)), runner
+
+
+def test_stacks_are_taken_before_a_hung_worker_is_ended_and_are_in_its_report() -> None:
+    async def scenario() -> None:
+        it, runner = await asked()
+        it.entry.workers["web.1.0"].stuck = True
+        await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
+        assert runner.log == ["stacks web.1.0"], "it is not ended before they are there"
+        runner.may_answer.set()
+        await turns(40)
+        assert it.placed() == ["stop web.1.0", "place web.1.0"]
+        assert it.outcomes() == ["recovered"]
+        (report,) = it.reports
+        assert report["message"].startswith("web.1.0 is not well, in pay (shop.py:1): restarted")
+        assert report["seen"] == ["web.1.0 is not well"]
+        (stacks,) = report["stacks"]
+        assert len(stacks["threads"][0]["frames"]) == 20, "it is bounded"
+        (shown,) = (await it.desk.ask("show", "web"))["items"]
+        assert shown["stacks"] == stacks
+
+    run(scenario())
+
+
+def test_hung_worker_is_recovered_without_stacks_if_there_are_none_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(stack_reports, "SECONDS", 0.001)
+        it, runner = await asked()
+        await it.make_unhealthy("web.1.0")
+        while not it.reports:
+            await asyncio.sleep(0.001)
+            it.desk.events.flush()
+        runner.fails = True
+        runner.may_answer.set()
+        await it.pass_by(50)
+        await it.make_unhealthy("web.1.0")
+        assert it.outcomes() == ["recovered", "recovered"]
+        assert all("stacks" not in report for report in it.reports)
+
+    run(scenario())
+
+
+def test_worker_that_answers_again_while_its_stacks_are_taken_is_left_alone() -> None:
+    async def scenario() -> None:
+        it, runner = await asked()
+        it.entry.workers["web.1.0"].stuck = True
+        await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
+        it.entry.workers["web.1.0"].stuck = False
+        runner.may_answer.set()
+        await turns(40)
+        assert (it.placed(), it.outcomes()) == ([], [])
+
+    run(scenario())
+
+
+def test_worker_above_its_memory_limit_is_replaced_without_stacks() -> None:
+    async def scenario() -> None:
+        it, runner = await asked()
+        await it.make_unhealthy("web.1.0", kind=MEMORY)
+        assert "stacks web.1.0" not in runner.log
+        assert it.outcomes() == ["recovered"]
+
+    run(scenario())
+
+
+def test_worker_that_is_not_ready_in_time_leaves_its_stacks() -> None:
+    async def scenario() -> None:
+        runner = AskedRunner()
+        runner.script["web"] = NEVER
+        runner.may_answer.set()
+        it = Desk(web(start_timeout="10ms"), runner=runner)
+        found: list[Any] = []
+        it.events.subscribe(lambda event: found.append(event) if event.event == "start timed out" else None)
+        (error,) = (await it.ask("start"))["errors"]
+        assert error["message"].startswith("was not ready within 10ms, in pay (shop.py:1)")
+        it.events.flush()
+        (event,) = found
+        assert event.sentence == "worker web.1.0 was not ready within 10ms, in pay (shop.py:1)"
+        assert event.detail["stacks"][0]["worker"] == "web.1.0"
+        assert runner.log.index("stacks web.1.0") < runner.log.index("stop web.1.0 0")
 
     run(scenario())
