@@ -84,11 +84,15 @@ def _waiting(limit: Limit | None) -> Iterator[str]:
 
 
 def _retries(route: Route) -> Iterator[str]:
-    """A request that was not sent goes to another server; one that was, only if it may be repeated."""
-    if route.retries:
-        yield f"    retries {route.retries}"
-        yield "    retry-on conn-failure empty-response junk-response response-timeout 502 503 504"
-        yield "    http-request disable-l7-retry unless { method GET HEAD OPTIONS PUT DELETE TRACE }"
+    """A request that was not sent goes to another server; one that was, only if it may be repeated.
+
+    One without a byte of an answer is repeated once in any case: a server that stops closes idle connections, perhaps
+    at the moment at which it is sent.
+    """
+    failures = " junk-response response-timeout 502 503 504" if route.retries else ""
+    yield f"    retries {route.retries or 1}"
+    yield f"    retry-on conn-failure empty-response{failures}"
+    yield "    http-request disable-l7-retry unless { method GET HEAD OPTIONS PUT DELETE TRACE }"
 
 
 def _changes(route: Route) -> Iterator[str]:

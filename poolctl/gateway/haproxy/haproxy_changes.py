@@ -17,19 +17,24 @@ class HaproxySetup(NamedTuple):
 
     `states` are those of the servers, by the names of backend and server; `bundles` are the contents of certificates
     with their keys, and `authorities` those of files with CA certificates, by the names of their files. `descriptors`
-    are the sockets that its binds name.
+    are the sockets that its binds name, each with its inode, as a number may come to stand for another socket.
     """
 
     configuration: HaproxyConfiguration
     states: Mapping[tuple[str, str], str]
     bundles: Mapping[str, bytes]
     authorities: Mapping[str, bytes]
-    descriptors: tuple[int, ...]
+    descriptors: tuple[tuple[int, int], ...]
 
     @property
     def text(self) -> str:
         """The main file, in which servers that are not ready rest."""
         return self.configuration.text(place for place, state in self.states.items() if state != READY)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the descriptors."""
+        return [number for number, _ in self.descriptors]
 
     def drained(self) -> list[str]:
         """The commands that follow a start with this text."""

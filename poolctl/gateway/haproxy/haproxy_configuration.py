@@ -80,6 +80,9 @@ def _global(settings: GatewaySettings) -> Iterator[str]:
     yield "    # normalize-uri is experimental in all versions so far."
     yield "    expose-experimental-directives"
     yield "    default-path config"
+    # It allocates memory for each descriptor that it may have, which some systems do not limit.
+    yield "    fd-hard-limit 500000"
+    yield "    no strict-limits"
     if settings.max_connections:
         yield f"    maxconn {settings.max_connections}"
     yield f"    hard-stop-after {duration(settings.drain_seconds)}"

@@ -243,7 +243,7 @@ class HaproxyGateway(SupervisedProcess):
             while self._behind:
                 self._behind = False
                 await self._follow_now()
-        except HaproxyRefusal as refusal:
+        except (HaproxyRefusal, OSError) as refusal:
             logger.error("HAProxy cannot serve by the new configuration: %s", refusal)
             self.link.send(
                 {"t": "event", "kind": "gateway configuration refused", "data": {"message": str(refusal)}}

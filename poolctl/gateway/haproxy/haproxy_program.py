@@ -151,7 +151,7 @@ class HaproxyProgram:
             self._write(name, content)
         path, output = os.path.join(self.directory, MAIN_FILE), os.memfd_create("poolctl-haproxy")
         try:
-            checker = HaproxyProcess([self.program, "-c", "-f", path], setup.descriptors, output)
+            checker = HaproxyProcess([self.program, "-c", "-f", path], setup.numbers, output)
             if await checker.exited:
                 lines = read_file(output).decode("utf-8", "replace").splitlines()
                 alerts = [line.partition(" : ")[2] for line in lines if line.startswith("[ALERT]")]
@@ -181,7 +181,7 @@ class HaproxyProgram:
             )
             # Quiet: it would log each change of a server for ever.
             argv = [self.program, "-db", "-q", "-f", os.path.join(self.directory, MAIN_FILE), "-f", runtime]
-            process = HaproxyProcess(argv, [*setup.descriptors, listener.fileno()])
+            process = HaproxyProcess(argv, [*setup.numbers, listener.fileno()])
         process.socket_path = path
         try:
             await self._serves(process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -51,7 +52,8 @@ def setup_of(
     endpoints = {name: _endpoint(facts) for name, facts in servers.items()}
     made = configuration_of(settings, listeners, routes, streams, endpoints)
     states = _states(made, routes, streams, backends, withdrawn)
-    descriptors = tuple(sock.fileno() for each in held for sock in each.sockets)
+    numbers = [sock.fileno() for each in held for sock in each.sockets]
+    descriptors = tuple((number, os.fstat(number).st_ino) for number in numbers)
     return HaproxySetup(made, states, bundles, authorities, descriptors)
 
 

@@ -22,7 +22,7 @@ def setup(
     states: dict[str, str] | None = None,
     hosts: dict[str, str] | None = None,
     bundle: bytes = b"A\n\nB\n",
-    descriptors: tuple[int, ...] = (3,),
+    inode: int = 1,
     **rules: Any,
 ) -> HaproxySetup:
     """Of one route "r" with these targets; all of its servers are ready but for those with other states."""
@@ -37,7 +37,7 @@ def setup(
     )
     names = [server.name for section in made.backends for server in section.servers]
     all_states = {("route:r", name): (states or {}).get(name, "ready") for name in names}
-    return HaproxySetup(made, all_states, {"c.pem": bundle}, {}, descriptors)
+    return HaproxySetup(made, all_states, {"c.pem": bundle}, {}, ((3, inode),))
 
 
 URL = Target(url="http://10.0.0.7:9000")
@@ -102,7 +102,7 @@ def test_change_of_servers_and_certificates_is_made_by_commands(
     [
         (setup(ONE), setup(ONE, path="/v1")),
         (setup(ONE), setup(ONE, policy="least-connections")),
-        (setup(ONE), setup(ONE, descriptors=(4,))),
+        (setup(ONE), setup(ONE, inode=2)),
         (setup(ONE), setup(ONE, hosts={"one": "localhost"})),
         (setup(ONE), setup(ONE, hosts={"unix": ""})),
         (setup(ONE, sticky_cookie="c"), setup(ONE, TWO, sticky_cookie="c")),

@@ -85,7 +85,11 @@ RULES = [
         ["timeout connect 1500ms", "timeout server 90000ms", "timeout tunnel 20000ms"],
     ),
     (Route(alias="a", to=WEB, timeouts=Timeouts(idle=0.0)), ["timeout server 24d", "timeout tunnel 24d"]),
-    (Route(alias="a", to=WEB, retries=2), ["retries 2"]),
+    (Route(alias="a", to=WEB), ["retries 1", "retry-on conn-failure empty-response\n"]),
+    (
+        Route(alias="a", to=WEB, retries=2),
+        ["retries 2", "retry-on conn-failure empty-response junk-response"],
+    ),
     (
         Route(alias="a", to=WEB, backend_limit=Limit(concurrency=4, queue=9, queue_seconds=2.0)),
         ["timeout queue 2000ms", "server web 127.0.0.1:8081 maxconn 4 maxqueue 9"],
