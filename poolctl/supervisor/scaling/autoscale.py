@@ -26,6 +26,7 @@ _LEAST_RESPONSES = 20
 # Without samples for so long, this process or the machine was paused.
 _PAUSED_SECONDS = 2.0
 _MOST_PATIENCE = 8.0
+_CALM_PART = 0.5
 _ROUNDING = 1e-9
 
 Buckets = Sequence[int]
@@ -39,6 +40,7 @@ class Load(NamedTuple):
     at: float
     seconds: float
     ready: int
+    serves: bool = True  # one of them is not unhealthy
     in_flight: int = 0
     queue: int = 0
     demand: int = 0  # requests that wait elsewhere for this server, since the sample before
@@ -69,6 +71,7 @@ class _Averages:
         self._samples: deque[Load] = deque()
         self._sums = [0.0] * 4
         self.demand = 0  # requests that wait elsewhere, all of that time
+        self._responses = 0
         self._buckets = [0] * (len(BOUNDS_SECONDS) + 1)
 
     def add(self, load: Load) -> None:
@@ -86,6 +89,7 @@ class _Averages:
         sums[3] += sign * load.seconds
         self.demand += sign * load.demand
         if load.buckets:
+            self._responses += sign * sum(load.buckets)
             for slot, count in enumerate(load.buckets):
                 self._buckets[slot] += sign * count
 
@@ -107,7 +111,7 @@ class _Averages:
 
     def counts_enough(self) -> bool:
         """Whether the responses are enough for a quantile."""
-        return sum(self._buckets) >= _LEAST_RESPONSES
+        return self._responses >= _LEAST_RESPONSES
 
     def latency(self, trigger: str) -> float | None:
         """The latency in seconds; None if there are too few responses."""
@@ -142,6 +146,7 @@ class Autoscale:
         self._reset(now)
 
     def _reset(self, now: float) -> None:
+        self.is_calm = False  # the load is far below all targets
         self._fast = _Averages(self._window * _FAST_PART)
         self._latest = _Averages(self._window * _FAST_PART / 2)
         self._slow = _Averages(self._window)
@@ -183,6 +188,7 @@ class Autoscale:
         return self._grow(load.at, size) or self._shrink(load.at, size)
 
     def _grow(self, now: float, size: int) -> Decision | None:
+        self.is_calm = True
         above = [self._above(now, trigger, target, size) for trigger, target in self._targets.items()]
         needs = [each for each in above if each is not None]
         if not needs:
@@ -216,7 +222,10 @@ class Autoscale:
             # Workers that have just been started have not changed the latency yet.
             recent = self._fast if self._fast.counts_enough() else self._slow
             value = recent.latency(trigger)
-            if value is None or value <= target or recent.least_ready() < size:
+            if value is None:
+                return None
+            self.is_calm = self.is_calm and value < target * _CALM_PART
+            if value <= target or recent.least_ready() < size:
                 return None
             return _Need(now, size + 1, trigger, value, target)
         least, total = self._fast.total(trigger), self._latest.total(trigger)
@@ -224,6 +233,7 @@ class Autoscale:
             return None
         more = self._fast.demand if trigger == "queue" else 0
         total += more
+        self.is_calm = self.is_calm and total < target * size * _CALM_PART
         if min(least + more, total) <= target * size:
             return None
         return _Need(now, ceil(total / target - _ROUNDING), trigger, total / size, target)

@@ -29,14 +29,17 @@ class _ScaledServer:
     def __init__(self, core: Core, entry: Entry, now: float) -> None:
         self.entry = entry
         self.scale: Scale = entry.config.scale
-        self.load = ServerLoad(core, self.scale.triggers)
+        self.load = ServerLoad(core, self.scale.triggers, now)
         self.autoscale = Autoscale(self.scale, now)
         self.is_refused = False  # more workers were wanted than this pool may have files for
+        self.is_skipped = False  # it was at the last tick, because it is calm
 
     @property
-    def may_grow(self) -> bool:
-        """More workers would help: it serves, is not unhealthy, and does not fail."""
-        return self.entry.desired is Desired.RUN and self.entry.answers
+    def is_scaled(self) -> bool:
+        """Its triggers, as they are here, still say how many workers it has."""
+        entry = self.entry
+        automatic = entry.overrides.workers is None and entry.config.scale is self.scale
+        return bool(automatic and entry.workers and not entry.desired.rests)
 
 
 class Autoscaler:
@@ -56,6 +59,8 @@ class Autoscaler:
         known = self._servers.get(entry.name)
         if known is None or known.entry is not entry or known.scale != entry.config.scale:
             self._servers[entry.name] = _ScaledServer(self._core, entry, self._core.clock.monotonic())
+        else:
+            known.scale = entry.config.scale
         if self._timer is None:
             self._set_timer()
 
@@ -94,13 +99,18 @@ class Autoscaler:
         entry = server.entry
         if self._servers.get(entry.name) is not server:
             return
-        if not (entry.scales and entry.workers) or entry.rests or entry.removed:
+        if not server.is_scaled:
             del self._servers[entry.name]
             self._demand.pop(entry.name, None)
             return
-        may_grow = server.may_grow
-        demand = self._demand.pop(entry.name, 0) if may_grow and self._demand else 0
-        load = server.load.sample(entry, self._core.clock.monotonic(), demand)
+        # One that is far from its targets is looked at half as often.
+        server.is_skipped = server.autoscale.is_calm and not server.is_skipped and not self._demand
+        if server.is_skipped:
+            return
+        load = server.load.sample(entry, self._core.clock.monotonic())
+        may_grow = load.serves and entry.desired is Desired.RUN
+        if may_grow and self._demand:
+            load = load._replace(demand=self._demand.pop(entry.name, 0))
         decision = server.autoscale.decide(load, entry.size, may_grow=may_grow)
         if decision is not None:
             self._apply(server, decision)

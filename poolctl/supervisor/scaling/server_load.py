@@ -14,27 +14,30 @@ from .autoscale import Load
 
 # The kernel counts processor time in hundredths of a second, and reading it costs more than everything else here.
 _CPU_SECONDS = 0.45
+_CPU_SECONDS_WITHOUT_REQUESTS = 0.95
 
 
 class ServerLoad:
-    """Samples of one server with these triggers."""
+    """Samples of one server with these triggers, from `now` on."""
 
-    def __init__(self, core: Core, triggers: Triggers) -> None:
+    def __init__(self, core: Core, triggers: Triggers, now: float) -> None:
         self._counters = core.runner.capabilities.counters
         self._backlogs = core.runner.capabilities.backlogs if triggers.queue is not None else None
         self._times_responses = triggers.p50 is not None or triggers.p99 is not None
         self._processors = Processors() if triggers.cpu is not None else None
         self._seen: dict[str, Counts] = {}  # by worker id
-        self._at = 0.0
+        self._at = now
 
-    def sample(self, entry: Entry, now: float, demand: int = 0) -> Load:
+    def sample(self, entry: Entry, now: float) -> Load:
         """The load now, and since the sample before; of a worker that was not there before nothing is known yet."""
         seen: dict[str, Counts] = {}
         in_flight = requests = 0
+        serves = False
         buckets: list[int] = []
         for worker in entry.workers.values():
             if worker.phase is not Phase.READY or worker.placement is None or self._counters is None:
                 continue
+            serves = serves or not worker.ko
             counts = self._counters.request_counts(worker.placement)
             if counts is None:
                 continue
@@ -49,16 +52,20 @@ class ServerLoad:
                 for slot in range(len(buckets)):
                     buckets[slot] += max(0, counts[tally.BUCKETS + slot] - before[tally.BUCKETS + slot])
         self._seen = seen
+        cpu = None
+        if self._processors is not None:
+            cpu = self._processors.cores(entry, now, is_busy=bool(requests or in_flight))
         load = Load(
             now,
             now - self._at,
             len(seen),
+            serves,
             in_flight,
             self._backlogs.waiting(entry.config) if self._backlogs is not None else 0,
-            demand,
+            0,
             requests,
             buckets,
-            self._processors.cores(entry, now) if self._processors is not None else None,
+            cpu,
         )
         self._at = now
         return load
@@ -72,9 +79,9 @@ class Processors:
         self._at = float("-inf")
         self._cores: float | None = None
 
-    def cores(self, entry: Entry, now: float) -> float | None:
-        """The average since the last measurement but one, about half a second ago; None if unknown."""
-        if now - self._at >= _CPU_SECONDS:
+    def cores(self, entry: Entry, now: float, *, is_busy: bool) -> float | None:
+        """The average between the last two measurements, half a second apart if it is busy; None if unknown."""
+        if now - self._at >= (_CPU_SECONDS if is_busy else _CPU_SECONDS_WITHOUT_REQUESTS):
             before, elapsed = self._seconds, now - self._at
             self._seconds = self._measured(entry)
             # What a worker has used before it was ready was its start.
