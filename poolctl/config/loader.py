@@ -98,6 +98,9 @@ class Defaults:
         trial.setdefault("bind", "127.0.0.1:1")
         trial.pop("job", None)
         derive(trial, base_dir, findings)
+        complete = [finding for finding in findings if finding.path != ("scale", "triggers")]
+        # Each server may have its own scale.max.
+        is_partial, findings = len(complete) < len(findings), complete
         model = validated(ServerConfig, trial, findings)
         self.findings = [finding for finding in findings if finding.path[0] in table]
         bad = {finding.path[0] for finding in self.findings}
@@ -105,6 +108,8 @@ class Defaults:
             for key in self.raw.keys() - bad:
                 value = getattr(model, str(key))
                 self.ready[key] = value if isinstance(value, Section) else self.raw[key]
+            if is_partial and "scale" in self.ready:
+                self.ready["scale"] = self.raw["scale"]
             if self.tls is not None and "tls" not in bad:
                 self.ready["tls"] = model.tls
         else:

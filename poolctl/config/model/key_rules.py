@@ -137,14 +137,7 @@ def _scale(scale: dict[str, Tree]) -> Iterator[Finding]:
 
 def _triggers(scale: dict[str, Tree]) -> Iterator[Finding]:
     triggers, least, most = scale.get("triggers"), scale.get("min", 1), scale.get("max")
-    if not triggers:
-        for key in ("window", "cooldown"):
-            if key in scale:
-                message = f"{key} is for scale.triggers, and there are none"
-                yield Finding(
-                    ("scale", key), message, f"add triggers = {{ in_flight = 20 }}, or take {key} out"
-                )
-    elif isinstance(least, int) and (most is None or isinstance(most, int)):
+    if triggers and isinstance(least, int) and (most is None or isinstance(most, int)):
         highest = max(least, 1) if most is None else most
         if highest <= max(least, 1):
             always = f"{max(least, 1)} worker{'s' * (least > 1)}"

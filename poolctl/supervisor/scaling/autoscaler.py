@@ -144,8 +144,12 @@ def _figures(decision: Decision) -> Table:
     """The decision as an event reports it."""
     is_latency = decision.trigger in LATENCIES
     value, target = (
-        format_duration(round(seconds, 3)) if is_latency else f"{seconds:.3g}"
-        for seconds in (decision.value, decision.target)
+        format_duration(round(figure, 3))
+        if is_latency
+        else f"{figure:,.0f}"
+        if figure >= 100
+        else f"{figure:.3g}"
+        for figure in (decision.value, decision.target)
     )
     above = decision.value > decision.target
     each = "" if is_latency else " for each worker"

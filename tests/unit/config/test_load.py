@@ -246,6 +246,24 @@ def test_relative_names_and_strings_load(tmp_path: Path, monkeypatch: pytest.Mon
     assert PoolConfig.load("pool.toml").files == [str(tmp_path / "pool.toml")]
 
 
+def test_defaults_may_have_a_part_of_what_triggers_need(tmp_path: Path) -> None:
+    config = load_text(
+        tmp_path,
+        '[defaults]\nscale = { triggers = { in_flight = 20 }, window = "5s" }\n'
+        '[[server]]\nname = "web"\nbind = ":1"\napp = "a:b"\nscale = { max = 4 }\n',
+    )
+    assert config.problems == []
+    (server,) = config
+    assert (server.scale.max, server.scale.window, server.scale.is_automatic) == (4, 5.0, True)
+    config = load_text(
+        tmp_path,
+        "[defaults]\nscale = { triggers = { in_flight = 20 } }\n"
+        '[[server]]\nname = "web"\nbind = ":1"\napp = "a:b"\n',
+    )
+    (problem,) = config.problems
+    assert "triggers start more than 1 worker, and scale.max is 1" in str(problem)
+
+
 def test_triggers_of_the_defaults_are_not_for_servers_with_a_number_of_their_own(tmp_path: Path) -> None:
     config = load_text(
         tmp_path,

@@ -109,7 +109,6 @@ WRONG: list[tuple[str, str, str]] = [
     ("scale = { max = 4, triggers = { rps = 9 } }", "scale.triggers.rps", "requests_per_second"),
     ("scale = { max = 4, triggers = { cpu = 0.8 }, window = 0 }", "scale.window", "out of range"),
     ("scale = { max = 4, triggers = { cpu = 0.8 }, cooldown = 5 }", "scale.cooldown", "a table"),
-    ("scale = { max = 4, window = '5s' }", "scale.window", "add triggers"),
     ("scale = { triggers = { cpu = 0.8 } }", "scale.triggers", "write max = 2"),
     ("scale = { min = 3, max = 3, triggers = { cpu = 0.8 } }", "scale.triggers", "write max = 6"),
     ("overlap = false\nscale = { max = 3, triggers = { cpu = 0.8 } }", "scale.triggers", "overlap"),

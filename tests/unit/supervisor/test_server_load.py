@@ -59,7 +59,7 @@ def pages() -> Iterator[Pages]:
 def test_a_sample_has_the_requests_since_the_one_before_over_all_ready_workers(pages: Pages) -> None:
     first, second, starting = pages.add(), pages.add(), pages.add(Phase.STARTING)
     load = ServerLoad(pages.core, Triggers(in_flight=5, p99="1s"), 10.0)
-    # What was counted before, by workers that were adopted, is no new request.
+    # An adopted worker has counted before: those are no new requests.
     pages.count(first, started=1000, answered=995)
     sample = load.sample(pages.entry, 10.25)
     assert (sample.ready, sample.serves, sample.in_flight, sample.requests) == (2, True, 5, 0)
