@@ -66,19 +66,28 @@ class Cluster:
         return [each for each in self.asked if each.startswith("POST")]
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            line, *fields = head.split("\r\n")
-            method, target, _ = line.split()
-            path = unquote(target.removeprefix("/api2/json"))
-            self.asked.append(f"{method} {path}")
-            status, reason, body = 401, "invalid token value!", b""
-            if f"authorization: PVEAPIToken={TOKEN}" in fields:
-                status, reason, body = await self._answer(method, path)
-            head = f"HTTP/1.1 {status} {reason}\r\nServer: pve-api-daemon/3.0\r\nContent-Length: {len(body)}\r\n\r\n"
-            writer.write(head.encode() + body)
-            await writer.drain()
-        writer.close()
+        try:
+            with suppress(asyncio.IncompleteReadError, OSError):  # clients leave without a word
+                await self._respond(reader, writer)
+                writer.close()
+                await writer.wait_closed()
+        finally:
+            writer.transport.abort()
+
+    async def _respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        line, *fields = head.split("\r\n")
+        method, target, _ = line.split()
+        path = unquote(target.removeprefix("/api2/json"))
+        self.asked.append(f"{method} {path}")
+        status, reason, body = 401, "invalid token value!", b""
+        if f"authorization: PVEAPIToken={TOKEN}" in fields:
+            status, reason, body = await self._answer(method, path)
+        head = (
+            f"HTTP/1.1 {status} {reason}\r\nServer: pve-api-daemon/3.0\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        await writer.drain()
 
     async def _answer(self, method: str, path: str) -> tuple[int, str, bytes]:
         for prefix, answer in self.answers.items():

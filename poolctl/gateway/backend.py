@@ -189,6 +189,11 @@ class Backend:
         for limiter in self._limiters.values():
             limiter.share = self.share
 
+    def rank_as(self, rank: int, blocked: BackendVerdict | None) -> None:
+        """Prefer a URL by this rank, that of the machine behind it; `blocked`: why no request may be sent there."""
+        if self.endpoint.kind != "none":
+            self.rank, self._facts_verdict = rank, blocked
+
     def update(self, hosts: HostManager) -> None:
         """Take the state that was ordered for the host, and decide whether it may be used at all."""
         record = hosts.record(self.key)

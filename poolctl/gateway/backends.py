@@ -9,7 +9,7 @@ from ..frozen_value import Table
 from ..logs.log_line import stamp
 from ..routing.host_report import HostReport
 from ..routing.route import Route
-from .backend import Backend, BackendVerdict, Member, RequestOutcome, RouteInForce
+from .backend import READY, Backend, BackendVerdict, Member, RequestOutcome, RouteInForce
 from .breaker import BreakerState
 from .counts import Counts
 from .endpoint import Endpoint, ServerFacts
@@ -50,6 +50,7 @@ class Backends:
         self._routes: dict[str, tuple[AnyRoute, RouteBackends]] = {}
         self._backends: dict[str, Backend] = {}
         self._servers: Mapping[str, ServerFacts] = {}
+        self._ranks: dict[str, tuple[int, BackendVerdict | None]] = {}  # of URLs that are not simply ready
         hosts.subscribe(self._host_changed)
 
     def apply(self, routes: Iterable[AnyRoute] | None, servers: Mapping[str, ServerFacts]) -> None:
@@ -126,6 +127,18 @@ class Backends:
         for backend in self._backends.values():
             backend.in_flight = requests.get(backend.key, 0)
 
+    def rank(self, url: str, rank: int, blocked: BackendVerdict | None) -> None:
+        """Prefer the backend of this URL by this rank, or use it for no request if it is `blocked`."""
+        self._ranks[url] = rank, blocked
+        backend = self._backends.get(url)
+        if backend is not None and not backend.is_server:
+            self._report(backend)
+            backend.probe_now(self.now())
+            for user in [*backend.members]:
+                user.refresh()
+        if rank == READY and blocked is None:
+            del self._ranks[url]
+
     def available(self, host: str) -> BackendVerdict:
         """Whether the host gets requests now, and if not, why."""
         backend = self._backends.get(host)
@@ -177,6 +190,8 @@ class Backends:
     def _report(self, backend: Backend) -> None:
         if backend.is_server:
             backend.report(self._servers.get(backend.key), self.now(), self.hosts.wall_now)
+        elif self._ranks:
+            backend.rank_as(*self._ranks.get(backend.key, (READY, None)))
         backend.update(self.hosts)
 
     def _passed(self) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from ..frozen_value import Table
 from ..routing.decision import PassedRequests
 from ..routing.route_table import RouteTable, write_table
-from .backends import Backends, NoBackend
+from .backends import Backend, Backends, NoBackend
 from .counts import Counts
 from .descriptor_limit import DescriptorLimit, is_exhausted
-from .endpoint import Endpoint
+from .endpoint import Endpoint, MachineState
 from .hosts import HostManager
 from .operator import OperatorClient
 from .passing import Passing
@@ -26,6 +27,9 @@ from .proxy.gateway_access_log import GatewayAccessLog
 from .settings import GatewaySettings, OperatorSettings
 from .streams.stream_share import StreamShare
 from .tls.listener_certificates import ListenerCertificates
+
+if TYPE_CHECKING:
+    from .machines import Machines
 
 # An event that an application can cause as often as it likes is reported once in so long.
 _REPORT_SECONDS = 10.0
@@ -62,6 +66,7 @@ class Edge:
         self.stream_share = StreamShare(self.descriptors)
         self.evicted = 0  # idle connections that were closed for others
         self.operator: OperatorClient | None = None  # is informed of requests, if one is configured
+        self.machines: Machines | None = None  # behind URLs, if some are known
 
     def now(self) -> float:
         """The time of the loop, in seconds: that of deadlines and latencies."""
@@ -146,6 +151,33 @@ class Edge:
                 break
             await asyncio.sleep(0)
         raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
+
+    def connect_seconds(self, backend: Backend, seconds: float) -> float:
+        """The limit of a connection to the backend; 0 for none where `reach` has its own."""
+        return 0.0 if self.machines is not None and backend.key in self.machines else seconds
+
+    async def reach(self, backend: Backend, connect_seconds: float) -> BackendConnection:
+        """See `connect`; the machine behind the backend's URL is started for it if it has to be."""
+        if self.machines is not None and backend.key in self.machines:
+            return await self.machines.connect(backend, connect_seconds)
+        return await self.connect(backend.endpoint)
+
+    def machine(self, state: Table) -> None:
+        """Take what the supervisor reports of the machine behind a URL."""
+        if self.machines is None:
+            from .machines import Machines
+
+            self.machines = Machines(self)
+        found = MachineState.from_json(state)
+        if found.state:
+            self.machines.put(found)
+        else:
+            self.machines.drop(found.host)
+
+    def forget_machines(self) -> None:
+        """Another supervisor reports those that it knows."""
+        if self.machines is not None:
+            self.machines.forget()
 
     def snapshot(self) -> Table:
         """The counts so far, and what there is now."""

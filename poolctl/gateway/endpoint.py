@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
 from ..address import parse
@@ -60,3 +60,24 @@ class ServerFacts(Value):
     health: str = "unknown"
     weight: int = 1
     asleep_until: float | None = None
+
+
+class MachineState(Value):
+    """What the supervisor reports of the container or virtual machine behind a URL (`host`).
+
+    `why` it could not be started, and in how many seconds that may be tried again. A start may take `start_seconds`,
+    and requests wait so long for it. `answers` counts the answers to a wake. "" for `state` is no such machine.
+    """
+
+    RUNNING: ClassVar[str] = "running"
+    STOPPED: ClassVar[str] = "stopped"
+    STARTING: ClassVar[str] = "starting"
+    FAILED: ClassVar[str] = "failed"
+    UNKNOWN: ClassVar[str] = "unknown"
+
+    host: str
+    state: str = ""
+    why: str = ""
+    retry_seconds: float = 0.0
+    start_seconds: float = 60.0
+    answers: int = 0

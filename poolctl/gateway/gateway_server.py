@@ -61,6 +61,7 @@ class GatewayServer(SupervisedProcess):
             "begin": self._begin,
             "withdraw": self._withdraw,
             "host": self._host,
+            "machine": lambda message, fds: self.edge.machine(message["state"]),
             "loads": self._loads,
             "reopen": self._reopen,
             "report": self._report,
@@ -256,6 +257,7 @@ class GatewayServer(SupervisedProcess):
         """Another supervisor sends everything again; what it does not send is forgotten at "begin"."""
         self._stale = {("server", name) for name in self._servers}
         self._stale |= {("listener", key) for key in self._listeners}
+        self.edge.forget_machines()
 
     def _begin(self, message: wire.Message, fds: list[int]) -> None:
         for kind, name in self._stale:

@@ -18,6 +18,7 @@ from poolctl.config.model.value_types import (
     FilePath,
     Positive,
     Text,
+    Truth,
     Word,
     field,
     truth_from_environment,
@@ -88,6 +89,12 @@ class ProxmoxTable(Table):
     )
     refresh: Positive = field(30.0, "How often the inventory is read.")
     timeout: Positive = field(5.0, "How long an answer of the API may take.")
+    start: Truth = field(
+        True, "Whether a request starts the stopped container or virtual machine of its route."
+    )
+    start_timeout: Positive = field(
+        60.0, "How long the start may take, and how long requests wait for it; then they get 503."
+    )
 
 
 def with_absolute_files(table: dict[str, Tree], base_dir: str) -> dict[str, Tree]:

@@ -139,6 +139,11 @@ class ConnectionPool:
         found.pop(0).close()
         return True
 
+    def close_idle_to(self, endpoint: Endpoint) -> None:
+        """Close the idle connections to this backend."""
+        for connection in self._idle.pop(endpoint, []):
+            connection.close()
+
     def close_idle(self) -> None:
         """Close the idle connections to backends."""
         for idle in self._idle.values():

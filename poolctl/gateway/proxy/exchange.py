@@ -168,19 +168,18 @@ class Exchange:
     def _send(self, *, fresh: bool = False) -> None:
         """Send what there is of the request on an idle connection, or on a new one."""
         assert self._lease is not None
-        endpoint = self._lease.backend.endpoint
-        certain = not self._request.idempotent
-        connection = None if fresh else self._edge.pool.take(endpoint, certain=certain)
+        backend, certain = self._lease.backend, not self._request.idempotent
+        connection = None if fresh else self._edge.pool.take(backend.endpoint, certain=certain)
         if connection is not None:
             self._use(connection)
         else:
-            self._wait(self._route.timeouts.connect)
+            self._wait(self._edge.connect_seconds(backend, self._route.timeouts.connect))
             self._task = self._edge.pool.start(self._connect())
 
     async def _connect(self) -> None:
         assert self._lease is not None
         try:
-            connection = await self._edge.connect(self._lease.backend.endpoint)
+            connection = await self._edge.reach(self._lease.backend, self._route.timeouts.connect)
         except NoBackend as refused:
             self._task = None
             self._refused(refused)

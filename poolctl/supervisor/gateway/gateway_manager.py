@@ -152,6 +152,11 @@ class GatewayManager(SidecarManager):
             # Not before: it would take another pair's withdrawal for this one's.
             self._report(server)
 
+    def report_machines(self) -> None:
+        """Send the process the states of machines behind URLs."""
+        if (process := self.gateway) is not None and self.inventory is not None:
+            process.report_machines(self.inventory.starter.states)
+
     # Servers and routes.
 
     def _look(self, entry: Entry) -> None:
@@ -283,6 +288,8 @@ class GatewayManager(SidecarManager):
         for each in plan.certificates:
             with sealed_files(each.contents) as fds:
                 process.certify(each.bind, each.names, each.settings, each.digest, fds)
+        if self.inventory is not None:
+            process.report_machines(self.inventory.starter.states)
         if self._routes.table is not None:
             process.publish(self._routes.generation, self._routes.table)
         for server in process.servers - self._routes.routes.servers:

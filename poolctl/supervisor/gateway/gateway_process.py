@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 
 from poolctl.frozen_value import Table
-from poolctl.gateway.endpoint import ServerFacts
+from poolctl.gateway.endpoint import MachineState, ServerFacts
 from poolctl.gateway.settings import GatewaySettings, ListenerSettings
 from poolctl.keeper import wire
 from poolctl.platform import read_file
@@ -149,6 +149,15 @@ class GatewayProcess(SidecarProcess):
     def restore_hosts(self, states: Table) -> None:
         """Put these states of hosts in force, which it, or its predecessor, has reported."""
         self._send("hosts", None if not states else json.dumps(states), {"t": "hosts", "states": states})
+
+    def report_machines(self, states: Mapping[str, MachineState]) -> None:
+        """Use these states of the machines behind URLs, and those of no others."""
+        known = {name.removeprefix("machine ") for name in self._sent if name.startswith("machine ")}
+        for host, state in states.items():
+            self._send(f"machine {host}", state, {"t": "machine", "state": state.to_json()})
+        for host in known - states.keys():
+            del self._sent[f"machine {host}"]
+            self.link.send({"t": "machine", "state": MachineState(host=host).to_json()})
 
     def inform(self, connections: Mapping[str, int]) -> None:
         """Balance by these numbers of connections that the workers of servers have."""

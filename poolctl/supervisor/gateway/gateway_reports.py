@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 
 from poolctl.core.core import Core
 from poolctl.frozen_value import Table
@@ -23,6 +24,8 @@ class GatewayReports:
         self._keeper = keeper
         self._core = core
         self._events = events
+        # Starts the machine behind a URL that a request needs.
+        self.on_machine_needed: Callable[[str], None] = lambda url: None
         self.hosts: Table = {}  # the states of its hosts, as it reported them last
 
     async def adopt(self) -> None:
@@ -50,6 +53,8 @@ class GatewayReports:
         elif message["t"] == "wake":
             if (entry := self._core.entries.get(message["server"])) is not None:
                 self._core.wake(entry)
+            else:
+                self.on_machine_needed(message["server"])
         else:
             self._events.record("pool", str(message["kind"]), **_about_host(message["data"]))
 

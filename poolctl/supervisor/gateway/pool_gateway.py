@@ -113,7 +113,8 @@ class PoolGateway:
         if self._inventory is None and tables.proxmox is not None:
             from ..inventory.proxmox_inventory import ProxmoxInventory
 
-            self._inventory = manager.inventory = ProxmoxInventory(self._events, lambda: None)
+            self._inventory = manager.inventory = ProxmoxInventory(self._events, manager.report_machines)
+            manager.reports.on_machine_needed = self._inventory.starter.ask
             self._inventory.follow_routes(manager.routes.routes.served)
         if self._inventory is not None:
             self._inventory.follow(tables.proxmox, self._environment.configuration.environment)

@@ -17,6 +17,7 @@ from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import MachineReport
 
 from .machine_links import Inventory, Link, has_addresses, links_of
+from .machine_starter import MachineStarter
 from .proxmox_api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
 
 # Addresses that were asked for since are not asked for again, unless the machine was started or stopped.
@@ -42,7 +43,10 @@ class _KnownAddresses:
 
 
 class ProxmoxInventory:
-    """`problem` says why it cannot be read now, "" if it can; `changed` is called when links may be others."""
+    """`problem` says why it cannot be read now, "" if it can. `starter` starts machines, and has their states.
+
+    `changed` is called when these may be others.
+    """
 
     def __init__(
         self, events: Events, changed: Callable[[], None], now: Callable[[], float] = time.monotonic
@@ -50,8 +54,8 @@ class ProxmoxInventory:
         self.problem = ""
         self.inventory = Inventory()
         self.links: dict[tuple[str, str], Link] = {}  # by the alias of the route and the URL
+        self.starter = MachineStarter(events, changed)
         self._events = events
-        self._changed = changed
         self._now = now
         self._table: ProxmoxTable | None = None
         self._api: ProxmoxApi | None = None
@@ -63,12 +67,13 @@ class ProxmoxInventory:
     def follow(self, table: ProxmoxTable | None, environment: Mapping[str, str]) -> None:
         """Read the inventory as this table says, from now on; the token is read again."""
         self._table = table
+        self._api = None if table is None else ProxmoxApi(table, environment)
+        self.starter.use(table, self._api)
         if table is None:
             self.close()
             self.problem = ""
             self._apply(Inventory())
             return
-        self._api = ProxmoxApi(table, environment)
         self._due.set()
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._read_often())
@@ -78,13 +83,14 @@ class ProxmoxInventory:
         if has_addresses(routes) and not has_addresses(self._routes):
             self._due.set()
         self._routes = routes
-        self._link()
+        self._link(read=False)
 
     def close(self) -> None:
         """Read nothing more."""
         if self._reading is not None:
             self._reading.cancel()
             self._reading = None
+        self.starter.close()
 
     def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
         """The machines behind the route, for people and documents."""
@@ -103,7 +109,7 @@ class ProxmoxInventory:
                         node=guest.node,
                         vmid=guest.vmid,
                         name=guest.name,
-                        state=guest.status,
+                        state=self.starter.status(url),
                     )
                 )
         return tuple(found)
@@ -189,10 +195,10 @@ class ProxmoxInventory:
 
     def _apply(self, inventory: Inventory) -> None:
         self.inventory = inventory
-        self._link()
+        self._link(read=True)
 
-    def _link(self) -> None:
-        """Find the machines of the routes in the inventory as it is."""
+    def _link(self, *, read: bool) -> None:
+        """Find the machines of the routes in the inventory, which has just been `read`, or is an older one."""
         before, self.links = self.links, links_of(self._routes, self.inventory)
         for key, link in self.links.items():
             former = before.get(key)
@@ -202,7 +208,8 @@ class ProxmoxInventory:
         for key in before.keys() - self.links.keys():
             if key[0] in aliases:
                 self._record("route unlinked", key, before[key])
-        self._changed()
+        guests = {url: link.guest for (_, url), link in reversed(self.links.items()) if link.guest}
+        self.starter.follow(guests, read=read)
 
     def _record(self, event: str, key: tuple[str, str], link: Link) -> None:
         alias, url = key

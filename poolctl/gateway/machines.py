@@ -1,0 +1,164 @@
+"""Containers and virtual machines behind URLs, which the supervisor starts on demand: requests wait for them.
+
+Imported with the first report of one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from .backend import DOWN_RETRY_SECONDS, READY, SLEEPING, STARTING, Backend, BackendVerdict
+from .backends import Backends
+from .endpoint import Endpoint, MachineState
+from .proxy.backend_connection import BackendConnection
+from .proxy.connection_pool import ConnectionPool
+from .route_backends import NoBackend
+
+_RANKS = {MachineState.STOPPED: SLEEPING, MachineState.STARTING: STARTING}
+# A service that its machine has just started is tried so often.
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 1.0
+# How long the supervisor may take to find out whether a machine has been stopped, and how long its answer holds.
+_ANSWER_SECONDS = 5.0
+_HOLDS_SECONDS = 1.0
+
+
+class ConnectingEdge(Protocol):
+    """The part of the gateway's Edge that connects to backends."""
+
+    wake: Callable[[str], None]
+    backends: Backends
+    pool: ConnectionPool
+
+    def now(self) -> float: ...
+
+    async def connect(self, endpoint: Endpoint) -> BackendConnection: ...
+
+
+class _Machine:
+    """One of them. `changed` is set, and replaced, with each report."""
+
+    __slots__ = ("answered_at", "changed", "started_until", "state")
+
+    def __init__(self, state: MachineState) -> None:
+        self.state = state
+        self.changed = asyncio.Event()
+        self.started_until = 0.0  # its service may not accept connections before
+        self.answered_at = 0.0
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs, as far as it is known."""
+        return self.state.state in (MachineState.RUNNING, MachineState.UNKNOWN)
+
+
+class Machines:
+    """The machines by the URLs of the backends in them."""
+
+    def __init__(self, edge: ConnectingEdge) -> None:
+        self._edge = edge
+        self._machines: dict[str, _Machine] = {}
+
+    def __contains__(self, url: str) -> bool:
+        return url in self._machines
+
+    def put(self, state: MachineState) -> None:
+        """Take a report of the supervisor, which may be an answer to `wake`."""
+        machine = self._machines.get(state.host)
+        if machine is None:
+            machine = self._machines[state.host] = _Machine(state)
+            self._rank(state)
+            return
+        before, machine.state = machine.state, state
+        now = self._edge.now()
+        if state.answers != before.answers:
+            machine.answered_at = now
+        if state.state != before.state:
+            if not machine.is_up:
+                machine.started_until = 0.0
+            elif before.state in _RANKS:
+                machine.started_until = now + state.start_seconds
+            self._rank(state)
+        changed, machine.changed = machine.changed, asyncio.Event()
+        changed.set()
+
+    def forget(self) -> None:
+        """Nothing is known of them any more; requests that wait try to connect."""
+        for url in [*self._machines]:
+            self.drop(url)
+
+    def drop(self, url: str) -> None:
+        """The backend of this URL is in none of them."""
+        if (machine := self._machines.get(url)) is not None:
+            self.put(machine.state.but(state=MachineState.UNKNOWN))
+            del self._machines[url]
+
+    def _rank(self, state: MachineState) -> None:
+        """Have the balancing know it."""
+        blocked = None
+        if state.state == MachineState.FAILED:
+            seconds = state.retry_seconds or DOWN_RETRY_SECONDS
+            blocked = BackendVerdict(False, state.why, seconds, until=self._edge.now() + seconds)
+        if state.state not in (MachineState.RUNNING, MachineState.UNKNOWN):
+            # What is open leads nowhere, and a request on it would wait for long.
+            self._edge.pool.close_idle_to(Endpoint.of_url(state.host))
+        self._edge.backends.rank(state.host, _RANKS.get(state.state, READY), blocked)
+
+    async def connect(self, backend: Backend, connect_seconds: float) -> BackendConnection:
+        """A new connection to the backend, once its machine has been started, if it has to be.
+
+        Each attempt may take `connect_seconds`. Raises OSError when the machine runs and does not accept it, and
+        NoBackend when it cannot be started, or not in time.
+        """
+        edge, machine = self._edge, self._machines[backend.key]
+        ends = edge.now() + machine.state.start_seconds
+        pause, waited = _FIRST_PAUSE_SECONDS, False
+        while True:
+            state = machine.state
+            if state.state == MachineState.FAILED:
+                raise NoBackend(state.why, state.retry_seconds)
+            if not machine.is_up:
+                edge.wake(backend.key)
+                await self._changed(machine, ends)
+                waited = True
+                continue
+            try:
+                async with asyncio.timeout(connect_seconds or None):
+                    connection = await edge.connect(backend.endpoint)
+            except OSError:
+                if waited or edge.now() < machine.started_until:
+                    # Its service needs some time, too.
+                    if edge.now() + pause >= ends:
+                        raise NoBackend(
+                            "its machine accepts no connections yet", DOWN_RETRY_SECONDS
+                        ) from None
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                elif await self._was_stopped(backend.key, machine):
+                    waited = True
+                else:
+                    raise
+            else:
+                machine.started_until = 0.0
+                return connection
+
+    async def _changed(self, machine: _Machine, ends: float) -> None:
+        try:
+            async with asyncio.timeout_at(ends):
+                await machine.changed.wait()
+        except TimeoutError:
+            raise NoBackend("its machine is still starting", DOWN_RETRY_SECONDS) from None
+
+    async def _was_stopped(self, url: str, machine: _Machine) -> bool:
+        """Have the supervisor look at the machine; whether it does not run, or has just been started."""
+        edge, answers = self._edge, machine.state.answers
+        if edge.now() >= machine.answered_at + _HOLDS_SECONDS:
+            edge.wake(url)
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    while machine.is_up and machine.state.answers == answers:
+                        await machine.changed.wait()
+            except TimeoutError:
+                pass
+        return not machine.is_up or edge.now() < machine.started_until

@@ -1,0 +1,225 @@
+"""Starts stopped containers and virtual machines when a request needs them, each once at a time and not too often."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+from poolctl.config import ProxmoxTable
+from poolctl.gateway.endpoint import MachineState
+from poolctl.monitor.event_queue import Events
+from poolctl.units import format_duration
+
+from .proxmox_api import RUNNING, STOPPED, ApiError, Guest, ProxmoxApi
+
+_POLL_SECONDS = 0.5
+# From one start of a machine to the next, twice as long after each failure.
+_COOLDOWN_SECONDS = 30.0
+_LONGEST_COOLDOWN_SECONDS = 600.0
+_MOST_FAILURES = 16  # more make no difference
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class _Case:
+    """One machine that was asked for: whether its start is under way, has failed, or is allowed again."""
+
+    def __init__(self) -> None:
+        self.state = ""  # that differs from the inventory's: starting, failed or unknown
+        self.why = ""
+        self.retry_seconds = 0.0
+        self.failures = 0  # in a row
+        self.unanswered = False  # the last question about its start
+        self.not_before = 0.0  # when it may be started again
+        self.answers = 0
+        self.work: asyncio.Task[None] | None = None
+        self.retry: asyncio.TimerHandle | None = None
+
+
+class MachineStarter:
+    """`states` are those of the machines, by the URLs that lead to them; `changed` is called when one is another."""
+
+    def __init__(self, events: Events, changed: Callable[[], None]) -> None:
+        self._events = events
+        self._changed = changed
+        self._table: ProxmoxTable | None = None
+        self._api: ProxmoxApi | None = None
+        self._guests: dict[str, Guest] = {}
+        self._cases: dict[int, _Case] = {}
+
+    @property
+    def states(self) -> dict[str, MachineState]:
+        """Of all machines; none where requests are to start nothing."""
+        if self._table is None or not self._table.start:
+            return {}
+        return {url: self._state(url, guest, self._table) for url, guest in self._guests.items()}
+
+    def use(self, table: ProxmoxTable | None, api: ProxmoxApi | None) -> None:
+        """Start them as this table says, through this API."""
+        self._table, self._api = table, api
+
+    def follow(self, guests: Mapping[str, Guest], *, read: bool) -> None:
+        """These machines are behind these URLs; `read`: their states are of this moment."""
+        if not read:
+            # States that were seen since the inventory was read are newer.
+            seen = {each.vmid: each.status for each in self._guests.values()}
+            guests = {
+                url: each._replace(status=seen.get(each.vmid, each.status)) for url, each in guests.items()
+            }
+        self._guests = dict(guests)
+        for guest in guests.values() if read else ():
+            case = self._cases.get(guest.vmid)
+            if case is None or case.work is not None:
+                continue
+            if guest.status == RUNNING or case.state != MachineState.FAILED:
+                self._settle(case, "")
+        self._changed()
+
+    def status(self, url: str) -> str:
+        """The state of the machine behind this URL, for people."""
+        guest = self._guests[url]
+        case = self._cases.get(guest.vmid)
+        return (case and case.state) or guest.status
+
+    def ask(self, url: str) -> None:
+        """A request needs the machine behind this URL: start it if it is stopped, and report what is found."""
+        guest = self._guests.get(url)
+        if guest is None or self._api is None:
+            return
+        case = self._cases.setdefault(guest.vmid, _Case())
+        if case.work is None:
+            case.work = asyncio.ensure_future(self._look(self._api, guest, case))
+
+    def close(self) -> None:
+        """Do nothing more."""
+        for case in self._cases.values():
+            self._settle(case, "")
+            if case.work is not None:
+                case.work.cancel()
+
+    def _state(self, url: str, guest: Guest, table: ProxmoxTable) -> MachineState:
+        case = self._cases.get(guest.vmid)
+        state = MachineState.STOPPED if guest.status == STOPPED else MachineState.RUNNING
+        if case is None:
+            return MachineState(host=url, state=state, start_seconds=table.start_timeout)
+        return MachineState(
+            host=url,
+            state=case.state or state,
+            why=case.why,
+            # As it was when that was reported: otherwise it would be another report each time.
+            retry_seconds=case.retry_seconds if case.state == MachineState.FAILED else 0.0,
+            start_seconds=table.start_timeout,
+            answers=case.answers,
+        )
+
+    async def _look(self, api: ProxmoxApi, guest: Guest, case: _Case) -> None:
+        """Start the machine if it is stopped."""
+        try:
+            await self._start_if_stopped(api, guest, case)
+        except ApiError:
+            # Whether it runs is not known: the request tries it.
+            self._settle(case, MachineState.UNKNOWN)
+        except Exception:
+            logger.exception("the %s could not be started", guest.title)
+            self._settle(case, MachineState.UNKNOWN)
+        case.work = None
+        case.answers += 1
+        self._changed()
+
+    async def _start_if_stopped(self, api: ProxmoxApi, guest: Guest, case: _Case) -> None:
+        status = await api.status(guest)
+        self._note(guest, status)
+        now = asyncio.get_running_loop().time()
+        if status != STOPPED or self._table is None or not self._table.start:
+            self._settle(case, "")
+        elif now >= case.not_before:
+            await self._start(api, guest, case, self._table.start_timeout)
+        elif case.state != MachineState.FAILED:
+            self._fail(case, f"the {guest.title} has stopped soon after its start", case.not_before - now)
+
+    async def _start(self, api: ProxmoxApi, guest: Guest, case: _Case, limit_seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self._settle(case, MachineState.STARTING)
+        self._changed()
+        self._record("machine start requested", guest, f"a request has the {guest.title} started")
+        try:
+            async with asyncio.timeout(limit_seconds):
+                await self._until_it_runs(api, guest, case)
+        except TimeoutError:
+            why = f"it does not run after {format_duration(limit_seconds)}"
+        except ApiError as error:
+            why = str(error)
+        else:
+            case.failures, case.not_before = 0, began + _COOLDOWN_SECONDS
+            self._note(guest, RUNNING)
+            self._settle(case, "")
+            self._record(
+                "machine started", guest, f"the {guest.title} runs after {loop.time() - began:.3g} s"
+            )
+            return
+        why = f"the {guest.title} could not be started: {why}"
+        if case.unanswered:
+            # Perhaps it runs by now.
+            self._settle(case, MachineState.UNKNOWN)
+        else:
+            pause = min(_COOLDOWN_SECONDS * 2**case.failures, _LONGEST_COOLDOWN_SECONDS)
+            case.failures = min(case.failures + 1, _MOST_FAILURES)
+            case.not_before = loop.time() + pause
+            self._fail(case, why, pause)
+        self._record("machine start failed", guest, why, severity="warning")
+
+    async def _until_it_runs(self, api: ProxmoxApi, guest: Guest, case: _Case) -> None:
+        """Have it started, and return when it runs. Raises ApiError when that is refused, or has failed."""
+        refusal, task = None, ""
+        try:
+            task = await api.start(guest)
+        except ApiError as error:
+            refusal = error if error.status else None
+        while True:
+            try:
+                if await api.status(guest) == RUNNING:
+                    return
+                why = await api.failure(guest, task) if task else ""
+                case.unanswered = False
+            except ApiError as error:
+                why, case.unanswered = "", not error.status
+            if refusal is not None:
+                raise refusal
+            if why:
+                raise ApiError(why)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _note(self, guest: Guest, status: str) -> None:
+        """The machine has this status now."""
+        for url, each in self._guests.items():
+            if each.vmid == guest.vmid:
+                self._guests[url] = each._replace(status=status)
+
+    def _fail(self, case: _Case, why: str, pause_seconds: float) -> None:
+        """Refuse requests to it for this time."""
+        self._settle(case, MachineState.FAILED, why)
+        case.retry_seconds = round(pause_seconds, 1)
+        case.retry = asyncio.get_running_loop().call_later(pause_seconds, self._retry, case)
+
+    def _retry(self, case: _Case) -> None:
+        self._settle(case, "")
+        self._changed()
+
+    def _settle(self, case: _Case, state: str, why: str = "") -> None:
+        case.state, case.why = state, why
+        if case.retry is not None:
+            case.retry.cancel()
+            case.retry = None
+
+    def _record(self, event: str, guest: Guest, message: str, *, severity: str = "info") -> None:
+        self._events.record(
+            "wake",
+            event,
+            message=message,
+            node=guest.node,
+            vmid=guest.vmid,
+            name=guest.name,
+            severity=severity,
+        )

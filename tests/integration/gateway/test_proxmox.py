@@ -1,0 +1,116 @@
+"""A pool whose route leads to a service in a stopped container of a Proxmox VE cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.certificates import certificate
+from tests.http_get import get
+from tests.ports import claim_port
+from tests.proxmox_cluster import SECRET, TOKEN, Cluster
+from tests.real_pool import RealPool
+
+Until = Callable[..., Any]
+
+
+class Machines:
+    """The stand-in in a thread of its own, and the service of its container "web", which accepts once that runs."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port = claim_port()
+        self.cluster: Cluster
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(directory)))
+        self._thread.start()
+        assert self._ready.wait(60)
+
+    async def _serve(self, directory: Path) -> None:
+        self._loop, self._started, self._over = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        self.cluster = await Cluster(*certificate(directory)).start()
+        self.cluster.may_start.clear()
+        self._ready.set()
+        await self._started.wait()
+        self.cluster.may_start.set()
+        service = await asyncio.start_server(_hello, "127.0.0.1", self.port)
+        await self._over.wait()
+        service.close()
+        self.cluster.close()
+
+    def start(self) -> None:
+        """Let the container run, and a moment later its service."""
+        self._loop.call_soon_threadsafe(self._started.set)
+
+    def close(self) -> None:
+        self.start()
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(60)
+
+
+async def _hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+    writer.close()
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Machines]:
+    (tmp_path / "pve").mkdir()
+    made = Machines(tmp_path / "pve")
+    yield made
+    made.close()
+
+
+def test_request_starts_the_container_of_its_route_and_is_answered_by_it(
+    real_pool: RealPool, machines: Machines, until: Until
+) -> None:
+    cluster, port = machines.cluster, claim_port()
+    real_pool.write(
+        "pool.toml",
+        f"""
+[gateway]
+bind = "127.0.0.1:{port}"
+[proxmox]
+url = "https://localhost:{cluster.port}"
+verify = "{cluster.cert}"
+token_env = "PVE_TOKEN"
+refresh = "300ms"
+[[route]]
+alias = "web"
+to = "http://127.0.0.1:{machines.port}"
+""",
+    )
+    real_pool.ok("start", env={"PVE_TOKEN": TOKEN})
+    (route,) = until(
+        lambda: [each for each in real_pool.ok("routes", "-o", "json").json["items"] if each["machines"]]
+    )
+    machine = {"kind": "lxc", "node": "pve1", "vmid": 101, "name": "web", "state": "stopped"}
+    assert route["machines"] == [{"to": f"http://127.0.0.1:{machines.port}", **machine}]
+
+    with ThreadPoolExecutor(3) as threads:
+        replies = [threads.submit(get, port, "/") for _ in range(3)]
+        until(cluster.starts)
+        machines.start()
+        assert [reply.result(60).body for reply in replies] == [b"hello"] * 3
+    assert cluster.starts() == ["POST /nodes/pve1/lxc/101/status/start"]
+
+    # Neither an API that refuses the token nor one that has gone takes the route down.
+    cluster.answers[""] = (401, "no such user")
+    until(lambda: "[proxmox]: localhost answered 401 no such user" in str(real_pool.ok("status")))
+    assert get(port, "/").body == b"hello"
+
+    events = real_pool.ok("events", "-n", "all").stdout
+    requested, started = (
+        "has the container 101 (web) on pve1 started",
+        "the container 101 (web) on pve1 runs after",
+    )
+    for event in ("route linked", requested, started, "proxmox unavailable"):
+        assert events.count(event) == 1, events
+    written = [path.read_bytes() for path in real_pool.runtime.rglob("*") if path.is_file()]
+    assert not any(SECRET.encode() in each for each in (*written, events.encode()))
