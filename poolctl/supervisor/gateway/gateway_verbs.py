@@ -16,7 +16,6 @@ from poolctl.routing.match import host_pattern, normal_host
 from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route import Route
 from poolctl.routing.route_health import ERROR, RouteHealth
-from poolctl.routing.route_report import route_report
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
@@ -70,7 +69,7 @@ class GatewayVerbs:
                 reports.append(report_of_route)
                 if number % _AT_ONCE == _AT_ONCE - 1:
                     await asyncio.sleep(0)
-        reports += map(route_report, routes.excluded)
+            reports += map(figures.of_excluded, routes.excluded)
         refused = report.get("counts", {}).get("refused")
         return RoutesResult(items=tuple(reports), generation=self._gateway.routes.generation, refused=refused)
 

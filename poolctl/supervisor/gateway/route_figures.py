@@ -9,7 +9,7 @@ from poolctl.frozen_value import Table
 from poolctl.gateway.counts import REFUSED
 from poolctl.gateway.settings import HAPROXY
 from poolctl.routing.registration_report import SERVING
-from poolctl.routing.route import Route, StreamRoute
+from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
 from poolctl.routing.route_health import RouteHealth, route_health, server_health
 from poolctl.routing.route_report import PASS, PROXY, RouteReport, route_report
 from poolctl.routing.route_table import RouteTable
@@ -20,7 +20,7 @@ from ..observers.pool_health import health_of
 from ..observers.statistics import errors, latency_seconds
 from ..observers.totals import Totals
 from .gateway_manager import GatewayManager
-from .registrations import Registrations
+from .registrations import RegisteredService, Registrations
 
 _NONE = [0] * tally.COUNTED
 
@@ -36,6 +36,8 @@ class RouteFigures:
         self, gateway: GatewayManager, core: Core, totals: Totals, report: Table, services: Registrations
     ) -> None:
         self._services = services
+        excluded = gateway.routes.routes.excluded
+        self._refused = {each.alias for each in excluded if each.provider == REGISTRATION}
         self._gateway = gateway
         self._core = core
         self._totals = totals
@@ -80,7 +82,7 @@ class RouteFigures:
                 passed += count
                 total = [one + other for one, other in zip(total, of_workers, strict=True)]
         changes: Table = {"state": health.status}
-        if services := self._services.of(route.alias):
+        if services := self._services_of(route):
             changes["registrations"] = tuple(map(self._services.report, services))
         if report.way == PASS:
             if why := next(self._hindrances(route), ""):
@@ -103,8 +105,17 @@ class RouteFigures:
         """The health of the route: that of its best backend, among them services that get no requests now."""
         found = [self._health(target.key, target.server) for target in route.to]
         if isinstance(route, Route):
-            found += [each.health for each in self._services.of(route.alias) if each.state != SERVING]
+            found += [each.health for each in self._services_of(route) if each.state != SERVING]
         return route_health(found)
+
+    def of_excluded(self, route: ExcludedRoute) -> RouteReport:
+        """The report of a route that is not served; with the services, if it is because of these."""
+        services = self._services.of(route.alias) if route.provider == REGISTRATION else []
+        return route_report(route).but(registrations=tuple(map(self._services.report, services)) or None)
+
+    def _services_of(self, route: Route) -> list[RegisteredService]:
+        """The services that are backends of the route."""
+        return [] if route.alias in self._refused else self._services.of(route.alias)
 
     def _hindrances(self, route: Route) -> Iterator[str]:
         """Why no connection of a route is passed that could be, going by its rules alone."""

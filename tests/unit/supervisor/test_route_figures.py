@@ -11,8 +11,9 @@ import pytest
 
 from poolctl import ServerConfig, TLSConfig
 from poolctl.clock import ManualClock
+from poolctl.config import registration_of
 from poolctl.gateway.counts import Counts
-from poolctl.routing.route import Header, Route, Target
+from poolctl.routing.route import REGISTRATION, ExcludedRoute, Header, Route, Target
 from poolctl.routing.route_report import RouteReport
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
@@ -39,7 +40,9 @@ class Stage:
         self.config = ServerConfig(**{"name": "web", "bind": "127.0.0.1:9001", "app": "any:app"} | keys)
         self.counted = tally.blank_page().tolist()
         self.counts = Counts()
-        self.services = Registrations(ManualClock())
+        self.clock = ManualClock()
+        self.services = Registrations(self.clock)
+        self.excluded: tuple[ExcludedRoute, ...] = ()
 
     def passed(self, alias: str, count: int, errors: int = 0) -> None:
         page = memoryview(bytearray(tally.SIZE_BYTES)).cast("Q")
@@ -74,7 +77,9 @@ class Stage:
         )
         table = SimpleNamespace(bind=self.listeners, header_for_host=self.header_for_host, engine=self.engine)
         gateway: Any = SimpleNamespace(
-            routes=SimpleNamespace(table=self.table, routes=RouteSet(http=self.routes)),
+            routes=SimpleNamespace(
+                table=self.table, routes=RouteSet(http=self.routes, excluded=self.excluded)
+            ),
             tables=SimpleNamespace(gateway=table),
             passes_to=lambda server: server in self.pairs,
         )
@@ -146,3 +151,19 @@ def test_route_that_its_servers_keep_from_being_passed_is_proxied(stages: list[S
     assert (crossed.report(SHOP).way, crossed.report(SHOP).why) == (
         "proxy", "another route of this host and path has conditions",
     )  # fmt: skip
+
+
+def test_route_is_as_healthy_as_its_services_and_shows_those_that_it_accepts(stages: list[Stage]) -> None:
+    users = Route(alias="users", path="/users")
+    stage = stage_of(stages, users)
+    settings = registration_of({"name": "users", "to": "http://10.0.0.7:9000", "ttl": 30}, [])
+    assert settings is not None
+    stage.services.register(settings)
+    stage.clock.advance(31)
+    stage.services.expire()
+    found = stage.report(users)
+    assert found.state == "unhealthy"
+    assert [each.state for each in found.registrations or ()] == ["silent"]
+    stage.excluded = (ExcludedRoute(alias="users", reason="not accepted", provider=REGISTRATION),)
+    refused = stage.report(users)
+    assert (refused.state, refused.registrations) == ("unknown", None)
