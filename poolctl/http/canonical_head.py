@@ -172,7 +172,8 @@ class KnownFields:
         self._body = body
         self._length = next(filter(_length_line, decisive), None)
         self._decisive = [line for line in decisive if line != self._length]
-        self._between: list[bytes] = []  # the decisive lines that are neither in the start nor in the end
+        # The decisive lines that are neither in the start nor in the end; None before these are narrowed.
+        self._between: list[bytes] | None = None
         self._length_differs = False  # it is between them
 
     def body_like(self, fields: bytes) -> int | None:
@@ -181,7 +182,11 @@ class KnownFields:
         Its version and decisive fields are the same, except for the length of the body.
         """
         start, end = self._start, self._end
-        if len(fields) < len(start) + len(end) or not (fields.startswith(start) and fields.endswith(end)):
+        if (
+            self._between is None
+            or len(fields) < len(start) + len(end)
+            or not (fields.startswith(start) and fields.endswith(end))
+        ):
             if not self._narrow(fields):
                 return None
             start, end = self._start, self._end

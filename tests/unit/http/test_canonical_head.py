@@ -327,6 +327,7 @@ def test_fields_that_decide_like_known_ones_are_recognised(fields: bytes) -> Non
         FIELDS[:-2],
         FIELDS + b"x",
         FIELDS + b"GET /" + FIELDS,
+        FIELDS + FIELDS,
         FIELDS.replace(START, b" HTTP/1.0\r\n"),
         FIELDS.replace(b"Host: a\r\n", b""),
         FIELDS.replace(b"Host: a", b"Host: b"),
