@@ -58,7 +58,7 @@ TOP = 6
 
 STANDARD_LIBRARY_ONLY = [
     "keeper", "acceptor", "logs", "platform", "errors", "exit_codes", "states", "clock", "address", "units",
-    "frozen_value", "light_json", "selection", "http", "routing", "gateway.routes",
+    "frozen_value", "light_json", "selection", "http", "routing", "gateway.routes", "gateway.operator",
 ]  # fmt: skip
 LIGHT = [
     *STANDARD_LIBRARY_ONLY, "worker", "bootstrap", "config.files.find", "control.pool_paths", "control.client",
