@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ...routing.match import DEFAULT, DOMAIN, EXACT, LABEL, host_pattern, in_order, normal_prefix
+from ...routing.match import DEFAULT, DOMAIN, EXACT, LABEL, host_pattern, in_order, normal_host, normal_prefix
 from ...routing.route import Route, StreamRoute, Timeouts
 from ..endpoint import Endpoint
 from ..settings import GatewaySettings
@@ -35,6 +35,13 @@ _NORMALIZATIONS = (
 )  # fmt: skip
 _IP_ADDRESS = r"(^\[|(^|\.)[0-9]+$)"
 NO_ROUTE = "no-route"
+# Up to so many it is as fast to try one after the other, and the configuration is one file.
+_FEW_ROUTES = 16
+MAP = "routes.map"
+_LOOK_UP = (
+    "    http-request set-var(txn.place) var(txn.host),concat(,txn.path)",
+    f"    use_backend %[var(txn.place),map_beg({MAP})] if {{ var(txn.place),map_beg({MAP}) -m found }}",
+)
 
 
 def configuration_of(
@@ -49,11 +56,18 @@ def configuration_of(
     backends = [(route, backend_of(route, names, endpoints)) for route in ordered]
     lines = [*_global(settings), *_defaults(settings, ordered)]
     fronts = [each for each in listeners if not each.alias]
+    mapped = _of_map(ordered) if fronts else frozenset[str]()
     if fronts:
         lines += ["", "frontend gateway", *(line for each in fronts for line in each.lines())]
         # A client may send its next request at the moment of a reload: it is answered, and then the connection closed.
         lines += ["    option idle-close-on-response", *_decisions(settings, ordered)]
-        lines += [f"    use_backend {section.name}{_condition(route)}" for route, section in backends]
+        if mapped:
+            lines += _LOOK_UP
+        lines += [
+            f"    use_backend {section.name}{_condition(route)}"
+            for route, section in backends
+            if route.alias not in mapped
+        ]
         lines += [
             f"    default_backend {NO_ROUTE}",
             "",
@@ -72,7 +86,28 @@ def configuration_of(
         for each in listeners
         if each.certificates
     }
+    if mapped:
+        files[MAP] = "".join(
+            f"{_place(route)} {section.name}\n" for route, section in backends if route.alias in mapped
+        )
     return HaproxyConfiguration(tuple(lines), tuple(sections), files)
+
+
+def _of_map(routes: Sequence[Route]) -> frozenset[str]:
+    """The aliases of routes that are looked up: of exact hosts none of whose routes has conditions, if they are many.
+
+    No other route can come before one of these but by a longer path, and the longest is what a map finds.
+    """
+    exact = [each for each in routes if host_pattern(each.host).tier == EXACT]
+    conditioned = {normal_host(each.host) for each in exact if each.methods or each.headers}
+    found = [each.alias for each in exact if normal_host(each.host) not in conditioned]
+    return frozenset(found if len(found) > _FEW_ROUTES else ())
+
+
+def _place(route: Route) -> str:
+    """The beginning of what the route is looked up by: the host, and the path with a slash at its end."""
+    prefix = normal_prefix(route.path)
+    return f"{normal_host(route.host)}{prefix if prefix == '/' else f'{prefix}/'}"
 
 
 def _global(settings: GatewaySettings) -> Iterator[str]:
