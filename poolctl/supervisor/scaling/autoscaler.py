@@ -117,6 +117,9 @@ class Autoscaler:
 
     def _apply(self, server: _ScaledServer, decision: Decision) -> None:
         entry = server.entry
+        if decision.after < decision.before and entry.canary is not None:
+            # Fewer workers beside the canary's would give it a larger share than was asked for.
+            return
         figures = _figures(decision)
         if decision.after > decision.before:
             try:

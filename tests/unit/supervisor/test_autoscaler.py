@@ -225,3 +225,18 @@ def test_demand_of_a_server_without_triggers_only_wakes_it() -> None:
             assert (the.web.state, the.scaling._autoscaler) == ("running", None)
 
     run(scenario())
+
+
+def test_a_canary_keeps_its_share_while_fewer_workers_would_do() -> None:
+    async def scenario() -> None:
+        with stage(scaled()) as the:
+            await the.desk.ask("start")
+            await the.pass_time(2, in_flight=25)
+            the.desk.core.canaries.begin(the.web, the.web.config, 1)
+            await the.pass_time(60, in_flight=0)
+            assert the.web.size == 3
+            the.desk.core.canaries.withdraw(the.web)
+            await the.pass_time(60)
+            assert the.web.size == 1
+
+    run(scenario())
