@@ -147,6 +147,11 @@ def engine() -> Engine:
         return _current
 
 
+def running_engine() -> Engine | None:
+    """The engine of this process, if there is one."""
+    return _current
+
+
 def submit(work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
     """What `work` will give, run on the engine."""
     with LOCK:

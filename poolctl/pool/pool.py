@@ -6,6 +6,7 @@ import builtins
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from poolctl.config import ServerConfig
 from poolctl.errors import (
@@ -32,6 +33,9 @@ from .pool_context import Handler, PoolContext, Shared
 from .pool_members import Members
 from .server import Server, StartAndStop
 from .server_monitor import Monitor
+
+if TYPE_CHECKING:
+    from poolctl.runners.stack_report import WorkerStacks
 
 
 class Pool(Members, StartAndStop):
@@ -187,6 +191,15 @@ class Pool(Members, StartAndStop):
     def monitor_names(self) -> builtins.list[str]:
         """The names that the snapshots of `monitor` have, in their order."""
         return [server.name for server in self.values()]
+
+    def stacks(self) -> builtins.list[WorkerStacks]:
+        """What the threads and tasks of each running server's workers do now, also of one that hangs; these go on.
+
+        Workers in this process share its threads. Those in others are asked, which takes a few seconds at most.
+        """
+        from .worker_stacks import stacks_of
+
+        return stacks_of(self.values())
 
     def monitor(self) -> builtins.list[Monitor]:
         """A snapshot of each server; one connection to each that runs. Raises PoolMonitorError with every failure."""

@@ -91,14 +91,17 @@ class StackDump:
 STACK_DUMP = StackDump()  # of this process
 
 
-def describe(frame: FrameType | None, loop: asyncio.AbstractEventLoop | None = None) -> Iterator[str]:
-    """The lines of all threads, the caller's first and from `frame` on, and of the tasks of `loop`, or of its own.
+def describe(
+    frame: FrameType | None, main: int | None = None, loop: asyncio.AbstractEventLoop | None = None
+) -> Iterator[str]:
+    """The lines of all threads, the `main` one first, by default the caller's, and of the tasks of its loop.
 
-    In the form of faulthandler (of Python 3.14, with the names of threads); tasks of equal stacks are counted.
+    `frame` is where the main one is. In the form of faulthandler (of Python 3.14, with the names of threads); tasks of
+    equal stacks are counted.
     """
     names = {ident: thread.name for ident, thread in list(threading._active.items())}  # type: ignore[attr-defined]
     frames = sys._current_frames()
-    current = threading.get_ident()
+    current = main or threading.get_ident()
     own = frames.pop(current, None)
     threads = [(current, frame or own), *frames.items()]
     for ident, top in threads[:_MOST_THREADS]:
@@ -108,7 +111,7 @@ def describe(frame: FrameType | None, loop: asyncio.AbstractEventLoop | None = N
         yield from _lines(_outwards(top))
     if len(threads) > _MOST_THREADS:
         yield "..."
-    loop = loop or asyncio._get_running_loop()
+    loop = loop if main else asyncio._get_running_loop()
     if loop is not None:
         yield from _describe_tasks(loop)
 

@@ -157,3 +157,38 @@ def test_a_monitor_that_has_no_descriptor_left_is_a_pool_monitor_error() -> None
     assert done.stdout.strip() == (
         "1326|no connection can be made: Too many open files|raise the limit of open files: ulimit -n"
     ), done.stderr
+
+
+def test_hung_server_of_this_process_shows_where_it_hangs() -> None:
+    done = run_program(
+        """
+        import threading
+        from poolctl import Pool, ServerConfig
+        from tests.http_get import get
+        from tests.ports import claim_port
+
+        begun, over = threading.Event(), threading.Event()
+
+        def hang():
+            begun.set()
+            over.wait(20)
+
+        async def app(scope, receive, send):
+            if scope["type"] == "http":
+                hang()
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b""})
+
+        pool = Pool([ServerConfig(name="web", bind=f"127.0.0.1:{claim_port()}", app=app)])
+        pool.start_sync()
+        threading.Thread(target=get, args=(next(iter(pool)),)).start()
+        begun.wait(20)
+        (found,) = pool.stacks()
+        over.set()
+        main, *others = found.threads
+        print(found.name, found.source, main.name, [f.function for f in main.frames if f.function in ("hang", "app")])
+        print(any("run_asgi" in frame.function for task in found.tasks for frame in task.frames))
+        """
+    )
+    expected = "web python poolctl-engine ['hang', 'app']\nTrue\n"
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr
