@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from poolctl.core.core import Core
 from poolctl.frozen_value import Table
 from poolctl.gateway.counts import REFUSED
+from poolctl.gateway.endpoint import MachineState
 from poolctl.gateway.settings import HAPROXY
 from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
@@ -23,6 +24,8 @@ from .gateway_manager import GatewayManager
 from .registrations import RegisteredService, Registrations
 
 _NONE = [0] * tally.COUNTED
+# A stopped machine is started by the next request, as a sleeping server is.
+_OF_MACHINES = {MachineState.STOPPED: "sleeping", MachineState.STARTING: "starting"}
 
 
 class RouteFigures:
@@ -183,5 +186,8 @@ class RouteFigures:
         entry = self._core.entries.get(server)
         if entry is not None:
             return health_of(self._core, entry)
-        row = self._hosts.get(key, {})
+        row, inventory = self._hosts.get(key, {}), self._gateway.inventory
+        machine = inventory.starter.status(key) if inventory is not None and inventory.starter.is_on else ""
+        if machine in _OF_MACHINES:
+            return server_health(_OF_MACHINES[machine], "ok", ready=False, why=f"its machine is {machine}")
         return server_health("running", "ok", ready=bool(row.get("available", True)), why=row.get("why", ""))

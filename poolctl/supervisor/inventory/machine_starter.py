@@ -55,6 +55,11 @@ class MachineStarter:
             return {}
         return {url: self._state(url, guest, self._table) for url, guest in self._guests.items()}
 
+    @property
+    def is_on(self) -> bool:
+        """Whether requests start machines."""
+        return self._table is not None and self._table.start
+
     def use(self, table: ProxmoxTable | None, api: ProxmoxApi | None) -> None:
         """Start them as this table says, through this API."""
         self._table, self._api = table, api
@@ -77,8 +82,9 @@ class MachineStarter:
         self._changed()
 
     def status(self, url: str) -> str:
-        """The state of the machine behind this URL, for people."""
-        guest = self._guests[url]
+        """The state of the machine behind this URL, for people; "" if there is none."""
+        if (guest := self._guests.get(url)) is None:
+            return ""
         case = self._cases.get(guest.vmid)
         return (case and case.state) or guest.status
 
@@ -131,7 +137,7 @@ class MachineStarter:
         status = await api.status(guest)
         self._note(guest, status)
         now = asyncio.get_running_loop().time()
-        if status != STOPPED or self._table is None or not self._table.start:
+        if status != STOPPED or self._table is None or not self.is_on:
             self._settle(case, "")
         elif now >= case.not_before:
             await self._start(api, guest, case, self._table.start_timeout)

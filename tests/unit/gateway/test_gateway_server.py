@@ -16,7 +16,7 @@ import pytest
 from poolctl import __version__
 from poolctl.gateway import gateway_server
 from poolctl.gateway.backends import Lease, RequestOutcome
-from poolctl.gateway.endpoint import ServerFacts
+from poolctl.gateway.endpoint import MachineState, ServerFacts
 from poolctl.gateway.gateway_server import GatewayServer
 from poolctl.gateway.settings import GatewaySettings, ListenerSettings
 from poolctl.keeper import connection_handover, rendezvous, wire
@@ -518,4 +518,32 @@ def test_supervisor_is_asked_once_a_second_to_wake_a_server(
             assert [each["server"] for each in stage.reports if each["t"] == "wake"] == [*asked, "web"]
 
     monkeypatch.setattr(gateway_server, "_WAKE_SECONDS", 0.05)
+    run(work())
+
+
+def test_states_of_machines_are_those_of_the_present_supervisor(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            found = MachineState(host="http://web:80", state="stopped")
+            stage.process.report_machines({found.host: found})
+            await stage.settled()
+            machines = stage.server.edge.machines
+            assert machines is not None
+            assert found.host in machines
+            # It asks the supervisor once a second at most.
+            stage.server.edge.wake(found.host)
+            stage.server.edge.wake(found.host)
+            await stage.settled()
+            wakes = [each for each in stage.reports if each["t"] == "wake"]
+            assert [each["server"] for each in wakes] == [found.host]
+
+            stage.process.report_machines({})
+            await stage.settled()
+            assert found.host not in machines
+            # Another supervisor does not know them yet.
+            stage.process.report_machines({found.host: found})
+            stage.process.resync()
+            await stage.begin()
+            assert found.host not in machines
+
     run(work())

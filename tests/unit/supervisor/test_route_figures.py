@@ -43,6 +43,7 @@ class Stage:
         self.clock = ManualClock()
         self.services = Registrations(self.clock)
         self.excluded: tuple[ExcludedRoute, ...] = ()
+        self.inventory: Any = None
 
     def passed(self, alias: str, count: int, errors: int = 0) -> None:
         page = memoryview(bytearray(tally.SIZE_BYTES)).cast("Q")
@@ -82,6 +83,7 @@ class Stage:
             ),
             tables=SimpleNamespace(gateway=table),
             passes_to=lambda server: server in self.pairs,
+            inventory=self.inventory,
         )
         figures = RouteFigures(gateway, core, totals, {"counts": self.counts.snapshot()}, self.services)
         try:
@@ -167,3 +169,23 @@ def test_route_is_as_healthy_as_its_services_and_shows_those_that_it_accepts(sta
     stage.excluded = (ExcludedRoute(alias="users", reason="not accepted", provider=REGISTRATION),)
     refused = stage.report(users)
     assert (refused.state, refused.registrations) == ("unknown", None)
+
+
+@pytest.mark.parametrize(
+    ("machine", "is_on", "state"),
+    [
+        ("stopped", True, "napping"),
+        ("starting", True, "starting"),
+        ("running", True, "healthy"),
+        ("unknown", True, "healthy"),
+        ("", True, "healthy"),
+        ("stopped", False, "healthy"),
+    ],
+)
+def test_route_to_a_machine_that_a_request_would_start_is_napping(
+    stages: list[Stage], machine: str, is_on: bool, state: str
+) -> None:
+    wiki = Route(alias="wiki", to=(Target(url="http://wiki:80"),))
+    stage = stage_of(stages, wiki)
+    stage.inventory = SimpleNamespace(starter=SimpleNamespace(is_on=is_on, status=lambda url: machine))
+    assert stage.report(wiki).state == state
