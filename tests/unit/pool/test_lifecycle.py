@@ -192,6 +192,7 @@ def test_a_failed_replacement_of_a_dead_worker_is_tried_again_and_a_failed_start
     with pytest.raises(PoolStartError):
         pool.start_sync()
     assert only(pool).state is State.FAILED
+    assert pool.health_info()["a"]["status"] == "error"
     assert runner.log.count("place a.1.0") == placed + 1
 
 
@@ -200,6 +201,7 @@ def test_a_server_that_may_sleep_wakes_at_a_request_and_is_stopped_asleep() -> N
     pool = made(runner, config("a", scale={"min": 0}, start_timeout=0.1))
     pool.start_sync()
     assert (only(pool).state, only(pool).monitor().status) == (State.SLEEPING, Status.OK)
+    assert pool.health_info_simple() == {"a": "napping"}
     on_loop(lambda: runner.ring("a"))
     wait_until(lambda: only(pool).ready)
     pool.stop_sync()
@@ -405,6 +407,7 @@ def test_a_server_in_transit_is_between_ok_and_ko() -> None:
     wait_until(lambda: only(pool).state is State.STARTING)
     monitor = only(pool).monitor()
     assert (monitor.status, monitor.message) == (Status.WARN, "starting")
+    assert pool.health_info_simple() == {"a": "starting"}
     assert (only(pool).health, only(pool).ready) == (Status.UNKNOWN, False)
     pool.stop_sync()
     thread.join(10)
@@ -427,7 +430,10 @@ def test_a_running_server_that_does_not_accept_is_ko(free_port: Callable[[], int
     assert (monitor.status, monitor.latency) == (Status.KO, None)
     assert "refused" in monitor.message.lower()
     assert [each.name for each in pool.monitor()] == pool.monitor_names() == ["a"]
+    assert pool.health_info()["a"]["status"] == "healthy", "its worker has reported to be ready"
+    assert set(pool.health_info_without_detail()["a"]) == {"status", "uptime_seconds", "latency_seconds"}
     pool.stop_sync()
+    assert pool.health_info_simple() == {"a": "unknown"}
 
 
 def test_context_values_are_there_when_a_worker_is_placed() -> None:

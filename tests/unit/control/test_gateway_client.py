@@ -1,0 +1,63 @@
+"""A service that registers from Python: its heartbeats, and its end."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import pytest
+
+from poolctl.control.client import Client, NoSupervisor
+from poolctl.control.gateway_client import GatewayClient
+from poolctl.errors import PoolParamError
+from tests.deadline import wait_until
+
+
+class Pool(GatewayClient):
+    """Keeps the requests; `away` fails them."""
+
+    def __init__(self) -> None:
+        super().__init__(Client("/nowhere"))
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.away = False
+
+    def _ask(self, verb: str, *given: Any) -> dict[str, Any]:
+        self.asked.append((verb, given[3]))
+        if self.away:
+            raise NoSupervisor
+        return {}
+
+
+def test_service_sends_heartbeats_within_its_block_and_unregisters_at_the_end() -> None:
+    pool = Pool()
+    threads = threading.active_count()
+    with pool.register("users", "http://10.0.0.7:9000", ttl=0.003, path="/users"):
+        wait_until(lambda: len(pool.asked) > 3)
+        pool.away = True  # another supervisor is starting
+        seen = len(pool.asked)
+        wait_until(lambda: len(pool.asked) > seen + 2)
+    first, *_, last = pool.asked
+    options = {"name": "users", "to": "http://10.0.0.7:9000", "weight": 1, "ttl": 0.003, "path": "/users"}
+    assert first == ("register", options)
+    assert {verb for verb, _ in pool.asked[:-1]} == {"register"}
+    assert last == ("unregister", {"name": "users", "to": "http://10.0.0.7:9000"})
+    assert threading.active_count() == threads
+
+
+def test_service_without_a_time_to_live_has_no_thread() -> None:
+    pool = Pool()
+    threads = threading.active_count()
+    with pool.register("users", "unix:app.sock") as service:
+        assert threading.active_count() == threads
+        assert repr(service) == f"<RegisteredAs users unix:{os.path.abspath('app.sock')}>"
+    assert [verb for verb, _ in pool.asked] == ["register", "unregister"]
+
+
+def test_wrong_time_to_live_and_refused_service_are_errors() -> None:
+    pool = Pool()
+    with pytest.raises(PoolParamError, match="ttl"):
+        pool.register("users", "http://10.0.0.7:9000", ttl="soon")
+    pool.away = True
+    with pytest.raises(NoSupervisor):
+        pool.register("users", "http://10.0.0.7:9000")
