@@ -26,6 +26,15 @@ def has(pool: RealPool, workers: int) -> bool:
     return (item["workers"], len(item["pids"]), item["ready"]) == (workers, workers, True)
 
 
+def events(pool: RealPool) -> list[dict[str, Any]]:
+    lines = pool.ok("events", "--kind", "scale", "-o", "json").stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def changes(pool: RealPool) -> list[tuple[int, int]]:
+    return [(each["before"], each["after"]) for each in events(pool) if each["event"] == "workers"]
+
+
 def test_workers_follow_the_load_there_and_back_and_no_request_fails(pool: RealPool) -> None:
     root = Path(__file__).parents[3]
     pool.write_hello("web", extra=f'app_dir = "{root}"\nscale = {{ {SCALE} }}')
@@ -40,13 +49,9 @@ def test_workers_follow_the_load_there_and_back_and_no_request_fails(pool: RealP
         assert pool.ok("scale", "web", "--auto").stdout == "1 server scaled by triggers\n"
         wait_until(lambda: has(pool, 3))
     assert (load.report.failed, load.report.refused) == (0, 0), load.report
-    wait_until(lambda: has(pool, 1))
-    events = [
-        json.loads(line) for line in pool.ok("events", "--kind", "scale", "-o", "json").stdout.splitlines()
-    ]
-    changes = [(each["before"], each["after"]) for each in events if each["event"] == "workers"]
-    assert changes[0][0] == changes[-1][1] == 1
-    assert max(after for _, after in changes) == 3
-    decided = [each for each in events if each.get("trigger")]
-    assert all((each["trigger"], each["target"]) == ("in_flight", 2) for each in decided)
-    assert [each for each in events if each["event"] == "at maximum"]
+    wait_until(lambda: has(pool, 1) and changes(pool)[-1][1] == 1)
+    assert changes(pool)[0][0] == 1
+    assert max(after for _, after in changes(pool)) == 3
+    decided = [each for each in events(pool) if each.get("trigger")]
+    assert {(each["trigger"], each["target"]) for each in decided} == {("in_flight", 2)}
+    assert [each for each in decided if each["event"] == "at maximum"]

@@ -240,3 +240,16 @@ def test_a_canary_keeps_its_share_while_fewer_workers_would_do() -> None:
             assert the.web.size == 1
 
     run(scenario())
+
+
+def test_start_warns_of_triggers_where_the_runner_counts_nothing() -> None:
+    async def scenario() -> None:
+        desk = Desk(scaled())
+        answer = await desk.ask("start")
+        assert (answer["exit_code"], len(answer["warnings"])) == (0, 1)
+        assert (
+            "web: scale.triggers have no effect, because its runner counts no requests"
+            in answer["warnings"][0]
+        )
+
+    run(scenario())
