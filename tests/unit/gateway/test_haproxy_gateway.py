@@ -75,11 +75,13 @@ class Stage:
         """A server that answers with its name."""
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-                while True:
-                    await reader.readuntil(b"\r\n\r\n")
-                    writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(name)}\r\n\r\n{name}".encode())
-            writer.close()
+            try:
+                with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                    while True:
+                        await reader.readuntil(b"\r\n\r\n")
+                        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(name)}\r\n\r\n{name}".encode())
+            finally:
+                writer.close()
 
         backend = await asyncio.start_server(answer, "127.0.0.1", 0)
         self.backends.append(backend)

@@ -43,9 +43,11 @@ async def backend(handler: Handler = echo) -> AsyncIterator[int]:
     """A server on this loop, and its port."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            await handler(reader, writer)
-        writer.close()
+        try:
+            with contextlib.suppress(ConnectionError):
+                await handler(reader, writer)
+        finally:
+            writer.close()
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     try:
