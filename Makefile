@@ -1,6 +1,7 @@
 # `make demo` shows a pool at work, `make test` runs the tests; both set up what they need in .venv.
 
 VENV ?= .venv
+TOOLS ?= dev # or test: what the tests import
 # Processes that run the tests: they wait as much as they work. Every test has ports and a runtime directory of its own.
 CPUS := $(shell nproc 2>/dev/null || echo 2)
 JOBS ?= $(shell echo $$(( $(CPUS) * 3 / 2 )))
@@ -11,10 +12,10 @@ OF_TOOLS := $(addprefix tests/unit/,load test_floors.py test_words.py test_make_
 	test_benchmark_report.py test_conformance_collections.py)
 # What another Python version can change: event loops, descriptors, forks, annotations, messages of the standard library.
 # Not the structure of the source files, decisions without input and output, and the tools of the tests.
-PORTABLE := tests/unit tests/integration/runners tests/integration/test_inline.py tests/integration/test_embedding.py \
-	tests/integration/processes/test_starting.py \
-	$(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/,cli/test_lanes.py cli/test_completions.py \
-	core/test_decide_properties.py))
+PORTABLE_UNIT := tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/,cli/test_lanes.py \
+	cli/test_completions.py core/test_decide_properties.py))
+PORTABLE_PROCESSES := tests/integration/runners tests/integration/processes/test_starting.py
+PORTABLE := $(PORTABLE_UNIT) $(PORTABLE_PROCESSES) tests/integration/test_inline.py tests/integration/test_embedding.py
 # What differs in Python itself; a version between two that run all of PORTABLE runs these.
 CLOSE_TO_PYTHON := $(addprefix tests/unit/,control http keeper listeners logs pool probes runners supervisor worker) \
 	tests/integration/runners tests/integration/test_inline.py
@@ -26,8 +27,8 @@ DEMO := examples/microservices/pool.toml
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-measured test-unmeasured heavy properties unit quick portable portable-close lint types floors house entered completions \
-	bench matrix chaos chaos-gateway conformance venv dev clean
+.PHONY: help demo test test-measured test-unmeasured heavy properties unit quick portable portable-close portable-unit \
+	portable-processes lint types floors house entered completions bench matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -54,7 +55,7 @@ venv:
 	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV)
 
 dev:
-	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) dev
+	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) $(TOOLS)
 
 demo: venv
 	@exec $(BIN)/poolctl -c $(DEMO) run -- $(BIN)/python examples/watch.py $(BIN)/poolctl -c $(DEMO)
@@ -64,12 +65,14 @@ test: export JOBS := $(CPUS)
 test: dev
 	@MAKE="$(MAKE)" bash .ci/side-by-side test-measured test-unmeasured
 
+# From Python 3.12 on by sys.monitoring, which costs a fifth as much.
 test-measured: dev
 	@# Other users write into it too; not directly below a directory of code that root runs, which a check warns of.
 	@rm -rf .coverage.d && mkdir .coverage.d && mkdir -m 1777 .coverage.d/all
 	@$(BIN)/coverage run --source=poolctl -m compileall -q poolctl # names every file: what no test imports counts too
 	@$(BIN)/python -m tests.other_user
-	@status=0; \
+	@export COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info > (3, 12) else "ctrace")'); \
+	status=0; \
 	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) $(ALL_UNMEASURED:%=--ignore=%) \
 		-m "not (slow or unmeasured)" $(ARGS) || status=1; \
 	$(BIN)/python .ci/drop-cut-off .coverage.d/all; \
@@ -108,7 +111,9 @@ portable:
 	@$(BIN)/python $(PYTEST) -m "not slow" -p no:cacheprovider $(PORTABLE) $(ARGS)
 
 portable-close: PORTABLE := $(CLOSE_TO_PYTHON)
-portable-close: portable
+portable-unit: PORTABLE := $(PORTABLE_UNIT)
+portable-processes: PORTABLE := $(PORTABLE_PROCESSES)
+portable-close portable-unit portable-processes: portable
 
 lint: dev
 	@$(BIN)/ruff check .
