@@ -54,7 +54,7 @@ COMMAND = Command(
 )
 
 
-class _Line(Value):
+class _RolloutLine(Value):
     """A rollout as the table shows it: figures of the new workers, and after a slash of the others."""
 
     name: str
@@ -137,14 +137,14 @@ def _shown(request: CommandRequest, result: RolloutResult) -> Outcome:
     return gateway_table(request, Outcome.of(result), lines, COLUMNS, (each.name for each in result.items))
 
 
-def _line(rollout: RolloutReport) -> _Line:
+def _line(rollout: RolloutReport) -> _RolloutLine:
     both = rollout.canary, rollout.before
 
     def pair(of: str) -> str:
         return " / ".join(_figure(each, of) for each in both)
 
     elapsed = f"{rollout.elapsed_seconds:.0f} of {rollout.for_seconds:.0f} s"
-    return _Line(
+    return _RolloutLine(
         name=rollout.name, state=rollout.state, share=f"{100 * rollout.share:.3g} %", time=elapsed,
         requests=pair("requests"), errors=pair("errors"), p99=pair("p99"), memory=pair("memory"),
         reason=rollout.reason,
