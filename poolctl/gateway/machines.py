@@ -115,6 +115,8 @@ class Machines:
         ends = edge.now() + machine.state.start_seconds
         pause, waited = _FIRST_PAUSE_SECONDS, False
         while True:
+            # Another supervisor reports it again.
+            machine = self._machines.get(backend.key, machine)
             state = machine.state
             if state.state == MachineState.FAILED:
                 raise NoBackend(state.why, state.retry_seconds)

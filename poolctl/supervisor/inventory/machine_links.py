@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -11,6 +12,9 @@ from poolctl.gateway.endpoint import Endpoint
 from poolctl.routing.route import Route, StreamRoute
 
 from .proxmox_api import Guest, Node
+
+# Hosts and aliases, which are the same each time that routes are linked.
+_MOST_CACHED = 50_000
 
 
 class Link(NamedTuple):
@@ -49,9 +53,10 @@ class Inventory:
 
         A host is a name or an IP address; names are compared without case.
         """
+        words = [canonical(word) for word in (host, alias) if word]
         for machines in (self._nodes, self._guests):
-            for word in (host, alias):
-                if word and (found := machines.get(canonical(word))) is not None:
+            for word in words:
+                if (found := machines.get(word)) is not None:
                     return found
         return None
 
@@ -75,6 +80,7 @@ def has_addresses(routes: Iterable[Route | StreamRoute]) -> bool:
     return any(_is_address(host_of(target.url)) for route in routes for target in route.to if target.url)
 
 
+@lru_cache(maxsize=_MOST_CACHED)
 def host_of(url: str) -> str:
     """The host of a target's URL, or of HOST:PORT; "" without one."""
     try:
@@ -83,6 +89,7 @@ def host_of(url: str) -> str:
         return ""
 
 
+@lru_cache(maxsize=_MOST_CACHED)
 def canonical(word: str) -> str:
     """A name in lower case, an IP address in its one spelling."""
     try:

@@ -10,11 +10,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from poolctl.config import ProxmoxTable
 from poolctl.monitor.event_queue import Events
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import MachineReport
+from poolctl.runners.listener_opener import in_daemon_thread
 
 from .machine_links import Inventory, Link, has_addresses, links_of
 from .machine_starter import MachineStarter
@@ -23,6 +25,8 @@ from .proxmox_api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
 # Addresses that were asked for since are not asked for again, unless the machine was started or stopped.
 _ADDRESSES_SECONDS = 300.0
 _AT_ONCE = 4
+# Up to 40 µs each; more are linked in a thread.
+_MOST_LINKED_AT_ONCE = 200
 _NODE = "node"
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -63,6 +67,8 @@ class ProxmoxInventory:
         self._known: dict[int, _KnownAddresses] = {}
         self._due = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
+        self._linking: asyncio.Task[None] | None = None
+        self._newly_read = False
 
     def follow(self, table: ProxmoxTable | None, environment: Mapping[str, str]) -> None:
         """Read the inventory as this table says, from now on; the token is read again."""
@@ -87,9 +93,10 @@ class ProxmoxInventory:
 
     def close(self) -> None:
         """Read nothing more."""
-        if self._reading is not None:
-            self._reading.cancel()
-            self._reading = None
+        for task in (self._reading, self._linking):
+            if task is not None:
+                task.cancel()
+        self._reading = self._linking = None
         self.starter.close()
 
     def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
@@ -199,7 +206,26 @@ class ProxmoxInventory:
 
     def _link(self, *, read: bool) -> None:
         """Find the machines of the routes in the inventory, which has just been `read`, or is an older one."""
-        before, self.links = self.links, links_of(self._routes, self.inventory)
+        self._newly_read = self._newly_read or read
+        if len(self._routes) <= _MOST_LINKED_AT_ONCE:
+            self._linked(links_of(self._routes, self.inventory))
+        elif self._linking is None:
+            self._linking = asyncio.ensure_future(self._link_many())
+
+    async def _link_many(self) -> None:
+        """The same in a thread, as often as routes or inventory have changed meanwhile."""
+        routes: Sequence[Route | StreamRoute] = ()
+        inventory = None
+        while routes is not self._routes or inventory is not self.inventory:
+            routes, inventory = self._routes, self.inventory
+            links = await in_daemon_thread(partial(links_of, routes, inventory))
+        self._linking = None
+        self._linked(links)
+
+    def _linked(self, links: dict[tuple[str, str], Link]) -> None:
+        """These are the links from now on."""
+        before, self.links = self.links, links
+        read, self._newly_read = self._newly_read, False
         for key, link in self.links.items():
             former = before.get(key)
             if former is None or (former.identity, former.node) != (link.identity, link.node):

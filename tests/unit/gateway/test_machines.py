@@ -240,6 +240,22 @@ def test_machine_that_is_not_known_any_more_is_connected_to(drop: bool) -> None:
     play(steps)
 
 
+def test_request_that_waits_has_the_machine_started_by_the_next_supervisor() -> None:
+    async def steps(stage: Stage) -> None:
+        stage.begin()
+        stage.report("starting")
+        wire = await stage.ask()
+        assert await stage.asked.get() == stage.url
+        stage.edge.forget_machines()
+        stage.report("stopped")
+        assert await stage.asked.get() == stage.url
+        stage.answer("running")
+        await stage.listen()
+        assert (await wire.response())[1] == b"hello"
+
+    play(steps)
+
+
 def test_client_that_leaves_ends_its_wait() -> None:
     async def steps(stage: Stage) -> None:
         stage.begin()

@@ -14,6 +14,7 @@ from poolctl.config import ProxmoxTable
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target
+from poolctl.supervisor.inventory import proxmox_inventory
 from poolctl.supervisor.inventory.proxmox_inventory import ProxmoxInventory
 from tests.certificates import certificate
 from tests.proxmox_cluster import ENVIRONMENT, SECRET, Cluster
@@ -109,6 +110,25 @@ def test_routes_are_linked_when_the_inventory_is_read_and_when_they_change(pair:
             ("route linked", "web (http://elsewhere:9000): container 101 (web) on pve2"),
             ("route unlinked", "win (http://win): virtual machine 200 (win) on pve2"),
         ]
+
+    play(pair, steps)
+
+
+def test_many_routes_are_linked_in_a_thread(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxmox_inventory, "_MOST_LINKED_AT_ONCE", 1)
+
+    async def steps(stage: Stage) -> None:
+        stage.inventory.follow_routes([to("web", "http://web"), to("none", "http://none")])
+        stage.inventory.follow_routes([to("web", "http://web"), to("win", "http://win")])
+        await stage.read()
+        while len(stage.links()) < 2:
+            await asyncio.sleep(0.001)
+        assert stage.links() == {"web": ("", 101), "win": ("", 200)}
+        assert {url: state.state for url, state in stage.inventory.starter.states.items()} == {
+            "http://web": "stopped", "http://win": "running",
+        }  # fmt: skip
+        # The events of each change were recorded once.
+        assert len(stage.happened()) == 2
 
     play(pair, steps)
 
