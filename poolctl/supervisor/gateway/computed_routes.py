@@ -53,12 +53,14 @@ class ComputedRoutes:
         self._source: Callable[[], tuple[Sequence[ServerConfig], Tables]] | None = None
         self._wanted: Callable[[], tuple[Sequence[ServerConfig], Tables]] | None = None
         self._work: asyncio.Task[None] | None = None
-        self._computed = asyncio.Event()
+        # How often they were to be computed, and which of these times they are from.
+        self._asked = self._answered = 0
+        self._computed = asyncio.Event()  # of the computation under way: the next one has another
 
     def compute(self, source: Callable[[], tuple[Sequence[ServerConfig], Tables]]) -> None:
         """Compute them soon from what `source` returns then."""
         self._source = self._wanted = source
-        self._computed.clear()
+        self._asked += 1
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(self._compute())
 
@@ -72,8 +74,9 @@ class ComputedRoutes:
         return any(each.alias == alias for each in self.routes.http)
 
     async def settled(self) -> None:
-        """Return once the routes are those of the newest configuration."""
-        if self._work is not None:
+        """Return once the routes are those of what is the newest configuration now; later ones do not delay it."""
+        asked = self._asked
+        while self._answered < asked:
             await self._computed.wait()
 
     def close(self) -> None:
@@ -88,23 +91,29 @@ class ComputedRoutes:
         while self._wanted is not None:
             await asyncio.sleep(_GATHER_SECONDS)
             source, self._wanted = self._wanted, None
-            generation = max(self.generation + 1, time.time_ns() // 1_000_000)
-            before = self.routes if self.table is not None else None
-            try:
-                work = functools.partial(_computed, *source(), self.registered(), generation, before)
-                routes, fd = await in_daemon_thread(work, undo=_discard)
-            except Exception as error:
-                logger.exception("the route table could not be made")
-                self.problem = f"its route table cannot be made: {error}"
-                continue
-            self.problem = ""
-            if fd is not None:
-                outdated, self.table = self.table, Descriptor(fd)
-                self.routes, self.generation = routes, generation
-                self._changed()
-                if outdated is not None:
-                    outdated.close()
-        self._computed.set()
+            asked = self._asked
+            await self._compute_once(source)
+            self._answered = asked
+            computed, self._computed = self._computed, asyncio.Event()
+            computed.set()
+
+    async def _compute_once(self, source: Callable[[], tuple[Sequence[ServerConfig], Tables]]) -> None:
+        generation = max(self.generation + 1, time.time_ns() // 1_000_000)
+        before = self.routes if self.table is not None else None
+        try:
+            work = functools.partial(_computed, *source(), self.registered(), generation, before)
+            routes, fd = await in_daemon_thread(work, undo=_discard)
+        except Exception as error:
+            logger.exception("the route table could not be made")
+            self.problem = f"its route table cannot be made: {error}"
+            return
+        self.problem = ""
+        if fd is not None:
+            outdated, self.table = self.table, Descriptor(fd)
+            self.routes, self.generation = routes, generation
+            self._changed()
+            if outdated is not None:
+                outdated.close()
 
 
 def _computed(

@@ -7,6 +7,7 @@ table: a heartbeat does not.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ from poolctl.monitor.exposition import Family
 from poolctl.platform import read_file, sealed_file
 from poolctl.routing.registration_report import FAILING, SILENT, STARTING
 from poolctl.routing.route import REGISTRATION
-from poolctl.runners.process_link import Link
+from poolctl.runners.process_link import Link, LinkLost
 
 from ..observers.pool_metrics import family_of
 from ..verbs.verb import Call
@@ -47,6 +48,7 @@ from .registrations import (
 _OF_REQUESTS = ("timeout", "progress", "wait")
 # Heartbeats are saved so often; a successor gives each service some time for another one.
 _SAVE_SECONDS = 1.0
+_PERFORMED_SECONDS = 5.0
 _AT_ONCE = 100
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -212,6 +214,13 @@ class RegistrationManager:
     async def _in_force(self, call: Call) -> str:
         """Return once the gateway follows, or a warning; a kill of this supervisor loses no event of it then."""
         self._events.flush()
+        await self._gateway.routes.settled()
+        if (process := self._gateway.gateway) is not None:
+            # It was sent the table; other changes need not be awaited.
+            with contextlib.suppress(LinkLost, TimeoutError):
+                async with asyncio.timeout(_PERFORMED_SECONDS):
+                    await process.performed()
+                return ""
         return await self._gateway.in_force(call.options.get("timeout"))
 
     def _answer(self, services: Iterable[RegisteredService], *warnings: str) -> RegistrationsResult:

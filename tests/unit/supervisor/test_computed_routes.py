@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -83,6 +84,26 @@ def test_route_without_its_server_is_excluded_and_the_table_before_stays_until_t
         await publisher.compute("other")
         (excluded,) = publisher.published.routes.excluded
         assert (excluded.alias, publisher.published.problem) == ("first", "")
+        publisher.published.close()
+
+    run(work())
+
+
+def test_changes_without_an_end_do_not_delay_those_that_came_before() -> None:
+    async def work() -> None:
+        publisher = Publisher()
+        names = itertools.cycle(("web", "other"))
+
+        def change() -> None:
+            route = next(names)
+            publisher.published.compute(lambda: source("web", "other", route=route))
+
+        publisher.published = ComputedRoutes(change)
+        change()
+        for _ in range(3):
+            before = publisher.published.generation
+            await publisher.published.settled()
+            assert publisher.published.generation > before
         publisher.published.close()
 
     run(work())

@@ -66,6 +66,7 @@ class Registry:
         self.routes = ComputedRoutes(self._changed)
         self.tables = tables
         gateway: Any = self
+        self.gateway = None
         self.directory = tempfile.mkdtemp()
         services = services or Registrations(Clock())
         self.manager = RegistrationManager(gateway, Clock(), events, self.keeper, self.directory, services)
