@@ -20,9 +20,9 @@ def _gone() -> bool:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left_running() -> Iterator[None]:
-    wait_until(_gone, timeout_seconds=2, what="what other tests left to end")
+    wait_until(_gone, what="what other tests left to end")
     yield
     try:
-        wait_until(_gone, timeout_seconds=2, what="the engine to end")
+        wait_until(_gone, what="the engine to end")
     finally:
         loop_thread._current = None  # so that what one test leaves behind fails that test alone
