@@ -37,6 +37,13 @@ class Gateway(Protocol):
         """Return once nothing is put into this pair any more, or a time limit has passed."""
         ...
 
+    async def leaving(self, server: str) -> None:
+        """Return once the gateway knows that workers of the server leave, or a time limit has passed.
+
+        At once for one whose connections the workers themselves hand back.
+        """
+        ...
+
 
 class Routing(Protocol):
     """Servers to which a gateway passes connections."""

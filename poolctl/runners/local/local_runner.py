@@ -301,6 +301,8 @@ class LocalRunner:
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
         """See Runner. A command may go on accepting."""
         if worker := self._workers.get(placement.id):
+            if not replaced:
+                await self._passed.leaving(worker.server.key)
             await worker.leave(self._receivers(worker, replaced))
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
@@ -313,6 +315,8 @@ class LocalRunner:
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
+        if timeout_seconds and not replaced:
+            await self._passed.leaving(worker.server.key)
         return await worker.stop(timeout_seconds, self._receivers(worker, replaced))
 
     def _receivers(self, worker: LocalWorker, replaced: bool) -> str | None:

@@ -67,6 +67,11 @@ class PassedPairs:
         if give is not None and self._gateway is not None:
             self._background(self._gateway.withdraw(self._names[key], give))
 
+    async def leaving(self, key: str) -> None:
+        """Return once the gateway knows that workers of the server leave, of which no other takes their place."""
+        if self._gateway is not None and key in self._names:
+            await self._gateway.leaving(self._names[key])
+
     async def withdraw(self, key: str, give: socket.socket, take: socket.socket) -> None:
         """Return once the gateway puts nothing into the pair any more and has got back what waits in it.
 

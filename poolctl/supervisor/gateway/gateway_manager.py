@@ -157,6 +157,12 @@ class GatewayManager(SidecarManager):
         if (process := self.gateway) is not None and self.inventory is not None:
             process.report_machines(self.inventory.starter.states)
 
+    async def leaving(self, server: str) -> None:
+        """See Gateway."""
+        if isinstance(process := self.gateway, HaproxyGatewayProcess):
+            self._report(server)
+            await process.followed()
+
     # Servers and routes.
 
     def _look(self, entry: Entry) -> None:

@@ -190,6 +190,12 @@ class HaproxyGatewayProcess(GatewayProcess):
 
     part = "gateway.haproxy"
 
+    async def followed(self) -> None:
+        """Return once HAProxy serves by what was sent before, or does not in time, or is gone."""
+        with contextlib.suppress(LinkLost, TimeoutError):
+            async with asyncio.timeout(_WITHDRAW_SECONDS):
+                await self.performed()
+
 
 def pair_number(give: socket.socket) -> int:
     """Distinguishes a pair from others."""

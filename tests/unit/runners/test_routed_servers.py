@@ -31,11 +31,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self.pairs: dict[str, socket.socket] = {}
+        self.left: list[str] = []
         self.asked = asyncio.Event()
         self.let_go = asyncio.Event()
 
     def pair_opened(self, server: str, give: socket.socket) -> None:
         self.pairs[server] = give
+
+    async def leaving(self, server: str) -> None:
+        self.left.append(server)
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
         self.asked.set()
@@ -103,6 +107,21 @@ def test_gateway_gets_the_pair_of_a_routed_server_and_of_no_other() -> None:
         assert list(stage.gateway.pairs) == ["web"]
         stage.publish()
         assert stage.tidied == [config().key]
+        await stage.pairs.close_all()
+        stage.close()
+
+    run(work())
+
+
+def test_gateway_hears_of_workers_that_leave_a_routed_server_and_no_other() -> None:
+    async def work() -> None:
+        stage = Stage()
+        await stage.passed.leaving(config().key)
+        stage.publish(config())
+        await stage.passed.leaving(config().key)
+        await stage.passed.leaving("127.0.0.1:1")
+        assert stage.gateway.left == ["web"]
+        stage.gateway.let_go.set()
         await stage.pairs.close_all()
         stage.close()
 
