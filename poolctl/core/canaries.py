@@ -27,6 +27,7 @@ class Canaries:
         """Let so many workers of a new generation serve beside those of the server, with this configuration."""
         entry.newest += 1
         entry.canary = Canary(entry.newest, count, config, self._clock.monotonic())
+        entry.canary_generation = entry.newest
         self._queue.touch(entry)
         return entry.canary
 
@@ -34,7 +35,7 @@ class Canaries:
         """Let the canary's generation serve alone: the workers before leave once all of its own are ready."""
         canary = entry.canary
         assert canary is not None
-        entry.canary = None
+        entry.canary, entry.canary_generation = None, 0
         entry.generation, entry.code_since = canary.generation, canary.code_since
         for worker in entry.workers.values():
             if worker.generation == canary.generation and worker.phase is Phase.READY:
@@ -48,9 +49,21 @@ class Canaries:
         canary = entry.canary
         if canary is None:
             return
-        entry.canary = None
+        entry.canary, entry.canary_generation = None, 0
         for worker in list(entry.workers.values()):
             if worker.generation == canary.generation and worker.phase not in LEAVING:
                 is_fit = worker.phase is Phase.READY and not worker.stuck
                 self._executor.perform(entry, Drain(worker.id) if is_fit else Stop(worker.id))
         self._queue.touch(entry)
+
+    def take_lost(self) -> list[Entry]:
+        """The servers whose canary a previous supervisor had begun; its workers leave. Each is returned once."""
+        lost = [
+            entry
+            for entry in self._servers.entries.values()
+            if entry.canary_generation and entry.canary is None
+        ]
+        for entry in lost:
+            entry.canary_generation = 0
+            self._queue.note(entry)
+        return lost

@@ -143,7 +143,7 @@ class Core:
         """Want no worker of it; a removed one stays removed."""
         if not entry.removed:
             entry.become(desired)
-        entry.called, entry.automatic, entry.canary = False, None, None
+        entry.called, entry.automatic, entry.canary, entry.canary_generation = False, None, None, 0
         entry.overrides = replace(entry.overrides, out=False)
 
     def abandon(self, entry: Entry, failure: ServerError | None = None) -> None:

@@ -71,6 +71,7 @@ class Entry:
 
     # Its code and its workers.
     canary: Canary | None = transient(None)  # a supervisor that takes over withdraws it
+    canary_generation: int = persisted(0)  # its generation, for that supervisor's report
     generation: int = persisted(1)  # the one that should serve
     newest: int = persisted(1)
     code_since: float = persisted(

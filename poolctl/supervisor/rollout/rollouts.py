@@ -31,6 +31,14 @@ class Rollouts:
         self._context = context
         self._core = context.core
         self._rollouts: dict[str, CanaryRollout] = {}
+        for entry in self._core.canaries.take_lost():
+            context.events.record(
+                "config",
+                "rollout withdrawn",
+                server=entry.name,
+                cause="the supervisor was replaced",
+                severity="warning",
+            )
 
     async def rollout(self, call: Call) -> Result:
         """Begin a rollout of one server, or promote, abort, pause or resume those that are under way."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from poolctl.core.decision_input import Phase
+from poolctl.core.servers import record_of, restore
 from poolctl.runners.runner_protocol import Capabilities, Exit, Placement
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor import rollout
@@ -68,11 +69,6 @@ class RolloutDesk(Desk):
     @property
     def serving(self) -> list[str]:
         return sorted(each.id for each in self.entry.workers.values() if each.phase is Phase.READY)
-
-    @property
-    def events_of_it(self) -> list[tuple[str, str]]:
-        found = [each for each in self.events.recent() if each.event.startswith("rollout ")]
-        return [(each.event, each.cause) for each in found]
 
 
 @pytest.fixture
@@ -207,6 +203,28 @@ def test_other_command_for_the_server_replaces_its_rollout(desk: RolloutDesk, ve
             "withdrawn", "another command, or the end of the server, replaced it",
         )  # fmt: skip
         assert desk.serving == ([] if verb == "stop" else ["web.3.0", "web.3.1", "web.3.2"])
+
+    run(work())
+
+
+def test_next_supervisor_withdraws_a_rollout_and_reports_it(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        await desk.rollout(wait=False)
+        record = record_of(desk.entry)
+        successor = Desk(web(workers=3))
+        entry = successor.core.entries["web"]
+        restore(entry, record)
+        assert (entry.generation, entry.canary) == (1, None)
+        seen: list[Any] = []
+        successor.events.subscribe(seen.append)
+        verbs = Verbs(successor.core, successor.events, successor, successor.files, rollout.MODULES)
+        verbs.complete()
+        (event,) = seen
+        assert (event.event, event.server, event.cause) == (
+            "rollout withdrawn", "web", "the supervisor was replaced",
+        )  # fmt: skip
+        assert "canary_generation" not in record_of(entry)
 
     run(work())
 
