@@ -90,7 +90,7 @@ class Cluster:
         await writer.drain()
 
     async def _answer(self, method: str, path: str) -> tuple[int, str, bytes]:
-        for prefix, answer in self.answers.items():
+        for prefix, answer in list(self.answers.items()):
             if path.startswith(prefix):
                 if answer is None:
                     await asyncio.Event().wait()

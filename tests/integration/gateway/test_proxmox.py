@@ -81,6 +81,7 @@ url = "https://localhost:{cluster.port}"
 verify = "{cluster.cert}"
 token_env = "PVE_TOKEN"
 refresh = "300ms"
+timeout = "30s"
 [[route]]
 alias = "web"
 to = "http://127.0.0.1:{machines.port}"
@@ -94,7 +95,7 @@ to = "http://127.0.0.1:{machines.port}"
     assert route["machines"] == [{"to": f"http://127.0.0.1:{machines.port}", **machine}]
 
     with ThreadPoolExecutor(3) as threads:
-        replies = [threads.submit(get, port, "/") for _ in range(3)]
+        replies = [threads.submit(get, port, "/", timeout_seconds=60) for _ in range(3)]
         until(cluster.starts)
         machines.start()
         assert [reply.result(60).body for reply in replies] == [b"hello"] * 3
