@@ -12,8 +12,9 @@ from .server_changes import Event, Recorder
 from .server_entry import Entry
 from .worker_entry import Worker
 
-# No worker is ended later than this because of its stacks.
-SECONDS = 0.5
+# No worker is ended later than this because of its stacks; an answer takes a few milliseconds.
+SECONDS = 1.0
+_ANSWER_SHARE = 0.9  # of this time, for the runner
 # An event, and what a successor is given, hold no more: about 50 KB at most.
 _STACKS, _FRAMES = 20, 20
 _MOST_SERVERS = 100
@@ -41,7 +42,7 @@ class StackReports:
             return None
         try:
             async with asyncio.timeout(SECONDS):
-                found = await stacks.stacks(worker.placement.id, SECONDS)
+                found = await stacks.stacks(worker.placement.id, SECONDS * _ANSWER_SHARE)
         except TimeoutError:
             return None
         except Exception:

@@ -15,6 +15,7 @@ No variable's value is written: it may be a secret.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import gc
 import os
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
 from typing import Any
 
-from .tally import STACK_BYTES, STACKS_AT
+from .tally import STACK_BYTES, STACKS_AT, promise_stacks
 
 ASK, ASK_AGAIN = signal.SIGURG, getattr(signal, "SIGRTMAX", 64) - 5  # not every system has the latter
 # The header of a group of tasks, with their number, those of them that are named, and what they wait for.
@@ -67,13 +68,15 @@ class StackDump:
         """Write to this page file from now on; `done` is called when the answer to ASK is there."""
         os.dup2(page_fd, self._fd, inheritable=False)
         self._done = done
+        promise_stacks(page_fd)  # before that the number may be any other file's: no signal may be sent
 
     def end(self) -> None:
         """Restore the system's handlers: in a child that the application forks, the number is another file's."""
         if signal.getsignal(ASK) == self._answer:
             signal.signal(ASK, signal.SIG_DFL)
         faulthandler.unregister(ASK_AGAIN)
-        os.close(self._fd)
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
 
     def _answer(self, number: int, frame: FrameType | None) -> None:
         before, self._interrupted = self._interrupted, self._interrupted or frame

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import sys
 from binascii import crc32
 
 # The first slot names the layout of the others. A page with another number is not read by this version.
@@ -40,6 +41,7 @@ COUNTED = BUCKETS + len(BOUNDS_NS) + 1  # the counted slots end here
 BEAT_ASKED_NS = 48  # when the supervisor asked; the supervisor writes this slot
 BEAT_LAG_NS = 49  # how long after that the worker answered
 BEAT_AT_NS = 50  # when it answered; 0 for a worker that does not answer heartbeats
+_STACKS = 51  # 1 for a worker that writes its stacks when it is signalled
 
 # From here on pairs of slots count requests by route: the mark of its alias, and those that were passed to the worker.
 # The last pair is for routes for which there is no other one left.
@@ -48,6 +50,7 @@ ROUTES = 64
 SIZE_BYTES = mmap.PAGESIZE
 STACKS_AT, STACK_BYTES = SIZE_BYTES, 256 * 1024
 _FILE_SIZES = (SIZE_BYTES, STACKS_AT + STACK_BYTES)  # of an earlier version, and of this one
+_PROMISED = (1).to_bytes(8, sys.byteorder)
 _LAST_PAIR = SIZE_BYTES // 8 - 2
 _OTHER_ROUTES = 1
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -93,9 +96,14 @@ def read_page(fd: int, slots: int = SIZE_BYTES // 8) -> Counts | None:
     return counts.tolist() if counts[0] == LAYOUT else None
 
 
-def has_room_for_stacks(fd: int) -> bool:
-    """Whether the worker writes its stacks when it is signalled, as those of an earlier version do not."""
-    return os.fstat(fd).st_size > STACKS_AT
+def promise_stacks(fd: int) -> None:
+    """Note that the worker writes its stacks when it is signalled, from now on."""
+    os.pwrite(fd, _PROMISED, _STACKS * 8)
+
+
+def writes_stacks(fd: int) -> bool:
+    """Whether the worker writes its stacks when it is signalled; one of an earlier version does not."""
+    return os.pread(fd, 8, _STACKS * 8) == _PROMISED
 
 
 def clear_stacks(fd: int) -> None:

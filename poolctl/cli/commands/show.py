@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _RUNNING = ("bind", "expose", "state", "ready", "health", "pids", "workers", "uptime", "restarts", "tags")
 _DEFAULT = "default"
 _NEXT_LINE = "\n" + " " * 13
-_STACK_LINES = 20
 
 COMMAND = Command(
     "Show everything about servers.",
@@ -77,7 +76,9 @@ def _text(item: Details | Described, colours: bool) -> str:
             message = printable(item.failure.message, keep_lines=True)
             rows.append(("failure", message.replace("\n", _NEXT_LINE)))
         if item.stacks is not None:
-            rows.append(("hung", _stacks(item.stacks)))
+            from poolctl.cli.stack_lines import stack_lines
+
+            rows.append(("hung", _NEXT_LINE.join(stack_lines(item.stacks))))
     if item.routes is not None:
         rows.append(("routes", _routes(item.routes)))
     lines += [f"  {key.ljust(10)} {text}".rstrip() for key, text in rows]
@@ -89,17 +90,6 @@ def _routes(routes: Sequence[RouteToServer]) -> str:
     """A line for each of them."""
     lines = [f"{each.alias}: {each.protocol}://{each.host or '*'}{each.path}" for each in routes]
     return _NEXT_LINE.join(map(printable, lines)) or "-"
-
-
-def _stacks(document: Table) -> str:
-    """What a worker did that hung: its first lines."""
-    from itertools import islice
-
-    from poolctl.runners.stack_report import WorkerStacks
-
-    stacks = WorkerStacks.from_json(document)
-    head = f"worker {stacks.worker} (pid {stacks.pid})"
-    return _NEXT_LINE.join(map(printable, [head, *islice(stacks.lines(), _STACK_LINES)]))
 
 
 def _fact(item: Item, key: str) -> str:

@@ -10,7 +10,7 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import duration, servers, width_of
 from poolctl.cli.supervisor_requests import CRASH_LOOP, ask_for
-from poolctl.control.answers import Item, StatusResult
+from poolctl.control.answers import Item, ShowResult, StatusResult
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import NOT_AS_DESIRED
 
@@ -71,6 +71,8 @@ def _status(request: CommandRequest) -> Outcome:
         outcome.extra["summary"] = {"servers": 0, "ready": 0, "states": {}}
         return outcome
     outcome.message = "\n".join(_lines(result.items, summary.name))
+    if request.verbose and not request.output:
+        outcome.message += "".join(f"\n    {line}" for line in _hung(request, pool, result.items))
     if result.gateway is not None:
         from poolctl.cli.gateway_line import add_gateway
 
@@ -81,6 +83,19 @@ def _status(request: CommandRequest) -> Outcome:
         outcome.warnings.append(summary.keeper_problem)
     outcome.warnings += summary.not_served or ()
     return outcome
+
+
+def _hung(request: CommandRequest, pool: PoolRef, items: Sequence[Item]) -> list[str]:
+    """What the last worker did that hung, or was not ready in time, of each server that is not ready."""
+    late = {item.name for item in items if not item.ready and item.state not in _AT_REST}
+    if not late:
+        return []
+    from poolctl.cli.stack_lines import stack_lines
+
+    details = ask_for(ShowResult, request, pool, "show").items
+    return [
+        line for each in details if each.name in late and each.stacks for line in stack_lines(each.stacks)
+    ]
 
 
 def _without_supervisor(items: Sequence[Item], pool: PoolRef) -> str:

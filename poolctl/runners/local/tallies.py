@@ -15,10 +15,10 @@ from poolctl.worker.tally import (
     Counts,
     clear_stacks,
     completed,
-    has_room_for_stacks,
     new_page,
     read_page,
     read_stacks,
+    writes_stacks,
 )
 
 from ..process_link import Link, Message
@@ -68,7 +68,7 @@ class Tally:
     @property
     def has_stacks(self) -> bool:
         """Whether its worker writes its stacks when it is signalled."""
-        return self.fd >= 0 and has_room_for_stacks(self.fd)
+        return self.fd >= 0 and writes_stacks(self.fd)
 
     def clear_stacks(self) -> None:
         """Make room for the worker's stacks."""

@@ -96,7 +96,7 @@ def _obstacle(worker: LocalWorker) -> str:
     if status_of(worker.placement.pid or 0).get(b"State", b"").startswith((b"T", b"t")):
         return "it is stopped (SIGSTOP, or a debugger): kill -CONT lets it continue"
     if worker.tally is None or not worker.tally.has_stacks:
-        return "it does not write its stacks: an earlier version of poolctl started it"
+        return "it cannot be asked: it has just been forked, or an earlier version of poolctl started it"
     return ""
 
 
@@ -108,7 +108,9 @@ def _explain(worker: LocalWorker, source: str) -> str:
         return "it has exited"
     if source == FAULTHANDLER:
         return "its tasks are unknown: its main thread is inside a C function, or its application handles SIGURG itself"
-    return "it does not answer: it has just been forked, cannot run, or its application has replaced the handlers"
+    return (
+        "it does not answer: it cannot run now, or its application has replaced the handlers of the signals"
+    )
 
 
 def _catches(worker: LocalWorker, number: int) -> bool:

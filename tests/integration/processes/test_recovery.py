@@ -112,10 +112,6 @@ def test_a_worker_whose_loop_is_stuck_is_replaced_and_its_end_is_reported(real_p
     report = first_report(real_pool)
     assert (report["outcome"], report["done"], report["cause"]) == ("recovered", "replaced", "heartbeat")
     assert report["seen"] == [f"the event loop of worker web.1.0 (pid {before}) has been stuck for 600ms"]
-    (stacks,) = report["stacks"]
-    assert (stacks["pid"], stacks["source"]) == (before, "python")
-    assert stacks["place"].startswith("app (ailing.py:")
-    assert report["message"].startswith(f"{report['seen'][0]}, in {stacks['place']}: replaced within ")
     assert "about to stick" in "\n".join(report["lines"])
     assert 0 <= report["duration_seconds"] < 5
     assert get(port, "/pid").text == str(pid_of(real_pool)) != str(before)
@@ -124,6 +120,21 @@ def test_a_worker_whose_loop_is_stuck_is_replaced_and_its_end_is_reported(real_p
     health = {event["event"]: event["message"] for event in events(real_pool) if event["kind"] == "health"}
     assert list(health) == ["heartbeat lost", "ko", "ok"], "whoever was told of it is told that it is over"
     assert health["ko"] == "the event loop of web.1.0 is stuck"
+
+
+def test_recovery_report_names_the_function_in_which_the_worker_hung(real_pool: RealPool) -> None:
+    quick = f'{QUICK}, backoff = {{ initial = "1ms", max = "1ms" }}, limit = 50'
+    port = begin(real_pool, f'stop_timeout = "100ms"\nrecovery = {{ {quick} }}')
+    # On a machine that is busy beyond measure no worker waits for its stacks: the next one hangs as well.
+    seen: list[dict[str, Any]] = []
+    while not (seen and seen[-1].get("stacks") and seen[-1]["stacks"][0]["place"]):
+        assert len(seen) < 5, seen
+        stick(port)
+        seen = wait_until(lambda: found if len(found := reports(real_pool)) > len(seen) else None)  # noqa: B023
+    (stacks,) = seen[-1]["stacks"]
+    assert stacks["place"].startswith("app (ailing.py:")
+    assert f", in {stacks['place']}: restarted within " in seen[-1]["message"]
+    assert seen[-1]["workers"] == {"web.1.0": stacks["pid"]}
 
 
 def test_a_stopped_process_is_stuck_too_and_restarted(real_pool: RealPool) -> None:

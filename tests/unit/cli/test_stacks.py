@@ -8,7 +8,7 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.pool_ref import find_pool
 from poolctl.control.client import Client
 from poolctl.control.pool_client import PoolClient
-from tests.stand_in import always
+from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
 
@@ -44,3 +44,15 @@ def test_forms_for_scripts_and_for_python(poolctl: Command, supervised: Supervis
         assert poolctl("stacks", "-o", "worker,place").out == "users.1.0\tpay (shop/pay.py:42)\n"
         pool = PoolClient(Client(find_pool(CommandRequest("stacks", {})).socket))
         assert pool.stacks("users")["items"] == [HUNG]
+
+
+def test_show_and_verbose_status_have_the_stacks_of_a_worker_that_was_not_ready(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    late = item("users", ready=False, state="failed", stacks={**HUNG, "tasks": []})
+    lines = ["worker users.1.0 (pid 7)", "main thread:", r"  pay (shop/\x1b[0mpay.py:42)"]
+    with supervised(always(late, item("b", stacks=HUNG), summary={"name": "shop"})):
+        shown = poolctl("show", "users").out
+        short, verbose = poolctl("status").out, poolctl("status", "-v").out
+    assert "\n".join([f"  hung       {lines[0]}", *(f"{'':13}{line}" for line in lines[1:])]) in shown
+    assert verbose == short + "".join(f"    {line}\n" for line in lines)

@@ -24,7 +24,7 @@ from poolctl.runners.local.worker_stacks import StackReader
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEvents
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.worker.stack_dump import ASK, ASK_AGAIN, StackDump
-from poolctl.worker.tally import STACK_BYTES, read_stacks
+from poolctl.worker.tally import STACK_BYTES, promise_stacks, read_stacks
 from tests.deadline import wait_until
 
 # Longer than an answer takes, however busy the machine is.
@@ -244,11 +244,11 @@ def test_process_without_the_handlers_is_not_killed() -> None:
         worker = local_worker(process, tally)
         reader = StackReader(WithoutPatience(tally.fd), {worker.placement.id: worker})
         found = await reader.stacks(worker.placement.id, SECONDS)
+        assert "has just been forked" in found.problem
+        promise_stacks(tally.fd)
+        found = await reader.stacks(worker.placement.id, SECONDS)
         assert "does not answer" in found.problem
         assert (found.source, found.threads) == ("", ())
-        worker.tally = None
-        found = await reader.stacks(worker.placement.id, SECONDS)
-        assert "an earlier version" in found.problem
 
     try:
         asyncio.run(scenario())
@@ -271,6 +271,7 @@ def test_worker_that_has_exited_has_no_stacks() -> None:
 def test_child_that_is_forked_has_the_systems_handlers_unless_the_application_has_set_its_own() -> None:
     tally, ends = Tally.new(), os.pipe()
     before = signal.getsignal(ASK)
+    assert not tally.has_stacks
     try:
         for handler in (None, signal.SIG_IGN):
             dump = StackDump()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 import pytest
@@ -90,3 +91,17 @@ def test_only_a_sealed_page_is_accepted_as_a_tally() -> None:
     for fd in (unsealed, *pipe, null):
         assert not tally.is_page(fd)
         os.close(fd)
+
+
+def test_worker_of_an_earlier_version_or_one_that_has_not_begun_writes_no_stacks() -> None:
+    fd = os.memfd_create("earlier", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, tally.SIZE_BYTES)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    new = tally.new_page()
+    assert [tally.is_page(each) for each in (fd, new)] == [True, True]
+    assert [tally.writes_stacks(each) for each in (fd, new)] == [False, False]
+    tally.promise_stacks(new)
+    assert tally.writes_stacks(new)
+    assert tally.read_page(new) is not None
+    for each in (fd, new):
+        os.close(each)
