@@ -166,7 +166,7 @@ class KnownFields:
     def __init__(self, fields: bytes, body: int = 0) -> None:
         """`fields` is the end of a canonical head, from its version on; `body` the length of its body, or CHUNKED."""
         lines = fields.split(_LINE_END)
-        decisive = [line for line in lines if not _is_other(line)]
+        decisive = [line for line in lines if line not in _others and not _is_other(line)]
         self._start = self._end = fields  # both are narrowed by the first head
         self._count = len(lines)
         self._body = body
@@ -194,9 +194,6 @@ class KnownFields:
         if lines.pop():
             return None  # the end begins within a line
         decisive = [line for line in lines if line not in _others]
-        if decisive == self._between and not self._length_differs:
-            return self._body
-        decisive = [line for line in decisive if not _is_other(line)]
         body = self._body
         if self._length_differs:
             lengths = [found for line in decisive if (found := _length_line(line))]
@@ -204,6 +201,8 @@ class KnownFields:
                 return None
             decisive.remove(lengths[0][0])
             body = int(lengths[0][1])
+        if decisive != self._between:
+            decisive = [line for line in decisive if not _is_other(line)]
         return body if decisive == self._between else None
 
     def _narrow(self, fields: bytes) -> bool:
@@ -232,9 +231,7 @@ def _number_of_same(some: Iterable[bytes], others: Iterable[bytes]) -> int:
 
 
 def _is_other(line: bytes) -> bool:
-    """Whether the line is a field that decides nothing. Most of those that come are known."""
-    if line in _others:
-        return True
+    """Whether the line is a field that decides nothing."""
     if not _is_other_field(line):
         return False
     if len(line) <= _LONGEST_OTHER:

@@ -8,8 +8,8 @@ _PAIR = 2
 class BatchSize:
     """Grows to `most` while there are that many: many in one iteration cost less than one in each.
 
-    To find none left costs almost as much as one more connection. So while they come one at a time, one is taken, and
-    another is tried for more and more seldom.
+    To find none left costs almost as much as one more connection. So while they come one at a time it shrinks to one,
+    and another one is tried for more and more seldom.
     """
 
     __slots__ = ("_most", "_singles", "_tried_after", "size")
@@ -28,11 +28,12 @@ class BatchSize:
         """So many were there; no more than `size` were tried for."""
         if count > 1:
             self._singles, self._tried_after = 0, 1
-        if count < self.size:
-            if self.size == _PAIR:  # it was alone
+        if count == self.size:
+            if self._singles:
+                self._singles -= 1
+            else:
+                self.size = min(2 * self.size, self._most)
+        elif count <= 1:
+            if count and self.size == _PAIR:  # it was alone
                 self._singles, self._tried_after = self._tried_after, min(2 * self._tried_after, self._most)
-            self.size = max(1, count, self.size // 2)
-        elif self._singles:
-            self._singles -= 1
-        else:
-            self.size = min(2 * self.size, self._most)
+            self.size = max(1, self.size // 2)

@@ -4,8 +4,9 @@ Before the parser sees a request its head is looked at, and decided about as the
 request of another server goes back to the gateway: the connection, with all bytes from that request's first one on. So
 the parser gets one message at a time, and what follows waits until the response before it is complete.
 
-The head of a request that differs from the one before only in its path, below the same route, and in fields that decide
-nothing, costs a comparison. Other connections have no part in this: theirs is the class without the look.
+The head of a request that differs from one before only in its path, below the same route, in fields that decide nothing
+and in the length of its body, costs a comparison. Other connections have no part in this: theirs is the class without
+the look.
 
 A connection whose worker leaves, and which no other worker of the server can take, goes back too once it is idle, since
 its next request may be for another server.
@@ -45,6 +46,7 @@ class RoutedConnection(Lingering):
     look: Look
     # Methods of that class by other names: super() would cost each request as much as the look.
     unrouted: Callable[[bytes], None]  # data_received
+    fed: Callable[[bytes], None]  # the same for a small, whole message, which has no limits to observe
     complete: Callable[[], None]  # on_response_complete
     begun: Callable[[asyncio.Transport], None]  # connection_made
     ended: Callable[[Exception | None], None]  # connection_lost
@@ -68,14 +70,14 @@ class RoutedConnection(Lingering):
     def data_received(self, data: bytes) -> None:
         look = self.look
         if look.ready and look.epoch == look.routes.epoch:
-            known: Any = look.known
-            # The whole of it is one message without a body; that of another route waits for the response before it.
-            if (data == known.head or known.body_of(data) == 0) and (
-                look.context is known.context or self.idle
-            ):
+            known = look.known
+            if known is None or (data != known.head and known.body_of(data) != 0):
+                known = look.upload_like(data)
+            # The whole of it is one message; that of another route waits for the response before it.
+            if known is not None and (look.context is known.context or self.idle):
                 look.route, look.context = known.route, known.context
                 if self.head is None and len(data) <= SMALL_BYTES:
-                    self.feed(data)  # a whole head has no limits to observe
+                    self.fed(data)
                 else:
                     self.unrouted(data)
                 return
@@ -126,7 +128,7 @@ class RoutedConnection(Lingering):
         look = self.look
         look.ready = False
         if not (look.pending or look.body) and self.idle:
-            known = look.routes.known.get(data) if len(data) <= KNOWN_BYTES else None
+            known = look.routes.known.get(data) if len(data) <= KNOWN_BYTES and data.endswith(_END) else None
             if known is not None and not known.body:
                 look.accept(known)
                 look.ready = True
@@ -157,7 +159,7 @@ class RoutedConnection(Lingering):
             self.unrouted(message)
             if not self._stays(data):
                 return
-        look.ready = look.known is not None and not look.body
+        look.ready = not look.body
         if self.server_state.draining:
             self._returns()  # its response may have been complete before its body
 
@@ -387,6 +389,7 @@ def _routed_class(protocol: Any) -> Any:
     names = {
         "__slots__": ("look",),
         "unrouted": protocol.data_received,
+        "fed": protocol.feed if protocol.data_received is Lingering.data_received else protocol.data_received,
         "complete": protocol.on_response_complete,
         "begun": protocol.connection_made,
         "ended": protocol.connection_lost,

@@ -26,6 +26,7 @@ from .uvicorn_parts import App, Receive, Scope, Send
 _SEGMENT = rb"(?:/(?![./])[A-Za-z0-9\-._~!$&'()*+,=:@]*+)"
 _QUERY = rb"(?:\?[!\"$-~]*+)?+"
 _VERSION = b" HTTP/1.1\r\n"
+_END = b"\r\n\r\n"
 _SHORTCUTS = 256
 _KNOWN = 256
 KNOWN_BYTES = 1024
@@ -168,7 +169,7 @@ class Look:
     `pending` are bytes that the parser has not got: a head that is incomplete, or what waits for a response, a table,
     or room in the gateway's pair; `partial` in the first case. `body` is what the current message still lacks of its
     body, or CHUNKED. `known` and `upload` are the last requests without a body, and with one, as far as the table of
-    this `epoch` is in force; if it is `ready`, a request that is like `known` may follow.
+    this `epoch` is in force; if it is `ready`, a message that is like one of them may follow.
     """
 
     __slots__ = (
@@ -212,6 +213,14 @@ class Look:
                 if known is not None and body is not None:
                     return known, body
         return None
+
+    def upload_like(self, data: bytes) -> KnownRequest | None:
+        """The last request with a body, if these bytes are a whole message like it."""
+        end = data.find(_END) + len(_END)
+        known = self.upload
+        if known is None or end < len(_END) or known.body_of(data[:end]) != len(data) - end:
+            return None
+        return known
 
     def accept(self, known: KnownRequest) -> None:
         """The next message is like one that this worker has served before, by the present table."""

@@ -11,11 +11,12 @@ def take(batch: BatchSize, there: int) -> int:
     return batch.size
 
 
-def test_batch_grows_while_it_is_filled_and_shrinks_otherwise() -> None:
+def test_batch_grows_while_it_is_filled_and_shrinks_to_single_ones() -> None:
     batch = BatchSize(16)
     assert [take(batch, 1000) for _ in range(6)] == [2, 4, 8, 16, 16, 16]
-    assert [take(batch, there) for there in (16, 5, 5, 3, 1, 0)] == [16, 8, 5, 3, 1, 1]
-    assert take(batch, 1000) == 2
+    there = (16, 5, 2, 1, 0, 8, 1, 1, 0, 0)
+    assert [take(batch, count) for count in there] == [16, 16, 16, 8, 4, 8, 4, 2, 1, 1]
+    assert [take(batch, 1000) for _ in range(3)] == [2, 4, 8]
 
 
 def test_single_connections_are_hardly_ever_followed_by_a_try_for_another() -> None:
