@@ -79,7 +79,7 @@ test-measured: dev
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
 
 # What takes long, and what runs code that the measured tests run already: without coverage in half the time.
-test-unmeasured: JOBS := $(shell echo $$(( $(CPUS) * 3 / 2 ))) # they wait more than the others
+test-unmeasured: JOBS := $(shell echo $$(( $(CPUS) * 2 ))) # they wait more than the others, and take longest
 test-unmeasured: dev
 	@$(BIN)/python -m tests.other_user
 	@$(BIN)/python $(PYTEST) $(ALL_MEASURED:%=--ignore=%) -m "(slow or unmeasured) and not heavy" $(ARGS)
