@@ -178,7 +178,7 @@ class Lifecycle:
         for entry in able:
             self._core.override(entry, replace(entry.overrides, workers=None))
         code = await operation.settle(call)
-        return operation.result(chosen, code or (FAILED if operation.problems else 0))
+        return operation.result(able, code or (FAILED if operation.problems else 0))
 
     async def drain(self, call: Call) -> Result:
         """Take the selected servers out of rotation; they still answer direct requests."""
