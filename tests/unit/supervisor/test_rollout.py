@@ -220,6 +220,7 @@ def test_next_supervisor_withdraws_a_rollout_and_reports_it(desk: RolloutDesk) -
         successor.events.subscribe(seen.append)
         verbs = Verbs(successor.core, successor.events, successor, successor.files, rollout.MODULES)
         verbs.complete()
+        successor.events.flush()
         (event,) = seen
         assert (event.event, event.server, event.cause) == (
             "rollout withdrawn", "web", "the supervisor was replaced",
