@@ -11,12 +11,10 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 LINUX = sys.platform.startswith("linux")
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PIDFD_GETFD = 438  # the same on every architecture
 _SPLICE_F_NONBLOCK = 2
@@ -39,20 +37,6 @@ def become_subreaper() -> None:
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-
-
-def signals_at_parents_death(number: int) -> Callable[[], None]:
-    """What a child does before its exec, so that it gets this signal when this process ends (PR_SET_PDEATHSIG)."""
-    import ctypes
-
-    libc, parent = ctypes.CDLL(None), os.getpid()
-
-    def prepare() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)  # it has ended in between
-
-    return prepare
 
 
 def name_process(name: str) -> None:

@@ -11,10 +11,12 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ...platform import read_file, signals_at_parents_death
+from ...platform import read_file
+from . import launch
 from .haproxy_changes import HaproxySetup, changes
 
 MAIN_FILE, SOCKET_FILE = "haproxy.cfg", "haproxy.sock"
@@ -48,7 +50,6 @@ class HaproxyProcess:
             pass_fds=descriptors,
             # Not killed with our group: it finishes what it serves.
             start_new_session=True,
-            preexec_fn=signals_at_parents_death(signal.SIGUSR1),
         )
         self.pid = self._process.pid
         self.socket_path = ""
@@ -180,7 +181,8 @@ class HaproxyProgram:
                 "runtime.cfg", f"global\n    stats socket fd@{listener.fileno()} level admin\n".encode()
             )
             # Quiet: it would log each change of a server for ever.
-            argv = [self.program, "-db", "-q", "-f", os.path.join(self.directory, MAIN_FILE), "-f", runtime]
+            argv = [sys.executable, "-IS", launch.__file__, str(os.getpid())]
+            argv += [self.program, "-db", "-q", "-f", os.path.join(self.directory, MAIN_FILE), "-f", runtime]
             process = HaproxyProcess(argv, [*setup.numbers, listener.fileno()])
         process.socket_path = path
         try:

@@ -228,13 +228,15 @@ async def haproxy(directory: Path, routes: Iterable[Route]) -> AsyncIterator[int
 
 
 async def _repeat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-        while True:
-            first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
-            headers = [line.partition(": ")[::2] for line in lines]
-            body = json.dumps({"target": first.split()[1], "headers": headers}).encode()
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-    writer.close()
+    try:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
+                headers = [line.partition(": ")[::2] for line in lines]
+                body = json.dumps({"target": first.split()[1], "headers": headers}).encode()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    finally:
+        writer.close()
 
 
 async def ask(

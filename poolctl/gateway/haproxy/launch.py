@@ -1,0 +1,27 @@
+"""Executes a program that gets SIGUSR1 when its parent ends (prctl(2), PR_SET_PDEATHSIG): `launch.py PARENT PROGRAM …`.
+
+A script of its own, since code that runs between fork and exec may hang in a process with threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Become the program, unless the parent has ended already."""
+    parent, *argv = sys.argv[1:]
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0)
+    if os.getppid() != int(parent):
+        sys.exit(1)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it
+    os.execv(argv[0], argv)
+
+
+if __name__ == "__main__":
+    main()
