@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from poolctl.config import ServerConfig
 
 PYTHON, FAULTHANDLER = "python", "faulthandler"
-_MOST_STACKS = 100
+_MOST_STACKS, _MOST_FRAMES = 100, 100
+_LONGEST_LINE = 2000
 _HEADER = re.compile(
     r"(?P<current>Current thread|Thread) 0x[0-9a-f]+(?: \[(?P<name>.*)\])? \(most recent call first\):"
-    r"|Tasks (?P<count>\d{1,9}) \[(?P<names>.*)\] (?P<waits>.*) \(most recent call first\):"
+    r"|Tasks (?P<count>\d{1,9}) \[(?P<names>.*)\] (?P<waits>[^\]]*) \(most recent call first\):"
 )
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d{1,9}|\?\?\?) in (?P<function>.*)')
 # Of the standard library and of installed packages, whose names follow.
@@ -135,9 +136,13 @@ def parse(written: bytes, source: str, server: ServerConfig) -> tuple[list[Threa
     roots = [_OURS, *(os.path.join(each, "") for each in (server.app_dir, server.base_dir) if each)]
     found: list[tuple[re.Match[str], list[Frame]]] = []
     for line in written.decode(errors="replace").splitlines():
+        if len(line) > _LONGEST_LINE:
+            continue
         if header := _HEADER.fullmatch(line):
+            if len(found) == 2 * _MOST_STACKS:  # of threads, and of tasks
+                break
             found.append((header, []))
-        elif (frame := _FRAME.fullmatch(line)) and found:
+        elif found and len(found[-1][1]) < _MOST_FRAMES and (frame := _FRAME.fullmatch(line)):
             found[-1][1].append(_frame(frame, roots))
     heads = [each for each in found if each[0]["current"]]
     # faulthandler begins with the newest thread, and marks the one that has got the signal.

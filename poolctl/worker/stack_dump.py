@@ -137,7 +137,7 @@ def _waits_for(task: asyncio.Task[Any]) -> str:
     """What the task waits for, in a few words."""
     waiter = getattr(task, "_fut_waiter", None)
     if isinstance(waiter, asyncio.Task):
-        return f"waits for task {_printable(waiter.get_name())}"
+        return f"waits for task {_printable(waiter.get_name()).replace(']', '?')}"
     if waiter is None:
         return "running or ready"
     return f"waits for a {type(waiter).__name__.strip('_')}"

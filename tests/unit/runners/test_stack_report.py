@@ -84,6 +84,10 @@ def test_text_of_a_hostile_application_is_bounded_and_printable() -> None:
     assert len(found.threads) == 100
     assert "\x1b" not in str(found)
     assert len(stacks(head + evil).threads[0].frames) == 9
+    assert len(stacks(head + evil * 1000).threads[0].frames) == 100
+    brackets = b"Tasks 1 [" + b"] " * 990 + b"\n"
+    assert stacks(brackets * 130 + b"Tasks 1 [" + b"] " * 100_000).tasks == ()
+    assert len(stacks(b"Current " + head.lower() * 6000).threads) <= 100
     assert stacks(b"\0\1\2" * 1000).threads == ()
 
 
