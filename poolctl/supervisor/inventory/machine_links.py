@@ -17,7 +17,7 @@ from .proxmox_api import Guest, Node
 _MOST_CACHED = 50_000
 
 
-class Link(NamedTuple):
+class MachineLink(NamedTuple):
     """The machine behind a target; `guest` is None for a node itself."""
 
     node: str
@@ -40,15 +40,17 @@ class Inventory:
     def __init__(self, nodes: Iterable[Node] = (), guests: Iterable[Guest] = ()) -> None:
         self.nodes = tuple(nodes)
         self.guests = tuple(guests)
-        self._nodes = _unambiguous([(each.name, each.addresses, Link(each.name)) for each in self.nodes])
+        self._nodes = _unambiguous(
+            [(each.name, each.addresses, MachineLink(each.name)) for each in self.nodes]
+        )
         self._guests = _unambiguous(
-            [(each.name, each.addresses, Link(each.node, each)) for each in self.guests]
+            [(each.name, each.addresses, MachineLink(each.node, each)) for each in self.guests]
         )
 
     def __repr__(self) -> str:
         return f"<Inventory: {len(self.nodes)} nodes, {len(self.guests)} guests>"
 
-    def find(self, host: str, alias: str = "") -> Link | None:
+    def find(self, host: str, alias: str = "") -> MachineLink | None:
         """The machine that the host of a target names, or else the alias of its route: a node before a guest.
 
         A host is a name or an IP address; names are compared without case.
@@ -61,7 +63,9 @@ class Inventory:
         return None
 
 
-def links_of(routes: Iterable[Route | StreamRoute], inventory: Inventory) -> dict[tuple[str, str], Link]:
+def links_of(
+    routes: Iterable[Route | StreamRoute], inventory: Inventory
+) -> dict[tuple[str, str], MachineLink]:
     """The machines behind the URLs of the routes, by alias and URL.
 
     An alias names a machine only if the route has no other target.
@@ -105,7 +109,7 @@ def _is_address(word: str) -> bool:
         return False
 
 
-def _unambiguous(machines: Sequence[tuple[str, frozenset[str], Link]]) -> dict[str, Link]:
+def _unambiguous(machines: Sequence[tuple[str, frozenset[str], MachineLink]]) -> dict[str, MachineLink]:
     words = [
         (word, link) for name, addresses, link in machines for word in {canonical(name), *addresses} if word
     ]

@@ -18,7 +18,7 @@ from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import MachineReport
 from poolctl.runners.listener_opener import in_daemon_thread
 
-from .machine_links import Inventory, Link, has_addresses, links_of
+from .machine_links import Inventory, MachineLink, has_addresses, links_of
 from .machine_starter import MachineStarter
 from .proxmox_api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
 
@@ -57,7 +57,7 @@ class ProxmoxInventory:
     ) -> None:
         self.problem = ""
         self.inventory = Inventory()
-        self.links: dict[tuple[str, str], Link] = {}  # by the alias of the route and the URL
+        self.links: dict[tuple[str, str], MachineLink] = {}  # by the alias of the route and the URL
         self.starter = MachineStarter(events, changed)
         self._events = events
         self._now = now
@@ -222,7 +222,7 @@ class ProxmoxInventory:
         self._linking = None
         self._linked(links)
 
-    def _linked(self, links: dict[tuple[str, str], Link]) -> None:
+    def _linked(self, links: dict[tuple[str, str], MachineLink]) -> None:
         """These are the links from now on."""
         before, self.links = self.links, links
         read, self._newly_read = self._newly_read, False
@@ -237,7 +237,7 @@ class ProxmoxInventory:
         guests = {url: link.guest for (_, url), link in reversed(self.links.items()) if link.guest}
         self.starter.follow(guests, read=read)
 
-    def _record(self, event: str, key: tuple[str, str], link: Link) -> None:
+    def _record(self, event: str, key: tuple[str, str], link: MachineLink) -> None:
         alias, url = key
         self._events.record(
             "pool",
