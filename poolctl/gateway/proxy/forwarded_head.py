@@ -152,12 +152,12 @@ def url_of(endpoint: Endpoint) -> str:
 
 @lru_cache(maxsize=4096)
 def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
-    """Whether the address is in one of the networks."""
+    """Whether the address is in one of the networks; "*" is every network."""
     try:
         given = ip_address(address)
     except ValueError:
         return False
-    return any(given in network for network in map(_network, networks))
+    return "*" in networks or any(given in network for network in map(_network, networks))
 
 
 @lru_cache(maxsize=256)

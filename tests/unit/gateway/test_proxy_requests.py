@@ -217,6 +217,7 @@ def test_reports_of_a_trusted_proxy_are_extended() -> None:
         ("10.0.0.2", ("10.0.0.0/8",), "203.0.113.1"),
         ("10.0.0.2", ("10.0.0.2",), "10.0.0.1"),
         ("10.0.0.2", ("0.0.0.0/0",), "10.0.0.2"),
+        ("10.0.0.2", ("*",), "10.0.0.2"),
     ],
 )
 def test_client_is_the_last_one_that_is_not_trusted(peer: str, trusted: tuple[str, ...], client: str) -> None:
