@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import TYPE_CHECKING
 
 from poolctl.runners.runner_protocol import Runner
-from poolctl.runners.stack_report import WorkerStacks
 
 from .server_changes import Event, Recorder
 from .server_entry import Entry
 from .worker_entry import Worker
+
+if TYPE_CHECKING:
+    from poolctl.runners.stack_report import WorkerStacks
 
 # No worker is ended later than this because of its stacks; an answer takes a few milliseconds.
 SECONDS = 1.0

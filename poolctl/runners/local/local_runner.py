@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store
@@ -18,7 +19,6 @@ from poolctl.keeper.reap import signal_process
 from ..keeper_link import KeeperLink
 from ..process_link import Message
 from ..runner_protocol import Adopted, Capabilities, Endpoints, Exit, Placement, RunnerEvents
-from ..stack_report import WorkerStacks
 from .activation.sleeping_servers import SleepingServers
 from .fork_verification import Children
 from .local_worker import LocalWorker
@@ -33,6 +33,9 @@ from .spawn.zygotes import Source, Zygotes
 from .takeover import Adopter, WorkerAdoption, inherited, reports_of, take_over
 from .tallies import Tallies
 from .worker_stacks import StackReader
+
+if TYPE_CHECKING:
+    from ..stack_report import WorkerStacks
 
 _LAST_OUTPUT_SECONDS = 1.0
 

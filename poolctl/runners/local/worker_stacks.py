@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from poolctl.platform import kernel_threads, status_of
 from poolctl.worker.stack_dump import ASK, ASK_AGAIN
 
 from ..listener_opener import in_daemon_thread
-from ..stack_report import FAULTHANDLER, PYTHON, KernelThread, WorkerStacks, parse, place_of
 from ..untrusted_messages import printable
 from .fork_verification import Children
 from .local_worker import LocalWorker
+
+if TYPE_CHECKING:
+    from ..stack_report import KernelThread, WorkerStacks
 
 # Of the time of a request: for an answer by Python, then for faulthandler's. The rest is for reading /proc.
 _FIRST, _SECOND = 0.6, 0.25
@@ -32,6 +35,8 @@ class StackReader:
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
         """See Stacks. Requests at the same time get the same answer."""
+        from ..stack_report import WorkerStacks  # no start needs it; recovery imports it soon afterwards
+
         found = self._workers.get(worker)
         if found is None or found.exited.done():
             name = worker.rsplit(".", 2)[0]
@@ -43,6 +48,8 @@ class StackReader:
         return await asyncio.shield(asked)
 
     async def _ask(self, worker: LocalWorker, seconds: float) -> WorkerStacks:
+        from ..stack_report import FAULTHANDLER, PYTHON, WorkerStacks, parse, place_of
+
         problem, source, written = _obstacle(worker), "", b""
         if not problem:
             until = asyncio.get_running_loop().time() + (_FIRST + _SECOND) * seconds
@@ -79,6 +86,8 @@ class StackReader:
         return True
 
     async def _kernel(self, worker: LocalWorker, seconds: float) -> tuple[KernelThread, ...]:
+        from ..stack_report import KernelThread
+
         pid = worker.placement.pid
         assert pid is not None
         try:
@@ -102,11 +111,11 @@ def _obstacle(worker: LocalWorker) -> str:
 
 def _explain(worker: LocalWorker, source: str) -> str:
     """Why the answer is missing or incomplete; "" for a complete one."""
-    if source == PYTHON:
+    if source == "python":
         return ""
     if worker.exited.done():
         return "it has exited"
-    if source == FAULTHANDLER:
+    if source:
         return "its tasks are unknown: its main thread is inside a C function, or its application handles SIGURG itself"
     return (
         "it does not answer: it cannot run now, or its application has replaced the handlers of the signals"

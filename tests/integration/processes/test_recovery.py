@@ -57,9 +57,9 @@ def begin(pool: RealPool, extra: str = "") -> int:
 
 
 def events(pool: RealPool) -> list[dict[str, Any]]:
-    """What the journal knows of."""
-    lines = [line for path in pool.runtime.rglob("events.jsonl") for line in path.read_text().splitlines()]
-    return [json.loads(line) for line in lines]
+    """What the journal knows of, without a last line of which only a part has been written."""
+    texts = [path.read_text() for path in pool.runtime.rglob("events.jsonl")]
+    return [json.loads(line) for text in texts for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def reports(pool: RealPool) -> list[dict[str, Any]]:
