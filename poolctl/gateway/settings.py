@@ -14,8 +14,8 @@ HTTP, TCP, UDP = "http", "tcp", "udp"
 class ListenerSettings(Value):
     """One address of the gateway, in canonical form, and the number of its sockets.
 
-    A stream's listener has the alias of its route; `tls` says that certificates exist for it, or that connections are
-    passed to servers with TLS by the name in their ClientHello.
+    `dual`: it is open for IPv4 and IPv6, as ":8080" means. A stream's listener has the alias of its route; `tls` says
+    that certificates exist for it, or that connections are passed to servers with TLS by the name in their ClientHello.
     """
 
     bind: str
@@ -23,6 +23,7 @@ class ListenerSettings(Value):
     protocol: str = HTTP
     alias: str = ""
     tls: bool = False
+    dual: bool = False
 
     @property
     def key(self) -> str:

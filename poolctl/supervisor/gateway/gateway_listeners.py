@@ -53,7 +53,7 @@ class GatewayListeners:
         """Open those that are not open yet; the errors of those that cannot be opened."""
         problems = []
         for key, listener in wanted.items():
-            if key in self._open:
+            if key in self._open and self.settings[key].dual == listener.dual:
                 if self.settings[key] != listener:
                     self._keep(key, listener)
                 continue
@@ -61,7 +61,7 @@ class GatewayListeners:
             outdated = [
                 each
                 for each, other in self.settings.items()
-                if each not in wanted and _is_in_the_way(other, listener)
+                if (each not in wanted or each == key) and _is_in_the_way(other, listener)
             ]
             former = [self.settings[each] for each in outdated]
             await self._close(outdated)
@@ -76,6 +76,8 @@ class GatewayListeners:
 
     async def _open_one(self, key: str, listener: ListenerSettings) -> None:
         address = parse(listener.bind)
+        if listener.dual:
+            address = parse(f":{address.port}")
         if listener.protocol == UDP:
             sockets = await self._opener.open_datagram_sockets(address)
         else:

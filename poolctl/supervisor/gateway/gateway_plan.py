@@ -80,11 +80,15 @@ def plan_of(
         return None
     listeners = {}
     for each in gateway.bind:
-        made = ListenerSettings(bind=parse(each.bind).key, protocol=HTTP, tls=bool(each.tls))
+        address = parse(each.bind)
+        made = ListenerSettings(bind=address.key, protocol=HTTP, tls=bool(each.tls), dual=address.dual)
         listeners[made.key] = made
     routes = {}
+    dual = {address.key for each in tables.streams if (address := parse(each.bind)).dual}
     for stream in streams:
-        made = ListenerSettings(bind=stream.bind, protocol=stream.protocol, alias=stream.alias)
+        made = ListenerSettings(
+            bind=stream.bind, protocol=stream.protocol, alias=stream.alias, dual=stream.bind in dual
+        )
         listeners[made.key] = made
         routes[made.key] = stream
     return GatewayPlan(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from poolctl.config import Tables
+from poolctl.config.model.gateway_tables import GatewayConfig
 from poolctl.gateway.settings import TCP, ListenerSettings
 from poolctl.routing.route import StreamRoute, Target
 from poolctl.supervisor.gateway.gateway_listeners import GatewayListeners
-from poolctl.supervisor.gateway.gateway_plan import Certificate, GatewayPlan
+from poolctl.supervisor.gateway.gateway_plan import Certificate, GatewayPlan, plan_of
 from tests.ports import claim_port
 from tests.unit.supervisor.desk import run
 
@@ -58,6 +60,26 @@ def test_wider_address_on_the_same_port_takes_the_place_of_a_narrower_one_at_onc
             assert is_open(port)
         await listeners.close_others(())
         assert not is_open(port)
+
+    run(scenario())
+
+
+def test_address_without_a_host_is_open_for_both_families() -> None:
+    tables = Tables(gateway=GatewayConfig(bind=(":8080", "0.0.0.0:8081")))
+    found = plan_of(tables, (), "/run", "/state", {}, "shop")
+    assert found is not None
+    assert {each.bind: each.dual for each in found.listeners.values()} == {
+        "0.0.0.0:8080": True, "0.0.0.0:8081": False,
+    }  # fmt: skip
+
+    async def scenario() -> None:
+        listeners, port = GatewayListeners(Store()), claim_port()
+        narrow = http(f"0.0.0.0:{port}")
+        for wanted in (narrow.but(dual=True), narrow, narrow.but(dual=True)):
+            assert await listeners.open(by_key(wanted)) == []
+            families = {each.family for each in listeners.of(wanted.key)}
+            assert families == ({socket.AF_INET, socket.AF_INET6} if wanted.dual else {socket.AF_INET})
+        await listeners.close_others(())
 
     run(scenario())
 
