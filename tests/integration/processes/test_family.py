@@ -77,9 +77,9 @@ def test_a_worker_holds_what_is_its_own_and_nothing_else(pool: RealPool) -> None
         # pipes of libuv.
         assert kinds.count("socket") <= 7, held
         assert kinds.count("pipe") <= 6, held
-        # Besides, the page that it counts on, and the duplicate of that which Python's mmap keeps.
+        # Besides, the page that it counts on, for its stacks too, and the duplicate of that which Python's mmap keeps.
         files = [target for target in held.values() if target.startswith("/") and target != "/dev/null"]
-        assert files == ["/memfd:poolctl-tally (deleted)"] * 2, held
+        assert files == ["/memfd:poolctl-tally (deleted)"] * 3, held
     sockets = [set(descriptors(items[name]["pids"][0]).values()) for name in ("a", "b")]
     shared = {target for target in sockets[0] & sockets[1] if target.startswith(("socket:", "pipe:"))}
     assert not shared, "no socket of one server reaches a worker of another"
