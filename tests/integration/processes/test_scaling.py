@@ -48,10 +48,10 @@ def test_workers_follow_the_load_there_and_back_and_no_request_fails(pool: RealP
         assert web(pool)["workers"] == 2
         assert pool.ok("scale", "web", "--auto").stdout == "1 server scaled by triggers\n"
         wait_until(lambda: has(pool, 3))
+        wait_until(lambda: "at maximum" in {each["event"] for each in events(pool)})
     assert (load.report.failed, load.report.refused) == (0, 0), load.report
     wait_until(lambda: has(pool, 1) and changes(pool)[-1][1] == 1)
     assert changes(pool)[0][0] == 1
     assert max(after for _, after in changes(pool)) == 3
     decided = [each for each in events(pool) if each.get("trigger")]
     assert {(each["trigger"], each["target"]) for each in decided} == {("in_flight", 2)}
-    assert [each for each in decided if each["event"] == "at maximum"]
