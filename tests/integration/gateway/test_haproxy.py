@@ -11,7 +11,8 @@ from tests.programs import program
 
 HAPROXY = 'engine = "haproxy"'
 
-pytestmark = pytest.mark.unmeasured
+# Three programs take the clients over from each other, which takes a busy machine long.
+pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
 
 def processes(gateway: GatewayPool) -> tuple[int, int] | None:
