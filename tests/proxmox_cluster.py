@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
 
 from poolctl.config import ProxmoxTable
+from poolctl.supervisor.inventory.proxmox_inventory import ProxmoxInventory
 
 SECRET = "3d7a4b4e-51cb-4a2e-9c6d-000000000001"
 TOKEN = f"pool@pve!routes={SECRET}"
@@ -204,3 +206,31 @@ class Cluster:
 
 def _guest(kind: str, node: str, name: str, status: str) -> dict[str, Any]:
     return {"type": kind, "node": node, "name": name, "status": status}
+
+
+class HasInventory(Protocol):
+    """What a test plays with, made of a cluster."""
+
+    inventory: ProxmoxInventory
+
+
+Stage = TypeVar("Stage", bound=HasInventory)
+
+
+def play_with(
+    pair: tuple[Path, Path],
+    make: Callable[[Cluster], Stage],
+    steps: Callable[[Stage], Coroutine[Any, Any, None]],
+) -> None:
+    """Run the steps with a cluster that has this certificate and key."""
+
+    async def run() -> None:
+        cluster = await Cluster(*pair).start()
+        stage = make(cluster)
+        try:
+            await asyncio.wait_for(steps(stage), 60)
+        finally:
+            stage.inventory.close()
+            cluster.close()
+
+    asyncio.run(run())

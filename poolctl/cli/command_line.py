@@ -95,8 +95,11 @@ class CommandRequest:
             allow_empty=bool(get("allow_empty")),
         )
 
-    def seconds(self, key: str) -> float | None:
-        """A duration in seconds, None if it was not given. UsageError for what is none."""
+    def seconds(self, key: str, spelling: str = "") -> float | None:
+        """A duration in seconds, None if it was not given. UsageError for what is none.
+
+        `spelling` is that of the option, where it differs from its key.
+        """
         text = self.values.get(key)
         if text is None:
             return None
@@ -105,7 +108,7 @@ class CommandRequest:
         try:
             return parse_duration(text)
         except ValueError as error:
-            raise UsageError(f"--{key.replace('_', '-')}: {error}") from None
+            raise UsageError(f"{spelling or '--' + key.replace('_', '-')}: {error}") from None
 
     def options(self) -> Mapping[str, object]:
         """The options of the supervisor's request, besides the selection."""

@@ -1,4 +1,4 @@
-"""Orders of the supervisor about hosts, and what it is told of their states."""
+"""Orders of the supervisor about hosts, and the reports of their states."""
 
 from __future__ import annotations
 

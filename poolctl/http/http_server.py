@@ -132,7 +132,7 @@ class HttpHandler(Protocol):
 class HttpServer:
     """Serves listeners. `what` names the requests in the log; `reserve` is entered for each connection.
 
-    With `watch` a request is given up as soon as its client has gone away. With `tls` new connections speak TLS.
+    With `watch` a request is cancelled when its client disconnects. With `tls` new connections speak TLS.
     """
 
     def __init__(

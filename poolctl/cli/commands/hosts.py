@@ -74,7 +74,7 @@ def perform(request: CommandRequest) -> Outcome:
 def _change(request: CommandRequest, action: str, names: list[str]) -> Outcome:
     if not names:
         raise UsageError(f"hosts {action}: which hosts?", hint="`poolctl hosts` lists them")
-    seconds = _seconds(request.get("duration"))
+    seconds = request.seconds("duration", "--for")
     if seconds is not None and action != "disable":
         raise UsageError(
             f"--for does not belong to `hosts {action}`", hint="it says how long a host is disabled"
@@ -84,17 +84,6 @@ def _change(request: CommandRequest, action: str, names: list[str]) -> Outcome:
     if request.output:
         return _shown(request, result)
     return Outcome.of(result, "\n".join(_sentence(each) for each in result.items))
-
-
-def _seconds(text: str | None) -> float | None:
-    if text is None:
-        return None
-    from poolctl.units import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as wrong:
-        raise UsageError(f"--for: {wrong}") from None
 
 
 def _shown(request: CommandRequest, result: HostsResult) -> Outcome:

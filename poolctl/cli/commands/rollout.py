@@ -102,7 +102,7 @@ def _begin_options(request: CommandRequest, action: str) -> dict[str, object]:
     if given["canary"] is not None:
         options["share"] = _share(given["canary"])
     if given["duration"] is not None:
-        options["seconds"] = _seconds(given["duration"])
+        options["seconds"] = request.seconds("duration", "--for")
     if given["min_requests"] is not None:
         options["min_requests"] = _count(given["min_requests"])
     if given["abort_on"]:
@@ -115,15 +115,6 @@ def _share(text: str) -> float:
         return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
     except ValueError:
         raise UsageError(f"--canary: {text!r} is not a share", hint="write 10%") from None
-
-
-def _seconds(text: str) -> float:
-    from poolctl.units import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as wrong:
-        raise UsageError(f"--for: {wrong}") from None
 
 
 def _count(text: str) -> int:

@@ -17,7 +17,7 @@ from poolctl.routing.route import Route, Target
 from poolctl.supervisor.inventory import machine_starter
 from poolctl.supervisor.inventory.proxmox_inventory import ProxmoxInventory
 from tests.certificates import certificate
-from tests.proxmox_cluster import ENVIRONMENT, SECRET, Cluster
+from tests.proxmox_cluster import ENVIRONMENT, SECRET, Cluster, play_with
 
 WEB, ALSO_WEB, WIN, NODE = "http://web:80", "http://web:81", "http://win:80", "https://pve1:8006"
 START = "POST /nodes/pve1/lxc/101/status/start"
@@ -84,16 +84,7 @@ def play(
     monkeypatch.setattr(machine_starter, "_POLL_SECONDS", 0.001)
 
     def play(steps: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
-        async def run() -> None:
-            cluster = await Cluster(*pair).start()
-            stage = Stage(cluster)
-            try:
-                await asyncio.wait_for(steps(stage), 60)
-            finally:
-                stage.inventory.close()
-                cluster.close()
-
-        asyncio.run(run())
+        play_with(pair, Stage, steps)
 
     return play
 

@@ -17,7 +17,7 @@ from poolctl.routing.route import Route, Target
 from poolctl.supervisor.inventory import proxmox_inventory
 from poolctl.supervisor.inventory.proxmox_inventory import ProxmoxInventory
 from tests.certificates import certificate
-from tests.proxmox_cluster import ENVIRONMENT, SECRET, Cluster
+from tests.proxmox_cluster import ENVIRONMENT, SECRET, Cluster, play_with
 
 LONG = 3600.0
 
@@ -63,16 +63,7 @@ class Stage:
 
 
 def play(pair: tuple[Path, Path], steps: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
-    async def run() -> None:
-        cluster = await Cluster(*pair).start()
-        stage = Stage(cluster)
-        try:
-            await asyncio.wait_for(steps(stage), 60)
-        finally:
-            stage.inventory.close()
-            cluster.close()
-
-    asyncio.run(run())
+    play_with(pair, Stage, steps)
 
 
 def to(alias: str, *urls: str) -> Route:
