@@ -243,6 +243,8 @@ def _refuse_what_needs_a_process(server: ServerConfig) -> None:
     used = [key for key in _NEED_A_PROCESS if getattr(server, key)]
     if server.limits.open_files is not None:
         used.append("limits.open_files")
+    if server.http.log_level != "info":
+        used.append("http.log_level")  # the loggers are the embedding program's
     if server.python and server.python not in _usual_interpreters(server):
         used.append("python")
     if used:

@@ -225,7 +225,10 @@ def stop_seconds(server: ServerConfig) -> float:
 def uvicorn_settings(server: ServerConfig) -> Table:
     """The server's `http` table in uvicorn's words."""
     http = server.http
+    # Left out where it is the default: workers of earlier versions then still have the same digest.
+    log_level = {} if http.log_level == "info" else {"log_level": http.log_level}
     return {
+        **log_level,
         "http": http.implementation,
         "loop": http.loop,
         "ws": http.websocket,

@@ -26,6 +26,7 @@ from .process_setup import SPEC_FD, descriptors, keep_fds
 from .provided_modules import provide_modules
 from .serving import uvicorn_parts
 from .serving.pool_server import PoolServer
+from .serving.uvicorn_logging import omit_uvicorns_lines
 from .serving.uvicorn_parts import prepare
 from .stack_dump import STACK_DUMP
 from .tally import blank_page
@@ -68,6 +69,7 @@ def preload() -> None:
 
 def prepare_for_forks() -> None:
     """Prepare the process for its first fork; nothing of poolctl is imported afterwards."""
+    omit_uvicorns_lines()
     prepare(_blank)
     # Applications are imported from directories. With zip files tried first, each worker pays for an error.
     sys.path_hooks.sort(key=lambda hook: hook is zipimport.zipimporter)

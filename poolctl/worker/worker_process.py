@@ -39,6 +39,7 @@ from .process_setup import (
 from .serving.accepting import AdoptionPair
 from .serving.connection_state import IdleTimer
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
+from .serving.uvicorn_logging import ABOVE_INFO, set_log_level
 from .serving.uvicorn_parts import Tls, configure, ssl_context
 from .serving.worker_routes import Routes
 from .stack_dump import STACK_DUMP
@@ -92,13 +93,14 @@ class WorkerProcess:
             return self._failed(str(error), STARTUP_FAILURE)
         except StartupFailed as error:
             return self._failed(str(error), error.status)
-        self._log(_ENDED)
+        self._inform(_ENDED)
         return 0
 
     def _configure(self) -> uvicorn.Config:
         spec = self.spec
         set_app_environment(spec)
-        config = configure(load_app(spec), spec["uvicorn"])
+        settings = set_log_level(spec["uvicorn"])
+        config = configure(load_app(spec), settings)
         return load_config(config, spec["requests"], spec["tls"], list(self.tls_fds))
 
     async def _serve(self, config: uvicorn.Config) -> None:
@@ -130,7 +132,7 @@ class WorkerProcess:
         begin(self.server.server_state.tally)
         self.server.server_state.on_limit = self._limit_reached
         self.server.on_left = lambda: self.control.send({"event": "left"})
-        self._log(_STARTED)
+        self._inform(_STARTED)
         self._report_routes()
         self.control.send_raw(_READY)
         if self.idleness is None:
@@ -234,8 +236,13 @@ class WorkerProcess:
             # The rest of the startup is not needed any more.
             self.serving.cancel()
 
+    def _inform(self, line: bytes) -> None:
+        """Log the line unless only warnings and errors are wanted."""
+        if self.spec["uvicorn"].get("log_level") not in ABOVE_INFO:
+            self._log(line)
+
     def _log(self, line: bytes) -> None:
-        """Write a line to the log as uvicorn would, whose own logging starts at warnings."""
+        """Write a line to the log as uvicorn would; its own lines of this kind are left out."""
         with contextlib.suppress(OSError):
             os.write(2, line)
 

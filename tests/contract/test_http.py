@@ -16,7 +16,7 @@ from tests.real_pool import RealPool
 pytestmark = pytest.mark.unmeasured
 
 TELL = """
-import asyncio, json, pathlib
+import asyncio, json, logging, pathlib
 async def app(scope, receive, send):
     if scope["type"] != "http":
         raise NotImplementedError
@@ -24,6 +24,7 @@ async def app(scope, receive, send):
         pathlib.Path("held").touch()
         while not pathlib.Path("go").exists():
             await asyncio.sleep(0.01)
+    logging.getLogger("uvicorn.error").info("asked for %s", scope["path"])
     told = {"client": scope["client"][0], "scheme": scope["scheme"], "root_path": scope["root_path"]}
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": json.dumps(told).encode()})
@@ -31,6 +32,7 @@ async def app(scope, receive, send):
 SERVERS = {
     "plain": "",
     "trusting": 'http = { proxy_headers = true, trusted_proxies = ["127.0.0.0/8"] }',
+    "terse": 'http = { log_level = "warning" }',
     "wary": 'http = { proxy_headers = true, trusted_proxies = ["10.0.0.1"] }',
     "one": "http = { max_concurrency = 1 }",
     "brief": 'http = { keep_alive = "200ms", root_path = "/api" }\nlimits = { open_files = 64 }',
@@ -98,8 +100,14 @@ def test_keys_of_http_limits_and_log_take_effect(
     until(lambda: "/seen?x=1" in log.read_text() and "/seen?x=1" in real_pool.ok("logs", "h11").stdout)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {line["name"] for line in lines} == {"loud"}
-    (seen,) = [json.loads(line["line"]) for line in lines if "/seen" in line["line"]]
+    (seen,) = [json.loads(line["line"]) for line in lines if '"/seen' in line["line"]]
     assert (seen["method"], seen["target"], seen["status"]) == ("GET", "/seen?x=1", 200)
     assert len(seen["request_id"]) == 32
     assert '"GET /seen?x=1 HTTP/1.1" 200 OK ' in real_pool.ok("logs", "h11").stdout
-    assert "/seen" not in real_pool.ok("logs", "plain", "-n", "all").stdout
+
+    assert ask(ports["terse"])[0] == 200
+    until(lambda: "INFO:     asked for /seen\n" in real_pool.ok("logs", "plain", "--raw").stdout)
+    plain = real_pool.ok("logs", "plain", "-n", "all").stdout
+    assert "?x=1" not in plain, "no access log"
+    assert plain.count("startup") == 1, "the worker's own line, and not uvicorn's"
+    assert real_pool.ok("logs", "terse", "-n", "all").stdout == ""

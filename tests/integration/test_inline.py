@@ -283,14 +283,18 @@ def test_an_app_that_is_not_there_is_named(pool: Pool) -> None:
 
 def test_keys_that_need_a_process_are_refused_by_name(pool: Pool) -> None:
     pool.store_new(ServerConfig(name="a", bind=f"127.0.0.1:{claim_port()}", command=["true"]))
-    pool.store_new(config("b", env={"A": "1"}, limits={"open_files": 100}))
+    pool.store_new(
+        config("b", env={"A": "1"}, limits={"open_files": 100}, http={"log_level": "debug"}),
+    )
     pool.store_new(config("c", python="/usr/bin/other-python"))
     with pytest.raises(PoolStartError) as caught:
         pool.start_sync()
     command, env, python = caught.value.exceptions
     assert python.message == "`python` cannot be honoured inside this process"
     assert command.message == "`command` cannot be honoured inside this process"
-    assert env.message == "`env`, `limits.open_files` cannot be honoured inside this process"
+    assert (
+        env.message == "`env`, `limits.open_files`, `http.log_level` cannot be honoured inside this process"
+    )
     assert "poolctl start" in env.hint
 
 

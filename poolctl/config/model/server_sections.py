@@ -196,6 +196,9 @@ class Http(Section):
     proxy_headers: Truth = field(False, "Believe X-Forwarded-* of the trusted proxies.")
     trusted_proxies: Proxies = field((), 'Addresses or networks of trusted proxies, or "*".')
     access_log: Truth = field(False, "A log line for each request, with its X-Request-ID.")
+    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = field(
+        "info", "The level of uvicorn's loggers, to which applications may write; access_log is apart."
+    )
     request_id: Truth | None = field(
         None, "Give each request and its response an X-Request-ID. Left out: no."
     )
@@ -221,6 +224,14 @@ class Http(Section):
     websocket: Literal["auto", "none", "websockets", "websockets-sansio", "wsproto"] = field(
         "auto", "The WebSocket implementation."
     )
+
+    @model_serializer(mode="wrap")
+    def _without_usual_level(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Tree]:
+        """Most servers have the usual level: then their JSON does not name it."""
+        values: dict[str, Tree] = serialize(self)
+        if self.log_level == "info":
+            values.pop("log_level", None)
+        return values
 
 
 class Backoff(Section):

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import uvicorn
-from uvicorn.config import LOGGING_CONFIG
+from uvicorn.config import LOG_LEVELS, LOGGING_CONFIG
 from uvicorn.lifespan.on import LifespanOn
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -43,9 +43,9 @@ else:
     Http1Protocol = Http2Protocol = RequestResponseCycle = object
 
 __all__ = [
-    "CLOSE_HEADER", "LOGGING_CONFIG", "App", "H11Protocol", "Http1Protocol", "Http2Protocol", "LifespanOn", "Message",
-    "Receive", "RequestResponseCycle", "Scope", "Send", "ServerState", "State", "get_client_addr",
-    "get_path_with_query_string",
+    "CLOSE_HEADER", "LOGGING_CONFIG", "LOG_LEVELS", "App", "H11Protocol", "Http1Protocol", "Http2Protocol",
+    "LifespanOn", "Message", "Receive", "RequestResponseCycle", "Scope", "Send", "ServerState", "State",
+    "get_client_addr", "get_path_with_query_string",
 ]  # fmt: skip
 
 # Those of an ASGI application; the state is what it finds in each scope.
@@ -251,8 +251,8 @@ def configure(app: App, settings: Settings) -> uvicorn.Config:
 
 
 def _make(app: App, settings: Settings) -> uvicorn.Config:
-    # The preload has set up the logging; the access log is poolctl's own.
-    return uvicorn.Config(app, log_config=None, log_level="warning", **drainable(settings))
+    # The preload has set up the logging, and the worker its level; the access log is poolctl's own.
+    return uvicorn.Config(app, log_config=None, **drainable(settings))
 
 
 def ssl_context(tls: Tls, fds: list[int]) -> ssl.SSLContext:

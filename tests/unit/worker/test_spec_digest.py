@@ -28,6 +28,7 @@ def number(*, interpreter: str = "python", **keys: Any) -> int:
         {"cwd": "/tmp"},
         {"http": {"keep_alive": 5}},
         {"http": {"access_log": True}},
+        {"http": {"log_level": "debug"}},
         {"drain_timeout": 1},
         {"stop_timeout": 1},
     ],

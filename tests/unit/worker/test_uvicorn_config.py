@@ -16,6 +16,11 @@ def test_server_without_an_http_table_has_the_usual_settings() -> None:
     assert uvicorn_settings(plain()) == uvicorn_parts.USUAL
 
 
+def test_log_level_is_part_of_the_settings_only_where_it_is_not_the_usual_one() -> None:
+    assert "log_level" not in uvicorn_settings(plain(http={"log_level": "info"}))
+    assert uvicorn_settings(plain(http={"log_level": "trace"}))["log_level"] == "trace"
+
+
 def test_prepared_configuration_serves_the_given_application() -> None:
     uvicorn_parts.prepare(saying("nothing"))
     first, second = saying("first"), saying("second")

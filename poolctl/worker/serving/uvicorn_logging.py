@@ -1,0 +1,46 @@
+"""uvicorn's loggers in a worker: their level, and the lines of uvicorn's that poolctl writes in its place.
+
+Applications write to `uvicorn.error` too: their records appear as they do under uvicorn.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import uvicorn
+
+from .uvicorn_parts import LOG_LEVELS, Settings
+
+_LOGGERS = ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+ABOVE_INFO = ("warning", "error", "critical")
+
+
+def omit_uvicorns_lines() -> None:
+    """Leave out what uvicorn and its WebSockets log themselves at INFO: startup, shutdown, and each connection.
+
+    The worker reports its start and its end, and the access log the connections.
+    """
+    packages = (uvicorn, sys.modules.get("websockets"))
+    directories = tuple(
+        os.path.dirname(each.__file__) + os.sep for each in packages if each and each.__file__
+    )
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.levelno != logging.INFO or not record.pathname.startswith(directories)
+
+    logging.getLogger("uvicorn.error").addFilter(is_wanted)
+
+
+def set_log_level(settings: Settings) -> Settings:
+    """Set the level that the settings name, before the application is imported, which may set another one.
+
+    Returns the settings without it: uvicorn would set it once more, after the import.
+    """
+    level = settings.get("log_level")  # left out for uvicorn's default
+    if level is None:
+        return settings
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(LOG_LEVELS[level])
+    return {key: value for key, value in settings.items() if key != "log_level"}
