@@ -54,7 +54,7 @@ _poolctl() {
         wait:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
         *:-c | *:--config | *:-f | *:--file) _poolctl_files -f; return ;;
         *:--pool) _poolctl_ask pools; return ;;
-        *:--bind | *:--app | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--for | *:--to | *:--ttl | *:--weight | *:--host | *:--path | *:--probe | *:--canary | *:--abort-on | *:--min-requests | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
+        *:--bind | *:--app | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--for | *:--tail | *:--until | *:--grep | *:--to | *:--ttl | *:--weight | *:--host | *:--path | *:--probe | *:--canary | *:--abort-on | *:--min-requests | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
         *:-o | *:--output) _poolctl_words 'table wide json jsonl name'; return ;;
         *:--tag) _poolctl_ask tags; return ;;
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
@@ -62,6 +62,7 @@ _poolctl() {
         *:--target) _poolctl_words 'name bind expose'; return ;;
         *:--depth) _poolctl_words 'full summary simple'; return ;;
         *:--field) _poolctl_words 'name bind expose state ready health pids workers uptime_seconds restarts tags'; return ;;
+        *:--level) _poolctl_words 'trace debug info warning error critical'; return ;;
         *:--method) _poolctl_words 'GET HEAD POST PUT PATCH DELETE OPTIONS'; return ;;
         *:--sort) _poolctl_words 'name state health requests latency memory cpu uptime restarts file errors'; return ;;
     esac
@@ -180,7 +181,7 @@ _poolctl() {
             ;;
         logs)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -f --follow -n --lines --since --raw --gateway --reopen -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -f --follow -n --lines --tail --since --until --grep --level -t --timestamps --no-timestamps --raw --gateway --reopen -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi

@@ -141,7 +141,11 @@ class CommandRequest:
 
     def since(self) -> str:
         """The moment of --since as log files write it, so that times compare as text; "" when it was not given."""
-        text = self.get("since")
+        return self.moment("since")
+
+    def moment(self, key: str) -> str:
+        """The moment of an option, as log files write it; "" when it was not given. UsageError for what is none."""
+        text = self.get(key)
         if text is None:
             return ""
         from datetime import UTC, datetime
@@ -154,13 +158,13 @@ class CommandRequest:
             try:
                 moment = datetime.fromisoformat(text)
             except ValueError:
-                raise UsageError(f"--since: {text!r} is not a time", hint=f"{example}, or 10m") from None
+                raise UsageError(f"--{key}: {text!r} is not a time", hint=f"{example}, or 10m") from None
             return stamp(moment.astimezone(UTC).timestamp())  # a time without a zone is the user's own
         try:
-            return stamp(time() - (self.seconds("since") or 0.0))
+            return stamp(time() - (self.seconds(key) or 0.0))
         except UsageError:
             hint = f'"10m" is ten minutes ago; or a time: {example}'
-            raise UsageError(f"--since: {text!r} is not a time", hint=hint) from None
+            raise UsageError(f"--{key}: {text!r} is not a time", hint=hint) from None
 
 
 def parse(args: Sequence[str]) -> CommandRequest | None:

@@ -13,26 +13,44 @@ from poolctl.cli.render import coloured, paint, printable
 from poolctl.control import pool_paths
 from poolctl.control.answers import Described, Details
 from poolctl.frozen_value import Table
-from poolctl.logs.log_line import JsonRecord, LogLine, parse_record
+from poolctl.logs.log_level import canonical_level, level_place
+from poolctl.logs.log_line import JsonRecord, LogLine, clock_time, parse_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
 
 _COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
 
 
+NO_TIMES, SHORT_TIMES, STAMPS = "", "short", "stamps"
+# A line that shows a time itself.
+_TIMED = re.compile(r"\[?(\d{4}[-/]\d\d[-/]\d\d[T ])?\d\d:\d\d:\d\d")
+# The end of an access log's line: status, duration, the request's ID.
+_REQUEST_ID = re.compile(r"(HTTP/[\d.]+\" \d{3}[A-Za-z' -]* [\d.]+ms) \S+$")
+
+
 class PrefixedLines:
     """Puts `name | ` before lines, all as wide as the longest name, on a terminal each in its colour.
 
-    With `records` lines in JSON are rendered for people.
+    With `records` lines in JSON are rendered for people. `times`: STAMPS puts the time of each line before it;
+    SHORT_TIMES that of the day, before lines that show none. Access logs of servers that are not in `request_ids` are
+    shown without the requests' IDs; None: all have theirs.
     """
 
-    def __init__(self, names: list[str], *, times: bool = False, records: bool = False) -> None:
+    def __init__(
+        self,
+        names: list[str],
+        *,
+        times: str = NO_TIMES,
+        records: bool = False,
+        request_ids: Container[str] | None = None,
+    ) -> None:
         width = max(map(len, names), default=0)
         self._times = times
         self._records = records
+        self._request_ids = request_ids
         self._colours = coloured(sys.stdout)
         self._terminal = sys.stdout.isatty()
         self._prefixes = {name: f"{name.ljust(width)} | " for name in names}
@@ -44,27 +62,36 @@ class PrefixedLines:
 
     def line(self, line: LogLine) -> str:
         """The line as it is printed, with its end."""
-        when = f"{line.time} " if self._times and line.time else ""
-        before = f"{self._prefixes.get(line.name, line.name + ' | ')}{when}"
-        if self._records and line.text.startswith("{"):
-            record = parse_record(line.text)
-            if record is not None:
-                texts = record_lines(record, colours=self._colours)
-                return "".join(f"{before}{text}\n" for text in texts)
-        text = terminal_text(line.text, colours=self._colours) if self._terminal else line.text
-        return f"{before}{text}\n"
+        with_id = self._request_ids is None or line.name in self._request_ids
+        record = parse_record(line.text) if self._records and line.text.startswith("{") else None
+        before = f"{self._prefixes.get(line.name, line.name + ' | ')}{self._time(line, record)}"
+        if record is not None:
+            if not with_id:
+                record.rest.pop("request_id", None)
+            texts = record_lines(record, colours=self._colours)
+            return "".join(f"{before}{text}\n" for text in texts)
+        text = line.text if with_id else _REQUEST_ID.sub(r"\1", line.text)
+        if self._terminal:
+            text = terminal_text(text, colours=self._colours)
+        return f"{before}{with_coloured_level(text) if self._colours else text}\n"
+
+    def _time(self, line: LogLine, record: JsonRecord | None) -> str:
+        if not line.time or not self._times:
+            return ""
+        if self._times == STAMPS:
+            return f"{line.time} "
+        if (record is not None and record.time) or _TIMED.match(line.text):
+            return ""
+        time = clock_time(line.time)
+        return f"{paint(time, '2') if self._colours else time} "
 
 
-_LEVELS = {
-    "trace": "debug",
-    "warn": "warning",
-    "err": "error",
-    "fatal": "critical",
-    "notice": "info",
-    **{level: level for level in ("debug", "info", "warning", "error", "critical")},
-}
-# uvicorn's "INFO:     …", logging's "ERROR:root:…", "[warn] …", and either after a time.
-_SAID = re.compile(rf"^[\d\s:.,TZ+-]*\[?({'|'.join(_LEVELS)})\b[\]:\s]", re.IGNORECASE)
+def with_coloured_level(text: str) -> str:
+    """The text with the word of its level in a colour; unchanged if it has colours of its own."""
+    level, begin, end = level_place(text)
+    if not level or "\x1b" in text:
+        return text
+    return f"{text[:begin]}{paint(text[begin:end], _LEVEL_COLOURS[level.upper()])}{text[end:]}"
 
 
 class JsonLines:
@@ -83,15 +110,15 @@ class JsonLines:
             _merge(document, record)
         else:
             document["message"] = line.text
-            if said := _SAID.match(line.text):
-                document["level"] = _LEVELS[said[1].lower()]
+            if level := level_place(line.text)[0]:
+                document["level"] = level
         return json.dumps(document) + "\n"
 
 
 def _merge(document: Table, record: JsonRecord) -> None:
     document["message"] = record.message
     if record.level:
-        document["level"] = _LEVELS.get(record.level.lower(), record.level.lower())
+        document["level"] = canonical_level(record.level)
     for key, value in record.fields.items():
         document.setdefault("logged" if key == "time" else key, value)
 

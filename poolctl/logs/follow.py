@@ -12,6 +12,10 @@ from ..platform import await_readable
 from .log_line import LogLine, parse_line
 from .log_tail import LONGEST_LINE_BYTES, OpenLog, carry_times, in_order
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .line_filter import LineFilter
+
 _CHANGES = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200  # IN_MODIFY, ATTRIB, MOVED_FROM, MOVED_TO, CREATE, DELETE
 _EVENT = struct.Struct("iIII")
 _EVENTS_BYTES = 64 * 1024
@@ -164,11 +168,19 @@ def _finished(status: os.stat_result) -> Finished:
 class Follower:
     """The new lines of several logs (paths by server name), each batch in the order of time.
 
-    `first` holds the last `lines` lines of each from before, not older than `since`. Without inotify the
-    files are polled ten times a second.
+    `first` holds the last `lines` lines of each from before, not older than `since`; both have only those that are
+    `wanted`. Without inotify the files are polled ten times a second.
     """
 
-    def __init__(self, paths: Mapping[str, str], *, lines: int | None = 0, since: str = "") -> None:
+    def __init__(
+        self,
+        paths: Mapping[str, str],
+        *,
+        lines: int | None = 0,
+        since: str = "",
+        wanted: LineFilter | None = None,
+    ) -> None:
+        self._wanted = wanted
         self._logs: dict[str, list[tuple[str, TailedFile]]] = {}
         self._last_times: dict[str, str] = {}
         self._missing: set[str] = set()
@@ -220,9 +232,10 @@ class Follower:
         growing = TailedFile(path)
         log = OpenLog(path)
         try:
-            last = log.tail(1, name=name) if lines == 0 else log.tail(lines, since=since, name=name)
-            self._last_times[name] = carry_times(last)
-            self.first += [] if lines == 0 else last
+            last = [] if lines == 0 else log.tail(lines, since=since, name=name, wanted=self._wanted)
+            self.first += last
+            whole = log.tail(1, name=name) if lines == 0 or self._wanted is not None else last
+            self._last_times[name] = carry_times(whole)
             growing.begin(log)
         finally:
             log.close()
@@ -241,7 +254,7 @@ class Follower:
     def _lines(self, name: str, log: TailedFile) -> list[LogLine]:
         lines = [parse_line(raw, name) for raw in log.read()]
         self._last_times[name] = carry_times(lines, self._last_times[name])
-        return lines
+        return lines if self._wanted is None else self._wanted.forwards(lines)
 
 
 def follow(
@@ -249,15 +262,16 @@ def follow(
     *,
     lines: int | None = 0,
     since: str = "",
+    wanted: LineFilter | None = None,
     until: Callable[[], bool] | None = None,
     reader: int = -1,
 ) -> Iterator[LogLine]:
-    """The last `lines` lines of each log, then every new one; blocks in between.
+    """The last `lines` lines of each log, then every new one, as far as they are `wanted`; blocks in between.
 
     Ends when `until` is true (called ten times a second) and the lines up to then have been returned; never
     without it. Raises BrokenPipeError when the pipe or socket `reader` has lost its reader.
     """
-    follower = Follower(paths, lines=lines, since=since)
+    follower = Follower(paths, lines=lines, since=since, wanted=wanted)
     merge = Merge()
     try:
         # While one file's last lines were read, an earlier line may have been added to another, as at every reading.

@@ -42,6 +42,15 @@ def seconds_of(stamp: str) -> float:
     return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
 
 
+def clock_time(stamp: str) -> str:
+    """HH:MM:SS.mmm of a time stamp in the reader's zone; with the date, unless that is today's."""
+    from datetime import datetime  # rarely needed
+
+    moment = datetime.fromisoformat(stamp.replace("Z", "+00:00")).astimezone()
+    text = f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}"
+    return text if moment.date() == datetime.now().date() else f"{moment:%Y-%m-%d} {text}"
+
+
 def as_text(lines: bytes, now: str) -> bytes:
     """Whole lines, each with the time before it."""
     prefix = now.encode() + b" "

@@ -10,6 +10,10 @@ from poolctl.safe_open import UnsafePath, open_file
 
 from .log_line import LogLine, parse_line
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .line_filter import LineFilter
+
 _BLOCK_BYTES = 64 * 1024
 # The logger does not write longer ones. Files that other users can write may hold anything, and be any number.
 LONGEST_LINE_BYTES = 1024 * 1024
@@ -56,22 +60,29 @@ class OpenLog:
             os.close(fd)
         self.parts.clear()
 
-    def tail(self, lines: int | None, *, since: str = "", name: str = "") -> list[LogLine]:
-        """The last `lines` lines (None: all) not older than `since` (see line.stamp), oldest first.
+    def tail(
+        self, lines: int | None, *, since: str = "", name: str = "", wanted: LineFilter | None = None
+    ) -> list[LogLine]:
+        """The last `lines` lines (None: all) that are `wanted`, not older than `since` (see line.stamp), oldest first.
 
         A line without a time belongs to the previous one.
         """
         found: list[LogLine] = []
-        for raw in self.backwards():
+        candidates = self._since(since, name)
+        for line in candidates if wanted is None else wanted.backwards(candidates):
             if lines is not None and len(found) >= lines:
-                break
-            line = parse_line(raw, name)
-            if since and line.time and line.time < since:
                 break
             found.append(line)
         found.reverse()
         carry_times(found)
         return found
+
+    def _since(self, since: str, name: str) -> Iterator[LogLine]:
+        for raw in self.backwards():
+            line = parse_line(raw, name)
+            if since and line.time and line.time < since:
+                break
+            yield line
 
     def backwards(self) -> Iterator[bytes]:
         """Every line without its end, the newest first; an incomplete last one counts."""
@@ -80,20 +91,30 @@ class OpenLog:
 
 
 def tail(
-    path: str, lines: int | None, *, since: str = "", name: str = "", most_files: int = MOST_FILES
+    path: str,
+    lines: int | None,
+    *,
+    since: str = "",
+    name: str = "",
+    most_files: int = MOST_FILES,
+    wanted: LineFilter | None = None,
 ) -> list[LogLine]:
     """The last lines of the log at `path`, oldest first (see OpenLog.tail); empty if there is none."""
     log = OpenLog(path, most_files)
     try:
-        return log.tail(lines, since=since, name=name)
+        return log.tail(lines, since=since, name=name, wanted=wanted)
     finally:
         log.close()
 
 
-def merged_tail(paths: Mapping[str, str], lines: int | None, *, since: str = "") -> list[LogLine]:
+def merged_tail(
+    paths: Mapping[str, str], lines: int | None, *, since: str = "", wanted: LineFilter | None = None
+) -> list[LogLine]:
     """The last `lines` lines of each of the logs (their paths by server name), in the order of time."""
     return in_order(
-        line for name, path in paths.items() for line in tail(path, lines, since=since, name=name)
+        line
+        for name, path in paths.items()
+        for line in tail(path, lines, since=since, name=name, wanted=wanted)
     )
 
 

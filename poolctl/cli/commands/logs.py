@@ -6,10 +6,19 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from poolctl.cli.command import FOLLOW, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
-from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.log_rendering import PrefixedLines, log_paths, terminal_text
+from poolctl.cli.command import FOLLOW, LIST, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
+from poolctl.cli.command_line import CommandRequest, one_of
+from poolctl.cli.line_search import LineSearch
+from poolctl.cli.log_rendering import (
+    NO_TIMES,
+    SHORT_TIMES,
+    STAMPS,
+    PrefixedLines,
+    log_paths,
+    terminal_text,
+)
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, stdout_fd
@@ -19,6 +28,8 @@ from poolctl.control.answers import Described, Details, ShowResult
 from poolctl.control.client import NoSupervisor
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOTHING_MATCHED
 from poolctl.frozen_value import Table
+from poolctl.logs.line_filter import LineFilter
+from poolctl.logs.log_level import LEVELS, canonical_level
 from poolctl.logs.log_line import LogLine
 
 GATEWAY = "gateway"  # unless a server has this name
@@ -31,8 +42,28 @@ COMMAND = Command(
     SELECTION,
     output("json prints JSON lines.", "json", "jsonl"),
     FOLLOW,
-    Option("lines", "-n", "--lines", metavar="N", help="The last N lines of each server (default 100)."),
+    Option(
+        "lines",
+        "-n",
+        "--lines",
+        "--tail",
+        metavar="N",
+        help='The last N lines of each server (default 100), or "all".',
+    ),
     SINCE,
+    Option("until", "--until", metavar="TIME", help='Nothing newer than this: "10m", or an ISO 8601 time.'),
+    Option(
+        "grep", "--grep", metavar="RE", kind=LIST, help="Only lines in which this regular expression matches."
+    ),
+    Option(
+        "level",
+        "--level",
+        metavar="LEVEL",
+        words=LEVELS,
+        help="Only lines of at least this level: debug, info, warning, error, critical.",
+    ),
+    flag("timestamps", "-t", "--timestamps", help="Show the time of each line (default on a terminal)."),
+    flag("no_timestamps", "--no-timestamps", help="Do not show times, on a terminal either."),
     flag("raw", "--raw", help="Print lines unchanged, without the servers' names."),
     flag(
         "gateway", "--gateway", help="The gateway's own log and its access log; of no server unless selected."
@@ -42,6 +73,7 @@ COMMAND = Command(
     examples=(
         "poolctl logs -f               of all servers, merged",
         "poolctl logs users --since 10m",
+        "poolctl logs --level error --grep timeout",
         "poolctl logs -f --gateway     what the gateway reports, and its access log",
     ),
 )
@@ -51,31 +83,59 @@ def perform(request: CommandRequest) -> Outcome:
     """Print the last lines, and with -f those that come, until interrupted. `-o json` prints JSON lines."""
     if request.output not in ("", "json", "jsonl"):
         raise UsageError(f"logs -o: unknown form {request.output!r}", hint="-o json prints JSON lines")
-    if request.get("raw") and request.output:
-        raise UsageError("--raw and -o cannot be combined", hint="--raw prints lines as servers wrote them")
+    _check(request)
     if request.get("reopen"):
         return _reopen(request)
     lines, since = request.lines(), request.since()
+    search = LineSearch("--grep", request.get("grep") or [])
+    wanted = _filter(request, search)
     pool = find_pool(request)
-    paths = _paths(request, pool)
-    text_of = _form(request, list(paths))
-    if request.get("follow"):
-        return _follow(paths, text_of, lines, since)
-    from poolctl.logs.log_tail import merged_tail
+    logs = _logs(request, pool)
+    text_of = _form(request, logs)
+    with search:
+        if request.get("follow"):
+            return _follow(logs.paths, text_of, lines, since, wanted)
+        from poolctl.logs.log_tail import merged_tail
 
-    found = merged_tail(paths, lines, since=since)
+        found = merged_tail(logs.paths, lines, since=since, wanted=wanted)
     for line in found:
         sys.stdout.write(text_of(line))
     outcome = Outcome.of_stream()
-    if not found and paths.keys() == set(_OF_GATEWAY) and not since:
+    if not found and logs.paths.keys() == set(_OF_GATEWAY) and not since and wanted is None:
         outcome.notes.append("no output yet; `access_log = true` in [gateway] logs each proxied request")
     return outcome
 
 
-def _paths(request: CommandRequest, pool: PoolRef) -> dict[str, str]:
-    """The log files of what is selected, by the names that are shown."""
+def _check(request: CommandRequest) -> None:
+    """Raise UsageError for options that contradict each other."""
+    if request.get("raw") and request.output:
+        raise UsageError("--raw and -o cannot be combined", hint="--raw prints lines as servers wrote them")
+    if request.get("timestamps") and (request.get("no_timestamps") or request.get("raw")):
+        other = "--raw" if request.get("raw") else "--no-timestamps"
+        raise UsageError(f"--timestamps and {other} cannot be combined")
+    if request.get("follow") and request.get("until"):
+        raise UsageError("--until and --follow cannot be combined", hint="--until ends before new lines")
+
+
+def _filter(request: CommandRequest, search: LineSearch) -> LineFilter | None:
+    """Which lines are wanted; None for all."""
+    until, word = request.moment("until"), request.get("level")
+    least = one_of("--level", canonical_level(word), LEVELS) if word is not None else ""
+    grep = search if request.get("grep") else None
+    return LineFilter(until=until, least=least, matches=grep) if until or least or grep else None
+
+
+class _Logs(NamedTuple):
+    """The log files by the names that are shown, and whose lines show the IDs of requests."""
+
+    paths: dict[str, str]
+    request_ids: frozenset[str]
+
+
+def _logs(request: CommandRequest, pool: PoolRef) -> _Logs:
+    """The logs of what is selected."""
     try:
-        return _selected_paths(request, pool)
+        return _selected_logs(request, pool)
     except Failure as failure:
         targets = request.get("targets") or []
         if (
@@ -86,21 +146,23 @@ def _paths(request: CommandRequest, pool: PoolRef) -> dict[str, str]:
             raise
     # No server has that name.
     values = {**request.values, "targets": [each for each in targets if each != GATEWAY], "gateway": True}
-    return _selected_paths(CommandRequest(request.verb, values), pool)
+    return _selected_logs(CommandRequest(request.verb, values), pool)
 
 
-def _selected_paths(request: CommandRequest, pool: PoolRef) -> dict[str, str]:
+def _selected_logs(request: CommandRequest, pool: PoolRef) -> _Logs:
     gateway = bool(request.get("gateway"))
     if gateway and not _has_gateway(request, pool):
         hint = "a [gateway] or a [[route]] in the file adds one"
         raise Failure(Outcome.failed(NOTHING_MATCHED, "the pool has no gateway", hint))
     servers = not gateway or not request.selector().selects_all
-    paths = log_paths(_described(request, pool), pool) if servers else {}
+    items = _described(request, pool) if servers else ()
+    paths = log_paths(items, pool)
     if gateway:
         state = pool_paths.state_dir(os.environ, pool.key)
         files = f"{pool.directory}/{pool_paths.GATEWAY_LOG}", f"{state}/{pool_paths.GATEWAY_ACCESS_LOG}"
         paths |= dict(zip(_OF_GATEWAY, files, strict=True))
-    return paths
+    shown = (each.name for each in items if (each.config.get("http") or {}).get("request_id"))
+    return _Logs(paths, frozenset(paths if request.verbose else shown))
 
 
 def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
@@ -116,7 +178,7 @@ def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
         return load(pool, allow_empty=True).tables.gateway is not None
 
 
-def _form(request: CommandRequest, names: list[str]) -> Callable[[LogLine], str]:
+def _form(request: CommandRequest, logs: _Logs) -> Callable[[LogLine], str]:
     """The function that formats a line."""
     if request.output:
         return _document
@@ -125,7 +187,16 @@ def _form(request: CommandRequest, names: list[str]) -> Callable[[LogLine], str]
             return lambda line: f"{line.text}\n"
         colours = coloured(sys.stdout)
         return lambda line: f"{terminal_text(line.text, colours=colours)}\n"
-    return PrefixedLines(names, times=request.verbose, records=True).line
+    form = PrefixedLines(list(logs.paths), times=_times(request), records=True, request_ids=logs.request_ids)
+    return form.line
+
+
+def _times(request: CommandRequest) -> str:
+    if request.get("no_timestamps"):
+        return NO_TIMES
+    if request.get("timestamps") or request.verbose:
+        return STAMPS
+    return SHORT_TIMES if sys.stdout.isatty() else NO_TIMES
 
 
 def _reopen(request: CommandRequest) -> Outcome:
@@ -138,12 +209,16 @@ def _reopen(request: CommandRequest) -> Outcome:
 
 
 def _follow(
-    paths: dict[str, str], text_of: Callable[[LogLine], str], lines: int | None, since: str
+    paths: dict[str, str],
+    text_of: Callable[[LogLine], str],
+    lines: int | None,
+    since: str,
+    wanted: LineFilter | None,
 ) -> Outcome:
     from poolctl.logs.follow import follow
 
     try:
-        for line in follow(paths, lines=lines, since=since, reader=stdout_fd()):
+        for line in follow(paths, lines=lines, since=since, wanted=wanted, reader=stdout_fd()):
             sys.stdout.write(text_of(line))
             sys.stdout.flush()
     except KeyboardInterrupt:

@@ -123,7 +123,7 @@ class LogPrinter:
         self._thread.join(LAST_WORDS_SECONDS)
 
     def _print(self) -> None:
-        from poolctl.cli.log_rendering import log_paths
+        from poolctl.cli.log_rendering import NO_TIMES, STAMPS, log_paths
 
         try:
             items = self._client.ask(ShowResult, "show").items
@@ -133,7 +133,8 @@ class LogPrinter:
         if self._objects:
             form: JsonLines | PrefixedLines = JsonLines()
         else:  # a file, or a collector of a container's output, gets the lines unchanged
-            form = PrefixedLines(list(paths), times=self._times, records=sys.stdout.isatty())
+            times = STAMPS if self._times else NO_TIMES
+            form = PrefixedLines(list(paths), times=times, records=sys.stdout.isatty())
         stdout = stream_of_its_own(
             sys.stdout
         )  # the command flushes sys.stdout while this thread may be blocked

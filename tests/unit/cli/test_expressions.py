@@ -36,7 +36,9 @@ def test_an_expression_that_takes_too_long_is_a_usage_error(
     [("[[:alpha:]]", "[A-Za-z]"), ("a[[:^digit:]]", "[^0-9]"), (r"users\z", r"\Z"), ("(?<x>a)", "(?P<name>"),
      (r"\p{Greek}", r"\w"), ("a(", "a(\n         ^")],
 )  # fmt: skip
-@pytest.mark.parametrize("line", [["list", "--name"], ["filter", "name", "--regex"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "line", [["list", "--name"], ["filter", "name", "--regex"], ["logs", "--grep"]], ids=" ".join
+)
 def test_syntax_of_other_regex_dialects_is_explained(
     poolctl: Command, line: list[str], expression: str, fix: str
 ) -> None:
@@ -54,3 +56,15 @@ def test_many_asterisks_match_fast(poolctl: Command, directory: Path) -> None:
     (directory / "pool.toml").write_text(POOL)
     assert poolctl("list", "*a" * 12 + "*c").code == 4
     assert poolctl("list", "*a" * 12 + "*b").code == 0
+
+
+def test_search_in_logs_is_bounded_in_each_line_and_not_in_all(poolctl: Command, directory: Path) -> None:
+    (directory / "pool.toml").write_text(POOL + 'log = { path = "own.log" }\n')
+    (directory / "own.log").write_text("short\n" * 2000 + f"{'a' * 40}b\n")
+    before = signal.getsignal(signal.SIGVTALRM)
+    said = poolctl("logs", "--grep", SLOW)
+    assert (said.code, said.out) == (2, "")
+    assert "--grep: the regular expression takes more than" in said.err
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGVTALRM) == before
+    assert poolctl("logs", "--grep", "^a+b$").out.endswith("ab\n")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 from datetime import UTC, datetime, timedelta
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.cli.main import main
 from poolctl.control.pool_paths import pool_key
-from poolctl.logs.log_line import stamp
+from poolctl.logs.log_line import clock_time, stamp
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -52,6 +54,108 @@ def test_lines_since_a_time(poolctl: Command, logs: Path, since: str) -> None:
 
 def test_verbose_lines_carry_their_time(poolctl: Command, logs: Path) -> None:
     assert poolctl("logs", "users", "-v", "-n1").out == f"users | {stamp(NOW - 60)} new users\n"
+
+
+def test_lines_until_a_time(poolctl: Command, logs: Path) -> None:
+    assert poolctl("logs", "users", "--until", "90m").out == "users | old users\n"
+    assert poolctl("logs", "--since", "3h", "--until", "3h").out == ""
+
+
+def test_tail_is_another_name_of_lines(poolctl: Command, logs: Path) -> None:
+    assert poolctl("logs", "users", "--tail", "1") == poolctl("logs", "users", "-n1")
+
+
+def test_last_lines_are_those_of_the_lines_that_match(poolctl: Command, logs: Path) -> None:
+    assert poolctl("logs", "--grep", "^old", "-n1").out == "users  | old users\norders | old orders\n"
+    assert (
+        poolctl("logs", "--grep", "old u", "--grep", "w o").out == "users  | old users\norders | new orders\n"
+    )
+    assert poolctl("logs", "--grep", "absent") == (0, "", "")
+
+
+@pytest.fixture
+def levels(logs: Path) -> Path:
+    """A log with lines of several levels, among them a traceback."""
+    lines = [
+        "INFO:     started", '{"level": "error", "msg": "no answer"}', "plain", "2026-01-01 12:00:00 [WARNING] slow",
+        "ERROR:    Exception in ASGI application", "Traceback (most recent call last):", "  File x", "ValueError: bad",
+        "plain again",
+    ]  # fmt: skip
+    path = logs / "users.log"
+    path.write_text("".join(f"{stamp(NOW + at)} {line}\n" for at, line in enumerate(lines)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("word", "found"), [("error", [1, 4, 5, 6, 7]), ("WARN", [1, 3, 4, 5, 6, 7]), ("critical", [])]
+)
+def test_lines_of_at_least_a_level(poolctl: Command, levels: Path, word: str, found: list[int]) -> None:
+    written = [line[28:] for line in levels.read_text().splitlines()]
+    assert poolctl("logs", "users", "--raw", "--level", word).out.splitlines() == [
+        written[at] for at in found
+    ]
+    assert poolctl("logs", "users", "--raw", "--level", word, "-n1").out.splitlines() == [
+        written[at] for at in found[-1:]
+    ]
+
+
+def test_times_of_lines_are_shown_on_request(poolctl: Command, logs: Path) -> None:
+    assert poolctl("logs", "users", "-t", "-n1").out == f"users | {stamp(NOW - 60)} new users\n"
+    assert poolctl("logs", "users", "-v", "--no-timestamps", "-n1").out == "users | new users\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_terminal_shows_times_of_lines_that_show_none_and_levels_in_colours(
+    poolctl: Command, levels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shown(*args: str) -> list[str]:
+        screen = Terminal()
+        with monkeypatch.context() as patched:
+            patched.setenv("TERM", "xterm")
+            patched.setattr("sys.stdout", screen)
+            assert main(["logs", "users", *args]) == 0
+        return screen.getvalue().splitlines()
+
+    texts = shown("--tail", "all")
+    prefix = "\x1b[36musers | \x1b[0m"
+    times = [f"\x1b[2m{clock_time(stamp(NOW + at))}\x1b[0m " for at in range(9)]
+    assert texts[0] == f"{prefix}{times[0]}\x1b[32mINFO\x1b[0m:     started"
+    assert texts[1] == f"{prefix}{times[1]}\x1b[31mERROR\x1b[0m no answer"
+    assert texts[3] == f"{prefix}2026-01-01 12:00:00 [\x1b[33mWARNING\x1b[0m] slow"
+    assert shown("--no-timestamps", "-n1") == [f"{prefix}plain again"]
+
+
+ACCESS = 'INFO:     127.0.0.1:1 - "GET / HTTP/1.1" 404 Not Found 3.1ms'
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_request_ids_are_shown_only_where_they_are_configured(
+    poolctl: Command, supervised: Supervised, directory: Path, shown: bool
+) -> None:
+    record = json.dumps({"message": "GET / 404", "request_id": "abc", "status": 404})
+    (directory / "own.log").write_text(f"{ACCESS} 5b6a1f0f\n{record}\n")
+    config = {"log": {"path": str(directory / "own.log")}, "http": {"request_id": shown}}
+    with supervised(always(item("users", config=config))):
+        name = " 5b6a1f0f" if shown else ""
+        pair = " request_id=abc" if shown else ""
+        assert poolctl("logs").out == f"users | {ACCESS}{name}\nusers | GET / 404{pair} status=404\n"
+        assert poolctl("logs", "-v").out.count("5b6a1f0f") == 1
+        assert "5b6a1f0f" in poolctl("logs", "--raw").out
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--level", "loud"], ["--until", "soon"], ["-f", "--until", "1m"], ["-t", "--no-timestamps"], ["-t", "--raw"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_contradictions_and_unknown_levels_are_usage_errors(
+    poolctl: Command, logs: Path, args: list[str]
+) -> None:
+    assert poolctl("logs", *args).code == 2
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl"])
