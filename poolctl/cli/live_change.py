@@ -10,7 +10,7 @@ import os
 from poolctl.cli.command_line import CommandRequest, saves
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import from_here
+from poolctl.cli.render import from_here, of_dependents
 from poolctl.cli.supervisor_requests import ask, selected
 from poolctl.control.answers import About, Item
 from poolctl.control.client import Client, NoSupervisor
@@ -46,13 +46,15 @@ def change(
     write: Callable[[WriteBack, list[str]], None] | None = None,
     *,
     options: Mapping[str, object] | None = None,
+    dependents: str = "",
     works_offline: bool = False,
     removes: bool = False,
 ) -> Outcome:
     """Change the selected servers; returns when the change has been made, and with --save written.
 
-    `report` is the line about the servers afterwards. `write` makes the change in the files, None for a state that no
-    file has a key for. With `works_offline` it is a change of the files alone where no supervisor runs.
+    `report` is the line about the servers afterwards, `dependents` what is done to those that depend on them. `write`
+    makes the change in the files, None for a state that no file has a key for. With `works_offline` it is a change of
+    the files alone where no supervisor runs.
     """
     save = saves(request)
     pool = find_pool(request)
@@ -60,7 +62,8 @@ def change(
 
     def live() -> Outcome:
         result = ask(request, pool, more=options)
-        return Outcome.of(result, _line(result.items, report, failed=bool(result.exit_code)))
+        line = _line(result.items, report, failed=bool(result.exit_code))
+        return Outcome.of(result, line + of_dependents(result, dependents))
 
     if not save or write is None:
         outcome = live()

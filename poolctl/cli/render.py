@@ -303,6 +303,15 @@ def servers(count: int, of: int | None = None) -> str:
     return f"{count} server{'' if count == 1 else 's'}"
 
 
+def of_dependents(result: Result, done: str = "") -> str:
+    """`, and 2 that depend on it`, followed by what was done to them; "" for none. It follows a line with a count."""
+    count = len(result.dependents or ())
+    if not count:
+        return ""
+    relation = f"{'depends' if count == 1 else 'depend'} on {'it' if len(result.items) == 1 else 'them'}"
+    return f", and {count} that {relation}{done and ' ' + done}"
+
+
 # States that are as they should be without being ready.
 _ASIDE = ("sleeping", "draining", "disabled")
 

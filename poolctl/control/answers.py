@@ -86,6 +86,7 @@ class Result(Value):
     # Set where the supervisor ends after this answer; the keeper exits last.
     ended: bool | None = None
     keeper_pid: int | None = None
+    dependents: tuple[str, ...] | None = None  # stopped as well, or started again, though not selected
     without_servers: bool | None = None  # of a start: the pool has routes and no server
     gateway: Table | None = None  # of start, list, status, stats of a whole pool: a GatewayStatus
 

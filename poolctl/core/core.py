@@ -319,12 +319,16 @@ class Core:
         self.override(entry, replace(entry.overrides, disabled=disabled, out=False))
 
     def _heed(self, entry: Entry, was_disabled: bool) -> None:
-        """Stop a server that is now disabled, start one that no longer is; one stopped by a command stays stopped."""
+        """Stop a server that is now disabled, start one that no longer is, with the dependents that stopped with it.
+
+        One stopped by a command stays stopped.
+        """
         stopped = entry.desired is Desired.STOPPED
         if entry.is_disabled and not was_disabled:
             self._halt(entry, Desired.STOPPED if stopped else Desired.IDLE)
-        elif was_disabled and not entry.is_disabled and not stopped:
-            self.start(entry)
+        elif was_disabled and not entry.is_disabled:
+            for each in [*([] if stopped else [entry]), *self.servers.stopped_with([entry])]:
+                self.start(each)
 
     async def renew_tls(self, entry: Entry) -> None:
         """Load the server's current certificates into its running workers. Raises ServerError."""

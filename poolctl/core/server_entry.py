@@ -64,6 +64,7 @@ class Entry:
     # Of a server that was added live: its table, and the directory that its paths are relative to.
     source: tuple[Mapping[str, object], str] | None = persisted(None)
     ignore_dependencies: bool = persisted(False)
+    stopped_with: list[str] = persisted(factory=list)  # servers that were disabled; enabling them starts it
     retries: bool = transient(True)  # a failed start is retried, as the restart policy says
     # The values that a Python pool gives to its applications.
     app_state: Mapping[str, object] = transient(factory=dict)
@@ -381,3 +382,4 @@ class Entry:
                 timer.cancel()
             self.timers.clear()
         self.desired = desired
+        self.stopped_with = []

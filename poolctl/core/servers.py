@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 
 from poolctl.config import ServerConfig
@@ -124,6 +124,29 @@ class Servers:
                 seen.add(entry.name)
                 ahead += step(entry)
         return [entry for name, entry in self.entries.items() if name in seen]
+
+    def note_stopped_with(self, stopped: Mapping[str, list[str]], disabled: Iterable[Entry]) -> None:
+        """Note why these dependents have been stopped: by name, with the names for which they were stopped before."""
+        names = [entry.name for entry in disabled]
+        for name, before in stopped.items():
+            needed = {each.name for each in self.closure([self.entries[name]], self.dependencies)}
+            now = [each for each in names if each in needed and each not in before]
+            self.entries[name].stopped_with = [*before, *now]
+
+    def stopped_with(self, enabled: Sequence[Entry]) -> list[Entry]:
+        """The entries that were stopped because of these, and of no other server that is still disabled."""
+        names = {entry.name for entry in enabled}
+        found = self.closure(filter(self.dependents, enabled), self.dependents)
+        return [
+            entry
+            for entry in found
+            if not names.isdisjoint(entry.stopped_with)
+            and not any(name not in names and self._is_disabled(name) for name in entry.stopped_with)
+        ]
+
+    def _is_disabled(self, name: str) -> bool:
+        entry = self.entries.get(name)
+        return entry is not None and entry.is_disabled
 
     def may_start(self, entry: Entry) -> bool:
         """Whether each of its dependencies fulfils its condition."""

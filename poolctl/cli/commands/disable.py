@@ -23,5 +23,6 @@ def perform(request: CommandRequest) -> Outcome:
         request,
         lambda items: f"{servers(sum(each.state == 'disabled' for each in items), len(items))} disabled",
         lambda files, names: files.disable(names, True),
+        dependents="stopped",
         works_offline=True,
     )

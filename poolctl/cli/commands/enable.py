@@ -23,5 +23,6 @@ def perform(request: CommandRequest) -> Outcome:
         request,
         lambda items: f"{servers(len(items))} enabled, {sum(each.ready for each in items)} ready",
         lambda files, names: files.disable(names, False),
+        dependents="started",
         works_offline=True,
     )

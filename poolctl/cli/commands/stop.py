@@ -10,7 +10,7 @@ from poolctl.cli.command import LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, 
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import servers
+from poolctl.cli.render import of_dependents, servers
 from poolctl.cli.supervisor_requests import ask
 from poolctl.control.answers import Item
 from poolctl.control.client import NoSupervisor
@@ -51,10 +51,11 @@ def perform(request: CommandRequest) -> Outcome:
         return Outcome(_at_rest(request, pool), message="nothing is running")
     if result.exit_code and not result.items:
         return Outcome.of(result)
+    more = of_dependents(result)
     if request.get("no_wait"):
-        return Outcome.of(result, f"{servers(len(result.items))} stopping")
+        return Outcome.of(result, f"{servers(len(result.items))} stopping{more}")
     stopped = sum(item.state in ("stopped", "disabled", "failed") for item in result.items)
-    return Outcome.of(result, f"{servers(stopped, len(result.items))} stopped")
+    return Outcome.of(result, f"{servers(stopped, len(result.items))} stopped{more}")
 
 
 def _at_rest(request: CommandRequest, pool: PoolRef) -> Sequence[Item]:

@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import replace
 
 from poolctl.config import Finding, ServerConfig, problem_of
-from poolctl.control.answers import ErrorEntry, Result, entries
+from poolctl.control.answers import ErrorEntry, ProgressLine, Result, entries
 from poolctl.core.await_servers import not_arrived
 from poolctl.core.server_entry import Entry
 from poolctl.errors import (
@@ -25,7 +25,7 @@ from poolctl.states import Status
 from ..active_configuration import obstacles
 from .server_documents import disabled, drained, items, server_problem, unwell
 from .start_checks import ensure_open_files, expired, kept_asleep, size, startup_warnings
-from .verb import Call, Operation, Verb, VerbContext, selected, with_dependents
+from .verb import Call, Operation, Verb, VerbContext, names_of, selected, with_dependents
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
 _RUNS = frozenset({"running", "draining"})
@@ -116,10 +116,12 @@ class Lifecycle:
         all_of_them = (
             with_dependents(self._core, chosen, call.progress) if call.options.get("deps", True) else chosen
         )
+        selected_names = {entry.name for entry in chosen}
+        also = [entry for entry in all_of_them if entry.wanted and entry.name not in selected_names]
         operation = Operation(self._core, PoolStopError, all_of_them)
         for entry in all_of_them:
             self._core.stop(entry, kill=bool(call.options.get("kill")))
-        result = await operation.conclude(chosen, call)
+        result = (await operation.conclude(chosen, call)).but(dependents=names_of(also))
         if call.selector.selects_all and not result.exit_code and call.options.get("wait", True):
             try:
                 if not call.options.get("kill"):
@@ -201,25 +203,36 @@ class Lifecycle:
         return Result(items=items(self._core, chosen))
 
     async def enable(self, call: Call) -> Result:
-        """Enable the selected servers, and start those that were disabled; return when each is ready."""
+        """Enable the selected servers; start those that were disabled, and what was stopped with them."""
         chosen = self._chosen("enable", call)
         enabled = [entry for entry in chosen if entry.is_disabled]
-        ensure_open_files(self._core, ((entry.config, size(entry)) for entry in enabled))
-        operation = Operation(self._core, PoolStartError, enabled)
+        also = self._core.servers.stopped_with(enabled)
+        for entry in also:
+            for_whom = ", ".join(entry.stopped_with)
+            call.progress(
+                ProgressLine(warning=f"starting {entry.name} as well, which was stopped with {for_whom}")
+            )
+        ensure_open_files(self._core, ((entry.config, size(entry)) for entry in [*enabled, *also]))
+        operation = Operation(self._core, PoolStartError, [*enabled, *also])
         for entry in enabled:
             self._core.enable(entry)
-        return await operation.conclude(chosen, call)
+        return (await operation.conclude(chosen, call)).but(dependents=names_of(also))
 
     async def disable(self, call: Call) -> Result:
         """Disable the selected servers, after stopping their dependents; return when they have stopped."""
         chosen = self._chosen("disable", call)
-        also = [entry for entry in with_dependents(self._core, chosen, call.progress) if entry not in chosen]
+        selected_names = {entry.name for entry in chosen}
+        all_of_them = with_dependents(self._core, chosen, call.progress)
+        also = [entry for entry in all_of_them if entry.name not in selected_names]
+        running = [entry for entry in also if entry.wanted]
+        stopped = {entry.name: entry.stopped_with for entry in also if entry.wanted or entry.stopped_with}
         operation = Operation(self._core, PoolStopError, [*also, *chosen])
         for entry in also:
             self._core.stop(entry)
         for entry in chosen:
             self._core.disable(entry)
-        return await operation.conclude(chosen, call)
+        self._core.servers.note_stopped_with(stopped, chosen)
+        return (await operation.conclude(chosen, call)).but(dependents=names_of(running))
 
     async def add(self, call: Call) -> Result:
         """Add and start a server that is in no file; return when it is ready. 8 when its name or address is taken."""

@@ -174,6 +174,11 @@ class Operation(Rollout):
         return [warning for entry in self._entries for warning in entry.warnings]
 
 
+def names_of(entries: list[Entry]) -> tuple[str, ...] | None:
+    """Their names; None for no entry, so that a result does not have the field."""
+    return tuple(entry.name for entry in entries) or None
+
+
 def with_dependents(core: Core, chosen: list[Entry], progress: Progress) -> list[Entry]:
     """The entries and all that depend on them; the client is warned of those that it did not select."""
     graph = core.servers

@@ -71,6 +71,15 @@ export async function confirm(action, names) {
   return closed;
 }
 
+// `users`, `3 servers`, or with what was stopped because it depends on them: `users, and web, which depends on it,`.
+function report(names, dependents) {
+  const selected = names.length === 1 ? names[0] : plural(names.length, "server");
+  if (!dependents.length) return selected;
+  const one = dependents.length === 1;
+  const also = one ? dependents[0] : plural(dependents.length, "server");
+  return `${selected}, and ${also}, which ${one ? "depends" : "depend"} on ${names.length === 1 ? "it" : "them"},`;
+}
+
 export async function act(action, names, button) {
   if (!names.length || !(await confirm(action, names))) return;
   button?.setAttribute("aria-busy", "true");
@@ -80,7 +89,7 @@ export async function act(action, names, button) {
     const failed = result.errors || [];
     for (const error of failed) note([error.name, error.message, error.hint].filter(Boolean).join(": "), true);
     for (const warning of result.warnings || []) note(warning);
-    if (!failed.length) note(`${names.length === 1 ? names[0] : plural(names.length, "server")} ${ACTIONS[action].done}.`);
+    if (!failed.length) note(`${report(names, result.dependents || [])} ${ACTIONS[action].done}.`);
   } catch (error) {
     note(`${ACTIONS[action].label} failed: ${error.message}`, true);
   } finally {

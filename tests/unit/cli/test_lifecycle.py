@@ -50,6 +50,24 @@ def test_the_line_for_people(
         assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
 
 
+@pytest.mark.parametrize(
+    ("args", "state", "dependents", "line"),
+    [
+        (["stop", "a"], "stopped", ["w"], "1 server stopped, and 1 that depends on it"),
+        (["stop", "a", "--no-wait"], "stopping", ["w"], "1 server stopping, and 1 that depends on it"),
+        (["disable", "a"], "disabled", ["v", "w"], "1 server disabled, and 2 that depend on it stopped"),
+        (["enable", "a"], "running", ["w"], "1 server enabled, 1 ready, and 1 that depends on it started"),
+    ],
+)
+def test_dependents_of_the_selected_servers_are_counted_apart(
+    poolctl: Command, supervised: Supervised, args: list[str], state: str, dependents: list[str], line: str
+) -> None:
+    items = [item("a", state=state, ready=state == "running")]
+    with supervised(always(*items, dependents=dependents)):
+        assert poolctl(*args).out == f"{line}\n"
+        assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
+
+
 def test_restart_counts_no_server_as_ready_whose_replacement_failed(
     poolctl: Command, supervised: Supervised
 ) -> None:

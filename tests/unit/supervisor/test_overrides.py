@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
 from poolctl import ServerConfig
 from poolctl.config import GatewayConfig, StreamConfig, Tables
+from poolctl.core.servers import record_of, restore
 from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import SelectorError
 from tests.unit.pool.scripted_runner import FAILS, NEVER
@@ -180,8 +182,76 @@ def test_disable_stops_what_depends_on_it_first_and_enable_starts_it_again() -> 
         assert (await desk.ask("start", "db"))["exit_code"] == 1
         answer = await desk.ask("enable", "db")
         assert (answer["exit_code"], answer["items"][0]["state"]) == (0, "running")
+        assert answer["dependents"] == ["api"]
+        assert desk.states() == {"db": "running", "api": "running"}
         again = await desk.ask("enable", "db")
-        assert (again["exit_code"], desk.states()) == (0, {"db": "running", "api": "stopped"})
+        assert (again["exit_code"], "dependents" in again) == (0, False)
+
+    run(scenario())
+
+
+def test_dependent_of_two_disabled_servers_starts_when_both_are_enabled() -> None:
+    async def scenario() -> None:
+        desk = Desk(
+            web("db"), web("cache"), web("users", depends_on=["db", "cache"]), web("site", depends_on=["users"]),
+        )  # fmt: skip
+        await desk.ask("start")
+        assert (await desk.ask("disable", "db"))["dependents"] == ["users", "site"]
+        assert "dependents" not in await desk.ask("disable", "cache"), "they are stopped already"
+        assert "dependents" not in await desk.ask("enable", "db")
+        assert desk.states()["users"] == "stopped"
+        assert (await desk.ask("enable", "cache"))["dependents"] == ["users", "site"]
+        assert set(desk.states().values()) == {"running"}
+
+    run(scenario())
+
+
+def test_enable_starts_no_dependent_that_a_command_stopped_itself() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("before", depends_on=["db"]), web("after", depends_on=["db"]))
+        await desk.ask("start")
+        await desk.ask("stop", "before")
+        await desk.ask("disable", "db")
+        await desk.ask("stop", "after")
+        await desk.ask("enable", "db")
+        assert desk.states() == {"db": "running", "before": "stopped", "after": "stopped"}
+
+    run(scenario())
+
+
+def test_reload_that_enables_a_server_starts_what_was_stopped_with_it() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("api", depends_on=["db"]))
+        await desk.ask("start")
+        await desk.ask("disable", "db")
+        assert (await desk.ask("reload"))["exit_code"] == 0
+        await turns(100)
+        assert desk.states() == {"db": "running", "api": "running"}
+
+    run(scenario())
+
+
+def test_successor_knows_what_was_stopped_with_a_disabled_server() -> None:
+    async def scenario() -> None:
+        servers = web("db"), web("api", depends_on=["db"])
+        first, second = Desk(*servers), Desk(*servers)
+        await first.ask("start")
+        await first.ask("disable", "db")
+        for name, entry in first.core.entries.items():
+            restore(second.core.entries[name], json.loads(json.dumps(record_of(entry))))
+        assert (await second.ask("enable", "db"))["dependents"] == ["api"]
+        assert second.states() == {"db": "running", "api": "running"}
+
+    run(scenario())
+
+
+def test_stop_names_the_dependents_that_ran() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("api", depends_on=["db"]), web("idle", depends_on=["db"]))
+        await desk.ask("start", "api")
+        answer = await desk.ask("stop", "db")
+        assert ([item["name"] for item in answer["items"]], answer["dependents"]) == (["db"], ["api"])
+        assert "dependents" not in await desk.ask("stop")
 
     run(scenario())
 
