@@ -21,6 +21,8 @@ _ipv4 = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})", re.ASCII)
 _numeric_tail = re.compile(r"(?:.*\.)?(?:\d+|0[xX][0-9a-fA-F]*)", re.ASCII)
 _label = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 _zone = re.compile(r"[A-Za-z0-9._~-]+", re.ASCII)
+# The kinds of what has no address: a program that runs to its end, and one that runs for ever.
+NAMED = ("job", "process")
 SCHEMES = frozenset({"http", "https", "ws", "wss", "tcp"})
 # What nearly all addresses look like.
 _common = re.compile(rf"((?:{OCTET}\.){{3}}{OCTET}):([1-9]\d{{0,4}})", re.ASCII)
@@ -41,7 +43,7 @@ class AddressError(ValueError):
 class Address(_Fields):
     """A bind address; equal to another when the canonical keys are equal.
 
-    `kind` is tcp, unix, fd or job. `port` is None while `auto` is true and for the other kinds. `dual`:
+    `kind` is tcp, unix, fd, job or process. `port` is None while `auto` is true and for the other kinds. `dual`:
     written without a host (`:8080`), so `[::]:8080` (V6ONLY) is opened as well where the machine has IPv6.
     """
 
@@ -98,6 +100,11 @@ class Address(_Fields):
 
     def __repr__(self) -> str:
         return f"<Address {self.key}>"
+
+    @property
+    def listens(self) -> bool:
+        """Whether there is something to connect to: a job and a process have only their name for a key."""
+        return self.kind not in NAMED
 
     @property
     def is_wildcard(self) -> bool:
@@ -211,13 +218,13 @@ def parse(text: str, *, base_dir: str | None = None) -> Address:
         return _unix(rest, base_dir)
     if _blank.search(text):
         raise AddressError(f"{text[:80]!r} holds a blank or a control character")
-    # A host may be called "fd" or "job" only with a scheme in front of it.
+    # A host may be called "fd", "job" or "process" only with a scheme in front of it.
     if kind == "fd":
         return _fd(rest)
-    if kind == "job":
+    if kind in NAMED:
         if not _name.fullmatch(rest):
-            raise AddressError(f"{text[:80]!r} names no job", "write job:NAME")
-        return Address("job", name=rest)
+            raise AddressError(f"{text[:80]!r} names no {kind}", f"write {kind}:NAME")
+        return Address(kind, name=rest)
     return _tcp(text)
 
 

@@ -38,7 +38,7 @@ def haproxy_files(servers: Sequence[ServerConfig], tables: Tables) -> HaproxyFil
         listeners.append(listener)
         bundles += commands
     listeners += [HaproxyListener((_bind(each.bind),), alias=each.alias) for each in streams]
-    addresses = {each.name: each.address for each in servers if not each.job}
+    addresses = {each.name: each.address for each in servers if each.listens}
     configuration = configuration_of(
         settings_of(gateway),
         listeners,

@@ -218,7 +218,7 @@ def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
     workers, total = 0, OPEN_FILES_OF_POOL
     for server, count in servers:
         workers += count
-        if not (server.job or server.binds_itself):
+        if server.listens and not server.binds_itself:
             # One listener for each version of the protocol.
             total += 2 if server.address.dual or server.address.host == "localhost" else 1
         total += count * (_DESCRIPTORS_OF_PROGRAM if server.command else _DESCRIPTORS_OF_WORKER)

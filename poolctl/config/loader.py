@@ -17,7 +17,7 @@ from poolctl.config.model.conflicts import conflicts, dependency_findings
 from poolctl.config.model.normalise import derive, interpolate, merged, normalise
 from poolctl.config.model.pool_tables import TABLE_NAMES, PoolSettings, Tables, made
 from poolctl.config.model.problems import Finding, Problem, Tree
-from poolctl.config.model.server_sections import OF_TRIGGERS, Scale, Section, refuse
+from poolctl.config.model.server_sections import OF_SLEEP, OF_TRIGGERS, Scale, Section, refuse
 from poolctl.config.model.table_addresses import overlapping
 from poolctl.config.model.validation_errors import reset_suggestions, validated
 from poolctl.errors import PoolValidateError
@@ -130,6 +130,8 @@ class Defaults:
                 table[key] = merged(self.raw_tables[key], own[key])
         if "scale" in self.ready and _has_fixed_number(own):
             table["scale"] = _without_triggers(table["scale"])
+        if "command" in table and "bind" not in table:
+            self._leave_out_addresses(table, own)
         displaced = (
             OF_AN_APP if "command" in own else OF_A_COMMAND if own.keys() & OF_AN_APP - {"tls"} else ()
         )
@@ -137,6 +139,13 @@ class Defaults:
             if key not in own:
                 table.pop(key, None)
         return table
+
+    def _leave_out_addresses(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
+        """What needs an address in the defaults is not for a program without one: probes of its port, and sleep."""
+        for key, kept in (("health", _without_ports), ("scale", _without_sleep)):
+            if key in self.raw_tables:
+                mine = own.get(key, {})
+                table[key] = merged(kept(self.raw_tables[key]), mine) if isinstance(mine, dict) else mine
 
     def _resolve_tls(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
         asked = own.get("tls", self.raw.get("tls"))
@@ -159,6 +168,19 @@ def _has_fixed_number(own: dict[str, Tree]) -> bool:
         return False
     fixed = "min" in scale and scale["min"] == scale.get("max")
     return fixed or "command" in own or own.get("overlap") is False
+
+
+def _without_ports(health: dict[str, Tree]) -> dict[str, Tree]:
+    return {
+        kind: probe
+        for kind, probe in health.items()
+        if not (isinstance(probe, dict) and (probe.get("http") or probe.get("tcp")))
+    }
+
+
+def _without_sleep(scale: dict[str, Tree]) -> dict[str, Tree]:
+    left_out = (*OF_TRIGGERS, *OF_SLEEP, *(("min",) if scale.get("min") == 0 else ()))
+    return {key: value for key, value in scale.items() if key not in left_out}
 
 
 def _without_triggers(scale: Tree) -> Tree:

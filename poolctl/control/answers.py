@@ -40,6 +40,13 @@ class Item(Value):
     kept: str | None = None  # "awake" or "asleep", by a window
     kept_until: str | None = None  # ISO 8601
 
+    def to_json(self, *names: str) -> Table:
+        """See Value. A program without a port is not exposed: null."""
+        table = super().to_json(*names)
+        if table.get("expose") == "" and self.bind.startswith("process:"):
+            table["expose"] = None
+        return table
+
 
 class ErrorEntry(Value):
     """One entry of `errors`: of a server, of the pool, or with the place in a file."""

@@ -59,7 +59,7 @@ class PoolClient(GatewayClient):
         from poolctl.selection.field_filter import Row, matching
 
         document = self.list(selector={**(selector or {}), "allow_empty": True})
-        rows = {item["bind"]: Row(item["name"], item["expose"]) for item in document["items"]}
+        rows = {item["bind"]: Row(item["name"], item["expose"] or "") for item in document["items"]}
         found = matching(rows, field, pattern, regex)
         return {**document, "items": [item for item in document["items"] if item["bind"] in found]}
 

@@ -41,6 +41,8 @@ class Endpoint(NamedTuple):
     def of_server(cls, bind: str, tls: bool) -> Endpoint:
         """The endpoint of a server on this machine, by the address where it listens. Raises AddressError."""
         address = parse(bind).nearby
+        if not address.listens:
+            return cls("none")
         if address.kind == "unix":
             return cls("unix", path=address.path, tls=tls)
         return cls(address.kind, address.host, address.port or 0, tls=tls)

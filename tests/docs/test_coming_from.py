@@ -45,6 +45,7 @@ def test_each_file_runs_with_the_program_that_it_names(real_pool: RealPool) -> N
     pool.write("shop/users.py", HELLO_APP)
     pool.write("legacy/wsgi.py", WSGI)
     pool.write("files/index.html", "files")
+    pool.write("shop/queue.py", "import time\ntime.sleep(600)\n")
     ports = {number: claim_port() for number in re.findall(r"127\.0\.0\.1:(\d+)", "".join(FILES))}
     text = "\n".join(FILES).replace("/srv/files", "files").replace("/run/shop", str(pool.runtime))
     for number, port in ports.items():
@@ -52,7 +53,10 @@ def test_each_file_runs_with_the_program_that_it_names(real_pool: RealPool) -> N
     text = re.sub(r'"users"(?=\nbind = "unix:)', '"behind-nginx"', text)
     pool.write("pool.toml", text)
     pool.ok("start")
-    found = {name: get(item["bind"]).text for name, item in pool.items().items()}
+    items = pool.items()
+    queue = items.pop("queue")
+    assert (queue["bind"], queue["ready"], len(queue["pids"])) == ("process:queue", True, 2)
+    found = {name: get(item["bind"]).text for name, item in items.items()}
     assert found.pop("users").startswith("hello from")
     assert found.pop("behind-nginx").startswith("hello from")
     assert found == {"legacy": "legacy", "files": "files"}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from poolctl import PoolConfig
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
@@ -98,6 +99,16 @@ def test_the_configuration_example_is_valid(reader: Any, real_pool: RealPool) ->
     (example,) = some("Configuration", "toml")
     real_pool.write("pool.toml", example)
     assert real_pool.ok("validate").stdout.strip() == "2 servers, ok"
+
+
+def test_the_example_of_programs_without_a_port_is_valid(tmp_path: Path) -> None:
+    (example,) = some("Programs without a port", "toml")
+    (tmp_path / "pool.toml").write_text(example)
+    config = PoolConfig.load(tmp_path / "pool.toml", {})
+    assert ([server.bind for server in config], config.problems) == (
+        ["process:queue", "process:scheduler"],
+        [],
+    )
 
 
 @pytest.mark.parametrize("number", range(len(some("Python", "python"))))

@@ -108,7 +108,7 @@ def _refuse_running(pool: PoolRef, server: ServerConfig) -> None:
 
 
 def _listeners(server: ServerConfig) -> list[socket.socket]:
-    if server.job or server.binds_itself:
+    if not server.listens or server.binds_itself:
         return []
     try:
         return open_listener(server.address, inherited=inherited_descriptors(os.environ))

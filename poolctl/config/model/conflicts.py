@@ -40,7 +40,7 @@ def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflic
             by = "" if other == name else f" by {other!r} (selecting ignores case)"
             message = f"the name {printable(name)!r} is taken{by}"
             yield index, first, Finding(("name",), message, "choose another name", name)
-        if address is None or address.auto or (first != index and address.kind == "job"):
+        if address is None or address.auto or (first != index and not address.listens):
             continue
         earlier = taken.get(address.key)
         if earlier is not None:
@@ -141,5 +141,7 @@ def longest_stop_seconds(servers: Iterable[ServerKeys], gateway: GatewayConfig |
     )
     for server in (by_name[name] for name in order.static_order() if name in by_name):
         below = [chains[each.name] for each in server.depends_on if each.name in chains]
-        chains[server.name] = server.drain_timeout + server.stop_timeout + max(below, default=0.0)
+        # A program without connections does not drain.
+        own = server.drain_timeout * server.listens + server.stop_timeout
+        chains[server.name] = own + max(below, default=0.0)
     return max(chains.values(), default=0.0) + (gateway.drain_timeout if gateway else 0.0)

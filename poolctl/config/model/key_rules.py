@@ -10,6 +10,7 @@ from poolctl.config.model.problems import Finding, Path, Tree, shown
 from poolctl.selection.regular_expressions import BadExpression, compiled
 
 PLACEHOLDERS = ("{port}", "{host}", "{bind}")
+PROBES = ("startup", "readiness", "liveness")
 # Only servers with one of these have rules to follow beyond those of app and bind.
 RULED = frozenset(("command", "factory", "health", "http", "job", "notify", "scale", "tls", "user"))
 TAKE_THE_SOCKET = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
@@ -39,6 +40,34 @@ def app_findings(app: Tree) -> list[Finding]:
     else:
         fix = 'write "module:attribute", such as "shop.users:app"'
     return [Finding(("app",), f"{shown(app)} is not module:attribute", fix, shown(app), '"module:attribute"')]
+
+
+def missing_address(table: dict[str, Tree]) -> Finding | None:
+    """Why a server that is not a job needs a `bind`, which is missing; None for a program without a port."""
+    command = table.get("command")
+    if command is None:
+        return Finding(("bind",), "'bind' is missing", 'add bind = "127.0.0.1:8080", or another address')
+    words = command if isinstance(command, (list, tuple)) else (command,)
+    needs = [mark for mark in (*PLACEHOLDERS, "{fd}") if any(mark in str(word) for word in words)]
+    needs += [key for key in ("expose", "tls") if table.get(key)]
+    if _part(table.get("scale"), "idle"):
+        needs.append("scale.idle")
+    probes = [(kind, _part(table.get("health"), kind)) for kind in PROBES]
+    probed = [
+        f"health.{kind} ({key})" for kind, probe in probes for key in ("http", "tcp") if _part(probe, key)
+    ]
+    needs += probed
+    if not needs:
+        return None
+    listed = " and ".join(filter(None, (", ".join(needs[:-1]), needs[-1])))
+    message = f"'bind' is missing, and {listed} need{'s' * (len(needs) == 1)} an address"
+    without = "a program without a port needs no bind" + (", and is probed with exec" if probed else "")
+    return Finding(("bind",), message, f'add bind = "127.0.0.1:8080", or take {listed} out: {without}')
+
+
+def _part(table: Tree, key: str) -> Tree:
+    """A value of a table, as it is written or validated already."""
+    return table.get(key) if isinstance(table, dict) else getattr(table, key, None)
 
 
 def binds_itself(command: Tree) -> bool:
@@ -98,7 +127,8 @@ def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Findin
     if many and job:
         yield Finding(("scale",), f"a job runs once, and this is {least} workers", "write workers = 1")
     if least == 0:
-        yield from _sleeping_command(scale, job=job, itself=itself)
+        named = job or (address is not None and not address.listens)
+        yield from _sleeping_command(scale, job=job, named=named, itself=itself)
     if isinstance(scale, dict) and scale.get("triggers"):
         message = "a command counts no requests, and its number of workers stays as it is"
         yield Finding(("scale", "triggers"), message, "take triggers out, and write workers = N")
@@ -110,10 +140,11 @@ def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Findin
         yield Finding(("scale",), message, TAKE_THE_SOCKET)
 
 
-def _sleeping_command(scale: Tree, *, job: bool, itself: bool) -> Iterator[Finding]:
+def _sleeping_command(scale: Tree, *, job: bool, named: bool, itself: bool) -> Iterator[Finding]:
     idle = scale.get("idle", 0) if isinstance(scale, dict) else scale.idle
-    if job:
-        yield Finding(("scale", "min"), "a job is not woken by a request", "write workers = 1")
+    if named:
+        what = "a job" if job else "a program without 'bind'"
+        yield Finding(("scale", "min"), f"{what} is not woken by a request", "write workers = 1")
     elif itself:
         message = "a program that binds by itself has no listener while it sleeps"
         yield Finding(("scale", "min"), message, TAKE_THE_SOCKET)
@@ -164,7 +195,7 @@ def _http(http: dict[str, Tree]) -> Iterator[Finding]:
 
 
 def _health(health: dict[str, Tree]) -> Iterator[Finding]:
-    for key in ("startup", "readiness", "liveness"):
+    for key in PROBES:
         if isinstance(health.get(key), dict):
             yield from _probe(("health", key), health[key])
 

@@ -13,9 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 
 from poolctl.address import Address, AddressError, canonical, parse
 from poolctl.config.model import LONGEST_SOCKET_PATH_BYTES, MOST_WORKERS
-from poolctl.config.model.key_rules import RULED, app_findings, findings_of_rules
+from poolctl.config.model.key_rules import RULED, app_findings, findings_of_rules, missing_address
 from poolctl.config.model.problems import Finding, Path, Tree, shown
-from poolctl.config.model.value_types import Interpolated, number_from_environment
+from poolctl.config.model.value_types import (
+    Interpolated,
+    number_from_environment,
+    truth_from_environment,
+)
 
 # Fields of ServerConfig that are no keys of a file.
 INTERNAL = frozenset({"address", "base_dir", "handlers", "derived_expose", "origins"})
@@ -272,11 +276,11 @@ def derive(table: dict[str, Tree], base_dir: str, findings: list[Finding]) -> Ad
 
 
 def _address(table: dict[str, Tree], base_dir: str) -> Address | Finding | None:
-    job, text, name = table.get("job") is True, table.get("bind"), table.get("name")
-    if job and "bind" not in table:
-        return Address("job", name=name) if isinstance(name, str) else None
+    job, text, name = truth_from_environment(table.get("job")) is True, table.get("bind"), table.get("name")
     if "bind" not in table:
-        return Finding(("bind",), "'bind' is missing", 'add bind = "127.0.0.1:8080", or another address')
+        if not job and (missing := missing_address(table)) is not None:
+            return missing
+        return Address("job" if job else "process", name=name) if isinstance(name, str) else None
     if not isinstance(text, str):
         port = isinstance(text, int) and not isinstance(text, bool) and 0 < text < 65536
         fix = f'write bind = ":{text}"' if port else 'write bind = "127.0.0.1:8080"'
@@ -287,8 +291,9 @@ def _address(table: dict[str, Tree], base_dir: str) -> Address | Finding | None:
         address = parse(text, base_dir=base_dir)
     except AddressError as problem:
         return Finding(("bind",), problem.message, problem.hint, shown(text), "an address")
-    if address.kind == "job":
-        return Finding(("bind",), f"{shown(text)} is not an address", "write job = true instead of 'bind'")
+    if not address.listens:
+        fix = "write job = true instead of 'bind'" if address.kind == "job" else "take out 'bind'"
+        return Finding(("bind",), f"{shown(text)} is not an address", fix)
     if address.path and len(address.path.encode("utf-8", "surrogateescape")) > LONGEST_SOCKET_PATH_BYTES:
         limit = f"{LONGEST_SOCKET_PATH_BYTES} bytes"
         message = f"the path of the unix socket is longer than {limit}: {address.path}"
@@ -330,11 +335,11 @@ def _impossible_port(expose: str) -> str:
 def exposed(address: Address, tls: bool) -> str:
     """The address that clients use, as far as the bind address determines it.
 
-    Wildcards become localhost; a unix or an inherited socket is shown as it is bound; a job has none; a port
-    that is not chosen yet is `auto`.
+    Wildcards become localhost; a unix or an inherited socket is shown as it is bound; a job and a process have none; a
+    port that is not chosen yet is `auto`.
     """
     if address.kind != "tcp":
-        return "" if address.kind == "job" else address.key
+        return address.key if address.listens else ""
     scheme = "https" if tls else "http"
     if address.is_wildcard:
         return f"{scheme}://localhost:{'auto' if address.port is None else address.port}"

@@ -18,7 +18,13 @@ from poolctl.config.model.gateway_tables import (
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.problems import Finding, Path, printable
 from poolctl.config.model.route_values import TAG, UNIX
-from poolctl.config.model.routes import PREFIX, Known, WrittenRoute, written_routes
+from poolctl.config.model.routes import (
+    PREFIX,
+    Known,
+    WrittenRoute,
+    kind_without_address,
+    written_routes,
+)
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.validation_errors import nearest
 from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, covers_path, host_pattern
@@ -129,8 +135,8 @@ def _target_problems(
                 yield Finding(path, *_no_tag(tag, known), text)
         elif not found and text not in unfinished.names:
             yield Finding(path, *_no_server(text, known, names, isinstance(route, StreamConfig)), text)
-        elif found and found[0].job:
-            message = f"{printable(text)!r} is a job, which has no address"
+        elif found and not found[0].listens:
+            message = f"{printable(text)!r} is {kind_without_address(found[0])}, which has no address"
             yield Finding(path, message, "name a server that listens", text)
         if found and isinstance(route, StreamConfig) and route.protocol == "udp":
             message = f"{printable(found[0].name)!r} takes connections, and UDP has none"
@@ -163,7 +169,8 @@ def _no_server(name: str, known: Known, names: tuple[str, ...], is_stream: bool)
 
 def _no_tag(tag: str, known: Known) -> tuple[str, str]:
     if tag in known.by_tag:
-        return f"only jobs have the tag {printable(tag)!r}", "give it to a server that listens"
+        having = "jobs" if all(each.job for each in known.by_tag[tag]) else "servers without an address"
+        return f"only {having} have the tag {printable(tag)!r}", "give it to a server that listens"
     if tag in known.by_name:
         return f"no server has the tag {printable(tag)!r}", f'{tag!r} is a server: write "{tag}"'
     near = nearest(tag, tuple(known.by_tag) if len(known.by_tag) <= 1000 else ())
@@ -338,7 +345,7 @@ def _mode_problems(route: RouteConfig, known: Known, gateway: GatewayConfig) -> 
                     ("to", index), message, 'name another target, or write mode = "auto"', target.to
                 )
     elif gateway.bind and all(each.tls is True for each in gateway.bind):
-        servers = [each for each in servers_of(route, known) if not each.disabled and not each.job]
+        servers = [each for each in servers_of(route, known) if not each.disabled and each.listens]
         if not (_is_whole_host(route) and len(servers) == 1 and servers[0].tls):
             message = (
                 "no listener can serve it: with tls = true they only pass whole hosts to servers with tls"

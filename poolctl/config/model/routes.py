@@ -99,7 +99,7 @@ class Known:
     def servers(self, target: str) -> list[ServerKeys] | None:
         """The servers that a target means, None for an address outside the pool."""
         if target.startswith(TAG):
-            return [each for each in self.by_tag.get(target.removeprefix(TAG), ()) if not each.job]
+            return [each for each in self.by_tag.get(target.removeprefix(TAG), ()) if each.listens]
         if ":" in target:
             return None
         server = self.by_name.get(target)
@@ -118,8 +118,10 @@ class Known:
                 what = "tag" if each.to.startswith(TAG) else "server"
                 reasons.append(f"there is no {what} {each.to.removeprefix(TAG)!r}")
             for server in servers:
-                if server.disabled or server.job:
-                    reasons.append(f"{server.name} is {'a job' if server.job else 'disabled'}")
+                if not server.listens:
+                    reasons.append(f"{server.name} is {kind_without_address(server)}")
+                elif server.disabled:
+                    reasons.append(f"{server.name} is disabled")
                 else:
                     found.setdefault(server.name, Target(server=server.name, weight=each.weight))
         return tuple(found.values()), reasons
@@ -141,7 +143,7 @@ def written_routes(
         if each.config and (each.config.register or known.targets(each.config.to)[0])
     }
     for server in known.by_name.values():
-        exposed = None if server.derived_expose or server.job else _exposed(server)
+        exposed = None if server.derived_expose or not server.listens else _exposed(server)
         if exposed is None:
             continue
         host, path = exposed
@@ -184,8 +186,9 @@ def _labelled(
         own.append(Finding((others[0],), "the route of a server leads to that server", "take it out"))
     else:
         config = _made(merged(defaults, table), server, own)
-    if server.job:
-        own.append(Finding((), "a job has no address that a route could lead to", "take out the labels"))
+    if not server.listens:
+        message = f"{kind_without_address(server)} has no address that a route could lead to"
+        own.append(Finding((), message, "take out the labels"))
     for each in own:
         name = ".".join(str(part) for part in each.path if not isinstance(part, int))
         findings.append((server, each._replace(path=("labels", PREFIX + name) if name else ("labels",))))
@@ -193,6 +196,11 @@ def _labelled(
     label = str(alias) if isinstance(alias, str) and alias else server.name
     reason = "; ".join(each.message for each in own)
     return WrittenRoute(label, None if own else config, ("labels",), server, reason)
+
+
+def kind_without_address(server: ServerKeys) -> str:
+    """What a server is that does not listen."""
+    return "a job" if server.job else "a program without a port"
 
 
 def _made(table: dict[str, Tree], server: ServerKeys, findings: list[Finding]) -> RouteConfig | None:

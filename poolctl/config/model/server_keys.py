@@ -72,7 +72,9 @@ class ServerKeys(Section):
     model_config = ConfigDict(defer_build=True)
 
     name: Name = Field(description="Unique in the pool; letters, digits, dots, underscores and hyphens.")
-    bind: str = Field(description="The address it listens on; unique in the pool. A job has none.")
+    bind: str = Field(
+        description="The address it listens on; unique in the pool. A job has none, nor has a program without a port."
+    )
     expose: str = Field(description="The address that clients use. Left out: derived from bind and tls.")
     app: Tree = field(None, 'The ASGI application: "module:attribute".')
     factory: Truth = field(False, "app is a function that returns the application.")
@@ -142,7 +144,7 @@ class ServerKeys(Section):
 
     @property
     def key(self) -> str:
-        """The canonical bind address, or `job:NAME`."""
+        """The canonical bind address, `job:NAME` or `process:NAME`."""
         return self.bind
 
     @property
@@ -156,6 +158,11 @@ class ServerKeys(Section):
         return 0.0 if self.scale.min else self.scale.idle
 
     @property
+    def listens(self) -> bool:
+        """Whether it has an address: a job has none, nor has a program that runs for ever without a port."""
+        return self.address.listens
+
+    @property
     def binds_itself(self) -> bool:
         """Whether its command gets the address and binds it itself."""
         return binds_itself(self.command)
@@ -164,9 +171,13 @@ class ServerKeys(Section):
     def may_overlap(self) -> bool:
         """Whether its old and new workers may run at the same time: two programs cannot bind one address.
 
-        A program that does not notify is ready when the port answers, and the old one would answer for the new one.
+        A program that does not notify is ready when the port answers, and the old one would answer for the new one. One
+        without a port may be a scheduler, which must not run twice, unless there are several of it in any case.
         """
-        return self.overlap and (not self.command or (self.notify and not self.binds_itself))
+        if not self.command:
+            return self.overlap
+        several = self.workers > 1 and not self.listens
+        return self.overlap and (several or (self.notify and not self.binds_itself))
 
     @property
     def origin(self) -> dict[str, str] | None:
@@ -179,22 +190,22 @@ class ServerKeys(Section):
         if self.app is not None:
             app = self.app if isinstance(self.app, str) else repr(self.app)
             found = {"name": self.name, "app": app, **found}
-        if self.job:
+        if not self.listens:
             del found["bind"], found["expose"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
     def replace(self, /, **changes: Tree) -> Self:
         """The same server with other values, validated. Raises PoolValidateError."""
         given = {key: getattr(self, key) for key in self.model_fields_set - INTERNAL}
-        if self.derived_expose and changes.keys() & {"bind", "listen", "tls"}:
+        if self.derived_expose and (not self.listens or changes.keys() & {"bind", "listen", "tls"}):
             given.pop("expose", None)
-        if "listen" in changes or self.job:
+        if "listen" in changes or not self.listens:
             given.pop("bind", None)
         if "workers" in changes:
             given.pop("scale", None)
         made = type(self)(**(given | changes))
         kept = {key: getattr(self, key) for key in ("base_dir", "handlers", "origins")}
-        if not changes.keys() & {"bind", "listen"}:
+        if made.bind == self.bind and not changes.keys() & {"bind", "listen"}:
             # `:8080` and `0.0.0.0:8080` have one key.
             kept["address"] = self.address
         return made.model_copy(update=kept)

@@ -105,6 +105,7 @@ class Triggers(Section):
 
 NO_TRIGGERS = Triggers()
 OF_TRIGGERS = ("triggers", "window", "cooldown")
+OF_SLEEP = ("idle", "awake", "asleep", "timezone")
 
 
 class Cooldown(Section):

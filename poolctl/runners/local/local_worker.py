@@ -27,6 +27,8 @@ from .tallies import Tally
 # Between the end of its control socket and the report of its exit.
 _END_SECONDS = 5.0
 _KILL_SECONDS = 5.0
+# So long a program without a port has to run before it counts as started.
+_STARTED_AFTER_SECONDS = 1.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -240,17 +242,19 @@ class LocalWorker(Receiver):
         if self.left.done():
             return
         if self.control is None:
-            await self._children.signal(self.process, self.exited, signal.SIGTERM)
+            if self.server.listens:
+                await self._children.signal(self.process, self.exited, signal.SIGTERM)
             _settle(self.left)
         else:
             self._part("drain", receivers)
         await asyncio.wait({self.left}, timeout=self.server.drain_timeout)
 
     async def drain(self, receivers: str | None) -> None:
-        """See Runner. `receivers` as in `_part`."""
+        """See Runner. `receivers` as in `_part`. A program without a port has no connections: it is only stopped."""
         until = asyncio.get_running_loop().time() + self.server.drain_timeout
         await self.leave(receivers)
-        await asyncio.wait({self.exited}, timeout=until - asyncio.get_running_loop().time())
+        if self.server.listens:
+            await asyncio.wait({self.exited}, timeout=until - asyncio.get_running_loop().time())
 
     async def stop(self, timeout_seconds: float, receivers: str | None) -> Exit:
         """See Runner. `receivers` as in `_part`."""
@@ -282,6 +286,11 @@ class LocalWorker(Receiver):
             exit_ = await asyncio.shield(self.exited)
             if not exit_.ok:
                 raise WorkerFailed(exit_.message, hint=f"poolctl logs {server.name}", exit=exit_)
+        elif not (server.listens or server.notify):
+            if not server.health.gated:
+                seconds = min(_STARTED_AFTER_SECONDS, server.start_timeout / 2)
+                await asyncio.wait({self.exited}, timeout=seconds)
+            self.answer()
         elif server.command and not server.notify:
             look = asyncio.ensure_future(first_connection(server, listeners))
             try:
@@ -347,6 +356,8 @@ class LocalWorker(Receiver):
         self.exited.set_result(exit_)
         if not self.answered.done():
             hint = f"poolctl logs {self.server.name}"
+            if exit_.ok and not (self.server.listens or self.server.job):
+                hint = f"keep it in the foreground, or write job = true if it runs to its end; {hint}"
             self.answered.set_exception(WorkerFailed(exit_.before_ready(self.reason), hint=hint, exit=exit_))
         if self.control is not None:
             self.control.close()

@@ -333,7 +333,7 @@ class _Intake:
         if server.job:
             # A job is ready once it has ended with success, not while it runs.
             orphan.said["ready_at"] = None
-        elif not server.binds_itself:
+        elif server.listens and not server.binds_itself:
             try:
                 with contextlib.closing(Descriptor(copy_descriptor(orphan.pid, _LISTENER_FD))) as listener:
                     fd = listener.fileno()

@@ -37,7 +37,7 @@ class Sockets:
         self._identities: dict[str, tuple[int, int] | None] = {}
 
     def of(self, server: ServerConfig) -> list[socket.socket]:
-        """The server's listeners; none for a job, or for a command that binds by itself."""
+        """The server's listeners; none for a command without an address, or one that binds by itself."""
         return self._open.get(server.key, [])
 
     def lend(self, server: ServerConfig) -> list[socket.socket]:
@@ -68,7 +68,7 @@ class Sockets:
     async def open(self, server: ServerConfig) -> None:
         """Open the server's listeners, if it has any and they are not open. Raises ServerError."""
         key = server.key
-        if server.job or key in self._open:
+        if not server.listens or key in self._open:
             return
         try:
             if server.binds_itself:

@@ -104,7 +104,7 @@ def _listeners(core: Core, endpoints: Mapping[str, tuple[str, ...]]) -> None:
     for entry in core.entries.values():
         for config in (entry.config, *(worker.config for worker in entry.workers.values())):
             # A server without a listener of ours counts as open once it has a worker.
-            without = (config.job or config.binds_itself) and entry.workers
+            without = (not config.listens or config.binds_itself) and entry.workers
             if without or endpoints.get(config.key):
                 core.adopt_listener(entry, config, endpoints.get(config.key, ()))
         core.resume(entry)

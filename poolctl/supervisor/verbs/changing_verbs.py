@@ -185,13 +185,9 @@ class Lifecycle:
     async def drain(self, call: Call) -> Result:
         """Take the selected servers out of rotation; they still answer direct requests."""
         chosen = self._chosen("drain", call)
-        warnings = tuple(
-            f"{entry.name}: is {entry.state}, {_WHEN_IT_RUNS if entry.state in _STAYS else _NEVER}"
-            for entry in chosen
-            if entry.state not in _RUNS
-        )
+        warnings = tuple(filter(None, map(_not_drained, chosen)))
         for entry in chosen:
-            if entry.state in _STAYS:
+            if entry.state in _STAYS and entry.config.listens:
                 self._core.override(entry, replace(entry.overrides, out=True))
         return Result(items=items(self._core, chosen), warnings=warnings)
 
@@ -297,6 +293,15 @@ def _is_unwell(entry: Entry) -> bool:
 def _without_triggers(entry: Entry) -> ServerError:
     hint = "add scale = { max = 4, triggers = { in_flight = 20 } } to its table, then poolctl reload"
     return server_problem(entry, "has no triggers that could change its number of workers", hint)
+
+
+def _not_drained(entry: Entry) -> str:
+    """Why the server does not drain now; "" if it does."""
+    if not entry.config.listens:
+        return f"{entry.name}: has no connections to drain; poolctl stop {entry.name} ends it"
+    if entry.state in _RUNS:
+        return ""
+    return f"{entry.name}: is {entry.state}, {_WHEN_IT_RUNS if entry.state in _STAYS else _NEVER}"
 
 
 def _cannot_have(entry: Entry, workers: int) -> ServerError | None:

@@ -16,6 +16,7 @@ from tests.configuration import server
 
 WEB = server("web", bind="127.0.0.1:9001", app="a:b", tags=["api"])
 JOB = server("migrate", job=True, command=["true"], tags=["once"])
+QUEUE = server("queue", command=["celery"], tags=["background"])
 PROGRAM = server("files", bind="127.0.0.1:9002", command=["x", "{fd}"])
 SECURE = server("safe", bind="127.0.0.1:9003", app="a:b", tls={"cert": "c.pem"})
 
@@ -37,6 +38,9 @@ def route(**keys: object) -> str:
         (route(to="tag:none"), "no server has the tag 'none'; give it to the servers that are meant"),
         (JOB + route(to="migrate"), "'migrate' is a job, which has no address; name a server that listens"),
         (JOB + route(to="tag:once"), "only jobs have the tag 'once'; give it to a server that listens"),
+        (QUEUE + route(to="queue"), "'queue' is a program without a port, which has no address; name a server that"),
+        (QUEUE + route(to="tag:background"), "only servers without an address have the tag 'background'; give it to"),
+        (QUEUE + '[[stream]]\nbind = ":53"\nto = "queue"\n', "'queue' is a program without a port, which has no"),
         (route(to="http://127.0.0.1:8080"), "http://127.0.0.1:8080 is an address of the gateway itself; name a server"),
         ('[[stream]]\nbind = ":53"\nprotocol = "udp"\nto = "web"\n', "'web' takes connections, and UDP has none"),
         ('[[stream]]\nbind = ":53"\nto = "wob"\n', "stream[0].to: there is no server 'wob'; did you mean 'web'?"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from collections.abc import Coroutine
 from typing import Any, cast
 
 import pytest
@@ -12,8 +14,9 @@ from poolctl.keeper import wire
 from poolctl.runners.local import local_worker as module
 from poolctl.runners.local.fork_verification import Children, Process
 from poolctl.runners.local.local_worker import LocalWorker
-from poolctl.runners.runner_protocol import Exit, Placement, RunnerEvents
+from poolctl.runners.runner_protocol import Exit, Placement, RunnerEvents, WorkerFailed
 from poolctl.runners.untrusted_messages import Malformed
+from tests.virtual_loop import VirtualLoop
 
 
 class Keeper:
@@ -21,6 +24,12 @@ class Keeper:
 
     def __init__(self) -> None:
         self.killed: list[Process] = []
+        self.signals: list[int] = []
+
+    async def signal(
+        self, process: Process, exited: asyncio.Future[Exit], number: int, *, group: bool = False
+    ) -> None:
+        self.signals.append(number)
 
     def kill_after(self, process: Process, exited: asyncio.Future[Exit], seconds: float) -> None:
         self.killed.append(process)
@@ -37,7 +46,8 @@ class Heard:
 
 
 def worker(keeper: Keeper | None = None, events: Heard | None = None, **config: Any) -> LocalWorker:
-    server = ServerConfig(name="web", bind="127.0.0.1:8080", app="web:app", **config)
+    serves = {"bind": "127.0.0.1:8080", "app": "web:app"}
+    server = ServerConfig(name="web", **(config if "command" in config else serves | config))
     return LocalWorker(
         cast(Children, keeper or Keeper()),
         cast(RunnerEvents, events),
@@ -115,3 +125,75 @@ def test_worker_that_closes_its_control_socket_and_lives_on_misbehaves(
             assert found.breach == ("" if ends else "it closed its control socket")
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("keys", "seconds"),
+    [
+        ({}, 1.0),
+        ({"start_timeout": 0.5}, 0.25),
+        ({"health": {"liveness": {"exec": ["true"]}}}, 1.0),
+        # The probe decides.
+        ({"health": {"readiness": {"exec": ["true"]}}}, 0.0),
+    ],
+)
+def test_program_without_a_port_is_ready_when_it_has_run_for_a_second(
+    keys: dict[str, Any], seconds: float
+) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        await worker(command=["celery"], **keys).ready([])
+        assert loop.time() - begun == seconds
+
+    _run_virtually(scenario())
+
+
+def test_program_without_a_port_that_notifies_is_ready_when_it_says_so() -> None:
+    async def scenario() -> None:
+        found = worker(command=["celery"], notify=True)
+        asyncio.get_running_loop().call_later(20, found.answer)
+        await found.ready([])
+        assert asyncio.get_running_loop().time() == 20
+
+    _run_virtually(scenario())
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "hint"),
+    [
+        (0, "exited with status 0 before it was ready", "job = true if it runs to its end; poolctl logs web"),
+        (3, "exited with status 3 before it was ready", "poolctl logs web"),
+    ],
+)
+def test_program_without_a_port_that_ends_at_once_has_not_started(
+    status: int, message: str, hint: str
+) -> None:
+    async def scenario() -> None:
+        found = worker(command=["celery"])
+        asyncio.get_running_loop().call_later(0.9, found.ended, Exit.from_status(status))
+        with pytest.raises(WorkerFailed) as raised:
+            await found.ready([])
+        assert raised.value.message == message
+        assert raised.value.hint.endswith(hint)
+
+    _run_virtually(scenario())
+
+
+def test_program_without_a_port_has_nothing_to_drain_and_gets_one_signal() -> None:
+    async def scenario() -> None:
+        keeper = Keeper()
+        found = worker(keeper, command=["celery"], stop_timeout=9)
+        await found.leave(None)
+        await found.drain(None)
+        assert (keeper.signals, asyncio.get_running_loop().time()) == ([], 0)
+        asyncio.get_running_loop().call_later(5, found.ended, Exit.from_status(0))
+        assert (await found.stop(9, None)).ok
+        assert keeper.signals == [signal.SIGTERM]
+
+    _run_virtually(scenario())
+
+
+def _run_virtually(work: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(work)

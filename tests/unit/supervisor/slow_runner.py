@@ -24,7 +24,7 @@ class SlowRunner(ScriptedRunner):
 
     async def open(self, server):  # type: ignore[no-untyped-def]
         await self.may_open.wait()
-        others = [key for key in self.opened if key != server.key and not key.startswith("job:")]
+        others = [key for key in self.opened if key != server.key and parse(key).listens]
         if any(overlaps(parse(key), server.address) for key in others):
             raise ServerError("port is in use by ourselves")
         return await super().open(server)
