@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
-from ..address import parse
+from ..address import AddressError, parse
 from ..frozen_value import Value
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -42,7 +42,7 @@ class Endpoint(NamedTuple):
         """The endpoint of a server on this machine, by the address where it listens. Raises AddressError."""
         address = parse(bind).nearby
         if not address.listens:
-            return cls("none")
+            raise AddressError(f"{address.key} is no address to connect to")
         if address.kind == "unix":
             return cls("unix", path=address.path, tls=tls)
         return cls(address.kind, address.host, address.port or 0, tls=tls)
