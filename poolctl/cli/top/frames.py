@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import io
-import re
 import shutil
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from rich.cells import chop_cells
 from rich.console import Console
 from rich.text import Text
 
-from poolctl.cli.log_rendering import record_lines
 from poolctl.cli.render import coloured, duration, printable, servers
 from poolctl.control.answers import Measured
 from poolctl.control.gateway_answers import GatewayStatus
-from poolctl.logs.follow import Follower
-from poolctl.logs.log_line import LogLine, parse_record
 
 from .board import Board
 from .route_rows import ROUTE_COLUMNS, RouteBoard
@@ -197,98 +192,13 @@ def table_frame(
     return [*lines, _last_line(board, hints, notice, typing, width)]
 
 
-_KEPT_LINES = 2000
-# Colours that a server writes for a terminal (ECMA-48 §5.4): here they would be noise.
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-_LEVELS = {"ERROR": "red", "ERR": "red", "CRITICAL": "bold red", "FATAL": "bold red"}
-_STYLES = {**_LEVELS, "WARN": "yellow", "WARNING": "yellow", "DEBUG": "bright_black", "TRACE": "bright_black"}
-
-
-class LogPane:
-    """The last lines of the file and those that come. `back` is how many lines the reader has scrolled up."""
-
-    def __init__(self, name: str, path: str) -> None:
-        self.name = name
-        self.path = path
-        self.back = 0
-        self._follower = Follower({name: path}, lines=_KEPT_LINES)
-        self._lines: deque[Text] = deque(maxlen=_KEPT_LINES)
-        self._take(self._follower.first)
-
-    def __repr__(self) -> str:
-        return f"<LogPane {self.path}, {len(self._lines)} lines>"
-
-    def fileno(self) -> int:
-        """A descriptor that is readable when there may be more; -1: look from time to time."""
-        return self._follower.fileno()
-
-    def read(self) -> bool:
-        """Whether anything came."""
-        return self._take(self._follower.read()) > 0
-
-    def close(self) -> None:
-        """Follow no more."""
-        self._follower.close()
-
-    def scroll(self, lines: int) -> None:
-        """Go up by so many lines, down by a negative number; 0 lines back is the end, which is followed."""
-        self.back = max(0, min(self.back + lines, len(self._lines) - 1))
-
-    def visible(self, width: int, height: int) -> list[Text]:
-        """The lines that fit on a screen of this size, long lines broken."""
-        found: list[Text] = []
-        for line in list(self._lines)[: len(self._lines) - self.back][::-1]:
-            found += _broken(line, width)[::-1]
-            if len(found) >= height:
-                break
-        return found[:height][::-1]
-
-    def _take(self, lines: list[LogLine]) -> int:
-        made = [text for line in lines for text in _texts(line)]
-        self._lines.extend(made)
-        if self.back:  # what is being read stays where it is
-            self.scroll(len(made))
-        return len(made)
-
-
-def _texts(line: LogLine) -> list[Text]:
-    time = line.time[11:19]
-    record = parse_record(line.text)
-    if record is None:
-        parts, style = [printable(_CONTROL.sub("", line.text.expandtabs(4)))], ""
-    else:
-        parts, style = record_lines(record), _STYLES.get(record.level, "")
-    return [Text.assemble((f"{time} ", "bright_black"), (part, style)) for part in parts]
-
-
-def _broken(line: Text, width: int) -> list[Text]:
-    if line.cell_len <= width:
-        return [line]
-    at, offsets = 0, []
-    for piece in chop_cells(line.plain, width)[:-1]:
-        at += len(piece)
-        offsets.append(at)
-    return list(line.divide(offsets))
-
-
-def log_frame(pane: LogPane, size: tuple[int, int]) -> list[Text]:
-    """The log of a server."""
-    width, height = size
-    title = Text.assemble((f" {pane.name} ", "bold reverse"), "  ", (pane.path, FAINT))
-    body = pane.visible(width, height - 2) or [Text("no output yet", FAINT)]
-    body += [Text()] * (height - 2 - len(body))
-    state = f"{pane.back} lines below" if pane.back else "following"
-    hints = [("↑↓", "scroll"), ("End", "follow"), ("Esc", "back")]
-    return [title, *body, _hinted(hints, state, width)]
-
-
 def help_frame(size: tuple[int, int], start: int) -> list[Text]:
     """The explanation of the keys."""
     width, height = size
     lines = help_lines()[start : start + height - 2]
     lines += [Text()] * (height - 2 - len(lines))
     title = Text.assemble((" Keys ", "bold reverse"))
-    return [title, *lines, _hinted([("↑↓", "scroll"), ("any other key", "back")], "", width)]
+    return [title, *lines, hinted([("↑↓", "scroll"), ("any other key", "back")], "", width)]
 
 
 def _filter_line(board: Board[Any], typing: bool) -> Text:
@@ -303,12 +213,12 @@ def _last_line(board: Board[Any], hints: Hints, notice: Notice | None, typing: b
     if notice is not None:
         return Text(f" {notice.text}", notice.style or "bold")
     if typing:
-        return _hinted([("Enter", "keep the filter"), ("Esc", "show all"), ("↑↓", "select")], "", width)
+        return hinted([("Enter", "keep the filter"), ("Esc", "show all"), ("↑↓", "select")], "", width)
     place = f"{board.position}/{len(board.shown)}" if len(board.shown) > board.height else ""
-    return _hinted(hints, place, width, _ALWAYS)
+    return hinted(hints, place, width, _ALWAYS)
 
 
-def _hinted(hints: Hints, at_right: str, width: int, always: Hints = ()) -> Text:
+def hinted(hints: Hints, at_right: str, width: int, always: Hints = ()) -> Text:
     """Keys and what they do, as many as fit; `always` are those that stand at the end in any case."""
     left = width - len(at_right) - 2 - sum(map(_hint_width, always))
     shown = []

@@ -16,7 +16,8 @@ from poolctl.control.gateway_answers import GatewayStatus, RoutesResult
 from poolctl.errors import ControlError
 
 from .board import Board
-from .frames import LogPane, Notice, help_frame, log_frame, table_frame
+from .frames import Notice, help_frame, table_frame
+from .log_pane import LogPane, log_frame
 from .pool_requests import BackgroundRequests, StatsSource, gateway_of
 from .route_rows import RouteBoard
 from .server_rows import ServerBoard

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from rich.text import Text
 
-from poolctl.cli.top.frames import LogPane, Notice, help_frame, log_frame, table_frame
+from poolctl.cli.top.frames import Notice, help_frame, table_frame
 from poolctl.cli.top.live_view import action_of
+from poolctl.cli.top.log_pane import LogPane, log_frame
 from poolctl.cli.top.server_rows import ServerBoard
 from poolctl.control.answers import Measured
 from tests.stand_in import item
