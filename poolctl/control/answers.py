@@ -281,6 +281,7 @@ class StatsHistory(Value):
     requests_per_second: tuple[float | None, ...]
     latency_p99_seconds: tuple[float | None, ...]
     memory_bytes: tuple[int | None, ...]
+    errors_per_second: tuple[float | None, ...] | None = None  # on request
 
 
 class WorkerStats(Value):
@@ -320,6 +321,7 @@ class Stats(Value):
     counted: bool
     history: StatsHistory
     workers: tuple[WorkerStats, ...]
+    errors_per_second: float | None = None  # on request
 
 
 class Measured(Item):

@@ -42,12 +42,15 @@ def seconds_of(stamp: str) -> float:
     return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
 
 
-def clock_time(stamp: str) -> str:
-    """HH:MM:SS.mmm of a time stamp in the reader's zone; with the date, unless that is today's."""
+def clock_time(stamp: str, *, with_millis: bool = True) -> str:
+    """HH:MM:SS.mmm of a time stamp in the reader's zone, with the date unless it is today's; or only HH:MM:SS."""
     from datetime import datetime  # rarely needed
 
     moment = datetime.fromisoformat(stamp.replace("Z", "+00:00")).astimezone()
-    text = f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}"
+    text = f"{moment:%H:%M:%S}"
+    if not with_millis:
+        return text
+    text += f".{moment.microsecond // 1000:03}"
     return text if moment.date() == datetime.now().date() else f"{moment:%Y-%m-%d} {text}"
 
 

@@ -55,7 +55,7 @@ def perform(request: CommandRequest) -> Outcome:
         "--sort", request.get("sort") or "file", ROUTE_SORTS if request.get("routes") else tuple(SORTS)
     )
     pool = find_pool(request)
-    result = ask_for(StatsResult, request, pool, "stats")
+    result = ask_for(StatsResult, request, pool, "stats", None if request.output else {"errors": True})
     if result.exit_code:
         raise Failure(Outcome.of(result))
     if request.output:

@@ -29,6 +29,7 @@ class Board(Generic[Row]):
     orders: ClassVar[Sequence[str]]
     largest_first: ClassVar[Sequence[str]]
     keys: ClassVar[str]
+    sample_seconds = 0.0  # between two values of a chart; 0: unknown
 
     def __init__(self, *, sort: str = "file") -> None:
         self.rows: Sequence[Row] = ()  # in the order of the file
@@ -92,10 +93,11 @@ class Board(Generic[Row]):
         self._arrange()
 
     def sort_by(self, sort: str) -> None:
-        """Sort by one of the orders; by the same once more: the other way round."""
+        """Sort by one of the orders; by the same once more: the other way round. The first row is selected then."""
         self.reverse = self.sort == sort and not self.reverse
         self.sort = sort
         self._arrange()
+        self._select(0)
 
     def sort_next(self, step: int) -> None:
         """Sort by the next order, or the one before."""

@@ -84,9 +84,11 @@ def _totals(rows: Sequence[Measured], width: int) -> Text:
     _figure(line, "busy", format_count(_sum(stats.in_flight for stats in all_stats)))
     if wide:
         _figure(line, "conn", format_count(_sum(stats.connections for stats in all_stats)))
-    errors = _sum(stats.errors_total for stats in all_stats)
-    _figure(line, "errors", format_count(errors), "bold red" if errors else "bold")
-    return line
+    rate = _sum(stats.errors_per_second for stats in all_stats)
+    _figure(line, "err/s", format_count(rate), "bold red" if rate else "bold")
+    total = line.copy()
+    _figure(total, "errors", format_count(_sum(stats.errors_total for stats in all_stats)))
+    return total if total.cell_len <= width else line
 
 
 # What a narrow screen omits of the gateway, in this order.
@@ -245,10 +247,11 @@ _KEYS = (
     ("/", "filter by words in name, address, state, health, tags;"),
     ("", "Esc clears the filter"),
     ("< >  ← →", "sort by the previous or next column"),
-    ("N S H R L M C U X", "sort by name, state, health, requests, latency, memory,"),
-    ("", "CPU, uptime, restarts; press again to reverse;"),
+    ("N S H R E L M C U X", "sort by name, state, health, requests, errors, latency,"),
+    ("", "memory, CPU, uptime, restarts; press again to reverse;"),
     ("", "F: file order"),
-    ("Enter  l", "show the log of the selected server"),
+    ("Enter  l", "show the log of the selected server; there / searches,"),
+    ("", "n N find older or newer lines, L narrows by level"),
     ("Tab", "show the gateway's routes, or the servers again"),
     ("Space", "pause, resume"),
     ("", ""),
@@ -260,13 +263,14 @@ _KEYS = (
     ("", ""),
     ("Columns", ""),
     ("REQ/S  P99", "requests per second; 99 % are answered within this time"),
+    ("ERR/S", "per second: 5xx responses, and those broken off"),
     ("MEM  CPU", "of all its processes; shared memory is divided (PSS)"),
     ("BUSY  CONN", "requests being answered, connections open"),
     ("UP  RST", "uptime, and number of restarts"),
     ("", ""),
     ("q", "quit; the servers keep running"),
 )
-_WIDTH = 19
+_WIDTH = 21
 
 
 def help_lines() -> list[Text]:

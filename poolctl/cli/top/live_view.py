@@ -227,7 +227,9 @@ class LiveView:
         elif self._help is not None:
             self._press_help(key)
         elif self._pane is not None:
-            self._press_log(key, self._pane, screen.height - 3)
+            if not self._pane.press(key, screen.height - 3):
+                self._pane.close()
+                self._pane = None
         elif self._typing:
             self._press_filter(key)
         else:
@@ -241,18 +243,6 @@ class LiveView:
     def _press_help(self, key: str) -> None:
         steps = {"up": -1, "down": 1, "k": -1, "j": 1, "page down": 10, "page up": -10}
         self._help = max(0, (self._help or 0) + steps[key]) if key in steps else None
-
-    def _press_log(self, key: str, pane: LogPane, page: int) -> None:
-        steps = {"up": 1, "k": 1, "down": -1, "j": -1, "page up": page, "page down": -page, " ": -page}
-        if key in steps:
-            pane.scroll(steps[key])
-        elif key in ("home", "g"):
-            pane.scroll(1_000_000)
-        elif key in ("end", "G"):
-            pane.scroll(-pane.back)
-        elif key in ("escape", "q", "l", "enter", "left", "backspace"):
-            pane.close()
-            self._pane = None
 
     def _press_filter(self, key: str) -> None:
         board = self._board

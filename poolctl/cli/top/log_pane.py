@@ -1,9 +1,10 @@
-"""The log of a server on the screen: its last lines and those that come."""
+"""The log of a server on the screen: its last lines and those that come, searched and narrowed by level."""
 
 from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Iterable
 
 from rich.cells import chop_cells
 from rich.text import Text
@@ -11,26 +12,38 @@ from rich.text import Text
 from poolctl.cli.log_rendering import record_lines
 from poolctl.cli.render import printable
 from poolctl.logs.follow import Follower
-from poolctl.logs.log_line import LogLine, parse_record
+from poolctl.logs.line_filter import LineFilter
+from poolctl.logs.log_level import canonical_level, level_place, without_control
+from poolctl.logs.log_line import LogLine, clock_time, parse_record
 
 from .frames import hinted
 from .table import FAINT
 
 _KEPT_LINES = 2000
-# Colours that a server writes for a terminal (ECMA-48 §5.4): here they would be noise.
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-_LEVELS = {"ERROR": "red", "ERR": "red", "CRITICAL": "bold red", "FATAL": "bold red"}
-_STYLES = {**_LEVELS, "WARN": "yellow", "WARNING": "yellow", "DEBUG": "bright_black", "TRACE": "bright_black"}
+_STYLES = {
+    "error": "red", "critical": "bold red", "warning": "yellow", "debug": "bright_black", "trace": "bright_black",
+}  # fmt: skip
+# The levels that a key goes through, each with those above it; "" shows all lines.
+_LEVELS = ("", "info", "warning", "error")
+_FOUND = "black on yellow"
 
 
 class LogPane:
-    """The last lines of the file and those that come. `back` is how many lines the reader has scrolled up."""
+    """The last lines of the file and those that come. `back` is how many lines the reader has scrolled up.
+
+    `least` is the level of the lines that are shown, and of those above it; `words` is the text that is searched.
+    """
 
     def __init__(self, name: str, path: str) -> None:
         self.name = name
         self.path = path
         self.back = 0
+        self.least = ""
+        self.words = ""
+        self.typing = False
         self._follower = Follower({name: path}, lines=_KEPT_LINES)
+        self._kept: deque[LogLine] = deque(maxlen=_KEPT_LINES)
+        self._wanted = LineFilter()
         self._lines: deque[Text] = deque(maxlen=_KEPT_LINES)
         self._take(self._follower.first)
 
@@ -49,21 +62,90 @@ class LogPane:
         """Follow no more."""
         self._follower.close()
 
+    def press(self, key: str, page: int) -> bool:
+        """React to a key; False for one that leaves the log. `page` is the number of lines on the screen."""
+        if self.typing:
+            self._type(key)
+            return True
+        steps = {"up": 1, "k": 1, "down": -1, "j": -1, "page up": page, "page down": -page, " ": -page}
+        if key in steps:
+            self.scroll(steps[key])
+        elif key in ("home", "g"):
+            self.scroll(_KEPT_LINES)
+        elif key in ("end", "G"):
+            self.scroll(-self.back)
+        elif key == "/":
+            self.typing, self.words = True, ""
+        elif key in ("n", "N"):
+            self.find(1 if key == "n" else -1)
+        elif key == "L":
+            self.show_level(_LEVELS[(_LEVELS.index(self.least) + 1) % len(_LEVELS)])
+        elif key == "escape" and self.words:
+            self.words = ""
+        else:
+            return key not in ("escape", "q", "l", "enter", "left", "backspace")
+        return True
+
     def scroll(self, lines: int) -> None:
         """Go up by so many lines, down by a negative number; 0 lines back is the end, which is followed."""
         self.back = max(0, min(self.back + lines, len(self._lines) - 1))
+
+    def show_level(self, least: str) -> None:
+        """Show the lines of at least this level, "" for all, from their end."""
+        self.least, self.back = least, 0
+        self._wanted = LineFilter(least=least)
+        self._lines.clear()
+        self._show(self._kept)
+
+    def find(self, step: int, *, here: bool = False) -> None:
+        """Go up to the next line with the words, with a negative step down; `here`: the last shown line counts."""
+        lines = list(self._lines)
+        at = len(lines) - 1 - self.back - (0 if here else step)
+        while 0 <= at < len(lines):
+            if self._matches(lines[at]):
+                self.back = len(lines) - 1 - at
+                return
+            at -= step
+
+    @property
+    def found(self) -> int:
+        """How many of the lines have the words."""
+        return sum(self._matches(line) for line in self._lines) if self.words else 0
 
     def visible(self, width: int, height: int) -> list[Text]:
         """The lines that fit on a screen of this size, long lines broken."""
         found: list[Text] = []
         for line in list(self._lines)[: len(self._lines) - self.back][::-1]:
+            if self.words:
+                line = line.copy()
+                line.highlight_regex(f"(?i){re.escape(self.words)}", _FOUND)
             found += _broken(line, width)[::-1]
             if len(found) >= height:
                 break
         return found[:height][::-1]
 
+    def _type(self, key: str) -> None:
+        if key in ("enter", "escape"):
+            self.typing = False
+            self.words = self.words if key == "enter" else ""
+        elif key == "backspace":
+            self.words = self.words[:-1]
+        elif key == "clear":
+            self.words = ""
+        elif len(key) == 1:
+            self.words += key
+        if self.words:
+            self.find(1, here=True)
+
+    def _matches(self, line: Text) -> bool:
+        return bool(self.words) and self.words.lower() in line.plain.lower()
+
     def _take(self, lines: list[LogLine]) -> int:
-        made = [text for line in lines for text in _texts(line)]
+        self._kept.extend(lines)
+        return self._show(lines)
+
+    def _show(self, lines: Iterable[LogLine]) -> int:
+        made = [text for line in self._wanted.forwards(lines) for text in _texts(line)]
         self._lines.extend(made)
         if self.back:  # what is being read stays where it is
             self.scroll(len(made))
@@ -71,13 +153,16 @@ class LogPane:
 
 
 def _texts(line: LogLine) -> list[Text]:
-    time = line.time[11:19]
+    time = clock_time(line.time, with_millis=False) if line.time else ""
     record = parse_record(line.text)
     if record is None:
-        parts, style = [printable(_CONTROL.sub("", line.text.expandtabs(4)))], ""
-    else:
-        parts, style = record_lines(record), _STYLES.get(record.level, "")
-    return [Text.assemble((f"{time} ", "bright_black"), (part, style)) for part in parts]
+        text = printable(without_control(line.text.expandtabs(4)))
+        level, begin, end = level_place(text)
+        shown = Text(text)
+        shown.stylize(_STYLES.get(level, ""), begin, end)
+        return [Text.assemble((f"{time} ", FAINT), shown)]
+    style = _STYLES.get(canonical_level(record.level), "")
+    return [Text.assemble((f"{time} ", FAINT), (part, style)) for part in record_lines(record)]
 
 
 def _broken(line: Text, width: int) -> list[Text]:
@@ -90,12 +175,34 @@ def _broken(line: Text, width: int) -> list[Text]:
     return list(line.divide(offsets))
 
 
+_HINTS = (("/", "search"), ("L", "level"), ("↑↓", "scroll"), ("End", "follow"), ("Esc", "back"))
+_HINTS_OF_SEARCH = (
+    ("n", "older"),
+    ("N", "newer"),
+    ("/", "search"),
+    ("L", "level"),
+    ("Esc", "end the search"),
+)
+
+
 def log_frame(pane: LogPane, size: tuple[int, int]) -> list[Text]:
     """The log of a server."""
     width, height = size
     title = Text.assemble((f" {pane.name} ", "bold reverse"), "  ", (pane.path, FAINT))
-    body = pane.visible(width, height - 2) or [Text("no output yet", FAINT)]
+    nothing = f"no lines of level {pane.least} or above" if pane.least else "no output yet"
+    body = pane.visible(width, height - 2) or [Text(nothing, FAINT)]
     body += [Text()] * (height - 2 - len(body))
-    state = f"{pane.back} lines below" if pane.back else "following"
-    hints = [("↑↓", "scroll"), ("End", "follow"), ("Esc", "back")]
-    return [title, *body, hinted(hints, state, width)]
+    if pane.typing:
+        found = f"  {pane.found} found" if pane.words else ""
+        return [
+            title,
+            *body,
+            Text.assemble((" search ", "bold cyan"), pane.words, ("_", "blink"), (found, FAINT)),
+        ]
+    parts = [
+        f"{pane.least} and above" if pane.least else "",
+        f"{pane.found} found" if pane.words else "",
+        f"{pane.back} lines below" if pane.back else "following",
+    ]
+    state = ", ".join(part for part in parts if part)
+    return [title, *body, hinted(_HINTS_OF_SEARCH if pane.words else _HINTS, state, width)]

@@ -17,6 +17,8 @@ from poolctl.control.gateway_answers import GatewayStatus, RoutesResult
 from poolctl.errors import ControlError
 
 Answer = TypeVar("Answer")
+# Of the verb `stats`: what the view shows besides what `-o json` prints.
+STATS_OPTIONS = {"errors": True}
 
 
 class StatsSource:
@@ -29,7 +31,7 @@ class StatsSource:
 
     def read(self) -> StatsResult:
         """The newest result. Raises ControlError."""
-        return self.client.ask(StatsResult, "stats", {"selector": self._selector, "options": {}})
+        return self.client.ask(StatsResult, "stats", {"selector": self._selector, "options": STATS_OPTIONS})
 
     def routes(self) -> RoutesResult:
         """The gateway's routes. Raises ControlError."""

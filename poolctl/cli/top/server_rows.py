@@ -22,6 +22,7 @@ SORTS: dict[str, Callable[[Measured], float | None]] = {
     "state": lambda row: _place(_STATES, row.state),
     "health": lambda row: _place(_HEALTH, row.health),
     "requests": lambda row: row.stats.requests_per_second,
+    "errors": lambda row: row.stats.errors_per_second,
     "latency": lambda row: row.stats.latency_p99_seconds,
     "memory": lambda row: row.stats.memory_bytes,
     "cpu": lambda row: row.stats.cpu_percent,
@@ -34,8 +35,13 @@ SORTS: dict[str, Callable[[Measured], float | None]] = {
 class ServerBoard(Board[Measured]):
     """Filtered by words in name, address, state, health or a tag."""
 
-    orders, keys = tuple(SORTS), "NSHRLMCUXF"
-    largest_first = ("requests", "latency", "memory", "cpu", "uptime", "restarts")
+    orders, keys = tuple(SORTS), "NSHRELMCUXF"
+    largest_first = ("requests", "errors", "latency", "memory", "cpu", "uptime", "restarts")
+
+    def update(self, rows: Sequence[Measured]) -> None:
+        """See Board."""
+        self.sample_seconds = rows[0].stats.history.interval_seconds if rows else 0.0
+        super().update(rows)
 
     def figure(self, row: Measured) -> float | None:
         """See Board."""

@@ -106,7 +106,7 @@ Cell = Callable[[Any, int], tuple[str, str]]
 
 
 class Column(NamedTuple):
-    """`priority`: the lower, the sooner it finds room. A chart grows where there is room."""
+    """`priority`: the lower, the sooner it finds room. A chart grows where there is room; its heading has its span."""
 
     title: str
     sort: str
@@ -185,6 +185,7 @@ def _restarts(row: Measured, width: int) -> tuple[str, str]:
 
 _requests = _figure(lambda stats: stats.requests_per_second, format_count, "green")
 _requests_chart = _chart(lambda history: history.requests_per_second, "green")
+_errors = _figure(lambda stats: stats.errors_per_second, format_count, "bold red")
 _latency = _figure(lambda stats: stats.latency_p99_seconds, format_seconds, "yellow")
 _latency_chart = _chart(lambda history: history.latency_p99_seconds, "yellow")
 _memory = _figure(lambda stats: stats.memory_bytes, format_size, "blue", of_processes=True)
@@ -195,19 +196,20 @@ COLUMNS = (
     Column("NAME", "name", 0, 0, _name),
     Column("STATE", "state", 10, 0, _state),
     Column("HEALTH", "health", 6, 1, _health),
-    Column("ADDRESS", "file", 21, 9, _address),
-    Column("WORK", "", 4, 8, _workers, right=True),
+    Column("ADDRESS", "file", 21, 10, _address),
+    Column("WORK", "", 4, 9, _workers, right=True),
     Column("REQ/S", "requests", 6, 1, _requests, right=True),
-    Column("", "", 8, 2, _requests_chart, chart=True),
+    Column("REQ", "", 8, 2, _requests_chart, chart=True),
+    Column("ERR/S", "errors", 6, 5, _errors, right=True),
     Column("P99", "latency", 6, 1, _latency, right=True),
-    Column("", "", 8, 6, _latency_chart, chart=True),
+    Column("P99", "", 8, 7, _latency_chart, chart=True),
     Column("MEM", "memory", 5, 1, _memory, right=True),
-    Column("", "", 8, 7, _memory_chart, chart=True),
+    Column("MEM", "", 8, 8, _memory_chart, chart=True),
     Column("CPU", "cpu", 5, 4, _cpu, right=True),
-    Column("BUSY", "", 4, 10, _figure(lambda stats: stats.in_flight, format_count), right=True),
-    Column("CONN", "", 5, 11, _figure(lambda stats: stats.connections, format_count), right=True),
+    Column("BUSY", "", 4, 11, _figure(lambda stats: stats.in_flight, format_count), right=True),
+    Column("CONN", "", 5, 12, _figure(lambda stats: stats.connections, format_count), right=True),
     Column("UP", "uptime", 6, 3, _uptime, right=True),
-    Column("RST", "restarts", 3, 5, _restarts, right=True),
+    Column("RST", "restarts", 3, 6, _restarts, right=True),
 )
 
 
@@ -253,6 +255,8 @@ def _head(columns: Iterable[Placed], board: Board[Any]) -> Text:
     for column, width in columns:
         _gap(line)
         title = column.title
+        if column.chart and board.sample_seconds:
+            title += f" {width * board.sample_seconds:.0f}s"
         sorted_by = bool(column.sort) and column.sort == board.sort and column.sort != "file"
         if sorted_by:
             title += "▾" if board.falling else "▴"

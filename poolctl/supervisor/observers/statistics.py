@@ -86,6 +86,7 @@ class History:
     def __init__(self) -> None:
         self.counts: deque[tuple[float, Counts]] = deque(maxlen=_WINDOW + 1)
         self.requests_per_second: deque[float] = deque(maxlen=KEPT)
+        self.errors_per_second: deque[float] = deque(maxlen=KEPT)
         self.latency_p99_seconds: deque[Figure] = deque(maxlen=KEPT)
         self.memory_bytes: deque[int | None] = deque(maxlen=KEPT)
 
@@ -94,17 +95,17 @@ class History:
         if self.counts:
             at, before = self.counts[-1]
             self.requests_per_second.append(_rate(before, seen.total, now - at))
+            self.errors_per_second.append(_error_rate(before, seen.total, now - at))
             self.latency_p99_seconds.append(latency_seconds(seen.total, before, 0.99))
             self.memory_bytes.append(seen.memory_bytes)
         self.counts.append((now, seen.total))
 
-    def values(self, *, counted: bool) -> StatsHistory:
-        """Oldest first; without requests unless they are counted."""
+    def values(self, *, counted: bool, with_errors: bool) -> StatsHistory:
+        """Oldest first; without requests and errors unless they are counted."""
         return StatsHistory(
             interval_seconds=INTERVAL_SECONDS,
-            requests_per_second=tuple(
-                round(each, 3) if counted else None for each in self.requests_per_second
-            ),
+            requests_per_second=_rounded(self.requests_per_second, counted=counted),
+            errors_per_second=_rounded(self.errors_per_second, counted=counted) if with_errors else None,
             latency_p99_seconds=tuple(self.latency_p99_seconds),
             memory_bytes=tuple(self.memory_bytes),
         )
@@ -124,13 +125,14 @@ class Statistics:
         self._timer: asyncio.TimerHandle | None = None
 
     async def stats(self, call: Call) -> StatsResult:
-        """The verb: the selected servers with their figures."""
+        """The verb: the selected servers with their figures, on request with the rates of their errors."""
         entries = selected(self._core, call.selector)
+        with_errors = bool(call.options.get("errors"))
         self.watch()
         snapshots = await self.look(entries)
         return StatsResult(
             items=tuple(
-                Measured.extending(item, stats=self.figures(seen))
+                Measured.extending(item, stats=self.figures(seen, with_errors=with_errors))
                 for item, seen in zip(items(self._core, entries), snapshots, strict=True)
             )
         )
@@ -186,7 +188,7 @@ class Statistics:
             workers.append((worker, counts, usage))
         return ServerSnapshot(entry, total, workers, counts=self._counters is not None)
 
-    def figures(self, seen: ServerSnapshot) -> Stats:
+    def figures(self, seen: ServerSnapshot, *, with_errors: bool = False) -> Stats:
         """The server's figures."""
         entry = seen.entry
         history = self._histories.setdefault(entry.name, History())
@@ -214,9 +216,13 @@ class Statistics:
             wakes_total=self.totals.wakes(entry),
             restarts_total=entry.restarts,
             counted=seen.counted,
-            history=history.values(counted=counted),
+            history=history.values(counted=counted, with_errors=with_errors),
             workers=tuple(_worker(worker, counts, usage) for worker, counts, usage in seen.workers),
         )
+        if with_errors and counted:
+            stats = stats.but(
+                errors_per_second=round(_error_rate(before, total, seconds), 3) if watched else 0.0
+            )
         return stats if counted else stats.but(**dict.fromkeys(_OF_REQUESTS))
 
     async def look(self, entries: Iterable[Entry]) -> list[ServerSnapshot]:
@@ -271,6 +277,14 @@ def loop_lag_seconds(counts: Counts | None) -> Figure:
 
 def _rate(before: Counts, after: Counts, seconds: float) -> float:
     return (after[tally.STARTED] - before[tally.STARTED]) / seconds if seconds > 0 else 0.0
+
+
+def _error_rate(before: Counts, after: Counts, seconds: float) -> float:
+    return (errors(after) - errors(before)) / seconds if seconds > 0 else 0.0
+
+
+def _rounded(rates: Iterable[float], *, counted: bool) -> tuple[Figure, ...]:
+    return tuple(round(each, 3) if counted else None for each in rates)
 
 
 def _worker(worker: Worker, counts: Counts | None, usage: Usage | None) -> WorkerStats:

@@ -170,6 +170,8 @@ OPTIONAL: dict[type[Value], list[str]] = {
     HealthReport: ["uptime_seconds", "latency_seconds", "detail"],
     RegistrationReport: ["left_seconds", "latency_seconds"],
     GatewayStatus: ["stats"],
+    Stats: ["errors_per_second"],
+    StatsHistory: ["errors_per_second"],
     WorkerStats: ["requests_total", "errors_total", "in_flight", "connections"],
     LiveChanges: ["workers", "disabled", "drained", "added"],
 }

@@ -71,6 +71,16 @@ def test_the_selection_stays_with_its_server() -> None:
     assert selected(board) == "b"
 
 
+def test_sorting_goes_to_the_first_row() -> None:
+    board = board_of(*(item(f"{number:03}") for number in range(50)), height=5)
+    board.move(30)
+    board.sort_by("name")
+    assert (board.top, selected(board)) == (0, "000")
+    board.move(30)
+    board.sort_by("name")
+    assert (board.top, selected(board)) == (0, "049")
+
+
 def test_the_selection_is_always_on_the_screen() -> None:
     board = board_of(*(item(f"{number:03}") for number in range(500)), height=20)
     board.move(25)

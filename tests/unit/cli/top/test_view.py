@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,29 @@ def test_eighty_columns_show_the_main_figures() -> None:
     assert "req/s 37.5" in lines[1]
 
 
+def test_errors_a_second_are_a_column_and_a_total() -> None:
+    board = board_of(3, measured=True)
+    rows = [
+        row.but(name=row.name[-1], stats=row.stats.but(errors_per_second=0.5 * at))
+        for at, row in enumerate(board.rows)
+    ]
+    board.update(rows)
+    board.sort_by("errors")
+    lines = [line.plain for line in frame(board, (80, 24))]
+    assert "err/s 1.5" in lines[1]
+    assert "ERR/S▾" in lines[3]
+    assert [row.name for row in board.visible] == ["2", "1", "0"]
+
+
+def test_charts_have_a_heading_with_their_span() -> None:
+    board = board_of(1, measured=True)
+    (row,) = board.rows
+    board.update([row.but(stats=row.stats.but(history=row.stats.history.but(interval_seconds=2.0)))])
+    head = frame(board, (160, 24))[3].plain
+    for title in ("REQ", "P99", "MEM"):
+        assert re.search(rf"\b{title} \d+s\b", head), head
+
+
 def test_a_server_without_a_process_uses_nothing_and_one_with_one_next_to_nothing() -> None:
     board = ServerBoard()
     idle = {**stats(0), "memory_bytes": 0, "cpu_percent": 0.0}
@@ -134,6 +158,42 @@ class TestLog:
         (line,) = [line for line in self.shown(pane) if line]
         assert line.startswith("12:00:00 red ")
         assert line.isprintable()
+        pane.close()
+
+    def test_search_goes_up_to_the_next_line_and_down_again(self, path: Path) -> None:
+        pane = LogPane("web", str(path))
+        for key in ("/", *"LINE 1", "enter"):
+            assert pane.press(key, 4)
+        assert (pane.found, self.shown(pane)[-1]) == (11, "12:00:19 line 19")
+        assert "11 found, 30 lines below" in log_frame(pane, (80, 6))[-1].plain
+        pane.press("n", 4)
+        assert self.shown(pane)[-1] == "12:00:18 line 18"
+        pane.press("N", 4)
+        pane.press("N", 4)
+        assert self.shown(pane)[-1] == "12:00:19 line 19"
+        assert pane.press("escape", 4), "it ends the search"
+        assert pane.words == ""
+        assert not pane.press("escape", 4)
+        pane.close()
+
+    def test_level_narrows_the_lines_that_are_there_and_those_that_come(self, path: Path) -> None:
+        texts = ["INFO: a", "plain", "WARNING: b", '{"level": "error", "msg": "c"}']
+        path.write_text("".join(f"2026-01-31T12:00:00.000000Z {text}\n" for text in texts))
+        pane = LogPane("web", str(path))
+        for level, shown in [
+            ("info", ["INFO: a", "WARNING: b", "ERROR c"]),
+            ("warning", ["WARNING: b", "ERROR c"]),
+        ]:
+            pane.press("L", 4)
+            assert pane.least == level
+            assert [line[9:] for line in self.shown(pane) if line] == shown
+        with path.open("a") as file:
+            file.write("2026-01-31T12:00:01.000000Z DEBUG: d\n2026-01-31T12:00:01.000000Z FATAL: e\n")
+        pane.read()
+        assert [line[9:] for line in self.shown(pane) if line] == ["WARNING: b", "ERROR c", "FATAL: e"]
+        pane.press("L", 4)
+        pane.press("L", 4)
+        assert (pane.least, self.shown(pane)[-1]) == ("", "12:00:01 FATAL: e")
         pane.close()
 
     def test_a_server_without_output_has_an_empty_log(self, tmp_path: Path) -> None:
