@@ -61,7 +61,8 @@ def change(
     _require_selection(request, pool)
 
     def live() -> Outcome:
-        result = ask(request, pool, more=options)
+        more = {**(options or {}), **({"saves": True} if save and write is not None else {})}
+        result = ask(request, pool, more=more)
         line = _line(result.items, report, failed=bool(result.exit_code))
         return Outcome.of(result, line + of_dependents(result, dependents))
 

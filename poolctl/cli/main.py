@@ -87,6 +87,10 @@ def _finish(outcome: Outcome) -> int:
     """Print the outcome. A reader that has gone away (`| head`) is no failure."""
     from poolctl.cli.render import show
 
+    if outcome.changed is not None:
+        from poolctl.cli.drift_lines import drift_line
+
+        outcome.notes.append(drift_line(outcome.changed))
     if outcome.exit_code == INTERRUPTED and _stdout_is_full():
         _give_up_on_stdout()  # a flush would wait for a reader who does not read, until a second Ctrl-C
     try:

@@ -35,7 +35,8 @@ class Outcome:
     `message` is a line for people; `notes` are lines that ask for nothing to be done; `form` is how the items are
     shown; `text`, when it is not None, is the whole of standard output (except for JSON). `extra` are parts of the JSON
     document besides these; `footer` is a line below a table on a terminal. `errors_are_result`: they are what was asked
-    for, so they go to standard output too. `streamed`: what was to be printed has been.
+    for, so they go to standard output too. `streamed`: what was to be printed has been. `changed`: a ChangedFiles, of
+    files that the pool has not read yet.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Outcome:
         self.streamed = False
         self.text = text
         self.footer = ""
+        self.changed: Table | None = None
         self.extra = dict(extra or {})
 
     def __repr__(self) -> str:
@@ -71,7 +73,7 @@ class Outcome:
     def of(cls, result: Result, message: str = "", *, form: str = "", text: str | None = None) -> Outcome:
         """What a supervisor has answered, and how to show it."""
         printed = type(result).PRINTED
-        return cls(
+        made = cls(
             result.items,
             errors=result.errors,
             warnings=result.warnings,
@@ -81,6 +83,8 @@ class Outcome:
             text=text,
             extra=result.to_json(*printed) if printed else None,
         )
+        made.changed = result.changed
+        return made
 
     @classmethod
     def failed(cls, exit_code: int, message: str, hint: str = "") -> Outcome:

@@ -6,9 +6,11 @@ Files are applied once they are complete; a broken configuration is only reporte
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import TypeVar
 
@@ -43,11 +45,18 @@ class PoolWatcher:
         self._files = [*(Client(pool.socket).ping().files or pool.files)]
         try:
             self._watch = DirectoryWatch()
+            self._announce()
         except (OSError, AttributeError) as error:
             hint = "watching needs inotify(7), a feature of Linux"
             raise Failure(Outcome.failed(FAILED, f"cannot watch: {error}", hint)) from None
         self._sources = WatchSet(self._files, ())
         self._look_around()
+
+    def _announce(self) -> None:
+        """Hold a lock on the runtime directory: for the supervisor it means that a change is about to be applied."""
+        with suppress(OSError):
+            self._lock = os.open(self._pool.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def changes(self, over: Callable[[], bool] = lambda: False, *, now: bool = False) -> Iterator[Result]:
         """Apply what changes, and yield the outcome of each; with `now` what has changed already, too.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from poolctl.config.edit.draft import *
     from poolctl.config.edit.toml_writer import *
     from poolctl.config.files.document import *
+    from poolctl.config.files.file_marks import *
     from poolctl.config.files.find import *
     from poolctl.config.files.read_file import *
     from poolctl.config.loader import *
@@ -40,16 +41,16 @@ __all__ = [
     "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
     "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "AnyRoute", "Backoff", "ConfigNotFound",
     "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
-    "GatewayConfig", "GatewayListener", "Health", "Notify", "OperatorTable", "Patience", "Place", "Probe", "Problem",
-    "ProxmoxTable", "Recovery", "RegisteredBackend", "Registration", "Restart", "RouteConfig", "Scale", "Section",
-    "ServerConfig", "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "Triggers", "candidate_files",
-    "certificate_names", "certificate_validity", "changed_by", "conflicts", "default_interpreter",
-    "dependency_findings", "engine_problem", "enter_as", "escaped", "find_config", "haproxy_problems",
-    "haproxy_program", "ids_of", "interpreter", "json_schema", "load", "longest_stop_seconds", "masked", "masked_text",
-    "merged", "missing_file", "missing_program", "named_addresses", "names_cover", "no_certificate",
-    "open_files_needed", "pool_variables", "problem_of", "read_regular", "referenced_variables", "registration_of",
-    "relocated", "routes_of", "shown", "start_options", "table_text", "value_text", "values_of", "variables_named_in",
-    "with_registrations",
+    "GatewayConfig", "GatewayListener", "Health", "Marks", "Notify", "OperatorTable", "Patience", "Place", "Probe",
+    "Problem", "ProxmoxTable", "Recovery", "RegisteredBackend", "Registration", "Restart", "RouteConfig", "Scale",
+    "Section", "ServerConfig", "Stamp", "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "Triggers",
+    "candidate_files", "certificate_names", "certificate_validity", "changed_by", "changed_files", "conflicts",
+    "default_interpreter", "dependency_findings", "engine_problem", "enter_as", "escaped", "find_config",
+    "haproxy_problems", "haproxy_program", "ids_of", "interpreter", "json_schema", "load", "longest_stop_seconds",
+    "marks_of", "masked", "masked_text", "merged", "missing_file", "missing_program", "named_addresses", "names_cover",
+    "no_certificate", "open_files_needed", "pool_variables", "problem_of", "read_regular", "referenced_variables",
+    "registration_of", "relocated", "routes_of", "shown", "stamp_of", "start_options", "table_text", "value_text",
+    "values_of", "variables_named_in", "with_registrations",
 ]
 # fmt: on
 _MODULES = {
@@ -60,6 +61,7 @@ _MODULES = {
     "edit.draft": "Draft FileChanged",
     "edit.toml_writer": "escaped table_text value_text",
     "files.document": "Document read_documents",
+    "files.file_marks": "Marks Stamp changed_files marks_of stamp_of",
     "files.find": "ConfigNotFound FILE_NAMES PYPROJECT candidate_files find_config",
     "files.read_file": "missing_file read_regular variables_named_in",
     "loader": "Surroundings load",

@@ -96,6 +96,7 @@ class Result(Value):
     dependents: tuple[str, ...] | None = None  # stopped as well, or started again, though not selected
     without_servers: bool | None = None  # of a start: the pool has routes and no server
     gateway: Table | None = None  # of start, list, status, stats of a whole pool: a GatewayStatus
+    changed: Table | None = None  # files that differ from what the pool has read: a ChangedFiles
 
 
 class ServerStep(Value):

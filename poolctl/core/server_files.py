@@ -23,10 +23,10 @@ def digests(config: ServerConfig) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     if config.env_file:
-        found["env_file"] = _digest(config.env_file)
+        found["env_file"] = digest_of(config.env_file)
     tls = config.tls
     if tls and tls is not True:
-        found["tls"] = _digest(filter(None, (tls.cert, tls.key or tls.cert, tls.ca)))
+        found["tls"] = digest_of(filter(None, (tls.cert, tls.key or tls.cert, tls.ca)))
     return found
 
 
@@ -44,7 +44,8 @@ def certificate_ends(config: ServerConfig) -> float | None:
     return None if times is None else times[1].timestamp()
 
 
-def _digest(paths: Iterable[str]) -> str:
+def digest_of(paths: Iterable[str]) -> str:
+    """A digest of the contents of these files together; blocks on the disk."""
     digest = hashlib.blake2b(digest_size=12)
     for path in paths:
         try:

@@ -13,12 +13,14 @@ from typing import NamedTuple
 from poolctl.config import (
     Configuration,
     Finding,
+    Marks,
     ServerConfig,
     Surroundings,
     Tables,
     conflicts,
     dependency_findings,
     load,
+    marks_of,
     named_addresses,
     pool_variables,
 )
@@ -48,6 +50,7 @@ class ResolvedConfig:
     port_range: tuple[int, int] = (0, 0)
     config: Configuration | None = None
     tables: Tables = field(default_factory=Tables)
+    marks: Marks | None = None
 
     def outside(self, names: Collection[str]) -> list[ErrorEntry]:
         """The problems of the files, users and programs that these servers name; blocks on the disk.
@@ -96,7 +99,9 @@ class ActiveConfiguration:
         self.placed: dict[str, ServerConfig] = {}
         self.problems: list[ErrorEntry] = []
         self.environments = environments
+        self.turn = asyncio.Lock()  # one reload at a time
         self.tables = Tables()
+        self.marks: Marks | None = None  # of the files as they were read; None if unknown
         self._followers: list[tuple[Callable[[Tables], None], bool]] = []
         self._ledger = os.path.join(state_directory, "ports.json")
         self._store = store
@@ -122,7 +127,7 @@ class ActiveConfiguration:
         self.name, self.placed, self.missing = stored.name, stored.placed, set(stored.missing)
         self._surroundings, self._port_range = stored.surroundings, stored.port_range
         self._environment = stored.environment
-        self.tables = stored.tables
+        self.tables, self.marks = stored.tables, stored.marks
         self._withhold(stored.servers)
         self.environments.update(stored.environments)
         return stored.servers
@@ -146,6 +151,7 @@ class ActiveConfiguration:
 
     def _read(self, env: Mapping[str, str], keep: Collection[str]) -> ResolvedConfig:
         own_name = default_name(self.files[0])
+        marks = marks_of(self.files)  # before they are read: a change that comes between is found later
         try:
             config = load(self.files, env)
             problems = [ErrorEntry.of(problem) for problem in config.problems]
@@ -159,6 +165,7 @@ class ActiveConfiguration:
                     port_range=settings.port_range,
                     config=config,
                     tables=config.tables,
+                    marks=marks,
                 )
         except PoolError as error:
             problems = [*entries(error)]
@@ -192,6 +199,7 @@ class ActiveConfiguration:
         self._surroundings, self._port_range = resolved.surroundings, resolved.port_range
         self._environment = environment or self._environment
         self.missing.clear()
+        self.marks = resolved.marks
         self._saved_revision = -1
         self._withhold(resolved.servers, resolved.tables)
         changed, self.tables = resolved.tables != self.tables, resolved.tables
@@ -203,6 +211,11 @@ class ActiveConfiguration:
         """Withhold the variables named by `*_env` keys from servers."""
         names = pool_variables(servers, tables or self.tables, self._surroundings.defaults)
         withheld_variables.withhold(names, only=True)
+
+    @property
+    def runtime_directory(self) -> str:
+        """The directory of the pool's control socket."""
+        return self._store.directory
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -274,6 +287,7 @@ class ActiveConfiguration:
             self._environment,
             dict(self.environments),
             self.tables,
+            self.marks,
         )
 
 

@@ -201,7 +201,8 @@ def _added(request: CommandRequest, pool: PoolRef, table: Table, base_dir: str) 
     plain = CommandRequest(
         "add", {key: request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")}
     )
-    result = ask(plain, pool, more={"server": table, "base_dir": base_dir})
+    saves = {"saves": True} if request.get("save") else {}
+    result = ask(plain, pool, more={"server": table, "base_dir": base_dir, **saves})
     added = [f"added {item.name}, {'ready' if item.ready else item.state}" for item in result.items]
     return Outcome.of(result, "".join(added[:1]))
 

@@ -37,11 +37,12 @@ def perform(request: CommandRequest) -> Outcome:
     pool = find_pool(request)
     items: Sequence[Details | Described]
     warnings: Sequence[str] = ()
+    changed: Table | None = None
     try:
         result = ask_for(ShowResult, request, pool)
         if result.exit_code:
             raise Failure(Outcome.of(result))
-        items, warnings = result.items, result.warnings
+        items, warnings, changed = result.items, result.warnings, result.changed
     except NoSupervisor:
         if not pool.files:
             raise
@@ -56,7 +57,9 @@ def perform(request: CommandRequest) -> Outcome:
         import sys
 
         text = "\n".join(_text(item, coloured(sys.stdout)) for item in items)
-    return Outcome(items, warnings=warnings, text=text)
+    outcome = Outcome(items, warnings=warnings, text=text)
+    outcome.changed = changed
+    return outcome
 
 
 def _text(item: Details | Described, colours: bool) -> str:

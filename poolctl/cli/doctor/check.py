@@ -39,6 +39,7 @@ class CheckContext:
         self.about: About | None = None
         self.items: Sequence[Item] = ()
         self.gateway: Table | None = None
+        self.changed: Table | None = None  # files that the pool has not read yet
         self.orphaned: set[str] = set()
         self.gateway_orphaned = False
         self.silence = ""
@@ -66,8 +67,8 @@ class CheckContext:
         client = Client(pool.socket, silence_seconds=_ANSWER_SECONDS)
         try:
             self.about = client.ping()
-            listed = client.ask(Result, "list")
-            self.items, self.gateway = listed.items, listed.gateway
+            listed = client.ask(Result, "list", {"options": {"counts": True}})
+            self.items, self.gateway, self.changed = listed.items, listed.gateway, listed.changed
         except NoSupervisor:
             return  # what a dead one has left is looked for elsewhere
         except ControlError as error:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from poolctl import __version__
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
+from poolctl.cli.drift_lines import drift_line
 from poolctl.cli.supervisor_requests import CRASH_LOOP
 from poolctl.config import INSTALL_GATEWAY, ServerConfig, interpreter, start_options
 from poolctl.control.gateway_answers import GatewayStatus
@@ -45,6 +46,10 @@ def configuration(context: CheckContext) -> Iterator[CheckResult]:
     elif not context.problems:
         count = len(context.config or ())
         yield ok("configuration", f"{count} servers" if count != 1 else "1 server")
+    if context.changed is not None:
+        yield warning(
+            "configuration", drift_line(context.changed), "poolctl reload --dry-run shows the difference"
+        )
 
 
 def certificates(context: CheckContext) -> Iterator[CheckResult]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from poolctl import __version__
-from poolctl.config import ServerConfig, Surroundings, Tables
+from poolctl.config import Marks, ServerConfig, Surroundings, Tables
 from poolctl.core.server_entry import Entry
 from poolctl.core.servers import record_of, restore
 from poolctl.frozen_value import Table
@@ -44,6 +44,8 @@ class StoredConfiguration:
     environments: dict[str, Mapping[str, str]] = field(default_factory=dict)
     # The tables other than [[server]].
     tables: Tables = field(default_factory=Tables)
+    # The files as they were read.
+    marks: Marks | None = None
 
 
 @dataclass
@@ -68,7 +70,7 @@ class StateStore:
 
     def __init__(self, keeper: Link, directory: str) -> None:
         self._keeper = keeper
-        self._directory = directory
+        self.directory = directory
         self._stored = b""
         self._written = b""
         self._missing: list[str] = []
@@ -131,7 +133,7 @@ class StateStore:
         if state != self._written and not self._deleted:
             self._written = state
             try:
-                rendezvous.write_desired(self._directory, state)
+                rendezvous.write_desired(self.directory, state)
             except OSError as error:
                 logger.warning(
                     "if keeper and supervisor are killed together, live changes are lost: %s", error
@@ -143,13 +145,13 @@ class StateStore:
 
     def saved_state(self) -> SavedState:
         """The content of the file: the state of a pool whose keeper was killed with its supervisor."""
-        found = rendezvous.read_desired(self._directory)
+        found = rendezvous.read_desired(self.directory)
         return SavedState(dict(found.get("servers") or {}), list(found.get("missing") or ()))
 
     def delete_file(self) -> None:
         """Delete the file for good: the pool ends on purpose, and no later one continues it."""
         self._deleted = True
-        rendezvous.remove_desired(self._directory)
+        rendezvous.remove_desired(self.directory)
 
     async def totals(self) -> Table:
         """The totals that the previous supervisor had counted."""

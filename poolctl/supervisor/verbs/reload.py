@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
-from poolctl.config import ServerConfig, Table
+from poolctl.config import Marks, ServerConfig, Table
 from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult, failure
 from poolctl.core.core import Core
 from poolctl.core.server_changes import CURRENT_CAUSE
@@ -27,6 +28,15 @@ POOL = "[pool]"
 AnyTable = Table | tuple[Table, ...] | None
 
 
+class Difference(NamedTuple):
+    """The servers of the files, and the changes that a reload would make; none for files with problems."""
+
+    servers: list[ServerConfig]
+    changes: list[PlannedChange]
+    problems: list[ErrorEntry]
+    marks: Marks | None
+
+
 class Reload:
     """One reload at a time: a second one reads the files after the first has applied them."""
 
@@ -34,7 +44,7 @@ class Reload:
         self._core = context.core
         self._events = context.events
         self._configuration = context.configuration
-        self._turn = asyncio.Lock()
+        self._turn = context.configuration.turn
 
     async def reload(self, call: Call) -> ReloadResult:
         """Apply the differences between the files and what is in force, or list them; refuse files with problems."""
@@ -67,21 +77,40 @@ class Reload:
             changes=lines,
         )
 
-    async def _plan(
-        self, resolved: ResolvedConfig, *, force: bool
-    ) -> tuple[list[PlannedChange], list[ErrorEntry]]:
-        """The changes, and the problems that forbid them."""
-        if resolved.problems:
-            return [], resolved.problems
-        if resolved.is_empty and self._core.entries:
+    async def difference(self) -> Difference:
+        """What a reload would change, without a look at what is outside of the files."""
+        async with self._turn:
+            resolved = await self._configuration.read(keep=self._core.entries)
+            return await self._difference(resolved)
+
+    async def _difference(self, resolved: ResolvedConfig) -> Difference:
+        if problems := self._invalid(resolved):
+            return Difference([], [], problems, resolved.marks)
+        changes = [*self._of_the_pool(resolved), *await self._planned(resolved)]
+        return Difference(resolved.servers, changes, [], resolved.marks)
+
+    def _invalid(self, resolved: ResolvedConfig) -> list[ErrorEntry]:
+        if resolved.is_empty and self._core.entries and not resolved.problems:
             hint = "poolctl stop ends the pool"
-            return [], [failure(PoolValidateError, "there is no server in the files", hint)]
+            return [failure(PoolValidateError, "there is no server in the files", hint)]
+        return resolved.problems
+
+    async def _planned(self, resolved: ResolvedConfig) -> list[PlannedChange]:
+        """The changes of the servers."""
         files = await asyncio.to_thread(_files, resolved.servers)
         now = [
             Running(each.config, each.overrides, each.added, each.files)
             for each in self._core.entries.values()
         ]
-        changes = plan(now, resolved.servers, files, self._configuration.missing)
+        return plan(now, resolved.servers, files, self._configuration.missing)
+
+    async def _plan(
+        self, resolved: ResolvedConfig, *, force: bool
+    ) -> tuple[list[PlannedChange], list[ErrorEntry]]:
+        """The changes, and the problems that forbid them."""
+        if problems := self._invalid(resolved):
+            return [], problems
+        changes = await self._planned(resolved)
         problems = await asyncio.to_thread(resolved.outside, {change.name for change in changes})
         if not force:
             problems += await asyncio.to_thread(self._expired, resolved.servers, changes)

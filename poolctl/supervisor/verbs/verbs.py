@@ -21,6 +21,7 @@ from poolctl.selection.selector import Selector, SelectorError
 
 from ..active_configuration import ActiveConfiguration
 from . import changing_verbs, reading_verbs
+from .drift import ConfigurationDrift
 from .start_checks import TooManyOpenFiles
 from .verb import Call, Daemon, Finish, NothingMatched, Verb, VerbContext, match
 
@@ -56,6 +57,7 @@ class Verbs:
         self._core = core
         self.used = False
         self._context = VerbContext(core, events, daemon, configuration)
+        self._drift = ConfigurationDrift(self._context)
         self._is_complete = False
         self._more = more
         self._extended: dict[str, Callable[[Call, Result], Awaitable[Result]]] = {}
@@ -108,7 +110,7 @@ class Verbs:
         except SelectorError as wrong:
             return _failed(USAGE, wrong.message, wrong.hint)
         except NothingMatched as nothing:
-            return nothing.result
+            return await self._drift.explain(call, nothing.result)
         except TooManyOpenFiles as refused:
             # A supervisor without servers ends: it would keep the limit that it was started with.
             if not self._core.servers.unused:
@@ -119,9 +121,12 @@ class Verbs:
         """The result of one verb. Raises SelectorError for wrong options, NothingMatched."""
         assert self._knows(verb)
         await match(self._core, call.selector)
+        if call.options.get("saves") is True:
+            self._drift.expect_saved()
         result = await self._verbs[verb](call)
         if verb in self._extended:
             result = await self._extended[verb](call, result)
+        result = await self._drift.report(verb, call, result)
         if verb not in _OF_SERVERS or result.ended:
             return result
         return await self._daemon.conclude(verb, call, result)

@@ -1,0 +1,98 @@
+"""The configuration files as they were read, to see later whether they have changed: by stat(2), then by content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from poolctl.config.files.read_file import files_of, read_regular
+from poolctl.errors import ServerError
+
+# A file that is written twice within the kernel's clock tick keeps its time: so young a time proves nothing.
+_TICK_NS = 50_000_000
+_SECTION = ("tool", "poolctl")
+
+# Inode, time of change, time of modification, size; None of a file that is not there.
+Stamp = tuple[int, int, int, int] | None
+
+
+class Mark(NamedTuple):
+    """A file when it was read. Without a stamp only its content can tell."""
+
+    stamp: Stamp
+    digest: str
+
+
+Marks = dict[str, Mark]
+
+
+def stamp_of(path: str) -> Stamp:
+    """The file as stat(2) has it; it follows links."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size
+
+
+def marks_of(paths: Iterable[str]) -> Marks:
+    """The marks of these configuration files, and of those in these directories. Blocks on the disk."""
+    return {path: _mark(path) for path in _expanded(paths)}
+
+
+def changed_files(marks: Marks, paths: Iterable[str]) -> list[str]:
+    """The files that differ from their marks, are new, or gone. Blocks on the disk.
+
+    The content is read only where the stamp differs; where it is the same, the mark gets the new stamp.
+    """
+    here = _expanded(paths)
+    changed = [path for path in marks if path not in here]
+    for path in here:
+        before = marks.get(path)
+        if before is not None and before.stamp is not None and before.stamp == stamp_of(path):
+            continue
+        now = _mark(path)
+        if before is None or before.digest != now.digest:
+            changed.append(path)
+        else:
+            marks[path] = now
+    return changed
+
+
+def _expanded(paths: Iterable[str]) -> dict[str, None]:
+    found: dict[str, None] = {}
+    for path in paths:
+        try:
+            found.update(dict.fromkeys(files_of(path)))
+        except ServerError:
+            found[path] = None  # an empty directory: reported when it is read
+    return found
+
+
+def _mark(path: str) -> Mark:
+    stamp = stamp_of(path)  # before the content: a change that comes between is found
+    if stamp is not None and time.time_ns() - max(stamp[1:3]) < _TICK_NS:
+        stamp = None
+    try:
+        content = read_regular(path)
+    except (OSError, ValueError) as error:
+        return Mark(stamp, f"unreadable: {type(error).__name__}")
+    if os.path.basename(path) == "pyproject.toml":
+        content = _section_of(content)
+    return Mark(stamp, hashlib.blake2b(content, digest_size=12).hexdigest())
+
+
+def _section_of(content: bytes) -> bytes:
+    """What a pyproject.toml says about the pool: the rest of it changes with every dependency."""
+    import tomllib
+
+    try:
+        table: object = tomllib.loads(content.decode())
+    except ValueError:
+        return content
+    for part in _SECTION:
+        table = table.get(part) if isinstance(table, dict) else None
+    return repr(table).encode()

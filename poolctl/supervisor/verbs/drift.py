@@ -1,0 +1,235 @@
+"""How the files differ from the configuration in force: commands report it until a reload applies it."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+from poolctl.config import Marks, Stamp, changed_files, stamp_of
+from poolctl.control.answers import ErrorEntry, Item, PlannedChange, Result, failure, item
+from poolctl.core.server_files import digest_of
+from poolctl.errors import PoolParamError
+from poolctl.exit_codes import NOTHING_MATCHED
+from poolctl.selection.selector import Selector, select
+
+from .server_documents import items
+from .verb import Call, VerbContext
+
+if TYPE_CHECKING:
+    from poolctl.config import ServerConfig
+    from poolctl.control.drift_answer import ChangedFiles
+
+    from .reload import Reload
+
+# The commands that report it; the quick ones do not wait long for the numbers.
+_REPORTING = frozenset({"start", "restart", "show", "list", "status"})
+_QUICK = frozenset({"list", "status"})
+_QUICK_SECONDS, _PATIENT_SECONDS = 0.1, 3.0
+# A file system that does not answer must not hold up a command for ever.
+_STAT_SECONDS = 2.0
+# A watcher (--watch) applies a change within this time.
+_WATCHER_SECONDS = 5.0
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class _Changed(NamedTuple):
+    """The changed files as they are now, and the revision of the pool's servers."""
+
+    files: tuple[str, ...]
+    stamps: tuple[Stamp, ...]
+    revision: int
+
+
+class _Difference(NamedTuple):
+    """The number of servers and tables that a reload would add, remove and change, and the servers that are new.
+
+    Files that are not valid have `problems` instead.
+    """
+
+    counts: tuple[int, int, int]
+    new: dict[str, Item]
+    files_of_new: dict[str, str]
+    problems: list[ErrorEntry]
+    marks: Marks | None
+
+    @property
+    def is_empty(self) -> bool:
+        """The files say what is in force."""
+        return not (any(self.counts) or self.problems)
+
+
+class ConfigurationDrift:
+    """Looks for changed files in a thread, and works out once for each change what a reload would do."""
+
+    def __init__(self, context: VerbContext) -> None:
+        self._context = context
+        self._core = context.core
+        self._configuration = context.configuration
+        self._is_saving = False
+        self._search: asyncio.Future[_Changed | None] | None = None
+        self._comparing: tuple[_Changed, asyncio.Task[_Difference | None]] | None = None
+        # The files of variables, by their paths: as stat(2) had them, and the digest of their contents.
+        self._variables: dict[tuple[str, ...], tuple[list[Stamp], str]] = {}
+
+    async def report(self, verb: str, call: Call, result: Result) -> Result:
+        """The result with the files that have changed, if its command reports them."""
+        if verb not in _REPORTING or result.ended or (found := await self._look()) is None:
+            return result
+        quick = verb in _QUICK and not (self._is_saving or call.options.get("counts") is True)
+        difference = await self._compared(found, _QUICK_SECONDS if quick else _PATIENT_SECONDS)
+        if self._is_saving and difference is not None and difference.is_empty:
+            self._is_saving = False
+            self._configuration.marks = difference.marks
+            self._core.servers.revise()  # saved for a successor
+            return result
+        return result.but(changed=_answer(found.files, difference).to_json())
+
+    async def explain(self, call: Call, result: Result) -> Result:
+        """The result of a selection that matched nothing; servers that only the changed files have are named."""
+        if not call.selector.targets or (found := await self._look()) is None:
+            return result
+        difference = await self._compared(found, _PATIENT_SECONDS)
+        if difference is None:
+            return result
+        here = items(self._core, self._core.entries.values())
+        names: dict[str, None] = {}
+        for target in call.selector.targets:
+            if select(here, Selector([target]))[1] is not None:
+                new, unmatched = select(difference.new.values(), Selector([target]))
+                if unmatched is not None:
+                    return result.but(changed=_answer(found.files, difference).to_json())
+                names.update((each.name, None) for each in new)
+        errors = [_not_in_pool(name, difference.files_of_new[name]) for name in names]
+        return Result(errors=tuple(errors), exit_code=NOTHING_MATCHED) if errors else result
+
+    def expect_saved(self) -> None:
+        """A command is about to write the live change that it makes to the files: that is no difference."""
+        self._is_saving = True
+
+    async def _look(self) -> _Changed | None:
+        """The changed files; None without any, and while a watcher is about to apply them."""
+        if self._configuration.marks is None:
+            return None
+        if self._search is None or self._search.done():
+            in_use = {
+                (tuple(entry.config.env_file), entry.files["env_file"])
+                for entry in self._core.entries.values()
+                if entry.config.env_file and entry.workers and "env_file" in entry.files
+            }
+            work = asyncio.to_thread(self._changed, in_use, self._core.servers.revision)
+            self._search = asyncio.ensure_future(work)
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._search), _STAT_SECONDS)
+        except TimeoutError:
+            return None
+
+    def _changed(self, in_use: set[tuple[tuple[str, ...], str]], revision: int) -> _Changed | None:
+        """`in_use` are files of variables, by their paths, with the digest of what running workers have read."""
+        named = self._configuration.files
+        files = changed_files(self._configuration.marks or {}, named)
+        # A named file that is gone is reported by every command that would read it.
+        files = [path for path in files if path not in named or os.path.lexists(path)]
+        files += dict.fromkeys(path for paths, digest in in_use for path in self._differing(paths, digest))
+        if not files:
+            return None
+        stamps = tuple(map(stamp_of, files))
+        newest = max((stamp[1] for stamp in stamps if stamp is not None), default=0)
+        young = 0 <= time.time_ns() - newest < _WATCHER_SECONDS * 1e9
+        if young and _is_watched(self._configuration.runtime_directory):
+            return None
+        return _Changed(tuple(files), stamps, revision)
+
+    def _differing(self, paths: tuple[str, ...], digest: str) -> list[str]:
+        """The files of variables whose contents together no longer have this digest: those that were touched."""
+        before, known = self._variables.get(paths, ([], ""))
+        now = [stamp_of(path) for path in paths]
+        if now != before:
+            known = digest_of(paths)
+        if known == digest:
+            self._variables[paths] = now, known
+            return []
+        return [path for path, stamp in zip(paths, now, strict=True) if stamp not in before] or [*paths]
+
+    async def _compared(self, found: _Changed, seconds: float) -> _Difference | None:
+        """What a reload of these files would do; None if that is not known after so many seconds."""
+        if self._comparing is None or self._comparing[0] != found:
+            self._comparing = found, asyncio.ensure_future(self._compare())
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._comparing[1]), seconds)
+        except TimeoutError:
+            return None
+
+    async def _compare(self) -> _Difference | None:
+        try:
+            found = await self._reload().difference()
+        except Exception:
+            logger.exception("the changed files cannot be compared with the configuration in force")
+            return None
+        new = {server.name: server for server in found.servers if server.name not in self._core.entries}
+        return _Difference(
+            _counted(found.changes),
+            {name: item(server) for name, server in new.items()},
+            {name: _file_of(server, self._configuration.files) for name, server in new.items()},
+            found.problems,
+            found.marks,
+        )
+
+    def _reload(self) -> Reload:
+        # A start that finds nothing changed does without it.
+        made: Reload = import_module(f"{__package__}.reload").Reload(self._context)
+        return made
+
+
+def _counted(changes: Sequence[PlannedChange]) -> tuple[int, int, int]:
+    """How many servers and tables are added, removed and changed; live changes are none of the files."""
+    kinds = (("add",), ("remove",), ("restart", "update"))
+    added, removed, changed = (len({each.name for each in changes if each.change in kind}) for kind in kinds)
+    return added, removed, changed
+
+
+def _file_of(server: ServerConfig, files: Sequence[str]) -> str:
+    """The file that the server is in."""
+    if len(files) == 1 and not os.path.isdir(files[0]):
+        return files[0]
+    place = (server.origin or {}).get("bind") or files[0]
+    return place.rpartition(":")[0] if place not in files else place
+
+
+def _is_watched(directory: str) -> bool:
+    """Whether a watcher holds its lock on the pool's runtime directory."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _not_in_pool(name: str, file: str) -> ErrorEntry:
+    message = f"{name} is in {os.path.basename(file)} but not in the running pool: poolctl reload"
+    return failure(PoolParamError, message)
+
+
+def _answer(files: tuple[str, ...], difference: _Difference | None) -> ChangedFiles:
+    from poolctl.control.drift_answer import ChangedFiles
+
+    if difference is None:
+        return ChangedFiles(files=files)
+    if difference.problems:
+        return ChangedFiles(files=files, problem=difference.problems[0], problems=len(difference.problems))
+    added, removed, changed = difference.counts
+    return ChangedFiles(files=files, added=added, removed=removed, changed=changed)
