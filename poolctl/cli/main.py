@@ -88,7 +88,7 @@ def _finish(outcome: Outcome) -> int:
     from poolctl.cli.render import show
 
     if outcome.changed is not None:
-        from poolctl.cli.drift_lines import drift_line
+        from poolctl.cli.reload_plan import drift_line
 
         outcome.notes.append(drift_line(outcome.changed))
     if outcome.exit_code == INTERRUPTED and _stdout_is_full():

@@ -1,14 +1,17 @@
-"""The changes that a reload makes, as printed lines: the plan, and its summary."""
+"""The changes that a reload makes, as printed lines: the plan, its summary, and the note that it is due."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
 
-from poolctl.cli.render import coloured, paint, printable, servers
+from poolctl.cli.render import coloured, error_lines, from_here, paint, printable, servers
 from poolctl.control.answers import PlannedChange, ReloadResult, Result
+from poolctl.control.drift_answer import ChangedFiles
 from poolctl.exit_codes import DONE, NOT_AS_DESIRED
+from poolctl.frozen_value import Table
 
+_SHOWN_FILES = 3
 # Sign, colour and the word of the summary, by the kind of a change; first what happens to processes.
 KINDS = {
     "add": ("+", "32", "added"),
@@ -65,3 +68,31 @@ def _summary(changes: Iterable[PlannedChange], *, dry_run: bool) -> str:
     words = [f"{counts[kind]} {word}" for kind, (_, _, word) in KINDS.items() if kind in counts]
     would = f"{servers(len(names))} would change: " if dry_run else ""
     return would + ", ".join(words)
+
+
+def drift_line(table: Table) -> str:
+    """`pool.toml has changed since the pool read it; …`, of an answer's `changed`."""
+    found = ChangedFiles.from_json(table)
+    names = [from_here(path) for path in found.files]
+    more = len(names) - _SHOWN_FILES
+    words = [*names[:_SHOWN_FILES], *([f"{more} more"] if more > 0 else [])]
+    many = len(words) > 1
+    what = f"{', '.join(words[:-1])} and {words[-1]}" if many else words[0]
+    has, it = ("have", "them") if many else ("has", "it")
+    changed = f"{what} {has} changed since the pool read {it}"
+    if found.problem is not None:
+        place = next(iter(error_lines(found.problem))).removeprefix("error: ")
+        others = (found.problems or 1) - 1
+        rest = f" (and {others} more: poolctl validate)" if others else ""
+        return f"{changed}, and {'are' if many else 'is'} not valid: {place}{rest}"
+    counts = _numbers(found)
+    if found.applied:
+        return f"{what} {has} changed and no server was running: the pool has read {it} again{counts}"
+    return f"{changed}; `poolctl reload` applies {it}{counts}"
+
+
+def _numbers(found: ChangedFiles) -> str:
+    if found.added is None:
+        return ""
+    numbers = (("+", found.added), ("~", found.changed), ("-", found.removed))
+    return f" ({' '.join(f'{sign}{number}' for sign, number in numbers if number) or 'no difference'})"

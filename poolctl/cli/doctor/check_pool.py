@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from poolctl import __version__
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
-from poolctl.cli.drift_lines import drift_line
+from poolctl.cli.reload_plan import drift_line
 from poolctl.cli.supervisor_requests import CRASH_LOOP
 from poolctl.config import INSTALL_GATEWAY, ServerConfig, interpreter, start_options
 from poolctl.control.gateway_answers import GatewayStatus

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.drift_lines import drift_line
+from poolctl.cli.reload_plan import drift_line
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
