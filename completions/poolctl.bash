@@ -61,7 +61,7 @@ _poolctl() {
         *:--health) _poolctl_words 'unknown ok warn ko'; return ;;
         *:--target) _poolctl_words 'name bind expose'; return ;;
         *:--depth) _poolctl_words 'full summary simple'; return ;;
-        *:--field) _poolctl_words 'name bind expose state ready health pids workers uptime_seconds restarts tags'; return ;;
+        *:--field) _poolctl_words 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime'; return ;;
         *:--level) _poolctl_words 'trace debug info warning error critical'; return ;;
         *:--method) _poolctl_words 'GET HEAD POST PUT PATCH DELETE OPTIONS'; return ;;
         *:--sort) _poolctl_words 'name state health requests errors latency memory cpu uptime restarts file'; return ;;
@@ -90,7 +90,7 @@ _poolctl() {
             ;;
         config)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --reveal -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --reveal --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -104,7 +104,7 @@ _poolctl() {
             ;;
         disable)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --no-wait --save --dry-run --name --bind --expose --tag --state --health --not --allow-empty --all -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -118,21 +118,21 @@ _poolctl() {
             ;;
         drain)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --save -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --save --name --bind --expose --tag --state --health --not --allow-empty --all -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         enable)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --no-wait --save --dry-run --name --bind --expose --tag --state --health --not --allow-empty --all -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         events)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -f --follow -n --lines --since --kind -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output -f --follow -n --lines --since --kind --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -146,7 +146,7 @@ _poolctl() {
             ;;
         filter)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --name --bind --expose --tag --state --health --not --allow-empty --regex --target -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --regex --target --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_words 'name bind expose'
             fi
@@ -174,21 +174,21 @@ _poolctl() {
             ;;
         list)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --field -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --field --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         logs)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -f --follow -n --lines --tail --since --until --grep --level -t --timestamps --no-timestamps --raw --gateway --reopen -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output -f --follow -n --lines --tail --since --until --grep --level -t --timestamps --no-timestamps --raw --gateway --reopen --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         metrics)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --openmetrics -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --openmetrics --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -223,14 +223,14 @@ _poolctl() {
             ;;
         remove)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --no-wait --save --dry-run --no-deps -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --no-wait --save --dry-run --no-deps --name --bind --expose --tag --state --health --not --allow-empty --all -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         restart)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps --env --force -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --no-wait --no-deps --env --force --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -251,14 +251,14 @@ _poolctl() {
             ;;
         run)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-deps --watch --debug --log-format --stop-timeout -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --no-deps --watch --debug --log-format --stop-timeout --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         scale)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all --auto -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--auto -o --output --timeout --no-wait --save --dry-run --name --bind --expose --tag --state --health --not --allow-empty --all -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -272,49 +272,49 @@ _poolctl() {
             ;;
         show)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --reveal -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --reveal --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         stacks)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         start)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --no-wait --no-deps --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         status)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --healthcheck -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --healthcheck --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         stop)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --no-wait --no-deps -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --no-wait --no-deps --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         top)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -n --frames --once --interval --sort --routes -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output -n --frames --once --interval --sort --routes --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         undrain)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty --all -o --output --timeout --save -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --save --name --bind --expose --tag --state --health --not --allow-empty --all -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -349,14 +349,14 @@ _poolctl() {
             ;;
         wait)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output --timeout --for -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --for --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
             ;;
         walk)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--name --bind --expose --tag --state --health --not --allow-empty -o --output -j --jobs --fail-fast -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output -j --jobs --fail-fast --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 FORMATS = ("table", "wide", "json", "jsonl", "name")
 # The stable keys of an item, in the order in which `-o wide` shows what it shows of them.
 FIELDS = tuple(name for name in Item.annotations if name not in ("address", "kept", "kept_until"))
+UPTIME = "uptime"  # a field of `-o` as well: `uptime_seconds` for people
 STATES = (
     "disabled",
     "stopped",
@@ -36,15 +37,9 @@ FLAG, VALUE, LIST = "flag", "value", "list"
 SERVERS, TAGS, POOLS, HOSTS = "servers", "tags", "pools", "hosts"
 FILES, DIRECTORIES = "files", "directories"
 HOST_ACTIONS = ("disable", "enable", "drain")
-# Headings of `poolctl --help`, in their order: "Commands to start and stop" …
-LIFECYCLE, CHANGES, INSPECT, OBSERVE, SETUP = (
-    "to start and stop",
-    "to change a running pool",
-    "to inspect a pool",
-    "for logs, events and metrics",
-    "for configuration and setup",
-)
-SECTIONS = (LIFECYCLE, CHANGES, INSPECT, OBSERVE, SETUP)
+# Headings of `poolctl --help`, in their order.
+SECTIONS = ("Get started", "Lifecycle", "Look", "Change", "Files", "Machine")
+GET_STARTED, LIFECYCLE, INSPECT, CHANGES, FILE_COMMANDS, MACHINE = SECTIONS
 
 
 class Option:
@@ -85,8 +80,9 @@ class Option:
 class Command:
     """The options of a command, and its help.
 
-    The common options, which may stand before the command as well, are added to its own. With `takes_command` the
-    words after `--` are a command of the user's, and the value `command` of a request.
+    Its own options come first, then those of the selection, then the common ones, which may stand before the
+    command as well. With `takes_command` the words after `--` are a command of the user's, and the value `command`
+    of a request.
     """
 
     def __init__(
@@ -97,11 +93,13 @@ class Command:
         examples: Sequence[str] = (),
         notes: Sequence[str] = (),
         takes_command: bool = False,
-        fields: Sequence[str] = FIELDS,
+        fields: Sequence[str] = (*FIELDS, UPTIME),
     ) -> None:
         given = [one for each in options for one in ([each] if isinstance(each, Option) else each)]
         self.help = help
-        self.options = [*(each for each in given if each.spellings), *COMMON]
+        self.own = [each for each in given if each.spellings and each not in SELECTORS]
+        self.selection = [each for each in given if each in SELECTORS]
+        self.options = [*self.own, *self.selection, *COMMON]
         self.arguments = [each for each in given if not each.spellings]
         self.section = section
         self.examples = tuple(examples)
@@ -134,6 +132,7 @@ COMMON = (
 
 
 HELP_OPTION = flag("help", "-h", "--help", help="Show this message and exit.")
+VERSION_OPTION = flag("version", "--version", help="Show the version and exit.")
 
 
 def output(help: str = "table, wide, json, jsonl, name, or FIELD,FIELD…", *words: str) -> Option:
@@ -193,6 +192,8 @@ def targets(metavar: str = "TARGET", help: str = "Names or addresses; * and ? ar
     return Option("targets", metavar=metavar, kind=LIST, completes=SERVERS, help=help)
 
 
+# Options that say which servers are meant.
+SELECTORS = (*FILTERS, ALL)
 SELECTION = (targets(help="Names or addresses; * and ? are wildcards. Default: all servers."), *FILTERS)
 # Of commands that never mean all servers by default.
 EXPLICIT_SELECTION = (targets(), *FILTERS, ALL)

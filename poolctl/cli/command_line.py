@@ -6,7 +6,7 @@ to Typer, which also reports what is wrong with it.
 
 from __future__ import annotations
 
-from poolctl.cli.command import COMMON, FIELDS, FLAG, FORMATS, GOALS, LIST, command_named, module_of
+from poolctl.cli.command import COMMON, FIELDS, FLAG, FORMATS, GOALS, LIST, UPTIME, command_named, module_of
 from poolctl.cli.outcome import UsageError
 from poolctl.frozen_value import Table
 
@@ -67,12 +67,12 @@ class CommandRequest:
                 raise UsageError(
                     "--field and -o cannot be combined", hint=f"-o {field} prints that field too"
                 )
-            return one_of("--field", field, FIELDS)
+            return one_of("--field", field, (*FIELDS, UPTIME))
         forms = (*FORMATS, "toml") if self.verb == "config" else FORMATS
         if output is None or output in forms:
             return output or ""
         command = command_named(self.verb)
-        fields = FIELDS if command is None else command.fields
+        fields = command.fields if command else FIELDS
         return ",".join(
             one_of("-o", word.strip(), (*dict.fromkeys((*forms, *fields)),), fields)
             for word in output.split(",")
@@ -214,7 +214,7 @@ def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Ta
     """Put the option into `given`, with its value from the end of `rest`; False if it is not plain."""
     name, equals, value = word.partition("=")
     if not word.startswith("--") and len(word) > 2:
-        name, equals, value = word[:2], "=", word[2:]
+        name, equals, value = word[:2], "=", word[2:].removeprefix("=")
     option = table.get(name)
     if option is None:
         return False
@@ -234,14 +234,22 @@ def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Ta
 
 def split(args: Sequence[str]) -> tuple[list[str], Table]:
     """The words of poolctl's own, and the user's command after `--` where the command takes one."""
-    words = list(args)
-    command = command_named(verb_of(words))
+    command = command_named(verb_of(args))
+    end = args.index("--") if "--" in args else len(args)
+    table = _by_spelling(command.options if command else COMMON)
+    words = [_without_equals(word, table) for word in args[:end]]
     if command is None or not command.takes_command:
-        return words, {}
-    if "--" not in words:
-        return words, {"command": []}
-    at = words.index("--")
-    return words[:at], {"command": words[at + 1 :]}
+        return [*words, *args[end:]], {}
+    return words, {"command": list(args[end + 1 :])}
+
+
+def _without_equals(word: str, table: Mapping[str, Option]) -> str:
+    """`-o=json` as `-ojson`, as most other tools read it; other words unchanged."""
+    letters, equals, value = word.partition("=")
+    option = table.get(f"-{letters[-1:]}")
+    if equals and value and option and option.takes_value and letters[:1] == "-" and letters[:2] != "--":
+        return letters + value
+    return word
 
 
 def as_help(words: Sequence[str]) -> list[str]:
@@ -271,7 +279,8 @@ def wants_json(args: Sequence[str]) -> bool:
     """Whether a command line that may be wrong elsewhere asks for JSON: then its error is a document too."""
     words = list(args[: args.index("--")]) if "--" in args else list(args)
     return any(
-        word in ("-ojson", "-o=json", "--output=json")
+        word == "--output=json"
+        or (word[:1] == "-" != word[1:2] and word.endswith(("ojson", "o=json")))
         or (word in ("-o", "--output") and words[at + 1 : at + 2] == ["json"])
         for at, word in enumerate(words)
     )
@@ -289,11 +298,30 @@ def one_of(option: str, word: str, accepted: tuple[str, ...], final: tuple[str, 
     final = final or accepted
     if word in final:
         return word
-    import difflib
-
-    near = difflib.get_close_matches(word, accepted, n=1)
-    hint = f"did you mean {near[0]!r}?" if near and near[0] != word else f"one of: {', '.join(accepted)}"
+    near = near_word(word, accepted)
+    hint = f"did you mean {near!r}?" if near and near != word else f"one of: {', '.join(accepted)}"
     raise UsageError(f"{option}: unknown value {word!r}", hint=hint)
+
+
+def near_word(typed: str, known: Sequence[str]) -> str:
+    """The word that was probably meant: it begins like that, or differs by a slip or two; "" if there is none."""
+    if len(typed.lstrip("-")) > 2 and (longer := [word for word in known if word.startswith(typed)]):
+        return min(longer, key=len)
+    found = min(known, key=lambda word: slips(typed, word), default="")
+    return found if slips(typed, found) <= (1 if len(typed.lstrip("-")) < 6 else 2) else ""
+
+
+def slips(typed: str, word: str) -> int:
+    """How many letters are missing, too many, wrong or swapped with the next (optimal string alignment)."""
+    before, row = [0] * (len(word) + 1), list(range(len(word) + 1))
+    for at, letter in enumerate(typed):
+        two_before, before, row = before, row, [at + 1]
+        for to, other in enumerate(word):
+            cost = min(before[to + 1] + 1, row[to] + 1, before[to] + (letter != other))
+            if at and to and letter == word[to - 1] and typed[at - 1] == other:
+                cost = min(cost, two_before[to - 1] + 1)
+            row.append(cost)
+    return row[-1]
 
 
 def perform(request: CommandRequest) -> Outcome:

@@ -47,7 +47,7 @@ def _run(words: list[str]) -> int:
     try:
         _give_streams()
         if words[:1] == ["__complete"]:
-            from poolctl.cli.completions import complete
+            from poolctl.cli.completions.candidates import complete
 
             return complete(words[1:])
         return _finish(_perform(words))

@@ -156,6 +156,8 @@ def table(items: Sequence[Value], columns: Sequence[str], colours: bool = False)
 
 def field_text(item: Value, field: str) -> str:
     """One field of an item as scripts want it: lists by commas, nothing for what is not known."""
+    if field == "uptime" and isinstance(item, Item):
+        return duration(item.uptime_seconds) if item.uptime_seconds else ""
     value = getattr(item, field, None)
     if value is None:
         return ""
@@ -271,8 +273,6 @@ def printable(text: str, *, keep_lines: bool = False) -> str:
 
 def _cell(item: Value, column: str) -> str:
     if isinstance(item, Item):
-        if column == "uptime":
-            return duration(item.uptime_seconds or None)
         if column == "ready":
             return "yes" if item.ready else "no"
         if column == "pids" and item.pids:

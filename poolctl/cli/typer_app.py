@@ -1,6 +1,6 @@
 """The whole command line as a Typer application, made from what the commands declare.
 
-It reads what the fast lane leaves to it, prints the help, and says what is wrong with a command line.
+It reads what the fast lane leaves to it, and prints the help.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -22,13 +21,15 @@ from poolctl.cli.command import (
     HELP_OPTION,
     LIST,
     SECTIONS,
+    VERSION_OPTION,
     Command,
     Option,
     command_named,
     names,
 )
-from poolctl.cli.command_line import CommandRequest, as_help, perform, split, verb_of
-from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.cli.command_line import CommandRequest, as_help, perform, split
+from poolctl.cli.outcome import Outcome
+from poolctl.cli.usage_errors import usage_error
 from poolctl.exit_codes import USAGE
 from poolctl.frozen_value import Table
 
@@ -39,9 +40,7 @@ FIRST_STEPS = (
     "poolctl start     in the background; or: poolctl run",
     "poolctl list      the servers; then: logs NAME, restart NAME, stop",
 )
-# Commands that a later version has.
-_NOT_YET = ("import",)
-
+MORE_HELP = "poolctl help COMMAND shows the options of a command, and examples."
 Perform = Callable[[CommandRequest], Outcome]
 
 
@@ -56,7 +55,7 @@ def perform_args(args: Sequence[str], perform: Perform = perform) -> Outcome:
     try:
         result = application.main(words, prog_name="poolctl", standalone_mode=False, obj=own_command)
     except Exception as error:
-        usage = _usage_error(error, words)
+        usage = usage_error(error, words)
         if usage is None:
             raise
         raise usage from None
@@ -74,7 +73,7 @@ def build(perform: Perform = perform) -> typer.core.TyperGroup:
         pretty_exceptions_enable=False,
         context_settings=HELP,
         help="A pool of HTTP servers: one file, one command, sockets that never close.",
-        epilog="\b\nTo begin with:\n" + "\n".join(f"  {line}" for line in FIRST_STEPS),
+        epilog="\b\nTo begin with:\n" + "\n".join(f"  {line}" for line in FIRST_STEPS) + f"\n\n{MORE_HELP}",
     )
 
     def before(ctx: typer.Context, **values: object) -> None:
@@ -82,7 +81,7 @@ def build(perform: Perform = perform) -> typer.core.TyperGroup:
         ctx.obj = {**(ctx.obj or {}), **{key: value for key, value in values.items() if value is not None}}
 
     version = typer.Option(
-        "--version", is_eager=True, callback=_print_version, help="Show the version and exit."
+        *VERSION_OPTION.spellings, is_eager=True, callback=_print_version, help=VERSION_OPTION.help
     )
     _accept(before, {**_parameters(COMMON), "version": (Annotated[bool, version], False)})
     app.callback()(before)
@@ -103,12 +102,13 @@ class _Group(typer.core.TyperGroup):
     def list_commands(self, ctx: object) -> list[str]:
         return list(self.commands)
 
-    def format_commands(self, ctx: object, formatter: Any) -> None:
+    def format_options(self, ctx: object, formatter: Any) -> None:
         declared = {name: command_named(name) for name in self.commands}
         for section in SECTIONS:
             rows = [(name, each.help) for name, each in declared.items() if each and each.section == section]
-            with formatter.section(f"Commands {section}"):
+            with formatter.section(section):
                 formatter.write_dl(rows, col_spacing=12 - max(len(name) for name, _ in rows))
+        _write_options(formatter, "Global options", (*COMMON, VERSION_OPTION, HELP_OPTION))
 
 
 class _Command(typer.core.TyperCommand):
@@ -119,20 +119,26 @@ class _Command(typer.core.TyperCommand):
     def collect_usage_pieces(self, ctx: object) -> list[str]:
         pieces = ["[OPTIONS]"]
         for each in self.declared.arguments:
-            word = each.metavar + ("…" if each.kind == LIST and "…" not in each.metavar else "")
+            word = each.metavar + ("..." if each.kind == LIST and "..." not in each.metavar else "")
             pieces.append(word if each.required else f"[{word}]")
-        return pieces + ["[-- CMD…]"] * self.declared.takes_command
+        return pieces + ["[-- CMD...]"] * self.declared.takes_command
 
     def format_options(self, ctx: object, formatter: Any) -> None:
-        arguments = [(each.metavar, each.help) for each in self.declared.arguments]
-        options = [
-            (" ".join(filter(None, [", ".join(each.spellings), each.metavar])), each.help)
-            for each in (*self.declared.options, HELP_OPTION)
+        if self.declared.arguments:
+            with formatter.section("Arguments"):
+                formatter.write_dl([(each.metavar, each.help) for each in self.declared.arguments])
+        _write_options(formatter, "Options", self.declared.own)
+        _write_options(formatter, "Selection", self.declared.selection)
+        _write_options(formatter, "Global options", (*COMMON, HELP_OPTION))
+
+
+def _write_options(formatter: Any, title: str, options: Sequence[Option]) -> None:
+    if options:
+        rows = [
+            (" ".join(filter(None, [", ".join(each.spellings), each.metavar])), each.help) for each in options
         ]
-        for title, rows in (("Arguments", arguments), ("Options", options)):
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
+        with formatter.section(title):
+            formatter.write_dl(rows)
 
 
 class _Commands(Mapping[str, object]):
@@ -223,45 +229,3 @@ def _epilog(declared: Command) -> str | None:
     if declared.examples:
         paragraphs.append("\b\nExamples:\n" + "\n".join(f"  {line}" for line in declared.examples))
     return "\n\n".join(paragraphs) or None
-
-
-def _usage_error(error: Exception, words: Sequence[str]) -> UsageError | None:
-    """The option parser's complaint in our words; None for an error that is not the parser's.
-
-    Recognised by its methods: releases of Typer differ in where the class comes from.
-    """
-    describe = getattr(error, "format_message", None)
-    if describe is None or getattr(error, "exit_code", None) != USAGE:
-        return None
-    message = str(describe()).strip().rstrip(".")
-    near = getattr(error, "possibilities", None)
-    verb = verb_of(words)
-    if verb in _NOT_YET:
-        return UsageError(f"{verb} is not available in this version of poolctl", hint="poolctl -h")
-    hint = f"poolctl {verb} -h" if verb and "command" not in message else "poolctl -h"
-    message, _, guess = message.partition("Did you mean")
-    if moved := _after_command(str(getattr(error, "option_name", "")), words):
-        hint = f"options come after the command: {moved}"
-    elif near and hasattr(error, "option_name"):
-        hint = f"did you mean {_nearest(str(error.option_name), near)}?"
-    elif guess:
-        hint = f"did you mean{guess.rstrip(' ?)')}?"
-    message = message.partition(" (Possible options")[0].rstrip(" (.")
-    return UsageError(message[:1].lower() + message[1:], hint=hint)
-
-
-def _after_command(option: str, words: Sequence[str]) -> str:
-    """The command line with the option after the command that has it; "" for an option in its place."""
-    at = next((at for at, word in enumerate(words) if command_named(word)), 0)
-    command = command_named(words[at])
-    if not at or command is None or not any(option in each.spellings for each in command.options):
-        return ""
-    return shlex.join(["poolctl", *words[at:], *words[:at]])
-
-
-def _nearest(typed: str, near: Sequence[str]) -> str:
-    """The option most likely meant: one that begins with what was typed, else the most similar one."""
-    import difflib
-
-    longer = [each for each in near if each.startswith(typed)]
-    return (longer or difflib.get_close_matches(typed, near, n=1, cutoff=0.0))[0]

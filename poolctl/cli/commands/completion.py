@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 
-from poolctl.cli.command import SETUP, Command, Option
+from poolctl.cli.command import MACHINE, Command, Option
 from poolctl.cli.command_line import CommandRequest, one_of
-from poolctl.cli.completions import SHELLS, script
+from poolctl.cli.completions.scripts import SHELLS, script
 from poolctl.cli.outcome import Outcome, UsageError
 
 COMMAND = Command(
     "Print the completion script of a shell.",
     Option("shell", metavar="SHELL", words=SHELLS, help="bash, zsh or fish; default: $SHELL."),
-    section=SETUP,
+    section=MACHINE,
     examples=("poolctl completion bash >> ~/.bashrc",),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from poolctl.cli.command import FORMATS, REVEAL, SELECTION, SETUP, Command, output
+from poolctl.cli.command import FILE_COMMANDS, FORMATS, REVEAL, SELECTION, Command, output
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.offline import choose, described, load, servers_of
 from poolctl.cli.outcome import Outcome
@@ -23,7 +23,7 @@ COMMAND = Command(
     SELECTION,
     output("toml (default), table, wide, json, jsonl, name, FIELD…", "toml", *FORMATS),
     REVEAL,
-    section=SETUP,
+    section=FILE_COMMANDS,
     examples=("poolctl config users -o toml",),
 )
 

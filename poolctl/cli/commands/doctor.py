@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
-from poolctl.cli.command import OUTPUT, SETUP, Command
+from poolctl.cli.command import MACHINE, OUTPUT, Command
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.doctor.check import OK, PROBLEM, WARNING, CheckContext, CheckResult, problem, warning
 from poolctl.cli.outcome import Outcome
@@ -20,7 +20,7 @@ _COLOURS = {OK: "32", WARNING: "33", PROBLEM: "31"}
 
 Check = Callable[[CheckContext], Iterable[CheckResult]]
 
-COMMAND = Command("Diagnose this machine and pool, and suggest fixes.", OUTPUT, section=SETUP)
+COMMAND = Command("Diagnose this machine and pool, and suggest fixes.", OUTPUT, section=MACHINE)
 
 
 def perform(request: CommandRequest) -> Outcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, SAVED_CHANGE, Command
+from poolctl.cli.command import EXPLICIT_SELECTION, LIFECYCLE, SAVED_CHANGE, Command
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
@@ -12,7 +12,7 @@ COMMAND = Command(
     "Enable servers and start them.",
     EXPLICIT_SELECTION,
     SAVED_CHANGE,
-    section=CHANGES,
+    section=LIFECYCLE,
     examples=("poolctl enable --all          every disabled server",),
 )
 

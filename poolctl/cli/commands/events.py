@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
-from poolctl.cli.command import LIST, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
+from poolctl.cli.command import INSPECT, LIST, SELECTION, SINCE, Command, Option, flag, output
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -39,7 +39,7 @@ COMMAND = Command(
         kind=LIST,
         help="Only this kind: lifecycle, health, audit, recovery, …",
     ),
-    section=OBSERVE,
+    section=INSPECT,
     examples=("poolctl events -f", "poolctl events users --since 1h --kind recovery"),
 )
 

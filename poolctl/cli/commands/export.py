@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command import DIRECTORIES, LIST, SETUP, Command, Option, flag
+from poolctl.cli.command import DIRECTORIES, FILE_COMMANDS, LIST, Command, Option, flag
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
@@ -39,7 +39,7 @@ COMMAND = Command(
         kind=LIST,
         help="Address that systemd opens for fd:NAME.",
     ),
-    section=SETUP,
+    section=FILE_COMMANDS,
     examples=("poolctl export systemd -o /etc/systemd/system", "poolctl export haproxy"),
 )
 

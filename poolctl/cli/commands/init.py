@@ -8,7 +8,7 @@ import shlex
 import sys
 from importlib.util import find_spec
 
-from poolctl.cli.command import DIRECTORIES, SETUP, Command, Option, flag
+from poolctl.cli.command import DIRECTORIES, GET_STARTED, Command, Option, flag
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.config import FILE_NAMES, GATEWAY_LIBRARIES, INSTALL_GATEWAY, PYPROJECT
@@ -119,7 +119,7 @@ COMMAND = Command(
     flag("with_app", "--app", help="Also write a tiny application."),
     flag("gateway", "--gateway", help="Write one with a gateway: two servers behind one port."),
     flag("force", "--force", help="Overwrite existing files."),
-    section=SETUP,
+    section=GET_STARTED,
     examples=(
         "poolctl init --app            with a tiny application to start with",
         "poolctl init --app --gateway  with two servers behind one port",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from poolctl.cli.command import FIELDS, INSPECT, OUTPUT, SELECTION, Command, Option
+from poolctl.cli.command import FIELDS, INSPECT, OUTPUT, SELECTION, UPTIME, Command, Option
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
@@ -16,7 +16,11 @@ COMMAND = Command(
     SELECTION,
     OUTPUT,
     Option(
-        "field", "--field", metavar="FIELD", words=FIELDS, help="Print this field of each server, one a line."
+        "field",
+        "--field",
+        metavar="FIELD",
+        words=(*FIELDS, UPTIME),
+        help="Print this field of each server, one a line.",
     ),
     section=INSPECT,
     examples=(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from poolctl.cli.command import FOLLOW, LIST, OBSERVE, SELECTION, SINCE, Command, Option, flag, output
+from poolctl.cli.command import FOLLOW, INSPECT, LIST, SELECTION, SINCE, Command, Option, flag, output
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.line_search import LineSearch
 from poolctl.cli.log_rendering import (
@@ -69,7 +69,7 @@ COMMAND = Command(
         "gateway", "--gateway", help="The gateway's own log and its access log; of no server unless selected."
     ),
     flag("reopen", "--reopen", help="Reopen log files (after logrotate)."),
-    section=OBSERVE,
+    section=INSPECT,
     examples=(
         "poolctl logs -f               of all servers, merged",
         "poolctl logs users --since 10m",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command import OBSERVE, OUTPUT, SELECTION, Command, flag
+from poolctl.cli.command import INSPECT, OUTPUT, SELECTION, Command, flag
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
@@ -15,7 +15,7 @@ COMMAND = Command(
     SELECTION,
     OUTPUT,
     flag("openmetrics", "--openmetrics", help="Use the OpenMetrics format."),
-    section=OBSERVE,
+    section=INSPECT,
 )
 
 

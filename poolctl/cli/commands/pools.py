@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from poolctl.cli.command import INSPECT, OUTPUT, Command
+from poolctl.cli.command import MACHINE, OUTPUT, Command
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import from_here, printable
@@ -17,7 +17,7 @@ from poolctl.frozen_value import Value
 
 ANSWER_SECONDS = 2.0
 
-COMMAND = Command("List this user's running pools, wherever their files are.", OUTPUT, section=INSPECT)
+COMMAND = Command("List this user's running pools, wherever their files are.", OUTPUT, section=MACHINE)
 
 
 class RunningPool(Value):

@@ -10,7 +10,7 @@ from contextlib import redirect_stderr
 from time import time
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command import LIFECYCLE, NO_DEPS, OUTPUT, SELECTION, TIMEOUT, WATCH, Command, Option, flag
+from poolctl.cli.command import GET_STARTED, NO_DEPS, OUTPUT, SELECTION, TIMEOUT, WATCH, Command, Option, flag
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.log_rendering import JsonLines
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
@@ -60,7 +60,7 @@ COMMAND = Command(
         metavar="DURATION",
         help="Time limit for stopping everything (default as PID 1: 8s).",
     ),
-    section=LIFECYCLE,
+    section=GET_STARTED,
     takes_command=True,
     examples=(
         "poolctl run                   until Ctrl-C",

@@ -11,7 +11,7 @@ from poolctl.config import MOST_WORKERS
 
 COMMAND = Command(
     "Change the number of workers: scale web 4.",
-    targets("TARGET… N", "Names or addresses, then the number."),
+    targets("TARGET... N", "Names or addresses, then the number."),
     EXPLICIT_SELECTION[1:],
     flag("auto", "--auto", help="Let the server's triggers set the number again."),
     SAVED_CHANGE,

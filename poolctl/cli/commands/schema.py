@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from poolctl.cli.command import SETUP, Command
+from poolctl.cli.command import FILE_COMMANDS, Command
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 
 COMMAND = Command(
     "Print the JSON Schema of the configuration.",
-    section=SETUP,
+    section=FILE_COMMANDS,
     examples=("poolctl schema > pool.schema.json",),
 )
 

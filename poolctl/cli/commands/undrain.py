@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command import CHANGES, EXPLICIT_SELECTION, OUTPUT, SAVE, TIMEOUT, Command
+from poolctl.cli.command import EXPLICIT_SELECTION, LIFECYCLE, OUTPUT, SAVE, TIMEOUT, Command
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
@@ -14,7 +14,7 @@ COMMAND = Command(
     OUTPUT,
     TIMEOUT,
     SAVE,
-    section=CHANGES,
+    section=LIFECYCLE,
     examples=("poolctl undrain --all         every drained server",),
 )
 

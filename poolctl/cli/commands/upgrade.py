@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poolctl import __version__
-from poolctl.cli.command import CHANGES, OUTPUT, TIMEOUT, Command, flag
+from poolctl.cli.command import MACHINE, OUTPUT, TIMEOUT, Command, flag
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
@@ -18,7 +18,7 @@ COMMAND = Command(
     TIMEOUT,
     flag("restart", "--restart", help="Also replace the servers' workers, as restart does."),
     flag("force", "--force", help="Upgrade even if the version is the same."),
-    section=CHANGES,
+    section=MACHINE,
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command import ALLOW_EMPTY, OUTPUT, SETUP, Command, flag
+from poolctl.cli.command import ALLOW_EMPTY, GET_STARTED, OUTPUT, Command, flag
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.offline import no_server, servers_of
 from poolctl.cli.outcome import Outcome
@@ -22,7 +22,7 @@ COMMAND = Command(
     OUTPUT,
     flag("import_apps", "--import", help="Also import every app."),
     ALLOW_EMPTY,
-    section=SETUP,
+    section=GET_STARTED,
     examples=(
         "poolctl validate --import     import the applications too",
         "poolctl -c pool.toml -c production.toml validate",

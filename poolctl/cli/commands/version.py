@@ -6,14 +6,14 @@ import platform
 import sys
 
 from poolctl import __version__
-from poolctl.cli.command import OUTPUT, SETUP, Command
+from poolctl.cli.command import MACHINE, OUTPUT, Command
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.errors import ControlError
 from poolctl.frozen_value import Value
 
-COMMAND = Command("Print the version.", OUTPUT, section=SETUP)
+COMMAND = Command("Print the version.", OUTPUT, section=MACHINE)
 
 
 class Versions(Value):

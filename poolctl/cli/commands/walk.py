@@ -1,4 +1,4 @@
-"""`poolctl walk [SELECTOR] -- CMD…`: CMD once for each server, its output in one piece, failures at the end."""
+"""`poolctl walk [TARGET…] -- CMD…`: CMD once for each server, its output in one piece, failures at the end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 5.0
 LOOK_SECONDS = 0.2
 
 COMMAND = Command(
-    "Run a command once for each server: walk [SELECTOR] -- CMD…",
+    "Run a command once for each server: walk [TARGET…] -- CMD…",
     SELECTION,
     OUTPUT,
     Option("jobs", "-j", "--jobs", metavar="N", help="Run this many at once (default 1)."),

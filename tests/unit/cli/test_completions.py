@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli.completions import SHELLS, script
+from poolctl.cli.completions.scripts import SHELLS, script
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.command import SECTIONS, Command, command_named, names
+from poolctl.cli.command import Command, command_named, names
 from poolctl.cli.command_line import CommandRequest, as_help, split
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.typer_app import FIRST_STEPS, build
@@ -46,7 +46,8 @@ def test_the_help_fits_and_is_cut_nowhere(
     assert text
     for line in text.splitlines():
         assert len(line) <= 80
-        assert "..." not in line.replace("]...", "")
+        assert "..." not in line.replace("TARGET...", "") or line.startswith("Usage: ")
+        assert "<" not in line.replace("<name>", "")
     for line in COMMANDS[verb].examples if verb else FIRST_STEPS:
         assert f"    {line}\n" in text
 
@@ -68,7 +69,25 @@ def test_an_example_is_a_command_line(line: str) -> None:
 def test_every_command_is_listed_under_one_heading(capsys: pytest.CaptureFixture[str]) -> None:
     APPLICATION.main(["--help"], prog_name="poolctl", standalone_mode=False)
     text = capsys.readouterr().out
-    assert [line for line in text.splitlines() if line.startswith("Commands ")] == [
-        f"Commands {section}:" for section in SECTIONS
+    headings = [line for line in text.splitlines() if re.fullmatch(r"\S.*:", line)]
+    assert headings == [
+        "Get started:",
+        "Lifecycle:",
+        "Look:",
+        "Change:",
+        "Files:",
+        "Machine:",
+        "Global options:",
     ]
     assert all(len(re.findall(rf"^  {name} ", text, re.MULTILINE)) == 1 for name in COMMANDS)
+
+
+def test_the_own_options_of_a_command_come_before_those_of_the_selection(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    APPLICATION.main(["scale", "--help"], prog_name="poolctl", standalone_mode=False)
+    text = capsys.readouterr().out
+    assert text.startswith("Usage: poolctl scale [OPTIONS] [TARGET... N]\n")
+    order = ["Arguments:", "Options:", "--save ", "Selection:", "--tag ", "--all ", "Global options:"]
+    places = [text.index(f"\n{each}" if each[0] != "-" else f"\n  {each}") for each in order]
+    assert places == sorted(places)

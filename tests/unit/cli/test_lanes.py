@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import poolctl
 from poolctl.cli.command import COMMON, FLAG, LIST, Command, Option, command_named, names
-from poolctl.cli.command_line import CommandRequest, parse
+from poolctl.cli.command_line import CommandRequest, near_word, parse, wants_json
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.typer_app import perform_args
+from poolctl.cli.usage_errors import OTHER_COMMANDS
 from tests.examples import examples
 from tests.stand_in import always, item
 
@@ -169,6 +170,7 @@ def test_words_after_two_hyphens_are_the_users_command() -> None:
 
 Complaint = Callable[[list[str]], Any]
 MOVED = "options come after the command: poolctl"
+IN_BACKGROUND = "poolctl start runs servers in the background, poolctl run in the foreground"
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,19 @@ MOVED = "options come after the command: poolctl"
         (["-o", "json", "validate"], "no such option: -o", f"{MOVED} validate -o json"),
         (["-c", "a b", "-n", "3", "logs", "x"], "no such option: -n", f"{MOVED} logs x -c 'a b' -n 3"),
         (["filter"], "missing argument 'FIELD'", "poolctl filter -h"),
+        (["ps"], "no such command 'ps'", "here it is called: poolctl list"),
+        (["help", "log"], "no such command 'log'", "here it is called: poolctl logs"),
+        (["tail", "-n", "5"], "no such command 'tail'", "here it is called: poolctl logs -f"),
+        (["stauts"], "no such command 'stauts'", "did you mean 'status'?"),
+        (["list", "--format", "json"], "no such option: --format", "here it is called: -o FORM"),
+        (["status", "--json"], "no such option: --json", "here it is called: -o json"),
+        (["schema", "--json"], "no such option: --json", "poolctl schema -h"),
+        (["start", "-f", "a.toml"], "no such option: -f", "here it is called: -c FILE"),
+        (["run", "-d"], "no such option: -d", IN_BACKGROUND),
+        (["start", "--detach"], "no such option: --detach", IN_BACKGROUND),
+        (["list", "--all"], "no such option: --all", "without a selection, every server is meant"),
+        (["drain", "--foo"], "no such option: --foo", "poolctl drain -h"),
+        (["restart", "--no-wiat"], "no such option: --no-wiat", "did you mean --no-wait?"),
         (["version", "x"], "got unexpected extra argument(s) (x)", "poolctl version -h"),
         (["list", "--not=1"], "option '--not' does not take a value", "poolctl list -h"),
     ],
@@ -190,6 +205,34 @@ def test_a_wrong_command_line_is_one_line_with_the_fix(args: list[str], message:
     with pytest.raises(UsageError) as caught:
         perform_args(args)
     assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+OF_OTHERS = ["ps", "ls", "up", "down", "describe", "delete", "rm", "kill", "tail", "monit", "log"]
+
+
+@pytest.mark.parametrize("word", OF_OTHERS)
+def test_the_word_of_another_tool_is_answered_with_a_command_of_ours(word: str) -> None:
+    assert word not in COMMANDS
+    assert OTHER_COMMANDS[word].split()[0] in COMMANDS
+
+
+@pytest.mark.parametrize("word", ["-o=json", "-ojson", "-qo=json"])
+def test_a_short_option_may_have_its_value_after_an_equals_sign(word: str) -> None:
+    request = slow(["list", word])
+    assert isinstance(request, CommandRequest)
+    assert request.output == "json"
+    assert parse(["list", word]) in (request, None)
+    assert wants_json(["list", word])
+
+
+@pytest.mark.parametrize(
+    ("typed", "known", "meant"),
+    [("--all", ["--health", "--tag"], ""), ("monit", ["init", "top"], ""), ("--format", ["--not"], ""),
+     ("zhs", ["bash", "zsh"], "zsh"), ("retsart", ["start", "restart"], "restart"), ("st", ["stop"], ""),
+     ("sta", ["status", "start"], "start"), ("x", [], "")],
+)  # fmt: skip
+def test_a_guess_is_a_slip_of_the_finger_and_nothing_else(typed: str, known: list[str], meant: str) -> None:
+    assert near_word(typed, known) == meant
 
 
 def test_the_help_of_poolctl_reads_no_configuration_model() -> None:

@@ -131,7 +131,7 @@ def test_no_command_at_all_is_answered_with_the_help(poolctl: Command) -> None:
     said = poolctl()
     assert said.code == 2
     assert said.out == ""
-    assert "Commands to start and stop:" in said.err
+    assert "Get started:" in said.err
 
 
 @pytest.mark.parametrize("place", [[], ["start"], ["walk"]])

@@ -1,48 +1,30 @@
-"""Completion: scripts for shells, made from what the commands declare, and the names and tags that they ask for.
-
-`poolctl __complete servers|tags|pools|hosts [-c FILE]… [--pool NAME]` prints words, one a line. It is quick, it never
-fails and never prints anything else, because it runs on every press of Tab.
-"""
+"""The completion scripts of shells, made from what the commands declare."""
 
 from __future__ import annotations
-
-import os
-import re
-import sys
-from itertools import pairwise
 
 from poolctl.cli.command import (
     COMMON,
     DIRECTORIES,
     FILES,
     HELP_OPTION,
-    HOST_ACTIONS,
+    VERSION_OPTION,
     Command,
     Option,
     command_named,
-    flag,
     names,
 )
-from poolctl.cli.pool_ref import PoolRef
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    NameAndTags = tuple[str, tuple[str, ...]]
+    pass
 
 SHELLS = ("bash", "zsh", "fish")
-_VERSION = flag("version", "--version", help="Show the version and exit.")
 # How each shell completes words, files, directories, what it asks poolctl for, and a value that it does not know.
 _ACTIONS = {
     "bash": ("_poolctl_words '{}'", "_poolctl_files -f", "_poolctl_files -d", "_poolctl_ask {}", ":"),
     "zsh": ("compadd -- {}", "_files", "_files -/", "_poolctl_ask {}", "_message 'a value'"),
     "fish": ("-a '{}'", "-F", "-a '(__fish_complete_directories)'", "-a '(__poolctl_ask {})'", ""),
 }
-
-ANSWER_SECONDS = 1.0
-# Words that would have to be quoted are left to the fingers.
-_word = re.compile(r"[A-Za-z0-9._@%+,-]+")
 
 Commands = dict[str, Command]
 
@@ -58,7 +40,7 @@ def script(shell: str) -> str:
 
 def _options(command: Command | None) -> list[Option]:
     """The options of a command; of none, those that may stand before a command."""
-    return [*(command.options if command else (*COMMON, _VERSION)), HELP_OPTION]
+    return [*(command.options if command else (*COMMON, VERSION_OPTION)), HELP_OPTION]
 
 
 def _action(shell: str, option: Option) -> str:
@@ -327,73 +309,3 @@ def _fish_option(option: Option) -> str:
 def _fish_text(help: str) -> str:
     escaped = help.rstrip(".").replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
-
-
-def complete(args: Sequence[str]) -> int:
-    """Print the words; 0 whatever happens."""
-    try:
-        kind, *words = args
-        found = _pools() if kind == "pools" else _words(kind, words)
-        sys.stdout.write("".join(f"{word}\n" for word in found if _word.fullmatch(word)))
-        sys.stdout.flush()
-    except (Exception, KeyboardInterrupt):
-        return 0
-    return 0
-
-
-def _words(kind: str, words: list[str]) -> Iterable[str]:
-    """Names or tags of the pool that -c and --pool name in the unfinished command line; `~` is as it was typed."""
-    from poolctl.cli.command_line import CommandRequest
-    from poolctl.cli.pool_ref import find_pool
-
-    pairs = list(pairwise(words))
-    files = [os.path.expanduser(value) for option, value in pairs if option in ("-c", "--config")]
-    pool = next((value for option, value in pairs if option == "--pool"), None)
-    found = find_pool(CommandRequest("list", {"config": files, "pool": pool}), missing_ok=True)
-    if kind == "hosts":
-        return [*HOST_ACTIONS, *_hosts(found)]
-    servers = _servers(found)
-    if kind == "tags":
-        return sorted({tag for _, tags in servers for tag in tags})
-    return [name for name, _ in servers if name] if kind == "servers" else []
-
-
-def _hosts(pool: PoolRef) -> list[str]:
-    from poolctl.control.client import Client
-    from poolctl.control.gateway_answers import HostsResult
-    from poolctl.errors import ControlError
-
-    try:
-        client = Client(pool.socket, silence_seconds=ANSWER_SECONDS)
-        return [item.host for item in client.ask(HostsResult, "hosts", timeout=0.0).items]
-    except ControlError:
-        return []
-
-
-def _servers(pool: PoolRef) -> list[NameAndTags]:
-    from poolctl.control.answers import Result
-    from poolctl.control.client import Client
-    from poolctl.errors import ControlError
-
-    try:
-        client = Client(pool.socket, silence_seconds=ANSWER_SECONDS)
-        return [(item.name, item.tags) for item in client.ask(Result, "list", timeout=0.0).items]
-    except ControlError:
-        return list(_in_files(pool.files))
-
-
-def _in_files(paths: Sequence[str]) -> Iterator[NameAndTags]:
-    """The servers as they stand in files and directories: nothing is validated."""
-    from poolctl.config import read_documents
-
-    for document in read_documents([*paths])[0]:
-        tables = document.data if isinstance(document.data, list) else document.data.get("server", [])
-        for each in [table for table in tables if isinstance(table, dict)]:
-            yield str(each.get("name") or ""), tuple(map(str, each.get("tags") or ()))
-
-
-def _pools() -> list[str]:
-    from poolctl.control.pool_paths import candidates
-
-    roots = [root for root in candidates(os.environ) if os.path.isdir(root)]
-    return sorted({entry[1:] for root in roots for entry in os.listdir(root) if entry.startswith("@")})
