@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import uvicorn
 
+from .cut_requests import CUT
 from .uvicorn_parts import (
     BUSY_APP,
     App,
@@ -68,6 +70,9 @@ class AccessLog:
 
         try:
             await self.inner(scope, received, sent)
+        except asyncio.CancelledError as error:
+            seen.cut = CUT in error.args
+            raise
         finally:
             self._log(seen)
 
@@ -87,7 +92,7 @@ _HEADS = ("http.response.start", "websocket.accept", "websocket.http.response.st
 class LoggedRequest:
     """One request, and its outcome."""
 
-    __slots__ = ("begun", "left", "logged", "name", "scope", "status")
+    __slots__ = ("begun", "cut", "left", "logged", "name", "scope", "status")
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
@@ -95,6 +100,7 @@ class LoggedRequest:
         self.name = _named(scope)
         self.status = 0
         self.left = self.logged = False
+        self.cut = False  # it took longer than the stop of its worker may take
 
     def answered(self, message: Message) -> bool:
         """Record a message of the response; whether the response is complete with it."""
@@ -110,7 +116,9 @@ class LoggedRequest:
     @property
     def outcome(self) -> int:
         """The status that was sent. uvicorn sends 500 for an application that sent nothing."""
-        return self.status or (_CLIENT_LEFT if self.left else HTTPStatus.INTERNAL_SERVER_ERROR)
+        if self.status or self.left:
+            return self.status or _CLIENT_LEFT
+        return HTTPStatus.SERVICE_UNAVAILABLE if self.cut else HTTPStatus.INTERNAL_SERVER_ERROR
 
     @property
     def seconds(self) -> float:

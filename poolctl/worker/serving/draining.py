@@ -295,6 +295,8 @@ def close_websocket(connection: WebSocket) -> None:
     closed = _closing_function(kind)
     try:
         if closed is None or connection.transport.is_closing() or not closed(connection):
+            if closed is not None:
+                connection.send_500_response = functools.partial(_refuse_handshake, connection)
             connection.shutdown()
     except Exception:
         # An error of one connection must not keep the others from closing, nor the application's shutdown.
@@ -307,6 +309,17 @@ def _closing_function(protocol: Any) -> Callable[[WebSocket], bool] | None:
     """The function that closes connections of this class; None if the class lacks parts, as before uvicorn 0.53."""
     parts = WEBSOCKETS.get(protocol.__name__)
     return None if parts is None or parts.missing(protocol) else _CLOSING_FUNCTIONS[protocol.__name__]
+
+
+def _refuse_handshake(connection: WebSocket) -> None:
+    """Respond with 503 to a handshake that the application has not answered yet; the connection closes then."""
+    if getattr(connection, "initial_response", None) or getattr(connection, "response_started", False):
+        return
+    connection.transport.write(
+        b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+    )
+    if isinstance(started := getattr(connection, "handshake_started_event", None), asyncio.Event):
+        started.set()  # for uvicorn's handler, which waits for it
 
 
 def _sansio(connection: WebSocket) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import uvicorn
 
+from . import cut_requests
 from .accepting import AdoptionPair, SharedListeners
 from .access_log import watch_requests
 from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, PoolServerState
@@ -27,7 +28,8 @@ logger = logging.getLogger("uvicorn.error")
 
 _NOT_STARTED = "the application did not start"
 STARTUP_FAILURE = 3  # uvicorn's exit status for an application that does not start
-_CANCELLED_TASKS_SECONDS = 0.5
+_CANCELLATION_SECONDS = 0.1
+_CANCELLED_TASKS_SECONDS = 0.4
 _HANDSHAKE_SECONDS = 2.0
 _H11_BYTES = 4096
 
@@ -252,8 +254,9 @@ class PoolServer(uvicorn.Server):
             close_websocket(connection)
         await self._emptied(self._stop_seconds)
         self._end_events()
-        for task in list(self.server_state.tasks):
-            task.cancel(msg="the server stops")
+        cut_requests.cancel(self.server_state.tasks, self.server_state.connections)
+        await self._emptied(_CANCELLATION_SECONDS)
+        await cut_requests.answer_uncancelled(self.server_state.connections)
         await self._emptied(_CANCELLED_TASKS_SECONDS)
         if self.server_state.batch is not None:
             self.server_state.batch.write()

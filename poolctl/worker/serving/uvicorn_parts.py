@@ -133,7 +133,7 @@ _ATTRIBUTES = (
 )  # fmt: skip
 _CYCLE = (
     "scope", "disconnected", "message_event", "more_body", "response_started", "response_complete", "on_response",
-    "keep_alive", "default_headers",
+    "keep_alive", "default_headers", "send", "send_500_response",
 )  # fmt: skip
 
 # Every class for HTTP/1.1.
@@ -154,6 +154,8 @@ HTTP2 = UvicornParts(
         "more_body",
         "response_started",
         "response_complete",
+        "send",
+        "send_500_response",
         "stream",
     ),
 )
@@ -161,15 +163,15 @@ HTTP2 = UvicornParts(
 # The classes of WebSocket connections by their names: none is imported that is not used.
 WEBSOCKETS = {
     "WebSocketsSansIOProtocol": UvicornParts(
-        ("shutdown", "stop_keepalive", "send_receive_event_to_app"),
+        ("shutdown", "stop_keepalive", "send_receive_event_to_app", "send_500_response"),
         ("transport", "loop", "handshake_complete", "close_sent", "close_timer", "conn", "frames", "queue"),
     ),
     "WSProtocol": UvicornParts(
-        ("shutdown", "stop_keepalive", "handle_message", "handle_ping", "handle_pong"),
+        ("shutdown", "stop_keepalive", "handle_message", "handle_ping", "handle_pong", "send_500_response"),
         ("transport", "loop", "handshake_complete", "close_sent", "close_timer", "conn", "queue", "response_started"),
     ),
     "WebSocketProtocol": UvicornParts(
-        ("shutdown", "close"),
+        ("shutdown", "close", "send_500_response"),
         ("transport", "loop", "handshake_completed_event", "close_timeout", "open", "tasks", "ws_server"),
     ),
 }  # fmt: skip

@@ -191,6 +191,8 @@ def test_unrequested_signal_is_a_failure_sigterm_too(pool: RealPool, until: Any)
     for count, number in enumerate((signal.SIGTERM, signal.SIGINT), 1):
         os.kill(pool.items()["web"]["pids"][0], number)
         until(lambda count=count: pool.items()["web"]["restarts"] == count and pool.items()["web"]["ready"])
+        logged = pool.ok("logs", "-n", "all").stdout
+        assert logged.count("shutdown complete") == count, "the application has been shut down"
 
 
 def test_a_worker_that_has_to_be_killed_takes_its_children_with_it(

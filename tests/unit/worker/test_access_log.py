@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 from poolctl.worker.serving import access_log
 from poolctl.worker.serving.access_log import AccessLog, unwatched, watch_requests
 from tests.asgi_apps import lifespan
-from tests.serving import ENGINES, Client, Engine, served, until
+from tests.serving import ENGINES, App, Client, Engine, served, until
 
 MADE = re.compile(r"[0-9a-f]{32}")
 
@@ -116,6 +116,21 @@ def test_line_gives_the_status_even_of_a_request_without_a_response(engine: Engi
             assert MADE.fullmatch(found[0]["request_id"])
             assert found[0]["duration_seconds"] >= 0
             assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found[0]["time"])
+
+    engine.run(scenario())
+
+
+def test_line_of_a_request_that_a_stop_cuts_off_has_503(engine: Engine, lines: list[str]) -> None:
+    async def scenario() -> None:
+        inner = AccessLog(App(), log="json")
+        async with served(engine, inner, stop_seconds=0.1) as (server, _app, port, running):
+            client = await Client.connect(port)
+            await client.send("/slow")
+            await inner.inner.under_way.wait()
+            server.stop()
+            assert (await client.answer())[0] == 503
+            await running
+            assert [json.loads(line)["status"] for line in lines] == [503]
 
     engine.run(scenario())
 

@@ -168,6 +168,22 @@ def test_stop_refuses_new_streams_so_that_clients_can_repeat_them(engine: Engine
     engine.run(scenario())
 
 
+def test_request_that_a_stop_cuts_off_gets_503(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine, http2=True, stop_seconds=0.1) as (server, app, port, running):
+            client = await Http2.connect(port)
+            stream = client.ask("/slow")
+            await app.under_way.wait()
+            server.stop()
+            assert await client.answer(stream) == (503, b"Service Unavailable")
+            (response,) = [each for each in client.events[stream] if isinstance(each, zttp.Response)]
+            assert b"connection" not in dict(response.headers), "of HTTP/1.1 alone"
+            assert client.goaways
+            await running
+
+    engine.run(scenario())
+
+
 def test_drain_sends_a_response_whole_to_a_slow_reader(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine, big, http2=True) as (server, _app, port, running):

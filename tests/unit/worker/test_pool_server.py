@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from email.utils import parsedate_to_datetime
@@ -12,7 +13,22 @@ import pytest
 import uvicorn
 
 from poolctl.worker.serving.pool_server import PoolServer, StartupFailed
+from tests.asgi_apps import answer
 from tests.serving import ENGINES, App, Client, Engine, listener, served, turns, until
+
+
+class Uncancellable(App):
+    """Ignores its cancellation, as a request does that waits for a thread; responds once `release` is set."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await super().__call__(scope, receive, send)
+            return
+        self.under_way.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await self.release.wait()
+        await answer(send, "late")
 
 
 @pytest.fixture(params=ENGINES, ids="-".join)
@@ -96,9 +112,63 @@ def test_requests_that_do_not_end_within_the_stop_are_cancelled(engine: Engine) 
             await client.send("/slow")
             await app.under_way.wait()
             server.stop()
+            status, headers, body = await client.answer()
+            assert (status, headers["connection"], body) == (503, "close", b"Service Unavailable")
+            assert await client.at_end()
             await running
             assert app.events == ["lifespan.startup.complete", "cancelled", "lifespan.shutdown.complete"]
-            client.close()
+
+    engine.run(scenario())
+
+
+def test_request_in_a_thread_does_not_delay_its_503(engine: Engine) -> None:
+    async def scenario() -> None:
+        app = Uncancellable()
+        async with served(engine, app, stop_seconds=0.1) as (server, _, port, running):
+            client = await Client.connect(port)
+            await client.send("/")
+            await app.under_way.wait()
+            server.stop()
+            assert (await client.answer())[0] == 503
+            assert await client.at_end()
+            app.release.set()
+            await running
+
+    engine.run(scenario())
+
+
+def test_application_that_is_cancelled_may_respond_itself(engine: Engine) -> None:
+    async def scenario() -> None:
+        app = Uncancellable()
+        app.release.set()
+        async with served(engine, app, stop_seconds=0.1) as (server, _, port, running):
+            client = await Client.connect(port)
+            await client.send("/")
+            await app.under_way.wait()
+            server.stop()
+            assert (await client.answer())[0] == 200
+            await running
+
+    engine.run(scenario())
+
+
+@pytest.mark.parametrize("implementation", ["websockets-sansio", "wsproto"])
+def test_websocket_handshake_that_a_stop_interrupts_gets_503(engine: Engine, implementation: str) -> None:
+    async def scenario() -> None:
+        app = Uncancellable()
+        app.release.set()
+        async with served(engine, app, config={"ws": implementation}) as (server, _, port, running):
+            client = await Client.connect(port)
+            key = "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA=="
+            await client.send(
+                "/", "connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", key
+            )
+            await app.under_way.wait()
+            server.stop()
+            status, headers, _ = await client.answer()
+            assert (status, headers["connection"]) == (503, "close")
+            assert await client.at_end()
+            running.cancel()
 
     engine.run(scenario())
 
