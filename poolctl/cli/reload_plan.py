@@ -81,10 +81,10 @@ def drift_line(table: Table) -> str:
     has, it = ("have", "them") if many else ("has", "it")
     changed = f"{what} {has} changed since the pool read {it}"
     if found.problem is not None:
-        place = next(iter(error_lines(found.problem))).removeprefix("error: ")
+        place = next(iter(error_lines(found.problem.but(hint="")))).removeprefix("error: ")
         others = (found.problems or 1) - 1
-        rest = f" (and {others} more: poolctl validate)" if others else ""
-        return f"{changed}, and {'are' if many else 'is'} not valid: {place}{rest}"
+        rest = f"and {others} more: poolctl validate" if others else "poolctl validate shows the fix"
+        return f"{changed}, and {'are' if many else 'is'} not valid: {place} ({rest})"
     counts = _numbers(found)
     if found.applied:
         return f"{what} {has} changed and no server was running: the pool has read {it} again{counts}"

@@ -9,10 +9,11 @@ import os
 import time
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolctl.config import Marks, Stamp, changed_files, stamp_of
-from poolctl.control.answers import ErrorEntry, Item, PlannedChange, Result, failure, item
+from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult, Result, failure, item
+from poolctl.core.decision_input import NO_OVERRIDES
 from poolctl.core.server_files import digest_of
 from poolctl.errors import PoolParamError
 from poolctl.exit_codes import NOTHING_MATCHED
@@ -90,6 +91,39 @@ class ConfigurationDrift:
             self._core.servers.revise()  # saved for a successor
             return result
         return result.but(changed=_answer(found.files, difference).to_json())
+
+    async def apply_at_rest(self, call: Call) -> ReloadResult | None:
+        """Put changed files in force if no server runs; None if there is nothing to apply, or something runs.
+
+        Live changes hold until a reload.
+        """
+        if self._is_changed_live or self._runs or (found := await self._look()) is None:
+            return None
+        result = await self._reload().apply_at_rest(call)
+        counts = _counted(result.changes or ())
+        if result.exit_code or not any(counts):
+            return result
+        added, removed, changed = counts
+        applied = _changed_files(found.files, added=added, removed=removed, changed=changed, applied=True)
+        return result.but(changed=applied.to_json())
+
+    @property
+    def _runs(self) -> bool:
+        """Whether a server serves, or starts for the first time; one that cannot start does neither."""
+        entries = self._core.entries.values()
+        return not entries or any(
+            entry.asleep
+            or (entry.workers and not entry.failures)
+            or any(worker.ready_at is not None for worker in entry.workers.values())
+            for entry in entries
+        )
+
+    @property
+    def _is_changed_live(self) -> bool:
+        entries = self._core.entries.values()
+        return bool(self._configuration.missing) or any(
+            entry.added or entry.overrides != NO_OVERRIDES for entry in entries
+        )
 
     async def explain(self, call: Call, result: Result) -> Result:
         """The result of a selection that matched nothing; servers that only the changed files have are named."""
@@ -224,12 +258,15 @@ def _not_in_pool(name: str, file: str) -> ErrorEntry:
     return failure(PoolParamError, message)
 
 
-def _answer(files: tuple[str, ...], difference: _Difference | None) -> ChangedFiles:
-    from poolctl.control.drift_answer import ChangedFiles
+def _changed_files(files: tuple[str, ...], **more: Any) -> ChangedFiles:
+    made: type[ChangedFiles] = import_module("poolctl.control.drift_answer").ChangedFiles
+    return made(files=files, **more)
 
+
+def _answer(files: tuple[str, ...], difference: _Difference | None) -> ChangedFiles:
     if difference is None:
-        return ChangedFiles(files=files)
+        return _changed_files(files)
     if difference.problems:
-        return ChangedFiles(files=files, problem=difference.problems[0], problems=len(difference.problems))
+        return _changed_files(files, problem=difference.problems[0], problems=len(difference.problems))
     added, removed, changed = difference.counts
-    return ChangedFiles(files=files, added=added, removed=removed, changed=changed)
+    return _changed_files(files, added=added, removed=removed, changed=changed)

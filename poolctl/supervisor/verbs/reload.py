@@ -77,6 +77,21 @@ class Reload:
             changes=lines,
         )
 
+    async def apply_at_rest(self, call: Call) -> ReloadResult:
+        """Apply the differences to a pool of which no server runs; new servers are not started."""
+        async with self._turn:
+            resolved = await self._configuration.read(keep=self._core.entries)
+            found = await self._difference(resolved)
+            if found.problems:
+                return ReloadResult(errors=tuple(found.problems), exit_code=INVALID_CONFIGURATION)
+            of_servers = [each for each in found.changes if not each.name.startswith("[")]
+            applied = _Application(self._core, of_servers, resolved.servers)
+            applied.begin(force=False, starts=False)
+            self._record(found.changes)
+            self._accept(resolved, None, applied)
+        await applied.leave(call)
+        return ReloadResult(changes=tuple(found.changes))
+
     async def difference(self) -> Difference:
         """What a reload would change, without a look at what is outside of the files."""
         async with self._turn:
@@ -203,13 +218,16 @@ class _Application:
         new = {Kind.ADD, Kind.RESTART}
         return [name for name, kinds in self._kinds.items() if kinds & new and name in self._servers]
 
-    def begin(self, *, force: bool) -> None:
-        """Make all changes in the core at once; with `force` expired certificates are loaded too."""
+    def begin(self, *, force: bool, starts: bool = True) -> None:
+        """Make all changes in the core at once; with `force` expired certificates are loaded too.
+
+        Without `starts` new servers are not started.
+        """
         core = self._core
         gone = [entry for name, entry in core.entries.items() if name not in self._servers]
         for entry in gone:
             core.remove(entry)
-        coming = [self._configured(server) for server in self._servers.values()]
+        coming = [self._configured(server, starts) for server in self._servers.values()]
         core.servers.arrange(self._servers)
         awaited = [entry for entry in coming if self._awaited(entry)]
         self._coming = Operation(core, PoolRestartError, awaited)
@@ -223,12 +241,13 @@ class _Application:
         """The changed servers that are still in the pool."""
         return [entry for name in self._kinds if (entry := self._core.entries.get(name)) is not None]
 
-    def _configured(self, server: ServerConfig) -> Entry:
+    def _configured(self, server: ServerConfig, starts: bool) -> Entry:
         entry = self._core.entries.get(server.name)
         if entry is None or entry.removed:
             entry = self._core.add(server)
             self._core.override(entry)
-            self._core.start(entry)
+            if starts:
+                self._core.start(entry)
         else:
             live = Kind.RESTART not in self._kinds.get(server.name, ())
             self._core.change(entry, server, live=live)
@@ -252,6 +271,12 @@ class _Application:
             except ServerError as problem:
                 errors.append(as_kind(PoolRestartError, problem))
         return errors
+
+    async def leave(self, call: Call) -> None:
+        """Wait until the servers that are no longer in the files have stopped, and forget them."""
+        await self._going.settle(call)
+        for entry in [each for each in self._core.entries.values() if each.removed and each.at_rest]:
+            self._core.forget(entry)
 
     async def conclude(self, call: Call) -> tuple[int, list[ErrorEntry], list[str]]:
         """Exit code, errors and warnings, when every server has reached its goal or failed."""

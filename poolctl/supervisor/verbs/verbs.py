@@ -120,13 +120,19 @@ class Verbs:
     async def perform(self, verb: str, call: Call) -> Result:
         """The result of one verb. Raises SelectorError for wrong options, NothingMatched."""
         assert self._knows(verb)
+        applied = await self._drift.apply_at_rest(call) if verb == "start" else None
+        if applied is not None and applied.exit_code:
+            return applied
         await match(self._core, call.selector)
         if call.options.get("saves") is True:
             self._drift.expect_saved()
         result = await self._verbs[verb](call)
         if verb in self._extended:
             result = await self._extended[verb](call, result)
-        result = await self._drift.report(verb, call, result)
+        if applied is not None:
+            result = result.but(changed=applied.changed)
+        else:
+            result = await self._drift.report(verb, call, result)
         if verb not in _OF_SERVERS or result.ended:
             return result
         return await self._daemon.conclude(verb, call, result)

@@ -44,7 +44,7 @@ def test_note_is_on_stderr_and_the_document_keeps_its_form(poolctl: Command, sup
                 "problem": {"message": "not closed", "hint": "close it", "file": "pool.toml", "line": 3},
             },
             (
-                "pool.toml has changed since the pool read it, and is not valid: pool.toml:3: not closed; close it "
+                "pool.toml has changed since the pool read it, and is not valid: pool.toml:3: not closed "
                 "(and 2 more: poolctl validate)"
             ),
         ),

@@ -17,7 +17,9 @@ from poolctl.supervisor.active_configuration import ActiveConfiguration
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs import drift
 from poolctl.supervisor.verbs.verbs import Verbs
+from tests.unit.pool.scripted_runner import FAILS
 from tests.unit.supervisor.desk import Desk, run
+from tests.unit.supervisor.slow_runner import SlowRunner
 from tests.unit.supervisor.test_state_store import StoreLink
 
 WEB = '[[server]]\nname = "web"\nbind = "127.0.0.1:9001"\napp = "any:app"\nrestart = "no"\n'
@@ -30,7 +32,13 @@ class DeskWithFiles(Desk):
     files: Any  # an ActiveConfiguration
 
     @classmethod
-    async def begun(cls, directory: Path, text: str = WEB, store: StateStore | None = None) -> DeskWithFiles:
+    async def begun(
+        cls,
+        directory: Path,
+        text: str = WEB,
+        store: StateStore | None = None,
+        runner: SlowRunner | None = None,
+    ) -> DeskWithFiles:
         file = directory / "pool.toml"
         file.write_text(text)
         link: Any = None
@@ -38,7 +46,7 @@ class DeskWithFiles(Desk):
         files = ActiveConfiguration([str(file)], str(directory), store, {})
         resolved = await files.read()
         files.accept(resolved)
-        desk = cls(*resolved.servers)
+        desk = cls(*resolved.servers, runner=runner)
         desk.files, desk.file = files, file
         desk.verbs = Verbs(desk.core, desk.events, desk, files)
         return desk
@@ -216,3 +224,62 @@ def test_other_sections_of_a_pyproject_are_no_change_of_the_pool(tmp_path: Path)
     assert changed_files(marks, [str(file)]) == []
     file.write_text('[project]\nname = "shop"\n' + pool.replace("shop", "store"))
     assert changed_files(marks, [str(file)]) == [str(file)]
+
+
+def test_start_reads_changed_files_again_when_no_server_runs(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path, runner=SlowRunner(web=FAILS))
+        assert (await desk.ask("start"))["exit_code"] == 1
+        desk.runner.script["web"] = ""
+        desk.file.write_text(WEB.replace("9001", "9003") + EXTRA)
+        answer = await desk.ask("start", "web")
+        assert (answer["exit_code"], answer["errors"]) == (0, [])
+        assert [item["bind"] for item in answer["items"]] == ["127.0.0.1:9003"]
+        assert answer["changed"] == {
+            "files": [str(desk.file)],
+            "added": 1,
+            "removed": 0,
+            "changed": 1,
+            "applied": True,
+        }
+        assert desk.states() == {"web": "running", "extra": "stopped"}
+        assert "changed" not in await desk.ask("start")
+
+    run(scenario())
+
+
+def test_start_refuses_changed_files_that_are_not_valid_when_no_server_runs(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path)
+        desk.file.write_text(WEB + "x = [\n")
+        answer = await desk.ask("start")
+        assert (answer["exit_code"], answer["errors"][0]["line"]) == (5, 6)
+        assert desk.states() == {"web": "stopped"}
+
+    run(scenario())
+
+
+def test_start_after_a_server_was_taken_out_of_the_file_forgets_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path, WEB + EXTRA)
+        desk.file.write_text(EXTRA)
+        answer = await desk.ask("start")
+        assert [item["name"] for item in answer["items"]] == ["extra"]
+        assert desk.states() == {"extra": "running"}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("live", ["scale", "disable", "remove"])
+def test_start_keeps_live_changes_of_a_pool_of_which_no_server_runs(tmp_path: Path, live: str) -> None:
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path, WEB + EXTRA)
+        await desk.ask(live, "extra", **({"workers": 2} if live == "scale" else {}))
+        desk.file.write_text(WEB + EXTRA + "start_timeout = 7\n")
+        before = desk.core.entries["extra"].overrides if live != "remove" else None
+        answer = await desk.ask("start")
+        assert "applied" not in answer["changed"]
+        left = desk.core.entries.get("extra")
+        assert left is None or left.removed or left.overrides == before
+
+    run(scenario())
