@@ -17,11 +17,12 @@ from . import cut_requests
 from .accepting import AdoptionPair, SharedListeners
 from .access_log import watch_requests
 from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, PoolServerState
-from .draining import Moving, close_websocket, drainable_protocol, http_classes
+from .draining import Moving, drainable_protocol, http_classes
 from .http1_connection import Lingering
 from .probe_connections import ProbeConnections
 from .request_counting import Batch, Counted, count_statuses
 from .uvicorn_parts import Message, Settings, State, Tls, ssl_context
+from .websocket_close import close_websocket
 from .worker_routes import Routes
 
 logger = logging.getLogger("uvicorn.error")

@@ -135,7 +135,7 @@ def test_names_used_of_uvicorns_objects_are_listed() -> None:
 
 
 def test_names_used_of_a_websocket_are_listed() -> None:
-    tree = ast.parse((SERVING / "draining.py").read_text())
+    tree = ast.parse((SERVING / "websocket_close.py").read_text())
     listed = {name for each in parts.WEBSOCKETS.values() for name in (*each.methods, *each.attributes)}
     assert {name for holder, name in uses(tree) if holder == "connection"} <= listed
 
