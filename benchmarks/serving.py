@@ -185,6 +185,7 @@ def _measured(what: str, sides: list[Side], ask: Callable[[Side], int], rounds: 
 
 def _stock(directory: Path, port: int, loop: str, parser: str) -> subprocess.Popen[bytes]:
     arguments = ["--loop", loop, "--http", parser, "--ws", "websockets-sansio", "--log-level", "warning"]
+    arguments.append("--no-proxy-headers")  # the pool's server has none in its default configuration either
     argv = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port), "--no-access-log", *arguments]
     with open(directory / "uvicorn.log", "ab") as log:
         stock = subprocess.Popen(

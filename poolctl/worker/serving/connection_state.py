@@ -33,11 +33,19 @@ _MARGIN_SECONDS = 1.0
 
 
 class Tasks(set[asyncio.Task[None]]):
-    """The requests in progress; the state is notified before each new one and after the last one."""
+    """The requests in progress. Only a `WatchedTasks` reports them: most of the time no one waits for that."""
+
+    __slots__ = ("_state",)
 
     def __init__(self, state: PoolServerState) -> None:
         super().__init__()
         self._state = state
+
+
+class WatchedTasks(Tasks):
+    """The requests in progress; the state is notified before each new one and after the last one."""
+
+    __slots__ = ()
 
     def add(self, task: asyncio.Task[None]) -> None:
         self._state.active()
@@ -188,22 +196,20 @@ class Heads:
 class PoolServerState(ServerState):
     """uvicorn's shared state: connections, tasks, request count and default headers.
 
-    `changed` is set when connections or tasks run out. `on_limit` is called at each multiple of `max_requests`,
-    `on_activity` when a connection or a request comes, and when no request is left.
+    `changed` is set when connections run out, and after `watch_tasks` also when tasks do, and `on_activity` is called
+    when a connection or a request comes, and when no request is left.
     """
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()
         self._headers: list[Header] = []
         self._static: list[Header] = []
-        self._second = -1
-        self._requests = 0
+        self._fresh = False  # the headers have the date of this second
         self.date_header = True
         self.tally: memoryview | None = None  # the page of counts
         self.batch: Batch | None = None  # counts that are not on the page yet
         self.heads = Heads()
-        self.max_requests: int | None = None
-        self.on_limit: Callable[[], None] = lambda: None
+        self.on_limit: Callable[[], None] = lambda: None  # see LimitedServerState
         self.draining = False  # each response is the last one of its connection
         self.moves_to: socket.socket | None = None  # connections are handed over through it
         super().__init__()
@@ -228,6 +234,10 @@ class PoolServerState(ServerState):
     def room(self) -> int:
         """The number of further connections for which there is room."""
         return self._most_connections - self.open_connections
+
+    def watch_tasks(self) -> None:
+        """Report from now on when a request comes, and when none is left."""
+        self.tasks.__class__ = WatchedTasks
 
     def watch_room(self, on_leave: Callable[[], None] | None) -> None:
         """Call `on_leave` whenever a connection has ended."""
@@ -288,17 +298,34 @@ class PoolServerState(ServerState):
     @property
     def default_headers(self) -> list[Header]:
         """The headers of every response; the date is computed at most once a second (RFC 9110 §6.6.1)."""
-        now = int(time.time())
-        if now != self._second:
-            self._second = now
-            date = [(b"date", _http_date(now))] if self.date_header else []
-            self._headers = date + self._static
+        if not self._fresh:
+            self._renew_headers()
         return self._headers
 
     @default_headers.setter
     def default_headers(self, headers: list[Header]) -> None:
         self._static = headers
-        self._second = -1
+        self._fresh = False
+
+    def _renew_headers(self) -> None:
+        now = time.time()
+        date = [(b"date", _http_date(int(now)))] if self.date_header else []
+        self._headers = date + self._static
+        # Not periodic: it is set for the first response of a second.
+        self._fresh = True
+        asyncio.get_running_loop().call_later(1 - now % 1, self._second_is_over)
+
+    def _second_is_over(self) -> None:
+        self._fresh = False
+
+
+class LimitedServerState(PoolServerState):
+    """The state of a server that is replaced after `max_requests`: `on_limit` is called at each multiple of it."""
+
+    def __init__(self, max_requests: int) -> None:
+        self._requests = 0
+        self._max_requests = max_requests
+        super().__init__()
 
     @property
     def total_requests(self) -> int:
@@ -307,7 +334,7 @@ class PoolServerState(ServerState):
     @total_requests.setter
     def total_requests(self, count: int) -> None:
         self._requests = count
-        if self.max_requests is not None and count % self.max_requests == 0:
+        if count and count % self._max_requests == 0:
             self.on_limit()
 
 
@@ -335,6 +362,7 @@ class IdleTimer:
         self._since = self._loop.time()
         self.idle = False
         server_state.on_activity = self._active
+        server_state.watch_tasks()
         self._timer = self._loop.call_later(seconds, self._check)
 
     def end(self) -> None:

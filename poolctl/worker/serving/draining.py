@@ -121,10 +121,6 @@ class Moving(Lingering):
         if self.server_state.moves_to is None:
             super().shutdown()
 
-    def _move_if_draining(self) -> None:
-        if self.server_state.moves_to is not None:
-            self._move()
-
     def _move(self) -> None:
         transport, state = self.transport, self.server_state
         if state.moves_to is None or transport is None or transport.is_closing():
@@ -164,6 +160,8 @@ class Moving(Lingering):
 class MovingHttptools(Moving):
     """For the protocol on httptools, which parses everything that the client has sent."""
 
+    _closes_at = _fires_at = 0.0
+
     @property
     def between_requests(self) -> bool:
         """See Moving. A request has a scope from its begin, and a method there once its headers are complete."""
@@ -172,12 +170,56 @@ class MovingHttptools(Moving):
         return self.cycle is None or not self.cycle.more_body
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
+        self.message_complete()
         if self.cycle is not None and self.cycle.response_complete:
             # The response came before the end of the body, which uvicorn then does not record.
             self.cycle.more_body = False
             if self.server_state.moves_to is not None:
                 self.loop.call_soon(self._move)
+
+    # uvicorn sets a timer after each response, and cancels it at the next request. Here one timer runs: whether the
+    # connection has been quiet since is looked at when it fires.
+
+    def response_complete(self) -> None:
+        """Read on, or begin the next request of the pipeline, as uvicorn does, without a new timer."""
+        if self.pipeline:
+            self.answered()
+            return
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._closes_at = self.loop.time() + self.timeout_keep_alive
+            if self.timeout_keep_alive_task is None:
+                self._set_timer()
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Let the timer run: called by uvicorn whenever data arrives."""
+
+    @property
+    def closes_at(self) -> float:
+        """See Lingering."""
+        return self._closes_at
+
+    def close_when_quiet(self, seconds: float) -> None:
+        """See Lingering."""
+        self._closes_at = self.loop.time() + seconds
+        if self.timeout_keep_alive_task is None or self._closes_at < self._fires_at:
+            self.stop_timer()
+            self._set_timer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """See Lingering. A request in progress sets a new timer when it is complete."""
+        self.timeout_keep_alive_task = None
+        if not self.idle or self not in self.connections:  # or a WebSocket
+            return
+        if self.loop.time() < self._closes_at:
+            self._set_timer()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _set_timer(self) -> None:
+        self._fires_at = self._closes_at
+        self.timeout_keep_alive_task = self.loop.call_at(self._closes_at, self.timeout_keep_alive_handler)
 
     def last_chunk(self) -> bytes:
         """See Lingering."""
@@ -202,14 +244,15 @@ class MovingH11(Moving):
         return self.conn.their_state is h11.SEND_BODY
 
     def handle_events(self) -> None:
-        super().handle_events()
-        self._move_if_draining()
+        Lingering.handle_events(self)
+        if self.server_state.moves_to is not None:
+            self._move()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self.idle and self.head is None and (begun := self.conn.trailing_data[0]):
+        Lingering.on_response_complete(self)
+        if self.head is None and (begun := self.conn.trailing_data[0]) and self.idle:
             # A part of the next head arrived before this response was complete.
-            self._unset_keepalive_if_required()
+            self.stop_timer()
             self.wait_for_head(begun, len(begun))
 
     def send_400_response(self, msg: str) -> None:
@@ -254,11 +297,13 @@ def _with(mixin: type, protocol: type) -> type:
             protocol.__name__,
         )
     use_known_addresses(protocol)
-    names: dict[str, object] = {name: getattr(protocol, method, None) for name, method in DIRECT.items()}
+    names: dict[str, object] = {
+        name: getattr(protocol, method, None) for name, method in DIRECT.items() if not hasattr(mixin, name)
+    }
     if issubclass(mixin, Lingering):
         # With thirty attributes, objects of a class do not share the attributes' names any more: each takes 1.3 KB
         # more, and more time for each access. uvicorn's have twenty-eight.
-        names["__slots__"] = ("count", "head")
+        names["__slots__"] = ("_closes_at", "_fires_at", "batch", "begun_ns", "head")
     return type(f"{mixin.__name__}{protocol.__name__}", (mixin, protocol), names)
 
 

@@ -23,7 +23,7 @@ from poolctl.keeper.connection_handover import Routed, unread_bytes
 
 from ..tally import MALFORMED, STATUS
 from .connection_state import Drainable, PoolServerState
-from .request_counting import MANY, Count
+from .request_counting import MANY
 from .uvicorn_parts import CLOSE_HEADER, Http1Protocol, State
 
 QUIET_SECONDS = 2.0
@@ -70,8 +70,8 @@ class Lingering(Drainable, Http1Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.head: Head | None = FIRST
-        batch = server_state.batch
-        self.count = None if batch is None else Count(batch)
+        self.batch = server_state.batch
+        self.begun_ns = 0  # when the oldest request in progress began; 0 if it is not timed
         if config.ssl is not None:
             server_state.expect(self)
 
@@ -137,27 +137,25 @@ class Lingering(Drainable, Http1Protocol):
         if self.cycle is not before:  # not an upgrade, for which uvicorn still needs the list
             # httptools adds trailers to it: the application's holds the fields of the head only (RFC 9110 §6.5.1).
             self.headers = []
-        count = self.count
-        if count is not None and count.newest is not self.cycle:
-            newest, count.newest = count.newest, self.cycle
-            batch = count.batch
-            batch.started += 1
-            if batch.timer is None:
-                batch.soon()
-            if newest is None or newest.response_complete:
-                count.begun_ns = monotonic_ns() if batch.started < MANY or not batch.started & 3 else 0
+            batch = self.batch
+            if batch is not None:
+                batch.started += 1
+                if batch.timer is None:
+                    batch.soon()
+                if before is None or before.response_complete:
+                    self.begun_ns = monotonic_ns() if batch.started < MANY or not batch.started & 3 else 0
         if self.server_state.draining:
             self._last_request()
 
     def handle_events(self, *events: Any) -> None:
-        super().handle_events(*events)  # type: ignore[misc]
-        count = self.count
-        if count is not None and count.newest is not self.cycle:
-            count.newest = self.cycle
-            count.batch.started += 1
-            if count.batch.timer is None:
-                count.batch.soon()
-            count.begun_ns = monotonic_ns()  # the previous request has its response
+        before = self.cycle
+        self.take_events(*events)
+        batch = self.batch
+        if batch is not None and self.cycle is not before:
+            batch.started += 1
+            if batch.timer is None:
+                batch.soon()
+            self.begun_ns = monotonic_ns()  # the previous request has its response
         if self.server_state.draining:
             self._last_request()
 
@@ -175,24 +173,26 @@ class Lingering(Drainable, Http1Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self.head is not None:
             self.head_is_over()
-        if self.count is not None:
-            self.count.lost(self)
+        cycle = self.cycle
+        if cycle is not None and self.batch is not None and not cycle.response_complete:
+            self.batch.unanswered(self, cycle)
+        self.stop_timer()
         self.lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        if self.count is not None:
-            self.count.batch.tally[MALFORMED] += 1
+        if self.batch is not None:
+            self.batch.tally[MALFORMED] += 1
         super().send_400_response(msg)
 
     def on_response_complete(self) -> None:
-        count = self.count
-        if count is not None:
-            batch, begun_ns = count.batch, count.begun_ns
+        batch = self.batch
+        if batch is not None:
             batch.complete += 1
+            begun_ns = self.begun_ns
             if begun_ns:
                 # A pipelined request begins now.
-                count.begun_ns = now_ns = monotonic_ns()
-                count.took(now_ns - begun_ns)
+                self.begun_ns = now_ns = monotonic_ns()
+                batch.latencies_ns.append(now_ns - begun_ns)
             if batch.timer is None:
                 batch.soon()
         self.response_complete()
@@ -217,19 +217,23 @@ class Lingering(Drainable, Http1Protocol):
             cycle.default_headers = [*cycle.default_headers, CLOSE]
 
     def data_received(self, data: bytes) -> None:
+        before = self.cycle
         if self.head is None and len(data) <= SMALL_BYTES:
             self.feed(data)
             cycle = self.cycle
             # The usual case, and the cheapest: a request in one piece, after others.
             if cycle is not None and not cycle.response_complete and "method" in self.scope:
                 return
-            self.wait_for_head(data, 1)  # a part of it may be the end of a body
+            if cycle is before or "method" not in self.scope:  # otherwise it has its response already
+                self.wait_for_head(data, 1)  # a part of it may be the end of a body
             return
         size = len(data) if self.head is FIRST and len(data) <= SMALL_BYTES else self._measured(data)
         if size:
             self.feed(data)
             cycle = self.cycle
-            if cycle is None or cycle.response_complete or "method" not in self.scope:
+            if "method" not in (self.scope or ()) or (
+                cycle is before and (cycle is None or cycle.response_complete)
+            ):
                 self.wait_for_head(data, size)
             elif self.head is not None:
                 self.head_is_over()
@@ -246,13 +250,12 @@ class Lingering(Drainable, Http1Protocol):
 
     def time_left(self) -> dict[str, float | bool]:
         """The arguments for `take_over` in another process, for a connection that is between two requests."""
-        timer = self.timeout_keep_alive_task
         if self.head is not None:
             due = self.server_state.heads.due.get(self)
             return {} if due is None else {"until": due, "asked": False}
-        if timer is None:
+        if self.timeout_keep_alive_task is None:
             return {}
-        return {"until": monotonic() + timer.when() - self.loop.time(), "asked": True}
+        return {"until": monotonic() + self.closes_at - self.loop.time(), "asked": True}
 
     def head_is_over(self) -> None:
         """No head is expected any more."""
@@ -274,9 +277,6 @@ class Lingering(Drainable, Http1Protocol):
         heads = self.server_state.heads
         if self.transport.is_closing() or self not in self.connections:
             self.head_is_over()  # a WebSocket is not a connection of this protocol any more
-            return
-        if self.idle and self.timeout_keep_alive_task is not None:
-            self.head_is_over()  # it was a whole request, which has its response already
             return
         if self.idle and self.body_follows:
             self.close_when_quiet(self.timeout_keep_alive)
@@ -319,10 +319,10 @@ class Lingering(Drainable, Http1Protocol):
             lines.append(name + b": " + value)
         transport.write(b"\r\n".join([*lines, b"", phrase]))
         self.head_is_over()
-        self._unset_keepalive_if_required()
-        if self.count is not None:
-            self.count.batch.tally[MALFORMED] += status not in _NOT_MALFORMED
-            self.count.batch.tally[STATUS + status // 100] += 1
+        self.stop_timer()
+        if self.batch is not None:
+            self.batch.tally[MALFORMED] += status not in _NOT_MALFORMED
+            self.batch.tally[STATUS + status // 100] += 1
         # Closed with unread data, the connection would be reset, and the response lost.
         if transport.can_write_eof():
             transport.write_eof()
@@ -332,9 +332,20 @@ class Lingering(Drainable, Http1Protocol):
 
     def close_when_quiet(self, seconds: float) -> None:
         """Close the connection after this time without a byte."""
+        self.stop_timer()
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def stop_timer(self) -> None:
+        """Do not close the connection for being quiet, until `close_when_quiet` is called again."""
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
-        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+            self.timeout_keep_alive_task = None
+
+    @property
+    def closes_at(self) -> float:
+        """When the quiet connection is closed, by the loop's clock."""
+        timer = self.timeout_keep_alive_task
+        return self.loop.time() if timer is None else timer.when()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection, but never one with a request in its receive buffer, or a part of one."""

@@ -16,7 +16,7 @@ import uvicorn
 from . import cut_requests
 from .accepting import AdoptionPair, SharedListeners
 from .access_log import watch_requests
-from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, PoolServerState
+from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, LimitedServerState, PoolServerState
 from .draining import Moving, drainable_protocol, http_classes
 from .http1_connection import Lingering
 from .probe_connections import ProbeConnections
@@ -103,7 +103,9 @@ class PoolServer(uvicorn.Server):
         self._stop_seconds = stop_seconds
         self._adoption = adoption
         self._extra_state = state or {}
-        self.server_state: PoolServerState = PoolServerState()
+        # With a limit each response costs a little more.
+        limit = self.limit_max_requests
+        self.server_state: PoolServerState = PoolServerState() if limit is None else LimitedServerState(limit)
         self.server_state.tally = tally
         self.server_state.batch = None if tally is None else Batch(tally)
         if routes is not None and self.server_state.batch is not None:
@@ -210,7 +212,6 @@ class PoolServer(uvicorn.Server):
             self.lifespan.state.update(self._extra_state)
             self.server_state.default_headers = config.encoded_headers
             self.server_state.date_header = config.date_header
-            self.server_state.max_requests = self.limit_max_requests
             self.server_state.on_limit = self._limit_reached
             await self.startup(sockets=[])
         except SystemExit as exit_:
@@ -229,13 +230,12 @@ class PoolServer(uvicorn.Server):
             self.config.loaded_app = Counted(self.config.loaded_app, batch)
 
     def _limit_reached(self) -> None:
-        logger.info(
-            "Maximum request limit of %d exceeded. Terminating process.", self.server_state.max_requests
-        )
+        logger.info("Maximum request limit of %d exceeded. Terminating process.", self.limit_max_requests)
         self.drain()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, drain or close every connection, then run the application's own shutdown."""
+        self.server_state.watch_tasks()
         await self.acceptor.end()
         if self._probes is not None:
             self._probes.close()

@@ -80,6 +80,14 @@ class Batch:
             self._spread(self._last)
             self.complete = 0
 
+    def unanswered(self, connection: Http1Protocol, newest: RequestResponseCycle) -> None:
+        """The connection is closed: its newest request, and those before it in the pipeline, get no response."""
+        # uvicorn resets this when the application has returned.
+        awaited = getattr(newest.on_response, "__self__", None) is connection
+        kind = DISCONNECTED if awaited or newest.disconnected else BROKEN
+        self.write()
+        self.tally[kind] += 1 + len(getattr(connection, "pipeline", ()))
+
     def _write_passed(self) -> None:
         for alias, count in self.passed.items():
             slot = self._route_slots.get(alias)
@@ -100,33 +108,6 @@ class Batch:
             if up_to != written:
                 tally[slot] += up_to - written
                 written = up_to
-
-
-class Count:
-    """The requests of one connection.
-
-    They are counted in the protocol's own methods, because each function call adds to the cost of a request. The
-    numbers are not attributes of the protocol, because with more than thirty all of an object's attributes get slower.
-    """
-
-    __slots__ = ("batch", "begun_ns", "newest", "took")
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.took = batch.latencies_ns.append
-        self.newest: RequestResponseCycle | None = None  # the request whose headers arrived last
-        self.begun_ns = 0  # when the oldest request in progress began; 0 if it is not timed
-
-    def lost(self, connection: Http1Protocol) -> None:
-        """The connection is closed: requests without a response will have none."""
-        newest, self.newest = self.newest, None
-        if newest is None or newest.response_complete:
-            return
-        # uvicorn resets this when the application has returned.
-        awaited = getattr(newest.on_response, "__self__", None) is connection
-        kind = DISCONNECTED if awaited or newest.disconnected else BROKEN
-        self.batch.write()
-        self.batch.tally[kind] += 1 + len(getattr(connection, "pipeline", ()))
 
 
 class Statuses:

@@ -200,7 +200,7 @@ class RoutedConnection(Lingering):
             look.hops, look.decided = 0, False
             return True
         self._hold(data)
-        self._unset_keepalive_if_required()
+        self.stop_timer()
         self.head_is_over()
         look.until = monotonic() + self.server_state.heads.seconds
         look.pause = 0.0
@@ -245,7 +245,7 @@ class RoutedConnection(Lingering):
     def _await_rest(self, data: bytes, arrived: bytes) -> None:
         """Keep the beginning of a head, of which these bytes are new, within the limits of its time and size."""
         look = self.look
-        self._unset_keepalive_if_required()
+        self.stop_timer()
         size = self._measured(arrived)
         look.pending, look.partial = (data, True) if size else (b"", False)
         if size:

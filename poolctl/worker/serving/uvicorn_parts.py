@@ -37,7 +37,10 @@ if TYPE_CHECKING:
         lost = HttpToolsProtocol.connection_lost
         feed = HttpToolsProtocol.data_received
         headers_complete = HttpToolsProtocol.on_headers_complete
-        response_complete = HttpToolsProtocol.on_response_complete
+        message_complete = HttpToolsProtocol.on_message_complete
+        response_complete = answered = HttpToolsProtocol.on_response_complete
+
+        def take_events(self, *events: Any) -> None: ...
 
 else:
     Http1Protocol = Http2Protocol = RequestResponseCycle = object
@@ -99,7 +102,10 @@ DIRECT = {
     "lost": "connection_lost",
     "feed": "data_received",
     "headers_complete": "on_headers_complete",
+    "message_complete": "on_message_complete",
     "response_complete": "on_response_complete",
+    "answered": "on_response_complete",
+    "take_events": "handle_events",
 }
 
 
@@ -140,7 +146,7 @@ _CYCLE = (
 HTTP1 = UvicornParts((*_METHODS, "send_400_response"), (*_ATTRIBUTES, "cycle", "scope"), _CYCLE)
 # By the parser, in addition to those.
 HTTPTOOLS = UvicornParts(
-    ("on_headers_complete", "on_message_complete"), ("headers", "pipeline"), ("chunked_encoding",)
+    ("on_headers_complete", "on_message_complete"), ("flow", "headers", "pipeline"), ("chunked_encoding",)
 )
 H11 = UvicornParts(("handle_events",), ("conn",))
 ZTTP = UvicornParts(("handle_events", "handle_remote_protocol_error"), ("flow",), ("chunked_encoding",))

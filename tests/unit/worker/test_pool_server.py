@@ -313,6 +313,7 @@ def test_end_of_a_request_wakes_no_task_of_the_server(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, _running):
             changed = server.server_state.changed
+            server.server_state.watch_tasks()
             client = await Client.connect(port)
             for _ in range(2):
                 assert (await client.get())[0] == 200
