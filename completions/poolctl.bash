@@ -49,7 +49,7 @@ _poolctl() {
     case $verb:$prev in
         events:-o | logs:-o | events:--output | logs:--output) _poolctl_words 'json jsonl'; return ;;
         config:-o | config:--output) _poolctl_words 'toml table wide json jsonl name'; return ;;
-        export:-o | export:--output) _poolctl_files -d; return ;;
+        export:-o | export:--output) _poolctl_words 'json jsonl name'; return ;;
         top:-o | top:--output) _poolctl_words 'json'; return ;;
         wait:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
         *:-c | *:--config | *:-f | *:--file) _poolctl_files -f; return ;;
@@ -59,6 +59,7 @@ _poolctl() {
         *:--tag) _poolctl_ask tags; return ;;
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
         *:--health) _poolctl_words 'unknown ok warn ko'; return ;;
+        *:--directory) _poolctl_files -d; return ;;
         *:--target) _poolctl_words 'name bind expose'; return ;;
         *:--depth) _poolctl_words 'full summary simple'; return ;;
         *:--field) _poolctl_words 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime'; return ;;
@@ -139,7 +140,7 @@ _poolctl() {
             ;;
         export)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --user --listen -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--directory -o --output --user --listen -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_words 'systemd haproxy'
             fi
@@ -272,7 +273,7 @@ _poolctl() {
             ;;
         show)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --reveal --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --full --reveal --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi

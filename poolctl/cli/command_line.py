@@ -73,8 +73,9 @@ class CommandRequest:
             return output or ""
         command = command_named(self.verb)
         fields = command.fields if command else FIELDS
+        hint = f"--directory {output} writes the files there" if self.verb == "export" else ""
         return ",".join(
-            one_of("-o", word.strip(), (*dict.fromkeys((*forms, *fields)),), fields)
+            one_of("-o", word.strip(), (*dict.fromkeys((*forms, *fields)),), fields, hint)
             for word in output.split(",")
         )
 
@@ -293,14 +294,17 @@ def saves(request: CommandRequest) -> bool:
     return bool(request.get("save"))
 
 
-def one_of(option: str, word: str, accepted: tuple[str, ...], final: tuple[str, ...] | None = None) -> str:
-    """The word, if it is in `final` (default: in `accepted`); UsageError with near names otherwise."""
+def one_of(
+    option: str, word: str, accepted: tuple[str, ...], final: tuple[str, ...] | None = None, hint: str = ""
+) -> str:
+    """The word, if it is in `final` (default: in `accepted`); UsageError with near names, or this hint, otherwise."""
     final = final or accepted
     if word in final:
         return word
     near = near_word(word, accepted)
-    hint = f"did you mean {near!r}?" if near and near != word else f"one of: {', '.join(accepted)}"
-    raise UsageError(f"{option}: unknown value {word!r}", hint=hint)
+    if near and near != word:
+        hint = f"did you mean {near!r}?"
+    raise UsageError(f"{option}: unknown value {word!r}", hint=hint or f"one of: {', '.join(accepted)}")
 
 
 def near_word(typed: str, known: Sequence[str]) -> str:

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command import DIRECTORIES, FILE_COMMANDS, LIST, Command, Option, flag
+from poolctl.cli.command import DIRECTORIES, FILE_COMMANDS, LIST, Command, Option, flag, output
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.exit_codes import CONFLICT, FAILED
+from poolctl.frozen_value import Value
 
 if TYPE_CHECKING:
     from poolctl.cli.systemd_units import ServicePool
@@ -25,12 +26,12 @@ COMMAND = Command(
     Option("system", metavar="SYSTEM", words=SYSTEMS, required=True, help="systemd or haproxy."),
     Option(
         "into",
-        "-o",
-        "--output",
+        "--directory",
         metavar="DIRECTORY",
         completes=DIRECTORIES,
         help="Write the files here instead of printing them.",
     ),
+    output("json, jsonl, name, or FIELD,FIELD…; default: the files' texts", "json", "jsonl", "name"),
     flag("for_user", "--user", help="Write units for the user's own service manager."),
     Option(
         "listen",
@@ -40,8 +41,16 @@ COMMAND = Command(
         help="Address that systemd opens for fd:NAME.",
     ),
     section=FILE_COMMANDS,
-    examples=("poolctl export systemd -o /etc/systemd/system", "poolctl export haproxy"),
+    fields=("name", "text"),
+    examples=("poolctl export systemd --directory /etc/systemd/system", "poolctl export haproxy"),
 )
+
+
+class ExportedFile(Value):
+    """A file for another system. `name` is its path if it has been written."""
+
+    name: str
+    text: str
 
 
 def perform(request: CommandRequest) -> Outcome:
@@ -129,9 +138,12 @@ def _user() -> str:
 def _outcome(request: CommandRequest, texts: Mapping[str, str], made_by: str, commands: str) -> Outcome:
     """The files printed, or written; these commands come next."""
     directory = request.get("into")
-    if not directory:
-        return Outcome(text="\n".join(f"# {name}\n{text}" for name, text in texts.items()))
-    return _written(str(directory), texts, made_by, commands)
+    if directory:
+        return _written(str(directory), texts, made_by, commands)
+    outcome = Outcome([ExportedFile(name=name, text=text) for name, text in texts.items()])
+    if request.output in ("", "table", "wide"):
+        outcome.text = "\n".join(f"# {name}\n{text}" for name, text in texts.items())
+    return outcome
 
 
 def _written(directory: str, texts: Mapping[str, str], made_by: str, commands: str) -> Outcome:
@@ -147,7 +159,8 @@ def _written(directory: str, texts: Mapping[str, str], made_by: str, commands: s
                 file.write(text)
     except OSError as error:
         raise Failure(Outcome.failed(FAILED, f"cannot write {error.filename}: {error.strerror}")) from None
-    return Outcome(message=f"wrote {', '.join(paths)}; next: {commands}")
+    files = [ExportedFile(name=path, text=text) for path, text in paths.items()]
+    return Outcome(files, message=f"wrote {', '.join(paths)}; next: {commands}")
 
 
 def _holds(path: str, words: str) -> bool:

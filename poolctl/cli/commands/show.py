@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command import INSPECT, OUTPUT, REVEAL, SELECTION, Command
+from poolctl.cli.command import INSPECT, OUTPUT, REVEAL, SELECTION, Command, flag
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import find_pool
@@ -15,20 +15,24 @@ from poolctl.frozen_value import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from collections.abc import Iterable, Sequence
 
 _RUNNING = ("bind", "expose", "state", "ready", "health", "pids", "workers", "uptime", "restarts", "tags")
 _DEFAULT = "default"
 _NEXT_LINE = "\n" + " " * 13
+_WIDTH = 78  # of the line that names the keys at their defaults
 
 COMMAND = Command(
     "Show everything about servers.",
     SELECTION,
     OUTPUT,
+    flag("full", "--full", help="Show values at their defaults as well."),
     REVEAL,
     section=INSPECT,
-    examples=("poolctl show users            each configured value with its origin",),
+    examples=(
+        "poolctl show users            each configured value with its origin",
+        "poolctl show users --full     the defaults of the others, too",
+    ),
 )
 
 
@@ -56,13 +60,14 @@ def perform(request: CommandRequest) -> Outcome:
     if not request.output:
         import sys
 
-        text = "\n".join(_text(item, coloured(sys.stdout)) for item in items)
+        full = bool(request.get("full"))
+        text = "\n".join(_text(item, coloured(sys.stdout), full=full) for item in items)
     outcome = Outcome(items, warnings=warnings, text=text)
     outcome.changed = changed
     return outcome
 
 
-def _text(item: Details | Described, colours: bool) -> str:
+def _text(item: Details | Described, colours: bool, *, full: bool) -> str:
     name = printable(item.name)
     lines = [paint(name, "1") if colours else name]
     rows = [(key, _fact(item, key)) for key in _RUNNING]
@@ -85,7 +90,7 @@ def _text(item: Details | Described, colours: bool) -> str:
     if item.routes is not None:
         rows.append(("routes", _routes(item.routes)))
     lines += [f"  {key.ljust(10)} {text}".rstrip() for key, text in rows]
-    lines += ["  configuration", *_configuration(item.config, item.origin or {})]
+    lines += ["  configuration", *_configuration(item.config, item.origin or {}, full=full)]
     return "\n".join(lines) + "\n"
 
 
@@ -101,12 +106,25 @@ def _fact(item: Item, key: str) -> str:
     return field_text(item, key) or "-"
 
 
-def _configuration(config: Table, origin: dict[str, str]) -> list[str]:
-    rows = [
+def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list[str]:
+    """The values that the files give, or all of them, each with its place."""
+    every = [
         (printable(key), printable(value_text(value)), _origin(key, origin)) for key, value in _leaves(config)
     ]
+    rows = every if full else [row for row in every if row[2] != _DEFAULT]
     width = max((len(f"{key} = {text}") for key, text, _ in rows if len(text) < 60), default=0)
-    return [f"    {f'{key} = {text}'.ljust(width)}  # {where}" for key, text, where in rows]
+    lines = [f"    {f'{key} = {text}'.ljust(width)}  # {where}" for key, text, where in rows]
+    return lines if full else [*lines, *_defaults(key for key, _, where in every if where == _DEFAULT)]
+
+
+def _defaults(keys: Iterable[str]) -> list[str]:
+    """Comment lines that name these keys, each table once."""
+    lines = ["    # at their defaults (shown by --full):"]
+    for key in dict.fromkeys(key.partition(".")[0] for key in keys):
+        if len(lines[-1]) + len(key) > _WIDTH:
+            lines.append("    #")
+        lines[-1] += f" {key}"
+    return lines if len(lines) > 1 or not lines[0].endswith(":") else []
 
 
 def _leaves(table: Table, prefix: str = "") -> list[tuple[str, object]]:

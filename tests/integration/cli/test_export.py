@@ -38,7 +38,7 @@ def verify(*units: Path, of_user: bool = False, runtime: Path) -> None:
 @pytest.mark.parametrize("of_user", [False, True])
 def test_the_unit_of_a_pool_passes_the_verification_of_systemd(real_pool: RealPool, of_user: bool) -> None:
     real_pool.write_hello("web", extra='drain_timeout = "40s"\nstop_timeout = "5s"')
-    done = real_pool.ok("export", "systemd", "-o", "units", *(["--user"] if of_user else []))
+    done = real_pool.ok("export", "systemd", "--directory", "units", *(["--user"] if of_user else []))
     (path,) = (real_pool.directory / "units").iterdir()
     assert str(path.relative_to(real_pool.directory)) in done.stdout
     assert path.name in done.stdout.partition("enable --now")[2]
@@ -79,7 +79,7 @@ def test_a_server_on_a_socket_of_systemd_gets_a_socket_unit(real_pool: RealPool)
     refused = real_pool.run("export", "systemd")
     assert refused.code == 1
     assert "--listen api=" in refused.stderr
-    real_pool.ok("export", "systemd", "-o", "units", "--listen", "api=/run/api.sock")
+    real_pool.ok("export", "systemd", "--directory", "units", "--listen", "api=/run/api.sock")
     units = {path.name.partition("-")[2]: path for path in (real_pool.directory / "units").iterdir()}
     verify(*units.values(), runtime=real_pool.runtime)
     sockets = {
@@ -107,11 +107,11 @@ def test_variables_that_a_service_does_not_have_are_named(real_pool: RealPool) -
 
 def test_file_of_another_process_is_left_alone(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
-    real_pool.ok("export", "systemd", "-o", "units")
-    real_pool.ok("export", "systemd", "-o", "units")
+    real_pool.ok("export", "systemd", "--directory", "units")
+    real_pool.ok("export", "systemd", "--directory", "units")
     (path,) = (real_pool.directory / "units").iterdir()
     path.write_text("# mine\n")
-    assert real_pool.run("export", "systemd", "-o", "units").code == 8
+    assert real_pool.run("export", "systemd", "--directory", "units").code == 8
     assert path.read_text() == "# mine\n"
 
 

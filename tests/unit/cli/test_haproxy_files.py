@@ -56,7 +56,7 @@ def test_written_files_are_accepted_once_the_named_commands_have_run(
     cert.rename(directory / "a.pem")
     key.rename(directory / "a.key")
     (directory / "pool.toml").write_text(FILES)
-    done = poolctl("export", "haproxy", "-o", "out")
+    done = poolctl("export", "haproxy", "--directory", "out")
     assert done.code == 0
     text = (directory / "out" / "haproxy.cfg").read_text()
     assert "bind 0.0.0.0:8080\n" in text
@@ -103,3 +103,15 @@ def test_options_of_systemd_are_refused(poolctl: Command, directory: Path) -> No
     done = poolctl("export", "haproxy", "--user")
     assert done.code == 2
     assert "--user is for systemd" in done.err
+
+
+def test_export_takes_the_form_with_o_and_the_place_with_directory(poolctl: Command, directory: Path) -> None:
+    (directory / "pool.toml").write_text(FILES.replace("access_log = true", ""))
+    printed = poolctl("export", "haproxy").out
+    files = poolctl("export", "haproxy", "-o", "json").json["items"]
+    assert "\n".join(f"# {each['name']}\n{each['text']}" for each in files) == printed
+    names = poolctl("export", "haproxy", "-o", "name").out.split()
+    assert names == [each["name"] for each in files]
+    wrong = poolctl("export", "haproxy", "-o", "out")
+    assert (wrong.code, wrong.err.splitlines()[1]) == (2, "  hint: --directory out writes the files there")
+    assert not (directory / "out").exists()

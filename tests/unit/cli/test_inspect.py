@@ -87,7 +87,11 @@ def test_show_tells_where_each_value_comes_from(poolctl: Command) -> None:
     assert any(
         line.startswith('bind = "127.0.0.1:8081" #') and line.endswith("pool.toml:6") for line in lines
     )
-    assert "job = false # default" in lines
+    assert not any(line.endswith("# default") for line in lines)
+    assert {"job", "drain_timeout", "http"} <= set(" ".join(each for each in lines if each[0] == "#").split())
+    full = [" ".join(line.split()) for line in poolctl("show", "users", "--full").out.splitlines()]
+    assert "job = false # default" in full
+    assert {each for each in lines if each[0] != "#"} < set(full)
     (shown,) = poolctl("show", "users", "-o", "json").json["items"]
     assert shown["config"]["tags"] == ["api", "inner"]
     assert shown["origin"]["tags"].endswith("pool.toml:8")
@@ -119,7 +123,7 @@ def test_show_of_a_running_server_has_its_live_state(poolctl: Command, supervise
         origin={},
     )
     with supervised(always(running)):
-        said = poolctl("show")
+        said = poolctl("show", "--full")
     assert "endpoints  127.0.0.1:8081" in said.out
     assert "failure    exited with status 3" in said.out
     assert 'env.A = "b"  # default' in said.out
