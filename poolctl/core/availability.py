@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 from poolctl.frozen_value import Table
 from poolctl.states import PASSING
@@ -83,7 +83,7 @@ class Availability:
 
     def to_dict(self) -> dict[str, object]:
         """A document from which `restored` makes an equal one."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def restored(cls, kept: Table) -> Availability:

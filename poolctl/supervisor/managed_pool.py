@@ -46,6 +46,7 @@ from .scaling import pool_scaling
 from .scaling.pool_scaling import PoolScaling
 from .takeover.adopt_workers import adopt, take_in_late
 from .takeover.keeper_replacement import KeeperWatch
+from .takeover.save_timer import SaveTimer
 from .takeover.state_store import StateStore
 from .verbs import verbs
 from .verbs.verb import Call
@@ -59,7 +60,6 @@ _PARTS = (health, observers, pool_gateway, pool_scaling, pool_operator, rollout)
 _IDLE_SECONDS = 60.0
 _SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
-_SAVE_SECONDS = 0.05
 # A calm supervisor takes no action by itself for this long; then another one may try.
 _CALM_SECONDS = 300.0
 _AFTER_START_SECONDS = 1.0
@@ -122,7 +122,7 @@ class ManagedPool:
         self.runner.events = self
         self._clock = Clock()
         self._store = StateStore(keeper, directory)
-        self._save_timer: asyncio.TimerHandle | None = None
+        self._save_timer = SaveTimer(self._save)
         self._configuration = ActiveConfiguration(files, state_directory, self._store, environments)
         self._environment = PoolEnvironment(self._configuration, keeper, directory, state_directory)
         self._observers = Observers(self._environment, self._clock, self)
@@ -242,7 +242,7 @@ class ManagedPool:
         self._runtime_files.rename(self.name)
         # A successor knows everything that a client has received. Nothing is written where nothing has changed.
         self._store.note_changed(*self.core.take_changed())
-        self._save()
+        self._save_timer.save_now()
         return answer
 
     async def _restore_runtime_files(self) -> None:
@@ -251,7 +251,7 @@ class ManagedPool:
                 self._keeper.send({"op": "put", "name": fd_store.CONTROL}, [listener.fileno()])
                 self._control.listen(listener)
             self._store.rewrite_file()
-            self._save()
+            self._save_timer.save_now()
 
     async def _adopt_late_orphans(self) -> None:
         if await take_in_late(self.core):
@@ -265,14 +265,10 @@ class ManagedPool:
 
     def _changed(self, entry: Entry) -> None:
         self._store.note_changed(entry)
-        if self._save_timer is None:
-            self._save_timer = asyncio.get_running_loop().call_later(_SAVE_SECONDS, self._save)
+        self._save_timer.note_change()
 
     def _save(self) -> None:
         """Save for a successor: the configuration first, because the desired state means little without it."""
-        if self._save_timer is not None:
-            self._save_timer.cancel()
-            self._save_timer = None
         self._configuration.save(self.core)
         self._store.save(self.core.entries)
         self._observers.save_totals()
@@ -303,7 +299,7 @@ class ManagedPool:
         """Save everything for a successor, events and notifications included."""
         # The caller may be ahead of the core, which has not reported yet what it has changed.
         self._store.note_changed(*self.core.entries.values())
-        self._save()
+        self._save_timer.save_now()
         self._observers.flush()
 
     def exit_reported(self, report: wire.Message) -> None:
@@ -339,7 +335,7 @@ class ManagedPool:
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """See Daemon."""
         self._store.note_changed(*self.core.take_changed())
-        self._save()
+        self._save_timer.save_now()
         result = await self._gateway.conclude(verb, call, result)
         if verb == "start":
             await self._observers.addresses_tried()

@@ -62,6 +62,26 @@ class SavedState:
         return {name: source for name, source in found.items() if source}
 
 
+class EncodedTable:
+    """A JSON object whose members are encoded when they change, not each time that all of it is written."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, bytes] = {}
+
+    def put(self, name: str, value: object) -> None:
+        """Set a member."""
+        self._members[name] = b"%s: %s" % (_json(name), _json(value))
+
+    def remove(self, name: str) -> None:
+        """Remove a member, if it exists."""
+        self._members.pop(name, None)
+
+    def content(self, names: Iterable[str] | None = None) -> bytes:
+        """The object as JSON; with `names` in their order, as far as it has them."""
+        members = self._members.values() if names is None else filter(None, map(self._members.get, names))
+        return b"{%s}" % b", ".join(members)
+
+
 class StateStore:
     """Entries of the keeper's store: files in memory that only this pool's processes can reach.
 
@@ -76,7 +96,7 @@ class StateStore:
         self._missing: list[str] = []
         self._stale = True  # the file is out of date, whether or not a server has changed
         self._deleted = False
-        self._records: dict[str, bytes] = {}  # each server's record as JSON
+        self._records = EncodedTable()
         self._changed: dict[str, Entry] = {}
 
     async def configuration(self) -> StoredConfiguration | None:
@@ -107,7 +127,7 @@ class StateStore:
         records: Table = self.saved_state().servers if stored is None else json.loads(stored)
         for name in records.keys() & entries.keys():
             restore(entries[name], records[name])
-            self._records[name] = _json(record_of(entries[name]))
+            self._records.put(name, record_of(entries[name]))
         return set(records)
 
     def note_changed(self, *entries: Entry) -> None:
@@ -119,13 +139,10 @@ class StateStore:
         if not (self._changed or self._stale):
             return
         for name, entry in self._changed.items():
-            self._records[name] = _json(record_of(entry))
+            self._records.put(name, record_of(entry))
         self._changed.clear()
         self._stale = False
-        records = [
-            b"%s: %s" % (_json(name), self._records[name]) for name in entries if name in self._records
-        ]
-        content = b"{%s}" % b", ".join(records)
+        content = self._records.content(entries)
         if content != self._stored:
             self._stored = content
             self._write(fd_store.WANTED, content)
@@ -158,9 +175,9 @@ class StateStore:
         found: Table = json.loads(await self._read(fd_store.TOTALS) or b"{}")
         return found
 
-    def save_totals(self, totals: Table) -> None:
-        """Store what was counted."""
-        self._write(fd_store.TOTALS, json.dumps(totals).encode())
+    def save_totals(self, totals: bytes) -> None:
+        """Store what was counted, a JSON object."""
+        self._write(fd_store.TOTALS, totals)
 
     def _write(self, name: str, content: bytes) -> None:
         fd = sealed_file(f"poolctl-{name}", content)

@@ -126,8 +126,8 @@ def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path)
     kept: dict[str, Any] = {}
 
     class Kept(StateStore):
-        def save_totals(self, totals: Any) -> None:
-            kept.update(json.loads(json.dumps(totals)))
+        def save_totals(self, totals: bytes) -> None:
+            kept.update(json.loads(totals))
 
         async def totals(self) -> Any:
             return kept
