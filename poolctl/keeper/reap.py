@@ -62,7 +62,11 @@ class Reaper:
 
     def acknowledge(self, sequence: int) -> None:
         """Drop the reports up to `sequence`."""
-        self.unacknowledged = [report for report in self.unacknowledged if report["sequence"] > sequence]
+        waiting = self.unacknowledged
+        count = 0
+        while count < len(waiting) and waiting[count]["sequence"] <= sequence:
+            count += 1
+        del waiting[:count]
 
     def signal(self, pid: int, number: int, *, group: bool, start: int | None = None) -> bool:
         """Send a signal to a child that has not been reaped, or to a watched process, or its group.

@@ -48,11 +48,14 @@ _PATIENCE_SECONDS = 10.0
 class DescriptorBudget:
     """Lets as many workers be made at once as there are free descriptors in this process, and so in the keeper.
 
-    In a restart of many servers the others wait until the first ones' old workers have exited.
+    In a restart of many servers the others wait until the first ones' old workers have exited. Those in use are
+    counted, which takes longer the more there are, only when as many as were free may be taken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, in_use: Callable[[], int] = lambda: len(os.listdir("/proc/self/fd"))) -> None:
+        self._in_use = in_use
         self._free = 0  # at least
+        self._exhausted = False  # by a count since the last exit of a worker
         self._ended = asyncio.Event()
 
     async def enter(self) -> None:
@@ -70,14 +73,15 @@ class DescriptorBudget:
 
     def ended(self) -> None:
         """A worker has exited: its descriptors are free."""
-        self._free = 0
+        self._exhausted = False
         self._ended.set()
 
     def _take(self) -> bool:
-        if self._free < _DESCRIPTORS_OF_ONE:
+        if self._free < _DESCRIPTORS_OF_ONE and not self._exhausted:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            self._free = limit - len(os.listdir("/proc/self/fd"))
-        if self._free < _DESCRIPTORS_OF_ONE:
+            self._free = limit - self._in_use()
+        self._exhausted = self._free < _DESCRIPTORS_OF_ONE
+        if self._exhausted:
             return False
         self._free -= _DESCRIPTORS_OF_ONE
         return True
