@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from poolctl.runners.runner_protocol import Exit, Runner
 from poolctl.states import Status
 
-from .decision_input import Phase
+from .decision_input import LEAVING, Phase
 from .server_changes import Event, Recorder, Workqueue
 from .server_entry import Entry
 from .worker_entry import Worker
@@ -48,14 +48,15 @@ class HealthChecks:
             if entry.name in self._known or any(worker.stuck for worker in entry.workers.values()):
                 self._note(entry)
             return
+        for worker_id, probes in list(probed.items()):
+            there = entry.workers.get(worker_id)
+            # A worker that takes the place of one that has died has the same name.
+            if there is None or there.phase in LEAVING or there.placement is not probes.placement:
+                probes.stop()
+                self._drop(entry, worker_id)
         for worker in list(entry.workers.values()):
             if worker.phase is Phase.READY:
                 self._attend_to(entry, worker)
-        for worker_id, probes in list(probed.items()):
-            there = entry.workers.get(worker_id)
-            if there is None or there.phase in (Phase.DRAINING, Phase.STOPPING):
-                probes.stop()
-                self._drop(entry, worker_id)
         self._note(entry)
 
     def message(self, entry: Entry, worker: Worker) -> str:
@@ -83,9 +84,9 @@ class HealthChecks:
     def _attend_to(self, entry: Entry, worker: Worker) -> None:
         probes = self.probes(entry, worker)
         if probes is None or probes.health != worker.config.health:
-            if probes is not None:
-                probes.stop()
             if not worker.config.health.probed:
+                if probes is not None:
+                    probes.stop()
                 self._drop(entry, worker.id)
                 worker.health = Status.UNKNOWN
                 return
@@ -105,6 +106,8 @@ class HealthChecks:
         self._schedule = self._schedule or Schedule()
         listener = _WorkerListener(self, entry, worker)
         probes = WorkerProbes(worker.config, worker.placement, self._runner, self._schedule, listener)
+        if (former := self.probes(entry, worker)) is not None:
+            former.stop()
         self._probes.setdefault(entry.name, {})[worker.id] = probes
         return probes
 

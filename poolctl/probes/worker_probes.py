@@ -162,8 +162,8 @@ class WorkerProbes:
         listener: ProbeListener,
     ) -> None:
         self.health: Health = server.health
+        self.placement = placement
         self._server = server
-        self._placement = placement
         self._runner = runner
         self._schedule = schedule
         self._listener = listener
@@ -242,12 +242,12 @@ class WorkerProbes:
         self._listener.probed(self, probe)
 
     def _make(self, kind: str, probe: Probe) -> WorkerProbe:
-        connector = WorkerConnector(self._runner, self._placement)
+        connector = WorkerConnector(self._runner, self.placement)
         prober = make_prober(probe, self._server, connector, self._schedule.multiplexer, self._env())
         return WorkerProbe(kind, probe, prober, self._schedule, self)
 
     def _env(self) -> dict[str, str]:
-        server, placement = self._server, self._placement
+        server, placement = self._server, self.placement
         values = {"POOLCTL_NAME": server.name, "POOLCTL_BIND": server.key}
         if placement.pid is not None:
             values["POOLCTL_PID"] = str(placement.pid)

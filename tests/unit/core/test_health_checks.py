@@ -107,6 +107,22 @@ def test_workers_accept_when_they_have_passed_and_rest_while_others_are_better()
     run(scenario())
 
 
+def test_worker_in_the_place_of_a_dead_one_is_probed() -> None:
+    async def scenario() -> None:
+        async with ward({"liveness": {"http": "/", **QUICK}}, restart="always") as it:
+            await it.desk.ask("start")
+            await it.until(lambda: it.entry.health == "ok" and it.answered)
+            it.desk.runner.end("web.1.0", Exit.from_signal(9))
+            await it.until(lambda: it.entry.restarts == 1 and it.entry.ready)
+            assert [*it.desk.runner.running] == ["web.1.0"]
+            await it.until(lambda: it.entry.health == "ok")
+            it.statuses["web.1.0"] = 500
+            await it.until(lambda: it.entry.health == "ko")
+            assert "web.1.0: liveness ko: GET /: status 500" in it.unhealthy
+
+    run(scenario())
+
+
 def test_each_change_of_a_server_s_health_is_recorded_and_the_first_ok_is_none() -> None:
     async def scenario() -> None:
         async with ward({"readiness": {"http": "/", **QUICK}}) as it:
