@@ -213,6 +213,7 @@ def _without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
             said = {
                 "server": message["name"], "command": message.get("command"), "output": key,
                 "ready_at": ready_at, "leaving": False,
+                "generation": message.get("generation", 1), "index": message.get("index"),
             }  # fmt: skip
             found.append(LocalOrphan(pid, users.pop(), start, said))
     return found
@@ -328,11 +329,13 @@ class _Intake:
         return True
 
     async def _take_program(self, orphan: LocalOrphan, server: ServerConfig) -> bool:
-        index = sum(name.startswith(f"{fd_store.WORKER}{server.name}.") for name in self.done)
-        orphan.said.update(generation=1, index=index, protocol=None)
+        said = orphan.said
+        if said["index"] is None:  # its pool was of an older version
+            said["index"] = sum(name.startswith(f"{fd_store.WORKER}{server.name}.") for name in self.done)
+        said["protocol"] = None
         if server.job:
             # A job is ready once it has ended with success, not while it runs.
-            orphan.said["ready_at"] = None
+            said["ready_at"] = None
         elif server.listens and not server.binds_itself:
             try:
                 with contextlib.closing(Descriptor(copy_descriptor(orphan.pid, _LISTENER_FD))) as listener:
@@ -346,7 +349,9 @@ class _Intake:
                     server.name, orphan.pid, error.strerror,
                 )  # fmt: skip
                 return False
-        await self._put_worker(f"{fd_store.WORKER}{server.name}.1.{index}", orphan, [])
+        await self._put_worker(
+            f"{fd_store.WORKER}{server.name}.{said['generation']}.{said['index']}", orphan, []
+        )
         return True
 
     async def _put_worker(

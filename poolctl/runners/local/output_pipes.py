@@ -143,10 +143,15 @@ class Output(Receiver):
         self._finished[key] = asyncio.Event()
         return key, write
 
-    def follow(self, key: str, pid: int, start: int | None = None) -> None:
-        """Start reading the pipe, now that the worker exists. `start` is its start time (see process_start)."""
+    def follow(
+        self, key: str, pid: int, start: int | None = None, *, generation: int = 1, index: int | None = None
+    ) -> None:
+        """Start reading the pipe, now that the worker exists. `start` is its start time (see process_start).
+
+        A program without its pool is known by this message alone.
+        """
         read, message = self._pipes[key]
-        message["pid"] = pid
+        message |= {"pid": pid, "generation": generation, "index": index}
         if start is not None:
             message["start"] = start
         self._keeper.send({"op": "put", "name": f"{fd_store.OUTPUT}{key}", "meta": message}, [read])

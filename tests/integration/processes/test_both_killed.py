@@ -227,10 +227,13 @@ def test_programs_are_taken_over_where_the_system_allows_it(
     )
     pool.write(
         "pool.toml",
-        f'[[server]]\nname = "program"\nbind = "127.0.0.1:{port}"\ncommand = ["python3", "program.py"]\n',
+        f'[[server]]\nname = "program"\nbind = "127.0.0.1:{port}"\ncommand = ["python3", "program.py"]\n'
+        '[[server]]\nname = "without-port"\ncommand = ["sleep", "600"]\n',
     )
     pool.ok("start")
+    pool.ok("restart")  # they are not of the first generation
     before = pool.items()["program"]["pids"]
+    queue = pool.items()["without-port"]["pids"]
     kill_both(pool, until)
     assert pool.items()["program"]["pids"] == before
     assert get(port).text == str(before[0])
@@ -238,8 +241,9 @@ def test_programs_are_taken_over_where_the_system_allows_it(
         pytest.skip("this user may not take descriptors of other processes")
     pool.ok("start")
     assert pool.items()["program"]["pids"] == before
+    assert pool.items()["without-port"]["pids"] == queue
     assert get(port).text == str(before[0])
-    pool.ok("restart")
+    pool.ok("restart", "program")
     assert pool.items()["program"]["pids"] != before
     assert get(port).status == 200
 

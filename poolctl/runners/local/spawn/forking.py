@@ -226,7 +226,7 @@ class Forker:
             if_failed.pop_all()
             pid, start = process
             # A program reports nothing itself: the logger knows its pid, if all other processes exit.
-            self._output.follow(output, pid, start)
+            self._output.follow(output, pid, start, generation=generation, index=index)
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
             placement = dataclasses.replace(placement, certificate_ends=given.ends)
             spoken = None if server.command else protocol(server)
