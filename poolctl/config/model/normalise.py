@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from ipaddress import IPv6Address
 
 from poolctl.address import Address, AddressError, canonical, parse
 from poolctl.config.model import LONGEST_SOCKET_PATH_BYTES, MOST_WORKERS
@@ -32,6 +33,8 @@ NO_ADDRESS = Address("job", name="?")
 EXPOSE_SCHEMES = ("http://", "https://", "ws://", "wss://", "http+unix://", "unix://")
 REFERENCES_ALLOWED = "${VAR}, ${VAR:-default}, or $${ for a literal ${"
 
+# A host in brackets, or a name with the characters of RFC 3986 §3.2.2 and letters of any script; and its port.
+_AUTHORITY = r"(?:\[(?P<ip>[^\[\]]*)\]|(?P<host>[\w.~!$&'()*+,;=%-]*))(?::(?P<port>[^:]*))?"
 _reference = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 _inside = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.ASCII | re.DOTALL)
 _unusable = re.compile("[\0\ud800-\udfff]")
@@ -314,22 +317,39 @@ def _expose(table: dict[str, Tree], address: Address | None) -> Iterator[Finding
         message = f"{shown(expose)} is no address that clients could use"
     elif scheme and head.lower() + scheme not in EXPOSE_SCHEMES:
         message = f"{shown(expose)} has the scheme {head!r}"
-    elif port := _impossible_port(expose):
-        message, fix = f"port {port[:20]} of {shown(expose)} is not one", "ports are 1 to 65535"
+    elif wrong := _wrong_authority(expose):
+        message, fix = wrong
     if message:
         yield Finding(("expose",), message, fix, shown(expose), "a URL")
 
 
-def _impossible_port(expose: str) -> str:
-    """A port that does not exist; "" for one that does, or for none, which is the scheme's."""
-    scheme, _, rest = expose.rpartition("://")
+def _wrong_authority(expose: str) -> tuple[str, str] | None:
+    """What is wrong with the host or the port of a URL, and the fix (RFC 3986 §3.2)."""
+    scheme, separator, rest = expose.rpartition("://")
     if "unix" in scheme.lower() or expose.lower().startswith(("unix:", "fd:")):
-        return ""
-    authority = rest.partition("/")[0].rpartition("@")[2]
-    host, colon, port = authority.rpartition(":")
-    if not colon or port == "auto" or (host.count(":") and not host.endswith("]")):
-        return ""
-    return "" if port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535 else port
+        return None
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
+    found = re.fullmatch(_AUTHORITY, authority)
+    if found is None or not _is_ip_version_6(found["ip"]):
+        fix = 'write "http://HOST:PORT", an address of IPv6 in brackets: "http://[::1]:PORT"'
+        return f"{shown(expose)} has no host that clients could use", fix
+    if not (found["ip"] or found["host"]) and (separator or not found["port"]):
+        return f"{shown(expose)} has no host", 'write "http://HOST:PORT"'
+    port = found["port"]
+    if not port or port == "auto" or (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):
+        return None
+    return f"port {port[:20]} of {shown(expose)} is not one", "ports are 1 to 65535"
+
+
+def _is_ip_version_6(text: str | None) -> bool:
+    """Whether this is what brackets may hold; also for no brackets."""
+    if text is None:
+        return True
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def exposed(address: Address, tls: bool) -> str:

@@ -98,6 +98,25 @@ def test_expose_is_derived_from_bind_and_tls(bind: str, tls: bool, expose: str) 
     assert ServerConfig(name="a", bind=bind, app=app, tls=tls).expose == expose
 
 
+@pytest.mark.parametrize("expose", ["http://[::g]:80", "http://[bad", "http://:80", "/etc/passwd"])
+def test_expose_that_is_no_address_is_refused(expose: str) -> None:
+    with pytest.raises(PoolValidateError) as refused:
+        ServerConfig(name="a", bind=":1", app=app, expose=expose)
+    assert "has no host" in str(refused.value.to_list())
+
+
+@pytest.mark.parametrize(
+    "expose",
+    [
+        "http://[::1]:80/x?y#z", "https://user:secret@shop.example:8443", "http://bücher.example", "shop_1.example",
+        "example.org/path", "http://a?x=:", ":8080", "HTTP://a:auto", "unix:/run/a.sock", "http+unix://%2Frun%2Fa",
+        "fd:3",
+    ],
+)  # fmt: skip
+def test_expose_in_any_form_of_an_address_is_taken(expose: str) -> None:
+    assert ServerConfig(name="a", bind=":1", app=app, expose=expose).expose == expose
+
+
 def test_an_own_expose_stays() -> None:
     server = ServerConfig(name="a", bind=":1", app=app, expose="https://shop.example/")
     assert server.expose == "https://shop.example/"
