@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from ipaddress import IPv6Address
 
 from poolctl.address import Address, AddressError, canonical, parse
 from poolctl.config.model import LONGEST_SOCKET_PATH_BYTES, MOST_WORKERS
@@ -18,6 +17,8 @@ from poolctl.config.model.key_rules import RULED, app_findings, findings_of_rule
 from poolctl.config.model.problems import Finding, Path, Tree, shown
 from poolctl.config.model.value_types import (
     Interpolated,
+    host_and_port,
+    is_port,
     number_from_environment,
     truth_from_environment,
 )
@@ -33,8 +34,6 @@ NO_ADDRESS = Address("job", name="?")
 EXPOSE_SCHEMES = ("http://", "https://", "ws://", "wss://", "http+unix://", "unix://")
 REFERENCES_ALLOWED = "${VAR}, ${VAR:-default}, or $${ for a literal ${"
 
-# A host in brackets, or a name with the characters of RFC 3986 §3.2.2 and letters of any script; and its port.
-_AUTHORITY = r"(?:\[(?P<ip>[^\[\]]*)\]|(?P<host>[\w.~!$&'()*+,;=%-]*))(?::(?P<port>[^:]*))?"
 _reference = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 _inside = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.ASCII | re.DOTALL)
 _unusable = re.compile("[\0\ud800-\udfff]")
@@ -324,32 +323,19 @@ def _expose(table: dict[str, Tree], address: Address | None) -> Iterator[Finding
 
 
 def _wrong_authority(expose: str) -> tuple[str, str] | None:
-    """What is wrong with the host or the port of a URL, and the fix (RFC 3986 §3.2)."""
+    """The message about a host or a port that is wrong, and the fix."""
     scheme, separator, rest = expose.rpartition("://")
     if "unix" in scheme.lower() or expose.lower().startswith(("unix:", "fd:")):
         return None
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
-    found = re.fullmatch(_AUTHORITY, authority)
-    if found is None or not _is_ip_version_6(found["ip"]):
+    if (found := host_and_port(rest)) is None:
         fix = 'write "http://HOST:PORT", an address of IPv6 in brackets: "http://[::1]:PORT"'
         return f"{shown(expose)} has no host that clients could use", fix
-    if not (found["ip"] or found["host"]) and (separator or not found["port"]):
+    host, port = found
+    if not host and (separator or not port):
         return f"{shown(expose)} has no host", 'write "http://HOST:PORT"'
-    port = found["port"]
-    if not port or port == "auto" or (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):
+    if port == "auto" or is_port(port):
         return None
     return f"port {port[:20]} of {shown(expose)} is not one", "ports are 1 to 65535"
-
-
-def _is_ip_version_6(text: str | None) -> bool:
-    """Whether this is what brackets may hold; also for no brackets."""
-    if text is None:
-        return True
-    try:
-        IPv6Address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def exposed(address: Address, tls: bool) -> str:

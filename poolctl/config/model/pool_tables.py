@@ -35,6 +35,8 @@ from poolctl.config.model.value_types import (
     Truth,
     Words,
     field,
+    host_and_port,
+    is_port,
 )
 
 if TYPE_CHECKING:
@@ -73,8 +75,9 @@ KINDS = Literal["lifecycle", "health", "config", "audit", "recovery", "scale", "
 
 def _url(text: str) -> str:
     scheme, separator, rest = text.partition("://")
-    host = rest.partition("/")[0]
-    if scheme.lower() not in ("http", "https") or not separator or not host or not text.isprintable():
+    host, port = host_and_port(rest) or ("", "")
+    is_web = scheme.lower() in ("http", "https") and separator and host and is_port(port)
+    if not is_web or not text.isprintable():
         # The address itself may be the secret, and is not repeated.
         raise BadValue("this is no address of a web service", '"https://HOST/PATH"')
     return text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, WithJsonSchema
@@ -25,6 +27,8 @@ NAME_PATTERN = r"^[A-Za-z0-9._-]{1,200}$"
 ADDRESS_ALLOWED = '"HOST:PORT", ":PORT" or "unix:/PATH"'
 YEAR_SECONDS = 366 * 86400.0
 LARGEST_BYTES = 2**60
+# A host in brackets, or a name with the characters of RFC 3986 §3.2.2 and letters of any script; and its port.
+_AUTHORITY = r"(?P<host>\[(?P<ip>[^\[\]]*)\]|[\w.~!$&'()*+,;=%-]*)(?::(?P<port>[^:]*))?"
 
 
 def field(default: Tree, description: str, **more: Tree) -> Tree:
@@ -146,6 +150,25 @@ def refuse_long_path(address: Address) -> None:
             f"the path of the unix socket is longer than {LONGEST_SOCKET_PATH_BYTES} bytes: {address.path}"
         )
         raise BadValue(message, "a shorter one (unix(7))")
+
+
+def host_and_port(rest: str) -> tuple[str, str] | None:
+    """The parts of a URL behind its scheme (RFC 3986 §3.2), "" for one that is left out; None for another text."""
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
+    found = re.fullmatch(_AUTHORITY, authority)
+    if found is None:
+        return None
+    if found["ip"] is not None:
+        try:
+            IPv6Address(found["ip"])
+        except ValueError:
+            return None
+    return found["host"], found["port"] or ""
+
+
+def is_port(text: str) -> bool:
+    """Whether this is the number of a port, or none, which is the scheme's."""
+    return not text or (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535)
 
 
 def _bind(text: str) -> str:

@@ -118,6 +118,8 @@ def test_error_is_reported_with_its_place(tmp_path: Path, text: str, words: str)
         ({"type": "command"}, "a command is missing"),
         ({"type": "command", "command": ["x"], "url": "https://a"}, "a command has no url"),
         ({"type": "webhook", "url": "ftp://a"}, "this is no address of a web service"),
+        ({"type": "webhook", "url": "http://[::g]:80"}, "this is no address of a web service"),
+        ({"type": "webhook", "url": "http://:80"}, "this is no address of a web service"),
         ({"type": "webhook", "url_env": "A", "events": ["weather"]}, "'weather' is not allowed here"),
         ({"type": "gotify", "url_env": "A", "token_env": "T"}, ""),
         ({"type": "ntfy", "url": "http://a", "topic": "t"}, ""),
