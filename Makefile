@@ -9,7 +9,7 @@ PYTEST = -m pytest -n $(JOBS) --dist worksteal
 BIN := $(VENV)/bin
 # Tests of the structure of the source files and of the tests' own tools: they run no code of the package.
 OF_TOOLS := $(addprefix tests/unit/,load test_floors.py test_words.py test_make_test.py test_benchmark_bytecode.py \
-	test_benchmark_report.py test_conformance_collections.py)
+	test_benchmark_report.py test_conformance_collections.py test_sdist.py)
 # What another Python version can change: event loops, descriptors, forks, annotations, messages of the standard library.
 # Not the structure of the source files, decisions without input and output, and the tools of the tests.
 PORTABLE_UNIT := tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/,cli/test_lanes.py \

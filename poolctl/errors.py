@@ -50,6 +50,11 @@ class ServerError(Exception):
 class PoolError(ExceptionGroup[ServerError]):
     """Everything that failed in one operation; one child per failure."""
 
+    if TYPE_CHECKING:  # its children are no groups
+
+        @property
+        def exceptions(self) -> tuple[ServerError, ...]: ...
+
     code: int = 0
     error: str = "ErrorPool"
 
@@ -60,7 +65,7 @@ class PoolError(ExceptionGroup[ServerError]):
         self, message: str, errors: Sequence[ServerError] | None = None, /, *, hint: str = ""
     ) -> None:
         # The interpreter pickles and copies an exception by its args: the children that __new__ chose.
-        super().__init__(message, list(self.exceptions))  # type: ignore[arg-type]
+        super().__init__(message, list(self.exceptions))
 
     @classmethod
     def _children(cls, message: str, errors: Iterable[ServerError] | None, hint: str) -> list[ServerError]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 from pydantic import ConfigDict
 
@@ -28,6 +28,10 @@ class ServerConfig(ServerKeys):
     """
 
     model_config = ConfigDict(defer_build=False)
+
+    if TYPE_CHECKING:  # each key may have every form that a file may give it, or be a timedelta
+
+        def __init__(self, /, *, name: str, **keys: Tree) -> None: ...
 
     def validate(self, *, import_app: bool = True) -> None:  # type: ignore[override]
         """Check what is outside the file: other files, certificates, interpreter, importable app.

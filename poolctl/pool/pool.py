@@ -77,7 +77,7 @@ class Pool(Members, StartAndStop):
                 else:
                     self.store_new(server)
             except PoolAddError as error:
-                errors += error.exceptions  # type: ignore[arg-type]
+                errors += error.exceptions
         if errors:
             raise self._not_added(errors)
 
@@ -143,7 +143,7 @@ class Pool(Members, StartAndStop):
                 try:
                     self.store(server)
                 except PoolAddError as error:
-                    errors += error.exceptions  # type: ignore[arg-type]
+                    errors += error.exceptions
         if errors:
             raise self._not_added(errors)
 
@@ -209,7 +209,7 @@ class Pool(Members, StartAndStop):
             try:
                 found.append(server.monitor())
             except PoolMonitorError as error:
-                errors += error.exceptions  # type: ignore[arg-type]
+                errors += error.exceptions
         if errors:
             raise PoolMonitorError(f"{len(errors)} servers cannot be monitored", errors)
         return found

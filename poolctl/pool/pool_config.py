@@ -74,7 +74,7 @@ class PoolConfig(Configuration):
                 try:
                     made.append(ServerConfig(**{str(key): value for key, value in server.items()}))
                 except PoolValidateError as error:
-                    self._problems += error.exceptions  # type: ignore[arg-type]
+                    self._problems += error.exceptions
             else:
                 message = f"{shown(server)} is neither a ServerConfig nor a mapping"
                 hint = "write ServerConfig(name=…, bind=…)"
@@ -154,7 +154,7 @@ class PoolConfig(Configuration):
                     raise self._located(server, no_certificate())
                 pool.store_new(with_port(server, port_range))
             except PoolAddError as error:
-                errors += error.exceptions  # type: ignore[arg-type]
+                errors += error.exceptions
             except ServerError as error:
                 errors.append(error)
         if errors:

@@ -184,7 +184,7 @@ class Members(Mapping[str, Server]):
         raised = [future.exception() for future in futures if future.done() and not future.cancelled()]
         errors = [child for error in raised if isinstance(error, PoolStopError) for child in error.exceptions]
         if errors:
-            raise PoolStopError(f"{len(errors)} servers did not stop", errors)  # type: ignore[arg-type]
+            raise PoolStopError(f"{len(errors)} servers did not stop", errors)
 
     # Looking.
 

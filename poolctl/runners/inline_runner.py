@@ -241,6 +241,8 @@ def _refuse_what_needs_a_process(server: ServerConfig) -> None:
     if server.tls is True:  # never serve in the clear what was to be encrypted
         raise ServerError("`tls = true` without a default certificate", name=server.name, bind=server.key)
     used = [key for key in _NEED_A_PROCESS if getattr(server, key)]
+    if server.workers > 1:
+        used.append("workers")
     if server.limits.open_files is not None:
         used.append("limits.open_files")
     if server.http.log_level != "info":

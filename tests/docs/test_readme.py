@@ -90,8 +90,6 @@ def test_the_example_of_live_changes_works_as_it_is_pasted(reader: Any, real_poo
     text = (real_pool.directory / "pool.toml").read_text()
     assert "workers = 2" in text
     assert "docs" not in text
-    real_pool.ok("start")
-    reader(some("Changing a running pool", "python")[0], sys.executable, "-")
 
 
 def test_the_configuration_example_is_valid(reader: Any, real_pool: RealPool) -> None:
@@ -111,10 +109,12 @@ def test_the_example_of_programs_without_a_port_is_valid(tmp_path: Path) -> None
     )
 
 
-@pytest.mark.parametrize("number", range(len(some("Python", "python"))))
-def test_the_python_examples_run(number: int, reader: Any, real_pool: RealPool) -> None:
-    reader(some("Quick start", "sh")[0])
-    reader(some("Python", "python")[number], sys.executable, "-")
+def test_python_examples_run_one_after_the_other_in_one_directory(reader: Any) -> None:
+    for text in some("Quick start", "sh")[:1] + some("Changing a running pool", "sh"):
+        reader(text)
+    reader("poolctl start")
+    for text in some("Changing a running pool", "python") + some("Python", "python"):
+        reader(text, sys.executable, "-W", "error::ResourceWarning", "-")
 
 
 def test_every_key_is_in_the_table_and_every_default_is_right(real_pool: RealPool) -> None:

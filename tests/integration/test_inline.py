@@ -286,11 +286,11 @@ def test_keys_that_need_a_process_are_refused_by_name(pool: Pool) -> None:
     pool.store_new(
         config("b", env={"A": "1"}, limits={"open_files": 100}, http={"log_level": "debug"}),
     )
-    pool.store_new(config("c", python="/usr/bin/other-python"))
+    pool.store_new(config("c", python="/usr/bin/other-python", workers=3))
     with pytest.raises(PoolStartError) as caught:
         pool.start_sync()
     command, env, python = caught.value.exceptions
-    assert python.message == "`python` cannot be honoured inside this process"
+    assert python.message == "`workers`, `python` cannot be honoured inside this process"
     assert command.message == "`command` cannot be honoured inside this process"
     assert (
         env.message == "`env`, `limits.open_files`, `http.log_level` cannot be honoured inside this process"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from pydantic import (
     BaseModel,
@@ -163,6 +163,10 @@ class Dependency(Section):
 
 class TLSConfig(Section):
     """Certificates of a server, or of all that ask for it (`set_default_tls`, `[defaults.tls]`)."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, /, *, cert: str, **keys: Tree) -> None: ...
 
     cert: FilePath = Field(description="The certificate and its chain, a PEM file.")
     key: FilePath | None = field(None, "The private key, a PEM file; left out: it is in cert.")

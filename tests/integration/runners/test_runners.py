@@ -346,6 +346,7 @@ def test_a_view_starts_its_own_members_and_removing_from_it_stops_nothing(pool: 
     assert get(one.bind).text == "hello"
 
 
+@pytest.mark.parametrize("make_runner", [ProcessRunner], indirect=True)
 def test_several_workers_share_the_listener(pool: Pool) -> None:
     server = pool.store_new(config("web", workers=3))
     pool.start_sync()
