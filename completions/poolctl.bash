@@ -252,7 +252,7 @@ _poolctl() {
             ;;
         run)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --timeout --no-deps --watch --debug --log-format --stop-timeout --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --no-deps --watch --no-access-log --debug --log-format --stop-timeout --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi

@@ -415,6 +415,7 @@ complete -c poolctl -n '__poolctl_in run' -s o -l output -x -a 'table wide json 
 complete -c poolctl -n '__poolctl_in run' -l timeout -x -d 'Give up after this time, such as "30s"'
 complete -c poolctl -n '__poolctl_in run' -l no-deps -d 'Ignore dependencies: act on the selected servers only'
 complete -c poolctl -n '__poolctl_in run' -l watch -d 'Keep running; reload when the configuration or code changes'
+complete -c poolctl -n '__poolctl_in run' -l no-access-log -d 'On a terminal, show requests only where the file asks for it'
 complete -c poolctl -n '__poolctl_in run' -l debug -d 'Run a single server in this process, so that breakpoints work'
 complete -c poolctl -n '__poolctl_in run' -l log-format -x -d 'Servers\' output as text (default) or json'
 complete -c poolctl -n '__poolctl_in run' -l stop-timeout -x -d 'Time limit for stopping everything (default as PID 1: 8s)'

@@ -62,10 +62,8 @@ def paint(text: str, colour: str) -> str:
 def show(outcome: Outcome) -> int:
     """Print the outcome in its form ("" is a line for people); return its exit code."""
     if any(isinstance(item, Item) and "@" in item.expose for item in outcome.items):
-        from poolctl.config import masked_text
-
         outcome.items = [
-            item.but(expose=masked_text(item.expose)) if isinstance(item, Item) else item
+            item.but(expose=_without_password(item.expose)) if isinstance(item, Item) else item
             for item in outcome.items
         ]
     if outcome.streamed:
@@ -331,3 +329,28 @@ def ready_line(result: Result, *, waited: bool) -> str:
         line = f"{servers(count)} starting, {ready} ready"
     said = ", ".join(f"{number} {state}" for state, number in asides.items() if number)
     return f"{line} ({said})" if said else line
+
+
+MOST_ADDRESSES = 10
+_UNREACHABLE = ("stopped", "stopping", "backoff", "failed", "disabled")
+
+
+def address_lines(items: Iterable[Value]) -> list[str]:
+    """Where clients find the servers, `users  http://localhost:8081`: of the first ten, and how many more there are."""
+    found = [
+        (printable(item.name), _without_password(printable(item.expose)))
+        for item in items
+        if isinstance(item, Item) and item.expose and item.state not in _UNREACHABLE
+    ]
+    shown = found[:MOST_ADDRESSES]
+    width = max((len(name) for name, _ in shown), default=0)
+    lines = [f"{name.ljust(width)}  {address}" for name, address in shown]
+    return [*lines, f"and {more} more: poolctl list"] if (more := len(found) - len(shown)) else lines
+
+
+def _without_password(url: str) -> str:
+    if "@" not in url:
+        return url
+    from poolctl.config import masked_text
+
+    return masked_text(url)

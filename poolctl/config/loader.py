@@ -29,11 +29,15 @@ PERHAPS_ELSEWHERE = (" is missing", "there is no server")
 
 
 def load(
-    paths: Paths, env: Mapping[str, str] | None = None, texts: Mapping[str, str] | None = None
+    paths: Paths,
+    env: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
+    *,
+    access_log: bool = False,
 ) -> Configuration:
     """The configuration of these files and directories, later ones over earlier ones. Blocks on the disk.
 
-    `texts` replace the contents of some files, by path.
+    `texts` replace the contents of some files, by path. `access_log` is the default of http.access_log.
 
     Problems of servers are in `.problems`. Raises PoolValidateError when a file cannot be read or parsed.
     """
@@ -41,18 +45,22 @@ def load(
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return _load(paths, os.environ if env is None else env, texts)
+        return _load(paths, os.environ if env is None else env, texts, access_log)
     finally:
         if collecting:
             gc.enable()
 
 
-def _load(paths: Paths, env: Mapping[str, str], texts: Mapping[str, str] | None) -> Configuration:
+def _load(
+    paths: Paths, env: Mapping[str, str], texts: Mapping[str, str] | None, access_log: bool
+) -> Configuration:
     reset_suggestions()
     named = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     files = [os.path.normpath(os.path.join(os.getcwd(), os.fspath(path))) for path in named]
     documents, unreadable = read_documents(files, texts)
     assembly = Assembly(env)
+    if access_log:
+        assembly.defaults = {"http": {"access_log": True}}  # below what the files say
     for document in documents:
         assembly.add(document)
     config = _Loader(assembly, env).load(files)

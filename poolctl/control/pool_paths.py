@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 RUNTIME_VARIABLE = "POOLCTL_RUNTIME_DIR"
 STATE_VARIABLE = "POOLCTL_STATE_DIR"
+# Set by `run` on a terminal: servers log requests unless their file says otherwise. It is kept from their programs.
+ACCESS_LOG_VARIABLE = "POOLCTL_ACCESS_LOG"
 SOCKET_NAME = "control.sock"
 GATEWAY_LOG = "gateway.log"  # in the same directory: what its process reports
 GATEWAY_ACCESS_LOG = "gateway-access.log"  # in the state directory; in logs it could be that of a server

@@ -25,6 +25,7 @@ from poolctl.config import (
     pool_variables,
 )
 from poolctl.control.answers import ErrorEntry, entries
+from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
 from poolctl.core.core import Core
 from poolctl.errors import PoolError, ServerError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
@@ -153,7 +154,7 @@ class ActiveConfiguration:
         own_name = default_name(self.files[0])
         marks = marks_of(self.files)  # before they are read: a change that comes between is found later
         try:
-            config = load(self.files, env)
+            config = load(self.files, env, access_log=ACCESS_LOG_VARIABLE in os.environ)
             problems = [ErrorEntry.of(problem) for problem in config.problems]
             if not problems:
                 settings = config.settings
@@ -210,7 +211,7 @@ class ActiveConfiguration:
     def _withhold(self, servers: Iterable[ServerConfig], tables: Tables | None = None) -> None:
         """Withhold the variables named by `*_env` keys from servers."""
         names = pool_variables(servers, tables or self.tables, self._surroundings.defaults)
-        withheld_variables.withhold(names, only=True)
+        withheld_variables.withhold({*names, ACCESS_LOG_VARIABLE}, only=True)
 
     @property
     def runtime_directory(self) -> str:

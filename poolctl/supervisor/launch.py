@@ -94,7 +94,7 @@ def _launch(
     files: Sequence[str], pool_directory: str, path: str, env: Mapping[str, str], lifeline: bool
 ) -> int:
     # Guessed: the supervisor, which parses the files, replaces a zygote that lacks the wrong variables.
-    without = sorted(variables_named_in(files) & env.keys())
+    without = sorted({*variables_named_in(files), pool_paths.ACCESS_LOG_VARIABLE} & env.keys())
     programs = _programs(files, pool_directory, env, without)
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
         fds = [ours.enter_context(listen(path)).fileno()]

@@ -15,7 +15,7 @@ from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.log_rendering import JsonLines
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
-from poolctl.cli.render import explain, servers
+from poolctl.cli.render import address_lines, explain, servers
 from poolctl.cli.run.run_output import BackgroundStream, LogPrinter
 from poolctl.cli.run.signals import (
     STOP_SECONDS,
@@ -31,13 +31,14 @@ from poolctl.cli.supervisor_requests import Progress, await_pool_end, is_empty, 
 from poolctl.control import sd_notify
 from poolctl.control.answers import Item, ReloadResult, Result
 from poolctl.control.client import Client, NoSupervisor
+from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
 from poolctl.control.pool_processes import await_end, read_exit
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, DONE, FAILED, INTERRUPTED, INVALID_CONFIGURATION
 from poolctl.logs.log_line import LogLine, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from poolctl.cli.reload_on_change import PoolWatcher
     from poolctl.frozen_value import Table
@@ -52,6 +53,11 @@ COMMAND = Command(
     TIMEOUT,
     NO_DEPS,
     WATCH,
+    flag(
+        "no_access_log",
+        "--no-access-log",
+        help="On a terminal, show requests only where the file asks for it.",
+    ),
     flag("debug", "--debug", help="Run a single server in this process, so that breakpoints work."),
     Option("log_format", "--log-format", metavar="FORM", help="Servers' output as text (default) or json."),
     Option(
@@ -101,7 +107,7 @@ def perform(request: CommandRequest) -> Outcome:
         lifeline = -1
         try:
             with deferred_signals():  # what is half launched could not be waited for
-                lifeline = launch(pool.files, os.environ, lifeline=True)
+                lifeline = launch(pool.files, session.environment(), lifeline=True)
             code = _live(session, path, lifeline, signals)
         except (ControlError, Failure) as failure:
             session.outcome = outcome_of(failure) or session.outcome
@@ -168,10 +174,21 @@ class RunSession:
         self._objects = _as_objects(request)
         self._limit_seconds = limit_seconds
 
+    @property
+    def _prints_logs(self) -> bool:
+        """Whether the servers' output is shown: with a command or a document, that is what is printed."""
+        return not self.command and not self.request.output
+
+    def environment(self) -> Mapping[str, str]:
+        """The pool's environment: in a terminal's, servers log requests by default."""
+        if self._prints_logs and sys.stdout.isatty() and not self.request.get("no_access_log"):
+            return {**os.environ, ACCESS_LOG_VARIABLE: "1"}
+        return os.environ
+
     def start(self) -> bool:
         """Start what is selected; whether there is something to stay for."""
         body = {"selector": self.request.selector().to_dict(), "options": self.request.options()}
-        if not self.command and not self.request.output:
+        if self._prints_logs:
             self._printer = LogPrinter(
                 self.client, self.pool, times=self.request.verbose, objects=self._objects
             )
@@ -240,6 +257,9 @@ class RunSession:
         expected = [item for item in self.servers if item.state not in ("disabled", "sleeping")]
         ready = sum(item.ready for item in expected)
         line = f"{servers(ready, len(expected))} ready"
+        if not (self.request.output or self._objects):
+            for address in address_lines(self.servers):
+                self._say(address)
         if self._gateway is not None:
             from poolctl.cli.gateway_line import serves_line
 

@@ -6,7 +6,7 @@ from poolctl.cli.command import LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, 
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import ready_line
+from poolctl.cli.render import address_lines, ready_line
 from poolctl.cli.supervisor_requests import ask_or_launch, hand_over_to_systemd
 
 COMMAND = Command(
@@ -31,7 +31,8 @@ def perform(request: CommandRequest) -> Outcome:
     result = ask_or_launch(request, pool)
     if not result.ended:
         hand_over_to_systemd(pool, ready=not result.exit_code)
-    outcome = Outcome.of(result, ready_line(result, waited=not request.get("no_wait")))
+    lines = [ready_line(result, waited=not request.get("no_wait")), *address_lines(result.items)]
+    outcome = Outcome.of(result, "\n".join(filter(None, lines)))
     if result.gateway is not None and result.items:
         from poolctl.cli.gateway_line import serves_line
 

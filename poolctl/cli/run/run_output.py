@@ -134,7 +134,10 @@ class LogPrinter:
             form: JsonLines | PrefixedLines = JsonLines()
         else:  # a file, or a collector of a container's output, gets the lines unchanged
             times = STAMPS if self._times else NO_TIMES
-            form = PrefixedLines(list(paths), times=times, records=sys.stdout.isatty())
+            terminal = sys.stdout.isatty()
+            asked = {each.name for each in items if (each.config.get("http") or {}).get("request_id")}
+            ids = asked if terminal and not self._times else None
+            form = PrefixedLines(list(paths), times=times, records=terminal, request_ids=ids)
         stdout = stream_of_its_own(
             sys.stdout
         )  # the command flushes sys.stdout while this thread may be blocked

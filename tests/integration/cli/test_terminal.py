@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from poolctl.control.pool_paths import pool_key
 from tests.deadline import wait_until
+from tests.http_get import get
 from tests.integration.cli.terminal import Terminal
 from tests.real_pool import RealPool
 from tests.stand_in import always, item, stand_in
@@ -72,7 +74,9 @@ def test_list_ends_with_the_gateway_on_a_terminal_only(pool: RealPool) -> None:
         assert "gateway" not in pool.ok("list").stdout
 
 
-def test_run_says_where_the_gateway_serves(pool: RealPool, free_port: Callable[[], int]) -> None:
+def test_run_says_where_everything_is_and_shows_requests(
+    pool: RealPool, free_port: Callable[[], int]
+) -> None:
     port = free_port()
     config = pool.directory / "pool.toml"
     config.write_text(
@@ -80,9 +84,13 @@ def test_run_says_where_the_gateway_serves(pool: RealPool, free_port: Callable[[
     )
     with Terminal(pool, "run") as terminal:
         terminal.until(lambda shown: "Ctrl-C to stop" in shown)
+        (users,) = re.findall(r"\r\nusers   http://127\.0\.0\.1:(\d+)\r\n", terminal.shown)
+        assert "\r\norders  http://127.0.0.1:" in terminal.shown
         assert (
             f"the gateway serves http://127.0.0.1:{port}\r\n2 servers ready, Ctrl-C to stop" in terminal.shown
         )
+        get(int(users), "/shown")
+        terminal.until(lambda shown: '"GET /shown HTTP/1.1" 200' in shown)
         terminal.press("\x03")
         assert terminal.end() == 130
 

@@ -17,7 +17,8 @@ RUNNING = [item("users", 8081), item("orders", 8082, pids=[4243])]
 def test_start_says_how_many_are_ready(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always(*RUNNING)) as requests:
         said = poolctl("start", "--tag", "api", "--timeout", "5s", "--no-deps")
-    assert said == (0, "2 servers ready\n", "")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("2 servers ready\n")
     ((verb, body),) = requests
     assert verb == "start"
     assert body["selector"]["tag"] == ["api"]
@@ -45,7 +46,7 @@ def test_the_line_for_people(
     poolctl: Command, supervised: Supervised, args: list[str], items: list[dict[str, Any]], line: str
 ) -> None:
     with supervised(always(*items)):
-        assert poolctl(*args).out == f"{line}\n"
+        assert poolctl(*args).out.splitlines()[0] == line
         assert poolctl(*args, "--quiet").out == ""
         assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
 
@@ -66,6 +67,21 @@ def test_dependents_of_the_selected_servers_are_counted_apart(
     with supervised(always(*items, dependents=dependents)):
         assert poolctl(*args).out == f"{line}\n"
         assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
+
+
+def test_start_says_where_the_first_ten_servers_are(poolctl: Command, supervised: Supervised) -> None:
+    items = [item(f"s{number}", 8000 + number) for number in range(12)]
+    items[1]["state"] = items[1]["expose"] = "failed"
+    items[2]["expose"] = "http://me:secret@host"
+    with supervised(always(*items)):
+        said = poolctl("start").out.splitlines()
+        assert poolctl("start", "-q").out == ""
+        assert "s0  " not in poolctl("start", "-o", "json").out
+    assert said[0] == "12 servers ready"
+    assert said[1:3] == ["s0   http://127.0.0.1:8000", "s2   http://me:********@host"]
+    assert said[-2:] == ["s10  http://127.0.0.1:8010", "and 1 more: poolctl list"]
+    with supervised(always(item("job", bind="job:job", expose=""))):
+        assert poolctl("start").out == "1 server ready\n"
 
 
 def test_restart_counts_no_server_as_ready_whose_replacement_failed(
@@ -89,7 +105,7 @@ def test_failures_are_listed_with_their_fix_and_the_exit_code(
         said = poolctl("start")
         document = poolctl("start", "-o", "json")
     assert said.code == document.code == 1
-    assert said.out == "1 of 2 servers ready\n"
+    assert said.out == "1 of 2 servers ready\nusers  http://127.0.0.1:8081\n"
     assert said.err == (
         "error: orders: exited with status 3 before it was ready\n  hint: poolctl logs orders\n"
     )

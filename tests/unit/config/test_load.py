@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from poolctl import PoolConfig
+from poolctl.config import load
 from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, load_text, told
 
@@ -279,3 +280,13 @@ def test_triggers_of_the_defaults_are_not_for_servers_with_a_number_of_their_own
     assert [name for name, server in servers.items() if server.scale.is_automatic] == ["plain", "own"]
     assert servers["fixed"].to_dict()["scale"] == {"min": 2, "max": 2, "idle": 0.0}
     assert servers["own"].to_dict()["scale"]["triggers"] == {"in_flight": 20.0, "cpu": 0.5}
+
+
+def test_access_log_is_a_default_that_files_overrule(tmp_path: Path) -> None:
+    pool = tmp_path / "pool.toml"
+    server = '[[server]]\nname = "{0}"\nbind = "127.0.0.1:808{1}"\napp = "a:app"\nhttp = {{ {2} }}\n'
+    pool.write_text(server.format("a", 1, "") + server.format("b", 2, "access_log = false"))
+    assert [each.http.access_log for each in load(pool, {})] == [False, False]
+    assert [each.http.access_log for each in load(pool, {}, access_log=True)] == [True, False]
+    pool.write_text("[defaults.http]\naccess_log = false\n" + server.format("a", 1, "keep_alive = 5"))
+    assert [each.http.access_log for each in load(pool, {}, access_log=True)] == [False]
