@@ -14,7 +14,8 @@ from .breaker import BreakerState
 from .counts import Counts
 from .endpoint import Endpoint, ServerFacts
 from .hosts import HostManager, HostState
-from .route_backends import AnyRoute, Lease, NoBackend, RouteBackends, limits
+from .lease import Lease, NoBackend
+from .route_backends import AnyRoute, RouteBackends, limits
 
 __all__ = [
     "Backend",

@@ -12,9 +12,9 @@ from typing import Protocol
 from .backend import DOWN_RETRY_SECONDS, READY, SLEEPING, STARTING, Backend, BackendVerdict
 from .backends import Backends
 from .endpoint import Endpoint, MachineState
+from .lease import NoBackend
 from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ConnectionPool
-from .route_backends import NoBackend
 
 _RANKS = {MachineState.STOPPED: SLEEPING, MachineState.STARTING: STARTING}
 # A service that its machine has just started is tried so often.

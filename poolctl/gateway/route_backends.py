@@ -3,121 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Collection, Sequence
 from random import Random
 
 from ..routing.route import Limit, Route, StreamRoute
-from .backend import (
-    ANSWERED,
-    AVAILABLE,
-    CANCELLED,
-    DOWN_RETRY_SECONDS,
-    FAILED,
-    PASSED,
-    RANKS,
-    READY,
-    Backend,
-    Member,
-    RequestOutcome,
-    is_failure,
-)
+from .backend import AVAILABLE, CANCELLED, DOWN_RETRY_SECONDS, RANKS, READY, Backend, Member
 from .balance import BY_LOAD, STICKY, Policy, policy_of
-from .counts import PROTOCOL
 from .hosts import HostManager
+from .lease import Lease, NoBackend
 from .limiter import Limiter, WaitQueue
 
 # uvloop's timers and its clock count milliseconds: with shorter pauses the loop would spin.
 _LEAST_PAUSE_SECONDS = 0.001
 
 AnyRoute = Route | StreamRoute
-
-
-class NoBackend(Exception):
-    """No backend may have the request now. To the client: `status`, with Retry-After.
-
-    `may_wait`: `RouteBackends.wait` may find one.
-    """
-
-    status = 503
-
-    def __init__(
-        self, why: str, retry_after_seconds: float, *, may_wait: bool = False, by_time: bool = False
-    ):
-        super().__init__(why)
-        self.why = why
-        self.retry_after_seconds = max(1, math.ceil(retry_after_seconds))
-        self.may_wait = may_wait
-        self.next_try_seconds = retry_after_seconds if by_time else None
-
-    def __repr__(self) -> str:
-        return f"<NoBackend: {self.why}, retry after {self.retry_after_seconds} s>"
-
-
-class Lease:
-    """The right to send one request, or to hold one connection, to `backend`. It must be released, once.
-
-    `cookie` is the value of the route's sticky cookie to set, "" for none.
-    """
-
-    __slots__ = ("_member", "_period", "_route", "backend", "cookie")
-
-    def __init__(self, route: RouteBackends, member: Member, period: int, cookie: str) -> None:
-        self._route: RouteBackends | None = route
-        self._member = member
-        self._period = period
-        self.backend = member.backend
-        self.cookie = cookie
-
-    def __repr__(self) -> str:
-        return f"<Lease of {self.backend.key}{'' if self._route else ', released'}>"
-
-    def connected(self) -> None:
-        """The backend has accepted what will last: a probe has succeeded now, and not only at its end.
-
-        What becomes of it afterwards counts as of any other request.
-        """
-        route, breaker = self._route, self._member.breaker
-        if route is None or self._period < 0 or breaker.is_closed:
-            return
-        breaker.succeeded(route.now(), self._period)
-        self._period = breaker.period if breaker.is_closed else -1
-        if self.backend.queued:
-            route.admit_queued(self.backend)
-
-    def release(
-        self, outcome: RequestOutcome, seconds: float = 0.0, status: int = 0, error: str = PROTOCOL
-    ) -> None:
-        """The request has ended, so long after it began: ANSWERED with this status, or FAILED for this error.
-
-        A second call does nothing.
-        """
-        route, self._route = self._route, None
-        if route is None:
-            return
-        member, backend = self._member, self.backend
-        backend.in_flight -= 1
-        breaker, traffic = member.breaker, backend.counts
-        if outcome is ANSWERED:
-            traffic.answered(status, seconds)
-        elif outcome is FAILED:
-            traffic.failed(error)
-        elif outcome is CANCELLED:
-            traffic.disconnected()
-        else:
-            traffic.not_counted()
-            if outcome is PASSED:
-                route.passed(backend)
-        if self._period >= 0:
-            if is_failure(outcome, status):
-                breaker.failed(route.now(), self._period)
-            elif outcome is ANSWERED:
-                breaker.succeeded(route.now(), self._period)
-            else:
-                breaker.abandoned(self._period)
-        if member.limiter is not None:
-            member.limiter.leave()
-        route.left(backend)
 
 
 class _Waiter:
