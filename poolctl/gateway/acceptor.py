@@ -258,6 +258,9 @@ class Arriving(WaitingConnection):
         self._count(route, head)
         if backend.rank == SLEEPING:
             edge.wake(server)  # otherwise the connection would do it, which takes longer
+        canary = backend.canary
+        if canary is not None and passing.passes(canary.key, tls=tls) and canary.connections.next():
+            server = canary.key
         sent = passing.pass_on(server, self.sock, route.alias, edge.table.generation, hops, received, tls=tls)
         if sent:
             backends.passed(backend)

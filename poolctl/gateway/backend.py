@@ -11,6 +11,7 @@ from ..routing.route import BreakerRule, Limit
 from ..states import State, Status
 from ..time_windows import until_text
 from .breaker import Breaker, BreakerState
+from .canary_turns import CanaryTurns
 from .counts import Traffic
 from .endpoint import Endpoint, ServerFacts
 from .hosts import HostManager, HostState
@@ -105,6 +106,7 @@ class Backend:
         self.counts = counts
         self.is_server = is_server
         self.facts: ServerFacts | None = None
+        self.canary: CanaryBackend | None = None
         self.endpoint = Endpoint("none")
         self.in_flight = self.open_connections = self.held = 0
         self.rank = READY
@@ -162,6 +164,7 @@ class Backend:
         was_ready = self.facts is not None and self.facts.ready
         self.facts = facts
         self._facts_verdict, self.rank = None, READY
+        self._report_canary(facts)
         if facts is None:
             self._facts_verdict = BackendVerdict(False, "there is no such server", DOWN_RETRY_SECONDS)
             return
@@ -188,6 +191,17 @@ class Backend:
             self._facts_verdict = BackendVerdict(False, why, DOWN_RETRY_SECONDS)
         for limiter in self._limiters.values():
             limiter.share = self.share
+
+    def _report_canary(self, facts: ServerFacts | None) -> None:
+        if facts is None or not facts.canary:
+            self.canary = None
+        elif self.canary is None or not self.canary.follows(facts):
+            self.canary = CanaryBackend(self, facts)
+
+    @property
+    def name(self) -> str:
+        """Its name for other programs: that of a canary is its server's."""
+        return self.key
 
     def rank_as(self, rank: int, blocked: BackendVerdict | None) -> None:
         """Prefer a URL by this rank, that of the machine behind it; `blocked`: why no request may be sent there."""
@@ -255,6 +269,47 @@ class Backend:
         self._breakers = {rule: each for rule, each in self._breakers.items() if each in breakers}
         limiters = {each.limiter for each in self.members.values()}
         self._limiters = {limit: each for limit, each in self._limiters.items() if each in limiters}
+
+
+class CanaryBackend(Backend):
+    """The canary of a server: other workers, which get a share of its requests, whatever route these take.
+
+    It has the server's counts and limits. Its failures count for no breaker: the rollout judges them.
+    """
+
+    def __init__(self, of: Backend, facts: ServerFacts) -> None:
+        super().__init__(facts.canary, of.counts, is_server=True)
+        self.endpoint = Endpoint.of_server(facts.canary_bind, facts.tls)
+        self.cookie = sticky_value(self.key)
+        # Of proxied requests, and of connections that are passed on.
+        self.requests, self.connections = CanaryTurns(facts.canary_share), CanaryTurns(facts.canary_share)
+        self._of = of.key
+        self._share = facts.canary_share
+
+    @property
+    def name(self) -> str:
+        """See Backend."""
+        return self._of
+
+    def follows(self, facts: ServerFacts) -> bool:
+        """Whether this is the canary that these facts are about."""
+        endpoint = Endpoint.of_server(facts.canary_bind, facts.tls)
+        return (self.key, self.endpoint, self._share) == (facts.canary, endpoint, facts.canary_share)
+
+    def gets(self, cookie: str, servers: str) -> bool:
+        """Whether it gets this request of the server: a sticky client's cookie keeps that where it is.
+
+        `servers` is the value of the server's own cookie.
+        """
+        if not cookie:
+            return self.requests.next()
+        if cookie == self.cookie:
+            self.requests.resume()
+            return True
+        if cookie == servers:
+            self.requests.stay()
+            return False
+        return self.requests.next()
 
 
 class Member:

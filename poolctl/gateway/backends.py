@@ -214,7 +214,8 @@ class Backends:
 
     def _row(self, backend: Backend, now: float) -> HostReport:
         record, verdict = self.hosts.record(backend.key), backend.available(now)
-        traffic = backend.counts
+        traffic, canary = backend.counts, backend.canary
+        connections = backend.open_connections + (0 if canary is None else canary.open_connections)
         return HostReport(
             host=backend.key,
             routes=tuple(route.alias for route in backend.members),
@@ -224,7 +225,7 @@ class Backends:
             available=verdict.ok,
             why=verdict.why or record.why,
             breaker=str(backend.breaker_state or ""),
-            connections=max(backend.open_connections, backend.in_flight),
+            connections=max(connections, backend.in_flight),
             in_flight=backend.in_flight,
             waiting=sum(route.waiting for route in backend.members),
             requests=traffic.requests,

@@ -52,6 +52,8 @@ class ServerFacts(Value):
     """What the supervisor reports of a routed server.
 
     `bind` is the address where it listens. No request wakes it before `asleep_until` (seconds since 1970, 0 is never).
+    `canary` is the name under which the pair of its canary is known, "" without one; that listens at `canary_bind` and
+    gets `canary_share` of the server's requests.
     """
 
     name: str
@@ -62,6 +64,9 @@ class ServerFacts(Value):
     health: str = "unknown"
     weight: int = 1
     asleep_until: float | None = None
+    canary: str = ""
+    canary_bind: str = ""
+    canary_share: float = 0.0
 
 
 class MachineState(Value):

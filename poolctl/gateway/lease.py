@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-from .backend import ANSWERED, CANCELLED, FAILED, PASSED, Backend, Member, RequestOutcome, is_failure
+from .backend import (
+    ANSWERED,
+    CANCELLED,
+    FAILED,
+    PASSED,
+    Backend,
+    CanaryBackend,
+    Member,
+    RequestOutcome,
+    is_failure,
+)
 from .counts import PROTOCOL
 
 
@@ -48,16 +58,26 @@ class LeasingRoute(Protocol):
 class Lease:
     """The right to send one request, or to hold one connection, to `backend`. It must be released, once.
 
-    `cookie` is the value of the route's sticky cookie to set, "" for none.
+    `cookie` is the value of the route's sticky cookie to set, "" for none. Of a server with a canary, among which its
+    requests are `shared`, the backend is the canary or the server.
     """
 
-    __slots__ = ("_member", "_period", "_route", "backend", "cookie")
+    __slots__ = ("_member", "_period", "_route", "_shared", "backend", "cookie")
 
-    def __init__(self, route: LeasingRoute, member: Member, period: int, cookie: str) -> None:
+    def __init__(
+        self,
+        route: LeasingRoute,
+        member: Member,
+        period: int,
+        cookie: str,
+        backend: Backend,
+        shared: CanaryBackend | None = None,
+    ) -> None:
         self._route: LeasingRoute | None = route
         self._member = member
         self._period = period
-        self.backend = member.backend
+        self._shared = shared
+        self.backend = backend
         self.cookie = cookie
 
     def __repr__(self) -> str:
@@ -73,8 +93,8 @@ class Lease:
             return
         breaker.succeeded(route.now(), self._period)
         self._period = breaker.period if breaker.is_closed else -1
-        if self.backend.queued:
-            route.admit_queued(self.backend)
+        if self._member.backend.queued:
+            route.admit_queued(self._member.backend)
 
     def release(
         self, outcome: RequestOutcome, seconds: float = 0.0, status: int = 0, error: str = PROTOCOL
@@ -86,7 +106,8 @@ class Lease:
         route, self._route = self._route, None
         if route is None:
             return
-        member, backend = self._member, self.backend
+        member = self._member
+        backend = member.backend
         backend.in_flight -= 1
         breaker, traffic = member.breaker, backend.counts
         if outcome is ANSWERED:
@@ -99,6 +120,8 @@ class Lease:
             traffic.not_counted()
             if outcome is PASSED:
                 route.passed(backend)
+            elif self._shared is not None:
+                self._shared.requests.undo(of_canary=self.backend is self._shared)
         if self._period >= 0:
             if is_failure(outcome, status):
                 breaker.failed(route.now(), self._period)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from random import Random
 
 from ..routing.route import Limit, Route, StreamRoute
-from .backend import AVAILABLE, CANCELLED, DOWN_RETRY_SECONDS, RANKS, READY, Backend, Member
+from .backend import AVAILABLE, CANCELLED, DOWN_RETRY_SECONDS, RANKS, READY, Backend, CanaryBackend, Member
 from .balance import BY_LOAD, STICKY, Policy, policy_of
 from .hosts import HostManager
 from .lease import Lease, NoBackend
@@ -252,11 +252,32 @@ class RouteBackends:
         self.in_flight += 1
         backend.in_flight += 1
         backend.counts.began()
-        return Lease(self, member, period, member.cookie if self._sticky and member.cookie != cookie else "")
+        if backend.canary is not None and not tried and breaker.is_closed:
+            return self._shared(backend.canary, member, period, cookie)
+        return Lease(self, member, period, self._new_cookie(member.cookie, cookie), backend)
+
+    def _shared(self, canary: CanaryBackend, member: Member, period: int, cookie: str) -> Lease:
+        """The lease of the server with a canary, or of that: its breaker does not hear of it."""
+        if not canary.gets(cookie if self._sticky else "", member.cookie):
+            return Lease(
+                self, member, period, self._new_cookie(member.cookie, cookie), member.backend, canary
+            )
+        return Lease(self, member, -1, self._new_cookie(canary.cookie, cookie), canary, canary)
+
+    def _new_cookie(self, value: str, cookie: str) -> str:
+        """The value to set, if the client does not have it already."""
+        return value if self._sticky and value != cookie else ""
+
+    def _of_canary(self, cookie: str) -> Member | None:
+        """The backend whose canary the client's cookie names."""
+        for member in self.members:
+            if member.backend.canary is not None and member.backend.canary.cookie == cookie:
+                return member
+        return None
 
     def _choose(self, now: float, client: str, cookie: str, tried: Collection[str]) -> Member | None:
         if cookie and self._sticky:
-            known = self._by_cookie.get(cookie)
+            known = self._by_cookie.get(cookie) or self._of_canary(cookie)
             if known is not None and known.key not in tried and known.verdict(now, resumed=True).ok:
                 return known
         if self._only is not None:

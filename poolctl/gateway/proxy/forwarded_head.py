@@ -137,7 +137,7 @@ def added(route: Route) -> bytes:
 
 def reported(route: Route, backend: Backend) -> bytes:
     """The lines that tell the backend which route the request took, for a route that asks for them."""
-    name = backend.key if backend.is_server else route.alias
+    name = backend.name if backend.is_server else route.alias
     context = RouteContext(route, name, url_of(backend.endpoint))
     return b"".join(f"{name}: {value}\r\n".encode() for name, value in context_headers(context))
 
