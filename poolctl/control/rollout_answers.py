@@ -29,7 +29,8 @@ class RolloutFigures(Value):
 class RolloutReport(Value):
     """A rollout: `state` is starting, running, paused, promoting, promoted or withdrawn, `reason` why it ended.
 
-    `share_asked` and `share` are from 0 to 1: the second is what whole workers allow. `canary` are the figures of the
+    `share_asked` and `share` are from 0 to 1: the second is the same behind a gateway, else what whole workers allow.
+    `canary` are the figures of the
     new generation, `before` those of the other one in the same time.
     """
 

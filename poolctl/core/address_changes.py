@@ -13,9 +13,11 @@ from poolctl.address import overlaps
 from poolctl.config import ServerConfig
 from poolctl.runners.runner_protocol import Endpoints
 
+from .canary import Canary
 from .decision_input import LEAVING, Listener
 from .server_changes import Workqueue
 from .server_entry import Entry
+from .worker_entry import Worker
 
 
 def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
@@ -62,6 +64,8 @@ class Addresses:
         elif overlaps(config.address, entry.config.address):
             # The other one cannot be open as well; the move begins again.
             entry.listener, entry.bound = Listener.OPEN, config
+        elif entry.canary is not None and same_listener(config, entry.canary.config):
+            return
         elif not any(same_listener(config, held) for held in entry.former):
             entry.former.append(config)
         if entry.removed or config is not entry.config:
@@ -179,9 +183,18 @@ class Addresses:
         return any(not same_listener(worker.config, entry.config) for worker in entry.workers.values())
 
 
+def _is_of(canary: Canary | None, worker: Worker) -> bool:
+    return canary is not None and worker.generation == canary.generation
+
+
 def abandoned(entry: Entry) -> list[ServerConfig]:
     """The former listeners of the entry from which no worker accepts any more."""
     if not entry.former:
         return []
-    accepting = [worker.config for worker in entry.workers.values() if worker.phase not in LEAVING]
+    accepting = [
+        worker.config
+        for worker in entry.workers.values()
+        # A canary has connections in its backlog until the gateway knows that it leaves.
+        if worker.phase not in LEAVING or (_is_of(entry.withdrawn, worker) and not worker.left)
+    ]
     return [held for held in entry.former if not any(same_listener(held, each) for each in accepting)]

@@ -60,17 +60,10 @@ class Core:
         self.health = HealthChecks(runner, self._queue, recorder)
         self.stacks = StackReports(runner, recorder)
         self._executor = Executor(
-            runner,
-            clock,
-            self._queue,
-            self._addresses,
-            self.servers,
-            self.health,
-            self.stacks,
-            recorder,
+            runner, clock, self._queue, self._addresses, self.servers, self.health, self.stacks, recorder,
             random.Random(),
-        )
-        self.canaries = Canaries(clock, self._queue, self.servers, self._executor)
+        )  # fmt: skip
+        self.canaries = Canaries(runner, clock, self._queue, self.servers, self._executor)
         self._reconciler = Reconciler(
             self._queue,
             self.servers,
@@ -143,7 +136,8 @@ class Core:
         """Want no worker of it; a removed one stays removed."""
         if not entry.removed:
             entry.become(desired)
-        entry.called, entry.automatic, entry.canary, entry.canary_generation = False, None, None, 0
+        entry.called, entry.automatic = False, None
+        self.canaries.end(entry)
         entry.overrides = replace(entry.overrides, out=False)
 
     def abandon(self, entry: Entry, failure: ServerError | None = None) -> None:
@@ -378,6 +372,7 @@ class Core:
         entry.workers[worker.id] = worker
         entry.called = entry.called or worker.phase is Phase.READY
         entry.newest = max(entry.newest, worker.generation)
+        self.canaries.adopt(entry, worker)
         if worker.phase is Phase.READY:
             entry.count_restart(worker)
         restore_certificate(entry, worker, self.clock.time())

@@ -159,6 +159,14 @@ def _rotate(view: View) -> list[Action]:
 def _attend(view: View) -> list[Action]:
     """A worker that is ko leaves the accepting to the others. Where all are ko, at least one of them accepts."""
     ready = [worker for worker in view.staying if worker.phase is Phase.READY]
+    if view.apart:
+        own = [worker for worker in ready if worker.generation != view.canary]
+        return _share_out(own) + _share_out([worker for worker in ready if worker not in own])
+    return _share_out(ready)
+
+
+def _share_out(ready: list[WorkerView]) -> list[Action]:
+    """Which of the workers at one address accept."""
     if any(not worker.ko for worker in ready):
         return [Attend(worker.id, not worker.ko) for worker in ready if worker.resting is not worker.ko]
     if all(worker.resting for worker in ready):

@@ -129,6 +129,7 @@ class View:
     count: int = 1  # how many workers
     canary: int = 0  # a further generation, until it is judged; 0: none
     canaries: int = 0  # how many workers of that
+    apart: bool = False  # these have an address of their own
     overlap: bool = True  # may two generations run at once
     feasible: bool = True  # workers of the generation that should serve are known to start
     checking: bool = False  # that is being checked

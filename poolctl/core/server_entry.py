@@ -72,7 +72,9 @@ class Entry:
 
     # Its code and its workers.
     canary: Canary | None = transient(None)  # a supervisor that takes over withdraws it
-    canary_generation: int = persisted(0)  # its generation, for that supervisor's report
+    canary_generation: int = persisted(0)  # its generation and its share, for that supervisor
+    canary_share: float = persisted(0.0)
+    withdrawn: Canary | None = transient(None)  # the last one that was apart
     generation: int = persisted(1)  # the one that should serve
     newest: int = persisted(1)
     code_since: float = persisted(
@@ -193,6 +195,7 @@ class Entry:
             count=self.size,
             canary=0 if self.canary is None else self.canary.generation,
             canaries=0 if self.canary is None or self.canary.failure else self.canary.count,
+            apart=self.canary is not None and self.canary.is_apart,
             overlap=self.may_overlap,
             feasible=self.feasible == self.generation,
             checking=self.checking,

@@ -97,6 +97,11 @@ class GatewayServer(SupervisedProcess):
         else:
             order(message, fds)
 
+    def performed(self, message: wire.Message) -> None:
+        """See SupervisedProcess: once the next request is served by what was ordered."""
+        self._apply()
+        super().performed(message)
+
     def lost(self) -> None:
         """See SupervisedProcess; the last order of a supervisor that replaces this process is to drain."""
         if not self._begun:

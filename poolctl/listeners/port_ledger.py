@@ -82,6 +82,14 @@ class PortLedger:
         replace_file(self._path, json.dumps(self._ports).encode())
 
 
+def free_port(host: str) -> int:
+    """A port of this numeric host that no program uses at the moment."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        sock.bind((host, 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
 def is_free(address: Address, port: int) -> bool:
     """Whether nothing at all uses `port` on any address of `address`."""
     return all(_is_unused(target, port) for target in targets(address))

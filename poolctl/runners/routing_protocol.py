@@ -40,7 +40,7 @@ class Gateway(Protocol):
     async def leaving(self, server: str) -> None:
         """Return once the gateway knows that workers of the server leave, or a time limit has passed.
 
-        At once for one whose connections the workers themselves hand back.
+        At once where other workers take over what waits for these, at their listener or in their pair.
         """
         ...
 

@@ -273,6 +273,11 @@ class ActiveConfiguration:
             for worker in entry.workers.values()
             if worker.config is not entry.config
         }
+        for entry in entries:
+            # Also those of its workers that begin soon.
+            if (canary := entry.canary) is not None and canary.is_apart:
+                ids = (f"{entry.name}.{canary.generation}.{index}" for index in range(canary.count))
+                placed |= dict.fromkeys(ids, canary.config)
         self._store.save_configuration(self._stored([entry.config for entry in entries], placed))
 
     def _stored(

@@ -45,8 +45,9 @@ COMMAND = Command(
         "poolctl rollout web --pause --no-wait    then: poolctl rollout promote web",
     ),
     notes=(
-        "New workers serve next to the others. When the time is over the others are",
-        "replaced, too; when a condition is met, or a new one fails, the new ones end.",
+        "New workers get their share of the requests: exactly through the gateway, else",
+        "that of whole workers. When the time is over the others are replaced, too;",
+        "when a condition is met, or a new one fails, the new ones end.",
         "It tries the changed configuration of the server, or else its code.",
         "Without --abort-on: errors > before + 1%, p99 > 2 × before,",
         "memory > 1.5 × before.",

@@ -320,6 +320,7 @@ class LocalWorker(Receiver):
             self.start = process_start(placement.pid)
         return {
             "server": placement.server,
+            "key": self.server.key,
             "generation": placement.generation,
             "index": placement.index,
             "pid": placement.pid,

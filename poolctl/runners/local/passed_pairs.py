@@ -69,6 +69,8 @@ class PassedPairs:
 
     async def leaving(self, key: str) -> None:
         """Return once the gateway knows that workers of the server leave, of which no other takes their place."""
+        if self._published is not None:
+            await self._published.wait()
         if self._gateway is not None and key in self._names:
             await self._gateway.leaving(self._names[key])
 

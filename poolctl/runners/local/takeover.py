@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from poolctl.address import AddressError, parse
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store, wire
 
@@ -89,6 +90,10 @@ class WorkerAdoption:
             self._end_unknown(name, meta, fds)
             return []
         server = self.placed.get(name, self.servers[meta["server"]])
+        if (key := str(meta.get("key", server.key))) != server.key:
+            # Its configuration was not saved yet: at least its address must be right, where it shares a pair.
+            with contextlib.suppress(AddressError):
+                server = server.at(parse(key))
         pid = int(meta["pid"])
         if meta.get("start") is not None:
             # Without effect for a child of the keeper; another process may not be watched yet.

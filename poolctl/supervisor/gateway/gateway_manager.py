@@ -32,7 +32,8 @@ from .gateway_plan import GatewayPlan, plan_of
 from .gateway_process import GatewayProcess, HaproxyGatewayProcess
 from .gateway_reports import GatewayReports
 from .orphaned_gateway import OrphanSearch
-from .server_facts import facts_of
+from .server_facts import server_of
+from .server_reports import ServerReports
 
 if TYPE_CHECKING:
     from ..inventory.proxmox_inventory import ProxmoxInventory
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 _SERVES_SECONDS = 10.0
 # A command waits so long for its changes to be in force: more than a gateway takes to start on a busy machine.
 _IN_FORCE_SECONDS = 20.0
+# A connection to a canary is made at once.
+_ARRIVES_SECONDS = 0.05
 # How often certificates are read again: other programs renew them.
 _RENEWAL_SECONDS = 30.0
 
@@ -60,7 +63,7 @@ class GatewayManager(SidecarManager):
         self.reports = GatewayReports(environment.keeper, core, events)
         self._listeners = GatewayListeners(environment.keeper)
         self._routes = ComputedRoutes(self._published)
-        self._pairs: dict[str, socket.socket] = {}  # the give ends of routed servers, which the runner owns
+        self._servers = ServerReports(core, self._routes)
         self._own: tuple[socket.socket, socket.socket] | None = None  # give and take
         self._revision = -1
         self._current: GatewayPlan | None = None
@@ -68,6 +71,7 @@ class GatewayManager(SidecarManager):
         self._orphans = OrphanSearch(environment.keeper, environment.directory)
         self._adopted = False
         self._renewal: asyncio.TimerHandle | None = None
+        core.canaries.split = self
         core.listeners.add(self._look)
 
     @property
@@ -140,13 +144,13 @@ class GatewayManager(SidecarManager):
 
     def pair_opened(self, server: str, give: socket.socket) -> None:
         """See Gateway."""
-        self._pairs[server] = give
+        self._servers.pairs[server] = give
         self._report(server)
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
         """See Gateway."""
-        if self._pairs.get(server) is give:
-            del self._pairs[server]
+        if self._servers.pairs.get(server) is give:
+            del self._servers.pairs[server]
         if (process := self.gateway) is not None:
             await process.withdraw(server, give)
             # Not before: it would take another pair's withdrawal for this one's.
@@ -159,9 +163,21 @@ class GatewayManager(SidecarManager):
 
     async def leaving(self, server: str) -> None:
         """See Gateway."""
-        if isinstance(process := self.gateway, HaproxyGatewayProcess):
-            self._report(server)
-            await process.followed()
+        is_canary = server_of(server) != server
+        process = await self.serving() if is_canary else self.gateway
+        if process is None or not (is_canary or isinstance(process, HaproxyGatewayProcess)):
+            return
+        self._report(server)
+        await process.followed()
+        if is_canary:
+            # A request that had its turn before is on its way to the backlog, which no other worker accepts from.
+            await asyncio.sleep(_ARRIVES_SECONDS)
+
+    def split_obstacle(self, server: str) -> str | None:
+        """See TrafficSplit."""
+        if self.tables.gateway is None or server not in self._routes.routes.servers:
+            return None
+        return "HAProxy serves its routes" if self.tables.gateway.engine == HAPROXY else ""
 
     # Servers and routes.
 
@@ -170,6 +186,8 @@ class GatewayManager(SidecarManager):
         if self._revision != self._core.servers.revision:
             self._recompute()
         if entry.name in self._routes.routes.servers:
+            if self._servers.look(entry):
+                self._inform_workers()
             self._report(entry.name)
 
     def _recompute(self) -> None:
@@ -189,19 +207,13 @@ class GatewayManager(SidecarManager):
         routing, table = self._core.runner.capabilities.routing, self._routes.table
         if routing is None or table is None or self._own is None:
             return
-        servers = self._routes.routes.servers
-        configs = [entry.config for name, entry in self._core.entries.items() if name in servers]
-        routing.publish(configs, RoutesForWorkers(self._routes.generation, table, self._own[0]), self)
+        routes = RoutesForWorkers(self._routes.generation, table, self._own[0])
+        routing.publish(self._servers.configs, routes, self)
 
     def _report(self, server: str) -> None:
         """Send the process facts on the server, if it has a route."""
-        if (process := self.gateway) is None:
-            return
-        entry = self._core.entries.get(server)
-        if entry is None or server not in self._routes.routes.servers:
-            process.forget(server)
-        else:
-            process.serve(facts_of(self._core, entry), self._pairs.get(server))
+        if (process := self.gateway) is not None:
+            self._servers.send(process, server)
 
     # The process.
 
@@ -288,9 +300,7 @@ class GatewayManager(SidecarManager):
         process.configure(plan.settings)
         process.take_back(*self._own)
         process.restore_hosts(self.reports.hosts)
-        for server in self._routes.routes.servers:
-            if (entry := self._core.entries.get(server)) is not None:
-                process.serve(facts_of(self._core, entry), self._pairs.get(server))
+        self._servers.send_all(process)
         for each in plan.certificates:
             with sealed_files(each.contents) as fds:
                 process.certify(each.bind, each.names, each.settings, each.digest, fds)
@@ -298,8 +308,7 @@ class GatewayManager(SidecarManager):
             process.report_machines(self.inventory.starter.states)
         if self._routes.table is not None:
             process.publish(self._routes.generation, self._routes.table)
-        for server in process.servers - self._routes.routes.servers:
-            process.forget(server)
+        self._servers.forget_others(process)
         for key, listener in plan.listeners.items():
             if sockets := self._listeners.of(key):
                 process.listen(listener, plan.streams.get(key), self._listeners.mark(key), sockets)
@@ -348,7 +357,7 @@ class GatewayManager(SidecarManager):
 
     def passes_to(self, server: str) -> bool:
         """Whether the server's pair is there for connections."""
-        return server in self._pairs
+        return server in self._servers.pairs
 
     def _open_pair(self) -> None:
         give, take = wire.pair()

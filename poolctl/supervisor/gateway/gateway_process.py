@@ -119,6 +119,12 @@ class GatewayProcess(SidecarProcess):
             async with asyncio.timeout(_WITHDRAW_SECONDS):
                 await self.link.call(message)
 
+    async def followed(self) -> None:
+        """Return once clients are served by what was sent before, or are not in time, or it is gone."""
+        with contextlib.suppress(LinkLost, TimeoutError):
+            async with asyncio.timeout(_WITHDRAW_SECONDS):
+                await self.performed()
+
     async def report(self) -> Table:
         """Its counts: of routes, hosts, connections. Raises LinkLost or TimeoutError."""
         async with asyncio.timeout(_REPORT_SECONDS):
@@ -189,12 +195,6 @@ class HaproxyGatewayProcess(GatewayProcess):
     """The process with which HAProxy serves the clients."""
 
     part = "gateway.haproxy"
-
-    async def followed(self) -> None:
-        """Return once HAProxy serves by what was sent before, or does not in time, or is gone."""
-        with contextlib.suppress(LinkLost, TimeoutError):
-            async with asyncio.timeout(_WITHDRAW_SECONDS):
-                await self.performed()
 
 
 def pair_number(give: socket.socket) -> int:

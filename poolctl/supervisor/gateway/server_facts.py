@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+from poolctl.core.canaries import config_apart
 from poolctl.core.core import Core
+from poolctl.core.decision_input import Phase
 from poolctl.core.server_entry import Entry
 from poolctl.core.sleep_windows import asleep_until
 from poolctl.gateway.endpoint import ServerFacts
 from poolctl.states import State
 from poolctl.worker import tally
+
+_SUFFIX = " (canary)"  # a blank is in no name of a server
+
+
+def canary_name(server: str) -> str:
+    """The name of its canary's pair."""
+    return server + _SUFFIX
+
+
+def server_of(name: str) -> str:
+    """The server that has this pair, or whose canary has it."""
+    return name.removesuffix(_SUFFIX)
+
+
+def pair_facts(entry: Entry) -> ServerFacts | None:
+    """The pair of the server's canary and its address; None without them."""
+    config = config_apart(entry)
+    if config is None:
+        return None
+    return ServerFacts(name=canary_name(entry.name), bind=config.key, tls=bool(config.tls))
+
+
+def _share_of_canary(entry: Entry) -> float:
+    """The share of its canary, if that can serve now."""
+    canary = entry.canary
+    if canary is None or canary.failure:
+        return 0.0
+    workers = (each for each in entry.workers.values() if each.generation == canary.generation)
+    return canary.share if any(each.phase is Phase.READY and not each.ko for each in workers) else 0.0
 
 
 def facts_of(core: Core, entry: Entry) -> ServerFacts:
@@ -20,6 +51,8 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
     elif state == State.STARTING.value and not endpoints:
         # Its address is not open yet: a connection would be refused.
         state = State.STOPPED.value
+    share = _share_of_canary(entry)
+    canary = pair_facts(entry) if share else None
     return ServerFacts(
         name=entry.name,
         bind=endpoints[0] if endpoints else config.key,
@@ -28,6 +61,9 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
         ready=entry.ready and not entry.out,
         health=str(entry.health),
         asleep_until=asleep_until(entry),
+        canary="" if canary is None else canary.name,
+        canary_bind="" if canary is None else canary.bind,
+        canary_share=share,
     )
 
 

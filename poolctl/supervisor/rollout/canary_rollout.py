@@ -25,7 +25,11 @@ PROMOTED, WITHDRAWN = "promoted", "withdrawn"
 
 
 class RolloutPlan(NamedTuple):
-    """The order: `canaries` workers of `config`, judged after `seconds` and `min_requests` at least."""
+    """The order: `canaries` workers of `config`, judged after `seconds` and `min_requests` at least.
+
+    With `apart` the gateway gives them exactly their share; without, they have that of as many workers, and `why` says
+    so if the server has routes.
+    """
 
     config: ServerConfig
     what: str
@@ -35,6 +39,8 @@ class RolloutPlan(NamedTuple):
     min_requests: int
     conditions: Sequence[Condition]
     is_paused: bool = False
+    apart: ServerConfig | None = None  # the configuration with their own address
+    why: str = ""
 
 
 class CanaryRollout:
@@ -56,9 +62,12 @@ class CanaryRollout:
         self._began_at = core.clock.monotonic()
         self._final: RolloutReport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._base = entry.generation
+        self._base = self._target = entry.generation  # that of the others, and of what replaces them
         self._figures: tuple[GenerationFigures, GenerationFigures] | None = None
-        self._canary: Canary = core.canaries.begin(entry, plan.config, plan.canaries)
+        share = 0.0 if plan.apart is None else plan.share
+        self._canary: Canary = core.canaries.begin(
+            entry, plan.config, plan.canaries, share=share, apart=plan.apart
+        )
         core.listeners.add(self._look)
         self._record("rollout started", f"{self.share_in_words}, {plan.what}")
 
@@ -74,15 +83,20 @@ class CanaryRollout:
 
     @property
     def share(self) -> float:
-        """The share of the traffic that its workers have, if all have alike."""
+        """The share of the traffic that its workers have; without a gateway, if all workers have alike."""
+        if self.plan.apart is not None:
+            return self.plan.share
         return self.plan.canaries / (self.plan.canaries + self._workers)
 
     @property
     def share_in_words(self) -> str:
-        """The share in workers and in percent."""
+        """The share in percent, and in workers."""
         count, all_of_them = self.plan.canaries, self.plan.canaries + self._workers
         asked = f"{round(100 * self.plan.share, 2):g}"
-        return f"{count} of {all_of_them} workers, {100 * self.share:.3g} % ({asked} % asked)"
+        if self.plan.apart is not None:
+            return f"{asked} % of the requests through the gateway, {count} of {all_of_them} workers"
+        found = f"{count} of {all_of_them} workers, {100 * self.share:.3g} % ({asked} % asked)"
+        return f"{self.plan.why}: {found}" if self.plan.why else found
 
     def report(self) -> RolloutReport:
         """How it stands; once it is over, how it ended."""
@@ -127,6 +141,7 @@ class CanaryRollout:
             self._state, self.reason = PROMOTING, reason
             with caused_by(f"rollout: {reason}"):
                 self._core.canaries.promote(self.entry)
+            self._target = self.entry.generation
 
     def withdraw(self, reason: str) -> None:
         """End the canary; the others serve on."""
@@ -141,19 +156,31 @@ class CanaryRollout:
         if entry is not self.entry or self.is_over:
             return
         if self._state == PROMOTING:
-            if entry.generation != self._canary.generation:
-                why = entry.failure.message if entry.failure is not None else "another command replaced it"
-                self._end(WITHDRAWN, f"its other workers were not replaced: {why}")
-            elif entry.complete and not any(
-                each.generation == self._base and each.phase not in LEAVING for each in entry.workers.values()
-            ):
-                self._end(PROMOTED, self.reason)
+            self._look_at_promotion()
         elif entry.canary is not self._canary:
             self._end(WITHDRAWN, "another command, or the end of the server, replaced it")
         elif self._canary.failure:
             self.withdraw(f"a worker {self._canary.failure}")
         else:
             self._look_at_workers()
+
+    def _look_at_promotion(self) -> None:
+        entry = self.entry
+        if entry.generation != self._target or entry.rests:
+            why = entry.failure.message if entry.failure is not None else "another command replaced it"
+            self._end_canary()
+            self._end(WITHDRAWN, f"its other workers were not replaced: {why}")
+        elif entry.complete and not any(
+            each.generation == self._base and each.phase not in LEAVING for each in entry.workers.values()
+        ):
+            self._end_canary()
+            self._end(PROMOTED, self.reason)
+
+    def _end_canary(self) -> None:
+        """Let the canary leave that is apart, and not the serving generation by now."""
+        if self.entry.canary is self._canary:
+            with caused_by(f"rollout: {self.reason}"):
+                self._core.canaries.withdraw(self.entry)
 
     def _look_at_workers(self) -> None:
         workers = [each for each in self.entry.workers.values() if each.generation == self._canary.generation]

@@ -8,7 +8,7 @@ from poolctl.config import ServerConfig
 from poolctl.control.answers import ProgressLine, Result, failure
 from poolctl.control.rollout_answers import RolloutResult
 from poolctl.core.server_entry import Entry
-from poolctl.errors import PoolRestartError
+from poolctl.errors import PoolRestartError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.frozen_value import Table
 from poolctl.selection.selector import SelectorError
@@ -31,7 +31,7 @@ class Rollouts:
         self._context = context
         self._core = context.core
         self._rollouts: dict[str, CanaryRollout] = {}
-        for entry in self._core.canaries.take_lost():
+        for entry in self._core.canaries.withdraw_lost():
             context.events.record(
                 "config",
                 "rollout withdrawn",
@@ -99,23 +99,30 @@ class Rollouts:
             return _refused(message, "poolctl reload")
         if refused := self._obstacle(entry):  # it may have changed while the files were read
             return refused
-        count = canaries_for(share, entry.size)
         what = f"{listed(keys)} changed" if keys else "code"
         plan = RolloutPlan(
-            _configuration(entry, written, keys), what, share, count, seconds, least, conditions,
-            bool(options.get("pause")),
+            _configuration(entry, written, keys), what, share, canaries_for(share, entry.size), seconds, least,
+            conditions, bool(options.get("pause")),
         )  # fmt: skip
-        real = count / (count + entry.size)
-        if real > 2 * share and not options.get("force"):
-            workers = round(count / share) - count
-            message = (
-                f"{entry.name}: {count} of {count + entry.size} workers would have {100 * real:.3g} % of the traffic, "
-                f"more than twice the {100 * share:g} % asked for"
-            )
-            return _refused(message, f"poolctl scale {entry.name} {workers}, or --force")
+        split = self._core.canaries.split
+        obstacle = None if split is None else split.split_obstacle(entry.name)
+        if obstacle == "":
+            try:
+                plan = plan._replace(apart=await self._core.canaries.open_apart(plan.config))
+            except ServerError as error:
+                return _refused(f"{entry.name}: its canary has no address: {error.message}", error.hint)
+            if refused := self._obstacle(entry):
+                assert plan.apart is not None
+                self._core.canaries.close_apart(plan.apart)
+                return refused
+        else:
+            plan = plan._replace(why=obstacle or "")
+            if not options.get("force") and (refused := _too_large(entry, plan)):
+                return refused
         rollout = CanaryRollout(self._core, self._context.events, entry, counters, plan)
         self._rollouts[entry.name] = rollout
-        call.progress(ProgressLine(notice=f"{entry.name}: {rollout.share_in_words}, {what}"))
+        others = "" if plan.apart is None else f"; {entry.config.key} itself is served by the others"
+        call.progress(ProgressLine(notice=f"{entry.name}: {rollout.share_in_words}, {what}{others}"))
         return await self._outcome([rollout], call)
 
     def _obstacle(self, entry: Entry) -> Result | None:
@@ -156,6 +163,21 @@ class Rollouts:
 def _configuration(entry: Entry, written: ServerConfig, keys: list[str]) -> ServerConfig:
     """That of the canary: the files' if they differ by more than a reload would apply to what runs."""
     return written if keys else entry.config
+
+
+def _too_large(entry: Entry, plan: RolloutPlan) -> Result | None:
+    """The refusal of whole workers that would have more than twice the share."""
+    count, share = plan.canaries, plan.share
+    real = count / (count + entry.size)
+    if real <= 2 * share:
+        return None
+    message = (
+        f"{entry.name}: {count} of {count + entry.size} workers would have {100 * real:.3g} % of the traffic, "
+        f"more than twice the {100 * share:g} % asked for"
+    )
+    if plan.why:
+        message = f"{message}; {plan.why}"
+    return _refused(message, f"poolctl scale {entry.name} {round(count / share) - count}, or --force")
 
 
 def _number(options: Table, name: str, usual: float) -> float:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +16,7 @@ import pytest
 from poolctl.control.client import Client
 from poolctl.control.pool_client import PoolClient
 from poolctl.errors import ControlError
+from tests.deadline import wait_until
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
@@ -50,19 +54,32 @@ WORSE = {
     "leak": ("KEPT.append(bytearray(b'x' * 2_000_000))", "memory > 2 × before", "memory > 2 × before: "),
 }
 CLIENTS = 6
+ROUTES = """
+[gateway]
+bind = "127.0.0.1:{gateway}"
+[[route]]
+host = "passed.test"
+to = "web"
+[[route]]
+alias = "proxied"
+host = "proxied.test"
+to = "web"
+mode = "proxy"
+"""
 
 
 class Load:
-    """Clients that ask again and again, each time on a new connection."""
+    """Clients that ask again and again, each time on a new connection. `pids` counts who has answered."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "a", clients: int = CLIENTS) -> None:
         self.port = port
+        self.request = f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
         self.statuses: dict[str, int] = {}
         self.lost = 0
-        self.pids: set[str] = set()
+        self.pids: Counter[str] = Counter()
         self._over = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._ask_on) for _ in range(CLIENTS)]
+        self._threads = [threading.Thread(target=self._ask_on) for _ in range(clients)]
 
     @contextmanager
     def running(self) -> Iterator[Load]:
@@ -78,7 +95,7 @@ class Load:
     def _ask_on(self) -> None:
         while not self._over.is_set():
             with socket.create_connection(("127.0.0.1", self.port), timeout=30) as sock:
-                sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                sock.sendall(self.request)
                 data = b""
                 try:
                     while more := sock.recv(4096):
@@ -89,18 +106,17 @@ class Load:
             with self._lock:
                 self.lost += not data
                 self.statuses[status] = self.statuses.get(status, 0) + 1
-                self.pids.add(body)
+                self.pids[body] += 1
 
 
-def write(pool: RealPool, port: int, behaviour: str = "pass") -> None:
+def write(pool: RealPool, port: int, behaviour: str = "pass", routes: str = "") -> None:
     pool.write("rolled.py", APP.replace("BEHAVIOUR", behaviour))
-    pool.write(
-        "pool.toml", f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\napp = "rolled:app"\nworkers = 2\n'
-    )
+    server = f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\napp = "rolled:app"\nworkers = 2\n'
+    pool.write("pool.toml", routes + server)
 
 
 @pytest.mark.parametrize(
-    "kind", ["errors", "crash", *(pytest.param(each, marks=pytest.mark.slow) for each in ("slow", "leak"))]
+    "kind", ["crash", *(pytest.param(each, marks=pytest.mark.slow) for each in ("errors", "slow", "leak"))]
 )
 def test_canary_that_is_worse_is_withdrawn_and_the_others_lose_nothing(pool: RealPool, kind: str) -> None:
     behaviour, condition, reason = WORSE[kind]
@@ -149,4 +165,52 @@ def test_canary_as_good_as_the_others_is_promoted_and_no_request_fails(pool: Rea
         each for each in pool.ok("events", "-o", "jsonl").stdout.splitlines() if "rollout promoted" in each
     ]
     assert json.loads(said[0])["canary"]["requests"] >= 20
+    pool.ok("stop")
+
+
+def test_behind_a_gateway_the_share_is_held_on_both_paths_and_nothing_is_lost(pool: RealPool) -> None:
+    port, gateway = claim_port(), claim_port()
+    routes = ROUTES.format(gateway=gateway)
+    write(pool, port, routes=routes)
+    pool.ok("start")
+    others = {str(pid) for pid in pool.items()["web"]["pids"]}
+    passed, proxied = Load(gateway, "passed.test", 3), Load(gateway, "proxied.test", 3)
+    with passed.running(), proxied.running():
+        pool.ok("rollout", "web", "--canary", "20%", "--for", "10m", "--no-wait")
+        (first,) = {str(pid) for pid in pool.items()["web"]["pids"]} - others
+        for load in (passed, proxied):
+            wait_until(lambda load=load: load.pids[first] >= 5, what="the canary has both kinds of requests")
+        os.kill(pool.info()["supervisor_pid"], signal.SIGKILL)
+        pool.ok("rollout", "status")  # which the next one answers, and has its verbs for
+        wait_until(
+            lambda: {str(pid) for pid in pool.items()["web"]["pids"]} == others, what="it is withdrawn"
+        )
+        write(pool, port, WORSE["errors"][0], routes)
+        done = pool.run(
+            "rollout",
+            "web",
+            "--canary",
+            "20%",
+            "--for",
+            "10m",
+            "--min-requests",
+            "40",
+            "--abort-on",
+            "errors > 1%",
+            "-o",
+            "json",
+        )
+    assert done.code == 1, done
+    (item,) = done.json["items"]
+    assert item["reason"].startswith("errors > 1%: "), item
+    assert item["share"] == 0.2
+    assert {str(pid) for pid in pool.items()["web"]["pids"]} == others
+    for load in (passed, proxied):
+        assert not load.lost
+        assert set(load.statuses) <= {"200", "500"}
+        assert load.pids.total() - sum(load.pids[pid] for pid in others) <= 0.2 * load.pids.total()
+    withdrawn = [
+        each for each in pool.ok("events", "-o", "jsonl").stdout.splitlines() if "rollout withdrawn" in each
+    ]
+    assert json.loads(withdrawn[0])["cause"] == "the supervisor was replaced"
     pool.ok("stop")

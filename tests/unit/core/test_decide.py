@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.decide import Check, Close, Drain, Open, Spawn, Stop, decide
+from poolctl.core.decide import Attend, Check, Close, Drain, Open, Spawn, Stop, decide
 from poolctl.core.decision_input import Desired, Listener, Phase, View, WorkerView
 from poolctl.core.server_entry import Entry
 from poolctl.core.worker_entry import Worker
@@ -129,3 +129,11 @@ def test_ready_is_a_server_that_answers_and_a_job_that_has_completed() -> None:
     assert not entry(Phase.STARTING).ready
     assert job.ready
     assert not entry(desired=Desired.COMPLETED).ready
+
+
+def test_workers_of_a_canary_with_its_own_address_do_not_accept_for_those_of_the_server() -> None:
+    own = WorkerView("w.1.0", 1, 0, Phase.READY, resting=True, ko=True)
+    canary = WorkerView("w.2.0", 2, 0, Phase.READY, resting=True)
+    facts = {"canary": 2, "canaries": 1}
+    assert decide(view(own, canary, **facts)) == [Attend("w.2.0", True)]
+    assert decide(view(own, canary, apart=True, **facts)) == [Attend("w.1.0", True), Attend("w.2.0", True)]

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from poolctl.core.decision_input import Phase
+from poolctl.core.server_entry import Entry
 from poolctl.core.servers import record_of, restore
+from poolctl.core.worker_entry import Worker
 from poolctl.runners.runner_protocol import Capabilities, Exit, Placement
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor import rollout
+from poolctl.supervisor.gateway.server_facts import facts_of
 from poolctl.supervisor.rollout.canary_rollout import CanaryRollout
 from poolctl.supervisor.verbs.verbs import Verbs
 from poolctl.worker import tally
@@ -275,5 +278,212 @@ def test_what_cannot_be_tried_on_a_share_is_refused_with_the_reason(desk: Rollou
         ):
             with pytest.raises(SelectorError):
                 await desk.ask("rollout", "web", **wrong)
+
+    run(work())
+
+
+class Split:
+    """A gateway that can give a canary its exact share, or cannot for this reason."""
+
+    def __init__(self, obstacle: str | None = "") -> None:
+        self.obstacle = obstacle
+
+    def split_obstacle(self, server: str) -> str | None:
+        return self.obstacle if server == "web" else None
+
+
+@pytest.fixture
+def routed(desk: RolloutDesk) -> RolloutDesk:
+    """Its server "web" is reached through a gateway."""
+    desk.core.canaries.split = Split()
+    return desk
+
+
+def apart(desk: RolloutDesk) -> set[str]:
+    """The open addresses that no server has."""
+    return desk.runner.opened - {each.config.key for each in desk.core.entries.values()}
+
+
+def test_behind_a_gateway_the_share_is_exact_and_the_canary_has_its_own_address(routed: RolloutDesk) -> None:
+    async def work() -> None:
+        desk = routed
+        await desk.started()
+        (item,) = (await desk.rollout(wait=False, share=0.01))["items"]
+        assert (item["share"], item["share_asked"]) == (0.01, 0.01)
+        (address,) = apart(desk)
+        canary = desk.entry.workers["web.2.0"]
+        assert (canary.config.key, canary.config.name) == (address, "web")
+        assert desk.entry.workers["web.1.0"].config.key == desk.entry.config.key
+        facts = facts_of(desk.core, desk.entry)
+        assert (facts.canary, facts.canary_bind, facts.canary_share) == ("web (canary)", address, 0.01)
+        await desk.ask("rollout", op="abort")
+        await turns()
+        assert not apart(desk)
+        assert desk.serving == ["web.1.0", "web.1.1", "web.1.2"]
+        facts = facts_of(desk.core, desk.entry)
+        assert (facts.canary, facts.canary_bind, facts.canary_share) == ("", "", 0.0)
+
+    run(work())
+
+
+def test_canary_with_its_own_address_serves_until_all_others_are_replaced(routed: RolloutDesk) -> None:
+    async def work() -> None:
+        desk = routed
+        await desk.started()
+        desk.files.written[0] = web(workers=3, env={"TURN": "2"})
+        await desk.rollout(wait=False)
+        seen: list[tuple[str, ...]] = []
+        desk.core.listeners.add(lambda entry: seen.append(tuple(desk.serving)))
+        (item,) = (await desk.ask("rollout", "web", op="promote"))["items"]
+        await turns()
+        assert (item["state"], item["what"]) == ("promoted", "env.TURN changed")
+        assert desk.serving == ["web.3.0", "web.3.1", "web.3.2"]
+        assert desk.entry.config.env == {"TURN": "2"}
+        assert {each.config.key for each in desk.entry.workers.values()} == {desk.entry.config.key}
+        assert ("web.2.0", "web.3.0", "web.3.1", "web.3.2") in seen
+        assert not apart(desk)
+        assert desk.entry.canary is None
+        assert not (await desk.ask("reload", dry_run=True))["changes"]
+
+    run(work())
+
+
+def test_promotion_whose_workers_do_not_start_leaves_the_others_and_ends_the_canary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work() -> None:
+        desk = RolloutDesk(monkeypatch, **{f"web.3.{index}": FAILS for index in range(3)})
+        desk.core.canaries.split = Split()
+        await desk.started()
+        desk.files.written[0] = web(workers=3, env={"TURN": "2"})
+        await desk.rollout(wait=False)
+        answer = await desk.ask("rollout", "web", op="promote")
+        await turns()
+        assert answer["items"][0]["state"] == "withdrawn"
+        assert desk.serving == ["web.1.0", "web.1.1", "web.1.2"]
+        assert desk.entry.config.env == {}
+        assert not apart(desk)
+
+    run(work())
+
+
+@pytest.mark.parametrize("verb", ["restart", "stop", "disable"])
+def test_other_command_closes_the_address_of_the_canary(routed: RolloutDesk, verb: str) -> None:
+    async def work() -> None:
+        desk = routed
+        await desk.started()
+        outcome = desk.rollout()
+        await turns()
+        assert apart(desk)
+        await desk.ask(verb, "web")
+        await turns()
+        assert (await outcome)["items"][0]["state"] == "withdrawn"
+        assert not apart(desk)
+
+    run(work())
+
+
+def test_stop_during_a_promotion_ends_the_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        desk = RolloutDesk(monkeypatch, **{f"web.3.{index}": NEVER for index in range(3)})
+        desk.core.canaries.split = Split()
+        await desk.started()
+        outcome = desk.rollout(pause=True)
+        await turns()
+        promoting = desk.begin("rollout", "web", op="promote")
+        await turns()
+        await desk.ask("stop", "web")
+        assert (await outcome)["items"][0]["state"] == "withdrawn"
+        await promoting
+        assert not apart(desk)
+
+    run(work())
+
+
+def test_where_the_gateway_cannot_share_whole_workers_are_taken_and_the_reason_is_said_first(
+    desk: RolloutDesk,
+) -> None:
+    async def work() -> None:
+        desk.core.canaries.split = Split("HAProxy serves its routes")
+        await desk.started()
+        answer = await desk.ask("rollout", "web", share=0.05)
+        assert answer["errors"][0]["message"].endswith(
+            "more than twice the 5 % asked for; HAProxy serves its routes"
+        )
+        seen: list[Any] = []
+        desk.events.subscribe(seen.append)
+        await desk.rollout(wait=False)
+        desk.events.flush()
+        said = [each.message for each in seen if each.event == "rollout started"]
+        assert said == ["HAProxy serves its routes: 1 of 4 workers, 25 % (25 % asked), code"]
+        assert not apart(desk)
+
+    run(work())
+
+
+def test_canary_whose_address_cannot_be_opened_is_refused(routed: RolloutDesk) -> None:
+    async def work() -> None:
+        await routed.started()
+        routed.runner.unopenable.add("web")
+        answer = await routed.ask("rollout", "web", share=0.05)
+        assert answer["exit_code"] == 8
+        assert answer["errors"][0]["message"].startswith("web: its canary has no address: ")
+        assert routed.serving == ["web.1.0", "web.1.1", "web.1.2"]
+
+    run(work())
+
+
+def adopt(successor: Desk, before: Entry) -> None:
+    """What the successor does with the workers and the listeners of its predecessor."""
+    entry = successor.core.entries[before.name]
+    for each in before.workers.values():
+        worker = Worker(each.id, each.generation, each.index, each.config, Phase.READY, each.placement, 1.0)
+        successor.core.adopt_worker(entry, worker)
+    for each in before.workers.values():
+        successor.core.adopt_listener(entry, each.config, (each.config.key,))
+    successor.core.resume(entry)
+
+
+def test_next_supervisor_withdraws_a_canary_with_its_own_address_after_it_has_adopted_it(
+    routed: RolloutDesk,
+) -> None:
+    async def work() -> None:
+        await routed.started()
+        await routed.rollout(wait=False)
+        record = record_of(routed.entry)
+        successor = Desk(web(workers=3), runner=routed.runner)
+        entry = successor.core.entries["web"]
+        restore(entry, record)
+        adopt(successor, routed.entry)
+        await turns()
+        (address,) = apart(routed)
+        assert (facts_of(successor.core, entry).canary_bind, entry.canary_share) == (address, 0.25)
+        Verbs(successor.core, successor.events, successor, successor.files, rollout.MODULES).complete()
+        await turns()
+        assert not apart(routed)
+        assert sorted(entry.workers) == ["web.1.0", "web.1.1", "web.1.2"]
+        assert "canary_share" not in record_of(entry)
+
+    run(work())
+
+
+def test_next_supervisor_takes_a_canary_that_was_not_recorded_yet_from_the_gateway(
+    routed: RolloutDesk,
+) -> None:
+    async def work() -> None:
+        await routed.started()
+        record = record_of(routed.entry)
+        await routed.rollout(wait=False)
+        successor = Desk(web(workers=3), runner=routed.runner)
+        entry = successor.core.entries["web"]
+        restore(entry, record)
+        adopt(successor, routed.entry)
+        await turns()
+        facts = facts_of(successor.core, entry)
+        assert (facts.canary, facts.canary_share, len(apart(routed))) == ("", 0.0, 1)
+        Verbs(successor.core, successor.events, successor, successor.files, rollout.MODULES).complete()
+        await turns()
+        assert not apart(routed)
+        assert sorted(entry.workers) == ["web.1.0", "web.1.1", "web.1.2"]
 
     run(work())
