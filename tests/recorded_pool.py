@@ -64,6 +64,8 @@ class RecordedPool:
             )
         if verb == "stats":
             return self._result([{**item, "stats": _stats(item)} for item in items])
+        if verb == "history":
+            return self._result([], **_history(body["options"]["span"], len(items)))
         if verb in ("list", "show"):
             return self._result([{**item, **_details(item)} for item in items])
         if verb == "status":
@@ -125,6 +127,20 @@ def _details(item: Document) -> Document:
     }
 
 
+def _history(span: str, servers: int) -> Document:
+    """A wave, with a restart in the middle."""
+    slots, seconds = (60, 60) if span == "hour" else (96, 900)
+    wave = [round(servers * 100 * (1.5 + math.sin(at / 5)), 3) for at in range(slots - 1)]
+    return {
+        "slot_seconds": seconds, "slots": slots,
+        "series": {
+            "requests_per_second": wave, "errors_per_second": [each / 100 for each in wave],
+            "latency_p99_seconds": [each / 10000 for each in wave], "memory_bytes": [servers * 8 * 2**20] * (slots - 1),
+            "restarts": [float(at == slots // 2) for at in range(slots - 1)],
+        },
+    }  # fmt: skip
+
+
 def _stats(item: Document) -> Document:
     if item["state"] not in ("running", "draining"):
         return {"requests_total": 0, "errors_total": 0, "in_flight": 0, "connections": 0, "memory_bytes": 0}
@@ -143,12 +159,14 @@ def _stats(item: Document) -> Document:
     rps, p99, memory = at(now)
     return {
         "requests_total": 120_000 + number * 77, "requests_per_second": round(rps, 2), "errors_total": number % 3,
+        "errors_per_second": number % 3 / 10,
         "in_flight": number % 4, "connections": 3 + number % 9, "latency_p50_seconds": p99 / 3,
         "latency_p99_seconds": p99, "memory_bytes": memory, "cpu_percent": 1.5 * (number % 5),
         "loop_lag_seconds": 0.0004, "wakes_total": 0, "restarts_total": item["restarts"],
         "history": {
             "interval_seconds": 2,
             "requests_per_second": [each[0] for each in series],
+            "errors_per_second": [number % 3 / 10] * 60,
             "latency_p99_seconds": [each[1] for each in series],
             "memory_bytes": [each[2] for each in series],
         },

@@ -9,6 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
+    from poolctl.frozen_value import Table
+
 
 class MetricsResult(Result):
     """Of `metrics`."""
@@ -30,6 +32,17 @@ class HealthResult(Result):
     """Of `health`."""
 
     items: tuple[HealthReport, ...] = ()  # type: ignore[assignment]
+
+
+class HistoryResult(Result):
+    """Of `history`: for each figure its values in the ended slots, oldest first, None for unknown ones.
+
+    There are `slots` of `slot_seconds` each, the last of them the present one.
+    """
+
+    slot_seconds: float
+    slots: int
+    series: Table
 
 
 class DashboardLink(Value):

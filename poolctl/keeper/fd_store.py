@@ -29,7 +29,7 @@ OF_THE_VERSION = (ZYGOTE, APP_ZYGOTE)
 LISTENER, ADOPTION, OUTPUT = "listener:", "adoption:", "output:"
 WORKER, TALLY, HELD_CONNECTION = "worker:", "tally:", "visitor:"
 # State that a supervisor leaves to its successor, and its own endpoints.
-CONFIGURATION, WANTED, TOTALS = "configuration", "wanted", "totals"
+CONFIGURATION, WANTED, TOTALS, HISTORY = "configuration", "wanted", "totals", "history"
 CERTIFICATES = "certificates"
 METRICS, DASHBOARD, DASHBOARD_LINK = "metrics", "dashboard", "dashboard link"
 OPERATOR = "operator"

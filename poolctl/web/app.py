@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from poolctl.clock import Clock
 from poolctl.control.answers import Result, ShowResult
 from poolctl.control.gateway_answers import HostsResult, RoutesResult
+from poolctl.control.observer_answers import HistoryResult
 from poolctl.errors import ControlError
 from poolctl.frozen_value import Table
 
@@ -29,6 +30,7 @@ from .state_hub import Hub
 
 STATIC = Path(__file__).with_name("static")
 ACTIONS = ("start", "stop", "restart", "drain", "undrain")
+SPANS = ("hour", "day")
 _WAITS = ("start", "stop", "restart")
 # Of a server, of which the page shows no configuration: its values may be secret.
 _DETAILS = (
@@ -103,6 +105,7 @@ class _Page:
             "stream": (self._stream, "GET"),
             "logs": (self._logs, "GET"),
             "server": (self._server, "GET"),
+            "history": (self._history, "GET"),
             "routes": (self._routes, "GET"),
             "actions": (self._act, "POST"),
             "logout": (self._logout, "POST"),
@@ -195,6 +198,14 @@ class _Page:
         found = await self._hub.ask(ShowResult, "show", [request.query_params.get("name", "")], {})
         items = [item.to_json(*_DETAILS) for item in found.items]
         return JSONResponse({"items": items, "errors": [each.to_json() for each in found.errors]})
+
+    async def _history(self, request: Request) -> Response:
+        """Figures of the last hour or day, of a server or of the pool."""
+        server, span = request.query_params.get("server", ""), request.query_params.get("span", "")
+        if span not in SPANS or (server and not _is_name(server)):
+            return JSONResponse({"error": f"a span is one of {', '.join(SPANS)}"}, 400)
+        found = await self._hub.ask(HistoryResult, "history", [server] if server else [], {"span": span})
+        return JSONResponse(found.to_json("slot_seconds", "slots", "series"))
 
     async def _routes(self, request: Request) -> Response:
         """The gateway with its first routes and hosts, and how many more there are of each."""

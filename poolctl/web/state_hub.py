@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from poolctl.clock import Clock
 from poolctl.config import masked_text
-from poolctl.control.answers import Item, Measured, PingResult, StatsResult
+from poolctl.control.answers import Item, Measured, PingResult, ShowResult, StatsResult
 from poolctl.control.client import ask_async, messages_async
 from poolctl.errors import ControlError
 from poolctl.frozen_value import Table, Value
@@ -43,11 +43,16 @@ _RESTING = {
     "draining": BUSY, "stopping": BUSY,
 }  # fmt: skip
 STATES = frozenset({*_RESTING, "running"})
-SERIES = ("requests_per_second", "latency_p99_seconds", "memory_bytes")
+SERIES = ("requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes")
+# Of the verb `stats`: with the rates of errors.
+_STATS_OPTIONS: Table = {"errors": True}
+# More failing servers than these have their reasons on their own pages only.
+_MOST_REASONS = 100
 FIGURES = (
     "requests_total",
     "requests_per_second",
     "errors_total",
+    "errors_per_second",
     "in_flight",
     "connections",
     "latency_p50_seconds",
@@ -155,6 +160,7 @@ class Hub:
     def _forget(self) -> None:
         self._snapshot = PoolSnapshot()
         self._levels = Levels()
+        self._reasons: dict[str, str] = {}
         self._events: deque[Table] = deque(maxlen=_MOST_EVENTS)
         self._gone: str | None = "has not answered yet"
         self._last = 0  # the number of the newest known event
@@ -222,20 +228,22 @@ class Hub:
     async def _look_once(self) -> None:
         if self._gone is not None:
             about = await self.ask(PingResult, "ping", [], {})
-            result = await self.ask(StatsResult, "stats", [], {})
+            result = await self.ask(StatsResult, "stats", [], _STATS_OPTIONS)
             await self._remember()
             self._snapshot = PoolSnapshot(about)
-            self._apply(result)
+            changed, _, _ = self._apply(result)
+            await self._explain(changed)
             self._gone = None
             self._spread(self._everything())
             self._again.set()
             return
-        changed, removed, figures = self._apply(await self.ask(StatsResult, "stats", [], {}))
+        changed, removed, figures = self._apply(await self.ask(StatsResult, "stats", [], _STATS_OPTIONS))
+        await self._explain(changed)
         snapshot, now = self._snapshot, self._clock.time()
         if changed or removed:
             levels = self._levels.since(now)
             document = {
-                "items": [snapshot.items[name] for name in changed],
+                "items": self._shown(changed),
                 "removed": removed,
                 "order": list(snapshot.items),
                 "levels": {name: levels.get(name, []) for name in changed},
@@ -249,7 +257,31 @@ class Hub:
         for name in changed:
             self._levels.note(name, self._snapshot.items[name]["level"], now)
         self._levels.forget(removed)
+        for name in removed:
+            self._reasons.pop(name, None)
         return changed, removed, figures
+
+    async def _explain(self, changed: Iterable[str]) -> None:
+        """Ask why those of the changed servers fail that do."""
+        failing = []
+        for name in changed:
+            self._reasons.pop(name, None)
+            if self._snapshot.items[name]["level"] in (KO, WARN):
+                failing.append(name)
+        failing = failing[:_MOST_REASONS]
+        if failing:
+            for found in (await self.ask(ShowResult, "show", failing, {})).items:
+                reason = found.failure.message if found.failure is not None else found.complaint
+                if reason:
+                    self._reasons[found.name] = reason
+
+    def _shown(self, names: Iterable[str]) -> list[Table]:
+        """The servers as the page gets them, failing ones with the reason."""
+        items = [self._snapshot.items[name] for name in names]
+        return [
+            {**item, "reason": self._reasons[item["name"]]} if item["name"] in self._reasons else item
+            for item in items
+        ]
 
     def _everything(self) -> str:
         now = self._clock.time()
@@ -258,7 +290,7 @@ class Hub:
             "now": now,
             "interval_seconds": INTERVAL_SECONDS,
             "span_seconds": SPAN_SECONDS,
-            "items": list(self._snapshot.items.values()),
+            "items": self._shown(self._snapshot.items),
             "figures": self._snapshot.figures,
             "series": self._snapshot.series,
             "levels": self._levels.since(now),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -291,10 +292,10 @@ def test_one_server_is_shown_with_its_failure_its_events_and_its_log(page: Page,
     enter(page, stage)
     page.get_by_role("link", name="web-3").click()
     page.get_by_role("heading", name="web-3").wait_for()
-    page.get_by_text("exited with status 3 before it was ready").wait_for()
+    page.locator("#server-failure").get_by_text("exited with status 3 before it was ready").wait_for()
     page.get_by_text("web-3 is failed").wait_for()
     page.locator("#server-log").get_by_text("<b>cannot bind</b>").wait_for()
-    expect(page.locator("#server-charts svg")).to_have_count(3)
+    expect(page.locator("#server-charts svg")).to_have_count(4)
 
 
 def test_an_event_is_shown_at_once(page: Page, stage: Stage) -> None:
@@ -351,6 +352,32 @@ def test_a_press_on_a_state_shows_only_its_servers(page: Page, stage: Stage) -> 
     stage.pool.become("web-5", ready=False)
     page.get_by_role("button", name="1 not ready").click()
     expect(page.get_by_label("Sort by")).to_have_value("trouble")
+
+
+def test_link_keeps_the_filter_the_order_and_the_span_of_the_charts(page: Page, stage: Stage) -> None:
+    stage.pool.become("web-3", state="failed", ready=False, health="ko", pids=[])
+    page.goto(f"{stage.url}?span=hour&state=failed#token={TOKEN}")
+    expect(page.locator("#rows tr")).to_have_count(1)
+    expect(row(page, "web-3").locator(".why")).to_have_text("exited with status 3 before it was ready")
+    requests = page.locator("#overview svg").first
+    expect(requests).to_have_attribute("aria-label", re.compile("per second, last hour: now .* 1 restart$"))
+    expect(page.locator("#overview .mark[d^=M]")).to_have_count(4)
+    page.locator("#state").select_option("")
+    page.locator("#servers-title").focus()
+    page.keyboard.press("/")
+    page.keyboard.type("public")
+    page.get_by_role("button", name="Errors/s").click()
+    page.get_by_role("button", name="Errors/s").click()
+    expect(page).to_have_url(f"{stage.url}?q=public&sort=errors&span=hour&reversed=1")
+    page.reload()
+    expect(page.locator("#rows tr")).to_have_count(4)
+    expect(page.locator("#table [aria-sort]")).to_have_attribute("aria-sort", "ascending")
+    page.locator("#span").select_option("day")
+    expect(requests).to_have_attribute("aria-label", re.compile("last 24 hours: now"))
+    page.get_by_role("link", name="web-2").click()
+    expect(page.locator("#server-charts svg").first).to_have_attribute(
+        "aria-label", re.compile("last 24 hours: now")
+    )
 
 
 def test_a_log_line_cannot_inject_a_script(page: Page, stage: Stage) -> None:

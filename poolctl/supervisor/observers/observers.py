@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
-from poolctl.control.observer_answers import DashboardResult, HealthResult, MetricsResult, NotifyResult
+from poolctl.control.observer_answers import (
+    DashboardResult,
+    HealthResult,
+    HistoryResult,
+    MetricsResult,
+    NotifyResult,
+)
 from poolctl.core.core import Core
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import NAME as JOURNAL
@@ -26,6 +32,7 @@ from .totals import Totals
 
 if TYPE_CHECKING:
     from .dashboard_manager import DashboardPage
+    from .figure_rings import FigureHistory
     from .metrics_server import MetricsAddress
     from .notifications import Notifications
     from .pool_health import HealthOfRoutes
@@ -37,6 +44,7 @@ MODULES = (
     "poolctl.supervisor.observers.pool_health",
     "poolctl.supervisor.observers.notifications",
     "poolctl.supervisor.observers.dashboard_manager",
+    "poolctl.supervisor.observers.figure_rings",
 )
 _NOTIFIED = "notify.json"
 
@@ -55,6 +63,7 @@ class Observers:
         self._configuration = environment.configuration
         self._daemon = daemon
         self._dashboard: DashboardPage | None = None
+        self._history: FigureHistory | None = None
         self._metrics: MetricsAddress | None = None
         self._notifications: Notifications | None = None
 
@@ -68,6 +77,7 @@ class Observers:
         self.totals = Totals(core, self.events, store)
         await self.totals.resume()
         self._statistics = Statistics(core, self.totals)
+        self._store = store
 
     def record_events(self, adopted: int) -> None:
         """Record and notify changes of the servers; `adopted` workers of the previous supervisor are there."""
@@ -81,6 +91,7 @@ class Observers:
         """Answer the observers' verbs, and serve metrics, the gateway's too."""
         self._gateway = gateway
         verbs.add("stats", self._statistics.stats)
+        verbs.add("history", self._history_verb)
         verbs.add("monitor", self._statistics.monitor)
         verbs.add("metrics", self._metrics_verb)
         verbs.add("health", self._health_verb)
@@ -160,10 +171,13 @@ class Observers:
             self._metrics.follow(tables)
 
     def _serve_dashboard(self, tables: Tables) -> None:
-        # A page that is opened shows the last two minutes at once.
-        self._statistics.always = tables.dashboard is not None
-        if self._statistics.always:
-            self._statistics.watch()
+        # A page that is opened shows the last two minutes at once, and the last day.
+        if self._history is None and tables.dashboard is not None:
+            from .figure_rings import FigureHistory
+
+            self._history = FigureHistory(self._core, self._statistics, self._store)
+        if self._history is not None:
+            self._history.keep(tables.dashboard is not None)
         if self._dashboard is None and tables.dashboard is not None:
             from .dashboard_manager import DashboardPage
 
@@ -177,6 +191,13 @@ class Observers:
 
         metrics = PoolMetrics(self._core, self._statistics, self._daemon.identity(), self._gateway)
         return MetricsResult(text=await metrics.text(bool(call.options.get("openmetrics")), call.selector))
+
+    async def _history_verb(self, call: Call) -> HistoryResult:
+        """Figures of the last hour or day; kept for a dashboard only."""
+        from .figure_rings import FigureHistory
+
+        history = self._history or FigureHistory(self._core, self._statistics, self._store)
+        return await history.verb(call)
 
     async def _health_verb(self, call: Call) -> HealthResult:
         """The health of the routes, or without a gateway of the servers."""

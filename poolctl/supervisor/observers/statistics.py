@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from poolctl.control import answers
 from poolctl.control.answers import Measured, MonitorResult, Stats, StatsHistory, StatsResult, WorkerStats
@@ -94,8 +95,8 @@ class History:
         """Add the figures of this interval."""
         if self.counts:
             at, before = self.counts[-1]
-            self.requests_per_second.append(_rate(before, seen.total, now - at))
-            self.errors_per_second.append(_error_rate(before, seen.total, now - at))
+            self.requests_per_second.append(request_rate(before, seen.total, now - at))
+            self.errors_per_second.append(error_rate(before, seen.total, now - at))
             self.latency_p99_seconds.append(latency_seconds(seen.total, before, 0.99))
             self.memory_bytes.append(seen.memory_bytes)
         self.counts.append((now, seen.total))
@@ -111,11 +112,18 @@ class History:
         )
 
 
+class SampleReader(Protocol):
+    """Gets each sample of all servers."""
+
+    def take(self, now: float, seen: Sequence[ServerSnapshot]) -> None:
+        """Use the servers' figures of this time."""
+
+
 class Statistics:
-    """Read on request; sampled for a minute after a request, or `always`."""
+    """Read on request; sampled for a minute after a request, or always while there is a `reader`."""
 
     def __init__(self, core: Core, totals: Totals) -> None:
-        self.always = False
+        self.reader: SampleReader | None = None
         self._core = core
         self.totals = totals
         self._counters = core.runner.capabilities.counters
@@ -200,7 +208,7 @@ class Statistics:
         counted = self._counters is not None
         stats = Stats(
             requests_total=total[tally.STARTED],
-            requests_per_second=round(_rate(before, total, seconds), 3) if watched else 0.0,
+            requests_per_second=round(request_rate(before, total, seconds), 3) if watched else 0.0,
             responses_total={f"{digit}xx": total[tally.STATUS + digit] for digit in range(1, 6)},
             errors_total=errors(total),
             disconnects_total=total[tally.DISCONNECTED],
@@ -221,7 +229,7 @@ class Statistics:
         )
         if with_errors and counted:
             stats = stats.but(
-                errors_per_second=round(_error_rate(before, total, seconds), 3) if watched else 0.0
+                errors_per_second=round(error_rate(before, total, seconds), 3) if watched else 0.0
             )
         return stats if counted else stats.but(**dict.fromkeys(_OF_REQUESTS))
 
@@ -237,19 +245,22 @@ class Statistics:
 
     def _sample(self) -> None:
         now = self._core.clock.monotonic()
-        if not self.always and now - self._asked_at > WATCHED_SECONDS:
+        if self.reader is None and now - self._asked_at > WATCHED_SECONDS:
             self._timer = None
             self._usage.clear()
             self._histories.clear()
             return
         # Set before the work, so that the intervals stay exact.
         self._timer = asyncio.get_running_loop().call_later(INTERVAL_SECONDS, self._sample)
-        pids = set()
+        pids, found = set(), []
         clock = self._core.clock
         for entry in self._core.entries.values():
             seen = self.of(entry, memory=clock.monotonic() - now < _SAMPLE_SECONDS)
             self._histories.setdefault(entry.name, History()).take(now, seen)
+            found.append(seen)
             pids |= {worker.placement.pid for worker, _, _ in seen.workers if worker.placement is not None}
+        if self.reader is not None:
+            self.reader.take(now, found)
         for gone in self._usage.keys() - pids:
             del self._usage[gone]
         for name in self._histories.keys() - self._core.entries.keys():
@@ -275,11 +286,13 @@ def loop_lag_seconds(counts: Counts | None) -> Figure:
     return round(counts[tally.BEAT_LAG_NS] / 1e9, 6)
 
 
-def _rate(before: Counts, after: Counts, seconds: float) -> float:
+def request_rate(before: Counts, after: Counts, seconds: float) -> float:
+    """Requests a second between these counts."""
     return (after[tally.STARTED] - before[tally.STARTED]) / seconds if seconds > 0 else 0.0
 
 
-def _error_rate(before: Counts, after: Counts, seconds: float) -> float:
+def error_rate(before: Counts, after: Counts, seconds: float) -> float:
+    """Errors a second between these counts; see `errors`."""
     return (errors(after) - errors(before)) / seconds if seconds > 0 else 0.0
 
 

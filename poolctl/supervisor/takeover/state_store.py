@@ -1,4 +1,4 @@
-"""State that a supervisor saves in the keeper's store for its successor: configuration, desired state, totals.
+"""State that a supervisor saves in the keeper's store for its successor: configuration, desired state, totals, figures.
 
 The desired state is written into a file as well, for a pool whose keeper is killed at the same time.
 """
@@ -178,6 +178,14 @@ class StateStore:
     def save_totals(self, totals: bytes) -> None:
         """Store what was counted, a JSON object."""
         self._write(fd_store.TOTALS, totals)
+
+    async def history(self) -> bytes:
+        """The figures that the previous supervisor has kept for charts; empty without any."""
+        return await self._read(fd_store.HISTORY) or b""
+
+    def save_history(self, content: bytes) -> None:
+        """Store figures for charts."""
+        self._write(fd_store.HISTORY, content)
 
     def _write(self, name: str, content: bytes) -> None:
         fd = sealed_file(f"poolctl-{name}", content)

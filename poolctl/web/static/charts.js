@@ -1,9 +1,11 @@
 // Charts, sparklines and history bars: small SVG images, each with a sentence for screen readers.
 
 import { el, setText, svg } from "./dom.js";
+import { duration, plural } from "./format.js";
 
 const WIDTH = 300;
 const HEIGHT = 80;
+const SAMPLES = 60;
 
 function points(values, most, width, height) {
   const step = values.length > 1 ? width / (values.length - 1) : 0;
@@ -43,28 +45,29 @@ export function sparkline() {
   return {
     node: picture,
     draw(values) {
-      const all = padded(values, 60);
+      const all = padded(values || [], SAMPLES);
       line.setAttribute("d", lines(points(all, Math.max(...all.map((each) => each ?? 0), 1e-9), 100, 20)));
     },
   };
 }
 
 export class Chart {
-  // `show` formats a figure; `seconds` is the interval between two figures.
-  constructor(title, show, seconds = 2) {
+  // `show` formats a figure.
+  constructor(title, show) {
     this.show = show;
-    this.seconds = seconds;
     this.title = title;
     this.values = [];
+    this.marks = [];
     this.now = el("div", { class: "now" });
     this.fill = svg("path", { class: "area" });
     this.path = svg("path", { class: "line" });
+    this.marked = svg("path", { class: "mark" });
     this.cursor = svg("line", { class: "cursor", y1: 0, y2: HEIGHT, visibility: "hidden" });
     this.picture = svg(
       "svg",
       { viewBox: `0 -2 ${WIDTH} ${HEIGHT + 4}`, preserveAspectRatio: "none", role: "img" },
       ...[0, HEIGHT / 2, HEIGHT].map((y) => svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: y, y2: y })),
-      this.fill, this.path, this.cursor,
+      this.fill, this.path, this.marked, this.cursor,
     );
     this.begin = el("span");
     this.most = el("span");
@@ -74,22 +77,30 @@ export class Chart {
     this.picture.addEventListener("pointerleave", () => this.point(null));
   }
 
-  draw(values, seconds = this.seconds) {
+  // `count` figures at intervals of `seconds`, the last one of now; `marks` says how many restarts each interval had.
+  draw(values, { label, seconds = 2, count = SAMPLES, marks = [] }) {
     this.seconds = seconds;
-    this.values = padded(values, 60);
+    this.values = padded(values, count);
+    this.marks = padded(marks, count);
     const known = values.filter((value) => value !== null && value !== undefined);
     const most = Math.max(...known, 1e-9);
     const found = points(this.values, most, WIDTH, HEIGHT);
     this.path.setAttribute("d", lines(found));
     this.fill.setAttribute("d", area(found, HEIGHT));
+    this.marked.setAttribute("d", this.marks.map((restarts, index) => (restarts > 0 ? `M${this.x(index)} 0V${HEIGHT}` : "")).join(""));
     const now = this.values.at(-1);
-    setText(this.begin, `${Math.round((60 * seconds) / 60)} min ago`);
+    setText(this.begin, `${duration(count * seconds)} ago`);
     const highest = this.show(known.length ? Math.max(...known) : null);
     const any = highest !== "–";
     setText(this.most, any ? `highest ${highest}` : "no figures yet");
     if (!this.pointed) setText(this.now, this.show(now));
-    const say = any ? `now ${this.show(now)}, highest ${highest}` : "no figures yet";
-    this.picture.setAttribute("aria-label", `${this.title}, last 2 minutes: ${say}`);
+    const restarts = this.marks.reduce((sum, each) => sum + (each || 0), 0);
+    const say = any ? `now ${this.show(now)}, highest ${highest}${restarts ? `, ${plural(restarts, "restart")}` : ""}` : "no figures yet";
+    this.picture.setAttribute("aria-label", `${this.title}, last ${label}: ${say}`);
+  }
+
+  x(index) {
+    return ((index * WIDTH) / (this.values.length - 1)).toFixed(1);
   }
 
   point(event) {
@@ -100,12 +111,14 @@ export class Chart {
       return;
     }
     const box = this.picture.getBoundingClientRect();
-    const index = Math.round(((event.clientX - box.left) / box.width) * 59);
-    const value = this.values[Math.min(59, Math.max(0, index))];
+    const last = this.values.length - 1;
+    const index = Math.min(last, Math.max(0, Math.round(((event.clientX - box.left) / box.width) * last)));
     this.cursor.setAttribute("visibility", "visible");
-    this.cursor.setAttribute("x1", (index * WIDTH) / 59);
-    this.cursor.setAttribute("x2", (index * WIDTH) / 59);
-    setText(this.now, `${this.show(value)} · ${Math.round((59 - index) * this.seconds)} s ago`);
+    this.cursor.setAttribute("x1", this.x(index));
+    this.cursor.setAttribute("x2", this.x(index));
+    const ago = index === last ? "now" : `${duration((last - index) * this.seconds)} ago`;
+    const restarts = this.marks[index] > 0 ? ` · ${plural(this.marks[index], "restart")}` : "";
+    setText(this.now, `${this.show(this.values[index])} · ${ago}${restarts}`);
   }
 }
 

@@ -70,6 +70,7 @@ const tail = new LogTail($("log"), {
 
 export function drawLogServers() {
   const select = $("log-server");
+  if (!store.known) return;
   const names = [...store.servers.keys()];
   if ([...select.options].slice(1).map((option) => option.value).join("\n") === names.join("\n")) return;
   const kept = select.value;

@@ -4,9 +4,11 @@ import { LoggedOut, login, post, session } from "./api.js";
 import { note } from "./actions.js";
 import { $, announce, setText } from "./dom.js";
 import { addEvent, beginEvents, drawEvents } from "./events.js";
+import { beginFilters, readFilters } from "./filters.js";
+import { forgetHistory } from "./history.js";
 import { beginLogs, drawLogServers, hideLogs, showLogs } from "./logs.js";
 import { hideRoutes, showRoutes } from "./routes.js";
-import { drawServer, hideServer, showServer } from "./server.js";
+import { beginServer, drawServer, hideServer, showServer } from "./server.js";
 import { beginServers, drawServers, tick } from "./servers.js";
 import { store } from "./store.js";
 import { Stream } from "./stream.js";
@@ -100,6 +102,7 @@ function leave() {
   hideServer();
   hideLogs();
   store.clear();
+  forgetHistory();
   draw();
   gone("");
   clearTimeout(lostTimer);
@@ -117,7 +120,7 @@ function leave() {
 function tokenOfLink() {
   const match = /^#token=([^&]+)$/.exec(location.hash);
   if (!match) return "";
-  history.replaceState(null, "", location.pathname);
+  history.replaceState(null, "", location.pathname + location.search);
   return decodeURIComponent(match[1]);
 }
 
@@ -138,9 +141,12 @@ async function begin() {
 }
 
 beginTheme();
-beginServers();
+const reversed = readFilters();
+beginServers(reversed);
+beginServer();
 beginEvents();
 beginLogs();
+beginFilters(() => (inside ? view : ""));
 store.addEventListener("pool", draw);
 store.addEventListener("changed", ({ detail }) => {
   draw();

@@ -5,6 +5,7 @@ import { Chart, historyBar } from "./charts.js";
 import { $, el, setText } from "./dom.js";
 import { eventLine } from "./events.js";
 import { bytes, duration, latency, rate } from "./format.js";
+import { drawCharts } from "./history.js";
 import { LogTail } from "./logs.js";
 import { actionButton, badge, place } from "./servers.js";
 import { offered } from "./actions.js";
@@ -42,6 +43,7 @@ const tail = new LogTail($("server-log"));
 function build() {
   charts = {
     requests_per_second: new Chart("Requests per second", rate),
+    errors_per_second: new Chart("Errors per second", rate),
     latency_p99_seconds: new Chart("p99 latency", latency),
     memory_bytes: new Chart("Memory", (value) => bytes(value || null)),
   };
@@ -75,6 +77,13 @@ async function ask() {
   } catch {
     asked = "";
   }
+}
+
+export function beginServer() {
+  $("server-span").addEventListener("input", () => {
+    $("span").value = $("server-span").value;
+    drawServer();
+  });
 }
 
 export function showServer(wanted) {
@@ -111,7 +120,8 @@ export function drawServer() {
     else if (node.textContent !== now.textContent) node.replaceChildren(now);
   }
   bar.draw(server.levels, store.now, store.span);
-  for (const [figure, chart] of Object.entries(charts)) chart.draw(server.series[figure], store.interval);
+  $("server-span").value = $("span").value;
+  drawCharts(charts, server.series, name, () => name === server.name && drawServer());
   drawEvents();
   ask();
 }

@@ -3,7 +3,9 @@
 import { ACTIONS, act, offered } from "./actions.js";
 import { Chart, historyBar, sparkline } from "./charts.js";
 import { $, el, setText } from "./dom.js";
+import { keepFilters } from "./filters.js";
 import { bytes, duration, latency, plural, rate } from "./format.js";
+import { drawCharts } from "./history.js";
 import { store, trouble } from "./store.js";
 
 const figure = (key) => (server) => server.figures[key] ?? -1;
@@ -11,12 +13,14 @@ const SORTS = {
   name: [(server) => server.name.toLowerCase(), 1],
   trouble: [trouble, 1],
   rps: [figure("requests_per_second"), -1],
+  errors: [figure("errors_per_second"), -1],
   p99: [figure("latency_p99_seconds"), -1],
   memory: [figure("memory_bytes"), -1],
   uptime: [(server) => (server.since ? store.now - server.since : -1), -1],
   restarts: [(server) => server.restarts, -1],
 };
 
+const FIGURES = ["requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes"];
 const rows = new Map();
 const picked = new Set();
 let sort = "file";
@@ -58,10 +62,11 @@ class Row {
     this.shown = "";
     this.box = el("input", { type: "checkbox", "aria-label": `Select ${name}`, onchange: () => this.pick() });
     this.where = el("div", { class: "sub" });
+    this.why = el("div", { class: "why", hidden: true });
     this.state = el("td", { class: "state" });
     this.bar = historyBar();
-    this.sparks = [sparkline(), sparkline(), sparkline()];
-    this.numbers = ["Requests/s", "p99", "Memory", "Uptime", "Restarts"].map((label) => el("td", { class: "number", "data-label": label }));
+    this.sparks = FIGURES.map(() => sparkline());
+    this.numbers = ["Requests/s", "Errors/s", "p99", "Memory", "Uptime", "Restarts"].map((label) => el("td", { class: "number", "data-label": label }));
     this.texts = this.numbers.map((cell, index) => {
       const text = el("span");
       cell.append(text, ...(this.sparks[index] ? [this.sparks[index].node] : []));
@@ -70,7 +75,7 @@ class Row {
     this.acts = el("div", { class: "actions", role: "group", "aria-label": `Actions for ${name}` });
     this.node = el("tr", {},
       el("td", { class: "pick" }, this.box),
-      el("th", { scope: "row" }, el("a", { href: `#server/${encodeURIComponent(name)}` }, name), this.where),
+      el("th", { scope: "row" }, el("a", { href: `#server/${encodeURIComponent(name)}` }, name), this.where, this.why),
       this.state, el("td", { class: "history" }, this.bar.node), ...this.numbers, el("td", { class: "acts" }, this.acts));
     this.node.row = this;
     seen.observe(this.node);
@@ -89,19 +94,23 @@ class Row {
     const server = this.server;
     if (!server) return;
     this.box.checked = picked.has(this.name);
-    const shown = JSON.stringify([server.state, server.ready, server.health, server.bind, server.expose, server.tags]);
+    const shown = JSON.stringify([server.state, server.ready, server.health, server.bind, server.expose, server.tags, server.reason]);
     if (shown !== this.shown) {
       this.shown = shown;
       this.state.replaceChildren(badge(server));
       this.where.replaceChildren(place(server), ...(server.tags?.length ? [` · ${server.tags.join(", ")}`] : []));
+      setText(this.why, server.reason);
+      this.why.title = server.reason;
+      this.why.hidden = !server.reason;
       this.drawActions(server);
     }
     const { figures, series } = server;
-    const texts = [rate(figures.requests_per_second), latency(figures.latency_p99_seconds), bytes(figures.memory_bytes || null),
+    const texts = [rate(figures.requests_per_second), rate(figures.errors_per_second), latency(figures.latency_p99_seconds), bytes(figures.memory_bytes || null),
       duration(server.since ? store.now - server.since : 0), String(server.restarts)];
     texts.forEach((text, index) => setText(this.texts[index], text));
     if (!this.visible) return;
-    ["requests_per_second", "latency_p99_seconds", "memory_bytes"].forEach((key, index) => this.sparks[index].draw(series[key]));
+    this.numbers[1].classList.toggle("bad", figures.errors_per_second > 0);
+    FIGURES.forEach((key, index) => this.sparks[index].draw(series[key]));
     this.bar.draw(server.levels, store.now, store.span);
   }
 
@@ -173,18 +182,25 @@ function drawBulk() {
   all.indeterminate = count > 0 && count < shown.length;
 }
 
-function options(select, values) {
+function options(select, found) {
   const kept = select.value;
+  // What was chosen, or comes from a link, stays chosen when no server is like that.
+  const values = kept && !found.includes(kept) ? [...found, kept] : found;
   const now = [...select.options].slice(1).map((option) => option.value);
   if (now.join() === values.join()) return;
   select.replaceChildren(select.options[0], ...values.map((value) => el("option", { value }, value)));
-  select.value = values.includes(kept) ? kept : "";
+  select.value = kept;
 }
 
 function drawOverview() {
   if (!charts) {
     tallies = { now: el("div", { class: "now" }), list: el("ul", { class: "tally", "aria-label": "Servers by state" }) };
-    charts = { rps: new Chart("Requests per second", rate), p99: new Chart("Slowest p99 latency", latency), memory: new Chart("Memory", bytes) };
+    charts = {
+      requests_per_second: new Chart("Requests per second", rate),
+      errors_per_second: new Chart("Errors per second", rate),
+      latency_p99_seconds: new Chart("Slowest p99 latency", latency),
+      memory_bytes: new Chart("Memory", bytes),
+    };
     $("overview").append(el("div", { class: "card" }, el("h3", {}, "Ready"), tallies.now, tallies.list), ...Object.values(charts).map((chart) => chart.node));
   }
   const all = [...store.servers.values()];
@@ -198,7 +214,7 @@ function drawOverview() {
     counts[word][0] += 1;
   }
   drawTally(counts);
-  for (const [key, chart] of Object.entries(charts)) chart.draw(store.total[key], store.interval);
+  drawCharts(charts, store.total, "", drawOverview);
 }
 
 // Each state with its number of servers; pressing it shows only these.
@@ -211,6 +227,7 @@ function drawTally(counts) {
   const press = (word) => {
     if (!counts[word][2]) return sortBy("trouble", false);
     $("state").value = $("state").value === word ? "" : word;
+    keepFilters();
     return drawServers();
   };
   tallies.list.replaceChildren(...Object.entries(counts).map(([word, [count, mark]]) => el("li", {},
@@ -247,6 +264,7 @@ function sortBy(name, turn) {
   else descending = false;
   sort = name;
   $("sort").value = name;
+  keepFilters(descending);
   for (const head of document.querySelectorAll("#table [data-sort]")) {
     if (head.dataset.sort !== sort) head.removeAttribute("aria-sort");
     else head.setAttribute("aria-sort", (SORTS[sort][1] > 0) !== descending ? "ascending" : "descending");
@@ -254,12 +272,15 @@ function sortBy(name, turn) {
   drawServers();
 }
 
-export function beginServers() {
+export function beginServers(reversed) {
   for (const id of ["search", "state", "health"]) $(id).addEventListener("input", drawServers);
+  $("span").addEventListener("input", drawServers);
   $("sort").addEventListener("change", () => sortBy($("sort").value, false));
   for (const head of document.querySelectorAll("#table [data-sort]")) {
     head.firstElementChild.addEventListener("click", () => sortBy(head.dataset.sort, true));
   }
+  sort = $("sort").value;
+  sortBy(sort, reversed);
   $("pick-all").addEventListener("change", (event) => {
     for (const { name } of wanted()) picked[event.target.checked ? "add" : "delete"](name);
     drawServers();

@@ -1,8 +1,9 @@
 // The page's state of the pool. Messages of the stream change it; listeners that draw are notified.
 
-const SERIES = ["requests_per_second", "latency_p99_seconds", "memory_bytes"];
+const SERIES = ["requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes"];
 const SAMPLES = 60;
 const MOST_EVENTS = 500;
+const MOST_RESTARTS = 500;
 
 class Store extends EventTarget {
   constructor() {
@@ -17,7 +18,8 @@ class Store extends EventTarget {
     this.skew = 0;
     this.span = 3600;
     this.interval = 2;
-    this.total = { rps: [], p99: [], memory: [] };
+    this.restarts = []; // the latest ones, each with its time and the server's name
+    this.total = Object.fromEntries(SERIES.map((key) => [key, []]));
     this.known = false;
   }
 
@@ -41,7 +43,7 @@ class Store extends EventTarget {
       this.take(item);
       const server = this.servers.get(item.name);
       server.figures = message.figures[item.name];
-      server.series = message.series[item.name];
+      server.series = { ...server.series, ...message.series[item.name] };
       server.levels = message.levels[item.name] || [];
     }
     for (let back = SAMPLES; back > 0; back -= 1) this.sum(back);
@@ -49,9 +51,11 @@ class Store extends EventTarget {
   }
 
   take(item) {
-    const server = this.servers.get(item.name) || { figures: {}, series: Object.fromEntries(SERIES.map((key) => [key, []])), levels: [] };
+    const before = this.servers.get(item.name);
+    if (before && item.restarts > before.restarts) keep(this.restarts, { time: this.now, name: item.name }, MOST_RESTARTS);
+    const server = before || { figures: {}, series: Object.fromEntries(SERIES.map((key) => [key, []])), levels: [] };
     // The page counts the uptime itself.
-    this.servers.set(item.name, { ...server, ...item, since: item.uptime_seconds > 0 ? this.now - item.uptime_seconds : 0 });
+    this.servers.set(item.name, { ...server, reason: "", ...item, since: item.uptime_seconds > 0 ? this.now - item.uptime_seconds : 0 });
   }
 
   changed(message) {
@@ -84,14 +88,25 @@ class Store extends EventTarget {
 
   // Adds the pool's totals of a moment: that of the last figures is 1, the one before 2.
   sum(back) {
-    let [rps, memory, p99] = [null, null, null];
+    let [rps, failed, p99, memory] = [null, null, null, null];
     for (const { series } of this.servers.values()) {
-      const [requests, latency, bytes] = SERIES.map((key) => series[key].at(-back));
+      const [requests, errors, latency, bytes] = SERIES.map((key) => series[key].at(-back));
       if (requests != null) rps = (rps ?? 0) + requests;
+      if (errors != null) failed = (failed ?? 0) + errors;
       if (bytes != null) memory = (memory ?? 0) + bytes;
       if (latency != null && requests > 0) p99 = Math.max(p99 ?? 0, latency);
     }
-    for (const [key, value] of Object.entries({ rps, memory, p99 })) keep(this.total[key], value, SAMPLES);
+    [rps, failed, p99, memory].forEach((value, index) => keep(this.total[SERIES[index]], value, SAMPLES));
+  }
+
+  // How many restarts each of the last samples had, of a server or of all ("").
+  marks(name) {
+    const found = Array(SAMPLES).fill(0);
+    for (const { time, name: restarted } of this.restarts) {
+      const back = Math.floor((this.now - time) / this.interval);
+      if (back < SAMPLES && (!name || name === restarted)) found[SAMPLES - 1 - Math.max(0, back)] += 1;
+    }
+    return found;
   }
 }
 

@@ -1,0 +1,113 @@
+"""Figures of an hour and a day, over made-up times and counts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from poolctl.supervisor.observers.figure_rings import DAY, FIGURES, HOUR, POOL, FigureRing, FigureRings
+from poolctl.supervisor.observers.statistics import History, ServerSnapshot
+from poolctl.worker import tally
+
+
+def seen(
+    name: str = "web",
+    *,
+    requests: int = 0,
+    errors: int = 0,
+    restarts: int = 0,
+    slow: int = 0,
+    memory: int | None = 10,
+) -> ServerSnapshot:
+    """A server whose workers have counted this; `slow` responses took about a second."""
+    total = [0] * tally.COUNTED
+    total[tally.STARTED], total[tally.STATUS + 5] = requests, errors
+    total[tally.BUCKETS + next(at for at, bound in enumerate(tally.BOUNDS_NS) if bound >= 1e9)] = slow
+    entry: Any = SimpleNamespace(name=name, restarts=restarts, config=SimpleNamespace(command=None))
+    usage: Any = None if memory is None else SimpleNamespace(memory_bytes=memory, cpu_percent=0.0)
+    worker: Any = None
+    return ServerSnapshot(entry, total, [(worker, None, usage)], counts=True)
+
+
+def last(ring: FigureRing, name: str = "web") -> list[float | None]:
+    return [values[-1] for values in ring.series(name).values()]
+
+
+def test_a_minute_has_its_rates_its_latency_and_its_restarts() -> None:
+    ring = FigureRing(HOUR)
+    assert not ring.take(0, [seen(requests=100, errors=7, restarts=2)])
+    assert ring.series("web") == {figure: [] for figure in FIGURES}
+    assert not ring.take(30, [seen(requests=400)])
+    assert ring.take(60, [seen(requests=700, errors=13, restarts=3, slow=5, memory=4096)])
+    rate, errors, latency, memory, restarts = last(ring)
+    assert (rate, errors, memory, restarts) == (10, 0.1, 4096, 1)
+    assert 0.5 < (latency or 0) <= 1.5
+
+
+def test_pool_has_the_sums_and_the_slowest_latency() -> None:
+    ring = FigureRing(HOUR)
+    ring.take(0, [seen("a"), seen("b", memory=None)])
+    ring.take(
+        60, [seen("a", requests=60, slow=1), seen("b", requests=120, errors=60, restarts=1, memory=None)]
+    )
+    assert last(ring, POOL) == [3, 1, last(ring, "a")[2], 10, 1]
+    assert last(ring, "b")[3] is None
+
+
+def test_server_that_comes_and_one_that_goes_leave_no_stale_figures() -> None:
+    rings = FigureRings()
+    rings.take(0, [seen("old")])
+    rings.take(60, [seen("old", requests=60), seen("new", requests=5)])
+    rings.take(120, [seen("new", requests=65)])
+    ring = rings.rings["hour"]
+    assert last(ring, "new")[0] == 1
+    assert ring.series("old")[FIGURES[0]] == []
+    assert ring.series(POOL)[FIGURES[0]][-2:] == [1, 1]
+
+
+@pytest.mark.parametrize("span", [HOUR, DAY])
+def test_ring_keeps_as_many_slots_as_the_span_has_and_no_more(span: Any) -> None:
+    ring = FigureRing(span)
+    for slot in range(3 * span.slots):
+        ring.take(slot * span.slot_seconds, [seen(requests=slot * span.slot_seconds * slot)])
+    values = ring.series("web")[FIGURES[0]]
+    assert len(values) == span.slots - 1
+    newest = 3 * span.slots - 2
+    assert values == [2 * slot + 1 for slot in range(newest - span.slots + 2, newest + 1)]
+    assert ring.values["web"].itemsize * len(ring.values["web"]) == 4 * span.slots * len(FIGURES)
+
+
+def test_successor_continues_with_a_gap_for_the_time_without_a_supervisor() -> None:
+    rings = FigureRings()
+    for minute in range(70):
+        rings.take(minute * 60, [seen(requests=60 * minute)])
+    saved = rings.saved()
+    successor = FigureRings()
+    successor.restore(saved)
+    successor.take(73 * 60, [seen(requests=9000)])
+    successor.take(74 * 60, [seen(requests=9060)])
+    values = successor.rings["hour"].series("web")[FIGURES[0]]
+    assert values[-6:] == [1, None, None, None, None, 1]
+    assert len(saved) < 2 * 3120 + 500, "a server and the pool"
+    assert (
+        successor.rings["day"].series("web")[FIGURES[0]][-1]
+        == rings.rings["day"].series("web")[FIGURES[0]][-1]
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"[0, [], []]\n", b"[1, [1], [[1]]]\n"])
+def test_history_of_another_layout_is_ignored(content: bytes) -> None:
+    rings = FigureRings()
+    rings.restore(content)
+    assert rings.rings["hour"].values == {}
+
+
+def test_errors_are_a_rate_of_each_interval() -> None:
+    history = History()
+    for at in range(3):
+        history.take(2.0 * at, seen(requests=10 * at, errors=at))
+    values = history.values(counted=True, with_errors=True)
+    assert (values.requests_per_second, values.errors_per_second) == ((5, 5), (0.5, 0.5))
+    assert history.values(counted=True, with_errors=False).errors_per_second is None
