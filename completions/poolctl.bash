@@ -54,7 +54,7 @@ _poolctl() {
         wait:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
         *:-c | *:--config | *:-f | *:--file) _poolctl_files -f; return ;;
         *:--pool) _poolctl_ask pools; return ;;
-        *:--bind | *:--app | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--for | *:--tail | *:--until | *:--grep | *:--to | *:--ttl | *:--weight | *:--host | *:--path | *:--probe | *:--canary | *:--abort-on | *:--min-requests | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
+        *:--bind | *:--app | *:--command | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--for | *:--tail | *:--until | *:--grep | *:--to | *:--ttl | *:--weight | *:--host | *:--path | *:--probe | *:--canary | *:--abort-on | *:--min-requests | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
         *:-o | *:--output) _poolctl_words 'table wide json jsonl name'; return ;;
         *:--tag) _poolctl_ask tags; return ;;
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
@@ -77,7 +77,7 @@ _poolctl() {
             ;;
         add)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--bind --app --set -f --file -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--bind --app --command --set -f --file -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 :
             fi

@@ -54,6 +54,7 @@ complete -c poolctl -n 'not __poolctl_verb >/dev/null' -s h -l help -d 'Show thi
 complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a add -d 'Add a server to the running pool'
 complete -c poolctl -n '__poolctl_in add' -l bind -x -d 'The address it listens on'
 complete -c poolctl -n '__poolctl_in add' -l app -x -d 'The application it serves'
+complete -c poolctl -n '__poolctl_in add' -l command -x -d 'The program that it runs, instead of an application'
 complete -c poolctl -n '__poolctl_in add' -l set -x -d 'Another key: workers=2, env.LEVEL=debug'
 complete -c poolctl -n '__poolctl_in add' -s f -l file -r -F -d 'Add the servers of this file instead'
 complete -c poolctl -n '__poolctl_in add' -s o -l output -x -a 'table wide json jsonl name' -d 'table, wide, json, jsonl, name, or FIELD,FIELD…'

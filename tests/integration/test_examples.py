@@ -33,7 +33,7 @@ class Example:
     def __init__(self, name: str, pool: RealPool) -> None:
         self.pool = pool
         self._ports: dict[str, int] = {}
-        made = shutil.ignore_patterns("certificate", "*.sqlite3*", ".venv", "__pycache__")
+        made = shutil.ignore_patterns("certificate", "spool", "*.sqlite3*", ".venv", "__pycache__")
         shutil.copytree(EXAMPLES / name, pool.directory, dirs_exist_ok=True, ignore=made)
         for path in pool.directory.glob("*.toml"):
             path.write_text(PORT.sub(lambda match: str(self._port(match[0])), path.read_text()))
@@ -74,7 +74,7 @@ class Example:
 
 def test_no_two_examples_share_an_address() -> None:
     binds = [server.bind for name in NAMES for server in PoolConfig.load(EXAMPLES / name / "pool.toml")]
-    taken = [bind for bind in binds if not bind.startswith("job:")]
+    taken = [bind for bind in binds if not bind.startswith(("job:", "process:"))]
     assert len(taken) == len(set(taken)) >= 10
     assert {bind for bind in taken if not bind.startswith("127.0.0.1:")} == {
         "0.0.0.0:8060"
@@ -169,6 +169,21 @@ def test_an_existing_project(real_pool: RealPool) -> None:
     assert example.ask(8090, "/books") == ["sicp", "taocp", "tapl"]
     assert example.refusal(8090, "/books/none") == 404
     assert example.ask(8091) == {"title": "Bookshop, back office", "books": 3}
+
+
+def test_programs_without_a_port(real_pool: RealPool) -> None:
+    example = Example("background-work", real_pool)
+    real_pool.ok("start")
+    assert example.ask(8020, data=b"a letter") == {"accepted": "a letter"}
+    wait_until(lambda: {"a letter", "tick"} <= {each["text"] for each in example.ask(8020)})
+    items = real_pool.items("--tag", "background")
+    assert {name: (item["bind"], item["ready"]) for name, item in items.items()} == {
+        "worker": ("process:worker", True), "clock": ("process:clock", True),
+    }  # fmt: skip
+    assert {each["worker"] for each in example.ask(8020)} <= set(items["worker"]["pids"])
+    real_pool.ok("restart", "--tag", "background")
+    assert set(items["worker"]["pids"]).isdisjoint(real_pool.items()["worker"]["pids"])
+    assert "after the task" in real_pool.ok("logs", "worker").stdout
 
 
 def test_a_container(real_pool: RealPool) -> None:

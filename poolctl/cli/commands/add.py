@@ -28,11 +28,17 @@ LISTS: dict[str, Callable[[str], list[str]]] = {
     "tags": lambda text: [word.strip() for word in text.split(",")],
 }
 
+# Options for keys of the server, by name.
+KEYS = {"bind": "bind", "app": "app", "program": "command"}
+
 COMMAND = Command(
     "Add a server to the running pool.",
     Option("server", metavar="NAME", help="The new server's name."),
     Option("bind", "--bind", metavar="ADDRESS", help="The address it listens on."),
     Option("app", "--app", metavar="MODULE:ATTRIBUTE", help="The application it serves."),
+    Option(
+        "program", "--command", metavar="WORDS", help="The program that it runs, instead of an application."
+    ),
     Option("set", "--set", metavar="KEY=VALUE", kind=LIST, help="Another key: workers=2, env.LEVEL=debug."),
     Option(
         "file", "-f", "--file", metavar="FILE", completes=FILES, help="Add the servers of this file instead."
@@ -41,7 +47,8 @@ COMMAND = Command(
     section=CHANGES,
     examples=(
         "poolctl add docs --bind 127.0.0.1:8083 --app docs.main:app --set workers=2",
-        'poolctl add files --bind :8084 --set \'command=["caddy", "run"]\' --save',
+        "poolctl add files --bind :8084 --command 'caddy run' --save",
+        "poolctl add queue --command 'celery --app shop worker'      without a port",
         "poolctl add -f more.toml      every server of that file",
     ),
 )
@@ -108,14 +115,14 @@ def _in_files(files: WriteBack, tables: list[Table]) -> Outcome:
 def new_servers(request: CommandRequest, pool: PoolRef) -> tuple[list[Table], str]:
     """The tables to add, as a file would have them, and the directory that their relative paths begin in."""
     file = request.get("file")
-    options = [o for o in ("server", "bind", "app", "set") if request.get(o)]
+    options = [o for o in ("server", *KEYS, "set") if request.get(o)]
     if file is None:
         first = pool.files[0] if pool.files else "."
         return [_from_options(request)], os.path.abspath(
             first if os.path.isdir(first) else os.path.dirname(first)
         )
     if options:
-        named = "NAME" if options[0] == "server" else f"--{options[0]}"
+        named = "NAME" if options[0] == "server" else f"--{KEYS.get(options[0], options[0])}"
         raise UsageError(f"{named} and -f cannot be combined", hint="put it into the file")
     path = os.path.abspath(file)
     return _from_file(path), os.path.dirname(path)
@@ -128,18 +135,18 @@ def _from_options(request: CommandRequest) -> Table:
     if not name:
         raise UsageError(
             "add: the new server's name is missing",
-            hint="poolctl add NAME --bind ADDRESS --app MODULE:ATTRIBUTE",
+            hint="poolctl add NAME --bind ADDRESS --app MODULE:ATTRIBUTE, or NAME --command WORDS",
         )
     table: Table = {"name": name}
-    for key in ("bind", "app"):
-        if request.get(key) is not None:
-            table[key] = request.get(key)
+    for option, key in KEYS.items():
+        if request.get(option) is not None:
+            table[key] = request.get(option)
+    given = set(table)
+    if "command" in table:
+        table["command"] = _words("--command", "command", str(table["command"]))
     for word in request.get("set") or []:
         setting = _setting(word)
-        taken = sorted(
-            setting.keys() & {"name", *(key for key in ("bind", "app") if request.get(key) is not None)}
-        )
-        if taken:
+        if taken := sorted(setting.keys() & given):
             raise UsageError(f"--set {word}: {taken[0]!r} is given twice", hint="give it once")
         table = merged(table, setting)
     return table
@@ -168,13 +175,18 @@ def _setting(word: str) -> Table:
     while isinstance(inner := next(iter(table.values())), dict):
         table = inner
     table[next(iter(table))] = value
-    for key, as_list in LISTS.items():
+    for key in LISTS:
         if isinstance(found.get(key), str):
-            try:
-                found[key] = as_list(found[key])
-            except ValueError as error:
-                raise UsageError(f"--set {key}: {error}", hint='or write a list: \'["a", "b"]\'') from None
+            found[key] = _words(f"--set {key}", key, found[key])
     return found
+
+
+def _words(option: str, key: str, text: str) -> list[str]:
+    try:
+        return LISTS[key](text)
+    except ValueError as error:
+        hint = 'words as in a shell, or a list: --set \'KEY=["a", "b"]\''.replace("KEY", key)
+        raise UsageError(f"{option}: {error}", hint=hint) from None
 
 
 def _from_file(path: str) -> list[Table]:

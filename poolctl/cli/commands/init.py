@@ -41,6 +41,11 @@ app = "{app}"{padding}# module:attribute, an ASGI application
 # bind = "127.0.0.1:8081"
 # command = ["python3", "-m", "http.server", "{{port}}", "--bind", "{{host}}"]  # any program instead of an app
 # depends_on = ["web"]
+
+# [[server]]
+# name = "queue"                 # no bind: a program without a port, which runs for ever
+# command = ["celery", "--app", "shop", "worker"]
+# restart = "always"
 """
 
 WITH_GATEWAY = """\

@@ -248,7 +248,8 @@ def ports(context: CheckContext) -> Iterator[CheckResult]:
             failures[name] = error
     for name, failure in zip(failures, explained([*failures.values()]), strict=True):
         yield problem("ports", f"{name}: {failure.message}", failure.hint or "choose another address")
-    yield ok("ports", f"{len(served)} served, {free} free")
+    without = {server.name for server in context.servers if not server.listens}
+    yield ok("ports", f"{len(served - without)} served, {free} free")
 
 
 def _unix(name: str, path: str) -> Iterator[CheckResult]:

@@ -219,6 +219,16 @@ def test_lists_can_be_set_as_on_a_command_line(poolctl: Command, supervised: Sup
     }
 
 
+def test_add_takes_a_program_without_a_port(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(item("queue"))) as requests:
+        poolctl("add", "queue", "--command", "celery --app 'my shop' worker", "--set", "workers=2")
+    assert requests[0][1]["options"]["server"] == {
+        "name": "queue",
+        "command": ["celery", "--app", "my shop", "worker"],
+        "workers": 2,
+    }
+
+
 def test_add_takes_the_servers_of_a_file(poolctl: Command, supervised: Supervised, directory: Path) -> None:
     (directory / "more").mkdir()
     (directory / "more" / "two.yaml").write_text("- {name: a, listen: ':1'}\n- {name: b, bind: ':2'}\n")
@@ -246,7 +256,8 @@ def test_add_takes_the_servers_of_a_file(poolctl: Command, supervised: Supervise
     ("args", "code"),
     [
         ([], 2), (["x", "-f", "pool.toml"], 2), (["x", "--set", "workers"], 2), (["x", "--set", "=2"], 2),
-        (["x", "--set", "command=a 'b"], 2),
+        (["x", "--set", "command=a 'b"], 2), (["x", "--command", "a 'b"], 2),
+        (["x", "--command", "a", "--set", "command=b"], 2), (["--command", "a", "-f", "pool.toml"], 2),
         (["x", "--set", "name=y"], 2), (["x", "--bind", ":1", "--set", "bind=:2"], 2), (["-f", "gone.toml"], 5),
         (["-f", "pool.toml"], 5), (["-f", "empty.toml"], 5),
     ],

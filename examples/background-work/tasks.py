@@ -1,0 +1,40 @@
+"""A queue of tasks in a directory: a task is a file, and taking one is renaming it, which only one process can do."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+QUEUE, TAKEN, DONE = (Path("spool") / name for name in ("queue", "taken", "done"))
+for directory in (QUEUE, TAKEN, DONE):
+    directory.mkdir(parents=True, exist_ok=True)
+
+
+def add(text: str) -> None:
+    """Add a task; no process sees it before it is complete."""
+    name = f"{time.time_ns()}.{os.getpid()}"
+    partial = TAKEN / f"{name}.new"
+    partial.write_text(text)
+    partial.rename(QUEUE / name)
+
+
+def take() -> Path | None:
+    """The oldest task, which no other process can take any more."""
+    for name in sorted(os.listdir(QUEUE)):
+        try:
+            return (QUEUE / name).rename(TAKEN / name)
+        except FileNotFoundError:
+            continue
+    return None
+
+
+def finish(task: Path) -> None:
+    """The task is done, by this process."""
+    result = {"text": task.read_text(), "worker": os.getpid()}
+    task.write_text(json.dumps(result))
+    task.rename(DONE / task.name)
+
+
+def done() -> list[dict[str, object]]:
+    """What has been done, in the order in which it was asked for."""
+    return [json.loads((DONE / name).read_text()) for name in sorted(os.listdir(DONE))]
