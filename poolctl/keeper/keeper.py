@@ -296,6 +296,7 @@ class Keeper:
         elif operation == "whole":
             self._whole()
         elif operation == "adopted":
+            self._supervisor.adopted()
             if self._donor is not None:
                 self._donor.send({"event": "adopted"})
         elif operation not in ("ping", "pong"):

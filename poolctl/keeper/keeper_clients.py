@@ -131,10 +131,11 @@ class SupervisorProcess:
         self._failures = 0
         self._deaths: list[float] = []
         self._started = 0.0
+        self._adopted = False
 
     def start(self, now: float) -> socket.socket | None:
         """Start the program; returns our end of its link. None if that fails: then it is due again later."""
-        self._started = now
+        self._started, self._adopted = now, False
         ours, theirs = wire.pair()
         with theirs:
             try:
@@ -150,14 +151,23 @@ class SupervisorProcess:
 
     def begun(self, pid: int, now: float) -> None:
         """The program is already running as this child."""
-        self.pid, self._started, self.due = pid, now, None
+        self.pid, self._started, self.due, self._adopted = pid, now, None, False
+
+    def adopted(self) -> None:
+        """It has begun to manage the pool."""
+        self._adopted = True
 
     def died(self, now: float) -> None:
-        """It has exited: restart at once the first time, later the more often it exits within a minute of its start."""
+        """It has exited: restart at once the first time, later the more often it exits within a minute of its start.
+
+        One that managed the pool was killed, or crashed at something rare: at once, until it is to be calm.
+        """
         self.pid = 0
         self._deaths = [*(then for then in self._deaths if now - then < _STEADY_SECONDS), now]
         self._failures = 1 if now - self._started > _STEADY_SECONDS else self._failures + 1
-        self.due = now + _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS)) - 1]
+        pause = _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS)) - 1]
+        self.due = now if self._adopted and not self.calm else now + pause
+        self._adopted = False
 
     @property
     def calm(self) -> bool:

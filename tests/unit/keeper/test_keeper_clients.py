@@ -95,6 +95,26 @@ def test_restart_pauses_grow_to_half_a_minute_and_start_over_after_a_steady_run(
     assert process.due == 100.0
 
 
+def test_supervisor_that_managed_the_pool_is_replaced_at_once_until_it_is_to_be_calm(tmp_path: Path) -> None:
+    process = SupervisorProcess(["/bin/true"], str(tmp_path), 0.0)
+    pauses = []
+    for _ in range(6):
+        process.begun(1, 0.0)
+        process.adopted()
+        process.died(0.0)
+        pauses.append(process.due)
+    assert pauses == [0.0, 0.0, 0.0, 0.0, 2.0, 5.0]
+
+
+def test_supervisor_that_exits_before_it_manages_the_pool_is_not_replaced_at_once(tmp_path: Path) -> None:
+    process = SupervisorProcess(["/bin/true"], str(tmp_path), 0.0)
+    process.adopted()
+    process.died(0.0)
+    process.begun(1, 0.0)
+    process.died(0.0)
+    assert process.due == 0.1
+
+
 def test_fifth_crash_within_a_minute_makes_the_next_supervisor_calm(tmp_path: Path) -> None:
     process = SupervisorProcess(["/bin/true"], str(tmp_path), 0.0)
     for now in (0.0, 10.0, 20.0, 30.0):
