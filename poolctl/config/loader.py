@@ -13,7 +13,7 @@ from poolctl.config.checks.interpreter import default_interpreter
 from poolctl.config.configuration import Configuration, ServerConfig, unserved
 from poolctl.config.files.assemble import Assembly, Origins, ServerTable, located
 from poolctl.config.files.document import read_documents
-from poolctl.config.model.conflicts import conflicts, dependency_findings
+from poolctl.config.model.conflicts import conflicts, dependency_findings, unknown_dependencies
 from poolctl.config.model.normalise import derive, interpolate, merged, normalise
 from poolctl.config.model.pool_tables import TABLE_NAMES, PoolSettings, Tables, made
 from poolctl.config.model.problems import Finding, Problem, Tree
@@ -349,6 +349,12 @@ class _Loader:
             for server, finding in dependency_findings(servers, broken):
                 self._report(entries[indexes[server.name]], finding)
                 excluded.add(indexes[server.name])
+        names = dict.fromkeys(name for name, _ in self.addresses)
+        for entry, each in zip(entries, self.servers, strict=True):
+            if each is None:
+                written = entry.table.get("depends_on", self.defaults.raw.get("depends_on"))
+                for finding in unknown_dependencies(written, names):
+                    self._report(entry, finding)
         return excluded
 
     def _report(self, entry: ServerTable | None, finding: Finding) -> None:

@@ -276,7 +276,7 @@ def test_a_file_without_servers_is_a_problem_unless_allowed(real_pool: RealPool)
 
 def test_validate_imports_apps_only_when_asked(real_pool: RealPool) -> None:
     real_pool.write("pool.toml", ONE.replace("hello:app", "no_such_module:app"))
-    assert real_pool.ok("validate").stdout.strip() == "1 server, ok"
+    assert real_pool.ok("validate").stdout.strip() == "1 server, ok (applications not imported: --import)"
     done = real_pool.run("validate", "--import")
     assert done.code == 5
     assert "no_such_module" in everything(done)

@@ -16,7 +16,7 @@ def test_example_is_valid(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
     path = real_pool.directory / "pool.toml"
     path.write_text(example + path.read_text())
-    assert real_pool.ok("validate").stdout == "1 server, ok\n"
+    assert real_pool.ok("validate").stdout == "1 server, ok (applications not imported: --import)\n"
 
 
 def test_table_has_every_key_with_its_default() -> None:

@@ -15,7 +15,7 @@ EXAMPLES = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
 
 def test_examples_are_valid_together(real_pool: RealPool) -> None:
     real_pool.write("pool.toml", "\n".join(EXAMPLES))
-    assert real_pool.ok("validate").stdout == "2 servers, ok\n"
+    assert real_pool.ok("validate").stdout == "2 servers, ok (applications not imported: --import)\n"
 
 
 def test_every_policy_is_named() -> None:

@@ -96,7 +96,7 @@ def test_the_configuration_example_is_valid(reader: Any, real_pool: RealPool) ->
     reader(some("Quick start", "sh")[0])
     (example,) = some("Configuration", "toml")
     real_pool.write("pool.toml", example)
-    assert real_pool.ok("validate").stdout.strip() == "2 servers, ok"
+    assert real_pool.ok("validate").stdout.strip() == "2 servers, ok (applications not imported: --import)"
 
 
 def test_the_example_of_programs_without_a_port_is_valid(tmp_path: Path) -> None:

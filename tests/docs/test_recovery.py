@@ -15,7 +15,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "recovery.md").read_text()
 def test_example_is_valid(real_pool: RealPool) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
     real_pool.write("pool.toml", example)
-    assert real_pool.ok("validate").stdout == "1 server, ok\n"
+    assert real_pool.ok("validate").stdout == "1 server, ok (applications not imported: --import)\n"
 
 
 def test_defaults_are_those_of_the_model() -> None:

@@ -103,7 +103,7 @@ def test_http_and_https_together(real_pool: RealPool) -> None:
     assert oct((real_pool.directory / "certificate/key.pem").stat().st_mode & 0o777) == "0o600"
     with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):  # it followed the redirect
         example.ask(8080, "/some/where")
-    assert real_pool.ok("validate").stdout == "3 servers, ok\n"
+    assert real_pool.ok("validate").stdout == "3 servers, ok (applications not imported: --import)\n"
     before = (real_pool.directory / "certificate/cert.pem").read_bytes()
     real_pool.ok("restart")
     assert (real_pool.directory / "certificate/cert.pem").read_bytes() == before

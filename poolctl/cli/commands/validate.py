@@ -46,7 +46,7 @@ def perform(request: CommandRequest) -> Outcome:
     outcome.errors = [ErrorEntry.of(problem) for problem in (*config.problems, *outside)]
     if not outcome.errors and config.is_empty and not request.get("allow_empty"):
         outcome.errors = [no_server(pool)]
-    outcome.message = "" if outcome.errors else f"{_content(config)}, ok"
+    outcome.message = "" if outcome.errors else f"{_content(config)}, ok{_not_imported(config, request)}"
     outcome.notes = [] if outcome.errors else _withheld(config)
     return _judged(outcome)
 
@@ -57,6 +57,13 @@ def _content(config: Configuration) -> str:
     if len(config) or not routes:
         return servers(len(config))
     return f"no server, {routes} route{'s' * (routes > 1)}"
+
+
+def _not_imported(config: Configuration, request: CommandRequest) -> str:
+    """A remark that the applications may fail to be imported, if there are any."""
+    if request.get("import_apps") or all(server.command for server in config):
+        return ""
+    return " (applications not imported: --import)"
 
 
 def _withheld(config: Configuration) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from poolctl.address import Address, UsedPorts, overlapping
-from poolctl.config.model.problems import Finding, printable
+from poolctl.config.model.problems import Finding, Tree, printable
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.validation_errors import nearest
 
@@ -87,21 +87,32 @@ def dependency_findings(
     `others` are names of servers that have problems of their own: depending on one is not a second problem.
     """
     by_name = {server.name: server for server in servers}
-    known = tuple(by_name) if len(by_name) <= 1000 else ()
     depending = [server for server in servers if server.depends_on]
     for server in depending:
         for index, wanted in enumerate(server.depends_on):
-            other, path, name = by_name.get(wanted.name), ("depends_on", index), wanted.name[:60]
+            other, path = by_name.get(wanted.name), ("depends_on", index)
             if other is None and wanted.name not in others:
-                near = nearest(wanted.name, known)
-                hint = f"did you mean {near!r}?" if near else "name a server of this pool"
-                yield server, Finding(path, f"there is no server {name!r}", hint, name)
+                yield server, _no_server(index, wanted.name, by_name)
             elif other is not None and wanted.condition == "completed" and not other.job:
                 message = f"{wanted.name!r} is no job, so it never is completed"
                 yield server, Finding(path, message, 'write condition = "ready", or job = true for it')
     for circle in circles({s.name: [d.name for d in s.depends_on if d.name in by_name] for s in depending}):
         message = "depends on itself" + (f": {' → '.join([*circle, circle[0]])}" if circle[1:] else "")
         yield by_name[circle[0]], Finding(("depends_on",), message, "take out one of these dependencies")
+
+
+def unknown_dependencies(written: Tree, names: Collection[str]) -> Iterator[Finding]:
+    """Names in the `depends_on` of a server with other problems that none of the pool's servers has."""
+    for index, wanted in enumerate(written if isinstance(written, (list, tuple)) else ()):
+        name = wanted.get("name") if isinstance(wanted, dict) else wanted
+        if isinstance(name, str) and name not in names:
+            yield _no_server(index, name, names)
+
+
+def _no_server(index: int, name: str, names: Collection[str]) -> Finding:
+    near = nearest(name, tuple(names) if len(names) <= 1000 else ())
+    hint = f"did you mean {near!r}?" if near else "name a server of this pool"
+    return Finding(("depends_on", index), f"there is no server {name[:60]!r}", hint, name[:60])
 
 
 def circles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:

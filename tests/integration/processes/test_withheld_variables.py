@@ -156,7 +156,7 @@ def test_validate_says_which_variables_no_server_is_given(pool: RealPool) -> Non
     pools = Pool(pool)
     pools.write()
     done = pool.ok("validate")
-    assert done.stdout == "5 servers, ok\n"
+    assert done.stdout == "5 servers, ok (applications not imported: --import)\n"
     assert "note: not passed to servers: HOOK, PAGE_TOKEN" in done.stderr
     assert 'env = { HOOK = "${HOOK}" }' in done.stderr
     pools.write(page=False)

@@ -18,7 +18,10 @@ def test_a_starter_file_is_valid_and_written_once(poolctl: Command, directory: P
     assert said.out == "wrote fresh/pool.toml; next: name your application in it, then poolctl start\n"
     assert "hello:app" in said.err
     text = (directory / "fresh" / "pool.toml").read_text()
-    assert poolctl("-c", "fresh/pool.toml", "validate").out == "1 server, ok\n"
+    assert (
+        poolctl("-c", "fresh/pool.toml", "validate").out
+        == "1 server, ok (applications not imported: --import)\n"
+    )
     again = poolctl("init", "fresh")
     assert (again.code, again.err.splitlines()[1]) == (8, "  hint: use --force to overwrite")
     assert (directory / "fresh" / "pool.toml").read_text() == text

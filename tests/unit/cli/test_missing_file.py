@@ -79,7 +79,10 @@ def test_init_writes_the_file_that_c_names(poolctl: Command, directory: Path) ->
     said = poolctl("-c", "conf/shop.toml", "init", "--app")
     assert said.code == 0
     assert said.out == "wrote conf/shop.toml and conf/hello.py; next: poolctl -c conf/shop.toml start\n"
-    assert poolctl("-c", "conf/shop.toml", "validate").out == "1 server, ok\n"
+    assert (
+        poolctl("-c", "conf/shop.toml", "validate").out
+        == "1 server, ok (applications not imported: --import)\n"
+    )
     assert (directory / "pool.toml").read_text().startswith("[pool]"), "the default file is as it was"
     for wrong in (["-c", "a.toml", "-c", "b.toml", "init"], ["-c", "a.yaml", "init"],
                   ["-c", "pyproject.toml", "init"], ["-c", "a.toml", "init", "conf"]):  # fmt: skip

@@ -182,6 +182,17 @@ WRONG: list[tuple[str, str, str]] = [
 ]  # fmt: skip
 
 
+def test_unknown_dependency_of_a_server_with_another_problem_is_reported_too(tmp_path: Path) -> None:
+    other = SERVER.replace("web", "other").replace("8080", "8081")
+    text = told(
+        tmp_path, other + "workers = 'x'\n" + SERVER + "workers = 'x'\ndepends_on = ['nobody', 'other']\n"
+    )
+    assert "there is no server 'nobody'" in text
+    assert "'other'" not in text
+    text = told(tmp_path, SERVER + "workers = 'x'\ndepends_on = [{ name = 'wab' }]\n")
+    assert "did you mean 'web'?" in text
+
+
 @pytest.mark.parametrize(("line", "named", "fix"), WRONG)
 def test_wrong_value_is_named_with_its_fix(tmp_path: Path, line: str, named: str, fix: str) -> None:
     text = told(tmp_path, SERVER + line + "\n")
