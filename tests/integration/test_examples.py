@@ -183,7 +183,7 @@ def test_programs_without_a_port(real_pool: RealPool) -> None:
     assert {each["worker"] for each in example.ask(8020)} <= set(items["worker"]["pids"])
     real_pool.ok("restart", "--tag", "background")
     assert set(items["worker"]["pids"]).isdisjoint(real_pool.items()["worker"]["pids"])
-    assert "after the task" in real_pool.ok("logs", "worker").stdout
+    wait_until(lambda: "after the task" in real_pool.ok("logs", "worker").stdout)
 
 
 def test_a_container(real_pool: RealPool) -> None:
