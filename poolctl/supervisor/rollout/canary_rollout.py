@@ -206,6 +206,10 @@ class CanaryRollout:
             return
         if self._timer is not None:
             self._timer.cancel()
+        split = self._core.canaries.split
+        if self.plan.apart is not None and (split is None or split.split_obstacle(self.entry.name) != ""):
+            self.withdraw("requests for the server do not come through the gateway any more")
+            return
         canary, before = self._measured()
         is_over = self._core.clock.monotonic() - self._began_at >= self.plan.seconds and not self._is_paused
         found, reason = verdict(

@@ -421,6 +421,25 @@ def test_where_the_gateway_cannot_share_whole_workers_are_taken_and_the_reason_i
     run(work())
 
 
+@pytest.mark.parametrize("obstacle", [None, "HAProxy serves its routes"])
+def test_canary_is_withdrawn_when_the_gateway_cannot_send_it_requests_any_more(
+    routed: RolloutDesk, obstacle: str | None
+) -> None:
+    async def work() -> None:
+        await routed.started()
+        outcome = routed.rollout()
+        await turns()
+        await routed.look()
+        assert not outcome.done()
+        routed.core.canaries.split = Split(obstacle)
+        await routed.look()
+        (item,) = (await outcome)["items"]
+        assert item["reason"] == "requests for the server do not come through the gateway any more"
+        assert routed.serving == ["web.1.0", "web.1.1", "web.1.2"]
+
+    run(work())
+
+
 def test_canary_whose_address_cannot_be_opened_is_refused(routed: RolloutDesk) -> None:
     async def work() -> None:
         await routed.started()
