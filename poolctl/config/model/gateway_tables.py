@@ -372,6 +372,8 @@ def _list_of(
         made = _validated(model, table, (name, index), findings)
         if isinstance(made, RouteConfig) and (missing := _missing(made)):
             message, hint = f"{missing!r} is missing", f"add {missing} = …"
+            if missing == "to":
+                hint += ", or register = true for services that register themselves"
             findings.append(Finding((name, index, missing), message, hint))
         elif made is not None:
             found.append(made.model_copy(update={INDEX: index}))

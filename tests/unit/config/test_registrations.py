@@ -141,7 +141,10 @@ def test_registration_has_the_forms_of_the_configuration() -> None:
     ("text", "problem"),
     [
         ("[[route]]\nregister = true\n", "route[0].alias: 'alias' is missing"),
-        ('[[route]]\nalias = "users"\n', "route[0].to: 'to' is missing"),
+        (
+            '[[route]]\nalias = "users"\n',
+            "'to' is missing; add to = …, or register = true for services that register themselves",
+        ),
         (
             '[[route]]\nalias = "users"\nregister = true\nmode = "pass"\n',
             'route[0].register: mode = "pass", and registered services are outside the pool',
