@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
 
 from poolctl.frozen_value import Table
 from poolctl.keeper import rendezvous, wire
@@ -19,13 +18,13 @@ from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import read_file, sealed_file
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_table import RouteTable
-from poolctl.runners.process_link import Link
-from poolctl.runners.supervised_process import LINK_FD, Holdings, SupervisedProcess
+from poolctl.runners.supervised_process import LINK_FD
 
 from .acceptor import GivenBack
 from .bound_listener import OpenListener
 from .edge import Edge
 from .endpoint import ServerFacts
+from .gateway_orders import OrderedGateway
 from .host_orders import HostOrders
 from .proxy.serving import drain
 from .settings import GatewaySettings, ListenerSettings
@@ -42,60 +41,27 @@ _LAST_HEADS_SECONDS = 2.0
 logger = logging.getLogger("poolctl.gateway")
 
 
-class GatewayServer(SupervisedProcess):
-    """Follows the supervisor's messages; each is one method here, named after it."""
+class GatewayServer(OrderedGateway[OpenListener]):
+    """The process that serves clients itself. See OrderedGateway for its methods."""
+
+    ORDERS = (*OrderedGateway.ORDERS, "machine", "loads", "reopen")
 
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
-        self._orders: dict[str, Callable[[wire.Message, list[int]], None]] = {
-            "settings": self._settings,
-            "pair": self._pair,
-            "hosts": self._hosts,
-            "server": self._server,
-            "forget": self._forget,
-            "certificate": self._certificate,
-            "table": self._table,
-            "listener": self._listener,
-            "unlisten": self._unlisten,
-            "resync": self._resync,
-            "begin": self._begin,
-            "withdraw": self._withdraw,
-            "host": self._host,
-            "machine": lambda message, fds: self.edge.machine(message["state"]),
-            "loads": self._loads,
-            "reopen": self._reopen,
-            "report": self._report,
-            "figures": self._figures,
-            "drain": self._drain,
-        }
         self._edge: Edge | None = None
         self._given_back: GivenBack | None = None
-        self._own_pair: list[socket.socket] = []  # give, for the next supervisor, and take
-        self._servers: dict[str, ServerFacts] = {}
         self._pairs: dict[str, int] = {}  # the number of each server's pair
-        self._listeners: dict[str, OpenListener] = {}
-        self._stale: set[tuple[str, str]] = set()  # what was not sent again since "resync"
         self._applying: asyncio.Handle | None = None
         self._routes_changed = False
         self._asking: asyncio.TimerHandle | None = None  # for loads
         self._waking: set[str] = set()
         self._draining: asyncio.Task[None] | None = None
-        self._begun = False
 
     @property
     def edge(self) -> Edge:
         """What the connections use; made with the first settings."""
         assert self._edge is not None
         return self._edge
-
-    def perform(self, message: wire.Message, fds: list[int]) -> None:
-        """See SupervisedProcess."""
-        order = self._orders.get(str(message.get("t")))
-        if order is None or (self._edge is None and message["t"] != "settings"):
-            for fd in fds:  # of another version
-                os.close(fd)
-        else:
-            order(message, fds)
 
     def performed(self, message: wire.Message) -> None:
         """See SupervisedProcess: once the next request is served by what was ordered."""
@@ -108,17 +74,6 @@ class GatewayServer(SupervisedProcess):
             self.over.set()  # its predecessor serves on
         elif self._draining is None:
             self.await_adoption(self.edge.settings.directory, rendezvous.GATEWAY)
-
-    def holdings(self) -> Holdings:
-        """See SupervisedProcess."""
-        yield {"t": "pair"}, self._own_pair
-        for listener in self._listeners.values():
-            yield {"t": "listener", "listener": listener.settings.to_json()}, listener.sockets
-
-    def adopted(self, link: Link) -> None:
-        """See SupervisedProcess."""
-        super().adopted(link)
-        self.host_orders.report()
 
     async def finish(self) -> None:
         """See SupervisedProcess."""
@@ -162,7 +117,7 @@ class GatewayServer(SupervisedProcess):
         name, number = facts.name, int(message["pair"])
         if self._servers.get(name) != facts:
             self._servers[name] = facts
-        self._stale.discard(("server", name))
+        self._stale.discard(("forget", name))
         if not fds:
             if self._pairs.pop(name, None) is not None:
                 self.edge.passing.withdraw(name, lambda: None)
@@ -238,7 +193,7 @@ class GatewayServer(SupervisedProcess):
     def _listener(self, message: wire.Message, fds: list[int]) -> None:
         settings = ListenerSettings.from_json(message["listener"])
         route = None if message["route"] is None else StreamRoute.from_json(message["route"])
-        self._stale.discard(("listener", settings.key))
+        self._stale.discard(("unlisten", settings.key))
         before = self._listeners.get(settings.key)
         if before is not None and not before.changed(settings, route, fds):
             for fd in fds:
@@ -259,30 +214,20 @@ class GatewayServer(SupervisedProcess):
             self.edge.pool.start(listener.drain(self.edge.settings.drain_seconds))
 
     def _resync(self, message: wire.Message, fds: list[int]) -> None:
-        """Another supervisor sends everything again; what it does not send is forgotten at "begin"."""
-        self._stale = {("server", name) for name in self._servers}
-        self._stale |= {("listener", key) for key in self._listeners}
+        super()._resync(message, fds)
         self.edge.forget_machines()
 
     def _begin(self, message: wire.Message, fds: list[int]) -> None:
-        for kind, name in self._stale:
-            if kind == "listener":
-                self._close_listener(name)
-            else:
-                self._forget({"server": name}, [])
-        self._stale.clear()
+        self._forget_stale()
         self._apply()
         self._begun = True
         self.link.send({"t": "up"})
 
     # Hosts.
 
-    def _hosts(self, message: wire.Message, fds: list[int]) -> None:
-        self.host_orders.restore(message["states"])
-
     def _host(self, message: wire.Message, fds: list[int]) -> None:
         self._apply()
-        self.host_orders.follow(message)
+        super()._host(message, fds)
 
     def _passed(self) -> None:
         """A connection was handed over whose end only its worker sees: ask how many there are, now and then."""
@@ -292,6 +237,9 @@ class GatewayServer(SupervisedProcess):
     def _ask_for_loads(self) -> None:
         self._asking = None
         self.link.send({"t": "loads", "servers": self.edge.backends.by_load})
+
+    def _machine(self, message: wire.Message, fds: list[int]) -> None:
+        self.edge.machine(message["state"])
 
     def _loads(self, message: wire.Message, fds: list[int]) -> None:
         self.edge.backends.hold(message["connections"])

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from poolctl.frozen_value import Table
@@ -20,12 +20,12 @@ from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import read_file, sealed_file
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_table import RouteTable
-from poolctl.runners.process_link import Link
-from poolctl.runners.supervised_process import LINK_FD, Holdings, SupervisedProcess
+from poolctl.runners.supervised_process import LINK_FD
 
 from ..backends import Backends
 from ..counts import Counts
 from ..endpoint import ServerFacts
+from ..gateway_orders import OrderedGateway
 from ..host_orders import HostOrders
 from ..hosts import HostManager
 from ..settings import GatewaySettings, ListenerSettings
@@ -36,55 +36,24 @@ from .haproxy_statistics import HaproxyStatistics
 logger = logging.getLogger("poolctl.gateway")
 
 
-class HaproxyGateway(SupervisedProcess):
-    """Follows the supervisor's messages; each is one method here, named after it."""
+class HaproxyGateway(OrderedGateway[HeldListener]):
+    """The process for which HAProxy serves the clients. See OrderedGateway for its methods."""
 
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
-        self._orders: dict[str, Callable[[wire.Message, list[int]], None]] = {
-            "settings": self._settings,
-            "pair": self._pair,
-            "hosts": self._hosts,
-            "server": self._server,
-            "forget": self._forget,
-            "certificate": self._certificate,
-            "table": self._table,
-            "listener": self._listener,
-            "unlisten": self._unlisten,
-            "resync": self._resync,
-            "begin": self._begin,
-            "withdraw": self._withdraw,
-            "host": self._host,
-            "report": self._report,
-            "figures": self._figures,
-            "drain": self._drain,
-        }
-        self._own_pair: list[socket.socket] = []  # for the next supervisor, which may have another gateway
-        self._servers: dict[str, ServerFacts] = {}
         self._withdrawn: set[str] = set()
-        self._listeners: dict[str, HeldListener] = {}
         self._certificates: dict[tuple[str, tuple[str, ...]], HeldCertificate] = {}
         self._routes: tuple[Route, ...] = ()
-        self._stale: set[tuple[str, str]] = set()  # what was not sent again since "resync"
         self._in_force: GatewaySettings | None = None
         self._work: set[asyncio.Task[None]] = set()
         self._following: asyncio.Task[None] | None = None
-        self._behind = self._begun = self._ending = False
+        self._behind = self._ending = False
 
     @property
     def settings(self) -> GatewaySettings:
         """The table [gateway] in force."""
         assert self._in_force is not None
         return self._in_force
-
-    def perform(self, message: wire.Message, fds: list[int]) -> None:
-        """See SupervisedProcess."""
-        order = self._orders.get(str(message.get("t")))
-        if order is None or (self._in_force is None and message["t"] != "settings"):
-            for fd in fds:  # of another version, or for a gateway that passes connections
-                os.close(fd)
-        else:
-            order(message, fds)
 
     def performed(self, message: wire.Message) -> None:
         """See SupervisedProcess: once HAProxy serves by what was ordered."""
@@ -96,17 +65,6 @@ class HaproxyGateway(SupervisedProcess):
             self.over.set()  # its predecessor serves on
         elif not self._ending:
             self.await_adoption(self.settings.directory, rendezvous.GATEWAY)
-
-    def holdings(self) -> Holdings:
-        """See SupervisedProcess."""
-        yield {"t": "pair"}, self._own_pair
-        for listener in self._listeners.values():
-            yield {"t": "listener", "listener": listener.settings.to_json()}, listener.sockets
-
-    def adopted(self, link: Link) -> None:
-        """See SupervisedProcess."""
-        super().adopted(link)
-        self.host_orders.report()
 
     async def finish(self) -> None:
         """See SupervisedProcess."""
@@ -149,7 +107,7 @@ class HaproxyGateway(SupervisedProcess):
         for fd in fds:
             os.close(fd)
         facts = ServerFacts.from_json(message["facts"])
-        self._stale.discard(("server", facts.name))
+        self._stale.discard(("forget", facts.name))
         self._withdrawn.discard(facts.name)
         self._servers[facts.name] = facts
         self._follow_soon()
@@ -184,7 +142,7 @@ class HaproxyGateway(SupervisedProcess):
         settings = ListenerSettings.from_json(message["listener"])
         route = None if message["route"] is None else StreamRoute.from_json(message["route"])
         sockets = [socket.socket(fileno=fd) for fd in fds]
-        self._stale.discard(("listener", settings.key))
+        self._stale.discard(("unlisten", settings.key))
         before = self._listeners.get(settings.key)
         if before is not None and _numbers(before.sockets) == _numbers(sockets):
             _close(sockets)
@@ -199,18 +157,8 @@ class HaproxyGateway(SupervisedProcess):
             _close(listener.sockets)
             self._follow_soon()
 
-    def _resync(self, message: wire.Message, fds: list[int]) -> None:
-        """Another supervisor sends everything again; what it does not send is forgotten at "begin"."""
-        self._stale = {("server", name) for name in self._servers}
-        self._stale |= {("listener", key) for key in self._listeners}
-
     def _begin(self, message: wire.Message, fds: list[int]) -> None:
-        for kind, name in self._stale:
-            if kind == "listener":
-                self._unlisten({"key": name}, [])
-            else:
-                self._forget({"server": name}, [])
-        self._stale.clear()
+        self._forget_stale()
         self._begun = True
         self._follow_soon()
         self._after({"t": "up"})
@@ -283,13 +231,7 @@ class HaproxyGateway(SupervisedProcess):
             logger.error("HAProxy has ended")
             self.over.set()
 
-    # Hosts, figures, and the end.
-
-    def _hosts(self, message: wire.Message, fds: list[int]) -> None:
-        self.host_orders.restore(message["states"])
-
-    def _host(self, message: wire.Message, fds: list[int]) -> None:
-        self.host_orders.follow(message)
+    # Figures, and the end.
 
     async def _count(self) -> None:
         """Take over what HAProxy has counted."""
