@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -61,11 +63,13 @@ class Startable(Protocol):
 class Handle:
     """What runs of one server; made at its first start. It has an entry in a core as long as it is not at rest.
 
-    Written on the engine's loop only, read from any thread.
+    Written on the engine's loop only, read from any thread. The engine holds it, and it holds no server: one that the
+    program has lost while it runs, with its pool, is stopped.
     """
 
     def __init__(self, server: Startable) -> None:
-        self.server = server
+        self._server = weakref.ref(server, self._server_is_lost)
+        self._config = server.config
         self.epoch = loop_thread.epoch
         self.observed = Snapshot()
         self.refusal: ServerError | None = None  # why the newest order to start it has failed
@@ -83,7 +87,39 @@ class Handle:
         self._clock = server._shared.clock
 
     def __repr__(self) -> str:
-        return f"<Handle of {self.server.name} {self.observed.state}>"
+        return f"<Handle of {self.name} {self.observed.state}>"
+
+    @property
+    def config(self) -> ServerConfig:
+        """The configuration of the server; of a lost one the last that is known."""
+        server = self._server()
+        if server is not None:
+            self._config = server.config
+        return self._config
+
+    @property
+    def name(self) -> str:
+        """The name of the server."""
+        return self.config.name
+
+    @property
+    def bind(self) -> str:
+        """The address of the server."""
+        return self.config.bind
+
+    def _server_is_lost(self, _: object) -> None:
+        # Called by the garbage collector, at any moment and in any thread: it takes no lock.
+        host, entry = self.host, self.entry
+        if host is None or entry is None or not entry.wanted or self.stops or self.epoch != loop_thread.epoch:
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and the server with it
+            host.engine.loop.call_soon_threadsafe(host.stop, self)
+            warnings.warn(
+                f"{self._config.name} was running when the last reference to it and to its pool went: it is stopped; "
+                "call stop() before that, or use `async with`",
+                ResourceWarning,
+                stacklevel=2,
+            )
 
     @property
     def busy(self) -> bool:
@@ -96,11 +132,6 @@ class Handle:
         """How long this instance has been ready; 0 while there is none."""
         since = self.observed.ready_since
         return 0.0 if since is None else self._clock.monotonic() - since
-
-    @property
-    def stale(self) -> bool:
-        """Whether what runs has an older configuration than the server."""
-        return self.observed.state is State.RUNNING and self.observed.config is not self.server.config
 
     @property
     def complaint(self) -> str:
@@ -173,7 +204,7 @@ class Host:
         if not self._handles:
             self.engine.hold()
             self.engine.on_exit[self] = self._stop_all
-        name = wanted = handle.server.name
+        name = wanted = handle.name
         number = 1
         while name in self._handles:
             number += 1
@@ -185,8 +216,8 @@ class Host:
     def in_users_names(self, text: str) -> str:
         """The text with the servers' own names in place of those that the core knows them by."""
         for name, handle in self._handles.items():
-            if name != handle.server.name:
-                text = text.replace(name, handle.server.name)
+            if name != handle.name:
+                text = text.replace(name, handle.name)
         return text
 
     def admit(self, handle: Handle, config: ServerConfig, *, replace: bool) -> bool:
@@ -195,7 +226,7 @@ class Host:
         A server that runs gets it if its own has changed since, or for a restart: a handler may give a new application
         each time.
         """
-        source = handle.server.config
+        source = handle.config
         if handle.entry is None:
             handle.entry = self.core.add(config)
             handle.furnished = [(config, source)]
@@ -217,6 +248,11 @@ class Host:
         """Return when the test is true of each handle's entry, or the time is over."""
         entries = [handle.entry for handle in handles if handle.entry is not None]
         await until(self.core, entries, test, timeout_seconds, lambda entry: None)
+
+    def stop(self, handle: Handle) -> None:
+        """Stop what runs of the server, if anything does."""
+        if handle.host is self and handle.entry is not None:
+            self.core.stop(handle.entry)
 
     async def _stop_all(self) -> None:
         """The process is about to end."""
@@ -292,12 +328,12 @@ def dependencies_among(
     handles: Sequence[Handle], names: dict[Handle, str]
 ) -> dict[Handle, tuple[Dependency, ...]]:
     """What each depends on among them, by their names in the core, without dependencies that would close a circle."""
-    by_name = {handle.server.name: handle for handle in handles}
+    by_name = {handle.name: handle for handle in handles}
     edges: dict[Handle, list[Handle]] = {}
     found: dict[Handle, tuple[Dependency, ...]] = {}
     for handle in handles:
         mine = []
-        for dependency in handle.server.config.depends_on:
+        for dependency in handle.config.depends_on:
             other = by_name.get(dependency.name)
             if other is not None and not _reaches(other, handle, edges):
                 edges.setdefault(handle, []).append(other)
@@ -332,34 +368,6 @@ def _message(entry: Entry, state: State) -> str:
     return entry.last_exit.message if ended and entry.last_exit is not None else ""
 
 
-# None of these may hold a runner, or it would never go: it is held by its host, which its servers hold while they run.
-_hosts: weakref.WeakValueDictionary[int, Host] = weakref.WeakValueDictionary()
-_tied: weakref.WeakKeyDictionary[Runner, loop_thread.Engine] = weakref.WeakKeyDictionary()
-_own_runner: Runner | None = None
-
-
-def host_of(shared: Shared) -> Host:
-    """The host of a pool's runner on the engine of now; without a runner that of this process, which pools share."""
-    global _own_runner
-    current = loop_thread.engine()
-    runner = shared.runner
-    if runner is None:
-        if _own_runner is None:
-            from poolctl.runners.inline_runner import InlineRunner
-
-            _own_runner = InlineRunner()
-        runner = _own_runner
-    elif _tied.get(runner) is not current:
-        # It may be tied to the loop, on which its user may call it as well.
-        _tied[runner] = current
-        current.hold()
-        weakref.finalize(runner, current.release).atexit = False
-    host = _hosts.get(id(runner))
-    if host is None or host.engine is not current or host.core.runner is not runner:
-        host = _hosts[id(runner)] = Host(runner, shared.clock, current)
-    return host
-
-
 def handle_of(server: Startable) -> Handle:
     """The server's handle, made if it has none."""
     with LOCK:
@@ -373,14 +381,3 @@ def living(server: Startable) -> Handle | None:
     """The server's handle; None before its first start, and in a forked child, where nothing of it is left."""
     handle = server._handle
     return handle if handle is not None and handle.epoch == loop_thread.epoch else None
-
-
-def _forget_in_child() -> None:
-    global _own_runner
-    _own_runner = None
-    _hosts.clear()
-    _tied.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)

@@ -148,10 +148,9 @@ class Members(Mapping[str, Server]):
 
     def _see_off(self, servers: Iterable[Server]) -> None:
         """Order those that run to stop. Called under LOCK."""
-        busy = [server for server in servers if (handle := living(server)) is not None and handle.busy]
-        if busy:
-            order_stop(busy)
-            self._departed.update(handle for server in busy if (handle := living(server)) is not None)
+        busy = [handle for server in servers if (handle := living(server)) is not None and handle.busy]
+        order_stop(busy)
+        self._departed.update(busy)
 
     async def join(self) -> None:
         """Return when all that was ordered to stop has stopped. Raises PoolStopError for what could not be ended."""

@@ -91,7 +91,7 @@ class Server(StartAndStop):
 
     # 100,000 of them are a use case: only those that were started have a handle. Name and expose are the
     # configuration's, at hand for filters.
-    __slots__ = ("_config", "_expose", "_handle", "_name", "_shared")
+    __slots__ = ("__weakref__", "_config", "_expose", "_handle", "_name", "_shared")
 
     def __init__(self, config: ServerConfig) -> None:
         """Raises PoolParamError for what is no ServerConfig, ServerError when no port is free for `auto`."""
@@ -191,7 +191,9 @@ class Server(StartAndStop):
     def stale(self) -> bool:
         """Whether it runs with an older configuration than its own: the next start or restart replaces it."""
         handle = living(self)
-        return handle is not None and handle.stale
+        if handle is None or handle.observed.state is not State.RUNNING:
+            return False
+        return handle.observed.config is not self._config
 
     def monitor(self) -> Monitor:
         """A snapshot; of a server without probes one connection measures the latency: blocks for at most a second.

@@ -24,8 +24,9 @@ from poolctl.states import State
 from poolctl.units import parse_duration
 
 from . import loop_thread
-from .live_servers import Handle, Host, Startable, dependencies_among, handle_of, host_of, is_leaving, living
+from .live_servers import Handle, Host, Startable, dependencies_among, handle_of, is_leaving, living
 from .loop_thread import LOCK
+from .runner_hosts import host_of
 
 Timeout = float | timedelta | str | None
 # How long the workers of an abandoned start are waited for, which are killed.
@@ -63,20 +64,19 @@ async def start(
 
 async def stop(servers: Sequence[Startable], limit: float | None) -> None:
     """Return when all have ended, each before what it depends on. Raises PoolStopError."""
-    future = order_stop(servers, limit)
+    future = order_stop([handle for server in servers if (handle := living(server)) is not None], limit)
     if future is not None:
         # A caller that gives up waiting leaves no server half stopped.
         await asyncio.shield(asyncio.wrap_future(future))
 
 
 def order_stop(
-    servers: Iterable[Startable], limit: float | None = None
+    handles: Sequence[Handle], limit: float | None = None
 ) -> concurrent.futures.Future[None] | None:
-    """The future of a stop that has been ordered, from any thread; None when none of them ever ran. Never blocks."""
+    """The future of a stop that has been ordered, from any thread; None without handles. Never blocks."""
+    if not handles:
+        return None
     with LOCK:
-        handles = [handle for server in servers if (handle := living(server)) is not None]
-        if not handles:
-            return None
         future = loop_thread.submit(_stop(handles, limit))
         for handle in handles:
             handle.stops.add(future)
@@ -118,6 +118,7 @@ async def _stop(handles: Sequence[Handle], limit: float | None) -> None:
 class _Ordered:
     """A server that is to arrive."""
 
+    server: Startable
     handle: Handle
     config: ServerConfig  # as its pool furnishes it; its own when it cannot be started
     startable: bool
@@ -222,7 +223,7 @@ class _StartOrder:
             config, startable = server.config, True
             if self._pool is not None and config.disabled:
                 startable = False
-                if handle.observed.state is State.RUNNING and (future := order_stop([server])) is not None:
+                if handle.observed.state is State.RUNNING and (future := order_stop([handle])) is not None:
                     self._stops.append(future)
                     continue
             elif handle.entry is None and handle.observed.ready and self._kind is PoolStartError:
@@ -231,23 +232,23 @@ class _StartOrder:
                 try:
                     config = server._shared.prepare(config)
                 except ServerError as error:
-                    self._refuse(handle, error)
+                    self._refuse(server, handle, error)
                     startable = False
-            found.append(_Ordered(handle, config, startable))
-        return [each for each in found if each.startable or each.handle.server.name in self._needed]
+            found.append(_Ordered(server, handle, config, startable))
+        return [each for each in found if each.startable or each.server.name in self._needed]
 
-    def _refuse(self, handle: Handle, error: ServerError) -> None:
+    def _refuse(self, server: Startable, handle: Handle, error: ServerError) -> None:
         if handle.observed.state is State.RUNNING:
             error = _serves_on(error)
         else:
             handle.refuse(error)
-        self._errors[handle.server] = error
+        self._errors[server] = error
 
     def _begin(self, ordered: Sequence[_Ordered]) -> dict[Host, Rollout]:
         hosts: dict[Host, list[_Ordered]] = {}
         rollouts: dict[Host, Rollout] = {}
         for each in ordered:
-            hosts.setdefault(each.handle.host or host_of(each.handle.server._shared), []).append(each)
+            hosts.setdefault(each.handle.host or host_of(each.server._shared), []).append(each)
         for host, group in hosts.items():
             begun = self._begun.setdefault(host, [])
             begun += [each.handle for each in group]
@@ -286,14 +287,14 @@ class _StartOrder:
         if holder is not None:
             problem = ServerError(
                 f"its address is in use by {host.in_users_names(holder.name)!r} of this process",
-                name=each.handle.server.name,
-                bind=each.handle.server.bind,
+                name=each.server.name,
+                bind=each.server.bind,
                 hint="stop that one first",
             )
-            self._refuse(each.handle, problem)
+            self._refuse(each.server, each.handle, problem)
             return
         each.handle.refusal = None
-        core.give_state(entry, each.handle.server._shared.values)
+        core.give_state(entry, each.server._shared.values)
         runs = entry.wanted and bool(entry.workers)
         if self._kind is PoolRestartError and runs and not changed:
             core.restart(entry, retries=entry.sleepy)
@@ -331,13 +332,13 @@ class _StartOrder:
         abandoned: dict[Host, list[Handle]] = {}
         for each in ordered:
             handle, host = each.handle, each.handle.host
-            if host is None or not each.startable or handle.server in self._errors:
+            if host is None or not each.startable or each.server in self._errors:
                 continue
             problem = self._problem(each, rollouts[host])
             if problem is None:
                 self._arrived(host, each)
                 continue
-            self._errors[handle.server] = problem
+            self._errors[each.server] = problem
             if self._give_up(each, problem):
                 abandoned.setdefault(host, []).append(handle)
             if each.entry.failed:
@@ -345,11 +346,11 @@ class _StartOrder:
         for host, handles in abandoned.items():
             await host.wait_until(handles, lambda entry: entry.at_rest or entry.settled, _KILL_SECONDS)
         for each in ordered:
-            if each.handle.server in self._errors and each.handle.observed.state is State.RUNNING:
-                self._errors[each.handle.server] = _serves_on(self._errors[each.handle.server])
+            if each.server in self._errors and each.handle.observed.state is State.RUNNING:
+                self._errors[each.server] = _serves_on(self._errors[each.server])
 
     def _problem(self, each: _Ordered, rollout: Rollout) -> ServerError | None:
-        server, entry = each.handle.server, each.entry
+        server, entry = each.server, each.entry
         if entry in rollout.missing:
             return self._late(server)
         problem = rollout.problem(entry)
@@ -365,19 +366,19 @@ class _StartOrder:
             future = loop_thread.submit(host.wait_until([handle], lambda entry: not is_leaving(entry), None))
             handle.ending.add(future)
             future.add_done_callback(handle.ending.discard)
-        context = handle.server._shared.context
+        context = each.server._shared.context
         if context is not None and not each.entry.at_rest:
             handle.context = context
-            context.attach(handle, lambda: order_stop([handle.server]))
+            context.attach(handle, lambda: order_stop([handle]))
 
 
 def _as_users(handle: Handle, problem: ServerError) -> ServerError:
     """The problem in the names of the user's servers; a program has no command that shows logs."""
-    server, message = handle.server, problem.message
+    message = problem.message
     if handle.host is not None:
         message = handle.host.in_users_names(message)
     hint = problem.hint.replace(f"poolctl logs {problem.name}", "").removeprefix("; ")
-    found = ServerError(message, name=server.name, bind=server.bind, hint=hint)
+    found = ServerError(message, name=handle.name, bind=handle.bind, hint=hint)
     found.__cause__ = problem.__cause__
     return found
 

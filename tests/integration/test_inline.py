@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from poolctl import (
+    Field,
     Pool,
     PoolConfig,
     PoolContext,
@@ -59,6 +60,11 @@ def port_of(server: Server) -> int:
     port = server.config.address.port
     assert port is not None
     return port
+
+
+def refuses(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_the_thread_is_there_while_something_runs_and_gone_afterwards(pool: Pool) -> None:
@@ -279,6 +285,53 @@ def test_an_app_that_is_not_there_is_named(pool: Pool) -> None:
     first, second = (error.message for error in caught.value.exceptions)
     assert "No module named 'no_such_module_at_all'" in first
     assert "SystemExit" in second, "an app that exits ends neither the loop nor this process"
+
+
+def lose(kept: list[Any], *ports: int) -> None:
+    """Give up the references, the last ones; return when none of the servers accepts any more."""
+    kept.clear()
+    gc.collect()
+    wait_until(lambda: all(refuses(port) for port in ports))
+
+
+def test_running_servers_that_the_program_loses_stop_with_a_warning() -> None:
+    pool = Pool([config("db"), config("api", depends_on=["db"])])
+    pool.start_sync()
+    ports = [port_of(server) for server in pool.values()]
+    kept = [pool]
+    del pool
+    with pytest.warns(ResourceWarning) as warned:
+        lose(kept, *ports)
+    assert sorted(str(each.message).split()[0] for each in warned) == ["api", "db"]
+    wait_until(lambda: not engine_threads())
+
+
+@pytest.mark.parametrize(
+    "keep", [lambda pool: pool.filter(Field.NAME, "web"), lambda pool: next(iter(pool.values()))]
+)
+def test_running_server_serves_on_as_long_as_the_program_can_reach_it(keep: Any) -> None:
+    pool = Pool([config()])
+    pool.start_sync()
+    (port,) = [port_of(server) for server in pool.values()]
+    kept = keep(pool)
+    del pool
+    gc.collect()
+    assert get(port).status == 200
+    kept.stop_sync()
+    del kept
+    gc.collect()
+    assert refuses(port)
+
+
+def test_lone_server_that_the_program_loses_while_it_restarts_stops() -> None:
+    server = Server(config(drain_timeout=1))
+    server.start_sync()
+    port = port_of(server)
+    server.restart_sync()
+    kept = [server]
+    del server
+    with pytest.warns(ResourceWarning):
+        lose(kept, port)
 
 
 def test_keys_that_need_a_process_are_refused_by_name(pool: Pool) -> None:

@@ -438,10 +438,12 @@ def test_a_running_server_that_does_not_accept_is_ko(free_port: Callable[[], int
 
 def test_context_values_are_there_when_a_worker_is_placed() -> None:
     runner = ScriptedRunner()
-    made(runner, config("a")).start_sync()
-    made(runner, config("b"), context=PoolContext({"db": 1})).start_sync()
+    pools = made(runner, config("a")), made(runner, config("b"), context=PoolContext({"db": 1}))
+    for pool in pools:
+        pool.start_sync()
     assert [dict(values) for values in runner.values] == [{}, {"db": 1}]
-    loop_thread.run_sync(runner.aclose())
+    for pool in pools:
+        pool.stop_sync()
 
 
 def test_storing_under_a_running_address_stops_the_old_one_first() -> None:
@@ -476,15 +478,18 @@ def test_a_replaced_server_that_never_ran_is_just_gone() -> None:
 
 def test_servers_of_one_name_in_two_pools_of_a_runner_are_kept_apart() -> None:
     runner = ScriptedRunner()
-    made(runner, config("a")).start_sync()
-    made(runner, config("a", bind="127.0.0.1:2")).start_sync()
+    pools = made(runner, config("a")), made(runner, config("a", bind="127.0.0.1:2"))
+    for pool in pools:
+        pool.start_sync()
     assert list(runner.running) == ["a.1.0", "a~2.1.0"]
-    loop_thread.run_sync(runner.aclose())
+    for pool in pools:
+        pool.stop_sync()
 
 
 def test_errors_name_servers_as_their_pool_does_where_two_pools_have_the_same_names() -> None:
     runner = ScriptedRunner()
-    made(runner, config("db"), config("a", bind="127.0.0.1:2")).start_sync()
+    first = made(runner, config("db"), config("a", bind="127.0.0.1:2"))
+    first.start_sync()
     other = made(
         runner,
         config("db", bind="127.0.0.1:3", restart="no"),
@@ -496,11 +501,13 @@ def test_errors_name_servers_as_their_pool_does_where_two_pools_have_the_same_na
     assert "~" not in "".join(
         f"{error.name} {error.message} {error.hint}" for error in raised.value.exceptions
     )
-    made(runner, config("a", bind="127.0.0.1:5")).start_sync()
+    third = made(runner, config("a", bind="127.0.0.1:5"))
+    third.start_sync()
     with pytest.raises(PoolStartError) as raised:
         made(runner, config("b", bind="127.0.0.1:5")).start_sync()
     assert "in use by 'a'" in str(raised.value.exceptions[0])
-    loop_thread.run_sync(runner.aclose())
+    for pool in (first, other, third):
+        pool.stop_sync()
 
 
 def test_a_restart_that_is_cut_short_by_a_stop_says_so_and_ends_both_generations() -> None:
