@@ -9,6 +9,7 @@ from .log_line import LogLine
 
 # Read backwards, lines wait for the one that they may continue; output without levels would wait for ever.
 _MOST_WAITING = 1000
+_RANKS = {level: rank for rank, level in enumerate(LEVELS)}
 _TRACEBACK = "Traceback (most recent call last):"
 
 
@@ -23,16 +24,17 @@ class LineFilter:
         self, *, until: str = "", least: str = "", matches: Callable[[str], bool] | None = None
     ) -> None:
         self._until = until
-        self._least = LEVELS.index(least) if least else None
+        self._least = _RANKS[least] if least else None
         self._matches = matches
         self._levels: dict[str, _Levels] = {}
 
     def backwards(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
         """Those of one log that pass, the newest first as in `lines`."""
-        waiting: list[LogLine] = []
+        waiting: list[tuple[LogLine, str]] = []
         for line in lines:
-            waiting.append(line)
-            begins = line.time and (self._least is None or stated_level(line.text))
+            level = self._level(line)
+            waiting.append((line, level))
+            begins = line.time and (level or self._least is None)
             if begins or len(waiting) >= _MOST_WAITING:
                 yield from self._of_group(waiting[::-1])
                 waiting = []
@@ -40,16 +42,23 @@ class LineFilter:
 
     def forwards(self, lines: Iterable[LogLine]) -> list[LogLine]:
         """Those that pass, oldest first as in `lines`, which follow those of the call before."""
-        return [line for line in lines if self._passes(line, self._levels.setdefault(line.name, _Levels()))]
+        return [
+            line
+            for line in lines
+            if self._passes(line, self._level(line), self._levels.setdefault(line.name, _Levels()))
+        ]
 
-    def _of_group(self, lines: list[LogLine]) -> list[LogLine]:
+    def _of_group(self, lines: list[tuple[LogLine, str]]) -> list[LogLine]:
         levels, time = _Levels(), ""
-        for line in lines:
+        for line, _ in lines:
             time = line.time = line.time or time
-        return [line for line in lines if self._passes(line, levels)][::-1]
+        return [line for line, level in lines if self._passes(line, level, levels)][::-1]
 
-    def _passes(self, line: LogLine, levels: _Levels) -> bool:
-        if self._least is not None and levels.rank(line.text) < self._least:
+    def _level(self, line: LogLine) -> str:
+        return "" if self._least is None else stated_level(line.text)
+
+    def _passes(self, line: LogLine, level: str, levels: _Levels) -> bool:
+        if self._least is not None and levels.rank(line.text, level) < self._least:
             return False
         if self._until and line.time > self._until:
             return False
@@ -63,13 +72,12 @@ class _Levels:
         self._rank = -1
         self._inside = False  # the line before was one in the middle of a traceback
 
-    def rank(self, text: str) -> int:
-        """The level's number in LEVELS; -1 for an unknown one."""
-        word = stated_level(text)
-        if word:
-            self._rank, self._inside = LEVELS.index(word) if word in LEVELS else -1, False
+    def rank(self, text: str, level: str) -> int:
+        """The number in LEVELS of a line's own level, or of the line that it continues; -1 for an unknown one."""
+        if level:
+            self._rank, self._inside = _RANKS.get(level, -1), False
         elif text.startswith(_TRACEBACK):
-            self._rank, self._inside = max(self._rank, LEVELS.index("error")), True
+            self._rank, self._inside = max(self._rank, _RANKS["error"]), True
         elif _is_indented(text):
             self._inside = True
         elif self._inside:

@@ -265,8 +265,10 @@ class Hub:
         """Ask why those of the changed servers fail that do."""
         failing = []
         for name in changed:
-            self._reasons.pop(name, None)
-            if self._snapshot.items[name]["level"] in (KO, WARN):
+            word = self._snapshot.items[name]["level"]
+            if word != BUSY:  # one that is started again has failed for that reason
+                self._reasons.pop(name, None)
+            if word in (KO, WARN):
                 failing.append(name)
         failing = failing[:_MOST_REASONS]
         if failing:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,15 @@ def test_the_help_fits_and_scrolls() -> None:
 
 
 class TestLog:
+    @pytest.fixture(autouse=True)
+    def zone(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Times are shown in the reader's zone, which is UTC here."""
+        with monkeypatch.context() as patched:
+            patched.setenv("TZ", "UTC")
+            time.tzset()
+            yield
+        time.tzset()
+
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
         path = tmp_path / "web.log"
