@@ -35,7 +35,8 @@ class Outcome:
     `message` is a line for people; `notes` are lines that ask for nothing to be done; `form` is how the items are
     shown; `text`, when it is not None, is the whole of standard output (except for JSON). `extra` are parts of the JSON
     document besides these; `footer` is a line below a table on a terminal. `errors_are_result`: they are what was asked
-    for, so they go to standard output too. `streamed`: what was to be printed has been. `changed`: a ChangedFiles, of
+    for, so they go to standard output too. `painted`: the message has
+    colours, and is printable. `streamed`: what was to be printed has been. `changed`: a ChangedFiles, of
     files that the pool has not read yet.
     """
 
@@ -60,6 +61,7 @@ class Outcome:
         self.form = form
         self.errors_are_result = False
         self.quiet = False
+        self.painted = False
         self.streamed = False
         self.text = text
         self.footer = ""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
-from poolctl.cli.render import coloured, error_lines, from_here, paint, printable, servers
+from poolctl.cli.render import error_lines, from_here, paint, printable, servers
 from poolctl.control.answers import PlannedChange, ReloadResult, Result
 from poolctl.control.drift_answer import ChangedFiles
 from poolctl.exit_codes import DONE, NOT_AS_DESIRED
@@ -22,19 +21,19 @@ KINDS = {
 }
 
 
-def change_lines(result: Result) -> list[str]:
+def change_lines(result: Result, colours: bool = False) -> list[str]:
     """The lines about a detected change: the plan of a reload, or `~ users: code`."""
     if isinstance(result, ReloadResult):
-        return plan_text(result).splitlines()
-    return [f"~ {item.name}: code" for item in result.items if item.ready]
+        return plan_text(result, colours).splitlines()
+    return [f"~ {printable(item.name)}: code" for item in result.items if item.ready]
 
 
-def plan_text(result: ReloadResult, *, dry_run: bool = False) -> str:
-    """The plan, a line for each change, and its summary."""
+def plan_text(result: ReloadResult, colours: bool = False, *, dry_run: bool = False) -> str:
+    """The plan, a line for each change, and its summary; without control characters but those of colours."""
     if result.exit_code not in (DONE, NOT_AS_DESIRED) and result.changes is None:
         return ""
     changes = result.changes or ()
-    lines = list(plan_lines(changes, coloured(sys.stdout)))
+    lines = list(plan_lines(changes, colours))
     if result.exit_code not in (DONE, NOT_AS_DESIRED):
         return "\n".join([*lines, "not everything could be applied"])
     return "\n".join([*lines, _summary(changes, dry_run=dry_run)])

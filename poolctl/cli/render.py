@@ -15,12 +15,13 @@ from poolctl.light_json import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import TextIO
 
 
 TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts")
-WIDE = ("name", "state", "ready", "health", "bind", "expose", "pids", "workers", "uptime", "restarts", "tags")
+WIDE = ("name", "state", "ready", "health", "bind", "expose", "pid", "workers", "uptime", "restarts", "tags")
+WIDE_COLUMNS = 120  # of a terminal, into which `-o wide` fits
 # Columns that a narrow terminal omits, in this order.
 DISPENSABLE = ("restarts", "uptime", "health", "pids")
 RIGHT = frozenset((
@@ -63,7 +64,7 @@ def show(outcome: Outcome) -> int:
     """Print the outcome in its form ("" is a line for people); return its exit code."""
     if any(isinstance(item, Item) and "@" in item.expose for item in outcome.items):
         outcome.items = [
-            item.but(expose=_without_password(item.expose)) if isinstance(item, Item) else item
+            item.but(expose=without_password(item.expose)) if isinstance(item, Item) else item
             for item in outcome.items
         ]
     if outcome.streamed:
@@ -77,7 +78,8 @@ def show(outcome: Outcome) -> int:
         if outcome.footer and outcome.form in ("table", "wide") and sys.stdout.isatty():
             sys.stdout.write(f"\n{printable(outcome.footer, keep_lines=True)}\n")
     elif outcome.message and not outcome.quiet:
-        sys.stdout.write(f"{printable(outcome.message, keep_lines=True)}\n")
+        message = outcome.message if outcome.painted else printable(outcome.message, keep_lines=True)
+        sys.stdout.write(f"{message}\n")
     explain(outcome)
     return outcome.exit_code
 
@@ -108,14 +110,15 @@ def stdout_fd() -> int:
 def text_of(items: Sequence[Value], output: str, colours: bool = False, width: int = 0) -> str:
     """The items as text in the form `output`: table, wide, jsonl, or fields separated by tabs.
 
-    A table that would not fit into `width` columns does without those that say least; a wide one never does.
+    In a table that would not fit into `width` columns long cells are shortened, and then those columns are left out
+    that say least; a wide one has all of its columns.
     """
     if output == "jsonl":
         return "".join(dumps({"schema": SCHEMA, **item.to_json()}, default=str) + "\n" for item in items)
     if output == "table" or output == "wide":
         kept = (KEPT,) if any(isinstance(item, Item) and item.kept for item in items) else ()
         if output == "wide":
-            return table(items, WIDE + kept, colours)
+            return fitting(items, WIDE + kept, (), colours, width and max(width, WIDE_COLUMNS))
         return fitting(items, TABLE + kept, DISPENSABLE, colours, width)
     fields = output.split(",")
     return "".join("\t".join(field_text(item, field) for field in fields) + "\n" for item in items)
@@ -124,20 +127,63 @@ def text_of(items: Sequence[Value], output: str, colours: bool = False, width: i
 def fitting(
     items: Sequence[Value], columns: Sequence[str], dispensable: Sequence[str], colours: bool, width: int
 ) -> str:
-    """A table in so many columns of a terminal, if it fits without those that are dispensable; 0: of any width."""
-    shown = list(columns)
-    for column in dispensable if width else ():
-        if max(map(len, table(items, shown).splitlines()), default=0) <= width:
+    """A table in so many columns of a terminal, if it fits without those that are dispensable; 0: of any width.
+
+    Long cells are shortened before a column is left out.
+    """
+    if not width or not items:
+        return table(items, columns, colours)
+    lengths = {column: [len(_cell(item, column)) for item in items] for column in columns}
+    left_out: set[str] = set()
+    for column in dispensable:
+        limits, fits = _limits(lengths, width, _SHORT)
+        if fits:
             break
-        shown.remove(column)
-    return table(items, shown, colours)
+        left_out.add(column)
+        del lengths[column]
+    else:
+        limits, fits = _limits(lengths, width, _SHORT)
+        if not fits:
+            limits, _ = _limits(lengths, width, _SHORTEST)
+    return table(items, [column for column in columns if column not in left_out], colours, limits)
 
 
-def table(items: Sequence[Value], columns: Sequence[str], colours: bool = False) -> str:
+_SHORT, _SHORTEST = 16, 12  # cells are shortened to the second only when no column can be left out any more
+
+
+def _limits(lengths: Mapping[str, list[int]], width: int, least: int) -> tuple[dict[str, int], bool]:
+    """How wide the cells of each column may be, the widest shortened first; and whether the table fits then."""
+    limits = {column: max(len(column), *cells) for column, cells in lengths.items()}
+    excess = sum(limits.values()) + 2 * (len(limits) - 1) - width
+    while excess > 0:
+        column = max(limits, key=limits.__getitem__)
+        if limits[column] <= least:
+            return limits, False
+        limits[column] -= 1
+        excess -= 1
+    return limits, True
+
+
+def _shortened(text: str, limit: int) -> str:
+    """The text without its middle, if it is longer: its beginning and its end tell it from others."""
+    if len(text) <= limit:
+        return text
+    end = (limit - 1) // 2
+    return f"{text[: limit - 1 - end]}…{text[-end:]}"
+
+
+def table(
+    items: Sequence[Value],
+    columns: Sequence[str],
+    colours: bool = False,
+    limits: Mapping[str, int] | None = None,
+) -> str:
     """A table with a header, as wide as its words. No items: nothing at all, so that scripts see nothing."""
     if not items:
         return ""
     rows = [[_cell(item, column) for column in columns] for item in items]
+    if limits is not None:
+        rows = [[_shortened(text, limits[c]) for text, c in zip(row, columns, strict=True)] for row in rows]
     widths = [max(len(column), *(len(row[at]) for row in rows)) for at, column in enumerate(columns)]
     head = "  ".join(
         _pad(c.replace("_", " ").upper(), c, w) for c, w in zip(columns, widths, strict=True)
@@ -274,8 +320,10 @@ def _cell(item: Value, column: str) -> str:
         if column == "ready":
             return "yes" if item.ready else "no"
         if column == "pids" and item.pids:
-            more = f"+{len(item.pids) - 1}" if len(item.pids) > 1 else ""
+            more = f" and {len(item.pids) - 1} more" if len(item.pids) > 1 else ""
             return f"{item.pids[0]}{more}"
+        if column == "pid" and item.pids:
+            return str(item.pids[0])
         if column == "workers" and len(item.pids) not in (0, item.workers):
             return f"{len(item.pids)}/{item.workers}"
         if column == KEPT and item.kept:
@@ -310,45 +358,8 @@ def of_dependents(result: Result, done: str = "") -> str:
     return f", and {count} that {relation}{done and ' ' + done}"
 
 
-# States that are as they should be without being ready.
-_ASIDE = ("sleeping", "draining", "disabled")
-
-
-def ready_line(result: Result, *, waited: bool) -> str:
-    """`3 servers ready`, with those in other intended states in brackets."""
-    if not result.items:
-        done = (
-            "the gateway serves; the pool has no server" if result.without_servers else "no server selected"
-        )
-        return "" if result.exit_code else done
-    asides = {state: sum(item.state == state for item in result.items) for state in _ASIDE}
-    ready = sum(item.ready for item in result.items)
-    count = len(result.items) - sum(asides.values())
-    line = f"{servers(ready, count)} ready"
-    if not waited:
-        line = f"{servers(count)} starting, {ready} ready"
-    said = ", ".join(f"{number} {state}" for state, number in asides.items() if number)
-    return f"{line} ({said})" if said else line
-
-
-MOST_ADDRESSES = 10
-_UNREACHABLE = ("stopped", "stopping", "backoff", "failed", "disabled")
-
-
-def address_lines(items: Iterable[Value]) -> list[str]:
-    """Where clients find the servers, `users  http://localhost:8081`: of the first ten, and how many more there are."""
-    found = [
-        (printable(item.name), _without_password(printable(item.expose)))
-        for item in items
-        if isinstance(item, Item) and item.expose and item.state not in _UNREACHABLE
-    ]
-    shown = found[:MOST_ADDRESSES]
-    width = max((len(name) for name, _ in shown), default=0)
-    lines = [f"{name.ljust(width)}  {address}" for name, address in shown]
-    return [*lines, f"and {more} more: poolctl list"] if (more := len(found) - len(shown)) else lines
-
-
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """The URL with a mask in the place of its password."""
     if "@" not in url:
         return url
     from poolctl.config import masked_text

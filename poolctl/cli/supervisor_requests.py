@@ -8,7 +8,7 @@ import sys
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, others_named_alike
-from poolctl.cli.render import coloured, fitting, printable, width_of
+from poolctl.cli.render import WIDE_COLUMNS, coloured, fitting, printable, width_of
 from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_processes import await_end
@@ -87,14 +87,13 @@ def gateway_table(
         return outcome
     if request.output in ("", "table", "wide"):
         header = "  ".join(columns).replace("_", " ").upper() + "\n"
+        width = width_of(sys.stdout)
         if request.output == "wide":
-            dispensable = ()
+            dispensable, width = (), width and max(width, WIDE_COLUMNS)
         elif dispensable:
             empty = [each for each in columns if all(getattr(line, each) == "" for line in lines)]
             dispensable = [*dict.fromkeys([*empty, *dispensable])]
-        outcome.text = (
-            fitting(lines, columns, dispensable, coloured(sys.stdout), width_of(sys.stdout)) or header
-        )
+        outcome.text = fitting(lines, columns, dispensable, coloured(sys.stdout), width) or header
     elif request.output == "name":
         outcome.text = "".join(f"{printable(name)}\n" for name in names)
     return outcome

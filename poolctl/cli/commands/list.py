@@ -35,6 +35,8 @@ def perform(request: CommandRequest) -> Outcome:
     """The selected servers as they are now; without a supervisor all of them are stopped."""
     result = selected(request, find_pool(request))
     outcome = Outcome.of(result, form="table")
+    if not outcome.items and request.output not in ("json", "jsonl"):
+        outcome.notes.append("no server matches" if request.get("allow_empty") else "the pool has no servers")
     if result.gateway is not None:
         from poolctl.cli.gateway_line import add_gateway, problem_line
 

@@ -38,6 +38,8 @@ def perform(request: CommandRequest) -> Outcome:
     """Every pool with its name, its files, its supervisor's pid, and how many of its servers are ready."""
     pools = [found for path in _directories() if (found := _pool(path)) is not None]
     outcome = Outcome(pools)
+    if not pools and request.output not in ("json", "jsonl"):
+        outcome.notes.append("no pool of this user is running")
     if not request.output or request.output in ("table", "wide"):
         outcome.text = _table(pools)
     return outcome

@@ -19,7 +19,7 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.reload_plan import change_lines, plan_text
-from poolctl.cli.render import from_here, show
+from poolctl.cli.render import coloured, from_here, show
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.answers import ReloadResult
 from poolctl.control.client import Client
@@ -51,7 +51,8 @@ def perform(request: CommandRequest) -> Outcome:
     if request.get("watch"):
         return _watch(request, pool)
     result = ask_for(ReloadResult, request, pool, more={"dry_run": dry_run})
-    outcome = Outcome.of(result, plan_text(result, dry_run=dry_run))
+    outcome = Outcome.of(result, plan_text(result, coloured(sys.stdout), dry_run=dry_run))
+    outcome.painted = True
     outcome.warnings += _other_files(request, pool)
     return outcome
 
@@ -76,7 +77,9 @@ def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
     ended = Outcome(message="the pool has been stopped")
     try:
         for result in PoolWatcher(request, pool).changes(now=True):
-            outcome = Outcome.of(result, "\n".join(change_lines(result)), form=request.output)
+            lines = change_lines(result, coloured(sys.stdout))
+            outcome = Outcome.of(result, "\n".join(lines), form=request.output)
+            outcome.painted = True
             outcome.quiet = request.quiet
             show(outcome)
             sys.stdout.flush()

@@ -15,7 +15,7 @@ from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.log_rendering import JsonLines
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
-from poolctl.cli.render import address_lines, explain, servers
+from poolctl.cli.render import coloured, explain, servers
 from poolctl.cli.run.run_output import BackgroundStream, LogPrinter
 from poolctl.cli.run.signals import (
     STOP_SECONDS,
@@ -27,6 +27,7 @@ from poolctl.cli.run.signals import (
     is_first_process,
     program,
 )
+from poolctl.cli.server_lines import address_lines
 from poolctl.cli.supervisor_requests import Progress, await_pool_end, is_empty, start_unsignalled
 from poolctl.control import sd_notify
 from poolctl.control.answers import Item, ReloadResult, Result
@@ -244,7 +245,7 @@ class RunSession:
         """Print what came of a change of the files, between the servers' output."""
         from poolctl.cli.reload_plan import change_lines
 
-        for line in change_lines(result):
+        for line in change_lines(result, coloured(sys.stderr) and not self._objects):
             self._say(line)
         self._explain(Outcome.of(result))
 

@@ -84,7 +84,7 @@ def _text(item: Details | Described, colours: bool, *, full: bool) -> str:
             message = printable(item.failure.message, keep_lines=True)
             rows.append(("failure", message.replace("\n", _NEXT_LINE)))
         if item.stacks is not None:
-            from poolctl.cli.stack_lines import stack_lines
+            from poolctl.cli.server_lines import stack_lines
 
             rows.append(("hung", _NEXT_LINE.join(stack_lines(item.stacks))))
     if item.routes is not None:

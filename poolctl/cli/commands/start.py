@@ -6,7 +6,7 @@ from poolctl.cli.command import LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, 
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import address_lines, ready_line
+from poolctl.cli.server_lines import address_lines, ready_line
 from poolctl.cli.supervisor_requests import ask_or_launch, hand_over_to_systemd
 
 COMMAND = Command(

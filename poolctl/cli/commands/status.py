@@ -90,7 +90,7 @@ def _hung(request: CommandRequest, pool: PoolRef, items: Sequence[Item]) -> list
     late = {item.name for item in items if not item.ready and item.state not in _AT_REST}
     if not late:
         return []
-    from poolctl.cli.stack_lines import stack_lines
+    from poolctl.cli.server_lines import stack_lines
 
     details = ask_for(ShowResult, request, pool, "show").items
     return [

@@ -74,6 +74,18 @@ def test_list_ends_with_the_gateway_on_a_terminal_only(pool: RealPool) -> None:
         assert "gateway" not in pool.ok("list").stdout
 
 
+@pytest.mark.parametrize("args", [("reload", "--dry-run"), ("reload",)])
+def test_plan_of_a_reload_has_colours_on_a_terminal(pool: RealPool, args: tuple[str, ...]) -> None:
+    place = pool.runtime / pool_key(str(pool.directory / "pool.toml"))
+    place.mkdir(parents=True, mode=0o700, exist_ok=True)
+    changes = [{"change": "add", "name": "new", "bind": "127.0.0.1:1"}]
+    changes.append({"change": "remove", "name": "old\x1b[2J", "bind": "127.0.0.1:2"})
+    with stand_in(place / "control.sock", always(changes=changes)), Terminal(pool, *args) as terminal:
+        assert terminal.end() == 0
+    assert "\x1b[32m+ new 127.0.0.1:1\x1b[0m\r\n" in terminal.shown
+    assert "\x1b[31m- old\\x1b[2J 127.0.0.1:2\x1b[0m\r\n" in terminal.shown
+
+
 def test_run_says_where_everything_is_and_shows_requests(
     pool: RealPool, free_port: Callable[[], int]
 ) -> None:

@@ -274,7 +274,7 @@ def test_invalid_addition_is_refused_before_anything_is_done(
 def test_pools_lists_the_pools_of_this_user(
     poolctl: Command, supervised: Supervised, directory: Path
 ) -> None:
-    assert poolctl("pools") == (0, "", "")
+    assert poolctl("pools") == (0, "", "note: no pool of this user is running\n")
     summary = {
         "name": "shop",
         "files": [str(directory / "pool.toml")],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -69,6 +70,31 @@ def test_table_leaves_out_columns_on_a_narrow_terminal(width: int, head: str) ->
     assert render.text_of([USERS, OFF], "wide", width=width) == render.text_of([USERS, OFF], "wide")
 
 
+LONG = server("a-name-of-more-than-sixty-letters-that-somebody-has-chosen-for-it", 82, pids=[7])
+
+
+def test_a_long_cell_is_shortened_in_its_middle_before_a_column_is_left_out() -> None:
+    head, users, _, long = render.text_of([USERS, OFF, LONG], "table", width=90).splitlines()
+    assert head.split() == ["NAME", "STATE", "READY", "HEALTH", "BIND", "PIDS", "UPTIME", "RESTARTS"]
+    assert (len(long), users[:5]) == (90, "users")
+    assert re.match("a-name-of-.*….*-for-it  running", long)
+    assert LONG.name in render.text_of([LONG], "table"), "not for a reader that is no terminal"
+    alone = render.text_of([LONG], "table", width=80).splitlines()
+    assert alone[0].split()[-3:] == ["PIDS", "UPTIME", "RESTARTS"]
+    narrow = render.text_of([LONG], "table", width=40).splitlines()
+    assert narrow[0].split() == ["NAME", "STATE", "READY", "BIND"]
+    assert len(narrow[1]) <= 40
+
+
+def test_a_wide_table_fits_into_120_columns_of_a_terminal() -> None:
+    socket = LONG.but(bind="unix:/run/a/long/directory/of/some/service/api.sock", pids=(70001, 70002, 70003))
+    for width in (80, 120):
+        head, *lines = render.text_of([USERS, OFF, LONG, socket], "wide", width=width).splitlines()
+        assert head.split()[4:8] == ["BIND", "EXPOSE", "PID", "WORKERS"]
+        assert max(map(len, lines)) <= 120
+    assert re.search(r" unix:/.+….+\.sock ", lines[-1])
+
+
 def test_a_wide_table_shows_the_workers_that_are_there_of_those_that_are_wanted() -> None:
     lines = render.text_of([USERS.but(pids=(7, 8), workers=3)], "wide").splitlines()
     assert "2/3" in lines[1].split()
@@ -83,7 +109,7 @@ def test_a_wide_table_shows_the_rest_too() -> None:
 
 
 def test_many_processes_are_counted_in_a_table() -> None:
-    assert " 7+2 " in render.text_of([server("users", pids=[7, 8, 9])], "table")
+    assert " 7 and 2 more " in render.text_of([server("users", pids=[7, 8, 9])], "table")
 
 
 def test_no_servers_are_no_lines() -> None:

@@ -1,0 +1,58 @@
+"""Lines about servers that several commands print: how many are ready, where they are, what one that hung did."""
+
+from __future__ import annotations
+
+from poolctl.cli.render import printable, servers, without_password
+from poolctl.control.answers import Item, Result
+from poolctl.frozen_value import Table, Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MOST_ADDRESSES = 10
+MOST_STACK_LINES = 20
+_UNREACHABLE = ("stopped", "stopping", "backoff", "failed", "disabled")
+# States that are as they should be without being ready.
+_ASIDE = ("sleeping", "draining", "disabled")
+
+
+def ready_line(result: Result, *, waited: bool) -> str:
+    """`3 servers ready`, with those in other intended states in brackets."""
+    if not result.items:
+        done = (
+            "the gateway serves; the pool has no server" if result.without_servers else "no server selected"
+        )
+        return "" if result.exit_code else done
+    asides = {state: sum(item.state == state for item in result.items) for state in _ASIDE}
+    ready = sum(item.ready for item in result.items)
+    count = len(result.items) - sum(asides.values())
+    line = f"{servers(ready, count)} ready"
+    if not waited:
+        line = f"{servers(count)} starting, {ready} ready"
+    said = ", ".join(f"{number} {state}" for state, number in asides.items() if number)
+    return f"{line} ({said})" if said else line
+
+
+def address_lines(items: Iterable[Value]) -> list[str]:
+    """Where clients find the servers, `users  http://localhost:8081`: of the first ten, and how many more there are."""
+    found = [
+        (printable(item.name), without_password(printable(item.expose)))
+        for item in items
+        if isinstance(item, Item) and item.expose and item.state not in _UNREACHABLE
+    ]
+    shown = found[:MOST_ADDRESSES]
+    width = max((len(name) for name, _ in shown), default=0)
+    lines = [f"{name.ljust(width)}  {address}" for name, address in shown]
+    return [*lines, f"and {more} more: poolctl list"] if (more := len(found) - len(shown)) else lines
+
+
+def stack_lines(document: Table) -> list[str]:
+    """The worker, and the first lines of its stacks, the main thread's innermost call first."""
+    from itertools import islice
+
+    from poolctl.runners.stack_report import WorkerStacks
+
+    stacks = WorkerStacks.from_json(document)
+    head = f"worker {stacks.worker} (pid {stacks.pid})"
+    return [*map(printable, [head, *islice(stacks.lines(), MOST_STACK_LINES)])]
