@@ -27,6 +27,7 @@ class ServerConfig(ServerKeys):
     Durations are seconds, sizes bytes, paths absolute; relative ones are taken from the working directory.
     """
 
+    # Now, because the first servers may be made by several threads at once.
     model_config = ConfigDict(defer_build=False)
 
     if TYPE_CHECKING:  # each key may have every form that a file may give it, or be a timedelta

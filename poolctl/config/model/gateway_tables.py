@@ -182,9 +182,9 @@ class GatewayConfig(Table):
         False, "A line for each proxied request, in gateway-access.log in the state directory."
     )
     mode: MODES = field("auto", "The mode of routes that have none.")
-    timeouts: RouteTimeouts = field(RouteTimeouts(), "The timeouts of routes, key by key.")
-    backend_limit: RouteLimit = field(RouteLimit(), "The limit of each backend of a route, key by key.")
-    breaker: RouteBreaker = field(RouteBreaker(), "The breaker of each backend, key by key.")
+    timeouts: RouteTimeouts = field(RouteTimeouts.usual(), "The timeouts of routes, key by key.")
+    backend_limit: RouteLimit = field(RouteLimit.usual(), "The limit of each backend of a route, key by key.")
+    breaker: RouteBreaker = field(RouteBreaker.usual(), "The breaker of each backend, key by key.")
 
     def defaults_of_routes(self) -> dict[str, Tree]:
         """What its routes take over, as a file has it."""
@@ -254,10 +254,10 @@ with warnings.catch_warnings():
         context_headers: Truth = field(False, "The backend gets the route's context as headers.")
         retries: Retries = field(0, "How often a failed request that may be repeated is tried elsewhere.")
         max_body_size: Size | None = field(None, "Largest body of a request. Left out: no limit.")
-        limit: RouteLimit = field(RouteLimit(), "The limit of the whole route.")
-        backend_limit: RouteLimit = field(RouteLimit(), "The limit of each of its backends.")
-        timeouts: RouteTimeouts = field(RouteTimeouts(), "How long the steps of a request may take.")
-        breaker: RouteBreaker = field(RouteBreaker(), "When a failing backend gets no more requests.")
+        limit: RouteLimit = field(RouteLimit.usual(), "The limit of the whole route.")
+        backend_limit: RouteLimit = field(RouteLimit.usual(), "The limit of each of its backends.")
+        timeouts: RouteTimeouts = field(RouteTimeouts.usual(), "How long the steps of a request may take.")
+        breaker: RouteBreaker = field(RouteBreaker.usual(), "When a failing backend gets no more requests.")
         waiting_page: Truth = field(False, "A browser sees a page while its server wakes up.")
         probe_responses: Annotated[tuple[UrlPath, ...], Strict(False)] = field(
             (), "Paths that are answered with 200 while the server sleeps, without waking it."
@@ -305,8 +305,8 @@ class StreamConfig(Table):
     max_connections: Number = field(
         0, "Open connections, or sessions of clients; 0: as many as there are descriptors for streams."
     )
-    timeouts: StreamTimeouts = field(StreamTimeouts(), "How long the steps of a connection may take.")
-    breaker: RouteBreaker = field(RouteBreaker(), "When a failing target gets no more connections.")
+    timeouts: StreamTimeouts = field(StreamTimeouts.usual(), "How long the steps of a connection may take.")
+    breaker: RouteBreaker = field(RouteBreaker.usual(), "When a failing target gets no more connections.")
 
     index: int = Field(default=0, exclude=True, repr=False)  # among those of the files
 

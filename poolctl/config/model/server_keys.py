@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import ConfigDict, Field, InstanceOf, ValidationError, WrapValidator
+from pydantic import Field, InstanceOf, ValidationError, WrapValidator
 
 from poolctl.address import Address
 from poolctl.config.model.key_rules import binds_itself
@@ -68,9 +68,6 @@ class ServerKeys(Section):
     Durations are seconds, sizes bytes, paths absolute; relative ones are taken from the working directory.
     """
 
-    # Its validator is not built: every server is a ServerConfig, which adds no key.
-    model_config = ConfigDict(defer_build=True)
-
     name: Name = Field(description="Unique in the pool; letters, digits, dots, underscores and hyphens.")
     bind: str = Field(
         description="The address it listens on; unique in the pool. A job has none, nor has a program without a port."
@@ -95,7 +92,7 @@ class ServerKeys(Section):
     env_file: tuple[FilePath, ...] = field((), "Files of environment variables; a later one wins.")
     cwd: FilePath = field(".", "The working directory. Left out: the directory of the file.")
     user: Text | None = field(None, '"name" or "name:group" that it runs as; needs root.')
-    scale: Scale = field(Scale(), "How many workers.")
+    scale: Scale = field(Scale.usual(), "How many workers.")
     preload: Truth = field(False, "Import the app once and fork the workers from there.")
     tags: Words = field((), "Words to select it by.")
     labels: Labels = field(
@@ -105,18 +102,18 @@ class ServerKeys(Section):
     mandatory: Truth = field(False, "When it has failed, the whole pool is stopped.")
     depends_on: tuple[Dependency, ...] = field((), "The servers that it waits for.")
     tls: Tls = field(False, "false, true (what [defaults.tls] or set_default_tls says), or its own table.")
-    http: Http = field(Http(), "How uvicorn speaks HTTP.")
+    http: Http = field(Http.usual(), "How uvicorn speaks HTTP.")
     start_timeout: Positive = field(30.0, "How long it may take until it is ready.")
     stop_timeout: Duration = field(10.0, "How long it may take to end; then it is killed.")
     drain_timeout: Duration = field(30.0, "How long its connections may take to end.")
-    health: Health = field(Health(), 'The probes; a string is a readiness path: "/ready".')
-    restart: Restart = field(Restart(), 'When it is started again; a string is the policy: "always".')
+    health: Health = field(Health.usual(), 'The probes; a string is a readiness path: "/ready".')
+    restart: Restart = field(Restart.usual(), 'When it is started again; a string is the policy: "always".')
     recovery: Recovery = field(
-        Recovery(),
+        Recovery.usual(),
         'The action when liveness is ko or its loop is stuck; a string is the strategy: "replace".',
     )
-    limits: Limits = field(Limits(), "Resources that a worker may use.")
-    log: Log = field(Log(), "Where its output goes.")
+    limits: Limits = field(Limits.usual(), "Resources that a worker may use.")
+    log: Log = field(Log.usual(), "Where its output goes.")
 
     address: InstanceOf[Address] = Field(exclude=True, repr=False)
     base_dir: str = Field(default="", exclude=True, repr=False)

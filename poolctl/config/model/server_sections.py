@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
 from pydantic import (
     BaseModel,
@@ -48,9 +48,19 @@ from poolctl.errors import PoolValidateError
 
 
 class Section(BaseModel):
-    """A table that does not change; made with a bad value it raises PoolValidateError with every problem."""
+    """A table that does not change; made with a bad value it raises PoolValidateError with every problem.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+    Its own validator is built when it is first used: tables within a server's are validated by that of ServerConfig.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, defer_build=True
+    )
+
+    @classmethod
+    def usual(cls) -> Self:
+        """The table without any key, made without its validator."""
+        return cls.model_construct()
 
     def __init__(self, /, **data: Tree) -> None:
         try:
@@ -78,9 +88,7 @@ def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -
 
 
 class Table(Section):
-    """The base of tables that most files do not have: its validator is built when it is first used."""
-
-    model_config = ConfigDict(defer_build=True)
+    """The base of tables that most files do not have."""
 
     @property
     def label(self) -> str:
@@ -103,7 +111,7 @@ class Triggers(Section):
     cpu: Threshold | None = field(None, "Processor cores that each worker uses, such as 0.8.")
 
 
-NO_TRIGGERS = Triggers()
+NO_TRIGGERS = Triggers.usual()
 OF_TRIGGERS = ("triggers", "window", "cooldown")
 OF_SLEEP = ("idle", "awake", "asleep", "timezone")
 
@@ -123,7 +131,7 @@ class Scale(Section):
     idle: Duration = field(0.0, "How long without traffic until it sleeps; 0 is never.")
     triggers: Triggers = field(NO_TRIGGERS, "What changes the number of workers between min and max.")
     window: Positive = field(10.0, "The time over which the figures of triggers are averaged.")
-    cooldown: Cooldown = field(Cooldown(), "The pauses between two changes by triggers.")
+    cooldown: Cooldown = field(Cooldown.usual(), "The pauses between two changes by triggers.")
     awake: Windows = field(
         (), 'When it is kept awake: minutes in cron\'s notation, such as "* 8-17 * * mon-fri".'
     )
@@ -252,7 +260,7 @@ class Restart(Section):
     """When a server that ended is started again."""
 
     policy: Literal["no", "on-failure", "always"] = field("on-failure", "After which ends.")
-    backoff: Backoff = field(Backoff(), "The delays of the restarts within the window.")
+    backoff: Backoff = field(Backoff.usual(), "The delays of the restarts within the window.")
     limit: Restarts = field(10, "After so many restarts in the window the next end is a failure.")
     window: Positive = field(60.0, "The time in which restarts are counted together.")
 
@@ -315,7 +323,7 @@ class Recovery(Section):
     )
     limit: Restarts = field(5, "After so many recoveries within the window it is left alone.")
     window: Positive = field(600.0, "The time in which recoveries are counted together.")
-    backoff: Patience = field(Patience(), "The delays of the recoveries within the window.")
+    backoff: Patience = field(Patience.usual(), "The delays of the recoveries within the window.")
 
 
 class Limits(Section):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from poolctl import ServerConfig, TLSConfig
 from poolctl.address import parse
+from poolctl.config import Backoff, Health, Patience, Recovery, Restart, Scale, Section, Triggers
 from poolctl.errors import PoolValidateError, ServerError
 
 
@@ -323,3 +324,12 @@ def test_any_keywords_give_a_server_or_a_list_of_problems(given: dict[str, Any])
         problems = [server.name]
     assert problems
     assert all(problems)
+
+
+@pytest.mark.parametrize(
+    "kind", [Backoff, Health, Patience, Recovery, Restart, Scale, Triggers], ids=lambda kind: kind.__name__
+)
+def test_usual_table_equals_one_that_was_validated(kind: type[Section]) -> None:
+    assert kind.usual() == kind()
+    assert kind.usual().model_dump() == kind().model_dump()
+    assert kind.usual().model_fields_set == kind().model_fields_set
