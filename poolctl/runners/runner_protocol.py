@@ -182,7 +182,7 @@ class Backlogs(Protocol):
     """Connections that no worker has accepted yet."""
 
     def waiting(self, server: ServerConfig) -> int:
-        """How many wait at the server's listeners. Does not block."""
+        """How many wait at the server's listeners, and were passed to it and not taken yet. Does not block."""
 
 
 class Logs(Protocol):

@@ -26,7 +26,7 @@ from .orphans import take_in
 from .output_pipes import Output, last_lines
 from .passed_pairs import PassedPairs
 from .routed_servers import RoutedServers
-from .server_sockets import AdoptionPairs, Sockets
+from .server_sockets import AdoptionPairs, QueuedConnections, Sockets
 from .spawn.app_zygotes import AppZygotes, ImportLimit
 from .spawn.forking import Forker
 from .spawn.zygotes import Source, Zygotes
@@ -100,7 +100,7 @@ class LocalRunner:
             heartbeats=self,
             stacks=self,
             counters=self.tallies,
-            backlogs=self.sockets,
+            backlogs=QueuedConnections(self.sockets, self.adoptions),
             logs=self,
             log_files=self,
             takeover=self,

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import socket
+import struct
+import termios
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
@@ -60,10 +63,6 @@ class Sockets:
     def endpoints(self, key: str) -> list[str]:
         """The addresses that are bound."""
         return [describe(sock) for sock in self._open.get(key, ())]
-
-    def waiting(self, server: ServerConfig) -> int:
-        """See Backlogs."""
-        return sum(map(accept_queue, self.of(server)))
 
     async def open(self, server: ServerConfig) -> None:
         """Open the server's listeners, if it has any and they are not open. Raises ServerError."""
@@ -192,6 +191,18 @@ class AdoptionPairs:
         """The end from which connections are taken; None if the address has no pair."""
         return self._pairs[key][2] if key in self._pairs else None
 
+    def waiting(self, key: str) -> int:
+        """About how many connections are queued in the pair: those that a gateway passes have messages of one size."""
+        if key not in self._pairs:
+            return 0
+        take = self._pairs[key][2]
+        try:
+            first = take.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC | socket.MSG_DONTWAIT)
+            (total,) = struct.unpack("i", fcntl.ioctl(take, termios.FIONREAD, bytes(4)))
+        except OSError:
+            return 0
+        return max(1, round(total / first)) if first else 0
+
     def empty(self, key: str) -> None:
         """Close every connection that is queued in the pair."""
         if key in self._pairs:
@@ -224,3 +235,15 @@ class AdoptionPairs:
     def _forget(self, key: str) -> None:
         for end in self._pairs.pop(key, ("",))[1:]:
             end.close()
+
+
+class QueuedConnections:
+    """See Backlogs: connections in the backlogs of servers' listeners, and in their pairs."""
+
+    def __init__(self, sockets: Sockets, adoptions: AdoptionPairs) -> None:
+        self._sockets = sockets
+        self._adoptions = adoptions
+
+    def waiting(self, server: ServerConfig) -> int:
+        """See Backlogs."""
+        return sum(map(accept_queue, self._sockets.of(server))) + self._adoptions.waiting(server.key)

@@ -113,6 +113,28 @@ def test_gateway_gets_the_pair_of_a_routed_server_and_of_no_other() -> None:
     run(work())
 
 
+def test_connections_that_no_worker_has_taken_from_the_pair_yet_are_counted() -> None:
+    async def work() -> None:
+        stage = Stage()
+        assert stage.pairs.waiting(config().key) == 0
+        stage.publish(config())
+        for count in range(5):
+            assert stage.pairs.waiting(config().key) == count
+            stage.given.append(stage.pass_one())
+        take = stage.pairs.left(config().key)
+        assert take is not None
+        connection_handover.take(take).close()
+        assert stage.pairs.waiting(config().key) == 4
+        stage.publish()
+        await stage.pairs.close_all()
+        assert stage.pairs.waiting(config().key) == 0
+        for client in stage.given:
+            client.close()
+        stage.close()
+
+    run(work())
+
+
 def test_gateway_hears_of_workers_that_leave_a_routed_server_and_no_other() -> None:
     async def work() -> None:
         stage = Stage()
