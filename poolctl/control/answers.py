@@ -122,7 +122,8 @@ class About(Value):
     """The identity of a supervisor and its pool; `calm`: it takes no action of its own.
 
     `keeper_problem` is what is wrong with its keeper, `not_served` names the tables (gateway, dashboard, metrics)
-    whose addresses cannot be served, or whose process keeps ending, each with the reason.
+    whose addresses cannot be served, or whose process keeps ending, and [events] when its file cannot be written,
+    each with the reason.
     """
 
     name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator, Mapping
 
 from poolctl.safe_open import UnsafePath, open_file
@@ -47,8 +48,8 @@ class OpenLog:
             else:
                 missing = 0
                 status = os.fstat(fd)
-                if status.st_ino in seen:  # it was rotated between two of these calls
-                    os.close(fd)
+                if status.st_ino in seen or stat.S_ISDIR(status.st_mode):
+                    os.close(fd)  # it was rotated between two of these calls, or is no file
                 else:
                     seen.add(status.st_ino)
                     self.parts.append((fd, status.st_size))

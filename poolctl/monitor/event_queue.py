@@ -139,8 +139,17 @@ class Events:
         """Write to this journal from now on; numbering continues from the greater of its last number and ours."""
         self.close()
         self.journal = journal
-        with contextlib.suppress(PermissionError):  # then it can hardly be written either
+        with contextlib.suppress(OSError):  # then it can hardly be written either
             self._seq = max(self._seq, next((event.seq for event in newest_first(journal.path)), 0))
+
+    @property
+    def problem(self) -> str:
+        """Why the last events are not in the journal; "" when they are."""
+        journal = self.journal
+        if journal is None or not journal.lost:
+            return ""
+        count = "1 event" if journal.lost == 1 else f"{journal.lost} events"
+        return f"{count} could not be written to {journal.path}: {journal.error}"
 
     def subscribe(self, fn: Subscriber) -> Callable[[], None]:
         """Call `fn` with each event that is recorded from now on. Returns a function that ends the subscription."""

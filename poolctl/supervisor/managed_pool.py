@@ -214,8 +214,14 @@ class ManagedPool:
 
     @property
     def _not_served(self) -> list[str]:
-        """The tables whose addresses cannot be served now, each with the reason."""
-        return [*self._gateway.problems, *self._operator.problems, *self._observers.problems]
+        """The tables whose addresses cannot be served, or whose file cannot be written, each with the reason."""
+        observers = self._observers
+        return [
+            *self._gateway.problems,
+            *self._operator.problems,
+            *observers.problems,
+            *observers.lost_events,
+        ]
 
     def _serve_commands_only(self) -> None:
         logger.error("taking no action for %d s: the supervisor has died too often", _CALM_SECONDS)

@@ -109,6 +109,8 @@ def _fix(table: str, why: str) -> str:
     """For a table that is not served; the supervisor tries it again by itself."""
     if why.endswith(INSTALL_GATEWAY):
         return INSTALL_GATEWAY
+    if table == "[events]":
+        return "make it writable, or name another file as events.path, then run poolctl reload"
     if why.startswith("cannot read "):
         return f"check `tls` of {table}, then run poolctl reload"
     if "its process" in why:

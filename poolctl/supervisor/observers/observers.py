@@ -114,6 +114,11 @@ class Observers:
             f"{table}: {each.problem}" for table, each in found.items() if each is not None and each.problem
         ]
 
+    @property
+    def lost_events(self) -> list[str]:
+        """That, and why, events are not written at present."""
+        return [f"[events]: {self.events.problem}"] if self.events.problem else []
+
     async def addresses_tried(self) -> None:
         """Return once it is known whether the addresses of these tables can be opened."""
         if self._dashboard is not None:

@@ -105,6 +105,7 @@ def test_a_full_disk_loses_events_counts_them_and_says_so_when_there_is_room_aga
     events.record("pool", "one")
     events.record("pool", "two")
     assert journal.lost == 2
+    assert events.problem == f"2 events could not be written to {link}: No space left on device"
     assert delivered == ["one", "two"]
     assert [record.message for record in caplog.records] == [
         f"events are not written to {link}: No space left on device"
@@ -115,6 +116,16 @@ def test_a_full_disk_loses_events_counts_them_and_says_so_when_there_is_room_aga
     events.close()
     written = [(event["event"], event.get("lost")) for event in read(link)]
     assert written == [("three", None), ("events lost", 2)]
+    assert events.problem == ""
+
+
+def test_directory_in_place_of_the_journal_costs_the_events_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = Events(ManualClock(), Journal(str(tmp_path)))
+    events.record("pool", "one")
+    events.flush()
+    assert events.problem == f"1 event could not be written to {tmp_path}: Is a directory"
 
 
 def test_failing_subscriber_does_not_affect_the_others(path: Path, caplog: pytest.LogCaptureFixture) -> None:
