@@ -72,7 +72,8 @@ class RealPool:
         self.runtime = runtime
         self.python = sys.executable  # which runs poolctl
         self.ports: dict[str, int] = {}  # by name, of the last write_hello
-        self.env = {
+        kept = {"POOLCTL_IMMORTAL_AFTER": os.environ.get("POOLCTL_IMMORTAL_AFTER", "")}
+        self.env = kept | {
             k: v for k, v in os.environ.items() if not k.startswith(("POOLCTL_", "PYTEST_", "LISTEN_"))
         }
         for name in (

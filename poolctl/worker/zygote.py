@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import math
 import os
 import select
 import signal
@@ -25,6 +26,7 @@ from typing import NoReturn
 from ..keeper import wire
 from ..platform import name_process
 from .fork_safety import ProcessSnapshot, ThreadOrigins
+from .immortal import AFTER_FORKS, make_immortal
 from .load_app import (
     MOST_CHARACTERS,
     LoadFailed,
@@ -60,6 +62,7 @@ REQUESTS_FD = 3
 _APP_REQUESTS_FD = SPEC_FD + 1
 _EXIT_FUNCTIONS_SECONDS = 1
 _FORKER_SECONDS = 0.05
+_MAX_STATUS = 255
 _CLOSE_BEHIND_MILLISECONDS = 4
 
 # The function that a fork runs, by the operation of the request; it gets the descriptors that came with it.
@@ -186,8 +189,11 @@ def serve_forks(requests: socket.socket, roles: Roles) -> None:
 
     A forker is forked before there is a request and waits for it: by then half the cost of a fork has been paid.
     """
-    failed = False
+    failed, forks, immortal_after = False, 0, AFTER_FORKS
     while not _has_ended(requests):
+        if forks >= immortal_after:
+            make_immortal()
+            immortal_after = math.inf
         try:
             forker = os.fork()
         except OSError as error:
@@ -197,10 +203,10 @@ def serve_forks(requests: socket.socket, roles: Roles) -> None:
             _wait_for_request(requests)
             continue
         if forker == 0:
-            _fork_some(requests, roles)
+            _fork_some(requests, roles, immortal_after - forks)
         # An application may have its children reaped by the kernel.
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(forker, 0)
+            forks += max(0, os.waitstatus_to_exitcode(os.waitpid(forker, 0)[1]))
 
 
 def _has_ended(requests: socket.socket) -> bool:
@@ -227,26 +233,32 @@ def _refuse_next(requests: socket.socket, error: OSError) -> None:
             wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"}, wait=True)
 
 
-def _fork_some(requests: socket.socket, roles: Roles) -> NoReturn:
-    """Fork for the next request and for those that follow closely, then exit: the keeper becomes the parent.
+def _fork_some(requests: socket.socket, roles: Roles, most: float) -> NoReturn:
+    """Fork for the next request and for those that follow closely, then exit with their number (`most` or less).
 
-    One such process for each worker would be a fifth of the cost of a start. It exits soon after the first fork: the
-    keeper cannot wait for a worker, or signal it by its pid, while this process is its parent.
+    The keeper becomes the parent. One such process for each worker would be a fifth of the cost of a start. It exits
+    soon after the first fork: the keeper cannot wait for a worker, or signal it by its pid, while this process is its
+    parent.
     """
     more = select.poll()
     more.register(requests, select.POLLIN)
-    ends = None
+    ends, forks = None, 0
     try:
         while (received := wire.receive(requests, wait=True)) is not None:
             ends = ends or time.monotonic() + _FORKER_SECONDS
             message, fds = received
             if _is_fork(requests, message, roles):
                 _fork_one(requests, message, fds, roles)
+                forks += 1
             _close_all(fds)
-            if time.monotonic() >= ends or not more.poll(_CLOSE_BEHIND_MILLISECONDS):
+            if (
+                forks >= min(most, _MAX_STATUS)
+                or time.monotonic() >= ends
+                or not more.poll(_CLOSE_BEHIND_MILLISECONDS)
+            ):
                 break
     finally:
-        os._exit(0)
+        os._exit(forks)
 
 
 def _is_fork(requests: socket.socket, message: wire.Message, roles: Roles) -> bool:
