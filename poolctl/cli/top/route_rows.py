@@ -17,10 +17,11 @@ _WAYS = {PASS: "green", PROXY: "yellow", STREAM: "cyan"}
 
 
 class RouteRow(NamedTuple):
-    """A route, with its requests a second since the last result; None in the first one."""
+    """A route, with its requests and errors a second since the last result; None in the first one."""
 
     report: RouteReport
-    requests_per_second: float | None
+    requests_per_second: float | None = None
+    errors_per_second: float | None = None
 
     @property
     def name(self) -> str:
@@ -31,32 +32,39 @@ class RouteRow(NamedTuple):
 class RouteBoard(Board[RouteRow]):
     """Filtered by words in alias, host, path, targets, way or state."""
 
-    orders, keys = ("name", "requests", "errors", "latency", "file"), "NRXLF"
+    orders, keys = ("name", "requests", "errors", "latency", "file"), "NRELF"
     largest_first = ("requests", "errors", "latency")
 
     def __init__(self, *, sort: str = "file") -> None:
         super().__init__(sort=sort)
         self._at_seconds = 0.0
-        self._requests: dict[str, int] = {}
+        self._counts: dict[str, tuple[int, int]] = {}  # requests and errors by the rows' names
 
     def receive(self, reports: Iterable[RouteReport], now: float) -> None:
         """Take the newest result, of this time in seconds."""
-        seconds, before = now - self._at_seconds, self._requests
+        seconds, before = now - self._at_seconds, self._counts
         rows = []
         for report in reports:
-            row = RouteRow(report, None)
+            row = RouteRow(report)
             if row.name in before and seconds > 0:
-                rate = max(0.0, (report.requests - before[row.name]) / seconds)
-                row = row._replace(requests_per_second=rate)
+                requests, errors = before[row.name]
+                row = RouteRow(
+                    report,
+                    max(0.0, (report.requests - requests) / seconds),
+                    max(0.0, (report.errors - errors) / seconds),
+                )
             rows.append(row)
-        self._at_seconds, self._requests = now, {row.name: row.report.requests for row in rows}
+        self._at_seconds = now
+        self._counts = {row.name: (row.report.requests, row.report.errors) for row in rows}
         self.update(rows)
 
     def figure(self, row: RouteRow) -> float | None:
         """See Board."""
         if self.sort == "requests":
             return row.report.requests if row.requests_per_second is None else row.requests_per_second
-        return row.report.errors if self.sort == "errors" else row.report.p99_seconds
+        if self.sort == "errors":
+            return row.report.errors if row.errors_per_second is None else row.errors_per_second
+        return row.report.p99_seconds
 
     def words(self, row: RouteRow) -> str:
         """See Board."""
@@ -91,6 +99,11 @@ def _rate(row: RouteRow, width: int) -> tuple[str, str]:
     return format_count(rate), "green" if rate else FAINT
 
 
+def _error_rate(row: RouteRow, width: int) -> tuple[str, str]:
+    rate = row.errors_per_second
+    return format_count(rate), "bold red" if rate else FAINT
+
+
 def _count(name: str, style: str = "") -> Cell:
     def cell(row: RouteRow, width: int) -> tuple[str, str]:
         number = getattr(row.report, name)
@@ -110,13 +123,14 @@ def _latency(name: str) -> Cell:
 ROUTE_COLUMNS = (
     Column("ROUTE", "name", 0, 0, _name),
     Column("HOST/PATH", "file", 22, 3, _place),
-    Column("TO", "", 22, 4, _targets),
-    Column("STATE", "", 9, 5, _state),
+    Column("TO", "", 22, 5, _targets),
+    Column("STATE", "", 9, 6, _state),
     Column("WAY", "", 8, 0, _way),
     Column("REQ/S", "requests", 6, 1, _rate, right=True),
     Column("PASSED", "", 6, 2, _count("passed"), right=True),
     Column("PROXIED", "", 7, 2, _count("proxied"), right=True),
+    Column("ERR/S", "errors", 6, 4, _error_rate, right=True),
     Column("ERR", "errors", 5, 1, _count("errors", "bold red"), right=True),
-    Column("P50", "", 6, 6, _latency("p50_seconds"), right=True),
+    Column("P50", "", 6, 7, _latency("p50_seconds"), right=True),
     Column("P99", "latency", 6, 1, _latency("p99_seconds"), right=True),
 )

@@ -50,6 +50,10 @@ def test_rates_are_those_between_two_results() -> None:
     assert [row.requests_per_second for row in board.rows] == [None, None, None]
     board.receive([ROUTES[0].but(requests=920), ROUTES[1].but(requests=1), ROUTES[2].but(requests=12)], 102.0)
     assert [row.requests_per_second for row in board.rows] == [10.0, 0.0, 5.0], "a new process counts from 0"
+    assert [row.errors_per_second for row in board.rows] == [0.0, 0.0, 0.0]
+    board.receive([ROUTES[0].but(errors=3), ROUTES[1].but(errors=4)], 104.0)
+    board.sort_by("errors")
+    assert [(row.name, row.errors_per_second) for row in board.shown] == [("shop", 1.5), ("out", 0.5)]
 
 
 @pytest.mark.parametrize(
