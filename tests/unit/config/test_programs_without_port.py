@@ -59,6 +59,8 @@ def test_what_needs_an_address_needs_bind(tmp_path: Path, line: str, needs: str)
             "scale.min: a program without 'bind' is not woken by a request; write workers = 1",
         ),
         ("scale = { max = 4, triggers = { cpu = 0.5 } }", "scale.triggers: a command counts no requests"),
+        ("kill_timeout = 5", 'write stop_timeout = "10s"'),
+        ('stopsignal = "INT"', "take it out: a program is ended by SIGTERM"),
         ('bind = "process:queue"', "'process:queue' is not an address; take out 'bind'"),
         (
             'labels = { "route.path" = "/" }\n[gateway]',
