@@ -202,7 +202,7 @@ def log_frame(pane: LogPane, size: tuple[int, int]) -> list[Text]:
     parts = [
         f"{pane.least} and above" if pane.least else "",
         f"{pane.found} found" if pane.words else "",
-        f"{pane.back} lines below" if pane.back else "following",
+        f"{pane.back} {'line' if pane.back == 1 else 'lines'} below" if pane.back else "following",
     ]
     state = ", ".join(part for part in parts if part)
     return [title, *body, hinted(_HINTS_OF_SEARCH if pane.words else _HINTS, state, width)]

@@ -131,7 +131,9 @@ def test_a_key_shows_the_growing_log_of_the_selected_server(pool: RealPool) -> N
             file.write("2026-01-31T12:00:01.000000Z " + "long " * 20 + "\n")
         lines = view.until_shown("12:00:01 long")
         assert "".join(lines).count("long") == 20
-        view.terminal.press("\x1b")
+        view.terminal.press("/LUCK\r")
+        view.until_shown("1 found, 1 line below")
+        view.terminal.press("\x1b\x1b")
         view.until_shown("NAME")
 
 

@@ -26,10 +26,10 @@ async def app(scope, receive, send):
 """
 
 
-def stats(pool: RealPool, name: str = "web") -> dict[str, Any]:
+def stats(pool: RealPool, name: str = "web", **options: Any) -> dict[str, Any]:
     """The figures of a server, as the control socket gives them."""
     (path,) = [each for each in pool.runtime.glob("*/control.sock") if not each.parent.name.startswith("@")]
-    result = Client(str(path)).call("stats", {"selector": {}, "options": {}})
+    result = Client(str(path)).call("stats", {"selector": {}, "options": options})
     (found,) = [item["stats"] for item in result["items"] if item["name"] == name]
     return dict(found)
 
@@ -54,6 +54,8 @@ def test_totals_outlive_workers_restarts_and_the_supervisor(pool: RealPool) -> N
     seen = stats(pool)
     assert seen["responses_total"] == {"1xx": 0, "2xx": 2, "3xx": 0, "4xx": 1, "5xx": 1}
     assert (seen["requests_total"], seen["errors_total"]) == (4, 1)
+    assert "errors_per_second" not in seen
+    assert stats(pool, errors=True)["errors_per_second"] >= 0
     assert len(seen["workers"]) == 2
     assert sum(worker["requests_total"] for worker in seen["workers"]) == 4
     assert 0 < seen["latency_p50_seconds"] <= seen["latency_p99_seconds"] < 5
