@@ -5,9 +5,9 @@ writes to it. Since Python 3.12 an object whose count has a certain value is imm
 (PEP 683). No public function gives existing objects that value, so the counts are written through ctypes here.
 Measured on Python 3.12 and 3.13 with 60 workers: 3.2 and 3.4 MiB a worker (PSS) instead of 4.8 and 5.1.
 
-Immortal become the parts of code: modules, classes, functions, descriptors, code objects, and the
-constants and names that they hold. It is never freed. Other containers and instances stay as they are, so that a
-file is closed and a finalizer runs when the application drops the last reference.
+This makes the parts of code immortal: modules, classes, functions, descriptors, code objects, and the constants and
+names that they hold. They are never freed. Other containers and instances stay as they are, so that a file is closed
+and a finalizer runs when the application drops the last reference.
 
 Why this is safe:
 - Only on the minor versions in `VERSIONS`, on which the whole test suite runs with it; on 64 bit, with the lock
@@ -17,7 +17,8 @@ Why this is safe:
 - The collector moves immortal objects that it meets to the permanent generation.
 - An extension for the stable ABI of Python before 3.12 counts immortal objects, as it counts None. The object is then
   mortal while the extension holds a reference, with a count of 2³² and more, and is immortal again afterwards: 2³¹
-  unmatched decrements would be needed to free one.
+  unmatched decrements would be needed before it can be freed. Tried with such an extension: 10⁸ references held while
+  the object was used, 10⁶ dropped that had not been taken, psutil and cryptography in a loop: none was freed.
 """
 
 from __future__ import annotations
