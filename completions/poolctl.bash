@@ -2,7 +2,20 @@
 # Load it with: source <(poolctl completion bash)
 
 _poolctl_ask() { # servers, tags, hosts or pools of the pool that the line is about
-    mapfile -t COMPREPLY < <(compgen -W "$("${COMP_WORDS[0]}" __complete "$1" "${pool[@]}" 2>/dev/null)" -- "$cur")
+    local word=$cur words
+    # bash takes the colons of an address for the ends of words
+    [[ ${COMP_LINE-} ]] && word=${COMP_LINE:0:COMP_POINT} && word=${word##*[[:space:]=]}
+    words=$("${COMP_WORDS[0]}" __complete "$1" "${pool[@]}" --word "$word" 2>/dev/null)
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
+    [[ $word != *:* ]] || COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*:}"}"}")
+}
+
+_poolctl_fields() { # forms of output, or fields with commas between them
+    if [[ $cur == *,* ]]; then
+        mapfile -t COMPREPLY < <(compgen -P "${cur%,*}," -W "$2" -- "${cur##*,}")
+    else
+        _poolctl_words "$1 $2"
+    fi
 }
 
 _poolctl_words() {
@@ -48,14 +61,20 @@ _poolctl() {
     fi
     case $verb:$prev in
         events:-o | logs:-o | events:--output | logs:--output) _poolctl_words 'json jsonl'; return ;;
-        config:-o | config:--output) _poolctl_words 'toml table wide json jsonl name'; return ;;
-        export:-o | export:--output) _poolctl_words 'json jsonl name'; return ;;
+        register:-o | unregister:-o | register:--output | unregister:--output) _poolctl_fields 'table wide json jsonl name' 'name url state why since weight ttl_seconds left_seconds latency_seconds probe'; return ;;
+        config:-o | config:--output) _poolctl_fields 'toml table wide json jsonl name' 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime'; return ;;
+        export:-o | export:--output) _poolctl_fields 'json jsonl name' 'name text'; return ;;
+        health:-o | health:--output) _poolctl_fields 'table wide json jsonl name' 'name status uptime_seconds latency_seconds detail'; return ;;
+        hosts:-o | hosts:--output) _poolctl_fields 'table wide json jsonl name' 'host routes state since until available why breaker connections in_flight waiting requests errors'; return ;;
+        rollout:-o | rollout:--output) _poolctl_fields 'table wide json jsonl name' 'name state reason what generation share_asked share for_seconds elapsed_seconds min_requests abort_on canary before'; return ;;
+        routes:-o | routes:--output) _poolctl_fields 'table wide json jsonl name' 'alias host path to policy mode way why provider state requests passed proxied refused errors p50_seconds p99_seconds registrations machines matched'; return ;;
+        stacks:-o | stacks:--output) _poolctl_fields 'table wide json jsonl name' 'name worker pid source problem place'; return ;;
         top:-o | top:--output) _poolctl_words 'json'; return ;;
         wait:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
         *:-c | *:--config | *:-f | *:--file) _poolctl_files -f; return ;;
         *:--pool) _poolctl_ask pools; return ;;
         *:--bind | *:--app | *:--command | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--for | *:--tail | *:--until | *:--grep | *:--to | *:--ttl | *:--weight | *:--host | *:--path | *:--probe | *:--canary | *:--abort-on | *:--min-requests | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
-        *:-o | *:--output) _poolctl_words 'table wide json jsonl name'; return ;;
+        *:-o | *:--output) _poolctl_fields 'table wide json jsonl name' 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime'; return ;;
         *:--tag) _poolctl_ask tags; return ;;
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
         *:--health) _poolctl_words 'unknown ok warn ko'; return ;;
@@ -93,7 +112,7 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --reveal --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         dashboard)
@@ -107,7 +126,7 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --timeout --no-wait --save --dry-run --name --bind --expose --tag --state --health --not --allow-empty --all -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         doctor)
@@ -121,21 +140,21 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --timeout --save --name --bind --expose --tag --state --health --not --allow-empty --all -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         enable)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --timeout --no-wait --save --dry-run --name --bind --expose --tag --state --health --not --allow-empty --all -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         events)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output -f --follow -n --lines --since --kind --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         export)
@@ -177,21 +196,21 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --field --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         logs)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output -f --follow -n --lines --tail --since --until --grep --level -t --timestamps --no-timestamps --raw --gateway --reopen --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         metrics)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --openmetrics --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         notify)
@@ -226,14 +245,14 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --timeout --no-wait --save --dry-run --no-deps --name --bind --expose --tag --state --health --not --allow-empty --all -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         restart)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --timeout --no-wait --no-deps --env --force --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         rollout)
@@ -254,14 +273,14 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --timeout --no-deps --watch --no-access-log --debug --log-format --stop-timeout --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         scale)
             if [[ $cur == -* ]]; then
                 _poolctl_words '--auto -o --output --timeout --no-wait --save --dry-run --name --bind --expose --tag --state --health --not --allow-empty --all -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         schema)
@@ -275,49 +294,49 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --full --reveal --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         stacks)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         start)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --timeout --no-wait --no-deps --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         status)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --healthcheck --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         stop)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --timeout --no-wait --no-deps --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         top)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output -n --frames --once --interval --sort --routes --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         undrain)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --timeout --save --name --bind --expose --tag --state --health --not --allow-empty --all -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         unregister)
@@ -352,14 +371,14 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output --timeout --for --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
         walk)
             if [[ $cur == -* ]]; then
                 _poolctl_words '-o --output -j --jobs --fail-fast --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
-                _poolctl_ask servers
+                _poolctl_ask targets
             fi
             ;;
     esac

@@ -34,7 +34,7 @@ GOALS = ("ready", "stopped", "healthy", "running", *(s for s in STATES if s not 
 
 FLAG, VALUE, LIST = "flag", "value", "list"
 # Values that a shell offers: names of the pool in the working directory, or its own files.
-SERVERS, TAGS, POOLS, HOSTS = "servers", "tags", "pools", "hosts"
+SERVERS, TARGETS, TAGS, POOLS, HOSTS = "servers", "targets", "tags", "pools", "hosts"
 FILES, DIRECTORIES = "files", "directories"
 HOST_ACTIONS = ("disable", "enable", "drain")
 # Headings of `poolctl --help`, in their order.
@@ -189,7 +189,7 @@ FILTERS = (
 
 def targets(metavar: str = "TARGET", help: str = "Names or addresses; * and ? are wildcards.") -> Option:
     """The servers that a command is about, as words without an option."""
-    return Option("targets", metavar=metavar, kind=LIST, completes=SERVERS, help=help)
+    return Option("targets", metavar=metavar, kind=LIST, completes=TARGETS, help=help)
 
 
 # Options that say which servers are meant.

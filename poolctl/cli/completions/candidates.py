@@ -1,7 +1,8 @@
 """The words that a shell asks for: names, tags, hosts and pools.
 
-`poolctl __complete servers|tags|pools|hosts [-c FILE]… [--pool NAME]` prints words, one a line. It is quick, it never
-fails and never prints anything else, because it runs on every press of Tab.
+`poolctl __complete targets|servers|tags|pools|hosts [-c FILE]… [--pool NAME]` prints words, one a line. It is quick, it
+never fails and never prints anything else, because it runs on every press of Tab. Targets are the names of servers, and
+their addresses once a word has been begun (`--word WORD`); with `--describe` a tab and the state, or the name, follow.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    NameAndTags = tuple[str, tuple[str, ...]]
+    Server = tuple[str, str, str, tuple[str, ...]]  # name, address, state, tags
 
 ANSWER_SECONDS = 1.0
 # Words that would have to be quoted are left to the fingers.
-_word = re.compile(r"[A-Za-z0-9._@%+,-]+")
+_word = re.compile(r"[A-Za-z0-9._@%+,:/-]+")
 
 
 def complete(args: Sequence[str]) -> int:
@@ -30,7 +31,7 @@ def complete(args: Sequence[str]) -> int:
     try:
         kind, *words = args
         found = _pools() if kind == "pools" else _words(kind, words)
-        sys.stdout.write("".join(f"{word}\n" for word in found if _word.fullmatch(word)))
+        sys.stdout.write("".join(f"{line}\n" for line in found if _word.fullmatch(line.partition("\t")[0])))
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt):
         return 0
@@ -42,7 +43,8 @@ def _words(kind: str, words: list[str]) -> Iterable[str]:
     from poolctl.cli.command_line import CommandRequest
     from poolctl.cli.pool_ref import find_pool
 
-    pairs = list(pairwise(words))
+    describe = "--describe" in words
+    pairs = list(pairwise(word for word in words if word != "--describe"))
     files = [os.path.expanduser(value) for option, value in pairs if option in ("-c", "--config")]
     pool = next((value for option, value in pairs if option == "--pool"), None)
     found = find_pool(CommandRequest("list", {"config": files, "pool": pool}), missing_ok=True)
@@ -50,8 +52,13 @@ def _words(kind: str, words: list[str]) -> Iterable[str]:
         return [*HOST_ACTIONS, *_hosts(found)]
     servers = _servers(found)
     if kind == "tags":
-        return sorted({tag for _, tags in servers for tag in tags})
-    return [name for name, _ in servers if name] if kind == "servers" else []
+        return sorted({tag for *_, tags in servers for tag in tags})
+    if kind == "targets":
+        begun = any(option == "--word" and value for option, value in pairs)
+        lines = [(name, state) for name, _, state, _ in servers]
+        lines += [(bind, name) for name, bind, _, _ in servers if begun]
+        return [f"{word}\t{about}" if describe and about else word for word, about in lines if word]
+    return [name for name, *_ in servers if name] if kind == "servers" else []
 
 
 def _hosts(pool: PoolRef) -> list[str]:
@@ -66,26 +73,28 @@ def _hosts(pool: PoolRef) -> list[str]:
         return []
 
 
-def _servers(pool: PoolRef) -> list[NameAndTags]:
+def _servers(pool: PoolRef) -> list[Server]:
     from poolctl.control.answers import Result
     from poolctl.control.client import Client
     from poolctl.errors import ControlError
 
     try:
         client = Client(pool.socket, silence_seconds=ANSWER_SECONDS)
-        return [(item.name, item.tags) for item in client.ask(Result, "list", timeout=0.0).items]
+        items = client.ask(Result, "list", timeout=0.0).items
+        return [(item.name, item.bind, item.state, item.tags) for item in items]
     except ControlError:
         return list(_in_files(pool.files))
 
 
-def _in_files(paths: Sequence[str]) -> Iterator[NameAndTags]:
+def _in_files(paths: Sequence[str]) -> Iterator[Server]:
     """The servers as they stand in files and directories: nothing is validated."""
     from poolctl.config import read_documents
 
     for document in read_documents([*paths])[0]:
         tables = document.data if isinstance(document.data, list) else document.data.get("server", [])
         for each in [table for table in tables if isinstance(table, dict)]:
-            yield str(each.get("name") or ""), tuple(map(str, each.get("tags") or ()))
+            bind = str(each.get("bind") or "")
+            yield str(each.get("name") or ""), bind, "", tuple(map(str, each.get("tags") or ()))
 
 
 def _pools() -> list[str]:

@@ -19,12 +19,21 @@ if TYPE_CHECKING:
     pass
 
 SHELLS = ("bash", "zsh", "fish")
-# How each shell completes words, files, directories, what it asks poolctl for, and a value that it does not know.
+# How each shell completes words, files, directories, what it asks poolctl for, a value that it does not know, and
+# words or fields with commas between them.
 _ACTIONS = {
-    "bash": ("_poolctl_words '{}'", "_poolctl_files -f", "_poolctl_files -d", "_poolctl_ask {}", ":"),
-    "zsh": ("compadd -- {}", "_files", "_files -/", "_poolctl_ask {}", "_message 'a value'"),
-    "fish": ("-a '{}'", "-F", "-a '(__fish_complete_directories)'", "-a '(__poolctl_ask {})'", ""),
-}
+    "bash": (
+        "_poolctl_words '{}'", "_poolctl_files -f", "_poolctl_files -d", "_poolctl_ask {}", ":",
+        "_poolctl_fields '{}' '{}'",
+    ),
+    "zsh": (
+        "compadd -- {}", "_files", "_files -/", "_poolctl_ask {}", "_message 'a value'", "_poolctl_fields '{}' '{}'",
+    ),
+    "fish": (
+        "-a '{}'", "-F", "-a '(__fish_complete_directories)'", "-a '(__poolctl_ask {})'", "",
+        '-a "(__poolctl_fields \'{}\' \'{}\')"',
+    ),
+}  # fmt: skip
 
 Commands = dict[str, Command]
 
@@ -43,8 +52,10 @@ def _options(command: Command | None) -> list[Option]:
     return [*(command.options if command else (*COMMON, VERSION_OPTION)), HELP_OPTION]
 
 
-def _action(shell: str, option: Option) -> str:
-    words, files, directories, ask, unknown = _ACTIONS[shell]
+def _action(shell: str, option: Option, command: Command | None = None) -> str:
+    words, files, directories, ask, unknown, fields = _ACTIONS[shell]
+    if command and option.key == "output" and "name" in option.words:
+        return fields.format(" ".join(option.words), " ".join(command.fields))
     if option.words:
         return words.format(" ".join(option.words))
     if option.completes in (FILES, DIRECTORIES):
@@ -67,7 +78,7 @@ def _values(shell: str, commands: Commands, bar: str) -> list[str]:
     for verb, command in [("", None), *commands.items()]:
         for option in (each for each in _options(command) if each.takes_value):
             for spelling in option.spellings:
-                uses.setdefault(spelling, {}).setdefault(_action(shell, option), []).append(verb)
+                uses.setdefault(spelling, {}).setdefault(_action(shell, option, command), []).append(verb)
     special: dict[str, list[str]] = {}
     general: dict[str, list[str]] = {}
     for spelling, verbs_by_action in uses.items():
@@ -90,7 +101,20 @@ _BASH_HEAD = """\
 # Load it with: source <(poolctl completion bash)
 
 _poolctl_ask() { # servers, tags, hosts or pools of the pool that the line is about
-    mapfile -t COMPREPLY < <(compgen -W "$("${COMP_WORDS[0]}" __complete "$1" "${pool[@]}" 2>/dev/null)" -- "$cur")
+    local word=$cur words
+    # bash takes the colons of an address for the ends of words
+    [[ ${COMP_LINE-} ]] && word=${COMP_LINE:0:COMP_POINT} && word=${word##*[[:space:]=]}
+    words=$("${COMP_WORDS[0]}" __complete "$1" "${pool[@]}" --word "$word" 2>/dev/null)
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
+    [[ $word != *:* ]] || COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*:}"}"}")
+}
+
+_poolctl_fields() { # forms of output, or fields with commas between them
+    if [[ $cur == *,* ]]; then
+        mapfile -t COMPREPLY < <(compgen -P "${cur%,*}," -W "$2" -- "${cur##*,}")
+    else
+        _poolctl_words "$1 $2"
+    fi
 }
 
 _poolctl_words() {
@@ -163,8 +187,17 @@ _ZSH_HEAD = """\
 # Load it with: source <(poolctl completion zsh), or put it as _poolctl into a directory of $fpath
 
 _poolctl_ask() { # servers, tags, hosts or pools of the pool that the line is about
-    local -a found=(${(f)"$(${words[1]} __complete $1 $pool 2>/dev/null)"})
-    compadd -- $found
+    local -a found=(${(f)"$(${words[1]} __complete $1 $pool --describe --word "${words[CURRENT]}" 2>/dev/null)"})
+    local -a described=(${${found//:/\\\\:}/$'\\t'/:})
+    _describe $1 described
+}
+
+_poolctl_fields() { # forms of output, or fields with commas between them
+    if compset -P '*,'; then
+        compadd -- ${=2}
+    else
+        compadd -- ${=1} ${=2}
+    fi
 }
 
 _poolctl() {
@@ -279,7 +312,17 @@ function __poolctl_ask # servers, tags, hosts or pools of the pool that the line
                 set pool $pool $words[$at] $words[(math $at + 1)]
         end
     end
-    $words[1] __complete $argv[1] $pool 2>/dev/null
+    set -l word (commandline -ct)
+    $words[1] __complete $argv[1] $pool --describe --word "$word" 2>/dev/null
+end
+
+function __poolctl_fields # forms of output, or fields with commas between them
+    set -l before (string match -r '.*,' -- (commandline -ct | string replace -r '^(--output=|-o)' ''))
+    if test -n "$before"
+        string split ' ' -- $argv[2] | string replace -r '^' -- "$before"
+    else
+        string split ' ' -- $argv[1] $argv[2]
+    end
 end
 
 complete -c poolctl -f
@@ -293,16 +336,19 @@ def _fish(commands: Commands) -> str:
     for verb, command in commands.items():
         within = f"complete -c poolctl -n '__poolctl_in {verb}'"
         lines.append(f"{first} -a {verb} -d {_fish_text(command.help)}")
-        lines += [f"{within} {_fish_option(option)}" for option in _options(command)]
+        lines += [f"{within} {_fish_option(option, command)}" for option in _options(command)]
         if argument := _argument("fish", command):
             lines.append(f"{within} {argument}")
     return _FISH_HEAD + "\n".join(lines) + "\n"
 
 
-def _fish_option(option: Option) -> str:
+def _fish_option(option: Option, command: Command | None = None) -> str:
     words = [f"-l {s[2:]}" if s.startswith("--") else f"-s {s[1:]}" for s in option.spellings]
     if option.takes_value:
-        words += ["-r" if option.completes in (FILES, DIRECTORIES) else "-x", _action("fish", option)]
+        words += [
+            "-r" if option.completes in (FILES, DIRECTORIES) else "-x",
+            _action("fish", option, command),
+        ]
     return " ".join([*filter(None, words), "-d", _fish_text(option.help)])
 
 

@@ -29,9 +29,12 @@ CASES = [
     ("poolctl filter na", {"name"}),
     ("poolctl restart --no-", {"--no-wait", "--no-deps"}),
     ("poolctl config -o to", {"toml"}),
+    ("poolctl list -o upt", {"uptime", "uptime_seconds"}),
+    ("poolctl list -o name,st", {"name,state"}),
     ("poolctl drain us", {"users"}),
     ("poolctl reload --d", {"--dry-run"}),
 ]
+OF_ZSH = [*CASES, ("poolctl stop 127.0.0.1:80", {"127.0.0.1:8081", "127.0.0.1:8082"})]
 
 
 @pytest.fixture
@@ -82,6 +85,22 @@ def test_bash_takes_an_option_with_its_value_for_three_words(shell_env: dict[str
     assert done.stdout == "ko\nunknown ok warn ko\n\necho\n"
 
 
+def test_bash_completes_an_address_behind_its_last_colon(shell_env: dict[str, str]) -> None:
+    ask = (
+        f"source {ROOT}/completions/poolctl.bash; COMP_LINE='poolctl stop 127.0.0.1:80'; COMP_POINT=${{#COMP_LINE}};"
+        "COMP_WORDS=(poolctl stop 127.0.0.1 : 80); COMP_CWORD=4; _poolctl; echo ${COMPREPLY[@]}"
+    )
+    done = subprocess.run(["bash", "-uc", ask], env=shell_env, capture_output=True, text=True, check=True)
+    assert done.stdout == "8081 8082\n"
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
+def test_fish_completes_an_address_with_the_name_next_to_it(shell_env: dict[str, str]) -> None:
+    ask = f"source {ROOT}/completions/poolctl.fish; complete -C 'poolctl stop 127.0.0.1:80'"
+    done = subprocess.run(["fish", "-c", ask], env=shell_env, capture_output=True, text=True, check=True)
+    assert done.stdout == "127.0.0.1:8081\tusers\n127.0.0.1:8082\torders\n"
+
+
 @pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
 @pytest.mark.parametrize(("line", "words"), CASES)
 def test_fish_completes(shell_env: dict[str, str], line: str, words: set[str]) -> None:
@@ -93,14 +112,21 @@ def test_fish_completes(shell_env: dict[str, str], line: str, words: set[str]) -
 ZSH = """
 compdef() { }
 source {script}
-compadd() { shift; local w; for w in "$@"; do [[ $w == ${words[CURRENT]}* ]] && print -r -- $w; done }
-_describe() { local w; for w in ${(P)@[-1]}; do [[ $w == ${words[CURRENT]}* ]] && print -r -- ${w%%:*}; done }
+compset() { [[ ${words[CURRENT]} == *,* ]] && before=${words[CURRENT]%,*}, && words[CURRENT]=${words[CURRENT]##*,} }
+compadd() { shift; local w; for w in "$@"; do [[ $w == ${words[CURRENT]}* ]] && print -r -- $before$w; done }
+_describe() {
+    local w p
+    for w in ${(P)@[-1]}; do
+        p=${${w//\\\\:/;}%%:*} p=${p//;/:}
+        [[ $p == ${words[CURRENT]}* ]] && print -r -- $p
+    done
+}
 words=({line}); CURRENT=$#words; _poolctl
 """
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
-@pytest.mark.parametrize(("line", "words"), CASES)
+@pytest.mark.parametrize(("line", "words"), OF_ZSH)
 def test_zsh_is_offered_the_same_words(shell_env: dict[str, str], line: str, words: set[str]) -> None:
     # Its completion builtins work only while somebody types: these print what they are given.
     ask = ZSH.replace("{script}", str(ROOT / "completions" / "_poolctl")).replace("{line}", line)
@@ -112,6 +138,10 @@ def test_words_come_from_the_supervisor_where_there_is_one(poolctl: Command, sup
     with supervised(always(item("live", tags=["b", "a"]))):
         assert poolctl("__complete", "servers").out == "live\n"
         assert poolctl("__complete", "tags").out == "a\nb\n"
+        assert poolctl("__complete", "targets", "--word", "").out == "live\n"
+        assert poolctl("__complete", "targets", "--word", "1").out == "live\n127.0.0.1:8081\n"
+        described = poolctl("__complete", "targets", "--describe", "--word", "1").out
+        assert described == "live\trunning\n127.0.0.1:8081\tlive\n"
 
 
 def test_words_come_from_the_file_else(poolctl: Command, directory: Path) -> None:
