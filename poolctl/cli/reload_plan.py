@@ -11,6 +11,7 @@ from poolctl.exit_codes import DONE, NOT_AS_DESIRED
 from poolctl.frozen_value import Table
 
 _SHOWN_FILES = 3
+CODE_NOT_COMPARED = " (code is not compared: `poolctl restart` takes it)"
 # Sign, colour and the word of the summary, by the kind of a change; first what happens to processes.
 KINDS = {
     "add": ("+", "32", "added"),
@@ -24,19 +25,25 @@ KINDS = {
 def change_lines(result: Result, colours: bool = False) -> list[str]:
     """The lines about a detected change: the plan of a reload, or `~ users: code`."""
     if isinstance(result, ReloadResult):
-        return plan_text(result, colours).splitlines()
+        return plan_text(result, colours, with_code=True).splitlines()
     return [f"~ {printable(item.name)}: code" for item in result.items if item.ready]
 
 
-def plan_text(result: ReloadResult, colours: bool = False, *, dry_run: bool = False) -> str:
-    """The plan, a line for each change, and its summary; without control characters but those of colours."""
+def plan_text(
+    result: ReloadResult, colours: bool = False, *, dry_run: bool = False, with_code: bool = False
+) -> str:
+    """The plan, a line for each change, and its summary; without control characters but those of colours.
+
+    `with_code`: changed code is found as well.
+    """
     if result.exit_code not in (DONE, NOT_AS_DESIRED) and result.changes is None:
         return ""
     changes = result.changes or ()
     lines = list(plan_lines(changes, colours))
     if result.exit_code not in (DONE, NOT_AS_DESIRED):
         return "\n".join([*lines, "not everything could be applied"])
-    return "\n".join([*lines, _summary(changes, dry_run=dry_run)])
+    remark = "" if changes or with_code else CODE_NOT_COMPARED
+    return "\n".join([*lines, _summary(changes, dry_run=dry_run) + remark])
 
 
 def plan_lines(changes: Iterable[PlannedChange], colours: bool = False) -> Iterable[str]:
