@@ -67,8 +67,7 @@ class Pool(Members, StartAndStop):
                 f"{runner!r} is no runner", hint="leave it out: the servers run in this process"
             )
         super().__init__(Shared(context, runner))
-        if handler is not None:
-            self.handler(handler)
+        self.handler(handler)
         errors: list[ServerError] = []
         for server in servers:
             try:
@@ -147,9 +146,12 @@ class Pool(Members, StartAndStop):
         if errors:
             raise self._not_added(errors)
 
-    def handler(self, fn: Handler) -> None:
-        """Have ``fn() -> {key: app}`` serve those that have no app of their own, from their next start on."""
-        if not callable(fn):
+    def handler(self, fn: Handler | None) -> None:
+        """Have ``fn() -> {key: app}`` serve those that have no app of their own, from their next start on.
+
+        With None there is no handler for them any more.
+        """
+        if fn is not None and not callable(fn):
             raise PoolParamError(
                 f"a handler is a function that returns a mapping of apps, and this is {fn!r}"
             )

@@ -17,6 +17,7 @@ from poolctl import (
     PoolConfig,
     PoolContext,
     PoolParamError,
+    PoolStartError,
     PoolValidateError,
     Server,
     ServerConfig,
@@ -263,6 +264,14 @@ def test_filters_see_what_a_merge_has_changed(pool: Pool) -> None:
 def test_a_handler_must_be_callable(pool: Pool) -> None:
     with pytest.raises(PoolParamError):
         pool.handler({"": object()})  # type: ignore[arg-type]
+
+
+def test_none_is_no_handler_and_takes_one_away(free_port: Callable[[], int]) -> None:
+    pool = Pool([config("a", f"127.0.0.1:{free_port()}", app=None)], handler=dict)
+    pool.handler(None)
+    with pytest.raises(PoolStartError) as failed:
+        pool.start_sync()
+    assert "no handler" in str(failed.value.to_list())
 
 
 # Automatic ports.
