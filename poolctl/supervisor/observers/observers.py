@@ -66,6 +66,7 @@ class Observers:
         self._history: FigureHistory | None = None
         self._metrics: MetricsAddress | None = None
         self._notifications: Notifications | None = None
+        self._is_recording = False
 
     def keep_journal(self) -> None:
         """Keep events where the configuration in force says."""
@@ -84,6 +85,7 @@ class Observers:
         # First, so that it receives the first events, too.
         self._configuration.follow(self._set_receivers)
         if not self._configuration.problems:
+            self._is_recording = True
             recorder = EventRecorder(self._core, self.events, self.totals)
             recorder.begin(adopted, self._daemon.identity())
 
@@ -142,8 +144,9 @@ class Observers:
             await self._metrics.close()
 
     async def close(self) -> None:
-        """Record the end, and notify it."""
-        self.events.record("pool", "supervisor ended", pid=os.getpid())
+        """Record the end, if the beginning was, and notify it."""
+        if self._is_recording:
+            self.events.record("pool", "supervisor ended", pid=os.getpid())
         self.events.flush()
         if self._notifications is not None:
             await self._notifications.close()

@@ -120,3 +120,5 @@ def test_a_file_that_breaks_after_the_start_keeps_nothing_from_working(pool: Rea
     pool.ok("stop")
     assert pool.run("start").code == 5
     assert keepers(pool) == []
+    events = pool.ok("events").stdout
+    assert [events.count(f"supervisor {each}") for each in ("started", "ended")] == [1, 1]
