@@ -11,7 +11,7 @@ from poolctl.cli.pool_ref import PoolRef, others_named_alike
 from poolctl.cli.render import WIDE_COLUMNS, coloured, fitting, printable, width_of
 from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
-from poolctl.control.pool_processes import await_end
+from poolctl.control.pool_processes import await_end, last_words
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCHED
 
@@ -143,10 +143,11 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Res
     # what is wrong with the command is said before anything is launched
     request.options()
     request.selector()
+    log = SupervisorLog(pool)
     try:
         result = _launch_and_ask(request, pool)
     except SupervisorEnded as ended:
-        raise _with_last_words(ended, pool) from None
+        raise log.explained(ended) from None
     if result.exit_code == NOTHING_MATCHED:
         # Nothing was done, and nothing is left behind.
         return result.but(ended=_end_idle(pool))
@@ -173,16 +174,21 @@ def _launch_and_ask(request: CommandRequest, pool: PoolRef) -> Result:
     return ask(request, pool, "start")
 
 
-def _with_last_words(ended: SupervisorEnded, pool: PoolRef) -> ControlError:
-    """The same error with the last line of the supervisor's log: why it could not even start."""
-    try:
-        with open(f"{pool.directory}/supervisor.log", encoding="utf-8", errors="replace") as log:
-            lines = log.read().split("\n")
-    except OSError:
-        lines = []
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    message = f"the supervisor could not start: {last}" if last else ended.message
-    return ControlError(message, exit_code=ended.exit_code, hint=ended.hint)
+class SupervisorLog:
+    """The log of the supervisor that is about to be launched, from its present end on."""
+
+    def __init__(self, pool: PoolRef) -> None:
+        self._path = f"{pool.directory}/supervisor.log"
+        try:
+            self._end = os.stat(self._path).st_size
+        except OSError:
+            self._end = 0
+
+    def explained(self, ended: SupervisorEnded) -> ControlError:
+        """The same error with the reason in the log: why the supervisor could not even start."""
+        why = last_words(self._path, self._end)
+        message = f"the supervisor could not start: {why}" if why else ended.message
+        return ControlError(message, exit_code=ended.exit_code, hint=ended.hint)
 
 
 def _without_servers(pool: PoolRef) -> Outcome:

@@ -16,6 +16,8 @@ STATUS = "status.json"
 _STOPPED = ("T", "t")  # proc(5): by a signal, by a debugger
 _DEAD = ("", "Z", "X")
 _LOG_BYTES = 4096
+_FATAL = "Fatal Python error: "  # of an interpreter that cannot run; at most so many lines of details follow
+_DETAILS = 12
 
 
 def await_end(pid: int, limit_seconds: float = LIMIT_SECONDS) -> bool:
@@ -85,7 +87,8 @@ def silent(socket_path: str, seconds: float) -> ControlError:
             message = f"{message}, and the keeper (pid {keeper}), which would restart it, is stopped"
             hint = f"kill -CONT {keeper}"
         elif _state(keeper) not in _DEAD:
-            message = f"{message}, and cannot be restarted{_last_log_line(directory)}"
+            why = last_words(f"{directory}/supervisor.log")
+            message = f"{message}, and cannot be restarted{f': {why}' if why else ''}"
             hint = f"the keeper tries again within 30 s; see {directory}/supervisor.log"
     return ControlError(message, exit_code=CONFLICT, hint=hint)
 
@@ -99,12 +102,24 @@ def _state(pid: int) -> str:
         return ""
 
 
-def _last_log_line(directory: str) -> str:
-    """The last line of the supervisors' log, after a colon; empty without one."""
+def last_words(log: str, start: int = 0) -> str:
+    """Why a program has ended, by what it has written to its log from this position on; "" if it has written nothing.
+
+    The error of an interpreter that cannot run, which is followed by details, else the last line.
+    """
     try:
-        with open(f"{directory}/supervisor.log", "rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
-            lines = log.read().decode(errors="replace").split("\n")
+        with open(log, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            # A log that is shorter than before was emptied because it had become too large.
+            file.seek(max(0 if start > size else start, size - _LOG_BYTES))
+            lines = [
+                line.strip() for line in file.read().decode(errors="replace").split("\n") if line.strip()
+            ]
     except OSError:
         return ""
-    return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
+    end = lines[-_DETAILS:]
+    fatal = max((at for at, line in enumerate(end) if line.startswith(_FATAL)), default=-1)
+    if fatal < 0:
+        return lines[-1] if lines else ""
+    reasons = [line for line in end[fatal + 1 :] if line.partition(":")[0].endswith("Error")]
+    return ": ".join([end[fatal], *reasons[:1]])

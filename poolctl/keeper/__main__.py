@@ -26,10 +26,19 @@ from . import wire
 from .keeper import Keeper
 
 
+def _detach_from_log() -> None:
+    """Leave the log to the supervisor: only a keeper that cannot even run writes there."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 2)
+    os.close(null)
+
+
 def main() -> None:
     """Run the keeper described by the arguments until the pool has ended."""
     directory, argument, *begun = sys.argv[1:]
     name_process("poolctl-keeper")
+    if begun:
+        _detach_from_log()
     become_subreaper()
     open_files = raise_descriptor_limit()
     try:

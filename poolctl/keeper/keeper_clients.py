@@ -10,7 +10,7 @@ from collections import deque
 from ..clock import Watchdog
 from . import wire
 from .reap import signal_process
-from .spawn import spawn
+from .spawn import log_failure, spawn
 
 
 class Channel:
@@ -142,8 +142,9 @@ class SupervisorProcess:
                 os.makedirs(os.path.dirname(self._log), mode=0o700, exist_ok=True)
                 command = [*self.command, CALM] if self.calm else self.command
                 self.pid = spawn(command, None, [theirs.fileno()], self._log, session=False)
-            except OSError:
+            except OSError as error:
                 ours.close()
+                log_failure(self._log, self.command, error)
                 self.died(now)
                 return None
         self.due = None

@@ -87,7 +87,7 @@ def in_background(
 
     Companions start before the program itself has been loaded. It gets one more argument then: a JSON object with their
     `pids`, 0 for one that could not be started, and `open_files`, the limits (the soft and the hard one) from before
-    they were raised for all of them.
+    they were raised for all of them. Its stderr is the output of the first of them then, else /dev/null.
     """
     child = os.fork()
     if child == 0:
@@ -102,7 +102,15 @@ def in_background(
                     argv = [*argv, json.dumps({"pids": pids, "open_files": limits})]
                 for fd in range(3, 3 + len(fds)):
                     os.set_inheritable(fd, True)
-                os.execve(argv[0], argv, env)
+                with contextlib.suppress(OSError):
+                    if companions:
+                        # Until the program runs: an interpreter that cannot run writes the reason there.
+                        os.dup2(_open_log(companions[0].output, os.O_WRONLY), 2)
+                try:
+                    os.execve(argv[0], argv, env)
+                except OSError as error:
+                    for each in companions:
+                        log_failure(each.output, argv, error)
         finally:
             os._exit(1)
     os.waitpid(child, 0)
@@ -122,11 +130,22 @@ def _keep_only(fds: Sequence[int]) -> None:
 
 
 def _start(companion: Companion, fd: int, env: dict[str, str]) -> int:
-    with contextlib.suppress(OSError):
-        return spawn(
-            companion.argv, env, [fd], companion.output, session=companion.session, without=companion.without
-        )
-    return 0
+    argv, output = companion.argv, companion.output
+    try:
+        return spawn(argv, env, [fd], output, session=companion.session, without=companion.without)
+    except OSError as error:
+        log_failure(output, argv, error)
+        return 0
+
+
+def log_failure(output: str, argv: Sequence[str], error: OSError) -> None:
+    """Append to a program's log why it could not be executed, where it would have written its own errors."""
+    with contextlib.suppress(OSError), open(output, "a", opener=_open_log) as log:
+        log.write(f"{argv[0]}: {error.strerror or error}\n")
+
+
+def _open_log(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 MAX_SIZE_BYTES = 1024 * 1024

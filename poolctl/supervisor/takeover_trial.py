@@ -28,7 +28,7 @@ from poolctl.control import pool_paths
 from poolctl.control.answers import TRIED, PingResult, Result, UpgradeResult
 from poolctl.control.client import Client, options_of_this_version
 from poolctl.control.observer_answers import DashboardResult
-from poolctl.control.pool_processes import await_end
+from poolctl.control.pool_processes import await_end, last_words
 from poolctl.errors import ControlError, PoolError
 from poolctl.frozen_value import Table
 from poolctl.http.http_client import exchange
@@ -192,10 +192,8 @@ class _SmallPool:
         return glob.glob(f"{glob.escape(self._directory)}/state/logs/*.log")
 
     def last_words(self) -> str:
-        """The last line of its supervisor's log."""
-        with contextlib.suppress(OSError), open(f"{self._directory}/supervisor.log", errors="replace") as log:
-            return log.read().strip().rpartition("\n")[2]
-        return "it left no log"
+        """The reason in its supervisor's log."""
+        return last_words(f"{self._directory}/supervisor.log") or "it left no log"
 
 
 @contextlib.contextmanager

@@ -28,10 +28,16 @@ from poolctl.cli.run.signals import (
     program,
 )
 from poolctl.cli.server_lines import address_lines
-from poolctl.cli.supervisor_requests import Progress, await_pool_end, is_empty, start_unsignalled
+from poolctl.cli.supervisor_requests import (
+    Progress,
+    SupervisorLog,
+    await_pool_end,
+    is_empty,
+    start_unsignalled,
+)
 from poolctl.control import sd_notify
 from poolctl.control.answers import Item, ReloadResult, Result
-from poolctl.control.client import Client, NoSupervisor
+from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
 from poolctl.control.pool_processes import await_end, read_exit
 from poolctl.errors import ControlError
@@ -105,12 +111,14 @@ def perform(request: CommandRequest) -> Outcome:
             os.environ
         ):  # no terminal hangs up; it is the order to reload: systemd.service(5)
             signal.signal(signal.SIGHUP, lambda number, frame: session.reload())
-        lifeline = -1
+        lifeline, log = -1, SupervisorLog(pool)
         try:
             with deferred_signals():  # what is half launched could not be waited for
                 lifeline = launch(pool.files, session.environment(), lifeline=True)
             code = _live(session, path, lifeline, signals)
         except (ControlError, Failure) as failure:
+            if isinstance(failure, SupervisorEnded):
+                failure = log.explained(failure)
             session.outcome = outcome_of(failure) or session.outcome
             code = session.outcome.exit_code
         except KeyboardInterrupt:

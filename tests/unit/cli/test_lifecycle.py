@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,20 @@ def test_the_supervisors_own_words_about_usage_are_passed_on(
     with supervised(always(exit_code=4, errors=[error])):
         for command in (["list", "x"], ["show", "x"], ["walk", "x"], ["logs", "x"]):
             assert poolctl(*command) == (4, "", "error: no server matches 'x'\n  hint: did you mean 'y'?\n")
+
+
+@pytest.mark.parametrize("command", ["start", "run"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_interpreter_that_cannot_run_the_supervisor_is_8_with_its_reason(
+    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch, command: str, exists: bool
+) -> None:
+    python = directory / "python"
+    why = f"{python}: No such file or directory"
+    if exists:
+        why = "Fatal Python error: init_sys_streams: can't initialize sys standard streams"
+        python.write_text(f'#!/bin/sh\necho "{why}" >&2\n')
+        python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    said = poolctl(command)
+    assert (said.code, said.out) == (8, "")
+    assert said.err.startswith(f"error: the supervisor could not start: {why}\n")
