@@ -171,7 +171,9 @@ def targets(address: Address) -> list[BindTarget]:
 
 def _answers(address: Address, host: str) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
     try:
-        return [*socket.getaddrinfo(host, 1, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)]
+        # A text would first be encoded as an internationalised name, whose tables take 3 ms to import.
+        name = host.encode() if host.isascii() else host
+        return [*socket.getaddrinfo(name, 1, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)]
     except socket.gaierror as error:
         raise unresolved(address, str(error.strerror)) from error
     except UnicodeError as error:

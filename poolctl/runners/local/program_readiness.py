@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import tempfile
 from collections.abc import Callable, Sequence
 
 from poolctl.config import ServerConfig
@@ -81,6 +80,8 @@ class NotifySocket:
     @classmethod
     def open(cls, uid: int) -> NotifySocket:
         """A new socket, in a directory that every user may enter, as the program's has to reach it."""
+        import tempfile  # with eight other modules, which most pools do not need
+
         directory = tempfile.mkdtemp(prefix="poolctl-notify-")
         os.chmod(directory, 0o711)
         path = os.path.join(directory, "socket")

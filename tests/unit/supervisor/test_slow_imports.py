@@ -38,6 +38,12 @@ import poolctl.supervisor.__main__
 poolctl.supervisor.__main__._leave_out_plugins()
 import poolctl.supervisor.supervisor
 assert "importlib.metadata" not in sys.modules, "the search for pydantic's plugins"
+import poolctl.runners.local.local_runner
+from poolctl.address import parse
+from poolctl.listeners.open_listener import targets
+assert [each.host for each in targets(parse("127.0.0.1:8080"))] == ["127.0.0.1"]
+for name in ("tempfile", "encodings.idna"):
+    assert name not in sys.modules, name
 names = {names!r}
 early = [name for name in names if name in sys.modules]
 assert not early, early
