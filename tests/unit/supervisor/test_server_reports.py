@@ -1,0 +1,133 @@
+"""What the supervisor sends to the gateway's process about servers and their canaries."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from poolctl.core.server_entry import Entry
+from poolctl.gateway.endpoint import ServerFacts
+from poolctl.supervisor.gateway.computed_routes import ComputedRoutes, RouteSet
+from poolctl.supervisor.gateway.gateway_process import GatewayProcess
+from poolctl.supervisor.gateway.server_facts import canary_name
+from poolctl.supervisor.gateway.server_reports import ServerReports
+from tests.unit.supervisor.desk import Desk, run, turns, web
+
+CANARY = canary_name("web")
+
+
+class Process:
+    """Records what it is sent, in the order in which it comes."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[ServerFacts, socket.socket | None]] = {}
+        self.order: list[str] = []
+
+    @property
+    def servers(self) -> set[str]:
+        return set(self.known)
+
+    def serve(self, facts: ServerFacts, give: socket.socket | None) -> None:
+        self.known[facts.name] = facts, give
+        self.order.append(facts.name)
+
+    def forget(self, name: str) -> None:
+        if self.known.pop(name, None) is not None:
+            self.order.append(f"forget {name}")
+
+
+class Stage:
+    """A server with a route, and one without."""
+
+    def __init__(self) -> None:
+        self.desk = Desk(web(), web("other"))
+        self.entry: Entry = self.desk.core.entries["web"]
+        self.routes: Any = SimpleNamespace(routes=RouteSet(servers=frozenset({"web"})))
+        self.reports = ServerReports(self.desk.core, cast(ComputedRoutes, self.routes))
+        self.process: Any = Process()
+        self.pair, self._other = socket.socketpair()
+        self.reports.pairs[CANARY] = self.pair
+
+    async def begin(self) -> str:
+        """Start the server and a canary of it, whose address is returned."""
+        await self.desk.ask("start")
+        canaries = self.desk.core.canaries
+        apart = await canaries.open_apart(self.entry.config)
+        canaries.begin(self.entry, self.entry.config, 1, share=0.25, apart=apart)
+        await turns()
+        return apart.key
+
+    def send(self) -> None:
+        self.reports.send(cast(GatewayProcess, self.process), "web")
+
+    def close(self) -> None:
+        self.pair.close()
+        self._other.close()
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage()
+    yield made
+    made.close()
+
+
+def test_pair_of_a_canary_is_sent_before_its_share_and_forgotten_after_it(stage: Stage) -> None:
+    async def work() -> None:
+        address = await stage.begin()
+        stage.send()
+        assert stage.process.order == [CANARY, "web"]
+        facts, give = stage.process.known[CANARY]
+        assert (facts.bind, give) == (address, stage.pair)
+        facts = stage.process.known["web"][0]
+        assert (facts.canary, facts.canary_bind, facts.canary_share) == (CANARY, address, 0.25)
+        stage.process.order.clear()
+        stage.desk.core.canaries.withdraw(stage.entry)
+        stage.send()
+        assert stage.process.known["web"][0].canary == ""
+        assert CANARY in stage.process.known  # until its address is closed
+        await turns()
+        stage.send()
+        assert stage.process.order[-2:] == ["web", f"forget {CANARY}"]
+
+    run(work())
+
+
+def test_canary_gets_no_share_before_a_worker_of_it_is_ready_or_once_it_has_failed(stage: Stage) -> None:
+    async def work() -> None:
+        await stage.begin()
+        (worker,) = (each for each in stage.entry.workers.values() if each.generation == 2)
+        phase, worker.phase = worker.phase, type(worker.phase).STARTING
+        stage.send()
+        assert stage.process.known["web"][0].canary_share == 0.0
+        worker.phase = phase
+        stage.send()
+        assert stage.process.known["web"][0].canary_share == 0.25
+        assert stage.entry.canary is not None
+        stage.entry.canary.failure = "exited"
+        stage.send()
+        assert stage.process.known["web"][0].canary_share == 0.0
+
+    run(work())
+
+
+def test_another_process_gets_everything_and_a_server_without_a_route_is_forgotten(stage: Stage) -> None:
+    async def work() -> None:
+        await stage.begin()
+        process = cast(GatewayProcess, stage.process)
+        stage.reports.send_all(process)
+        assert stage.process.servers == {"web", CANARY}
+        stage.reports.forget_others(process)
+        assert stage.process.servers == {"web", CANARY}
+        assert [each.name for each in stage.reports.configs] == ["web", CANARY]
+        assert (stage.reports.look(stage.entry), stage.reports.look(stage.entry)) == (True, False)
+        stage.routes.routes = RouteSet()
+        stage.reports.forget_others(process)
+        assert stage.process.servers == set()
+        assert stage.reports.configs == []
+
+    run(work())
