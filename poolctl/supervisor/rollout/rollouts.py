@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 from poolctl.config import ServerConfig
 from poolctl.control.answers import ProgressLine, Result, failure
 from poolctl.control.rollout_answers import RolloutResult
+from poolctl.core.canaries import config_apart
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolRestartError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
@@ -22,6 +24,7 @@ _SHAPE = "op is begin, promote, abort, pause or resume; share, seconds and min_r
 # Keys that all workers of a server have in common: its socket, and who may use the connections that it is given.
 _COMMON = ("bind", "tls", "user", "command", "overlap", "job")
 _MOST_SHARE = 0.9
+_LEAVES_SECONDS = 5.0
 
 
 class Rollouts:
@@ -85,6 +88,8 @@ class Rollouts:
             raise SelectorError(f"a rollout is of one server, and {len(chosen)} are selected")
         (entry,) = chosen
         counters = self._core.runner.capabilities.counters
+        if entry.canary is None and not await self._has_left(entry):
+            return _refused(f"{entry.name}: its last canary has not left yet", f"poolctl status {entry.name}")
         if refused := self._obstacle(entry):
             return refused
         if counters is None:
@@ -124,6 +129,25 @@ class Rollouts:
         others = "" if plan.apart is None else f"; {entry.config.key} itself is served by the others"
         call.progress(ProgressLine(notice=f"{entry.name}: {rollout.share_in_words}, {what}{others}"))
         return await self._outcome([rollout], call)
+
+    async def _has_left(self, entry: Entry) -> bool:
+        """Whether the address of its last canary is closed, soon if not now: another one may have the same."""
+        closed = asyncio.Event()
+
+        def look(changed: Entry) -> None:
+            if config_apart(entry) is None:
+                closed.set()
+
+        look(entry)
+        self._core.listeners.add(look)
+        try:
+            async with asyncio.timeout(_LEAVES_SECONDS):
+                await closed.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._core.listeners.discard(look)
+        return True
 
     def _obstacle(self, entry: Entry) -> Result | None:
         """Why there can be no rollout of it now."""

@@ -421,6 +421,26 @@ def test_where_the_gateway_cannot_share_whole_workers_are_taken_and_the_reason_i
     run(work())
 
 
+def test_next_rollout_begins_once_the_address_of_the_last_canary_is_closed(routed: RolloutDesk) -> None:
+    async def work() -> None:
+        desk = routed
+        await desk.started()
+        await desk.rollout(wait=False)
+        (before,) = apart(desk)
+        desk.runner.may_close.clear()
+        await desk.ask("rollout", op="abort")
+        answer = desk.rollout(wait=False)
+        await turns()
+        assert not answer.done()
+        assert apart(desk) == {before}
+        desk.runner.may_close.set()
+        assert (await answer)["items"][0]["state"] == "running"
+        assert desk.serving == ["web.1.0", "web.1.1", "web.1.2", "web.3.0"]
+        assert desk.entry.workers["web.3.0"].config.key in apart(desk)
+
+    run(work())
+
+
 @pytest.mark.parametrize("obstacle", [None, "HAProxy serves its routes"])
 def test_canary_is_withdrawn_when_the_gateway_cannot_send_it_requests_any_more(
     routed: RolloutDesk, obstacle: str | None
