@@ -181,7 +181,7 @@ def test_programs_without_a_port(real_pool: RealPool) -> None:
         "worker": ("process:worker", True), "clock": ("process:clock", True),
     }  # fmt: skip
     assert {each["worker"] for each in example.ask(8020)} <= set(items["worker"]["pids"])
-    real_pool.ok("restart", "--tag", "background")
+    real_pool.ok("restart", "worker")
     assert set(items["worker"]["pids"]).isdisjoint(real_pool.items()["worker"]["pids"])
     wait_until(lambda: "after the task" in real_pool.ok("logs", "worker").stdout)
 

@@ -228,7 +228,8 @@ def test_programs_are_taken_over_where_the_system_allows_it(
     pool.write(
         "pool.toml",
         f'[[server]]\nname = "program"\nbind = "127.0.0.1:{port}"\ncommand = ["python3", "program.py"]\n'
-        '[[server]]\nname = "without-port"\ncommand = ["sleep", "600"]\n',
+        '[[server]]\nname = "without-port"\ncommand = ["sleep", "600"]\n'
+        'health = { startup = { exec = ["true"] } }\n',
     )
     pool.ok("start")
     pool.ok("restart")  # they are not of the first generation
