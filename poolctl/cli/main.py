@@ -134,6 +134,10 @@ def _explain(error: BaseException, words: list[str]) -> int:
 
 def _unforeseen(error: BaseException) -> tuple[str, str]:
     said = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, (ImportError, SyntaxError)):
+        # Nothing of an application is imported here: an upgrade was interrupted, or a library was removed.
+        hint = f"install it again: {sys.executable} -m pip install --force-reinstall poolctl; a running pool serves on"
+        return f"this installation of poolctl is incomplete ({said})", hint
     hint = f"please report this to {REPORT_TO}, with the output of {DEBUG_VARIABLE}=1 and poolctl version --verbose"
     return f"internal error ({said})", hint
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from poolctl import __version__
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
 from poolctl.cli.reload_plan import drift_line
+from poolctl.cli.render import from_here
 from poolctl.cli.supervisor_requests import CRASH_LOOP
 from poolctl.config import INSTALL_GATEWAY, ServerConfig, interpreter, start_options
 from poolctl.control.gateway_answers import GatewayStatus
@@ -38,9 +39,9 @@ print(json.dumps({"python": sys.version_info[:3], **{n: of(n) for n in ("uvicorn
 def configuration(context: CheckContext) -> Iterator[CheckResult]:
     """Every problem of the files and of what they refer to."""
     for each in context.problems:
-        about = each.name or each.key
-        name = f"{about}: " if about else ""
-        yield problem("configuration", f"{name}{each.message}", each.hint or "poolctl validate")
+        place = f"{from_here(each.file)}:{each.line}:{each.column}" if each.file and each.line else ""
+        text = ": ".join(filter(None, (place, each.name or each.key, each.message)))
+        yield problem("configuration", text, each.hint or "poolctl validate")
     if context.pool is None:
         yield ok("configuration", "no pool is named and none found here: only the machine was checked")
     elif not context.problems:
@@ -111,7 +112,9 @@ def _fix(table: str, why: str) -> str:
         return INSTALL_GATEWAY
     if table == "[events]":
         return "make it writable, or name another file as events.path, then run poolctl reload"
-    if why.startswith("cannot read "):
+    if why.startswith(("it has no token", "its token")):
+        return "export the variable, then run poolctl reload --env; or name a token_file"
+    if why.startswith(("cannot read ", "tls.")):
         return f"check `tls` of {table}, then run poolctl reload"
     if "its process" in why:
         return f"poolctl events; see {table.strip('[]')}.log next to the supervisor's socket"

@@ -25,7 +25,7 @@ class Document:
         self.path = path
         self.base_dir = os.path.dirname(path)
         self.kind = kind_of(path)
-        self.text = read_text(path) if text is None else text
+        self.text = read_text(path, is_configuration=True) if text is None else text
         try:
             data = parse(self.text, self.kind)
         except ParseError as error:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LARGEST_BYTES = 8 * 1024 * 1024
 SUFFIXES = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
+_NO_FILE = "there is no such file"
 _TYPES = {"d": "a directory", "p": "a FIFO", "s": "a socket", "c": "a device", "b": "a device"}
 _OTHER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 # A variable that is named by a key that ends in _env; compiled when it is used.
@@ -60,10 +61,10 @@ def read_regular(path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user
         os.close(descriptor)
 
 
-def read_text(path: str, *, for_another_user: bool = False) -> str:
+def read_text(path: str, *, for_another_user: bool = False, is_configuration: bool = False) -> str:
     """The whole file as text, without its byte order mark. Blocks on no special file. Raises Problem.
 
-    `for_another_user` as in `read_regular`.
+    `for_another_user` as in `read_regular`; with `is_configuration` a missing file may be one that `init` writes.
     """
     try:
         content = read_regular(path, LARGEST_BYTES + 1, for_another_user=for_another_user)
@@ -73,7 +74,9 @@ def read_text(path: str, *, for_another_user: bool = False) -> str:
         message = "nothing can be read from it: it is not a regular file"
         raise _problem(path, message, "name a file") from error
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise missing_file(path) from error
+        raise (
+            missing_file(path) if is_configuration else _problem(path, _NO_FILE, "check the path")
+        ) from error
     except PermissionError as error:
         raise _problem(path, "not permitted to read it", f"chmod u+r {path}, or run as its owner") from error
     except (OSError, ValueError) as error:
@@ -124,7 +127,7 @@ def _suffix(name: str) -> str:
 
 def missing_file(path: str) -> Problem:
     """The problem of a file that was named and does not exist."""
-    return _problem(path, "there is no such file", "check the path, or write one with `poolctl init`")
+    return _problem(path, _NO_FILE, "check the path, or write one with `poolctl init`")
 
 
 def variables_named_in(paths: Iterable[str]) -> set[str]:

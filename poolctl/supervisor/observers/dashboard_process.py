@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from poolctl.address import parse
@@ -41,7 +42,7 @@ class Settings(NamedTuple):
 def settings_of(table: Dashboard, environment: PoolEnvironment) -> Settings:
     """The settings of the process that serves this pool's dashboard.
 
-    Blocks on the disk; raises ServerError when there is no token.
+    Blocks on the disk; raises ServerError when there is no token, or its certificate cannot be used.
     """
     configuration, directory, state_directory = (
         environment.configuration,
@@ -61,7 +62,13 @@ def settings_of(table: Dashboard, environment: PoolEnvironment) -> Settings:
         "ended_path": os.path.join(state_directory, ENDED_FILE),
     }
     if table.tls:
+        # It loads OpenSSL, which most supervisors do without.
+        from poolctl.config.checks.certificate_checks import check_certificates
+
         tls = table.tls
+        problems, _ = check_certificates(tls, env, datetime.now(UTC))
+        for finding in problems:
+            raise ServerError(f"{'.'.join(map(str, finding.path))}: {finding.message}", hint=finding.hint)
         # Never None: OpenSSL would ask a terminal.
         password = env.get(tls.password_env, "") if tls.password_env else ""
         values["tls"] = {**tls.model_dump(exclude={"password_env"}), "password": password}

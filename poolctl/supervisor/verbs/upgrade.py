@@ -73,20 +73,31 @@ class Upgrade:
         files, on_disk = self._files, _is_on_disk()
         env = {**os.environ, TRIED: "1"} if on_disk else None
         said, failed = await _run([*options["supervisor"], CHECK, *files], env)
-        problems = [] if failed else json.loads(said)
+        problems: list[Table] = []
+        if not failed:
+            try:
+                problems = json.loads(said)
+            except ValueError:
+                failed = f"its check printed {said[:80]!r}"
         if on_disk and not (failed or problems):
             argv = bootstrap.command(sys.executable, "supervisor", TRY, json.dumps(options), *files)
             _, failed = await _run(argv)
         if failed:
             message = f"poolctl {options.get('version')} cannot take over: {failed}"
-            return _refused(message, "nothing has changed; fix the problem and try again")
+            hint = "nothing has changed, the pool goes on; repair that version, then repeat poolctl upgrade"
+            return _refused(message, hint)
         errors = tuple(map(ErrorEntry.from_json, problems))
         return Result(errors=errors, exit_code=INVALID_CONFIGURATION) if errors else None
 
 
 async def _run(command: list[str], env: dict[str, str] | None = None) -> tuple[str, str]:
     """The output of the command, and the last line of its errors, which is empty only if it ends with 0."""
-    process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=env)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=env
+        )
+    except OSError as error:
+        return "", f"{command[0]} cannot be run: {error.strerror}"
     try:
         async with asyncio.timeout(_TRIAL_SECONDS):
             said, failed = await process.communicate()

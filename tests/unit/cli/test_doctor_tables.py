@@ -76,13 +76,15 @@ def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
         "[gateway]: h2 is not installed; pip install 'poolctl[gateway]'",
         "[metrics]: port 9464 is in use",
         "[events]: 3 events could not be written to /full: No space left on device",
+        "[dashboard]: tls.key: /key.pem: there is no such file",
+        "[dashboard]: it has no token: the environment variable TOKEN is empty",
         "[proxmox]: pve answered 401 no such user",
     )
     context.about = About(
         name="shop", files=(), version="1", protocol=1, python="3.11", supervisor_pid=1, keeper_pid=2,
         not_served=problems,
     )  # fmt: skip
-    _, gateway, certificate, library, metrics, events, proxmox = check_pool.supervisor(context)
+    _, gateway, certificate, library, metrics, events, key, token, proxmox = check_pool.supervisor(context)
     assert (gateway.check, gateway.message) == ("[gateway]", "its process has ended 3 times within 10m")
     assert "gateway.log" in gateway.fix
     assert certificate.fix.startswith("check `tls` of [gateway]")
@@ -90,6 +92,8 @@ def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
     assert metrics.fix.startswith("free the address")
     assert (events.check, events.message.split()[0]) == ("[events]", "3")
     assert events.fix == "make it writable, or name another file as events.path, then run poolctl reload"
+    assert key.fix == "check `tls` of [dashboard], then run poolctl reload"
+    assert token.fix == "export the variable, then run poolctl reload --env; or name a token_file"
     assert (proxmox.status, proxmox.message) == ("warning", "pve answered 401 no such user")
 
 

@@ -43,6 +43,19 @@ def test_an_unexpected_error_is_one_line_that_says_where_to_report_it(
     assert "Traceback" in poolctl("list").err
 
 
+def test_missing_part_of_the_installation_is_named_with_the_way_to_repair_it(
+    poolctl: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_listing(monkeypatch, ModuleNotFoundError("No module named 'pydantic'"))
+    said = poolctl("list")
+    assert said.code == 1
+    assert (
+        "installation of poolctl is incomplete (ModuleNotFoundError: No module named 'pydantic')" in said.err
+    )
+    assert "pip install --force-reinstall poolctl" in said.err
+    assert "report this" not in said.err
+
+
 def test_an_interrupt_is_130_without_words(poolctl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     break_listing(monkeypatch, KeyboardInterrupt())
     assert poolctl("list") == (130, "", "")

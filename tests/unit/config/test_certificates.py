@@ -62,6 +62,8 @@ def test_every_missing_file_is_reported(tmp_path: Path) -> None:
         cert="/no/cert", key=str(tmp_path), ca="/no/ca", client_auth="required", password_env="NOPE"
     )
     assert [field for field, _ in problems(tls)] == ["cert", "key", "ca", "password_env"]
+    found, _ = check_certificates(tls, {}, NOW)
+    assert found[0].hint == "check the path", "init writes no certificates"
 
 
 def test_key_of_another_certificate_is_reported(pair: tuple[str, str], tmp_path: Path) -> None:
