@@ -103,7 +103,7 @@ _poolctl() {
             ;;
         completion)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--install -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_words 'bash zsh fish'
             fi

@@ -1,25 +1,34 @@
-"""`poolctl completion SHELL`: the script that makes a shell complete poolctl's words."""
+"""`poolctl completion SHELL`: the script that makes a shell complete poolctl's words, printed or installed."""
 
 from __future__ import annotations
 
 import os
 
-from poolctl.cli.command import MACHINE, Command, Option
+from poolctl.cli.command import MACHINE, Command, Option, flag
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.completions.scripts import SHELLS, script
 from poolctl.cli.outcome import Outcome, UsageError
 
 COMMAND = Command(
-    "Print the completion script of a shell.",
+    "Print, or install, the completion script of a shell.",
     Option("shell", metavar="SHELL", words=SHELLS, help="bash, zsh or fish; default: $SHELL."),
+    flag("install", "--install", help="Write it where the shell of this user loads it."),
     section=MACHINE,
-    examples=("poolctl completion bash >> ~/.bashrc",),
+    examples=("poolctl completion --install", "poolctl completion zsh > _poolctl"),
 )
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The script as text."""
+    """The script as text, or what has been written."""
     shell = request.get("shell") or os.path.basename(os.environ.get("SHELL", ""))
     if not shell:
         raise UsageError("no shell is given, and $SHELL is not set", hint=f"one of: {', '.join(SHELLS)}")
-    return Outcome(text=script(one_of("SHELL", shell, SHELLS)))
+    text = script(one_of("SHELL", shell, SHELLS))
+    if not request.get("install"):
+        return Outcome(text=text)
+    from poolctl.cli.completions.install import install
+
+    written = install(shell, text, os.environ)
+    if not written:
+        return Outcome(message=f"the completion of {shell} is installed already")
+    return Outcome(message=f"wrote {' and '.join(written)}; new shells complete poolctl")

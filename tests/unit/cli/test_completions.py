@@ -189,3 +189,57 @@ def test_the_shell_is_guessed_from_the_environment(poolctl: Command, monkeypatch
     assert poolctl("completion").code == 2
     wrong = poolctl("completion", "zhs")
     assert (wrong.code, wrong.err.splitlines()[1]) == (2, "  hint: did you mean 'zsh'?")
+
+
+LOADED = {
+    "bash": ["bash", "--norc", "-ic", "source ~/.bashrc; complete -p poolctl"],
+    "zsh": ["zsh", "-fc", "compdef() { echo $@ }; source ~/.zshrc"],
+    "fish": ["fish", "-c", "complete -C 'poolctl sta'"],
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_an_installed_completion_is_loaded_by_the_shell(
+    poolctl: Command,
+    directory: Path,
+    shell_env: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    shell: str,
+) -> None:
+    home = directory / "my home"
+    home.mkdir()
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "ZDOTDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    (home / f".{shell}rc").write_text("true # no end of line")
+    said = poolctl("completion", shell, "--install")
+    assert (said.code, said.err) == (0, "")
+    files = {path: path.read_text() for path in home.rglob("*") if path.is_file()}
+    assert sum(text == script(shell) for text in files.values()) == 1
+    assert all(str(path) in said.out for path, text in files.items() if text != "true # no end of line")
+    again = poolctl("completion", shell, "--install")
+    assert again == (0, f"the completion of {shell} is installed already\n", "")
+    assert {path: path.read_text() for path in home.rglob("*") if path.is_file()} == files
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    done = subprocess.run(
+        LOADED[shell],
+        env={**shell_env, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert {"fish": "start", "zsh": "_poolctl", "bash": "-F _poolctl"}[shell] in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root")
+def test_root_installs_no_completion_for_another_user(
+    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = directory / "home"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    monkeypatch.setenv("HOME", str(home))
+    said = poolctl("completion", "bash", "--install")
+    assert (said.code, said.err.splitlines()[0]) == (7, f"error: {home} belongs to another user")
+    assert list(home.iterdir()) == []
