@@ -45,12 +45,13 @@ class PoolWatcher:
         self._files = [*(Client(pool.socket).ping().files or pool.files)]
         try:
             self._watch = DirectoryWatch()
-            self._announce()
         except (OSError, AttributeError) as error:
             hint = "watching needs inotify(7), a feature of Linux"
             raise Failure(Outcome.failed(FAILED, f"cannot watch: {error}", hint)) from None
         self._sources = WatchSet(self._files, ())
-        self._look_around()
+        # Files may have changed while the pool started.
+        self._is_late = self._look_around().changed is not None
+        self._announce()
 
     def _announce(self) -> None:
         """Hold a lock on the runtime directory: for the supervisor it means that a change is about to be applied."""
@@ -63,7 +64,7 @@ class PoolWatcher:
 
         Ends when the pool's supervisor goes away, or when `over` is true when something changes.
         """
-        if now:
+        if now or self._is_late:
             yield self._reload()
         poll = select.poll()
         poll.register(self._watch.fd, select.POLLIN)
@@ -112,9 +113,10 @@ class PoolWatcher:
         if running:
             yield self._ask(Result, "restart", {"wait": True}, running)
 
-    def _look_around(self) -> None:
-        """Watch the files and directories of the pool as it is now."""
-        self._sources = WatchSet(self._files, self._ask(ShowResult, "show", {}).items, self._sources)
+    def _look_around(self) -> ShowResult:
+        """Watch the files and directories of the pool as it is now; returns what it is."""
+        shown = self._ask(ShowResult, "show", {})
+        self._sources = WatchSet(self._files, shown.items, self._sources)
         for directory in dict.fromkeys([*self._sources.directories(), self._pool.directory]):
             try:
                 self._watch.add(directory)
@@ -123,6 +125,7 @@ class PoolWatcher:
                     hint = "raise the limit: sysctl fs.inotify.max_user_watches=524288"
                     message = f"too many directories to watch: {directory} and those after it"
                     raise Failure(Outcome.failed(FAILED, message, hint)) from None
+        return shown
 
     def _ask(
         self, kind: type[Answer], verb: str, options: dict[str, object], names: list[str] | None = None

@@ -54,11 +54,13 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
     """`watching(items)`: a context in which the pool of these items of `show` is watched."""
 
     @contextmanager
-    def watched_pool(*items: dict[str, Any], code: int = 0, changes: Any = ()) -> Iterator[Watched]:
+    def watched_pool(
+        *items: dict[str, Any], code: int = 0, changes: Any = (), **more: Any
+    ) -> Iterator[Watched]:
         async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
             targets = (body.get("selector") or {}).get("targets") or []
             found = [each for each in items if not targets or each["name"] in targets]
-            return answered(*found, exit_code=code if verb == "reload" else 0, changes=list(changes))
+            return answered(*found, exit_code=code if verb == "reload" else 0, changes=list(changes), **more)
 
         with supervised(answer) as requests:
             request = CommandRequest("reload", {})
@@ -93,6 +95,14 @@ def test_a_changed_configuration_is_reloaded_once(watching: Watching, directory:
         (directory / "new.toml").rename(directory / "pool.toml")  # as editors and --save do
         wait_until(lambda: len(pool.reports) == 2)
     assert pool.orders == [("reload", [])] * 2
+
+
+def test_file_that_changed_before_the_watch_began_is_reloaded_at_once(
+    watching: Watching, directory: Path
+) -> None:
+    with watching(shown("users", directory), changed={"files": ["pool.toml"]}) as pool:
+        wait_until(lambda: pool.reports)
+    assert pool.orders == [("reload", [])]
 
 
 def test_files_of_variables_and_certificates_are_part_of_it(watching: Watching, directory: Path) -> None:
