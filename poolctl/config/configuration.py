@@ -164,6 +164,22 @@ class Configuration(Sequence[ServerConfig]):
         return problem_of(finding, self._origins.of_table(finding.path) if self._origins else None)
 
 
+# Programs that listen, whatever their arguments are.
+LISTENING = frozenset(
+    {
+        "caddy",
+        "daphne",
+        "granian",
+        "gunicorn",
+        "http.server",
+        "hypercorn",
+        "nginx",
+        "uvicorn",
+        "waitress-serve",
+    }
+)
+
+
 def unserved(server: ServerKeys, handler: bool = False, tls: bool = False) -> Iterator[Finding]:
     """What a server lacks to be served: an app, command or handlers, and its certificate.
 
@@ -195,6 +211,11 @@ def _warnings_of(server: ServerKeys, disabled: Container[str]) -> Iterator[Findi
             hint = "write the value or a reference to a variable; poolctl config --reveal shows the value"
             yield Finding(("env", name), message, hint)
     words = list(map(os.path.basename, server.command or ()))
+    if not server.listens and not server.job:
+        # As in `uv run gunicorn` and `python3 -m gunicorn`.
+        for program in LISTENING.intersection((*words[:1], *(server.command or ())[1:3])):
+            message = f"{program} listens on a port, which the pool does not know without 'bind'"
+            yield Finding(("command",), message, 'add bind = "127.0.0.1:8080"')
     if "gunicorn" in words and any("{fd}" in word for word in words):
         message = "gunicorn takes the socket from LISTEN_FDS; {fd} would pass it a second time"
         yield Finding(("command",), message, "leave out its --bind")

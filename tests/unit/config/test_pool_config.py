@@ -153,6 +153,24 @@ def test_a_program_that_binds_itself_is_worth_a_warning(tmp_path: Path) -> None:
     assert "a restart cannot overlap" in str(warning)
 
 
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["/opt/venv/bin/gunicorn", "shop:app"], "gunicorn"),
+        (["python3", "-m", "http.server"], "http.server"),
+        (["uv", "run", "uvicorn", "shop:app"], "uvicorn"),
+        (["celery", "--app", "shop"], ""),
+        (["tail", "-F", "/var/log/nginx"], ""),
+    ],
+)
+def test_program_that_is_known_to_listen_is_a_warning_without_bind(command: list[str], named: str) -> None:
+    config = PoolConfig([{"name": "a", "command": command}])
+    message = (
+        f"a: command: {named} listens on a port, which the pool does not know without 'bind'; add bind = "
+    )
+    assert [str(each).startswith(message) for each in config.warnings] == [True] * bool(named)
+
+
 def test_gunicorn_with_bind_to_the_inherited_socket_is_a_warning() -> None:
     command = ["/opt/venv/bin/gunicorn", "--bind", "fd://{fd}", "shop:app"]
     config = PoolConfig([{"name": "a", "bind": "127.0.0.1:1", "command": command}])
