@@ -48,11 +48,15 @@ def make_pool(request: pytest.FixtureRequest) -> Iterator[Callable[..., AnyPool]
     """`make_pool(table, …)` gives the pool of these servers, not started; each test is run with every kind."""
     made: list[AnyPool] = []
 
-    def make(*tables: dict[str, Any], programs: bool = False, sleep: bool = False) -> AnyPool:
+    def make(
+        *tables: dict[str, Any], programs: bool = False, processes: bool = False, sleep: bool = False
+    ) -> AnyPool:
         if sleep and request.param == "daemon over a host":
             pytest.skip("its runner cannot let servers sleep")
         if programs and request.param in WITHOUT_PROGRAMS:
             pytest.skip("programs need processes")
+        if processes and request.param in WITHOUT_PROGRAMS:
+            pytest.skip("several workers need processes")
         pool: AnyPool
         if request.param.startswith("daemon"):
             # The host first: it ends after the pool.

@@ -158,7 +158,7 @@ def test_a_server_whose_readiness_probe_never_passes_has_failed_after_its_start_
 
 
 def test_several_workers_share_one_address_and_are_all_replaced(make_pool: Any, site: Site) -> None:
-    pool = make_pool(site.server("web", workers=3))
+    pool = make_pool(site.server("web", workers=3), processes=True)
     assert pool.start() == {}
     assert site.history.count("web has started") == 3
     assert pool.restart("web") == {}
