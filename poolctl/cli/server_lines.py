@@ -16,6 +16,15 @@ _UNREACHABLE = ("stopped", "stopping", "backoff", "failed", "disabled")
 # States that are as they should be without being ready.
 _ASIDE = ("sleeping", "draining", "disabled")
 
+# States in which a server is not expected to be ready.
+AT_REST = ("stopped", "disabled", "sleeping")
+
+
+def count_ready(items: Iterable[Item]) -> tuple[int, int]:
+    """How many are ready, and of how many: those at rest do not count, unless they are ready (a job that is done)."""
+    expected = [item for item in items if item.state not in AT_REST or item.ready]
+    return sum(item.ready for item in expected), len(expected)
+
 
 def ready_line(result: Result, *, waited: bool) -> str:
     """`3 servers ready`, with those in other intended states in brackets."""

@@ -263,6 +263,7 @@ class Progress:
         self._verbose = verbose and not quiet
         self.warnings: list[str] = []
         self._states: dict[str, tuple[str, bool]] = {}
+        self._waiting: dict[str, None] = {}
         self._enabled = not quiet and not verbose and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._timer: Timer | None = None
         self._status: Status | None = None
@@ -304,11 +305,15 @@ class Progress:
             sys.stderr.write(f"{name}: {state}{', ready' if ready else ''}\n")
             sys.stderr.flush()
         self._states[name] = (state, ready)
+        if state in _DONE if step.done is None else step.done:  # None: of a supervisor of an earlier version
+            self._waiting.pop(name, None)
+        else:
+            self._waiting[name] = None
 
     def line(self) -> str:
         """One line: how many are done, which are awaited."""
         states = self._states.copy()
-        waiting = [name for name, (state, _) in states.items() if state not in _DONE]
+        waiting = [name for name in states if name in self._waiting]
         done = len(states) - len(waiting)
         line = f"{self.verb}: {done} of {len(states)}" if states else f"{self.verb} …"
         if waiting:

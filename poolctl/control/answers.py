@@ -107,6 +107,7 @@ class ServerStep(Value):
     state: str
     ready: bool
     message: str
+    done: bool | None = None  # it has reached the goal of the command, or has failed
 
 
 class ProgressLine(Value):

@@ -52,7 +52,7 @@ class Rollout:
         self, timeout_seconds: float | None, report: Callable[[Entry], None] = lambda entry: None
     ) -> None:
         """Return when each has reached its goal or failed, or after the timeout; `report` gets those that change."""
-        self.missing = await until(self._core, self._entries, self._settled, timeout_seconds, report)
+        self.missing = await until(self._core, self._entries, self.is_over, timeout_seconds, report)
         failed = [entry for entry in self._entries if self._has_failed(entry)]
         found = await asyncio.gather(
             *(self._core.last_lines(entry, _LINES_READ, entry.failed_since) for entry in failed)
@@ -103,7 +103,8 @@ class Rollout:
         described.__cause__ = failure.__cause__
         return described
 
-    def _settled(self, entry: Entry) -> bool:
+    def is_over(self, entry: Entry) -> bool:
+        """Whether the command has nothing to wait for at this server any more."""
         if entry.failed and entry.listener is not Listener.CLOSED:
             return False  # once the failure is reported, connections must be refused
         over = entry.failed or entry.completed

@@ -9,6 +9,7 @@ from poolctl.cli.command import MACHINE, OUTPUT, Command
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import from_here, printable
+from poolctl.cli.server_lines import count_ready
 from poolctl.control import pool_paths
 from poolctl.control.answers import StatusResult
 from poolctl.control.client import Client, NoSupervisor
@@ -36,12 +37,13 @@ class RunningPool(Value):
 
 def perform(request: CommandRequest) -> Outcome:
     """Every pool with its name, its files, its supervisor's pid, and how many of its servers are ready."""
-    pools = [found for path in _directories() if (found := _pool(path)) is not None]
+    found = [pool for path in _directories() if (pool := _pool(path)) is not None]
+    pools = [pool for pool, _ in found]
     outcome = Outcome(pools)
     if not pools and request.output not in ("json", "jsonl"):
         outcome.notes.append("no pool of this user is running")
     if not request.output or request.output in ("table", "wide"):
-        outcome.text = _table(pools)
+        outcome.text = _table(found)
     return outcome
 
 
@@ -58,20 +60,25 @@ def _directories() -> Iterator[str]:
                 yield f"{root}/{name}"
 
 
-def _pool(path: str) -> RunningPool | None:
-    """One pool; None without a listener. One that does not answer is described by its info file."""
+def _pool(path: str) -> tuple[RunningPool, str] | None:
+    """One pool, and how many of its servers are ready of those that should be; None without a listener.
+
+    One that does not answer is described by its info file.
+    """
     client = Client(f"{path}/{pool_paths.SOCKET_NAME}", silence_seconds=ANSWER_SECONDS)
     info = pool_paths.read_info(path)
     servers = ready = message = None
+    counted = "?"
     try:
         result = client.ask(StatusResult, "status", timeout=0.0)
         servers, ready = len(result.items), sum(item.ready for item in result.items)
+        counted = "/".join(map(str, count_ready(result.items)))
         info |= result.to_json("summary").get("summary") or {}
     except NoSupervisor:
         return None
     except ControlError as silent:
         message = silent.message
-    return RunningPool(
+    pool = RunningPool(
         name=info.get("name") or "",
         files=tuple(info.get("files") or ()),
         pid=info.get("supervisor_pid"),
@@ -82,13 +89,13 @@ def _pool(path: str) -> RunningPool | None:
         ready=ready,
         message=message,
     )
+    return pool, counted
 
 
-def _table(pools: list[RunningPool]) -> str:
+def _table(pools: list[tuple[RunningPool, str]]) -> str:
     """No pool: nothing at all, so that scripts see nothing."""
     rows = [("NAME", "PID", "READY", "FILES")]
-    for pool in pools:
-        ready = "?" if pool.ready is None else f"{pool.ready}/{pool.servers}"
+    for pool, ready in pools:
         files = " ".join(from_here(str(file)) for file in pool.files)
         rows.append((printable(pool.name), str(pool.pid or "-"), ready, printable(files)))
     widths = [max(len(row[at]) for row in rows) for at in range(3)]

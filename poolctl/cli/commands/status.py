@@ -9,6 +9,7 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import duration, servers, width_of
+from poolctl.cli.server_lines import AT_REST, count_ready
 from poolctl.cli.supervisor_requests import CRASH_LOOP, ask_for
 from poolctl.control.answers import Item, ShowResult, StatusResult
 from poolctl.control.client import NoSupervisor
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 # Of Docker's HEALTHCHECK; it knows no other than this and 0.
 UNHEALTHY = 1
-_AT_REST = ("stopped", "disabled", "sleeping")
 
 COMMAND = Command(
     "Show whether every enabled server is ready (exit 0) or not (3).",
@@ -87,7 +87,7 @@ def _status(request: CommandRequest) -> Outcome:
 
 def _hung(request: CommandRequest, pool: PoolRef, items: Sequence[Item]) -> list[str]:
     """What the last worker did that hung, or was not ready in time, of each server that is not ready."""
-    late = {item.name for item in items if not item.ready and item.state not in _AT_REST}
+    late = {item.name for item in items if not item.ready and item.state not in AT_REST}
     if not late:
         return []
     from poolctl.cli.server_lines import stack_lines
@@ -112,14 +112,12 @@ def _without_supervisor(items: Sequence[Item], pool: PoolRef) -> str:
 
 
 def _lines(items: Sequence[Item], name: str) -> list[str]:
-    resting = {state: sum(item.state == state and not item.ready for item in items) for state in _AT_REST}
-    ready = sum(item.ready for item in items)
-    active = sum(item.state not in _AT_REST or item.ready for item in items)
-    words = [f"{servers(ready, active)} ready", *(f"{n} {state}" for state, n in resting.items() if n)]
+    resting = {state: sum(item.state == state and not item.ready for item in items) for state in AT_REST}
+    words = [f"{servers(*count_ready(items))} ready", *(f"{n} {state}" for state, n in resting.items() if n)]
     uptime = max((item.uptime_seconds for item in items), default=0)
     if uptime:
         words.append(f"up {duration(uptime)}")
     lines = [f"{name}: {', '.join(words)}" if name else ", ".join(words)]
-    late = [item for item in items if not item.ready and item.state not in _AT_REST]
+    late = [item for item in items if not item.ready and item.state not in AT_REST]
     width = max((len(item.name) for item in late), default=0)
     return lines + [f"  {item.name.ljust(width)}  {item.state}" for item in late]

@@ -98,7 +98,7 @@ class Reading:
         test = tests.get(goal, lambda entry: entry.state == goal)
         if goal in ("ready", "healthy", "running"):
             entries = [entry for entry in entries if not entry.is_disabled]
-        late = await until(self._core, entries, test, call.options.get("timeout"), reporter(call))
+        late = await until(self._core, entries, test, call.options.get("timeout"), reporter(call, test))
         # A server that runs is not kept from stopping by an earlier failure.
         hint = "poolctl stop {}" if goal == State.STOPPED else ""
         problems = [

@@ -109,14 +109,17 @@ def selected(core: Core, selector: Selector) -> list[Entry]:
     return [entry for entry in entries if entry.name in names]
 
 
-def reporter(call: Call) -> Callable[[Entry], None]:
-    """A function that sends a line of progress for each changed entry, if the client wants progress."""
+def reporter(call: Call, done: Callable[[Entry], bool]) -> Callable[[Entry], None]:
+    """A function that sends a line of progress for each changed entry, if the client wants progress.
+
+    `done` tells whether the command is over for an entry: one that is restarted runs meanwhile.
+    """
     if not call.options.get("progress", True):
         return lambda entry: None
-    seen: dict[str, tuple[str, bool]] = {}
+    seen: dict[str, tuple[str, bool, bool]] = {}
 
     def report(entry: Entry) -> None:
-        now = (entry.state, entry.ready)
+        now = (entry.state, entry.ready, done(entry))
         if seen.get(entry.name) == now:
             return
         seen[entry.name] = now
@@ -126,6 +129,7 @@ def reporter(call: Call) -> Callable[[Entry], None]:
             state=now[0],
             ready=now[1],
             message=entry.failure.message if entry.failure else "",
+            done=now[2],
         )
         call.progress(ProgressLine(progress=step))
 
@@ -158,7 +162,7 @@ class Operation(Rollout):
         """Wait until each has reached its goal or failed; the exit code."""
         if not call.options.get("wait", True):
             return 0
-        await self.wait(call.options.get("timeout"), reporter(call))
+        await self.wait(call.options.get("timeout"), reporter(call, self.is_over))
         found = (self.problem(entry) for entry in self._entries)
         self.problems += [problem for problem in found if problem is not None]
         return TIMED_OUT if self.missing else FAILED if self.problems else 0

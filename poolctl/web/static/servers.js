@@ -204,8 +204,9 @@ function drawOverview() {
     $("overview").append(el("div", { class: "card" }, el("h3", {}, "Ready"), tallies.now, tallies.list), ...Object.values(charts).map((chart) => chart.node));
   }
   const all = [...store.servers.values()];
-  const should = all.filter((server) => !["disabled", "stopped"].includes(server.state) || server.ready);
-  const ready = should.filter((server) => server.ready || server.state === "sleeping").length;
+  // As `poolctl status` counts them.
+  const should = all.filter((server) => !["disabled", "stopped", "sleeping"].includes(server.state) || server.ready);
+  const ready = should.filter((server) => server.ready).length;
   setText(tallies.now, `${ready} of ${should.length}`);
   const counts = {};
   for (const server of all) {

@@ -284,13 +284,15 @@ def test_pools_lists_the_pools_of_this_user(
     }
     (directory / "run" / "dead").mkdir(parents=True)
     (directory / "run" / "dead" / "control.sock").touch()
-    with supervised(always(item("users"), item("orders", ready=False), summary=summary, exit_code=3)):
+    resting = [item(state, ready=False, state=state) for state in ("stopped", "disabled", "sleeping")]
+    running = [item("users"), item("orders", ready=False), item("migrate", state="stopped")]
+    with supervised(always(*running, *resting, summary=summary, exit_code=3)):
         said = poolctl("pools")
         (pool,) = poolctl("pools", "-o", "json").json["items"]
         assert poolctl("pools", "-o", "name").out == "shop\n"
-    assert said == (0, "NAME  PID  READY  FILES\nshop  41   1/2    pool.toml\n", "")
+    assert said == (0, "NAME  PID  READY  FILES\nshop  41   2/3    pool.toml\n", "")
     assert pool["files"] == [str(directory / "pool.toml")]
-    assert (pool["name"], pool["pid"], pool["servers"], pool["ready"]) == ("shop", 41, 2, 1)
+    assert (pool["name"], pool["pid"], pool["servers"], pool["ready"]) == ("shop", 41, 6, 2)
 
 
 def test_pool_that_does_not_answer_is_still_listed(

@@ -36,6 +36,19 @@ def test_line_counts_and_names_the_awaited_servers() -> None:
     assert shown.line() == "start: 5 of 5"
 
 
+def test_server_that_serves_while_it_is_restarted_is_awaited() -> None:
+    def running(name: str, *, done: bool) -> ProgressLine:
+        reached = ServerStep(name=name, bind="", state="running", ready=True, message="", done=done)
+        return ProgressLine(progress=reached)
+
+    shown = Progress("restart")
+    for name in ("a", "b"):
+        shown(running(name, done=False))
+    assert shown.line() == "restart: 0 of 2, waiting for a, b"
+    shown(running("a", done=True))
+    assert shown.line() == "restart: 1 of 2, waiting for b"
+
+
 def test_warnings_are_kept_and_an_empty_line_is_none() -> None:
     shown = Progress("stop")
     shown(ProgressLine(warning="slow"))

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from poolctl.control.answers import ProgressLine
 from poolctl.runners.runner_protocol import Exit
+from poolctl.selection.selector import Selector
 from poolctl.supervisor import verbs
+from poolctl.supervisor.verbs.verb import Call
 from tests.unit.pool.scripted_runner import BREAKS, FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
@@ -361,3 +364,17 @@ def test_a_new_verb_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         run(scenario())
     finally:
         sys.modules.pop("poolctl.supervisor.verbs.greet", None)
+
+
+def test_progress_of_a_restart_is_not_over_while_the_old_worker_serves() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        await desk.ask("start")
+        lines: list[ProgressLine] = []
+        call = Call(Selector.from_dict({"targets": ["a"]}), {"progress": True}, lines.append)
+        await desk.verbs.perform("restart", call)
+        steps = [line.progress for line in lines if line.progress is not None]
+        assert (steps[0].state, steps[0].ready, steps[0].done) == ("running", True, False)
+        assert (steps[-1].state, steps[-1].done) == ("running", True)
+
+    run(scenario())
