@@ -479,3 +479,29 @@ def test_connections_wait_while_there_are_no_descriptors(run: Run, monkeypatch: 
                 assert await asyncio.get_running_loop().sock_recv(client, 100) == b"served"
 
     run(main())
+
+
+def test_connections_reach_the_canary_of_a_server_in_its_share_and_the_server_if_it_refuses_them(
+    run: Run,
+) -> None:
+    def facts(port: int, canary_port: int) -> dict[str, ServerFacts]:
+        found = ServerFacts(
+            name="db", bind=f"127.0.0.1:{port}", state="running", ready=True, canary="db (canary)",
+            canary_bind=f"127.0.0.1:{canary_port}", canary_share=0.25,
+        )  # fmt: skip
+        return {"db": found}
+
+    async def main() -> None:
+        route = a_route().but(to=(Target(server="db"),))
+        async with backend(names(b"server")) as port, backend(names(b"canary")) as canary_port:
+            edge = StreamEdge(facts(port, canary_port))
+            async with tcp(route, edge) as (_, at):
+                assert [await answer(at) for _ in range(40)].count(b"canary") in (9, 10)
+            with closed_port() as dead:
+                edge = StreamEdge(facts(port, dead))
+                async with tcp(route, edge) as (stream, at):
+                    assert {await answer(at) for _ in range(8)} == {b"server"}
+                    await until(lambda: not stream.open)
+                    assert stream.failed
+
+    run(main())
