@@ -37,7 +37,7 @@ from .process_setup import (
     wait_for_go,
 )
 from .serving.accepting import AdoptionPair
-from .serving.connection_state import IdleTimer
+from .serving.idle_timer import IdleTimer
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
 from .serving.uvicorn_logging import ABOVE_INFO, set_log_level
 from .serving.uvicorn_parts import Tls, configure, ssl_context
