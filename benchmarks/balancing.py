@@ -7,7 +7,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 
-from poolctl.gateway.backends import Backends, Lease, Outcome
+from poolctl.gateway.backends import Backends, Lease, RequestOutcome
 from poolctl.gateway.balance import POLICIES
 from poolctl.gateway.hosts import HostManager
 from poolctl.routing.route import Limit, Route, Target
@@ -39,5 +39,5 @@ def _microseconds(requests: int, keys: dict[str, object]) -> float:
     for _ in range(requests):
         lease = backends.of(route).acquire("10.1.2.3")
         assert isinstance(lease, Lease)
-        lease.release(Outcome.ANSWERED, 0.01, 200)
+        lease.release(RequestOutcome.ANSWERED, 0.01, 200)
     return 1e6 * (time.process_time() - began) / requests

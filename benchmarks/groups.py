@@ -22,5 +22,6 @@ GROUPS = {
     "probing": "what it costs the supervisor to probe a thousand times a second",
     "counting": "what it costs a request to be counted",
     "serving": "what a request costs a worker beside stock uvicorn",
+    "evenness": "long-lived connections on four workers: how many the busiest and the emptiest worker have",
     "crash": "processes that are killed, and an upgrade: how long until the next one serves, and what is lost",
 }

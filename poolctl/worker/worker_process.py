@@ -174,6 +174,8 @@ class WorkerProcess:
                 self._renew(message.get("tls") or self.spec["tls"], fds)
             case "routes":
                 self._use_routes(fds)
+            case "peers" if len(fds) == 1:
+                self.server.share_counts(os.dup(fds[0]))
             case "idle":
                 self._watch_idleness(message.get("seconds"))
             case "report" if self.server.started:

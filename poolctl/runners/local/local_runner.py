@@ -176,11 +176,11 @@ class LocalRunner:
         assert placement.pid is not None
         self._workers[placement.id] = worker
         self._by_pid[placement.pid] = worker
+        self.adoptions.pages.add(worker)
         worker.answered.add_done_callback(lambda _: self._note(worker))
         worker.on_disowned = lambda: self._disowned(worker)
         worker.on_follows_routes = lambda: self._note(worker)
-        early = self.children.add(placement.pid)
-        if early is not None:
+        if (early := self.children.add(placement.pid)) is not None:
             self._ended(worker, early)
 
     def expired(self, placement: Placement) -> None:

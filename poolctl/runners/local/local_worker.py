@@ -96,6 +96,7 @@ class LocalWorker(Receiver):
         self.idle = False  # without traffic for its server's scale.idle
         self.routes: WorkerRoutes | None = None  # those that it has, or gets when it begins
         self.follows_routes = False  # it gives back the requests of other servers
+        self._page: HasDescriptor | None = None  # see peer_pages
         self._confirmed: asyncio.Future[None] | None = None  # that it decides by `routes`
         self.preloaded = False  # forked from a process that had its application already
 
@@ -175,6 +176,7 @@ class LocalWorker(Receiver):
             if self.routes is not None:
                 # It reads this before it serves: its first connection may be another server's.
                 self.routes.send(self.control)
+            self._send_page()
         _settle(self.begun)
 
     def route(self, routes: WorkerRoutes) -> None:
@@ -186,6 +188,17 @@ class LocalWorker(Receiver):
                 _settle(self._confirmed)
             if self.follows_routes and routes.generation:
                 self._confirmed = asyncio.get_running_loop().create_future()
+
+    def share_page(self, page: HasDescriptor) -> None:
+        """See Peer."""
+        if page is not self._page:
+            self._page = page
+            if self.begun.done():
+                self._send_page()
+
+    def _send_page(self) -> None:
+        if self._page is not None and self.control is not None and self._page.fileno() >= 0:
+            self.control.send({"order": "peers"}, [self._page])
 
     @property
     def unconfirmed(self) -> asyncio.Future[None] | None:

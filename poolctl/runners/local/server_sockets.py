@@ -24,6 +24,7 @@ from poolctl.listeners.unix_listener import identity_of
 from ..listener_opener import Opener
 from ..process_link import Link, LinkLost
 from .passed_pairs import PassedPairs, empty
+from .peer_pages import PeerPages
 
 PLAIN, TLS = "plain", "tls"
 
@@ -134,6 +135,7 @@ class AdoptionPairs:
         self._keeper = keeper
         self._passed = passed
         self._pairs: dict[str, tuple[str, socket.socket, socket.socket]] = {}
+        self.pages = PeerPages()  # on which those that share a pair see each other's connections
 
     def open(self, server: ServerConfig) -> None:
         """Make the server's pair, if it has none of its protocol. A program, which cannot use one, has none."""
@@ -213,6 +215,7 @@ class AdoptionPairs:
 
         A gateway gets back first what it has put into it.
         """
+        self.pages.close(key)
         if key not in self._pairs:
             return
         _, give, take = self._pairs.pop(key)
@@ -233,6 +236,7 @@ class AdoptionPairs:
         await asyncio.gather(*(self.close(key) for key in list(self._pairs)))
 
     def _forget(self, key: str) -> None:
+        self.pages.close(key)
         for end in self._pairs.pop(key, ("",))[1:]:
             end.close()
 

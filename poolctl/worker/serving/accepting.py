@@ -29,6 +29,7 @@ from poolctl.platform import close_promptly
 
 from .accepted_connections import AcceptedConnections
 from .connection_state import PoolServerState
+from .evenness import Evenness
 from .routed_connections import RoutedConnection, make_routed
 from .uvicorn_parts import State
 from .worker_routes import Routes
@@ -84,7 +85,8 @@ class SharedListeners:
         self.accepted = AcceptedConnections(server_state.changed)
         self._app_state: State = {}
         self._listeners: Sequence[socket.socket] = ()
-        self._wanted = self._full = self._ended = False
+        self._wanted = self._full = self._ended = self._taking = False
+        self._pauses = 0  # in which other workers could take the next connection of the pair
         self._lock = asyncio.Lock()  # held while `servers` is opened or closed
         self._tasks: set[asyncio.Task[None]] = set()
         self._room_timer: asyncio.TimerHandle | None = None
@@ -232,15 +234,24 @@ class SharedListeners:
 
     def _take(self) -> None:
         """Take connections out of the adoption pair from now on."""
+        self._taking = True
+        self.show_taking()
         if self._adoption is not None:
             asyncio.get_running_loop().add_reader(self._adoption.take.fileno(), self._take_some)
 
     def _stop_taking(self) -> None:
         """Take no more connections; those that wait are left to other workers."""
+        self._taking = False
+        self.show_taking()
         if self._take_timer is not None:
             self._take_timer.cancel()
         if self._adoption is not None:
             asyncio.get_running_loop().remove_reader(self._adoption.take.fileno())
+
+    def show_taking(self) -> None:
+        """Show the other workers whether this one takes connections."""
+        if self._server_state.evenness is not None:
+            self._server_state.evenness.accept(self._taking)
 
     def _take_some(self) -> None:
         """Take connections out of the pair: many in one iteration of the loop cost less than one in each.
@@ -248,6 +259,9 @@ class SharedListeners:
         After a pause it is one, and in each further iteration twice as many: other workers that wait get their share of
         a burst.
         """
+        evenness = self._server_state.evenness
+        if evenness is not None and self._leaves_to_others(evenness):
+            return
         now, batch = time.monotonic(), self._batch
         if now - self._taken_at >= PAUSE_SECONDS:
             batch.restart()
@@ -255,11 +269,23 @@ class SharedListeners:
         # Those that have no protocol yet are not counted as open, except in a TLS handshake.
         room = self._server_state.room() - (0 if self._config.ssl is not None else len(self.accepted))
         most = min(batch.size, max(1, room // _ROOM_PART)) if room > 0 else 0
+        if evenness is not None and evenness.under_way:
+            most = min(most, 1)
         for taken in range(most):
             if not self._take_one():
                 batch.took(taken)
                 return
         batch.took(most)
+
+    def _leaves_to_others(self, evenness: Evenness) -> bool:
+        """Whether a worker with fewer connections takes the next one; if none does, this one takes it soon."""
+        seconds = evenness.pause_seconds(len(self.accepted), self._pauses)
+        self._pauses = self._pauses + 1 if seconds else 0
+        if seconds and self._adoption is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._adoption.take.fileno())
+            self._take_timer = loop.call_later(seconds, self._take)
+        return bool(seconds)
 
     def _take_one(self) -> bool:
         """Take the next connection; False if there was none."""

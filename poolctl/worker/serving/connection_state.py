@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from ...keeper.connection_handover import unread_bytes
 from ..tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
+from .evenness import Evenness
 from .request_counting import Batch
 from .uvicorn_parts import ServerState
 
@@ -80,6 +81,8 @@ class Connections(set[Any]):
                 tally[WEBSOCKETS] += 1
                 tally[OPEN_WEBSOCKETS] += 1
             tally[OPEN_CONNECTIONS] = len(self)
+        if self._state.evenness is not None:
+            self._state.evenness.publish()
 
     def discard(self, connection: Hashable) -> None:
         if connection not in self:
@@ -90,6 +93,8 @@ class Connections(set[Any]):
             if not isinstance(connection, self.http):
                 tally[OPEN_WEBSOCKETS] -= 1
             tally[OPEN_CONNECTIONS] = len(self)
+        if self._state.evenness is not None:
+            self._state.evenness.publish()
         if self.on_leave is not None:
             self.on_leave()
         if not self:
@@ -102,6 +107,8 @@ class Connections(set[Any]):
 class Drainable:
     """A connection that can leave a worker; each kind overrides what it can do."""
 
+    transport: Any
+
     def linger(self) -> None:
         """Finish the response in progress, and close as soon as no request is lost by that."""
         raise NotImplementedError
@@ -109,6 +116,10 @@ class Drainable:
     def leave(self) -> None:
         """Leave this worker in the best way that is possible."""
         self.linger()
+
+    def hand_over(self, end: socket.socket) -> bool:
+        """Move through this end now, if it is between two requests and can move; whether it has moved."""
+        return False
 
     def stay(self) -> None:
         """Undo `linger`, if that is possible."""
@@ -212,6 +223,7 @@ class PoolServerState(ServerState):
         self.on_limit: Callable[[], None] = lambda: None  # see LimitedServerState
         self.draining = False  # each response is the last one of its connection
         self.moves_to: socket.socket | None = None  # connections are handed over through it
+        self.evenness: Evenness | None = None  # of a worker whose server has several
         super().__init__()
         self.on_activity: Callable[[], None] | None = None
         # The time by which each handshake has succeeded or failed.

@@ -116,6 +116,21 @@ class Moving(Lingering):
         else:
             self._move()
 
+    def hand_over(self, end: socket.socket) -> bool:
+        """See Drainable."""
+        transport = self.transport
+        if transport is None or transport.is_closing() or self not in self.connections:
+            return False
+        if transport.get_protocol() is not self or not self.between_requests:
+            return False
+        transport.pause_reading()
+        if transport.get_write_buffer_size() or not self._give(end):
+            transport.resume_reading()
+            return False
+        transport.abort()
+        self.connections.discard(self)  # it counts no more, even before the loop has noticed
+        return True
+
     def shutdown(self) -> None:
         """Close, unless the connection can still move."""
         if self.server_state.moves_to is None:

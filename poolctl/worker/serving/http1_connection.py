@@ -163,12 +163,15 @@ class Lingering(Drainable, Http1Protocol):
         state = self.server_state
         due = state.handshake_is_over(self) if state.expected else None
         self.made(transport)
-        if self.head is FIRST and self not in state.heads.due:
+        unread = self.head is FIRST and self not in state.heads.due
+        if unread:
             state.heads.wait(self, due)
         if state.draining:
             self.close_when_quiet(QUIET_SECONDS)
         if state.moves_to is not None:
             self.leave()
+        elif state.evenness is not None:
+            state.evenness.arrived(self, unread=unread)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.head is not None:

@@ -13,11 +13,13 @@ from typing import Any
 
 import uvicorn
 
+from ..peer_counts import PeerCounts
 from . import cut_requests
 from .accepting import AdoptionPair, SharedListeners
 from .access_log import watch_requests
 from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, LimitedServerState, PoolServerState
 from .draining import Moving, drainable_protocol, http_classes
+from .evenness import Evenness
 from .http1_connection import Lingering
 from .probe_connections import ProbeConnections
 from .request_counting import Batch, Counted, count_statuses
@@ -98,6 +100,7 @@ class PoolServer(uvicorn.Server):
         self.resting = resting
         self._out = False
         self._probes: ProbeConnections | None = None
+        self._page: int | None = None  # to join once it has started
         self._http2 = http2
         self._drain_seconds = drain_seconds
         self._stop_seconds = stop_seconds
@@ -128,6 +131,7 @@ class PoolServer(uvicorn.Server):
         """
         self._listeners = listeners
         await self._start()
+        self._join_page()
         await self.acceptor.begin(listeners, self.lifespan.state, wanted=not self.resting)
         on_ready()
         try:
@@ -171,6 +175,42 @@ class PoolServer(uvicorn.Server):
         kind: Any = self.config.http_protocol_class
         return self.config.ssl is not None or issubclass(getattr(kind, "http1", kind), Lingering)
 
+    def share_counts(self, page: int) -> None:
+        """Even out connections with the other workers that have this page of counts; owns the descriptor."""
+        self._leave_page()
+        self._page = page
+        if self.started:
+            self._join_page()
+
+    def _join_page(self) -> None:
+        page, self._page = self._page, None
+        if page is None:
+            return
+        if self._adoption is None or not self._can_migrate or self.should_exit:
+            os.close(page)
+            return
+        try:
+            counts = PeerCounts(page)
+        except OSError:
+            os.close(page)
+            return
+        state = self.server_state
+        state.evenness = Evenness(state, self._adoption.give, counts)
+        if state.batch is not None:
+            state.batch.on_write = state.evenness.active
+        self.acceptor.show_taking()
+
+    def _leave_page(self) -> None:
+        state = self.server_state
+        if state.batch is not None:
+            state.batch.on_write = None
+        if state.evenness is not None:
+            state.evenness.close()
+            state.evenness = None
+        if self._page is not None:
+            os.close(self._page)
+            self._page = None
+
     def answer_probe(self, question: Message, sock: socket.socket) -> None:
         """Answer a probe on this connection, in the way that it asks for."""
         if self.should_exit:
@@ -197,6 +237,7 @@ class PoolServer(uvicorn.Server):
         if self.should_exit or self.server_state.draining is not kept:
             return
         self.server_state.draining = not kept
+        self.acceptor.show_taking()
         for connection in self._http_connections():
             connection.stay() if kept else connection.linger()
 
@@ -237,6 +278,7 @@ class PoolServer(uvicorn.Server):
         """Stop accepting, drain or close every connection, then run the application's own shutdown."""
         self.server_state.watch_tasks()
         await self.acceptor.end()
+        self._leave_page()
         if self._probes is not None:
             self._probes.close()
         self.on_left()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from bisect import bisect_right
+from collections.abc import Callable
 
 from ..tally import BOUNDS_NS, BROKEN, BUCKETS, DISCONNECTED, LATENCY_NS, STARTED, STATUS, route_slot
 from .uvicorn_parts import (
@@ -29,7 +30,7 @@ class Batch:
     The page is written once for many requests: each access to it costs as much as three additions here. There is a
     `timer` only while there is something to write. Reading the clock twice is half the cost of counting a request:
     after MANY requests in one batch (1,600 a second) one in four is timed, and stands for the others. `passed` are the
-    requests that came through a gateway, by their routes.
+    requests that came through a gateway, by their routes. `on_write` is called whenever the counts are written.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class Batch:
         "_route_slots",
         "complete",
         "latencies_ns",
+        "on_write",
         "passed",
         "slots",
         "started",
@@ -53,6 +55,7 @@ class Batch:
         self.passed: dict[str, int] = {}
         self._route_slots: dict[str, int] = {}
         self.timer: asyncio.TimerHandle | None = None
+        self.on_write: Callable[[], None] | None = None
         self._last = [int(SOON_SECONDS * 1e9)]
 
     def soon(self) -> None:
@@ -79,6 +82,8 @@ class Batch:
             # Requests that were not timed may complete after those that were, and get the same distribution.
             self._spread(self._last)
             self.complete = 0
+        if self.on_write is not None:
+            self.on_write()
 
     def unanswered(self, connection: Http1Protocol, newest: RequestResponseCycle) -> None:
         """The connection is closed: its newest request, and those before it in the pipeline, get no response."""

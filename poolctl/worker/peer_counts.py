@@ -1,0 +1,89 @@
+"""The page of memory on which the workers of one server see how many connections each of them has open.
+
+Each worker writes its own slot, and holds a lock on it (fcntl(2), F_SETLK) that the kernel releases when the worker
+ends, however it does: the slot of a worker that was killed does not count. Standard library only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import time
+
+# The first word names the layout of the others.
+_LAYOUT = int.from_bytes(b"peers\x01", "big")
+_USED = 1  # slots that have been in use
+_ANNOUNCED_UNTIL_NS = 2  # by the system's monotonic clock
+_FIRST = 8  # the slots: 0 for a worker that accepts nothing now, otherwise one more than its open connections
+_END = mmap.PAGESIZE // 8
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_MOMENT_NS = 50_000_000
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+def new_page() -> int:
+    """The descriptor of an empty page."""
+    fd = os.memfd_create("poolctl-peers", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.pwrite(fd, _LAYOUT.to_bytes(8, "little"), 0)
+    os.ftruncate(fd, mmap.PAGESIZE)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd
+
+
+class PeerCounts:
+    """One worker's slot, and those of the others. It owns the descriptor. Raises OSError, also when no slot is free."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._page = memoryview(mmap.mmap(fd, mmap.PAGESIZE)).cast("Q")
+        self._slot = self._free_slot()
+        self._page[_USED] = max(self._page[_USED], self._slot + 1 - _FIRST)
+        self._page[self._slot] = 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other worker has ever been here."""
+        return self._page[_USED] == 1
+
+    def publish(self, connections: int | None) -> None:
+        """Show the number of open connections; None while nothing is accepted."""
+        self._page[self._slot] = 0 if connections is None else connections + 1
+
+    def others(self) -> list[int]:
+        """The open connections of each other worker that accepts."""
+        end = min(_FIRST + self._page[_USED], _END)
+        return [
+            self._page[slot] - 1
+            for slot in range(_FIRST, end)
+            if self._page[slot] and slot != self._slot and self._is_alive(slot)
+        ]
+
+    def announce_handover(self) -> None:
+        """Tell the others that this worker hands over connections in the next moment, because it has too many."""
+        self._page[_ANNOUNCED_UNTIL_NS] = time.monotonic_ns() + _MOMENT_NS
+
+    @property
+    def handover_announced(self) -> bool:
+        """Whether one of the workers does that now."""
+        return self._page[_ANNOUNCED_UNTIL_NS] > time.monotonic_ns()
+
+    def close(self) -> None:
+        """Leave the page."""
+        self._page[self._slot] = 0
+        os.close(self._fd)
+
+    def _free_slot(self) -> int:
+        for slot in range(_FIRST, _END):
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
+            except BlockingIOError:
+                continue
+            return slot
+        raise BlockingIOError("no slot is free")
+
+    def _is_alive(self, slot: int) -> bool:
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, slot, 1, 0)
+        kind, *_ = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, asked))
+        return bool(kind != fcntl.F_UNLCK)

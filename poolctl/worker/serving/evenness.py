@@ -1,0 +1,170 @@
+"""Evens out the connections of one server's workers, through its adoption pair.
+
+The kernel gives a new connection to whichever worker asks first, often to the same one. For short connections that
+does not matter; long-lived ones would stay where they are. A worker that has more than its share
+
+- hands over a new connection at once, before a byte of it is read. So WebSockets are evened out too, which cannot move
+  later. It does not do so while most of its connections last less than a moment: a handover costs as much as serving
+  them.
+- hands over kept connections between two requests, while another worker has at least two fewer: so a new worker gets
+  some. It looks a moment after a connection or a request has come; nothing runs in an idle worker.
+
+Meanwhile workers that do not have the fewest leave the connections in the pair to others for a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from time import monotonic
+from typing import Any, Protocol
+
+from ..peer_counts import PeerCounts
+
+MOMENT_SECONDS = 0.1
+_STEP_SECONDS = 0.005
+_TAKEN_SECONDS = 0.02  # what was given longer ago is on the page of another worker
+_REST_SECONDS = 1.0
+_LEAST_DIFFERENCE = 2
+# Others take with a pause of the first kind after each connection: one with far too many lets several go by.
+_PAUSE_SECONDS = 0.001
+_LONG_PAUSE_SECONDS = 0.005
+_MOST_PAUSES = 10
+
+
+class Movable(Protocol):
+    """A connection that may be able to move; `transport` is None once it is closed."""
+
+    transport: Any
+
+    def hand_over(self, end: socket.socket) -> bool:
+        """Move through this end now, if it is between two requests and can move; whether it has moved."""
+
+
+class OpenConnections(Protocol):
+    """The state of a server, with its connections; those that can never move are not Movable."""
+
+    connections: Any
+    draining: bool
+
+
+class Evenness:
+    """One worker's part; `give` is the end of the adoption pair. It owns `counts`."""
+
+    def __init__(self, state: OpenConnections, give: socket.socket, counts: PeerCounts) -> None:
+        self._state = state
+        self._give = give
+        self._counts = counts
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._accepting = False
+        self._short_lived = False  # most connections of the last moment are closed again
+        self._made: list[Movable] = []  # in this moment, and not handed over
+        self._given_at = self._came_back_at = 0.0
+        self._in_flight = self._others_before = 0
+
+    def accept(self, accepting: bool) -> None:
+        """Show the others whether this worker takes connections."""
+        self._accepting = accepting
+        self.publish()
+
+    def publish(self) -> None:
+        """Show the others the number of connections; none may be handed to one that is out of rotation."""
+        takes = self._accepting and not self._state.draining
+        self._counts.publish(len(self._state.connections) if takes else None)
+
+    def close(self) -> None:
+        """Take no further part."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._counts.close()
+
+    def arrived(self, connection: Movable, *, unread: bool) -> None:
+        """A connection has been made here, or by another process; of the former nothing has been read."""
+        if self._counts.alone:
+            return
+        self.active()
+        if not unread and self._in_flight:
+            self._in_flight -= 1  # perhaps no other worker has taken it
+        others = self._counts.others() if unread and self._gives and not self._short_lived else []
+        above = bool(others) and len(self._state.connections) > self._share(others)
+        if not (above and self._hand_over(connection, others)):
+            self._made.append(connection)
+
+    def active(self) -> None:
+        """Look in a moment whether connections have to be evened out."""
+        if self._timer is None and not self._counts.alone:
+            self._timer = self._loop.call_later(MOMENT_SECONDS, self._moment_is_over)
+
+    def pause_seconds(self, accepted: int, pauses: int) -> float:
+        """For how long others should have the chance to take what is in the pair, after so many such pauses.
+
+        `accepted` connections have no protocol yet.
+        """
+        others = self._counts.others() if self._counts.handover_announced else []
+        more = len(self._state.connections) + accepted - min(others) if others else 0
+        if more < _LEAST_DIFFERENCE:
+            return _PAUSE_SECONDS if more == 1 and not pauses else 0.0
+        if pauses < _MOST_PAUSES:
+            return _LONG_PAUSE_SECONDS
+        self._came_back_at = monotonic()
+        return 0.0
+
+    @property
+    def under_way(self) -> bool:
+        """Whether connections are being handed over by a worker that has too many."""
+        return self._counts.handover_announced
+
+    @property
+    def _gives(self) -> bool:
+        """Whether it hands over connections: not for a while after no other worker took one."""
+        return self._accepting and monotonic() - self._came_back_at > _REST_SECONDS
+
+    def _share(self, others: list[int]) -> int:
+        """The most connections that this worker should have, of all that are open and those on their way."""
+        total = len(self._state.connections) + sum(others) + self._on_their_way(others)
+        return -(-total // (len(others) + 1))
+
+    def _on_their_way(self, others: list[int]) -> int:
+        """How many were handed over and are not counted by another worker yet."""
+        if monotonic() - self._given_at > _TAKEN_SECONDS:
+            self._in_flight = 0
+        return max(0, self._in_flight - max(0, sum(others) - self._others_before))
+
+    def _hand_over(self, connection: Movable, others: list[int]) -> bool:
+        self._counts.announce_handover()
+        if not connection.hand_over(self._give):
+            return False
+        if not self._in_flight:
+            self._others_before = sum(others)
+        self._in_flight += 1
+        self._given_at = monotonic()
+        return True
+
+    def _moment_is_over(self) -> None:
+        if self._made:
+            closed = sum(each.transport is None or each.transport.is_closing() for each in self._made)
+            self._short_lived = 2 * closed >= len(self._made)
+            self._made.clear()
+        self._even_out()
+
+    def _even_out(self) -> None:
+        """Hand over a connection for each worker with fewer; again in an instant, when they have taken them."""
+        self._timer = None
+        others = self._counts.others() if self._accepting else []
+        mine = len(self._state.connections)
+        fewer = sum(mine - each >= _LEAST_DIFFERENCE for each in others)
+        if not fewer:
+            return
+        if not self._gives:
+            self._timer = self._loop.call_later(_REST_SECONDS, self._even_out)
+            return
+        waiting = self._on_their_way(others)
+        left = most = fewer - waiting
+        for connection in list(self._state.connections):
+            if left <= 0:
+                break
+            if hasattr(connection, "hand_over") and self._hand_over(connection, others):
+                left -= 1
+        if left < most or waiting:
+            self._timer = self._loop.call_later(_STEP_SECONDS, self._even_out)
