@@ -58,6 +58,9 @@ def test_reload_starts_new_servers_stops_removed_ones_and_restarts_changed_ones_
     pool.write(
         "pool.toml", server("a", a) + server("c", c, 'env = { A = "1" }') + server("d", d, 'tags = ["x"]')
     )
+    said = "pool.toml has changed since the pool read it; `poolctl reload` applies it"
+    assert said in pool.ok("list").stderr
+    assert f"{said} (+1 ~1 -1)\n" in pool.ok("show").stderr
     dry = pool.run("reload", "--dry-run", "-o", "json")
     assert dry.code == 3, str(dry)
     assert changes(dry) == {"b": ("remove", []), "c": ("restart", ["env.A"]), "d": ("add", [])}
@@ -70,6 +73,7 @@ def test_reload_starts_new_servers_stops_removed_ones_and_restarts_changed_ones_
     assert after["c"] != before["c"]
     assert http_get(d).status == 200
     assert refused(b)
+    assert pool.ok("list").stderr == ""
     again = pool.ok("reload", "--dry-run")
     assert "nothing to do" in again.stdout
     assert pool.ok("reload", "-o", "json").json["changes"] == []

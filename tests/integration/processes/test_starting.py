@@ -115,7 +115,7 @@ def test_a_file_that_breaks_after_the_start_keeps_nothing_from_working(pool: Rea
     pool.write("pool.toml", "this is [ no toml")
     assert pool.items()["web"]["ready"]
     pool.ok("status")
-    pool.ok("restart")
+    assert "and is not valid: pool.toml:1:" in pool.ok("restart").stderr
     assert get(port).status == 200
     pool.ok("stop")
     assert pool.run("start").code == 5
