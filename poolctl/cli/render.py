@@ -28,6 +28,7 @@ RIGHT = frozenset((
     "workers", "uptime", "restarts", "conn", "in_flight", "waiting", "requests", "passed", "proxied", "refused",
     "errors", "p50", "p99",
 ))  # fmt: skip
+HEADINGS = {"pid": "pids"}  # the first of them, next to the number of workers
 KEPT = "kept"  # a column that is there if a window keeps one of the servers awake or asleep
 COLOURS = {
     "running": "32",
@@ -184,10 +185,9 @@ def table(
     rows = [[_cell(item, column) for column in columns] for item in items]
     if limits is not None:
         rows = [[_shortened(text, limits[c]) for text, c in zip(row, columns, strict=True)] for row in rows]
-    widths = [max(len(column), *(len(row[at]) for row in rows)) for at, column in enumerate(columns)]
-    head = "  ".join(
-        _pad(c.replace("_", " ").upper(), c, w) for c, w in zip(columns, widths, strict=True)
-    ).rstrip()
+    titles = [HEADINGS.get(column, column).replace("_", " ").upper() for column in columns]
+    widths = [max(map(len, cells)) for cells in zip(titles, *rows, strict=True)]
+    head = "  ".join(_pad(t, c, w) for t, c, w in zip(titles, columns, widths, strict=True)).rstrip()
     lines = [paint(head, "1") if colours else head]
     for row in rows:
         padded = [_pad(text, c, w) for text, c, w in zip(row, columns, widths, strict=True)]

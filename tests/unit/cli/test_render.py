@@ -90,7 +90,7 @@ def test_a_wide_table_fits_into_120_columns_of_a_terminal() -> None:
     socket = LONG.but(bind="unix:/run/a/long/directory/of/some/service/api.sock", pids=(70001, 70002, 70003))
     for width in (80, 120):
         head, *lines = render.text_of([USERS, OFF, LONG, socket], "wide", width=width).splitlines()
-        assert head.split()[4:8] == ["BIND", "EXPOSE", "PID", "WORKERS"]
+        assert head.split()[4:8] == ["BIND", "EXPOSE", "PIDS", "WORKERS"]
         assert max(map(len, lines)) <= 120
     assert re.search(r" unix:/.+….+\.sock ", lines[-1])
 
