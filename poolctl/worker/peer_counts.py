@@ -39,8 +39,7 @@ class PeerCounts:
         self._fd = fd
         self._page = memoryview(mmap.mmap(fd, mmap.PAGESIZE)).cast("Q")
         self._slot = self._free_slot()
-        self._page[_USED] = max(self._page[_USED], self._slot + 1 - _FIRST)
-        self._page[self._slot] = 0
+        self.publish(None)
 
     @property
     def alone(self) -> bool:
@@ -49,6 +48,10 @@ class PeerCounts:
 
     def publish(self, connections: int | None) -> None:
         """Show the number of open connections; None while nothing is accepted."""
+        used = self._slot - _FIRST + 1
+        # At first, and again if another one that joined just then has overwritten it.
+        if self._page[_USED] < used:
+            self._page[_USED] = used
         self._page[self._slot] = 0 if connections is None else connections + 1
 
     def others(self) -> list[int]:

@@ -191,7 +191,7 @@ class PoolServer(uvicorn.Server):
             return
         try:
             counts = PeerCounts(page)
-        except OSError:
+        except (OSError, ValueError):
             os.close(page)
             return
         state = self.server_state

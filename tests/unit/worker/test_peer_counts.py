@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -72,6 +73,18 @@ def test_first_worker_is_alone(page: int) -> None:
         counts.publish(1)
         assert counts.alone
         assert counts.others() == []
+
+
+def test_worker_is_seen_although_one_that_joined_at_the_same_time_overwrote_it(page: int) -> None:
+    first = Worker(page, 2)
+    try:
+        with contextlib.closing(PeerCounts(os.dup(page))) as counts:
+            os.pwrite(page, (1).to_bytes(8, sys.byteorder), 8)
+            assert counts.alone
+            counts.publish(1)
+            assert counts.others() == [2]
+    finally:
+        first.kill()
 
 
 def test_announced_handover_is_over_after_a_moment(page: int, monkeypatch: pytest.MonkeyPatch) -> None:
