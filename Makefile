@@ -58,6 +58,7 @@ dev:
 	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) $(TOOLS)
 
 demo: venv
+	@echo "starting the pool of $(DEMO) …"
 	@exec $(BIN)/poolctl -c $(DEMO) run -- $(BIN)/python examples/watch.py $(BIN)/poolctl -c $(DEMO)
 
 # Both parts run, whatever the other one says.

@@ -191,9 +191,16 @@ def _asked(request: CommandRequest) -> bool:
     """Whether the user, if there is one at the terminal, wants an application too."""
     if request.quiet or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    sys.stderr.write(f"Write a tiny application ({APP_FILE}) too? [Y/n] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("", "y", "yes")
+    while True:
+        sys.stderr.write(f"Write a tiny application ({APP_FILE}) too? [Y/n] ")
+        sys.stderr.flush()
+        line = sys.stdin.readline()
+        answer = line.strip().lower()
+        if line and answer in ("", "y", "yes"):
+            return True
+        if not line or answer in ("n", "no"):  # the end of the input is no answer
+            return False
+        sys.stderr.write("Please answer yes or no.\n")
 
 
 def _write(directory: str, texts: dict[str, str], *, force: bool) -> None:

@@ -130,6 +130,8 @@ def perform(request: CommandRequest) -> Outcome:
                 session.stop()
                 os.close(lifeline)
                 code = INTERRUPTED if signals.interrupted else session.status_of_pool(code)
+                if command and sys.stderr.isatty():
+                    session.say("the pool has stopped")  # which the end of CMD does not show
         except (KeyboardInterrupt, Terminated):
             pass  # asked for the third time: the lifeline ends with us, and the keeper sees to the rest
         session.report()  # here, where a reader who does not read holds nothing up
@@ -254,7 +256,7 @@ class RunSession:
         from poolctl.cli.reload_plan import change_lines
 
         for line in change_lines(result, coloured(sys.stderr) and not self._objects):
-            self._say(line)
+            self.say(line)
         self._explain(Outcome.of(result))
 
     def _explain(self, outcome: Outcome) -> None:
@@ -268,13 +270,13 @@ class RunSession:
         line = f"{servers(ready, len(expected))} ready"
         if not (self.request.output or self._objects):
             for address in address_lines(self.servers):
-                self._say(address)
+                self.say(address)
         if self._gateway is not None:
             from poolctl.cli.gateway_line import serves_line
 
             if serves := serves_line(self._gateway):
-                self._say(serves)
-        self._say(f"{line}, Ctrl-C to stop")
+                self.say(serves)
+        self.say(f"{line}, Ctrl-C to stop")
         self.report()  # failures are printed now, while the others serve
         if not self.outcome.exit_code:
             sd_notify.notify(os.environ, sd_notify.READY, sd_notify.status(line))
@@ -303,7 +305,7 @@ class RunSession:
         if left is None:
             return code
         await_end(left.keeper_pid)
-        self._say(f"the pool has ended: {left.reason}")
+        self.say(f"the pool has ended: {left.reason}")
         return left.status
 
     def _ended_by_itself(self) -> bool:
@@ -319,7 +321,7 @@ class RunSession:
                 signal.setitimer(signal.ITIMER_REAL, max(patience, 0.001))
             self._stop({})
         except (KeyboardInterrupt, Terminated):
-            self._say("killing the remaining processes")
+            self.say("killing the remaining processes")
             self._stop({"kill": True, "deps": False})
         finally:
             if self._printer is not None:
@@ -336,7 +338,7 @@ class RunSession:
             self.outcome.items = [item for item in result.items if item.name in names]
         await_pool_end(result)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         if not self.request.quiet:
             if self._objects:
                 text = JsonLines().line(LogLine(text, time=stamp(time()), name="")).rstrip()

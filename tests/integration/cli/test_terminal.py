@@ -167,6 +167,7 @@ def test_ctrl_c_reaches_the_users_command_once(pool: RealPool) -> None:
         (pool.directory / "go").touch()
         assert terminal.end() == 5
     assert terminal.shown.count("got-it") == 1
+    assert terminal.shown.rstrip().endswith("the pool has stopped")
     assert pool.processes() == {}
 
 
@@ -198,6 +199,8 @@ def test_init_asks_whether_to_write_an_application(pool: RealPool) -> None:
     assert (pool.directory / "fresh" / "hello.py").exists()
     with Terminal(pool, "init", "bare") as terminal:
         terminal.until(lambda shown: "[Y/n]" in shown)
+        terminal.press("maybe\n")
+        terminal.until(lambda shown: "Please answer yes or no." in shown and shown.count("[Y/n]") == 2)
         terminal.press("n\n")
         assert terminal.end() == 0
     assert not (pool.directory / "bare" / "hello.py").exists()
