@@ -47,8 +47,8 @@ def test_kept_connections_are_even_and_survive_a_worker_that_is_killed(pool: Rea
             return made
 
         def even(workers: int) -> bool:
-            by_pid = Counter(map(ask, kept))
-            return len(by_pid) == workers and max(by_pid.values()) <= 1.5 * len(kept) / workers
+            counts = Counter(map(ask, kept)).values()
+            return len(counts) == workers and max(counts) - min(counts) <= 1  # then none moves any more
 
         kept = connect(16)
         wait_until(lambda: even(4))
@@ -59,6 +59,7 @@ def test_kept_connections_are_even_and_survive_a_worker_that_is_killed(pool: Rea
         os.kill(victim, signal.SIGSTOP)  # it takes nothing any more
         later = connect(8)
         assert victim not in map(ask, later)
-        os.kill(victim, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # its pool may have replaced it
+            os.kill(victim, signal.SIGKILL)
         for each in [*later, *(each for each in kept if pids[each] != victim)]:
             assert ask(each) != victim
