@@ -154,7 +154,7 @@ _SHORT, _SHORTEST = 16, 12  # cells are shortened to the second only when no col
 
 def _limits(lengths: Mapping[str, list[int]], width: int, least: int) -> tuple[dict[str, int], bool]:
     """How wide the cells of each column may be, the widest shortened first; and whether the table fits then."""
-    limits = {column: max(len(column), *cells) for column, cells in lengths.items()}
+    limits = {column: max(len(HEADINGS.get(column, column)), *cells) for column, cells in lengths.items()}
     excess = sum(limits.values()) + 2 * (len(limits) - 1) - width
     while excess > 0:
         column = max(limits, key=limits.__getitem__)
