@@ -7,6 +7,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
+from .forward_proxy import ForwardProxy
 from .message_head import ResponseHead, request_head
 from .message_reader import ResponseReader
 
@@ -50,8 +51,11 @@ async def exchange(
     *,
     tls: ssl.SSLContext | None = None,
     version: str = "1.1",
+    proxy: ForwardProxy | None = None,
 ) -> AsyncIterator[StreamedResponse]:
     """Send one request to a Unix socket's path, or to a host and a port, and give its response.
+
+    With `proxy` it goes there: through a tunnel with `tls`, otherwise as a request to the proxy, whose target is a URL.
 
     With `tls` the certificate must be that of the host, unless the context says otherwise. Redirects are not followed,
     nothing is tried again, and there is no limit on time: the caller's `asyncio.timeout` is the one. Raises OSError,
@@ -60,6 +64,10 @@ async def exchange(
     head = request_head(method, target, fields, version=version)
     if isinstance(where, str):
         stream, writer = await asyncio.open_unix_connection(where, limit=_READ_BYTES)
+    elif proxy is not None and tls is not None:
+        stream, writer = await proxy.open_tunnel(*where, tls, limit=_READ_BYTES)
+    elif proxy is not None:
+        stream, writer = await asyncio.open_connection(proxy.host, proxy.port, limit=_READ_BYTES)
     else:
         stream, writer = await asyncio.open_connection(*where, limit=_READ_BYTES, ssl=tls)
     try:

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from poolctl import __version__
 from poolctl.clock import Clock
 from poolctl.frozen_value import Table
+from poolctl.http.forward_proxy import proxy_for
 from poolctl.http.http_client import exchange
 from poolctl.http.message_head import BadMessage, ResponseHead
 from poolctl.logs.log_line import stamp
@@ -98,9 +99,16 @@ class Sender:
             "connection": "close",
             **found.headers,
         }
+        fields = [*headers.items()]
         try:
             address = where.hostname, where.port or (443 if tls else 80)
-            async with exchange(address, "POST", target, headers.items(), found.body, tls=tls) as response:
+            proxy = proxy_for(where.scheme, *address, self._facts.environment)
+            if proxy is not None and tls is None:
+                target = f"http://{headers['host']}{target}"
+                fields += proxy.fields
+            async with exchange(
+                address, "POST", target, fields, found.body, tls=tls, proxy=proxy
+            ) as response:
                 _check(headers["host"], response.head)
         except BadMessage:
             raise Unsent(f"{where.hostname}: what it answers is not HTTP") from None

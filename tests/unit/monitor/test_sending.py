@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import re
 import socket
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -180,6 +183,69 @@ def test_certificates_are_checked(tmp_path: Path) -> None:
         wrong = there.url("/slack/hook").replace("localhost", "localhost.localdomain")
         assert send(type="slack", url=wrong, ca=str(path)) is not None
         assert len(there.taken) == 1
+
+
+class Proxy(threading.Thread):
+    """A forward proxy for one connection; `asked` is the first line that it was sent."""
+
+    def __init__(self, port: int, status: int = 200) -> None:
+        super().__init__(daemon=True)
+        self.asked = b""
+        self._port, self._status = port, status
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://user:secret@127.0.0.1:{self._listener.getsockname()[1]}"
+        self.start()
+
+    def run(self) -> None:
+        client, _ = self._listener.accept()
+        with self._listener, client:
+            head = b""
+            while b"\r\n\r\n" not in head and (data := client.recv(4096)):
+                head += data
+            self.asked = head
+            if self._status != 200:
+                client.sendall(b"HTTP/1.1 %d No\r\ncontent-length: 0\r\n\r\n" % self._status)
+                return
+            with socket.create_connection(("localhost", self._port)) as there:
+                if head.startswith(b"CONNECT "):
+                    client.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+                else:
+                    there.sendall(re.sub(rb"http://[^/]*", b"", head, count=1))
+                back = threading.Thread(target=self._copy, args=(there, client), daemon=True)
+                back.start()
+                self._copy(client, there)
+                back.join(10)
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+def test_proxy_of_the_environment_is_used_for_https_through_a_tunnel(tmp_path: Path) -> None:
+    path, _ = certificate(tmp_path)
+    with receiver(path) as there:
+        url = there.url("/slack/hook")
+        proxy = Proxy(urlsplit(url).port or 0)
+        env = {"HTTPS_PROXY": proxy.address}
+        assert send(type="slack", url=url, ca=str(path), env=env) is None
+        assert proxy.asked.startswith(f"CONNECT {urlsplit(url).netloc} HTTP/1.1\r\n".encode())
+        assert b"proxy-authorization: Basic dXNlcjpzZWNyZXQ=\r\n" in proxy.asked
+        assert len(there.taken) == 1
+        problem = send(type="slack", url=url, ca=str(path), env={"HTTPS_PROXY": Proxy(0, 407).address})
+        assert "answered 407" in str(problem)
+        assert "secret" not in str(problem)
+        assert send(type="slack", url=url, ca=str(path), env={**env, "NO_PROXY": "localhost"}) is None
+
+
+def test_proxy_of_the_environment_gets_the_whole_address_for_http(there: Receiver) -> None:
+    url = there.url("/slack/hook")
+    proxy = Proxy(urlsplit(url).port or 0)
+    assert send(type="slack", url=url, env={"http_proxy": proxy.address}) is None
+    assert proxy.asked.startswith(f"POST {url} HTTP/1.1\r\n".encode())
+    assert len(there.taken) == 1
 
 
 def test_command_gets_the_message_as_input_arguments_and_environment(tmp_path: Path) -> None:
