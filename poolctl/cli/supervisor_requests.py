@@ -146,7 +146,7 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Res
     log = SupervisorLog(pool)
     try:
         result = _launch_and_ask(request, pool)
-    except SupervisorEnded as ended:
+    except (NoSupervisor, SupervisorEnded) as ended:
         raise log.explained(ended) from None
     if result.exit_code == NOTHING_MATCHED:
         # Nothing was done, and nothing is left behind.
@@ -179,16 +179,23 @@ class SupervisorLog:
 
     def __init__(self, pool: PoolRef) -> None:
         self._path = f"{pool.directory}/supervisor.log"
+        self._socket = pool.socket
         try:
             self._end = os.stat(self._path).st_size
         except OSError:
             self._end = 0
 
-    def explained(self, ended: SupervisorEnded) -> ControlError:
-        """The same error with the reason in the log: why the supervisor could not even start."""
-        why = last_words(self._path, self._end)
-        message = f"the supervisor could not start: {why}" if why else ended.message
-        return ControlError(message, exit_code=ended.exit_code, hint=ended.hint)
+    def explained(self, failure: NoSupervisor | SupervisorEnded) -> ControlError:
+        """The reason in the log why the supervisor could not even start, or else the same failure.
+
+        A supervisor that ended before the request came is not there, one that ended after it has not answered.
+        """
+        if not (why := last_words(self._path, self._end)):
+            return failure
+        ended = SupervisorEnded(self._socket)
+        return ControlError(
+            f"the supervisor could not start: {why}", exit_code=ended.exit_code, hint=ended.hint
+        )
 
 
 def _without_servers(pool: PoolRef) -> Outcome:

@@ -117,7 +117,7 @@ def perform(request: CommandRequest) -> Outcome:
                 lifeline = launch(pool.files, session.environment(), lifeline=True)
             code = _live(session, path, lifeline, signals)
         except (ControlError, Failure) as failure:
-            if isinstance(failure, SupervisorEnded):
+            if isinstance(failure, (NoSupervisor, SupervisorEnded)):
                 failure = log.explained(failure)
             session.outcome = outcome_of(failure) or session.outcome
             code = session.outcome.exit_code
