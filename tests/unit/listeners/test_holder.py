@@ -65,7 +65,8 @@ def test_listeners_win_over_connections_from_the_same_port() -> None:
 
 def test_outgoing_connection_from_the_port_is_found() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = socket.create_connection(listener.getsockname())
+        # From an address that no other program of this machine uses.
+        client = socket.create_connection(listener.getsockname(), source_address=("127.77.0.8", 0))
         place = client.getsockname()
         with listener.accept()[0]:
             (found,) = find(place)
@@ -79,7 +80,8 @@ def test_outgoing_connection_from_the_port_is_found() -> None:
 def test_search_finds_many_places_at_once_and_caches_them(
     monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int]
 ) -> None:
-    free = ("127.0.0.1", free_port())
+    # Other programs may have connections from a port of 127.0.0.1 that is free to be listened on.
+    free = ("127.77.0.9", free_port())
     scans = []
     owners = listen_errors._owners
     monkeypatch.setattr(
