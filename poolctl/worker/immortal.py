@@ -46,7 +46,7 @@ VERSIONS = frozenset({(3, 12), (3, 13)})
 VARIABLE = "POOLCTL_IMMORTAL_AFTER"
 _DEFAULT_FORKS = 8
 _IMMORTAL = 0xFFFF_FFFF  # _Py_IMMORTAL_REFCNT of these versions
-_ADDRESSES = 1 << 47  # of a process; x86-64 and AArch64 give higher ones to programs that ask for them
+_ADDRESSES = 1 << 48  # of a process, on x86-64 and AArch64; higher ones are for programs that ask for them
 
 # Read now: applications do not see the variable.
 _chosen = os.environ.get(VARIABLE, "")
