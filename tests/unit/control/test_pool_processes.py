@@ -51,5 +51,5 @@ def test_reason_is_looked_for_from_a_position_on_unless_the_log_was_emptied(tmp_
     assert last_words(str(log), end) == ""
     log.write_text("of an earlier one\nthis one\n")
     assert last_words(str(log), end) == "this one"
-    log.write_text("anew\n")
-    assert last_words(str(log), end) == "anew"
+    log.write_text("the reason\n")
+    assert last_words(str(log), end) == "the reason"
