@@ -7,13 +7,12 @@ from random import Random
 
 from ..frozen_value import Table
 from ..logs.log_line import stamp
-from ..routing.host_report import HostReport
+from ..routing.host_report import BreakerState, HostReport, HostState
 from ..routing.route import Route
 from .backend import READY, Backend, BackendVerdict, Member, RequestOutcome, RouteInForce
-from .breaker import BreakerState
 from .counts import Counts
 from .endpoint import Endpoint, ServerFacts
-from .hosts import HostManager, HostState
+from .hosts import HostManager
 from .lease import Lease, NoBackend
 from .route_backends import AnyRoute, RouteBackends, limits
 

@@ -7,20 +7,14 @@ Closed → open, after consecutive failures or too large a share of them in a wi
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 
+from ..routing.host_report import BreakerState
 from ..routing.route import BreakerRule
 
 # The window consists of so many parts; the oldest is dropped as a whole.
 _PARTS = 10
 # For clients, while all probes are under way.
 _PROBING_RETRY_SECONDS = 1.0
-
-
-class BreakerState(StrEnum):
-    CLOSED = "closed"
-    OPEN = "open"
-    HALF_OPEN = "half-open"
 
 
 class Breaker:

@@ -6,9 +6,10 @@ import asyncio
 
 from ..frozen_value import Table
 from ..keeper import wire
+from ..routing.host_report import HostState
 from ..runners.supervised_process import SupervisedProcess
 from .backends import Backends
-from .hosts import HostManager, HostState, UnknownHost, find_host
+from .hosts import HostManager, UnknownHost, find_host
 
 
 class HostOrders:

@@ -6,22 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from enum import StrEnum
 
 from ..frozen_value import Table, Value
+from ..routing.host_report import HostState
 
 # Ten years: longer than any pause that is meant, and still a date.
 _MOST_SECONDS = 10 * 365 * 86_400.0
 
-Listener = Callable[[str, "HostState", str], None]
-
-
-class HostState(StrEnum):
-    """Of a host, as it was ordered. A draining one gets only requests whose sticky cookie names it."""
-
-    ACTIVE = "active"
-    DISABLED = "disabled"
-    DRAINING = "draining"
+Listener = Callable[[str, HostState, str], None]
 
 
 class HostRecord(Value):

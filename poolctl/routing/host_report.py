@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from ..frozen_value import Value
+
+
+class HostState(StrEnum):
+    """Of a host, as it was ordered. A draining one gets only requests whose sticky cookie names it."""
+
+    ACTIVE = "active"
+    DISABLED = "disabled"
+    DRAINING = "draining"
+
+
+class BreakerState(StrEnum):
+    """Of a host's circuit breaker; half-open while a few requests try whether it has recovered."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
 
 
 class HostReport(Value):
     """One host. `since` and `until` are times (ISO 8601, UTC), "" for none.
 
-    `state` is active, disabled or draining, as it was ordered; `available` whether it gets requests now, and `why` the
-    reason if it does not. `breaker` is "" before the first request. `connections` are those that the workers of a
-    server have, and the gateway's own to any other host; `in_flight` are requests that it proxies, `waiting` those in
-    the queues of its routes.
+    `state` is a HostState; `available` says whether it gets requests now, `why` the reason if it does not. `breaker`
+    is a BreakerState, "" before the first request. `connections` are those that the workers of a server have, and the
+    gateway's own to any other host; `in_flight` are requests that it proxies, `waiting` those in the queues of its
+    routes.
     """
 
     host: str

@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 from poolctl.core.core import Core
 from poolctl.frozen_value import Table
-from poolctl.gateway.breaker import BreakerState
 from poolctl.gateway.counts import ERRORS
-from poolctl.gateway.hosts import HostState
 from poolctl.monitor.exposition import Family
+from poolctl.routing.host_report import BreakerState, HostState
 from poolctl.routing.route import proxy_reason
 from poolctl.routing.route_report import EXCLUDED, PASS, PROXY, STREAM
 from poolctl.runners.process_link import LinkLost

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from poolctl.gateway.backends import ServerFacts
-from poolctl.gateway.breaker import BreakerState
 from poolctl.gateway.streams import flow
 from poolctl.gateway.streams import tcp as tcp_module
 from poolctl.keeper import connection_handover
+from poolctl.routing.host_report import BreakerState
 from poolctl.routing.route import BreakerRule, StreamRoute, Target, Timeouts
 
 from .stream_stage import Run, StreamEdge, a_route, closed_port, listening, run, tcp, until
