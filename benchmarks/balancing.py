@@ -7,9 +7,8 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 
-from poolctl.gateway.backends import Backends, Lease, RequestOutcome
-from poolctl.gateway.balance import POLICIES
-from poolctl.gateway.hosts import HostManager
+from poolctl.gateway.backends import Backends, HostManager, Lease, RequestOutcome
+from poolctl.gateway.backends.balance import POLICIES
 from poolctl.routing.route import Limit, Route, Target
 
 from .report import Row

@@ -20,8 +20,7 @@ from ..platform import close_promptly
 from ..routing.decision import passed_host
 from ..routing.route import Route
 from ..routing.route_table import Match
-from .backend import SLEEPING
-from .backends import NoBackend
+from .backends import SLEEPING, NoBackend
 from .descriptor_limit import is_exhausted
 from .edge import Edge
 from .proxy.serving import serve, serve_tls

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 from ..frozen_value import Table
 from ..routing.decision import PassedRequests
 from ..routing.route_table import RouteTable, write_table
-from .backends import Backend, Backends, NoBackend
+from .backends import Backend, Backends, HostManager, NoBackend
 from .counts import Counts
 from .descriptor_limit import DescriptorLimit, is_exhausted
 from .endpoint import Endpoint, MachineState
-from .hosts import HostManager
 from .operator import OperatorClient
 from .passing import Passing
 from .proxy.backend_connection import BackendConnection

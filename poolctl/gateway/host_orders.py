@@ -8,8 +8,7 @@ from ..frozen_value import Table
 from ..keeper import wire
 from ..routing.host_report import HostState
 from ..runners.supervised_process import SupervisedProcess
-from .backends import Backends
-from .hosts import HostManager, UnknownHost, find_host
+from .backends import Backends, HostManager, UnknownHost, find_host
 
 
 class HostOrders:

@@ -9,10 +9,17 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from .backend import DOWN_RETRY_SECONDS, READY, SLEEPING, STARTING, Backend, BackendVerdict
-from .backends import Backends
+from .backends import (
+    DOWN_RETRY_SECONDS,
+    READY,
+    SLEEPING,
+    STARTING,
+    Backend,
+    Backends,
+    BackendVerdict,
+    NoBackend,
+)
 from .endpoint import Endpoint, MachineState
-from .lease import NoBackend
 from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ConnectionPool
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from ...routing.match import is_ip_address
 from ...routing.route import Limit, Route, StreamRoute, Target
-from ..backend import sticky_value
+from ..backends import sticky_value
 from ..endpoint import Endpoint
 from .haproxy_parts import (
     UNAVAILABLE,

@@ -22,12 +22,11 @@ from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD
 
-from ..backends import Backends
+from ..backends import Backends, HostManager
 from ..counts import Counts
 from ..endpoint import ServerFacts
 from ..gateway_orders import OrderedGateway
 from ..host_orders import HostOrders
-from ..hosts import HostManager
 from ..settings import GatewaySettings, ListenerSettings
 from .haproxy_program import SHOW, HaproxyProgram, HaproxyRefusal
 from .haproxy_setup import HeldCertificate, HeldListener, setup_of

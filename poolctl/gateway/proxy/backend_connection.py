@@ -8,7 +8,7 @@ from typing import Protocol, cast
 
 from ...http.canonical_head import CHUNKED
 from ...http.message_head import BadMessage
-from ..backend import Backend
+from ..backends import Backend
 from ..endpoint import Endpoint
 from .chunked_body import Buffer, ChunkedBody
 from .response_head import UNTIL_CLOSE, Response, read_response

@@ -6,8 +6,7 @@ import asyncio
 from time import monotonic
 
 from ...http.message_head import BadMessage
-from ..backend import ANSWERED, CANCELLED, FAILED, READY, UNUSED, RequestOutcome
-from ..backends import Lease, NoBackend
+from ..backends import ANSWERED, CANCELLED, FAILED, READY, UNUSED, Lease, NoBackend, RequestOutcome
 from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
 from ..edge import Edge
 from .backend_connection import BackendConnection

@@ -10,7 +10,7 @@ from ...http.canonical_head import CHUNKED
 from ...http.message_head import TOKEN, BadMessage
 from ...routing.context import RouteContext, context_headers
 from ...routing.route import Route
-from ..backend import Backend
+from ..backends import Backend
 from ..endpoint import Endpoint
 from .proxied_request import ProxiedRequest
 

@@ -6,7 +6,7 @@ import re
 
 from ...routing.normal_path import normal_path
 from ...routing.route import Route
-from ..backend import SLEEPING, Backend
+from ..backends import SLEEPING, Backend
 from ..edge import Edge
 from ..operator import OperatorClient
 from .proxied_request import ProxiedRequest

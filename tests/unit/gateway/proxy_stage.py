@@ -12,10 +12,9 @@ from typing import Any
 
 import uvloop
 
-from poolctl.gateway.backends import Backends
+from poolctl.gateway.backends import Backends, HostManager
 from poolctl.gateway.counts import Counts
 from poolctl.gateway.edge import Edge
-from poolctl.gateway.hosts import HostManager
 from poolctl.gateway.proxy.connection_pool import ConnectionPool
 from poolctl.gateway.proxy.serving import serve, serve_tls
 from poolctl.gateway.settings import GatewaySettings

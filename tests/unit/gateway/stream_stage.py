@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import uvloop
 
-from poolctl.gateway.backends import Backends, ServerFacts
+from poolctl.gateway.backends import Backends, HostManager
 from poolctl.gateway.descriptor_limit import DescriptorLimit
-from poolctl.gateway.hosts import HostManager
+from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.passing import Passing
 from poolctl.gateway.streams.stream_share import StreamShare
 from poolctl.gateway.streams.tcp import TcpStream

@@ -12,14 +12,14 @@ from poolctl.frozen_value import Table
 from poolctl.gateway.backends import (
     Backend,
     Backends,
+    HostManager,
     Lease,
     NoBackend,
     RequestOutcome,
     RouteBackends,
-    ServerFacts,
 )
 from poolctl.gateway.counts import Counts
-from poolctl.gateway.hosts import HostManager
+from poolctl.gateway.endpoint import ServerFacts
 from poolctl.routing.route import BreakerRule, Limit, Route, StreamRoute, Target
 
 URLS = ("http://10.0.0.1:80", "http://10.0.0.2:80", "http://10.0.0.3:80")

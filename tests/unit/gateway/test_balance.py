@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.gateway.balance import POLICIES, ConsistentHash, policy_of
+from poolctl.gateway.backends.balance import POLICIES, ConsistentHash, policy_of
 
 
 class Host:

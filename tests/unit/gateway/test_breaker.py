@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from poolctl.gateway.breaker import Breaker
+from poolctl.gateway.backends.breaker import Breaker
 from poolctl.routing.host_report import BreakerState
 from poolctl.routing.route import BreakerRule
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.gateway.backends import ServerFacts
+from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.streams import flow
 from poolctl.gateway.streams import tcp as tcp_module
 from poolctl.keeper import connection_handover

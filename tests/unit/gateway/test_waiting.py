@@ -10,8 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from poolctl.gateway.backends import Backends, Lease, NoBackend, RequestOutcome, RouteBackends
-from poolctl.gateway.hosts import HostManager
+from poolctl.gateway.backends import Backends, HostManager, Lease, NoBackend, RequestOutcome, RouteBackends
 from poolctl.routing.route import BreakerRule, Limit, Route, Target
 from tests.virtual_loop import VirtualLoop
 

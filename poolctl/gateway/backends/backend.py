@@ -7,14 +7,14 @@ from enum import Enum, auto
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
-from ..routing.host_report import BreakerState, HostState
-from ..routing.route import BreakerRule, Limit
-from ..states import State, Status
-from ..time_windows import until_text
+from ...routing.host_report import BreakerState, HostState
+from ...routing.route import BreakerRule, Limit
+from ...states import State, Status
+from ...time_windows import until_text
+from ..counts import Traffic
+from ..endpoint import Endpoint, ServerFacts
 from .breaker import Breaker
 from .canary_turns import CanaryTurns
-from .counts import Traffic
-from .endpoint import Endpoint, ServerFacts
 from .hosts import HostManager
 from .limiter import WARN_SHARE, Limiter
 

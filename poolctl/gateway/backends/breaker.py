@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..routing.host_report import BreakerState
-from ..routing.route import BreakerRule
+from ...routing.host_report import BreakerState
+from ...routing.route import BreakerRule
 
 # The window consists of so many parts; the oldest is dropped as a whole.
 _PARTS = 10

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
-from ..frozen_value import Table, Value
-from ..routing.host_report import HostState
+from ...frozen_value import Table, Value
+from ...routing.host_report import HostState
 
 # Ten years: longer than any pause that is meant, and still a date.
 _MOST_SECONDS = 10 * 365 * 86_400.0

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 from random import Random
 
-from ..routing.route import Limit, Route, StreamRoute
+from ...routing.route import Limit, Route, StreamRoute
 from .backend import AVAILABLE, CANCELLED, DOWN_RETRY_SECONDS, RANKS, READY, Backend, CanaryBackend, Member
 from .balance import BY_LOAD, STICKY, Policy, policy_of
 from .hosts import HostManager

@@ -5,28 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from random import Random
 
-from ..frozen_value import Table
-from ..logs.log_line import stamp
-from ..routing.host_report import BreakerState, HostReport, HostState
-from ..routing.route import Route
-from .backend import READY, Backend, BackendVerdict, Member, RequestOutcome, RouteInForce
-from .counts import Counts
-from .endpoint import Endpoint, ServerFacts
+from ...frozen_value import Table
+from ...logs.log_line import stamp
+from ...routing.host_report import BreakerState, HostReport, HostState
+from ...routing.route import Route
+from ..counts import Counts
+from ..endpoint import ServerFacts
+from .backend import READY, Backend, BackendVerdict, Member, RouteInForce
 from .hosts import HostManager
-from .lease import Lease, NoBackend
 from .route_backends import AnyRoute, RouteBackends, limits
-
-__all__ = [
-    "Backend",
-    "BackendVerdict",
-    "Backends",
-    "Endpoint",
-    "Lease",
-    "NoBackend",
-    "RequestOutcome",
-    "RouteBackends",
-    "ServerFacts",
-]
 
 
 class Backends:

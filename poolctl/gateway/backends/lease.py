@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+from ..counts import PROTOCOL
 from .backend import (
     ANSWERED,
     CANCELLED,
@@ -16,7 +17,6 @@ from .backend import (
     RequestOutcome,
     is_failure,
 )
-from .counts import PROTOCOL
 
 
 class NoBackend(Exception):

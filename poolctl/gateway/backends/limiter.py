@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-from ..routing.route import Limit
+from ...routing.route import Limit
 
 # While a backend's health is warn it gets this share of the requests a second.
 WARN_SHARE = 0.5
