@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from .orphans import take_in
 from .output_pipes import Output, last_lines
 from .passed_pairs import PassedPairs
 from .routed_servers import RoutedServers
+from .runner_workers import RunnerWorkers
 from .server_sockets import AdoptionPairs, QueuedConnections, Sockets
 from .spawn.app_zygotes import AppZygotes, ImportLimit
 from .spawn.forking import Forker
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from ..stack_report import WorkerStacks
 
 _LAST_OUTPUT_SECONDS = 1.0
-
-logger = logging.getLogger("poolctl.supervisor")
 
 
 class LocalRunner:
@@ -86,7 +84,7 @@ class LocalRunner:
             orphanage,
         )
         self._orphanage = orphanage
-        self._workers: dict[str, LocalWorker] = {}
+        self._workers = RunnerWorkers()
         self.tallies = Tallies(keeper, self._workers)
         self._stacks = StackReader(self.children, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
@@ -131,7 +129,7 @@ class LocalRunner:
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         """See Sleep."""
         self.sleeping.arm(server, on_request)
-        self.sleeping.tidy(server.key, self._workers.values())
+        self.sleeping.tidy(server.key, self._workers.of(server.key))
 
     def disarm(self, key: str) -> None:
         """See Sleep."""
@@ -174,7 +172,7 @@ class LocalRunner:
         """Register the worker, even if it has exited already."""
         placement = worker.placement
         assert placement.pid is not None
-        self._workers[placement.id] = worker
+        self._workers.add(worker)
         self._by_pid[placement.pid] = worker
         self.adoptions.pages.add(worker)
         worker.answered.add_done_callback(lambda _: self._note(worker))
@@ -333,7 +331,7 @@ class LocalRunner:
         exit_ = await asyncio.shield(worker.exited)
         if worker.ready_at is None:
             await self.output.finished(worker.output, _LAST_OUTPUT_SECONDS)
-        self._workers.pop(placement.id, None)
+        self._workers.remove(worker)
         return exit_
 
     def beat(self, placement: Placement, asked_ns: int) -> bool:
@@ -395,6 +393,6 @@ class LocalRunner:
         if worker.tally is not None:
             placement = worker.placement
             self.tallies.ended(placement.server, f"{placement.id}:{placement.pid}", worker.tally)
-        self.sleeping.tidy(worker.server.key, self._workers.values())
+        self.sleeping.tidy(worker.server.key, self._workers.of(worker.server.key))
         self._routed.look(worker.server.key)
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{worker.placement.id}"})

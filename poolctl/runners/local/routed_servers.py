@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 
 from poolctl.config import ServerConfig
 
@@ -11,11 +11,12 @@ from ..routing_protocol import Gateway, PublishedRoutes
 from .activation.sleeping_servers import SleepingServers
 from .local_worker import LocalWorker, WorkerRoutes
 from .passed_pairs import PassedPairs
+from .runner_workers import RunnerWorkers
 from .server_sockets import AdoptionPairs, Sockets
 
 
 class RoutedServers:
-    """See Routing. `workers` are all of the runner, by their ids."""
+    """See Routing. `workers` are all of the runner."""
 
     def __init__(
         self,
@@ -23,7 +24,7 @@ class RoutedServers:
         adoptions: AdoptionPairs,
         sockets: Sockets,
         sleeping: SleepingServers,
-        workers: Mapping[str, LocalWorker],
+        workers: RunnerWorkers,
     ) -> None:
         self._passed = passed
         self._adoptions = adoptions
@@ -43,16 +44,13 @@ class RoutedServers:
         before, self._names = self._names, {each.key: each.name for each in passed}
         self._passed.publish(self._names, gateway, None if routes is None else routes.give_back)
         open_keys = self._sockets.keys()
-        workers: dict[str, list[LocalWorker]] = {}
-        for worker in self._workers.values():
-            workers.setdefault(worker.server.key, []).append(worker)
         for server in passed:
             if server.key in open_keys:
                 self._adoptions.open(server)
                 self._sleeping.keep_pair(server.key)
-            self._offer(server.key, workers.get(server.key, ()))
+            self._offer(server.key)
         for key in before.keys() - self._names.keys():
-            self._sleeping.tidy(key, self._workers.values())
+            self._sleeping.tidy(key, self._workers.of(key))
         self._routes = WorkerRoutes(routes)
         for worker in self._workers.values():
             self.inform(worker)
@@ -67,15 +65,15 @@ class RoutedServers:
     def look(self, key: str) -> None:
         """A worker of this address has become ready, has ended, or follows the routes now."""
         if key in self._names:
-            self._offer(key, [worker for worker in self._workers.values() if worker.server.key == key])
+            self._offer(key)
 
-    def _offer(self, key: str, workers: Iterable[LocalWorker]) -> None:
+    def _offer(self, key: str) -> None:
         """Let the gateway have the server's pair, unless a worker of it would answer requests of other servers.
 
         Such a worker has become ready without saying that it follows the routes: it is of another version, or its HTTP
         implementation cannot. While none is ready, the last ones decide.
         """
-        ready = [each for each in workers if each.answered.done() and not each.exited.done()]
+        ready = [each for each in self._workers.of(key) if each.answered.done() and not each.exited.done()]
         if any(not each.follows_routes for each in ready):
             self._unable.add(key)
             self._passed.hide(key)

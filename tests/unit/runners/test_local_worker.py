@@ -45,13 +45,20 @@ class Heard:
         self.expirations.append(placement)
 
 
-def worker(keeper: Keeper | None = None, events: Heard | None = None, **config: Any) -> LocalWorker:
+def worker(
+    keeper: Keeper | None = None,
+    events: Heard | None = None,
+    *,
+    name: str = "web",
+    index: int = 0,
+    **config: Any,
+) -> LocalWorker:
     serves = {"bind": "127.0.0.1:8080", "app": "web:app"}
-    server = ServerConfig(name="web", **(config if "command" in config else serves | config))
+    server = ServerConfig(name=name, **(config if "command" in config else serves | config))
     return LocalWorker(
         cast(Children, keeper or Keeper()),
         cast(RunnerEvents, events),
-        Placement.of("web", 1, 0, pid=2),
+        Placement.of(name, 1, index, pid=2),
         server,
         "web",
     )

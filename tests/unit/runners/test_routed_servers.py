@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine, ValuesView
 from typing import Any, cast
 
 from poolctl import ServerConfig
@@ -14,6 +14,7 @@ from poolctl.runners.local.activation.sleeping_servers import SleepingServers
 from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.passed_pairs import PassedPairs
 from poolctl.runners.local.routed_servers import RoutedServers
+from poolctl.runners.local.runner_workers import RunnerWorkers
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from poolctl.runners.process_link import Descriptor
 from poolctl.runners.routing_protocol import PublishedRoutes
@@ -46,6 +47,21 @@ class Recorder:
         await self.let_go.wait()
 
 
+class CountedWorkers(RunnerWorkers):
+    """Counts the workers that are looked at."""
+
+    looked_at = 0
+
+    def of(self, key: str) -> Collection[LocalWorker]:
+        found = super().of(key)
+        self.looked_at += len(found)
+        return found
+
+    def values(self) -> ValuesView[str, LocalWorker]:  # type: ignore[override]
+        self.looked_at += len(self)
+        return super().values()
+
+
 class Stage:
     """The pairs of a runner whose servers are all open, without listeners."""
 
@@ -53,7 +69,7 @@ class Stage:
         self.peer = Peer()
         self.passed = PassedPairs()
         self.pairs = AdoptionPairs(self.peer.kept, self.passed)
-        self.workers: dict[str, LocalWorker] = {}
+        self.workers = CountedWorkers()
         self.tidied: list[str] = []
         sleeping = cast(SleepingServers, self)
         self.routed = RoutedServers(self.passed, self.pairs, cast(Sockets, self), sleeping, self.workers)
@@ -224,7 +240,7 @@ def test_workers_of_routed_servers_get_the_table_after_they_begin_and_each_later
         made = worker()
         ours, theirs = wire.pair()
         made.control_by(ours)
-        stage.workers["web.1.0"] = made
+        stage.workers.add(made)
         stage.publish(config(), generation=1)
         assert orders(theirs) == []
         made.begin()
@@ -252,7 +268,8 @@ def test_table_is_confirmed_when_each_worker_that_follows_it_has_said_so_or_has_
         links = []
         for number in range(3):
             ours, theirs = wire.pair()
-            stage.workers[str(number)] = made = worker()
+            made = worker(index=number)
+            stage.workers.add(made)
             made.control_by(ours)
             made.begin()
             links += [ours, theirs]
@@ -291,7 +308,7 @@ def test_worker_of_a_server_without_a_route_gets_nothing() -> None:
         ours, theirs = wire.pair()
         made.control_by(ours)
         made.begin()
-        stage.workers["web.1.0"] = made
+        stage.workers.add(made)
         stage.publish()
         assert orders(theirs) == [({"order": "go"}, 0)]
         theirs.close()
@@ -312,7 +329,7 @@ def test_server_whose_ready_worker_does_not_follow_the_routes_is_kept_from_the_g
         made = worker()
         ours, theirs = wire.pair()
         made.control_by(ours)
-        stage.workers["web.1.0"] = made
+        stage.workers.add(made)
         made.on_follows_routes = lambda: stage.routed.look(config().key)
         made.begin()
         stage.routed.inform(made)
@@ -327,6 +344,31 @@ def test_server_whose_ready_worker_does_not_follow_the_routes_is_kept_from_the_g
         theirs.close()
         assert made.control is not None
         made.control.close()
+        await stage.pairs.close_all()
+        stage.close()
+
+    run(work())
+
+
+def test_event_of_a_server_looks_at_its_own_workers_only() -> None:
+    async def work() -> None:
+        stage = Stage()
+        stage.gateway.let_go.set()
+        servers = [config(name=f"web{number}", bind=f"127.0.0.1:{8080 + number}") for number in range(100)]
+        for server in servers:
+            for index in range(2):
+                stage.workers.add(worker(name=server.name, bind=server.bind, index=index))
+        stage.publish(*servers)
+        stage.workers.looked_at = 0
+        for server in servers:
+            stage.routed.look(server.key)
+        assert stage.workers.looked_at == 200
+        gone = [*stage.workers.of(servers[0].key)]
+        for each in gone:
+            stage.workers.remove(each)
+            stage.workers.remove(each)
+        assert [*stage.workers.of(servers[0].key)] == []
+        assert len(stage.workers) == 198
         await stage.pairs.close_all()
         stage.close()
 

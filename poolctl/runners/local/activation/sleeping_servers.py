@@ -57,14 +57,13 @@ class SleepingServers:
         self._activator.arm(sleeping)
 
     def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
-        """Drop the sleeping server's pair once it is empty and none of these workers is the server's.
+        """Drop the sleeping server's pair once it is empty and its workers have exited.
 
         With a route it keeps the pair: a connection that a gateway puts into it wakes the server.
         """
         if not self._activator.armed(key) or self._passed.uses(key):
             return
-        gone = all(worker.exited.done() for worker in workers if worker.server.key == key)
-        if gone:
+        if all(worker.exited.done() for worker in workers):
             # Once its pair is empty nothing more will come through it.
             self._activator.clear(key)
 
