@@ -25,6 +25,7 @@ class RecordedPool:
         self.routes: list[Document] = []
         self.hosts: list[Document] = []
         self.gateway: Document | None = None
+        self.changed_files: Document | None = None
         self.refuses: str = ""  # what every action fails with
         self.happened("pool", "started", message="the supervisor has started", ago_seconds=3000)
         for number, item in enumerate(self.servers.values()):
@@ -63,7 +64,9 @@ class RecordedPool:
                 [], name=self.name, version="1.0", supervisor_pid=4711, files=["/srv/pool.toml"]
             )
         if verb == "stats":
-            return self._result([{**item, "stats": _stats(item)} for item in items])
+            changed = self.changed_files if body["options"].get("files") else None
+            more = {"changed": changed} if changed is not None else {}
+            return self._result([{**item, "stats": _stats(item)} for item in items], **more)
         if verb == "history":
             return self._result([], **_history(body["options"]["span"], len(items)))
         if verb in ("list", "show"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from poolctl.cli.render import error_lines, from_here, paint, printable, servers
+from poolctl.cli.render import error_lines, from_here, paint, printable, servers, within
 from poolctl.control.answers import PlannedChange, ReloadResult, Result
 from poolctl.control.drift_answer import ChangedFiles
 from poolctl.exit_codes import DONE, NOT_AS_DESIRED
@@ -79,7 +79,25 @@ def _summary(changes: Iterable[PlannedChange], *, dry_run: bool) -> str:
 def drift_line(table: Table) -> str:
     """`pool.toml has changed since the pool read it; …`, of an answer's `changed`."""
     found = ChangedFiles.from_json(table)
-    names = [from_here(path) for path in found.files]
+    place = ""
+    if found.problem is not None:
+        place = next(iter(error_lines(found.problem.but(hint="")))).removeprefix("error: ")
+    return _drift_line(found, [from_here(path) for path in found.files], place)
+
+
+def public_drift_line(table: Table, directory: str) -> str:
+    """The same for readers who may not see values of the configuration, which a problem quotes.
+
+    Paths are written as from this directory.
+    """
+    found = ChangedFiles.from_json(table)
+    place = ""
+    if found.problem is not None:
+        place = f"{within(found.problem.file or found.files[0], directory)}:{found.problem.line or 1}"
+    return _drift_line(found, [within(path, directory) for path in found.files], place)
+
+
+def _drift_line(found: ChangedFiles, names: Sequence[str], place: str) -> str:
     more = len(names) - _SHOWN_FILES
     words = [*names[:_SHOWN_FILES], *([f"{more} more"] if more > 0 else [])]
     many = len(words) > 1
@@ -87,7 +105,6 @@ def drift_line(table: Table) -> str:
     has, it = ("have", "them") if many else ("has", "it")
     changed = f"{what} {has} changed since the pool read {it}"
     if found.problem is not None:
-        place = next(iter(error_lines(found.problem.but(hint="")))).removeprefix("error: ")
         others = (found.problems or 1) - 1
         rest = f"and {others} more: poolctl validate" if others else "poolctl validate shows the fix"
         return f"{changed}, and {'are' if many else 'is'} not valid: {place} ({rest})"

@@ -257,9 +257,14 @@ def _where(each: ErrorEntry) -> str:
 def from_here(path: str) -> str:
     """The path as a person in the working directory would write it."""
     try:
-        here = os.getcwd().rstrip("/") + "/"
+        return within(path, os.getcwd())
     except OSError:
         return path
+
+
+def within(path: str, directory: str) -> str:
+    """The path as a person in the directory would write it."""
+    here = directory.rstrip("/") + "/"
     return path[len(here) :] if here != "/" and path.startswith(here) else path
 
 

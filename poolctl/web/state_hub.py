@@ -7,11 +7,13 @@ import bisect
 import contextlib
 import json
 import logging
+import os
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from datetime import datetime
 from typing import TypeVar
 
+from poolctl.cli.reload_plan import public_drift_line
 from poolctl.clock import Clock
 from poolctl.config import masked_text
 from poolctl.control.answers import Item, Measured, PingResult, ShowResult, StatsResult
@@ -44,8 +46,8 @@ _RESTING = {
 }  # fmt: skip
 STATES = frozenset({*_RESTING, "running"})
 SERIES = ("requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes")
-# Of the verb `stats`: with the rates of errors.
-_STATS_OPTIONS: Table = {"errors": True}
+# Of the verb `stats`: with the rates of errors, and the files that have changed since the pool read them.
+_STATS_OPTIONS: Table = {"errors": True, "files": True}
 # More failing servers than these have their reasons on their own pages only.
 _MOST_REASONS = 100
 FIGURES = (
@@ -161,6 +163,7 @@ class Hub:
         self._snapshot = PoolSnapshot()
         self._levels = Levels()
         self._reasons: dict[str, str] = {}
+        self._files = ""  # the sentence about changed files
         self._events: deque[Table] = deque(maxlen=_MOST_EVENTS)
         self._gone: str | None = "has not answered yet"
         self._last = 0  # the number of the newest known event
@@ -232,12 +235,14 @@ class Hub:
             await self._remember()
             self._snapshot = PoolSnapshot(about)
             changed, _, _ = self._apply(result)
+            self._files = self._about_files(result)
             await self._explain(changed)
             self._gone = None
             self._spread(self._everything())
             self._again.set()
             return
-        changed, removed, figures = self._apply(await self.ask(StatsResult, "stats", [], _STATS_OPTIONS))
+        result = await self.ask(StatsResult, "stats", [], _STATS_OPTIONS)
+        changed, removed, figures = self._apply(result)
         await self._explain(changed)
         snapshot, now = self._snapshot, self._clock.time()
         if changed or removed:
@@ -250,6 +255,17 @@ class Hub:
             }
             self._tell("changed", document)
         self._tell("stats", {"now": now, "servers": figures})
+        files = self._about_files(result)
+        if files != self._files:
+            self._files = files
+            self._tell("files", {"message": files})
+
+    def _about_files(self, result: StatsResult) -> str:
+        """As commands say it: "pool.toml has changed since the pool read it; …"; "" if no file has."""
+        if result.changed is None:
+            return ""
+        first = (self._snapshot.about.get("files") or [""])[0]
+        return public_drift_line(result.changed, os.path.dirname(first))
 
     def _apply(self, result: StatsResult) -> tuple[list[str], list[str], Table]:
         changed, removed, figures = self._snapshot.update(result.items)
@@ -297,6 +313,7 @@ class Hub:
             "series": self._snapshot.series,
             "levels": self._levels.since(now),
             "events": list(self._events),
+            "files": self._files,
         }
         return _message("pool", pool)
 

@@ -407,6 +407,19 @@ def test_the_page_reports_an_unreachable_pool_and_recovers_with_it(page: Page, s
     expect(page.locator("#rows tr")).to_have_count(8)
 
 
+def test_changed_files_are_reported_in_the_words_of_the_commands(page: Page, stage: Stage) -> None:
+    stage.pool.changed_files = {"files": ["/srv/pool.toml"], "added": 1, "removed": 0, "changed": 1}
+    enter(page, stage)
+    message = "pool.toml has changed since the pool read it; `poolctl reload` applies it (+1 ~1)"
+    page.get_by_text(message, exact=True).wait_for()
+    secret = {"file": "/srv/pool.toml", "line": 6, "message": "'s3cret' is not allowed here"}
+    stage.pool.changed_files = {"files": ["/srv/pool.toml"], "problems": 1, "problem": secret}
+    page.get_by_text("and is not valid: pool.toml:6 (poolctl validate shows the fix)").wait_for()
+    assert "s3cret" not in page.content()
+    stage.pool.changed_files = None
+    expect(page.locator("#files")).to_be_hidden()
+
+
 def test_the_page_stays_responsive_with_five_hundred_servers(page: Page) -> None:
     with dashboard_of(RecordedPool(500)) as stage:
         stage.pool.become("web-400", state="failed", ready=False, health="ko")

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from .reload import Reload
 
-# The commands that report it; the quick ones do not wait long for the numbers.
+# The commands that report it (others when they are asked to); the quick ones do not wait long for the numbers.
 _REPORTING = frozenset({"start", "restart", "show", "list", "status"})
-_QUICK = frozenset({"list", "status"})
+_QUICK = frozenset({"list", "status", "stats"})
 _QUICK_SECONDS, _PATIENT_SECONDS = 0.1, 3.0
 # A file system that does not answer must not hold up a command for ever.
 _STAT_SECONDS = 2.0
@@ -41,11 +41,12 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class _Changed(NamedTuple):
-    """The changed files as they are now, and the revision of the pool's servers."""
+    """The changed files as they are now, and what they are compared with: the pool's servers, and the variables in use."""
 
     files: tuple[str, ...]
     stamps: tuple[Stamp, ...]
     revision: int
+    variables: frozenset[tuple[str, str]]  # of servers by name, the digest of what their workers have read
 
 
 class _Difference(NamedTuple):
@@ -81,7 +82,9 @@ class ConfigurationDrift:
 
     async def report(self, verb: str, call: Call, result: Result) -> Result:
         """The result with the files that have changed, if its command reports them."""
-        if verb not in _REPORTING or result.ended or (found := await self._look()) is None:
+        if not (verb in _REPORTING or call.options.get("files") is True) or result.ended:
+            return result
+        if (found := await self._look()) is None:
             return result
         quick = verb in _QUICK and not (self._is_saving or call.options.get("counts") is True)
         difference = await self._compared(found, _QUICK_SECONDS if quick else _PATIENT_SECONDS)
@@ -152,19 +155,23 @@ class ConfigurationDrift:
         if self._configuration.marks is None:
             return None
         if self._search is None or self._search.done():
-            in_use = {
-                (tuple(entry.config.env_file), entry.files["env_file"])
+            reading = [
+                entry
                 for entry in self._core.entries.values()
                 if entry.config.env_file and entry.workers and "env_file" in entry.files
-            }
-            work = asyncio.to_thread(self._changed, in_use, self._core.servers.revision)
+            ]
+            in_use = {(tuple(entry.config.env_file), entry.files["env_file"]) for entry in reading}
+            variables = frozenset((entry.name, entry.files["env_file"]) for entry in reading)
+            work = asyncio.to_thread(self._changed, in_use, self._core.servers.revision, variables)
             self._search = asyncio.ensure_future(work)
         try:
             return await asyncio.wait_for(asyncio.shield(self._search), _STAT_SECONDS)
         except TimeoutError:
             return None
 
-    def _changed(self, in_use: set[tuple[tuple[str, ...], str]], revision: int) -> _Changed | None:
+    def _changed(
+        self, in_use: set[tuple[tuple[str, ...], str]], revision: int, variables: frozenset[tuple[str, str]]
+    ) -> _Changed | None:
         """`in_use` are files of variables, by their paths, with the digest of what running workers have read."""
         named = self._configuration.files
         files = changed_files(self._configuration.marks or {}, named)
@@ -178,7 +185,7 @@ class ConfigurationDrift:
         young = 0 <= time.time_ns() - newest < _WATCHER_SECONDS * 1e9
         if young and _is_watched(self._configuration.runtime_directory):
             return None
-        return _Changed(tuple(files), stamps, revision)
+        return _Changed(tuple(files), stamps, revision, variables)
 
     def _differing(self, paths: tuple[str, ...], digest: str) -> list[str]:
         """The files of variables whose contents together no longer have this digest: those that were touched."""

@@ -48,10 +48,16 @@ function show(focus = true) {
 
 function draw() {
   setText($("pool-name"), store.about.name || "poolctl");
+  drawFiles();
   if (view === "servers") drawServers();
   if (view === "server") drawServer();
   if (view === "events") drawEvents();
   if (view === "logs") drawLogServers();
+}
+
+function drawFiles() {
+  setText($("files"), store.drift);
+  $("files").hidden = !store.drift;
 }
 
 let lostTimer = 0;
@@ -158,6 +164,7 @@ store.addEventListener("stats", () => {
   if (view === "servers") tick();
   if (view === "server") drawServer();
 });
+store.addEventListener("files", drawFiles);
 store.addEventListener("event", ({ detail }) => {
   if (view === "events") addEvent(detail);
 });

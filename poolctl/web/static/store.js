@@ -15,6 +15,7 @@ class Store extends EventTarget {
     this.about = {};
     this.servers = new Map();
     this.events = [];
+    this.drift = ""; // what is said of files that have changed since the pool read them
     this.skew = 0;
     this.span = 3600;
     this.interval = 2;
@@ -39,6 +40,7 @@ class Store extends EventTarget {
     this.span = message.span_seconds;
     this.interval = message.interval_seconds;
     this.events = message.events;
+    this.drift = message.files;
     for (const item of message.items) {
       this.take(item);
       const server = this.servers.get(item.name);
@@ -79,6 +81,11 @@ class Store extends EventTarget {
     }
     this.sum(1);
     this.notify("stats");
+  }
+
+  files(message) {
+    this.drift = message.message;
+    this.notify("files");
   }
 
   event(event) {

@@ -2,7 +2,7 @@
 
 import { store } from "./store.js";
 
-const MESSAGES = ["pool", "changed", "stats", "event"];
+const MESSAGES = ["pool", "changed", "stats", "event", "files"];
 const AGAIN_MS = 2000;
 
 export class Stream {

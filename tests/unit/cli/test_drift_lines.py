@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.reload_plan import drift_line
+from poolctl.cli.reload_plan import drift_line, public_drift_line
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -54,3 +54,13 @@ def test_line_names_files_and_numbers_of_changes_or_the_first_problem(
     changed: dict[str, Any], line: str
 ) -> None:
     assert drift_line(changed) == line
+
+
+def test_line_for_readers_who_may_see_no_values_names_places_below_the_directory() -> None:
+    problem = {"message": "'s3cret' is not allowed", "hint": "", "file": "/srv/conf/pool.toml", "line": 3}
+    changed = {"files": ["/srv/conf/pool.toml", "/etc/shop.env"], "problems": 1, "problem": problem}
+    assert public_drift_line(changed, "/srv") == (
+        "conf/pool.toml and /etc/shop.env have changed since the pool read them, and are not valid: "
+        "conf/pool.toml:3 (poolctl validate shows the fix)"
+    )
+    assert public_drift_line({"files": ["/srv/pool.toml"]}, "/srv") == CHANGED

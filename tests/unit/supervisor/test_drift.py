@@ -81,6 +81,17 @@ def test_edit_is_reported_by_every_command_that_shows_servers_until_a_reload(tmp
     run(scenario())
 
 
+def test_any_command_reports_it_that_is_asked_to(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path)
+        await desk.ask("start")
+        desk.file.write_text(WEB + EXTRA)
+        assert await desk.changed("wait") is None
+        assert ((await desk.changed("wait", files=True)) or {})["files"] == [str(desk.file)]
+
+    run(scenario())
+
+
 def test_file_that_was_only_touched_or_changed_back_is_not_reported(tmp_path: Path) -> None:
     async def scenario() -> None:
         desk = await DeskWithFiles.begun(tmp_path)
@@ -162,6 +173,22 @@ def test_variables_are_compared_with_what_the_workers_have_read(tmp_path: Path) 
             "changed": 1,
         }
         assert await desk.changed("restart") is None
+
+    run(scenario())
+
+
+def test_restart_of_one_of_two_servers_leaves_the_change_of_the_variables_of_the_other(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        variables = tmp_path / "any.env"
+        variables.write_text("A=1\n")
+        both = (WEB + EXTRA).replace('app = "any:app"\n', 'app = "any:app"\nenv_file = "any.env"\n')
+        desk = await DeskWithFiles.begun(tmp_path, both)
+        await desk.ask("start")
+        variables.write_text("A=2\n")
+        assert ((await desk.changed("list", counts=True)) or {})["changed"] == 2
+        assert ((await desk.changed("restart", "web")) or {})["changed"] == 1
 
     run(scenario())
 
