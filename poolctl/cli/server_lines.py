@@ -26,8 +26,8 @@ def count_ready(items: Iterable[Item]) -> tuple[int, int]:
     return sum(item.ready for item in expected), len(expected)
 
 
-def ready_line(result: Result, *, waited: bool) -> str:
-    """`3 servers ready`, with those in other intended states in brackets."""
+def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
+    """`3 servers ready` or `3 servers restarted`, with those in other intended states in brackets."""
     if not result.items:
         done = (
             "the gateway serves; the pool has no server" if result.without_servers else "no server selected"
@@ -36,9 +36,9 @@ def ready_line(result: Result, *, waited: bool) -> str:
     asides = {state: sum(item.state == state for item in result.items) for state in _ASIDE}
     ready = sum(item.ready for item in result.items)
     count = len(result.items) - sum(asides.values())
-    line = f"{servers(ready, count)} ready"
-    if not waited:
-        line = f"{servers(count)} starting, {ready} ready"
+    line = f"{servers(ready, count)} {'restarted' if restarted else 'ready'}"
+    if not waited:  # the old processes of those that restart are ready meanwhile
+        line = f"{servers(count)} restarting" if restarted else f"{servers(count)} starting, {ready} ready"
     said = ", ".join(f"{number} {state}" for state, number in asides.items() if number)
     return f"{line} ({said})" if said else line
 

@@ -46,7 +46,7 @@ def perform(request: CommandRequest) -> Outcome:
         hand_over_to_systemd(pool, ready=not result.exit_code)
     if result.errors:
         return Outcome.of(result, _restarted_line(result))
-    return Outcome.of(result, ready_line(result, waited=not request.get("no_wait")))
+    return Outcome.of(result, ready_line(result, waited=not request.get("no_wait"), restarted=True))
 
 
 def _restarted_line(result: Result) -> str:

@@ -41,7 +41,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class _Changed(NamedTuple):
-    """The changed files as they are now, and what they are compared with: the pool's servers, and the variables in use."""
+    """The changed files as they are now, and what they are compared with: the pool's servers, the variables in use."""
 
     files: tuple[str, ...]
     stamps: tuple[Stamp, ...]
