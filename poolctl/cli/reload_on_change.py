@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import select
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from time import monotonic
@@ -91,11 +92,7 @@ class PoolWatcher:
             result = self._reload()
             replaced = {each.name for each in result.changes or () if each.change in ("add", "restart")}
             yield result
-        if paths is None:
-            names = [name for names in self._sources.app_dirs.values() for name in names]
-        else:
-            names = self._sources.changed_servers(paths)
-        names = [name for name in names if name not in replaced]
+        names = [name for name in self._sources.changed_servers(paths) if name not in replaced]
         if names:
             yield from self._restarted(names)
         if replaced or names or any(os.path.isdir(path) for path in paths or ()):
@@ -145,6 +142,8 @@ class PoolWatcher:
 # Directories that hold no code of the application's own.
 SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages"})
 CODE = ".py"
+# Scripts that a command names. Other files that it names may be those that it writes.
+SCRIPTS = (CODE, ".sh", ".js", ".mjs", ".cjs", ".ts", ".rb", ".pl", ".php", ".lua")
 Mark = tuple[int, int, int] | None
 
 
@@ -157,13 +156,17 @@ class WatchSet:
     def __init__(
         self, files: Sequence[str], items: Sequence[Details], before: WatchSet | None = None
     ) -> None:
-        self.app_dirs: dict[str, list[str]] = {}
+        # Servers by the directory of their code, and by the scripts that their commands name.
+        self._code: dict[str, list[str]] = {}
+        self._scripts: dict[str, list[str]] = {}
         referred: list[str] = []
         for item in items:
             config = item.config
             referred += _referred(config)
-            if config.get("app_dir") and not config.get("command"):
-                self.app_dirs.setdefault(os.path.realpath(str(config["app_dir"])), []).append(item.name)
+            for script in _scripts(config):
+                self._scripts.setdefault(script, []).append(item.name)
+            if directory := _code_directory(config):
+                self._code.setdefault(os.path.realpath(directory), []).append(item.name)
         self._named = list(dict.fromkeys([*files, *referred]))
         self._marks: dict[str, Mark] = self._looks()
         if before is not None:
@@ -184,23 +187,28 @@ class WatchSet:
                 if os.path.isdir(found):
                     yield found
                 yield os.path.dirname(found)
-        for app_dir in self.app_dirs:
-            yield from code_directories(app_dir)
+        yield from map(os.path.dirname, self._scripts)
+        for top in self._code:
+            yield from code_directories(top)
 
     def configuration_changed(self) -> bool:
         """Whether the configuration or what it refers to looks other than when this was last asked."""
         before, self._marks = self._marks, self._looks()
         return before != self._marks
 
-    def changed_servers(self, paths: Iterable[str]) -> list[str]:
-        """The servers whose code is among the paths, in the pool's order."""
-        changed = {os.path.realpath(path) for path in paths if _is_code(path) or _holds_code(path)}
-        return [
-            name
-            for app_dir, names in self.app_dirs.items()
-            if any(path.startswith(app_dir.rstrip("/") + "/") for path in changed)
-            for name in names
+    def changed_servers(self, paths: Iterable[str] | None) -> list[str]:
+        """The servers whose code is among the paths; None: all whose code is watched."""
+        if paths is None:
+            return [*dict.fromkeys(_flat([*self._code.values(), *self._scripts.values()]))]
+        real = {path: os.path.realpath(path) for path in paths}
+        code = {at for path, at in real.items() if _is_code(path) or _holds_code(path)}
+        found = [
+            names
+            for top, names in self._code.items()
+            if any(path.startswith(top.rstrip("/") + "/") for path in code)
         ]
+        found += [names for script, names in self._scripts.items() if script in real.values()]
+        return [*dict.fromkeys(_flat(found))]
 
     def _looks(self) -> dict[str, Mark]:
         found: dict[str, Mark] = {}
@@ -218,6 +226,51 @@ def _referred(config: Table) -> Iterator[str]:
     tls = config.get("tls")
     if isinstance(tls, dict):
         yield from (tls[key] for key in ("cert", "key", "ca") if tls.get(key))
+
+
+def _flat(found: Iterable[Iterable[str]]) -> Iterable[str]:
+    return (name for names in found for name in names)
+
+
+def _code_directory(config: Table) -> str:
+    """The directory below which a change of `*.py` is a change of the server; "" if there is none.
+
+    That of a command in Python is where it runs. Any other command may be a database, which a change of Python code
+    does not concern; one in "/" has its code elsewhere. A job under way is not begun again.
+    """
+    if not config.get("command"):
+        return str(config.get("app_dir") or "")
+    directory = str(config.get("cwd") or "")
+    return directory if directory != "/" and not config.get("job") and _is_python(config) else ""
+
+
+def _is_python(config: Table) -> bool:
+    """Whether the command runs a script or an interpreter of Python, or a program that is one, such as celery."""
+    if any(path.endswith(CODE) for path in _scripts(config)):
+        return True
+    word = str(config["command"][0])
+    path = (config.get("env") or {}).get("PATH") or os.environ.get("PATH", os.defpath)
+    program = shutil.which(os.path.join(config.get("cwd") or "", word) if "/" in word else word, path=path)
+    if program is None or os.path.basename(program).startswith("python"):
+        return program is not None
+    try:
+        with open(program, "rb") as file:
+            first = file.readline(256)
+    except OSError:
+        return False
+    return first.startswith(b"#!") and b"python" in first
+
+
+def _scripts(config: Table) -> Iterator[str]:
+    """The scripts that a command names, its program included, below the directory in which it runs."""
+    if not config.get("command") or config.get("job"):
+        return
+    top = os.path.realpath(str(config.get("cwd") or ""))
+    for at, word in enumerate(config["command"]):
+        path = os.path.realpath(os.path.join(top, str(word)))
+        named = (at == 0 and "/" in str(word)) or path.endswith(SCRIPTS)
+        if named and path.startswith(top.rstrip("/") + "/"):
+            yield path
 
 
 def _stamp(path: str) -> Mark:

@@ -49,6 +49,22 @@ def test_new_code_is_served_and_broken_code_is_reported(
     assert running.wait(20) == 0
 
 
+def test_program_without_a_port_is_restarted_with_its_new_code(real_pool: RealPool) -> None:
+    program = "import time\nprint({!r}, flush=True)\ntime.sleep(60)\n"
+    real_pool.write("queue_worker.py", program.format("first version"))
+    table = 'name = "queue"\ncommand = ["python3", "queue_worker.py"]\nstop_timeout = "2s"\n'
+    real_pool.write("pool.toml", f"[[server]]\n{table}")
+    running = real_pool.spawn("run", "--watch")
+    read_until(running, "Ctrl-C to stop")
+    real_pool.write("queue_worker.py", program.format("second version"))
+    read_until(running, "~ queue: code")
+    lines = real_pool.ok("logs", "queue").stdout
+    assert "first version" in lines
+    wait_until(lambda: "second version" in real_pool.ok("logs", "queue").stdout)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(20) == 0
+
+
 def test_a_pool_around_a_command_is_watched_too(real_pool: RealPool, http_get: Callable[..., Any]) -> None:
     port = real_pool.write_hello()["web"]
     running = real_pool.spawn("run", "--watch", "--", "sh", "-c", "echo up; read line")

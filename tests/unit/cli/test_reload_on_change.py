@@ -140,6 +140,55 @@ def test_changed_code_restarts_the_servers_that_have_it(watching: Watching, dire
         assert pool.orders[1:] == [("restart", ["a"])]
 
 
+def program(name: str, directory: Path, *command: str, **config: Any) -> dict[str, Any]:
+    return item(name, config={"app_dir": str(directory), "cwd": str(directory), "command": command, **config})
+
+
+def test_changed_code_restarts_commands_in_python_and_those_that_name_the_script(
+    watching: Watching, directory: Path
+) -> None:
+    for name in ("src", "bin", "other"):
+        (directory / name).mkdir()
+    (directory / "bin" / "celery").write_text("#!/srv/.venv/bin/python\nimport sys\n")
+    (directory / "bin" / "celery").chmod(0o755)
+    servers = [
+        program("module", directory, "python3", "-m", "shop.queue"),
+        program("script", directory, "env", "A=1", "src/queue.py"),
+        program("celery", directory, "celery", "worker", env={"PATH": str(directory / "bin")}),
+        program("node", directory, "node", "src/queue.js"),
+        program("shell", directory, "sh", "-c", "sleep 1", "notes.txt"),
+        program("own", directory, "bin/serve", "--fast"),
+        program("elsewhere", directory / "other", "python3", "-m", "shop.queue"),
+        program("root", directory, "python3", "-m", "shop.queue", cwd="/"),
+        program("migration", directory, "python3", "src/queue.py", job=True),
+    ]
+    with watching(*servers) as pool:
+        for count, (path, names) in enumerate(
+            [
+                ("src/any.py", ["module", "script", "celery"]),
+                ("src/queue.js", ["node"]),
+                ("bin/serve", ["own"]),
+                ("other/queue.py", ["module", "script", "celery", "elsewhere"]),
+            ],
+            1,
+        ):
+            (directory / "notes.txt").write_text("written by a server")
+            (directory / path).write_text("x")
+            wait_until(lambda count=count: len(pool.reports) == count)
+            assert pool.orders[-1] == ("restart", names)
+
+
+def test_script_that_is_replaced_by_another_file_is_seen_each_time(
+    watching: Watching, directory: Path
+) -> None:
+    with watching(program("node", directory, "node", "queue.js")) as pool:
+        for count in (1, 2, 3):
+            (directory / "new").write_text("x" * count)
+            (directory / "new").rename(directory / "queue.js")
+            wait_until(lambda count=count: len(pool.reports) == count)
+    assert pool.orders == [("restart", ["node"])] * 3
+
+
 def test_other_files_change_nothing(watching: Watching, directory: Path) -> None:
     (directory / "__pycache__").mkdir()
     with watching(shown("a", directory)) as pool:
