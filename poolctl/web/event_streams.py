@@ -12,6 +12,7 @@ from typing import Any
 from poolctl.cli.log_rendering import record_lines
 from poolctl.control.answers import ShowResult
 from poolctl.logs.follow import Follower
+from poolctl.logs.log_level import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record
 
 from .state_hub import Hub
@@ -46,7 +47,7 @@ class Tails:
     async def follow(self, paths: Mapping[str, str]) -> AsyncGenerator[str]:
         """Server-sent events `lines`, each a list of [time, name, text, level]: the last lines, then new ones.
 
-        Lines in JSON are shown as readable text; `level` is theirs, "" for others.
+        Lines in JSON are shown as readable text; `level` is the one that a line states, "" without one.
         """
         each = max(20, FIRST_LINES // len(paths))
         follower = await asyncio.to_thread(lambda: Follower(paths, lines=each))
@@ -80,9 +81,9 @@ def _message(lines: Sequence[LogLine]) -> str:
 def _readable(text: str) -> tuple[str, str]:
     record = parse_record(text)
     if record is None:
-        return text, ""
+        return text, stated_level(text)
     record.time = ""  # the line's own time is shown already
-    return "\n".join(record_lines(record)), record.level
+    return "\n".join(record_lines(record)), canonical_level(record.level)
 
 
 async def with_pulse(

@@ -393,6 +393,22 @@ def test_a_log_line_cannot_inject_a_script(page: Page, stage: Stage) -> None:
     assert "taken" not in page.title()
 
 
+def test_log_lines_have_the_colour_of_their_level_in_json_and_in_text(page: Page, stage: Stage) -> None:
+    lines = {
+        "Exception in the application": ("ERROR:    Exception in the application", "bad"),
+        "nearly full": ("2026-11-20 08:47:34,123 shop WARNING nearly full", "odd"),
+        "card refused": ('{"level": "fatal", "message": "card refused"}', "bad"),
+        "one query": ("level=debug msg='one query'", "faint"),
+        "no error at all": ("INFO:     no error at all", ""),
+    }
+    text = "".join(f"2026-11-20T08:47:34.123456Z {line}\n" for line, _ in lines.values())
+    Path(stage.logs, "web-1.log").write_text(text)
+    enter(page, stage)
+    page.goto(f"{stage.url}#logs")
+    for words, (_, mark) in lines.items():
+        expect(page.locator("#log div").filter(has_text=words)).to_have_class(mark)
+
+
 def test_the_page_reports_an_unreachable_pool_and_recovers_with_it(page: Page, stage: Stage) -> None:
     enter(page, stage)
     stage.gone()

@@ -5,6 +5,7 @@ import { clock } from "./format.js";
 import { store } from "./store.js";
 
 const SHOWN = 1000;
+const MARKS = { trace: "faint", debug: "faint", warning: "odd", error: "bad", critical: "bad" };
 // Colours and cursor movements of a terminal (ECMA-48).
 const ESCAPES = /\u001b\[[0-?]*[ -/]*[@-~]|\u001b[@-_]|[\u0000-\u0008\u000b-\u001f\u007f]/g;
 
@@ -42,8 +43,7 @@ export class LogTail {
   }
 
   line([time, name, text, level]) {
-    const mark = /^(ERR|CRIT|FATAL|ALERT|PANIC)/.test(level) ? "bad" : /^WARN/.test(level) ? "odd" : "";
-    return el("div", { class: mark }, el("span", { class: "t" }, `${clock(time)} `), ...(this.named ? [el("span", { class: "n" }, `${name} `)] : []), text.replace(ESCAPES, ""));
+    return el("div", { class: MARKS[level] || "" }, el("span", { class: "t" }, `${clock(time)} `), ...(this.named ? [el("span", { class: "n" }, `${name} `)] : []), text.replace(ESCAPES, ""));
   }
 
   draw() {
