@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,12 +19,16 @@ LINUX = sys.platform.startswith("linux")
 _PR_SET_CHILD_SUBREAPER = 36
 _PIDFD_GETFD = 438  # the same on every architecture
 _SPLICE_F_NONBLOCK = 2
+_CPU_CLOCK = 2  # of all threads; with the inverted pid before it (CPUCLOCK_SCHED)
 # Most files that are read whole are smaller, and a new fork pays for each page of a buffer.
 _READ_BYTES = 8 * 1024
 _READ_MORE_BYTES = 1 << 20
 _LAST_BYTES = 4096
 _LINE_CHARACTERS = 200
+_WAITS_FOR_EVENTS = (b"ep_poll", b"epoll_wait", b"epoll_pwait")  # as kernels name the function, or its caller
 _OF_THREADS = ("wchan", "syscall", "stack")
+# Of a process that has more descriptors than this, its epoll instances are not counted.
+_MOST_DESCRIPTORS = 256
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 _libc: Any = None  # loaded by the first call that needs it
@@ -223,6 +228,37 @@ def cpu_seconds(pid: int) -> float | None:
     """The processor time that a process has used (proc(5), stat); None when there is no such process."""
     fields = _read_quietly(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else None
+
+
+def process_cpu_ns(pid: int) -> int | None:
+    """The processor time that the threads of a process have used; while it is unchanged, none of them has run.
+
+    One system call without any file (clock_getcpuclockid(3)). None when there is no such process.
+    """
+    try:
+        return time.clock_gettime_ns(~pid << 3 | _CPU_CLOCK)
+    except OSError:
+        return None
+
+
+def waits_for_events(pid: int) -> bool:
+    """Whether the main thread of a process sleeps in epoll_wait(2), on the only epoll instance that the process has.
+
+    False as well where the kernel does not say so: without permission, without symbols (proc(5): wchan, fd).
+    """
+    function = _read_quietly(f"/proc/{pid}/wchan")
+    if not any(name in function for name in _WAITS_FOR_EVENTS):
+        return False
+    found = 0
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as descriptors:
+            for count, descriptor in enumerate(descriptors):
+                if count == _MOST_DESCRIPTORS:
+                    return False
+                found += os.readlink(descriptor.path) == "anon_inode:[eventpoll]"
+    except OSError:
+        return False
+    return found == 1
 
 
 def status_of(pid: int) -> dict[bytes, bytes]:

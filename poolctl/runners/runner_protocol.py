@@ -131,31 +131,28 @@ class Sleep(Protocol):
         A connection on which nothing was sent is no request. Once it is called, the workers that come get the listener
         and the connections.
         """
-        ...
 
     def disarm(self, key: str) -> None:
         """Stop watching; the workers that come get the listener and the connections."""
-        ...
 
     def dismiss(self, key: str) -> None:
         """Close the connections that were accepted and that no worker has taken."""
-        ...
 
     def idle_after(self, placement: Placement, seconds: float) -> None:
         """Report to RunnerEvents.idle when the worker has had no traffic for so long; 0 never."""
-        ...
 
 
 class Heartbeats(Protocol):
-    """Questions that a worker answers while its event loop runs. Neither method blocks."""
+    """Questions that a worker answers while its event loop runs. No method blocks."""
 
     def beat(self, placement: Placement, asked_ns: int) -> bool:
         """Ask a worker; False if it cannot be asked now."""
-        ...
 
     def beaten_ns(self, placement: Placement) -> int:
         """When the worker last answered, by the system's monotonic clock; 0 for a worker without heartbeats."""
-        ...
+
+    def idle_since_answer(self, placement: Placement) -> bool:
+        """Whether a worker that has answered waits in its event loop, and has not run since: it needs no question."""
 
 
 class Counters(Protocol):

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from ..keeper import rendezvous, wire
 from .process_setup import Spec, discard_output
-from .tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS
+from .tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_CPU_NS, BEAT_LAG_NS
 
 # As `wire` encodes it. It is compared as bytes: parsing would touch pages that a fork shares until then.
 BEAT = b'{"order":"beat"}'
@@ -163,6 +163,7 @@ def answer(control: socket.socket, tally: memoryview | None) -> bool:
         now = time.monotonic_ns()
         tally[BEAT_LAG_NS] = max(0, now - tally[BEAT_ASKED_NS])
         tally[BEAT_AT_NS] = now
+        tally[BEAT_CPU_NS] = time.process_time_ns()
     return True
 
 

@@ -42,6 +42,7 @@ BEAT_ASKED_NS = 48  # when the supervisor asked; the supervisor writes this slot
 BEAT_LAG_NS = 49  # how long after that the worker answered
 BEAT_AT_NS = 50  # when it answered; 0 for a worker that does not answer heartbeats
 _STACKS = 51  # 1 for a worker that writes its stacks when it is signalled
+BEAT_CPU_NS = 52  # the processor time that its process had used when it answered; 0 in earlier versions
 
 # From here on pairs of slots count requests by route: the mark of its alias, and those that were passed to the worker.
 # The last pair is for routes for which there is no other one left.

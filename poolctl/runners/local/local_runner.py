@@ -20,6 +20,7 @@ from ..process_link import Message
 from ..runner_protocol import Adopted, Capabilities, Endpoints, Exit, Placement, RunnerEvents
 from .activation.sleeping_servers import SleepingServers
 from .fork_verification import Children
+from .heartbeats import WorkerHeartbeats
 from .local_worker import LocalWorker
 from .orphans import take_in
 from .output_pipes import Output, last_lines
@@ -87,6 +88,7 @@ class LocalRunner:
         self._workers = RunnerWorkers()
         self.tallies = Tallies(keeper, self._workers)
         self._stacks = StackReader(self.children, self._workers)
+        self._heartbeats = WorkerHeartbeats(self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
         self._routed = RoutedServers(self._passed, self.adoptions, self.sockets, self.sleeping, self._workers)
 
@@ -95,7 +97,7 @@ class LocalRunner:
         """See Runner."""
         return Capabilities(
             sleep=self,
-            heartbeats=self,
+            heartbeats=self._heartbeats,
             stacks=self,
             counters=self.tallies,
             backlogs=QueuedConnections(self.sockets, self.adoptions),
@@ -333,16 +335,6 @@ class LocalRunner:
             await self.output.finished(worker.output, _LAST_OUTPUT_SECONDS)
         self._workers.remove(worker)
         return exit_
-
-    def beat(self, placement: Placement, asked_ns: int) -> bool:
-        """See Heartbeats."""
-        worker = self._workers.get(placement.id)
-        return worker is not None and worker.beat(asked_ns)
-
-    def beaten_ns(self, placement: Placement) -> int:
-        """See Heartbeats."""
-        worker = self._workers.get(placement.id)
-        return worker.tally.beaten_ns() if worker is not None and worker.tally is not None else 0
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
         """See Stacks."""

@@ -11,6 +11,7 @@ from poolctl.keeper import fd_store
 from poolctl.worker.tally import (
     BEAT_ASKED_NS,
     BEAT_AT_NS,
+    BEAT_CPU_NS,
     COUNTED,
     Counts,
     clear_stacks,
@@ -62,8 +63,15 @@ class Tally:
             self._legible = self.counts() is not None
             if not self._legible:
                 return 0
-        # That one slot only: it is read every few seconds for every worker.
-        return int.from_bytes(os.pread(self.fd, _SLOT_BYTES, BEAT_AT_NS * _SLOT_BYTES), sys.byteorder)
+        return self._slot(BEAT_AT_NS)
+
+    def beat_cpu_ns(self) -> int:
+        """The processor time that its worker had used when it last answered; 0 if unknown."""
+        return self._slot(BEAT_CPU_NS) if self._legible else 0
+
+    def _slot(self, slot: int) -> int:
+        # That one only: it is read every few seconds for every worker.
+        return int.from_bytes(os.pread(self.fd, _SLOT_BYTES, slot * _SLOT_BYTES), sys.byteorder)
 
     @property
     def has_stacks(self) -> bool:

@@ -1,7 +1,8 @@
 """Finds hung workers: those whose event loop does not run although their port still accepts.
 
 One timer asks all of them in turn. A worker answers by writing the time into the page of memory that it shares with
-us; no message comes back. One that has not answered is not asked again, so that no requests pile up.
+us; no message comes back. One that has not answered is not asked again, so that no requests pile up. One that has not
+run since its answer is not asked either: all those are checked together, in one wake-up an interval.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ _NS = 1_000_000_000
 class HeartbeatState:
     """One worker that is asked."""
 
-    __slots__ = ("asked_at", "entry", "worker")
+    __slots__ = ("asked_at", "entry", "is_idle", "worker")
 
     def __init__(self, entry: Entry, worker: Worker) -> None:
         self.entry = entry
         self.worker = worker
         self.asked_at: float | None = None  # monotonic; None: nothing is unanswered
+        self.is_idle = False  # it was, when it was last checked
 
 
 class Heartbeat:
@@ -129,8 +131,16 @@ class Heartbeat:
             state.asked_at = None
             if worker.stuck:
                 self._report_back(entry, worker)
-        if state.asked_at is None and self._beats.beat(placement, int(now * _NS)):
-            state.asked_at = now
+        if state.asked_at is None:
+            if self._beats.idle_since_answer(placement):
+                state.is_idle = True
+                return _aligned(now, policy.heartbeat)
+            if self._beats.beat(placement, int(now * _NS)):
+                state.asked_at = now
+            if state.is_idle:
+                # No longer at the moment of the idle ones: a thousand that have work again are not asked together.
+                state.is_idle = False
+                return now + policy.heartbeat * self._chance.random()
         if state.asked_at is None:
             return now + policy.heartbeat
         due = max(state.asked_at, self._awake_since) + policy.stuck_after
@@ -162,6 +172,11 @@ class Heartbeat:
             **detail,
         )
         self._core.touch(entry)
+
+
+def _aligned(now: float, interval: float) -> float:
+    """The next moment of the idle workers, the same for all; about an interval from now, and no more than 1.1."""
+    return (min(now + TOGETHER_SECONDS, now + interval / 10) // interval + 1) * interval
 
 
 def _called(worker: Worker) -> str:

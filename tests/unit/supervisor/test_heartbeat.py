@@ -5,6 +5,8 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+import pytest
+
 from poolctl import ServerConfig
 from poolctl.core.decision_input import Phase
 from poolctl.core.server_entry import Entry
@@ -15,7 +17,10 @@ from tests.unit.supervisor.desk import Desk, Fixed, run, turns, web
 
 
 class Bodies:
-    """Workers that answer at once, unless they are among the `dead`, the `deaf` (nothing can be sent) or the `old`."""
+    """Workers that answer at once, unless they are among the `dead`, the `deaf` (nothing can be sent) or the `old`.
+
+    Those among the `idle` have not run since their answer.
+    """
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -23,6 +28,7 @@ class Bodies:
         self.dead: set[str] = set()
         self.deaf: set[str] = set()
         self.old: set[str] = set()
+        self.idle: set[str] = set()
 
     def beat(self, placement: Placement, asked_ns: int) -> bool:
         self.asked.append(placement.id)
@@ -34,6 +40,9 @@ class Bodies:
 
     def beaten_ns(self, placement: Placement) -> int:
         return 0 if placement.id in self.old else self.answered.get(placement.id, 1)
+
+    def idle_since_answer(self, placement: Placement) -> bool:
+        return placement.id in self.idle
 
 
 class HeartbeatScenario:
@@ -63,6 +72,11 @@ class HeartbeatScenario:
                 self.heartbeat.tick()
         await turns()
 
+    def wake(self) -> None:
+        """Let time pass until its timer is due."""
+        self.desk.clock.advance(max(0.0, self.heartbeat._timer_at - self.desk.clock.monotonic()))
+        self.heartbeat.tick()
+
     def asked(self) -> list[str]:
         found, self.bodies.asked = self.bodies.asked, []
         return found
@@ -72,6 +86,19 @@ async def begun(*servers: ServerConfig) -> HeartbeatScenario:
     it = HeartbeatScenario(*servers)
     await it.desk.ask("start")
     await turns()
+    return it
+
+
+def thousand() -> HeartbeatScenario:
+    """A server of a thousand ready workers."""
+    it = HeartbeatScenario()
+    it.heartbeat._chance = Random(1)
+    entry = Entry(web(workers=1000))
+    for n in range(1000):
+        placement = Placement.of("web", 1, n)
+        entry.workers[placement.id] = Worker(placement.id, 1, n, entry.config, placement=placement)
+        entry.workers[placement.id].phase = Phase.READY
+    it.heartbeat.look(entry)
     return it
 
 
@@ -222,20 +249,88 @@ def test_one_that_has_come_in_the_place_of_another_is_asked_as_well() -> None:
     run(scenario())
 
 
+def test_idle_worker_is_not_asked_until_it_runs_again() -> None:
+    async def scenario() -> None:
+        it = await begun(slow())
+        await it.pass_by(10)
+        it.bodies.idle.add("web.1.0")
+        it.asked()
+        await it.pass_by(600)
+        assert (it.asked(), it.stuck) == ([], [])
+        it.bodies.idle.clear()
+        await it.pass_by(6)
+        assert it.asked(), "it has work again"
+
+    run(scenario())
+
+
+def test_worker_that_hangs_after_it_was_idle_is_found_in_time() -> None:
+    async def scenario() -> None:
+        it = await begun(slow())
+        it.bodies.idle.add("web.1.0")
+        await it.pass_by(60)
+        it.bodies.idle.clear()
+        it.bodies.dead.add("web.1.0")
+        await it.pass_by(5 + 15 + 1)
+        assert len(it.stuck) == 1
+
+    run(scenario())
+
+
+def test_idle_look_of_an_unanswered_worker_counts_for_nothing() -> None:
+    async def scenario() -> None:
+        it = await begun(slow())
+        await it.pass_by(10)
+        it.bodies.dead.add("web.1.0")
+        await it.pass_by(6)
+        it.bodies.idle.add("web.1.0")
+        await it.pass_by(21)
+        assert len(it.stuck) == 1, (
+            "a question that it does not read is a hung loop, wherever the kernel sees it"
+        )
+
+    run(scenario())
+
+
+def test_idle_workers_are_checked_in_one_waking_an_interval() -> None:
+    async def scenario() -> None:
+        it = thousand()
+        it.bodies.idle.update(Placement.of("web", 1, n).id for n in range(1000))
+        for _ in range(50):
+            it.wake()
+        at = it.desk.clock.monotonic()
+        for _ in range(20):
+            it.wake()
+        assert it.desk.clock.monotonic() - at == pytest.approx(20 * 5)
+
+    run(scenario())
+
+
+def test_workers_that_have_work_again_at_one_moment_are_spread() -> None:
+    async def scenario() -> None:
+        it = thousand()
+        it.bodies.idle.update(Placement.of("web", 1, n).id for n in range(1000))
+        for _ in range(50):
+            it.wake()
+        it.bodies.idle.clear()
+        it.asked()
+        it.wake()
+        assert len(it.asked()) == 1000
+        most = 0
+        for _ in range(100):
+            it.wake()
+            most = max(most, len(it.asked()))
+        assert most < 300
+
+    run(scenario())
+
+
 def test_a_thousand_are_asked_in_a_few_wakings_a_second() -> None:
     async def scenario() -> None:
-        it = HeartbeatScenario()
-        it.heartbeat._chance = Random(1)
-        entry = Entry(web(workers=1000))
-        for n in range(1000):
-            placement = Placement.of("web", 1, n)
-            entry.workers[placement.id] = Worker(placement.id, 1, n, entry.config, placement=placement)
-            entry.workers[placement.id].phase = Phase.READY
-        it.heartbeat.look(entry)
+        it = thousand()
         wakings = 0
         for _ in range(200):
-            it.desk.clock.advance(max(0.0, it.heartbeat._timer_at - it.desk.clock.monotonic()))
-            it.heartbeat.tick()
+            it.wake()
             wakings += 1
             if it.desk.clock.monotonic() > 25:
                 break
