@@ -1,7 +1,8 @@
 """A pool's configuration: files become servers, or a list of problems. These are the names for other packages.
 
-Four rooms: `model` (keys, ranges, rules), `files` (text into tables with places), `checks` (files, users and programs
-that the servers refer to), `edit` (changes written back).
+Six rooms: `values` (what a key may hold), `model` (the tables and their keys: plain values), `rules` (between keys,
+servers, tables and routes), `files` (text into tables with places), `checks` (files, users and programs that the
+servers refer to), `edit` (changes written back).
 """
 
 # ruff: noqa: F403, F405 (the names are in __all__)
@@ -20,21 +21,22 @@ if TYPE_CHECKING:
     from poolctl.config.files.find import *
     from poolctl.config.files.read_file import *
     from poolctl.config.loader import *
-    from poolctl.config.model import *
-    from poolctl.config.model.conflicts import *
     from poolctl.config.model.gateway_tables import *
-    from poolctl.config.model.haproxy_checks import *
-    from poolctl.config.model.json_schema import *
-    from poolctl.config.model.normalise import *
     from poolctl.config.model.operator_table import *
     from poolctl.config.model.pool_tables import *
-    from poolctl.config.model.problems import *
     from poolctl.config.model.proxmox_table import *
-    from poolctl.config.model.registrations import *
-    from poolctl.config.model.routes import *
-    from poolctl.config.model.secrets import *
+    from poolctl.config.model.section import *
     from poolctl.config.model.server_sections import *
-    from poolctl.config.model.table_addresses import *
+    from poolctl.config.rules.conflicts import *
+    from poolctl.config.rules.haproxy_checks import *
+    from poolctl.config.rules.json_schema import *
+    from poolctl.config.rules.registrations import *
+    from poolctl.config.rules.routes import *
+    from poolctl.config.rules.table_addresses import *
+    from poolctl.config.values.limits import *
+    from poolctl.config.values.normalise import *
+    from poolctl.config.values.problems import *
+    from poolctl.config.values.secrets import *
 
 # fmt: off
 __all__ = [
@@ -65,22 +67,23 @@ _MODULES = {
     "files.find": "ConfigNotFound FILE_NAMES PYPROJECT candidate_files find_config",
     "files.read_file": "missing_file read_regular variables_named_in",
     "loader": "Surroundings load",
-    "model": "GATEWAY_LIBRARIES INSTALL_GATEWAY MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE RAISE_OPEN_FILES",
-    "model.conflicts": "conflicts dependency_findings longest_stop_seconds",
-    "model.normalise": "merged referenced_variables relocated",
-    "model.problems": "Finding Place Problem problem_of shown",
+    "values.limits": "GATEWAY_LIBRARIES INSTALL_GATEWAY MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
+    "RAISE_OPEN_FILES",
+    "rules.conflicts": "conflicts dependency_findings longest_stop_seconds",
+    "values.normalise": "merged referenced_variables relocated",
+    "values.problems": "Finding Place Problem problem_of shown",
     "model.gateway_tables": "GatewayConfig GatewayListener RouteConfig StreamConfig",
-    "model.haproxy_checks": "haproxy_problems",
-    "model.json_schema": "json_schema",
+    "rules.haproxy_checks": "haproxy_problems",
+    "rules.json_schema": "json_schema",
     "model.operator_table": "OperatorTable",
     "model.proxmox_table": "ProxmoxTable",
-    "model.registrations": "RegisteredBackend Registration registration_of with_registrations",
-    "model.routes": "AnyRoute routes_of",
-    "model.secrets": "MASK masked masked_text values_of",
-    "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Scale Section Table TLSConfig "
-    "Triggers",
+    "rules.registrations": "RegisteredBackend Registration registration_of with_registrations",
+    "rules.routes": "AnyRoute routes_of",
+    "values.secrets": "MASK masked masked_text values_of",
+    "model.section": "Section Table",
+    "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Scale TLSConfig Triggers",
     "model.pool_tables": "TABLE_NAMES Dashboard EventsTable Notify Tables pool_variables",
-    "model.table_addresses": "named_addresses",
+    "rules.table_addresses": "named_addresses",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -6,18 +6,19 @@ import os
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, overload
 
-from pydantic import ConfigDict
-
-from poolctl.config.files.assemble import Origins
 from poolctl.config.files.read_file import variables_of
-from poolctl.config.model import OPEN_FILES_OF_POOL
-from poolctl.config.model.conflicts import shared_users
 from poolctl.config.model.pool_tables import PoolSettings, Tables, pool_variables
-from poolctl.config.model.problems import Finding, Problem, Tree, problem_of
-from poolctl.config.model.secrets import MASK
+from poolctl.config.model.section import refuse
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.server_sections import TLSConfig, refuse
+from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.rules.conflicts import shared_users
+from poolctl.config.values.limits import OPEN_FILES_OF_POOL
+from poolctl.config.values.problems import Finding, Problem, Tree, problem_of
+from poolctl.config.values.secrets import MASK
 from poolctl.errors import ServerError
+
+if TYPE_CHECKING:
+    from poolctl.config.files.assemble import Origins
 
 
 class ServerConfig(ServerKeys):
@@ -27,14 +28,11 @@ class ServerConfig(ServerKeys):
     Durations are seconds, sizes bytes, paths absolute; relative ones are taken from the working directory.
     """
 
-    # Now, because the first servers may be made by several threads at once.
-    model_config = ConfigDict(defer_build=False)
-
     if TYPE_CHECKING:  # each key may have every form that a file may give it, or be a timedelta
 
         def __init__(self, /, *, name: str, **keys: Tree) -> None: ...
 
-    def validate(self, *, import_app: bool = True) -> None:  # type: ignore[override]
+    def validate(self, *, import_app: bool = True) -> None:
         """Check what is outside the file: other files, certificates, interpreter, importable app.
 
         Blocks for as long as the app takes to import. Raises PoolValidateError with every problem.
@@ -111,7 +109,7 @@ class Configuration(Sequence[ServerConfig]):
             found += [(server, finding) for finding in _warnings_of(server, disabled)]
         problems = [self._located(*each) for each in found]
         if self.tables.gateway or any("route." in name for each in self._servers for name in each.labels):
-            from poolctl.config.model.route_warnings import route_warnings
+            from poolctl.config.rules.route_warnings import route_warnings
 
             problems += self.located(route_warnings(self._servers, self.tables, complete=not self._problems))
         return [*problems, *self._outside_warnings]

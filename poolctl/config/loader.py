@@ -13,13 +13,15 @@ from poolctl.config.checks.interpreter import default_interpreter
 from poolctl.config.configuration import Configuration, ServerConfig, unserved
 from poolctl.config.files.assemble import Assembly, Origins, ServerTable, located
 from poolctl.config.files.document import read_documents
-from poolctl.config.model.conflicts import conflicts, dependency_findings, unknown_dependencies
-from poolctl.config.model.normalise import derive, interpolate, merged, normalise
-from poolctl.config.model.pool_tables import TABLE_NAMES, PoolSettings, Tables, made
-from poolctl.config.model.problems import Finding, Problem, Tree
-from poolctl.config.model.server_sections import OF_SLEEP, OF_TRIGGERS, Scale, Section, refuse
-from poolctl.config.model.table_addresses import overlapping
-from poolctl.config.model.validation_errors import reset_suggestions, validated
+from poolctl.config.model.pool_tables import TABLE_NAMES, PoolSettings, Tables
+from poolctl.config.model.section import Section, refuse, validated
+from poolctl.config.model.server_sections import OF_SLEEP, OF_TRIGGERS, Scale
+from poolctl.config.rules.conflicts import conflicts, dependency_findings, unknown_dependencies
+from poolctl.config.rules.table_addresses import overlapping
+from poolctl.config.rules.tables import made
+from poolctl.config.values.normalise import derive, interpolate, merged, normalise
+from poolctl.config.values.problems import Finding, Problem, Tree
+from poolctl.config.values.suggestions import reset_suggestions
 from poolctl.errors import PoolValidateError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -307,7 +309,7 @@ class _Loader:
 
     def _check_routes(self, tables: Tables) -> None:
         """Report routes that lead nowhere, or to which no request leads."""
-        from poolctl.config.model.route_checks import Unfinished, route_problems
+        from poolctl.config.rules.route_checks import Unfinished, route_problems
 
         entries: dict[str, ServerTable] = {}
         broken: list[ServerTable] = []
@@ -325,7 +327,7 @@ class _Loader:
         servers = [each for each in self.servers if each is not None]
         found = [*route_problems(servers, tables, unfinished)]
         if tables.gateway is not None and tables.gateway.engine == "haproxy":
-            from poolctl.config.model.haproxy_checks import haproxy_problems
+            from poolctl.config.rules.haproxy_checks import haproxy_problems
 
             found += haproxy_problems(servers, tables)
         for owner, finding in found:

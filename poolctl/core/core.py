@@ -233,7 +233,7 @@ class Core:
     def relate(self, entry: Entry, dependencies: tuple[Dependency, ...]) -> None:
         """Make the server depend on these, whatever its configuration says."""
         if entry.config.depends_on != dependencies:
-            self.change(entry, entry.config.model_copy(update={"depends_on": dependencies}), live=True)
+            self.change(entry, entry.config.but(depends_on=dependencies), live=True)
 
     def give_state(self, entry: Entry, values: Mapping[str, object]) -> None:
         """Give the applications of future workers these values in their state."""

@@ -338,7 +338,7 @@ def dependencies_among(
             if other is not None and not _reaches(other, handle, edges):
                 edges.setdefault(handle, []).append(other)
                 renamed = names[other] != dependency.name
-                mine.append(dependency.model_copy(update={"name": names[other]}) if renamed else dependency)
+                mine.append(dependency.but(name=names[other]) if renamed else dependency)
         found[handle] = tuple(mine)
     return found
 

@@ -110,7 +110,7 @@ class Shared:
             app = self._handler(config)
             if app is not None:
                 found["app"] = app
-        return config.model_copy(update=found) if found else config
+        return config.but(**found) if found else config
 
     def _default_tls(self, config: ServerConfig) -> TLSConfig:
         if self.tls is None:

@@ -279,7 +279,7 @@ class _StartOrder:
             dependencies = each.entry.config.depends_on if each.handle.entry is not None else ()
         changes = {"name": names[each.handle], "depends_on": dependencies}
         same = all(getattr(config, key) == value for key, value in changes.items())
-        return config if same else config.model_copy(update=changes)
+        return config if same else config.but(**changes)
 
     def _order(self, host: Host, each: _Ordered, *, changed: bool) -> None:
         core, entry = host.core, each.entry

@@ -291,7 +291,7 @@ def _kinds(servers: Iterable[ServerConfig]) -> dict[str, Table]:
             "env": {
                 name: each for name, each in server.environment().items() if name.startswith(START_VARIABLES)
             },
-            "http": server.http.model_dump(include=_PROTOCOLS, exclude_defaults=True),
+            "http": {key: value for key, value in server.http.as_given().items() if key in _PROTOCOLS},
         } | ({} if server.user is None else {"user": server.user})
         found.setdefault(json.dumps(kind, sort_keys=True), (server.name, kind))
     return dict(found.values())

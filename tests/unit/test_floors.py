@@ -33,7 +33,7 @@ FLOORS = {
 # The largest houses have floors of their own; what is not named here stands above all of them.
 WITHIN = {
     "config": {
-        "model": 0, "files": 1, "checks": 2, "configuration": 3, "loader": 4, "edit": 5,
+        "values": 0, "model": 1, "rules": 2, "files": 3, "checks": 4, "configuration": 5, "loader": 6, "edit": 7,
     },
     "supervisor": {
         "sidecar": 1, "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "observers": 5,
@@ -55,7 +55,7 @@ WITHIN = {
         "control_socket": 2, "serving": 2, "preload": 3, "worker_process": 4, "debug": 4, "zygote": 5,
     },
 }  # fmt: skip
-TOP = 6
+TOP = 8
 
 STANDARD_LIBRARY_ONLY = [
     "keeper", "acceptor", "logs", "platform", "errors", "exit_codes", "states", "clock", "address", "units",

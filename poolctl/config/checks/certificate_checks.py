@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 
 from poolctl.config.files.read_file import read_text
-from poolctl.config.model.problems import Finding, Problem
 from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.values.problems import Finding, Problem
 
 BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 

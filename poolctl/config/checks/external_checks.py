@@ -13,9 +13,9 @@ from poolctl.config.checks.import_check import Import, check_imports, check_inte
 from poolctl.config.checks.interpreter import ids_of, missing_program, trusted_by_root
 from poolctl.config.files.read_file import EnvFileError, read_env_file, read_text, variables_of
 from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.problems import Finding, Problem
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.values.problems import Finding, Problem
 from poolctl.safe_open import UnsafePath, check_appendable
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from importlib.util import find_spec
 
 from poolctl.config.checks.certificate_checks import certificate_names, check_certificates, names_cover
 from poolctl.config.files.read_file import read_text
-from poolctl.config.model import GATEWAY_LIBRARIES, INSTALL_GATEWAY
 from poolctl.config.model.gateway_tables import GatewayConfig
 from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.problems import Finding, Path, Problem
-from poolctl.config.model.routes import routes_of
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.rules.routes import routes_of
+from poolctl.config.values.limits import GATEWAY_LIBRARIES, INSTALL_GATEWAY
+from poolctl.config.values.problems import Finding, Path, Problem
 from poolctl.routing.match import DOMAIN, EXACT, host_pattern
 from poolctl.routing.route import FILE, Route, passable
 
@@ -80,7 +80,7 @@ def _unusable_engine(tables: Tables) -> Iterator[Finding]:
     program = haproxy_program(tables.gateway) if tables.gateway.engine == "haproxy" else ""
     if problem := engine_problem(tables.gateway.engine, program):
         path: Path = ("gateway",)
-        if tables.gateway and not tables.gateway.model_fields_set:
+        if tables.gateway and not tables.gateway.given:
             # A route or a stream alone turns the gateway on.
             listed = [*(("route", each.index) for each in tables.routes)]
             path = [*listed, *(("stream", each.index) for each in tables.streams), path][0]

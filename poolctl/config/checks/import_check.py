@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
 from poolctl.config.checks.interpreter import start_options, user_options
-from poolctl.config.model.problems import Finding
+from poolctl.config.values.problems import Finding
 
 IMPORT_APP = os.path.join(os.path.dirname(__file__), "import_app.py")
 PROBE_SECONDS = 10.0

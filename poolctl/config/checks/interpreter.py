@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
-    from poolctl.config.model.problems import Finding
     from poolctl.config.model.server_keys import ServerKeys
+    from poolctl.config.values.problems import Finding
 
 _MOST_LINKS = 40
 
@@ -121,7 +121,7 @@ def missing_program(server: ServerKeys, env: Mapping[str, str]) -> Finding | Non
     """The problem of the program of a `command`, which gets the environment `env`."""
     import shutil
 
-    from poolctl.config.model.problems import Finding
+    from poolctl.config.values.problems import Finding
 
     program = server.command[0] if server.command else "{"
     if "{" in program:

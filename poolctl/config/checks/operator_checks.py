@@ -8,7 +8,7 @@ from datetime import datetime
 from poolctl.config.checks.certificate_checks import check_certificates
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.operator_table import OperatorTable
-from poolctl.config.model.problems import Finding, Problem
+from poolctl.config.values.problems import Finding, Problem
 
 
 def check_operator(

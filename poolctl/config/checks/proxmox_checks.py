@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.problems import Finding, Problem
 from poolctl.config.model.proxmox_table import TOKEN_ALLOWED, ProxmoxTable, is_token
+from poolctl.config.values.problems import Finding, Problem
 
 
 def check_proxmox(proxmox: ProxmoxTable, tables: Tables, env: Mapping[str, str]) -> Iterator[Finding]:

@@ -26,8 +26,8 @@ from poolctl.config.files.document import Document, read_documents
 from poolctl.config.files.parsers import parse
 from poolctl.config.files.read_file import read_text
 from poolctl.config.loader import load
-from poolctl.config.model.problems import ParseError, Path, Problem, Tree
-from poolctl.config.model.secrets import masked_file
+from poolctl.config.values.problems import ParseError, Path, Problem, Tree
+from poolctl.config.values.secrets import masked_file
 from poolctl.errors import PoolValidateError, ServerError
 
 MARK = b"\xef\xbb\xbf"

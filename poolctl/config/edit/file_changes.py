@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from poolctl.config.model.problems import Path, Tree
+from poolctl.config.values.problems import Path, Tree
 
 Pairs = list[tuple[Path, Tree]]
 

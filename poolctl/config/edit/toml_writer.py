@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.config.edit.file_changes import Changes, Pairs
     from poolctl.config.files.document import Document
-    from poolctl.config.model.problems import Path, Tree
+    from poolctl.config.values.problems import Path, Tree
 
 _driving = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _bare_key = re.compile(r"[A-Za-z0-9_-]+")

@@ -15,7 +15,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from poolctl.config.edit.file_changes import Changes, Pairs, Parts, assign, in_layout_of, lines_of, list_at
 from poolctl.config.files.document import Document
 from poolctl.config.files.yaml_parser import plain
-from poolctl.config.model.problems import Path, Tree
+from poolctl.config.values.problems import Path, Tree
 
 # Indentation of tables and lists, and of the dash within a list's.
 LAYOUTS = ((2, 2, 0), (2, 4, 2), (4, 4, 2), (4, 2, 0))

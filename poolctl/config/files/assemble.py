@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from poolctl.config.files.document import SYNONYMS, Document
-from poolctl.config.model.normalise import interpolate, merged, normalise
-from poolctl.config.model.pool_tables import LISTED, TABLE_NAMES, with_absolute_paths
-from poolctl.config.model.problems import Finding, Path, Place, Problem, Tree, problem_of, shown
-from poolctl.config.model.validation_errors import nearest
+from poolctl.config.model.pool_tables import LISTED, TABLE_NAMES
+from poolctl.config.rules.tables import with_absolute_paths
+from poolctl.config.values.normalise import interpolate, merged, normalise
+from poolctl.config.values.problems import Finding, Path, Place, Problem, Tree, problem_of, shown
+from poolctl.config.values.suggestions import nearest
 
 KNOWN = ("pool", "defaults", "server", *TABLE_NAMES)
 

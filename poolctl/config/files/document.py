@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from poolctl.config.files.find import PYPROJECT, has_section
 from poolctl.config.files.parsers import parse, positions
 from poolctl.config.files.read_file import files_of, kind_of, read_text
-from poolctl.config.model.problems import ParseError, Path, Place, Problem, Tree, dotted
-from poolctl.config.model.secrets import masked_quotes
+from poolctl.config.values.problems import ParseError, Path, Place, Problem, Tree, dotted
+from poolctl.config.values.secrets import masked_quotes
 
 SECTION = ("tool", "poolctl")
 

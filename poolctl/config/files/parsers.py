@@ -12,7 +12,7 @@ import json
 import re
 from bisect import bisect_right
 
-from poolctl.config.model.problems import DEEPEST, MOST_VALUES, SHOWN_CHARACTERS, ParseError, Path, Tree
+from poolctl.config.values.problems import DEEPEST, MOST_VALUES, SHOWN_CHARACTERS, ParseError, Path, Tree
 
 _blank = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
 _space = re.compile(r"[ \t]*")

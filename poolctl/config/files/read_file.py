@@ -17,8 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from poolctl.config.model.problems import Problem
     from poolctl.config.model.server_keys import ServerKeys
+    from poolctl.config.values.problems import Problem
 
 LARGEST_BYTES = 8 * 1024 * 1024
 SUFFIXES = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
@@ -148,7 +148,7 @@ def variables_named_in(paths: Iterable[str]) -> set[str]:
 def _problem(path: str, message: str, hint: str, before: str | None = None) -> Problem:
     """A problem of a file, or of the character in it that follows the text `before`."""
     # Processes that only read bytes do without it.
-    from poolctl.config.model.problems import Place, Problem
+    from poolctl.config.values.problems import Place, Problem
 
     line, column = (0, 0) if before is None else (before.count("\n") + 1, len(before) - before.rfind("\n"))
     return Problem(message, place=Place(path, line, column), hint=hint)
@@ -173,7 +173,7 @@ def read_env_file(path: str, *, for_another_user: bool = False) -> dict[str, str
     Blank lines and comments are skipped, `export` is allowed. In double quotes backslashes escape and a value
     may go over several lines; single quotes keep everything; without quotes a value ends at ` #`.
     """
-    from poolctl.config.model.problems import Problem
+    from poolctl.config.values.problems import Problem
 
     try:
         text = read_text(path, for_another_user=for_another_user)

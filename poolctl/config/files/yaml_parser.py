@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from poolctl.config.model.problems import DEEPEST, MOST_VALUES, ParseError, Path, Tree
+from poolctl.config.values.problems import DEEPEST, MOST_VALUES, ParseError, Path, Tree
 
 _BOOLEANS = {
     **dict.fromkeys(("true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"), True),

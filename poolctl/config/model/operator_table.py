@@ -5,69 +5,24 @@ Few pools have one: this module is imported when a file has the table.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
-
 from poolctl.address import LOOPBACKS, AddressError, overlaps, parse
-from poolctl.config.model.problems import Finding, Tree, shown
-from poolctl.config.model.server_sections import Table, TLSConfig
-from poolctl.config.model.validation_errors import validated
-from poolctl.config.model.value_types import (
-    BadValue,
-    Bind,
-    FilePath,
-    Positive,
-    Proxies,
-    Text,
-    field,
-    refuse_long_path,
-)
+from poolctl.config.model.section import Table, field
+from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.values.plain import PORTS
+from poolctl.config.values.problems import Finding
 
-URL_ALLOWED = '"http://HOST:PORT", "https://HOST:PORT", either with a path, or "unix:/PATH"'
-MODE_ALLOWED = 'a mode of files, such as "0660"'
-_PORTS = {"http": 80, "https": 443}
+if TYPE_CHECKING:
+    from poolctl.config.values.table_types import Endpoint, FileMode, OperatorUrl
+    from poolctl.config.values.value_types import Bind, FilePath, Positive, Proxies, Text
+
+KINDS = "poolctl.config.values.table_types"
 # Keys that have no meaning without the other one.
 _OF_BIND = ("mode", "trusted")
 _OF_URL = ("retry", "ca")
-
-
-def _url(text: str) -> str:
-    """An operator's address. Errors do not repeat it, as it may hold a password."""
-    if text.lower().startswith("unix:"):
-        try:
-            address = parse(text)
-        except AddressError as problem:
-            raise BadValue(problem.message, URL_ALLOWED) from None
-        refuse_long_path(address)
-        return address.key
-    try:
-        parts = urlsplit(text)
-        found = parts.scheme in _PORTS and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number
-        found = None
-    if not found or not text.isprintable() or " " in text:
-        raise BadValue("this is no address of an operator", URL_ALLOWED)
-    if "@" in parts.netloc:
-        raise BadValue("the address has credentials: name the variable of a token, token_env", URL_ALLOWED)
-    if parts.query or parts.fragment:
-        raise BadValue("the address has more than a path", URL_ALLOWED)
-    return text.rstrip("/")
-
-
-def _mode(value: Tree) -> Tree:
-    text = f"{value:o}" if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(text, str) or not re.fullmatch(r"(0o?)?[0-7]{3}", text):
-        raise BadValue(f"{shown(value)} is not allowed here", MODE_ALLOWED)
-    return f"0{text[-3:]}"
-
-
-Mode = Annotated[str, BeforeValidator(_mode), WithJsonSchema({"type": "string", "pattern": "^0?[0-7]{3}$"})]
-OperatorUrl = Annotated[str, AfterValidator(_url)]
-Endpoint = Annotated[str, Field(pattern=r"^/[^\x00-\x20\x7f?#]*$")]
 
 
 class OperatorTable(Table):
@@ -85,7 +40,7 @@ class OperatorTable(Table):
         None, "The CA certificates that the operator's is checked against; left out: the system's."
     )
     bind: Bind | None = field(None, "The address at which this pool is an operator.")
-    mode: Mode = field("0600", "Who may use a Unix socket of bind: the mode of its file.")
+    mode: FileMode = field("0600", "Who may use a Unix socket of bind: the mode of its file.")
     tls: TLSConfig | Literal[False] = field(
         False,
         "The certificate of bind, and the one that is shown to an operator. With ca, clients with a certificate of "
@@ -97,7 +52,7 @@ class OperatorTable(Table):
 
     def findings(self) -> Iterator[Finding]:
         """The problems between its keys; paths begin within the table."""
-        given = self.model_fields_set
+        given = self.given
         if self.url is None and self.bind is None:
             fix = "add url, of an operator to inform, or bind, to be one"
             yield Finding((), "neither url nor bind is given", fix)
@@ -139,28 +94,10 @@ def _reaches(url: str, bind: str) -> bool:
     if not url.startswith("unix:"):
         parts = urlsplit(url)
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        url = f"{host}:{parts.port or _PORTS[parts.scheme]}"
+        url = f"{host}:{parts.port or PORTS[parts.scheme]}"
     try:
         target, own = parse(url), parse(bind)
     except AddressError:
         return False
     local = target.host in ("localhost", *LOOPBACKS) or target.host.startswith("127.")
     return overlaps(target, own) if local else target.key == own.key
-
-
-def operator_table(
-    raw: Mapping[str, Tree], findings: list[Finding], *, has_gateway: bool
-) -> OperatorTable | None:
-    """The table, None if there are problems of it, which are added to the findings."""
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
-    own: list[Finding] = []
-    table = validated(OperatorTable, given, own)
-    # An address that is not accepted may still hold a secret.
-    own = [each._replace(found="") if each.path[:1] == ("url",) else each for each in own]
-    if table is not None:
-        own += table.findings()
-        if table.url and not has_gateway:
-            message = "without a gateway there are no requests to inform an operator of"
-            own.append(Finding(("url",), message, "add [gateway], or take url out"))
-    findings += [each._replace(path=("operator", *each.path)) for each in own]
-    return None if own else table

@@ -5,13 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, InstanceOf, ValidationError, WrapValidator
-
 from poolctl.address import Address
-from poolctl.config.model.key_rules import binds_itself
-from poolctl.config.model.normalise import INTERNAL, derive, exposed, normalise, nul_findings
-from poolctl.config.model.problems import Finding, Tree, shown, unreported
-from poolctl.config.model.secrets import masked_arguments
+from poolctl.config.model.section import Section, field, hidden, refuse, required, validated
 from poolctl.config.model.server_sections import (
     Dependency,
     Health,
@@ -21,44 +16,27 @@ from poolctl.config.model.server_sections import (
     Recovery,
     Restart,
     Scale,
-    Section,
     TLSConfig,
-    refuse,
 )
-from poolctl.config.model.validation_errors import findings_of, reset_suggestions
-from poolctl.config.model.value_types import (
-    EMPTY,
-    Argument,
-    BadValue,
-    Duration,
-    Environment,
-    FilePath,
-    Labels,
-    Name,
-    Positive,
-    Text,
-    Truth,
-    Words,
-    field,
-    truth_from_environment,
-)
-
-
-def _tls(value: Tree, validate: Tree) -> Tree:
-    value = truth_from_environment(value)
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, (dict, TLSConfig)):
-        allowed = 'true, false, or { cert = "FILE", key = "FILE" }'
-        raise BadValue(f"{shown(value)} is not allowed here", allowed)
-    return validate(value)
-
+from poolctl.config.values.plain import EMPTY, INTERNAL, binds_itself, exposed
+from poolctl.config.values.problems import Finding, Tree
+from poolctl.config.values.secrets import masked_arguments
 
 if TYPE_CHECKING:
-    Tls = TLSConfig | bool
-else:
-    # A union would report problems of both its sides.
-    Tls = Annotated[TLSConfig, WrapValidator(_tls)]
+    from poolctl.config.values.value_types import (
+        TRUTH_OR_TLS,
+        Argument,
+        Duration,
+        Environment,
+        FilePath,
+        KnownAddress,
+        Labels,
+        Name,
+        Positive,
+        Text,
+        Truth,
+        Words,
+    )
 
 
 class ServerKeys(Section):
@@ -68,11 +46,11 @@ class ServerKeys(Section):
     Durations are seconds, sizes bytes, paths absolute; relative ones are taken from the working directory.
     """
 
-    name: Name = Field(description="Unique in the pool; letters, digits, dots, underscores and hyphens.")
-    bind: str = Field(
+    name: Name = required(description="Unique in the pool; letters, digits, dots, underscores and hyphens.")
+    bind: str = required(
         description="The address it listens on; unique in the pool. A job has none, nor has a program without a port."
     )
-    expose: str = Field(description="The address that clients use. Left out: derived from bind and tls.")
+    expose: str = required(description="The address that clients use. Left out: derived from bind and tls.")
     app: Tree = field(None, 'The ASGI application: "module:attribute".')
     factory: Truth = field(False, "app is a function that returns the application.")
     app_dir: FilePath = field(".", "The directory that goes first on the import path.")
@@ -101,7 +79,9 @@ class ServerKeys(Section):
     disabled: Truth = field(False, "Known and listed, never started.")
     mandatory: Truth = field(False, "When it has failed, the whole pool is stopped.")
     depends_on: tuple[Dependency, ...] = field((), "The servers that it waits for.")
-    tls: Tls = field(False, "false, true (what [defaults.tls] or set_default_tls says), or its own table.")
+    tls: Annotated[TLSConfig | bool, TRUTH_OR_TLS] = field(
+        False, "false, true (what [defaults.tls] or set_default_tls says), or its own table."
+    )
     http: Http = field(Http.usual(), "How uvicorn speaks HTTP.")
     start_timeout: Positive = field(30.0, "How long it may take until it is ready.")
     stop_timeout: Duration = field(10.0, "How long it may take to end; then it is killed.")
@@ -115,29 +95,33 @@ class ServerKeys(Section):
     limits: Limits = field(Limits.usual(), "Resources that a worker may use.")
     log: Log = field(Log.usual(), "Where its output goes.")
 
-    address: InstanceOf[Address] = Field(exclude=True, repr=False)
-    base_dir: str = Field(default="", exclude=True, repr=False)
-    handlers: str | None = Field(default=None, exclude=True, repr=False)
-    derived_expose: bool = Field(default=False, exclude=True, repr=False)
-    origins: Tree = Field(default=None, exclude=True, repr=False)
+    address: KnownAddress = hidden()
+    base_dir: str = hidden("")
+    handlers: str | None = hidden(None)
+    derived_expose: bool = hidden(False)
+    origins: Tree = hidden(None)
 
     def __init__(self, /, **data: Tree) -> None:
-        findings: list[Finding] = []
+        from poolctl.config.values.normalise import derive, normalise, nul_findings
+
         base_dir = os.getcwd()
-        findings += nul_findings(data)
+        findings: list[Finding] = nul_findings(data)
         table = normalise(data, base_dir, findings)
         derive(table, base_dir, findings)
-        try:
-            self.__pydantic_validator__.validate_python(table, self_instance=self)
-        except ValidationError as error:
-            reset_suggestions()
-            findings += unreported(findings_of(error, ServerKeys), findings)
-        if findings:
+        made = validated(ServerKeys, table, findings, forget=True)
+        if findings or made is None:
             name, bind = data.get("name"), data.get("bind", data.get("listen"))
             who = name if isinstance(name, str) else "the server"
             refuse(who[:60], findings, who if name else "", bind if isinstance(bind, str) else "")
+        self.__setstate__((vars(made), made.given))
 
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+    @classmethod
+    def written_keys(cls) -> tuple[str, ...]:
+        """The keys that files can give, short forms and other tools' words among them."""
+        names = list(super().written_keys())
+        names.insert(names.index("scale"), "workers")  # of scale
+        names.insert(names.index("bind") + 1, "listen")  # golib's word
+        return tuple(names)
 
     @property
     def key(self) -> str:
@@ -183,17 +167,17 @@ class ServerKeys(Section):
 
     def to_dict(self) -> dict[str, Tree]:
         """The whole configuration as a file could have it: seconds, bytes, absolute paths, no None."""
-        found = self.model_dump(exclude_none=True, exclude={"app"}, warnings=False)
+        found = super().to_dict()
         if self.app is not None:
             app = self.app if isinstance(self.app, str) else repr(self.app)
-            found = {"name": self.name, "app": app, **found}
+            found = {"name": self.name, "app": app} | found | {"app": app}
         if not self.listens:
             del found["bind"], found["expose"]
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+        return found
 
     def replace(self, /, **changes: Tree) -> Self:
         """The same server with other values, validated. Raises PoolValidateError."""
-        given = {key: getattr(self, key) for key in self.model_fields_set - INTERNAL}
+        given = {key: getattr(self, key) for key in self.given - INTERNAL}
         if self.derived_expose and (not self.listens or changes.keys() & {"bind", "listen", "tls"}):
             given.pop("expose", None)
         if "listen" in changes or not self.listens:
@@ -205,19 +189,18 @@ class ServerKeys(Section):
         if made.bind == self.bind and not changes.keys() & {"bind", "listen"}:
             # `:8080` and `0.0.0.0:8080` have one key.
             kept["address"] = self.address
-        return made.model_copy(update=kept)
+        return made.but(**kept)
 
     def at(self, address: Address) -> Self:
         """The same server on another address, such as the port that was chosen for `auto`."""
         changes: dict[str, Tree] = {"address": address, "bind": address.key}
         if self.derived_expose:
             changes["expose"] = exposed(address, bool(self.tls))
-        return self.model_copy(update=changes)
+        return self.but(**changes)
 
-    def __getstate__(self) -> dict[str, Tree]:
-        state = super().__getstate__()
+    def __getstate__(self) -> tuple[dict[str, Tree], set[str]]:
         # The texts of the files stay where they were read.
-        return state | {"__dict__": state["__dict__"] | {"origins": None}}
+        return vars(self) | {"origins": None}, self.given
 
     def __hash__(self) -> int:
         return hash((self.name, self.bind))

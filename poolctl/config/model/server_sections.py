@@ -1,103 +1,41 @@
-"""The base of every table of the configuration, and the tables within a server's table."""
+"""The tables within a server's table."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-)
+from poolctl.config.model.section import Section, field, required
+from poolctl.config.values.plain import EMPTY
+from poolctl.config.values.problems import Tree
 
-from poolctl.config.model.problems import Finding, Tree, problem_of
-from poolctl.config.model.validation_errors import findings_of, reset_suggestions
-from poolctl.config.model.value_types import (
-    EMPTY,
-    Argument,
-    AtLeastOne,
-    Count,
-    Duration,
-    Factor,
-    FileCount,
-    FilePath,
-    Headers,
-    HeadSize,
-    LeastWorkers,
-    Method,
-    MostWorkers,
-    OpenFiles,
-    Positive,
-    Proxies,
-    Restarts,
-    Share,
-    Size,
-    Statuses,
-    Text,
-    Threshold,
-    TimeZone,
-    Truth,
-    UrlPath,
-    Windows,
-    field,
-)
-from poolctl.errors import PoolValidateError
-
-
-class Section(BaseModel):
-    """A table that does not change; made with a bad value it raises PoolValidateError with every problem.
-
-    Its own validator is built when it is first used: tables within a server's are validated by that of ServerConfig.
-    """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, defer_build=True
+if TYPE_CHECKING:
+    from poolctl.config.values.value_types import (
+        Argument,
+        AtLeastOne,
+        Count,
+        Duration,
+        Factor,
+        FileCount,
+        FilePath,
+        Headers,
+        HeadSize,
+        LeastWorkers,
+        Method,
+        MostWorkers,
+        OpenFiles,
+        Positive,
+        Proxies,
+        Restarts,
+        Share,
+        Size,
+        Statuses,
+        Text,
+        Threshold,
+        TimeZone,
+        Truth,
+        UrlPath,
+        Windows,
     )
-
-    @classmethod
-    def usual(cls) -> Self:
-        """The table without any key, made without its validator."""
-        return cls.model_construct()
-
-    def __init__(self, /, **data: Tree) -> None:
-        try:
-            self.__pydantic_validator__.validate_python(data, self_instance=self)
-        except ValidationError as error:
-            reset_suggestions()
-            refuse(type(self).__name__, findings_of(error, type(self)))
-
-    # pydantic then does not call it for the tables of a file, which need no second validation.
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
-
-    def __setattr__(self, name: str, value: Tree) -> None:
-        raise AttributeError(f"{type(self).__name__} does not change: make another one with other values")
-
-    def __delattr__(self, name: str) -> None:
-        self.__setattr__(name, None)
-
-
-def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -> NoReturn:
-    """Raise the findings of a value that was made in Python."""
-    problems = [problem_of(finding, name=name, bind=bind) for finding in findings]
-    raise PoolValidateError(
-        f"{what} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems
-    ) from None
-
-
-class Table(Section):
-    """The base of tables that most files do not have."""
-
-    @property
-    def label(self) -> str:
-        """The name by which people know one of several; "" for a table of which there is one."""
-        return ""
-
-    def to_dict(self) -> dict[str, Tree]:
-        """The table as a file could have it, defaults filled in, unset keys left out."""
-        return self.model_dump(mode="json", exclude_none=True, warnings=False)
 
 
 class Triggers(Section):
@@ -140,13 +78,13 @@ class Scale(Section):
         "", 'The time zone of awake and asleep, such as "Europe/Berlin". Left out: that of the pool (TZ).'
     )
 
-    @model_serializer(mode="wrap")
-    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Tree]:
-        """Most servers have neither windows nor triggers: then their JSON names none."""
-        values: dict[str, Tree] = serialize(self)
+    def to_dict(self) -> dict[str, Tree]:
+        """Most servers have neither windows nor triggers: then it names none."""
         unused = () if self.is_automatic else OF_TRIGGERS
         return {
-            key: value for key, value in values.items() if key not in unused and value not in ((), [], "")
+            key: value
+            for key, value in super().to_dict().items()
+            if key not in unused and value not in ([], "")
         }
 
     @property
@@ -157,13 +95,13 @@ class Scale(Section):
 
     def without_triggers(self) -> Scale:
         """The same for a server whose number of workers only commands change."""
-        return Scale(**{key: getattr(self, key) for key in self.model_fields_set if key not in OF_TRIGGERS})
+        return Scale(**{key: getattr(self, key) for key in self.given if key not in OF_TRIGGERS})
 
 
 class Dependency(Section):
     """Another server that this one waits for."""
 
-    name: Text = Field(description="The name of the other server.")
+    name: Text = required(description="The name of the other server.")
     condition: Literal["started", "ready", "completed"] = field(
         "ready", "The state to wait for: started, ready, or (a job) completed."
     )
@@ -176,7 +114,7 @@ class TLSConfig(Section):
 
         def __init__(self, /, *, cert: str, **keys: Tree) -> None: ...
 
-    cert: FilePath = Field(description="The certificate and its chain, a PEM file.")
+    cert: FilePath = required(description="The certificate and its chain, a PEM file.")
     key: FilePath | None = field(None, "The private key, a PEM file; left out: it is in cert.")
     password_env: Text | None = field(None, "The environment variable with the key's password.")
     ca: FilePath | None = field(None, "The CA certificates that clients' are checked against.")
@@ -238,10 +176,9 @@ class Http(Section):
         "auto", "The WebSocket implementation."
     )
 
-    @model_serializer(mode="wrap")
-    def _without_usual_level(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Tree]:
-        """Most servers have the usual level: then their JSON does not name it."""
-        values: dict[str, Tree] = serialize(self)
+    def to_dict(self) -> dict[str, Tree]:
+        """Most servers have the usual level: then it is not named."""
+        values = super().to_dict()
         if self.log_level == "info":
             values.pop("log_level", None)
         return values

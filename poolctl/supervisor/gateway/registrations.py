@@ -229,7 +229,7 @@ class Registrations:
     def to_json(self, service: RegisteredService) -> Table:
         """What `restore` needs in the next supervisor."""
         return {
-            "settings": service.settings.model_dump(mode="json", exclude_unset=True, warnings=False),
+            "settings": service.settings.as_given(),
             "state": service.state,
             "since": service.since,
             "why": service.why,

@@ -44,7 +44,7 @@ class ServerReports:
             if name in names:
                 found.append(entry.config)
                 if (canary := config_apart(entry)) is not None:
-                    found.append(canary.model_copy(update={"name": canary_name(name)}))
+                    found.append(canary.but(name=canary_name(name)))
         return found
 
     def send(self, process: GatewayProcess, name: str) -> None:

@@ -71,7 +71,7 @@ def settings_of(table: Dashboard, environment: PoolEnvironment) -> Settings:
             raise ServerError(f"{'.'.join(map(str, finding.path))}: {finding.message}", hint=finding.hint)
         # Never None: OpenSSL would ask a terminal.
         password = env.get(tls.password_env, "") if tls.password_env else ""
-        values["tls"] = {**tls.model_dump(exclude={"password_env"}), "password": password}
+        values["tls"] = {"key": None, "ca": None, "ciphers": None, **tls.to_dict(), "password": password}
     mark = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return Settings(address.key, values, mark, url_of(table))
 

@@ -139,7 +139,7 @@ def _overridden(before: Running, server: ServerConfig) -> list[PlannedChange]:
 def differences(before: ServerConfig, after: ServerConfig) -> list[str]:
     """The keys whose values differ, `http.loop` for one in a table, in the order of the model."""
     keys: list[str] = []
-    for name in ServerConfig.model_fields:
+    for name in ServerConfig.keys_of:
         if name in _DERIVED:
             continue
         one, other = getattr(before, name), getattr(after, name)
@@ -157,7 +157,7 @@ def _within(name: str, one: object, other: object) -> list[str]:
     if isinstance(one, Section) and type(one) is type(other):
         below = [
             key
-            for field_name in type(one).model_fields
+            for field_name in one.keys_of
             if (a := getattr(one, field_name)) != (b := getattr(other, field_name))
             for key in _within(f"{name}.{field_name}", a, b)
         ]

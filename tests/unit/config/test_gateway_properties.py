@@ -190,7 +190,7 @@ LABELS = st.dictionaries(
 
 
 def anything_for(model: type[Section]) -> st.SearchStrategy[Any]:
-    return st.dictionaries(st.sampled_from(sorted(model.model_fields)), ANYTHING, max_size=5)
+    return st.dictionaries(st.sampled_from(sorted(model.keys_of)), ANYTHING, max_size=5)
 
 
 @given(

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.config.edit.toml_writer import escaped
-from poolctl.config.model.normalise import interpolate
-from poolctl.config.model.problems import Finding
+from poolctl.config.values.normalise import interpolate
+from poolctl.config.values.problems import Finding
 from tests.config_files import SERVER, load_text, told
 
 ENV = {"WHO": "me", "PORT": "8099", "EMPTY": "", "NESTED": "${WHO}", "TRUE": "true", "FLOAT": "1.5"}

@@ -10,8 +10,9 @@ import pytest
 
 from poolctl import PoolConfig
 from poolctl.config import GatewayConfig, RouteConfig
-from poolctl.config.model.pool_tables import EventsTable, Notify, Tables, made
-from poolctl.config.model.problems import Finding
+from poolctl.config.model.pool_tables import EventsTable, Notify, Tables
+from poolctl.config.rules.tables import made
+from poolctl.config.values.problems import Finding
 from tests.config_files import SERVER, load_text, told
 from tests.unit.supervisor.desk import Desk, run, web
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from poolctl import PoolConfig, ServerConfig
-from poolctl.config.model.conflicts import longest_stop_seconds
+from poolctl.config.rules.conflicts import longest_stop_seconds
 from tests.config_files import SERVER, load_text, told
 
 QUEUE = '[[server]]\nname = "queue"\ncommand = ["celery", "worker"]\n'

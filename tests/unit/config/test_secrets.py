@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from poolctl.config import ServerConfig
 from poolctl.config.files.read_file import variables_named_in
 from poolctl.config.loader import load
 from poolctl.config.model.pool_tables import MODELS
-from poolctl.config.model.secrets import MASK, is_secret, masked, masked_file
+from poolctl.config.model.section import Section, model_of
+from poolctl.config.values.secrets import MASK, is_secret, masked, masked_file
 from poolctl.errors import PoolValidateError
 
 FILE = """
@@ -39,11 +39,12 @@ tls = { cert = "c", key = "k", password_env = "G" }
 
 
 def env_keys(model: Any, prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
+    for name in model.keys_of:
         if name.endswith("_env"):
             yield prefix + name
-        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
+        annotation = model_of(model).model_fields[name].annotation
+        for inner in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(inner, type) and issubclass(inner, Section):
                 yield from env_keys(inner, f"{prefix}{name}.")
 
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 
 from poolctl.address import Address
-from poolctl.config.model.problems import Finding, Path, Tree, shown
+from poolctl.config.values.plain import PLACEHOLDERS, binds_itself
+from poolctl.config.values.problems import Finding, Path, Tree, shown
 from poolctl.selection.regular_expressions import BadExpression, compiled
 
-PLACEHOLDERS = ("{port}", "{host}", "{bind}")
 PROBES = ("startup", "readiness", "liveness")
 # Only servers with one of these have rules to follow beyond those of app and bind.
 RULED = frozenset(("command", "factory", "health", "http", "job", "notify", "scale", "tls", "user"))
@@ -68,12 +68,6 @@ def missing_address(table: dict[str, Tree]) -> Finding | None:
 def _part(table: Tree, key: str) -> Tree:
     """A value of a table, as it is written or validated already."""
     return table.get(key) if isinstance(table, dict) else getattr(table, key, None)
-
-
-def binds_itself(command: Tree) -> bool:
-    """Whether a command gets the address, and not the socket."""
-    words = command if isinstance(command, (list, tuple)) else ()
-    return any(isinstance(word, str) and any(mark in word for mark in PLACEHOLDERS) for word in words)
 
 
 def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterator[Finding]:

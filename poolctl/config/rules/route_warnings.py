@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 
 from poolctl.config.model.gateway_tables import RouteConfig
 from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.problems import Finding, printable
-from poolctl.config.model.route_checks import Located, on_route, servers_of
-from poolctl.config.model.routes import PREFIX, Known, written_routes
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.rules.route_checks import Located, on_route, servers_of
+from poolctl.config.rules.routes import PREFIX, Known, written_routes
+from poolctl.config.values.problems import Finding, printable
 from poolctl.routing.match import covers_path
 
 

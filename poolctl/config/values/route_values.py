@@ -1,23 +1,13 @@
-"""Values of routes: hosts, paths, targets, and numbers of their own."""
+"""Values of routes in their canonical forms: hosts, paths and targets. Each raises BadValue for another text."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated
-
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from poolctl.address import Address, AddressError, parse
 from poolctl.address.address import canonical_ipv6
-from poolctl.config.model.problems import shown
-from poolctl.config.model.value_types import (
-    COOKIE_PATTERN,
-    HOST_HEADER_PATTERN,
-    NAME_PATTERN,
-    BadValue,
-    number_from_environment,
-    refuse_long_path,
-)
+from poolctl.config.values.plain import NAME_PATTERN, PORTS, BadValue, refuse_long_path
+from poolctl.config.values.problems import shown
 from poolctl.routing.normal_path import normal_path
 
 TARGET_ALLOWED = 'a server\'s name, "tag:TAG", "http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
@@ -25,11 +15,10 @@ STREAM_TARGET_ALLOWED = 'a server\'s name, "tag:TAG" or "HOST:PORT"'
 HOST_ALLOWED = '"users.example.com", "*.example.com", a first label such as "users", or "" for every host'
 PATH_ALLOWED = 'a path such as "/v1"'
 TAG, UNIX = "tag:", "unix:"
-_PORTS = {"http": 80, "https": 443}
 _label = re.compile(r"[a-z0-9_*](?:[a-z0-9_*-]{0,61}[a-z0-9_*])?")
 
 
-def _host(text: str) -> str:
+def route_host(text: str) -> str:
     """The host of a route in its canonical form: lower case, without a dot at its end; "" for every host."""
     host = text.strip().lower().removesuffix(".")
     if host in ("", "*"):
@@ -55,7 +44,7 @@ def _host(text: str) -> str:
     return host
 
 
-def _path(text: str) -> str:
+def route_path(text: str) -> str:
     """The prefix of a route in its canonical form: no / at its end."""
     if not text.startswith("/"):
         raise BadValue(f"{shown(text)} does not begin with /", PATH_ALLOWED)
@@ -81,7 +70,7 @@ def _named(text: str) -> bool:
     return bool(re.fullmatch(NAME_PATTERN, text))
 
 
-def _target(text: str) -> str:
+def target_of(text: str) -> str:
     """A target of a route; of a URL its canonical form, with its port."""
     if _named(text):
         return text
@@ -94,7 +83,7 @@ def _target(text: str) -> str:
         raise BadValue(f"{shown(text)} is no target{fix}", TARGET_ALLOWED)
     if scheme == "unix":
         return _address(text, TARGET_ALLOWED).key
-    if scheme not in _PORTS:
+    if scheme not in PORTS:
         raise BadValue(f"{shown(text)} has the scheme {scheme[:20]!r}", TARGET_ALLOWED)
     authority, _, path = rest.partition("/")
     if "@" in authority:
@@ -106,11 +95,11 @@ def _target(text: str) -> str:
         message = f"{shown(text)} has a path: a route keeps the client's path; strip_path removes its prefix"
         raise BadValue(message, TARGET_ALLOWED)
     bare = authority.rpartition("]")[2] if authority.startswith("[") else authority
-    with_port = authority if ":" in bare else f"{authority}:{_PORTS[scheme]}"
+    with_port = authority if ":" in bare else f"{authority}:{PORTS[scheme]}"
     return f"{scheme}://{_address(with_port, TARGET_ALLOWED).key}"
 
 
-def _stream_target(text: str) -> str:
+def stream_target_of(text: str) -> str:
     """A target of a stream; of an address its canonical form."""
     if _named(text):
         return text
@@ -140,17 +129,3 @@ def name_of_target(target: str) -> str:
     if target.startswith(UNIX):
         return target.rpartition("/")[2]
     return target.removeprefix(TAG)
-
-
-Host = Annotated[str, AfterValidator(_host)]
-RoutePath = Annotated[str, AfterValidator(_path)]
-TargetText = Annotated[str, AfterValidator(_target)]
-StreamTargetText = Annotated[str, AfterValidator(_stream_target)]
-CookieName = Annotated[str, StringConstraints(pattern=COOKIE_PATTERN)]
-HostHeader = Annotated[str, StringConstraints(pattern=HOST_HEADER_PATTERN)]
-Weight = Annotated[int, Field(ge=1, le=1000), BeforeValidator(number_from_environment)]
-Number = Annotated[int, Field(ge=0, le=1_000_000), BeforeValidator(number_from_environment)]
-Retries = Annotated[int, Field(ge=0, le=10), BeforeValidator(number_from_environment)]
-Rate = Annotated[
-    float, Field(ge=0, le=10_000_000, allow_inf_nan=False), BeforeValidator(number_from_environment)
-]

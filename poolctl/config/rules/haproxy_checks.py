@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 
 from poolctl.config.model.gateway_tables import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.problems import Finding
-from poolctl.config.model.route_checks import Located, on_route
-from poolctl.config.model.routes import Known, written_routes
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.rules.route_checks import Located, on_route
+from poolctl.config.rules.routes import Known, written_routes
+from poolctl.config.values.problems import Finding
 
 _TAKE_OUT = "take it out, or let poolctl's own gateway serve"
 # Keys of routes, the last one of each path that of a table.

@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from poolctl.config.model.secrets import MASK, is_secret_key, masked_text
+from poolctl.config.values.secrets import MASK, is_secret_key, masked_text
 from poolctl.errors import PoolValidateError, ServerError
 
 SHOWN_CHARACTERS = 60

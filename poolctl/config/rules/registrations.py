@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, ClassVar, NamedTuple
-
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from poolctl.address import parse
 from poolctl.config.model.gateway_tables import RouteConfig
-from poolctl.config.model.normalise import merged
 from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.problems import Finding, Tree, printable
-from poolctl.config.model.route_checks import is_own_address
-from poolctl.config.model.route_values import Host, RoutePath, TargetText, Weight
-from poolctl.config.model.routes import AnyRoute, made_route
-from poolctl.config.model.server_sections import Probe, Table
-from poolctl.config.model.validation_errors import validated
-from poolctl.config.model.value_types import BadValue, Duration, Word, field
+from poolctl.config.model.section import Table, field, required, validated
+from poolctl.config.model.server_sections import Probe
+from poolctl.config.rules.route_checks import is_own_address
+from poolctl.config.rules.routes import AnyRoute, made_route
+from poolctl.config.values.normalise import merged
+from poolctl.config.values.plain import BadValue
+from poolctl.config.values.problems import Finding, Tree
 from poolctl.routing.match import DEFAULT, WILDCARD, HostPattern, covers_path, host_pattern
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, Target
 
-URL_ALLOWED = '"http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
-_LONGEST = 200
+if TYPE_CHECKING:
+    from poolctl.config.values.gateway_types import (
+        PATH_OF_PROBE,
+        Host,
+        RoutePath,
+        ServiceName,
+        ServiceUrl,
+        Weight,
+    )
+    from poolctl.config.values.value_types import Duration
+
+KINDS = "poolctl.config.values.gateway_types"
 # Of a server's probes alone: a program would run as the pool's user, an expression needs a process to match it.
 _NOT_PROBED = ("exec", "tcp", "body")
-
-
-def _url(text: str) -> str:
-    if ":" not in text or text.startswith("tag:"):
-        raise BadValue(f"{printable(text[:60])!r} is no URL", URL_ALLOWED)
-    return text
-
-
-def _probe(value: Tree) -> Tree:
-    return {"http": value} if isinstance(value, str) else value
 
 
 def _http_only(probe: Probe) -> Probe:
@@ -49,13 +46,13 @@ class Registration(Table):
 
     table: ClassVar[str] = "registration"
 
-    name: Annotated[Word, StringConstraints(max_length=_LONGEST)] = Field(description="The alias of a route.")
-    to: Annotated[TargetText, AfterValidator(_url)] = Field(description="Its URL.")
+    name: ServiceName = required(description="The alias of a route.")
+    to: ServiceUrl = required(description="Its URL.")
     ttl: Duration = field(0.0, "It is silent after this time without a heartbeat; 0: never.")
     weight: Weight = field(1, "Its share of the traffic, compared with the others.")
     host: Host | None = field(None, "The host of a route of its own.")
     path: RoutePath | None = field(None, "The path of a route of its own.")
-    probe: Annotated[Probe | None, BeforeValidator(_probe)] = field(None, "How its health is checked.")
+    probe: Annotated[Probe | None, PATH_OF_PROBE] = field(None, "How its health is checked.")
 
     @property
     def has_place(self) -> bool:

@@ -16,17 +16,17 @@ from poolctl.config.model.gateway_tables import (
     StreamTarget,
 )
 from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.problems import Finding, Path, printable
-from poolctl.config.model.route_values import TAG, UNIX
-from poolctl.config.model.routes import (
+from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.rules.routes import (
     PREFIX,
     Known,
     WrittenRoute,
     kind_without_address,
     written_routes,
 )
-from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.validation_errors import nearest
+from poolctl.config.values.problems import Finding, Path, printable
+from poolctl.config.values.route_values import TAG, UNIX
+from poolctl.config.values.suggestions import nearest
 from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, covers_path, host_pattern
 
 # What only the proxy can do.

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from poolctl.config.model import MOST_WORKERS
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import to_jsonable_python
+
 from poolctl.config.model.gateway_tables import DEFAULT_BIND, GATEWAY_MODELS, INDEX
-from poolctl.config.model.normalise import INTERNAL
 from poolctl.config.model.operator_table import OperatorTable
 from poolctl.config.model.pool_tables import LISTED, MODELS, PoolSettings
-from poolctl.config.model.problems import Tree
 from poolctl.config.model.proxmox_table import ProxmoxTable
+from poolctl.config.model.section import Section, model_of
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.server_sections import Section
+from poolctl.config.values.limits import MOST_WORKERS
+from poolctl.config.values.plain import INTERNAL
+from poolctl.config.values.problems import Tree
 from poolctl.units import format_duration, format_size
 
 Schema = dict[str, Tree]
+
+
+class _Generator(GenerateJsonSchema):
+    """Shows tables that are defaults as files have them."""
+
+    def encode_default(self, dft: Tree) -> Tree:
+        return to_jsonable_python(dft, fallback=Section.to_dict)
+
+
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 INTERPOLATED = {"type": "string", "pattern": r"\$\{", "description": "Replaced from the environment."}
 APP_PATTERN = r"^[^\s:]+:[^\s:]+$|\$\{"
@@ -73,7 +85,7 @@ def json_schema() -> Schema:
 
 def _definition(model: type[Section], definitions: dict[str, Schema], hidden: Collection[str] = ()) -> Schema:
     """The schema of a table without its hidden keys; those of the tables within it are added to the definitions."""
-    schema = model.model_json_schema()
+    schema = model_of(model).model_json_schema(schema_generator=_Generator)
     inner: dict[str, Schema] = schema.pop("$defs", {})
     inner.pop("Address", None)
     schema["properties"] = {name: key for name, key in schema["properties"].items() if name not in hidden}

@@ -7,9 +7,9 @@ from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from poolctl.address import Address, UsedPorts, overlapping
-from poolctl.config.model.problems import Finding, Tree, printable
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.validation_errors import nearest
+from poolctl.config.values.problems import Finding, Tree, printable
+from poolctl.config.values.suggestions import nearest
 
 if TYPE_CHECKING:
     from poolctl.config.model.gateway_tables import GatewayConfig

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from poolctl.address import Address, parse
-from poolctl.config.model.conflicts import conflicts
 from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.problems import Finding, Path
+from poolctl.config.rules.conflicts import conflicts
+from poolctl.config.values.problems import Finding, Path
 
 if TYPE_CHECKING:
     from poolctl.config.model.gateway_tables import StreamConfig

@@ -12,19 +12,19 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from poolctl.address import Address, AddressError, canonical, parse
-from poolctl.config.model import LONGEST_SOCKET_PATH_BYTES, MOST_WORKERS
-from poolctl.config.model.key_rules import RULED, app_findings, findings_of_rules, missing_address
-from poolctl.config.model.problems import Finding, Path, Tree, shown
-from poolctl.config.model.value_types import (
+from poolctl.config.values.key_rules import RULED, app_findings, findings_of_rules, missing_address
+from poolctl.config.values.limits import LONGEST_SOCKET_PATH_BYTES, MOST_WORKERS
+from poolctl.config.values.plain import (
+    INTERNAL,
     Interpolated,
+    exposed,
     host_and_port,
     is_port,
     number_from_environment,
     truth_from_environment,
 )
+from poolctl.config.values.problems import Finding, Path, Tree, shown
 
-# Fields of ServerConfig that are no keys of a file.
-INTERNAL = frozenset({"address", "base_dir", "handlers", "derived_expose", "origins"})
 DEEPEST_LOOK = 5
 WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
 # Keys whose values are relative to the directory of their file.
@@ -336,17 +336,3 @@ def _wrong_authority(expose: str) -> tuple[str, str] | None:
     if port == "auto" or is_port(port):
         return None
     return f"port {port[:20]} of {shown(expose)} is not one", "ports are 1 to 65535"
-
-
-def exposed(address: Address, tls: bool) -> str:
-    """The address that clients use, as far as the bind address determines it.
-
-    Wildcards become localhost; a unix or an inherited socket is shown as it is bound; a job and a process have none; a
-    port that is not chosen yet is `auto`.
-    """
-    if address.kind != "tcp":
-        return address.key if address.listens else ""
-    scheme = "https" if tls else "http"
-    if address.is_wildcard:
-        return f"{scheme}://localhost:{'auto' if address.port is None else address.port}"
-    return f"{scheme}://{address.key}"

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import re
-from ipaddress import IPv6Address
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    InstanceOf,
+    Strict,
+    StringConstraints,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from poolctl.address import Address, AddressError, parse
-from poolctl.config.model import LONGEST_SOCKET_PATH_BYTES, MOST_WORKERS
-from poolctl.config.model.problems import Tree
+from poolctl.config.values.limits import MOST_WORKERS
+from poolctl.config.values.plain import (
+    NAME_PATTERN,
+    BadValue,
+    FrozenDict,
+    number_from_environment,
+    refuse_long_path,
+    truth_from_environment,
+)
+from poolctl.config.values.problems import Tree, shown
 from poolctl.time_windows import BadWindow, parse_window, time_zone
 from poolctl.units import (
     DURATION_ALLOWED,
@@ -23,49 +38,9 @@ from poolctl.units import (
     parse_size,
 )
 
-NAME_PATTERN = r"^[A-Za-z0-9._-]{1,200}$"
 ADDRESS_ALLOWED = '"HOST:PORT", ":PORT" or "unix:/PATH"'
 YEAR_SECONDS = 366 * 86400.0
 LARGEST_BYTES = 2**60
-# A host in brackets, or a name with the characters of RFC 3986 §3.2.2 and letters of any script; and its port.
-_AUTHORITY = r"(?P<host>\[(?P<ip>[^\[\]]*)\]|[\w.~!$&'()*+,;=%-]*)(?::(?P<port>[^:]*))?"
-
-
-def field(default: Tree, description: str, **more: Tree) -> Tree:
-    """A key of a table that may be left out."""
-    return Field(default=default, description=description, **more)
-
-
-class BadValue(ValueError):
-    """A value that is not allowed; `allowed` names those that are."""
-
-    def __init__(self, message: str, allowed: str) -> None:
-        super().__init__(message)
-        self.allowed = allowed
-
-
-class Interpolated(str):
-    """A string that came from the environment: it may be read as a number or a truth value."""
-
-    __slots__ = ()
-
-
-def number_from_environment(value: Tree) -> Tree:
-    """A number, where `${VAR}` gave its text."""
-    if type(value) is Interpolated:
-        for kind in (int, float):
-            try:
-                return kind(value)
-            except ValueError:
-                continue
-    return value
-
-
-def truth_from_environment(value: Tree) -> Tree:
-    """A truth value, where `${VAR}` gave its text."""
-    if type(value) is Interpolated:
-        return {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
-    return value
 
 
 def _duration(minimum: float, maximum: float = YEAR_SECONDS) -> Tree:
@@ -143,34 +118,6 @@ def _time_zone(name: str) -> str:
     return name
 
 
-def refuse_long_path(address: Address) -> None:
-    """Raise BadValue for the path of a Unix socket that the system would not take."""
-    if len(os.fsencode(address.path)) > LONGEST_SOCKET_PATH_BYTES:
-        message = (
-            f"the path of the unix socket is longer than {LONGEST_SOCKET_PATH_BYTES} bytes: {address.path}"
-        )
-        raise BadValue(message, "a shorter one (unix(7))")
-
-
-def host_and_port(rest: str) -> tuple[str, str] | None:
-    """The parts of a URL behind its scheme (RFC 3986 §3.2), "" for one that is left out; None for another text."""
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
-    found = re.fullmatch(_AUTHORITY, authority)
-    if found is None:
-        return None
-    if found["ip"] is not None:
-        try:
-            IPv6Address(found["ip"])
-        except ValueError:
-            return None
-    return found["host"], found["port"] or ""
-
-
-def is_port(text: str) -> bool:
-    """Whether this is the number of a port, or none, which is the scheme's."""
-    return not text or (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535)
-
-
 def _bind(text: str) -> str:
     try:
         address = parse(text)
@@ -242,22 +189,6 @@ def _environment(value: Tree) -> Tree:
     return {k: str(v) if isinstance(v, int) and not isinstance(v, bool) else v for k, v in value.items()}
 
 
-class FrozenDict(dict[str, str]):
-    """A table of strings that does not change, and can be hashed."""
-
-    def _refuse(self, *_: Tree, **__: Tree) -> Tree:
-        raise TypeError("a configuration does not change: make another one with other values")
-
-    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(frozenset(self.items()))
-
-    def __reduce__(self) -> tuple[Tree, ...]:
-        return FrozenDict, (dict(self),)
-
-
-EMPTY = FrozenDict()
 HEADER_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
 HOST_HEADER_PATTERN = r"^[^\s/@\x00-\x1f\x7f]*$"
 COOKIE_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]*$"
@@ -266,3 +197,27 @@ HeaderValue = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Headers = Annotated[dict[HeaderName, HeaderValue], AfterValidator(FrozenDict)]
 Labels = Annotated[dict[str, str], AfterValidator(FrozenDict)]
 Environment = Annotated[dict[str, str], BeforeValidator(_environment), AfterValidator(FrozenDict)]
+
+
+class TruthOr:
+    """Of `table | bool`: a table, or true or false. A plain union would report problems of both its sides."""
+
+    def __init__(self, allowed: str) -> None:
+        self.allowed = allowed
+
+    def __get_pydantic_core_schema__(self, source: Tree, handler: GetCoreSchemaHandler) -> CoreSchema:
+        table, *_ = get_args(source)
+
+        def either(value: Tree, validate: core_schema.ValidatorFunctionWrapHandler) -> Tree:
+            value = truth_from_environment(value)
+            if isinstance(value, bool):
+                return value
+            if not isinstance(value, (dict, table)):
+                raise BadValue(f"{shown(value)} is not allowed here", self.allowed)
+            return validate(value)
+
+        return core_schema.no_info_wrap_validator_function(either, handler.generate_schema(table))
+
+
+TRUTH_OR_TLS = TruthOr('true, false, or { cert = "FILE", key = "FILE" }')
+KnownAddress = InstanceOf[Address]

@@ -16,13 +16,13 @@ from poolctl.config.model.gateway_tables import (
     StreamConfig,
     StreamTarget,
 )
-from poolctl.config.model.normalise import merged
 from poolctl.config.model.pool_tables import Tables
-from poolctl.config.model.problems import Finding, Path, Tree
-from poolctl.config.model.route_values import TAG
+from poolctl.config.model.section import validated
 from poolctl.config.model.server_keys import ServerKeys
-from poolctl.config.model.validation_errors import validated
-from poolctl.config.model.value_types import Interpolated
+from poolctl.config.values.normalise import merged
+from poolctl.config.values.plain import Interpolated
+from poolctl.config.values.problems import Finding, Path, Tree
+from poolctl.config.values.route_values import TAG
 from poolctl.routing.route import (
     FILE,
     SERVER,

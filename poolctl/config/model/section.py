@@ -1,0 +1,293 @@
+"""The base of every table of a configuration: plain values that do not change.
+
+Each is validated by a pydantic model, made of the keys of its class when it is first needed: a process that only uses
+validated tables does without pydantic.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from threading import Lock
+from typing import (
+    TYPE_CHECKING,
+    ClassVar,
+    NamedTuple,
+    NoReturn,
+    Self,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_type_hints,
+)
+
+from poolctl.config.values.problems import Finding, Path, Tree, problem_of, unreported
+from poolctl.config.values.suggestions import reset_suggestions
+from poolctl.errors import PoolValidateError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
+
+REQUIRED = object()
+
+
+class Key(NamedTuple):
+    """A key of a table: what stands for it when it is left out, and what its JSON Schema says.
+
+    A hidden key is none of files: the table carries its value.
+    """
+
+    default: Tree
+    description: str = ""
+    schema: Mapping[str, Tree] = {}
+    hidden: bool = False
+
+
+def field(default: Tree, description: str, *, json_schema_extra: Mapping[str, Tree] | None = None) -> Tree:
+    """A key that may be left out."""
+    return Key(default, description, json_schema_extra or {})
+
+
+def required(*, description: str) -> Tree:
+    """A key that has to be given."""
+    return Key(REQUIRED, description)
+
+
+def hidden(default: Tree = REQUIRED) -> Tree:
+    """A value that a table carries, and files cannot give."""
+    return Key(default, hidden=True)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(required,))
+class Section:
+    """A table that does not change; made with a bad value it raises PoolValidateError with every problem.
+
+    `given` are the keys that have been given; the others have their defaults.
+    """
+
+    __slots__ = ("__dict__", "given")
+
+    keys_of: ClassVar[Mapping[str, Key]] = {}
+    # The class that declares the keys, and so says how they are validated.
+    declaration: ClassVar[type[Section]]
+    given: set[str]
+
+    def __init_subclass__(cls) -> None:
+        own = {name: vars(cls)[name] for name in cls.__annotations__ if isinstance(vars(cls).get(name), Key)}
+        for name in own:
+            delattr(cls, name)
+        if own or not hasattr(cls, "declaration"):
+            cls.declaration, cls.keys_of = cls, {**cls.keys_of, **own}
+
+    def __init__(self, /, **data: Tree) -> None:
+        findings: list[Finding] = []
+        made = validated(type(self), data, findings, forget=True)
+        if made is None:
+            refuse(type(self).__name__, findings)
+        self.__setstate__((vars(made), made.given))
+
+    @classmethod
+    def usual(cls) -> Self:
+        """The table without any key."""
+        return cls.unchecked({})
+
+    @classmethod
+    def unchecked(cls, values: Mapping[str, Tree]) -> Self:
+        """The table with these values, which are known to be valid."""
+        found = {name: values.get(name, key.default) for name, key in cls.keys_of.items()}
+        return cls.adopted({name: each for name, each in found.items() if each is not REQUIRED}, set(values))
+
+    @classmethod
+    def adopted(cls, values: dict[str, Tree], given: set[str]) -> Self:
+        """A table made of these objects themselves: all of its values, and the names of those that were given."""
+        made = cls.__new__(cls)
+        made.__setstate__((values, given))
+        return made
+
+    @classmethod
+    def keys_at(cls, path: Path) -> tuple[str, ...]:
+        """The keys that files can give at a path within the table; () where there is no table."""
+        here: type[Section] | None = cls
+        for part in path:
+            if isinstance(part, str) and here is not None:
+                field_of_model = model_of(here).model_fields.get(part)
+                here = _section_in(field_of_model.annotation) if field_of_model else None
+        return () if here is None else here.written_keys()
+
+    @classmethod
+    def written_keys(cls) -> tuple[str, ...]:
+        """The keys that files can give."""
+        return tuple(name for name, key in cls.keys_of.items() if not key.hidden)
+
+    def but(self, **changes: Tree) -> Self:
+        """The same table with other values, which are known to be valid."""
+        return self.adopted({**vars(self), **changes}, self.given | changes.keys())
+
+    def to_dict(self) -> dict[str, Tree]:
+        """The table as a file could have it, defaults filled in, unset keys left out."""
+        values, keys = vars(self), self.keys_of
+        return {
+            name: _as_written(value, given=False)
+            for name in keys
+            if (value := values[name]) is not None and not keys[name].hidden
+        }
+
+    def as_given(self) -> dict[str, Tree]:
+        """The keys that were given, as a file could have them."""
+        return {
+            name: _as_written(value, given=True)
+            for name, value in self
+            if name in self.given and not self.keys_of[name].hidden
+        }
+
+    def __setattr__(self, name: str, value: Tree) -> None:
+        raise AttributeError(f"{type(self).__name__} does not change: make another one with other values")
+
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
+
+    def __iter__(self) -> Iterator[tuple[str, Tree]]:
+        return iter(vars(self).items())
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={value!r}" for name, value in self if not self.keys_of[name].hidden)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __getstate__(self) -> tuple[dict[str, Tree], set[str]]:
+        return vars(self), self.given
+
+    def __setstate__(self, state: tuple[dict[str, Tree], set[str]]) -> None:
+        object.__setattr__(self, "__dict__", state[0])
+        object.__setattr__(self, "given", state[1])
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Within another table it is validated by its own model, unless it is a value already."""
+        from pydantic_core import core_schema
+
+        def made(value: Tree, validate: core_schema.ValidatorFunctionWrapHandler) -> Section:
+            if isinstance(value, cls):
+                return value
+            model = validate(value)
+            return cls.adopted(model.__dict__, model.__pydantic_fields_set__)
+
+        return core_schema.no_info_wrap_validator_function(made, handler.generate_schema(model_of(cls)))
+
+
+def _as_written(value: Tree, *, given: bool) -> Tree:
+    if isinstance(value, Section):
+        return value.as_given() if given else value.to_dict()
+    if isinstance(value, (list, tuple)):
+        return [_as_written(each, given=given) for each in value]
+    return dict(value) if isinstance(value, dict) else value
+
+
+def _section_in(annotation: Tree) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)
+
+
+def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -> NoReturn:
+    """Raise the findings of a value that was made in Python."""
+    problems = [problem_of(finding, name=name, bind=bind) for finding in findings]
+    raise PoolValidateError(
+        f"{what} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems
+    ) from None
+
+
+class Table(Section):
+    """The base of tables that most files do not have."""
+
+    # Of tables with keys of other tools: its name in files.
+    table: ClassVar[str] = ""
+
+    @property
+    def label(self) -> str:
+        """The name by which people know one of several; "" for a table of which there is one."""
+        return ""
+
+
+Kind = TypeVar("Kind", bound=Section)
+_models: dict[str, type[BaseModel]] = {}  # by the names of the classes
+_lock = Lock()  # the first servers may be made by several threads at once
+
+
+def validated(
+    kind: type[Kind], table: dict[str, Tree], findings: list[Finding], *, forget: bool = False
+) -> Kind | None:
+    """The table as a value; None if it is invalid: the reasons are added to the findings, one for each value.
+
+    `forget`: it is none of a file with others, whose suggestions are limited in number.
+    """
+    from pydantic import ValidationError
+
+    try:
+        made = _validator(model_of(kind))(table)
+    except ValidationError as error:
+        from poolctl.config.values.validation_errors import findings_of
+
+        if forget:
+            reset_suggestions()
+        findings += unreported(findings_of(error, kind.keys_at, getattr(kind, "table", "")), findings)
+        return None
+    return kind.adopted(made.__dict__, made.__pydantic_fields_set__)
+
+
+@cache
+def _validator(model: type[BaseModel]) -> Callable[[Tree], BaseModel]:
+    with _lock:
+        model.model_rebuild()
+    return model.__pydantic_validator__.validate_python
+
+
+def model_of(kind: type[Section]) -> type[BaseModel]:
+    """The pydantic model of the keys of a class."""
+    name = kind.declaration.__name__
+    if name not in _models:
+        _models[name] = _new_model(kind.declaration)
+    return _models[name]
+
+
+def _new_model(kind: type[Section]) -> type[BaseModel]:
+    from pydantic import Field, create_model
+
+    from poolctl.config.values import value_types
+
+    kinds = vars(value_types)
+    if more := getattr(sys.modules[kind.__module__], "KINDS", ""):
+        kinds = kinds | vars(importlib.import_module(more))
+    annotations = get_type_hints(kind, localns=kinds, include_extras=True)
+    keys: dict[str, Tree] = {}
+    for name, key in kind.keys_of.items():
+        described = Field(
+            ... if key.default is REQUIRED else key.default,
+            description=key.description or None,
+            json_schema_extra=dict(key.schema) or None,
+        )
+        keys[name] = annotations[name], described
+    with warnings.catch_warnings():
+        # pydantic means the method `register` of its metaclass, which no table has.
+        warnings.filterwarnings("ignore", 'Field name "register"')
+        return create_model(kind.__name__, __base__=_base_of_models(), __doc__=kind.__doc__, **keys)
+
+
+@cache
+def _base_of_models() -> type[BaseModel]:
+    from pydantic import BaseModel, ConfigDict
+
+    class Base(BaseModel):
+        # A validator is built when it is first used: tables within a server's are validated by that of the server.
+        model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, defer_build=True)
+
+    return Base

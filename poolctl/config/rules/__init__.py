@@ -1,0 +1,1 @@
+"""The tables of files become values or findings, and the rules between servers, tables and routes."""

@@ -1,0 +1,90 @@
+"""[gateway], [[route]] and [[stream]] of files become their tables, or findings.
+
+Few pools have a gateway: this module is imported when a file has one of these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from poolctl.address import AddressError, canonical
+from poolctl.config.model.gateway_tables import INDEX, GatewayConfig, RouteConfig, StreamConfig
+from poolctl.config.model.section import Table, validated
+from poolctl.config.values.normalise import STEPS, merged
+from poolctl.config.values.problems import Finding, Path, Tree
+from poolctl.config.values.route_values import UNIX
+
+Kind = TypeVar("Kind", bound=Table)
+
+
+def with_absolute_addresses(table: dict[str, Tree], base_dir: str) -> dict[str, Tree]:
+    """The table with the paths of sockets and certificates made absolute, from the directory of its file."""
+    return {
+        key: _absolute(key, value, base_dir) if key in ("bind", "to", "tls") else value
+        for key, value in table.items()
+    }
+
+
+def _absolute(key: str, value: Tree, base_dir: str) -> Tree:
+    if isinstance(value, (list, tuple)):
+        return [_absolute(key, each, base_dir) for each in value]
+    if key == "tls":
+        return STEPS["tls"](value, base_dir)
+    if isinstance(value, dict):
+        return with_absolute_addresses(value, base_dir)
+    if isinstance(value, str) and value.lower().startswith(UNIX):
+        try:
+            return canonical(value, base_dir=base_dir)
+        except AddressError:
+            return value
+    return value
+
+
+def gateway_tables(raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
+    """The valid tables among them, by their names in Tables; problems of the others are added to the findings."""
+    own: list[Finding] = []
+    given = raw.get("gateway", {})
+    gateway = _validated(GatewayConfig, given, ("gateway",), own)
+    if gateway is not None and "bind" not in given and "gateway" not in raw and "route" not in raw:
+        gateway = gateway.but(bind=())  # streams have addresses of their own
+    defaults = gateway.defaults_of_routes() if gateway else {}
+    routes = _list_of(RouteConfig, "route", [merged(defaults, each) for each in raw.get("route", ())], own)
+    streams = _list_of(StreamConfig, "stream", raw.get("stream", ()), own)
+    # The key of a short form is not written.
+    findings += [
+        each._replace(path=each.path[:-1]) if each.path[-3::2] in (("to", "to"), ("bind", "bind")) else each
+        for each in own
+    ]
+    return {"gateway": gateway, "routes": routes, "streams": streams}
+
+
+def _list_of(
+    kind: type[Kind], name: str, tables: Iterable[dict[str, Tree]], findings: list[Finding]
+) -> tuple[Kind, ...]:
+    found: list[Kind] = []
+    for index, table in enumerate(tables):
+        if INDEX in table:
+            findings.append(Finding((name, index, INDEX), f"unknown key {INDEX!r}", "take it out"))
+        made = _validated(kind, table, (name, index), findings)
+        if isinstance(made, RouteConfig) and (missing := _missing(made)):
+            message, hint = f"{missing!r} is missing", f"add {missing} = …"
+            if missing == "to":
+                hint += ", or register = true for services that register themselves"
+            findings.append(Finding((name, index, missing), message, hint))
+        elif made is not None:
+            found.append(made.but(index=index))
+    return tuple(found)
+
+
+def _missing(route: RouteConfig) -> str:
+    """The key that a route cannot be without."""
+    return "" if route.to else "to" if not route.register else "" if route.alias else "alias"
+
+
+def _validated(kind: type[Kind], given: dict[str, Tree], path: Path, findings: list[Finding]) -> Kind | None:
+    table = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    own: list[Finding] = []
+    found = validated(kind, table, own)
+    findings += [each._replace(path=(*path, *each.path)) for each in own]
+    return None if own else found

@@ -1,0 +1,1 @@
+"""What a key may hold: kinds, ranges, short forms; and what is wrong with a value."""

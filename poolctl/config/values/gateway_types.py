@@ -1,0 +1,110 @@
+"""The kinds of values that the keys of [gateway], [[route]], [[stream]] and of registrations take."""
+
+from __future__ import annotations
+
+from typing import Annotated, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, Strict, StringConstraints
+from pydantic_core import CoreSchema, core_schema
+
+from poolctl.config.values.plain import BadValue, number_from_environment, truth_from_environment
+from poolctl.config.values.problems import Tree, printable, shown
+from poolctl.config.values.route_values import (
+    STREAM_TARGET_ALLOWED,
+    TARGET_ALLOWED,
+    route_host,
+    route_path,
+    stream_target_of,
+    target_of,
+)
+from poolctl.config.values.value_types import (
+    ADDRESS_ALLOWED,
+    COOKIE_PATTERN,
+    HOST_HEADER_PATTERN,
+    Method,
+    UrlPath,
+    Word,
+)
+
+
+class ShortForm:
+    """Of `tuple[table, ...]`: a list of tables of which one may stand alone, and of each its most important key.
+
+    `allowed` is what that key may be.
+    """
+
+    def __init__(self, key: str, allowed: str) -> None:
+        self.key = key
+        self.allowed = allowed
+
+    def __get_pydantic_core_schema__(self, source: Tree, handler: GetCoreSchemaHandler) -> CoreSchema:
+        table, *_ = get_args(source)
+
+        def tables(value: Tree) -> Tree:
+            found = value if isinstance(value, (list, tuple)) else (value,)
+            if not found and self.key == "to":
+                raise BadValue("an empty list is not allowed here", "at least one target")
+            for each in found:
+                if not isinstance(each, (str, dict, table)):
+                    raise BadValue(f"{shown(each)} is not allowed here", self.allowed)
+            return tuple({self.key: each} if isinstance(each, str) else each for each in found)
+
+        return core_schema.no_info_before_validator_function(tables, handler(source))
+
+
+class TruthOrTables:
+    """Of `tuple[table, ...] | bool`: a list of tables, one of them, or true or false."""
+
+    def __init__(self, allowed: str) -> None:
+        self.allowed = allowed
+
+    def __get_pydantic_core_schema__(self, source: Tree, handler: GetCoreSchemaHandler) -> CoreSchema:
+        tables, *_ = get_args(source)
+        table, *_ = get_args(tables)
+
+        def either(value: Tree, validate: core_schema.ValidatorFunctionWrapHandler) -> Tree:
+            value = truth_from_environment(value)
+            if isinstance(value, bool):
+                return value
+            found = value if isinstance(value, (list, tuple)) else (value,)
+            if not found or not all(isinstance(each, (dict, table)) for each in found):
+                raise BadValue(f"{shown(value)} is not allowed here", self.allowed)
+            return validate(tuple(found))
+
+        return core_schema.no_info_wrap_validator_function(either, handler.generate_schema(tables))
+
+
+TRUTH_OR_CERTIFICATES = TruthOrTables('{ cert = "FILE", key = "FILE" }, a list of such tables, true or false')
+LISTENERS = ShortForm("bind", ADDRESS_ALLOWED)
+TARGETS = ShortForm("to", TARGET_ALLOWED)
+STREAM_TARGETS = ShortForm("to", STREAM_TARGET_ALLOWED)
+URL_ALLOWED = '"http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
+_LONGEST_NAME = 200
+
+
+def _url(text: str) -> str:
+    if ":" not in text or text.startswith("tag:"):
+        raise BadValue(f"{printable(text[:60])!r} is no URL", URL_ALLOWED)
+    return text
+
+
+def _probe(value: Tree) -> Tree:
+    return {"http": value} if isinstance(value, str) else value
+
+
+_from_text = BeforeValidator(number_from_environment)
+Host = Annotated[str, AfterValidator(route_host)]
+RoutePath = Annotated[str, AfterValidator(route_path)]
+TargetText = Annotated[str, AfterValidator(target_of)]
+StreamTargetText = Annotated[str, AfterValidator(stream_target_of)]
+CookieName = Annotated[str, StringConstraints(pattern=COOKIE_PATTERN)]
+HostHeader = Annotated[str, StringConstraints(pattern=HOST_HEADER_PATTERN)]
+Weight = Annotated[int, Field(ge=1, le=1000), _from_text]
+Number = Annotated[int, Field(ge=0, le=1_000_000), _from_text]
+Retries = Annotated[int, Field(ge=0, le=10), _from_text]
+Rate = Annotated[float, Field(ge=0, le=10_000_000, allow_inf_nan=False), _from_text]
+Methods = Annotated[tuple[Method, ...], Strict(False)]
+UrlPaths = Annotated[tuple[UrlPath, ...], Strict(False)]
+ServiceName = Annotated[Word, StringConstraints(max_length=_LONGEST_NAME)]
+ServiceUrl = Annotated[TargetText, AfterValidator(_url)]
+PATH_OF_PROBE = BeforeValidator(_probe)

@@ -1,0 +1,18 @@
+"""Limits of configurations and of the machine, and libraries of extras."""
+
+from __future__ import annotations
+
+# Limits are known here, where pydantic need not be imported.
+MOST_WORKERS = 10_000
+LONGEST_SOCKET_PATH_BYTES = 107
+# Open files kept free by the supervisor so that commands are answered even when all other descriptors are used up.
+OPEN_FILES_RESERVE = 16
+# Those of an idle pool: its helpers, journal, log and clients.
+OPEN_FILES_OF_POOL = 48 + OPEN_FILES_RESERVE
+RAISE_OPEN_FILES = (
+    "raise the hard limit: ulimit -Hn in the shell, LimitNOFILE= of the unit, "
+    "nofile in /etc/security/limits.conf"
+)
+# The gateway's process needs these; nothing else does.
+GATEWAY_LIBRARIES = ("httptools", "uvloop", "h2")
+INSTALL_GATEWAY = "pip install 'poolctl[gateway]'"

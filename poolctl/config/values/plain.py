@@ -1,0 +1,119 @@
+"""Plain parts of the kinds of values that keys take: texts from the environment, frozen tables, parts of addresses."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from poolctl.address import Address
+from poolctl.config.values.limits import LONGEST_SOCKET_PATH_BYTES
+from poolctl.config.values.problems import Tree
+
+NAME_PATTERN = r"^[A-Za-z0-9._-]{1,200}$"
+# Values that a server carries, and files cannot give.
+INTERNAL = frozenset({"address", "base_dir", "handlers", "derived_expose", "origins"})
+PORTS = {"http": 80, "https": 443}
+# The placeholders of a command that binds its address itself.
+PLACEHOLDERS = ("{port}", "{host}", "{bind}")
+# A host in brackets, or a name with the characters of RFC 3986 §3.2.2 and letters of any script; and its port.
+_AUTHORITY = r"(?P<host>\[(?P<ip>[^\[\]]*)\]|[\w.~!$&'()*+,;=%-]*)(?::(?P<port>[^:]*))?"
+
+
+class BadValue(ValueError):
+    """A value that is not allowed; `allowed` names those that are."""
+
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
+class Interpolated(str):
+    """A string that came from the environment: it may be read as a number or a truth value."""
+
+    __slots__ = ()
+
+
+def number_from_environment(value: Tree) -> Tree:
+    """A number, where `${VAR}` gave its text."""
+    if type(value) is Interpolated:
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return value
+
+
+def truth_from_environment(value: Tree) -> Tree:
+    """A truth value, where `${VAR}` gave its text."""
+    if type(value) is Interpolated:
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
+    return value
+
+
+def refuse_long_path(address: Address) -> None:
+    """Raise BadValue for the path of a Unix socket that the system would not take."""
+    if len(os.fsencode(address.path)) > LONGEST_SOCKET_PATH_BYTES:
+        message = (
+            f"the path of the unix socket is longer than {LONGEST_SOCKET_PATH_BYTES} bytes: {address.path}"
+        )
+        raise BadValue(message, "a shorter one (unix(7))")
+
+
+def host_and_port(rest: str) -> tuple[str, str] | None:
+    """The parts of a URL behind its scheme (RFC 3986 §3.2), "" for one that is left out; None for another text."""
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
+    found = re.fullmatch(_AUTHORITY, authority)
+    if found is None:
+        return None
+    if found["ip"] is not None:
+        from ipaddress import IPv6Address  # few addresses are in brackets
+
+        try:
+            IPv6Address(found["ip"])
+        except ValueError:
+            return None
+    return found["host"], found["port"] or ""
+
+
+def is_port(text: str) -> bool:
+    """Whether this is the number of a port, or none, which is the scheme's."""
+    return not text or (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535)
+
+
+class FrozenDict(dict[str, str]):
+    """A table of strings that does not change, and can be hashed."""
+
+    def _refuse(self, *_: Tree, **__: Tree) -> Tree:
+        raise TypeError("a configuration does not change: make another one with other values")
+
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple[Tree, ...]:
+        return FrozenDict, (dict(self),)
+
+
+EMPTY = FrozenDict()
+
+
+def binds_itself(command: Tree) -> bool:
+    """Whether a command gets the address, and not the socket."""
+    words = command if isinstance(command, (list, tuple)) else ()
+    return any(isinstance(word, str) and any(mark in word for mark in PLACEHOLDERS) for word in words)
+
+
+def exposed(address: Address, tls: bool) -> str:
+    """The address that clients use, as far as the bind address determines it.
+
+    Wildcards become localhost; a unix or an inherited socket is shown as it is bound; a job and a process have none; a
+    port that is not chosen yet is `auto`.
+    """
+    if address.kind != "tcp":
+        return address.key if address.listens else ""
+    scheme = "https" if tls else "http"
+    if address.is_wildcard:
+        return f"{scheme}://localhost:{'auto' if address.port is None else address.port}"
+    return f"{scheme}://{address.key}"

@@ -1,0 +1,103 @@
+"""Validated tables are plain values: a process that only uses them does without what validates."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from poolctl.config import Probe, RouteConfig, ServerConfig, Tables, TLSConfig, load
+from poolctl.errors import PoolValidateError
+
+FILE = """
+[pool]
+name = "shop"
+[metrics]
+[dashboard]
+[[notify]]
+type = "slack"
+url_env = "SLACK"
+[events]
+keep = 2
+[gateway]
+bind = [":8080", { bind = ":8443", tls = [{ cert = "a.pem" }] }]
+[operator]
+url = "http://127.0.0.1:9"
+[proxmox]
+url = "https://pve:8006"
+token_env = "PVE"
+[[route]]
+to = ["web", { to = "tag:api", weight = 2 }]
+[[stream]]
+bind = ":5432"
+to = "127.0.0.1:5433"
+[[server]]
+name = "web"
+bind = "127.0.0.1:8081"
+app = "shop:app"
+health = "/ready"
+restart = "always"
+scale = { min = 1, max = 3, triggers = { cpu = 0.5 } }
+env = { A = 1 }
+tags = ["api"]
+"""
+USES = """
+import pickle, sys
+servers, tables = pickle.load(open(sys.argv[1], "rb"))
+server = servers[0]
+assert server.health.readiness.http == "/ready"
+assert server.but(name="other").name == "other"
+assert server.at(server.address.with_port(9)).bind == "127.0.0.1:9"
+assert pickle.loads(pickle.dumps(server)) == server
+assert server.to_dict()["restart"]["policy"] == "always"
+assert tables.to_dict()["gateway"]["bind"][1]["tls"] == [tables.gateway.bind[1].tls[0].to_dict()]
+from poolctl.config import conflicts, dependency_findings, named_addresses, pool_variables
+conflicts([(name, address) for name, address in named_addresses(tables)])
+assert pool_variables(servers, tables) == {"SLACK", "PVE"}
+assert not list(dependency_findings(servers))
+found = [name for name in sys.modules if name.partition(".")[0] in ("pydantic", "pydantic_core")]
+assert not found, found
+"""
+
+
+def test_process_that_uses_validated_tables_imports_nothing_that_validates(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text(FILE)
+    config = load(tmp_path / "pool.toml", {})
+    assert not config.problems
+    (tmp_path / "values").write_bytes(pickle.dumps(([*config], config.tables)))
+    command = [sys.executable, "-c", USES, str(tmp_path / "values")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_changed_copy_differs_in_that_value_and_counts_it_as_given() -> None:
+    server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b")
+    other = server.but(preload=True)
+    assert (server.preload, other.preload) == (False, True)
+    assert other.given - server.given == {"preload"}
+    assert server != other == server.but(preload=True)
+
+
+def test_table_does_not_change_and_refuses_what_it_does_not_know() -> None:
+    probe = Probe(http="/ready")
+    with pytest.raises(AttributeError, match="Probe does not change"):
+        probe.http = "/other"  # type: ignore[misc]
+    with pytest.raises(AttributeError, match="Probe does not change"):
+        del probe.http
+    with pytest.raises(PoolValidateError) as refused:
+        Probe(htp="/ready")
+    assert "unknown key 'htp'; did you mean 'http'?" in str(refused.value)
+    assert hash(probe) == hash(Probe(http="/ready"))
+    assert probe.as_given() == {"http": "/ready"}
+    assert repr(TLSConfig(cert="/a")).startswith("TLSConfig(cert='/a', key=None")
+
+
+def test_table_within_another_may_be_a_value_already() -> None:
+    certificate = TLSConfig(cert="/a.pem")
+    server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b", tls=certificate)
+    assert server.tls is certificate
+    assert RouteConfig(to=("web",)).to == RouteConfig(to=[{"to": "web"}]).to
+    assert Tables().gateway is None
