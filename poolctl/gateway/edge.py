@@ -183,6 +183,7 @@ class Edge:
         found: Table = {
             "counts": self.counts.snapshot(),
             "hosts": self.backends.snapshot(),
+            "queues": self.backends.queues(),
             "connections": len(self.pool.clients),
             "waiting": len(self.passing.waiting),
             "evicted": self.evicted,

@@ -31,9 +31,9 @@ class RouteReport(Value):
     reason for proxy and excluded.
 
     `host` of a stream is the gateway's own address. `state` is one of route_health.STATUSES. `way` is what the route
-    and its servers allow, `passed`, `proxied` and `refused` what has become of its `requests`. The figures are those of
-    the gateway and of the workers together; a latency is None before the first request. `machines` are there with an
-    inventory.
+    and its servers allow, `passed`, `proxied` and `refused` what has become of its `requests`; `waiting` are those in
+    the queue of its limit now. The figures are those of the gateway and of the workers together; a latency is None
+    before the first request. `machines` are there with an inventory.
     """
 
     alias: str
@@ -50,6 +50,7 @@ class RouteReport(Value):
     passed: int = 0
     proxied: int = 0
     refused: int = 0
+    waiting: int = 0
     errors: int = 0
     p50_seconds: float | None = None
     p99_seconds: float | None = None

@@ -222,7 +222,7 @@ def test_routes_and_hosts_are_shown_with_their_figures(page: Page, stage: Stage)
     page.goto(f"{stage.url}#routes")
     routes = page.locator("#route-list tr")
     expect(routes).to_have_text([
-        "apiapi.example.com/v1api, http://10.0.0.7:9000proxyit has two kinds of targetshealthy1002034.0 ms12 ms",
+        "apiapi.example.com/v1api, http://10.0.0.7:9000proxyit has two kinds of targetshealthy10020434.0 ms12 ms",
     ])  # fmt: skip
     hosts = page.locator("#host-list tr")
     expect(hosts).to_have_text(
@@ -250,7 +250,7 @@ def add_routes(stage: Stage) -> None:
     to = ("api", "http://10.0.0.7:9000")
     route = RouteReport(
         alias="api", host="api.example.com", path="/v1", to=to, why="it has two kinds of targets", state="healthy",
-        requests=120, passed=100, proxied=20, errors=3, p50_seconds=0.004, p99_seconds=0.012,
+        requests=120, passed=100, proxied=20, waiting=4, errors=3, p50_seconds=0.004, p99_seconds=0.012,
     )  # fmt: skip
     open_ = HostReport(
         host=to[1], routes=("api",), available=False, why="the breaker is open", breaker="open", in_flight=1,

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 COLUMNS = ("alias", "host", "path", "to", "way", "state", "passed", "proxied", "errors", "p50", "p99")
 DISPENSABLE = ("p50", "state", "p99")
 WIDE = (
-    *COLUMNS[:5], "policy", "mode", "provider", "state", "requests", *COLUMNS[6:8], "refused", *COLUMNS[8:], "why",
+    *COLUMNS[:5], "policy", "mode", "provider", "state", "requests", *COLUMNS[6:8], "refused", "waiting", *COLUMNS[8:],
+    "why",
 )  # fmt: skip
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 MOST_WARNED = 5
@@ -85,6 +86,7 @@ class _RouteLine(Value):
     passed: int
     proxied: int
     refused: int
+    waiting: int
     errors: int
     p50: str
     p99: str

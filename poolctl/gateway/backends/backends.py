@@ -140,6 +140,14 @@ class Backends:
         now = self.now()
         return [self._row(each, now).to_json() for each in self._backends.values()]
 
+    def queues(self) -> dict[str, int]:
+        """How many requests wait in the queue of each route's limit, of those that have any."""
+        return {
+            route.alias: found.waiting
+            for route, found in self._routes.values()
+            if isinstance(route, Route) and found.waiting
+        }
+
     def _members(self, route: AnyRoute, user: RouteBackends) -> list[Member]:
         """The backends to which the route leads, each once; two targets that are the same get the weight of both."""
         weights: dict[str, int] = {}

@@ -82,6 +82,7 @@ def families(snapshot: GatewaySnapshot) -> list[Family]:
         *_operator(report),
         omitted,
         *_routes(routes),
+        _waiting(routes, report),
         _passed(snapshot),
         *families_of(_STREAM, [(each, {"stream": alias}) for alias, each in streams]),
         *_hosts(hosts, snapshot.connections),
@@ -182,6 +183,15 @@ def _routes(routes: Sequence[tuple[str, Table]]) -> Iterable[Family]:
         duration.spread(BOUNDS_SECONDS, buckets, slots[tally.LATENCY_NS] / 1e9, route=alias)
     named = [(each, {"route": alias}) for alias, each in routes]
     return *families_of(_ROUTE, named), responses, errors, duration
+
+
+def _waiting(routes: Sequence[tuple[str, Table]], report: Table) -> Family:
+    family = family_of(
+        "poolctl_route_requests_waiting", "gauge", "Requests in the queue of the route's limit."
+    )
+    for alias, _ in routes:
+        family.add(report.get("queues", {}).get(alias, 0), route=alias)
+    return family
 
 
 def _passed(snapshot: GatewaySnapshot) -> Family:

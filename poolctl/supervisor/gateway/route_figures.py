@@ -48,6 +48,7 @@ class RouteFigures:
         self._routes: Table = counts.get("routes", {})
         self._backends: Table = counts.get("backends", {})
         self._streams: Table = report.get("streams", {})
+        self._queues: dict[str, int] = report.get("queues", {})
         self._hosts = {row["host"]: row for row in report.get("hosts", ())}
         self._of_servers: dict[str, tuple[Counts, dict[int, int]]] = {}
         routes, table = gateway.routes.routes.http, gateway.routes.table
@@ -84,7 +85,7 @@ class RouteFigures:
             if count := routes.get(mark, 0):
                 passed += count
                 total = [one + other for one, other in zip(total, of_workers, strict=True)]
-        changes: Table = {"state": health.status}
+        changes: Table = {"state": health.status, "waiting": self._queues.get(route.alias, 0)}
         if services := self._services_of(route):
             changes["registrations"] = tuple(map(self._services.report, services))
         if report.way == PASS:

@@ -14,7 +14,7 @@ const state = (text, why = "", level = LEVELS[text] ?? "") => [el("span", { clas
 const cell = (content) => el("td", {}, ...[content].flat().filter((each) => each !== ""));
 
 function routeRow(route) {
-  const figures = [route.passed, route.proxied, route.errors].map(String);
+  const figures = [route.passed, route.proxied, route.waiting, route.errors].map(String);
   const way = [route.way, route.why && el("div", { class: "hint" }, route.why)];
   return [route.alias, route.host, route.path, route.to.join(", "), way, state(route.state), ...figures, latency(route.p50_seconds), latency(route.p99_seconds)];
 }

@@ -120,7 +120,7 @@ FIELDS: dict[type[Value], list[str]] = {
     ReceiverResult: ["name", "ok", "message"],
     RouteReport: [
         "alias", "host", "path", "to", "policy", "mode", "way", "why", "provider", "state", "requests",
-        "passed", "proxied", "refused", "errors",
+        "passed", "proxied", "refused", "waiting", "errors",
     ],
     HealthReport: ["name", "status"],
     RegistrationReport: ["name", "url", "state", "why", "since", "weight", "ttl_seconds", "probe"],

@@ -15,7 +15,7 @@ from .conftest import Command, Supervised
 USERS: dict[str, Any] = {
     "alias": "users", "host": "users.example.com", "path": "/v1", "to": ["users", "spare"], "policy": "round-robin",
     "mode": "auto", "way": "pass", "why": "", "provider": "server", "state": "healthy", "requests": 900,
-    "passed": 875, "proxied": 20, "refused": 5, "errors": 7,
+    "passed": 875, "proxied": 20, "refused": 5, "waiting": 4, "errors": 7,
     "p50_seconds": 0.0042, "p99_seconds": 1.5,
 }  # fmt: skip
 OLD = {"alias": "old", "way": "excluded", "why": "the server is disabled", "provider": "file"}
@@ -70,7 +70,7 @@ def test_table_shows_each_route_with_its_figures(poolctl: Command, supervised: S
     ]  # fmt: skip
     assert old.split() == ["old", "-", "-", "-", "excluded", "unknown", "0", "0", "0", "-", "-"]
     assert "round-robin" in wide
-    assert "  PROXIED  REFUSED  ERRORS  " in wide
+    assert "  PROXIED  REFUSED  WAITING  ERRORS  " in wide
     assert wide.endswith("\nRefused without a route: 3 with 404, 1 with tls\n")
     assert "the server is disabled" in wide
     assert {verb for verb, _ in requests if verb != "ping"} == {"routes"}

@@ -51,6 +51,20 @@ def refused(task: asyncio.Task[Lease]) -> str:
     return failure.why
 
 
+def test_waiting_requests_are_counted_by_route(stage: Stage) -> None:
+    assert stage.backends.queues() == {}
+    route = stage.backends.of(as_route(*URLS, limit=ONE_AT_ONCE))
+    tasks = [stage.wait(route) for _ in range(3)]
+    assert stage.backends.queues() == {"web": 2}
+    tasks[0].result().release(RequestOutcome.ANSWERED, 0.1, 200)
+    stage.loop.pass_time()
+    assert stage.backends.queues() == {"web": 1}
+    for task in tasks[1:]:
+        task.cancel()
+    stage.loop.pass_time()
+    assert stage.backends.queues() == {}
+
+
 def test_those_that_wait_get_their_turn_in_order(stage: Stage) -> None:
     route = stage.backends.of(as_route(limit=ONE_AT_ONCE))
     tasks = [stage.wait(route) for _ in range(4)]
