@@ -64,9 +64,14 @@ class Reload:
             applied = _Application(self._core, changes, resolved.servers)
             applied.begin(force=force)
             self._record(lines)
+            former = self._configuration.marks
             exposed = self._accept(resolved, call.options.get("env"), applied)
             renewal = await applied.renew()
         code, errors, warnings = await applied.conclude(call)
+        if errors and await self._planned(resolved):
+            # A server whose new process has failed keeps its old configuration: the files still say something else.
+            self._configuration.marks = former
+            self._core.servers.revise()  # saved for a successor
         errors += renewal
         warnings += [*self._exposed_to(exposed, applied.replaced), *resolved.warnings]
         return ReloadResult(

@@ -253,6 +253,33 @@ def test_other_sections_of_a_pyproject_are_no_change_of_the_pool(tmp_path: Path)
     assert changed_files(marks, [str(file)]) == [str(file)]
 
 
+def test_change_that_a_reload_could_not_apply_is_still_reported(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path, WEB + EXTRA)
+        await desk.ask("start")
+        desk.file.write_text((WEB + EXTRA).replace("any:app", "other:app"))
+        desk.runner.script["web"] = FAILS
+        assert (await desk.ask("reload"))["exit_code"] == 1
+        assert ((await desk.changed("list", counts=True)) or {})["changed"] == 1
+        desk.runner.script["web"] = ""
+        assert (await desk.ask("reload"))["exit_code"] == 0
+        assert await desk.changed("list") is None
+
+    run(scenario())
+
+
+def test_new_server_that_fails_at_a_reload_is_no_difference(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path)
+        await desk.ask("start")
+        desk.file.write_text(WEB + EXTRA)
+        desk.runner.script["extra"] = FAILS
+        assert (await desk.ask("reload"))["exit_code"] == 1
+        assert await desk.changed("list") is None
+
+    run(scenario())
+
+
 def test_start_reads_changed_files_again_when_no_server_runs(tmp_path: Path) -> None:
     async def scenario() -> None:
         desk = await DeskWithFiles.begun(tmp_path, runner=SlowRunner(web=FAILS))
