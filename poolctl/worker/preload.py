@@ -59,7 +59,7 @@ _SECONDS = 2.0  # the limit, in case an application has changed parts of uvicorn
 
 
 def preload() -> None:
-    """Import uvicorn and those of its optional libraries that are installed; set up its logging."""
+    """Import uvicorn and those of its optional libraries that are installed; set up its logging; collect garbage."""
     # First: faulthandler's large allocations would otherwise leave gaps, which are then filled in each worker.
     STACK_DUMP.prepare(SPEC_FD)  # which a worker does not need any more when it begins
     for name in _MODULES:
@@ -72,6 +72,9 @@ def preload() -> None:
     # The output becomes a pipe in the worker, where lines would wait for a full buffer.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # Frozen, the imports are not scanned when the prefork run's garbage is collected: that took 8 ms.
+    gc.freeze()
+    gc.enable()
 
 
 def prepare_for_forks() -> None:

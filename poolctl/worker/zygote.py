@@ -76,12 +76,7 @@ def serve_requests() -> None:
     # Here instead of in every worker: Python's signal handlers are meant for programs of one process.
     reset_signals()
     clear_pool_variables()
-    # Imports create no garbage, and collecting would take a tenth of the time.
-    gc.disable()
     preload()
-    # Frozen, the imports are not scanned when the prefork run's garbage is collected: that took 8 ms.
-    gc.freeze()
-    gc.enable()
     prefork_run()
     prepare_for_forks()
     # The supervisor may have exited before this zygote is up.
