@@ -16,11 +16,10 @@ everything ends with it.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import traceback
 
+from ..light_json import loads
 from ..platform import become_subreaper, name_process, raise_descriptor_limit
 from . import wire
 from .keeper import Keeper
@@ -45,7 +44,7 @@ def main() -> None:
         if argument.startswith("{"):
             plan: wire.Message = {"open_files": open_files, "pids": []}
             for each in (argument, *begun):
-                plan |= json.loads(each)
+                plan |= loads(each)
             keeper = Keeper(directory, plan["supervisor"], tuple(plan["open_files"]))
             if "restored" in plan:
                 keeper.resume(plan["restored"])
@@ -56,6 +55,8 @@ def main() -> None:
             keeper.attach(wire.over(int(argument)))
         keeper.run()
     except BaseException:
+        import traceback  # which imports for a tenth of the start
+
         with open(os.path.join(directory, "supervisor.log"), "a") as log:
             traceback.print_exc(file=log)
         raise

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import stat
 
+from ..light_json import dumps
 from ..platform import raise_descriptor_limit
 
 TYPE_CHECKING = False
@@ -99,7 +99,7 @@ def in_background(
                 if companions:
                     limits = raise_descriptor_limit()
                     pids = [_start(each, fd, env) for fd, each in enumerate(companions, 3 + len(fds))]
-                    argv = [*argv, json.dumps({"pids": pids, "open_files": limits})]
+                    argv = [*argv, dumps({"pids": pids, "open_files": limits})]
                 for fd in range(3, 3 + len(fds)):
                     os.set_inheritable(fd, True)
                 with contextlib.suppress(OSError):

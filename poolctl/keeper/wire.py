@@ -10,11 +10,11 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
-import json
 import os
 import socket
 import sys
 
+from ..light_json import dumps_compact, loads
 from ..platform import close_promptly
 
 TYPE_CHECKING = False
@@ -31,9 +31,6 @@ _CREDENTIALS_BYTES = 12
 _DESCRIPTOR_BYTES = array.array("i").itemsize
 _LARGEST_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4) + socket.CMSG_SPACE(_CREDENTIALS_BYTES)
 
-# json.dumps() makes a new encoder for each call with separators: half of its time.
-_encode = json.JSONEncoder(separators=(",", ":")).encode
-
 Message = dict[str, "Any"]
 
 
@@ -48,7 +45,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def encode(message: Message) -> bytes:
     """The message as it is sent."""
-    return _encode(message).encode()
+    return dumps_compact(message).encode()
 
 
 def over(fd: int) -> socket.socket:
@@ -134,7 +131,7 @@ def receive_encoded(
 def decode(payload: bytes, fds: list[int]) -> Message:
     """The message that was received with these descriptors; they are closed if it is not one (WireError)."""
     try:
-        message = json.loads(payload)
+        message = loads(payload)
         if not isinstance(message, dict):
             raise WireError("a message that is not a JSON object")
     except (WireError, ValueError, RecursionError) as error:
