@@ -76,11 +76,7 @@ class Executor:
                 entry.releasing.append(held)
                 self._queue.run(self._release(entry, held))
             case Spawn(generation, index):
-                config = entry.config_of(generation)
-                worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, config)
-                worker.resting = config.health.gated and not config.command
-                entry.workers[worker.id] = worker
-                worker.task = self._queue.run(self.workers.live(entry, worker))
+                self._spawn(entry, generation, index)
             case Check():
                 entry.checking = True
                 self._queue.run(self._check(entry, entry.generation))
@@ -89,14 +85,7 @@ class Executor:
                 worker.phase = Phase.DRAINING
                 self._queue.run(self.workers.drain(entry, worker))
             case Stop(name):
-                worker = entry.workers[name]
-                worker.phase = Phase.STOPPING
-                if worker.placement is not None:
-                    # A worker whose successor waits for its end leaves its connections to that.
-                    successor = entry.wanted and (worker.relieved or not worker.config.overlap)
-                    self._queue.run(self.workers.stop(entry, worker, replaced=successor))
-                else:
-                    cancel(worker)
+                self._stop(entry, entry.workers[name])
             case Rotate(name, in_rotation):
                 worker = entry.workers[name]
                 worker.out = not in_rotation
@@ -113,6 +102,22 @@ class Executor:
                 self.disarm(entry)
             case FallAsleep():
                 self._fall_asleep(entry)
+
+    def _spawn(self, entry: Entry, generation: int, index: int) -> None:
+        config = entry.config_of(generation)
+        worker = Worker(f"{entry.name}.{generation}.{index}", generation, index, config)
+        worker.resting = config.health.gated and not config.command
+        entry.workers[worker.id] = worker
+        worker.task = self._queue.run(self.workers.live(entry, worker))
+
+    def _stop(self, entry: Entry, worker: Worker) -> None:
+        worker.phase = Phase.STOPPING
+        if worker.placement is not None:
+            # A worker whose successor waits for its end leaves its connections to that.
+            successor = entry.wanted and (worker.relieved or not worker.config.overlap)
+            self._queue.run(self.workers.stop(entry, worker, replaced=successor))
+        else:
+            cancel(worker)
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
         """Continue with a worker that another supervisor has placed."""

@@ -90,8 +90,6 @@ def perform(request: CommandRequest) -> Outcome:
         from poolctl.cli.run.debug_server import perform as become
 
         become(request)
-    from poolctl.supervisor.launch import launch
-
     limit_seconds = request.seconds("stop_timeout")
     if is_first_process():
         limit_seconds = STOP_SECONDS if limit_seconds is None else limit_seconds
@@ -111,32 +109,40 @@ def perform(request: CommandRequest) -> Outcome:
             os.environ
         ):  # no terminal hangs up; it is the order to reload: systemd.service(5)
             signal.signal(signal.SIGHUP, lambda number, frame: session.reload())
-        lifeline, log = -1, SupervisorLog(pool)
-        try:
-            with deferred_signals():  # what is half launched could not be waited for
-                lifeline = launch(pool.files, session.environment(), lifeline=True)
-            code = _live(session, path, lifeline, signals)
-        except (ControlError, Failure) as failure:
-            if isinstance(failure, (NoSupervisor, SupervisorEnded)):
-                failure = log.explained(failure)
-            session.outcome = outcome_of(failure) or session.outcome
-            code = session.outcome.exit_code
-        except KeyboardInterrupt:
-            code = INTERRUPTED
-        except Terminated:
-            code = _TERMINATED if command else DONE
-        try:
-            if lifeline >= 0:
-                session.stop()
-                os.close(lifeline)
-                code = INTERRUPTED if signals.interrupted else session.status_of_pool(code)
-                if command and sys.stderr.isatty():
-                    session.say("the pool has stopped")  # which the end of CMD does not show
-        except (KeyboardInterrupt, Terminated):
-            pass  # asked for the third time: the lifeline ends with us, and the keeper sees to the rest
+        code = _run(session, path, signals)
         session.report()  # here, where a reader who does not read holds nothing up
     session.outcome.exit_code = code
     return session.outcome
+
+
+def _run(session: RunSession, path: str, signals: StopSignals) -> int:
+    """Launch the pool, serve until something ends it, and stop it; the exit code."""
+    lifeline, log = -1, SupervisorLog(session.pool)
+    try:
+        with deferred_signals():  # what is half launched could not be waited for
+            from poolctl.supervisor.launch import launch
+
+            lifeline = launch(session.pool.files, session.environment(), lifeline=True)
+        code = _live(session, path, lifeline, signals)
+    except (ControlError, Failure) as failure:
+        if isinstance(failure, (NoSupervisor, SupervisorEnded)):
+            failure = log.explained(failure)
+        session.outcome = outcome_of(failure) or session.outcome
+        code = session.outcome.exit_code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Terminated:
+        code = _TERMINATED if session.command else DONE
+    try:
+        if lifeline >= 0:
+            session.stop()
+            os.close(lifeline)
+            code = INTERRUPTED if signals.interrupted else session.status_of_pool(code)
+            if session.command and sys.stderr.isatty():
+                session.say("the pool has stopped")  # which the end of CMD does not show
+    except (KeyboardInterrupt, Terminated):
+        pass  # asked for the third time: the lifeline ends with us, and the keeper sees to the rest
+    return code
 
 
 def _live(session: RunSession, path: str, lifeline: int, signals: StopSignals) -> int:

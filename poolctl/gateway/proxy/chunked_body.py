@@ -62,7 +62,11 @@ class ChunkedBody:
             self.unchanged = True  # as long as nothing else is found
         if self._in_trailers:
             return self._read_trailers(data, at)
+        return self._read_chunks(data, at)
+
+    def _read_chunks(self, data: bytes, at: int) -> Buffer:
         pieces: list[Buffer] = []
+        decode = self._decode
         begin = kept = at  # from `kept` on the bytes are passed on as they are
         end = len(data)
         while at < end:
@@ -74,20 +78,18 @@ class ChunkedBody:
                 self._left = left - taken
                 size = taken if taken <= left - 2 else max(0, left - 2)
                 self.size += size
-                if self._decode and size:
+                if decode and size:
                     pieces.append(memoryview(data)[at : at + size])
                 at += taken
                 continue
             line = _SIZE.match(data, at)
             if line is None:
                 self._keep_line(data, at)
-                end = at
                 break
             digits = line[1]
             size = int(digits, 16)
             if not size:
-                if self._decode or not data.startswith(_END, at):
-                    end = at
+                if decode or not data.startswith(_END, at):
                     last = self._end_of_pieces(pieces, data, kept, at)
                     return _joined([*last, self._read_trailers(data, line.end())])
                 at += len(_END)
@@ -96,13 +98,13 @@ class ChunkedBody:
             self._left = size + 2
             if line.end(1) + 2 != line.end() or digits[:1] == b"0":
                 self._count_extension(line.end() - line.end(1))
-                if not self._decode:
+                if not decode:
                     pieces += (data[kept:at], b"%x\r\n" % size)
                     kept = line.end()
             at = line.end()
-        if self._decode:
+        if decode:
             return _joined(pieces)
-        self.unchanged = self.unchanged and kept == begin and at == len(data)
+        self.unchanged = self.unchanged and kept == begin and at == end
         return _joined(self._end_of_pieces(pieces, data, kept, at))
 
     def _end_of_pieces(self, pieces: list[Buffer], data: bytes, kept: int, at: int) -> list[Buffer]:

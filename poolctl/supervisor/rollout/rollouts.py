@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.control.answers import ProgressLine, Result, failure
@@ -46,8 +47,12 @@ class Rollouts:
     async def rollout(self, call: Call) -> Result:
         """Begin a rollout of one server, or promote, abort, pause or resume those that are under way."""
         operation = call.options.get("op", "begin")
-        if operation == "begin":
-            return await self._begin(call)
+        try:
+            return await (self._begin(call) if operation == "begin" else self._direct(call, operation))
+        except _Refused as refused:
+            return refused.result
+
+    async def _direct(self, call: Call, operation: str) -> Result:
         if operation not in ("promote", "abort", "pause", "resume"):
             raise SelectorError(f"no such operation: {operation!r}", hint=_SHAPE)
         chosen = selected(self._core, call.selector)
@@ -55,7 +60,7 @@ class Rollouts:
         running = [each for each in found if each is not None and not each.is_over]
         if not running:
             message = f"no rollout of {', '.join(entry.name for entry in chosen)} is under way"
-            return _refused(message, "`poolctl rollout status` lists them")
+            raise _Refused(message, "`poolctl rollout status` lists them")
         for each in running:
             if operation == "promote":
                 each.promote("promoted by hand")
@@ -76,59 +81,49 @@ class Rollouts:
         return RolloutResult(items=tuple(reports))
 
     async def _begin(self, call: Call) -> Result:
-        options = call.options
-        share, seconds = _number(options, "share", 0.1), _number(options, "seconds", 300)
-        least = int(_number(options, "min_requests", 100))
-        if not 0 < share <= _MOST_SHARE:
-            hint = f"a share above 0 % and up to {100 * _MOST_SHARE:g} %, such as 10%"
-            raise SelectorError(f"the canary's share is {100 * share:g} %", hint=hint)
-        conditions = _conditions(options)
+        request = _request(call.options)
         chosen = selected(self._core, call.selector)
         if len(chosen) != 1:
             raise SelectorError(f"a rollout is of one server, and {len(chosen)} are selected")
         (entry,) = chosen
-        counters = self._core.runner.capabilities.counters
         if entry.canary is None and not await self._has_left(entry):
-            return _refused(f"{entry.name}: its last canary has not left yet", f"poolctl status {entry.name}")
-        if refused := self._obstacle(entry):
-            return refused
+            raise _Refused(f"{entry.name}: its last canary has not left yet", f"poolctl status {entry.name}")
+        self._check(entry)
+        counters = self._core.runner.capabilities.counters
         if counters is None:
-            return _refused("the pool's runner counts no requests", "poolctl restart")
-        resolved = await self._context.configuration.read(options.get("env"), keep=self._core.entries)
+            raise _Refused("the pool's runner counts no requests", "poolctl restart")
+        resolved = await self._context.configuration.read(call.options.get("env"), keep=self._core.entries)
         if resolved.problems:
             return RolloutResult(errors=tuple(resolved.problems), exit_code=INVALID_CONFIGURATION)
+        self._check(entry)  # it may have changed while the files were read
         written = next((each for each in resolved.servers if each.name == entry.name), entry.config)
-        keys = [key for key in differences(entry.config, written) if not is_live(key, entry.config, written)]
-        if common := [key for key in keys if key.partition(".")[0] in _COMMON]:
-            message = f"{entry.name}: {listed(common)} changed, which all of its workers have in common"
-            return _refused(message, "poolctl reload")
-        if refused := self._obstacle(entry):  # it may have changed while the files were read
-            return refused
-        what = f"{listed(keys)} changed" if keys else "code"
-        plan = RolloutPlan(
-            _configuration(entry, written, keys), what, share, canaries_for(share, entry.size), seconds, least,
-            conditions, bool(options.get("pause")),
-        )  # fmt: skip
-        split = self._core.canaries.split
-        obstacle = None if split is None else split.split_obstacle(entry.name)
-        if obstacle == "":
-            try:
-                plan = plan._replace(apart=await self._core.canaries.open_apart(plan.config))
-            except ServerError as error:
-                return _refused(f"{entry.name}: its canary has no address: {error.message}", error.hint)
-            if refused := self._obstacle(entry):
-                assert plan.apart is not None
-                self._core.canaries.close_apart(plan.apart)
-                return refused
-        else:
-            plan = plan._replace(why=obstacle or "")
-            if not options.get("force") and (refused := _too_large(entry, plan)):
-                return refused
+        plan = await self._apart(entry, _plan(entry, written, request), force=bool(call.options.get("force")))
         rollout = CanaryRollout(self._core, self._context.events, entry, counters, plan)
         self._rollouts[entry.name] = rollout
         others = "" if plan.apart is None else f"; {entry.config.key} itself is served by the others"
-        call.progress(ProgressLine(notice=f"{entry.name}: {rollout.share_in_words}, {what}{others}"))
+        call.progress(ProgressLine(notice=f"{entry.name}: {rollout.share_in_words}, {plan.what}{others}"))
         return await self._outcome([rollout], call)
+
+    async def _apart(self, entry: Entry, plan: RolloutPlan, *, force: bool) -> RolloutPlan:
+        """The plan with an address of the canary's own, or why it shares the server's."""
+        split = self._core.canaries.split
+        obstacle = None if split is None else split.split_obstacle(entry.name)
+        if obstacle != "":
+            plan = plan._replace(why=obstacle or "")
+            if not force:
+                _refuse_too_large(entry, plan)
+            return plan
+        try:
+            plan = plan._replace(apart=await self._core.canaries.open_apart(plan.config))
+        except ServerError as error:
+            raise _Refused(f"{entry.name}: its canary has no address: {error.message}", error.hint) from None
+        try:
+            self._check(entry)
+        except _Refused:
+            assert plan.apart is not None
+            self._core.canaries.close_apart(plan.apart)
+            raise
+        return plan
 
     async def _has_left(self, entry: Entry) -> bool:
         """Whether the address of its last canary is closed, soon if not now: another one may have the same."""
@@ -149,22 +144,21 @@ class Rollouts:
             self._core.listeners.discard(look)
         return True
 
-    def _obstacle(self, entry: Entry) -> Result | None:
-        """Why there can be no rollout of it now."""
+    def _check(self, entry: Entry) -> None:
+        """Raise if there can be no rollout of it now."""
         name, config = entry.name, entry.config
         if config.job or config.command:
             kind = "a job" if config.job else "a program, whose requests poolctl does not count"
-            return _refused(f"{name} is {kind}", f"poolctl restart {name}")
+            raise _Refused(f"{name} is {kind}", f"poolctl restart {name}")
         if not entry.may_overlap:
-            return _refused(f"{name}: two generations of it may not run at once", f"poolctl restart {name}")
+            raise _Refused(f"{name}: two generations of it may not run at once", f"poolctl restart {name}")
         if entry.canary is not None:
-            return _refused(f"a rollout of {name} is under way", "poolctl rollout status")
+            raise _Refused(f"a rollout of {name} is under way", "poolctl rollout status")
         if not (entry.wanted and entry.complete):
-            return _refused(
+            raise _Refused(
                 f"{name} is {entry.state}; only a server that runs whole has a rollout",
                 f"poolctl start {name}",
             )
-        return None
 
     async def _outcome(
         self, rollouts: list[CanaryRollout], call: Call, *, aborted: bool = False
@@ -184,24 +178,57 @@ class Rollouts:
         return RolloutResult(items=reports, errors=errors, exit_code=FAILED if failed else 0)
 
 
-def _configuration(entry: Entry, written: ServerConfig, keys: list[str]) -> ServerConfig:
-    """That of the canary: the files' if they differ by more than a reload would apply to what runs."""
-    return written if keys else entry.config
+class _Refused(Exception):
+    """Nothing is wrong with the request, but the pool's state does not allow it now."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.result = RolloutResult(errors=(failure(PoolRestartError, message, hint),), exit_code=CONFLICT)
 
 
-def _too_large(entry: Entry, plan: RolloutPlan) -> Result | None:
-    """The refusal of whole workers that would have more than twice the share."""
+class _Request(NamedTuple):
+    share: float
+    seconds: float
+    least: int
+    conditions: list[Condition]
+    pause: bool
+
+
+def _request(options: Table) -> _Request:
+    """What was asked for. Raises SelectorError."""
+    share, seconds = _number(options, "share", 0.1), _number(options, "seconds", 300)
+    least = int(_number(options, "min_requests", 100))
+    if not 0 < share <= _MOST_SHARE:
+        hint = f"a share above 0 % and up to {100 * _MOST_SHARE:g} %, such as 10%"
+        raise SelectorError(f"the canary's share is {100 * share:g} %", hint=hint)
+    return _Request(share, seconds, least, _conditions(options), bool(options.get("pause")))
+
+
+def _plan(entry: Entry, written: ServerConfig, request: _Request) -> RolloutPlan:
+    """The plan for what is written now, or for new code if the files differ by no more than a reload would apply."""
+    keys = [key for key in differences(entry.config, written) if not is_live(key, entry.config, written)]
+    if common := [key for key in keys if key.partition(".")[0] in _COMMON]:
+        message = f"{entry.name}: {listed(common)} changed, which all of its workers have in common"
+        raise _Refused(message, "poolctl reload")
+    return RolloutPlan(
+        written if keys else entry.config, f"{listed(keys)} changed" if keys else "code", request.share,
+        canaries_for(request.share, entry.size), request.seconds, request.least, request.conditions, request.pause,
+    )  # fmt: skip
+
+
+def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:
+    """Refuse whole workers that would have more than twice the share."""
     count, share = plan.canaries, plan.share
     real = count / (count + entry.size)
     if real <= 2 * share:
-        return None
+        return
     message = (
         f"{entry.name}: {count} of {count + entry.size} workers would have {100 * real:.3g} % of the traffic, "
         f"more than twice the {100 * share:g} % asked for"
     )
     if plan.why:
         message = f"{message}; {plan.why}"
-    return _refused(message, f"poolctl scale {entry.name} {round(count / share) - count}, or --force")
+    raise _Refused(message, f"poolctl scale {entry.name} {round(count / share) - count}, or --force")
 
 
 def _number(options: Table, name: str, usual: float) -> float:
@@ -219,10 +246,6 @@ def _conditions(options: Mapping[str, object]) -> list[Condition]:
         return [condition(text) for text in texts]
     except ValueError as wrong:
         raise SelectorError(str(wrong)) from None
-
-
-def _refused(message: str, hint: str) -> RolloutResult:
-    return RolloutResult(errors=(failure(PoolRestartError, message, hint),), exit_code=CONFLICT)
 
 
 def verbs(context: VerbContext) -> dict[str, Verb]:
