@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from tests.certificates import certificate
 from tests.load.frames import new_key
 
 from .project import Project
@@ -31,24 +34,72 @@ _UPGRADE = (
 
 def run(options: Namespace) -> Iterator[Row]:
     rounds = 2 if options.quick else ROUNDS
-    with Project(1, app=APP, defaults=f"workers = {WORKERS}") as project:
-        project.run("start")
-        (item,) = json.loads(project.run("list", "-o", "json"))["items"]
-        for what, begin in {"kept connections": _kept, "WebSockets": _websocket}.items():
-            found = [_round(project.ports[0], item["pids"], begin) for _ in range(rounds)]
-            of_all = f"of {CONNECTIONS} {what} on {WORKERS} workers"
-            yield Row(f"{of_all}, on the busiest", "", [max(each) for each in found], most=_MOST)
-            yield Row(f"workers without any {of_all}", "", [each.count(0) for each in found], most=0)
+    for loop in "asyncio", "uvloop":
+        for scheme in "http", "https":
+            with Project(1, app=APP, defaults=f'workers = {WORKERS}\nhttp.loop = "{loop}"') as project:
+                if scheme == "https":
+                    _use_tls(project)
+                project.run("start")
+                (item,) = json.loads(project.run("list", "-o", "json"))["items"]
+                for what, begin in {"kept connections": _kept, "WebSockets": _websocket}.items():
+                    for among in False, True:
+                        with _short_connections(project.ports[0], scheme) if among else nullcontext():
+                            found = [
+                                _round(project.ports[0], scheme, item["pids"], begin) for _ in range(rounds)
+                            ]
+                        of_all = f"of {CONNECTIONS} {what} on {WORKERS} workers ({loop}, {scheme}"
+                        of_all += ", among short ones)" if among else ")"
+                        yield Row(f"{of_all}, on the busiest", "", [max(each) for each in found], most=_MOST)
+                        yield Row(
+                            f"workers without any {of_all}", "", [each.count(0) for each in found], most=0
+                        )
 
 
-def _round(port: int, pids: list[int], begin: Callable[[socket.socket], None]) -> list[int]:
+def _use_tls(project: Project) -> None:
+    certificate(project.directory)
+    path = project.directory / "pool.toml"
+    path.write_text(path.read_text() + 'tls = { cert = "localhost.pem", key = "localhost.key" }\n')
+
+
+def _connect(port: int, scheme: str) -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", port), 10)
+    if scheme == "http":
+        return sock
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(sock)
+
+
+@contextmanager
+def _short_connections(port: int, scheme: str) -> Iterator[None]:
+    """Meanwhile clients connect, ask once, and close."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            with _connect(port, scheme) as sock:
+                _kept(sock)
+
+    clients = [threading.Thread(target=ask) for _ in range(4)]
+    for each in clients:
+        each.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for each in clients:
+            each.join()
+
+
+def _round(port: int, scheme: str, pids: list[int], begin: Callable[[socket.socket], None]) -> list[int]:
     """The connections of each worker, a moment after all were opened."""
     socks = []
     for _ in range(CONNECTIONS):
-        socks.append(socket.create_connection(("127.0.0.1", port), 10))
+        socks.append(_connect(port, scheme))
         begin(socks[-1])
     time.sleep(_SETTLED_SECONDS)
-    sockets = _sockets(port)
+    ours = {sock.getsockname()[1] for sock in socks}
+    sockets = _sockets(port, ours)
     counts = [len(sockets & _descriptors(pid)) for pid in pids]
     if sum(counts) != CONNECTIONS:
         raise RuntimeError(f"{CONNECTIONS - sum(counts)} connections were lost")
@@ -77,11 +128,15 @@ def _read_until(sock: socket.socket, end: bytes) -> None:
         seen += received
 
 
-def _sockets(port: int) -> set[str]:
-    """The server's ends of all connections to this port, as links of descriptors show them."""
+def _sockets(port: int, clients: set[int]) -> set[str]:
+    """The server's ends of the connections of these clients' ports, as links of descriptors show them."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    fields = [line.split() for line in lines]
-    return {f"socket:[{each[9]}]" for each in fields if each[1].endswith(f":{port:04X}") and each[3] == "01"}
+    found = set()
+    for each in map(str.split, lines):
+        mine, theirs = (int(each[at].rpartition(":")[2], 16) for at in (1, 2))
+        if mine == port and theirs in clients and each[3] == "01":
+            found.add(f"socket:[{each[9]}]")
+    return found
 
 
 def _descriptors(pid: int) -> set[str]:

@@ -179,8 +179,8 @@ class Client:
         _clients.append(self)
 
     @classmethod
-    async def connect(cls, port: int) -> Client:
-        return cls(*await asyncio.open_connection("127.0.0.1", port))
+    async def connect(cls, port: int, secure: ssl.SSLContext | None = None) -> Client:
+        return cls(*await asyncio.open_connection("127.0.0.1", port, ssl=secure))
 
     async def send(self, path: str = "/", *headers: str) -> None:
         lines = [f"GET {path} HTTP/1.1", "host: test", *headers, "", ""]

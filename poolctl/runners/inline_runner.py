@@ -24,7 +24,7 @@ from poolctl.listeners.open_listener import (
     refuse,
 )
 from poolctl.listeners.unix_listener import Identity, identity_of
-from poolctl.worker.serving.accepting import stop_reading
+from poolctl.worker.serving.shared_listener import stop_reading
 
 from .inline_worker import InlineWorker
 from .listener_opener import Opener

@@ -197,8 +197,8 @@ class WorkerProcess:
         except (OSError, ValueError) as error:
             self.control.send({"event": "tls", "error": str(error)[:MOST_CHARACTERS]})
             return
-        self.renewing = asyncio.ensure_future(self.server.acceptor.renew(context))
-        self.renewing.add_done_callback(lambda _: self.control.send({"event": "tls", "error": None}))
+        self.server.acceptor.renew(context)
+        self.control.send({"event": "tls", "error": None})
 
     def _use_routes(self, fds: list[int]) -> None:
         """Decide by this table which requests of passed connections are this server's, and give back the others."""

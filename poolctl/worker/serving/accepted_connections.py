@@ -3,47 +3,74 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
+from time import monotonic
 from typing import Any
 
 from poolctl.platform import close_promptly
 
-# A connection without TLS that gets its protocol: what makes its transport, and the future that it awaits.
-_Attaching = tuple[Coroutine[Any, Any, object], asyncio.Future[object]]
+from .connection_state import PoolServerState
+
+_LEAST_HANDSHAKE_SECONDS = 0.1
+
+_Work = Coroutine[Any, Any, object]  # what makes a transport
+_Attaching = tuple[
+    _Work, asyncio.Future[object]
+]  # for a connection without TLS, with the future that it awaits
 
 
 class AcceptedConnections:
-    """Connections that have no protocol yet; `changed` is set when one has got it, or has failed."""
+    """Connections that have no protocol yet; `changed` of the state is set when one has got it, or has failed."""
 
-    def __init__(self, changed: asyncio.Event) -> None:
-        self._changed = changed
+    def __init__(self, server_state: PoolServerState) -> None:
+        self._server_state = server_state
+        self._changed = server_state.changed
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: set[asyncio.Task[object]] = set()
         self._attaching: list[_Attaching] = []
         self._settling = False
+        self._handshakes: dict[asyncio.Protocol, asyncio.Future[object]] = {}
 
     def __len__(self) -> int:
-        return len(self._tasks) + len(self._attaching)
+        """How many have no protocol yet; those in a TLS handshake are counted by the state."""
+        return len(self._attaching)
 
-    def attach(
-        self,
-        make: Callable[[], asyncio.BaseProtocol],
-        sock: socket.socket,
-        context: ssl.SSLContext | None = None,
-        handshake_seconds: float | None = None,
+    def shake_hands(
+        self, protocol: asyncio.Protocol, sock: socket.socket, context: ssl.SSLContext, due: float
     ) -> None:
-        """Give the connection a protocol; with a context it uses TLS."""
+        """Begin TLS on a connection that gets this protocol. Its first head is due at that time; so is the handshake.
+
+        It is a time of the system's monotonic clock.
+        """
+        self._server_state.expect(protocol, due)
+        seconds = max(_LEAST_HANDSHAKE_SECONDS, due - monotonic())
+        loop = asyncio.get_running_loop()
+        work = loop.connect_accepted_socket(
+            lambda: protocol, sock, ssl=context, ssl_handshake_timeout=seconds
+        )
+        # Without a task, which would begin in another iteration of the loop: 3 % of a new connection.
+        try:
+            self._await(protocol, work)
+        except Exception:
+            close_promptly(sock.detach())
+            self._server_state.handshake_failed(protocol)
+
+    def _await(self, protocol: asyncio.Protocol, work: _Work) -> None:
+        self._handshakes[protocol] = waits = work.send(None)
+        waits.add_done_callback(functools.partial(self._continue, protocol, work))
+
+    def _continue(self, protocol: asyncio.Protocol, work: _Work, _: object) -> None:
+        del self._handshakes[protocol]
+        try:
+            self._await(protocol, work)
+        except (Exception, asyncio.CancelledError):  # StopIteration: it has returned
+            self._server_state.handshake_failed(protocol)
+
+    def attach(self, make: Callable[[], asyncio.BaseProtocol], sock: socket.socket) -> None:
+        """Give the connection a protocol, without TLS."""
         loop = self._loop = self._loop or asyncio.get_running_loop()
-        if context is not None:
-            work = loop.connect_accepted_socket(
-                make, sock, ssl=context, ssl_handshake_timeout=handshake_seconds
-            )
-            task = loop.create_task(work)
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
-            return
         # Without a task, which takes half as long again: it awaits one thing.
         work = loop.connect_accepted_socket(make, sock)
         try:
@@ -57,8 +84,8 @@ class AcceptedConnections:
 
     def cancel(self) -> None:
         """Cancel those that have no protocol yet."""
-        for task in list(self._tasks):
-            task.cancel()
+        for waits in list(self._handshakes.values()):
+            waits.cancel()
         for _, made in self._attaching:
             made.cancel()
 
@@ -81,9 +108,3 @@ class AcceptedConnections:
         self._settling = bool(count)
         if count:
             loop.call_soon(self._settle, loop, count)
-
-    def _done(self, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # otherwise asyncio logs that it was never retrieved
-        self._changed.set()

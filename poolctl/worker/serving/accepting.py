@@ -7,9 +7,7 @@ backlog, or in the pair, for other workers.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
-import gc
 import os
 import resource
 import socket
@@ -31,6 +29,7 @@ from .accepted_connections import AcceptedConnections
 from .connection_state import PoolServerState
 from .evenness import Evenness
 from .routed_connections import RoutedConnection, make_routed
+from .shared_listener import ROOM_PART, Listening, SharedListener, TlsListener, close_all, stop_reading
 from .uvicorn_parts import State
 from .worker_routes import Routes
 
@@ -38,8 +37,6 @@ from .worker_routes import Routes
 # and closing a listener costs as much as several requests.
 _PART = 16
 _ROOM_SECONDS = 0.05
-_HANDSHAKES_SECONDS = 1.0
-_LEAST_HANDSHAKE_SECONDS = 0.1
 _TAKE_AGAIN_SECONDS = 0.1
 # Descriptors that are left to probes, to files of the application and to connections that are accepted in one go.
 _LEAST_RESERVE = 16
@@ -47,7 +44,6 @@ _RESERVED_PART = 16
 _OPEN_AT_START = 64  # where /proc cannot tell
 _AT_ONCE = 16
 PAUSE_SECONDS = 0.01
-_ROOM_PART = 4
 
 
 class AdoptionPair(NamedTuple):
@@ -76,13 +72,13 @@ class SharedListeners:
         most: int | None,
         routes: Routes | None = None,
     ) -> None:
-        self.servers: list[asyncio.base_events.Server] = []
+        self.servers: Sequence[Listening] = ()
         self._config = config
         self._server_state = server_state
         self._adoption = adoption
         self._most = most
         self._routes = routes or Routes("")
-        self.accepted = AcceptedConnections(server_state.changed)
+        self.accepted = AcceptedConnections(server_state)
         self._app_state: State = {}
         self._listeners: Sequence[socket.socket] = ()
         self._wanted = self._full = self._ended = self._taking = False
@@ -90,7 +86,6 @@ class SharedListeners:
         self._lock = asyncio.Lock()  # held while `servers` is opened or closed
         self._tasks: set[asyncio.Task[None]] = set()
         self._room_timer: asyncio.TimerHandle | None = None
-        self._handshake_timer: asyncio.TimerHandle | None = None
         self._take_timer: asyncio.TimerHandle | None = None
         self._batch = BatchSize(_AT_ONCE)
         self._taken_at = 0.0
@@ -118,47 +113,32 @@ class SharedListeners:
         self._wanted = wanted
         self._do(self._settle())
 
-    async def renew(self, context: ssl.SSLContext) -> None:
+    def renew(self, context: ssl.SSLContext) -> None:
         """Use another TLS context for new handshakes."""
-        async with self._lock:
-            if self._ended:
-                return
-            self._config.ssl = context
-            if self.servers:
-                # The new ones accept before the old ones stop: both use the same sockets.
-                before = self.servers
-                self.servers = await self._accept()
-                await close_servers(before)
-        await self._settle()
+        self._config.ssl = context
 
     async def end(self) -> None:
         """Stop accepting for good."""
         self._ended = True
-        for timer in (self._room_timer, self._handshake_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._room_timer is not None:
+            self._room_timer.cancel()
         self._stop_taking()
         async with self._lock:
-            await close_servers(self.servers)
+            await close_all(self.servers)
         await asyncio.gather(*self._tasks)
 
     def _fill(self) -> None:
         """Accept nothing more until there is room: this connection is the last one."""
         if self._full or self._ended:
             return
-        if self._server_state.expects:
-            gc.collect(1)  # failed handshakes are counted until their objects are freed
-            if self._server_state.room() > 0:
-                return
         self._full = True
-        self._recheck_handshakes()
         self._server_state.watch_room(self._room)
         self._stop_taking()
         # Immediately: the next connection is for another worker.
-        before, self.servers = self.servers, []
+        before, self.servers = self.servers, ()
         for server in before:
             stop_reading(server.sockets)
-        self._do(close_servers(before))
+        self._do(close_all(before))
 
     def _room(self) -> None:
         """A connection of a full worker has ended."""
@@ -167,18 +147,6 @@ class SharedListeners:
             self._accept_again()
         elif self._room_timer is None:
             self._room_timer = asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._accept_again)
-
-    def _recheck_handshakes(self) -> None:
-        # Failed handshakes are not reported.
-        if self._full and self._server_state.expects:
-            self._handshake_timer = asyncio.get_running_loop().call_later(
-                _HANDSHAKES_SECONDS, self._check_handshakes
-            )
-
-    def _check_handshakes(self) -> None:
-        gc.collect()
-        self._accept_again()
-        self._recheck_handshakes()
 
     def _accept_again(self) -> None:
         if self._room_timer is not None:
@@ -199,27 +167,23 @@ class SharedListeners:
         async with self._lock:
             while not self._ended and (self._wanted and not self._full) is not bool(self.servers):
                 if self.servers:
-                    before, self.servers = self.servers, []
+                    before, self.servers = self.servers, ()
                     self._stop_taking()
-                    await close_servers(before)
+                    await close_all(before)
                 else:
                     self.servers = await self._accept()
                     if not (self._full or self._ended):
                         self._take()
 
-    async def _accept(self) -> list[asyncio.base_events.Server]:
+    async def _accept(self) -> list[Listening]:
         config = self._config
         loop = asyncio.get_running_loop()
         sockets = [SharedListener(listener, self._server_state) for listener in self._listeners]
         try:
+            if config.ssl is not None:
+                return [TlsListener(sock, self) for sock in sockets]
             return [
-                await loop.create_server(
-                    self._make_protocol,
-                    sock=sock,
-                    ssl=config.ssl,
-                    backlog=config.backlog,
-                    ssl_handshake_timeout=None if config.ssl is None else self._server_state.heads.seconds,
-                )
+                await loop.create_server(self._make_protocol, sock=sock, backlog=config.backlog)
                 for sock in sockets
             ]
         except BaseException:
@@ -231,6 +195,15 @@ class SharedListeners:
 
     def _make_protocol(self) -> Any:
         return make_protocol(self._config, self._server_state, self._app_state)
+
+    def begin_tls(self, sock: socket.socket) -> None:
+        """See ServesTls."""
+        due = time.monotonic() + self._server_state.heads.seconds
+        evenness = self._server_state.evenness
+        if evenness is not None and evenness.passes_on(AcceptedSocket(sock, due)):
+            sock.close()
+        else:
+            self._shake_hands(sock, due, None)
 
     def _take(self) -> None:
         """Take connections out of the adoption pair from now on."""
@@ -266,9 +239,9 @@ class SharedListeners:
         if now - self._taken_at >= PAUSE_SECONDS:
             batch.restart()
         self._taken_at = now
-        # Those that have no protocol yet are not counted as open, except in a TLS handshake.
-        room = self._server_state.room() - (0 if self._config.ssl is not None else len(self.accepted))
-        most = min(batch.size, max(1, room // _ROOM_PART)) if room > 0 else 0
+        # Those without TLS that have no protocol yet are not counted as open.
+        room = self._server_state.room() - len(self.accepted)
+        most = min(batch.size, max(1, room // ROOM_PART)) if room > 0 else 0
         if evenness is not None and evenness.under_way:
             most = min(most, 1)
         for taken in range(most):
@@ -308,27 +281,48 @@ class SharedListeners:
 
     def _adopt(self, taken: connection_handover.Connection) -> None:
         """Serve a connection that another process has accepted."""
-        context, until, asked = self._config.ssl, taken.until, taken.asked
-        make = functools.partial(self._make_adopted, until, asked, taken.routed)
-        if context is None:
-            self.accepted.attach(make, taken, None)
-            return
-        if taken.received:
+        until, asked, routed = taken.until, taken.asked, taken.routed
+        evenness = self._server_state.evenness
+        if evenness is not None:
+            evenness.took_one()
+        if self._config.ssl is None:
+            self.accepted.attach(functools.partial(self._make_adopted, until, asked, routed), taken)
+        elif taken.received:
             close_promptly(taken.detach())  # no process reads from a TLS connection before it is passed on
-            return
-        seconds = self._server_state.heads.seconds
-        if until is not None and not asked:
-            seconds = min(max(_LEAST_HANDSHAKE_SECONDS, until - time.monotonic()), seconds)
-        self.accepted.attach(make, taken, context, seconds)
+        else:
+            usual = time.monotonic() + self._server_state.heads.seconds
+            self._shake_hands(taken, usual if until is None or asked else min(until, usual), routed)
+
+    def _shake_hands(self, sock: socket.socket, due: float, routed: Routed | None) -> None:
+        assert self._config.ssl is not None
+        self.accepted.shake_hands(self._make(routed), sock, self._config.ssl, due)
 
     def _make_adopted(self, until: float | None, asked: bool, routed: Routed | None) -> asyncio.Protocol:
-        arguments = self._config, self._server_state, self._app_state
-        made = make_protocol(*arguments) if routed is None else make_routed(*arguments, self._routes, routed)
+        made = self._make(routed)
         if until is not None or routed is None or not routed.decided:
             made.take_over(until, asked=asked)
         elif isinstance(made, RoutedConnection):
             made.head = None  # it is there, and needs no time
         return made  # type: ignore[no-any-return]
+
+    def _make(self, routed: Routed | None) -> Any:
+        arguments = self._config, self._server_state, self._app_state
+        return make_protocol(*arguments) if routed is None else make_routed(*arguments, self._routes, routed)
+
+
+class AcceptedSocket(NamedTuple):
+    """A connection of which nothing has been read, whose first head is due at a time of the monotonic clock."""
+
+    sock: socket.socket
+    due: float
+
+    def hand_over(self, end: socket.socket) -> bool:
+        """See HasHandOver."""
+        try:
+            connection_handover.give(end, self.sock.fileno(), {"until": self.due, "asked": False})
+        except (OSError, WireError):
+            return False
+        return True
 
 
 def make_protocol(
@@ -337,52 +331,6 @@ def make_protocol(
     """The protocol of a new connection, of this class or else of the configuration's."""
     made: Any = kind or config.http_protocol_class
     return made(config=config, server_state=server_state, app_state=app_state)
-
-
-def stop_reading(listeners: Sequence[socket.socket]) -> None:
-    """Stop accepting from them; accepted connections continue."""
-    loop = asyncio.get_running_loop()
-    for listener in listeners:
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.remove_reader(listener.fileno())
-
-
-async def close_servers(servers: Sequence[asyncio.base_events.Server]) -> None:
-    """Stop accepting, without losing an accepted connection."""
-    # asyncio's Server.close() destroys connections that it accepted and did not attach yet: stop reading the listener
-    # first and close it some turns later, when those are attached.
-    for server in servers:
-        stop_reading(server.sockets)
-    for _ in range(3):
-        await asyncio.sleep(0)
-    for server in servers:
-        server.close()
-    await asyncio.sleep(0)
-
-
-class SharedListener(socket.socket):
-    """A listener from which asyncio accepts a few connections at once, instead of as many as there are.
-
-    Some iterations pass until they are counted: a worker accepts at once only a part of what it has room for.
-    """
-
-    def __init__(self, like: socket.socket, server_state: PoolServerState) -> None:
-        # Not like.dup(): it makes the new socket blocking for a moment, and with it, because they share one open file,
-        # the listener of every other worker; one that calls accept() just then waits there for ever.
-        numbers: Any = super(socket.socket, like)
-        self._kind = numbers.family, numbers.type, numbers.proto
-        super().__init__(*self._kind, fileno=os.dup(like.fileno()))
-        self._server_state = server_state
-        self._at_once = 1
-
-    def accept(self) -> tuple[socket.socket, object]:
-        """Like socket.accept(); sometimes raises BlockingIOError early, so that the loop goes on with other work."""
-        if not self._at_once:
-            self._at_once = max(1, min(_AT_ONCE, self._server_state.room() // _ROOM_PART))
-            raise BlockingIOError
-        self._at_once -= 1
-        fd, address = self._accept()  # type: ignore[attr-defined]
-        return socket.socket(*self._kind, fileno=fd), address
 
 
 def connections_by_descriptors() -> int:

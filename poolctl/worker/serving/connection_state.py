@@ -10,7 +10,6 @@ import asyncio
 import socket
 import sys
 import time
-import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
@@ -30,7 +29,6 @@ HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
 _COARSE = 20  # the timer fires at most this often within the time limit of a head
 _GRACE_SECONDS = 1.0
-_MARGIN_SECONDS = 1.0
 
 
 class Tasks(set[asyncio.Task[None]]):
@@ -93,6 +91,10 @@ class Connections(set[Any]):
             if not isinstance(connection, self.http):
                 tally[OPEN_WEBSOCKETS] -= 1
             tally[OPEN_CONNECTIONS] = len(self)
+        self.left()
+
+    def left(self) -> None:
+        """One less is open."""
         if self._state.evenness is not None:
             self._state.evenness.publish()
         if self.on_leave is not None:
@@ -226,8 +228,7 @@ class PoolServerState(ServerState):
         self.evenness: Evenness | None = None  # of a worker whose server has several
         super().__init__()
         self.on_activity: Callable[[], None] | None = None
-        # The time by which each handshake has succeeded or failed.
-        self.expected: dict[weakref.ref[object], float] = {}
+        self.expected: dict[object, float] = {}  # in a TLS handshake, and when the first head of each is due
         self._most_connections = sys.maxsize
         self._on_full: Callable[[], None] = lambda: None
         self.connections: Connections = Connections(self)
@@ -241,7 +242,7 @@ class PoolServerState(ServerState):
     @property
     def open_connections(self) -> int:
         """The number of connections, including those in their handshake."""
-        return len(self.connections) + (len(self.expected) if self.expects else 0)
+        return len(self.connections) + len(self.expected)
 
     def room(self) -> int:
         """The number of further connections for which there is room."""
@@ -255,40 +256,30 @@ class PoolServerState(ServerState):
         """Call `on_leave` whenever a connection has ended."""
         self.connections.on_leave = on_leave
 
-    def expect(self, connection: object) -> None:
-        """Note an accepted connection whose handshake has not finished.
-
-        A failure is noticed when its objects are freed, or when the time for a handshake is over.
-        """
-        ends = time.monotonic() + self.heads.seconds + _MARGIN_SECONDS
-        self.expected[weakref.ref(connection, self._no_longer_expected)] = ends
+    def expect(self, connection: object, due: float) -> None:
+        """Note a connection whose TLS handshake begins, and when its first head is due."""
+        self.expected[connection] = due
         if self.open_connections >= self._most_connections:
             self._on_full()
+        if self.evenness is not None:
+            self.evenness.publish()
 
     def handshake_is_over(self, connection: object) -> float | None:
-        """The handshake is complete. Returns when the first head is due, if that was set at the accept."""
-        if not self.expected:
-            return None
-        ends = self.expected.pop(weakref.ref(connection), None)
-        self.changed.set()
-        return None if ends is None else ends - _MARGIN_SECONDS
+        """The connection is made. Returns when the first head is due, if that was set at the accept."""
+        due = self.expected.pop(connection, None) if self.expected else None
+        if due is not None:
+            self.changed.set()
+        return due
+
+    def handshake_failed(self, connection: object) -> None:
+        """There will be no such connection, unless its handshake was over before."""
+        if self.handshake_is_over(connection) is not None:
+            self.connections.left()
 
     @property
     def expects(self) -> bool:
         """Whether an accepted connection is still in its handshake."""
-        if not self.expected:
-            return False
-        now = time.monotonic()
-        for oldest, ends in list(self.expected.items()):
-            if ends > now:
-                return True
-            self.expected.pop(oldest, None)
-        return False
-
-    def _no_longer_expected(self, connection: weakref.ref[object]) -> None:
-        # The garbage collector calls it too: at any time, perhaps without a running loop.
-        self.expected.pop(connection, None)
-        self.changed.set()
+        return bool(self.expected)
 
     def active(self) -> None:
         """A connection or a request comes, or the last request has ended."""
@@ -297,7 +288,7 @@ class PoolServerState(ServerState):
 
     def connected(self) -> None:
         """A connection is about to be added."""
-        if len(self.connections) + len(self.expected) + 1 >= self._most_connections:
+        if self.open_connections + 1 >= self._most_connections:
             self._on_full()
         if self.on_activity is not None:
             self.on_activity()

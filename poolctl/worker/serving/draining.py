@@ -21,7 +21,7 @@ from poolctl.keeper import connection_handover
 from poolctl.keeper.wire import WireError
 
 from .connection_state import Drainable, PoolServerState
-from .http1_connection import Lingering
+from .http1_connection import FIRST, Lingering
 from .http2 import Http1Or2, LingeringHttp2
 from .uvicorn_parts import (
     DIRECT,
@@ -53,8 +53,6 @@ class Closing(Drainable):
     ) -> None:
         super().__init__(config, server_state, app_state, **others)  # type: ignore[call-arg]
         self.server_state = server_state
-        if config.ssl is not None:
-            server_state.expect(self)
 
     def linger(self) -> None:
         """Finish the response in progress, and close."""
@@ -67,10 +65,49 @@ class Closing(Drainable):
             self.linger()
 
 
-class LingeringZttp(Lingering):
+class Movable(Lingering):
+    """Mixed in before a protocol class of uvicorn's whose connections can move to another worker at some moments."""
+
+    @property
+    def between_requests(self) -> bool:
+        """Whether every byte that was read belongs to a request that has its complete response."""
+        raise NotImplementedError
+
+    def hand_over(self, end: socket.socket) -> bool:
+        """See Drainable."""
+        transport = self.transport
+        if transport is None or transport.is_closing() or self not in self.connections:
+            return False
+        if transport.get_protocol() is not self or not self.between_requests:
+            return False
+        transport.pause_reading()
+        if transport.get_write_buffer_size() or not self._give(end):
+            transport.resume_reading()
+            return False
+        transport.abort()
+        self.connections.discard(self)  # it counts no more, even before the loop has noticed
+        return True
+
+    def _give(self, end: socket.socket) -> bool:
+        # A lingering connection has a shorter limit, which does not apply any more.
+        limits = {} if self.lingering else self.time_left()
+        try:
+            fd = self.transport.get_extra_info("socket").fileno()
+            connection_handover.give(end, fd, limits, self.carried)
+        except (OSError, WireError):
+            return False
+        return True
+
+
+class LingeringZttp(Movable):
     """For the protocol on zttp: it lingers, because the parser does not report its buffered data."""
 
     _ahead = 0
+
+    @property
+    def between_requests(self) -> bool:
+        """See Movable. It is known only before the first byte."""
+        return self.head is FIRST
 
     def data_received(self, data: bytes) -> None:
         cycle = self.cycle
@@ -98,16 +135,11 @@ class LingeringZttp(Lingering):
         return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
 
 
-class Moving(Lingering):
+class Moving(Movable):
     """Mixed in before a protocol class of uvicorn's that knows whether it is between two requests."""
 
     _pause_seconds = 0.0
     _trying: asyncio.TimerHandle | None = None
-
-    @property
-    def between_requests(self) -> bool:
-        """Whether every byte that was read belongs to a request that has its complete response."""
-        raise NotImplementedError
 
     def leave(self) -> None:
         """Move to another worker as soon as possible; linger if there is none."""
@@ -115,21 +147,6 @@ class Moving(Lingering):
             self.linger()
         else:
             self._move()
-
-    def hand_over(self, end: socket.socket) -> bool:
-        """See Drainable."""
-        transport = self.transport
-        if transport is None or transport.is_closing() or self not in self.connections:
-            return False
-        if transport.get_protocol() is not self or not self.between_requests:
-            return False
-        transport.pause_reading()
-        if transport.get_write_buffer_size() or not self._give(end):
-            transport.resume_reading()
-            return False
-        transport.abort()
-        self.connections.discard(self)  # it counts no more, even before the loop has noticed
-        return True
 
     def shutdown(self) -> None:
         """Close, unless the connection can still move."""
@@ -154,16 +171,6 @@ class Moving(Lingering):
             transport.resume_reading()
             self._try_again()
 
-    def _give(self, end: socket.socket) -> bool:
-        # A lingering connection has a shorter limit, which does not apply any more.
-        limits = {} if self.lingering else self.time_left()
-        try:
-            fd = self.transport.get_extra_info("socket").fileno()
-            connection_handover.give(end, fd, limits, self.carried)
-        except (OSError, WireError):
-            return False
-        return True
-
     def _try_again(self) -> None:
         if self._trying is not None and not self._trying.cancelled():
             self._trying.cancel()
@@ -179,7 +186,7 @@ class MovingHttptools(Moving):
 
     @property
     def between_requests(self) -> bool:
-        """See Moving. A request has a scope from its begin, and a method there once its headers are complete."""
+        """See Movable. A request has a scope from its begin, and a method there once its headers are complete."""
         if not self.idle or self.pipeline or (self.scope is not None and "method" not in self.scope):
             return False
         return self.cycle is None or not self.cycle.more_body
@@ -248,7 +255,7 @@ class MovingH11(Moving):
 
     @property
     def between_requests(self) -> bool:
-        """See Moving."""
+        """See Movable."""
         conn = self.conn
         waiting, _ = conn.trailing_data
         return self.idle and not waiting and conn.our_state is conn.their_state is h11.IDLE

@@ -3,11 +3,11 @@
 The kernel gives a new connection to whichever worker asks first, often to the same one. For short connections that
 does not matter; long-lived ones would stay where they are. A worker that has more than its share
 
-- hands over a new connection at once, before a byte of it is read. So WebSockets are evened out too, which cannot move
-  later. It does not do so while most of its connections last less than a moment: a handover costs as much as serving
-  them.
-- hands over kept connections between two requests, while another worker has at least two fewer: so a new worker gets
-  some. It looks a moment after a connection or a request has come; nothing runs in an idle worker.
+- hands over a new connection at once, before a byte of it is read, and with TLS before the handshake. So those are
+  evened out too which cannot move later: WebSockets, TLS and HTTP/2. It does not do so while most of its connections
+  last less than a moment: a handover costs as much as serving them.
+- hands over kept connections of HTTP/1.1 without TLS between two requests, while another worker has at least two fewer:
+  so a new worker gets some. It looks a moment after a connection or a request has come; nothing runs in an idle worker.
 
 Meanwhile workers that do not have the fewest leave the connections in the pair to others for a moment.
 """
@@ -32,34 +32,48 @@ _LONG_PAUSE_SECONDS = 0.005
 _MOST_PAUSES = 10
 
 
-class Movable(Protocol):
-    """A connection that may be able to move; `transport` is None once it is closed."""
+class HasHandOver(Protocol):
+    """A connection that may be able to move."""
+
+    def hand_over(self, end: socket.socket) -> bool:
+        """Move through this end now, if nothing of a request has been read; whether it has moved."""
+
+
+class Made(HasHandOver, Protocol):
+    """A connection with a protocol; `transport` is None once it is closed."""
 
     transport: Any
 
-    def hand_over(self, end: socket.socket) -> bool:
-        """Move through this end now, if it is between two requests and can move; whether it has moved."""
-
 
 class OpenConnections(Protocol):
-    """The state of a server, with its connections; those that can never move are not Movable."""
+    """The state of a server, with its connections; those that can never move have no `hand_over`."""
 
     connections: Any
     draining: bool
 
+    @property
+    def open_connections(self) -> int:
+        """The number of connections, including those in a TLS handshake."""
+
 
 class Evenness:
-    """One worker's part; `give` is the end of the adoption pair. It owns `counts`."""
+    """One worker's part; `give` is the end of the adoption pair. It owns `counts`.
 
-    def __init__(self, state: OpenConnections, give: socket.socket, counts: PeerCounts) -> None:
+    With `kept` connections can also move between two requests.
+    """
+
+    def __init__(
+        self, state: OpenConnections, give: socket.socket, counts: PeerCounts, *, kept: bool = True
+    ) -> None:
         self._state = state
         self._give = give
         self._counts = counts
+        self._kept = kept
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._accepting = False
         self._short_lived = False  # most connections of the last moment are closed again
-        self._made: list[Movable] = []  # in this moment, and not handed over
+        self._made: list[Made] = []  # in this moment, and not handed over
         self._given_at = self._came_back_at = 0.0
         self._in_flight = self._others_before = 0
 
@@ -71,7 +85,7 @@ class Evenness:
     def publish(self) -> None:
         """Show the others the number of connections; none may be handed to one that is out of rotation."""
         takes = self._accepting and not self._state.draining
-        self._counts.publish(len(self._state.connections) if takes else None)
+        self._counts.publish(self._state.open_connections if takes else None)
 
     def close(self) -> None:
         """Take no further part."""
@@ -79,17 +93,25 @@ class Evenness:
             self._timer.cancel()
         self._counts.close()
 
-    def arrived(self, connection: Movable, *, unread: bool) -> None:
-        """A connection has been made here, or by another process; of the former nothing has been read."""
+    def arrived(self, connection: Made, *, unread: bool) -> None:
+        """A connection has been made; if nothing of it has been read and this worker has too many, hand it over."""
         if self._counts.alone:
             return
         self.active()
-        if not unread and self._in_flight:
-            self._in_flight -= 1  # perhaps no other worker has taken it
-        others = self._counts.others() if unread and self._gives and not self._short_lived else []
-        above = bool(others) and len(self._state.connections) > self._share(others)
-        if not (above and self._hand_over(connection, others)):
+        if not (unread and self._passes_on(connection, self._state.open_connections)):
             self._made.append(connection)
+
+    def passes_on(self, connection: HasHandOver) -> bool:
+        """Hand over an accepted connection, which is not counted yet, if this worker would have too many with it.
+
+        Returns whether it did.
+        """
+        return not self._counts.alone and self._passes_on(connection, self._state.open_connections + 1)
+
+    def took_one(self) -> None:
+        """A connection has come out of the pair; perhaps no other worker has taken what this one gave."""
+        if self._in_flight:
+            self._in_flight -= 1
 
     def active(self) -> None:
         """Look in a moment whether connections have to be evened out."""
@@ -102,7 +124,7 @@ class Evenness:
         `accepted` connections have no protocol yet.
         """
         others = self._counts.others() if self._counts.handover_announced else []
-        more = len(self._state.connections) + accepted - min(others) if others else 0
+        more = self._state.open_connections + accepted - min(others) if others else 0
         if more < _LEAST_DIFFERENCE:
             return _PAUSE_SECONDS if more == 1 and not pauses else 0.0
         if pauses < _MOST_PAUSES:
@@ -120,10 +142,13 @@ class Evenness:
         """Whether it hands over connections: not for a while after no other worker took one."""
         return self._accepting and monotonic() - self._came_back_at > _REST_SECONDS
 
-    def _share(self, others: list[int]) -> int:
-        """The most connections that this worker should have, of all that are open and those on their way."""
-        total = len(self._state.connections) + sum(others) + self._on_their_way(others)
-        return -(-total // (len(others) + 1))
+    def _passes_on(self, connection: HasHandOver, mine: int) -> bool:
+        others = self._counts.others() if self._gives and not self._short_lived else []
+        if not others:
+            return False
+        total = mine + sum(others) + self._on_their_way(others)
+        share = -(-total // (len(others) + 1))
+        return mine > share and self._hand_over(connection, others)
 
     def _on_their_way(self, others: list[int]) -> int:
         """How many were handed over and are not counted by another worker yet."""
@@ -131,7 +156,7 @@ class Evenness:
             self._in_flight = 0
         return max(0, self._in_flight - max(0, sum(others) - self._others_before))
 
-    def _hand_over(self, connection: Movable, others: list[int]) -> bool:
+    def _hand_over(self, connection: HasHandOver, others: list[int]) -> bool:
         self._counts.announce_handover()
         if not connection.hand_over(self._give):
             return False
@@ -151,7 +176,7 @@ class Evenness:
     def _even_out(self) -> None:
         """Hand over a connection for each worker with fewer; again in an instant, when they have taken them."""
         self._timer = None
-        others = self._counts.others() if self._accepting else []
+        others = self._counts.others() if self._accepting and self._kept else []
         mine = len(self._state.connections)
         fewer = sum(mine - each >= _LEAST_DIFFERENCE for each in others)
         if not fewer:

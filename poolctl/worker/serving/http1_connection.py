@@ -72,8 +72,6 @@ class Lingering(Drainable, Http1Protocol):
         self.head: Head | None = FIRST
         self.batch = server_state.batch
         self.begun_ns = 0  # when the oldest request in progress began; 0 if it is not timed
-        if config.ssl is not None:
-            server_state.expect(self)
 
     @property
     def idle(self) -> bool:
@@ -171,7 +169,7 @@ class Lingering(Drainable, Http1Protocol):
         if state.moves_to is not None:
             self.leave()
         elif state.evenness is not None:
-            state.evenness.arrived(self, unread=unread)
+            state.evenness.arrived(self, unread=unread and self.scheme == "http")
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.head is not None:

@@ -9,12 +9,14 @@ negotiated protocol decides, otherwise the first bytes do.
 from __future__ import annotations
 
 import asyncio
+import socket
 from time import monotonic_ns
 from typing import Any
 
 import uvicorn
 
-from ...keeper.connection_handover import unread_bytes
+from ...keeper.connection_handover import give, unread_bytes
+from ...keeper.wire import WireError
 from .connection_state import Drainable, PoolServerState
 from .http1_connection import FIRST, QUIET_SECONDS, Head, Lingering, wants_events
 from .uvicorn_parts import Http2Protocol, State
@@ -49,8 +51,6 @@ class LingeringHttp2(Drainable, Http2Protocol):
         self._newest = 0  # the highest stream that got a response
         self._final: int | None = None  # the highest one that will get one
         self._begun_ns: dict[int, int] = {}
-        if config.ssl is not None:
-            server_state.expect(self)
 
     @property
     def idle(self) -> bool:
@@ -142,6 +142,8 @@ class LingeringHttp2(Drainable, Http2Protocol):
         self.server_state.heads.wait(self, due)
         if self.server_state.draining:
             self.linger()
+        elif self.server_state.evenness is not None:
+            self.server_state.evenness.arrived(self, unread=False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_over()
@@ -249,8 +251,6 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._until: tuple[float | None, bool] | None = None
         self.head: Head | None = FIRST
-        if config.ssl is not None:
-            server_state.expect(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         due = self.server_state.handshake_is_over(self)
@@ -265,6 +265,23 @@ class Http1Or2(Drainable, asyncio.Protocol):
             self.server_state.heads.wait(self, due if self._until is None else self._until[0])
             if self.server_state.draining:
                 self.linger()
+            elif self.server_state.evenness is not None:
+                self.server_state.evenness.arrived(self, unread=self._until is None and self.look is None)
+
+    def hand_over(self, end: socket.socket) -> bool:
+        """See Drainable: only before the first byte is that known to be right."""
+        if self._data or self.transport.is_closing() or self.transport.get_protocol() is not self:
+            return False
+        self.transport.pause_reading()
+        limits = {"until": self.server_state.heads.due[self], "asked": False}
+        try:
+            give(end, self.transport.get_extra_info("socket").fileno(), limits)
+        except (OSError, WireError):
+            self.transport.resume_reading()
+            return False
+        self.transport.abort()
+        self.server_state.connections.discard(self)
+        return True
 
     def data_received(self, data: bytes) -> None:
         self._data += data
@@ -310,6 +327,10 @@ class Http1Or2(Drainable, asyncio.Protocol):
         if self.look is not None and isinstance(protocol, (Lingering, LingeringHttp2)):
             show_route(protocol, self.look)
         self.transport.set_protocol(protocol)
+        if due is not None:
+            self.server_state.heads.wait(
+                protocol, due
+            )  # so it is not taken for one of which nothing has been read
         protocol.connection_made(self.transport)
         if due is not None and protocol.head is not None:
             self.server_state.heads.wait(protocol, due)

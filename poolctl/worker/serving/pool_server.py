@@ -186,7 +186,7 @@ class PoolServer(uvicorn.Server):
         page, self._page = self._page, None
         if page is None:
             return
-        if self._adoption is None or not self._can_migrate or self.should_exit:
+        if self._adoption is None or self.should_exit:
             os.close(page)
             return
         try:
@@ -195,8 +195,9 @@ class PoolServer(uvicorn.Server):
             os.close(page)
             return
         state = self.server_state
-        state.evenness = Evenness(state, self._adoption.give, counts)
-        if state.batch is not None:
+        kept = self._can_migrate
+        state.evenness = Evenness(state, self._adoption.give, counts, kept=kept)
+        if state.batch is not None and kept:
             state.batch.on_write = state.evenness.active
         self.acceptor.show_taking()
 

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import socket
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 import uvicorn
@@ -43,7 +44,7 @@ class ProbeConnections:
         self._secure = False
         self.server_state = PoolServerState()
         self.server_state.heads = Heads(_KEPT_SECONDS)
-        self._accepted = AcceptedConnections(self.server_state.changed)
+        self._accepted = AcceptedConnections(self.server_state)
 
     def answer(self, question: Message, sock: socket.socket) -> None:
         """Answer on the connection as requested: `echo`, or HTTP, with `plain` without TLS even if the server uses it.
@@ -51,11 +52,15 @@ class ProbeConnections:
         An echo shows that the event loop runs.
         """
         if question.get("kind") == "echo":
-            self._accepted.attach(EchoProtocol, sock, None)
+            self._accepted.attach(EchoProtocol, sock)
             return
         self._secure = self._config.ssl is not None
         self.server_state.default_headers = self._config.encoded_headers
-        self._accepted.attach(self._make_protocol, sock, None if question.get("plain") else self._config.ssl)
+        if self._config.ssl is None or question.get("plain"):
+            self._accepted.attach(self._make_protocol, sock)
+        else:
+            due = monotonic() + self.server_state.heads.seconds
+            self._accepted.shake_hands(self._make_protocol(), sock, self._config.ssl, due)
 
     def close(self) -> None:
         """End every such connection."""

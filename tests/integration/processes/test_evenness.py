@@ -1,13 +1,19 @@
-"""Kept connections are shared by all workers of a server, also by one that comes later, and none is lost by that."""
+"""Long-lived connections are shared by all workers of a server, and none is lost by that."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import ssl
 from collections import Counter
-from http.client import HTTPConnection
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPSConnection
 
+import pytest
+
+from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.ports import claim_port
 from tests.real_pool import RealPool
@@ -63,3 +69,92 @@ def test_kept_connections_are_even_and_survive_a_worker_that_is_killed(pool: Rea
             os.kill(victim, signal.SIGKILL)
         for each in [*later, *(each for each in kept if pids[each] != victim)]:
             assert ask(each) != victim
+
+
+@pytest.fixture
+def https() -> Iterator[list[HTTPSConnection]]:
+    """Connections that the test has opened; closed at its end."""
+    opened: list[HTTPSConnection] = []
+    yield opened
+    for each in opened:
+        each.close()
+
+
+def serve_tls(pool: RealPool, loop: str, workers: int) -> int:
+    """The port of a server with TLS."""
+    port = claim_port()
+    certificate(pool.directory)
+    pool.write("app.py", APP)
+    pool.write(
+        "pool.toml",
+        f"""
+        [[server]]
+        name = "web"
+        bind = "127.0.0.1:{port}"
+        app = "app:app"
+        workers = {workers}
+        http.loop = "{loop}"
+        tls = {{ cert = "localhost.pem", key = "localhost.key" }}
+        """,
+    )
+    pool.ok("start")
+    return port
+
+
+def secured(port: int, opened: list[HTTPSConnection]) -> HTTPSConnection:
+    made = HTTPSConnection("127.0.0.1", port, timeout=20, context=ssl._create_unverified_context())
+    opened.append(made)
+    made.connect()
+    made.auto_open = 0  # a lost connection is an error
+    return made
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_tls_connections_are_even_and_a_worker_that_is_killed_loses_none_but_its_own(
+    pool: RealPool, https: list[HTTPSConnection], loop: str
+) -> None:
+    port = serve_tls(pool, loop, 4)
+    kept = {each: ask(each) for each in (secured(port, https) for _ in range(16))}
+    shared = Counter(kept.values())
+    assert len(shared) == 4, shared
+    assert max(shared.values()) <= 6, shared
+    assert kept == {each: ask(each) for each in kept}  # none moves after its handshake
+    victim = next(iter(kept.values()))
+    os.kill(victim, signal.SIGSTOP)  # its count stays on the page, out of date, and it takes nothing
+    with ThreadPoolExecutor(8) as clients:
+        later = [clients.submit(lambda: ask(secured(port, https))) for _ in range(8)]
+        assert victim not in [each.result() for each in later]
+        later = [clients.submit(lambda: ask(secured(port, https))) for _ in range(8)]
+        with contextlib.suppress(ProcessLookupError):  # its pool may have replaced it
+            os.kill(victim, signal.SIGKILL)
+        assert victim not in [each.result() for each in later]
+    for each, pid in kept.items():
+        assert pid == victim or ask(each) == pid
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_new_tls_connections_lose_nothing_while_workers_come_and_go(
+    pool: RealPool, https: list[HTTPSConnection], loop: str
+) -> None:
+    port = serve_tls(pool, loop, 2)
+    over = False
+
+    def connect() -> list[HTTPSConnection]:
+        """Connections of which each has its answer, the last ones still open."""
+        made = []
+        while not over:
+            made.append(secured(port, []))
+            ask(made[-1])
+            if len(made) == 6:
+                made.pop(0).close()
+        return made
+
+    with ThreadPoolExecutor(4) as clients:
+        loads = [clients.submit(connect) for _ in range(4)]
+        try:
+            for order in (("scale", "web", "4"), ("restart",), ("scale", "web", "2")):
+                pool.ok(*order)
+        finally:
+            over = True
+        for load in loads:
+            https.extend(load.result())

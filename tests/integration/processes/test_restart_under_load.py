@@ -44,7 +44,7 @@ KINDS = [
     Kind("uvloop", "httptools", workers=3),
     Kind("asyncio", "h11"),
     Kind("uvloop", "h11", unix=True),
-    Kind("asyncio", "httptools", tls=True),
+    Kind("asyncio", "httptools", workers=3, tls=True),
     Kind("uvloop", "httptools", overlap=False),
 ]
 

@@ -12,6 +12,7 @@ import pytest
 from poolctl.keeper import connection_handover, wire
 from poolctl.worker.serving import accepting
 from poolctl.worker.serving.accepted_connections import AcceptedConnections
+from poolctl.worker.serving.connection_state import PoolServerState
 from tests.serving import ENGINES, Client, Engine, Pair, accepted, served, turns, until
 
 
@@ -79,10 +80,10 @@ def test_connection_whose_protocol_cannot_be_made_is_closed_and_no_other_one(eng
         raise OSError("as if there were no memory")
 
     async def scenario() -> None:
-        connections = AcceptedConnections(asyncio.Event())
+        connections = AcceptedConnections(PoolServerState())
         (failed, first), (client, second) = await accepted(), await accepted()
-        connections.attach(fail, first, None)
-        connections.attach(asyncio.Protocol, second, None)
+        connections.attach(fail, first)
+        connections.attach(asyncio.Protocol, second)
         assert len(connections) == 1
         assert await failed.at_end()
         await until(lambda: not connections)
@@ -94,9 +95,9 @@ def test_connection_whose_protocol_cannot_be_made_is_closed_and_no_other_one(eng
 
 def test_connection_that_is_cancelled_before_it_has_its_protocol_is_closed(engine: Engine) -> None:
     async def scenario() -> None:
-        connections = AcceptedConnections(asyncio.Event())
+        connections = AcceptedConnections(PoolServerState())
         client, sock = await accepted()
-        connections.attach(asyncio.Protocol, sock, None)
+        connections.attach(asyncio.Protocol, sock)
         connections.cancel()
         await until(lambda: not connections)
         assert await client.at_end()

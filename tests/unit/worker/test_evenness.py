@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -12,8 +14,9 @@ import pytest
 
 from poolctl.worker.serving.evenness import MOMENT_SECONDS, Evenness
 from poolctl.worker.serving.pool_server import PoolServer
+from tests.certificates import certificate
 from tests.load.frames import new_key
-from tests.serving import ENGINES, Client, Engine, Pair, Served, served, until
+from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, Served, served, until
 
 UPGRADE = (
     "upgrade: websocket", "connection: upgrade", "sec-websocket-version: 13", f"sec-websocket-key: {new_key().decode()}"
@@ -53,25 +56,40 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return chosen
 
 
+@pytest.fixture
+def secure(tmp_path: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path))
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    return context
+
+
+def trusting(*protocols: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(protocols)
+    return context
+
+
 def join(server: PoolServer, pair: Pair, page: dict[Seat, int | None]) -> None:
     state: Any = server.server_state
-    state.evenness = Evenness(state, pair.give, Seat(page))  # type: ignore[arg-type]
+    state.evenness = Evenness(state, pair.give, Seat(page), kept=server._can_migrate)  # type: ignore[arg-type]
     server.acceptor.show_taking()
 
 
 @contextlib.asynccontextmanager
-async def workers(engine: Engine, pair: Pair, count: int) -> AsyncIterator[list[Served]]:
+async def workers(engine: Engine, pair: Pair, count: int, **options: Any) -> AsyncIterator[list[Served]]:
     page: dict[Seat, int | None] = {}
     async with contextlib.AsyncExitStack() as stack:
         made = []
         for _ in range(count):
-            made.append(await stack.enter_async_context(served(engine, adoption=pair.worker())))
+            made.append(await stack.enter_async_context(served(engine, adoption=pair.worker(), **options)))
             join(made[-1].server, pair, page)
         yield made
 
 
 def counts(made: list[Served]) -> list[int]:
-    return sorted(len(each.server.server_state.connections) for each in made)
+    return sorted(each.server.server_state.open_connections for each in made)
 
 
 def test_new_connections_to_one_worker_are_shared_by_all(engine: Engine, pair: Pair) -> None:
@@ -186,5 +204,153 @@ def test_worker_out_of_rotation_is_handed_nothing(engine: Engine, pair: Pair) ->
             second.server.rotate(True)
             first.server.server_state.evenness.active()  # type: ignore[union-attr]
             await until(lambda: counts([first, second]) == [2, 2])
+
+    engine.run(scenario())
+
+
+def test_tls_connections_are_shared_before_their_handshake(
+    engine: Engine, pair: Pair, secure: ssl.SSLContext
+) -> None:
+    async def scenario() -> None:
+        async with workers(engine, pair, 4, secure=secure) as made:
+            clients = [await Client.connect(made[0].port, trusting()) for _ in range(16)]
+            for each in clients:
+                assert (await each.get())[0] == 200
+            shared = counts(made)
+            assert sum(shared) == 16
+            assert shared[0] >= 2
+            assert shared[-1] <= 6
+            await until(lambda: not any(each.server.server_state.evenness._timer for each in made))  # type: ignore[union-attr]
+            assert counts(made) == shared  # what is encrypted does not move
+            for each in clients:
+                assert (await each.get())[0] == 200
+
+    engine.run(scenario())
+
+
+def test_handshakes_that_never_complete_are_shared_and_end_in_time(
+    engine: Engine, pair: Pair, secure: ssl.SSLContext
+) -> None:
+    async def scenario() -> None:
+        async with workers(engine, pair, 4, secure=secure, head_seconds=1.0) as made:
+            began = monotonic()
+            silent = [await Client.connect(made[0].port) for _ in range(16)]
+            await until(lambda: sum(counts(made)) == 16)
+            assert counts(made)[0] >= 2
+            assert counts(made)[-1] <= 6
+            client = await Client.connect(made[0].port, trusting())
+            assert (await client.get())[0] == 200
+            assert await asyncio.gather(*(each.at_end() for each in silent)) == [True] * 16
+            assert monotonic() - began < 3
+            await until(lambda: counts(made) == [0, 0, 0, 1])
+
+    engine.run(scenario())
+
+
+def test_time_of_a_tls_connection_that_is_handed_over_counts_from_its_accept(
+    engine: Engine, pair: Pair, secure: ssl.SSLContext
+) -> None:
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker(), secure=secure, head_seconds=0.5) as giving:
+            page: dict[Seat, int | None] = {}
+            join(giving.server, pair, page)
+            page[Seat(page)] = 0
+            giving.server.acceptor._stop_taking()
+            giving.server.server_state.evenness.accept(True)  # type: ignore[union-attr]
+            silent = [await Client.connect(giving.port) for _ in range(2)]
+            accepted = monotonic()
+            await until(lambda: counts([giving]) == [1])
+            await asyncio.sleep(0.3)  # it waits in the pair
+            async with served(engine, adoption=pair.worker(), secure=secure, head_seconds=0.5) as taking:
+                await until(lambda: counts([taking]) == [1])
+                await asyncio.gather(*(each.at_end() for each in silent))
+                assert monotonic() - accepted < 0.75
+
+    engine.run(scenario())
+
+
+def test_worker_takes_tls_connections_that_no_other_one_takes(
+    engine: Engine, pair: Pair, secure: ssl.SSLContext
+) -> None:
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker(), secure=secure) as (server, _, port, _running):
+            page: dict[Seat, int | None] = {}
+            join(server, pair, page)
+            page[Seat(page)] = 0  # its process is stopped, and its count out of date
+            clients = [await Client.connect(port, trusting()) for _ in range(4)]
+            for each in clients:
+                assert (await each.get())[0] == 200
+            assert counts([Served(server, None, port, _running)]) == [4]
+
+    engine.run(scenario())
+
+
+def test_drain_finishes_handshakes_and_leaves_what_was_given_to_others(
+    engine: Engine, pair: Pair, secure: ssl.SSLContext
+) -> None:
+    async def scenario() -> None:
+        async with workers(engine, pair, 3, secure=secure) as made:
+            first, *others = made
+            clients = [await Client.connect(first.port) for _ in range(9)]
+            await until(lambda: sum(counts(made)) == 9)
+            first.server.drain()
+            await until(lambda: first.server.should_exit)
+            for each in clients:
+                await each.writer.start_tls(trusting(), server_hostname="localhost")
+                assert (await each.get())[0] == 200
+            await asyncio.wait_for(first.running, 5)
+            assert counts(others)[0] > 0
+
+    engine.run(scenario())
+
+
+@pytest.mark.skipif(not ZTTP, reason="this uvicorn has no parser zttp")
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_connections_that_may_be_http2_are_shared_before_their_first_byte(
+    loop: str, pair: Pair, secure: ssl.SSLContext
+) -> None:
+    engine = Engine(loop, "zttp")
+
+    async def scenario(context: ssl.SSLContext | None, *protocols: str) -> None:
+        async with workers(engine, pair, 4, http2=True, secure=context) as made:
+            client_context = context and trusting(*protocols)
+            clients = [await Client.connect(made[0].port, client_context) for _ in range(16)]
+            await until(lambda: sum(counts(made)) == 16)
+            assert counts(made)[0] >= 2
+            assert counts(made)[-1] <= 6
+            if protocols == ("h2",):
+                for each in clients:
+                    tls = each.writer.get_extra_info("ssl_object")
+                    assert tls.selected_alpn_protocol() == "h2"
+                return
+            for each in clients:
+                assert (await each.get())[0] == 200
+            assert sum(counts(made)) == 16
+
+    engine.run(scenario(None))
+    engine.run(scenario(secure))
+    engine.run(scenario(secure, "h2"))
+
+
+@pytest.mark.skipif(not ZTTP, reason="this uvicorn has no parser zttp")
+@pytest.mark.parametrize("http2", [False, True])
+def test_connection_whose_parser_hides_what_it_holds_moves_only_unread(pair: Pair, http2: bool) -> None:
+    engine = Engine("uvloop", "zttp")
+
+    async def scenario() -> None:
+        async with workers(engine, pair, 2, http2=http2) as made:
+            clients = [await Client.connect(made[0].port) for _ in range(8)]
+            await until(lambda: sum(counts(made)) == 8)
+            assert counts(made)[0] >= 2
+            for each in clients:
+                await each.send()
+                assert (await each.answer())[0] == 200
+            (one, *_) = made[0].server.server_state.connections
+            assert not one.hand_over(pair.give)
+            half = await Client.connect(made[0].port)
+            half.writer.write(b"GET / HTTP/1.1\r\n")
+            await asyncio.sleep(0.05)
+            half.writer.write(b"host: test\r\n\r\n")
+            assert (await half.answer())[0] == 200
 
     engine.run(scenario())

@@ -54,7 +54,7 @@ def test_new_handshakes_use_the_new_certificate_and_open_connections_go_on(
         async with served(engine, secure=old) as (server, _, port, _running):
             before = await secure(port, tmp_path, "old")
             assert (await before.get())[0] == 200
-            await server.acceptor.renew(new)
+            server.acceptor.renew(new)
             with pytest.raises(ssl.SSLCertVerificationError):
                 await secure(port, tmp_path, "old")
             after = await secure(port, tmp_path, "new")
@@ -95,40 +95,9 @@ def test_no_connection_is_lost_while_the_certificate_is_renewed(engine: Engine, 
 
             asking = [asyncio.ensure_future(ask()) for _ in range(20)]
             for turn in range(10):
-                await server.acceptor.renew(contexts[turn % 2])
+                server.acceptor.renew(contexts[turn % 2])
                 asking.append(asyncio.ensure_future(ask()))
             assert set(await asyncio.gather(*asking)) == {200}
-
-    engine.run(scenario())
-
-
-def test_of_two_renewals_at_once_the_later_one_is_in_force_alone(engine: Engine, tmp_path: Path) -> None:
-    contexts = {name: context(tmp_path, name) for name in ("first", "second", "third")}
-
-    async def scenario() -> None:
-        async with served(engine, secure=contexts["first"]) as (server, _, port, _running):
-            await asyncio.gather(
-                server.acceptor.renew(contexts["second"]), server.acceptor.renew(contexts["third"])
-            )
-            for _ in range(10):
-                client = await secure(port, tmp_path, "third")
-                assert (await client.get("/", "connection: close"))[0] == 200
-
-    engine.run(scenario())
-
-
-def test_renewal_after_the_end_opens_no_listener(engine: Engine, tmp_path: Path) -> None:
-    certified = context(tmp_path, "same")
-
-    async def scenario() -> None:
-        async with served(engine, secure=certified) as (server, _, port, running):
-            renewing = asyncio.ensure_future(server.acceptor.renew(certified))
-            await asyncio.sleep(0)
-            server.stop()
-            await asyncio.gather(renewing, running)
-            waiting = await Client.connect(port)  # in the backlog, which is nobody's now
-            assert await waiting.stays_open(0.05)
-            assert not server.server_state.expects
 
     engine.run(scenario())
 
@@ -138,7 +107,7 @@ def test_connections_that_are_taken_use_the_new_certificate(engine: Engine, tmp_
 
     async def scenario() -> None:
         async with served(engine, secure=old, adoption=pair.worker()) as (server, _, _port, _running):
-            await server.acceptor.renew(new)
+            server.acceptor.renew(new)
             with socket.create_server(("127.0.0.1", 0)) as listener:
                 connecting = asyncio.ensure_future(secure(listener.getsockname()[1], tmp_path, "new"))
                 listener.setblocking(False)

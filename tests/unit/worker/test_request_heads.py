@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.worker.serving import connection_state, http1_connection
+from poolctl.worker.serving import http1_connection
 from tests.asgi_apps import answer, lifespan
 from tests.certificates import certificate
 from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, accepted, served, turns, until
@@ -269,10 +269,7 @@ def test_drain_waits_for_a_head_until_its_time_limit(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("begun", [b"", b"\x16\x03\x01\x00"])
-def test_time_of_a_head_includes_the_tls_handshake(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bytes
-) -> None:
-    monkeypatch.setattr(connection_state, "_MARGIN_SECONDS", 0.0)
+def test_time_of_a_head_includes_the_tls_handshake(engine: Engine, tmp_path: Path, begun: bytes) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate(tmp_path))
     trusting = ssl._create_unverified_context()

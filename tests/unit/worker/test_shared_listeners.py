@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import socket
 import ssl
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from poolctl.worker.serving import shared_listener
 from poolctl.worker.serving.accepting import SharedListeners, connections_by_descriptors
 from poolctl.worker.serving.connection_state import PoolServerState
 from tests.certificates import certificate
@@ -107,6 +109,36 @@ def test_failed_handshakes_do_not_fill_a_worker_for_long(engine: Engine, tmp_pat
             client = Client(*await asyncio.open_connection("127.0.0.1", port, ssl=trusting))
             assert (await client.get())[0] == 200
             assert server.server_state.open_connections <= 4
+
+    engine.run(scenario())
+
+
+def test_worker_without_a_free_descriptor_accepts_tls_connections_again_when_there_is_one(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_listener, "_RETRY_SECONDS", 0.05)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path))
+    trusting = ssl._create_unverified_context()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def scenario() -> None:
+        async with served(engine, secure=context) as (server, _, port, _running):
+            client = await Client.connect(port)
+            await until(lambda: server.server_state.expects)
+            (listening,) = server.acceptor.servers
+            with socket.socket() as second:
+                free = os.dup(second.fileno())
+                os.close(free)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+                try:
+                    second.connect(("127.0.0.1", port))
+                    await until(lambda: listening._retry)  # type: ignore[attr-defined]
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                await until(lambda: len(server.server_state.expected) == 2)
+            await client.writer.start_tls(trusting)
+            assert (await client.get())[0] == 200
 
     engine.run(scenario())
 
