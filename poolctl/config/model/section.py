@@ -29,7 +29,7 @@ from poolctl.config.values.suggestions import reset_suggestions
 from poolctl.errors import PoolValidateError
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel, GetCoreSchemaHandler
+    from pydantic import BaseModel
     from pydantic_core import CoreSchema
 
 REQUIRED = object()
@@ -171,17 +171,15 @@ class Section:
         object.__setattr__(self, "given", state[1])
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Within another table it is validated by its own model, unless it is a value already."""
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> CoreSchema:
         from pydantic_core import core_schema
 
-        def made(value: Tree, validate: core_schema.ValidatorFunctionWrapHandler) -> Section:
-            if isinstance(value, cls):
-                return value
-            model = validate(value)
-            return cls.adopted(model.__dict__, model.__pydantic_fields_set__)
+        return core_schema.no_info_plain_validator_function(cls.within)
 
-        return core_schema.no_info_wrap_validator_function(made, handler.generate_schema(model_of(cls)))
+    @classmethod
+    def within(cls, value: Tree) -> Self:
+        """A table within another one, validated by a model of its own, which few files need; or a value as it is."""
+        return value if isinstance(value, cls) else _made(cls, value)
 
 
 def _as_written(value: Tree, *, given: bool) -> Tree:
@@ -233,7 +231,7 @@ def validated(
     from pydantic import ValidationError
 
     try:
-        made = _validator(model_of(kind))(table)
+        return _made(kind, table)
     except ValidationError as error:
         from poolctl.config.values.validation_errors import findings_of
 
@@ -241,6 +239,11 @@ def validated(
             reset_suggestions()
         findings += unreported(findings_of(error, kind.keys_at, getattr(kind, "table", "")), findings)
         return None
+
+
+def _made(kind: type[Kind], table: Tree) -> Kind:
+    """The table as a value. Raises pydantic's ValidationError."""
+    made = _validator(model_of(kind))(table)
     return kind.adopted(made.__dict__, made.__pydantic_fields_set__)
 
 
@@ -270,11 +273,9 @@ def _new_model(kind: type[Section]) -> type[BaseModel]:
     annotations = get_type_hints(kind, localns=kinds, include_extras=True)
     keys: dict[str, Tree] = {}
     for name, key in kind.keys_of.items():
-        described = Field(
-            ... if key.default is REQUIRED else key.default,
-            description=key.description or None,
-            json_schema_extra=dict(key.schema) or None,
-        )
+        more = {"json_schema_extra": {**key.schema}} if key.schema else {}
+        default = ... if key.default is REQUIRED else key.default
+        described: Tree = Field(default, description=key.description or None, **more)
         keys[name] = annotations[name], described
     with warnings.catch_warnings():
         # pydantic means the method `register` of its metaclass, which no table has.

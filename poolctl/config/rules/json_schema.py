@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import to_jsonable_python
+from pydantic_core import core_schema, to_jsonable_python
 
 from poolctl.config.model.gateway_tables import DEFAULT_BIND, GATEWAY_MODELS, INDEX
 from poolctl.config.model.operator_table import OperatorTable
@@ -22,7 +22,13 @@ Schema = dict[str, Tree]
 
 
 class _Generator(GenerateJsonSchema):
-    """Shows tables that are defaults as files have them."""
+    """Tables within tables are definitions of their own; as defaults they are as files have them."""
+
+    def function_plain_schema(self, schema: core_schema.PlainValidatorFunctionSchema) -> Schema:
+        kind: type[Section] = schema["function"]["function"].__self__  # type: ignore[union-attr]
+        model = model_of(kind)
+        model.model_rebuild()
+        return self.generate_inner({**model.__pydantic_core_schema__, "ref": kind.__name__})
 
     def encode_default(self, dft: Tree) -> Tree:
         return to_jsonable_python(dft, fallback=Section.to_dict)
@@ -93,6 +99,7 @@ def _definition(model: type[Section], definitions: dict[str, Schema], hidden: Co
         for name, key in table.get("properties", {}).items():
             key.setdefault("title", name.replace("_", " ").capitalize())
             if "$ref" in key:
+                key["title"] = name.replace("_", " ").capitalize()
                 key.setdefault("description", inner[key["$ref"].rpartition("/")[2]]["description"])
             for part in key.get("anyOf", ()):
                 if "unit" in part:  # the unit is the key's, also where it may be left out
