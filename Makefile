@@ -16,9 +16,9 @@ PORTABLE_UNIT := tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/
 	cli/test_completions.py core/test_decide_properties.py))
 PORTABLE_PROCESSES := tests/integration/runners tests/integration/processes/test_starting.py
 PORTABLE := $(PORTABLE_UNIT) $(PORTABLE_PROCESSES) tests/integration/test_inline.py tests/integration/test_embedding.py
-# What differs in Python itself; a version between two that run all of PORTABLE runs these.
-CLOSE_TO_PYTHON := $(addprefix tests/unit/,control http keeper listeners logs pool probes runners supervisor worker) \
-	tests/integration/runners tests/integration/test_inline.py
+# What differs in Python itself, descriptors, forks, objects' layout, and uvicorn on it: a version between two that run all
+# of PORTABLE runs these.
+CLOSE_TO_PYTHON := $(addprefix tests/unit/,keeper listeners runners worker) tests/integration/runners
 # Not even collected where no test of theirs runs: importing them takes each process seconds.
 ALL_UNMEASURED := tests/browser tests/chaos tests/contract
 ALL_MEASURED := $(filter-out $(OF_TOOLS) %/conftest.py %/__pycache__,$(wildcard tests/unit/*))
@@ -107,10 +107,13 @@ quick: JOBS := $(shell echo $$(( $(CPUS) * 2 )))
 quick: dev
 	@$(BIN)/python $(PYTEST) -m "not slow" tests/unit $(ARGS)
 
+LEFT_OUT := slow
 portable:
 	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) test
-	@$(BIN)/python $(PYTEST) -m "not slow" -p no:cacheprovider $(PORTABLE) $(ARGS)
+	@$(BIN)/python $(PYTEST) -m "not ($(LEFT_OUT))" -p no:cacheprovider $(PORTABLE) $(ARGS)
 
+# Properties, of decisions without input and output, are tried where everything is measured.
+portable-close portable-unit portable-processes: LEFT_OUT := slow or hypothesis
 portable-close: PORTABLE := $(CLOSE_TO_PYTHON)
 portable-unit: PORTABLE := $(PORTABLE_UNIT)
 portable-processes: PORTABLE := $(PORTABLE_PROCESSES)

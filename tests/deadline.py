@@ -8,12 +8,17 @@ from typing import Any
 
 
 def wait_until(condition: Callable[[], Any], *, timeout_seconds: float = 20.0, what: str = "") -> Any:
-    """The first true value of `condition()`; fails the test when there is none within the deadline."""
+    """The first true value of `condition()`; fails the test when there is none within the deadline.
+
+    A condition that takes long, as one that runs a command does, is asked half of the time at most.
+    """
     deadline = time.monotonic() + timeout_seconds
     while True:
+        asked = time.monotonic()
         value = condition()
         if value:
             return value
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if now >= deadline:
             raise AssertionError(f"not within {timeout_seconds} s: {what or condition}")
-        time.sleep(0.01)
+        time.sleep(min(max(0.01, now - asked), 0.2))

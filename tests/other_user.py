@@ -1,7 +1,7 @@
 """An interpreter that other users can run, for tests in which poolctl or a server runs as another user than root.
 
-The interpreter of the tests may be one below root's home (pyenv, uv). Then such a test gets the system's, in a virtual
-environment of its own, which is made once and kept: `python -m tests.other_user` makes it beforehand.
+The interpreter of the tests may be one below root's home (pyenv, uv). Then such a test gets that of `.venv`, or the
+system's in a virtual environment of its own, which is made once and kept; `python -m tests.other_user` makes it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ def find_python() -> tuple[str, str]:
         return "", "only root can become another user"
     if error_as_other_user("test", "-r", str(ROOT / "poolctl" / "__init__.py")):
         return "", f"other users cannot read {ROOT}"
-    if not error_as_other_user(sys.executable, "-c", "import poolctl, uvicorn"):
-        return sys.executable, ""
+    for python in (sys.executable, str(ROOT / ".venv" / "bin" / "python")):
+        if not error_as_other_user(python, "-c", "import poolctl, uvicorn"):
+            return python, ""
     new_enough = "import sys; sys.exit(sys.version_info < (3, 11))"
     base = next((each for each in SYSTEM_PYTHONS if not error_as_other_user(each, "-c", new_enough)), "")
     if not base:
