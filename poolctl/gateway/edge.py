@@ -16,7 +16,7 @@ from ..routing.decision import PassedRequests
 from ..routing.route_table import RouteTable, write_table
 from .backends import Backend, Backends, HostManager, NoBackend
 from .counts import Counts
-from .descriptor_limit import DescriptorLimit, is_exhausted
+from .descriptor_limit import DescriptorLimit, StreamShare, is_exhausted
 from .endpoint import Endpoint, MachineState
 from .operator import OperatorClient
 from .passing import Passing
@@ -24,7 +24,6 @@ from .proxy.backend_connection import BackendConnection
 from .proxy.connection_pool import ConnectionPool
 from .proxy.gateway_access_log import GatewayAccessLog
 from .settings import GatewaySettings, OperatorSettings
-from .streams.stream_share import StreamShare
 from .tls.listener_certificates import ListenerCertificates
 
 if TYPE_CHECKING:

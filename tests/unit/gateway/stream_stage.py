@@ -12,10 +12,9 @@ import pytest
 import uvloop
 
 from poolctl.gateway.backends import Backends, HostManager
-from poolctl.gateway.descriptor_limit import DescriptorLimit
+from poolctl.gateway.descriptor_limit import DescriptorLimit, StreamShare
 from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.passing import Passing
-from poolctl.gateway.streams.stream_share import StreamShare
 from poolctl.gateway.streams.tcp import TcpStream
 from poolctl.gateway.streams.udp import UdpStream
 from poolctl.routing.route import StreamRoute, Target
