@@ -69,7 +69,7 @@ class Core:
             self.servers,
             self._addresses,
             self._executor,
-            SleepWindows(clock, self._queue.touch),
+            SleepWindows(clock, self._queue),
             calm=calm,
             trace=trace,
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig
 from poolctl.time_windows import NO_PERIOD, Period, period_at, time_zone, until_text
 
 from .decision_input import ASLEEP, AWAKE
+from .server_changes import Workqueue
 from .server_entry import Entry
 
 # The loop's clock does not know that the machine was suspended, or that its time was set.
@@ -17,11 +17,11 @@ _LONGEST_WAIT_SECONDS = 3600.0
 
 
 class SleepWindows:
-    """The windows of all servers; `changed` is called for each entry for which a window begins or ends."""
+    """The windows of all servers; each entry for which one begins or ends is put into the queue."""
 
-    def __init__(self, clock: Clock, changed: Callable[[Entry], None]) -> None:
+    def __init__(self, clock: Clock, queue: Workqueue) -> None:
         self._clock = clock
-        self._changed = changed
+        self._queue = queue
         # Most servers with windows have those of [defaults].
         self._periods: dict[tuple[object, ...], tuple[float, Period]] = {}
         self._entries: dict[str, Entry] = {}
@@ -66,7 +66,7 @@ class SleepWindows:
         self._periods.clear()
         for entry in list(self._entries.values()):
             if self._period(entry.config) != entry.window:
-                self._changed(entry)
+                self._queue.touch(entry)
             else:
                 self._set_timer(entry.window.until)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from random import random
+from random import Random
 
 # The share of many requests is not exact as a binary fraction.
 _ROUNDING = 1e-9
+_RANDOM = Random()
 
 
 class CanaryTurns:
@@ -17,9 +17,9 @@ class CanaryTurns:
     down, or one less. A turn that is not used is lost.
     """
 
-    def __init__(self, share: float, chance: Callable[[], float] = random) -> None:
+    def __init__(self, share: float, random: Random = _RANDOM) -> None:
         self._share = share
-        self._chance = chance
+        self._random = random
         self._requests = self._turns = 0
         self._passed_over: int | None = None  # how many requests the turn that is due is still to wait
 
@@ -29,7 +29,7 @@ class CanaryTurns:
         if self._due < 1:
             return False
         if self._passed_over is None:
-            self._passed_over = int(self._chance() * int(1 / self._share + _ROUNDING))
+            self._passed_over = int(self._random.random() * int(1 / self._share + _ROUNDING))
         if self._passed_over:
             self._passed_over -= 1
             return False

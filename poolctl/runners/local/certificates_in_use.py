@@ -7,7 +7,7 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from poolctl.config import ServerConfig, certificate_validity
@@ -36,9 +36,8 @@ class Given:
 class Certificates:
     """Each server's last certificate, by name: in memory, and in the keeper's store for a successor; never on disk."""
 
-    def __init__(self, keeper: Link, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
-        self._now = now
         self._given: dict[str, Given] = {}
         self._forced: dict[str, int] = {}  # the generation that gets the content of the server's files
         self._due: asyncio.TimerHandle | None = None
@@ -50,7 +49,7 @@ class Certificates:
         ServerError for a file that cannot be read.
         """
         found, before = _read(server), self._given.get(server.name)
-        now = self._now()
+        now = time.time()
         if before is None or before.files != found.files or before.ends is None or before.ends <= now:
             return self._keep(server, found)
         expired = found.ends is not None and found.ends <= now

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from poolctl.clock import Clock
 from poolctl.config import ProxmoxTable
 from poolctl.monitor.event_queue import Events
 from poolctl.routing.route import Route, StreamRoute
@@ -52,15 +52,13 @@ class ProxmoxInventory:
     `changed` is called when these may be others.
     """
 
-    def __init__(
-        self, events: Events, changed: Callable[[], None], now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, events: Events, changed: Callable[[], None], clock: Clock | None = None) -> None:
         self.problem = ""
         self.inventory = Inventory()
         self.links: dict[tuple[str, str], MachineLink] = {}  # by the alias of the route and the URL
         self.starter = MachineStarter(events, changed)
         self._events = events
-        self._now = now
+        self._clock = clock or Clock()
         self._table: ProxmoxTable | None = None
         self._api: ProxmoxApi | None = None
         self._routes: Sequence[Route | StreamRoute] = ()
@@ -158,7 +156,7 @@ class ProxmoxInventory:
         async def ask(guest: Guest) -> None:
             known = self._known.get(guest.vmid)
             asked_for = known is not None and known.status == guest.status
-            if known and asked_for and self._now() - known.asked_at < _ADDRESSES_SECONDS:
+            if known and asked_for and self._clock.monotonic() - known.asked_at < _ADDRESSES_SECONDS:
                 return
             found: frozenset[str] = frozenset()
             async with limit:
@@ -172,7 +170,7 @@ class ProxmoxInventory:
                         return
                     # No agent runs in the virtual machine, or the token may not ask.
             former = frozenset() if known is None or found else known.addresses | known.former
-            self._known[guest.vmid] = _KnownAddresses(guest.status, self._now(), found, former)
+            self._known[guest.vmid] = _KnownAddresses(guest.status, self._clock.monotonic(), found, former)
 
         await asyncio.gather(*(ask(each) for each in guests if each.status in (RUNNING, STOPPED)))
         if unanswered:

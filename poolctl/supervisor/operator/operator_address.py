@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import ssl
 from collections.abc import Mapping
@@ -49,7 +48,7 @@ class OperatorAddress(HeldAddress[OperatorEndpoint]):
     def make_server(self) -> OperatorEndpoint:
         """See HeldAddress."""
         self._read = None
-        return OperatorEndpoint(self._scaling, self._recorder, asyncio.get_running_loop().time)
+        return OperatorEndpoint(self._scaling, self._recorder)
 
     async def configure(self, server: OperatorEndpoint) -> None:
         """See HeldAddress. A token or certificate that cannot be used leaves the former ones in force."""

@@ -9,10 +9,10 @@ import hmac
 import json
 import socket
 import ssl
-from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple, Protocol
 
+from poolctl.clock import Clock
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
 from poolctl.http.message_head import BadMessage
 from poolctl.monitor.event_queue import Events
@@ -78,18 +78,18 @@ class Report(NamedTuple):
 
 
 class OperatorEndpoint:
-    """Answers `POST endpoint`. `now` is a monotonic clock, for events.
+    """Answers `POST endpoint`.
 
     `endpoint`, `access`, `tls` and `namespace` may be changed at any time; with a namespace others are not served.
     """
 
-    def __init__(self, scaling: Scaling, events: Events, now: Callable[[], float]) -> None:
+    def __init__(self, scaling: Scaling, events: Events) -> None:
         self.endpoint = ""
         self.access = Access()
         self.namespace: str | None = None
         self._scaling = scaling
         self._events = events
-        self._now = now
+        self.clock = Clock()  # of events
         self._again: dict[str, float] = {}  # when a service has its next event
         self._unreported: dict[str, int] = {}  # requests since its last one
         self._refused = 0
@@ -156,7 +156,7 @@ class OperatorEndpoint:
     # Events: how many there are does not depend on how often clients report.
 
     def _report(self, report: Report, workers: int) -> None:
-        name, now = report.service, self._now()
+        name, now = report.service, self.clock.monotonic()
         count = self._unreported.get(name, 0) + report.requests
         if now < self._again.get(name, now):
             self._unreported[name] = count
@@ -179,7 +179,7 @@ class OperatorEndpoint:
 
     def _report_refusal(self, request: Received) -> None:
         self._refused += 1
-        now = self._now()
+        now = self.clock.monotonic()
         if now < self._refused_again:
             return
         self._refused_again = now + EVENT_SECONDS

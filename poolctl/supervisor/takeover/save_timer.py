@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
+
+from poolctl.clock import Clock
 
 SOON_SECONDS = 0.05
 # Even if a call took very long, because the machine was busy or asleep.
@@ -16,12 +17,11 @@ class SaveTimer:
     """Calls `save` after a change. The longer the last call took, the later the next one.
 
     Until then a successor knows less than this process. What an answer reports is saved before it, by `save_now`.
-    `clock` counts monotonic seconds.
     """
 
-    def __init__(self, save: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, save: Callable[[], None], clock: Clock | None = None) -> None:
         self._save = save
-        self._clock = clock
+        self._clock = clock or Clock()
         self._timer: asyncio.TimerHandle | None = None
         self.pause_seconds = SOON_SECONDS
 
@@ -35,9 +35,9 @@ class SaveTimer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        begun = self._clock()
+        begun = self._clock.monotonic()
         self._save()
-        cost = self._clock() - begun
+        cost = self._clock.monotonic() - begun
         # A call that had nothing to save says little about the next one.
         due = max(SOON_SECONDS, _TIMES_ITS_COST * cost, self.pause_seconds / 2)
         self.pause_seconds = min(due, LATEST_SECONDS)

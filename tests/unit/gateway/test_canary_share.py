@@ -178,7 +178,7 @@ def test_request_that_was_not_sent_does_not_count(stage: Stage) -> None:
 
 
 def test_repeated_sequence_of_requests_reaches_the_canary_with_each_of_them() -> None:
-    turns = CanaryTurns(0.1, Random(1).random)
+    turns = CanaryTurns(0.1, Random(1))
     assert {number % 10 for number in range(1000) if turns.next()} == set(range(10))
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from poolctl.clock import Clock
+from poolctl.clock import Clock, ManualClock
 from poolctl.config import OperatorTable, Tables
 from poolctl.gateway.operator import OperatorClient, OperatorSettings
 from poolctl.http.http_server import ServerLimits
@@ -446,12 +446,11 @@ def test_events_are_bounded_and_their_counts_are_whole() -> None:
     async def test(pool: Pool) -> None:
         table, bind = trusted()
         await pool.serve(table)
-        now = [100.0]
-        pool.endpoint._now = lambda: now[0]
+        clock = pool.endpoint.clock = ManualClock(100.0)
         async with connected(bind) as asking:
             for _ in range(20):
                 await asking(request({**REPORT, "count": 5}))
-            now[0] += EVENT_SECONDS
+            clock.advance(EVENT_SECONDS)
             await asking(request())
             await asking(request({**REPORT, "svc": "stopped"}))
         assert pool.recorded == [

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.clock import Clock
+from poolctl.clock import Clock, ManualClock
 from poolctl.config import ProxmoxTable
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
@@ -35,9 +35,9 @@ class Stage:
         self.recorded: list[JournalEvent] = []
         self.events = Events(Clock())
         self.events.subscribe(self.recorded.append)
-        self.now = 0.0
+        self.clock = ManualClock()
         self.changes = 0
-        self.inventory = ProxmoxInventory(self.events, self._changed, lambda: self.now)
+        self.inventory = ProxmoxInventory(self.events, self._changed, self.clock)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -154,12 +154,12 @@ def test_targets_that_are_addresses_are_linked_also_while_the_machine_is_stopped
         ]
         # Another machine has got the address.
         cluster.addresses[200] = ["10.0.1.2"]
-        stage.now += LONG
+        stage.clock.advance(LONG)
         await stage.read()
         assert stage.links() == {**linked, "10.0.1.2": ("", 200)}
         # An agent that does not run is no problem.
         cluster.addresses[200] = []
-        stage.now += LONG
+        stage.clock.advance(LONG)
         await stage.read()
         assert stage.inventory.problem == ""
 
@@ -185,7 +185,7 @@ def test_api_that_is_away_leaves_the_last_inventory_in_use(
         links = stage.links()
         assert len(links) == 2
         stage.happened()
-        stage.now += LONG
+        stage.clock.advance(LONG)
 
         stage.cluster.answers[path] = answer
         await stage.read(stage.cluster.table(timeout=30.0 if answer else 0.05, refresh=0.01))

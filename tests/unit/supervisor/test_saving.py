@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from poolctl.clock import ManualClock
 from poolctl.config import ServerConfig
 from poolctl.supervisor.observers.totals import Totals
 from poolctl.supervisor.takeover import state_store
@@ -29,12 +30,12 @@ class Saved:
     def __init__(self) -> None:
         self.cost = 0.0
         self.calls = 0
-        self._spent = 0.0
-        self.timer = SaveTimer(self._save, lambda: self._spent)
+        self._clock = ManualClock()
+        self.timer = SaveTimer(self._save, self._clock)
 
     def _save(self) -> None:
         self.calls += 1
-        self._spent += self.cost
+        self._clock.advance(self.cost)
 
 
 def test_a_save_takes_no_more_than_a_tenth_of_the_time() -> None:
