@@ -137,7 +137,10 @@ def perform(request: CommandRequest) -> Outcome:
     path = _path(request)
     directory = os.path.dirname(path) or "."
     found = "" if request.get("with_app") else existing_app(directory)
-    with_app = bool(request.get("with_app")) or (not found and _asked(request))
+    with_app = bool(request.get("with_app"))
+    if not with_app:
+        _refuse([path] if os.path.lexists(path) and not request.get("force") else [])  # before it asks
+        with_app = not (found or os.path.lexists(os.path.join(directory, APP_FILE))) and _asked(request)
     app = found or "hello:app"
     name = (
         re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(os.path.abspath(directory))).strip("-.") or "pool"
@@ -203,14 +206,16 @@ def _asked(request: CommandRequest) -> bool:
         sys.stderr.write("Please answer yes or no.\n")
 
 
+def _refuse(there: list[str]) -> None:
+    if there:
+        verb = "exists" if len(there) == 1 else "exist"
+        message = f"{' and '.join(map(os.path.normpath, there))} already {verb}"
+        raise Failure(Outcome.failed(CONFLICT, message, "use --force to overwrite"))
+
+
 def _write(directory: str, texts: dict[str, str], *, force: bool) -> None:
     paths = {os.path.normpath(os.path.join(directory, file)): text for file, text in texts.items()}
-    there = [path for path in paths if os.path.lexists(path)]
-    if there and not force:
-        verb = "exists" if len(there) == 1 else "exist"
-        raise Failure(
-            Outcome.failed(CONFLICT, f"{' and '.join(there)} already {verb}", "use --force to overwrite")
-        )
+    _refuse([path for path in paths if os.path.lexists(path) and not force])
     try:
         os.makedirs(directory, exist_ok=True)
         for path, text in paths.items():

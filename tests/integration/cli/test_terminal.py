@@ -204,3 +204,6 @@ def test_init_asks_whether_to_write_an_application(pool: RealPool) -> None:
         terminal.press("n\n")
         assert terminal.end() == 0
     assert not (pool.directory / "bare" / "hello.py").exists()
+    with Terminal(pool, "init", "bare") as terminal:  # what is refused in any case is not asked about
+        assert terminal.end() == 8
+        assert "[Y/n]" not in terminal.shown
