@@ -77,7 +77,8 @@ class Rollout:
             return not_arrived(entry, self._kind, reason)
         if entry.name in self._stuck:
             blocker = self._stuck[entry.name]
-            return not_arrived(entry, self._kind, f"waits for {blocker.name}, which {_why(blocker)}")
+            why, hint = _why(blocker)
+            return not_arrived(entry, self._kind, f"waits for {blocker.name}, which {why}", hint)
         if entry.failed:
             return not_arrived(entry, self._kind, "has failed before")
         return not_arrived(entry, self._kind, f"is still {entry.state}") if entry in self.missing else None
@@ -170,11 +171,15 @@ def _finds_address_taken(lines: Iterable[str]) -> bool:
     return any("address already in use" in line.lower() or "EADDRINUSE" in line for line in lines)
 
 
-def _why(blocker: Entry) -> str:
-    """Why waiting for this dependency is in vain."""
+def _why(blocker: Entry) -> tuple[str, str]:
+    """Why waiting for this dependency is in vain, and what helps."""
     if blocker.is_disabled:
-        return "is disabled"
-    return "has ended" if blocker.completed else "did not become ready"
+        return "is disabled", f"poolctl enable {blocker.name}"
+    if blocker.completed:
+        return "has ended", f"poolctl start {blocker.name}"
+    if blocker.rests and not blocker.failed:
+        return "is stopped", f"poolctl start {blocker.name}"
+    return "did not become ready", f"poolctl logs {blocker.name}"
 
 
 async def until(

@@ -106,6 +106,8 @@ def perform(request: CommandRequest) -> Outcome:
     outcome = Outcome.of_stream()
     if not found and logs.paths.keys() == set(_OF_GATEWAY) and not since and wanted is None:
         outcome.notes.append("no output yet; `access_log = true` in [gateway] logs each proxied request")
+    elif not found and sys.stdout.isatty():
+        outcome.notes.append("no output yet" if wanted is None and not since else "no line matches")
     return outcome
 
 

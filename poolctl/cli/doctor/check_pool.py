@@ -48,9 +48,8 @@ def configuration(context: CheckContext) -> Iterator[CheckResult]:
         count = len(context.config or ())
         yield ok("configuration", f"{count} servers" if count != 1 else "1 server")
     if context.changed is not None:
-        yield warning(
-            "configuration", drift_line(context.changed), "poolctl reload --dry-run shows the difference"
-        )
+        fix = "correct the file" if context.problems else "poolctl reload --dry-run shows the difference"
+        yield warning("configuration", drift_line(context.changed), fix)
 
 
 def certificates(context: CheckContext) -> Iterator[CheckResult]:

@@ -153,7 +153,7 @@ def runs_python_as_root(server: ServerKeys) -> bool:
 def _directory(key: str, path: str) -> Found:
     if os.path.isdir(path):
         return [], []
-    what = "is no directory" if os.path.exists(path) else "is not there"
+    what = "is not a directory" if os.path.exists(path) else "is not there"
     return [Finding((key,), f"{path} {what}", f"create it, or fix {key}", path)], []
 
 
@@ -275,6 +275,6 @@ def unwritable(key: tuple[str | int, ...], path: str) -> list[Finding]:
             above = path
             while not os.path.lexists(above):
                 above = os.path.dirname(above)
-            reason = f"{above} is no directory"
+            reason = f"{above} is not a directory"
         return [Finding(key, f"{path} cannot be written: {reason}", fix, path)]
     return []

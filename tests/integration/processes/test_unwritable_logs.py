@@ -21,7 +21,7 @@ def test_logs_and_a_journal_that_cannot_be_written_are_reported_before_anything_
         done = real_pool.run(command)
         assert done.code == code, str(done)
         for key in ("web.log", "events.jsonl"):
-            why = f"plain.txt/{key} cannot be written: {real_pool.directory}/plain.txt is no directory"
+            why = f"plain.txt/{key} cannot be written: {real_pool.directory}/plain.txt is not a directory"
             assert why in done.stdout + done.stderr, str(done)
     assert get(ports["web"]).status == 200
     assert real_pool.run("events").code == 0

@@ -201,13 +201,13 @@ def test_old_interpreter_is_reported(tmp_path: Path) -> None:
         ('command = ["./plain.txt"]', "chmod +x"),
         ('command = ["no-such-program-anywhere"]', "is not there"),
         ('app = "a:b"\ncwd = "gone"\napp_dir = "src"', "create it, or fix cwd"),
-        ('app = "a:b"\napp_dir = "plain.txt"', "is no directory"),
+        ('app = "a:b"\napp_dir = "plain.txt"', "is not a directory"),
         ('app = "a:b"\nenv_file = "gone.env"', "no such file"),
         ('app = "a:b"\nenv_file = "plain.txt"', "plain.txt:1:"),
         ('app = "a:b"\nuser = "no-such-user-here"', "no user"),
         ('app = "a:b"\nuser = "root:no-such-group-here"', "no group"),
         ('app = "a:b"\nlog = { path = "src" }', "src is a directory; name a file in it"),
-        ('app = "a:b"\nlog = { path = "plain.txt/a/b" }', "plain.txt is no directory; name another file"),
+        ('app = "a:b"\nlog = { path = "plain.txt/a/b" }', "plain.txt is not a directory; name another file"),
         ('app = "a:b"\ntls = { cert = "gone.pem" }', "gone.pem: there is no such file"),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_journal_that_cannot_be_written_is_a_problem_with_its_place(tmp_path: 
     path = tmp_path / "plain.txt" / "events.jsonl"
     config = load_text(tmp_path, '[events]\nkeep = 3\npath = "plain.txt/events.jsonl"\n' + SERVER)
     (problem,) = config.outside()
-    text = f"{path} cannot be written: {tmp_path}/plain.txt is no directory; name another file"
+    text = f"{path} cannot be written: {tmp_path}/plain.txt is not a directory; name another file"
     assert str(problem) == f"{tmp_path}/pool.toml:3:1: events.path: {text}"
     assert config.outside(names=["web"]) == [], "its servers run without"
     assert [str(each) for each in config.warnings] == [str(problem)]

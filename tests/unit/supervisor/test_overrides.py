@@ -168,6 +168,30 @@ def test_stopped_server_has_nothing_to_drain_and_a_stop_forgets_the_drain() -> N
     run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("verb", "why", "hint"),
+    [
+        ("stop", "is stopped", "poolctl start db"),
+        ("disable", "is disabled", "poolctl enable db"),
+        ("start", "did not become ready", "poolctl logs db"),
+    ],
+)
+def test_server_that_waits_in_vain_names_its_dependency_and_the_command_that_helps(
+    verb: str, why: str, hint: str
+) -> None:
+    async def scenario() -> None:
+        desk = Desk(
+            web("db"), web("api", depends_on=["db"], disabled=True), db=FAILS if verb == "start" else ""
+        )
+        await desk.ask("start", "db")
+        await desk.ask(verb, "db")
+        answer = await desk.ask("enable", "api")
+        (error,) = [each for each in answer["errors"] if each["name"] == "api"]
+        assert (error["message"], error["hint"]) == (f"waits for db, which {why}", hint)
+
+    run(scenario())
+
+
 def test_disable_stops_what_depends_on_it_first_and_enable_starts_it_again() -> None:
     async def scenario() -> None:
         desk = Desk(web("db"), web("api", depends_on=["db"]))
