@@ -60,6 +60,14 @@ class RateLimit:
         return True
 
 
+def aligned(now: float, interval_seconds: float) -> float:
+    """The next multiple of the interval, a tenth of it from now at the earliest.
+
+    Whatever is done periodically at such moments of the system's monotonic clock is done in one wake-up.
+    """
+    return -(-(now + interval_seconds / 10) // interval_seconds) * interval_seconds
+
+
 PING_SECONDS = 5.0
 SILENT_SECONDS = 10.0
 # Before its first message it imports its modules, which may take long on a busy machine.
@@ -91,7 +99,7 @@ class Watchdog:
     def received(self, now: float) -> None:
         """A message of the process was received."""
         self._awaited, self._patience = False, self._silent_seconds
-        self._ping_at = now + self._ping_seconds
+        self._ping_at = aligned(now, self._ping_seconds)
         self.waited_seconds = 0.0
 
     @property

@@ -14,9 +14,12 @@ from .log_tail import LONGEST_LINE_BYTES, OpenLog, carry_times, in_order
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Self
+
     from .line_filter import LineFilter
 
 _CHANGES = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200  # IN_MODIFY, ATTRIB, MOVED_FROM, MOVED_TO, CREATE, DELETE
+REMOVALS = 0x200 | 0x400 | 0x800  # IN_DELETE, DELETE_SELF, MOVE_SELF
 _EVENT = struct.Struct("iIII")
 _EVENTS_BYTES = 64 * 1024
 
@@ -34,9 +37,15 @@ class DirectoryWatch:
         self._directories: dict[int, str] = {}
         self.fd = _checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
-    def add(self, directory: str) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, directory: str, changes: int = _CHANGES) -> None:
         """Watch one more directory. Raises OSError (FileNotFoundError if it does not exist)."""
-        number = _checked(self._libc.inotify_add_watch(self.fd, os.fsencode(directory), _CHANGES))
+        number = _checked(self._libc.inotify_add_watch(self.fd, os.fsencode(directory), changes))
         self._directories[number] = directory
 
     def changed(self) -> set[str] | None:

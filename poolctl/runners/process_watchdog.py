@@ -1,4 +1,4 @@
-"""Pings one of the pool's own processes periodically, and kills it if it hangs.
+"""Pings one of the pool's own processes periodically, unless it sleeps in its event loop, and kills it if it hangs.
 
 Its owner sees its exit at the link, as any other exit, and starts another one.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from poolctl.clock import Watchdog
 from poolctl.keeper import wire
 from poolctl.keeper.reap import signal_process
-from poolctl.platform import process_start
+from poolctl.platform import process_start, waits_for_events
 
 from .process_link import Link
 
@@ -29,6 +29,8 @@ def identity(pid: int) -> wire.Message:
 
 class ProcessWatchdog:
     """Pings over `link`, on the running loop, until `close`; any message of the process, given to `received`, answers.
+
+    One that waits for events needs no ping.
 
     `known` is its `identity`, empty until it is known: the process sends its pid itself, and `found` gets the identity
     then. One that does not (of another version) is not killed. `name` is its name in the log; `watchdog` decides how
@@ -81,7 +83,11 @@ class ProcessWatchdog:
                 kill(self._known)
             return
         if self._watchdog.should_ping(now):
-            self._link.send(PING)
+            if waits_for_events(self._known.get("pid", 0)):
+                # It hangs nowhere, so that it is not woken up for an answer.
+                self._watchdog.received(now)
+            else:
+                self._link.send(PING)
         self._set_timer()
 
 

@@ -6,6 +6,7 @@ A cleaner of /tmp or a logout may remove them while the pool runs; then they are
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import logging
@@ -17,9 +18,12 @@ from collections.abc import AsyncIterator, Sequence
 from poolctl import __version__
 from poolctl.control.pool_paths import SOCKET_NAME, make_private
 from poolctl.keeper import rendezvous
+from poolctl.logs.follow import REMOVALS, DirectoryWatch
 from poolctl.platform import replace_file
 
 _CHECK_SECONDS = 1.0
+# For what inotify(7) does not report: a directory above was renamed.
+_SELDOM_SECONDS = 60.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -71,11 +75,13 @@ class RuntimeFiles:
             self.publish(name, self._keeper_pid)
 
     async def restored(self) -> AsyncIterator[socket.socket | None]:
-        """Check once a second until the files are withdrawn; yields each time that they had vanished and are back.
+        """Watch the files until they are withdrawn; yields each time that they had vanished and are back.
 
         The value is another control socket to listen on, None where the old one is still there.
         """
         while True:
+            await self._removal()
+            # Also after a removal: there may be more to come.
             await asyncio.sleep(_CHECK_SECONDS)
             if self.withdrawn:
                 return
@@ -98,6 +104,19 @@ class RuntimeFiles:
             self._failure = ""
             if self._complete:
                 logger.warning("%s had vanished, at least in part, and was restored", self._directory)
+
+    async def _removal(self) -> None:
+        """Return when files may have vanished; at once where that is not reported, or where some are missing."""
+        loop, removed = asyncio.get_running_loop(), asyncio.Event()
+        with contextlib.suppress(OSError, TimeoutError), DirectoryWatch() as watch:
+            watch.add(self._directory, REMOVALS)
+            loop.add_reader(watch.fd, removed.set)
+            try:
+                if self._complete and self._are_there():
+                    async with asyncio.timeout(_SELDOM_SECONDS):
+                        await removed.wait()
+            finally:
+                loop.remove_reader(watch.fd)
 
     def _are_there(self) -> bool:
         return all(os.path.lexists(f"{self._directory}/{name}") for name in (SOCKET_NAME, "info.json"))

@@ -13,6 +13,7 @@ from poolctl.clock import (
     Clock,
     ManualClock,
     Watchdog,
+    aligned,
 )
 
 
@@ -52,11 +53,16 @@ def test_first_message_may_take_long() -> None:
 def test_quiet_process_is_pinged_once() -> None:
     watchdog = Watchdog(0.0)
     watchdog.received(1.0)
-    assert watchdog.due == 1.0 + PING_SECONDS
-    assert not watchdog.should_ping(1.0 + PING_SECONDS - 0.1)
-    assert watchdog.should_ping(1.0 + PING_SECONDS)
-    assert not watchdog.should_ping(1.0 + PING_SECONDS)
-    assert silent_at(watchdog, 1000.0) == pytest.approx(1.0 + PING_SECONDS + SILENT_SECONDS)
+    assert watchdog.due == PING_SECONDS
+    assert not watchdog.should_ping(PING_SECONDS - 0.1)
+    assert watchdog.should_ping(PING_SECONDS)
+    assert not watchdog.should_ping(PING_SECONDS)
+    assert silent_at(watchdog, 1000.0) == pytest.approx(PING_SECONDS + SILENT_SECONDS)
+
+
+@pytest.mark.parametrize(("now", "moment"), [(0.0, 5.0), (0.003, 5.0), (4.4, 5.0), (4.6, 10.0), (5.0, 10.0)])
+def test_periodic_moments_are_multiples_of_their_interval(now: float, moment: float) -> None:
+    assert aligned(now, 5.0) == moment
 
 
 def test_early_ping_is_sent_at_once() -> None:

@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
+from poolctl.clock import aligned
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Phase
 from poolctl.core.server_entry import Entry
@@ -123,30 +124,27 @@ class Heartbeat:
             if worker.stuck and not (there and policy.heartbeat):
                 self._core.mark_stuck(entry, worker, False)
             return None
-        beaten_ns = self._beats.beaten_ns(placement)
-        if not beaten_ns:
-            # Of a version without heartbeats: nothing is known of it, so it is not counted as stuck.
-            return now + policy.heartbeat
-        if state.asked_at is not None and beaten_ns >= int(state.asked_at * _NS):
+        if state.asked_at is not None and self._beats.beaten_ns(placement) >= int(state.asked_at * _NS):
             state.asked_at = None
             if worker.stuck:
                 self._report_back(entry, worker)
+        interval = policy.heartbeat
         if state.asked_at is None:
             if self._beats.idle_since_answer(placement):
                 state.is_idle = True
-                return _aligned(now, policy.heartbeat)
-            if self._beats.beat(placement, int(now * _NS)):
-                state.asked_at = now
+                return aligned(now, interval)
             if state.is_idle:
                 # No longer at the moment of the idle ones: a thousand that have work again are not asked together.
-                state.is_idle = False
-                return now + policy.heartbeat * self._chance.random()
-        if state.asked_at is None:
-            return now + policy.heartbeat
+                interval *= self._chance.random()
+            state.is_idle = False
+            # A worker without heartbeats is of an earlier version: nothing is known of it, so it is not stuck.
+            if not (self._beats.beaten_ns(placement) and self._beats.beat(placement, int(now * _NS))):
+                return now + interval
+            state.asked_at = now
         due = max(state.asked_at, self._awake_since) + policy.stuck_after
         if now >= due and not worker.stuck:
             self._report_lost(entry, worker, policy.stuck_after)
-        return now + policy.heartbeat if worker.stuck else min(now + policy.heartbeat, due)
+        return now + interval if worker.stuck else min(now + interval, due)
 
     def _report_lost(self, entry: Entry, worker: Worker, seconds: float) -> None:
         self._core.mark_stuck(entry, worker, True)
@@ -172,11 +170,6 @@ class Heartbeat:
             **detail,
         )
         self._core.touch(entry)
-
-
-def _aligned(now: float, interval: float) -> float:
-    """The next moment of the idle workers, the same for all; about an interval from now, and no more than 1.1."""
-    return (min(now + TOGETHER_SECONDS, now + interval / 10) // interval + 1) * interval
 
 
 def _called(worker: Worker) -> str:

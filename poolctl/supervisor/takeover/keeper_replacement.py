@@ -29,15 +29,13 @@ from poolctl.runners.process_watchdog import identity, kill
 
 logger = logging.getLogger("poolctl.supervisor")
 
-# Longer than its own ping interval: a keeper that pings is not pinged.
-_PING_SECONDS = 1.5 * PING_SECONDS
 _PING = {"op": "ping", "id": 0}
 
 
 class KeeperWatch:
     """Watches on the running loop, and records what happens among the pool's events.
 
-    The link counts the keeper's messages (it pings, too), so that an idle pool needs one check in several seconds.
+    The link counts the keeper's messages. It pings, too: one that has done so since the last check is not pinged.
     """
 
     def __init__(
@@ -47,7 +45,7 @@ class KeeperWatch:
         self._process = identity(pid)
         self._events = events
         self._loop = asyncio.get_running_loop()
-        self._watchdog = watchdog or Watchdog(self._loop.time(), _PING_SECONDS, SILENT_SECONDS)
+        self._watchdog = watchdog or Watchdog(self._loop.time(), PING_SECONDS, SILENT_SECONDS)
         self._watchdog.received(self._loop.time())
         self._heard = keeper.heard
         self._late = self._given_up = False
@@ -114,7 +112,7 @@ class KeeperWatch:
 
     def _give_up(self, now: float) -> None:
         # The ping stays in its socket: it answers as soon as it runs.
-        self._watchdog = Watchdog(now, _PING_SECONDS, SILENT_SECONDS)
+        self._watchdog = Watchdog(now, PING_SECONDS, SILENT_SECONDS)
         self._late = True
         kill(self._process, signal.SIGCONT if self.irreplaceable() else signal.SIGKILL)
         if not self._given_up:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +15,10 @@ import pytest
 
 from poolctl.clock import Watchdog
 from poolctl.keeper import wire
+from poolctl.platform import waits_for_events
 from poolctl.runners.process_link import Link, Receiver
 from poolctl.runners.process_watchdog import PING, ProcessWatchdog, identity, kill
+from tests.deadline import wait_until
 
 
 @pytest.fixture
@@ -107,3 +112,17 @@ def test_pause_of_the_watching_process_does_not_count_as_silence(process: subpro
 
     assert asyncio.run(scenario()) == 10
     assert process.poll() is None
+
+
+def test_process_that_sleeps_in_its_event_loop_is_not_pinged_again() -> None:
+    argv = [sys.executable, "-c", "import select; select.epoll().poll()"]
+    with subprocess.Popen(argv) as process:
+        try:
+            wait_until(lambda: waits_for_events(process.pid), what="it waits")
+            assert asyncio.run(asked(identity(process.pid), answers=1)) == 1
+            os.kill(process.pid, signal.SIGSTOP)
+            wait_until(lambda: not waits_for_events(process.pid), what="it is stopped")
+            assert asyncio.run(asked(identity(process.pid), answers=1, until_end_of=process)) == 2
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
