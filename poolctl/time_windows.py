@@ -33,7 +33,7 @@ _FIELDS = (
     ("month", 1, 12, _MONTHS),
     ("weekday", 0, 7, _DAYS),  # 0 and 7 are Sunday
 )
-_PART = re.compile(r"(?:\*|([0-9]{1,2}|[a-z]{3})(?:-([0-9]{1,2}|[a-z]{3}))?)(?:/([0-9]{1,2}))?")
+_PART = r"(?:\*|([0-9]{1,2}|[a-z]{3})(?:-([0-9]{1,2}|[a-z]{3}))?)(?:/([0-9]{1,2}))?"
 _MINUTES_OF_DAY = 1440
 _WHOLE_DAY = (1 << _MINUTES_OF_DAY) - 1
 _DAY_SECONDS = 86_400.0
@@ -76,7 +76,7 @@ def parse_window(text: str) -> Window:
 def _values(word: str, name: str, least: int, most: int, names: tuple[str, ...]) -> frozenset[int]:
     found: set[int] = set()
     for part in word.split(","):
-        match = _PART.fullmatch(part)
+        match = re.fullmatch(_PART, part)
         if match is None:
             raise BadWindow(f"{part[:20]!r} is no {name}", "such as *, 5, 5-10, */2 or 1,5")
         first, last, step = match.groups()

@@ -37,9 +37,9 @@ NUMBER = r"[0-9]{1,20}(?:\.[0-9]{1,9})?"
 DURATION_PATTERN = rf"({NUMBER}\s*(us|ms|s|m|h|d|w)\s*)+|{NUMBER}"
 SIZE_PATTERN = rf"{NUMBER}\s*([kKmMgGtT][iI]?)?[bB]?"
 
-_duration_part = re.compile(rf"({NUMBER})\s*(us|ms|s|m|h|d|w)\s*")
-_duration = re.compile(DURATION_PATTERN)
-_size = re.compile(rf"({NUMBER})\s*([A-Za-z]*)")
+# Compiled when they are used: a supervisor gets numbers.
+_DURATION_PART = rf"({NUMBER})\s*(us|ms|s|m|h|d|w)\s*"
+_SIZE = rf"({NUMBER})\s*([A-Za-z]*)"
 
 
 def parse_duration(value: float | str | timedelta) -> float:
@@ -66,9 +66,9 @@ def _checked_seconds(seconds: float, written: object) -> float:
 @lru_cache(maxsize=256)
 def _duration_from_text(text: str) -> float:
     text = text.strip()
-    if len(text) > 100 or not _duration.fullmatch(text):
+    if len(text) > 100 or not re.fullmatch(DURATION_PATTERN, text):
         raise ValueError(f"{text[:100]!r} is not a duration; write {DURATION_ALLOWED}")
-    parts = _duration_part.findall(text)
+    parts = re.findall(_DURATION_PART, text)
     if not parts:
         return float(text)
     units = [unit for _, unit in parts]
@@ -80,7 +80,7 @@ def _duration_from_text(text: str) -> float:
 def parse_size(value: int | str) -> int:
     """Bytes. KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024. Raises ValueError."""
     if isinstance(value, str):
-        match = _size.fullmatch(value.strip()) if len(value) <= 100 else None
+        match = re.fullmatch(_SIZE, value.strip()) if len(value) <= 100 else None
         factor = BYTES.get(match[2].lower()) if match else None
         if match is None or factor is None:
             raise ValueError(f"{value[:100]!r} is not a size; write {SIZE_ALLOWED}")

@@ -17,18 +17,19 @@ EXAMPLES = (
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _Fields = namedtuple("_Fields", ("kind", "host", "port", "path", "name", "key", "auto", "dual"))
 OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-_ipv4 = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})", re.ASCII)
-_numeric_tail = re.compile(r"(?:.*\.)?(?:\d+|0[xX][0-9a-fA-F]*)", re.ASCII)
-_label = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
-_zone = re.compile(r"[A-Za-z0-9._~-]+", re.ASCII)
+# Compiled when they are used: most addresses are of the common form.
+_IPV4 = r"(?a)(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})"
+_NUMERIC_TAIL = r"(?a)(?:.*\.)?(?:\d+|0[xX][0-9a-fA-F]*)"
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_ZONE = r"[A-Za-z0-9._~-]+"
 # The kinds of what has no address: a program that runs to its end, and one that runs for ever.
 NAMED = ("job", "process")
 SCHEMES = frozenset({"http", "https", "ws", "wss", "tcp"})
 # What nearly all addresses look like.
 _common = re.compile(rf"((?:{OCTET}\.){{3}}{OCTET}):([1-9]\d{{0,4}})", re.ASCII)
-_scheme = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://", re.ASCII)
-_name = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
-_blank = re.compile(r"[\x00-\x20\x7f]")
+_SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*)://"
+_NAME = r"[A-Za-z0-9._-]+"
+_BLANK = r"[\x00-\x20\x7f]"
 
 
 class AddressError(ValueError):
@@ -133,7 +134,7 @@ def canonical_host(text: str) -> str:
     """Lower case, `*` and nothing as 0.0.0.0; names are not resolved. Raises AddressError."""
     if text in ("", "*"):
         return "0.0.0.0"
-    match = _ipv4.fullmatch(text)
+    match = re.fullmatch(_IPV4, text)
     if match:
         parts = match.groups()
         if any(int(part) > 255 or (len(part) > 1 and part[0] == "0") for part in parts):
@@ -141,7 +142,7 @@ def canonical_host(text: str) -> str:
                 f"{text!r} is not an IPv4 address", "four numbers from 0 to 255, without leading zeros"
             )
         return text
-    if _numeric_tail.fullmatch(text):
+    if re.fullmatch(_NUMERIC_TAIL, text):
         raise AddressError(f"{text[:80]!r} is not an IPv4 address", "four numbers from 0 to 255")
     return _host_name(text)
 
@@ -154,7 +155,7 @@ def _host_name(text: str) -> str:
         except UnicodeError as problem:
             raise AddressError(f"{text[:80]!r} is not a host name: {problem}") from problem
     host = host.lower().removesuffix(".")
-    if len(host) > 253 or not all(_label.fullmatch(label) for label in host.split(".")):
+    if len(host) > 253 or not all(re.fullmatch(_LABEL, label) for label in host.split(".")):
         raise AddressError(f"{text[:80]!r} is not a host name")
     return host
 
@@ -162,7 +163,7 @@ def _host_name(text: str) -> str:
 def canonical_ipv6(text: str) -> str:
     """Compressed, a zone kept; an IPv4-mapped one as IPv4. Raises AddressError."""
     bare, percent, zone = text.partition("%")
-    if percent and not _zone.fullmatch(zone):
+    if percent and not re.fullmatch(_ZONE, zone):
         raise AddressError(f"{text[:80]!r} has no usable zone", 'write "[fe80::1%eth0]:8080"')
     try:
         packed = socket.inet_pton(socket.AF_INET6, bare)
@@ -216,13 +217,13 @@ def parse(text: str, *, base_dir: str | None = None) -> Address:
     kind = kind.lower()
     if kind == "unix":
         return _unix(rest, base_dir)
-    if _blank.search(text):
+    if re.search(_BLANK, text):
         raise AddressError(f"{text[:80]!r} holds a blank or a control character")
     # A host may be called "fd", "job" or "process" only with a scheme in front of it.
     if kind == "fd":
         return _fd(rest)
     if kind in NAMED:
-        if not _name.fullmatch(rest):
+        if not re.fullmatch(_NAME, rest):
             raise AddressError(f"{text[:80]!r} names no {kind}", f"write {kind}:NAME")
         return Address(kind, name=rest)
     return _tcp(text)
@@ -272,7 +273,7 @@ def _tcp(text: str) -> Address:
 
 
 def _without_scheme(text: str) -> str:
-    match = _scheme.match(text)
+    match = re.match(_SCHEME, text)
     if match:
         if match[1].lower() not in SCHEMES:
             raise AddressError(

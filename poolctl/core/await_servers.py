@@ -16,12 +16,13 @@ LAST_LINES = 5
 # So many are read, because most of a traceback says nothing to an operator.
 _LINES_READ = 50
 _IN_TRACEBACK = ("During handling of the above exception", "The above exception was the direct cause")
-_FRAME = re.compile(r'\s+File ".+", line [0-9]')
-_LIBRARY = re.compile(r'File "(<frozen |.*/(site-packages|dist-packages|lib/python3[.0-9]*)/)')
+# Compiled when they are used: a supervisor whose servers start needs none of them.
+_FRAME = r'\s+File ".+", line [0-9]'
+_LIBRARY = r'File "(<frozen |.*/(site-packages|dist-packages|lib/python3[.0-9]*)/)'
 # The margin of an exception group: "  | " of a line, "  +-+-" between two.
-_GROUP_MARGIN = re.compile(r"^ +(\| ?|\+ |\+-\+(?=-)|\+(?=-))")
+_GROUP_MARGIN = r"^ +(\| ?|\+ |\+-\+(?=-)|\+(?=-))"
 # What uvicorn prints about the course of a worker.
-_COURSE = re.compile(
+_COURSE = (
     r"INFO:\s+(Started server process|Finished server process|Waiting for application|Shutting down"
     r"|Application (startup|shutdown) complete)|ERROR:\s+Application startup failed\. Exiting\."
 )
@@ -153,15 +154,15 @@ def explaining(lines: Sequence[str]) -> list[str]:
     place = ""
     in_traceback = True  # the lines may begin within one
     for line in lines:
-        text = _GROUP_MARGIN.sub("", line) if in_traceback else line
+        text = re.sub(_GROUP_MARGIN, "", line) if in_traceback else line
         if "Traceback (most recent call last):" in line:
             in_traceback, place = True, ""
         elif in_traceback and text[:1].isspace():
-            if _FRAME.match(text) and (not place or not _LIBRARY.search(text)):
+            if re.match(_FRAME, text) and (not place or not re.search(_LIBRARY, text)):
                 place = text.strip()
         elif not (in_traceback and text.startswith("--")):
             in_traceback = text != line  # the rest of an exception group
-            if text.strip() and not text.startswith(_IN_TRACEBACK) and not _COURSE.match(text):
+            if text.strip() and not text.startswith(_IN_TRACEBACK) and not re.match(_COURSE, text):
                 found += [place, text] if place else [text]
                 place = ""
     return found

@@ -26,7 +26,7 @@ _encoded = json.JSONEncoder(default=str, check_circular=False, ensure_ascii=Fals
 KINDS = ("lifecycle", "health", "config", "audit", "recovery", "scale", "wake", "notify", "pool")
 # The most that one answer of the control socket holds; the journal has the rest.
 MOST_LINES = 10_000
-_STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 
 
 INFO, WARNING, ERROR = SEVERITIES = ("info", "warning", "error")
@@ -269,7 +269,7 @@ def parse_filter(
     kinds, since, after = kinds or [], since or "", after or 0
     if not isinstance(kinds, list) or not all(kind in KINDS for kind in kinds):
         return None
-    if not isinstance(since, str) or (since and not _STAMP.fullmatch(since)):
+    if not isinstance(since, str) or (since and not re.fullmatch(_STAMP, since)):
         return None
     if not isinstance(after, int) or isinstance(after, bool):
         return None
