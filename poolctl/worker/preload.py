@@ -26,7 +26,7 @@ from .process_setup import SPEC_FD, descriptors, keep_fds
 from .provided_modules import provide_modules
 from .serving import uvicorn_parts
 from .serving.pool_server import PoolServer
-from .serving.uvicorn_logging import omit_uvicorns_lines
+from .serving.uvicorn_logging import omit_lifespan_lines, omit_uvicorns_lines
 from .serving.uvicorn_parts import prepare
 from .stack_dump import STACK_DUMP
 from .tally import blank_page
@@ -152,6 +152,7 @@ def _run_once() -> None:
     try:
         config = uvicorn.Config(_blank, log_config=None, access_log=False)
         config.load()
+        omit_lifespan_lines(config)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(_serve_one(config))
     finally:

@@ -39,7 +39,7 @@ from .process_setup import (
 from .serving.accepting import AdoptionPair
 from .serving.idle_timer import IdleTimer
 from .serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed, load_config
-from .serving.uvicorn_logging import ABOVE_INFO, set_log_level
+from .serving.uvicorn_logging import ABOVE_INFO, omit_lifespan_lines, set_log_level
 from .serving.uvicorn_parts import Tls, configure, ssl_context
 from .serving.worker_routes import Routes
 from .stack_dump import STACK_DUMP
@@ -101,7 +101,9 @@ class WorkerProcess:
         set_app_environment(spec)
         settings = set_log_level(spec["uvicorn"])
         config = configure(load_app(spec), settings)
-        return load_config(config, spec["requests"], spec["tls"], list(self.tls_fds))
+        load_config(config, spec["requests"], spec["tls"], list(self.tls_fds))
+        omit_lifespan_lines(config)
+        return config
 
     async def _serve(self, config: uvicorn.Config) -> None:
         self.server = PoolServer(

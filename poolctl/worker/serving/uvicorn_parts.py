@@ -200,7 +200,7 @@ SERVER = (
 )  # fmt: skip
 # Attributes that the server sets at its start.
 STARTED_SERVER = ("lifespan", "servers")
-LIFESPAN = ("should_exit", "shutdown", "state")
+LIFESPAN = ("logger", "should_exit", "shutdown", "state")
 STATE = ("connections", "default_headers", "tasks", "total_requests")
 
 

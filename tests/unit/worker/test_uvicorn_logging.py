@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -81,3 +82,49 @@ def test_trace_shows_what_uvicorn_does(lines: list[str]) -> None:
     uvicorn_logging.set_log_level({"log_level": "trace"})
     LOGGER.log(5, "a trace")
     assert [line.partition(" ")[2] for line in lines] == ["a trace"]
+
+
+@pytest.fixture
+def records() -> Iterator[list[str]]:
+    """The messages of all records that are made, also of those that a filter drops."""
+    made: list[str] = []
+    before = logging.getLogRecordFactory()
+
+    def make(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = before(*args, **kwargs)
+        made.append(record.getMessage())
+        return record
+
+    logging.setLogRecordFactory(make)
+    yield made
+    logging.setLogRecordFactory(before)
+
+
+def lifespan_lines(app: Any, records: list[str]) -> list[str]:
+    config = uvicorn.Config(app, log_config=None, lifespan="on")
+    config.load()
+    uvicorn_logging.omit_lifespan_lines(config)
+
+    async def scenario() -> None:
+        lifespan = config.lifespan_class(config)
+        await lifespan.startup()
+        if not lifespan.should_exit:
+            await lifespan.shutdown()
+
+    asyncio.run(scenario())
+    return [each for each in records if "pplication" in each]
+
+
+def test_lifespan_of_a_worker_makes_no_records_of_its_course(lines: list[str], records: list[str]) -> None:
+    assert lifespan_lines(App(), records) == []
+
+
+def test_lifespan_of_a_worker_reports_its_failure(lines: list[str], records: list[str]) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no application database"})
+
+    assert lifespan_lines(app, records) == [
+        "no application database",
+        "Application startup failed. Exiting.",
+    ]
