@@ -195,7 +195,7 @@ class _Request(NamedTuple):
 
 
 def _request(options: Table) -> _Request:
-    """What was asked for. Raises SelectorError."""
+    """The order that these options give. Raises SelectorError."""
     share, seconds = _number(options, "share", 0.1), _number(options, "seconds", 300)
     least = int(_number(options, "min_requests", 100))
     if not 0 < share <= _MOST_SHARE:
