@@ -46,8 +46,7 @@ from .scaling import pool_scaling
 from .scaling.pool_scaling import PoolScaling
 from .takeover.adopt_workers import adopt, take_in_late
 from .takeover.keeper_replacement import KeeperWatch
-from .takeover.save_timer import SaveTimer
-from .takeover.state_store import StateStore
+from .takeover.state_store import SaveTimer, StateStore
 from .verbs import verbs
 from .verbs.verb import Call
 from .verbs.verbs import Verbs

@@ -5,14 +5,16 @@ The desired state is written into a file as well, for a pool whose keeper is kil
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from poolctl import __version__
+from poolctl.clock import Clock
 from poolctl.config import Marks, ServerConfig, Surroundings, Tables
 from poolctl.core.server_entry import Entry
 from poolctl.core.servers import record_of, restore
@@ -22,6 +24,11 @@ from poolctl.platform import read_file, sealed_file
 from poolctl.runners.process_link import Link
 
 logger = logging.getLogger("poolctl.supervisor")
+
+SOON_SECONDS = 0.05  # between a change and the save of it
+# The longest pause between two saves, even if one took very long, because the machine was busy or asleep.
+LATEST_SECONDS = 2.0
+_TIMES_ITS_COST = 9.0
 
 # The definition of a server that was added live: its table, and the base directory of its relative paths.
 Source = tuple[Mapping[str, object], str]
@@ -206,3 +213,33 @@ class StateStore:
 
 def _json(value: object) -> bytes:
     return json.dumps(value).encode()
+
+
+class SaveTimer:
+    """Calls `save` soon after a change, and for a tenth of the loop's time at most: a long call delays the next one.
+
+    Until then a successor knows less than this process. What an answer reports is saved before it, by `save_now`.
+    """
+
+    def __init__(self, save: Callable[[], None], clock: Clock | None = None) -> None:
+        self._save = save
+        self._clock = clock or Clock()
+        self._timer: asyncio.TimerHandle | None = None
+        self.pause_seconds = SOON_SECONDS
+
+    def note_change(self) -> None:
+        """Have it saved soon."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.pause_seconds, self.save_now)
+
+    def save_now(self) -> None:
+        """Save before this returns."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        begun = self._clock.monotonic()
+        self._save()
+        cost = self._clock.monotonic() - begun
+        # A call that had nothing to save says little about the next one.
+        due = max(SOON_SECONDS, _TIMES_ITS_COST * cost, self.pause_seconds / 2)
+        self.pause_seconds = min(due, LATEST_SECONDS)
