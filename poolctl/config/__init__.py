@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from poolctl.config.model.proxmox_table import *
     from poolctl.config.model.section import *
     from poolctl.config.model.server_sections import *
+    from poolctl.config.reading import *
     from poolctl.config.rules.conflicts import *
     from poolctl.config.rules.haproxy_checks import *
     from poolctl.config.rules.json_schema import *
@@ -44,15 +45,15 @@ __all__ = [
     "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "AnyRoute", "Backoff", "ConfigNotFound",
     "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
     "GatewayConfig", "GatewayListener", "Health", "Marks", "Notify", "OperatorTable", "Patience", "Place", "Probe",
-    "Problem", "ProxmoxTable", "Recovery", "RegisteredBackend", "Registration", "Restart", "RouteConfig", "Scale",
-    "Section", "ServerConfig", "Stamp", "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "Triggers",
-    "candidate_files", "certificate_names", "certificate_validity", "changed_by", "changed_files", "conflicts",
-    "default_interpreter", "dependency_findings", "engine_problem", "enter_as", "escaped", "find_config",
-    "haproxy_problems", "haproxy_program", "ids_of", "interpreter", "json_schema", "load", "longest_stop_seconds",
-    "marks_of", "masked", "masked_text", "merged", "missing_file", "missing_program", "named_addresses", "names_cover",
-    "no_certificate", "open_files_needed", "pool_variables", "problem_of", "read_regular", "referenced_variables",
-    "registration_of", "relocated", "routes_of", "shown", "stamp_of", "start_options", "table_text", "value_text",
-    "values_of", "variables_named_in", "with_registrations",
+    "Problem", "ProxmoxTable", "Reading", "Recovery", "RegisteredBackend", "Registration", "Restart", "RouteConfig",
+    "Scale", "Section", "ServerConfig", "Stamp", "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables",
+    "Triggers", "added_server", "candidate_files", "certificate_names", "certificate_validity", "changed_by",
+    "changed_files", "conflicts", "default_interpreter", "dependency_findings", "engine_problem", "enter_as",
+    "escaped", "find_config", "haproxy_problems", "haproxy_program", "ids_of", "interpreter", "json_schema", "load",
+    "longest_stop_seconds", "marks_of", "masked", "masked_text", "merged", "missing_file", "missing_program",
+    "named_addresses", "names_cover", "no_certificate", "open_files_needed", "pool_variables", "problem_of",
+    "read_regular", "referenced_variables", "registration_of", "relocated", "routes_of", "shown", "stamp_of",
+    "start_options", "table_text", "value_text", "values_of", "variables_named_in", "with_registrations",
 ]
 # fmt: on
 _MODULES = {
@@ -66,7 +67,8 @@ _MODULES = {
     "files.file_marks": "Marks Stamp changed_files marks_of stamp_of",
     "files.find": "ConfigNotFound FILE_NAMES PYPROJECT candidate_files find_config",
     "files.read_file": "missing_file read_regular variables_named_in",
-    "loader": "Surroundings load",
+    "loader": "added_server load",
+    "reading": "Reading Surroundings",
     "values.limits": "GATEWAY_LIBRARIES INSTALL_GATEWAY MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "
     "RAISE_OPEN_FILES",
     "rules.conflicts": "conflicts dependency_findings longest_stop_seconds",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 
 from poolctl.address import Address
@@ -16,6 +15,7 @@ from poolctl.config.files.document import read_documents
 from poolctl.config.model.pool_tables import TABLE_NAMES, PoolSettings, Tables
 from poolctl.config.model.section import Section, refuse, validated
 from poolctl.config.model.server_sections import OF_SLEEP, OF_TRIGGERS, Scale
+from poolctl.config.reading import Surroundings
 from poolctl.config.rules.conflicts import conflicts, dependency_findings, unknown_dependencies
 from poolctl.config.rules.table_addresses import overlapping
 from poolctl.config.rules.tables import made
@@ -212,30 +212,25 @@ def _server_of(
     return None if findings else server, address
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What the files of a pool say to every server: [defaults], as read, and the handlers of [pool]."""
+def added_server(
+    surroundings: Surroundings, table: Mapping[str, Tree], base_dir: str, env: Mapping[str, str]
+) -> ServerConfig:
+    """The server of this table, under what the files say to every server; relative paths begin in `base_dir`.
 
-    defaults: dict[str, Tree] = field(default_factory=dict)
-    base_dir: str = ""
-    handlers: str | None = None
-
-    def server(self, table: Mapping[str, Tree], base_dir: str, env: Mapping[str, str]) -> ServerConfig:
-        """The server of this table, whose relative paths begin in `base_dir`.
-
-        `env` is what `${VAR}` sees. Raises PoolValidateError with every problem.
-        """
-        reset_suggestions()
-        findings: list[Finding] = []
-        own = normalise(interpolate(dict(table), env, findings), base_dir, findings)
-        whole = Defaults(self.defaults, self.base_dir).under(own)
-        server, _ = _server_of(whole, base_dir, self.handlers, default_interpreter(base_dir, env), findings)
-        findings += unserved(server) if server else ()
-        if findings or server is None:
-            name, bind = own.get("name"), own.get("bind")
-            name = name if isinstance(name, str) else ""
-            refuse(name[:60] or "the server", findings, name, bind if isinstance(bind, str) else "")
-        return server
+    `env` is what `${VAR}` sees. Raises PoolValidateError with every problem.
+    """
+    reset_suggestions()
+    findings: list[Finding] = []
+    own = normalise(interpolate(dict(table), env, findings), base_dir, findings)
+    whole = Defaults(surroundings.defaults, surroundings.base_dir).under(own)
+    python = default_interpreter(base_dir, env)
+    server, _ = _server_of(whole, base_dir, surroundings.handlers, python, findings)
+    findings += unserved(server) if server else ()
+    if findings or server is None:
+        name, bind = own.get("name"), own.get("bind")
+        name = name if isinstance(name, str) else ""
+        refuse(name[:60] or "the server", findings, name, bind if isinstance(bind, str) else "")
+    return server
 
 
 class _Loader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import stat
 
@@ -62,21 +63,27 @@ def spawn(
 
 
 class Companion:
-    """A program started along with another one, as its child; it gets `fd` as descriptor 3.
+    """A program started along with another one, as its child; it gets `fds` as its descriptors 3, 4 …
 
     `output` is the file for what it prints. With `session` it leads a session of its own. The variables
     `without` are left out of its environment.
     """
 
-    __slots__ = ("argv", "fd", "output", "session", "without")
+    __slots__ = ("argv", "fds", "output", "session", "without")
 
     def __init__(
-        self, argv: list[str], output: str, *, session: bool, fd: int = -1, without: Sequence[str] = ()
+        self,
+        argv: list[str],
+        output: str,
+        *,
+        session: bool,
+        fds: Sequence[int] = (),
+        without: Sequence[str] = (),
     ) -> None:
         self.argv = argv
         self.output = output
         self.session = session
-        self.fd = fd
+        self.fds = list(fds)
         self.without = without
 
 
@@ -94,11 +101,12 @@ def in_background(
         try:
             os.setsid()
             if os.fork() == 0:
-                _keep_only([*fds, *(each.fd for each in companions)])
+                _keep_only([*fds, *(fd for each in companions for fd in each.fds)])
                 os.chdir("/")
                 if companions:
                     limits = raise_descriptor_limit()
-                    pids = [_start(each, fd, env) for fd, each in enumerate(companions, 3 + len(fds))]
+                    numbers = itertools.count(3 + len(fds))
+                    pids = [_start(each, [next(numbers) for _ in each.fds], env) for each in companions]
                     argv = [*argv, dumps({"pids": pids, "open_files": limits})]
                 for fd in range(3, 3 + len(fds)):
                     os.set_inheritable(fd, True)
@@ -129,10 +137,10 @@ def _keep_only(fds: Sequence[int]) -> None:
     os.closerange(above, os.sysconf("SC_OPEN_MAX"))
 
 
-def _start(companion: Companion, fd: int, env: dict[str, str]) -> int:
+def _start(companion: Companion, fds: list[int], env: dict[str, str]) -> int:
     argv, output = companion.argv, companion.output
     try:
-        return spawn(argv, env, [fd], output, session=companion.session, without=companion.without)
+        return spawn(argv, env, fds, output, session=companion.session, without=companion.without)
     except OSError as error:
         log_failure(output, argv, error)
         return 0

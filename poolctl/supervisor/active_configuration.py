@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from poolctl.config import (
-    Configuration,
     Finding,
     Marks,
     ServerConfig,
@@ -19,12 +18,10 @@ from poolctl.config import (
     Tables,
     conflicts,
     dependency_findings,
-    load,
-    marks_of,
     named_addresses,
     pool_variables,
 )
-from poolctl.control.answers import ErrorEntry, entries
+from poolctl.control.answers import ErrorEntry
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
 from poolctl.core.core import Core
 from poolctl.errors import PoolError, ServerError
@@ -33,6 +30,7 @@ from poolctl.listeners.port_ledger import PortLedger
 from poolctl.runners import withheld_variables
 from poolctl.runners.process_link import Link
 
+from .configuration_reader import ConfigurationReader, ReaderFailed
 from .takeover.state_store import SavedState, StateStore, StoredConfiguration
 
 _USUAL = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyproject.toml"})
@@ -49,29 +47,16 @@ class ResolvedConfig:
     problems: list[ErrorEntry] = field(default_factory=list)
     surroundings: Surroundings = field(default_factory=Surroundings)
     port_range: tuple[int, int] = (0, 0)
-    config: Configuration | None = None
     tables: Tables = field(default_factory=Tables)
     marks: Marks | None = None
-
-    def outside(self, names: Collection[str]) -> list[ErrorEntry]:
-        """The problems of the files, users and programs that these servers name; blocks on the disk.
-
-        Warnings are found for all servers.
-        """
-        if self.config is None:
-            return []
-        found = self.config.outside(names=names)
-        return [ErrorEntry.of(problem) for problem in found] if names else []
+    files: Mapping[str, str] = field(default_factory=dict)  # of several, that of each server by its name
+    number: int = 0  # of the reading; 0 if there was none
+    warnings: list[str] = field(default_factory=list)  # see ActiveConfiguration.outside
 
     @property
     def is_empty(self) -> bool:
         """Whether there is neither a server nor a route."""
         return not (self.servers or self.tables.routes or self.tables.streams)
-
-    @property
-    def warnings(self) -> list[str]:
-        """Warnings; after `outside` also those that it found."""
-        return [str(warning) for warning in self.config.warnings] if self.config is not None else []
 
 
 def default_name(file: str) -> str:
@@ -93,12 +78,14 @@ class ActiveConfiguration:
         state_directory: str,
         store: StateStore,
         environments: dict[str, Mapping[str, str]],
+        reader: ConfigurationReader | None = None,
     ) -> None:
         self.files = list(files)
         self.name = default_name(files[0])
         self.missing: set[str] = set()  # names of servers of the files that were removed live
         self.placed: dict[str, ServerConfig] = {}
         self.problems: list[ErrorEntry] = []
+        self.exit_code = INVALID_CONFIGURATION  # of a command, where there are problems
         self.environments = environments
         self.turn = asyncio.Lock()  # one reload at a time
         self.tables = Tables()
@@ -106,6 +93,7 @@ class ActiveConfiguration:
         self._followers: list[tuple[Callable[[Tables], None], bool]] = []
         self._ledger = os.path.join(state_directory, "ports.json")
         self._store = store
+        self._reader = reader or ConfigurationReader(store.directory)
         self._environment: Mapping[str, str] | None = None
         self._surroundings = Surroundings()
         self._port_range = (0, 0)
@@ -115,16 +103,11 @@ class ActiveConfiguration:
         """The servers with which a supervisor begins; none when there are `problems`."""
         stored = await self._store.configuration()
         if stored is None:
-            saved = self._store.saved_state()
-            resolved = await self.read(keep=saved.sources)
-            self.problems = resolved.problems
-            self.accept(resolved)
-            servers = (
-                resolved.servers if self.problems else await self._with_live_changes(resolved.servers, saved)
-            )
+            servers = await self._first_servers()
             self._store.save_configuration(self._stored(servers))
             self._saved_revision = 0
             return servers
+        self.close()  # of the first start
         self.name, self.placed, self.missing = stored.name, stored.placed, set(stored.missing)
         self._surroundings, self._port_range = stored.surroundings, stored.port_range
         self._environment = stored.environment
@@ -132,6 +115,23 @@ class ActiveConfiguration:
         self._withhold(stored.servers)
         self.environments.update(stored.environments)
         return stored.servers
+
+    async def _first_servers(self) -> list[ServerConfig]:
+        saved = self._store.saved_state()
+        try:
+            resolved = await self.read(keep=saved.sources)
+            self.problems = resolved.problems
+            self.accept(resolved)
+            if self.problems:
+                return resolved.servers
+            return await self._with_live_changes(resolved.servers, saved)
+        except ReaderFailed as failed:
+            self.problems, self.exit_code = list(failed.result.errors), failed.result.exit_code
+            return []
+
+    def close(self) -> None:
+        """End the process that reads the files, if there is one."""
+        self._reader.close()
 
     def follow(self, follower: Callable[[Tables], None], *, every_reload: bool = False) -> None:
         """Call it with the tables other than [[server]], now and whenever those have changed.
@@ -144,35 +144,53 @@ class ActiveConfiguration:
     async def read(
         self, environment: Mapping[str, str] | None = None, *, keep: Collection[str] = ()
     ) -> ResolvedConfig:
-        """Read the files; `environment` replaces the pool's own for `${VAR}`.
+        """Read the files; `environment` replaces the pool's own for `${VAR}`. Raises ReaderFailed.
 
         The ports of `auto` addresses stay reserved for the servers that `keep` names, in the files or not.
         """
-        return await asyncio.to_thread(self._read, environment or self.environment, keep)
-
-    def _read(self, env: Mapping[str, str], keep: Collection[str]) -> ResolvedConfig:
-        own_name = default_name(self.files[0])
-        marks = marks_of(self.files)  # before they are read: a change that comes between is found later
+        number, reading = await self._reader.read(
+            self.files, environment or self._environment, access_log=ACCESS_LOG_VARIABLE in os.environ
+        )
+        name = default_name(self.files[0])
+        problems = [ErrorEntry.from_json(problem) for problem in reading.problems]
+        if problems:
+            return ResolvedConfig(name, problems=problems, marks=reading.marks)
         try:
-            config = load(self.files, env, access_log=ACCESS_LOG_VARIABLE in os.environ)
-            problems = [ErrorEntry.of(problem) for problem in config.problems]
-            if not problems:
-                settings = config.settings
-                base_dir = os.path.dirname(self.files[0])
-                return ResolvedConfig(
-                    settings.name or own_name,
-                    self._with_ports(list(config), config.tables, settings.port_range, keep),
-                    surroundings=Surroundings(config.defaults, base_dir, settings.handlers),
-                    port_range=settings.port_range,
-                    config=config,
-                    tables=config.tables,
-                    marks=marks,
-                )
-        except PoolError as error:
-            problems = [*entries(error)]
+            servers = await asyncio.to_thread(
+                self._with_ports, reading.servers, reading.tables, reading.port_range, keep
+            )
         except ServerError as error:
-            problems = [ErrorEntry.of(error)]
-        return ResolvedConfig(own_name, problems=problems)
+            return ResolvedConfig(name, problems=[ErrorEntry.of(error)], marks=reading.marks)
+        return ResolvedConfig(
+            reading.name or name,
+            servers,
+            surroundings=reading.surroundings,
+            port_range=reading.port_range,
+            tables=reading.tables,
+            marks=reading.marks,
+            files=reading.files,
+            number=number,
+        )
+
+    async def outside(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
+        """The problems of the files, users and programs that these servers name. Raises ReaderFailed.
+
+        From then on `resolved` has the warnings of all of its servers.
+        """
+        if not resolved.number:
+            return []
+        problems, resolved.warnings = await self._reader.outside(resolved.number, names)
+        return [ErrorEntry.from_json(problem) for problem in problems]
+
+    async def origins(self, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
+        """Where the files say what is in force of these servers, as far as that can be found."""
+        if self.marks is None or not names:
+            return {}
+        try:
+            return await self._reader.origins(self.files, self._environment, self.marks, names)
+        except ReaderFailed as failed:
+            logger.warning("%s", failed)
+            return {}
 
     def _with_ports(
         self, servers: list[ServerConfig], tables: Tables, port_range: tuple[int, int], keep: Collection[str]
@@ -246,20 +264,19 @@ class ActiveConfiguration:
     ) -> ServerConfig:
         """A server to be added to those that have these ports.
 
-        Raises PoolValidateError, and ServerError when no port is free.
+        Raises PoolValidateError, ServerError when no port is free, and ReaderFailed.
         """
 
-        def made() -> ServerConfig:
-            server = self._surroundings.server(table, base_dir, self.environment)
-            if server.address.auto:
-                ledger = PortLedger(self._ledger, *self._port_range)
-                port = ledger.port(server.name, server.address, avoid={*taken, *_ports(self.tables)})
-                server = server.at(server.address.with_port(port))
-            return server
-
-        server = await asyncio.to_thread(made)
+        server = await self._reader.added(self._surroundings, table, base_dir, self._environment)
+        if server.address.auto:
+            server = await asyncio.to_thread(self._with_port, server, taken)
         withheld_variables.withhold(pool_variables([server], Tables()))
         return server
+
+    def _with_port(self, server: ServerConfig, taken: Collection[int]) -> ServerConfig:
+        ledger = PortLedger(self._ledger, *self._port_range)
+        port = ledger.port(server.name, server.address, avoid={*taken, *_ports(self.tables)})
+        return server.at(server.address.with_port(port))
 
     def save(self, core: Core) -> None:
         """Save what is in force for a successor, if it has changed."""

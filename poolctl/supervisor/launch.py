@@ -14,6 +14,7 @@ import sys
 
 from poolctl import bootstrap
 from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named_in
+from poolctl.config.__main__ import reader_command
 from poolctl.control import pool_paths
 from poolctl.control.pool_processes import clear_exit
 from poolctl.errors import ControlError, PoolError
@@ -28,6 +29,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+
+# The argument of a supervisor for which the files are being read, and its link to the process that does that.
+READING = "--reading"
+READER_FD = 4
 
 _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
@@ -109,9 +114,10 @@ def _launch(
         for program in programs.values():
             kept, given = (ours.enter_context(end) for end in wire.pair())
             fds.append(kept.fileno())
-            program.fd = given.fileno()
+            program.fds = [given.fileno()]
+        supervisor = programs[fd_store.SUPERVISOR]
         plan = {
-            "supervisor": programs[fd_store.SUPERVISOR].argv,
+            "supervisor": supervisor.argv,
             "control": 3,
             "lifeline": 4 if lifeline else -1,
             "inherited": names,
@@ -119,7 +125,8 @@ def _launch(
             "without": without,
         }
         keeper = bootstrap.command(sys.executable, "keeper", pool_directory, dumps(plan), isolated=True)
-        in_background(keeper, _for_the_keeper(env), fds, list(programs.values()))
+        reader = _reader_for(supervisor, ours, files, env)
+        in_background(keeper, _for_the_keeper(env), fds, [*programs.values(), reader])
         if_failed.pop_all()
         return write
 
@@ -137,6 +144,17 @@ def _programs(
     except UnknownRunner as error:
         hint = f"unset {VARIABLE}, or name a module that the supervisor can import"
         raise ControlError(str(error), exit_code=INVALID_CONFIGURATION, hint=hint) from error
+
+
+def _reader_for(
+    supervisor: Companion, ours: contextlib.ExitStack, files: Sequence[str], env: Mapping[str, str]
+) -> Companion:
+    """The process that reads the files while this first supervisor is loading; its successors need none."""
+    kept, given = (ours.enter_context(end) for end in socket.socketpair())
+    supervisor.argv = [*supervisor.argv, READING]
+    supervisor.fds.append(kept.fileno())
+    command = reader_command(files, access_log=pool_paths.ACCESS_LOG_VARIABLE in env)
+    return Companion(command, supervisor.output, session=False, fds=[given.fileno()])
 
 
 def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:

@@ -20,7 +20,6 @@ from poolctl.core.core import Core
 from poolctl.core.decision_trace import Trace
 from poolctl.core.server_changes import caused_by
 from poolctl.core.server_entry import Entry
-from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.frozen_value import Value
 from poolctl.keeper import fd_store, wire
 from poolctl.runners.keeper_link import KeeperLink
@@ -32,6 +31,7 @@ from poolctl.units import format_duration
 
 from . import health, rollout
 from .active_configuration import ActiveConfiguration, PoolEnvironment
+from .configuration_reader import ConfigurationReader
 from .gateway import pool_gateway
 from .gateway.pool_gateway import PoolGateway
 from .health import watch_health
@@ -93,6 +93,7 @@ class ManagedPool:
         keeper: KeeperLink,
         hello: wire.Message,
         runtime_files: RuntimeFiles,
+        reader: ConfigurationReader,
         *,
         calm: bool,
     ) -> None:
@@ -122,7 +123,7 @@ class ManagedPool:
         self._clock = Clock()
         self._store = StateStore(keeper, directory)
         self._save_timer = SaveTimer(self._save)
-        self._configuration = ActiveConfiguration(files, state_directory, self._store, environments)
+        self._configuration = ActiveConfiguration(files, state_directory, self._store, environments, reader)
         self._environment = PoolEnvironment(self._configuration, keeper, directory, state_directory)
         self._observers = Observers(self._environment, self._clock, self)
         self.events = self._observers.events
@@ -224,9 +225,8 @@ class ManagedPool:
 
     def _serve_commands_only(self) -> None:
         logger.error("taking no action for %d s: the supervisor has died too often", _CALM_SECONDS)
-        what = (
-            f"the supervisor has died too often: for {format_duration(_CALM_SECONDS)} it serves commands only"
-        )
+        how_long = format_duration(_CALM_SECONDS)
+        what = f"the supervisor has died too often: for {how_long} it serves commands only"
         self.events.record("pool", "calm", message=what, severity="error")
         asyncio.get_running_loop().call_later(_CALM_SECONDS, self._give_way)
 
@@ -235,7 +235,7 @@ class ManagedPool:
             self.shut_down()
             return Result(
                 errors=tuple(self._configuration.problems),
-                exit_code=INVALID_CONFIGURATION,
+                exit_code=self._configuration.exit_code,
                 ended=True,
                 keeper_pid=self._keeper_pid,
             )

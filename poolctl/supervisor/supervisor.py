@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from poolctl import bootstrap
-from poolctl.control.pool_paths import make_private, state_dir
+from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, make_private, state_dir
 from poolctl.keeper import fd_store, wire
 from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.process_link import LinkLost, Receiver
 
+from .configuration_reader import ConfigurationReader
+from .launch import READER_FD
 from .managed_pool import ManagedPool
 from .runtime_files import RuntimeFiles
 from .takeover.keeper_replacement import replace_keeper
@@ -29,10 +31,16 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Supervisor(Receiver):
-    """Runs one pool. A calm one adopts the workers that run and serves commands, no more."""
+    """Runs one pool. A calm one adopts the workers that run and serves commands, no more.
 
-    def __init__(self, directory: str, files: Sequence[str], *, calm: bool = False) -> None:
+    `reads`: the files are being read for it, by a process whose link is READER_FD.
+    """
+
+    def __init__(
+        self, directory: str, files: Sequence[str], *, calm: bool = False, reads: bool = False
+    ) -> None:
         self._calm = calm
+        self._reads = reads
         self.directory = directory
         self.files = list(files)
         self._runtime_files = RuntimeFiles(directory, files)
@@ -47,6 +55,7 @@ class Supervisor(Receiver):
         hello = await self._hello
         with contextlib.suppress(OSError):
             make_private(self.directory)
+        reader = self._reader()
         self._pool = ManagedPool(
             self.directory,
             self.files,
@@ -54,6 +63,7 @@ class Supervisor(Receiver):
             keeper,
             hello,
             self._runtime_files,
+            reader,
             calm=self._calm,
         )
         _, fds = await keeper.call({"op": "get", "name": fd_store.CONTROL})
@@ -74,11 +84,19 @@ class Supervisor(Receiver):
             await self._replace(*self._pool.replacement)
         self._runtime_files.withdraw()
         await self._pool.end()
+        reader.close()
         # Awaited: a keeper that has not received it starts the next supervisor.
         with contextlib.suppress(LinkLost, TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
                 await keeper.call({"op": "end"})
         return 0
+
+    def _reader(self) -> ConfigurationReader:
+        if not self._reads:
+            return ConfigurationReader(self.directory)
+        link = socket.socket(fileno=READER_FD)
+        os.set_inheritable(READER_FD, False)
+        return ConfigurationReader(self.directory, (link, self.files, ACCESS_LOG_VARIABLE in os.environ))
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         """See Receiver: a message of the keeper."""

@@ -33,10 +33,12 @@ FLOORS = {
 # The largest houses have floors of their own; what is not named here stands above all of them.
 WITHIN = {
     "config": {
-        "values": 0, "model": 1, "rules": 2, "files": 3, "checks": 4, "configuration": 5, "loader": 6, "edit": 7,
+        "values": 0, "model": 1, "rules": 2, "files": 3, "checks": 4, "configuration": 5,
+        "reading": 6, "loader": 7, "edit": 8,
     },
     "supervisor": {
-        "sidecar": 1, "health": 2, "takeover": 2, "active_configuration": 3, "verbs": 4, "observers": 5,
+        "sidecar": 1, "health": 2, "takeover": 2, "configuration_reader": 2,
+        "active_configuration": 3, "verbs": 4, "observers": 5,
     },
     "runners": {
         "untrusted_messages": 0, "withheld_variables": 0, "process_link": 1, "stack_report": 1, "listener_opener": 1,

@@ -90,10 +90,11 @@ def _refuse_taken(files: WriteBack, tables: list[Table], base_dir: str) -> None:
 
 def _refuse_invalid(files: WriteBack, table: Table, base_dir: str) -> None:
     """PoolValidateError with what is wrong with the server itself, in the words that it would have unwritten."""
-    from poolctl.config import Surroundings
+    from poolctl.config import Surroundings, added_server
 
     first = files.draft.documents[0].base_dir if files.draft.documents else base_dir
-    Surroundings(files.now.defaults, first, files.now.settings.handlers).server(table, base_dir, os.environ)
+    surroundings = Surroundings(files.now.defaults, first, files.now.settings.handlers)
+    added_server(surroundings, table, base_dir, os.environ)
 
 
 def _address(table: Table, base_dir: str) -> Address | None:

@@ -205,6 +205,10 @@ class Origins:
         document, table = sources[0]
         return document.place((*table, *rest))
 
+    def file_of(self, name: str) -> str:
+        """The file in which the server is defined."""
+        return self._entries[name].parts[0][0].path
+
     def of(self, name: str) -> dict[str, str]:
         """`{"http.loop": "/etc/pool.toml:7", …}` for every key that a file gives to the server."""
         found: dict[str, str] = {}

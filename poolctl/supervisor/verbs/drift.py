@@ -19,11 +19,11 @@ from poolctl.errors import PoolParamError
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.selection.selector import Selector, select
 
+from ..configuration_reader import ReaderFailed
 from .server_documents import items
 from .verb import Call, VerbContext
 
 if TYPE_CHECKING:
-    from poolctl.config import ServerConfig
     from poolctl.control.drift_answer import ChangedFiles
 
     from .reload import Reload
@@ -34,6 +34,8 @@ _QUICK = frozenset({"list", "status", "stats"})
 _QUICK_SECONDS, _PATIENT_SECONDS = 0.1, 3.0
 # A file system that does not answer must not hold up a command for ever.
 _STAT_SECONDS = 2.0
+# One that does not end holds up reloads.
+_COMPARE_SECONDS = 60.0
 # A watcher (--watch) applies a change within this time.
 _WATCHER_SECONDS = 5.0
 
@@ -209,7 +211,10 @@ class ConfigurationDrift:
 
     async def _compare(self) -> _Difference | None:
         try:
-            found = await self._reload().difference()
+            async with asyncio.timeout(_COMPARE_SECONDS):
+                found = await self._reload().difference()
+        except (ReaderFailed, TimeoutError):
+            return None  # a reload says why
         except Exception:
             logger.exception("the changed files cannot be compared with the configuration in force")
             return None
@@ -217,7 +222,7 @@ class ConfigurationDrift:
         return _Difference(
             _counted(found.changes),
             {name: item(server) for name, server in new.items()},
-            {name: _file_of(server, self._configuration.files) for name, server in new.items()},
+            {name: found.files.get(name, self._configuration.files[0]) for name in new},
             found.problems,
             found.marks,
         )
@@ -233,14 +238,6 @@ def _counted(changes: Sequence[PlannedChange]) -> tuple[int, int, int]:
     kinds = (("add",), ("remove",), ("restart", "update"))
     added, removed, changed = (len({each.name for each in changes if each.change in kind}) for kind in kinds)
     return added, removed, changed
-
-
-def _file_of(server: ServerConfig, files: Sequence[str]) -> str:
-    """The file that the server is in."""
-    if len(files) == 1 and not os.path.isdir(files[0]):
-        return files[0]
-    place = (server.origin or {}).get("bind") or files[0]
-    return place.rpartition(":")[0] if place not in files else place
 
 
 def _is_watched(directory: str) -> bool:

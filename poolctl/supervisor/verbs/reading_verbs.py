@@ -50,7 +50,9 @@ class Reading:
         """The selected servers with their configuration, its origins, and what happened last."""
         entries = selected(self._core, call.selector)
         reveal = call.options.get("reveal") is True
-        return ShowResult(items=tuple(details(self._core, entry, reveal=reveal) for entry in entries))
+        found = await self._context.configuration.origins([each.name for each in entries if not each.added])
+        shown = (details(self._core, each, found.get(each.name), reveal=reveal) for each in entries)
+        return ShowResult(items=tuple(shown))
 
     async def status(self, call: Call) -> Result:
         """Every selected server, and a summary; exit code 3 unless all that should run is ready."""

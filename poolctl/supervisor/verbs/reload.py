@@ -35,6 +35,7 @@ class Difference(NamedTuple):
     changes: list[PlannedChange]
     problems: list[ErrorEntry]
     marks: Marks | None
+    files: Mapping[str, str]
 
 
 class Reload:
@@ -105,9 +106,9 @@ class Reload:
 
     async def _difference(self, resolved: ResolvedConfig) -> Difference:
         if problems := self._invalid(resolved):
-            return Difference([], [], problems, resolved.marks)
+            return Difference([], [], problems, resolved.marks, {})
         changes = [*self._of_the_pool(resolved), *await self._planned(resolved)]
-        return Difference(resolved.servers, changes, [], resolved.marks)
+        return Difference(resolved.servers, changes, [], resolved.marks, resolved.files)
 
     def _invalid(self, resolved: ResolvedConfig) -> list[ErrorEntry]:
         if resolved.is_empty and self._core.entries and not resolved.problems:
@@ -131,7 +132,7 @@ class Reload:
         if problems := self._invalid(resolved):
             return [], problems
         changes = await self._planned(resolved)
-        problems = await asyncio.to_thread(resolved.outside, {change.name for change in changes})
+        problems = await self._configuration.outside(resolved, {change.name for change in changes})
         if not force:
             problems += await asyncio.to_thread(self._expired, resolved.servers, changes)
         return changes, problems

@@ -54,8 +54,8 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
     )
 
 
-def details(core: Core, entry: Entry, *, reveal: bool) -> Details:
-    """The details that `show` reports; secrets are masked unless `reveal`."""
+def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: bool) -> Details:
+    """The details that `show` reports, with the places of its keys; secrets are masked unless `reveal`."""
     config, live = entry.config, entry.overrides
     return Details.extending(
         _item(core, entry, core.clock.monotonic()),
@@ -84,7 +84,7 @@ def details(core: Core, entry: Entry, *, reveal: bool) -> Details:
         certificate_expires=_iso(entry.certificate_ends),
         failure=ErrorEntry.of(entry.failure) if entry.failure else None,
         config=config.to_dict() if reveal else masked(config.to_dict(), hidden=withheld_variables.values()),
-        origin=config.origin,
+        origin=origin,
         stacks=None if (stacks := core.stacks.last(entry)) is None else stacks.to_json(),
         log_files=False if core.runner.capabilities.log_files is None else None,
     )

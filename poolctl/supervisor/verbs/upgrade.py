@@ -9,6 +9,7 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE
 
 from poolctl import __version__, bootstrap
+from poolctl.config import changed_files
 from poolctl.control.answers import (
     CHECK,
     TRIED,
@@ -23,6 +24,7 @@ from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.frozen_value import Table
 
+from ..configuration_reader import ReaderFailed
 from .reload import Reload
 from .reload_diff import Kind
 from .verb import Call, Verb, VerbContext
@@ -37,6 +39,7 @@ class Upgrade:
     """Checks with `reload` that the files say what is in force: the next version reads those."""
 
     def __init__(self, context: VerbContext, reload: Reload) -> None:
+        self._configuration, self._core = context.configuration, context.core
         self._files = context.configuration.files
         self._reload = reload
         self._daemon = context.daemon
@@ -60,12 +63,31 @@ class Upgrade:
 
     async def _differs(self, call: Call) -> Result:
         """The result of `reload --dry-run`; with an error if the next version would not know a running server."""
-        difference = await self._reload.reload(call._replace(options={**call.options, "dry_run": True}))
+        try:
+            difference = await self._reload.reload(call._replace(options={**call.options, "dry_run": True}))
+        except ReaderFailed as failed:
+            if not failed.installed:
+                raise
+            return await self._differs_by_marks()
         if difference.errors or not any(_is_lost(change) for change in difference.changes or ()):
             return difference
         return _refused(
             "the running servers differ from the files, which the next version would use",
             "poolctl reload --dry-run shows the difference, poolctl reload applies the files",
+        )
+
+    async def _differs_by_marks(self) -> Result:
+        """Likewise, when what reads the files is of another version already: by what they were when they were read."""
+        configuration, here = self._configuration, f"poolctl {__version__}"
+        changed = await asyncio.to_thread(changed_files, configuration.marks or {}, self._files)
+        if not (changed or configuration.missing or any(each.added for each in self._core.entries.values())):
+            return Result()
+        what = f"{', '.join(changed)} changed" if changed else "servers were added or removed"
+        message = (
+            f"{what} since the pool read its files, and {here}, which could compare them, is not installed"
+        )
+        return _refused(
+            message, f"install {here} again, poolctl reload, then install the next version and upgrade"
         )
 
     async def _try(self, options: Table) -> Result | None:

@@ -20,6 +20,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector, SelectorError
 
 from ..active_configuration import ActiveConfiguration
+from ..configuration_reader import ReaderFailed
 from . import changing_verbs, reading_verbs
 from .drift import ConfigurationDrift
 from .start_checks import TooManyOpenFiles
@@ -104,9 +105,8 @@ class Verbs:
             options = _options(request.body)
             selector = Selector.from_dict(request.body.get("selector") or {})
             call = Call(selector, options, progress, partial(peer, request))
-            return await audited(
-                self._context.events, request, call, partial(self.perform, request.verb, call)
-            )
+            work = partial(self._performed, request.verb, call)
+            return await audited(self._context.events, request, call, work)
         except SelectorError as wrong:
             return _failed(USAGE, wrong.message, wrong.hint)
         except NothingMatched as nothing:
@@ -117,8 +117,14 @@ class Verbs:
                 return refused.result
             return refused.result.but(ended=True, keeper_pid=self._daemon.shut_down())
 
+    async def _performed(self, verb: str, call: Call) -> Result:
+        try:
+            return await self.perform(verb, call)
+        except ReaderFailed as failed:
+            return failed.result
+
     async def perform(self, verb: str, call: Call) -> Result:
-        """The result of one verb. Raises SelectorError for wrong options, NothingMatched."""
+        """The result of one verb. Raises SelectorError for wrong options, NothingMatched, ReaderFailed."""
         assert self._knows(verb)
         applied = await self._drift.apply_at_rest(call) if verb == "start" else None
         if applied is not None and applied.exit_code:

@@ -45,7 +45,7 @@ def company(directory: Path, *companions: list[str]) -> tuple[dict[str, Any], di
         fds = [read, *(ours.fileno() for ours, _ in links)]
         output = str(directory / "output")
         accompanied = [
-            Companion(argv, output, session=True, fd=theirs.fileno())
+            Companion(argv, output, session=True, fds=[theirs.fileno()])
             for argv, (_, theirs) in zip(companions, links, strict=True)
         ]
         in_background(say(program), dict(os.environ), fds, accompanied)

@@ -1,0 +1,198 @@
+"""Reads configuration files for the supervisor: `config [--access-log] [FILE…]`; the link to it is descriptor 3.
+
+Validation needs libraries that take long to load, and memory: both end with this process, and it with the supervisor.
+With files it reads these at once, unasked, with the variables of its own environment.
+
+A request is a pickled tuple, a method of Reader and its arguments, after its length (8 bytes). An answer is a line,
+`poolctl VERSION LENGTH`, and that many bytes of pickled values. They pass only through a socket pair of this pool.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import select
+import socket
+import sys
+from types import ModuleType
+
+from poolctl import __version__, bootstrap
+from poolctl.platform import name_process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from typing import Any
+
+    from poolctl.config import Configuration, Marks, Reading, ServerConfig, Surroundings
+    from poolctl.errors import PoolError
+
+LINK_FD = 3
+ACCESS_LOG = "--access-log"
+LENGTH_BYTES = 8
+# The supervisor does other things between two of these.
+_SERVERS_AT_ONCE = 200
+# Readings whose files, users and programs can still be asked about.
+_MOST_KEPT = 3
+_PLUGIN_LOADER = "pydantic.plugin._loader"
+
+
+def reader_command(files: Sequence[str] = (), *, access_log: bool = False) -> list[str]:
+    """The command of the process; with files it reads these at once."""
+    return bootstrap.command(sys.executable, "config", *[ACCESS_LOG] * access_log, *files)
+
+
+def main() -> None:
+    """Answer until the other end is closed."""
+    import pickle  # not for the command that starts it
+
+    name_process("poolctl-config")
+    link = socket.socket(fileno=LINK_FD)
+    _thread.start_new_thread(_end_with, (link.fileno(),))
+    leave_out_plugins()
+    reader = Reader()
+    files = [each for each in sys.argv[1:] if each != ACCESS_LOG]
+    try:
+        if files:
+            _answer(link, reader.read(1, files, None, access_log=ACCESS_LOG in sys.argv))
+        with link.makefile("rb") as requests:
+            while len(size := requests.read(LENGTH_BYTES)) == LENGTH_BYTES:
+                name, *arguments = pickle.loads(requests.read(int.from_bytes(size, "big")))
+                _answer(link, getattr(reader, name)(*arguments))
+    except OSError:
+        pass  # the supervisor has ended
+
+
+def _end_with(link: int) -> None:
+    """End this process as soon as the supervisor has ended, whatever it is waiting for."""
+    poll = select.poll()
+    poll.register(link, 0)  # a hang-up is always reported
+    poll.poll()
+    os._exit(0)
+
+
+def leave_out_plugins() -> None:
+    """Have pydantic find no plugins in this process.
+
+    Its loader imports the search in all installed distributions even where PYDANTIC_DISABLE_PLUGINS forbids it: 32
+    modules, a tenth of what has to be imported before the first answer.
+    """
+    loader = ModuleType(_PLUGIN_LOADER)
+    vars(loader)["get_plugins"] = tuple
+    sys.modules.setdefault(_PLUGIN_LOADER, loader)
+
+
+class Reader:
+    """Its public methods are the requests. Exceptions that are part of an answer are returned, not raised."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Configuration] = {}
+
+    def read(
+        self, number: int, files: Sequence[str], env: Mapping[str, str] | None, access_log: bool
+    ) -> Reading:
+        """What these files say; `number` names the reading in later requests, None is this process's environment."""
+        from poolctl.config import Reading, Surroundings, load, marks_of
+        from poolctl.errors import PoolError, ServerError
+
+        marks = marks_of(files)  # before they are read: a change that comes between is found later
+        try:
+            config = load(files, env, access_log=access_log)
+        except PoolError as error:
+            return Reading(marks, error.to_list())
+        except ServerError as error:
+            return Reading(marks, [error.to_dict()])
+        if problems := [problem.to_dict() for problem in config.problems]:
+            return Reading(marks, problems)
+        self._kept[number] = config
+        if len(self._kept) > _MOST_KEPT:
+            del self._kept[next(iter(self._kept))]
+        settings = config.settings
+        surroundings = Surroundings(config.defaults, os.path.dirname(files[0]), settings.handlers)
+        return Reading(
+            marks, [], settings.name, list(config), surroundings, settings.port_range, config.tables,
+            _files_of(config),
+        )  # fmt: skip
+
+    def outside(self, number: int, names: Collection[str]) -> tuple[list[dict[str, Any]], list[str]] | None:
+        """The problems of what these servers refer to, and warnings of all; None if that reading is not kept."""
+        config = self._kept.get(number)
+        if config is None:
+            return None
+        problems = [problem.to_dict() for problem in config.outside(names=names)]
+        return problems if names else [], [str(warning) for warning in config.warnings]
+
+    def added(
+        self,
+        surroundings: Surroundings,
+        table: Mapping[str, Any],
+        base_dir: str,
+        env: Mapping[str, str] | None,
+    ) -> ServerConfig | PoolError:
+        """The server of this table, which is in no file."""
+        from poolctl.config import added_server
+        from poolctl.errors import PoolError
+
+        try:
+            return added_server(surroundings, table, base_dir, os.environ if env is None else env)
+        except PoolError as error:
+            return error
+
+    def origins(
+        self, files: Sequence[str], env: Mapping[str, str] | None, marks: Marks, names: Sequence[str]
+    ) -> dict[str, dict[str, str] | None]:
+        """Where the files say what they say of these servers; nothing once they have changed."""
+        from poolctl.config import changed_files, load
+        from poolctl.errors import PoolError, ServerError
+
+        try:
+            if changed_files(marks, files):
+                return {}
+            servers = {server.name: server for server in load(files, env)}
+        except (PoolError, ServerError):
+            return {}
+        return {name: servers[name].origin for name in names if name in servers}
+
+
+def _files_of(servers: Sequence[ServerConfig]) -> dict[str, str]:
+    """The file of each server by its name, where there are several files."""
+    origins = servers[0].origins if servers else None
+    if origins is None or len(origins.documents) < 2:
+        return {}
+    return {server.name: origins.file_of(server.name) for server in servers}
+
+
+def _answer(link: socket.socket, value: object) -> None:
+    content = _encoded(value)
+    version = _installed()
+    # Values of a mixture of two versions are of no use to either.
+    content = content if version == __version__ else b""
+    link.sendall(b"poolctl %s %d\n" % (version.encode(), len(content)))
+    link.sendall(content)
+
+
+def _encoded(value: object) -> bytes:
+    import io
+    import pickle
+
+    from poolctl.config import Reading
+
+    servers: list[ServerConfig] = []
+    if isinstance(value, Reading):
+        servers, value.servers = value.servers, []
+    content = io.BytesIO()
+    # One memo for all: what servers share is sent once, and shared there.
+    pickler = pickle.Pickler(content)
+    pickler.dump(value)
+    for start in range(0, len(servers), _SERVERS_AT_ONCE):
+        pickler.dump(servers[start : start + _SERVERS_AT_ONCE])
+    return content.getvalue()
+
+
+def _installed() -> str:
+    """The version on disk: files may be replaced while this process runs, and it may have read some of both."""
+    try:
+        with open(os.path.join(os.path.dirname(bootstrap.__file__), "__init__.py"), encoding="utf-8") as file:
+            return file.read().partition('__version__ = "')[2].partition('"')[0] or "?"
+    except OSError:
+        return "?"

@@ -1,0 +1,113 @@
+"""The supervisor has its files read by another process, also while poolctl is being replaced beneath it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import poolctl
+from tests.deadline import wait_until
+from tests.processes import children, command_line, is_alive
+from tests.real_pool import Done, RealPool
+
+pytestmark = [pytest.mark.unmeasured, pytest.mark.timeout(180)]
+
+NEW = "99.1.2"
+
+
+def validates(pid: int) -> bool:
+    """Whether the process has loaded pydantic."""
+    return "pydantic_core" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def readers(pool: RealPool) -> list[int]:
+    info = pool.info()
+    parents = (info["keeper_pid"], info["supervisor_pid"])
+    found = [pid for parent in parents for pid in children(parent)]
+    return [pid for pid in found if "bootstrap.py config" in command_line(pid)]
+
+
+def test_supervisor_validates_nothing_itself_and_its_successor_needs_no_reader(pool: RealPool) -> None:
+    pool.write_hello("a", "b")
+    pool.ok("start")
+    supervisor = pool.info()["supervisor_pid"]
+    assert not validates(supervisor)
+    text = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", text.replace('name = "b"', 'name = "c"'))
+    pool.ok("reload")
+    pool.ok("add", "once", "--set", "job=true", "--set", 'command=["true"]')
+    assert pool.items().keys() == {"a", "c", "once"}
+    assert not validates(supervisor)
+    assert "pool.toml:3" in pool.ok("show", "a").stdout
+    os.kill(supervisor, signal.SIGKILL)
+    assert pool.items().keys() == {"a", "c", "once"}
+    wait_until(lambda: not readers(pool), what="the readers end with their supervisor")
+    assert not validates(pool.info()["supervisor_pid"])
+
+
+def test_reader_that_cannot_run_fails_the_first_start_with_the_reason(
+    real_pool: RealPool, tmp_path: Path
+) -> None:
+    pool = real_pool
+    pool.write_hello("a")
+    hidden = tmp_path / "hidden" / "pydantic"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text("raise ImportError('no pydantic here')\n")
+    done = pool.run("start", env={**pool.env, "PYTHONPATH": str(hidden.parent)})
+    assert done.code == 8, done
+    assert "no pydantic here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A directory with this package in it, whose files can be replaced."""
+    place = tmp_path / "installed"
+    shutil.copytree(Path(poolctl.__file__).parent, place / "poolctl")
+    return place
+
+
+def install_new(installed: Path) -> None:
+    init = installed / "poolctl/__init__.py"
+    init.write_text(init.read_text().replace(f'"{poolctl.__version__}"', f'"{NEW}"'))
+
+
+def by(installed: Path, pool: RealPool, *args: str) -> Done:
+    done = subprocess.run(
+        [sys.executable, "-m", "poolctl", *args], cwd=pool.directory, text=True, capture_output=True,
+        env={**pool.env, "PYTHONPATH": str(installed)}, timeout=100,
+    )  # fmt: skip
+    return Done(args, done.returncode, done.stdout, done.stderr)
+
+
+def test_replaced_package_is_no_reader_for_the_running_pool_until_it_is_upgraded(
+    pool: RealPool, installed: Path
+) -> None:
+    pool.write_hello("a")
+    assert by(installed, pool, "start").code == 0
+    supervisor = pool.info()["supervisor_pid"]
+    install_new(installed)
+    done = by(installed, pool, "reload")
+    assert done.code == 8, done
+    assert f"poolctl {NEW} is installed, and this pool runs {poolctl.__version__}" in done.stderr
+    assert "poolctl upgrade" in done.stderr
+    original = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", original + 'tags = ["new"]\n')
+    done = by(installed, pool, "upgrade")
+    assert done.code == 8, done
+    assert "pool.toml changed since the pool read its files" in done.stderr
+    assert f"install poolctl {poolctl.__version__} again" in done.stderr
+    pool.write("pool.toml", original)
+    assert is_alive(supervisor)
+    done = by(installed, pool, "upgrade")
+    assert done.code == 0, done
+    pool.write("pool.toml", original + 'tags = ["new"]\n')
+    done = by(installed, pool, "reload")
+    assert done.code == 0, done
+    assert by(installed, pool, "list", "--field", "tags").stdout.strip() == "new"

@@ -1,0 +1,289 @@
+"""The process that reads the files: its answers, and what becomes of a request when it gives none."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import poolctl
+from poolctl.config import Reading, Surroundings
+from poolctl.config.__main__ import reader_command
+from poolctl.errors import PoolValidateError
+from poolctl.keeper.spawn import spawn
+from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed
+from tests.deadline import wait_until
+from tests.processes import children, command_line, is_alive
+
+WEB = '[[server]]\nname = "web"\nbind = "127.0.0.1:9001"\napp = "any:app"\ntags = ["${TAG:-none}"]\n'
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    async def bounded() -> Any:
+        async with asyncio.timeout(30):
+            return await work
+
+    return asyncio.run(bounded())
+
+
+def program(text: str) -> list[str]:
+    """A program in the place of the process; `link` is its socket."""
+    return [sys.executable, "-c", f"import os, signal, socket, sys\nlink = socket.socket(fileno=3)\n{text}"]
+
+
+async def read(reader: ConfigurationReader, *files: Path, env: dict[str, str] | None = None) -> Reading:
+    _, reading = await reader.read([str(file) for file in files], env, access_log=False)
+    return reading
+
+
+def failure(directory: Path, command: list[str]) -> ReaderFailed:
+    """How a request fails with this program in the place of the process."""
+
+    async def scenario() -> ReaderFailed:
+        reader = ConfigurationReader(str(directory), command=command)
+        with pytest.raises(ReaderFailed) as failed:
+            await read(reader, directory / "pool.toml")
+        assert failed.value.result.exit_code == 8
+        return failed.value
+
+    found: ReaderFailed = run(scenario())
+    return found
+
+
+def readers() -> list[int]:
+    """The pids of those of this process."""
+    return [pid for pid in children(os.getpid()) if " config" in command_line(pid)]
+
+
+def test_files_are_read_with_the_variables_given_and_problems_have_their_places(tmp_path: Path) -> None:
+    good, bad = tmp_path / "pool.toml", tmp_path / "bad.toml"
+    good.write_text(WEB)
+    bad.write_text("[[server]]\nbinf = 1\n")
+
+    async def scenario() -> None:
+        reader = ConfigurationReader(str(tmp_path))
+        reading = await read(reader, good, env={"TAG": "secret"})
+        assert ([each.name for each in reading.servers], reading.problems) == (["web"], [])
+        assert reading.servers[0].tags == ("secret",)
+        (pid,) = readers()
+        assert "secret" not in command_line(pid)
+        problems = (await read(reader, bad)).problems
+        assert {(each["file"], each["line"]) for each in problems} == {(str(bad), 1), (str(bad), 2)}
+        assert "there is no such file" in str((await read(reader, tmp_path / "none.toml")).problems)
+        assert readers() == [pid], "one process for all requests"
+        reader.close()
+        wait_until(lambda: not readers())
+
+    run(scenario())
+
+
+def test_of_several_files_the_one_of_each_server_is_named(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text(WEB)
+    other.write_text(WEB.replace("web", "api").replace("9001", "9002"))
+
+    async def scenario() -> None:
+        reader = ConfigurationReader(str(tmp_path))
+        assert (await read(reader, one, other)).files == {"web": str(one), "api": str(other)}
+        assert (await read(reader, one)).files == {}
+        reader.close()
+
+    run(scenario())
+
+
+def test_what_is_outside_is_looked_at_for_the_reading_that_is_asked_about(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(WEB + 'env_file = "missing.env"\n')
+
+    async def scenario() -> None:
+        reader = ConfigurationReader(str(tmp_path))
+        number, _ = await reader.read([str(file)], None, access_log=False)
+        await read(reader, file)
+        problems, warnings = await reader.outside(number, ["web"])
+        assert "missing.env" in problems[0]["message"]
+        assert await reader.outside(number, []) == ([], warnings)
+        reader.close()
+        with pytest.raises(ReaderFailed, match="has ended"):
+            await reader.outside(number, ["web"])
+        reader.close()
+
+    run(scenario())
+
+
+def test_server_that_is_added_gets_the_defaults_of_the_files_and_its_problems_are_raised(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        reader = ConfigurationReader(str(tmp_path))
+        around = Surroundings({"tags": ["all"]}, str(tmp_path))
+        table = {"name": "new", "bind": "127.0.0.1:9002", "app": "any:app"}
+        assert (await reader.added(around, table, str(tmp_path), None)).tags == ("all",)
+        with pytest.raises(PoolValidateError) as refused:
+            await reader.added(around, {**table, "no_such_key": 1}, str(tmp_path), None)
+        assert "unknown key 'no_such_key'" in str(refused.value)
+        assert len(readers()) == 1, "a refused server ends nothing"
+        reader.close()
+
+    run(scenario())
+
+
+def test_places_of_keys_are_known_until_the_file_changes(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(WEB)
+
+    async def scenario() -> None:
+        reader = ConfigurationReader(str(tmp_path))
+        marks = (await read(reader, file)).marks
+        found = await reader.origins([str(file)], None, marks, ["web", "added"])
+        assert found.keys() == {"web"}
+        assert (found["web"] or {})["tags"] == f"{file}:5"
+        file.write_text("\n" + WEB)
+        assert await reader.origins([str(file)], None, marks, ["web"]) == {}
+        reader.close()
+
+    run(scenario())
+
+
+def test_process_ends_when_it_is_not_used_and_another_one_is_started(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(WEB)
+
+    async def scenario() -> None:
+        reader = ConfigurationReader(str(tmp_path), idle_seconds=0.05)
+        await read(reader, file)
+        while readers():
+            await asyncio.sleep(0.01)
+        assert len((await read(reader, file)).servers) == 1
+        reader.close()
+
+    run(scenario())
+
+
+def test_process_that_was_killed_since_is_replaced_unnoticed(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(WEB)
+
+    async def scenario() -> None:
+        reader = ConfigurationReader(str(tmp_path))
+        await read(reader, file)
+        (before,) = readers()
+        os.kill(before, signal.SIGKILL)
+        assert len((await read(reader, file)).servers) == 1
+        assert readers() != [before]
+        reader.close()
+
+    run(scenario())
+
+
+def test_process_that_began_with_the_pool_gives_its_answer_and_is_not_asked_again(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(WEB)
+
+    ours, theirs = socket.socketpair()
+    command = reader_command([str(file)])
+    pid = spawn(command, None, [theirs.fileno()], str(tmp_path / "log"), session=False)
+    theirs.close()
+
+    async def scenario() -> None:
+        reader = ConfigurationReader(str(tmp_path), (ours, [str(file)], False))
+        assert len((await read(reader, file)).servers) == 1
+        assert readers() == [pid]
+        assert len((await read(reader, file)).servers) == 1, "further requests go the usual way"
+        reader.close()
+
+    run(scenario())
+    assert os.waitpid(pid, 0) == (pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sys.exit('no library here')", "ended with status 1: no library here"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was killed by signal 9"),
+        ("link.recv(9); link.send(b'poolctl'); sys.exit(3)", "ended with status 3"),
+        ("link.recv(9); link.send(b'Hello, world\\n'); link.recv(9999)", "answered 'Hello, world'"),
+        (f"link.send(b'poolctl {poolctl.__version__} 2\\nno'); link.recv(9999)", "cannot be taken over"),
+        (f"link.send(b'poolctl {poolctl.__version__} 999\\nno')", "ended with status 0"),
+    ],
+)
+def test_process_that_does_not_answer_is_an_error_with_the_reason(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    found = failure(tmp_path, program(text))
+    assert message in str(found)
+    assert found.hint
+    assert not found.installed
+
+
+def test_process_that_cannot_be_run_is_an_error(tmp_path: Path) -> None:
+    assert "/no/python cannot be run: No such file or directory" in str(failure(tmp_path, ["/no/python"]))
+
+
+def test_answer_of_another_version_is_refused_before_it_is_looked_at(tmp_path: Path) -> None:
+    found = failure(tmp_path, program("link.send(b'poolctl 99.1.2 5\\n12345'); link.recv(9999)"))
+    assert str(found) == f"poolctl 99.1.2 is installed, and this pool runs {poolctl.__version__}"
+    assert (found.installed, found.hint) == ("99.1.2", "poolctl upgrade")
+
+
+def test_request_that_is_cancelled_ends_the_process_and_the_next_one_is_answered(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(WEB)
+
+    async def scenario() -> None:
+        reader = ConfigurationReader(str(tmp_path), command=program("signal.pause()  # config"))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await read(reader, file)
+        wait_until(lambda: not readers())
+        reader._command = []
+        assert len((await read(reader, file)).servers) == 1
+        reader.close()
+
+    run(scenario())
+
+
+def test_process_ends_with_the_supervisor_in_the_middle_of_a_read(tmp_path: Path) -> None:
+    hangs = (
+        "import signal, sys, poolctl.config.__main__ as part\n"
+        "part.Reader.read = lambda *given, **more: (print('hangs', flush=True), signal.pause())\n"
+        "sys.argv[1:] = ['pool.toml']\n"
+        "part.main()"
+    )
+    ours, theirs = socket.socketpair()
+    log = tmp_path / "log"
+    pid = spawn([sys.executable, "-c", hangs], None, [theirs.fileno()], str(log), session=False)
+    theirs.close()
+    wait_until(lambda: log.read_text() == "hangs\n")
+    assert is_alive(pid)
+    ours.close()
+    assert os.waitpid(pid, 0) == (pid, 0)
+
+
+def test_supervisor_imports_nothing_that_validates() -> None:
+    look = """
+import sys
+import poolctl.supervisor.supervisor
+from poolctl.supervisor import health, rollout
+from poolctl.supervisor.observers import observers
+from poolctl.supervisor.gateway import pool_gateway
+from poolctl.supervisor.operator import pool_operator
+from poolctl.supervisor.scaling import pool_scaling
+from poolctl.supervisor.verbs import verbs
+import poolctl.runners.local.local_runner
+for part in (health, observers, pool_gateway, pool_scaling, pool_operator, rollout):
+    for name in part.MODULES:
+        __import__(name)
+for name in verbs.modules():
+    __import__(name)
+assert not {"pydantic", "pydantic_core"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
