@@ -61,6 +61,13 @@ def test_with_a_supervisor(pool: RealPool) -> None:
         assert_same(pool, command)
 
 
+def test_commands_that_other_tests_fork_run_as_processes(pool: RealPool) -> None:
+    assert pool.ok("init", "--help").stdout
+    pool.ok("start")
+    for command in ("version", "health", "filter name users", "stacks", "drain users", "undrain users"):
+        assert pool.ok(*command.split()).stdout, command
+
+
 def test_the_slow_lane_is_really_taken_here(pool: RealPool) -> None:
     script = "import sys; from poolctl.cli.main import main; main(['list']); print('typer' in sys.modules)"
     for env, taken in ((slow_lane(pool), "True"), ({}, "False")):

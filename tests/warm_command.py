@@ -1,0 +1,119 @@
+"""The command, forked from a process that has imported it: for tests that run many and look at what each one prints.
+
+Importing what reads a pool's files takes a command ten times as long as an interpreter's start. The tests of processes,
+of documents and of both lanes start the installed command as users do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MOST_BYTES = 1 << 17  # of a request: arguments and environment
+SAMPLE = '[[server]]\nname = "a"\nbind = "127.0.0.1:1"\ncommand = ["true"]\n'
+
+
+class WarmCommand:
+    """A process that forks one command at a time."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._one_at_a_time = threading.Lock()
+        with theirs:  # it ends when the other end is closed
+            argv = [sys.executable, "-m", "tests.warm_command"]
+            self._process = subprocess.Popen(argv, cwd=ROOT, env=env, stdin=theirs, stdout=subprocess.DEVNULL)
+
+    def run(
+        self, args: Sequence[str], stdin: str, cwd: Path, env: Mapping[str, str], timeout_seconds: float
+    ) -> tuple[int, str, str] | None:
+        """The exit code, stdout and stderr of the command; None while another one runs. TimeoutError if it hangs."""
+        if not self._one_at_a_time.acquire(blocking=False):
+            return None
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._one_at_a_time.release)
+            files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(3)]
+            files[0].write(stdin)
+            files[0].seek(0)
+            message = json.dumps([list(args), str(cwd), dict(env)]).encode()
+            self._requests.settimeout(timeout_seconds)
+            socket.send_fds(self._requests, [message], [file.fileno() for file in files])
+            pid = int(self._requests.recv(64))
+            try:
+                code = int(self._requests.recv(64))
+            except TimeoutError:
+                os.kill(pid, signal.SIGKILL)
+                self._requests.recv(64)
+                raise
+            for file in files:
+                file.seek(0)
+            return code, files[1].read(), files[2].read()
+
+
+@cache
+def warm_command() -> WarmCommand:
+    """The one of this process."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "TMPDIR")}
+    return WarmCommand(kept | {"LC_ALL": "C.UTF-8", "TERM": "dumb"})
+
+
+def _serve(requests: socket.socket) -> None:
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(requests, MOST_BYTES, 3)
+        if not message:
+            return
+        pid = os.fork()
+        if pid == 0:
+            requests.close()
+            _become(descriptors, *json.loads(message))
+        for descriptor in descriptors:
+            os.close(descriptor)
+        requests.send(b"%d" % pid)
+        requests.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def _become(descriptors: list[int], args: list[str], cwd: str, env: dict[str, str]) -> None:
+    """The command, which ends this process."""
+    from poolctl.cli.main import main
+
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    script = Path(sys.executable).with_name("poolctl")
+    sys.path[0] = str(script.parent)
+    sys.argv = [str(script), *args]
+    main()
+
+
+def _import_all() -> None:
+    """Everything that a command would import first."""
+    import poolctl.cli.offline
+    import poolctl.cli.typer_app  # noqa: F401
+    from poolctl.config import load
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "pool.toml")
+        path.write_text(SAMPLE)
+        assert load(path, {}).problems == []
+
+
+if __name__ == "__main__":
+    given = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
+    _import_all()
+    gc.freeze()
+    _serve(given)
