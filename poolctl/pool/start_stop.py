@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -373,15 +372,12 @@ class _StartOrder:
             context.attach(handle, lambda: order_stop([handle]))
 
 
-_COMMAND = re.compile(r"^poolctl (logs|start|enable) [^\s;]+(; )?")
-
-
 def _as_users(handle: Handle, problem: ServerError) -> ServerError:
     """The problem in the names of the user's servers; commands are of no use to a program."""
     message = problem.message
     if handle.host is not None:
         message = handle.host.in_users_names(message)
-    hint = _COMMAND.sub("", problem.hint)
+    hint = problem.hint.partition("; ")[2] if problem.hint.startswith("poolctl ") else problem.hint
     found = ServerError(message, name=handle.name, bind=handle.bind, hint=hint)
     found.__cause__ = problem.__cause__
     return found
