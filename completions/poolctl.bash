@@ -67,7 +67,7 @@ _poolctl() {
         health:-o | health:--output) _poolctl_fields 'table wide json jsonl name' 'name status uptime_seconds latency_seconds detail'; return ;;
         hosts:-o | hosts:--output) _poolctl_fields 'table wide json jsonl name' 'host routes state since until available why breaker connections in_flight waiting requests errors'; return ;;
         rollout:-o | rollout:--output) _poolctl_fields 'table wide json jsonl name' 'name state reason what generation share_asked share for_seconds elapsed_seconds min_requests abort_on canary before'; return ;;
-        routes:-o | routes:--output) _poolctl_fields 'table wide json jsonl name' 'alias host path to policy mode way why provider state requests passed proxied refused errors p50_seconds p99_seconds registrations machines matched'; return ;;
+        routes:-o | routes:--output) _poolctl_fields 'table wide json jsonl name' 'alias host path to policy mode way why provider state requests passed proxied refused waiting errors p50_seconds p99_seconds registrations machines matched'; return ;;
         stacks:-o | stacks:--output) _poolctl_fields 'table wide json jsonl name' 'name worker pid source problem place'; return ;;
         top:-o | top:--output) _poolctl_words 'json'; return ;;
         wait:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;

@@ -17,6 +17,8 @@ from poolctl.worker.control_socket import spec_digest
 from . import withheld_variables
 from .runner_protocol import app_state
 
+# Set by `run --no-access-log`: servers log no requests, whatever their configuration says.
+NO_ACCESS_LOG_VARIABLE = "POOLCTL_NO_ACCESS_LOG"
 _REQUESTS_SHARE = 0.8
 
 Spec = Table
@@ -257,9 +259,10 @@ def connection_limits(server: ServerConfig) -> Table:
 def _requests(server: ServerConfig) -> Table | None:
     """How requests are logged and marked; None for neither, which costs nothing."""
     http = server.http
-    if not http.access_log and not http.request_id:
+    logs = http.access_log and NO_ACCESS_LOG_VARIABLE not in os.environ
+    if not logs and not http.request_id:
         return None
-    return {"log": server.log.format if http.access_log else None, "answer": bool(http.request_id)}
+    return {"log": server.log.format if logs else None, "answer": bool(http.request_id)}
 
 
 def _problem(server: ServerConfig, message: str, hint: str) -> ServerError:

@@ -75,8 +75,7 @@ def _live(spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> int
         set_app_environment(spec)
         if "PYTHONBREAKPOINT" not in os.environ:
             sys.breakpointhook = _stop_here
-        # The developer wants to see the requests, in uvicorn's own format.
-        settings = {**spec["uvicorn"], "access_log": True, "limit_max_requests": None}
+        settings = {**spec["uvicorn"], "limit_max_requests": None}
         config = uvicorn.Config(load_app(spec), **drainable(settings))
         load_config(config, spec["requests"] and {**spec["requests"], "log": None}, spec["tls"], tls_fds)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:

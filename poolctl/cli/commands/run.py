@@ -60,11 +60,7 @@ COMMAND = Command(
     TIMEOUT,
     NO_DEPS,
     WATCH,
-    flag(
-        "no_access_log",
-        "--no-access-log",
-        help="On a terminal, show requests only where the file asks for it.",
-    ),
+    flag("no_access_log", "--no-access-log", help="Log no requests, whatever the file says."),
     flag("debug", "--debug", help="Run a single server in this process, so that breakpoints work."),
     Option("log_format", "--log-format", metavar="FORM", help="Servers' output as text (default) or json."),
     Option(
@@ -198,7 +194,11 @@ class RunSession:
 
     def environment(self) -> Mapping[str, str]:
         """The pool's environment: in a terminal's, servers log requests by default."""
-        if self._prints_logs and sys.stdout.isatty() and not self.request.get("no_access_log"):
+        if self.request.get("no_access_log"):
+            from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
+
+            return {**os.environ, NO_ACCESS_LOG_VARIABLE: "1"}
+        if self._prints_logs and sys.stdout.isatty():
             return {**os.environ, ACCESS_LOG_VARIABLE: "1"}
         return os.environ
 

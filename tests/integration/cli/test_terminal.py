@@ -107,6 +107,21 @@ def test_run_says_where_everything_is_and_shows_requests(
         assert terminal.end() == 130
 
 
+@pytest.mark.parametrize("how", ["run", "run --debug users"])
+def test_run_without_access_log_shows_no_requests_whatever_the_file_says(pool: RealPool, how: str) -> None:
+    config = pool.directory / "pool.toml"
+    config.write_text(f"[defaults]\nhttp = {{ access_log = true }}\n{config.read_text()}")
+    with Terminal(pool, *how.split(), "--no-access-log") as terminal:
+        terminal.until(lambda shown: "Ctrl-C stop" in shown or "Ctrl-C to stop" in shown)
+        terminal.until(lambda shown: "startup complete" in shown)
+        (port,) = re.findall(r"users (?:on)? *http://127\.0\.0\.1:(\d+)", terminal.shown)
+        get(int(port), "/hidden")
+        terminal.press("\x03")
+        assert terminal.end() == 130
+    assert "/hidden" not in terminal.shown
+    assert "/hidden" not in pool.ok("logs").stdout
+
+
 def test_progress_of_a_slow_command_is_shown_on_a_terminal(pool: RealPool) -> None:
     app = pool.directory / "hello.py"
     app.write_text("import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\n" + app.read_text())
