@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -51,6 +52,10 @@ WITHIN = {
         "local_worker": 2, "spawn": 3, "activation": 3, "orphans": 3, "worker_stacks": 3,
         "takeover": 4,
     },
+    "gateway": {
+        "settings": 0, "endpoint": 0, "counts": 0, "descriptor_limit": 0, "waiting_connections": 0, "tls": 0,
+        "backends": 1, "operator": 1,
+    },
     "worker": {
         "tally": 0, "peer_counts": 0, "fork_safety": 0, "immortal": 0, "provided_modules": 0, "process_setup": 0,
         "load_app": 1, "stack_dump": 1,
@@ -77,7 +82,9 @@ HEAVY = {
     "ruamel",
 }  # click comes with uvicorn
 
-MOST_LINES = 400
+MOST_LINES, MOST_FUNCTION_LINES = 400, 50
+MOST_FILES = 20
+A_FILE_EACH = {"cli/commands"}  # a command, whole, is one file
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "manager2", "base"}
 
 
@@ -236,6 +243,27 @@ def test_the_standard_library_is_enough(name: str, bare_modules: set[str]) -> No
 def test_no_file_is_longer_than_four_hundred_lines() -> None:
     lengths = {path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines()) for path in FILES}
     assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_no_function_is_longer_than_fifty_lines() -> None:
+    found = {
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(), str(path)))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= MOST_FUNCTION_LINES
+    }
+    assert found == set()
+
+
+def test_no_package_has_more_than_twenty_files() -> None:
+    packages = Counter(
+        path.parent.relative_to(PACKAGE).as_posix()
+        for path in FILES
+        if path.stem not in ("__init__", "__main__")
+    )
+    large = {package: count for package, count in packages.items() if count > MOST_FILES}
+    assert large.keys() - A_FILE_EACH == set()
 
 
 def test_every_file_has_a_name_of_its_own() -> None:

@@ -49,7 +49,7 @@ class Rollouts:
         operation = call.options.get("op", "begin")
         try:
             return await (self._begin(call) if operation == "begin" else self._direct(call, operation))
-        except _Refused as refused:
+        except _NoRollout as refused:
             return refused.result
 
     async def _direct(self, call: Call, operation: str) -> Result:
@@ -60,7 +60,7 @@ class Rollouts:
         running = [each for each in found if each is not None and not each.is_over]
         if not running:
             message = f"no rollout of {', '.join(entry.name for entry in chosen)} is under way"
-            raise _Refused(message, "`poolctl rollout status` lists them")
+            raise _NoRollout(message, "`poolctl rollout status` lists them")
         for each in running:
             if operation == "promote":
                 each.promote("promoted by hand")
@@ -87,11 +87,13 @@ class Rollouts:
             raise SelectorError(f"a rollout is of one server, and {len(chosen)} are selected")
         (entry,) = chosen
         if entry.canary is None and not await self._has_left(entry):
-            raise _Refused(f"{entry.name}: its last canary has not left yet", f"poolctl status {entry.name}")
+            raise _NoRollout(
+                f"{entry.name}: its last canary has not left yet", f"poolctl status {entry.name}"
+            )
         self._check(entry)
         counters = self._core.runner.capabilities.counters
         if counters is None:
-            raise _Refused("the pool's runner counts no requests", "poolctl restart")
+            raise _NoRollout("the pool's runner counts no requests", "poolctl restart")
         resolved = await self._context.configuration.read(call.options.get("env"), keep=self._core.entries)
         if resolved.problems:
             return RolloutResult(errors=tuple(resolved.problems), exit_code=INVALID_CONFIGURATION)
@@ -116,10 +118,12 @@ class Rollouts:
         try:
             plan = plan._replace(apart=await self._core.canaries.open_apart(plan.config))
         except ServerError as error:
-            raise _Refused(f"{entry.name}: its canary has no address: {error.message}", error.hint) from None
+            raise _NoRollout(
+                f"{entry.name}: its canary has no address: {error.message}", error.hint
+            ) from None
         try:
             self._check(entry)
-        except _Refused:
+        except _NoRollout:
             assert plan.apart is not None
             self._core.canaries.close_apart(plan.apart)
             raise
@@ -149,13 +153,13 @@ class Rollouts:
         name, config = entry.name, entry.config
         if config.job or config.command:
             kind = "a job" if config.job else "a program, whose requests poolctl does not count"
-            raise _Refused(f"{name} is {kind}", f"poolctl restart {name}")
+            raise _NoRollout(f"{name} is {kind}", f"poolctl restart {name}")
         if not entry.may_overlap:
-            raise _Refused(f"{name}: two generations of it may not run at once", f"poolctl restart {name}")
+            raise _NoRollout(f"{name}: two generations of it may not run at once", f"poolctl restart {name}")
         if entry.canary is not None:
-            raise _Refused(f"a rollout of {name} is under way", "poolctl rollout status")
+            raise _NoRollout(f"a rollout of {name} is under way", "poolctl rollout status")
         if not (entry.wanted and entry.complete):
-            raise _Refused(
+            raise _NoRollout(
                 f"{name} is {entry.state}; only a server that runs whole has a rollout",
                 f"poolctl start {name}",
             )
@@ -178,7 +182,7 @@ class Rollouts:
         return RolloutResult(items=reports, errors=errors, exit_code=FAILED if failed else 0)
 
 
-class _Refused(Exception):
+class _NoRollout(Exception):
     """Nothing is wrong with the request, but the pool's state does not allow it now."""
 
     def __init__(self, message: str, hint: str) -> None:
@@ -209,7 +213,7 @@ def _plan(entry: Entry, written: ServerConfig, request: _Request) -> RolloutPlan
     keys = [key for key in differences(entry.config, written) if not is_live(key, entry.config, written)]
     if common := [key for key in keys if key.partition(".")[0] in _COMMON]:
         message = f"{entry.name}: {listed(common)} changed, which all of its workers have in common"
-        raise _Refused(message, "poolctl reload")
+        raise _NoRollout(message, "poolctl reload")
     return RolloutPlan(
         written if keys else entry.config, f"{listed(keys)} changed" if keys else "code", request.share,
         canaries_for(request.share, entry.size), request.seconds, request.least, request.conditions, request.pause,
@@ -228,7 +232,7 @@ def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:
     )
     if plan.why:
         message = f"{message}; {plan.why}"
-    raise _Refused(message, f"poolctl scale {entry.name} {round(count / share) - count}, or --force")
+    raise _NoRollout(message, f"poolctl scale {entry.name} {round(count / share) - count}, or --force")
 
 
 def _number(options: Table, name: str, usual: float) -> float:
