@@ -67,7 +67,8 @@ class Routed(_Routed):
     """What a connection of a route carries: the route's alias, and the generation of the table that it is from.
 
     `hops` is how often the connection has been handed on since its last request, `received` what a process has read of
-    its next one. That request is for this route if it is `decided`; otherwise the next process decides.
+    its next one. That request is for this route if it is `decided`; otherwise the next process decides. A connection
+    without a route, of which a request has been read, has "" as its alias.
     """
 
     __slots__ = ()
@@ -261,7 +262,8 @@ def _sealed(content: bytes) -> int:
 
 def _routed(message: wire.Message, files: list[int]) -> Routed:
     route, received, decided = message["route"], message.get("received"), message.get("decided")
-    if not isinstance(route, str) or not 0 < len(route) <= LONGEST_ALIAS:
+    has_bytes = bool(files or received)
+    if not isinstance(route, str) or not (route or has_bytes) or len(route) > LONGEST_ALIAS:
         raise wire.WireError("a connection with an invalid route")
     if (decided is not None and decided is not False) or (
         received is not None and (files or not isinstance(received, str))

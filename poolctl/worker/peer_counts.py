@@ -13,10 +13,14 @@ import struct
 import time
 
 # The first word names the layout of the others.
-_LAYOUT = int.from_bytes(b"peers\x01", "big")
+_LAYOUT = int.from_bytes(b"peers\x02", "big")
 _USED = 1  # slots that have been in use
 _ANNOUNCED_UNTIL_NS = 2  # by the system's monotonic clock
-_FIRST = 8  # the slots: 0 for a worker that accepts nothing now, otherwise one more than its open connections
+# The slots: 0 for a worker that accepts nothing now, otherwise one more than its open connections, and above these bits
+# how many of them are WebSockets.
+_FIRST = 8
+_BITS = 32
+_MASK = 2**_BITS - 1
 _END = mmap.PAGESIZE // 8
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _MOMENT_NS = 50_000_000
@@ -46,19 +50,26 @@ class PeerCounts:
         """Whether no other worker has ever been here."""
         return self._page[_USED] == 1
 
-    def publish(self, connections: int | None) -> None:
-        """Show the number of open connections; None while nothing is accepted."""
+    def publish(self, connections: int | None, websockets: int = 0) -> None:
+        """Show the number of open connections, of which some are WebSockets; None while nothing is accepted."""
         used = self._slot - _FIRST + 1
         # At first, and again if another one that joined just then has overwritten it.
         if self._page[_USED] < used:
             self._page[_USED] = used
-        self._page[self._slot] = 0 if connections is None else connections + 1
+        self._page[self._slot] = 0 if connections is None else websockets << _BITS | connections + 1
 
     def others(self) -> list[int]:
         """The open connections of each other worker that accepts."""
+        return [(each & _MASK) - 1 for each in self._others()]
+
+    def others_websockets(self) -> list[int]:
+        """The open WebSockets of each of them."""
+        return [each >> _BITS for each in self._others()]
+
+    def _others(self) -> list[int]:
         end = min(_FIRST + self._page[_USED], _END)
         return [
-            self._page[slot] - 1
+            self._page[slot]
             for slot in range(_FIRST, end)
             if self._page[slot] and slot != self._slot and self._is_alive(slot)
         ]

@@ -298,6 +298,8 @@ class SharedListeners:
         self.accepted.shake_hands(self._make(routed), sock, self._config.ssl, due)
 
     def _make_adopted(self, until: float | None, asked: bool, routed: Routed | None) -> asyncio.Protocol:
+        if routed is not None and not routed.route:
+            return ReadBefore(self._make_adopted(None, False, None), routed.received, self._server_state)
         made = self._make(routed)
         if until is not None or routed is None or not routed.decided:
             made.take_over(until, asked=asked)
@@ -323,6 +325,24 @@ class AcceptedSocket(NamedTuple):
         except (OSError, WireError):
             return False
         return True
+
+
+class ReadBefore(asyncio.Protocol):
+    """A connection whose next request another worker has read: the given protocol gets it first."""
+
+    def __init__(self, protocol: asyncio.Protocol, received: bytes, server_state: PoolServerState) -> None:
+        self._protocol = protocol
+        self._received = received
+        self._server_state = server_state
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.set_protocol(self._protocol)
+        self._protocol.connection_made(transport)
+        self._server_state.stays = True
+        try:
+            self._protocol.data_received(self._received)
+        finally:
+            self._server_state.stays = False
 
 
 def make_protocol(

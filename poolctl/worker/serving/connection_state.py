@@ -226,6 +226,7 @@ class PoolServerState(ServerState):
         self.draining = False  # each response is the last one of its connection
         self.moves_to: socket.socket | None = None  # connections are handed over through it
         self.evenness: Evenness | None = None  # of a worker whose server has several
+        self.stays = False  # the request that is being read came from another worker, and goes to none
         super().__init__()
         self.on_activity: Callable[[], None] | None = None
         self.expected: dict[object, float] = {}  # in a TLS handshake, and when the first head of each is due
@@ -238,6 +239,11 @@ class PoolServerState(ServerState):
         """Call `on_full` when a connection takes the last free place."""
         self._most_connections = most
         self._on_full = on_full
+
+    @property
+    def open_websockets(self) -> int:
+        """The number of WebSockets; 0 if nothing is counted."""
+        return 0 if self.tally is None else self.tally[OPEN_WEBSOCKETS]
 
     @property
     def open_connections(self) -> int:

@@ -7,6 +7,7 @@ bytes; the copy here is then dropped silently, since the connection itself lives
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import logging
@@ -88,6 +89,17 @@ class Movable(Lingering):
         self.connections.discard(self)  # it counts no more, even before the loop has noticed
         return True
 
+    def handle_websocket_upgrade(self, *event: Any) -> None:
+        """Become a WebSocket, here or in another worker."""
+        if not self._upgrades_elsewhere(event):
+            super().handle_websocket_upgrade(*event)
+
+    def _upgrades_elsewhere(self, event: tuple[Any, ...]) -> bool:
+        state = self.server_state
+        if state.evenness is None or state.stays or self.scheme != "http" or self.carried is not None:
+            return False
+        return state.evenness.passes_on_websocket(Upgrade(self, *event))
+
     def _give(self, end: socket.socket) -> bool:
         # A lingering connection has a shorter limit, which does not apply any more.
         limits = {} if self.lingering else self.time_left()
@@ -97,6 +109,41 @@ class Movable(Lingering):
         except (OSError, WireError):
             return False
         return True
+
+
+class Upgrade:
+    """A connection whose last request asks for a WebSocket; `event` is what its parser has made of the head, if any."""
+
+    def __init__(self, connection: Any, event: Any = None) -> None:
+        self._connection = connection
+        self._event = event
+
+    def hand_over(self, end: socket.socket) -> bool:
+        """See HasHandOver. The head goes with the connection."""
+        connection = self._connection
+        transport = connection.transport
+        if not connection.idle or transport.is_closing():
+            return False
+        transport.pause_reading()
+        if not transport.get_write_buffer_size():
+            fd = transport.get_extra_info("socket").fileno()
+            with contextlib.suppress(OSError, WireError):
+                connection_handover.give(end, fd, None, connection_handover.Routed("", received=self._head()))
+                transport.abort()
+                connection.connections.discard(connection)
+                return True
+        transport.resume_reading()
+        return False
+
+    def _head(self) -> bytes:
+        connection, event = self._connection, self._event
+        if event is None:  # httptools
+            first = connection.scope["method"].encode(), connection.url
+            headers = connection.scope["headers"]
+        else:
+            first, headers = (event.method, event.target), connection.headers
+        lines = [b"%b %b HTTP/1.1\r\n" % first, *(b"%b: %b\r\n" % each for each in headers), b"\r\n"]
+        return b"".join(lines)
 
 
 class LingeringZttp(Movable):

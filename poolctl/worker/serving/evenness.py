@@ -6,6 +6,9 @@ does not matter; long-lived ones would stay where they are. A worker that has mo
 - hands over a new connection at once, before a byte of it is read, and with TLS before the handshake. So those are
   evened out too which cannot move later: WebSockets, TLS and HTTP/2. It does not do so while most of its connections
   last less than a moment: a handover costs as much as serving them.
+- hands over a WebSocket whose handshake has come, without TLS, if it has more than its share of those: so they are even
+  among short connections, too. With TLS that is too late; there a worker with clearly more WebSockets than another one
+  hands over new connections, short or not, since a handover takes little beside their handshake.
 - hands over kept connections of HTTP/1.1 without TLS between two requests, while another worker has at least two fewer:
   so a new worker gets some. It looks a moment after a connection or a request has come; nothing runs in an idle worker.
 
@@ -26,6 +29,7 @@ _STEP_SECONDS = 0.005
 _TAKEN_SECONDS = 0.02  # what was given longer ago is on the page of another worker
 _REST_SECONDS = 1.0
 _LEAST_DIFFERENCE = 2
+_WEBSOCKETS_PART = 4
 # Others take with a pause of the first kind after each connection: one with far too many lets several go by.
 _PAUSE_SECONDS = 0.001
 _LONG_PAUSE_SECONDS = 0.005
@@ -54,6 +58,10 @@ class OpenConnections(Protocol):
     @property
     def open_connections(self) -> int:
         """The number of connections, including those in a TLS handshake."""
+
+    @property
+    def open_websockets(self) -> int:
+        """The number of WebSockets among them."""
 
 
 class Evenness:
@@ -85,7 +93,7 @@ class Evenness:
     def publish(self) -> None:
         """Show the others the number of connections; none may be handed to one that is out of rotation."""
         takes = self._accepting and not self._state.draining
-        self._counts.publish(self._state.open_connections if takes else None)
+        self._counts.publish(self._state.open_connections if takes else None, self._state.open_websockets)
 
     def close(self) -> None:
         """Take no further part."""
@@ -106,7 +114,22 @@ class Evenness:
 
         Returns whether it did.
         """
-        return not self._counts.alone and self._passes_on(connection, self._state.open_connections + 1)
+        if self._counts.alone:
+            return False
+        if self._gives and self._has_more_websockets():
+            return self._hand_over(connection, self._counts.others())
+        return self._passes_on(connection, self._state.open_connections + 1)
+
+    def passes_on_websocket(self, connection: HasHandOver) -> bool:
+        """Hand over a connection that becomes a WebSocket, if this worker would have too many with it.
+
+        Returns whether it did.
+        """
+        others = [] if self._counts.alone or not self._gives else self._counts.others_websockets()
+        mine = self._state.open_websockets + 1
+        if not others or mine <= self._share(mine, others):
+            return False
+        return self._hand_over(connection, self._counts.others())
 
     def took_one(self) -> None:
         """A connection has come out of the pair; perhaps no other worker has taken what this one gave."""
@@ -124,7 +147,10 @@ class Evenness:
         `accepted` connections have no protocol yet.
         """
         others = self._counts.others() if self._counts.handover_announced else []
-        more = self._state.open_connections + accepted - min(others) if others else 0
+        more = 0
+        if others:
+            websockets = self._state.open_websockets - min(self._counts.others_websockets(), default=0)
+            more = max(self._state.open_connections + accepted - min(others), websockets)
         if more < _LEAST_DIFFERENCE:
             return _PAUSE_SECONDS if more == 1 and not pauses else 0.0
         if pauses < _MOST_PAUSES:
@@ -146,9 +172,16 @@ class Evenness:
         others = self._counts.others() if self._gives and not self._short_lived else []
         if not others:
             return False
-        total = mine + sum(others) + self._on_their_way(others)
-        share = -(-total // (len(others) + 1))
+        share = self._share(mine, others, self._on_their_way(others))
         return mine > share and self._hand_over(connection, others)
+
+    def _share(self, mine: int, others: list[int], on_their_way: int = 0) -> int:
+        """The most that this worker should have of all."""
+        return -(-(mine + sum(others) + on_their_way) // (len(others) + 1))
+
+    def _has_more_websockets(self) -> bool:
+        mine, others = self._state.open_websockets, self._counts.others_websockets()
+        return bool(others) and mine - min(others) >= max(_LEAST_DIFFERENCE, mine // _WEBSOCKETS_PART)
 
     def _on_their_way(self, others: list[int]) -> int:
         """How many were handed over and are not counted by another worker yet."""

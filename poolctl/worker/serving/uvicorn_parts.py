@@ -146,10 +146,16 @@ _CYCLE = (
 HTTP1 = UvicornParts((*_METHODS, "send_400_response"), (*_ATTRIBUTES, "cycle", "scope"), _CYCLE)
 # By the parser, in addition to those.
 HTTPTOOLS = UvicornParts(
-    ("on_headers_complete", "on_message_complete"), ("flow", "headers", "pipeline"), ("chunked_encoding",)
+    ("on_headers_complete", "on_message_complete", "on_url", "handle_websocket_upgrade"),
+    ("flow", "headers", "pipeline"),
+    ("chunked_encoding",),
 )
-H11 = UvicornParts(("handle_events",), ("conn",))
-ZTTP = UvicornParts(("handle_events", "handle_remote_protocol_error"), ("flow",), ("chunked_encoding",))
+H11 = UvicornParts(("handle_events", "handle_websocket_upgrade"), ("conn", "headers"))
+ZTTP = UvicornParts(
+    ("handle_events", "handle_remote_protocol_error", "handle_websocket_upgrade"),
+    ("flow", "headers"),
+    ("chunked_encoding",),
+)
 HTTP2 = UvicornParts(
     (*_METHODS, "handle_request", "flush", "_close_connection"),
     (*_ATTRIBUTES, "conn", "cycles", "shutdown_requested"),

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import ssl
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import pytest
 
 from tests.certificates import certificate
 from tests.deadline import wait_until
+from tests.load.frames import new_key
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
@@ -22,11 +24,23 @@ APP = """
 import os
 
 async def app(scope, receive, send):
-    assert scope["type"] == "http"
     body = b"%d" % os.getpid()
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept", "headers": [(b"x-pid", body)]})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+        return
+    assert scope["type"] == "http"
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 """
+
+WEBSOCKET = {
+    "upgrade": "websocket",
+    "connection": "upgrade",
+    "sec-websocket-version": "13",
+    "sec-websocket-key": new_key().decode(),
+}
 
 
 def ask(connection: HTTPConnection) -> int:
@@ -158,3 +172,44 @@ def test_new_tls_connections_lose_nothing_while_workers_come_and_go(
             over = True
         for load in loads:
             https.extend(load.result())
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_websockets_among_short_connections_are_even(pool: RealPool, loop: str) -> None:
+    port = claim_port()
+    pool.write("app.py", APP)
+    pool.write(
+        "pool.toml",
+        f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\napp = "app:app"\nworkers = 4\nhttp.loop = "{loop}"\n',
+    )
+    pool.ok("start")
+    answered = 0
+    over = False
+
+    def ask_shortly() -> None:
+        nonlocal answered
+        while not over:
+            connection = HTTPConnection("127.0.0.1", port, timeout=20)
+            ask(connection)
+            connection.close()
+            answered += 1
+            pause.wait(0.01)  # an idle server: the kernel gives most connections to one worker
+
+    pause = threading.Event()
+    with ThreadPoolExecutor(1) as clients, contextlib.ExitStack() as stack:
+        load = clients.submit(ask_shortly)
+        shared: Counter[str] = Counter()
+        try:
+            for number in range(1, 17):
+                wait_until(lambda after=8 * number: answered >= after or load.done())
+                connection = HTTPConnection("127.0.0.1", port, timeout=20)
+                stack.callback(connection.close)
+                connection.request("GET", "/", headers=WEBSOCKET)
+                response = connection.getresponse()
+                assert response.status == 101
+                shared[response.headers["x-pid"]] += 1
+        finally:
+            over = True
+        load.result()
+    assert len(shared) == 4, shared
+    assert max(shared.values()) <= 6, shared

@@ -191,6 +191,13 @@ def test_connection_of_a_route_arrives_with_all_that_it_carries(pair: Pair, size
         assert (taken.route, taken.generation, taken.hops, taken.received) == routed[:4]
 
 
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_connection_without_a_route_arrives_with_the_request_that_was_read(pair: Pair, size: int) -> None:
+    read = connection_handover.Routed("", received=os.urandom(size))
+    with routed_pair(pair, read) as taken:
+        assert (taken.route, taken.received) == ("", read.received)
+
+
 def test_message_that_came_before_is_read_the_same_for_another_connection(pair: Pair) -> None:
     plain = connection_handover.Routed("users", 7)
     limits = {"until": 12.5, "asked": True}
@@ -271,6 +278,7 @@ def test_more_bytes_than_can_be_handed_over_are_an_error(pair: Pair) -> None:
     "part",
     [
         {"route": ""},
+        {"route": "", "received": ""},
         {"route": 1},
         {"route": "x" * (connection_handover.LONGEST_ALIAS + 1)},
         {"route": "users", "generation": -1},

@@ -14,6 +14,7 @@ import pytest
 
 from poolctl.worker.serving.evenness import MOMENT_SECONDS, Evenness
 from poolctl.worker.serving.pool_server import PoolServer
+from poolctl.worker.tally import OPEN_WEBSOCKETS, blank_page
 from tests.certificates import certificate
 from tests.load.frames import new_key
 from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, Served, served, until
@@ -32,9 +33,16 @@ class Seat:
         self.page = page
         page[self] = None
         self.alone = False
+        self.websockets = 0
 
-    def publish(self, connections: int | None) -> None:
+    def publish(self, connections: int | None, websockets: int = 0) -> None:
         self.page[self] = connections
+        self.websockets = websockets
+
+    def others_websockets(self) -> list[int]:
+        return [
+            seat.websockets for seat, count in self.page.items() if seat is not self and count is not None
+        ]
 
     def others(self) -> list[int]:
         return [count for seat, count in self.page.items() if seat is not self and count is not None]
@@ -117,6 +125,61 @@ def test_websockets_are_shared_before_their_handshake(engine: Engine, pair: Pair
             for each in clients:
                 each.close()
             await until(lambda: not any(counts(made)))
+
+    engine.run(scenario())
+
+
+@pytest.mark.parametrize("shared", [*ENGINES, *ZTTP], ids="-".join)
+def test_websockets_among_short_connections_are_shared_with_all_that_they_have_said(
+    shared: Engine, pair: Pair
+) -> None:
+    async def scenario() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            page: dict[Seat, int | None] = {}
+            made = []
+            for _ in range(4):
+                options = {"adoption": pair.worker(), "tally": blank_page()}
+                made.append(await stack.enter_async_context(served(shared, **options)))
+                join(made[-1].server, pair, page)
+            evenness: Any = made[0].server.server_state.evenness
+            clients = []
+            for number in range(16):
+                evenness._short_lived = True
+                clients.append(await Client.connect(made[0].port))
+                assert (await clients[-1].get())[0] == 200
+                await clients[-1].send(f"/{number}?a=b", f"x-number: {number}", *UPGRADE)
+                assert (await clients[-1].reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            websockets = [[each for each in one.app.scopes if each["type"] == "websocket"] for one in made]
+            assert sorted(map(len, websockets))[0] >= 2
+            assert sorted(map(len, websockets))[-1] <= 6
+            found = [
+                (each["path"], each["query_string"], dict(each["headers"])[b"x-number"])
+                for one in websockets
+                for each in one
+            ]
+            assert sorted(found) == sorted((f"/{n}", b"a=b", b"%d" % n) for n in range(16))
+            for each in clients:
+                each.close()
+            await until(lambda: not any(counts(made)))
+
+    shared.run(scenario())
+
+
+def test_worker_with_more_websockets_hands_over_tls_connections_even_if_they_are_short(
+    engine: Engine, pair: Pair, secure: ssl.SSLContext
+) -> None:
+    async def scenario() -> None:
+        async with workers(engine, pair, 2, secure=secure) as made:
+            state: Any = made[0].server.server_state
+            state.tally = blank_page()
+            for websockets, staying in ((1, 2), (2, 0)):
+                state.tally[OPEN_WEBSOCKETS] = websockets
+                before = len(made[0].app.scopes)
+                for _ in range(2):
+                    state.evenness._short_lived = True
+                    client = await Client.connect(made[0].port, trusting())
+                    assert (await client.get())[0] == 200
+                assert len(made[0].app.scopes) - before == staying
 
     engine.run(scenario())
 

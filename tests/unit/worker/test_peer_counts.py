@@ -16,13 +16,13 @@ from poolctl.worker.peer_counts import PeerCounts, new_page
 class Worker:
     """A process that has joined the page with so many connections, until it is ended."""
 
-    def __init__(self, page: int, connections: int | None) -> None:
+    def __init__(self, page: int, connections: int | None, websockets: int = 0) -> None:
         joined, tell = os.pipe()
         self.pid = os.fork()
         if not self.pid:
             try:
                 counts = PeerCounts(os.dup(page))
-                counts.publish(connections)
+                counts.publish(connections, websockets)
                 os.write(tell, b".")
                 signal.pause()
             finally:
@@ -51,6 +51,18 @@ def workers(page: int) -> Iterator[list[Worker]]:
     yield made
     for each in made:
         each.kill()
+
+
+def test_workers_see_how_many_connections_of_others_are_websockets(page: int) -> None:
+    many = 100_000
+    made = [Worker(page, *each) for each in ((many, many), (3, 2), (None, 5), (0, 0))]
+    try:
+        with contextlib.closing(PeerCounts(os.dup(page))) as counts:
+            assert counts.others() == [many, 3, 0]
+            assert counts.others_websockets() == [many, 2, 0]
+    finally:
+        for each in made:
+            each.kill()
 
 
 def test_workers_see_the_connections_of_those_that_accept(page: int, workers: list[Worker]) -> None:
