@@ -20,6 +20,7 @@ from poolctl.core.server_entry import Entry
 from poolctl.core.servers import record_of, restore
 from poolctl.frozen_value import Table
 from poolctl.keeper import fd_store, rendezvous
+from poolctl.light_json import dumps_compact
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.process_link import Link
 
@@ -77,7 +78,7 @@ class EncodedTable:
 
     def put(self, name: str, value: object) -> None:
         """Set a member."""
-        self._members[name] = b"%s: %s" % (_json(name), _json(value))
+        self._members[name] = b"%s:%s" % (_json(name), _json(value))
 
     def remove(self, name: str) -> None:
         """Remove a member, if it exists."""
@@ -86,7 +87,7 @@ class EncodedTable:
     def content(self, names: Iterable[str] | None = None) -> bytes:
         """The object as JSON; with `names` in their order, as far as it has them."""
         members = self._members.values() if names is None else filter(None, map(self._members.get, names))
-        return b"{%s}" % b", ".join(members)
+        return b"{%s}" % b",".join(members)
 
 
 class StateStore:
@@ -212,7 +213,7 @@ class StateStore:
 
 
 def _json(value: object) -> bytes:
-    return json.dumps(value).encode()
+    return dumps_compact(value).encode()
 
 
 class SaveTimer:
