@@ -29,6 +29,7 @@ from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.listeners.port_ledger import PortLedger
 from poolctl.runners import withheld_variables
 from poolctl.runners.process_link import Link
+from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 
 from .configuration_reader import ConfigurationReader, ReaderFailed
 from .takeover.state_store import SavedState, StateStore, StoredConfiguration
@@ -229,7 +230,7 @@ class ActiveConfiguration:
     def _withhold(self, servers: Iterable[ServerConfig], tables: Tables | None = None) -> None:
         """Withhold the variables named by `*_env` keys from servers."""
         names = pool_variables(servers, tables or self.tables, self._surroundings.defaults)
-        withheld_variables.withhold({*names, ACCESS_LOG_VARIABLE}, only=True)
+        withheld_variables.withhold({*names, ACCESS_LOG_VARIABLE, NO_ACCESS_LOG_VARIABLE}, only=True)
 
     @property
     def runtime_directory(self) -> str:
