@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -41,3 +42,20 @@ def test_a_bounded_file_takes_so_many_bytes_and_reports_how_many_were_written() 
             os.ftruncate(fd, 200)
     finally:
         os.close(fd)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the GNU library alone keeps freed memory so")
+def test_memory_that_was_freed_within_the_heap_is_given_back() -> None:
+    look = """
+import os
+from poolctl.platform import memory_bytes, release_freed_memory
+blocks = [bytearray(2000) for _ in range(10_000)]
+last = blocks.pop()
+blocks.clear()
+held = memory_bytes(os.getpid())
+release_freed_memory()
+print(held - memory_bytes(os.getpid()))
+"""
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 15_000_000
