@@ -98,12 +98,9 @@ def unchanged(pids: Iterable[int], seconds: float) -> Callable[[], bool]:
 
 
 def lost(pool: RealPool) -> dict[str, Any]:
-    """The events of lost heartbeats by server."""
-    found = (
-        json.loads(line)
-        for path in pool.runtime.rglob("events.jsonl")
-        for line in path.read_text().splitlines()
-    )
+    """The events of lost heartbeats by server, without a last line of which only a part has been written."""
+    texts = [path.read_text() for path in pool.runtime.rglob("events.jsonl")]
+    found = [json.loads(line) for text in texts for line in text[: text.rfind("\n") + 1].splitlines()]
     return {event["server"]: event for event in found if event["event"] == "heartbeat lost"}
 
 
