@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import threading
 from typing import TYPE_CHECKING
 
-from poolctl.config import Tables
+from poolctl.config import RouteConfig, Tables, registration_of
 from poolctl.control.answers import Result
 from poolctl.core.core import Core
-from poolctl.errors import PoolRestartError, PoolStartError
+from poolctl.errors import PoolRestartError, PoolStartError, PoolValidateError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.monitor.event_queue import Events
@@ -43,6 +46,14 @@ _STARTING = ("start", "restart")
 # A worker may be busy with a request for longer.
 _CONFIRMED_SECONDS = 2.0
 _SERVERS_NAMED = 3
+_AFTER_START_SECONDS = 1.0
+
+
+def _prepare_validation() -> None:
+    """Import and build all that validates registrations: the package's files may be replaced before the first one."""
+    registration_of({}, [])
+    with contextlib.suppress(PoolValidateError):
+        RouteConfig()
 
 
 class PoolGateway:
@@ -104,6 +115,8 @@ class PoolGateway:
             self._routes.add_to(self._verbs)
             self._statistics = GatewayStatistics(self._manager, self._core, self._totals)
             self._statistics.add_to(self._verbs)
+            prepare = threading.Thread(target=_prepare_validation, daemon=True)
+            asyncio.get_running_loop().call_later(_AFTER_START_SECONDS, prepare.start)
         if self._manager is not None and self._statistics is not None:
             self._manager.follow(tables)
             self._statistics.follow()

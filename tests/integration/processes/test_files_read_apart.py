@@ -13,6 +13,7 @@ import pytest
 
 import poolctl
 from tests.deadline import wait_until
+from tests.ports import claim_port
 from tests.processes import children, command_line, is_alive
 from tests.real_pool import Done, RealPool
 
@@ -63,6 +64,14 @@ def test_reader_that_cannot_run_fails_the_first_start_with_the_reason(
     assert done.code == 8, done
     assert "no pydantic here" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_supervisor_of_a_gateway_is_prepared_for_registrations_before_the_first_one(pool: RealPool) -> None:
+    pool.write_hello("a")
+    with (pool.directory / "pool.toml").open("a") as file:
+        file.write(f'[gateway]\nbind = "127.0.0.1:{claim_port()}"\n')
+    pool.ok("start")
+    wait_until(lambda: validates(pool.info()["supervisor_pid"]))
 
 
 @pytest.fixture
