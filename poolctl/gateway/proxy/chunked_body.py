@@ -105,6 +105,8 @@ class ChunkedBody:
         if decode:
             return _joined(pieces)
         self.unchanged = self.unchanged and kept == begin and at == end
+        if self.unchanged and not begin:
+            return data
         return _joined(self._end_of_pieces(pieces, data, kept, at))
 
     def _end_of_pieces(self, pieces: list[Buffer], data: bytes, kept: int, at: int) -> list[Buffer]:
