@@ -21,19 +21,28 @@ def pss_bytes(pid: int) -> int:
 
 def processor_seconds(pids: Iterable[int]) -> float:
     """How long all threads of the processes have run on a processor, to the nanosecond."""
-    total = 0
+    return sum(_seconds_by_process(pids).values())
+
+
+def _seconds_by_process(pids: Iterable[int]) -> dict[int, float]:
+    """Of those that have not ended."""
+    found = {}
     for pid in pids:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            total += int((task / "schedstat").read_text().split()[0])
-    return total / 1e9
+        try:
+            tasks = [each / "schedstat" for each in Path(f"/proc/{pid}/task").iterdir()]
+            found[pid] = sum(int(each.read_text().split()[0]) for each in tasks) / 1e9
+        except OSError:
+            continue
+    return found
 
 
 def idle_percent(pids: Iterable[int], seconds: float) -> float:
-    """Which part of one core the processes use together while nothing is asked of them."""
-    pids = list(pids)
-    before, started = processor_seconds(pids), time.monotonic()
+    """Which part of one core the processes use together while nothing is asked of them; without any that end."""
+    before, started = _seconds_by_process(pids), time.monotonic()
     time.sleep(seconds)
-    return 100 * (processor_seconds(pids) - before) / (time.monotonic() - started)
+    after = _seconds_by_process(before)
+    used = sum(each - before[pid] for pid, each in after.items())
+    return 100 * used / (time.monotonic() - started)
 
 
 def marked_with(mark: str) -> dict[int, list[str]]:
