@@ -42,6 +42,18 @@ def children(pid: int) -> list[int]:
     return sorted(found)
 
 
+def lasting_children(pid: int) -> list[int]:
+    """Those that do not end by themselves: the one that reads the files of a pool does."""
+    found = []
+    for each in children(pid):
+        try:
+            if "bootstrap.py config" not in command_line(each):
+                found.append(each)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
 def descriptors(pid: int) -> dict[int, str]:
     """What each open descriptor of the process points to."""
     found = {}

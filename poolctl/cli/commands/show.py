@@ -107,14 +107,30 @@ def _fact(item: Item, key: str) -> str:
 
 
 def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list[str]:
-    """The values that the files give, or all of them, each with its place."""
+    """The values that are not the defaults, or all of them, each with its place in the files."""
+    usual = None if origin else _usual()  # places are not known once the files have changed
     every = [
-        (printable(key), printable(value_text(value)), _origin(key, origin)) for key, value in _leaves(config)
+        (
+            printable(key),
+            printable(value_text(value)),
+            _origin(key, origin) if usual is None else _DEFAULT if usual.get(key) == value else "",
+        )
+        for key, value in _leaves(config)
     ]
     rows = every if full else [row for row in every if row[2] != _DEFAULT]
     width = max((len(f"{key} = {text}") for key, text, _ in rows if len(text) < 60), default=0)
-    lines = [f"    {f'{key} = {text}'.ljust(width)}  # {where}" for key, text, where in rows]
+    lines = [
+        f"    {f'{key} = {text}'.ljust(width)}  {where and f'# {where}'}".rstrip()
+        for key, text, where in rows
+    ]
     return lines if full else [*lines, *_defaults(key for key, _, where in every if where == _DEFAULT)]
+
+
+def _usual() -> Table:
+    """What each key of a server is when it is left out."""
+    from poolctl.config import Section, ServerConfig
+
+    return dict(_leaves(Section.to_dict(ServerConfig.usual())))
 
 
 def _defaults(keys: Iterable[str]) -> list[str]:

@@ -133,7 +133,7 @@ class Section:
         return {
             name: _as_written(value, given=False)
             for name in keys
-            if (value := values[name]) is not None and not keys[name].hidden
+            if (value := values.get(name)) is not None and not keys[name].hidden
         }
 
     def as_given(self) -> dict[str, Tree]:
