@@ -52,7 +52,7 @@ class ResolvedConfig:
     marks: Marks | None = None
     files: Mapping[str, str] = field(default_factory=dict)  # of several, that of each server by its name
     number: int = 0  # of the reading; 0 if there was none
-    warnings: list[str] = field(default_factory=list)  # see ActiveConfiguration.outside
+    remarks: list[str] = field(default_factory=list)  # warnings; see ActiveConfiguration.outside
 
     @property
     def is_empty(self) -> bool:
@@ -176,11 +176,11 @@ class ActiveConfiguration:
     async def outside(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
         """The problems of the files, users and programs that these servers name. Raises ReaderFailed.
 
-        From then on `resolved` has the warnings of all of its servers.
+        From then on `resolved` has the remarks on all of its servers.
         """
         if not resolved.number:
             return []
-        problems, resolved.warnings = await self._reader.outside(resolved.number, names)
+        problems, resolved.remarks = await self._reader.outside(resolved.number, names)
         return [ErrorEntry.from_json(problem) for problem in problems]
 
     async def origins(self, names: Sequence[str]) -> dict[str, dict[str, str] | None]:

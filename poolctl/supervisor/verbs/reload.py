@@ -59,7 +59,7 @@ class Reload:
             if call.options.get("dry_run"):
                 code = NOT_AS_DESIRED if lines else 0
                 return ReloadResult(
-                    items=self._items(), exit_code=code, warnings=tuple(resolved.warnings), changes=lines
+                    items=self._items(), exit_code=code, warnings=tuple(resolved.remarks), changes=lines
                 )
             ensure_open_files_for_all(self._core, resolved.servers)
             applied = _Application(self._core, changes, resolved.servers)
@@ -74,7 +74,7 @@ class Reload:
             self._configuration.marks = former
             self._core.servers.revise()  # saved for a successor
         errors += renewal
-        warnings += [*self._exposed_to(exposed, applied.replaced), *resolved.warnings]
+        warnings += [*self._exposed_to(exposed, applied.replaced), *resolved.remarks]
         return ReloadResult(
             items=self._items(),
             errors=tuple(errors),

@@ -130,7 +130,7 @@ def test_a_log_is_followed(stage: Stage) -> None:
         assert until(messages, "lines")[0][2] == "<b>second</b>"
         with log.open("a") as file:
             file.write('2026-11-20T08:47:36.123456Z {"level": "error", "message": "no", "order": 7}\n')
-        assert until(messages, "lines")[0][2:] == ["ERROR no order=7", "ERROR"]
+        assert until(messages, "lines")[0][2:] == ["ERROR no order=7", "error"]
 
 
 def test_open_streams_are_closed_at_the_end(stage: Stage) -> None:
