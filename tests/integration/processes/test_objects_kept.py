@@ -25,7 +25,8 @@ def count(*_):
     import gc, collections, json
     found = collections.Counter(
         f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects()
-        if not isinstance(each, type)  # of modules that are imported some time after the start
+        # Of modules that are imported some time after the start: their classes, and keys of their tables.
+        if not isinstance(each, type) and type(each).__qualname__ != "Key"
     )
     with open(COUNTS + ".new", "w") as file:
         json.dump({name: n for name, n in found.items() if name.startswith(("poolctl.", "_asyncio."))}, file)
