@@ -9,9 +9,8 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
-from threading import Lock
+from collections.abc import Iterator, Mapping
+from threading import RLock
 from typing import (
     TYPE_CHECKING,
     ClassVar,
@@ -74,6 +73,8 @@ class Section:
     keys_of: ClassVar[Mapping[str, Key]] = {}
     # The class that declares the keys, and so says how they are validated.
     declaration: ClassVar[type[Section]]
+    # Its name in files, where keys of other tools are known for it.
+    table: ClassVar[str] = ""
     given: set[str]
 
     def __init_subclass__(cls) -> None:
@@ -99,10 +100,12 @@ class Section:
     def unchecked(cls, values: Mapping[str, Tree]) -> Self:
         """The table with these values, which are known to be valid."""
         found = {name: values.get(name, key.default) for name, key in cls.keys_of.items()}
-        return cls.adopted({name: each for name, each in found.items() if each is not REQUIRED}, set(values))
+        return cls.from_values(
+            {name: each for name, each in found.items() if each is not REQUIRED}, set(values)
+        )
 
     @classmethod
-    def adopted(cls, values: dict[str, Tree], given: set[str]) -> Self:
+    def from_values(cls, values: dict[str, Tree], given: set[str]) -> Self:
         """A table made of these objects themselves: all of its values, and the names of those that were given."""
         made = cls.__new__(cls)
         made.__setstate__((values, given))
@@ -125,7 +128,7 @@ class Section:
 
     def but(self, **changes: Tree) -> Self:
         """The same table with other values, which are known to be valid."""
-        return self.adopted({**vars(self), **changes}, self.given | changes.keys())
+        return self.from_values({**vars(self), **changes}, self.given | changes.keys())
 
     def to_dict(self) -> dict[str, Tree]:
         """The table as a file could have it, defaults filled in, unset keys left out."""
@@ -174,10 +177,10 @@ class Section:
     def __get_pydantic_core_schema__(cls, source: object, handler: object) -> CoreSchema:
         from pydantic_core import core_schema
 
-        return core_schema.no_info_plain_validator_function(cls.within)
+        return core_schema.no_info_plain_validator_function(cls.nested)
 
     @classmethod
-    def within(cls, value: Tree) -> Self:
+    def nested(cls, value: Tree) -> Self:
         """A table within another one, validated by a model of its own, which few files need; or a value as it is."""
         return value if isinstance(value, cls) else _made(cls, value)
 
@@ -207,9 +210,6 @@ def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -
 class Table(Section):
     """The base of tables that most files do not have."""
 
-    # Of tables with keys of other tools: its name in files.
-    table: ClassVar[str] = ""
-
     @property
     def label(self) -> str:
         """The name by which people know one of several; "" for a table of which there is one."""
@@ -217,8 +217,8 @@ class Table(Section):
 
 
 Kind = TypeVar("Kind", bound=Section)
-_models: dict[str, type[BaseModel]] = {}  # by the names of the classes
-_lock = Lock()  # the first servers may be made by several threads at once
+_models: dict[type[Section], type[BaseModel]] = {}
+_lock = RLock()  # the first servers may be made by several threads at once
 
 
 def validated(
@@ -237,33 +237,28 @@ def validated(
 
         if forget:
             reset_suggestions()
-        findings += unreported(findings_of(error, kind.keys_at, getattr(kind, "table", "")), findings)
+        findings += unreported(findings_of(error, kind.keys_at, kind.table), findings)
         return None
 
 
 def _made(kind: type[Kind], table: Tree) -> Kind:
     """The table as a value. Raises pydantic's ValidationError."""
-    made = _validator(model_of(kind))(table)
-    return kind.adopted(made.__dict__, made.__pydantic_fields_set__)
-
-
-@cache
-def _validator(model: type[BaseModel]) -> Callable[[Tree], BaseModel]:
-    with _lock:
-        model.model_rebuild()
-    return model.__pydantic_validator__.validate_python
+    made = model_of(kind).__pydantic_validator__.validate_python(table)
+    return kind.from_values(made.__dict__, made.__pydantic_fields_set__)
 
 
 def model_of(kind: type[Section]) -> type[BaseModel]:
     """The pydantic model of the keys of a class."""
-    name = kind.declaration.__name__
-    if name not in _models:
-        _models[name] = _new_model(kind.declaration)
-    return _models[name]
+    declaration = kind.declaration
+    if declaration not in _models:
+        with _lock:
+            if declaration not in _models:
+                _models[declaration] = _new_model(declaration)
+    return _models[declaration]
 
 
 def _new_model(kind: type[Section]) -> type[BaseModel]:
-    from pydantic import Field, create_model
+    from pydantic import ConfigDict, Field, create_model
 
     from poolctl.config.values import value_types
 
@@ -277,18 +272,8 @@ def _new_model(kind: type[Section]) -> type[BaseModel]:
         default = ... if key.default is REQUIRED else key.default
         described: Tree = Field(default, description=key.description or None, **more)
         keys[name] = annotations[name], described
+    rules = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
     with warnings.catch_warnings():
         # pydantic means the method `register` of its metaclass, which no table has.
         warnings.filterwarnings("ignore", 'Field name "register"')
-        return create_model(kind.__name__, __base__=_base_of_models(), __doc__=kind.__doc__, **keys)
-
-
-@cache
-def _base_of_models() -> type[BaseModel]:
-    from pydantic import BaseModel, ConfigDict
-
-    class Base(BaseModel):
-        # A validator is built when it is first used: tables within a server's are validated by that of the server.
-        model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, defer_build=True)
-
-    return Base
+        return create_model(kind.__name__, __config__=rules, __doc__=kind.__doc__, **keys)

@@ -26,9 +26,7 @@ class _Generator(GenerateJsonSchema):
 
     def function_plain_schema(self, schema: core_schema.PlainValidatorFunctionSchema) -> Schema:
         kind: type[Section] = schema["function"]["function"].__self__  # type: ignore[union-attr]
-        model = model_of(kind)
-        model.model_rebuild()
-        return self.generate_inner({**model.__pydantic_core_schema__, "ref": kind.__name__})
+        return self.generate_inner({**model_of(kind).__pydantic_core_schema__, "ref": kind.__name__})
 
     def encode_default(self, dft: Tree) -> Tree:
         return to_jsonable_python(dft, fallback=Section.to_dict)
