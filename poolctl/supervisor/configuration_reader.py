@@ -232,9 +232,6 @@ class ConfigurationReader:
                 self._idle.cancel()
             try:
                 return await self._answer(request, seconds)
-            except ReaderFailed as failed:
-                self.close()
-                raise failed
             except BaseException:
                 self.close()
                 raise
