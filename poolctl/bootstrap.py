@@ -38,6 +38,15 @@ def command(interpreter: str, part: str, *arguments: str, isolated: bool = False
     return [interpreter, flags, os.path.abspath(__file__), part, *arguments]
 
 
+def installed_version() -> str:
+    """The version of poolctl on disk, "?" if there is none: files may be replaced while a process runs."""
+    try:
+        with open(os.path.join(os.path.dirname(__file__), "__init__.py"), encoding="utf-8") as file:
+            return file.read().partition('__version__ = "')[2].partition('"')[0] or "?"
+    except OSError:
+        return "?"
+
+
 def as_user(uid: int, gid: int, argv: list[str]) -> list[str]:
     """An argument vector that runs `argv` with the rights of that user, from its interpreter's start on."""
     return command(sys.executable, "worker", "as", str(uid), str(gid), *argv, isolated=True)

@@ -168,7 +168,8 @@ def _files_of(servers: Sequence[ServerConfig]) -> dict[str, str]:
 
 def _answer(link: socket.socket, value: object) -> None:
     content = _encoded(value)
-    version = _installed()
+    # This process may have read files of two versions.
+    version = bootstrap.installed_version()
     # Values of a mixture of two versions are of no use to either.
     content = content if version == __version__ else b""
     link.sendall(b"poolctl %s %d\n" % (version.encode(), len(content)))
@@ -191,12 +192,3 @@ def _encoded(value: object) -> bytes:
     for start in range(0, len(servers), _SERVERS_AT_ONCE):
         pickler.dump(servers[start : start + _SERVERS_AT_ONCE])
     return content.getvalue()
-
-
-def _installed() -> str:
-    """The version on disk: files may be replaced while this process runs, and it may have read some of both."""
-    try:
-        with open(os.path.join(os.path.dirname(bootstrap.__file__), "__init__.py"), encoding="utf-8") as file:
-            return file.read().partition('__version__ = "')[2].partition('"')[0] or "?"
-    except OSError:
-        return "?"

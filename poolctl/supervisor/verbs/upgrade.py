@@ -92,7 +92,7 @@ class Upgrade:
 
     async def _try(self, options: Table) -> Result | None:
         """Why the next version cannot take over, in our environment; None when it has taken over a small pool."""
-        files, on_disk = self._files, _is_on_disk()
+        files, on_disk = self._files, bootstrap.installed_version() == __version__
         env = {**os.environ, TRIED: "1"} if on_disk else None
         said, failed = await _run([*options["supervisor"], CHECK, *files], env)
         problems: list[Table] = []
@@ -131,15 +131,6 @@ async def _run(command: list[str], env: dict[str, str] | None = None) -> tuple[s
     return "", failed.decode(errors="replace").strip().rpartition("\n")[
         2
     ] or f"exit status {process.returncode}"
-
-
-def _is_on_disk() -> bool:
-    """Whether the installed version is the one that runs here, not the next one already."""
-    try:
-        with open(os.path.join(os.path.dirname(bootstrap.__file__), "__init__.py")) as file:
-            return f'__version__ = "{__version__}"' in file.read()
-    except OSError:
-        return False
 
 
 def _is_lost(change: PlannedChange) -> bool:
