@@ -42,12 +42,17 @@ def children(pid: int) -> list[int]:
     return sorted(found)
 
 
+def reads_files(line: str) -> bool:
+    """Whether this command line is that of the process that reads a pool's files, and then ends by itself."""
+    return "bootstrap.py config" in line
+
+
 def lasting_children(pid: int) -> list[int]:
-    """Those that do not end by themselves: the one that reads the files of a pool does."""
+    """Its children without the one that reads the files of a pool."""
     found = []
     for each in children(pid):
         try:
-            if "bootstrap.py config" not in command_line(each):
+            if not reads_files(command_line(each)):
                 found.append(each)
         except (FileNotFoundError, ProcessLookupError):
             continue

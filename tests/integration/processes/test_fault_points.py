@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.faults import Faults, lifecycle, successors
-from tests.processes import is_alive
+from tests.processes import is_alive, reads_files
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.unmeasured
@@ -87,7 +87,7 @@ def test_supervisors_that_are_killed_one_after_the_other_lose_no_server(tmp_path
 
 def lasting(pool: RealPool) -> list[int]:
     """The pids of its processes, without the one that reads files for a while."""
-    return [pid for pid, line in pool.processes().items() if "bootstrap.py config" not in line]
+    return [pid for pid, line in pool.processes().items() if not reads_files(line)]
 
 
 @pytest.mark.slow

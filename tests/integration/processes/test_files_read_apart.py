@@ -15,7 +15,7 @@ import pytest
 import poolctl
 from tests.deadline import wait_until
 from tests.ports import claim_port
-from tests.processes import children, command_line, is_alive
+from tests.processes import children, command_line, is_alive, reads_files
 from tests.real_pool import Done, RealPool
 
 pytestmark = [pytest.mark.unmeasured, pytest.mark.timeout(180)]
@@ -34,7 +34,7 @@ def readers(pool: RealPool) -> list[int]:
     found = []
     for pid in [pid for parent in parents for pid in children(parent)]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends just now
-            if "bootstrap.py config" in command_line(pid):
+            if reads_files(command_line(pid)):
                 found.append(pid)
     return found
 
