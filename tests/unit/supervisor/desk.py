@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
+import weakref
 from collections.abc import Collection, Coroutine, Iterable, Mapping
 from random import Random
 from typing import Any
@@ -16,6 +19,7 @@ from poolctl.core.decision_trace import Trace
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.active_configuration import ActiveConfiguration, ResolvedConfig
+from poolctl.supervisor.configuration_reader import ConfigurationReader
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
 from poolctl.supervisor.verbs.verbs import Verbs
@@ -27,7 +31,10 @@ class Files(ActiveConfiguration):
 
     def __init__(self, servers: Iterable[ServerConfig]) -> None:
         keeper: Any = None
-        super().__init__(["/nowhere/pool.toml"], "/nowhere", StateStore(keeper, ""), {})
+        directory = tempfile.mkdtemp()  # for the log of a reader, which `add` starts
+        weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
+        reader = ConfigurationReader(directory)
+        super().__init__(["/nowhere/pool.toml"], "/nowhere", StateStore(keeper, ""), {}, reader)
         self.written = list(servers)
         self.wrong: list[ErrorEntry] = []
         self.tables_of_files = Tables()
