@@ -232,6 +232,7 @@ class RealPool:
         self._children.clear()
         if not self.processes():
             return {}
+        self.warm = True  # how the command is started no longer matters
         for info in self.runtime.glob("*/info.json"):
             files = [option for file in json.loads(info.read_text())["files"] for option in ("-c", file)]
             self.run(*files, "stop", timeout_seconds=30)

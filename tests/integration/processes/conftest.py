@@ -10,6 +10,13 @@ from tests.real_pool import RealPool
 
 
 @pytest.fixture
+def real_pool(real_pool: RealPool) -> RealPool:
+    """Whose commands to a running pool are forked: these tests are of its processes, not of the command's."""
+    real_pool.warm = True
+    return real_pool
+
+
+@pytest.fixture
 def pool(real_pool: RealPool) -> Iterator[RealPool]:
     """As `real_pool`; fails when one of the pool's own processes wrote a traceback or an asyncio complaint."""
     yield real_pool
