@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from poolctl.config import ServerConfig
+from poolctl.light_dataclasses import dataclass
 
 
 @dataclass(slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+
+from poolctl.light_dataclasses import fields
 
 from .decide import Action
 from .decision_input import IN_BACKOFF, LEAVING, Listener, Phase, View, WorkerView

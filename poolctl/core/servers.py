@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
 
 from poolctl.config import ServerConfig
 from poolctl.frozen_value import Table
+from poolctl.light_dataclasses import MISSING, fields
 
 from .address_changes import Addresses
 from .decision_input import IN_BACKOFF, Desired, Overrides
@@ -200,7 +200,8 @@ def record_of(entry: Entry) -> Table:
     if entry.desired is not Desired.IDLE:
         found["desired"] = (Desired.RUN if entry.desired in IN_BACKOFF else entry.desired).value
     if entry.overrides != PERSISTED["overrides"]:
-        found["overrides"] = asdict(entry.overrides)
+        overrides = entry.overrides
+        found["overrides"] = {each.name: getattr(overrides, each.name) for each in fields(overrides)}
     return found
 
 

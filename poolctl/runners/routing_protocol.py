@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from poolctl.light_dataclasses import dataclass
 
 from .process_link import HasDescriptor
 

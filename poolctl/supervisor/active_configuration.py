@@ -7,7 +7,6 @@ import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from poolctl.config import (
@@ -26,6 +25,7 @@ from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
 from poolctl.core.core import Core
 from poolctl.errors import PoolError, ServerError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
+from poolctl.light_dataclasses import dataclass, field
 from poolctl.listeners.port_ledger import PortLedger
 from poolctl.runners import withheld_variables
 from poolctl.runners.process_link import Link

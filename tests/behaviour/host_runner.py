@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import os
 import pickle
@@ -19,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from poolctl import ServerConfig
+from poolctl.light_dataclasses import replace
 from poolctl.runners.inline_runner import InlineRunner
 from poolctl.runners.runner_protocol import Capabilities, Endpoints, Exit, Placement, RunnerEvents, app_state
 from poolctl.runners.runner_registry import RunnerSite
@@ -75,7 +75,7 @@ class HostRunner:
         placement: Placement = await self._call(
             "place", server, generation, index, state=dict(app_state.get())
         )
-        return dataclasses.replace(placement, pid=None, where=f"host {self._path}")
+        return replace(placement, pid=None, where=f"host {self._path}")
 
     async def begun(self, placement: Placement) -> None:
         await self._call("begun", placement)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store
 from poolctl.keeper.reap import signal_process
+from poolctl.light_dataclasses import replace
 
 from ..keeper_link import KeeperLink
 from ..process_link import Message
@@ -379,7 +379,7 @@ class LocalRunner:
 
     def _ended(self, worker: LocalWorker, exit_: Exit) -> None:
         if worker.breach:
-            exit_ = dataclasses.replace(exit_, message=f"{exit_.message}: {worker.breach}")
+            exit_ = replace(exit_, message=f"{exit_.message}: {worker.breach}")
         worker.ended(exit_)
         self.forker.room.ended()
         if worker.tally is not None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from poolctl.control.answers import About, ErrorEntry, ProgressLine, Result, ServerStep, failure
@@ -18,6 +17,7 @@ from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolParamError, ServerError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED, TIMED_OUT
 from poolctl.frozen_value import Table
+from poolctl.light_dataclasses import dataclass, field
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.matcher_client import matcher
 from poolctl.selection.selector import EXPRESSIONS, Selector, SelectorError, select

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -38,6 +37,7 @@ from poolctl.core.decision_input import (
 )
 from poolctl.core.server_entry import Entry
 from poolctl.core.worker_entry import Worker
+from poolctl.light_dataclasses import replace
 from poolctl.states import State
 from poolctl.time_windows import Period
 from tests.examples import examples

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from poolctl.config import ServerConfig
 from poolctl.core.decision_input import Desired, Overrides
 from poolctl.core.server_entry import Entry
 from poolctl.core.servers import record_of, restore
+from poolctl.light_dataclasses import fields
 
 
 def entry() -> Entry:

@@ -277,13 +277,15 @@ def test_supervisor_imports_nothing_that_validates() -> None:
     look = """
 import sys
 import poolctl.supervisor.supervisor
+import poolctl.runners.local.local_runner
+# Of the standard library: what takes longer to load than it is worth.
+assert not {"dataclasses"} & set(sys.modules)
 from poolctl.supervisor import health, rollout
 from poolctl.supervisor.observers import observers
 from poolctl.supervisor.gateway import pool_gateway
 from poolctl.supervisor.operator import pool_operator
 from poolctl.supervisor.scaling import pool_scaling
 from poolctl.supervisor.verbs import verbs
-import poolctl.runners.local.local_runner
 for part in (health, observers, pool_gateway, pool_scaling, pool_operator, rollout):
     for name in part.MODULES:
         __import__(name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+
+from poolctl.light_dataclasses import dataclass, field
 
 from .held_connections import HeldConnection
 

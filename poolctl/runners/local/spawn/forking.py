@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import os
 import resource
@@ -15,6 +14,7 @@ from collections.abc import Callable, Mapping
 from poolctl.config import RAISE_OPEN_FILES, ServerConfig, interpreter, missing_program
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, rendezvous, wire
+from poolctl.light_dataclasses import dataclass, replace
 
 from ...process_link import HasDescriptor, Link
 from ...runner_protocol import Placement, RunnerEvents
@@ -87,7 +87,7 @@ class DescriptorBudget:
         return True
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Inheritance:
     """The descriptors that a new worker inherits, in order, and our ends of them.
 
@@ -228,7 +228,7 @@ class Forker:
             # A program reports nothing itself: the logger knows its pid, if all other processes exit.
             self._output.follow(output, pid, start, generation=generation, index=index)
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
-            placement = dataclasses.replace(placement, certificate_ends=given.ends)
+            placement = replace(placement, certificate_ends=given.ends)
             spoken = None if server.command else protocol(server)
             worker = LocalWorker(self._children, self._events, placement, server, output, spoken)
             worker.start, worker.place, worker.tally = start, inheritance.place, inheritance.tally
