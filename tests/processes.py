@@ -42,21 +42,17 @@ def children(pid: int) -> list[int]:
     return sorted(found)
 
 
-def reads_files(line: str) -> bool:
-    """Whether this command line is that of the process that reads a pool's files, and then ends by itself."""
-    return "bootstrap.py config" in line
+def reads_files(pid: int) -> bool:
+    """Whether this is the process that reads a pool's files, and then ends by itself. False for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "poolctl-config\n"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def lasting_children(pid: int) -> list[int]:
     """Its children without the one that reads the files of a pool."""
-    found = []
-    for each in children(pid):
-        try:
-            if not reads_files(command_line(each)):
-                found.append(each)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
+    return [each for each in children(pid) if not reads_files(each)]
 
 
 def descriptors(pid: int) -> dict[int, str]:

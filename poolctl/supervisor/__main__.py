@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
-import logging
 import os
 import sys
 
-from poolctl.config.__main__ import leave_out_plugins
+from poolctl.config.__main__ import READS, fork_reader, leave_out_plugins
 from poolctl.control.answers import CHECK, TRY
+from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
 from poolctl.keeper.keeper_clients import CALM
-from poolctl.logs.internal_log import InternalLog
 from poolctl.platform import make_room_for_descriptors, name_process
 
 _GARBAGE = (20_000, 20, 20)
@@ -24,10 +22,17 @@ def main() -> None:
         from .takeover_trial import check, try_takeover_by
 
         sys.exit(check(sys.argv[2:]) if sys.argv[1] == CHECK else try_takeover_by(*sys.argv[2:]))
-    make_room_for_descriptors()
     # Imports make no garbage: collections take a tenth of their time.
     gc.disable()
-    from .launch import READING
+    directory, *files = (argument for argument in sys.argv[1:] if argument not in (CALM, READS))
+    begun = fork_reader(files, access_log=ACCESS_LOG_VARIABLE in os.environ) if READS in sys.argv else None
+    make_room_for_descriptors()
+    # The reader needs none of this.
+    import asyncio
+    import logging
+
+    from poolctl.logs.internal_log import InternalLog
+
     from .supervisor import Supervisor
 
     # A full collection blocks the loop for 10 ms, and there is hardly any garbage: rarely.
@@ -35,7 +40,6 @@ def main() -> None:
     gc.enable()
     gc.freeze()
     name_process("poolctl-superv.")
-    directory, *files = (argument for argument in sys.argv[1:] if argument not in (CALM, READING))
     logging.basicConfig(handlers=[InternalLog(os.path.join(directory, "supervisor.log"))], level=logging.INFO)
-    supervisor = Supervisor(directory, files, calm=CALM in sys.argv, reads=READING in sys.argv)
+    supervisor = Supervisor(directory, files, calm=CALM in sys.argv, begun=begun)
     sys.exit(asyncio.run(supervisor.run()))

@@ -1,6 +1,7 @@
 """Has the files read, and servers validated, in a process of its own (poolctl/config/__main__.py).
 
-It is started when it is needed, unless the pool was started with one, and ended when it has not been used for a while.
+It is started when it is needed, unless the supervisor has begun with one, and ended when it has not been used for a
+while.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ import socket
 import threading
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poolctl import __version__
 from poolctl.config import Marks, Reading, ServerConfig, Surroundings
-from poolctl.config.__main__ import LENGTH_BYTES, reader_command
+from poolctl.config.__main__ import message, reader_command
 from poolctl.control.answers import Result, failure
 from poolctl.control.pool_processes import last_words
 from poolctl.errors import PoolError, PoolValidateError
 from poolctl.exit_codes import CONFLICT
 from poolctl.keeper.spawn import spawn
 from poolctl.runners.listener_opener import in_daemon_thread
+
+if TYPE_CHECKING:
+    from poolctl.config.__main__ import Begun
 
 _IDLE_SECONDS = 10.0
 # What does not wait for the user's own disk.
@@ -59,7 +63,7 @@ class _Ended(Exception):
 
 
 class _Process:
-    """The process at the other end of `link`, a child of this one; of another one where `pid` is 0.
+    """The process at the other end of `link`, a child of this one.
 
     `log` is the file to which it writes errors, from `log_start` on. `under_way` is the request that it began with.
     """
@@ -74,20 +78,24 @@ class _Process:
         self.end = weakref.finalize(self, _finish, link, pid, os.getpid())
         self._log, self._log_start = log, log_start
         self._under_way = under_way
+        self.has_answered = False
+
+    def can_answer(self, request: tuple[object, ...]) -> bool:
+        """Whether it is not at another request."""
+        return self._under_way in ((), request)
 
     async def exchange(self, request: tuple[object, ...]) -> Any:
         """The answer. Raises _Ended, and ReaderFailed for what is none."""
         loop = asyncio.get_running_loop()
         try:
-            if self._under_way and request != self._under_way:
-                raise _Ended
             if not self._under_way:
-                content = pickle.dumps(request)
-                await loop.sock_sendall(self._link, len(content).to_bytes(LENGTH_BYTES, "big") + content)
+                await loop.sock_sendall(self._link, message(request))
             self._under_way = ()
-            return await _decoded(await self._received())
+            content = await self._received()
         except OSError as error:
             raise _Ended from error
+        self.has_answered = True
+        return await _decoded(content)
 
     async def _received(self) -> bytes:
         found = bytearray()
@@ -130,7 +138,7 @@ class _Process:
 def _finish(link: socket.socket, pid: int, owner: int) -> None:
     """End the process: what it is doing is of no use any more. In a forked child it belongs to the parent."""
     link.close()
-    if pid and os.getpid() == owner:
+    if os.getpid() == owner:
         os.kill(pid, signal.SIGKILL)
         # It may be blocked in the kernel, on a file system that does not answer.
         threading.Thread(target=os.waitpid, args=(pid, 0), daemon=True).start()
@@ -154,13 +162,13 @@ async def _decoded(content: bytes) -> Any:
 class ConfigurationReader:
     """Belongs to the running loop. Requests are answered one after the other; one that is cancelled ends the process.
 
-    `directory` has the log for its errors. `begun` is the link to a process that has been started with these files.
+    `directory` has the log for its errors. `begun` is a process that was forked with its first request.
     """
 
     def __init__(
         self,
         directory: str,
-        begun: tuple[socket.socket, Sequence[str], bool] | None = None,
+        begun: Begun | None = None,
         *,
         command: Sequence[str] = (),
         idle_seconds: float = _IDLE_SECONDS,
@@ -173,9 +181,8 @@ class ConfigurationReader:
         self._idle: asyncio.TimerHandle | None = None
         self._process: _Process | None = None
         if begun is not None:
-            link, files, access_log = begun
-            request = ("read", 1, [*files], None, access_log)
-            self._process = _Process(link, 0, self._log, under_way=request)
+            link, pid, log_start, request = begun
+            self._process = _Process(link, pid, self._log, log_start, request)
 
     async def read(
         self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool
@@ -241,8 +248,9 @@ class ConfigurationReader:
                     self._idle = loop.call_later(self._idle_seconds, self.close)
 
     async def _answer(self, request: tuple[object, ...], seconds: float | None) -> Any:
+        if self._process is not None and not self._process.can_answer(request):
+            self.close()
         while True:
-            is_new = self._process is None
             process = self._process = self._process or self._start()
             try:
                 async with asyncio.timeout(seconds):
@@ -251,7 +259,7 @@ class ConfigurationReader:
                 message = f"the process that reads the files has not answered for {seconds:g} s"
                 raise ReaderFailed(message, f"try again; see {self._log}") from None
             except _Ended:
-                if is_new:
+                if not process.has_answered:
                     message = (
                         f"the files cannot be read: the process that does it {await process.exit_reason()}"
                     )

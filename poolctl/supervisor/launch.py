@@ -14,7 +14,7 @@ import sys
 
 from poolctl import bootstrap
 from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named_in
-from poolctl.config.__main__ import reader_command
+from poolctl.config.__main__ import READS
 from poolctl.control import pool_paths
 from poolctl.control.pool_processes import clear_exit
 from poolctl.errors import ControlError, PoolError
@@ -28,11 +28,6 @@ from poolctl.runners.runner_registry import VARIABLE, UnknownRunner, companions
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
-
-
-# The argument of a supervisor for which the files are being read, and its link to the process that does that.
-READING = "--reading"
-READER_FD = 4
 
 _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
@@ -125,8 +120,8 @@ def _launch(
             "without": without,
         }
         keeper = bootstrap.command(sys.executable, "keeper", pool_directory, dumps(plan), isolated=True)
-        reader = _reader_for(supervisor, ours, files, env)
-        in_background(keeper, _for_the_keeper(env), fds, [*programs.values(), reader])
+        supervisor.argv = [*supervisor.argv, READS]  # its successors adopt what it has read
+        in_background(keeper, _for_the_keeper(env), fds, [*programs.values()])
         if_failed.pop_all()
         return write
 
@@ -144,17 +139,6 @@ def _programs(
     except UnknownRunner as error:
         hint = f"unset {VARIABLE}, or name a module that the supervisor can import"
         raise ControlError(str(error), exit_code=INVALID_CONFIGURATION, hint=hint) from error
-
-
-def _reader_for(
-    supervisor: Companion, ours: contextlib.ExitStack, files: Sequence[str], env: Mapping[str, str]
-) -> Companion:
-    """The process that reads the files while this first supervisor is loading; its successors need none."""
-    kept, given = (ours.enter_context(end) for end in socket.socketpair())
-    supervisor.argv = [*supervisor.argv, READING]
-    supervisor.fds.append(kept.fileno())
-    command = reader_command(files, access_log=pool_paths.ACCESS_LOG_VARIABLE in env)
-    return Companion(command, supervisor.output, session=False, fds=[given.fileno()])
 
 
 def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:

@@ -9,20 +9,22 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from poolctl import bootstrap
-from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, make_private, state_dir
+from poolctl.control.pool_paths import make_private, state_dir
 from poolctl.keeper import fd_store, wire
 from poolctl.platform import release_freed_memory
 from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.process_link import LinkLost, Receiver
 
 from .configuration_reader import ConfigurationReader
-from .launch import READER_FD
 from .managed_pool import ManagedPool
 from .runtime_files import RuntimeFiles
 from .takeover.keeper_replacement import replace_keeper
+
+if TYPE_CHECKING:
+    from poolctl.config.__main__ import Begun
 
 KEEPER_FD = 3
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
@@ -36,14 +38,14 @@ logger = logging.getLogger("poolctl.supervisor")
 class Supervisor(Receiver):
     """Runs one pool. A calm one adopts the workers that run and serves commands, no more.
 
-    `reads`: the files are being read for it, by a process whose link is READER_FD.
+    `begun` is a reader that is reading the files for it.
     """
 
     def __init__(
-        self, directory: str, files: Sequence[str], *, calm: bool = False, reads: bool = False
+        self, directory: str, files: Sequence[str], *, calm: bool = False, begun: Begun | None = None
     ) -> None:
         self._calm = calm
-        self._reads = reads
+        self._reader_begun = begun
         self.directory = directory
         self.files = list(files)
         self._runtime_files = RuntimeFiles(directory, files)
@@ -58,7 +60,7 @@ class Supervisor(Receiver):
         hello = await self._hello
         with contextlib.suppress(OSError):
             make_private(self.directory)
-        reader = self._reader()
+        reader = ConfigurationReader(self.directory, self._reader_begun)
         self._pool = ManagedPool(
             self.directory,
             self.files,
@@ -94,13 +96,6 @@ class Supervisor(Receiver):
             async with asyncio.timeout(_END_SECONDS):
                 await keeper.call({"op": "end"})
         return 0
-
-    def _reader(self) -> ConfigurationReader:
-        if not self._reads:
-            return ConfigurationReader(self.directory)
-        link = socket.socket(fileno=READER_FD)
-        os.set_inheritable(READER_FD, False)
-        return ConfigurationReader(self.directory, (link, self.files, ACCESS_LOG_VARIABLE in os.environ))
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         """See Receiver: a message of the keeper."""

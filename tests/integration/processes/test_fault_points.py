@@ -87,7 +87,7 @@ def test_supervisors_that_are_killed_one_after_the_other_lose_no_server(tmp_path
 
 def lasting(pool: RealPool) -> list[int]:
     """The pids of its processes, without the one that reads files for a while."""
-    return [pid for pid, line in pool.processes().items() if not reads_files(line)]
+    return [pid for pid in pool.processes() if not reads_files(pid)]
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -13,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import poolctl
+from poolctl.config.__main__ import READS
 from tests.deadline import wait_until
 from tests.ports import claim_port
-from tests.processes import children, command_line, is_alive, reads_files
+from tests.processes import children, command_line, descriptors, is_alive, reads_files, stat
 from tests.real_pool import Done, RealPool
 
 pytestmark = [pytest.mark.unmeasured, pytest.mark.timeout(180)]
@@ -31,12 +31,7 @@ def validates(pid: int) -> bool:
 def readers(pool: RealPool) -> list[int]:
     info = pool.info()
     parents = (info["keeper_pid"], info["supervisor_pid"])
-    found = []
-    for pid in [pid for parent in parents for pid in children(parent)]:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends just now
-            if reads_files(command_line(pid)):
-                found.append(pid)
-    return found
+    return [pid for parent in parents for pid in children(parent) if reads_files(pid)]
 
 
 def test_supervisor_validates_nothing_itself_and_its_successor_needs_no_reader(pool: RealPool) -> None:
@@ -55,6 +50,44 @@ def test_supervisor_validates_nothing_itself_and_its_successor_needs_no_reader(p
     assert pool.items().keys() == {"a", "c", "once"}
     wait_until(lambda: not readers(pool), what="the readers end with their supervisor")
     assert not validates(pool.info()["supervisor_pid"])
+
+
+def test_first_reader_is_a_fork_that_holds_its_own_link_and_ends_with_its_supervisor(pool: RealPool) -> None:
+    pool.write_hello("a")
+    pool.ok("start")
+    info = pool.info()
+    keeper, supervisor = info["keeper_pid"], info["supervisor_pid"]
+    (reader,) = readers(pool)
+    assert stat(reader).parent == supervisor
+    command = command_line(supervisor)
+    assert command_line(reader) == command, "it is no interpreter of its own"
+    held, theirs = descriptors(reader), descriptors(supervisor)
+    assert held.keys() == {0, 1, 2, 3}
+    assert held[0] == "/dev/null"
+    assert held[1] == held[2] == theirs[2]
+    others = [target for pid in (keeper, supervisor) for target in descriptors(pid).values()]
+    assert held[3] not in others, "nobody else has its end of the link"
+    os.kill(supervisor, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{reader}").exists(), what="it has ended, and left no zombie")
+    assert pool.items().keys() == {"a"}
+    successor = pool.info()["supervisor_pid"]
+    assert READS in command
+    assert READS not in command_line(successor), "it adopts what was read"
+
+
+def test_start_whose_reader_is_killed_fails_with_the_reason(real_pool: RealPool, tmp_path: Path) -> None:
+    pool = real_pool
+    pool.write_hello("a")
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        f"if {READS!r} in sys.orig_argv:\n"
+        "    os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGKILL))\n"
+    )
+    done = pool.run("start", env={**pool.env, "PYTHONPATH": str(hook)})
+    assert done.code == 8, done
+    assert "the process that does it was killed by signal 9" in done.stderr
 
 
 def test_reader_that_cannot_run_fails_the_first_start_with_the_reason(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.http_get import get
-from tests.processes import children, command_line, is_alive
+from tests.processes import children, command_line, is_alive, reads_files
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.unmeasured
@@ -17,7 +17,11 @@ pytestmark = pytest.mark.unmeasured
 
 def supervisor_of(keeper: int) -> int:
     """The supervisor that this keeper has started, by the kernel's account; 0 if there is none."""
-    found = [pid for pid in children(keeper) if is_alive(pid) and " supervisor " in command_line(pid)]
+    found = [
+        pid
+        for pid in children(keeper)
+        if is_alive(pid) and " supervisor " in command_line(pid) and not reads_files(pid)
+    ]
     return found[0] if found else 0
 
 

@@ -17,7 +17,7 @@ import pytest
 
 import poolctl
 from poolctl.config import Reading, Surroundings
-from poolctl.config.__main__ import reader_command
+from poolctl.config.__main__ import message
 from poolctl.errors import PoolValidateError
 from poolctl.keeper.spawn import spawn
 from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed
@@ -189,28 +189,57 @@ def test_process_that_was_killed_since_is_replaced_unnoticed(tmp_path: Path) -> 
     run(scenario())
 
 
-def test_process_that_began_with_the_pool_gives_its_answer_and_is_not_asked_again(tmp_path: Path) -> None:
+# A process of one thread, as a supervisor is when it begins: a fork of a process of tests is none.
+FORKS = """
+import asyncio, os, sys
+from poolctl.config.__main__ import fork_reader
+file, directory, ends = sys.argv[1:]
+os.dup2(2, 9)
+begun = fork_reader([file], access_log=True)
+from poolctl.supervisor.configuration_reader import ConfigurationReader
+
+async def scenario():
+    reader = ConfigurationReader(directory, begun)
+    pid = begun[1]
+    if ends:
+        print(pid, flush=True)
+        await asyncio.sleep(60)
+    for access_log in (True, False):
+        _, reading = await reader.read([file], None, access_log=access_log)
+        assert reading.servers[0].http.access_log == access_log, reading.problems
+        os.kill(pid, 0)
+    assert sorted(os.listdir(f"/proc/{pid}/fd")) == ["0", "1", "2", "3"]
+    reader.close()
+    while os.path.exists(f"/proc/{pid}"):
+        await asyncio.sleep(0.01)
+    other = ConfigurationReader(directory, fork_reader([file], access_log=True))
+    assert not (await other.read([file], None, access_log=False))[1].servers[0].http.access_log
+    other.close()
+
+asyncio.run(scenario())
+"""
+
+
+def test_forked_process_has_read_the_files_and_answers_further_requests(tmp_path: Path) -> None:
     file = tmp_path / "pool.toml"
     file.write_text(WEB)
+    command = [sys.executable, "-c", FORKS, str(file), str(tmp_path), ""]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
-    ours, theirs = socket.socketpair()
-    command = reader_command([str(file)])
-    pid = spawn(command, None, [theirs.fileno()], str(tmp_path / "log"), session=False)
-    theirs.close()
 
-    async def scenario() -> None:
-        reader = ConfigurationReader(str(tmp_path), (ours, [str(file)], False))
-        assert len((await read(reader, file)).servers) == 1
-        assert readers() == [pid]
-        assert len((await read(reader, file)).servers) == 1, "further requests go the usual way"
-        reader.close()
-
-    run(scenario())
-    assert os.waitpid(pid, 0) == (pid, 0)
+def test_forked_process_ends_when_the_one_that_forked_it_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORKS, str(tmp_path / "pool.toml"), str(tmp_path), "ends"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout
+        pid = int(supervisor.stdout.readline())
+        assert is_alive(pid)
+        supervisor.kill()
+    wait_until(lambda: not is_alive(pid))
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "reason"),
     [
         ("sys.exit('no library here')", "ended with status 1: no library here"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "was killed by signal 9"),
@@ -221,10 +250,10 @@ def test_process_that_began_with_the_pool_gives_its_answer_and_is_not_asked_agai
     ],
 )
 def test_process_that_does_not_answer_is_an_error_with_the_reason(
-    tmp_path: Path, text: str, message: str
+    tmp_path: Path, text: str, reason: str
 ) -> None:
     found = failure(tmp_path, program(text))
-    assert message in str(found)
+    assert reason in str(found)
     assert found.hint
     assert not found.installed
 
@@ -258,15 +287,15 @@ def test_request_that_is_cancelled_ends_the_process_and_the_next_one_is_answered
 
 def test_process_ends_with_the_supervisor_in_the_middle_of_a_read(tmp_path: Path) -> None:
     hangs = (
-        "import signal, sys, poolctl.config.__main__ as part\n"
-        "part.Reader.read = lambda *given, **more: (print('hangs', flush=True), signal.pause())\n"
-        "sys.argv[1:] = ['pool.toml']\n"
+        "import signal, poolctl.config.__main__ as part\n"
+        "part.Reader.read = lambda *given: (print('hangs', flush=True), signal.pause())\n"
         "part.main()"
     )
     ours, theirs = socket.socketpair()
     log = tmp_path / "log"
     pid = spawn([sys.executable, "-c", hangs], None, [theirs.fileno()], str(log), session=False)
     theirs.close()
+    ours.sendall(message(("read", 1, ["pool.toml"], None, False)))
     wait_until(lambda: log.read_text() == "hangs\n")
     assert is_alive(pid)
     ours.close()
