@@ -165,7 +165,8 @@ class Client:
                 exit_code=FAILED,
                 hint="see supervisor.log in its runtime directory",
             )
-        return result.but(items=self.ask(Result, "list").items)
+        now = self.ask(Result, "list", {"options": {"counts": True}})
+        return result.but(items=now.items, changed=now.changed)
 
     def _connect(self) -> socket:
         connection = socket(AF_UNIX, SOCK_STREAM)

@@ -279,11 +279,15 @@ class ActiveConfiguration:
         port = ledger.port(server.name, server.address, avoid={*taken, *_ports(self.tables)})
         return server.at(server.address.with_port(port))
 
-    def save(self, core: Core) -> None:
-        """Save what is in force for a successor, if it has changed."""
-        if self._saved_revision == core.servers.revision:
+    def save(self, core: Core, *, portable: bool = False) -> None:
+        """Save what is in force for a successor, if it has changed; with `portable` always, for another version."""
+        if self._saved_revision == core.servers.revision and not portable:
             return
         self._saved_revision = core.servers.revision
+        self._store.save_configuration(self.stored(core), portable=portable)
+
+    def stored(self, core: Core) -> StoredConfiguration:
+        """The configuration in force, as a successor gets it."""
         entries = core.entries.values()
         placed = {
             worker.id: worker.config
@@ -296,7 +300,7 @@ class ActiveConfiguration:
             if (canary := entry.canary) is not None and canary.is_apart:
                 ids = (f"{entry.name}.{canary.generation}.{index}" for index in range(canary.count))
                 placed |= dict.fromkeys(ids, canary.config)
-        self._store.save_configuration(self._stored([entry.config for entry in entries], placed))
+        return self._stored([entry.config for entry in entries], placed)
 
     def _stored(
         self, servers: list[ServerConfig], placed: Mapping[str, ServerConfig] | None = None

@@ -274,7 +274,7 @@ class ManagedPool:
 
     def _save(self) -> None:
         """Save for a successor: the configuration first, because the desired state means little without it."""
-        self._configuration.save(self.core)
+        self._configuration.save(self.core, portable=self.replacement is not None)
         self._store.save(self.core.entries)
         self._observers.save_totals()
 

@@ -25,7 +25,7 @@ from typing import TypeVar
 import poolctl
 from poolctl.config import ServerConfig, interpreter, load
 from poolctl.control import pool_paths
-from poolctl.control.answers import TRIED, PingResult, Result, UpgradeResult
+from poolctl.control.answers import TRIED, ErrorEntry, PingResult, Result, UpgradeResult
 from poolctl.control.client import Client, options_of_this_version
 from poolctl.control.observer_answers import DashboardResult
 from poolctl.control.pool_processes import await_end, last_words
@@ -38,6 +38,8 @@ from poolctl.platform import become_subreaper
 from poolctl.worker.process_setup import START_VARIABLES
 
 from .launch import launch
+from .takeover import portable_pickle
+from .verbs.upgrade import TakeoverCheck
 
 LIMIT_SECONDS = 60
 _SHOWN = 500  # characters of what went wrong
@@ -66,33 +68,45 @@ class TrialFailed(Exception):
 
 
 def check(files: list[str]) -> str | None:
-    """Check that this version can run this pool here: an error to end with, or the problems of the files on stdout.
+    """Check that this version can run this pool here: an error to end with, or a TakeoverCheck on stdout.
 
-    Imports every module, and tries a takeover of a small pool unless the previous version does that. Raises what an
-    import raises.
+    The configuration in force is on stdin. Imports every module, and tries a takeover of a small pool unless the
+    previous version does that. Raises what an import raises.
     """
     for module in pkgutil.walk_packages(poolctl.__path__, "poolctl."):
         # Workers' modules are for their own interpreters: some need packages that may be missing here.
         if not module.name.endswith(".__main__") and not module.name.startswith("poolctl.worker."):
             importlib.import_module(module.name)
+    problem, errors = "", []
     try:
-        config = load(files, os.environ)
-        problems = [problem.to_dict() for problem in config.problems]
-        if not problems and TRIED not in os.environ:
-            try_takeover(config, options_of_this_version(), _logs_of(files))
-    except PoolError as error:
-        problems = error.to_list()
+        servers = portable_pickle.loads(sys.stdin.buffer.read()).servers
+    except portable_pickle.NotUnderstood as not_understood:
+        problem = str(not_understood)
+        try:
+            servers = config = load(files, os.environ)
+            errors = [each.to_dict() for each in config.problems]
+        except PoolError as error:
+            errors = error.to_list()
+    try:
+        if not errors and TRIED not in os.environ:
+            try_takeover(servers, options_of_this_version(), _logs_of(files))
     except TrialFailed as failed:
         return str(failed)
-    print(json.dumps(problems))
+    print(
+        json.dumps(TakeoverCheck(problem=problem, errors=tuple(map(ErrorEntry.from_json, errors))).to_json())
+    )
     return None
 
 
 def try_takeover_by(options: str, *files: str) -> str | None:
-    """Let the version that `options` names take over a small pool of this one; an error to end with, or None."""
+    """Let the version that `options` names take over a small pool of this one; an error to end with, or None.
+
+    The configuration in force is on stdin.
+    """
     try:
-        try_takeover(load(files, os.environ), json.loads(options), _logs_of(files))
-    except (PoolError, TrialFailed) as failed:
+        servers = portable_pickle.loads(sys.stdin.buffer.read()).servers
+        try_takeover(servers, json.loads(options), _logs_of(files))
+    except TrialFailed as failed:
         return str(failed)
     return None
 

@@ -39,7 +39,8 @@ def perform(request: CommandRequest) -> Outcome:
             return Outcome.of(result)
     # A job that is under way is not to be started again.
     serving = [item.name for item in result.items if item.pids and not item.bind.startswith("job:")]
-    how = f"{servers(len(serving))} kept their workers; poolctl upgrade --restart replaces them"
+    whose = "its" if len(serving) == 1 else "their"
+    how = f"{servers(len(serving))} kept {whose} workers; poolctl upgrade --restart replaces them"
     if request.get("restart") and serving:
         values = {**request.values, "targets": serving, "force": False}
         result = ask(CommandRequest("restart", values), pool)

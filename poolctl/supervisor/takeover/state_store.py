@@ -24,6 +24,8 @@ from poolctl.light_json import dumps_compact
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.process_link import Link
 
+from . import portable_pickle
+
 logger = logging.getLogger("poolctl.supervisor")
 
 SOON_SECONDS = 0.05  # between a change and the save of it
@@ -114,17 +116,24 @@ class StateStore:
             return None
         try:
             version, configuration = pickle.loads(content)
+            if isinstance(configuration, bytes):
+                found: StoredConfiguration = portable_pickle.loads(configuration)
+                return found
+        except portable_pickle.NotUnderstood as problem:
+            # The upgrade would have been refused if the files did not say the same.
+            logger.warning("the configuration in force is read from the files again: %s", problem)
+            return None
         except Exception:
-            # Of another version: the files are the next best source, and the servers run on in any case.
+            # Of another build: the files are the next best source, and the servers run on in any case.
             logger.exception("the previous supervisor's configuration cannot be read")
             return None
-        # Another version may have another shape; an upgrade is refused unless the files say the same.
         return configuration if version == __version__ else None
 
-    def save_configuration(self, configuration: StoredConfiguration) -> None:
-        """Store the configuration in force."""
+    def save_configuration(self, configuration: StoredConfiguration, *, portable: bool = False) -> None:
+        """Store the configuration in force; `portable`: for a supervisor of another version."""
         self._missing, self._stale = configuration.missing, True
-        self._write(fd_store.CONFIGURATION, pickle.dumps((__version__, configuration)))
+        value = portable_pickle.dumps(configuration) if portable else configuration
+        self._write(fd_store.CONFIGURATION, pickle.dumps((__version__, value)))
 
     async def restore(self, entries: dict[str, Entry]) -> set[str]:
         """Restore the entries' desired state; returns the names of those with a recorded state.

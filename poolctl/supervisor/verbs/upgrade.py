@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from asyncio.subprocess import DEVNULL, PIPE
+from asyncio.subprocess import PIPE
 
 from poolctl import __version__, bootstrap
 from poolctl.config import changed_files
@@ -15,28 +15,38 @@ from poolctl.control.answers import (
     TRIED,
     TRY,
     ErrorEntry,
-    PlannedChange,
     Result,
     UpgradeResult,
     failure,
 )
 from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
-from poolctl.frozen_value import Table
+from poolctl.frozen_value import Value
 
 from ..configuration_reader import ReaderFailed
+from ..takeover import portable_pickle
 from .reload import Reload
 from .reload_diff import Kind
+from .server_documents import items
 from .verb import Call, Verb, VerbContext
 
-# The next version reads configurations from the files again; overrides, such as the number of workers, are handed on.
-_HANDED_ON = Kind.OVERRIDE.value
 # The trials have their own time limits; this one is for a trial that hangs before they apply.
 _TRIAL_SECONDS = 90.0
+_STOP_AND_START = "poolctl stop and poolctl start, and the servers pause"
+
+
+class TakeoverCheck(Value):
+    """The next version's answer to CHECK, which gives it the configuration in force.
+
+    `problem`: why it does not understand it, and would read the files instead; `errors` are those of the files then.
+    """
+
+    problem: str = ""
+    errors: tuple[ErrorEntry, ...] = ()
 
 
 class Upgrade:
-    """Checks with `reload` that the files say what is in force: the next version reads those."""
+    """The next version goes on with the configuration in force, whatever the files say by now."""
 
     def __init__(self, context: VerbContext, reload: Reload) -> None:
         self._configuration, self._core = context.configuration, context.core
@@ -50,79 +60,78 @@ class Upgrade:
         if python.split(".")[:2] != sys.version.split()[0].split(".")[:2]:
             message = f"the pool runs on Python {sys.version.split()[0]}, poolctl {version} on {python}"
             return _refused(message, "poolctl stop and poolctl start move it, and its servers pause")
-        difference = await self._differs(call)
-        if not difference.errors and not call.options.get("tried"):
-            if problem := await self._try(call.options):
-                return problem
-            # The trial took a while, and the files may have changed.
-            difference = await self._differs(call)
-        if difference.errors:
-            return difference
-        self._daemon.hand_over(call.options["keeper"], call.options["supervisor"])
-        return UpgradeResult(items=difference.items, upgraded_from=os.getpid())
+        if not call.options.get("tried") and (problem := await self._try(call)):
+            return problem
+        async with self._configuration.turn:  # a reload puts its files in force first
+            self._daemon.hand_over(call.options["keeper"], call.options["supervisor"])
+        return UpgradeResult(items=items(self._core, self._core.entries.values()), upgraded_from=os.getpid())
 
-    async def _differs(self, call: Call) -> Result:
-        """The result of `reload --dry-run`; with an error if the next version would not know a running server."""
+    async def _try(self, call: Call) -> Result | None:
+        """Why the next version cannot take over, in our environment; None when it has taken over a small pool."""
+        options, on_disk = call.options, bootstrap.installed_version() == __version__
+        in_force = portable_pickle.dumps(self._configuration.stored(self._core))
+        env = {**os.environ, TRIED: "1"} if on_disk else None
+        said, failed = await _run([*options["supervisor"], CHECK, *self._files], in_force, env)
+        if not failed:
+            try:
+                check = TakeoverCheck.from_json(json.loads(said))
+            except (ValueError, AttributeError):
+                failed = f"its check printed {said[:80]!r}"
+            else:
+                if check.errors:
+                    return Result(errors=check.errors, exit_code=INVALID_CONFIGURATION)
+                if check.problem and (differs := await self._differs(call, check.problem)):
+                    return differs
+        if on_disk and not failed:
+            argv = bootstrap.command(sys.executable, "supervisor", TRY, json.dumps(options), *self._files)
+            _, failed = await _run(argv, in_force)
+        if not failed:
+            return None
+        message = f"poolctl {options.get('version')} cannot take over: {failed}"
+        hint = "nothing has changed, the pool goes on; repair that version, then repeat poolctl upgrade"
+        return _refused(message, hint)
+
+    async def _differs(self, call: Call, problem: str) -> Result | None:
+        """An error if the files, which the next version would read, differ from what is in force."""
+        why = (
+            f"poolctl {call.options.get('version')} cannot go on with the configuration in force ({problem})"
+        )
         try:
-            difference = await self._reload.reload(call._replace(options={**call.options, "dry_run": True}))
+            plan = await self._reload.reload(call._replace(options={**call.options, "dry_run": True}))
         except ReaderFailed as failed:
             if not failed.installed:
                 raise
-            return await self._differs_by_marks()
-        if difference.errors or not any(_is_lost(change) for change in difference.changes or ()):
-            return difference
-        return _refused(
-            "the running servers differ from the files, which the next version would use",
-            "poolctl reload --dry-run shows the difference, poolctl reload applies the files",
-        )
+            return await self._differs_by_marks(why)
+        if plan.errors:
+            return plan
+        # Other live changes are handed on; the key `name`: it was added or removed live.
+        if all(each.change == Kind.OVERRIDE.value and "name" not in each.keys for each in plan.changes or ()):
+            return None
+        hint = "poolctl reload --dry-run shows the difference, poolctl reload applies the files"
+        return _refused(f"{why}, and the files differ from it", hint)
 
-    async def _differs_by_marks(self) -> Result:
+    async def _differs_by_marks(self, why: str) -> Result | None:
         """Likewise, when what reads the files is of another version already: by what they were when they were read."""
-        configuration, here = self._configuration, f"poolctl {__version__}"
-        changed = await asyncio.to_thread(changed_files, configuration.marks or {}, self._files)
-        if not (changed or configuration.missing or any(each.added for each in self._core.entries.values())):
-            return Result()
-        what = f"{', '.join(changed)} changed" if changed else "servers were added or removed"
-        message = (
-            f"{what} since the pool read its files, and {here}, which could compare them, is not installed"
-        )
-        return _refused(
-            message, f"install {here} again, poolctl reload, then install the next version and upgrade"
-        )
-
-    async def _try(self, options: Table) -> Result | None:
-        """Why the next version cannot take over, in our environment; None when it has taken over a small pool."""
-        files, on_disk = self._files, bootstrap.installed_version() == __version__
-        env = {**os.environ, TRIED: "1"} if on_disk else None
-        said, failed = await _run([*options["supervisor"], CHECK, *files], env)
-        problems: list[Table] = []
-        if not failed:
-            try:
-                problems = json.loads(said)
-            except ValueError:
-                failed = f"its check printed {said[:80]!r}"
-        if on_disk and not (failed or problems):
-            argv = bootstrap.command(sys.executable, "supervisor", TRY, json.dumps(options), *files)
-            _, failed = await _run(argv)
-        if failed:
-            message = f"poolctl {options.get('version')} cannot take over: {failed}"
-            hint = "nothing has changed, the pool goes on; repair that version, then repeat poolctl upgrade"
-            return _refused(message, hint)
-        errors = tuple(map(ErrorEntry.from_json, problems))
-        return Result(errors=errors, exit_code=INVALID_CONFIGURATION) if errors else None
+        configuration = self._configuration
+        if changed := await asyncio.to_thread(changed_files, configuration.marks or {}, self._files):
+            hint = f"undo the change and repeat poolctl upgrade, or {_STOP_AND_START}"
+            return _refused(f"{why}, and {', '.join(changed)} changed since the pool read its files", hint)
+        if configuration.missing or any(each.added for each in self._core.entries.values()):
+            return _refused(f"{why}, and servers were added or removed live", _STOP_AND_START)
+        return None
 
 
-async def _run(command: list[str], env: dict[str, str] | None = None) -> tuple[str, str]:
+async def _run(command: list[str], given: bytes, env: dict[str, str] | None = None) -> tuple[str, str]:
     """The output of the command, and the last line of its errors, which is empty only if it ends with 0."""
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=env
+            *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env
         )
     except OSError as error:
         return "", f"{command[0]} cannot be run: {error.strerror}"
     try:
         async with asyncio.timeout(_TRIAL_SECONDS):
-            said, failed = await process.communicate()
+            said, failed = await process.communicate(given)
     except TimeoutError:
         process.kill()
         return "", f"{command[0]} did not finish within {_TRIAL_SECONDS:g} s"
@@ -131,11 +140,6 @@ async def _run(command: list[str], env: dict[str, str] | None = None) -> tuple[s
     return "", failed.decode(errors="replace").strip().rpartition("\n")[
         2
     ] or f"exit status {process.returncode}"
-
-
-def _is_lost(change: PlannedChange) -> bool:
-    # The key `name`: it was added or removed live.
-    return change.change != _HANDED_ON or "name" in change.keys
 
 
 def _refused(message: str, hint: str) -> Result:

@@ -14,6 +14,7 @@ import pytest
 import poolctl
 from poolctl.config.__main__ import READS
 from tests.deadline import wait_until
+from tests.load import Load
 from tests.ports import claim_port
 from tests.processes import children, command_line, descriptors, is_alive, reads_files, stat
 from tests.real_pool import Done, RealPool
@@ -136,22 +137,66 @@ def by(installed: Path, pool: RealPool, *args: str) -> Done:
 def test_replaced_package_is_no_reader_for_the_running_pool_until_it_is_upgraded(
     pool: RealPool, installed: Path
 ) -> None:
-    pool.write_hello("a")
+    root = Path(__file__).parents[3]
+    ports = pool.write_hello("users", "orders", "extra", extra=f'app_dir = "{root}"')
+    table = "[[server]]\nname = "
+    text = (pool.directory / "pool.toml").read_text().replace("hello:app", "tests.load.apps:app")
+    users, orders, extra = text.removeprefix(table).split(table)
+    pool.write("pool.toml", f"{table}{users}{table}{orders}")
     assert by(installed, pool, "start").code == 0
-    supervisor = pool.info()["supervisor_pid"]
+    supervisor, before = pool.info()["supervisor_pid"], pids(pool)
     install_new(installed)
+    pool.write("pool.toml", f"{table}{users}env = {{ A = '1' }}\n{table}{extra}")
     done = by(installed, pool, "reload")
     assert done.code == 8, done
     assert f"poolctl {NEW} is installed, and this pool runs {poolctl.__version__}" in done.stderr
     assert "poolctl upgrade" in done.stderr
+    load = Load([f"127.0.0.1:{ports[name]}" for name in before], mode="new_connection", connections=4)
+    load.start()
+    done = by(installed, pool, "upgrade")
+    report = load.stop()
+    assert done.code == 0, done
+    assert (
+        "pool.toml has changed since the pool read it; `poolctl reload` applies it (+1 ~1 -1)" in done.stderr
+    )
+    assert (report.failed, report.refused) == (0, 0), report
+    assert report.complete > 0
+    assert not is_alive(supervisor)
+    assert pids(pool) == before
+    load = Load([f"127.0.0.1:{ports['users']}"], mode="new_connection", connections=4)
+    load.start()
+    done = by(installed, pool, "reload")
+    report = load.stop()
+    assert done.code == 0, done
+    assert (report.failed, report.refused) == (0, 0), report
+    assert report.complete > 0
+    now = pids(pool)
+    assert now.keys() == {"users", "extra"}
+    assert now["users"] != before["users"]
+
+
+def pids(pool: RealPool) -> dict[str, list[int]]:
+    return {name: item["pids"] for name, item in pool.items().items()}
+
+
+def test_replaced_package_that_cannot_take_the_configuration_over_names_a_way_that_works(
+    pool: RealPool, installed: Path
+) -> None:
+    pool.write_hello("a", extra="http = { keep_alive = 3 }")
+    assert by(installed, pool, "start").code == 0
+    supervisor = pool.info()["supervisor_pid"]
+    install_new(installed)
+    sections = installed / "poolctl/config/model/server_sections.py"
+    sections.write_text(sections.read_text().replace("keep_alive: Duration", "keep_alive: Positive"))
     original = (pool.directory / "pool.toml").read_text()
-    pool.write("pool.toml", original + 'tags = ["new"]\n')
+    file = pool.write("pool.toml", original + 'tags = ["new"]\n')
     done = by(installed, pool, "upgrade")
     assert done.code == 8, done
-    assert "pool.toml changed since the pool read its files" in done.stderr
-    assert f"install poolctl {poolctl.__version__} again" in done.stderr
-    pool.write("pool.toml", original)
+    assert "'keep_alive' in Http has changed" in done.stderr
+    assert f"{file} changed since the pool read its files" in done.stderr
+    assert "undo the change and repeat poolctl upgrade" in done.stderr
     assert is_alive(supervisor)
+    pool.write("pool.toml", original)
     done = by(installed, pool, "upgrade")
     assert done.code == 0, done
     pool.write("pool.toml", original + 'tags = ["new"]\n')

@@ -19,6 +19,7 @@ import pytest
 import poolctl
 from tests.deadline import wait_until
 from tests.load import Load
+from tests.ports import claim_port
 from tests.processes import is_alive
 from tests.real_pool import Done, RealPool
 
@@ -197,18 +198,46 @@ def interpreter_with_uvicorn_only(place: Path) -> Path:
     return place / "bin" / "python"
 
 
-def test_files_that_say_something_else_are_applied_first(pool: RealPool, newer: Path) -> None:
-    pool.write_hello("users")
+def test_new_version_keeps_what_is_in_force_when_the_file_is_not_valid_or_gone(
+    pool: RealPool, newer: Path
+) -> None:
+    pool.write_hello("users", "orders")
     pool.ok("start")
-    text = (pool.directory / "pool.toml").read_text()
-    pool.write("pool.toml", text + 'env = { A = "1" }\n')
+    pool.ok("add", "late", "--bind", f"127.0.0.1:{claim_port()}", "--app", "hello:app")
+    pool.ok("remove", "orders")
+    before = facts(pool)
+    assert before.keys() == {"users", "late"}
+    file = pool.write("pool.toml", "[[server]]\nname = 3\n")
     done = by(newer, pool, "upgrade")
-    assert done.code == 8
-    assert "poolctl reload" in done.stderr
-    pool.write("pool.toml", "[[server]]\nname = 3\n")
-    assert by(newer, pool, "upgrade").code == 5
-    assert version(pool) == poolctl.__version__
-    assert pool.items()["users"]["ready"]
+    assert done.code == 0, done
+    assert "pool.toml has changed since the pool read it, and is not valid: pool.toml:1" in done.stderr
+    assert (facts(pool), version(pool)) == (before, NEW)
+    file.unlink()
+    done = pool.run("upgrade", "-c", str(file))
+    assert done.code == 0, done
+    pool.write_hello("users")
+    assert (facts(pool), version(pool)) == (before, poolctl.__version__)
+
+
+def test_configuration_that_the_new_version_does_not_understand_is_that_of_the_files_or_refused(
+    pool: RealPool, newer: Path
+) -> None:
+    sections = newer / "poolctl/config/model/server_sections.py"
+    sections.write_text(sections.read_text().replace("keep_alive: Duration", "keep_alive: Positive"))
+    pool.write_hello("users", extra="http = { keep_alive = 3 }")
+    pool.ok("start")
+    before, supervisor = facts(pool), pool.info()["supervisor_pid"]
+    text = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", text + 'tags = ["new"]\n')
+    done = by(newer, pool, "upgrade")
+    assert done.code == 8, done
+    assert "'keep_alive' in Http has changed" in done.stderr
+    assert "poolctl reload applies the files" in done.stderr
+    assert (facts(pool), pool.info()["supervisor_pid"]) == (before, supervisor)
+    assert pool.run("reload").code == 0
+    done = by(newer, pool, "upgrade")
+    assert done.code == 0, done
+    assert (facts(pool), version(pool)) == (before, NEW)
 
 
 def test_there_must_be_a_pool(pool: RealPool) -> None:

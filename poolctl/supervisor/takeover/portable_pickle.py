@@ -1,0 +1,77 @@
+"""Values for another version of poolctl, which may have other keys, and other defaults: as if it had read the files.
+
+A table is written with the keys that were given, and other values with the names of their fields, each with its type as
+the source has it. A change of what a type means needs another name for it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from poolctl.config import Section
+
+
+class NotUnderstood(Exception):
+    """The values have parts that this version does not have."""
+
+
+def dumps(value: object) -> bytes:
+    """The value for `loads` of any version."""
+    content = io.BytesIO()
+    _Pickler(content).dump(value)
+    return content.getvalue()
+
+
+def loads(content: bytes) -> Any:
+    """The value. Raises NotUnderstood."""
+    try:
+        return pickle.loads(content)
+    except NotUnderstood:
+        raise
+    except Exception as error:
+        raise NotUnderstood(f"it cannot be read: {error}") from error
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value: object) -> Any:
+        kind: Any = type(value)
+        # A class with __getnewargs_ex__ names its parts itself.
+        usual = not kind.__module__.startswith("poolctl.") or hasattr(kind, "__getnewargs_ex__")
+        if usual or not (types := _types(kind)):
+            return NotImplemented
+        if isinstance(value, Section):
+            values, given = value.__getstate__()
+            kept = {name: values[name] for name in values if name in given or kind.keys_of[name].hidden}
+        else:
+            kept = {name: getattr(value, name) for name in types}
+        return _made, (kind, types, kept)
+
+
+def _made(kind: Any, types: Mapping[str, str], values: Mapping[str, object]) -> object:
+    here = _types(kind)
+    for name in values:
+        if name not in here:
+            raise NotUnderstood(f"there is no {name!r} in {kind.__name__} any more")
+        if here[name] != types[name]:
+            raise NotUnderstood(f"{name!r} in {kind.__name__} has changed")
+    if not issubclass(kind, Section):
+        return kind(**values)
+    made = kind.unchecked(values)
+    for name in kind.keys_of.keys() - vars(made).keys():
+        raise NotUnderstood(f"{kind.__name__} needs {name!r} now")
+    return made
+
+
+@cache
+def _types(kind: Any) -> dict[str, str]:
+    """The types of its fields; of a class that does not name them nothing, and it is pickled as usual."""
+    found: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        found |= {name: str(type_) for name, type_ in getattr(each, "__annotations__", {}).items()}
+    if issubclass(kind, Section):
+        return {name: found[name] for name in kind.keys_of}
+    return found
