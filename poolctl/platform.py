@@ -19,6 +19,7 @@ LINUX = sys.platform.startswith("linux")
 _PR_SET_CHILD_SUBREAPER = 36
 _PIDFD_GETFD = 438  # the same on every architecture
 _SPLICE_F_NONBLOCK = 2
+_MADV_DONTNEED = 4
 _CPU_CLOCK = 2  # of all threads; with the inverted pid before it (CPUCLOCK_SCHED)
 # Most files that are read whole are smaller, and a new fork pays for each page of a buffer.
 _READ_BYTES = 8 * 1024
@@ -351,12 +352,13 @@ def make_room_for_descriptors(count: int = 16_384) -> None:
 
 def release_freed_memory() -> None:
     """Give memory that was freed within the heap back to the system (malloc_trim(3)); takes some milliseconds."""
-    import ctypes
+    if hasattr(libc := _c_library(), "malloc_trim"):  # only the GNU library has it
+        libc.malloc_trim(0)
 
-    # Only the GNU library has it.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
+
+def discard_pages(address: int, size_bytes: int) -> None:
+    """Give whole pages of this process's private memory back to the system; they read as zeros (madvise(2))."""
+    _c_library().madvise(address, size_bytes, _MADV_DONTNEED)
 
 
 def _write_quietly(path: str, content: bytes) -> None:
@@ -380,12 +382,19 @@ def tee(source: int, target: int, length: int) -> int:
     """
     import ctypes
 
-    global _libc
-    if _libc is None:
-        _libc = ctypes.CDLL(None, use_errno=True)
-        _libc.tee.restype = ctypes.c_ssize_t
-    copied: int = _libc.tee(source, target, ctypes.c_size_t(length), _SPLICE_F_NONBLOCK)
+    copied: int = _c_library().tee(source, target, ctypes.c_size_t(length), _SPLICE_F_NONBLOCK)
     if copied < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return copied
+
+
+def _c_library() -> Any:
+    global _libc
+    if _libc is None:
+        import ctypes
+
+        _libc = ctypes.CDLL(None, use_errno=True)
+        _libc.tee.restype = ctypes.c_ssize_t
+        _libc.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return _libc

@@ -22,6 +22,7 @@ import uvicorn
 
 from ..keeper import wire
 from .control_socket import BEAT, answer
+from .memory_layout import fill_gaps, gather_code, noting_code, release_zeros
 from .process_setup import SPEC_FD, descriptors, keep_fds
 from .provided_modules import provide_modules
 from .serving import uvicorn_parts
@@ -44,14 +45,12 @@ _MODULES = (
     "anyio._backends._asyncio",
 )
 
+# Their functions run in every worker, but not in the prefork run.
+_WORKERS_OWN = frozenset(
+    f"{__package__}.{name}" for name in ("control_socket", "load_app", "process_setup", "worker_process")
+)
+
 _MANY_OBJECTS = 100_000
-# Of Python's allocator (Objects/obmalloc.c): sizes of blocks, and of the pools of blocks of one size. Where they are
-# others, or another allocator is used, at most this many bytes of a size are taken.
-_BLOCK, _MAX_BLOCK = 16, 512
-_POOL, _POOL_HEADER = 16 * 1024, 48
-_MAX_GAPS = 64 * 1024
-_BYTES_OVERHEAD = b"".__sizeof__()
-_gaps: list[object] = []
 _PREFORK_REQUEST = b"GET / HTTP/1.1\r\nhost: prefork\r\nconnection: close\r\n\r\n"
 # Enough for the interpreter to have specialised the code, so that it writes into it no more.
 _ROUNDS = 8
@@ -107,30 +106,16 @@ def freeze() -> None:
     """Freeze all current objects: forks share them, and never scan them for garbage."""
     gc.collect()
     gc.freeze()
-    _fill_gaps()
-
-
-def _fill_gaps() -> None:
-    """Take the free memory between existing objects, so that a worker puts its own objects onto pages of their own.
-
-    The first block of a pool shows that all pools of its size are full. Measured: 170 KiB less that a worker copies,
-    for 300 KiB in the zygote and a millisecond.
-    """
-    for size in range(_BLOCK, _MAX_BLOCK + 1, _BLOCK):
-        for _ in range(_MAX_GAPS // size):
-            block = bytes(size - _BYTES_OVERHEAD) if size > 2 * _BLOCK else _small_object(size)
-            if id(block) % _POOL == _POOL_HEADER:
-                break
-            _gaps.append(block)
-
-
-def _small_object(size: int) -> object:
-    return object() if size == _BLOCK else float(str(size))
+    fill_gaps()
 
 
 def prefork_run() -> None:
     """Serve a few requests with an empty application, on a socket that no other process can reach."""
     before = descriptors()
+    with noting_code() as codes:
+        _run_once()
+        importlib.import_module(uvicorn_parts.SMALL_MODULE)  # as an application is imported
+    gather_code(codes, _WORKERS_OWN)
     for _ in range(_ROUNDS):
         _run_once()
     keep_fds(descriptors() - before)
@@ -164,6 +149,7 @@ def _run_once() -> None:
 
 
 async def _serve_one(config: uvicorn.Config) -> None:
+    release_zeros(asyncio.get_running_loop())
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
         listener.bind("")  # a name that the kernel chooses (unix(7), autobind)
         listener.listen()

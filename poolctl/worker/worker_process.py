@@ -20,6 +20,7 @@ from ..keeper import wire
 from ..platform import name_process
 from .control_socket import ControlSocket, begin, spec_digest
 from .load_app import MOST_CHARACTERS, LoadFailed, exit_status, explain, load_app, set_app_environment
+from .memory_layout import release_zeros
 from .preload import preload, prepare_for_forks
 from .process_setup import (
     CONTROL_FD,
@@ -106,6 +107,8 @@ class WorkerProcess:
         return config
 
     async def _serve(self, config: uvicorn.Config) -> None:
+        loop = asyncio.get_running_loop()
+        release_zeros(loop)
         self.server = PoolServer(
             config,
             state=self.spec["state"],
@@ -117,7 +120,6 @@ class WorkerProcess:
             tally=None if UNCOUNTED in os.environ else map_page(self.tally_fd),
             **self.spec.get("limits", {}),
         )
-        loop = asyncio.get_running_loop()
         serving = asyncio.current_task()
         assert serving is not None
         self.serving = serving

@@ -90,10 +90,10 @@ MODULES = (
     "uvicorn.protocols.websockets.auto",
     "uvicorn.protocols.http.auto",
     "uvicorn.lifespan.on",
-    "uvicorn.lifespan.off",
     "uvicorn.loops.auto",
     "uvicorn.middleware.proxy_headers",
 )
+SMALL_MODULE = "uvicorn.lifespan.off"
 
 # Methods that the mixins call of their protocol class without super(), by the names under which they do: looking them
 # up by super() would cost a tenth of the work done there.
