@@ -258,11 +258,15 @@ def connection_limits(server: ServerConfig) -> Table:
 
 def _requests(server: ServerConfig) -> Table | None:
     """How requests are logged and marked; None for neither, which costs nothing."""
-    http = server.http
-    logs = http.access_log and NO_ACCESS_LOG_VARIABLE not in os.environ
-    if not logs and not http.request_id:
+    logs, answers = logs_requests(server), bool(server.http.request_id)
+    if not logs and not answers:
         return None
-    return {"log": server.log.format if logs else None, "answer": bool(http.request_id)}
+    return {"log": server.log.format if logs else None, "answer": answers}
+
+
+def logs_requests(server: ServerConfig) -> bool:
+    """Whether its workers log requests: not in a pool that was started without access logs."""
+    return server.http.access_log and NO_ACCESS_LOG_VARIABLE not in os.environ
 
 
 def _problem(server: ServerConfig, message: str, hint: str) -> ServerError:

@@ -20,6 +20,7 @@ from poolctl.core.decision_input import Phase
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, ServerError
 from poolctl.runners import withheld_variables
+from poolctl.runners.worker_spec import logs_requests
 from poolctl.states import Status
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
 def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: bool) -> Details:
     """The details that `show` reports, with the places of its keys; secrets are masked unless `reveal`."""
     config, live = entry.config, entry.overrides
+    table = config.to_dict()
+    if table["http"]["access_log"] and not logs_requests(config):
+        table["http"]["access_log"] = False
+        origin = origin and {**origin, "http.access_log": "run --no-access-log"}
     return Details.extending(
         _item(core, entry, core.clock.monotonic()),
         overrides=LiveChanges(
@@ -83,7 +88,7 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
         preload_problem=entry.preload_problem,
         certificate_expires=_iso(entry.certificate_ends),
         failure=ErrorEntry.of(entry.failure) if entry.failure else None,
-        config=config.to_dict() if reveal else masked(config.to_dict(), hidden=withheld_variables.values()),
+        config=table if reveal else masked(table, hidden=withheld_variables.values()),
         origin=origin,
         stacks=None if (stacks := core.stacks.last(entry)) is None else stacks.to_json(),
         log_files=False if core.runner.capabilities.log_files is None else None,

@@ -116,6 +116,9 @@ def test_run_without_access_log_shows_no_requests_whatever_the_file_says(pool: R
         terminal.until(lambda shown: "startup complete" in shown)
         (port,) = re.findall(r"users (?:on)? *http://127\.0\.0\.1:(\d+)", terminal.shown)
         get(int(port), "/hidden")
+        if "--debug" not in how:
+            shown = pool.ok("show", "users").stdout
+            assert re.search(r"http\.access_log = false +# run --no-access-log\n", shown), shown
         terminal.press("\x03")
         assert terminal.end() == 130
     assert "/hidden" not in terminal.shown
