@@ -36,7 +36,9 @@ def perform(request: CommandRequest) -> Outcome:
     result = selected(request, find_pool(request))
     outcome = Outcome.of(result, form="table")
     if not outcome.items and request.output not in ("json", "jsonl"):
-        outcome.notes.append("no server matches" if request.get("allow_empty") else "the pool has no servers")
+        outcome.notes.append(
+            "the pool has no servers" if request.selector().selects_all else "no server matches"
+        )
     if result.gateway is not None:
         from poolctl.cli.gateway_line import add_gateway, problem_line
 

@@ -59,7 +59,8 @@ def test_no_server_at_all_is_a_problem_unless_allowed(poolctl: Command, director
     assert poolctl("validate", "--allow-empty").out == "0 servers, ok\n"
     assert poolctl("list").code == 5
     nothing = poolctl("list", "--allow-empty")
-    assert nothing == (0, "", "note: no server matches\n")
+    assert nothing == (0, "", "note: the pool has no servers\n")
+    assert poolctl("list", "--allow-empty", "--tag", "x").err == "note: no server matches\n"
     assert poolctl("list", "--allow-empty", "-q").err == ""
 
 
