@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 INTERVAL_SECONDS = 2.0
 _LEAST_INTERVAL_SECONDS = 0.1
-ROUTE_SORTS = ("name", "requests", "errors", "latency", "file")
+ROUTE_SORTS = ("name", "requests", "waiting", "errors", "latency", "file")
 
 COMMAND = Command(
     "Show servers live (press ? for the keys).",

@@ -249,7 +249,7 @@ _KEYS = (
     ("< >  ← →", "sort by the previous or next column"),
     ("N S H R E L M C U X", "sort by name, state, health, requests, errors, latency,"),
     ("", "memory, CPU, uptime, restarts; press again to reverse;"),
-    ("", "F: file order"),
+    ("", "F: file order; of routes also W: waiting"),
     ("Enter  l", "show the log of the selected server; there / searches,"),
     ("", "n N find older or newer lines, L narrows by level"),
     ("Tab", "show the gateway's routes, or the servers again"),
@@ -267,6 +267,7 @@ _KEYS = (
     ("MEM  CPU", "of all its processes; shared memory is divided (PSS)"),
     ("BUSY  CONN", "requests being answered, connections open"),
     ("UP  RST", "uptime, and number of restarts"),
+    ("WAITING", "of a route: requests in the queue of its limit now"),
     ("", ""),
     ("q", "quit; the servers keep running"),
 )

@@ -32,8 +32,8 @@ class RouteRow(NamedTuple):
 class RouteBoard(Board[RouteRow]):
     """Filtered by words in alias, host, path, targets, way or state."""
 
-    orders, keys = ("name", "requests", "errors", "latency", "file"), "NRELF"
-    largest_first = ("requests", "errors", "latency")
+    orders, keys = ("name", "requests", "waiting", "errors", "latency", "file"), "NRWELF"
+    largest_first = ("requests", "waiting", "errors", "latency")
 
     def __init__(self, *, sort: str = "file") -> None:
         super().__init__(sort=sort)
@@ -62,6 +62,8 @@ class RouteBoard(Board[RouteRow]):
         """See Board."""
         if self.sort == "requests":
             return row.report.requests if row.requests_per_second is None else row.requests_per_second
+        if self.sort == "waiting":
+            return row.report.waiting
         if self.sort == "errors":
             return row.report.errors if row.errors_per_second is None else row.errors_per_second
         return row.report.p99_seconds
@@ -129,6 +131,7 @@ ROUTE_COLUMNS = (
     Column("REQ/S", "requests", 6, 1, _rate, right=True),
     Column("PASSED", "", 6, 2, _count("passed"), right=True),
     Column("PROXIED", "", 7, 2, _count("proxied"), right=True),
+    Column("WAITING", "waiting", 7, 4, _count("waiting", "yellow"), right=True),
     Column("ERR/S", "errors", 6, 4, _error_rate, right=True),
     Column("ERR", "errors", 5, 1, _count("errors", "bold red"), right=True),
     Column("P50", "", 6, 7, _latency("p50_seconds"), right=True),

@@ -27,7 +27,8 @@ GATEWAY = GatewayStatus(
     stats=STATS,
 )
 ROUTES = [
-    RouteReport(alias="shop", path="/shop", to=("web",), way="pass", state="healthy", requests=900, passed=900),
+    RouteReport(alias="shop", path="/shop", to=("web",), way="pass", state="healthy", requests=900, passed=900,
+                waiting=2),
     RouteReport(alias="out", host="out.example.com", path="/", to=("http://10.0.0.7:9000",), requests=300, proxied=300,
                 errors=3, p99_seconds=0.02, state="unhealthy"),
     RouteReport(alias="shop", host="tcp:5432", way="stream", requests=2, proxied=2),
@@ -59,6 +60,7 @@ def test_rates_are_those_between_two_results() -> None:
 @pytest.mark.parametrize(
     ("sort", "aliases"),
     [("name", ["out", "shop", "shop"]), ("requests", ["shop", "out", "shop"]), ("errors", ["out", "shop", "shop"]),
+     ("waiting", ["shop", "out", "shop"]),
      ("latency", ["out", "shop", "shop"]), ("file", ["shop", "out", "shop"])],
 )  # fmt: skip
 def test_each_order_has_every_route(sort: str, aliases: list[str]) -> None:
@@ -94,6 +96,11 @@ def test_eighty_columns_show_what_became_of_requests() -> None:
     assert head == ["ROUTE", "HOST/PATH", "WAY", "REQ/S", "PASSED", "PROXIED", "ERR", "P99"]
     assert shop == ["shop", "/shop", "pass", "-", "900", "0", "0", "-"]
     assert "p99 20.1ms" in frame[2]
+
+
+def test_wider_terminal_shows_requests_in_the_queue_of_the_limit() -> None:
+    head, shop = (line.split() for line in lines((120, 40), routes=board_of())[4:6])
+    assert shop[head.index("WAITING")] == "2"
 
 
 def test_gateway_that_does_not_serve_shows_why() -> None:
