@@ -31,8 +31,8 @@ class RouteReport(Value):
     reason for proxy and excluded.
 
     `host` of a stream is the gateway's own address. `state` is one of route_health.STATUSES. `way` is what the route
-    and its servers allow, `passed`, `proxied` and `refused` what has become of its `requests`; `waiting` are those in
-    the queue of its limit now. The figures are those of the gateway and of the workers together; a latency is None
+    and its servers allow, `passed`, `proxied` and `refused` what has become of its `requests`; `waiting` are requests
+    in the queue of its limit now. The figures are those of the gateway and of the workers together; a latency is None
     before the first request. `machines` are there with an inventory.
     """
 

@@ -83,7 +83,7 @@ class RouteLimit(Section):
     concurrency: Number = field(0, "Requests in flight; 0 is no limit.")
     requests_per_second: Rate = field(0.0, "New requests a second; 0 is no limit.")
     burst: Number = field(0, "How many may come at once above the rate.")
-    queue: Number = field(0, "How many may wait for their turn.")
+    queue: Number = field(0, "How many requests may wait for their turn.")
     queue_timeout: Positive = field(5.0, "How long one waits for its turn.")
 
 

@@ -42,7 +42,7 @@ class Triggers(Section):
     """Above one of these figures there are more workers, below all of them fewer."""
 
     in_flight: Threshold | None = field(None, "Requests in progress, of each worker.")
-    queue: Threshold | None = field(None, "Connections that wait to be accepted, for each worker.")
+    queue: Threshold | None = field(None, "Connections that no worker has accepted yet, for each worker.")
     requests_per_second: Threshold | None = field(None, "Requests a second, of each worker.")
     p50: Positive | None = field(None, "The time that half of the responses take at most.")
     p99: Positive | None = field(None, "The time that 99 % of the responses take at most.")

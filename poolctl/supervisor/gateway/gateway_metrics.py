@@ -187,7 +187,7 @@ def _routes(routes: Sequence[tuple[str, Table]]) -> Iterable[Family]:
 
 def _waiting(routes: Sequence[tuple[str, Table]], report: Table) -> Family:
     family = family_of(
-        "poolctl_route_requests_waiting", "gauge", "Requests in the queue of the route's limit."
+        "poolctl_route_requests_waiting", "gauge", "Requests in the queue of the route's limit now."
     )
     for alias, _ in routes:
         family.add(report.get("queues", {}).get(alias, 0), route=alias)
