@@ -9,7 +9,6 @@ import base64
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.server_sections import TLSConfig
@@ -153,6 +152,8 @@ def certificate_names(text: str) -> list[str]:
 
 
 def _names(der: bytes) -> Iterator[str]:
+    from ipaddress import ip_address
+
     # Certificate → tbsCertificate → [3] → extensions, each of them an identifier, maybe a flag, and a value.
     _, certificate, _ = _element(der, 0)
     _, inner, _ = _element(certificate, 0)

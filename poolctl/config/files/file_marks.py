@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterable
@@ -10,6 +9,11 @@ from typing import NamedTuple
 
 from poolctl.config.files.read_file import files_of, read_regular
 from poolctl.errors import ServerError
+
+try:  # hashlib would load OpenSSL as well
+    from _blake2 import blake2b
+except ImportError:
+    from hashlib import blake2b
 
 # A file that is written twice within the kernel's clock tick keeps its time: so young a time proves nothing.
 _TICK_NS = 50_000_000
@@ -82,7 +86,7 @@ def _mark(path: str) -> Mark:
         return Mark(stamp, f"unreadable: {type(error).__name__}")
     if os.path.basename(path) == "pyproject.toml":
         content = _section_of(content)
-    return Mark(stamp, hashlib.blake2b(content, digest_size=12).hexdigest())
+    return Mark(stamp, blake2b(content, digest_size=12).hexdigest())
 
 
 def _section_of(content: bytes) -> bytes:

@@ -8,7 +8,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from poolctl.config import RouteConfig, Tables, registration_of
+from poolctl.config import Tables
 from poolctl.control.answers import Result
 from poolctl.core.core import Core
 from poolctl.errors import PoolRestartError, PoolStartError, PoolValidateError
@@ -51,6 +51,8 @@ _AFTER_START_SECONDS = 1.0
 
 def _prepare_validation() -> None:
     """Import and build all that validates registrations: the package's files may be replaced before the first one."""
+    from poolctl.config import RouteConfig, registration_of
+
     registration_of({}, [])
     with contextlib.suppress(PoolValidateError):
         RouteConfig()

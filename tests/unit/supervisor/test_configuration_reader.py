@@ -308,7 +308,8 @@ import sys
 import poolctl.supervisor.supervisor
 import poolctl.runners.local.local_runner
 # Of the standard library: what takes longer to load than it is worth.
-assert not {"dataclasses"} & set(sys.modules)
+assert not {"dataclasses", "hashlib", "ipaddress"} & set(sys.modules)
+assert not {"poolctl.routing", "poolctl.config.rules.routes"} & set(sys.modules)
 from poolctl.supervisor import health, rollout
 from poolctl.supervisor.observers import observers
 from poolctl.supervisor.gateway import pool_gateway

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -138,6 +137,8 @@ class AppZygotes:
 
     def need(self, server: ServerConfig, spec: Spec) -> str:
         """Record which zygote the server needs; returns its key."""
+        import hashlib  # with OpenSSL: most servers are not preloaded
+
         key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
         if self._key_of.get(server.key) != key:
             self.release(server.key)
