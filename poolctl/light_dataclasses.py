@@ -58,6 +58,7 @@ def _complete(kind: Any, *, eq: bool = True, frozen: bool = False, slots: bool =
         methods["__hash__"] = (lambda self: hash(values_of(self))) if frozen else None
     if frozen:
         methods["__setattr__"] = methods["__delattr__"] = _refuse
+    if frozen and slots:
         # Copied and unpickled without an assignment.
         methods["__reduce__"] = lambda self: (type(self), tuple(getattr(self, name) for name in names))
     own = {

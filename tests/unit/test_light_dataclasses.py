@@ -104,6 +104,12 @@ class Sent:
     values: tuple[int, ...] = ()
 
 
+@light.dataclass(frozen=True)
+class Kept:
+    name: str
+    added_later: str = ""
+
+
 @light.dataclass(eq=False)
 class Own:
     name: str
@@ -112,6 +118,12 @@ class Own:
 def test_frozen_objects_are_copied_and_pickled() -> None:
     sent = Sent("a", (1, 2))
     assert pickle.loads(pickle.dumps(sent)) == copy.deepcopy(sent) == copy.copy(sent) == sent
+
+
+def test_without_slots_an_object_is_pickled_by_the_names_of_its_fields() -> None:
+    # Another version of the class reads it, which may have more fields or others before them.
+    assert Kept("a").__reduce_ex__(2)[2] == {"name": "a", "added_later": ""}
+    assert pickle.loads(pickle.dumps(Kept("a"))) == copy.copy(Kept("a")) == Kept("a")
 
 
 def test_changed_copy_and_the_fields_of_a_class() -> None:
