@@ -35,6 +35,9 @@ def main(args: Sequence[str] | None = None) -> int:
         gc.set_threshold(50_000)
         code = INTERRUPTED
         try:
+            from poolctl.config import leave_out_plugins
+
+            leave_out_plugins()
             code = _run(sys.argv[1:])
             _ctrl_c_raises = False  # nothing is left to clean up
         except KeyboardInterrupt:

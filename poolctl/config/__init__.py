@@ -8,6 +8,8 @@ servers refer to), `edit` (changes written back).
 # ruff: noqa: F403, F405 (the names are in __all__)
 from __future__ import annotations
 
+import sys
+
 TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for the fast lane
 if TYPE_CHECKING:
     from poolctl.config.checks.certificate_checks import *
@@ -49,11 +51,12 @@ __all__ = [
     "Scale", "Section", "ServerConfig", "Stamp", "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables",
     "Triggers", "added_server", "candidate_files", "certificate_names", "certificate_validity", "changed_by",
     "changed_files", "conflicts", "default_interpreter", "dependency_findings", "engine_problem", "enter_as",
-    "escaped", "find_config", "haproxy_problems", "haproxy_program", "ids_of", "interpreter", "json_schema", "load",
-    "longest_stop_seconds", "marks_of", "masked", "masked_text", "merged", "missing_file", "missing_program",
-    "named_addresses", "names_cover", "no_certificate", "open_files_needed", "pool_variables", "problem_of",
-    "read_regular", "referenced_variables", "registration_of", "relocated", "routes_of", "shown", "stamp_of",
-    "start_options", "table_text", "value_text", "values_of", "variables_named_in", "with_registrations",
+    "escaped", "find_config", "haproxy_problems", "haproxy_program", "ids_of", "interpreter", "json_schema",
+    "leave_out_plugins", "load", "longest_stop_seconds", "marks_of", "masked", "masked_text", "merged",
+    "missing_file", "missing_program", "named_addresses", "names_cover", "no_certificate", "open_files_needed",
+    "pool_variables", "problem_of", "read_regular", "referenced_variables", "registration_of", "relocated",
+    "routes_of", "shown", "stamp_of", "start_options", "table_text", "value_text", "values_of", "variables_named_in",
+    "with_registrations",
 ]
 # fmt: on
 _MODULES = {
@@ -98,3 +101,15 @@ def __getattr__(name: str) -> object:
     module = __import__(f"{__name__}.{_HOMES[name]}", fromlist=[name])
     found = globals()[name] = getattr(module, name)
     return found
+
+
+def leave_out_plugins() -> None:
+    """Have pydantic find no plugins in this process, which must be one of poolctl's own, without others' code.
+
+    Its loader imports the search in all installed distributions even where PYDANTIC_DISABLE_PLUGINS forbids it: 32
+    modules or more, a tenth of what has to be imported before files can be read.
+    """
+    name = "pydantic.plugin._loader"
+    loader = type(sys)(name)
+    vars(loader)["get_plugins"] = tuple
+    sys.modules.setdefault(name, loader)

@@ -15,9 +15,9 @@ import os
 import select
 import socket
 import sys
-from types import ModuleType
 
 from poolctl import __version__, bootstrap
+from poolctl.config import leave_out_plugins
 from poolctl.platform import name_process
 
 TYPE_CHECKING = False
@@ -40,7 +40,11 @@ _SERVERS_AT_ONCE = 200
 # Readings whose files, users and programs can still be asked about.
 _MOST_KEPT = 3
 _GARBAGE = 200_000
-_PLUGIN_LOADER = "pydantic.plugin._loader"
+# What brings along all that both a supervisor and its reader import: asyncio and pydantic need the first of them.
+_SHARED = (
+    "inspect", "datetime", "ipaddress", "random", "poolctl.config.reading", "poolctl.config.checks.interpreter",
+    "poolctl.config.rules.table_addresses", "poolctl.config.values.normalise", "poolctl.time_windows",
+)  # fmt: skip
 
 
 def reader_command() -> list[str]:
@@ -61,8 +65,8 @@ def fork_reader(files: Sequence[str], *, access_log: bool) -> Begun:
 
     It shares what both need with the supervisor, in the place of an interpreter of its own: a third of its CPU time.
     """
-    from poolctl.config import Reading, changed_by, marks_of, merged, named_addresses  # noqa: F401
-
+    for name in _SHARED:
+        __import__(name)
     request = ("read", 1, [*files], None, access_log)
     ours, theirs = socket.socketpair()
     ours.sendall(message(request))
@@ -106,17 +110,6 @@ def _end_with(link: int) -> None:
     poll.register(link, 0)  # a hang-up is always reported
     poll.poll()
     os._exit(0)
-
-
-def leave_out_plugins() -> None:
-    """Have pydantic find no plugins in this process.
-
-    Its loader imports the search in all installed distributions even where PYDANTIC_DISABLE_PLUGINS forbids it: 32
-    modules, a tenth of what has to be imported before the first answer.
-    """
-    loader = ModuleType(_PLUGIN_LOADER)
-    vars(loader)["get_plugins"] = tuple
-    sys.modules.setdefault(_PLUGIN_LOADER, loader)
 
 
 class Reader:

@@ -6,7 +6,8 @@ import gc
 import os
 import sys
 
-from poolctl.config.__main__ import READS, fork_reader, leave_out_plugins
+from poolctl.config import leave_out_plugins
+from poolctl.config.__main__ import READS, fork_reader
 from poolctl.control.answers import CHECK, TRY
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
 from poolctl.keeper.keeper_clients import CALM

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config import Probe, RouteConfig, ServerConfig, Tables, TLSConfig, load
+from poolctl.config import Dependency, Probe, RouteConfig, ServerConfig, Tables, TLSConfig, load
+from poolctl.config.model.pool_tables import PoolSettings
 from poolctl.errors import PoolValidateError
 
 FILE = """
@@ -101,3 +102,38 @@ def test_table_within_another_may_be_a_value_already() -> None:
     assert server.tls is certificate
     assert RouteConfig(to=("web",)).to == RouteConfig(to=[{"to": "web"}]).to
     assert Tables().gateway is None
+
+
+PLAIN = """
+import sys
+from poolctl.config import leave_out_plugins, load
+from poolctl.config.model import section
+leave_out_plugins()
+assert not load(sys.argv[1]).problems
+assert [kind.__name__ for kind in section._models] == ["ServerKeys"]
+assert "importlib.metadata" not in sys.modules, "the search for pydantic's plugins"
+"""
+
+
+def test_plain_servers_are_read_with_a_single_model(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text('[[server]]\nname = "web"\nbind = ":8080"\napp = "shop:app"\n')
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(tmp_path / "pool.toml")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_table_without_keys_is_the_usual_one_unless_a_key_is_required() -> None:
+    assert (PoolSettings(), PoolSettings().given) == (PoolSettings.usual(), set())
+    with pytest.raises(PoolValidateError, match="Dependency has 1 problem"):
+        Dependency()  # type: ignore[call-arg]
+
+
+def test_command_that_reads_files_does_not_search_for_plugins(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text('[[server]]\nname = "web"\nbind = ":8080"\napp = "shop:app"\n')
+    command = [sys.executable, "-X", "importtime", "-m", "poolctl", "validate"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "pydantic_core" in imported
+    assert "importlib.metadata" not in imported

@@ -325,3 +325,13 @@ assert not {"pydantic", "pydantic_core"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_imported_for_the_fork_that_the_supervisor_does_not_need() -> None:
+    def imported(code: str) -> set[str]:
+        look = f"import sys, poolctl.supervisor.__main__\n{code}\nprint(*sys.modules)"
+        command = [sys.executable, "-c", look]
+        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+    shared = imported("from poolctl.config.__main__ import _SHARED\nfor name in _SHARED: __import__(name)")
+    assert shared <= imported("import poolctl.supervisor.supervisor")
