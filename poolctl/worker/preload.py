@@ -21,6 +21,7 @@ from collections.abc import Iterator
 import uvicorn
 
 from ..keeper import wire
+from ..platform import release_freed_memory
 from .control_socket import BEAT, answer
 from .memory_layout import fill_gaps, gather_code, noting_code, release_zeros
 from .process_setup import SPEC_FD, descriptors, keep_fds
@@ -107,6 +108,7 @@ def freeze() -> None:
     gc.collect()
     gc.freeze()
     fill_gaps()
+    release_freed_memory()
 
 
 def prefork_run() -> None:
