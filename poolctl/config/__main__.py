@@ -42,8 +42,8 @@ _MOST_KEPT = 3
 _GARBAGE = 200_000
 # What brings along all that both a supervisor and its reader import: asyncio and pydantic need the first of them.
 _SHARED = (
-    "inspect", "datetime", "ipaddress", "random", "poolctl.config.reading", "poolctl.config.checks.interpreter",
-    "poolctl.config.rules.table_addresses", "poolctl.config.values.normalise", "poolctl.time_windows",
+    "inspect", "datetime", "random", "poolctl.config.reading", "poolctl.config.checks.interpreter",
+    "poolctl.config.rules.table_addresses", "poolctl.time_windows",
 )  # fmt: skip
 
 
