@@ -66,7 +66,7 @@ COMMAND = Command(
         "explain asks the supervisor for the table in force, or else reads the files.",
         "A header named by header_for_host of [gateway] replaces the URL's host, too.",
         "It exits with 4 if no route takes the URL.",
-        "WAITING (-o wide) is the number of requests in the queue of the route's limit now.",
+        "WAITING (-o wide): requests in the queue of the route's limit now.",
     ),
 )  # fmt: skip
 

@@ -101,6 +101,7 @@ def test_eighty_columns_show_what_became_of_requests() -> None:
 def test_wider_terminal_shows_requests_in_the_queue_of_the_limit() -> None:
     head, shop = (line.split() for line in lines((120, 40), routes=board_of())[4:6])
     assert shop[head.index("WAITING")] == "2"
+    assert "WAITING▾" in lines((120, 40), routes=board_of(sort="waiting"))[4]
 
 
 def test_gateway_that_does_not_serve_shows_why() -> None:
