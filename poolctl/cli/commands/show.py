@@ -108,15 +108,13 @@ def _fact(item: Item, key: str) -> str:
 
 def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list[str]:
     """The values that are not the defaults, or all of them, each with its place in the files."""
-    usual = None if origin else _usual()  # places are not known once the files have changed
-    every = [
-        (
-            printable(key),
-            printable(value_text(value)),
-            _origin(key, origin) if usual is None else _DEFAULT if usual.get(key) == value else "",
-        )
-        for key, value in _leaves(config)
-    ]
+    leaves = _leaves(config)
+    # Places are not known once the files have changed, and that of a whole table is none of each key in it.
+    places = {key: _origin(key, origin) if origin else "" for key, _ in leaves}
+    unsure = [key for key in places if key not in origin and places[key] != _DEFAULT]
+    usual = _usual() if unsure else {}
+    places |= {key: _DEFAULT for key, value in leaves if key in unsure and usual.get(key) == value}
+    every = [(printable(key), printable(value_text(value)), places[key]) for key, value in leaves]
     rows = every if full else [row for row in every if row[2] != _DEFAULT]
     width = max((len(f"{key} = {text}") for key, text, _ in rows if len(text) < 60), default=0)
     lines = [

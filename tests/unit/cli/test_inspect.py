@@ -100,6 +100,14 @@ def test_show_tells_where_each_value_comes_from(poolctl: Command) -> None:
     assert shown["origin"]["tags"].endswith("pool.toml:8")
 
 
+def test_show_leaves_out_the_defaults_of_a_table_in_one_line(poolctl: Command, directory: Path) -> None:
+    text = (directory / "pool.toml").read_text()
+    (directory / "pool.toml").write_text(f"{text}http = {{ keep_alive = 3 }}\n")
+    lines = [line.strip() for line in poolctl("show", "orders").out.splitlines() if "http." in line]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("http.keep_alive = 3 ")
+
+
 def test_show_lists_the_routes_that_lead_to_a_server(
     poolctl: Command, directory: Path, supervised: Supervised
 ) -> None:
