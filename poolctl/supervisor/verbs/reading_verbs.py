@@ -16,7 +16,7 @@ from poolctl.control.answers import (
     Summary,
 )
 from poolctl.control.control_server import Progress
-from poolctl.core.await_servers import not_arrived, until
+from poolctl.core.await_servers import Rollout, not_arrived, until
 from poolctl.core.decision_input import Desired
 from poolctl.core.server_entry import Entry
 from poolctl.core.server_files import day, passed_over
@@ -104,7 +104,8 @@ class Reading:
         # A server that runs is not kept from stopping by an earlier failure.
         hint = "poolctl stop {}" if goal == State.STOPPED else ""
         problems = [
-            not_arrived(entry, PoolMonitorError, self._why_not(entry, goal), hint.format(entry.name))
+            (None if goal == State.STOPPED else self._blocked(entry))
+            or not_arrived(entry, PoolMonitorError, self._why_not(entry, goal), hint.format(entry.name))
             for entry in late
         ]
         return Result(
@@ -164,7 +165,12 @@ class Reading:
         complaint = self._core.health.complaint(entry)
         if complaint and entry.state == State.RUNNING:
             return unwell(entry, complaint)
-        return entry.failure
+        return entry.failure or self._blocked(entry)
+
+    def _blocked(self, entry: Entry) -> ServerError | None:
+        """The error of a server that waits for one that does not start, such as a disabled one."""
+        command = Rollout(self._core, PoolMonitorError, [entry])
+        return command.problem(entry) if entry.wanted and command.is_over(entry) else None
 
     def _why_not(self, entry: Entry, goal: str) -> str:
         complaint = self._core.health.complaint(entry) if entry.state == State.RUNNING else ""

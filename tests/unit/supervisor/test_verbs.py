@@ -208,6 +208,12 @@ def test_disabled_or_failed_dependency_is_named_and_not_waited_for() -> None:
         assert "db" in messages["a"]
         assert "bad" in messages["b"]
         assert "b" in messages["c"]
+        for shown in (await desk.ask("status"), await desk.ask("wait", timeout=0.01)):
+            (blocked,) = [error for error in shown["errors"] if error["name"] == "a"]
+            assert (blocked["message"], blocked["hint"]) == (
+                "waits for db, which is disabled",
+                "poolctl enable db",
+            )
 
     run(scenario())
 
