@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from poolctl.address import Address, parse
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import ConfigNotFound
-from poolctl.control.answers import About, ErrorEntry, Item, Result, entries
+from poolctl.control.answers import About, ErrorEntry, Item, Result, StatusResult, entries
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
 from poolctl.frozen_value import Table, Value
@@ -38,6 +38,7 @@ class CheckContext:
         self.problems: Sequence[ErrorEntry] = []
         self.about: About | None = None
         self.items: Sequence[Item] = ()
+        self.failures: dict[str, ErrorEntry] = {}
         self.gateway: Table | None = None
         self.changed: Table | None = None  # files that the pool has not read yet
         self.orphaned: set[str] = set()
@@ -69,6 +70,7 @@ class CheckContext:
             self.about = client.ping()
             listed = client.ask(Result, "list", {"options": {"counts": True}})
             self.items, self.gateway, self.changed = listed.items, listed.gateway, listed.changed
+            self.failures = {each.name: each for each in client.ask(StatusResult, "status").errors}
         except NoSupervisor:
             return  # what a dead one has left is looked for elsewhere
         except ControlError as error:

@@ -127,9 +127,11 @@ def servers(context: CheckContext) -> Iterator[CheckResult]:
         name, state = item.name, item.state
         if state in ("failed", "backoff"):
             bad += 1
-            why = f"restarted {item.restarts} times"
+            failure = context.failures.get(name)
+            why = failure.message.partition("\n")[0] if failure else f"restarted {item.restarts} times"
+            fix = (failure and failure.hint) or f"poolctl logs {name}"
             now = "is in backoff" if state == "backoff" else "has failed"
-            yield problem("servers", f"{name} {now}: {why}", f"poolctl logs {name}")
+            yield problem("servers", f"{name} {now}: {why}", fix)
         elif item.health in ("warn", "ko"):
             bad += 1
             said = f"{name} is {state} but its health is {item.health}"

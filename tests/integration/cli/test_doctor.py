@@ -360,7 +360,7 @@ def test_servers_that_have_failed(real_pool: RealPool) -> None:
     code, found = examined(real_pool)
     assert code == 1
     said = only(found, "servers", "problem")
-    assert said["message"].startswith("bad has failed")
+    assert said["message"] == "bad has failed: exited with status 7 before it was ready"
     assert said["fix"] == "poolctl logs bad"
 
 
