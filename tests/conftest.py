@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import pytest
 from tests.deadline import wait_until
 from tests.http_get import Reply, get
 from tests.ports import claim_port
-from tests.real_pool import RealPool
+from tests.real_pool import RealPool, pool_in
 
 # Files and directories whose tests get a second try in CI, a line each: those with thousands of real processes on a
 # machine that others use too. The list may only get shorter: a test that is not reliable is repaired, not added.
@@ -73,14 +71,5 @@ def until() -> Callable[..., Any]:
 @pytest.fixture
 def real_pool(tmp_path: Path) -> Iterator[RealPool]:
     """A pool directory of its own; at the end the pool is stopped and nothing of it may be left."""
-    runtime = Path(tempfile.mkdtemp(prefix="pc-", dir="/tmp"))  # short: Unix socket paths hold 108 bytes
-    pool = RealPool(tmp_path, runtime)
-    try:
+    with pool_in(tmp_path) as pool:
         yield pool
-        left = pool.end()
-    finally:
-        pool.end()
-        shutil.rmtree(runtime, ignore_errors=True)
-        if pool.directory != tmp_path:
-            shutil.rmtree(pool.directory, ignore_errors=True)
-    assert not left, f"processes of the pool were left: {left}"

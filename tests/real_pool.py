@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -245,3 +248,19 @@ class RealPool:
             except OSError:
                 continue
         return left
+
+
+@contextlib.contextmanager
+def pool_in(directory: Path) -> Iterator[RealPool]:
+    """A pool in this directory; at the end the pool is stopped and nothing of it may be left."""
+    runtime = Path(tempfile.mkdtemp(prefix="pc-", dir="/tmp"))  # short: Unix socket paths hold 108 bytes
+    pool = RealPool(directory, runtime)
+    try:
+        yield pool
+        left = pool.end()
+    finally:
+        pool.end()
+        shutil.rmtree(runtime, ignore_errors=True)
+        if pool.directory != directory:
+            shutil.rmtree(pool.directory, ignore_errors=True)
+    assert not left, f"processes of the pool were left: {left}"

@@ -6,7 +6,7 @@ import json
 import signal
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 import poolctl
+from poolctl.exit_codes import NO_SUPERVISOR
 from tests.certificates import certificate
 from tests.deadline import wait_until
-from tests.real_pool import HELLO_APP, Done, RealPool
+from tests.real_pool import HELLO_APP, Done, RealPool, pool_in
 
 pytestmark = pytest.mark.unmeasured
 
@@ -40,12 +41,23 @@ def changes(done: Done) -> dict[str, tuple[str, list[str]]]:
     return {each["name"]: (each["change"], each["keys"]) for each in done.json["changes"]}
 
 
+@pytest.fixture(scope="module")
+def shared_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPool]:
+    with pool_in(tmp_path_factory.mktemp("pool")) as pool:
+        pool.warm = True
+        pool.write_hello("a", "b")
+        yield pool
+
+
 @pytest.fixture
-def pool(real_pool: RealPool) -> RealPool:
-    """Servers a and b, started."""
-    real_pool.write_hello("a", "b")
-    real_pool.ok("start")
-    return real_pool
+def pool(shared_pool: RealPool) -> RealPool:
+    """Servers a and b, ready: one pool for all tests, in which what the one before has changed is undone."""
+    shared_pool.write("hello.py", HELLO_APP)
+    shared_pool.write("pool.toml", "".join(server(name, port) for name, port in shared_pool.ports.items()))
+    if shared_pool.run("reload").code == NO_SUPERVISOR:
+        shared_pool.ok("start")
+    assert {name: item["ready"] for name, item in shared_pool.items().items()} == {"a": True, "b": True}
+    return shared_pool
 
 
 def test_reload_starts_new_servers_stops_removed_ones_and_restarts_changed_ones_only(
@@ -346,7 +358,7 @@ def test_connect_filters_walks_and_reads_logs_as_the_commands_do(
     assert client.walk(lambda item: seen.append(item["name"]))
     assert not client.walk(lambda item: False)
     assert seen == ["a", "b"]
-    written = pool.ok("logs", "a", "-o", "json").stdout.splitlines()
+    written = pool.ok("logs", "a", "-n", "all", "-o", "json").stdout.splitlines()
     found = [(line["name"], line["line"]) for line in client.logs("a", lines=None)]
     assert found
     assert len(found) == len(written)

@@ -127,17 +127,22 @@ def test_a_factory_and_a_dotted_attribute(real_pool: RealPool, serve: Any, http_
     assert http_get(port).status == 200
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-@pytest.mark.parametrize("implementation", ["h11", "httptools"])
-def test_both_loops_and_both_parsers(
-    real_pool: RealPool, serve: Any, http_get: Any, loop: str, implementation: str
-) -> None:
-    pytest.importorskip(implementation)
-    if loop == "uvloop":
-        pytest.importorskip("uvloop")
-    port = serve(f'http = {{ loop = "{loop}", implementation = "{implementation}", root_path = "/api" }}')
+def test_both_loops_and_both_parsers(real_pool: RealPool, free_port: Any, http_get: Any) -> None:
+    pytest.importorskip("httptools")
+    pytest.importorskip("uvloop")
+    ports = {(loop, parser): free_port() for loop in ("asyncio", "uvloop") for parser in ("h11", "httptools")}
+    real_pool.write("tell.py", TELL)
+    real_pool.write(
+        "pool.toml",
+        "".join(
+            f'[[server]]\nname = "{loop}-{parser}"\nbind = "127.0.0.1:{port}"\napp = "tell:app"\n'
+            f'http = {{ loop = "{loop}", implementation = "{parser}", root_path = "/{loop}/{parser}" }}\n'
+            for (loop, parser), port in ports.items()
+        ),
+    )
     real_pool.ok("start")
-    assert http_get(port).json()["root_path"] == "/api"
+    for (loop, parser), port in ports.items():
+        assert http_get(port).json()["root_path"] == f"/{loop}/{parser}"
 
 
 def test_a_program_gets_the_socket_as_descriptor_3(real_pool: RealPool, serve: Any, http_get: Any) -> None:

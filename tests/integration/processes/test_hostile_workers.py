@@ -15,6 +15,7 @@ import pytest
 from poolctl.keeper import rendezvous
 from tests.http_get import get
 from tests.integration.processes.test_both_killed import kill_both
+from tests.ports import claim_port
 from tests.processes import descriptors, is_alive
 from tests.real_pool import RealPool
 
@@ -177,30 +178,38 @@ from hello import app
 """
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        "{}, []",
-        "{'pid': message['pid'], 'server': [], 'generation': {}}, [0] * 250",
-        "{**message, 'generation': -1}, fds",
-        "{**message, 'server': 'good', 'key': 'GOOD'}, fds",
-        "message, [1, *fds[1:]]",
-    ],
-)
-def test_orphan_that_lies_is_not_adopted_and_hinders_no_other(
-    hostile: RealPool, until: Any, said: str
-) -> None:
-    good_address = f"127.0.0.1:{hostile.ports['good']}"
-    hostile.write("hostile.py", LIAR.replace("SAID", said.replace("GOOD", good_address)))
+LIES = {
+    "silent": "{}, []",
+    "crowded": "{'pid': message['pid'], 'server': [], 'generation': {}}, [0] * 250",
+    "unborn": "{**message, 'generation': -1}, fds",
+    "impostor": "{**message, 'server': 'good', 'key': 'GOOD'}, fds",
+    "crossed": "message, [1, *fds[1:]]",
+}
+
+
+def test_orphans_that_lie_are_not_adopted_and_hinder_no_other(hostile: RealPool, until: Any) -> None:
+    address = f"127.0.0.1:{hostile.ports['good']}"
+    tables = [f'[[server]]\nname = "good"\nbind = "{address}"\napp = "hello:app"\n']
+    for name, said in LIES.items():
+        hostile.write(f"{name}.py", LIAR.replace("SAID", said.replace("GOOD", address)))
+        tables.append(
+            f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{claim_port()}"\napp = "{name}:app"\nuser = "nobody"\n'
+        )
+    hostile.write("pool.toml", "".join(tables))
     hostile.ok("start")
-    (good,), (bad,) = (hostile.items()[name]["pids"] for name in ("good", "bad"))
+    before = _pids(hostile.items())
+    liars = {name: pids[0] for name, pids in before.items() if name != "good"}
+    assert liars.keys() == LIES.keys()
     kill_both(hostile, until)
-    until(lambda: hostile.items()["good"]["pids"] == [good])
+    until(lambda: hostile.items()["good"]["pids"] == before["good"])
     hostile.run("start", timeout_seconds=20)
-    until(lambda: not is_alive(bad), what="it is killed, or told to end")
+    until(
+        lambda: [name for name, pid in liars.items() if is_alive(pid)] == [],
+        what="they are killed, or told to end",
+    )
     hostile.ok("start", timeout_seconds=20)
-    assert hostile.items()["good"]["pids"] == [good]
-    assert hostile.items()["bad"]["ready"]
+    assert hostile.items()["good"]["pids"] == before["good"]
+    assert [name for name, item in hostile.items().items() if not item["ready"]] == []
     hostile.ok("stop")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -56,6 +55,17 @@ def write(
         for name, port in ports.items()
     )
     pool.write("pool.toml", "".join(tables))
+    return ports
+
+
+def write_apart(pool: RealPool, free_port: Any, modules: dict[str, str], extra: str = "") -> dict[str, int]:
+    """As `write`, for one server of each of these modules and of its name."""
+    ports = write(pool, free_port, *modules, extra=extra)
+    for name, text in modules.items():
+        pool.write(f"{name}.py", text)
+    tables = pool.directory / "pool.toml"
+    for name in modules:
+        tables.write_text(tables.read_text().replace('"imported:app"', f'"{name}:app"', 1))
     return ports
 
 
@@ -168,30 +178,34 @@ NATIVE_THREAD = (
 CHILD = "import subprocess\nC = subprocess.Popen(['sleep', '50'])\n"
 
 
-@pytest.mark.parametrize(
-    ("does", "said"),
-    [
-        (THREAD, "its import started the thread 'ticker' of imported"),
-        (NATIVE_THREAD, "its import started a thread in imported"),
-        (CONNECTION, "a connection to 127.0.0.1:"),
-        (CHILD, "its import started the process "),
-        ("F = open(__file__)\n", "imported.py"),
-    ],
-    ids=["thread", "native thread", "connection", "child", "file"],
-)
-def test_an_import_that_no_fork_can_share_is_said_and_done_in_the_worker(
-    pool: RealPool, free_port: Any, does: str, said: str
+UNSHARED = {
+    "thread": (THREAD, "its import started the thread 'ticker' of unshared_thread"),
+    "native": (NATIVE_THREAD, "its import started a thread in unshared_native"),
+    "connection": (CONNECTION, "a connection to 127.0.0.1:"),
+    "child": (CHILD, "its import started the process "),
+    "file": ("F = open(__file__)\n", "unshared_file.py"),
+}
+
+
+def test_imports_that_no_fork_can_share_are_said_and_done_in_the_worker(
+    pool: RealPool, free_port: Any
 ) -> None:
-    port = write(pool, free_port, app=does + "VERSION = 1\n" + APP)["web"]
+    ports = write_apart(
+        pool,
+        free_port,
+        {f"unshared_{name}": does + "VERSION = 1\n" + APP for name, (does, _) in UNSHARED.items()},
+    )
     done = pool.ok("start")
-    assert "preload = true has no effect: its import " in done.stderr
-    assert said in done.stderr
-    answer = asked(port)
-    assert answer["imported_in"] == answer["pid"]
+    assert done.stderr.count("preload = true has no effect: its import ") == len(UNSHARED)
     assert app_zygotes(pool) == []
-    assert said in pool.ok("logs", "web").stdout
-    assert said in pool.ok("show", "web").stdout
-    assert said in json.loads(pool.ok("show", "web", "-o", "json").stdout)["items"][0]["preload_problem"]
+    for name, (_, said) in UNSHARED.items():
+        server = f"unshared_{name}"
+        answer = asked(ports[server])
+        assert answer["imported_in"] == answer["pid"], server
+        assert [line for line in done.stderr.splitlines() if server in line and said in line], done
+        assert said in pool.ok("logs", server).stdout
+        assert said in pool.ok("show", server).stdout
+        assert said in pool.ok("show", server, "-o", "json").json["items"][0]["preload_problem"]
 
 
 def test_threads_that_their_library_ends_before_a_fork_are_no_obstacle(
@@ -238,26 +252,25 @@ def test_descriptor_that_an_import_has_closed_is_no_obstacle(pool: RealPool, fre
     assert asked(port)["imported_in"] in app_zygotes(pool)
 
 
-@pytest.mark.parametrize(
-    "does",
-    [
-        "print('beginning')\nraise ValueError('no good')\n",
-        "import sys\nprint('last words')\nsys.exit(9)\n",
-        "import os, signal\nprint('last words', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n",
-        "apple = 1\n",
-    ],
-    ids=["exception", "exit", "killed", "no such attribute"],
-)
-def test_failing_import_is_reported_as_without_preload(pool: RealPool, free_port: Any, does: str) -> None:
-    write(pool, free_port, app=does, extra='restart = "no"')
-    with_it = pool.run("start")
+FAILING = {
+    "exception": "print('beginning')\nraise ValueError('no good')\n",
+    "exit": "import sys\nprint('last words')\nsys.exit(9)\n",
+    "killed": "import os, signal\nprint('last words', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n",
+    "lacking": "apple = 1\n",  # no such attribute
+}
+
+
+def test_failing_imports_are_reported_as_without_preload(pool: RealPool, free_port: Any) -> None:
+    write_apart(pool, free_port, FAILING, extra='restart = "no"')
+    with_it = pool.run("start", "-o", "json")
     pool.run("stop")
     text = (pool.directory / "pool.toml").read_text()
     (pool.directory / "pool.toml").write_text(text.replace("preload = true\n", ""))
-    (pool.directory / "imported.py").write_text(does)
-    without = pool.run("start")
+    without = pool.run("start", "-o", "json")
     assert with_it.code == without.code == 1
-    assert with_it.stderr == without.stderr
+    errors = {error["name"]: error for error in with_it.json["errors"]}
+    assert errors.keys() == FAILING.keys()
+    assert errors == {error["name"]: error for error in without.json["errors"]}
 
 
 def test_an_import_takes_start_timeout_and_no_longer(pool: RealPool, free_port: Any, until: Any) -> None:
