@@ -17,6 +17,8 @@ from tests.ports import claim_port
 from tests.proxmox_cluster import SECRET, TOKEN, Cluster
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 Until = Callable[..., Any]
 
 

@@ -16,6 +16,8 @@ from tests.configuration import server
 from tests.http_get import get
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 PRINTS = """
 async def app(scope, receive, send):
     if scope["type"] == "http":

@@ -17,6 +17,8 @@ from tests.http_get import Reply, get
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
+pytestmark = pytest.mark.unmeasured
+
 PROBED = 'health = { liveness = { http = "/", interval = "100ms" } }\n'
 
 

@@ -6,10 +6,14 @@ import os
 import signal
 from typing import Any
 
+import pytest
+
 from poolctl.control.client import Client
 from tests.deadline import wait_until
 from tests.http_get import get
 from tests.real_pool import RealPool
+
+pytestmark = pytest.mark.unmeasured
 
 APP = """
 import os
