@@ -14,6 +14,11 @@ OF_TOOLS := $(addprefix tests/unit/,load test_floors.py test_words.py test_make_
 # Not the structure of the source files, decisions without input and output, and the tools of the tests.
 PORTABLE_UNIT := tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/,cli/test_lanes.py \
 	cli/test_completions.py core/test_decide_properties.py))
+# And of these not, in the gate: decisions, formats and other programs, which run where everything is measured, with the
+# same libraries.
+MEASURED_ONLY := $(addprefix tests/unit/,cli/test_layout.py core/test_histories.py gateway/test_balance.py \
+	gateway/test_client_hello.py gateway/test_haproxy_configuration.py gateway/test_haproxy_gateway.py \
+	http/test_canonical_head.py http/test_message_head.py routing web/test_rules.py worker/test_uvicorn_parts.py)
 PORTABLE_PROCESSES := tests/integration/runners tests/integration/processes/test_starting.py
 PORTABLE := $(PORTABLE_UNIT) $(PORTABLE_PROCESSES) tests/integration/test_inline.py tests/integration/test_embedding.py
 # What differs in Python itself, descriptors, forks, objects' layout, and uvicorn on it: a version between two that run all
@@ -115,7 +120,7 @@ portable:
 # Properties, of decisions without input and output, are tried where everything is measured.
 portable-close portable-unit portable-processes: LEFT_OUT := slow or hypothesis
 portable-close: PORTABLE := $(CLOSE_TO_PYTHON)
-portable-unit: PORTABLE := $(PORTABLE_UNIT)
+portable-unit: PORTABLE := $(PORTABLE_UNIT) $(MEASURED_ONLY:%=--ignore=%)
 portable-processes: PORTABLE := $(PORTABLE_PROCESSES)
 portable-close portable-unit portable-processes: portable
 

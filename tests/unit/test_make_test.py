@@ -87,9 +87,8 @@ def files_of(variable: str) -> list[Path]:
 
 
 def test_directories_that_a_part_ignores_hold_no_test_of_it() -> None:
-    files = {key: files_of(key) for key in ("ALL_MEASURED", "ALL_UNMEASURED")}
-    assert files["ALL_MEASURED"]
-    assert files["ALL_UNMEASURED"]
+    files = {key: files_of(key) for key in ("ALL_MEASURED", "ALL_UNMEASURED", "MEASURED_ONLY")}
+    assert all(files.values()), files
     unmeasured = re.compile(r"mark\.(slow|unmeasured)\b")
     assert [file for file in files["ALL_MEASURED"] if unmeasured.search(file.read_text())] == []
     whole = re.compile(r"^pytestmark = .*mark\.(slow|unmeasured|heavy)\b", re.M)

@@ -14,7 +14,7 @@ from poolctl.config.files.read_file import LARGEST_BYTES
 from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, told
 
-MANY = 1_000_000
+MANY = 500_000
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(12)
 )
@@ -129,11 +129,11 @@ def test_a_file_that_is_not_ours_to_read_says_so(tmp_path: Path) -> None:
 
 
 def test_thousands_of_unknown_keys_do_not_take_minutes(tmp_path: Path) -> None:
-    keys = "".join(f"unknown_key_{n} = 1\n" for n in range(20_000))
+    keys = "".join(f"unknown_key_{n} = 1\n" for n in range(10_000))
     began = time.process_time()
     text = told(tmp_path, SERVER + keys)
-    assert text.count("unknown key") == 20_000
-    assert time.process_time() - began < 4 * SOON_SECONDS
+    assert text.count("unknown key") == 10_000
+    assert time.process_time() - began < 2 * SOON_SECONDS
 
 
 def test_ten_thousand_addresses_of_one_port_are_compared_soon(tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ def test_ten_thousand_addresses_of_one_port_are_compared_soon(tmp_path: Path) ->
         f'[[server]]\nname = "s{n}"\nbind = "127.{n // 250}.{n % 250}.1:80"\napp = "a:b"\n'
         for n in range(10_000)
     )
-    began = time.process_time()
-    assert told(tmp_path, servers) == ""
-    assert time.process_time() - began < SOON_SECONDS
     last = '[[server]]\nname = "all"\nbind = ":80"\napp = "a:b"\n'
-    assert told(tmp_path, servers + last).count("overlaps") == 1
+    began = time.process_time()
+    (problem,) = told(tmp_path, servers + last).splitlines()
+    assert "overlaps" in problem
+    assert time.process_time() - began < SOON_SECONDS
