@@ -9,8 +9,6 @@ A runner's module has `make(site)`, which gives the Runner of a supervisor. It m
 
 from __future__ import annotations
 
-import importlib
-
 from poolctl.frozen_value import Value
 from poolctl.keeper import rendezvous
 
@@ -123,7 +121,8 @@ def _module(env: Mapping[str, str]) -> ModuleType:
     """The module of the runner that POOLCTL_RUNNER names: built in, or a dotted name; the local one by default."""
     name = env.get(VARIABLE) or "local"
     try:
-        module = importlib.import_module(_MODULES.get(name, name))
+        # importlib.import_module would import `warnings` too
+        module: ModuleType = __import__(_MODULES.get(name, name), fromlist=["make"])
     except (ImportError, TypeError, ValueError) as error:
         raise UnknownRunner(
             f"{VARIABLE} names the runner {name!r}, which cannot be imported: {error}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 
 from poolctl.errors import ServerError
@@ -141,7 +140,11 @@ def variables_named_in(paths: Iterable[str]) -> set[str]:
         for name in names:
             if name == path or _suffix(name) in SUFFIXES:
                 with contextlib.suppress(OSError, ValueError):
-                    found.update(match.decode() for match in re.findall(_NAMED, read_regular(name)))
+                    content = read_regular(name)
+                    if b"_env" in content:
+                        import re  # takes as long to load as all of `launch`; most files name none
+
+                        found.update(match.decode() for match in re.findall(_NAMED, content))
     return found
 
 
@@ -173,6 +176,8 @@ def read_env_file(path: str, *, for_another_user: bool = False) -> dict[str, str
     Blank lines and comments are skipped, `export` is allowed. In double quotes backslashes escape and a value
     may go over several lines; single quotes keep everything; without quotes a value ends at ` #`.
     """
+    import re
+
     from poolctl.config.values.problems import Problem
 
     try:
