@@ -309,7 +309,8 @@ import poolctl.supervisor.supervisor
 import poolctl.runners.local.local_runner
 # Of the standard library: what takes longer to load than it is worth.
 assert not {"dataclasses", "hashlib", "ipaddress"} & set(sys.modules)
-assert not {"poolctl.routing", "poolctl.config.rules.routes"} & set(sys.modules)
+routes = {"poolctl.routing.match", "poolctl.config.rules.registrations", "poolctl.config.model.gateway_tables"}
+assert not routes & set(sys.modules)
 from poolctl.supervisor import health, rollout
 from poolctl.supervisor.observers import observers
 from poolctl.supervisor.gateway import pool_gateway
@@ -322,6 +323,8 @@ for part in (health, observers, pool_gateway, pool_scaling, pool_operator, rollo
 for name in verbs.modules():
     __import__(name)
 assert not {"pydantic", "pydantic_core"} & set(sys.modules)
+# Files of the package may be replaced from now on.
+assert routes <= set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
