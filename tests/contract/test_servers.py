@@ -6,14 +6,20 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.real_pool import RealPool
+from poolctl.exit_codes import NO_SUPERVISOR
+from tests.ports import claim_port
+from tests.real_pool import RealPool, pool_in
 
 pytestmark = pytest.mark.unmeasured
+
+Serve = Callable[..., int]
 
 TELL = """
 import json, os
@@ -52,19 +58,48 @@ while True:
 
 
 @pytest.fixture
-def serve(real_pool: RealPool, free_port: Any) -> Any:
+def serve(real_pool: RealPool) -> Serve:
     """Writes a pool of one server with these lines; its port."""
-    real_pool.write("tell.py", TELL)
-    real_pool.write("program.py", PROGRAM)
+    return partial(write_server, real_pool)
 
-    def write(*lines: str, name: str = "web", more: str = "") -> int:
-        port = free_port()
-        what = [] if any(line.startswith("command") for line in lines) else ['app = "tell:app"']
-        text = "\n".join([f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"', *what, *lines])
-        real_pool.write("pool.toml", f"{text}\n{more}")
-        return int(port)
 
-    return write
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPool]:
+    """One for all tests of what a server does, however it was started."""
+    with pool_in(tmp_path_factory.mktemp("pool")) as shared:
+        shared.warm = True
+        yield shared
+
+
+@pytest.fixture
+def run(pool: RealPool) -> Serve:
+    """As `serve`, in the shared pool, where a reload has started the server and ended that of the test before."""
+
+    def write_and_start(*lines: str, **options: str) -> int:
+        port = write_server(pool, *lines, **options)
+        if pool.run("reload").code == NO_SUPERVISOR:
+            pool.ok("start")
+        assert pool.items()["web"]["ready"]
+        return port
+
+    return write_and_start
+
+
+def write_server(
+    pool: RealPool,
+    *lines: str,
+    app: str = "tell:app",
+    tell: str = TELL,
+    program: str = PROGRAM,
+    more: str = "",
+) -> int:
+    pool.write("tell.py", tell)
+    pool.write("program.py", program)
+    port = claim_port()
+    what = [] if any(line.startswith("command") for line in lines) else [f'app = "{app}"']
+    text = "\n".join(['[[server]]\nname = "web"', f'bind = "127.0.0.1:{port}"', *what, *lines])
+    pool.write("pool.toml", f"{text}\n{more}")
+    return port
 
 
 def command(*words: str) -> str:
@@ -105,25 +140,19 @@ def test_cwd_and_app_dir_are_relative_to_the_file(real_pool: RealPool, serve: An
     assert http_get(port).json()["cwd"] == str(real_pool.directory / "work")
 
 
-def test_workers_share_the_listener(real_pool: RealPool, serve: Any, http_get: Any) -> None:
-    port = serve("workers = 3")
-    real_pool.ok("start")
-    item = real_pool.items()["web"]
+def test_workers_share_the_listener(pool: RealPool, run: Serve, http_get: Any) -> None:
+    port = run("workers = 3")
+    item = pool.items()["web"]
     assert item["workers"] == 3
     assert len(set(item["pids"])) == 3
     assert http_get(port).json()["pid"] in item["pids"]
-    real_pool.ok("restart")
-    assert not set(real_pool.items()["web"]["pids"]) & set(item["pids"])
+    pool.ok("restart")
+    assert not set(pool.items()["web"]["pids"]) & set(item["pids"])
 
 
-def test_a_factory_and_a_dotted_attribute(real_pool: RealPool, serve: Any, http_get: Any) -> None:
-    port = serve("factory = true")
-    real_pool.write(
-        "tell.py", TELL + "\nclass api:\n    class v1:\n        make = staticmethod(lambda: app)\n"
-    )
-    path = real_pool.directory / "pool.toml"
-    path.write_text(path.read_text().replace("tell:app", "tell:api.v1.make"))
-    real_pool.ok("start")
+def test_a_factory_and_a_dotted_attribute(pool: RealPool, run: Serve, http_get: Any) -> None:
+    tell = TELL + "\nclass api:\n    class v1:\n        make = staticmethod(lambda: app)\n"
+    port = run("factory = true", app="tell:api.v1.make", tell=tell)
     assert http_get(port).status == 200
 
 
@@ -145,15 +174,14 @@ def test_both_loops_and_both_parsers(real_pool: RealPool, free_port: Any, http_g
         assert http_get(port).json()["root_path"] == f"/{loop}/{parser}"
 
 
-def test_a_program_gets_the_socket_as_descriptor_3(real_pool: RealPool, serve: Any, http_get: Any) -> None:
-    port = serve(command("{fd}", "{name}"))
-    real_pool.ok("start")
+def test_a_program_gets_the_socket_as_descriptor_3(pool: RealPool, run: Serve, http_get: Any) -> None:
+    port = run(command("{fd}", "{name}"))
     told = http_get(port).json()
     env = told["env"]
     assert told["argv"] == ["3", "web"]
     assert (env["LISTEN_FDS"], env["LISTEN_PID"]) == ("1", str(told["pid"]))
     assert (env["HOST"], env["PORT"]) == ("127.0.0.1", str(port))
-    real_pool.ok("restart")
+    pool.ok("restart")
     assert http_get(port).json()["pid"] != told["pid"]
 
 
@@ -214,70 +242,59 @@ def test_failed_job_keeps_its_dependents_from_starting(real_pool: RealPool, serv
     ],
 )
 def test_restart_policy_decides_after_a_death(
-    real_pool: RealPool, serve: Any, until: Any, policy: str, number: int, state: str
+    pool: RealPool, run: Serve, until: Any, policy: str, number: int, state: str
 ) -> None:
-    port = serve(command(), f'restart = "{policy}"')
-    real_pool.ok("start")
-    (pid,) = real_pool.items()["web"]["pids"]
+    port = run(command(), f'restart = "{policy}"')
+    (pid,) = pool.items()["web"]["pids"]
     os.kill(pid, number)
-    until(lambda: (item := real_pool.items()["web"])["state"] == state and item["pids"] != [pid])
+    until(lambda: (item := pool.items()["web"])["state"] == state and item["pids"] != [pid])
     assert refused(port) is (state == "failed")
 
 
 @pytest.mark.parametrize(("policy", "state"), [("on-failure", "stopped"), ("always", "running")])
 def test_a_server_that_ends_with_0_by_itself(
-    real_pool: RealPool, serve: Any, until: Any, policy: str, state: str
+    pool: RealPool, run: Serve, until: Any, policy: str, state: str
 ) -> None:
-    real_pool.write(
-        "program.py",
+    program = (
         "import pathlib, socket\ns = socket.socket(fileno=3)\ns.setblocking(True)\n"
-        "while s.accept()[0].recv(9) != b'end': pass\n",
+        "while s.accept()[0].recv(9) != b'end': pass\n"
     )
-    port = serve(command(), f'restart = "{policy}"')
-    real_pool.ok("start")
-    (pid,) = real_pool.items()["web"]["pids"]
+    port = run(command(), f'restart = "{policy}"', program=program)
+    (pid,) = pool.items()["web"]["pids"]
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(b"end")
-    until(lambda: (item := real_pool.items()["web"])["state"] == state and item["pids"] != [pid])
+    until(lambda: (item := pool.items()["web"])["state"] == state and item["pids"] != [pid])
     assert refused(port) is (state == "stopped")
 
 
-def test_too_many_deaths_are_failed(real_pool: RealPool, serve: Any, until: Any) -> None:
-    port = serve('restart = { limit = 2, backoff = { initial = "10ms" } }')
-    real_pool.ok("start")
+def test_too_many_deaths_are_failed(pool: RealPool, run: Serve, until: Any) -> None:
+    port = run('restart = { limit = 2, backoff = { initial = "10ms" } }')
     for _ in range(3):
-        until(lambda: real_pool.items()["web"]["state"] in ("running", "failed"))
-        for pid in real_pool.items()["web"]["pids"]:
+        until(lambda: pool.items()["web"]["state"] in ("running", "failed"))
+        for pid in pool.items()["web"]["pids"]:
             os.kill(pid, signal.SIGKILL)
-            until(lambda pid=pid: pid not in real_pool.items()["web"]["pids"])
-    until(lambda: real_pool.items()["web"]["state"] == "failed")
+            until(lambda pid=pid: pid not in pool.items()["web"]["pids"])
+    until(lambda: pool.items()["web"]["state"] == "failed")
     assert refused(port)
-    assert real_pool.run("status").code == 3
-    real_pool.ok("start")
-    assert real_pool.items()["web"]["ready"]
+    assert pool.run("status").code == 3
+    pool.ok("start")
+    assert pool.items()["web"]["ready"]
 
 
 def test_a_server_that_must_not_overlap_ends_before_the_next_begins(
-    real_pool: RealPool, serve: Any, http_get: Any
+    pool: RealPool, run: Serve, http_get: Any
 ) -> None:
-    real_pool.write(
-        "tell.py",
-        TELL + "\nimport fcntl\nfcntl.flock(lock := open('lock', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
-    )
-    port = serve("overlap = false")
-    real_pool.ok("start")
+    locking = "\nimport fcntl\nfcntl.flock(lock := open('lock', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+    port = run("overlap = false", tell=TELL + locking)
     before = http_get(port).json()["pid"]
-    real_pool.ok("restart")
+    pool.ok("restart")
     assert http_get(port).json()["pid"] != before
 
 
-def test_output_goes_to_the_named_file_and_old_ones_are_kept(
-    real_pool: RealPool, serve: Any, until: Any
-) -> None:
-    real_pool.write("tell.py", TELL + "\nfor n in range(400): print('x' * 50, flush=True)\n")
-    serve('log = { path = "out/web.log", max_size = "4KiB", keep = 2 }')
-    real_pool.ok("start")
-    directory = real_pool.directory / "out"
+def test_output_goes_to_the_named_file_and_old_ones_are_kept(pool: RealPool, run: Serve, until: Any) -> None:
+    tell = TELL + "\nfor n in range(400): print('x' * 50, flush=True)\n"
+    run('log = { path = "out/web.log", max_size = "4KiB", keep = 2 }', tell=tell)
+    directory = pool.directory / "out"
     until(lambda: sorted(path.name for path in directory.glob("*")) == ["web.log", "web.log.1", "web.log.2"])
     assert all(path.stat().st_size <= 4096 for path in directory.iterdir())
 
@@ -307,19 +324,17 @@ def certificate(directory: Path) -> str:
     return 'tls = { cert = "cert.pem", key = "key.pem" }'
 
 
-def test_tls_is_served_and_survives_a_restart(real_pool: RealPool, serve: Any, http_get: Any) -> None:
-    port = serve(certificate(real_pool.directory))
-    real_pool.ok("start")
+def test_tls_is_served_and_survives_a_restart(pool: RealPool, run: Serve, http_get: Any) -> None:
+    port = run(certificate(pool.directory))
     assert http_get(f"https://127.0.0.1:{port}").json()["scheme"] == "https"
-    assert real_pool.items()["web"]["expose"].startswith("https://")
-    real_pool.ok("restart")
+    assert pool.items()["web"]["expose"].startswith("https://")
+    pool.ok("restart")
     assert http_get(f"https://127.0.0.1:{port}").status == 200
 
 
-def test_tls_true_takes_the_default(real_pool: RealPool, serve: Any, http_get: Any) -> None:
-    default = certificate(real_pool.directory).replace("tls", "[defaults]\ntls", 1)
-    port = serve("tls = true", more=f"{default}\n")
-    real_pool.ok("start")
+def test_tls_true_takes_the_default(pool: RealPool, run: Serve, http_get: Any) -> None:
+    default = certificate(pool.directory).replace("tls", "[defaults]\ntls", 1)
+    port = run("tls = true", more=f"{default}\n")
     assert http_get(f"https://127.0.0.1:{port}").status == 200
 
 
