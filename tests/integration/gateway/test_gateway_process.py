@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
+from poolctl.exit_codes import NO_SUPERVISOR
+from tests.deadline import wait_until
 from tests.http_get import get
 from tests.integration.gateway.conftest import ROUTES, GatewayPool
 from tests.integration.processes.test_keeper_killed import kill_keeper, whole_again
 from tests.load.load import Load
 from tests.ports import claim_port
-from tests.real_pool import RealPool
+from tests.real_pool import RealPool, pool_in
 
 pytestmark = pytest.mark.unmeasured
 
@@ -57,6 +59,23 @@ def backend(text: bytes) -> Iterator[int]:
     finally:
         over.set()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def shared_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayPool]:
+    with pool_in(tmp_path_factory.mktemp("pool")) as pool:
+        pool.warm = True
+        yield GatewayPool(pool, wait_until)
+
+
+@pytest.fixture
+def shared(shared_pool: GatewayPool) -> GatewayPool:
+    """A gateway that serves, with the file as it was: one pool for all tests that leave it running."""
+    shared_pool.write()
+    if shared_pool.pool.run("reload").code == NO_SUPERVISOR:
+        shared_pool.pool.ok("start")
+    shared_pool.until(shared_pool.process)
+    return shared_pool
 
 
 def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(gateway: GatewayPool) -> None:
@@ -145,45 +164,40 @@ def accepts(port: int) -> bool:
 
 
 @pytest.mark.parametrize("mode", ["keep_alive", "new_connection"])
-def test_restart_of_servers_fails_no_request_and_closes_no_connection(
-    gateway: GatewayPool, mode: str
-) -> None:
-    gateway.start()
-    with load(gateway, mode) as running:
+def test_restart_of_servers_fails_no_request_and_closes_no_connection(shared: GatewayPool, mode: str) -> None:
+    with load(shared, mode) as running:
         for _ in range(2):
-            gateway.pool.ok("restart")
+            shared.pool.ok("restart")
         before = running.look().complete
-        gateway.until(lambda: running.look().complete > before + 100)
+        shared.until(lambda: running.look().complete > before + 100)
     report = running.report
     # A connection for each request counts as closed when its client has received the response.
     closed = report.closed + report.idle_reset if mode == "keep_alive" else 0
     assert (report.failed, closed) == (0, 0), report
 
 
-def test_killed_gateway_is_replaced_while_connections_wait(gateway: GatewayPool) -> None:
-    gateway.start()
-    pid = gateway.until(gateway.process)
-    with load(gateway, "new_connection", connections=2) as running:
-        gateway.kill(pid)
+def test_killed_gateway_is_replaced_while_connections_wait(shared: GatewayPool) -> None:
+    pid = shared.until(shared.process)
+    with load(shared, "new_connection", connections=2) as running:
+        shared.kill(pid)
         before = running.look().complete
-        gateway.until(lambda: running.look().complete > before + 20)
-        assert gateway.process() not in (None, pid)
-    lines = [json.loads(line) for line in gateway.pool.ok("events", "-o", "json").stdout.splitlines()]
+        shared.until(lambda: running.look().complete > before + 20)
+        assert shared.process() not in (None, pid)
+    lines = [json.loads(line) for line in shared.pool.ok("events", "-o", "json").stdout.splitlines()]
     ended = [each for each in lines if each["event"] == "gateway ended"]
     assert [(each["pid"], each["severity"]) for each in ended] == [(pid, "warning")]
     # Of new connections only those that it had accepted, and not passed on yet, are lost.
     assert running.report.failed <= 2, running.report
 
 
-def test_reload_adds_and_removes_routes_without_a_pause(gateway: GatewayPool) -> None:
-    gateway.start()
-    with load(gateway) as running:
-        gateway.write(ROUTES + '[[route]]\nalias = "three"\npath = "/three"\nto = "one"\n')
-        gateway.pool.ok("reload")
-        assert gateway.get("/three?n=000000000001").status == 200
-        gateway.write(gateway='keep_alive = "60s"')
-        gateway.pool.ok("reload")
-        assert gateway.get("/three").status == 404
+def test_reload_adds_and_removes_routes_without_a_pause(shared: GatewayPool) -> None:
+    with load(shared) as running:
+        shared.write(ROUTES + '[[route]]\nalias = "three"\npath = "/three"\nto = "one"\n')
+        shared.pool.ok("reload")
+        assert shared.get("/three?n=000000000001").status == 200
+        shared.write(gateway='keep_alive = "60s"')
+        shared.pool.ok("reload")
+        assert shared.get("/three").status == 404
     assert running.report.failed == 0, running.report
 
 
@@ -300,37 +314,34 @@ def test_reload_to_a_taken_address_fails_and_the_gateway_stays_where_it_is(gatew
     gateway.until(lambda: not answers(before))
 
 
-def test_reload_warns_when_the_gateway_does_not_confirm_it_in_time(gateway: GatewayPool) -> None:
-    gateway.start()
-    pid = gateway.until(gateway.process)
+def test_reload_warns_when_the_gateway_does_not_confirm_it_in_time(shared: GatewayPool) -> None:
+    pid = shared.until(shared.process)
     os.kill(pid, signal.SIGSTOP)
     try:
-        done = gateway.pool.ok("reload", "--timeout", "0.5s")
+        done = shared.pool.ok("reload", "--timeout", "0.5s")
     finally:
         os.kill(pid, signal.SIGCONT)
     assert "[gateway]: not everything is in force yet: its process does not answer" in done.stderr
 
 
-def test_stopped_server_is_unavailable_and_comes_back(gateway: GatewayPool) -> None:
-    gateway.start()
-    assert gateway.get("/one").status == 200
-    gateway.pool.ok("stop", "one")
-    reply = gateway.get("/one")
+def test_stopped_server_is_unavailable_and_comes_back(shared: GatewayPool) -> None:
+    assert shared.get("/one").status == 200
+    shared.pool.ok("stop", "one")
+    reply = shared.get("/one")
     assert reply.status == 503, reply
     assert "retry-after" in reply.headers
-    gateway.pool.ok("start", "one")
-    gateway.until(lambda: gateway.get("/one").status == 200)
+    shared.pool.ok("start", "one")
+    shared.until(lambda: shared.get("/one").status == 200)
 
 
-def test_stop_and_start_of_a_server_reset_and_refuse_no_connection(gateway: GatewayPool) -> None:
+def test_stop_and_start_of_a_server_reset_and_refuse_no_connection(shared: GatewayPool) -> None:
     """Clients get an answer or 503; the gateway lets go of the pair before it is closed."""
-    gateway.start()
-    with load(gateway, "new_connection", echo=False, statuses=[200, 503]) as running:
+    with load(shared, "new_connection", echo=False, statuses=[200, 503]) as running:
         for _ in range(3):
-            gateway.pool.ok("stop", "one")
-            gateway.pool.ok("start", "one")
+            shared.pool.ok("stop", "one")
+            shared.pool.ok("start", "one")
             before = running.look().complete
-            gateway.until(lambda before=before: running.look().complete > before + 50)
+            shared.until(lambda before=before: running.look().complete > before + 50)
     assert running.report.failed == 0, running.report
 
 
