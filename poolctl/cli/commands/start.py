@@ -31,7 +31,9 @@ def perform(request: CommandRequest) -> Outcome:
     result = ask_or_launch(request, pool)
     if not result.ended:
         hand_over_to_systemd(pool, ready=not result.exit_code)
-    lines = [ready_line(result, waited=not request.get("no_wait")), *address_lines(result.items)]
+    failed = {error.name for error in result.errors}
+    found = address_lines(item for item in result.items if item.name not in failed)
+    lines = [ready_line(result, waited=not request.get("no_wait")), *found]
     outcome = Outcome.of(result, "\n".join(filter(None, lines)))
     if result.gateway is not None and result.items:
         from poolctl.cli.gateway_line import serves_line

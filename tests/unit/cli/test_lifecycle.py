@@ -99,14 +99,15 @@ def test_restart_counts_no_server_as_ready_whose_replacement_failed(
     assert said.out == "1 of 2 servers restarted\n"
 
 
+@pytest.mark.parametrize("state", ["failed", "starting"])
 def test_failures_are_listed_with_their_fix_and_the_exit_code(
-    poolctl: Command, supervised: Supervised
+    poolctl: Command, supervised: Supervised, state: str
 ) -> None:
     failure = {
         "code": 1323, "error": "ErrorPoolStart", "name": "orders", "bind": "127.0.0.1:8082",
         "message": "exited with status 3 before it was ready", "hint": "poolctl logs orders",
     }  # fmt: skip
-    answer = always(item("users"), item("orders", ready=False, state="failed"), exit_code=1, errors=[failure])
+    answer = always(item("users"), item("orders", ready=False, state=state), exit_code=1, errors=[failure])
     with supervised(answer):
         said = poolctl("start")
         document = poolctl("start", "-o", "json")
