@@ -6,7 +6,6 @@ does. Standard library only.
 
 from __future__ import annotations
 
-import glob
 import grp
 import os
 import pwd
@@ -144,20 +143,35 @@ def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:
     settings = _settings(f"{prefix}/pyvenv.cfg")
     home = settings.get("home")
     bases = {real} if home is None else {real, os.path.dirname(home)}
-    for base in (prefix, *bases):
-        yield from glob.glob(f"{glob.escape(base)}/lib*/python3.*")
-        yield from glob.glob(f"{glob.escape(base)}/lib*/python3.*/lib-dynload")
-    sites = [f"{glob.escape(prefix)}/lib*/python3.*/site-packages"]
+    for library in [each for base in (prefix, *bases) for each in _libraries(base, "python3.")]:
+        yield library
+        yield from _entries(library, "lib-dynload")
+    sites = [f"{each}/site-packages" for each in _libraries(prefix, "python3.")]
     if home is None or settings.get("include-system-site-packages") == "true":
         user_base = env.get("PYTHONUSERBASE") or os.path.join(env.get("HOME", "/"), ".local")
         for base in (*bases, *(f"{base}/local" for base in bases)):
-            sites += [f"{glob.escape(base)}/lib*/python3*/{name}-packages" for name in ("site", "dist")]
-        sites.append(f"{glob.escape(user_base)}/lib/python3.*/site-packages")
-    for site in [each for pattern in sites for each in glob.glob(pattern)]:
+            sites += [
+                f"{each}/{name}-packages" for each in _libraries(base, "python3") for name in ("site", "dist")
+            ]
+        sites += [f"{each}/site-packages" for each in _entries(f"{user_base}/lib", "python3.")]
+    for site in filter(os.path.lexists, sites):
         yield site
         yield from _named_by_pth(site)
     yield from filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     yield from filter(None, env.get("PYTHONHOME", "").split(os.pathsep))
+
+
+def _libraries(base: str, start: str) -> list[str]:
+    return [path for library in _entries(base, "lib") for path in _entries(library, start)]
+
+
+def _entries(directory: str, start: str = "", end: str = "") -> list[str]:
+    """The paths of what is in the directory and has such a name; not by `glob`, which takes as long as all the rest."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    return [os.path.join(directory, name) for name in names if name.startswith(start) and name.endswith(end)]
 
 
 def _prefix(interpreter: str) -> str:
@@ -174,7 +188,7 @@ def _settings(path: str) -> dict[str, str]:
 
 
 def _named_by_pth(site: str) -> Iterator[str]:
-    for path in glob.glob(f"{glob.escape(site)}/*.pth"):
+    for path in _entries(site, end=".pth"):
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
                 lines = file.read().splitlines()
