@@ -105,7 +105,7 @@ class ActiveConfiguration:
         stored = await self._store.configuration()
         if stored is None:
             servers = await self._first_servers()
-            self._store.save_configuration(self._stored(servers))
+            self._store.save_first_configuration(self._stored(servers))
             self._saved_revision = 0
             return servers
         self.close()  # of the first start
@@ -279,12 +279,12 @@ class ActiveConfiguration:
         port = ledger.port(server.name, server.address, avoid={*taken, *_ports(self.tables)})
         return server.at(server.address.with_port(port))
 
-    def save(self, core: Core, *, portable: bool = False) -> None:
-        """Save what is in force for a successor, if it has changed; with `portable` always, for another version."""
-        if self._saved_revision == core.servers.revision and not portable:
-            return
+    def to_save(self, core: Core, *, always: bool = False) -> StoredConfiguration | None:
+        """The configuration in force, for a successor; None if it is as at the last call, unless `always`."""
+        if self._saved_revision == core.servers.revision and not always:
+            return None
         self._saved_revision = core.servers.revision
-        self._store.save_configuration(self.stored(core), portable=portable)
+        return self.stored(core)
 
     def stored(self, core: Core) -> StoredConfiguration:
         """The configuration in force, as a successor gets it."""

@@ -273,9 +273,10 @@ class ManagedPool:
         self._save_timer.note_change()
 
     def _save(self) -> None:
-        """Save for a successor: the configuration first, because the desired state means little without it."""
-        self._configuration.save(self.core, portable=self.replacement is not None)
-        self._store.save(self.core.entries)
+        """Save for a successor."""
+        upgrading = self.replacement is not None
+        configuration = self._configuration.to_save(self.core, always=upgrading)
+        self._store.save(self.core.entries, configuration, portable=upgrading)
         self._observers.save_totals()
 
     async def end(self) -> None:

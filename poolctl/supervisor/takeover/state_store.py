@@ -129,11 +129,10 @@ class StateStore:
             return None
         return configuration if version == __version__ else None
 
-    def save_configuration(self, configuration: StoredConfiguration, *, portable: bool = False) -> None:
-        """Store the configuration in force; `portable`: for a supervisor of another version."""
+    def save_first_configuration(self, configuration: StoredConfiguration) -> None:
+        """Store the configuration with which the pool begins, of which nothing has been started."""
         self._missing, self._stale = configuration.missing, True
-        value = portable_pickle.dumps(configuration) if portable else configuration
-        self._write(fd_store.CONFIGURATION, pickle.dumps((__version__, value)))
+        self._write_configuration(configuration)
 
     async def restore(self, entries: dict[str, Entry]) -> set[str]:
         """Restore the entries' desired state; returns the names of those with a recorded state.
@@ -151,10 +150,27 @@ class StateStore:
         """Have the next `save` look at these entries."""
         self._changed.update((entry.name, entry) for entry in entries)
 
-    def save(self, entries: Iterable[str]) -> None:
-        """Store the desired state of the entries of these names; only changed ones are serialised."""
-        if not (self._changed or self._stale):
-            return
+    def save(
+        self,
+        entries: Iterable[str],
+        configuration: StoredConfiguration | None = None,
+        *,
+        portable: bool = False,
+    ) -> None:
+        """Store the desired state of the entries of these names, and after it the configuration if it has changed.
+
+        A supervisor that is killed between leaves one who finds that the files have changed; the other way round, one
+        who knows them, but not which servers were being replaced for them. `portable`: for another version.
+        """
+        if configuration is not None:
+            self._missing, self._stale = configuration.missing, True
+        if self._changed or self._stale:
+            self._save_desired(entries)
+        if configuration is not None:
+            self._write_configuration(configuration, portable=portable)
+
+    def _save_desired(self, entries: Iterable[str]) -> None:
+        """Only changed entries are serialised."""
         for name, entry in self._changed.items():
             self._records.put(name, record_of(entry))
         self._changed.clear()
@@ -203,6 +219,10 @@ class StateStore:
     def save_history(self, content: bytes) -> None:
         """Store figures for charts."""
         self._write(fd_store.HISTORY, content)
+
+    def _write_configuration(self, configuration: StoredConfiguration, *, portable: bool = False) -> None:
+        value = portable_pickle.dumps(configuration) if portable else configuration
+        self._write(fd_store.CONFIGURATION, pickle.dumps((__version__, value)))
 
     def _write(self, name: str, content: bytes) -> None:
         fd = sealed_file(f"poolctl-{name}", content)

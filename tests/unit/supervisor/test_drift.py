@@ -210,8 +210,9 @@ def test_live_change_that_is_saved_is_no_change_of_the_files(tmp_path: Path) -> 
 def test_successor_knows_what_its_predecessor_has_read(tmp_path: Path) -> None:
     async def scenario() -> None:
         link = StoreLink(Store())
-        desk = await DeskWithFiles.begun(tmp_path, store=StateStore(link, str(tmp_path)))
-        desk.files.save(desk.core)
+        store = StateStore(link, str(tmp_path))
+        desk = await DeskWithFiles.begun(tmp_path, store=store)
+        store.save(desk.core.entries, desk.files.to_save(desk.core))
         desk.file.write_text(WEB + EXTRA)
         successor = ActiveConfiguration([str(desk.file)], str(tmp_path), StateStore(link, str(tmp_path)), {})
         assert [server.name for server in await successor.begin()] == ["web"]

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from poolctl.keeper.fd_store import Store
 from poolctl.keeper.keeper import Keeper
 from poolctl.platform import sealed_file
 from poolctl.runners.process_link import Link
-from poolctl.supervisor.takeover.state_store import StateStore
+from poolctl.supervisor.takeover.state_store import StateStore, StoredConfiguration
 
 NAMES = ("a", "b", "c", "d")
 CHANGES: dict[str, Any] = {
@@ -100,6 +101,36 @@ def test_a_successor_knows_what_was_ordered_last_of_every_server(seed: int) -> N
 
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(scenario(directory))
+
+
+def test_successor_that_knows_the_files_knows_what_is_replaced_for_them(tmp_path: Path) -> None:
+    class Killed(StoreLink):
+        """A supervisor that is killed after its first message."""
+
+        def send(self, message: dict[str, Any], fds: Any = ()) -> None:
+            super().send(message, fds)
+            raise KeyboardInterrupt
+
+    async def scenario() -> None:
+        kept = Store()
+        link = StoreLink(kept)
+        before = ServerConfig(name="a", bind=":1", app="a:b")
+        entry = Entry(before)
+        StateStore(link, str(tmp_path)).save_first_configuration(StoredConfiguration("pool", [before]))
+        entry.config, entry.generation = ServerConfig(name="a", bind=":1", app="a:c"), 7
+        killed = StateStore(Killed(kept), str(tmp_path))
+        killed.note_changed(entry)
+        with pytest.raises(KeyboardInterrupt):
+            killed.save({"a": entry}, StoredConfiguration("pool", [entry.config]))
+        successor, found = StateStore(link, str(tmp_path)), Entry(before)
+        configuration = await successor.configuration()
+        await successor.restore({"a": found})
+        assert found.generation == 7
+        assert configuration is not None
+        assert configuration.servers[0].app == "a:b"
+        link.end()
+
+    asyncio.run(scenario())
 
 
 def test_workers_of_an_older_supervisor_are_taken_over() -> None:
