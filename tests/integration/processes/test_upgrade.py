@@ -84,7 +84,9 @@ def test_pool_goes_on_under_the_new_version_unnoticed_by_clients(pool: RealPool,
     assert not is_alive(supervisor)
     # What was placed before is watched, stopped and replaced as ever; and the way back is the same way.
     os.kill(pool.items()["users"]["pids"][0], 9)
-    wait_until(lambda: pool.items()["users"]["ready"] and facts(pool)["users"][2] == before["users"][2] + 1)
+    wait_until(
+        lambda: (users := pool.items()["users"])["ready"] and users["restarts"] == before["users"][2] + 1
+    )
     assert "already" in by(newer, pool, "upgrade").stdout
     workers = facts(pool)
     renewed = by(newer, pool, "upgrade", "--restart")
