@@ -14,6 +14,7 @@ import pytest
 
 from tests.configuration import server
 from tests.http_get import get
+from tests.processes import reads_files
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.unmeasured
@@ -141,9 +142,9 @@ def test_no_line_is_lost_torn_or_doubled_by_any_kill_or_rotation(
     pool.write("pool.toml", server("web", **keys))
     pool.ok("start")
     for part in ("logs", "logs", "supervisor", "logs", "keeper", "logs"):
-        (pid,) = [pid for pid, line in pool.processes().items() if f" {part} " in f"{line} "]
+        (pid,) = _there(pool, part)
         os.kill(pid, signal.SIGKILL)
-        until(lambda part=part, pid=pid: _there(pool, part) not in (0, pid))
+        until(lambda part=part, pid=pid: len(now := _there(pool, part)) == 1 and now != [pid])
         pool.ok("restart", "web")
     pool.ok("stop", "web")
     counted: dict[str, list[str]] = defaultdict(list)
@@ -165,6 +166,6 @@ def test_no_line_is_lost_torn_or_doubled_by_any_kill_or_rotation(
         assert numbers == [str(number) for number in range(int(ends[who]))]
 
 
-def _there(pool: RealPool, part: str) -> int:
-    found = [pid for pid, line in pool.processes().items() if f" {part} " in f"{line} "]
-    return found[0] if len(found) == 1 else 0
+def _there(pool: RealPool, part: str) -> list[int]:
+    processes = pool.processes().items()
+    return [pid for pid, line in processes if f" {part} " in f"{line} " and not reads_files(pid)]

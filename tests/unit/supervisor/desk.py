@@ -109,7 +109,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     async def watched() -> None:
         unseen: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-        await asyncio.wait_for(work, 5)
+        await asyncio.wait_for(work, 30)  # processes are started, on a machine that may be busy
         assert unseen == [], unseen
 
     asyncio.run(watched())
