@@ -66,12 +66,14 @@ def _pool(project: Project, samples: Samples, costs: list[dict[str, float]], idl
     samples.restart.append(project.seconds("restart"))
     wait_for_all(project.ports)
     if idle_seconds:
+        everyone = [pid for pids in project.roles().values() for pid in pids]
+        idle = processes.idle_percent(everyone, idle_seconds)
+        # After that: the process that has read the files ends when it has been idle for ten seconds.
         roles = project.roles()
         pss = {role: [processes.pss_bytes(pid) / MIB for pid in pids] for role, pids in roles.items()}
-        everyone = [pid for pids in roles.values() for pid in pids]
         costs.append(
             {role: mean(values) if role == "worker" else sum(values) for role, values in pss.items()}
-            | {"idle": processes.idle_percent(everyone, idle_seconds)}
+            | {"idle": idle}
         )
     samples.stop.append(project.seconds("stop"))
 
