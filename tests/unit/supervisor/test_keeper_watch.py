@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 
@@ -84,15 +85,14 @@ class WatchedKeeper:
 
 def test_a_keeper_that_answers_is_seldom_pinged(process: subprocess.Popen[bytes]) -> None:
     async def scenario() -> None:
-        watched = WatchedKeeper(process)
-        asyncio.get_running_loop().add_reader(watched.theirs.fileno(), watched.answer)
-        began = time.monotonic()
-        await asyncio.sleep(3 * SILENT)
-        assert watched.events == []
-        assert watched.watch.problem == ""
-        assert watched.link.heard <= (time.monotonic() - began) / ASK + 1
-        asyncio.get_running_loop().remove_reader(watched.theirs.fileno())
-        watched.close()
+        with closing(WatchedKeeper(process)) as watched:
+            asyncio.get_running_loop().add_reader(watched.theirs.fileno(), watched.answer)
+            began = time.monotonic()
+            await asyncio.sleep(3 * SILENT)
+            assert watched.events == []
+            assert watched.watch.problem == ""
+            assert watched.link.heard <= (time.monotonic() - began) / ASK + 1
+            asyncio.get_running_loop().remove_reader(watched.theirs.fileno())
 
     asyncio.run(scenario())
     assert stat(process.pid).state == "T"
@@ -100,16 +100,15 @@ def test_a_keeper_that_answers_is_seldom_pinged(process: subprocess.Popen[bytes]
 
 def test_a_stopped_keeper_is_continued_and_may_answer(process: subprocess.Popen[bytes]) -> None:
     async def scenario() -> None:
-        watched = WatchedKeeper(process)
-        problems: list[str] = []
-        with watched.watch.reporting(problems.append):
-            await watched.until(lambda: stat(process.pid).state != "T")
-            assert problems == [watched.watch.problem]
-            assert "does not answer" in problems[0]
-            assert watched.answer() == 1  # asked once, because somebody waits
-            await watched.until(lambda: not watched.watch.problem)
-        assert watched.events == [("keeper silent", "warning"), ("keeper back", "info")]
-        watched.close()
+        with closing(WatchedKeeper(process)) as watched:
+            problems: list[str] = []
+            with watched.watch.reporting(problems.append):
+                await watched.until(lambda: stat(process.pid).state != "T")
+                assert problems == [watched.watch.problem]
+                assert "does not answer" in problems[0]
+                assert watched.answer() == 1  # asked once, because somebody waits
+                await watched.until(lambda: not watched.watch.problem)
+            assert watched.events == [("keeper silent", "warning"), ("keeper back", "info")]
 
     asyncio.run(scenario())
     assert process.poll() is None
@@ -117,10 +116,9 @@ def test_a_stopped_keeper_is_continued_and_may_answer(process: subprocess.Popen[
 
 def test_a_keeper_that_stays_silent_is_killed(process: subprocess.Popen[bytes]) -> None:
     async def scenario() -> None:
-        watched = WatchedKeeper(process)
-        await watched.until(lambda: process.poll() is not None)
-        assert watched.events == [("keeper silent", "warning"), ("keeper silent", "error")]
-        watched.close()
+        with closing(WatchedKeeper(process)) as watched:
+            await watched.until(lambda: process.poll() is not None)
+            assert watched.events == [("keeper silent", "warning"), ("keeper silent", "error")]
 
     asyncio.run(scenario())
     assert process.returncode == -signal.SIGKILL
@@ -128,14 +126,13 @@ def test_a_keeper_that_stays_silent_is_killed(process: subprocess.Popen[bytes]) 
 
 def test_an_irreplaceable_keeper_is_reported_and_not_killed(process: subprocess.Popen[bytes]) -> None:
     async def scenario() -> None:
-        watched = WatchedKeeper(process, "it is PID 1")
-        await watched.until(lambda: len(watched.events) == 2)
-        assert "cannot be replaced, because it is PID 1" in watched.watch.problem
-        await asyncio.sleep(2 * SILENT)
-        assert watched.answer() == 1
-        await watched.until(lambda: not watched.watch.problem)
-        assert [event for event, _ in watched.events] == ["keeper silent", "keeper silent", "keeper back"]
-        watched.close()
+        with closing(WatchedKeeper(process, "it is PID 1")) as watched:
+            await watched.until(lambda: len(watched.events) == 2)
+            assert "cannot be replaced, because it is PID 1" in watched.watch.problem
+            await asyncio.sleep(2 * SILENT)
+            assert watched.answer() == 1
+            await watched.until(lambda: not watched.watch.problem)
+            assert [event for event, _ in watched.events] == ["keeper silent", "keeper silent", "keeper back"]
 
     asyncio.run(scenario())
     assert process.poll() is None
@@ -178,15 +175,13 @@ def test_a_pause_of_the_supervisor_does_not_count_as_silence_of_the_keeper(
     process: subprocess.Popen[bytes],
 ) -> None:
     async def scenario() -> None:
-        watched = WatchedKeeper(process)
-        with watched.watch.reporting(lambda problem: None):
+        with closing(WatchedKeeper(process)) as watched, watched.watch.reporting(lambda problem: None):
             for _ in range(5):
                 await asyncio.to_thread(lambda: None)
                 asyncio.get_running_loop().call_soon(time.sleep, 2 * SILENT)
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
             assert watched.events == []
-        watched.close()
 
     asyncio.run(scenario())
     assert stat(process.pid).state == "T"

@@ -118,7 +118,8 @@ def test_successor_that_knows_the_files_knows_what_is_replaced_for_them(tmp_path
         entry = Entry(before)
         StateStore(link, str(tmp_path)).save_first_configuration(StoredConfiguration("pool", [before]))
         entry.config, entry.generation = ServerConfig(name="a", bind=":1", app="a:c"), 7
-        killed = StateStore(Killed(kept), str(tmp_path))
+        last = Killed(kept)
+        killed = StateStore(last, str(tmp_path))
         killed.note_changed(entry)
         with pytest.raises(KeyboardInterrupt):
             killed.save({"a": entry}, StoredConfiguration("pool", [entry.config]))
@@ -128,6 +129,7 @@ def test_successor_that_knows_the_files_knows_what_is_replaced_for_them(tmp_path
         assert found.generation == 7
         assert configuration is not None
         assert configuration.servers[0].app == "a:b"
+        last.end()
         link.end()
 
     asyncio.run(scenario())
