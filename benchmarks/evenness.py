@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from tests.certificates import certificate
-from tests.load.frames import new_key
+from tests.load.frames import TEXT, frame, new_key
 
 from .project import Project
 from .report import Row
@@ -24,6 +24,7 @@ ROUNDS = 24
 CONNECTIONS = 16
 WORKERS = 4
 _SETTLED_SECONDS = 0.4
+_HANDED_OVER_SECONDS = 2.0
 _MOST = 1.5 * CONNECTIONS / WORKERS
 _REQUEST = b"GET / HTTP/1.1\r\nhost: benchmark\r\n\r\n"
 _UPGRADE = (
@@ -41,11 +42,13 @@ def run(options: Namespace) -> Iterator[Row]:
                     _use_tls(project)
                 project.run("start")
                 (item,) = json.loads(project.run("list", "-o", "json"))["items"]
-                for what, begin in {"kept connections": _kept, "WebSockets": _websocket}.items():
+                kinds = {"kept connections": (_kept, _kept), "WebSockets": (_websocket, _message)}
+                for what, (begin, again) in kinds.items():
                     for among in False, True:
                         with _short_connections(project.ports[0], scheme) if among else nullcontext():
                             found = [
-                                _round(project.ports[0], scheme, item["pids"], begin) for _ in range(rounds)
+                                _round(project.ports[0], scheme, item["pids"], begin, again)
+                                for _ in range(rounds)
                             ]
                         of_all = f"of {CONNECTIONS} {what} on {WORKERS} workers ({loop}, {scheme}"
                         of_all += ", among short ones)" if among else ")"
@@ -91,22 +94,38 @@ def _short_connections(port: int, scheme: str) -> Iterator[None]:
             each.join()
 
 
-def _round(port: int, scheme: str, pids: list[int], begin: Callable[[socket.socket], None]) -> list[int]:
-    """The connections of each worker, a moment after all were opened."""
+def _round(
+    port: int,
+    scheme: str,
+    pids: list[int],
+    begin: Callable[[socket.socket], None],
+    again: Callable[[socket.socket], None],
+) -> list[int]:
+    """The connections of each worker, a moment after all were opened; then each has to answer `again`."""
     socks = []
     for _ in range(CONNECTIONS):
         socks.append(_connect(port, scheme))
         begin(socks[-1])
     time.sleep(_SETTLED_SECONDS)
-    ours = {sock.getsockname()[1] for sock in socks}
-    sockets = _sockets(port, ours)
-    counts = [len(sockets & _descriptors(pid)) for pid in pids]
-    if sum(counts) != CONNECTIONS:
-        raise RuntimeError(f"{CONNECTIONS - sum(counts)} connections were lost")
+    counts = _counts(port, {sock.getsockname()[1] for sock in socks}, pids)
     for sock in socks:
+        again(sock)
         sock.close()
     time.sleep(_SETTLED_SECONDS)
     return counts
+
+
+def _counts(port: int, clients: set[int], pids: list[int]) -> list[int]:
+    """How many of the connections each worker has. While one is handed over, no worker may have it."""
+    deadline = time.monotonic() + _HANDED_OVER_SECONDS
+    while True:
+        sockets = _sockets(port, clients)
+        counts = [len(sockets & _descriptors(pid)) for pid in pids]
+        if sum(counts) == CONNECTIONS:
+            return counts
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{sum(counts)} of {CONNECTIONS} connections were found")
+        time.sleep(0.01)
 
 
 def _kept(sock: socket.socket) -> None:
@@ -117,6 +136,11 @@ def _kept(sock: socket.socket) -> None:
 def _websocket(sock: socket.socket) -> None:
     sock.sendall(_UPGRADE % new_key())
     _read_until(sock, b"\r\n\r\n")
+
+
+def _message(sock: socket.socket) -> None:
+    sock.sendall(frame(TEXT, b"hello"))
+    _read_until(sock, b"hello\n")
 
 
 def _read_until(sock: socket.socket, end: bytes) -> None:

@@ -14,7 +14,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
 import uvicorn
@@ -178,23 +178,18 @@ class SharedListeners:
     async def _accept(self) -> list[Listening]:
         config = self._config
         loop = asyncio.get_running_loop()
+        make = protocol_factory(config, self._server_state, self._app_state)
         sockets = [SharedListener(listener, self._server_state) for listener in self._listeners]
         try:
             if config.ssl is not None:
                 return [TlsListener(sock, self) for sock in sockets]
-            return [
-                await loop.create_server(self._make_protocol, sock=sock, backlog=config.backlog)
-                for sock in sockets
-            ]
+            return [await loop.create_server(make, sock=sock, backlog=config.backlog) for sock in sockets]
         except BaseException:
             # Cancelled at the wrong moment, create_server leaves the loop a reader on a socket that is closed.
             stop_reading(sockets)
             for sock in sockets:
                 sock.close()
             raise
-
-    def _make_protocol(self) -> Any:
-        return make_protocol(self._config, self._server_state, self._app_state)
 
     def begin_tls(self, sock: socket.socket) -> None:
         """See ServesTls."""
@@ -309,7 +304,9 @@ class SharedListeners:
 
     def _make(self, routed: Routed | None) -> Any:
         arguments = self._config, self._server_state, self._app_state
-        return make_protocol(*arguments) if routed is None else make_routed(*arguments, self._routes, routed)
+        if routed is None:
+            return protocol_factory(*arguments)()
+        return make_routed(*arguments, self._routes, routed)
 
 
 class AcceptedSocket(NamedTuple):
@@ -345,12 +342,12 @@ class ReadBefore(asyncio.Protocol):
             self._server_state.stays = False
 
 
-def make_protocol(
+def protocol_factory(
     config: uvicorn.Config, server_state: PoolServerState, app_state: State, kind: type | None = None
-) -> Any:
-    """The protocol of a new connection, of this class or else of the configuration's."""
+) -> Callable[[], Any]:
+    """What makes the protocol of each new connection, of this class or else of the configuration's."""
     made: Any = kind or config.http_protocol_class
-    return made(config=config, server_state=server_state, app_state=app_state)
+    return functools.partial(made, config=config, server_state=server_state, app_state=app_state)
 
 
 def connections_by_descriptors() -> int:

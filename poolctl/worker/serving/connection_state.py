@@ -30,6 +30,9 @@ HEAD_BYTES = 64 * 1024
 _COARSE = 20  # the timer fires at most this often within the time limit of a head
 _GRACE_SECONDS = 1.0
 
+# Of Connections, which calls them without super().
+_add, _discard = set.add, set.discard
+
 
 class Tasks(set[asyncio.Task[None]]):
     """The requests in progress. Only a `WatchedTasks` reports them: most of the time no one waits for that."""
@@ -68,30 +71,38 @@ class Connections(set[Any]):
         self.http: tuple[type, ...] = ()
         self.on_leave: Callable[[], None] | None = None  # called after each end
 
+    # Written out, without calls: each would be a two-hundredth of what a short connection costs.
+
     def add(self, connection: Hashable) -> None:
-        self._state.connected()
-        super().add(connection)
-        tally = self._state.tally
-        if self.http and tally is not None:
+        state = self._state
+        if len(self) + len(state.expected) + 1 >= state.most_connections:
+            state.on_full()
+        if state.on_activity is not None:
+            state.on_activity()
+        _add(self, connection)
+        tally = state.tally
+        if tally is not None and self.http:
             if isinstance(connection, self.http):
                 tally[CONNECTIONS] += 1
             else:
                 tally[WEBSOCKETS] += 1
                 tally[OPEN_WEBSOCKETS] += 1
             tally[OPEN_CONNECTIONS] = len(self)
-        if self._state.evenness is not None:
-            self._state.evenness.publish()
+        if state.evenness is not None:
+            state.evenness.publish()
 
     def discard(self, connection: Hashable) -> None:
         if connection not in self:
             return
-        super().discard(connection)
-        tally = self._state.tally
-        if self.http and tally is not None:
+        _discard(self, connection)
+        state = self._state
+        tally = state.tally
+        if tally is not None and self.http:
             if not isinstance(connection, self.http):
                 tally[OPEN_WEBSOCKETS] -= 1
             tally[OPEN_CONNECTIONS] = len(self)
-        self.left()
+        if state.evenness is not None or self.on_leave is not None or not self:
+            self.left()
 
     def left(self) -> None:
         """One less is open."""
@@ -230,15 +241,15 @@ class PoolServerState(ServerState):
         super().__init__()
         self.on_activity: Callable[[], None] | None = None
         self.expected: dict[object, float] = {}  # in a TLS handshake, and when the first head of each is due
-        self._most_connections = sys.maxsize
-        self._on_full: Callable[[], None] = lambda: None
+        self.most_connections = sys.maxsize
+        self.on_full: Callable[[], None] = lambda: None  # called when a connection takes the last free place
         self.connections: Connections = Connections(self)
         self.tasks: Tasks = Tasks(self)
 
     def limit_connections(self, most: int, on_full: Callable[[], None]) -> None:
         """Call `on_full` when a connection takes the last free place."""
-        self._most_connections = most
-        self._on_full = on_full
+        self.most_connections = most
+        self.on_full = on_full
 
     @property
     def open_websockets(self) -> int:
@@ -252,7 +263,7 @@ class PoolServerState(ServerState):
 
     def room(self) -> int:
         """The number of further connections for which there is room."""
-        return self._most_connections - self.open_connections
+        return self.most_connections - self.open_connections
 
     def watch_tasks(self) -> None:
         """Report from now on when a request comes, and when none is left."""
@@ -265,8 +276,8 @@ class PoolServerState(ServerState):
     def expect(self, connection: object, due: float) -> None:
         """Note a connection whose TLS handshake begins, and when its first head is due."""
         self.expected[connection] = due
-        if self.open_connections >= self._most_connections:
-            self._on_full()
+        if self.open_connections >= self.most_connections:
+            self.on_full()
         if self.evenness is not None:
             self.evenness.publish()
 
@@ -289,13 +300,6 @@ class PoolServerState(ServerState):
 
     def active(self) -> None:
         """A connection or a request comes, or the last request has ended."""
-        if self.on_activity is not None:
-            self.on_activity()
-
-    def connected(self) -> None:
-        """A connection is about to be added."""
-        if self.open_connections + 1 >= self._most_connections:
-            self._on_full()
         if self.on_activity is not None:
             self.on_activity()
 

@@ -34,7 +34,7 @@ from .uvicorn_parts import (
     H11Protocol,
     State,
     http2_protocol,
-    use_known_addresses,
+    use_what_is_known,
 )
 
 logger = logging.getLogger("uvicorn.error")
@@ -257,9 +257,11 @@ class MovingHttptools(Moving):
         self.server_state.total_requests += 1
         if not self.transport.is_closing():
             self.flow.resume_reading()
-            self._closes_at = self.loop.time() + self.timeout_keep_alive
+            self._closes_at = closes_at = self.loop.time() + self.timeout_keep_alive
             if self.timeout_keep_alive_task is None:
-                self._set_timer()
+                # As in _set_timer(), without the call.
+                self._fires_at = closes_at
+                self.timeout_keep_alive_task = self.loop.call_at(closes_at, self.timeout_keep_alive_handler)
 
     def _unset_keepalive_if_required(self) -> None:
         """Let the timer run: called by uvicorn whenever data arrives."""
@@ -365,7 +367,7 @@ def _with(mixin: type, protocol: type) -> type:
             'requests that are on their way; set http.implementation to "h11" or "httptools"',
             protocol.__name__,
         )
-    use_known_addresses(protocol)
+    use_what_is_known(protocol)
     names: dict[str, object] = {
         name: getattr(protocol, method, None) for name, method in DIRECT.items() if not hasattr(mixin, name)
     }

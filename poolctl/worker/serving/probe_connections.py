@@ -17,7 +17,7 @@ import uvicorn
 
 from ..tally import STATUS
 from .accepted_connections import AcceptedConnections
-from .accepting import make_protocol
+from .accepting import protocol_factory
 from .access_log import unwatched
 from .connection_state import Heads, PoolServerState
 from .request_counting import Batch, Counted
@@ -71,7 +71,7 @@ class ProbeConnections:
 
     def _make_protocol(self) -> asyncio.Protocol:
         http1 = getattr(self._config.http_protocol_class, "http1", None)
-        made = make_protocol(self._config, self.server_state, self._app_state, http1)
+        made = protocol_factory(self._config, self.server_state, self._app_state, http1)()
         made.access_log = False
         counted = isinstance(made.app, Counted)
         made.app = unwatched(made.app.inner if counted else made.app)

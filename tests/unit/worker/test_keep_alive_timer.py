@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from poolctl.worker.serving.accepting import make_protocol
+from poolctl.worker.serving.accepting import protocol_factory
 from poolctl.worker.serving.connection_state import PoolServerState
 from poolctl.worker.serving.draining import drainable_protocol
 from tests.asgi_apps import hello
@@ -54,7 +54,7 @@ class Kept:
         self.loop.run_until_complete(self._connect(config))
 
     async def _connect(self, config: uvicorn.Config) -> None:
-        self.protocol: Any = make_protocol(config, PoolServerState(), {})
+        self.protocol: Any = protocol_factory(config, PoolServerState(), {})()
         self.protocol.connection_made(self.wire)
 
     def ask(self, data: bytes = REQUEST) -> None:
