@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 
-from poolctl.platform import raise_descriptor_limit
+from poolctl.platform import name_process, raise_descriptor_limit
 
 from .logger_process import Logger
 
@@ -20,6 +20,7 @@ def main() -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
+    name_process("poolctl-logger")
     raise_descriptor_limit()
     directory = sys.argv[1] if len(sys.argv) > 1 else None
     Logger(socket.socket(fileno=CONTROL_DESCRIPTOR), directory).run()

@@ -32,7 +32,6 @@ from poolctl.units import format_duration
 from . import health, rollout
 from .active_configuration import ActiveConfiguration, PoolEnvironment
 from .configuration_reader import ConfigurationReader
-from .freed_memory import FreedMemory
 from .gateway import pool_gateway
 from .gateway.pool_gateway import PoolGateway
 from .health import watch_health
@@ -129,7 +128,6 @@ class ManagedPool:
         self._observers = Observers(self._environment, self._clock, self)
         self.events = self._observers.events
         self._watch = KeeperWatch(keeper, self._keeper_pid, self.events)
-        self._freed_memory = FreedMemory()
         self._service: Service | None = None
         self._gateway = PoolGateway(self._environment, self.events)
         self._operator = PoolOperator(self._environment, self.events)
@@ -217,8 +215,13 @@ class ManagedPool:
     @property
     def _not_served(self) -> list[str]:
         """The tables whose addresses cannot be served, or whose file cannot be written, each with the reason."""
-        parts = self._gateway, self._operator, self._observers
-        return [*(problem for part in parts for problem in part.problems), *self._observers.lost_events]
+        observers = self._observers
+        return [
+            *self._gateway.problems,
+            *self._operator.problems,
+            *observers.problems,
+            *observers.lost_events,
+        ]
 
     def _serve_commands_only(self) -> None:
         logger.error("taking no action for %d s: the supervisor has died too often", _CALM_SECONDS)
@@ -337,7 +340,6 @@ class ManagedPool:
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """See Daemon."""
-        self._freed_memory.release_later()
         self._store.note_changed(*self.core.take_changed())
         self._save_timer.save_now()
         result = await self._gateway.conclude(verb, call, result)

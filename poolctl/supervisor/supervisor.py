@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from poolctl import bootstrap
 from poolctl.control.pool_paths import make_private, state_dir
 from poolctl.keeper import fd_store, wire
+from poolctl.platform import release_freed_memory
 from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.process_link import LinkLost, Receiver
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 KEEPER_FD = 3
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
 _END_SECONDS = 15.0
+# What a start of many servers needs for a moment has been freed by then.
+_AFTER_START_SECONDS = 10.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -81,6 +84,7 @@ class Supervisor(Receiver):
         with contextlib.suppress(LinkLost):
             await keeper.complete()
             keeper.send({"op": "adopted"})
+        asyncio.get_running_loop().call_later(_AFTER_START_SECONDS, release_freed_memory)
         await self._pool.over.wait()
         if self._pool.replacement is not None:
             await self._replace(*self._pool.replacement)

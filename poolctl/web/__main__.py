@@ -10,6 +10,7 @@ import socket
 from poolctl.frozen_value import Table
 from poolctl.keeper import wire
 from poolctl.logs.internal_log import InternalLog
+from poolctl.platform import name_process
 from poolctl.runners.supervised_process import SupervisedProcess
 
 from .app import PageSettings, make_app
@@ -50,6 +51,7 @@ class DashboardServer(SupervisedProcess):
 
 def main() -> None:
     """Serve until the order to end."""
+    name_process("poolctl-dashb.")
     asyncio.run(DashboardServer().run())
 
 

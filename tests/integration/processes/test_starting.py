@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import shlex
 import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,23 @@ pytestmark = pytest.mark.unmeasured
 
 def keepers(pool: RealPool) -> list[int]:
     return [pid for pid, line in pool.processes().items() if " keeper " in line]
+
+
+def process_names(pool: RealPool) -> set[str]:
+    names = set()
+    for pid in pool.processes():
+        with contextlib.suppress(OSError):
+            names.add(Path(f"/proc/{pid}/comm").read_text().strip())
+    return names
+
+
+def test_ps_shows_what_each_process_is_for(pool: RealPool, free_port: Any, until: Any) -> None:
+    pool.write_hello()
+    with open(pool.directory / "pool.toml", "a") as file:
+        file.write(f'\n[dashboard]\nbind = "127.0.0.1:{free_port()}"\n')
+    pool.ok("start")
+    names = {"poolctl-keeper", "poolctl-superv.", "poolctl-logger", "poolctl-zygote", "poolctl-dashb.", "web"}
+    until(lambda: process_names(pool) - {"poolctl-config"} == names)
 
 
 def test_a_command_substitution_returns(pool: RealPool) -> None:
