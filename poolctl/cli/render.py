@@ -222,12 +222,21 @@ def explain(outcome: Outcome) -> None:
         as_result = outcome.errors_are_result and outcome.form != "json"
         stream = sys.stdout if as_result else sys.stderr
         colours = coloured(stream)
-        _say(stream, [line for each in outcome.errors for line in error_lines(each, colours)])
+        _say(stream, _lines_of_errors(outcome.errors, colours))
 
 
 def _say(stream: TextIO, lines: list[str]) -> None:
     sys.stdout.flush()
     stream.write("\n".join(lines) + "\n")
+
+
+def _lines_of_errors(errors: Sequence[ErrorEntry], colours: bool) -> list[str]:
+    """The errors in their order; a hint that several have in a row is printed once, after the last of them."""
+    lines: list[str] = []
+    for each, following in zip(errors, [*errors[1:], None], strict=True):
+        is_repeated = following is not None and not following.file and following.hint == each.hint
+        lines += error_lines(each.but(hint="") if is_repeated and not each.file else each, colours)
+    return lines
 
 
 def error_lines(each: ErrorEntry, colours: bool = False) -> Iterable[str]:

@@ -211,6 +211,39 @@ def test_hints_of_several_lines_keep_their_shape() -> None:
     assert lines[1:] == ["  hint: us(ers", "          ^"]
 
 
+def test_a_hint_of_consecutive_errors_is_printed_once_after_the_last(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = {"file": "/etc/pool.toml", "line": 7}
+    errors = [
+        failure("a is taken", hint="choose another port"),
+        failure("b is taken", hint="choose another port"),
+        failure("c is slow", hint="look at its log"),
+        failure("d is taken", hint="choose another port"),
+        failure("e is odd"),
+        failure("unknown key", hint="choose another port", **place),
+        failure("unknown key", hint="choose another port", **place),
+    ]
+    render.show(Outcome(errors=errors))
+    assert capsys.readouterr().err == (
+        "error: a is taken\n"
+        "error: b is taken\n"
+        "  hint: choose another port\n"
+        "error: c is slow\n"
+        "  hint: look at its log\n"
+        "error: d is taken\n"
+        "  hint: choose another port\n"
+        "error: e is odd\n"
+        "/etc/pool.toml:7: unknown key; choose another port\n"
+        "/etc/pool.toml:7: unknown key; choose another port\n"
+    )
+    render.show(Outcome(errors=errors, form="json"))
+    document = json.loads(capsys.readouterr().out)
+    assert document["errors"] == [each.to_json() for each in errors], (
+        "each error of the document has its hint"
+    )
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
