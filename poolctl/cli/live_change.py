@@ -10,9 +10,9 @@ import os
 from poolctl.cli.command_line import CommandRequest, saves
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import from_here, of_dependents
+from poolctl.cli.render import from_here
 from poolctl.cli.supervisor_requests import ask, selected
-from poolctl.control.answers import About, Item
+from poolctl.control.answers import About, Item, Result
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError, PoolValidateError
 from poolctl.exit_codes import (
@@ -42,19 +42,17 @@ ATTEMPTS = 20
 
 def change(
     request: CommandRequest,
-    report: Callable[[Sequence[Item]], str],
+    report: Callable[[Result], str],
     write: Callable[[WriteBack, list[str]], None] | None = None,
     *,
     options: Mapping[str, object] | None = None,
-    dependents: str = "",
     works_offline: bool = False,
     removes: bool = False,
 ) -> Outcome:
     """Change the selected servers; returns when the change has been made, and with --save written.
 
-    `report` is the line about the servers afterwards, `dependents` what is done to those that depend on them. `write`
-    makes the change in the files, None for a state that no file has a key for. With `works_offline` it is a change of
-    the files alone where no supervisor runs.
+    `report` is the line about the servers afterwards. `write` makes the change in the files, None for a state that no
+    file has a key for. With `works_offline` it is a change of the files alone where no supervisor runs.
     """
     save = saves(request)
     pool = find_pool(request)
@@ -63,8 +61,7 @@ def change(
     def live() -> Outcome:
         more = {**(options or {}), **({"saves": True} if save and write is not None else {})}
         result = ask(request, pool, more=more)
-        line = _line(result.items, report, failed=bool(result.exit_code))
-        return Outcome.of(result, line + of_dependents(result, dependents))
+        return Outcome.of(result, _line(result, report))
 
     if not save or write is None:
         outcome = live()
@@ -121,21 +118,23 @@ def _selected(
 
 
 def _changed_files(
-    files: WriteBack, items: Sequence[Item], report: Callable[[Sequence[Item]], str], *, removes: bool
+    files: WriteBack, items: Sequence[Item], report: Callable[[Result], str], *, removes: bool
 ) -> Outcome:
     """The outcome of a change of the files alone: the servers as they will be, none of them running."""
+    unchanged: list[str] = []
     if not removes:
         from poolctl.control.answers import item
 
-        names = {each.name for each in items}
-        items = [item(server) for server in files.draft.check() if server.name in names]
-    return Outcome(items, message=_line(items, report))
+        before = {each.name: each.state for each in items}
+        items = [item(server) for server in files.draft.check() if server.name in before]
+        unchanged = [each.name for each in items if each.state == before[each.name]]
+    return Outcome(items, message=_line(Result(items=tuple(items), unchanged=tuple(unchanged)), report))
 
 
-def _line(items: Sequence[Item], report: Callable[[Sequence[Item]], str], *, failed: bool = False) -> str:
-    if items:
-        return report(items)
-    return "" if failed else "no server selected"
+def _line(result: Result, report: Callable[[Result], str]) -> str:
+    if result.items:
+        return report(result)
+    return "" if result.exit_code else "no server selected"
 
 
 class WriteBack:

@@ -368,7 +368,8 @@ def of_dependents(result: Result, done: str = "") -> str:
     count = len(result.dependents or ())
     if not count:
         return ""
-    relation = f"{'depends' if count == 1 else 'depend'} on {'it' if len(result.items) == 1 else 'them'}"
+    selected = len({item.name for item in result.items}.difference(result.dependents or ()))
+    relation = f"{'depends' if count == 1 else 'depend'} on {'it' if selected == 1 else 'them'}"
     return f", and {count} that {relation}{done and ' ' + done}"
 
 

@@ -171,6 +171,11 @@ class Entry:
         return self.desired.rests
 
     @property
+    def active(self) -> bool:
+        """It has workers, or should: it runs, sleeps, starts, waits for a dependency or for a retry, or stops."""
+        return bool(self.workers) or not self.rests
+
+    @property
     def completed(self) -> bool:
         """It ended by itself with 0, and is not started again."""
         return self.desired is Desired.COMPLETED

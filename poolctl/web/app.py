@@ -236,7 +236,9 @@ class _Page:
         by = {"command": f"dashboard {action}", "address": client}
         seconds = _LONGEST_SECONDS + 10
         result = await self._hub.ask(Result, action, servers, options, by, timeout_seconds=seconds)
-        return JSONResponse(result.to_json("items", "errors", "warnings", "exit_code", "dependents"))
+        return JSONResponse(
+            result.to_json("items", "errors", "warnings", "exit_code", "dependents", "unchanged")
+        )
 
 
 async def _unanswered(request: Request, error: Exception) -> Response:

@@ -6,7 +6,8 @@ from poolctl.cli.command import EXPLICIT_SELECTION, LIFECYCLE, SAVED_CHANGE, Com
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.render import servers
+from poolctl.cli.render import of_dependents, servers
+from poolctl.control.answers import Result
 
 COMMAND = Command(
     "Stop servers, and keep them stopped until enabled.",
@@ -21,8 +22,12 @@ def perform(request: CommandRequest) -> Outcome:
     """Stop servers, and keep them stopped until they are enabled."""
     return change(
         request,
-        lambda items: f"{servers(sum(each.state == 'disabled' for each in items), len(items))} disabled",
+        _disabled_line,
         lambda files, names: files.disable(names, True),
-        dependents="stopped",
         works_offline=True,
     )
+
+
+def _disabled_line(result: Result) -> str:
+    disabled = sum(each.state == "disabled" for each in result.items)
+    return f"{servers(disabled, len(result.items))} disabled{of_dependents(result, 'stopped')}"

@@ -7,6 +7,7 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import servers
+from poolctl.control.answers import Result
 
 COMMAND = Command(
     "Take servers out of rotation; they keep answering.",
@@ -21,9 +22,9 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """Take servers out of rotation."""
-    return change(
-        request,
-        lambda items: (
-            f"{servers(sum(each.state == 'draining' for each in items), len(items))} out of rotation"
-        ),
-    )
+    return change(request, _drained_line)
+
+
+def _drained_line(result: Result) -> str:
+    drained = sum(each.state == "draining" for each in result.items)
+    return f"{servers(drained, len(result.items))} out of rotation"

@@ -6,7 +6,15 @@ from poolctl.cli.command import EXPLICIT_SELECTION, LIFECYCLE, SAVED_CHANGE, Com
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.render import servers
+from poolctl.cli.render import of_dependents, servers
+from poolctl.control.answers import Item, Result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_NOT_STARTED = ("stopped", "failed")
+_NAMES = 10  # so many at most are in a command that is proposed
 
 COMMAND = Command(
     "Enable servers and start them.",
@@ -21,8 +29,34 @@ def perform(request: CommandRequest) -> Outcome:
     """Enable servers and start them."""
     return change(
         request,
-        lambda items: f"{servers(len(items))} enabled, {sum(each.ready for each in items)} ready",
+        lambda result: "\n".join(_lines(result)),
         lambda files, names: files.disable(names, False),
-        dependents="started",
         works_offline=True,
     )
+
+
+def _lines(result: Result) -> Iterator[str]:
+    before, dependents = set(result.unchanged or ()), set(result.dependents or ())
+    if enabled := [each for each in result.items if each.name not in before | dependents]:
+        ready = f", {sum(each.ready for each in enabled)} ready"
+        if all(each.state == "stopped" for each in enabled):
+            ready = ""  # of a pool without a supervisor
+        yield f"{servers(len(enabled))} enabled{ready}{of_dependents(result, 'started')}"
+    resting = [each for each in result.items if each.name in before and _is_at_rest(each)]
+    if others := sum(each.name in before for each in result.items) - len(resting):
+        yield f"{servers(others)} enabled already"
+    if resting:
+        yield _start_them(resting)
+
+
+def _is_at_rest(item: Item) -> bool:
+    return item.state in _NOT_STARTED and not item.ready
+
+
+def _start_them(resting: Sequence[Item]) -> str:
+    """They were enabled before, and run only when they are started."""
+    if len(resting) == 1:
+        (one,) = resting
+        return f"{one.name} is enabled already, and {one.state}: `poolctl start {one.name}` starts it"
+    names = " ".join(each.name for each in resting) if len(resting) <= _NAMES else "NAME..."
+    return f"{servers(len(resting))} enabled already, and not running: `poolctl start {names}` starts them"

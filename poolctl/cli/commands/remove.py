@@ -21,7 +21,7 @@ def perform(request: CommandRequest) -> Outcome:
     """Stop the selected servers, and take them out of the pool."""
     return change(
         request,
-        lambda items: "\n".join(f"removed {each.name} {each.bind}" for each in items),
+        lambda result: "\n".join(f"removed {each.name} {each.bind}" for each in result.items),
         lambda files, names: files.remove(names),
         works_offline=True,
         removes=True,

@@ -8,6 +8,7 @@ from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.render import servers
 from poolctl.config import MOST_WORKERS
+from poolctl.control.answers import Result
 
 COMMAND = Command(
     "Change the number of workers: scale web 4.",
@@ -32,10 +33,13 @@ def perform(request: CommandRequest) -> Outcome:
     *words, last = request.get("targets") or [""]
     workers = _number(last)
 
-    scaled = f"scaled to {workers} worker{'s' * (workers > 1)}"
+    def scaled_line(result: Result) -> str:
+        scaled = sum(each.workers == workers for each in result.items)
+        return f"{servers(scaled, len(result.items))} scaled to {workers} worker{'s' * (workers > 1)}"
+
     return change(
         CommandRequest("scale", {**request.values, "targets": words}),
-        lambda items: f"{servers(sum(each.workers == workers for each in items), len(items))} {scaled}",
+        scaled_line,
         lambda files, names: files.scale(names, workers),
         options={"workers": workers},
     )
@@ -48,7 +52,7 @@ def _automatic(request: CommandRequest) -> Outcome:
             "scale: --auto changes no file", hint="leave out --save: a reload returns to the triggers, too"
         )
     return change(
-        request, lambda items: f"{servers(len(items), len(items))} scaled by triggers", options={"auto": True}
+        request, lambda result: f"{servers(len(result.items))} scaled by triggers", options={"auto": True}
     )
 
 

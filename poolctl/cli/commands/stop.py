@@ -12,7 +12,7 @@ from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import of_dependents, servers
 from poolctl.cli.supervisor_requests import ask
-from poolctl.control.answers import Item
+from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor
 from poolctl.errors import PoolError
 
@@ -51,11 +51,17 @@ def perform(request: CommandRequest) -> Outcome:
         return Outcome(_at_rest(request, pool), message="nothing is running")
     if result.exit_code and not result.items:
         return Outcome.of(result)
-    more = of_dependents(result)
-    if request.get("no_wait"):
-        return Outcome.of(result, f"{servers(len(result.items))} stopping{more}")
-    stopped = sum(item.state in ("stopped", "disabled", "failed") for item in result.items)
-    return Outcome.of(result, f"{servers(stopped, len(result.items))} stopped{more}")
+    return Outcome.of(result, _stopped_line(result, waited=not request.get("no_wait")))
+
+
+def _stopped_line(result: Result, *, waited: bool) -> str:
+    """`3 servers stopped`: of those that ran, or were to run."""
+    active = [item for item in result.items if item.name not in (result.unchanged or ())]
+    if not (active or result.dependents):
+        return "no server was running: the supervisor has ended" if result.ended else "nothing was running"
+    stopped = sum(item.state in ("stopped", "disabled", "failed") for item in active)
+    line = f"{servers(stopped, len(active))} stopped" if waited else f"{servers(len(active))} stopping"
+    return line + of_dependents(result)
 
 
 def _at_rest(request: CommandRequest, pool: PoolRef) -> Sequence[Item]:

@@ -7,6 +7,7 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.live_change import change
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import servers
+from poolctl.control.answers import Result
 
 COMMAND = Command(
     "Put drained servers back into rotation.",
@@ -21,6 +22,8 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """Put drained servers back into rotation."""
-    return change(
-        request, lambda items: f"{servers(sum(each.ready for each in items), len(items))} in rotation"
-    )
+    return change(request, _undrained_line)
+
+
+def _undrained_line(result: Result) -> str:
+    return f"{servers(sum(each.ready for each in result.items), len(result.items))} in rotation"

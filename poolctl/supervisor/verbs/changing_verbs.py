@@ -117,11 +117,13 @@ class Lifecycle:
             with_dependents(self._core, chosen, call.progress) if call.options.get("deps", True) else chosen
         )
         selected_names = {entry.name for entry in chosen}
-        also = [entry for entry in all_of_them if entry.wanted and entry.name not in selected_names]
+        also = [entry for entry in all_of_them if entry.active and entry.name not in selected_names]
+        unchanged = names_of([entry for entry in chosen if not entry.active])
         operation = Operation(self._core, PoolStopError, all_of_them)
         for entry in all_of_them:
             self._core.stop(entry, kill=bool(call.options.get("kill")))
-        result = (await operation.conclude(chosen, call)).but(dependents=names_of(also))
+        result = await operation.conclude(chosen, call)
+        result = result.but(dependents=names_of(also), unchanged=unchanged)
         if call.selector.selects_all and not result.exit_code and call.options.get("wait", True):
             try:
                 if not call.options.get("kill"):
@@ -203,6 +205,7 @@ class Lifecycle:
         chosen = self._chosen("enable", call)
         enabled = [entry for entry in chosen if entry.is_disabled]
         also = self._core.servers.stopped_with(enabled)
+        unchanged = names_of([entry for entry in chosen if not (entry.is_disabled or entry in also)])
         for entry in also:
             for_whom = ", ".join(entry.stopped_with)
             call.progress(
@@ -212,7 +215,8 @@ class Lifecycle:
         operation = Operation(self._core, PoolStartError, [*enabled, *also])
         for entry in enabled:
             self._core.enable(entry)
-        return (await operation.conclude(chosen, call)).but(dependents=names_of(also))
+        result = await operation.conclude(chosen, call)
+        return result.but(dependents=names_of(also), unchanged=unchanged)
 
     async def disable(self, call: Call) -> Result:
         """Disable the selected servers, after stopping their dependents; return when they have stopped."""
@@ -220,7 +224,7 @@ class Lifecycle:
         selected_names = {entry.name for entry in chosen}
         all_of_them = with_dependents(self._core, chosen, call.progress)
         also = [entry for entry in all_of_them if entry.name not in selected_names]
-        running = [entry for entry in also if entry.wanted]
+        running = [entry for entry in also if entry.active]
         stopped = {entry.name: entry.stopped_with for entry in also if entry.wanted or entry.stopped_with}
         operation = Operation(self._core, PoolStopError, [*also, *chosen])
         for entry in also:

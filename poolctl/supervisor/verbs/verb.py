@@ -189,7 +189,7 @@ def with_dependents(core: Core, chosen: list[Entry], progress: Progress) -> list
     all_of_them = graph.closure(chosen, graph.dependents)
     names = {entry.name for entry in chosen}
     for entry in all_of_them:
-        if entry.name not in names and entry.wanted:
+        if entry.name not in names and entry.active:
             on = ", ".join(each.name for each in graph.dependencies(entry) if each in all_of_them)
             progress(ProgressLine(warning=f"stopping {entry.name} as well, which depends on {on}"))
     return all_of_them

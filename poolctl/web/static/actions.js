@@ -90,7 +90,10 @@ export async function act(action, names, button) {
     const failed = result.errors || [];
     for (const error of failed) note([error.name, error.message, error.hint].filter(Boolean).join(": "), true);
     for (const warning of result.warnings || []) note(warning);
-    if (!failed.length) note(`${report(names, result.dependents || [])} ${ACTIONS[action].done}.`);
+    if (failed.length) return;
+    const [changed, dependents] = [names.filter((name) => !result.unchanged?.includes(name)), result.dependents || []];
+    const idle = !changed.length && !dependents.length; // all of them had stopped before the click
+    note(idle ? "Nothing was running." : `${report(changed, dependents)} ${ACTIONS[action].done}.`);
   } catch (error) {
     note(`${ACTIONS[action].label} failed: ${error.message}`, true);
   } finally {

@@ -75,6 +75,41 @@ def test_dependents_of_the_selected_servers_are_counted_apart(
         assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
 
 
+def test_enable_counts_a_selected_dependent_once(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(item("db"), item("web"), dependents=["web"])):
+        said = poolctl("enable", "--all").out
+    assert said == "1 server enabled, 1 ready, and 1 that depends on it started\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "unchanged", "more", "line"),
+    [
+        (["stop"], ["b"], {}, "1 server stopped"),
+        (["stop", "--no-wait"], ["b"], {}, "1 server stopping"),
+        (["stop", "a", "b"], ["a", "b"], {}, "nothing was running"),
+        (["stop"], ["a", "b"], {"ended": True}, "no server was running: the supervisor has ended"),
+        (
+            ["stop", "a", "b"],
+            ["a", "b"],
+            {"dependents": ["w"]},
+            "0 servers stopped, and 1 that depends on them",
+        ),
+    ],
+)
+def test_stop_counts_only_what_ran(
+    poolctl: Command,
+    supervised: Supervised,
+    args: list[str],
+    unchanged: list[str],
+    more: dict[str, Any],
+    line: str,
+) -> None:
+    items = [item("a", state="stopped", ready=False), item("b", state="disabled", ready=False)]
+    with supervised(always(*items, unchanged=unchanged, **more)):
+        assert poolctl(*args).out == f"{line}\n"
+        assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
+
+
 def test_start_says_where_the_first_ten_servers_are(poolctl: Command, supervised: Supervised) -> None:
     items = [item(f"s{number}", 8000 + number) for number in range(12)]
     items[1]["state"] = items[1]["expose"] = "failed"

@@ -121,6 +121,52 @@ def test_the_line_for_people(
     assert {verb for verb, _ in requests} == {args[0]}
 
 
+IDLE = {"state": "stopped", "ready": False}
+
+
+@pytest.mark.parametrize(
+    ("items", "unchanged", "lines"),
+    [
+        ([item("a")], ["a"], ["1 server enabled already"]),
+        (
+            [item("a", **IDLE)],
+            ["a"],
+            ["a is enabled already, and stopped: `poolctl start a` starts it"],
+        ),
+        (
+            [item("a", **IDLE | {"state": "failed"})],
+            ["a"],
+            ["a is enabled already, and failed: `poolctl start a` starts it"],
+        ),
+        ([item("job", state="stopped", ready=True)], ["job"], ["1 server enabled already"]),
+        (
+            [item("a"), item("b", **IDLE), item("c", **IDLE), item("d")],
+            ["b", "c", "d"],
+            [
+                "1 server enabled, 1 ready",
+                "1 server enabled already",
+                "2 servers enabled already, and not running: `poolctl start b c` starts them",
+            ],
+        ),
+        (
+            [item(f"s{number}", **IDLE) for number in range(11)],
+            [f"s{number}" for number in range(11)],
+            ["11 servers enabled already, and not running: `poolctl start NAME...` starts them"],
+        ),
+    ],
+)
+def test_enable_says_which_servers_were_enabled_already(
+    poolctl: Command,
+    supervised: Supervised,
+    items: list[dict[str, Any]],
+    unchanged: list[str],
+    lines: list[str],
+) -> None:
+    with supervised(always(*items, unchanged=unchanged)):
+        assert poolctl("enable", "--all").out.splitlines() == lines
+        assert poolctl("enable", "--all", "-o", "json").json == {"schema": 1, "items": items, "errors": []}
+
+
 CHANGES_OF_SELECTED = [["remove"], ["disable"], ["enable"], ["drain"], ["undrain"], ["scale", "2"]]
 
 

@@ -88,6 +88,14 @@ def test_change_that_the_file_has_already_is_not_written(poolctl: Command, file:
     assert file.stat().st_ino == before
 
 
+def test_enable_in_the_file_alone_speaks_of_no_ready_server(poolctl: Command, file: Path) -> None:
+    assert poolctl("enable", "orders", "--save").out == "1 server enabled\nwrote pool.toml\n"
+    assert poolctl("enable", "orders", "--save").out == (
+        "orders is enabled already, and stopped: `poolctl start orders` starts it\n"
+        "the files have this change already\n"
+    )
+
+
 @pytest.mark.parametrize("code", [2, 4, 5, 8])
 def test_a_refused_change_is_not_written(
     poolctl: Command, supervised: Supervised, file: Path, code: int
