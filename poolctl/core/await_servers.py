@@ -122,8 +122,7 @@ class Rollout:
 
     def _blocker(self, entry: Entry) -> Entry | None:
         """A dependency without which the entry cannot start, and which has failed or is stuck itself."""
-        begun = any(worker.generation == entry.generation for worker in entry.workers.values())
-        if entry.ignore_dependencies or begun or not entry.wanted:
+        if entry.ignore_dependencies or entry.begun or not entry.wanted:
             return None
         for dependency in self._core.servers.dependencies(entry):
             since = self._failures.get(dependency.name, dependency.failures)

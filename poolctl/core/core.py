@@ -158,16 +158,16 @@ class Core:
         """Wake the server if it sleeps, as its next request would."""
         self._executor.wake(entry)
 
-    def restart(self, entry: Entry, *, retries: bool = True) -> None:
-        """Replace the server by a new generation; one that does not run is started."""
+    def restart(self, entry: Entry, *, ignore_dependencies: bool = True, retries: bool = True) -> None:
+        """Replace the server by a new generation, whatever its dependencies do; one that does not run is started."""
         self.canaries.withdraw(entry)
-        running = any(worker.generation == entry.generation for worker in entry.workers.values())
+        is_replaced = entry.begun
         entry.code_since = self.clock.monotonic()
-        if entry.wanted and running:
+        if is_replaced:
             entry.order_restart()
         elif entry.armed is not None:
             self._executor.preload(entry)
-        self.start(entry, ignore_dependencies=True, retries=retries)
+        self.start(entry, ignore_dependencies=ignore_dependencies or is_replaced, retries=retries)
 
     def renew(self, entry: Entry, generation: int) -> None:
         """Replace the workers of this generation, whose time is over; counts neither as a failure nor as a restart."""
@@ -267,7 +267,7 @@ class Core:
             if config.idle_seconds != before.idle_seconds:
                 self._executor.idle_after(entry, config.idle_seconds)
         elif entry.wanted:
-            if any(each.generation == entry.generation for each in entry.workers.values()):
+            if entry.begun:
                 entry.order_restart()
             entry.code_since = self.clock.monotonic()
             # Its dependencies may be new as well.

@@ -176,6 +176,11 @@ class Entry:
         return bool(self.workers) or not self.rests
 
     @property
+    def begun(self) -> bool:
+        """It is wanted, and the generation that should serve has a worker: a restart replaces that one."""
+        return self.wanted and any(each.generation == self.generation for each in self.workers.values())
+
+    @property
     def completed(self) -> bool:
         """It ended by itself with 0, and is not started again."""
         return self.desired is Desired.COMPLETED

@@ -78,7 +78,10 @@ class Lifecycle:
         return result.but(warnings=(*result.warnings, *await warnings, *sleepless, *unmeasured, *asleep))
 
     async def restart(self, call: Call) -> Result:
-        """Replace the selected servers, each when its replacement has answered; start those that do not run."""
+        """Replace the selected servers, each when its replacement has answered.
+
+        Those that do not run are started, and what they depend on first.
+        """
         chosen = selected(self._core, call.selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
         refused: list[ServerError] = []
@@ -88,22 +91,37 @@ class Lifecycle:
             refused = [problem for problem in found if problem is not None]
             names = {problem.name for problem in refused}
             runnable = [entry for entry in runnable if entry.name not in names]
-        ensure_open_files(self._core, ((entry.config, size(entry)) for entry in runnable))
-        operation = Operation(self._core, PoolRestartError, runnable)
+        deps = call.options.get("deps", True)
+        also = self._unready_dependencies(runnable, chosen) if deps else []
+        ensure_open_files(self._core, ((entry.config, size(entry)) for entry in [*also, *runnable]))
+        operation = Operation(self._core, PoolRestartError, [*also, *runnable])
         operation.problems += refused
+        for entry in also:
+            self._core.start(entry)
         environment = call.options.get("env")
         if environment:
             self._core.servers.revise()  # it is saved for a successor
         for entry in runnable:
             if environment:
                 self._context.configuration.environments[entry.name] = environment
-            self._core.restart(entry)
+            self._core.restart(entry, ignore_dependencies=not deps)
             if call.options.get("force"):
                 self._core.runner.force_certificate(entry.name, entry.generation)
         operation.problems += [
             disabled(entry) for entry in chosen if entry.is_disabled and call.selector.targets
         ]
         return await operation.conclude(chosen, call)
+
+    def _unready_dependencies(self, entries: list[Entry], chosen: list[Entry]) -> list[Entry]:
+        """What those of the entries that do not run wait for, unless it is selected itself, disabled or ready."""
+        graph = self._core.servers
+        names = {entry.name for entry in chosen}
+        needed = graph.closure([entry for entry in entries if not entry.begun], graph.dependencies)
+        return [
+            entry
+            for entry in needed
+            if not (entry.name in names or entry.is_disabled or (entry.wanted and entry.ready))
+        ]
 
     async def stop(self, call: Call) -> Result:
         """Stop the selected servers, what depends on them first; without a selection end the supervisor too.
