@@ -81,8 +81,8 @@ def _text(item: Details | Described, colours: bool, *, full: bool) -> str:
         if item.complaint:
             rows.append(("complaint", printable(item.complaint)))
         if item.failure is not None:
-            message = printable(item.failure.message, keep_lines=True)
-            rows.append(("failure", message.replace("\n", _NEXT_LINE)))
+            message = printable(item.failure.message, keep_lines=True).replace("\n", _NEXT_LINE)
+            rows.append(("failure", f"earlier: {message}" if item.ready else message))
         if item.stacks is not None:
             from poolctl.cli.server_lines import stack_lines
 

@@ -136,8 +136,10 @@ def test_show_of_a_running_server_has_its_live_state(poolctl: Command, supervise
     with supervised(always(running)):
         said = poolctl("show", "--full")
     assert "endpoints  127.0.0.1:8081" in said.out
-    assert "failure    exited with status 3" in said.out
+    assert "failure    earlier: exited with status 3" in said.out, "it has been ready since"
     assert 'env.A = "b"\n' in said.out
+    with supervised(always(running | {"state": "backoff", "ready": False})):
+        assert "failure    exited with status 3" in poolctl("show").out
 
 
 def test_configuration_is_printed_so_that_it_can_be_loaded_again(poolctl: Command, directory: Path) -> None:
