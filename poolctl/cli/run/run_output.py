@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
+from collections.abc import Iterator
 from queue import SimpleQueue
 from time import time
 from typing import Any, TextIO
@@ -27,17 +29,25 @@ MOST_TEXTS = 1000
 LAST_WORDS_SECONDS = 2.0
 
 
-def stream_of_its_own(stream: TextIO) -> TextIO:
-    """Another stream into the same descriptor.
+@contextlib.contextmanager
+def stream_of_its_own(stream: TextIO) -> Iterator[TextIO]:
+    """Another stream into the same descriptor, for a while.
 
     A thread that is blocked in a write holds the lock of its stream: a flush of the same stream would wait for it.
     """
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError, AttributeError):
-        return stream  # no descriptor: a string takes everything
+        yield stream  # no descriptor: a string takes everything
+        return
     stream.flush()
-    return open(descriptor, "w", encoding=stream.encoding, errors=stream.errors, closefd=False)
+    own = open(descriptor, "w", encoding=stream.encoding, errors=stream.errors, closefd=False)  # noqa: SIM115
+    try:
+        yield own
+    finally:
+        # Left open, it would try once more to write what has no reader, and since Python 3.13 complain about that.
+        with contextlib.suppress(OSError):
+            own.close()
 
 
 class BackgroundStream:
@@ -88,17 +98,17 @@ class BackgroundStream:
         return written
 
     def _write_texts(self) -> None:
-        stream = stream_of_its_own(self._stream)
-        while True:
-            text, written = self._texts.get()
-            try:
-                stream.write(text)
-                stream.flush()
-            except (OSError, ValueError):
-                pass  # no reader, or no stream any more
-            if self._texts.empty():
-                self._stuck = False
-            written.release()
+        with stream_of_its_own(self._stream) as stream:
+            while True:
+                text, written = self._texts.get()
+                try:
+                    stream.write(text)
+                    stream.flush()
+                except (OSError, ValueError):
+                    pass  # no reader, or no stream any more
+                if self._texts.empty():
+                    self._stuck = False
+                written.release()
 
 
 class LogPrinter:
@@ -138,13 +148,12 @@ class LogPrinter:
             asked = {each.name for each in items if (each.config.get("http") or {}).get("request_id")}
             ids = asked if terminal and not self._times else None
             form = PrefixedLines(list(paths), times=times, records=terminal, request_ids=ids)
-        stdout = stream_of_its_own(
-            sys.stdout
-        )  # the command flushes sys.stdout while this thread may be blocked
         try:
-            for line in follow(paths, lines=None, since=self._since, until=self._over.is_set):
-                stdout.write(form.line(line))
-                stdout.flush()
+            # The command flushes sys.stdout while this thread may be blocked.
+            with stream_of_its_own(sys.stdout) as stdout:
+                for line in follow(paths, lines=None, since=self._since, until=self._over.is_set):
+                    stdout.write(form.line(line))
+                    stdout.flush()
         except OSError:
             # The reader of the output is gone, so there is no reason to keep running in the foreground.
             StopSignals.output_lost()

@@ -94,6 +94,7 @@ def test_workers_that_die_with_their_supervisor_are_added_up_by_the_next_one(poo
     pool.ok("start")
     for _ in range(3):
         get(port)
+    wait_until(lambda: stats(pool)["requests_total"] == 3)  # a worker writes its counts every 10 ms
     supervisor, (worker,) = pool.info()["supervisor_pid"], pool.items()["web"]["pids"]
     os.kill(supervisor, signal.SIGSTOP)
     kill(worker)
