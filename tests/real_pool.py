@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
+from poolctl.exit_codes import NO_SUPERVISOR
 from tests.other_user import python_for_others
 from tests.ports import claim_port
 from tests.warm_command import warm_command
@@ -168,6 +169,13 @@ class RealPool:
         done = self.run(*args, **options)
         assert done.code == 0, str(done)
         return done
+
+    def start_or_reload(self) -> None:
+        """Starts the servers of the files, in place of those that a test before has left running in this pool."""
+        done = self.run("reload")
+        if done.code == NO_SUPERVISOR:
+            done = self.run("start")
+        assert done.code == 0, str(done)
 
     def spawn(
         self, *args: str, env: dict[str, str] | None = None, cwd: Path | None = None

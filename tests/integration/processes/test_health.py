@@ -45,23 +45,25 @@ QUICK = 'interval = "100ms", timeout = "1s", fall_count_ko = 2'
 READINESS = f'health = {{ readiness = {{ http = "/health", {QUICK} }} }}\n'
 
 
-def write(pool: RealPool, *lines: str, name: str = "web", bind: str | None = None) -> int:
-    """The port of a pool of one server."""
+def write(pool: RealPool, *lines: str, bind: str | None = None) -> int:
+    """The port of a pool of one server, whose name is the port's too: each test has another one."""
     port = claim_port()
     pool.write("told.py", APP)
-    head = f'[[server]]\nname = "{name}"\nbind = "{bind or f"127.0.0.1:{port}"}"\n'
+    head = f'[[server]]\nname = "web-{port}"\nbind = "{bind or f"127.0.0.1:{port}"}"\n'
     app = "" if any(line.startswith("command") for line in lines) else 'app = "told:app"\n'
     pool.write("pool.toml", head + app + "\n".join(lines))
     return port
 
 
-def item(pool: RealPool, name: str = "web") -> dict[str, Any]:
-    return pool.items()[name]
+def item(pool: RealPool) -> dict[str, Any]:
+    """The only server's."""
+    (found,) = pool.items().values()
+    return found
 
 
-def health(pool: RealPool, expected: str, name: str = "web") -> dict[str, Any]:
+def health(pool: RealPool, expected: str) -> dict[str, Any]:
     def is_so() -> dict[str, Any] | None:
-        found = item(pool, name)
+        found = item(pool)
         return found if found["health"] == expected else None
 
     found: dict[str, Any] = wait_until(is_so, what=f"health {expected}")
@@ -100,7 +102,7 @@ def test_health_falls_and_rises_and_every_observer_is_notified(
     pool: RealPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(pool.runtime))
-    write(pool, READINESS)
+    name = f"web-{write(pool, READINESS)}"
     pool.ok("start")
     assert pool.run("status").code == 0
     flag(pool).touch()
@@ -108,13 +110,13 @@ def test_health_falls_and_rises_and_every_observer_is_notified(
     assert (found["state"], found["ready"]) == ("running", False)
     done = pool.run("status")
     assert (done.code, "readiness: GET /health: status 503" in done.stderr + done.stdout) == (3, True)
-    assert pool.run("list", "--health", "ko", "-o", "name").stdout == "web\n"
+    assert pool.run("list", "--health", "ko", "-o", "name").stdout == f"{name}\n"
     assert pool.run("list", "--health", "ok").code == 4
     assert pool.run("wait", "--for", "healthy", "--timeout", "0.3").code == 124
-    done = pool.run("start", "web")
+    done = pool.run("start", name)
     assert (done.code, "status 503" in done.stderr) == (1, True)
     (monitor,) = connect(pool.directory / "pool.toml").monitor()
-    assert (monitor.name, monitor.status, monitor.falls) == ("web", "ko", 1)
+    assert (monitor.name, monitor.status, monitor.falls) == (name, "ko", 1)
     assert monitor.message == "readiness: GET /health: status 503"
     assert monitor.latency is not None
     assert monitor.uptime.total_seconds() > 0
@@ -123,40 +125,40 @@ def test_health_falls_and_rises_and_every_observer_is_notified(
     assert pool.run("status").code == 0
 
 
-def test_a_replacement_takes_over_when_its_own_probe_has_passed_and_not_before(pool: RealPool) -> None:
-    port = write(pool, READINESS, 'start_timeout = "500ms"')
-    pool.ok("start")
-    (old,) = item(pool)["pids"]
-    flag(pool).touch()
-    done = pool.run("restart")
+def test_a_replacement_takes_over_when_its_own_probe_has_passed_and_not_before(shared_pool: RealPool) -> None:
+    port = write(shared_pool, READINESS, 'start_timeout = "500ms"')
+    shared_pool.start_or_reload()
+    (old,) = item(shared_pool)["pids"]
+    flag(shared_pool).touch()
+    done = shared_pool.run("restart")
     assert (done.code, "status 503" in done.stderr) == (1, True)
-    assert item(pool)["pids"] == [old]
+    assert item(shared_pool)["pids"] == [old]
     assert answerer(port) == old
-    flag(pool).unlink()
-    health(pool, "ok")
-    pool.ok("restart")
-    (new,) = item(pool)["pids"]
+    flag(shared_pool).unlink()
+    health(shared_pool, "ok")
+    shared_pool.ok("restart")
+    (new,) = item(shared_pool)["pids"]
     assert new != old
     assert {answerer(port) for _ in range(5)} == {new}
 
 
 def test_a_worker_that_is_ko_leaves_the_accepting_to_the_others_until_it_is_the_last(
-    pool: RealPool,
+    shared_pool: RealPool,
 ) -> None:
-    port = write(pool, READINESS, "workers = 2")
-    pool.ok("start")
-    one, other = item(pool)["pids"]
-    flag(pool, f"bad-{one}").touch()
-    assert health(pool, "warn")["ready"]
+    port = write(shared_pool, READINESS, "workers = 2")
+    shared_pool.start_or_reload()
+    one, other = item(shared_pool)["pids"]
+    flag(shared_pool, f"bad-{one}").touch()
+    assert health(shared_pool, "warn")["ready"]
     wait_until(lambda: {answerer(port) for _ in range(12)} == {other}, what="one is at rest")
-    flag(pool, f"bad-{other}").touch()
-    assert not health(pool, "ko")["ready"]
+    flag(shared_pool, f"bad-{other}").touch()
+    assert not health(shared_pool, "ko")["ready"]
     assert answerer(port) == other
-    flag(pool, f"bad-{one}").unlink()
-    assert health(pool, "warn")["ready"]
+    flag(shared_pool, f"bad-{one}").unlink()
+    assert health(shared_pool, "warn")["ready"]
     wait_until(lambda: {answerer(port) for _ in range(12)} == {one}, what="they have changed places")
-    flag(pool, f"bad-{other}").unlink()
-    health(pool, "ok")
+    flag(shared_pool, f"bad-{other}").unlink()
+    health(shared_pool, "ok")
     wait_until(lambda: {answerer(port) for _ in range(12)} == {one, other}, what="both accept")
 
 
@@ -204,37 +206,37 @@ def test_a_worker_that_has_not_passed_yet_has_to_under_another_supervisor_too(
     assert answerer(port) == pid
 
 
-def test_changed_probes_apply_to_what_runs(pool: RealPool) -> None:
-    write(pool)
-    pool.ok("start")
-    pids = item(pool)["pids"]
-    flag(pool).touch()
-    text = (pool.directory / "pool.toml").read_text()
-    (pool.directory / "pool.toml").write_text(text + READINESS)
-    pool.ok("reload")
-    assert health(pool, "ko")["pids"] == pids
-    (pool.directory / "pool.toml").write_text(text + READINESS.replace("/health", "/"))
-    pool.ok("reload")
-    assert health(pool, "ok")["pids"] == pids
-    (pool.directory / "pool.toml").write_text(text + READINESS)
-    pool.ok("reload")
-    health(pool, "ko")
-    (pool.directory / "pool.toml").write_text(text)
-    pool.ok("reload")
-    found = health(pool, "ok")
+def test_changed_probes_apply_to_what_runs(shared_pool: RealPool) -> None:
+    write(shared_pool)
+    shared_pool.start_or_reload()
+    pids = item(shared_pool)["pids"]
+    flag(shared_pool).touch()
+    text = (shared_pool.directory / "pool.toml").read_text()
+    (shared_pool.directory / "pool.toml").write_text(text + READINESS)
+    shared_pool.ok("reload")
+    assert health(shared_pool, "ko")["pids"] == pids
+    (shared_pool.directory / "pool.toml").write_text(text + READINESS.replace("/health", "/"))
+    shared_pool.ok("reload")
+    assert health(shared_pool, "ok")["pids"] == pids
+    (shared_pool.directory / "pool.toml").write_text(text + READINESS)
+    shared_pool.ok("reload")
+    health(shared_pool, "ko")
+    (shared_pool.directory / "pool.toml").write_text(text)
+    shared_pool.ok("reload")
+    found = health(shared_pool, "ok")
     assert (found["pids"], found["ready"]) == (pids, True)
 
 
-def test_a_scaled_server_has_its_new_workers_probed(pool: RealPool) -> None:
-    port = write(pool, READINESS)
-    pool.ok("start")
-    pool.ok("scale", "web", "3")
-    pids = item(pool)["pids"]
-    flag(pool, f"bad-{pids[2]}").touch()
-    health(pool, "warn")
+def test_a_scaled_server_has_its_new_workers_probed(shared_pool: RealPool) -> None:
+    port = write(shared_pool, READINESS)
+    shared_pool.start_or_reload()
+    shared_pool.ok("scale", item(shared_pool)["name"], "3")
+    pids = item(shared_pool)["pids"]
+    flag(shared_pool, f"bad-{pids[2]}").touch()
+    health(shared_pool, "warn")
     wait_until(lambda: pids[2] not in {answerer(port) for _ in range(12)}, what="it is at rest")
-    pool.ok("scale", "web", "1")
-    health(pool, "ok")
+    shared_pool.ok("scale", item(shared_pool)["name"], "1")
+    health(shared_pool, "ok")
     assert {answerer(port) for _ in range(5)} == {pids[0]}
 
 
@@ -282,17 +284,17 @@ def test_tls_server_is_probed_in_tls_even_if_it_wants_client_certificates(pool: 
     assert health(pool, "ok")["ready"]
 
 
-def test_a_server_on_a_unix_socket_is_asked_like_any_other(pool: RealPool) -> None:
-    write(pool, READINESS, bind="unix:web.sock")
-    pool.ok("start")
-    flag(pool).touch()
-    health(pool, "ko")
+def test_a_server_on_a_unix_socket_is_asked_like_any_other(shared_pool: RealPool) -> None:
+    write(shared_pool, READINESS, bind="unix:web.sock")
+    shared_pool.start_or_reload()
+    flag(shared_pool).touch()
+    health(shared_pool, "ko")
 
 
 @pytest.mark.parametrize("probe", ['http = "/"', "tcp = true"])
 @pytest.mark.parametrize("binds_itself", [True, False])
-def test_a_program_is_asked_over_its_port(pool: RealPool, probe: str, binds_itself: bool) -> None:
-    pool.write(
+def test_a_program_is_asked_over_its_port(shared_pool: RealPool, probe: str, binds_itself: bool) -> None:
+    shared_pool.write(
         "program.py",
         """
         import os, socket, sys, threading
@@ -316,35 +318,39 @@ def test_a_program_is_asked_over_its_port(pool: RealPool, probe: str, binds_itse
     )
     timing = 'interval = "100ms", timeout = "200ms", fall_count_ko = 1'
     command = f'command = ["python3", "program.py", "{"{port}" if binds_itself else "fd"}"]'
-    write(pool, command, f"health = {{ readiness = {{ {probe}, {timing} }} }}", 'stop_timeout = "500ms"')
-    pool.ok("start")
-    assert item(pool)["health"] == "ok"
+    write(
+        shared_pool, command, f"health = {{ readiness = {{ {probe}, {timing} }} }}", 'stop_timeout = "500ms"'
+    )
+    shared_pool.start_or_reload()
+    assert item(shared_pool)["health"] == "ok"
     if "http" in probe:  # a connection is made by the kernel, whatever the program does
-        flag(pool).touch()
-        assert not health(pool, "ko")["ready"]
-        os.kill(item(pool)["pids"][0], signal.SIGCONT)
+        flag(shared_pool).touch()
+        assert not health(shared_pool, "ko")["ready"]
+        os.kill(item(shared_pool)["pids"][0], signal.SIGCONT)
 
 
-def test_output_of_a_probe_command_is_shown(pool: RealPool) -> None:
-    pool.write("probe.sh", 'echo "$POOLCTL_NAME $PORT"; echo "the disk is full" >&2; test ! -e bad\n')
-    port = write(pool, f'health = {{ readiness = {{ exec = ["sh", "probe.sh"], {QUICK} }} }}')
-    pool.ok("start")
-    flag(pool).touch()
-    health(pool, "ko")
-    assert "sh: exited with status 1: the disk is full" in pool.ok("show", "web", "-o", "json").stdout
+def test_output_of_a_probe_command_is_shown(shared_pool: RealPool) -> None:
+    shared_pool.write("probe.sh", 'echo "$POOLCTL_NAME $PORT"; echo "the disk is full" >&2; test ! -e bad\n')
+    port = write(shared_pool, f'health = {{ readiness = {{ exec = ["sh", "probe.sh"], {QUICK} }} }}')
+    shared_pool.start_or_reload()
+    flag(shared_pool).touch()
+    health(shared_pool, "ko")
+    assert "sh: exited with status 1: the disk is full" in shared_pool.ok("show", "-o", "json").stdout
     assert port
 
 
-def test_a_late_answer_is_none_and_a_program_that_hangs_is_killed_with_its_children(pool: RealPool) -> None:
-    pool.write("probe.sh", "if test -e bad; then sleep 1000 & echo $! >sleeper; wait; fi\n")
+def test_a_late_answer_is_none_and_a_program_that_hangs_is_killed_with_its_children(
+    shared_pool: RealPool,
+) -> None:
+    shared_pool.write("probe.sh", "if test -e bad; then sleep 1000 & echo $! >sleeper; wait; fi\n")
     timing = 'interval = "100ms", timeout = "150ms", fall_count_ko = 1'
-    write(pool, f'health = {{ readiness = {{ exec = ["sh", "probe.sh"], {timing} }} }}')
-    pool.ok("start")
-    flag(pool).touch()
-    health(pool, "ko")
-    said = flag(pool, "sleeper")
+    write(shared_pool, f'health = {{ readiness = {{ exec = ["sh", "probe.sh"], {timing} }} }}')
+    shared_pool.start_or_reload()
+    flag(shared_pool).touch()
+    health(shared_pool, "ko")
+    said = flag(shared_pool, "sleeper")
     # One that was killed at once has not come to say it; the next one will.
     sleeper = int(wait_until(lambda: said.exists() and said.read_text(), what="a child"))
-    flag(pool).unlink()
-    health(pool, "ok")
+    flag(shared_pool).unlink()
+    health(shared_pool, "ok")
     wait_until(lambda: not Path(f"/proc/{sleeper}").exists(), what="its child is gone")

@@ -29,8 +29,23 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 Until = Callable[..., Any]
 
 
-def state(pool: RealPool, name: str = "web") -> str:
-    return str(pool.items()[name]["state"])
+def write(pool: RealPool, extra: str) -> int:
+    """The port of a pool of one server, whose name is the port's too."""
+    pool.write("hello.py", HELLO_APP)
+    port = claim_port()
+    bind = f'name = "web-{port}"\nbind = "127.0.0.1:{port}"'
+    pool.write("pool.toml", f'[[server]]\n{bind}\napp = "hello:app"\n{extra}\n')
+    return port
+
+
+def item(pool: RealPool) -> dict[str, Any]:
+    """The only server's."""
+    (found,) = pool.items().values()
+    return found
+
+
+def state(pool: RealPool) -> str:
+    return str(item(pool)["state"])
 
 
 def connect(port: int, first_bytes: bytes = b"") -> socket.socket:
@@ -59,35 +74,35 @@ def test_a_server_that_may_sleep_starts_asleep_and_is_woken_by_a_request(pool: R
     assert (item["state"], item["ready"], len(item["pids"])) == ("running", True, 1)
 
 
-def test_server_falls_asleep_again_without_traffic_and_has_no_process(pool: RealPool) -> None:
-    port = pool.write_hello(extra=SLEEPS)["web"]
-    pool.write("hello.py", "import os\n" + HELLO_APP.replace('scope["server"][1]', "os.getpid()"))
-    pool.ok("start")
+def test_server_falls_asleep_again_without_traffic_and_has_no_process(shared_pool: RealPool) -> None:
+    port = write(shared_pool, SLEEPS)
+    shared_pool.write("hello.py", "import os\n" + HELLO_APP.replace('scope["server"][1]', "os.getpid()"))
+    shared_pool.start_or_reload()
     pid = int(get(port).text.removeprefix("hello from "))
-    pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
-    assert pool.items()["web"]["pids"] == []
+    shared_pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+    assert item(shared_pool)["pids"] == []
     assert not os.path.exists(f"/proc/{pid}")
     assert get(port).status == 200
-    assert pool.items()["web"]["restarts"] == 0
+    assert item(shared_pool)["restarts"] == 0
 
 
-def test_connection_without_a_request_wakes_no_server(pool: RealPool, until: Until) -> None:
-    port = pool.write_hello(extra=STAYS_UP)["web"]
-    pool.ok("start")
+def test_connection_without_a_request_wakes_no_server(shared_pool: RealPool, until: Until) -> None:
+    port = write(shared_pool, STAYS_UP)
+    shared_pool.start_or_reload()
     for first_bytes in (b"", b"GET / HT", b"\x16\x03\x01"):
         connect(port, first_bytes).close()
     with connect(port, b"not HTTP at all\r\n") as noise:
         assert noise.recv(1000).startswith(b"HTTP/1.1 400 ")
     with connect(port) as silent:
-        assert state(pool) == "sleeping"
+        assert state(shared_pool) == "sleeping"
         silent.sendall(REQUEST)
         assert silent.recv(1000).startswith(b"HTTP/1.1 200 ")
-    assert state(pool) == "running"
+    assert state(shared_pool) == "running"
 
 
-def test_every_connection_made_while_it_slept_is_served(pool: RealPool) -> None:
-    port = pool.write_hello(extra=STAYS_UP)["web"]
-    pool.ok("start")
+def test_every_connection_made_while_it_slept_is_served(shared_pool: RealPool) -> None:
+    port = write(shared_pool, STAYS_UP)
+    shared_pool.start_or_reload()
     clients = [connect(port) for _ in range(30)]
     for client in clients:
         client.sendall(REQUEST)
@@ -97,25 +112,25 @@ def test_every_connection_made_while_it_slept_is_served(pool: RealPool) -> None:
 
 
 @pytest.mark.parametrize("bind", ["localhost:{port}", ":{port}", "unix:./web.sock"])
-def test_every_kind_of_address_wakes(pool: RealPool, bind: str) -> None:
-    port = pool.write_hello(extra=SLEEPS)["web"]
-    path = pool.directory / "pool.toml"
+def test_every_kind_of_address_wakes(shared_pool: RealPool, bind: str) -> None:
+    port = write(shared_pool, SLEEPS)
+    path = shared_pool.directory / "pool.toml"
     path.write_text(path.read_text().replace(f"127.0.0.1:{port}", bind.format(port=port)))
-    pool.ok("start")
-    where = f"unix:{pool.directory}/web.sock" if bind.startswith("unix:") else f"localhost:{port}"
+    shared_pool.start_or_reload()
+    where = f"unix:{shared_pool.directory}/web.sock" if bind.startswith("unix:") else f"localhost:{port}"
     for _ in range(2):
-        pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+        shared_pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
         assert get(where).status == 200
 
 
-def test_a_server_with_tls_wakes_at_a_client_hello(pool: RealPool) -> None:
-    cert, key = certificate(pool.directory)
+def test_a_server_with_tls_wakes_at_a_client_hello(shared_pool: RealPool) -> None:
+    cert, key = certificate(shared_pool.directory)
     tls = f'tls = {{ cert = "{cert}", key = "{key}" }}\n{STAYS_UP}'
-    port = pool.write_hello(extra=tls)["web"]
-    pool.ok("start")
+    port = write(shared_pool, tls)
+    shared_pool.start_or_reload()
     with connect(port, REQUEST) as plain:
         assert sent_away(plain)
-    assert state(pool) == "sleeping"
+    assert state(shared_pool) == "sleeping"
     assert get(f"https://localhost:{port}").status == 200
 
 
@@ -131,8 +146,8 @@ def test_a_wake_does_not_use_an_expired_certificate_in_place_of_a_valid_one(pool
     assert "expired certificate not used" in pool.ok("events").stdout
 
 
-def test_program_is_woken_by_any_connection(pool: RealPool, until: Until) -> None:
-    (port,) = pool.write_hello("web").values()
+def test_program_is_woken_by_any_connection(shared_pool: RealPool, until: Until) -> None:
+    port = claim_port()
     server = """
         import http.server, socket
 
@@ -141,21 +156,21 @@ def test_program_is_woken_by_any_connection(pool: RealPool, until: Until) -> Non
         server.socket = socket.socket(fileno=3)
         server.serve_forever()
     """
-    pool.write("program.py", server)
-    pool.write(
+    shared_pool.write("program.py", server)
+    shared_pool.write(
         "pool.toml",
         f"""
         [[server]]
-        name = "web"
+        name = "program"
         bind = "127.0.0.1:{port}"
         command = ["python3", "program.py"]
         scale = {{ min = 0 }}
         """,
     )
-    pool.ok("start")
-    assert state(pool) == "sleeping"
+    shared_pool.start_or_reload()
+    assert state(shared_pool) == "sleeping"
     assert get(port, "/program.py").status == 200
-    until(lambda: state(pool) == "running")
+    until(lambda: state(shared_pool) == "running")
 
 
 def test_dependencies_wake_first_and_stay_awake_as_long(pool: RealPool) -> None:
@@ -176,19 +191,20 @@ def test_dependencies_wake_first_and_stay_awake_as_long(pool: RealPool) -> None:
 
 
 @pytest.mark.parametrize("command", ["restart", "stop", "start"])
-def test_commands_wake_no_server(pool: RealPool, command: str) -> None:
-    port = pool.write_hello("web", "other", extra=STAYS_UP)["web"]
-    pool.ok("start")
+def test_commands_wake_no_server(shared_pool: RealPool, command: str) -> None:
+    name = f"to-{command}"
+    port = shared_pool.write_hello(name, f"{name}-other", extra=STAYS_UP)[name]
+    shared_pool.start_or_reload()
     silent = connect(port)
-    pool.ok(command, "web")
-    item = pool.items()["web"]
+    shared_pool.ok(command, name)
+    item = shared_pool.items()[name]
     assert (item["pids"], item["restarts"]) == ([], 0)
     if command == "stop":
         assert item["state"] == "stopped"
         assert silent.recv(10) == b""
         with pytest.raises(ConnectionRefusedError):
             connect(port)
-        pool.ok("start", "web")
+        shared_pool.ok("start", name)
     else:
         assert item["state"] == "sleeping"
         silent.sendall(REQUEST)
