@@ -84,10 +84,11 @@ class RecordedPool:
             }
             self.asked.append({"verb": verb, **body})
             return self._result(items, [error])
+        idle = [item["name"] for item in items if verb == "stop" and item["state"] == "stopped"]
         for name in targets:
             self._act(verb, name)
         self.asked.append({"verb": verb, **body})
-        return self._result(items)
+        return self._result(items, **({"unchanged": idle} if idle else {}))
 
     def _act(self, verb: str, name: str) -> None:
         if verb == "stop":

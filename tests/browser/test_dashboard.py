@@ -97,6 +97,19 @@ def test_an_action_applies_to_all_selected_servers(page: Page, stage: Stage) -> 
     assert stage.pool.asked[0]["selector"]["targets"] == ["web-2", "web-4", "web-6", "web-8"]
 
 
+def test_a_stop_reports_only_the_servers_that_ran(page: Page, stage: Stage) -> None:
+    for name in ("web-2", "web-4"):
+        stage.pool.become(name, state="stopped", ready=False, pids=[])
+    enter(page, stage)
+    page.get_by_role("searchbox", name="Search").fill("public")
+    page.get_by_label("Select all servers shown").check()
+    bulk = page.get_by_role("group", name="Selected servers")
+    for said in ("2 servers stopped.", "Nothing was running."):
+        bulk.get_by_role("button", name="Stop").click()
+        page.get_by_role("dialog", name="Stop 4 servers?").get_by_role("button", name="Stop").click()
+        page.locator(".note").get_by_text(said).wait_for()
+
+
 def test_a_failure_stays_until_it_is_dismissed(page: Page, stage: Stage) -> None:
     stage.pool.refuses = "exited with status 3 before it was ready"
     enter(page, stage)

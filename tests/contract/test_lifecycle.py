@@ -255,6 +255,31 @@ def test_dependencies_start_first_and_stop_last(real_pool: RealPool, free_port: 
     assert real_pool.items()["web"]["state"] == "running"
 
 
+def test_restart_of_a_stopped_server_does_about_its_dependencies_what_start_does(
+    real_pool: RealPool, free_port: Any
+) -> None:
+    db, web, off = free_port(), free_port(), free_port()
+    real_pool.write_hello()
+    real_pool.write(
+        "pool.toml",
+        server("web", web, extra='depends_on = ["db"]')
+        + server("db", db)
+        + server("off", off, extra="disabled = true"),
+    )
+    real_pool.ok("start")
+    assert real_pool.ok("stop", "web", "db", "off").stdout == "2 servers stopped\n"
+    assert real_pool.ok("stop", "web", "off").stdout == "nothing was running\n"
+    assert "`poolctl start web` starts it" in real_pool.ok("enable", "web").stdout
+    real_pool.ok("restart", "web", "--no-deps")
+    assert real_pool.items()["db"]["state"] == "stopped"
+    real_pool.ok("stop", "web")
+    real_pool.ok("restart", "web")
+    assert real_pool.items()["db"]["state"] == "running"
+    real_pool.ok("disable", "db")
+    waiting = real_pool.run("restart", "web")
+    assert (waiting.code, "waits for db, which is disabled" in waiting.stderr) == (1, True), str(waiting)
+
+
 def test_server_stopped_on_purpose_is_no_reason_for_status_3(real_pool: RealPool) -> None:
     assert real_pool.run("status").code == 5, "no file, no pool"
     ports = real_pool.write_hello("a", "b")
