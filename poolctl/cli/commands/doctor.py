@@ -64,13 +64,14 @@ def _looked(check: Check, context: CheckContext) -> list[CheckResult]:
 
 
 def _table(findings: list[CheckResult]) -> str:
+    """A line for each; a fix that several have in a row is printed once, after the last of them."""
     width = max((len(finding.check) for finding in findings), default=0)
     lines = []
-    for finding in findings:
+    for finding, following in zip(findings, [*findings[1:], None], strict=True):
         status = finding.status.ljust(len(PROBLEM))
         if coloured(sys.stdout):
             status = paint(status, _COLOURS[finding.status])
         lines.append(f"{status}  {finding.check.ljust(width)}  {printable(finding.message)}")
-        if finding.fix:
+        if finding.fix and (following is None or following.fix != finding.fix):
             lines.append(f"{' ' * (len(PROBLEM) + width + 4)}→ {printable(finding.fix)}")
     return "".join(f"{line}\n" for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from poolctl.cli.doctor.check import CheckContext
 from poolctl.config import load
 from poolctl.control.answers import About
 from tests.certificates import certificate
+from tests.configuration import server
+
+from .conftest import Command
 
 MOUNTS = """
 21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -107,3 +111,19 @@ def test_gateway_that_serves_is_named_with_its_addresses() -> None:
     assert (gateway.status, gateway.message) == ("ok", "running: http://127.0.0.1:8080; 4 routes")
     context.gateway["problem"] = "port 8080 is in use"
     assert len([*check_pool.supervisor(context)]) == 1
+
+
+def test_a_fix_that_consecutive_problems_share_is_printed_once(poolctl: Command, directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [each.getsockname()[1] for each in (one, other)]
+        text = "".join(server(f"s{port}", bind=f"127.0.0.1:{port}", app="hello:app") for port in ports)
+        (directory / "pool.toml").write_text(text)
+        said = poolctl("doctor", "--quiet")
+        document = poolctl("doctor", "-o", "json").json
+    lines = said.out.splitlines()
+    at = [number for number, line in enumerate(lines) if "is in use by" in line]
+    assert at[1] == at[0] + 1, said.out
+    assert [line.lstrip()[0] for line in lines[at[0] :][:3]] == ["p", "p", "→"]
+    fixes = {item["fix"] for item in document["items"] if "is in use by" in item["message"]}
+    assert len(fixes) == 1, fixes
+    assert "" not in fixes
