@@ -64,7 +64,8 @@ def test_text_for_a_reader_that_is_gone_is_dropped(pipe: tuple[int, int]) -> Non
 
 
 def test_a_stream_without_a_descriptor_is_used_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert stream_of_its_own(sys.stderr) is sys.stderr
+    with stream_of_its_own(sys.stderr) as own:
+        assert own is sys.stderr
     with BackgroundStream(sys.stderr) as stream:
         stream.write("one\n")
     assert capsys.readouterr().err == "one\n"
