@@ -77,7 +77,9 @@ def make_immortal() -> bool:
     parts += [vars(each) for each in parts if type(each) is ModuleType]
     for part in parts:
         counts[id(part) >> 3] = _IMMORTAL
-    for value in gc.get_referents(*parts):
+    # Not what modules themselves refer to: in Python 3.12 that of asyncio names dead objects, which it keeps for reuse.
+    # Dropping the reference to one would free it a second time, and two futures would then share it.
+    for value in gc.get_referents(*(each for each in parts if type(each) is not ModuleType)):
         if type(value) in _VALUES:
             counts[id(value) >> 3] = _IMMORTAL
     # The collector does not track code objects, and what they hold.

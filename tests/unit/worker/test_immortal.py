@@ -104,6 +104,28 @@ print(code(), len(word), len(pair), len(buffer.getvalue()), sys.intern("immortal
     )
 
 
+@only_where_safe
+def test_futures_work_on_in_an_event_loop_that_is_new() -> None:
+    # Python 3.12 keeps dead iterators of futures for reuse, and names them to the collector.
+    assert (
+        run("""
+import asyncio
+
+async def later(number):
+    future = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_later(number / 100, future.set_result, number)
+    return await future
+
+async def several():
+    return await asyncio.gather(*map(later, range(8)))
+
+asyncio.run(several())
+print(immortal.make_immortal(), immortal.make_immortal(), asyncio.run(several()))
+""")
+        == "True True [0, 1, 2, 3, 4, 5, 6, 7]\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("after", "shared"), [("0", [True] * 4), ("2", [False, False, True, True]), ("never", [False] * 4)]
 )
