@@ -94,9 +94,8 @@ class Result(Value):
     ended: bool | None = None
     keeper_pid: int | None = None
     dependents: tuple[str, ...] | None = None  # stopped as well, or started again, though not selected
-    unchanged: tuple[str, ...] | None = (
-        None  # of stop: they did not run before; of enable: they were not disabled
-    )
+    # Of stop: those that did not run before. Of enable: those that were not disabled.
+    unchanged: tuple[str, ...] | None = None
     without_servers: bool | None = None  # of a start: the pool has routes and no server
     gateway: Table | None = None  # of start, list, status, stats of a whole pool: a GatewayStatus
     changed: Table | None = None  # files that differ from what the pool has read: a ChangedFiles
