@@ -234,8 +234,11 @@ def _lines_of_errors(errors: Sequence[ErrorEntry], colours: bool) -> list[str]:
     """The errors in their order; a hint that several have in a row is printed once, after the last of them."""
     lines: list[str] = []
     for each, following in zip(errors, [*errors[1:], None], strict=True):
-        is_repeated = following is not None and not following.file and following.hint == each.hint
-        lines += error_lines(each.but(hint="") if is_repeated and not each.file else each, colours)
+        # One with a place in a file keeps its hint in its line.
+        is_repeated = (
+            following is not None and following.hint == each.hint and not (each.file or following.file)
+        )
+        lines += error_lines(each.but(hint="") if is_repeated else each, colours)
     return lines
 
 

@@ -13,7 +13,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_NOT_STARTED = ("stopped", "failed")
 _NAMES = 10  # so many at most are in a command that is proposed
 
 COMMAND = Command(
@@ -42,15 +41,15 @@ def _lines(result: Result) -> Iterator[str]:
         if all(each.state == "stopped" for each in enabled):
             ready = ""  # of a pool without a supervisor
         yield f"{servers(len(enabled))} enabled{ready}{of_dependents(result, 'started')}"
-    resting = [each for each in result.items if each.name in before and _is_at_rest(each)]
+    resting = [
+        each
+        for each in result.items
+        if each.name in before and each.state in ("stopped", "failed") and not each.ready
+    ]
     if others := sum(each.name in before for each in result.items) - len(resting):
         yield f"{servers(others)} enabled already"
     if resting:
         yield _start_them(resting)
-
-
-def _is_at_rest(item: Item) -> bool:
-    return item.state in _NOT_STARTED and not item.ready
 
 
 def _start_them(resting: Sequence[Item]) -> str:

@@ -257,11 +257,9 @@ class MovingHttptools(Moving):
         self.server_state.total_requests += 1
         if not self.transport.is_closing():
             self.flow.resume_reading()
-            self._closes_at = closes_at = self.loop.time() + self.timeout_keep_alive
+            self._closes_at = self.loop.time() + self.timeout_keep_alive
             if self.timeout_keep_alive_task is None:
-                # As in _set_timer(), without the call.
-                self._fires_at = closes_at
-                self.timeout_keep_alive_task = self.loop.call_at(closes_at, self.timeout_keep_alive_handler)
+                self._set_timer()
 
     def _unset_keepalive_if_required(self) -> None:
         """Let the timer run: called by uvicorn whenever data arrives."""

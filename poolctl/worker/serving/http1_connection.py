@@ -177,10 +177,7 @@ class Lingering(Drainable, Http1Protocol):
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete and self.batch is not None:
             self.batch.unanswered(self, cycle)
-        timer = self.timeout_keep_alive_task
-        if timer is not None:
-            timer.cancel()
-            self.timeout_keep_alive_task = None
+        self.stop_timer()
         self.lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -231,16 +228,7 @@ class Lingering(Drainable, Http1Protocol):
             if cycle is before or "method" not in self.scope:  # otherwise it has its response already
                 self.wait_for_head(data, 1)  # a part of it may be the end of a body
             return
-        if self.head is FIRST and len(data) <= SMALL_BYTES:
-            self.feed(data)
-            # The usual case of a first request: there was none before it.
-            if self.cycle is None or "method" not in self.scope:
-                self.wait_for_head(data, len(data))
-            elif self.head is not None:
-                self.head = None
-                self.server_state.heads.end(self)
-            return
-        size = self._measured(data)
+        size = len(data) if self.head is FIRST and len(data) <= SMALL_BYTES else self._measured(data)
         if size:
             self.feed(data)
             cycle = self.cycle
