@@ -6,7 +6,6 @@ import ast
 import os
 import subprocess
 import sys
-from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -83,9 +82,6 @@ HEAVY = {
     "ruamel",
 }  # click comes with uvicorn
 
-MOST_LINES, MOST_FUNCTION_LINES = 400, 50
-MOST_FILES = 20
-A_FILE_EACH = {"cli/commands"}  # a command, whole, is one file
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "manager2", "base"}
 
 
@@ -239,32 +235,6 @@ def test_what_every_start_waits_for_does_without_modules_that_are_rarely_used(
 def test_the_standard_library_is_enough(name: str, bare_modules: set[str]) -> None:
     foreign = modules_after_importing(name) - bare_modules - sys.stdlib_module_names
     assert foreign <= {"poolctl"}
-
-
-def test_no_file_is_longer_than_four_hundred_lines() -> None:
-    lengths = {path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines()) for path in FILES}
-    assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
-
-
-def test_no_function_is_longer_than_fifty_lines() -> None:
-    found = {
-        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}"
-        for path in FILES
-        for node in ast.walk(ast.parse(path.read_text(), str(path)))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (node.end_lineno or 0) - node.lineno >= MOST_FUNCTION_LINES
-    }
-    assert found == set()
-
-
-def test_no_package_has_more_than_twenty_files() -> None:
-    packages = Counter(
-        path.parent.relative_to(PACKAGE).as_posix()
-        for path in FILES
-        if path.stem not in ("__init__", "__main__")
-    )
-    large = {package: count for package, count in packages.items() if count > MOST_FILES}
-    assert large.keys() - A_FILE_EACH == set()
 
 
 def test_every_file_has_a_name_of_its_own() -> None:
