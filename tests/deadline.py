@@ -7,10 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 
-def wait_until(condition: Callable[[], Any], *, timeout_seconds: float = 20.0, what: str = "") -> Any:
+def wait_until(
+    condition: Callable[[], Any], *, timeout_seconds: float = 60.0, what: str | Callable[[], str] = ""
+) -> Any:
     """The first true value of `condition()`; fails the test when there is none within the deadline.
 
-    A condition that takes long, as one that runs a command does, is asked half of the time at most.
+    `what` says what was awaited; a function of it is called when the deadline has passed. A condition that takes long,
+    as one that runs a command does, is asked half of the time at most.
     """
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -20,5 +23,6 @@ def wait_until(condition: Callable[[], Any], *, timeout_seconds: float = 20.0, w
             return value
         now = time.monotonic()
         if now >= deadline:
-            raise AssertionError(f"not within {timeout_seconds} s: {what or condition}")
+            awaited = what() if callable(what) else what
+            raise AssertionError(f"not within {timeout_seconds} s: {awaited or condition}")
         time.sleep(min(max(0.01, now - asked), 0.2))

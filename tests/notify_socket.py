@@ -37,7 +37,7 @@ class NotifySocket:
         wait_until(
             lambda: len([line for line in self.lines if line.startswith(start)]) >= times,
             timeout_seconds=30,
-            what=f"{start} in {self.messages}",
+            what=lambda: f"{start} in {self.messages}",
         )
         return [line for line in self.lines if line.startswith(start)][-1]
 

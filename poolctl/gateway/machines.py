@@ -6,6 +6,7 @@ Imported with the first report of one.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -52,7 +53,7 @@ class _Machine:
         self.state = state
         self.changed = asyncio.Event()
         self.started_until = 0.0  # its service may not accept connections before
-        self.answered_at = 0.0
+        self.answered_at = -math.inf  # when the supervisor last looked at it
 
     @property
     def is_up(self) -> bool:

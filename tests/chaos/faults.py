@@ -82,7 +82,7 @@ class Faults:
         wait_until(lambda: {name for name, item in self.pool.items().items() if item["ready"]} == set(names))
         for name in names:
             assert get(self.ports[name]).status == 200
-        wait_until(lambda: self._strangers() == [], what=f"strangers: {self._strangers()}")
+        wait_until(lambda: self._strangers() == [], what=lambda: f"strangers: {self._strangers()}")
         sockets = [
             path.name for path in self.pool.runtime.rglob("*") if path.is_socket() and not path.is_symlink()
         ]
@@ -90,7 +90,7 @@ class Faults:
 
     def check_gone(self) -> None:
         """Nothing of the pool is left."""
-        wait_until(lambda: not self.pool.processes(), what=f"left: {self.pool.processes()}")
+        wait_until(lambda: not self.pool.processes(), what=lambda: f"left: {self.pool.processes()}")
         assert list(self.pool.runtime.glob("*/*.sock")) == []
         assert list(self.pool.runtime.glob("@*")) == []
 
@@ -102,7 +102,7 @@ class Faults:
         helpers: dict[str, int] = {}
         processes = self.pool.processes()
         for pid, line in processes.items():
-            if _waits_to_be_a_worker(pid, processes):
+            if waits_to_be_a_worker(pid, processes):
                 continue
             role = next((role for role in _HELPERS if role in f"{line} "), "")
             if pid in known or (role and not helpers.setdefault(role, 0)):
@@ -115,7 +115,7 @@ class Faults:
         return found
 
 
-def _waits_to_be_a_worker(pid: int, processes: dict[int, str]) -> bool:
+def waits_to_be_a_worker(pid: int, processes: dict[int, str]) -> bool:
     """Whether a zygote has forked it ahead of a request; a worker is the keeper's child."""
     try:
         return " zygote" in processes.get(stat(pid).parent, "")

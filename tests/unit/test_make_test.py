@@ -74,6 +74,56 @@ def test_parts_that_are_interrupted_end_and_are_printed(tmp_path: Path) -> None:
         wait_until(lambda pid=pid: not is_alive(int(pid)))  # type: ignore[misc]
 
 
+SWALLOWS = """
+import asyncio
+import time
+
+
+def test_before() -> None:
+    pass
+
+
+def test_that_swallows_the_limit() -> None:
+    def block() -> None:
+        while True:
+            time.sleep(0.1)
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, context: None)
+    loop.call_soon(block)
+    loop.run_forever()
+
+
+def test_after() -> None:
+    pass
+"""
+
+
+def test_a_test_that_swallows_its_time_limit_is_ended_and_named(tmp_path: Path) -> None:
+    file = tmp_path / "test_limit.py"
+    file.write_text(SWALLOWS)
+    options = [f"--rootdir={tmp_path}", "-o", "timeout=1", "-o", "faulthandler_timeout=3", "-n", "2"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-c",
+            ROOT / "pyproject.toml",
+            *options,
+            "-p",
+            "no:cacheprovider",
+            file,
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert re.search(r"crashed while running '.*::test_that_swallows_the_limit'", done.stdout), done.stdout
+    assert "1 failed, 2 passed" in done.stdout
+
+
 def files_of(variable: str) -> list[Path]:
     """The files of tests that a list of the Makefile names."""
     argv = ["make", "--no-print-directory", f"--eval=show: ; @echo $({variable})", "show"]

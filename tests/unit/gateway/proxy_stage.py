@@ -195,7 +195,8 @@ def play(
         asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
         stage = make(**settings)
         try:
-            await scene(stage)
+            async with asyncio.timeout(60):
+                await scene(stage)
         finally:
             stage.close()
             for _ in range(5):
