@@ -198,6 +198,9 @@ class Host:
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
         """Nothing: a Python pool has no events to record it in."""
 
+    def figures_refused(self, server: str, worker: str, reason: str) -> None:
+        """Likewise."""
+
     def reserve(self, handle: Handle) -> str:
         """The name of the server in the core: its own, unless another server of that name runs on this runner."""
         if handle.entry is not None:

@@ -282,6 +282,10 @@ class RunnerEvents(Protocol):
         """So many bytes of the server's output could not be written to `path`."""
         ...
 
+    def figures_refused(self, server: str, worker: str, reason: str) -> None:
+        """The worker's page shows what no worker can have counted: its figures stay as they were. Once for a worker."""
+        ...
+
 
 class Runner(Protocol):
     """Makes and ends the workers of servers. Used from one event loop, which no method may block.

@@ -384,6 +384,15 @@ class ManagedPool:
         """See RunnerEvents."""
         self._lost.report(name, count, path, reason)
 
+    def figures_refused(self, server: str, worker: str, reason: str) -> None:
+        """See RunnerEvents."""
+        message = f"worker {worker} shows impossible figures, which stay as they were: {reason}"
+        if entry := self.core.entries.get(server):
+            self.events.record(
+                "health", "figures refused",
+                server=server, bind=entry.config.key, worker=worker, message=message, severity="warning",
+            )  # fmt: skip
+
     def identity(self) -> About:
         """See Daemon; with `calm`, `keeper_problem` and `not_served` where they are true of it."""
         return About(

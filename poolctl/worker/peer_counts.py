@@ -81,7 +81,9 @@ class PeerCounts:
     @property
     def handover_announced(self) -> bool:
         """Whether one of the workers does that now."""
-        return self._page[_ANNOUNCED_UNTIL_NS] > time.monotonic_ns()
+        now_ns = time.monotonic_ns()
+        # No later than any of them announces it.
+        return now_ns < self._page[_ANNOUNCED_UNTIL_NS] <= now_ns + _MOMENT_NS
 
     def close(self) -> None:
         """Leave the page."""

@@ -54,8 +54,15 @@ _FILE_SIZES = (SIZE_BYTES, STACKS_AT + STACK_BYTES)  # of an earlier version, an
 _PROMISED = (1).to_bytes(8, sys.byteorder)
 _LAST_PAIR = SIZE_BYTES // 8 - 2
 _OTHER_ROUTES = 1
+_FIRST_MARK, _MARKS_END = 1 << 32, 1 << 33
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _NOW = (OPEN_CONNECTIONS, OPEN_WEBSOCKETS)  # current values, which are not summed up
+
+# An application can write its page. Readers believe it up to these limits: each number fits twice into a signed one of
+# 64 bits, in which figures are kept; no worker counts faster than this; and no process has as many descriptors.
+MOST = 2**62 - 1
+MOST_PER_SECOND = 10_000_000
+MOST_OPEN = 2**24
 
 Counts = list[int]
 
@@ -89,12 +96,40 @@ def blank_page() -> memoryview:
 
 
 def read_page(fd: int, slots: int = SIZE_BYTES // 8) -> Counts | None:
-    """The counts of the first `slots` so far; None for a page of another layout."""
+    """The counts of the first `slots` so far, each MOST at most; None for a page of another layout."""
     content = os.pread(fd, 8 * slots, 0)
     if len(content) < 8 * slots:
         return None
-    counts = memoryview(content).cast("Q")
-    return counts.tolist() if counts[0] == LAYOUT else None
+    counts = memoryview(content).cast("Q").tolist()
+    if counts[0] != LAYOUT:
+        return None
+    counts[0] = 0
+    return counts if max(counts) <= MOST else [bounded(each) for each in counts]
+
+
+def read_slot(fd: int, slot: int) -> int:
+    """One number of a page, MOST at most; 0 if there is no such slot."""
+    return bounded(int.from_bytes(os.pread(fd, 8, slot * 8), sys.byteorder))
+
+
+def bounded(number: int) -> int:
+    """A number that an application may have written, or a sum of such numbers, MOST at most."""
+    return min(number, MOST)
+
+
+def why_impossible(counts: Counts, before: Counts, seconds: float) -> str:
+    """Why no worker can have come from the counts `before` to these in this time; "" if it can.
+
+    Small steps back are possible: the response to a probe is counted, and subtracted a moment later.
+    """
+    most = int(MOST_PER_SECOND * (seconds + 1))
+    for slot in range(1, COUNTED):
+        number = counts[slot]
+        # Of latencies nothing is impossible, as a response may take as long as the machine has been up.
+        limit = MOST - 1 if slot == LATENCY_NS else MOST_OPEN if slot in _NOW else before[slot] + most
+        if number > limit:
+            return f"slot {slot} went from {before[slot]} to {number} within {seconds:.3g} s"
+    return ""
 
 
 def promise_stacks(fd: int) -> None:
@@ -122,12 +157,12 @@ def read_stacks(fd: int) -> bytes:
 def add(counts: Counts, more: Counts) -> None:
     """Add the counts of another worker of the same server to `counts`."""
     for slot in range(1, COUNTED):
-        counts[slot] += more[slot]
+        counts[slot] = bounded(counts[slot] + more[slot])
 
 
 def route_mark(alias: str) -> int:
     """The number that stands for a route on a page."""
-    return 1 << 32 | crc32(alias.encode())
+    return _FIRST_MARK | crc32(alias.encode())
 
 
 def route_slot(page: memoryview, alias: str) -> int:
@@ -144,8 +179,10 @@ def route_slot(page: memoryview, alias: str) -> int:
 
 def passed(counts: Counts) -> dict[int, int]:
     """The requests that a gateway has passed, by the marks of their routes."""
-    marks = counts[ROUTES::2]
-    return {mark: count for mark, count in zip(marks, counts[ROUTES + 1 :: 2], strict=False) if mark}
+    pairs = zip(counts[ROUTES::2], counts[ROUTES + 1 :: 2], strict=False)
+    # Each is one of all requests and WebSockets too, whose numbers were checked.
+    most = counts[STARTED] + counts[WEBSOCKETS] if counts else 0
+    return {mark: min(count, most) for mark, count in pairs if 0 < mark < _MARKS_END}
 
 
 def completed(counts: Counts) -> Counts:

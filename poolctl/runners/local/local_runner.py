@@ -86,7 +86,7 @@ class LocalRunner:
         )
         self._orphanage = orphanage
         self._workers = RunnerWorkers()
-        self.tallies = Tallies(keeper, self._workers)
+        self.tallies = Tallies(keeper, self._workers, self.figures_refused)
         self._stacks = StackReader(self.children, self._workers)
         self._heartbeats = WorkerHeartbeats(self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
@@ -200,6 +200,11 @@ class LocalRunner:
         """See RunnerEvents."""
         if self.events is not None:
             self.events.output_lost(name, count, path, reason)
+
+    def figures_refused(self, server: str, worker: str, reason: str) -> None:
+        """See RunnerEvents."""
+        if self.events is not None:
+            self.events.figures_refused(server, worker, reason)
 
     def _disowned(self, worker: LocalWorker) -> None:
         self._by_pid.pop(worker.placement.pid or 0, None)

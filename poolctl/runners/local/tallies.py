@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -13,12 +14,15 @@ from poolctl.worker.tally import (
     BEAT_AT_NS,
     BEAT_CPU_NS,
     COUNTED,
+    SIZE_BYTES,
     Counts,
     clear_stacks,
     completed,
     new_page,
     read_page,
+    read_slot,
     read_stacks,
+    why_impossible,
     writes_stacks,
 )
 
@@ -26,19 +30,29 @@ from ..process_link import Link, Message
 from ..runner_protocol import Placement
 
 _SLOT_BYTES = 8
+_SLOTS = SIZE_BYTES // _SLOT_BYTES
 
 
 class Tally:
-    """One worker's page. The descriptor is ours."""
+    """One worker's page. The descriptor is ours.
 
-    def __init__(self, fd: int) -> None:
+    The application can write the page too. Once it shows what no worker can have counted it is not believed any more:
+    then the counts are those of the reading before, as if the worker had ended. `since` is when the page was empty, by
+    the system's monotonic clock: for one of an earlier supervisor the machine's start.
+    """
+
+    def __init__(self, fd: int, since: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
         self.fd = fd
+        self.refused = ""  # why it is not believed
         self._legible = False  # its layout is known to be ours
+        self._now = now
+        self._believed: Counts = [0] * COUNTED
+        self._at = since
 
     @classmethod
     def new(cls) -> Tally:
         """A new page with zero counts."""
-        return cls(new_page())
+        return cls(new_page(), time.monotonic())
 
     def fileno(self) -> int:
         """The page's descriptor; -1 once it is closed."""
@@ -46,11 +60,24 @@ class Tally:
 
     def counts(self) -> Counts | None:
         """The worker's counts so far; None if the page has another layout, or is closed."""
-        return read_page(self.fd) if self.fd >= 0 else None
+        return self._read(_SLOTS)
 
     def request_counts(self) -> Counts | None:
         """Likewise, only those up to COUNTED."""
-        return read_page(self.fd, COUNTED) if self.fd >= 0 else None
+        return self._read(COUNTED)
+
+    def _read(self, slots: int) -> Counts | None:
+        counts = read_page(self.fd, slots) if self.fd >= 0 else None
+        if counts is None:
+            return None
+        if not self.refused:
+            counted = counts[:COUNTED]
+            if counted != self._believed:
+                now = self._now()
+                self.refused = why_impossible(counted, self._believed, now - self._at)
+                if not self.refused:
+                    self._believed, self._at = counted, now
+        return [*completed(self._believed), *counts[COUNTED:]] if self.refused else counts
 
     def ask(self, asked_ns: int) -> None:
         """Record when its worker is asked for a heartbeat."""
@@ -71,7 +98,7 @@ class Tally:
 
     def _slot(self, slot: int) -> int:
         # That one only: it is read every few seconds for every worker.
-        return int.from_bytes(os.pread(self.fd, _SLOT_BYTES, slot * _SLOT_BYTES), sys.byteorder)
+        return read_slot(self.fd, slot)
 
     @property
     def has_stacks(self) -> bool:
@@ -104,28 +131,44 @@ class Counting(Protocol):
 class Tallies:
     """The counts of `workers`, by id, and of those that have exited (see Counters).
 
-    The keeper holds the page until `settled`: a successor adds up the rest.
+    The keeper holds the page until `settled`: a successor adds up the rest. `on_refused` is called once with the server
+    and the name of a worker whose page is not believed any more, and the reason.
     """
 
-    def __init__(self, keeper: Link, workers: Mapping[str, Counting]) -> None:
+    def __init__(
+        self, keeper: Link, workers: Mapping[str, Counting], on_refused: Callable[[str, str, str], None]
+    ) -> None:
         self._keeper = keeper
         self._workers = workers
+        self._on_refused = on_refused
         self.add_up: Callable[[str, str, Counts], None] | None = None
         self._open: set[str] = set()
 
     def counts(self, placement: Placement) -> Counts | None:
         """See Counters. None for a command, and for a worker that has exited."""
-        worker = self._workers.get(placement.id)
-        return worker.tally.counts() if worker is not None and worker.tally is not None else None
+        return self._read(placement, Tally.counts)
 
     def request_counts(self, placement: Placement) -> Counts | None:
         """See Counters."""
+        return self._read(placement, Tally.request_counts)
+
+    def _read(self, placement: Placement, read: Callable[[Tally], Counts | None]) -> Counts | None:
         worker = self._workers.get(placement.id)
-        return worker.tally.request_counts() if worker is not None and worker.tally is not None else None
+        tally = worker.tally if worker is not None else None
+        if tally is None:
+            return None
+        believed = not tally.refused
+        counts = read(tally)
+        if believed and tally.refused:
+            self._on_refused(placement.server, placement.id, tally.refused)
+        return counts
 
     def ended(self, server: str, name: str, tally: Tally) -> None:
         """A worker has exited: its counts are final."""
+        believed = not tally.refused
         counts = tally.counts()
+        if believed and tally.refused:
+            self._on_refused(server, name, tally.refused)
         if counts is not None and self.add_up is not None:
             left = completed(counts)
             if any(left):

@@ -274,7 +274,7 @@ def errors(counts: Counts) -> int:
 
 def latency_seconds(counts: Counts, before: Counts, q: float) -> Figure:
     """The latency that this share of the responses since `before` did not exceed; None without any."""
-    buckets = [counts[slot] - before[slot] for slot in range(tally.BUCKETS, tally.COUNTED)]
+    buckets = [max(0, counts[slot] - before[slot]) for slot in range(tally.BUCKETS, tally.COUNTED)]
     found = quantile(BOUNDS_SECONDS, buckets, q)
     return None if found is None else round(found, 6)
 
@@ -288,12 +288,12 @@ def loop_lag_seconds(counts: Counts | None) -> Figure:
 
 def request_rate(before: Counts, after: Counts, seconds: float) -> float:
     """Requests a second between these counts."""
-    return (after[tally.STARTED] - before[tally.STARTED]) / seconds if seconds > 0 else 0.0
+    return max(0, after[tally.STARTED] - before[tally.STARTED]) / seconds if seconds > 0 else 0.0
 
 
 def error_rate(before: Counts, after: Counts, seconds: float) -> float:
     """Errors a second between these counts; see `errors`."""
-    return (errors(after) - errors(before)) / seconds if seconds > 0 else 0.0
+    return max(0, errors(after) - errors(before)) / seconds if seconds > 0 else 0.0
 
 
 def _rounded(rates: Iterable[float], *, counted: bool) -> tuple[Figure, ...]:

@@ -46,7 +46,7 @@ class Totals:
         """Continue the counts of the previous supervisor; before any worker is adopted."""
         kept = await self._store.totals()
         self._counts = {
-            name: (counts + [0] * tally.COUNTED)[: tally.COUNTED]
+            name: [tally.bounded(each) for each in (counts + [0] * tally.COUNTED)[: tally.COUNTED]]
             for name, counts in kept.get("counts", {}).items()
         }
         self._passed = {name: dict(counts) for name, counts in kept.get("passed", {}).items()}
@@ -132,7 +132,7 @@ class Totals:
         tally.add(self._counts.setdefault(server, [0] * tally.COUNTED), counts)
         for mark, count in tally.passed(counts).items():
             routes = self._passed.setdefault(server, {})
-            routes[mark] = routes.get(mark, 0) + count
+            routes[mark] = tally.bounded(routes.get(mark, 0) + count)
             if len(routes) > _MOST_ROUTES:
                 del routes[next(iter(routes))]
 

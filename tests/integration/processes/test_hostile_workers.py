@@ -15,6 +15,7 @@ import pytest
 from poolctl.keeper import rendezvous
 from tests.http_get import get
 from tests.integration.processes.test_both_killed import kill_both
+from tests.integration.processes.test_statistics import stats
 from tests.ports import claim_port
 from tests.processes import descriptors, is_alive
 from tests.real_pool import RealPool
@@ -81,6 +82,47 @@ def test_worker_that_floods_its_control_socket_is_cut_off_and_replaced(
     assert "sent" in ended[0]["message"], ended
     log = Path(next(hostile.runtime.glob("*/supervisor.log")))
     assert log.stat().st_size < 20_000, log.read_text()[-2000:]
+    hostile.ok("stop")
+
+
+# What it writes into its page of counts; 31 slots are those of requests, latencies and connections.
+FORGED_FIGURES = """
+import fcntl, struct
+def attack(control):
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if "poolctl-tally" in os.readlink(f"/proc/self/fd/{fd}"):
+                os.pwrite(fd, struct.pack("31Q", *[1 << 63] * 31), 8)
+        except OSError:
+            pass
+"""
+
+
+def test_worker_that_forges_its_figures_is_reported_and_leaves_those_of_other_servers_alone(
+    hostile: RealPool, until: Any
+) -> None:
+    port = claim_port()
+    text = (hostile.directory / "pool.toml").read_text()
+    # With a dashboard the history of figures is kept.
+    hostile.write("pool.toml", f'{text}\n[dashboard]\nbind = "127.0.0.1:{port}"\n')
+    hostile.write("hostile.py", HOSTILE + FORGED_FIGURES)
+    hostile.ok("start")
+    for server, path in (("good", "/"), ("bad", "/"), ("bad", "/attack")):
+        assert get(hostile.ports[server], path).status == 200
+    (event,) = until(lambda: [each for each in _events(hostile, "bad") if each["event"] == "figures refused"])
+    assert event["severity"] == "warning"
+    assert f"worker {event['worker']} shows impossible figures" in event["message"]
+    hostile.ok("restart", "bad")
+    os.kill(hostile.info()["supervisor_pid"], signal.SIGKILL)
+    until(lambda: hostile.items()["good"]["ready"])
+
+    until(
+        lambda: get(hostile.ports["good"]).status == 200 and stats(hostile, "good")["requests_per_second"] > 0
+    )
+    assert stats(hostile, "good")["requests_total"] >= 2
+    assert stats(hostile, "bad")["requests_total"] < 10
+    log = Path(next(hostile.runtime.glob("*/supervisor.log")))
+    assert "Error" not in log.read_text(), log.read_text()[-2000:]
     hostile.ok("stop")
 
 

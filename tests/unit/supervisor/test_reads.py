@@ -160,6 +160,7 @@ def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path)
         desk = Desk(web())
         page = tally.blank_page()
         page[tally.route_slot(page, "shop")] += 3
+        page[tally.STARTED] += 3
         before = Totals(desk.core, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
         for worker in ("web.1", "web.2"):
             before._add_up(worker, "web", tally.completed(page.tolist()))

@@ -29,7 +29,9 @@ class Pages:
         self.written: dict[str, memoryview] = {}
         keeper: Any = None
         self.core: Any = SimpleNamespace(
-            runner=SimpleNamespace(capabilities=Capabilities(counters=Tallies(keeper, self.workers)))
+            runner=SimpleNamespace(
+                capabilities=Capabilities(counters=Tallies(keeper, self.workers, lambda *why: None))
+            )
         )
 
     def add(self, phase: Phase = Phase.READY) -> str:
@@ -79,7 +81,7 @@ def test_counts_that_an_application_has_overwritten_do_no_harm(pages: Pages) -> 
     worker = pages.add()
     load = ServerLoad(pages.core, Triggers(in_flight=5, p99="1s"), 0.0)
     pages.count(worker, started=2**64 - 1, answered=0)
-    assert load.sample(pages.entry, 0.25).in_flight == 2**64 - 1
+    assert load.sample(pages.entry, 0.25).in_flight == 0
     pages.written[worker][tally.STARTED] = 0
     assert load.sample(pages.entry, 0.5).requests == 0
 

@@ -51,6 +51,7 @@ def test_requests_of_each_route_are_counted_beside_those_of_the_worker() -> None
     page = tally.map_page(fd)
     for count, alias in enumerate(("users", "orders", "users"), 1):
         page[tally.route_slot(page, alias)] += count
+        page[tally.STARTED] += count
     counts = tally.read_page(fd) or []
     os.close(fd)
     expected = {tally.route_mark("users"): 4, tally.route_mark("orders"): 2}
@@ -65,6 +66,7 @@ def test_routes_for_which_a_page_has_no_room_share_the_last_count() -> None:
     assert slots[-1] == slots[-2] != slots[0]
     assert [tally.route_slot(page, str(number)) for number in range(3)] == slots[:3]
     page[slots[-1]] += 7
+    page[tally.STARTED] += 7
     assert 7 in tally.passed(page.tolist()).values()
 
 
