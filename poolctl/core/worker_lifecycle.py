@@ -24,6 +24,8 @@ from .servers import Servers
 from .stack_reports import StackReports
 from .worker_entry import Worker
 
+# Time for a worker whose event loop is stuck to end by itself, in case it comes round.
+STUCK_SECONDS = 1.0
 _MORE_FILES = "raise the limit of open files where the pool is started: ulimit -n"
 _FIXES = {
     errno.EMFILE: _MORE_FILES,
@@ -186,9 +188,14 @@ class WorkerLifecycle:
             await self.stop(entry, worker, replaced=replaced)
 
     async def stop(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
-        """End the worker, killed after its `stop_seconds`; without them after its server's `stop_timeout`."""
+        """End the worker, killed after its `stop_seconds`; without them after its server's `stop_timeout`.
+
+        A stuck one cannot use that time, while its connections wait.
+        """
         assert worker.placement is not None
         limit = worker.config.stop_timeout if worker.stop_seconds is None else worker.stop_seconds
+        if worker.stuck:
+            limit = min(limit, STUCK_SECONDS)
         worker.unstoppable = False
         try:
             exit_ = await self._runner.stop(worker.placement, limit, replaced=replaced)

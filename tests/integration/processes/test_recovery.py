@@ -138,7 +138,7 @@ def test_recovery_report_names_the_function_in_which_the_worker_hung(real_pool: 
 
 
 def test_a_stopped_process_is_stuck_too_and_restarted(real_pool: RealPool) -> None:
-    port = begin(real_pool, f'stop_timeout = "200ms"\nrecovery = {{ {QUICK} }}')
+    port = begin(real_pool, f'stop_timeout = "1m"\nrecovery = {{ {QUICK} }}')
     before = pid_of(real_pool)
     os.kill(before, signal.SIGSTOP)
     assert get(port, "/pid", timeout_seconds=10).text != str(before), "it waits, and is not refused"
