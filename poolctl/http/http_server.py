@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 import ssl
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from .message_reader import MAX_HEAD_BYTES, RequestReader
 Fields = Iterable[tuple[str, str]]
 _READ_BYTES = 64 * 1024
 _ACCEPT_AGAIN_SECONDS = 0.1
-_LINGER_SECONDS = 1.0
+_LINGER_SECONDS, _LINGER_BYTES = 1.0, 1024 * 1024
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -303,7 +304,10 @@ class HttpServer:
     async def _refuse(
         self, error: BadMessage, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Answer, and read on for a moment: closed with anything unread, the connection would be reset (§9.6)."""
+        """Answer, and read on for a moment: closed with anything unread, the connection would be reset (§9.6).
+
+        One that sends on without end is reset: a head at its limit, others after a megabyte.
+        """
         status, kind, body = self._handler.refuse(error)
         response = Responder(None, writer, self._limits, keep_alive=False)
         await response.send(status, [("content-type", kind)], body)
@@ -311,7 +315,7 @@ class HttpServer:
             writer.write_eof()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_SECONDS):
-                await _end(stream)
+                await _end(stream, self._limits.head_bytes if status == 431 else _LINGER_BYTES)
 
 
 async def _receive(
@@ -331,8 +335,8 @@ async def _receive(
     return message.head
 
 
-async def _end(stream: asyncio.StreamReader) -> None:
-    """Return when the client has disconnected; data that it sends meanwhile is discarded."""
+async def _end(stream: asyncio.StreamReader, most_bytes: float = math.inf) -> None:
+    """Return when the client has disconnected, or has sent so much; what it sends meanwhile is discarded."""
     with contextlib.suppress(ConnectionError):
-        while await stream.read(_READ_BYTES):
-            continue
+        while most_bytes > 0 and (data := await stream.read(_READ_BYTES)):
+            most_bytes -= len(data)

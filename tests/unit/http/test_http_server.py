@@ -139,6 +139,24 @@ def test_refusal_reaches_a_client_that_is_still_sending(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("piece", [b"a: b\r\n" * 1000, b"a" * 6000], ids=["fields", "one field"])
+def test_client_that_sends_a_head_without_end_is_cut_off_at_the_limit(tmp_path: Path, piece: bytes) -> None:
+    async def scenario() -> None:
+        limits = ServerLimits(head_bytes=16 * 1024, body_bytes=16 * 1024)
+        async with served(tmp_path / "s", limits):
+            _, writer = await ask(tmp_path / "s", GET[:-2])
+            sent = 0
+            with contextlib.suppress(ConnectionError):
+                while sent < 1024 * 1024:
+                    writer.write(piece)
+                    await writer.drain()
+                    sent += len(piece)
+            assert sent < 1024 * 1024, "nothing more is read"
+            writer.transport.abort()
+
+    asyncio.run(scenario())
+
+
 def test_oldest_connection_makes_room_for_a_new_one(tmp_path: Path) -> None:
     async def scenario() -> None:
         limits = ServerLimits(connections=3)
