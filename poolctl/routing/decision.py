@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ..http.canonical_head import CanonicalHead, parse
 from .match import normal_host
 from .normal_path import normal_path
+from .route import passable
 from .route_table import Match, RouteTable
 
 _MOST_KNOWN = 128
@@ -63,6 +64,4 @@ def passed_match(head: CanonicalHead, table: RouteTable) -> Match | None:
 def passed_host(host: str, table: RouteTable) -> Match | None:
     """The match of a host of which every request goes to the same servers: a TLS connection to it may be passed."""
     match = table.find(normal_host(host), "/")
-    if match is None or not match.passes or not match.whole_host or match.route.probe_responses:
-        return None  # the gateway has to see each request
-    return match
+    return match if match is not None and match.whole_host and passable(match.route, tls=True) else None

@@ -102,6 +102,10 @@ class Route(Value):
     breaker: BreakerRule = BreakerRule()
     waiting_page: bool = False
     probe_responses: tuple[str, ...] = ()
+    # Why its connections stay with the gateway where servers run as several users (see `separation`): without TLS,
+    # and within it.
+    other_user: str = ""
+    other_user_tls: str = ""
 
 
 class StreamRoute(Value):
@@ -138,6 +142,7 @@ def passable(route: Route, *, tls: bool = False) -> bool:
 
 def proxy_reason(route: Route, *, tls: bool = False) -> str:
     """Why connections of the route are not handed to a worker, in words; "" if they are."""
+    other_user = route.other_user_tls if tls else route.other_user
     reasons = (
         (route.mode == PROXY, 'its mode is "proxy"'),
         (not route.to, "it has no target"),
@@ -152,5 +157,6 @@ def proxy_reason(route: Route, *, tls: bool = False) -> str:
         (route.waiting_page, "it has a waiting page"),
         (tls and route.path != "/", "its path is not seen within TLS"),
         (tls and route.probe_responses, "its probes are not seen within TLS"),
+        (other_user, other_user),
     )
     return next((why for applies, why in reasons if applies), "")

@@ -58,8 +58,11 @@ class RouteReport(Value):
     machines: tuple[MachineReport, ...] | None = None
 
 
-def route_report(route: Route | StreamRoute | ExcludedRoute) -> RouteReport:
-    """What the route itself says: its state is unknown, and its figures are 0."""
+def route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = False) -> RouteReport:
+    """What the route itself says: its state is unknown, and its figures are 0.
+
+    `tls`: its servers speak TLS, so that connections are passed by their host.
+    """
     if isinstance(route, ExcludedRoute):
         return RouteReport(
             alias=route.alias, host=route.host, way=EXCLUDED, why=route.reason, provider=route.provider
@@ -72,5 +75,5 @@ def route_report(route: Route | StreamRoute | ExcludedRoute) -> RouteReport:
     )
     if isinstance(route, StreamRoute):
         return report.but(host=route.bind, way=STREAM)
-    why = proxy_reason(route)
+    why = proxy_reason(route, tls=tls)
     return report.but(host=route.host, path=route.path, mode=route.mode, way=PROXY if why else PASS, why=why)

@@ -283,12 +283,13 @@ def _sentence(asked: Asked, match: Match | None, header_for_host: str) -> str:
     from poolctl.routing.route import proxy_reason
 
     targets = ", ".join(target.key for target in match.route.to) or "nothing"
-    why = proxy_reason(match.route)
+    within = asked.tls and match.whole_host  # passed by its host
+    why = proxy_reason(match.route, tls=within)
     if not why and asked.normal != asked.path:
         why = f"the path is sent as {asked.normal}"
     if not why and header_for_host.lower() != "host":
         why = f"the host is taken from the header {header_for_host}"
-    if not why and not match.passes:
+    if not why and not (match.passes or within):
         why = "another route of this host and path has conditions"
     if not why and asked.tls and not match.whole_host:
         why = "the gateway terminates TLS, as the host has other routes"

@@ -11,7 +11,7 @@ from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.section import Table, field, required, validated
 from poolctl.config.model.server_sections import Probe
 from poolctl.config.rules.route_checks import is_own_address
-from poolctl.config.rules.routes import AnyRoute, made_route
+from poolctl.config.rules.routes import AnyRoute, made_route, with_separation
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.plain import BadValue
 from poolctl.config.values.problems import Finding, Tree
@@ -19,6 +19,7 @@ from poolctl.routing.match import DEFAULT, WILDCARD, HostPattern, covers_path, h
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, Target
 
 if TYPE_CHECKING:
+    from poolctl.config.model.server_keys import ServerKeys
     from poolctl.config.values.gateway_types import (
         PATH_OF_PROBE,
         Host,
@@ -92,9 +93,13 @@ class RegisteredBackend(NamedTuple):
 
 
 def with_registrations(
-    routes: Sequence[AnyRoute], tables: Tables, registered: Iterable[RegisteredBackend]
+    routes: Sequence[AnyRoute],
+    servers: Iterable[ServerKeys],
+    tables: Tables,
+    registered: Iterable[RegisteredBackend],
 ) -> tuple[AnyRoute, ...]:
-    """The routes, those of the files that accept them with their registered backends; then routes of their own.
+    """The routes of these servers, those of the files that accept them with their registered backends; then routes of
+    their own.
 
     Registrations without a route, and routes whose place is taken, are excluded with the reason. Other routes come
     first in everything.
@@ -132,7 +137,7 @@ def with_registrations(
         own = _joined(made_route(name, config, (), REGISTRATION), its)
         places.add(own)
         found.append(own)
-    return tuple(found)
+    return with_separation(found, servers)
 
 
 def _own_table(defaults: dict[str, Tree], name: str, host: str | None, path: str | None) -> dict[str, Tree]:

@@ -22,12 +22,16 @@ from poolctl.config.rules.routes import (
     Known,
     WrittenRoute,
     kind_without_address,
+    made_route,
+    users_of,
     written_routes,
 )
 from poolctl.config.values.problems import Finding, Path, printable
 from poolctl.config.values.route_values import TAG, UNIX
 from poolctl.config.values.suggestions import nearest
 from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, covers_path, host_pattern
+from poolctl.routing.route import FILE, Target
+from poolctl.routing.separation import NO_ROUTE, separated
 
 # What only the proxy can do.
 PROXY_KEYS = (
@@ -91,6 +95,7 @@ def route_problems(
         of_proxy = *_limit_problems(config), *_header_problems(config)
         for finding in (*of_proxy, *_mode_problems(config, known, gateway)):
             yield on_route(each, finding)
+    yield from _other_users(served, known)
 
 
 def _at(table: str, index: int, findings: Iterable[Finding]) -> Iterator[Located]:
@@ -351,6 +356,27 @@ def _mode_problems(route: RouteConfig, known: Known, gateway: GatewayConfig) -> 
                 "no listener can serve it: with tls = true they only pass whole hosts to servers with tls"
             )
             yield Finding(_key(route), message, "give a listener a certificate: tls = { cert = …, key = … }")
+
+
+def _other_users(served: list[tuple[WrittenRoute, RouteConfig]], known: Known) -> Iterator[Located]:
+    """Routes with `mode = "pass"` of which a connection may carry requests for another user's server later."""
+    if not any(config.mode == "pass" for _, config in served):
+        return
+    routes = []
+    for each, config in served:
+        to = known.targets(config.to)[0]
+        services = (Target(url="services that register"),) if config.register else ()
+        if to or services:
+            routes.append((each, config, made_route(each.alias, config, (*to, *services), FILE)))
+    apart = separated([route for *_, route in routes], users_of(known.by_name.values()))
+    for (each, config, _), route in zip(routes, apart, strict=True):
+        secure = all(server.tls for server in servers_of(config, known))
+        why = route.other_user_tls if secure else route.other_user
+        if config.mode == "pass" and why:
+            fix = 'write mode = "auto", or give the servers of all routes one user'
+            if why.endswith(NO_ROUTE):
+                fix += ", and add a route for all hosts"
+            yield on_route(each, Finding(("mode",), f'mode = "pass", and {why}', fix))
 
 
 def _needs_proxy(value: object) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -35,6 +37,7 @@ from poolctl.routing.route import (
     Target,
     Timeouts,
 )
+from poolctl.routing.separation import separated
 
 AnyRoute = Route | StreamRoute | ExcludedRoute
 PREFIX = "route."
@@ -64,6 +67,7 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
     """
     if tables.gateway is None:
         return ()
+    servers = list(servers)
     known = Known(servers)
     found: list[AnyRoute] = []
     aliases: set[str] = set()
@@ -82,7 +86,36 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
             reason = "; ".join(reasons) if not to else f"the alias {stream.label!r} is taken"
             found.append(ExcludedRoute(alias=stream.label, reason=reason, provider=FILE))
         aliases.add(stream.label)
-    return tuple(found)
+    return with_separation(found, servers)
+
+
+def with_separation(routes: Sequence[AnyRoute], servers: Iterable[ServerKeys]) -> tuple[AnyRoute, ...]:
+    """The routes, those for HTTP with what keeps servers of different users apart (see routing.separation)."""
+    apart = iter(separated([each for each in routes if isinstance(each, Route)], users_of(servers)))
+    return tuple(next(apart) if isinstance(each, Route) else each for each in routes)
+
+
+def users_of(servers: Iterable[ServerKeys]) -> dict[str, str]:
+    """The name of the user that each server runs as, by the server's name. Accounts of one uid are one user."""
+    names: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for server in servers:
+        given = (server.user or "").partition(":")[0]
+        if given not in names:
+            names[given] = _user(given)
+        found[server.name] = names[given]
+    return found
+
+
+def _user(name: str) -> str:
+    try:
+        uid = pwd.getpwnam(name).pw_uid if name else os.geteuid()
+    except KeyError:  # a problem of its own
+        return name
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 class Known:

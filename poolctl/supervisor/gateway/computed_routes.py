@@ -125,7 +125,7 @@ def _computed(
 ) -> tuple[RouteSet, int | None]:
     """The routes with the descriptor of their table; None for it when they are those from before."""
     http, streams, excluded = [], [], []
-    for route in with_registrations(routes_of(servers, tables), tables, registered):
+    for route in with_registrations(routes_of(servers, tables), servers, tables, registered):
         if isinstance(route, Route):
             http.append(route)
         elif isinstance(route, StreamRoute):

@@ -63,7 +63,7 @@ class RouteFigures:
 
     def of(self, route: Route | StreamRoute) -> RouteReport:
         """The report of the route."""
-        report = route_report(route)
+        report = route_report(route, tls=isinstance(route, Route) and self._is_kept_within_tls(route))
         health = self.health(route)
         if isinstance(route, StreamRoute):
             stream = self._streams.get(route.alias, {})
@@ -116,6 +116,11 @@ class RouteFigures:
         """The report of a route that is not served; with the services, if it is because of these."""
         services = self._services.of(route.alias) if route.provider == REGISTRATION else []
         return route_report(route).but(registrations=tuple(map(self._services.report, services)) or None)
+
+    def _is_kept_within_tls(self, route: Route) -> bool:
+        """Whether its connections stay with the gateway if they are no TLS, which all of its servers speak."""
+        entries = [self._core.entries.get(target.server) for target in route.to]
+        return bool(route.other_user) and all(entry is not None and entry.config.tls for entry in entries)
 
     def _services_of(self, route: Route) -> list[RegisteredService]:
         """The services that are backends of the route."""

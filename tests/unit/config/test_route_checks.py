@@ -208,6 +208,42 @@ def test_target_that_takes_no_connections_over_forbids_mode_pass(
     assert bool(found) == bool(reason)
 
 
+SERVICES = '[[route]]\nalias = "services"\nregister = true\npath = "/a"\n'
+GOOD = server("good", bind="127.0.0.1:9011", app="a:b", user="root")
+EVIL = server("evil", bind="127.0.0.1:9012", app="a:b", user="nobody")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (route(to="evil", mode="pass") + route(to="good", path="/a"), "for good (root)"),
+        (route(to="evil", mode="pass") + route(to="http://a", path="/a"), "for http://a:80"),
+        (
+            route(to="evil", mode="pass") + SERVICES,
+            "for services that",
+        ),
+        (route(to="evil", mode="pass", path="/e"), "for requests without a route"),
+        (route(to="evil", mode="pass"), ""),
+    ],
+)
+def test_later_requests_for_another_users_server_forbid_mode_pass(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    found = told(tmp_path, GOOD + EVIL + text)
+    why = f'route[0].mode: mode = "pass", and evil (nobody) would get later requests of its clients {reason}'
+    assert (why in found) == bool(found) == bool(reason)
+    assert "\n" not in found
+    one_user = GOOD.replace("root", "nobody") + EVIL
+    assert told(tmp_path, one_user + text) == ""
+
+
+def test_targets_of_two_users_forbid_mode_pass(tmp_path: Path) -> None:
+    found = told(tmp_path, GOOD + EVIL + route(to=["good", "evil"], mode="pass"))
+    assert (
+        'mode = "pass", and it leads to good (root) and evil (nobody), which run as different users' in found
+    )
+
+
 def test_mode_of_the_gateway_is_held_against_each_route(tmp_path: Path) -> None:
     found = told(tmp_path, WEB + '[gateway]\nmode = "pass"\n' + route(retries=1))
     assert "route[0].retries" in found

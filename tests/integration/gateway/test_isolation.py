@@ -1,0 +1,129 @@
+"""Servers of several users behind one gateway: no worker gets a request for another user's server."""
+
+from __future__ import annotations
+
+import http.client
+from contextlib import closing
+
+import pytest
+
+from tests.ports import claim_port
+from tests.real_pool import RealPool
+
+pytestmark = pytest.mark.slow
+
+# Answers a request with its name, and keeps the connection for itself: what follows on it never reaches uvicorn.
+EVIL = """
+import asyncio
+class Thief(asyncio.Protocol):
+    def connection_made(self, transport): pass
+    def data_received(self, data):
+        with open("stolen", "ab") as file:
+            file.write(data)
+        self.transport.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 6\\r\\n\\r\\nstolen")
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+    await send({"type": "http.response.body", "body": b"evil"})
+    thief = Thief()
+    thief.transport = receive.__self__.transport
+    thief.transport.set_protocol(thief)
+"""
+GOOD = """
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+    await send({"type": "http.response.body", "body": b"good"})
+"""
+GATEWAY = """
+[gateway]
+bind = "127.0.0.1:{port}"
+"""
+GOODS_ROUTE = """
+[[route]]
+to = "good"
+path = "/good"
+"""
+EVILS_ROUTE = """
+[[route]]
+to = "evil"
+"""
+SERVERS = """
+[[server]]
+name = "good"
+bind = "127.0.0.1:{good}"
+app = "good:app"
+user = "{user}"
+[[server]]
+name = "evil"
+bind = "127.0.0.1:{evil}"
+app = "evil:app"
+user = "nobody"
+"""
+
+
+class TwoUsers:
+    """A pool of root's with the servers `good` and `evil`; the latter runs as nobody and steals connections."""
+
+    def __init__(self, pool: RealPool) -> None:
+        self.pool = pool
+        self.port, self.good, self.evil = claim_port(), claim_port(), claim_port()
+        pool.open_to_all()
+        pool.write("good.py", GOOD)
+        pool.write("evil.py", EVIL)
+        stolen = pool.write("stolen", "")
+        stolen.chmod(0o666)
+
+    def write(self, routes: str, user: str = "root") -> None:
+        """`user` is good's."""
+        servers = SERVERS.format(good=self.good, evil=self.evil, user=user)
+        self.pool.write("pool.toml", GATEWAY.format(port=self.port) + routes + servers)
+
+    @property
+    def stolen(self) -> str:
+        """What evil has read from the connections that it kept."""
+        return (self.pool.directory / "stolen").read_text()
+
+    def ways(self) -> dict[str, tuple[str, str]]:
+        """How each route's connections get to the server, and why."""
+        rows = self.pool.ok("routes", "-o", "json").json["items"]
+        return {each["alias"]: (each["way"], each["why"]) for each in rows}
+
+
+@pytest.fixture
+def users(real_pool: RealPool) -> TwoUsers:
+    return TwoUsers(real_pool)
+
+
+def ask(connection: http.client.HTTPConnection, path: str) -> str:
+    """The body of the answer on this connection, which is opened again if it was closed."""
+    headers = {"Authorization": "Bearer secret"} if path == "/good" else {}
+    try:
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse().read().decode()
+    except (http.client.HTTPException, OSError):
+        connection.close()
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse().read().decode()
+
+
+def test_worker_gets_no_later_request_for_another_users_server(users: TwoUsers) -> None:
+    users.write(GOODS_ROUTE + EVILS_ROUTE)
+    users.pool.ok("start")
+    for _ in range(5):
+        with closing(http.client.HTTPConnection("127.0.0.1", users.port, timeout=20)) as client:
+            for _ in range(2):
+                assert ask(client, "/") in (
+                    "evil",
+                    "stolen",
+                )  # the latter on a connection of the gateway's own
+                assert ask(client, "/good") == "good"
+    assert "secret" not in users.stolen
+    assert users.ways() == {
+        "good": ("proxy", "good (root) would get later requests of its clients for evil (nobody)"),
+        "evil": ("proxy", "evil (nobody) would get later requests of its clients for good (root)"),
+    }
+
+
+def test_pool_with_one_user_passes_everything(users: TwoUsers) -> None:
+    users.write(GOODS_ROUTE + EVILS_ROUTE, user="nobody")
+    users.pool.ok("start")
+    assert {each[0] for each in users.ways().values()} == {"pass"}
