@@ -23,6 +23,7 @@ from ..routing.route_table import Match
 from .backends import SLEEPING, NoBackend
 from .descriptor_limit import is_exhausted
 from .edge import Edge
+from .proxy.forwarded_head import is_trusted
 from .proxy.serving import serve, serve_tls
 from .proxy.sleeping_answers import count_arrival, spares_server
 from .settings import ListenerSettings
@@ -260,7 +261,11 @@ class Arriving(WaitingConnection):
         canary = backend.canary
         if canary is not None and passing.passes(canary.key, tls=tls) and canary.connections.next():
             server = canary.key
-        sent = passing.pass_on(server, self.sock, route.alias, edge.table.generation, hops, received, tls=tls)
+        trusted = is_trusted(self.client, edge.settings.trusted_proxies)
+        generation = edge.table.generation
+        sent = passing.pass_on(
+            server, self.sock, route.alias, generation, hops, received, tls=tls, trusted=trusted
+        )
         if sent:
             backends.passed(backend)
         else:

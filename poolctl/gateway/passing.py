@@ -82,7 +82,7 @@ class Passing:
         self._queue_seconds = queue_seconds
         self._servers: dict[str, _Server] = {}
         # Encoding a message takes as long as sending it, and most connections of a route have the same one.
-        self._messages: dict[tuple[str, int, int], tuple[Routed, bytes]] = {}
+        self._messages: dict[tuple[str, int, int, bool], tuple[Routed, bytes]] = {}
         self.queued_connections = 0  # of all servers
         self.waiting = WaitingConnections()
         # What becomes of a connection that was queued for a server that is withdrawn, or leaves the proxy: it is
@@ -122,16 +122,20 @@ class Passing:
         received: bytes = b"",
         *,
         tls: bool = False,
+        trusted: bool = False,
     ) -> bool:
-        """Whether the connection was sent, or queued; otherwise it is refused and closed. `sock` is owned here."""
+        """Whether the connection was sent, or queued; otherwise it is refused and closed. `sock` is owned here.
+
+        `trusted`: its client is a proxy, which is believed what it says of the client behind it.
+        """
         found = self._servers.get(server)
         if found is None:
             self._refuse(sock, tls, route)
             return False
         if received:
-            routed, message = Routed(route, generation, hops, received), b""
+            routed, message = Routed(route, generation, hops, received, trusted=trusted), b""
         else:
-            key = route, generation, hops
+            key = route, generation, hops, trusted
             routed, message = self._messages.get(key) or self._encode(key)
         if not found.queue and self._send(found, sock, routed, message):
             return True
@@ -201,10 +205,11 @@ class Passing:
             os.close(sock.detach())  # half the time of sock.close()
         return True
 
-    def _encode(self, key: tuple[str, int, int]) -> tuple[Routed, bytes]:
+    def _encode(self, key: tuple[str, int, int, bool]) -> tuple[Routed, bytes]:
         if len(self._messages) >= _MOST_ENCODED:
             self._messages.clear()
-        routed = Routed(*key)
+        route, generation, hops, trusted = key
+        routed = Routed(route, generation, hops, trusted=trusted)
         found = self._messages[key] = routed, connection_handover.encoded(routed)
         return found
 

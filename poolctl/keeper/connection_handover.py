@@ -30,11 +30,14 @@ if TYPE_CHECKING:
         hops: int = 0
         received: bytes = b""
         decided: bool = True
+        trusted: bool = False
 
 else:
     # Without the module for annotations, which the keeper would have to import.
     _Routed = namedtuple(
-        "_Routed", ("route", "generation", "hops", "received", "decided"), defaults=(0, 0, b"", True)
+        "_Routed",
+        ("route", "generation", "hops", "received", "decided", "trusted"),
+        defaults=(0, 0, b"", True, False),
     )
 
 _CONNECTION = {"t": "conn"}
@@ -68,7 +71,8 @@ class Routed(_Routed):
 
     `hops` is how often the connection has been handed on since its last request, `received` what a process has read of
     its next one. That request is for this route if it is `decided`; otherwise the next process decides. A connection
-    without a route, of which a request has been read, has "" as its alias.
+    without a route, of which a request has been read, has "" as its alias. What a `trusted` peer says of its client is
+    believed.
     """
 
     __slots__ = ()
@@ -239,6 +243,8 @@ def _message(fd: int, limits: wire.Message, routed: Routed | None) -> tuple[wire
     message = {**limits, "route": routed.route, "generation": routed.generation, "hops": routed.hops}
     if not routed.decided:
         message["decided"] = False
+    if routed.trusted:
+        message["trusted"] = True
     received = routed.received
     if len(received) > MOST_BYTES:
         raise wire.WireError(f"{len(received)} bytes are too many to hand over")
@@ -262,11 +268,14 @@ def _sealed(content: bytes) -> int:
 
 def _routed(message: wire.Message, files: list[int]) -> Routed:
     route, received, decided = message["route"], message.get("received"), message.get("decided")
+    trusted = message.get("trusted")
     has_bytes = bool(files or received)
     if not isinstance(route, str) or not (route or has_bytes) or len(route) > LONGEST_ALIAS:
         raise wire.WireError("a connection with an invalid route")
-    if (decided is not None and decided is not False) or (
-        received is not None and (files or not isinstance(received, str))
+    if (
+        (decided is not None and decided is not False)
+        or (trusted is not None and trusted is not True)
+        or (received is not None and (files or not isinstance(received, str)))
     ):
         raise wire.WireError("a connection with an invalid part")
     generation = _number(message, "generation", _MOST_GENERATION)
@@ -278,7 +287,7 @@ def _routed(message: wire.Message, files: list[int]) -> Routed:
             content = a2b_base64(received, strict_mode=True) if received else b""
         except ValueError as error:
             raise wire.WireError("a connection with invalid bytes") from error
-    return Routed(route, generation, hops, content, decided is None)
+    return Routed(route, generation, hops, content, decided is None, trusted is True)
 
 
 def _number(message: wire.Message, key: str, most: int) -> int:

@@ -24,7 +24,9 @@ from .haproxy_parts import (
 )  # fmt: skip
 
 # Fields by which applications believe what a proxy reports.
-_REPORTS = "^(forwarded|proxy|x[-_](forwarded|poolctl)[-_].*|x[-_]real[-_]ip)$"
+_REPORTS = "^(forwarded|proxy|x[-_](forwarded|poolctl)[-_].*|x[-_]real[-_]ip)$"  # see http.client_report
+# Those that are not believed of trusted proxies either.
+_NEVER_BELIEVED = "^(proxy|x_forwarded[-_].*|x-forwarded_.*|x[-_]poolctl[-_].*|x[-_]real[-_]ip)$"
 # Paths that backends read in two ways, and what no path may hold.
 _AMBIGUOUS = r"//|;|%2f|%5c"
 _FORBIDDEN = r"%0[0-9a-f]|%1[0-9a-f]|%7f|[\\]"
@@ -164,6 +166,8 @@ def _reports(trusted: Sequence[str]) -> Iterator[str]:
         yield f"    http-request set-var(txn.trusted) bool(true) if {{ src {networks} }}"
     unless = " unless { var(txn.trusted) -m bool }" if trusted else ""
     yield f"    http-request del-header {quoted(_REPORTS)} -m reg{unless}"
+    if trusted:
+        yield f"    http-request del-header {quoted(_NEVER_BELIEVED)} -m reg"
     yield "    http-request add-header X-Forwarded-For '%[src]' if { src -m found }"
     values = (
         ("X-Forwarded-Proto", "https", "{ ssl_fc }"),

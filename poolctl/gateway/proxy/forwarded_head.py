@@ -7,6 +7,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from ...http.canonical_head import CHUNKED
+from ...http.client_report import CLIENT_FIELD, ClientReport, Fields
 from ...http.message_head import TOKEN, BadMessage
 from ...routing.context import RouteContext, context_headers
 from ...routing.route import Route
@@ -14,13 +15,12 @@ from ..backends import Backend
 from ..endpoint import Endpoint
 from .proxied_request import ProxiedRequest
 
-# Fields about one connection (RFC 9110 §7.6.1), those by which a proxy reports the client, or the gateway the route:
-# a client's own would be believed. Names with underscores too, since CGI and WSGI do not distinguish them. `Proxy`
-# becomes HTTP_PROXY there.
+# Fields about one connection (RFC 9110 §7.6.1), and those about the client.
 _REMOVED = re.compile(
-    rb"\r\n(?=[CFHKPTUXcfhkptux])(?i:connection:([^\r\n]*+)|(?:keep-alive|te|transfer-encoding|upgrade|http2-settings"
-    rb"|proxy|proxy-connection|proxy-authenticate|proxy-authorization"
-    rb"|forwarded|x[-_](?:forwarded|poolctl)[-_][0-9a-z_-]++|x[-_]real[-_]ip):[^\r\n]*+)"
+    rb"\r\n(?=[CFHKPTUXcfhkptux])(?:(?i:connection):([^\r\n]*+)|(?:(?i:keep-alive|te|transfer-encoding|upgrade"
+    rb"|http2-settings|proxy-connection|proxy-authenticate|proxy-authorization)|"
+    + CLIENT_FIELD
+    + rb"):[^\r\n]*+)"
 )
 _HOST_LINE = re.compile(rb"\r\n(?i:host):[^\r\n]*+")
 _EXPECT_LINE = re.compile(rb"\r\n(?i:expect):[^\r\n]*+")
@@ -38,18 +38,19 @@ class Forwarding:
     """
 
     __slots__ = (
-        "_fields", "_host", "_kept", "_lines", "_networks", "_node", "_port", "peer", "scheme", "trusted",
+        "_fields", "_kept", "_lines", "_networks", "_port", "_report", "_reported", "peer", "scheme", "trusted",
     )  # fmt: skip
 
     def __init__(self, peer: str, scheme: str, trusted_networks: tuple[str, ...], port: int = 0) -> None:
         self.peer = peer
         self._port = port
-        self.scheme = scheme.encode()
+        self.scheme = scheme
         self._networks = trusted_networks
         self.trusted = is_trusted(peer, trusted_networks)
-        self._node = (f'"[{peer}]"' if ":" in peer else peer or "unknown").encode()
+        self._report = ClientReport(peer, scheme, trusted=self.trusted)
         self._fields = self._kept = b""  # of the last request: all, and those that are passed on
-        self._host = self._lines = b""  # and what is reported for its host
+        self._reported: Fields = []  # with it
+        self._lines = b""  # and the same as lines
 
     def client(self, request: ProxiedRequest) -> str:
         """The client's address: the last one on the way here that is not of a trusted proxy."""
@@ -80,37 +81,16 @@ class Forwarding:
             kept = b"\r\nHost: " + route.host_header.encode() + kept
         if not request.http_1_1:
             kept = _EXPECT_LINE.sub(b"", kept)
-        report = self._extended(request) if self.trusted else self._replaced(host)
+        report = self._report.fields(host, request.values)
+        if report is not self._reported:
+            self._reported = report
+            self._lines = b"".join([b"%b: %b\r\n" % (name.title(), value) for name, value in report])
         framing = b"Transfer-Encoding: chunked\r\n" if request.body == CHUNKED else b""
         if request.upgrade:
             framing += b"Connection: Upgrade\r\nUpgrade: " + request.upgrade + b"\r\n"
         if route.add_headers:
             framing += added(route)
-        return b"%b %b HTTP/1.1%b\r\n%b%b\r\n" % (request.method, target, kept, report, framing)
-
-    def _replaced(self, host: bytes) -> bytes:
-        if host != self._host or not self._lines:
-            self._host = host
-            self._lines = self._report(self.peer.encode(), self.scheme, host, self._element(host))
-        return self._lines
-
-    def _element(self, host: bytes) -> bytes:
-        """RFC 7239 §4; `host` is that of the request, so that it has no quotation mark."""
-        named = b';host="' + host + b'"' if host else b""
-        return b"for=" + self._node + b";proto=" + self.scheme + named
-
-    def _extended(self, request: ProxiedRequest) -> bytes:
-        """The report of a trusted proxy, with that proxy itself added."""
-        hops = [*request.values(b"x-forwarded-for"), *([self.peer.encode()] if self.peer else [])]
-        elements = [*request.values(b"forwarded"), self._element(request.host)]
-        scheme = request.get(b"x-forwarded-proto") or self.scheme
-        host = request.get(b"x-forwarded-host") or request.host
-        return self._report(b", ".join(hops), scheme, host, b", ".join(elements))
-
-    def _report(self, hops: bytes, scheme: bytes, host: bytes, forwarded: bytes) -> bytes:
-        first = b"X-Forwarded-For: " + hops + b"\r\n" if hops else b""
-        named = b"X-Forwarded-Host: " + host + b"\r\n" if host else b""
-        return b"%bX-Forwarded-Proto: %b\r\n%bForwarded: %b\r\n" % (first, scheme, named, forwarded)
+        return b"%b %b HTTP/1.1%b\r\n%b%b\r\n" % (request.method, target, kept, self._lines, framing)
 
 
 def _without_hop_by_hop(fields: bytes) -> bytes:

@@ -373,9 +373,9 @@ def make_routed(
         made.look = look
     else:
         look.context = routes.context_by_alias(look.route)
-        if isinstance(made, Http1Or2):
-            made.look = look
-    if isinstance(made, Lingering):
+    if isinstance(made, Http1Or2):
+        made.look = look
+    elif hasattr(made, "app"):
         show_route(made, look)
     return made
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from poolctl.http.canonical_head import CHUNKED, CanonicalHead, KnownFields
 from poolctl.http.chunked_end import ChunkedEnd
+from poolctl.http.client_report import ClientReport
 from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import EXTENSION, extension
 from poolctl.routing.route import Route
@@ -29,6 +30,7 @@ _VERSION = b" HTTP/1.1\r\n"
 _END = b"\r\n\r\n"
 _SHORTCUTS = 256
 _KNOWN = 256
+_SECURE = ("https", "wss")
 KNOWN_BYTES = 1024
 MOST_REMEMBERED_BYTES = 8192  # by one connection
 ANYWHERE: dict[str, str] = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -174,13 +176,13 @@ class Look:
 
     __slots__ = (
         "body", "chunks", "context", "decided", "epoch", "generation", "hops", "known", "match", "partial", "pause",
-        "pending", "ready", "requests", "route", "routes", "timer", "until", "upload",
+        "pending", "ready", "requests", "route", "routes", "timer", "trusted", "until", "upload",
     )  # fmt: skip
 
     def __init__(self, routes: Routes, routed: Routed) -> None:
         self.routes = routes
         self.requests = routes.requests
-        self.route, self.generation, self.hops, self.pending, self.decided = routed
+        self.route, self.generation, self.hops, self.pending, self.decided, self.trusted = routed
         self.partial = self.ready = False
         self.body = 0
         self.chunks: ChunkedEnd | None = None
@@ -195,7 +197,7 @@ class Look:
 
     def carried(self) -> Routed:
         """What another worker of this server has to know."""
-        return Routed(self.route, self.generation, self.hops, self.pending, self.decided)
+        return Routed(self.route, self.generation, self.hops, self.pending, self.decided, self.trusted)
 
     def returned(self, generation: int) -> Routed:
         """What the gateway has to know; the generation is that of the table by which the request is another's."""
@@ -272,13 +274,24 @@ class HasContext(Protocol):
 
     context: Context | None
     requests: dict[str, int]
+    trusted: bool
 
 
 def routed_app(app: App, look: HasContext) -> App:
-    """The application, which finds the route of a request in its scope; its requests are counted by route."""
+    """The application of one connection: it finds the route of a request in its scope, and what is known of the client.
+
+    Its requests are counted by route.
+    """
     requests = look.requests
+    report: ClientReport | None = None
 
     def serve(scope: Scope, receive: Receive, send: Send) -> Any:
+        nonlocal report
+        if report is None:
+            scheme = "https" if scope["scheme"] in _SECURE else "http"
+            peer = scope["client"][0] if scope["client"] else ""
+            report = ClientReport(peer, scheme, trusted=look.trusted)
+        scope["headers"] = report.applied(scope["headers"])
         context = look.context
         if context is not None:
             alias = context["route"].alias

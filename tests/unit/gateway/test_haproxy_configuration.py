@@ -206,13 +206,14 @@ REQUESTS: list[tuple[str, str, str, dict[str, str]]] = [
 
 
 @contextlib.asynccontextmanager
-async def haproxy(directory: Path, routes: Iterable[Route]) -> AsyncIterator[int]:
+async def haproxy(directory: Path, routes: Iterable[Route], **settings: Any) -> AsyncIterator[int]:
     """The port of the real program, before a backend that repeats in JSON what it is asked."""
     backend = await asyncio.start_server(_repeat, "127.0.0.1", 0)
     endpoints = {"web": Endpoint("tcp", *backend.sockets[0].getsockname())}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listeners = [HaproxyListener((f"fd@{listener.fileno()}",))]
-        configuration = made(*routes, listeners=listeners, endpoints=endpoints)
+        given = GatewaySettings(directory=str(directory), **settings)
+        configuration = made(*routes, settings=given, listeners=listeners, endpoints=endpoints)
         path = directory / "haproxy.cfg"
         for name, text in {path.name: configuration.text(), **configuration.files}.items():
             (directory / name).write_text(text)
@@ -316,5 +317,29 @@ def test_client_cannot_claim_where_it_comes_from(tmp_path: Path) -> None:
                 "x-forwarded-host": "a.example:80",
                 "forwarded": 'for=127.0.0.1;proto=http;host="a.example:80"',
             }
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_trusted_proxy_is_believed_in_the_fields_that_proxies_set_alone(tmp_path: Path) -> None:
+    async def work() -> None:
+        routes = [Route(alias="web", to=WEB)]
+        async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:
+            said = {
+                "X-Forwarded-For": "192.0.2.1",
+                "X_Forwarded_For": "6.6.6.6",
+                "X-Forwarded_For": "6.6.6.6",
+                "X-Real-IP": "6.6.6.6",
+                "X-Poolctl-Route": "other",
+                "Proxy": "x",
+            }
+            status, got = await ask(port, "GET", "a.example", "/", said)
+            assert status == 200
+            found = [
+                each
+                for each in got["headers"]
+                if each[0].startswith(("x-r", "x-p", "x-forwarded-f", "x_", "p"))
+            ]
+            assert found == [["x-forwarded-for", "192.0.2.1"], ["x-forwarded-for", "127.0.0.1"]]
 
     asyncio.run(asyncio.wait_for(work(), 60))

@@ -283,11 +283,15 @@ def test_application_sees_the_route_of_a_tls_connection_that_the_gateway_passed_
                 assert await other.answer(other.ask()) == (200, b"ok")
                 assert await other.answer(other.ask("/x")) == (200, b"ok")
             else:
-                assert (await client.get())[0] == 200
+                assert (await client.get("/", "X-Real-IP: 1.1.1.1", "X-Forwarded-For: 1.1.1.1"))[0] == 200
             assert {each["http_version"] for each in app.scopes} == {"2" if protocol == "h2" else "1.1"}
             for scope in app.scopes:
                 assert try_get_route(scope) == route
                 assert upstream_name(scope) == "one"
+                headers = dict(scope["headers"])
+                assert headers[b"x-forwarded-for"] == b"127.0.0.1"
+                assert headers[b"x-forwarded-proto"] == b"https"
+                assert b"x-real-ip" not in headers
         routes.renew([])
 
     engine.run(scenario())

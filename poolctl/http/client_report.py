@@ -1,0 +1,97 @@
+"""Fields by which requests name the client that sent them: applications believe them, so no client may set them.
+
+A proxy and a worker that serves a client's own connection report the same: `X-Forwarded-For`, `X-Forwarded-Proto`,
+`X-Forwarded-Host` and `Forwarded` (RFC 7239). Every other field of that kind is removed, under names with underscores
+too, since CGI and WSGI do not distinguish them. `Proxy` becomes HTTP_PROXY there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from .message_head import HOST
+
+CLIENT_FIELD = (
+    rb"(?i:forwarded|proxy|x[-_]real[-_]ip|x[-_](?:forwarded|poolctl)[-_][!#$%&'*+.^_`|~0-9A-Za-z-]*+)"
+)
+_is_client_field = re.compile(CLIENT_FIELD).fullmatch
+_is_host = re.compile(HOST).fullmatch
+_FOR, _PROTO, _HOST_FIELD = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"
+_FORWARDED = b"forwarded"
+# Names that were found to be of other fields.
+_others: set[bytes] = set()
+_MOST_OTHERS = 512
+_LONGEST_OTHER = 64  # in bytes
+
+Fields = list[tuple[bytes, bytes]]  # names in lower case, and values
+
+
+class ClientReport:
+    """The fields about one connection's client that are reported with each of its requests.
+
+    `peer` is its address, "" for a Unix socket. A `trusted` peer is a proxy: its own fields about the client are
+    kept and extended. Those of any other peer are replaced.
+    """
+
+    __slots__ = ("_host", "_node", "_peer", "_replaced", "_scheme", "_trusted")
+
+    def __init__(self, peer: str, scheme: str, *, trusted: bool = False) -> None:
+        self._peer = peer.encode()
+        self._scheme = scheme.encode()
+        self._trusted = trusted
+        self._node = (f'"[{peer}]"' if ":" in peer else peer or "unknown").encode()
+        self._host = b""  # of the last request
+        self._replaced: Fields = []  # and what is reported for it
+
+    def fields(self, host: bytes, values: Callable[[bytes], Sequence[bytes]]) -> Fields:
+        """The fields to report with a request for this host, b"" for none. `values` finds those of the request."""
+        if self._trusted:
+            hops = b", ".join([*values(_FOR), *([self._peer] if self._peer else [])])
+            scheme = b", ".join(values(_PROTO)) or self._scheme
+            named = b", ".join(values(_HOST_FIELD)) or host
+            elements = b", ".join([*values(_FORWARDED), self._element(host)])
+            return _report(hops, scheme, named, elements)
+        if host != self._host or not self._replaced:
+            self._host = host
+            self._replaced = _report(self._peer, self._scheme, host, self._element(host))
+        return self._replaced
+
+    def applied(self, headers: Fields) -> Fields:
+        """The headers of a request as an application gets them: with the reported fields, and no others of that kind.
+
+        Names are in lower case.
+        """
+        kept = [field for field in headers if field[0] in _others or not is_client_field(field[0])]
+        host = b""
+        for name, value in kept:
+            if name == b"host":
+                host = value
+                break
+        if host == self._host and self._replaced:
+            return kept + self._replaced
+        return kept + self.fields(
+            host if _is_host(host) else b"",
+            lambda wanted: [value.strip(b" \t") for name, value in headers if name == wanted],
+        )
+
+    def _element(self, host: bytes) -> bytes:
+        """RFC 7239 §4; the host has no quotation mark."""
+        named = b';host="' + host + b'"' if host else b""
+        return b"for=" + self._node + b";proto=" + self._scheme + named
+
+
+def is_client_field(name: bytes) -> bool:
+    """Whether it is the name of a field about the client, which is not taken from one."""
+    if _is_client_field(name):
+        return True
+    if len(name) <= _LONGEST_OTHER:
+        if len(_others) >= _MOST_OTHERS:
+            _others.clear()
+        _others.add(name)
+    return False
+
+
+def _report(hops: bytes, scheme: bytes, host: bytes, forwarded: bytes) -> Fields:
+    fields = [(_FOR, hops), (_PROTO, scheme), (_HOST_FIELD, host), (_FORWARDED, forwarded)]
+    return [field for field in fields if field[1]]

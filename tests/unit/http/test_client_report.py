@@ -1,0 +1,54 @@
+"""What a process reports of a client to the application behind it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poolctl.http.client_report import ClientReport, is_client_field
+
+NOT_A_HOST = b'a.test";for=1.1.1.1'
+
+
+def report(peer: str = "192.0.2.1", scheme: str = "http", *, trusted: bool = False) -> ClientReport:
+    return ClientReport(peer, scheme, trusted=trusted)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_host_that_is_none_cannot_add_to_forwarded(trusted: bool) -> None:
+    found = dict(report(trusted=trusted).applied([(b"host", b"a.test")]))
+    assert found[b"forwarded"] == b'for=192.0.2.1;proto=http;host="a.test"'
+    found = dict(report(trusted=trusted).applied([(b"host", NOT_A_HOST)]))
+    assert found[b"forwarded"] == b"for=192.0.2.1;proto=http"
+    assert b"x-forwarded-host" not in found
+
+
+@pytest.mark.parametrize(
+    ("peer", "element", "hops"),
+    [
+        ("192.0.2.1", b"for=192.0.2.1;proto=https", [b"192.0.2.1"]),
+        ("2001:db8::1", b'for="[2001:db8::1]";proto=https', [b"2001:db8::1"]),
+        ("", b"for=unknown;proto=https", []),
+    ],
+)
+def test_peers_of_every_kind_are_reported(peer: str, element: bytes, hops: list[bytes]) -> None:
+    found = report(peer, "https").applied([])
+    assert found[-1] == (b"forwarded", element)
+    assert [value for name, value in found if name == b"x-forwarded-for"] == hops
+
+
+def test_report_of_one_request_is_no_part_of_the_next() -> None:
+    client = report()
+    first = client.applied([(b"host", b"a.test")])
+    first.append((b"x", b"y"))
+    assert (b"x", b"y") not in client.applied([(b"host", b"a.test")])
+
+
+@given(st.lists(st.sampled_from("xX-_forwardedFORWARDEDrealpoctl~.1")).map("".join), st.booleans())
+def test_names_that_cgi_cannot_tell_apart_are_judged_alike(end: str, upper: bool) -> None:
+    for beginning in ("", "x-forwarded-", "x-real-ip", "x-poolctl-", "forwarded"):
+        name = beginning + end
+        name = name.upper() if upper else name
+        verdicts = {is_client_field(each.encode()) for each in (name, name.replace("-", "_"), name.lower())}
+        assert len(verdicts) == 1
