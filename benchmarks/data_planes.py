@@ -1,16 +1,13 @@
 """The two programs that can serve the gateway's clients: poolctl's own, and HAProxy with the configuration of the pool.
 
 Each has a pool of its own with the same route, which it proxies, and one processor together with its worker; the
-clients run on the others. HTTP/2 is measured where h2load is installed.
+clients run on the others.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import ssl
-import subprocess
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -34,8 +31,6 @@ from .project import Project
 from .report import Row
 
 _START_SECONDS = 30.0
-_REQUESTS, _FEW_REQUESTS = 20_000, 200
-_CLIENTS, _STREAMS = 8, 10
 POOLCTL, HAPROXY = "poolctl", "HAProxy"
 
 
@@ -51,11 +46,6 @@ def run(options: Namespace) -> Iterator[Row]:
         for modes, ways in (MODES, [plain for plain, _ in found]), (TLS_MODES, [tls for _, tls in found]):
             for mode, ask in modes.items():
                 yield from _rows(mode, in_short_turns(ways, ask, rounds))
-        if shutil.which("h2load"):
-            count = _FEW_REQUESTS if options.quick else _REQUESTS
-            yield from _rows("TLS, HTTP/2", _http2([tls for _, tls in found], rounds, count))
-        else:
-            print("  h2load is not installed, and HTTP/2 left out: apt-get install nghttp2-client")
 
 
 def _plane(stack: ExitStack, engine: str) -> tuple[Way, Way]:
@@ -76,30 +66,6 @@ def _plane(stack: ExitStack, engine: str) -> tuple[Way, Way]:
     (serving,) = [pid for pid, arguments in project.processes().items() if mark in arguments]
     context = ssl.create_default_context(cafile=str(pem))
     return Way(engine, plain, worker, serving), Way(engine, tls, worker, serving, context)
-
-
-def _http2(ways: list[Way], rounds: int, count: int) -> dict[str, list[Turn]]:
-    """Requests in several streams of several connections at once."""
-    found: dict[str, list[Turn]] = {way.name: [] for way in ways}
-    for number in range(rounds):
-        for way in ways[number % 2 :] + ways[: number % 2]:
-            worker, before = way.processor_ns(), way.before.processor_ns() if way.before else 0
-            argv = [
-                "h2load",
-                f"-n{count}",
-                f"-c{_CLIENTS}",
-                f"-m{_STREAMS}",
-                f"https://localhost:{way.port}/",
-            ]
-            output = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout
-            rate = re.search(r"([\d.]+) req/s", output)
-            succeeded = re.search(r"(\d+) succeeded", output)
-            if rate is None or succeeded is None or int(succeeded[1]) != count:
-                raise RuntimeError(f"h2load: {output[-500:]}")
-            spent = (way.before.processor_ns() if way.before else 0) - before
-            worker = way.processor_ns() - worker
-            found[way.name].append(Turn(float(rate[1]), worker / 1000 / count, spent / 1000 / count))
-    return found
 
 
 def _rows(mode: str, found: dict[str, list[Turn]]) -> Iterator[Row]:

@@ -63,7 +63,7 @@ class GatewaySettings(Value):
 
     `directory` is the pool's runtime directory, for the process's log. Networks in `trusted_proxies` ("10.0.0.0/8")
     are believed when they forward a client's address. `access_log` is the path of that file, "" for none. `program` is
-    the path of the `engine`, if that is another program.
+    the path of the `engine`, if that is another program. `http2`: HAProxy offers HTTP/2 to clients that speak TLS.
     """
 
     directory: str
@@ -80,6 +80,7 @@ class GatewaySettings(Value):
     operator: OperatorSettings | None = None
     engine: str = POOLCTL
     program: str = ""
+    http2: bool = True
 
     @property
     def mark(self) -> str:

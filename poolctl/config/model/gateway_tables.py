@@ -114,6 +114,10 @@ class GatewayConfig(Table):
     program: FilePath | None = field(
         None, "The path of HAProxy. Left out: haproxy in $PATH, /usr/sbin or /usr/local/sbin."
     )
+    http2: Truth | None = field(
+        None,
+        "Clients that speak TLS may choose HTTP/2, which HAProxy serves. Left out: with HAProxy they may.",
+    )
     header_for_host: HeaderName = field("Host", "The header that names the host of a request.")
     traffic_re_enable: Positive = field(30.0, "When a disabled host gets traffic again by itself.")
     trusted_proxies: Proxies = field(

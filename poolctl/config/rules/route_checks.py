@@ -82,6 +82,9 @@ def route_problems(
     if gateway.program and gateway.engine == "poolctl":
         fix = 'add engine = "haproxy", or take it out'
         yield None, Finding(("gateway", "program"), "program is the path of HAProxy, which is not used", fix)
+    if gateway.http2 and gateway.engine == "poolctl":
+        fix = 'install HAProxy ("apt install haproxy") and add engine = "haproxy", or take it out'
+        yield None, Finding(("gateway", "http2"), "only HAProxy serves HTTP/2 to clients of the gateway", fix)
     for route in tables.routes:
         yield from _at("route", route.index, _target_problems(route, known, tables, unfinished))
     for stream in tables.streams:

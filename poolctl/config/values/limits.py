@@ -14,5 +14,5 @@ RAISE_OPEN_FILES = (
     "nofile in /etc/security/limits.conf"
 )
 # The gateway's process needs these; nothing else does.
-GATEWAY_LIBRARIES = ("httptools", "uvloop", "h2")
+GATEWAY_LIBRARIES = ("httptools", "uvloop")
 INSTALL_GATEWAY = "pip install 'poolctl[gateway]'"

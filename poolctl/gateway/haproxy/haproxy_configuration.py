@@ -60,7 +60,8 @@ def configuration_of(
     fronts = [each for each in listeners if not each.alias]
     mapped = _of_map(ordered) if fronts else frozenset[str]()
     if fronts:
-        lines += ["", "frontend gateway", *(line for each in fronts for line in each.lines())]
+        lines += ["", "frontend gateway"]
+        lines += [line for each in fronts for line in each.lines(http2=settings.http2)]
         # A client may send its next request at the moment of a reload: it is answered, and then the connection closed.
         lines += ["    option idle-close-on-response", *_decisions(settings, ordered)]
         if mapped:

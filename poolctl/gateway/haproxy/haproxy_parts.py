@@ -43,9 +43,10 @@ class HaproxyListener(NamedTuple):
     crt_list: str = ""
     certificates: tuple[HaproxyCertificate, ...] = ()
 
-    def lines(self) -> Iterator[str]:
-        """Its `bind` lines."""
-        tls = f" ssl crt-list {self.crt_list} alpn h2,http/1.1" if self.certificates else ""
+    def lines(self, *, http2: bool = False) -> Iterator[str]:
+        """Its `bind` lines; with `http2`, clients that speak TLS may choose HTTP/2."""
+        protocols = "h2,http/1.1" if http2 else "http/1.1"
+        tls = f" ssl crt-list {self.crt_list} alpn {protocols}" if self.certificates else ""
         for bind in self.binds:
             yield f"    bind {bind}{tls}"
 

@@ -11,6 +11,7 @@ from typing import cast
 from ...http.message_head import BadMessage
 from ...keeper.connection_handover import unread_bytes
 from ..edge import Edge
+from ..tls.listener_certificates import ServerContext
 from .backend_connection import close_writing
 from .chunked_body import Buffer, as_chunk
 from .exchange import Exchange
@@ -49,9 +50,9 @@ class ClientConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_advancing", "_body", "_body_wanted", "_buffer", "_dropped", "_edge", "_exchange", "_forwarding", "_frames",
-        "_keep", "_last", "_passable", "_reading", "_request", "_scanned", "_scheme", "_timer", "_transport",
-        "_wraps", "_writable", "takes_chunks",
+        "_advancing", "_body", "_body_wanted", "_buffer", "_certificate", "_dropped", "_edge", "_exchange",
+        "_forwarding", "_frames", "_keep", "_last", "_passable", "_reading", "_request", "_scanned", "_scheme",
+        "_timer", "_transport", "_wraps", "_writable", "takes_chunks",
     )  # fmt: skip
 
     def __init__(self, edge: Edge, scheme: str, received: bytes = b"") -> None:
@@ -59,6 +60,7 @@ class ClientConnection(asyncio.Protocol):
         self._edge, self._scheme = edge, scheme
         self._timer = Timer(edge.pool.timers)
         self._transport: asyncio.Transport
+        self._certificate: ServerContext | None = None
         self._forwarding: Forwarding
         self._buffer = received  # read ahead, or the beginning of a head
         self._scanned = 0  # so much of it holds no end of a head
@@ -87,6 +89,9 @@ class ClientConnection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         address, port = peer[:2] if isinstance(peer, tuple) else ("", 0)
         self._forwarding = Forwarding(address, self._scheme, self._edge.settings.trusted_proxies, port)
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None:
+            self._certificate = tls.context
         self._edge.pool.enter(self, idle=not self._buffer)
         self._timer.start(self._edge.settings.head_seconds, self._head_expired)
         self._advance()
@@ -179,7 +184,7 @@ class ClientConnection(asyncio.Protocol):
                 return False
             self._scanned = 0
             self._keep = found.keep_alive and not found.body
-            found_route = routed = route_request(edge, found, self._forwarding)
+            found_route = routed = route_request(edge, found, self._forwarding, self._certificate)
             self._keep = found.keep_alive
             if not found.body and found.end == len(data):
                 self._last = RepeatedRequest(data, found, routed, edge.table, edge.settings)

@@ -1,4 +1,4 @@
-"""The seam between an exchange and the protocol that its client speaks."""
+"""What an exchange asks of its client's connection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .response_head import Response
 
 
 class ClientSide(Protocol):
-    """The client's protocol, as an exchange uses it. Each exchange ends with `finish`, `refuse` or `cut_off`.
+    """The client's connection, as an exchange uses it. Each exchange ends with `finish`, `refuse` or `cut_off`.
 
     `takes_chunks`: bodies of unknown length come to it as chunks, else as plain data.
     """
@@ -18,7 +18,7 @@ class ClientSide(Protocol):
 
     @property
     def http_version(self) -> str:
-        """The version of HTTP that the client speaks, as logs name it: 1.0, 1.1 or 2."""
+        """The version of HTTP that the client speaks, as logs name it: 1.0 or 1.1."""
 
     def interim(self, response: Response) -> None:
         """An interim response (1xx)."""

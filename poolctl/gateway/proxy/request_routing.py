@@ -15,6 +15,7 @@ from ..backends import RouteBackends
 from ..counts import Traffic
 from ..edge import Edge
 from ..settings import GatewaySettings
+from ..tls.listener_certificates import ServerContext
 from .forwarded_head import Forwarding
 from .proxied_request import ProxiedRequest
 
@@ -86,14 +87,21 @@ class _Fields(Mapping[str, str]):
         return len(list(iter(self)))
 
 
-def route_request(edge: Edge, request: ProxiedRequest, forwarding: Forwarding) -> RoutedRequest:
-    """The route of the request. Raises BadMessage with the status to respond with where there is none."""
+def route_request(
+    edge: Edge, request: ProxiedRequest, forwarding: Forwarding, certificate: ServerContext | None = None
+) -> RoutedRequest:
+    """The route of the request, which came over a connection with this certificate, or without TLS.
+
+    Raises BadMessage with the status to respond with where there is none.
+    """
     if request.method in _REFUSED_METHODS:
         raise BadMessage("the method is not served", 405)
     name, host = edge.settings.header_for_host, request.host
     own_header = name != _USUAL_HOST_HEADER
     if own_header:
         host = request.get(name.lower().encode()) or host
+    if certificate is not None and not certificate.admits(host):
+        raise BadMessage("a host that demands another client certificate", 421)
     path = request.path.decode()
     normal = normal_path(path) if path != "*" else "/"
     if normal is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from typing import cast
 
 from ...keeper.connection_handover import Connection
 from ...platform import close_promptly
@@ -63,7 +62,7 @@ async def _serve(edge: Edge, sock: socket.socket, received: bytes, context: ssl.
     edge.pool.arriving += 1
     try:
         await edge.loop.connect_accepted_socket(
-            lambda: ClientConnection(edge, "http", received) if context is None else _Negotiated(edge),
+            lambda: _protocol(edge, received, secure=context is not None),
             sock,
             ssl=context,
             ssl_handshake_timeout=None if context is None else HANDSHAKE_SECONDS,
@@ -76,23 +75,7 @@ async def _serve(edge: Edge, sock: socket.socket, received: bytes, context: ssl.
         edge.pool.arriving -= 1
 
 
-class _Negotiated(asyncio.Protocol):
-    """The beginning of a connection with TLS, whose protocol was chosen in the handshake (ALPN)."""
-
-    def __init__(self, edge: Edge) -> None:
-        self._edge = edge
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        tls = transport.get_extra_info("ssl_object")
-        protocol: asyncio.Protocol
-        if tls.selected_alpn_protocol() == "h2":
-            from ..http2.http2_connection import (
-                Http2Connection,  # the library is large, and few gateways have TLS
-            )
-
-            protocol = Http2Connection(self._edge, tls.context)
-        else:
-            protocol = ClientConnection(self._edge, "https")
-        reader = TlsReader(protocol, self._edge.pool.tls_buffer)
-        cast(asyncio.Transport, transport).set_protocol(reader)
-        protocol.connection_made(transport)
+def _protocol(edge: Edge, received: bytes, *, secure: bool) -> asyncio.BaseProtocol:
+    if not secure:
+        return ClientConnection(edge, "http", received)
+    return TlsReader(ClientConnection(edge, "https"), edge.pool.tls_buffer)

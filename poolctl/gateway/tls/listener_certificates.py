@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ...frozen_value import Table
 
-ALPN = ("h2", "http/1.1")
+PROTOCOLS = ["http/1.1"]
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CLIENT_AUTH = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
@@ -19,16 +19,17 @@ class ServerContext(ssl.SSLContext):
     names: frozenset[str] = frozenset()
     listener: _TlsListener
 
-    def is_for(self, host: bytes) -> bool:
-        """Whether a handshake for the host of a request, with or without a port, would present this certificate.
+    def admits(self, host: bytes) -> bool:
+        """Whether requests for this host, with or without a port, may come over a connection with this certificate.
 
-        A connection with it may have been made for another host. A client could otherwise avoid the check of its own
-        certificate that the host's demands.
+        False for a host of another certificate with which clients have to present theirs: a client could otherwise
+        avoid that by naming one host in the handshake and another one in the request (RFC 9110 §7.4).
         """
         name = host.decode("latin-1").lower().partition(":")[0].rstrip(".")
         if name.startswith("[") or name.replace(".", "").isdigit():
             name = ""  # clients do not send addresses as names (RFC 6066 §3)
-        return self.listener.chosen(name).names == self.names
+        chosen = self.listener.chosen(name)
+        return chosen.verify_mode is ssl.CERT_NONE or chosen.names == self.names
 
 
 class ListenerCertificates:
@@ -37,8 +38,7 @@ class ListenerCertificates:
     A certificate that is put again replaces the former one for handshakes from then on; connections go on.
     """
 
-    def __init__(self, alpn: Sequence[str] = ALPN) -> None:
-        self._alpn = list(alpn)
+    def __init__(self) -> None:
         self._listeners: dict[str, _TlsListener] = {}
 
     def put(self, bind: str, names: Sequence[str], tls: Table, contents: Sequence[bytes]) -> None:
@@ -48,10 +48,8 @@ class ListenerCertificates:
         certificates, of their authorities. Raises OSError (ssl.SSLError is one) when they do not match; the former
         certificate stays in use then.
         """
-        import h2.connection  # noqa: F401 - 40 ms, for which no client should have to wait
-
         context = _server_context(tls, contents)
-        context.set_alpn_protocols(self._alpn)
+        context.set_alpn_protocols(PROTOCOLS)
         listener = self._listeners.get(bind)
         if listener is None:
             listener = self._listeners[bind] = _TlsListener(context)

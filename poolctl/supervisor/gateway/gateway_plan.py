@@ -113,6 +113,7 @@ def settings_of(gateway: GatewayConfig, directory: str = "", state_directory: st
         max_connections=gateway.max_connections or 0,
         engine=gateway.engine,
         program=haproxy_program(gateway) if gateway.engine == HAPROXY else "",
+        http2=gateway.http2 is not False,
         access_log=os.path.join(state_directory, GATEWAY_ACCESS_LOG) if gateway.access_log else "",
     )
 

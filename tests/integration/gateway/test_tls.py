@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from h2.connection import H2Connection
-from h2.events import DataReceived, ResponseReceived, StreamEnded
 
 from tests.certificates import certificate
 from tests.integration.gateway.conftest import ROUTES, GatewayPool
@@ -41,28 +39,16 @@ def ask(port: int, name: str, path: str = "/one") -> tuple[x509.Certificate, byt
     return x509.load_der_x509_certificate(der), response
 
 
-def ask_http2(port: int, host: str, path: str) -> tuple[int, bytes]:
-    """The status and the body of a response over HTTP/2."""
+def chosen_protocol(port: int, name: str) -> str | None:
+    """What is negotiated with a client that would rather speak HTTP/2."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2", "http/1.1"])
-    client, status, body = H2Connection(), 0, b""
     with (
         socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
-        context.wrap_socket(plain, server_hostname="a.example.com") as sock,
+        context.wrap_socket(plain, server_hostname=name) as sock,
     ):
-        client.initiate_connection()
-        fields = [(":method", "GET"), (":scheme", "https"), (":authority", host), (":path", path)]
-        client.send_headers(1, fields, end_stream=True)
-        while True:
-            sock.sendall(client.data_to_send())
-            for event in client.receive_data(sock.recv(65536)):
-                if isinstance(event, ResponseReceived):
-                    status = int(dict(event.headers)[b":status"])
-                elif isinstance(event, DataReceived):
-                    body += event.data
-                elif isinstance(event, StreamEnded):
-                    return status, body
+        return sock.selected_alpn_protocol()
 
 
 def loaded(path: Path) -> x509.Certificate:
@@ -90,9 +76,7 @@ def test_certificate_is_chosen_by_name_renewed_by_reload_and_a_whole_host_is_pas
         found, response = ask(gateway.port, name)
         assert found == loaded(path), name
         assert response.startswith(b"HTTP/1.1 200"), response
-    assert ask_http2(gateway.port, "a.example.com", "/one")[0] == 200
-    assert ask_http2(gateway.port, f"127.0.0.1:{gateway.port}", "/one")[0] == 200
-    assert ask_http2(gateway.port, "b.example.com", "/one")[0] == 421
+        assert chosen_protocol(gateway.port, name) == "http/1.1"
     # The server's own certificate: the gateway has not seen more than the name.
     gateway.until(lambda: ask(gateway.port, "secure.example.com", "/")[0] == loaded(own))
     assert ask(gateway.port, "secure.example.com", "/")[1].startswith(b"HTTP/1.1 200")

@@ -77,7 +77,7 @@ def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
     problems = (
         "[gateway]: its process has ended 3 times within 10m",
         "[gateway]: cannot read edge.pem: No such file or directory",
-        "[gateway]: h2 is not installed; pip install 'poolctl[gateway]'",
+        "[gateway]: uvloop is not installed; pip install 'poolctl[gateway]'",
         "[metrics]: port 9464 is in use",
         "[events]: 3 events could not be written to /full: No space left on device",
         "[dashboard]: tls.key: /key.pem: there is no such file",
@@ -92,7 +92,7 @@ def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
     assert (gateway.check, gateway.message) == ("[gateway]", "its process has ended 3 times within 10m")
     assert "gateway.log" in gateway.fix
     assert certificate.fix.startswith("check `tls` of [gateway]")
-    assert (library.message, library.fix) == ("h2 is not installed", "pip install 'poolctl[gateway]'")
+    assert (library.message, library.fix) == ("uvloop is not installed", "pip install 'poolctl[gateway]'")
     assert metrics.fix.startswith("free the address")
     assert (events.check, events.message.split()[0]) == ("[events]", "3")
     assert events.fix == "make it writable, or name another file as events.path, then run poolctl reload"

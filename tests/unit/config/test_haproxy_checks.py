@@ -71,6 +71,13 @@ def test_rule_of_a_route_that_haproxy_lacks_is_a_problem(tmp_path: Path, rule: s
             '[gateway]\nprogram = "/bin/x"\n' + WEB,
             "gateway.program: program is the path of HAProxy, which is not used",
         ),
+        (
+            "[gateway]\nhttp2 = true\n" + WEB,
+            (
+                "gateway.http2: only HAProxy serves HTTP/2 to clients of the gateway; "
+                'install HAProxy ("apt install haproxy") and add engine = "haproxy"'
+            ),
+        ),
         ('[gateway]\nengine = "nginx"\n' + WEB, "gateway.engine"),
     ],
 )

@@ -20,10 +20,8 @@ from poolctl.gateway.proxy.leaving import leave
 from poolctl.keeper.connection_handover import Connection
 from poolctl.routing.route import BreakerRule, Route, Target
 from tests.certificates import certificate
-from tests.unit.gateway.http2_client import Client, Http2Stage
 from tests.unit.gateway.passing_stage import HEAD, Stage, play, until
 from tests.unit.gateway.proxy_stage import Backend, Wire, ok, route
-from tests.unit.gateway.proxy_stage import play as play_proxy
 from tests.unit.gateway.test_client_hello import client_hello
 
 BODY = b"hello"
@@ -386,33 +384,3 @@ def test_oldest_of_too_many_handshakes_is_given_up(tmp_path: Path) -> None:
         assert stage.edge.counts.snapshot()["refused"] == {"tls": 1}
 
     play(scene, tls=True)
-
-
-def test_idle_client_of_http2_is_closed_with_a_goaway(tmp_path: Path) -> None:
-    class OnDisk(Http2Stage):
-        def __init__(self) -> None:
-            super().__init__(tmp_path)
-
-    async def scene(stage: Http2Stage) -> None:
-        asked, answer = asyncio.Event(), asyncio.Event()
-
-        async def slow(backend: Backend, wire: Wire) -> None:
-            await backend.request(wire)
-            asked.set()
-            await answer.wait()
-            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
-
-        await stage.route(slow)
-        silent: Client = await stage.connect()
-        client = await stage.connect()
-        number = await client.request()
-        await asked.wait()
-        assert stage.edge.evict_client()
-        assert await silent.until_closed() == 0
-        assert not stage.edge.evict_client()
-        answer.set()
-        assert (await client.response(number)).status == 200
-        await until(stage.edge.evict_client)
-        assert await client.until_closed() == 0
-
-    play_proxy("uvloop", scene, OnDisk)

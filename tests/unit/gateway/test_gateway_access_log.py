@@ -6,7 +6,6 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from poolctl.gateway.proxy.gateway_access_log import GatewayAccessLog
 from poolctl.gateway.proxy.proxied_request import read_request
 from poolctl.logs.log_line import parse_line
 from poolctl.worker.serving.access_log import LoggedRequest, as_text
-from tests.unit.gateway.http2_client import Http2Stage
 from tests.unit.gateway.proxy_stage import DEADLINE, Backend, Stage, Wire, ok, play
 
 GET = b"GET /a?b=1 HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -124,25 +122,6 @@ def test_refused_failed_abandoned_and_upgraded_requests_are_logged_with_their_st
         }
 
     play("uvloop", scene, access_log=str(tmp_path / "log"))
-
-
-def test_requests_of_http2_are_logged_with_their_version(tmp_path: Path) -> None:
-    async def scene(stage: Http2Stage) -> None:
-        await stage.route(ok, host="a.example")
-        client = await stage.connect()
-        assert (await client.get(path=b"/there")).status == 200
-        other = [
-            (b":method", b"GET"),
-            (b":scheme", b"https"),
-            (b":authority", b"b.example"),
-            (b":path", b"/none"),
-        ]
-        number = await client.fields(other, end=True)
-        assert (await client.response(number)).status == 404
-        found = [parts(line)[1:3] for line in await lines_of(tmp_path / "log", 2)]
-        assert found == [("GET /there HTTP/2", "200"), ("GET /none HTTP/2", "404")]
-
-    play("uvloop", scene, partial(Http2Stage, tmp_path), access_log=str(tmp_path / "log"))
 
 
 def test_slow_disk_leaves_lines_out_and_holds_up_no_request(

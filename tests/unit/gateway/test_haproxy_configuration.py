@@ -145,6 +145,8 @@ def test_streams_certificates_and_settings_are_accepted(tmp_path: Path) -> None:
         "a.pem [ssl-min-ver TLSv1.3 verify optional ca-file ca.pem ciphers ECDHE+AESGCM]\n"
     }
     assert "bind :::8443 v4v6 ssl crt-list 8443.crt-list alpn h2,http/1.1" in configuration.text()
+    http1 = made(settings=settings.but(http2=False), listeners=listeners[:1])
+    assert "ssl crt-list 8443.crt-list alpn http/1.1\n" in http1.text()
     assert "maxconn 7" in section(configuration, "listen stream:pg")
     check(configuration, tmp_path)
     trusting = made(settings=settings.but(trusted_proxies=("*",)), listeners=listeners[:1])
