@@ -1,9 +1,16 @@
-"""Virtual environments that cannot run workers."""
+"""Virtual environments that lack something: what workers need, or the libraries of an extra."""
 
 from __future__ import annotations
 
+import re
+import sysconfig
 import venv
 from pathlib import Path
+
+import pytest
+
+import poolctl
+from poolctl.config import GATEWAY_LIBRARIES, INSTALL_GATEWAY
 
 OLD_UVICORN = "0.34.0"
 
@@ -18,3 +25,21 @@ def with_old_uvicorn(directory: Path) -> Path:
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: uvicorn\nVersion: {OLD_UVICORN}\n")
     return directory / "bin" / "python"
+
+
+def need_gateway() -> None:
+    """Skip the test where the gateway's libraries are not installed."""
+    for library in GATEWAY_LIBRARIES:
+        pytest.importorskip(library, reason=f"{library} is not installed: {INSTALL_GATEWAY}")
+
+
+def without(directory: Path, *libraries: str) -> str:
+    """The interpreter of a new environment with poolctl and all that is installed in this one but these libraries."""
+    venv.create(directory, with_pip=False)
+    (packages,) = directory.glob("lib/python*/site-packages")
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        name = re.split(r"[-.]", path.name)[0]
+        if name not in (*libraries, "poolctl") and path.suffix != ".pth":
+            (packages / path.name).symlink_to(path)
+    (packages / "poolctl").symlink_to(Path(poolctl.__file__).parent)
+    return str(directory / "bin" / "python")

@@ -132,7 +132,7 @@ class Reader:
             return Reading(marks, error.to_list())
         except ServerError as error:
             return Reading(marks, [error.to_dict()])
-        if problems := [problem.to_dict() for problem in config.problems]:
+        if problems := [problem.to_dict() for problem in config.problems or config.unusable()]:
             return Reading(marks, problems)
         self._kept[number] = config
         if len(self._kept) > _MOST_KEPT:

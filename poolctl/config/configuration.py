@@ -149,6 +149,14 @@ class Configuration(Sequence[ServerConfig]):
         found = _distinct(self._located(*each) for each in checks.problems)
         return [*found, *map(self._of_table, of_tables)]
 
+    def unusable(self) -> list[ServerError]:
+        """Problems without whose fix nothing is started: what serves the gateway's clients is not installed."""
+        if self.tables.gateway is None:
+            return []
+        from poolctl.config.checks.gateway_checks import unusable_engine
+
+        return [self._of_table(finding) for finding in unusable_engine(self.tables)]
+
     def _unserved(self) -> list[ServerError]:
         handler, tls = self._handler is not None, self._tls is not None
         servers = [*self._servers, *self._excluded]

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import poolctl
-from poolctl.config import ServerConfig, interpreter, load
+from poolctl.config import Configuration, ServerConfig, Tables, interpreter, load
 from poolctl.control import pool_paths
 from poolctl.control.answers import TRIED, ErrorEntry, PingResult, Result, UpgradeResult
 from poolctl.control.client import Client, options_of_this_version
@@ -49,6 +49,8 @@ _LONGEST = 60  # a socket's path holds 107 bytes
 # The variables that an interpreter and its libraries need; no secret gets into these processes.
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", *START_VARIABLES)
 _PROTOCOLS = {"implementation", "http2", "loop", "websocket"}
+# By its engine.
+_GATEWAY_MODULES = {"poolctl": "poolctl.gateway.", "haproxy": "poolctl.gateway.haproxy."}
 _FILE = "pool.json"
 _PREFIX = "poolctl-trial-"
 _APP = """
@@ -70,32 +72,46 @@ class TrialFailed(Exception):
 def check(files: list[str]) -> str | None:
     """Check that this version can run this pool here: an error to end with, or a TakeoverCheck on stdout.
 
-    The configuration in force is on stdin. Imports every module, and tries a takeover of a small pool unless the
-    previous version does that. Raises what an import raises.
+    The configuration in force is on stdin. Imports every module that it needs, and tries a takeover of a small pool
+    unless the previous version does that. Raises what an import raises.
     """
-    for module in pkgutil.walk_packages(poolctl.__path__, "poolctl."):
-        # Workers' modules are for their own interpreters: some need packages that may be missing here.
-        if not module.name.endswith(".__main__") and not module.name.startswith("poolctl.worker."):
-            importlib.import_module(module.name)
     problem, errors = "", []
     try:
-        servers = portable_pickle.loads(sys.stdin.buffer.read()).servers
+        stored = portable_pickle.loads(sys.stdin.buffer.read())
+        servers, tables = stored.servers, stored.tables
+        errors = [each.to_dict() for each in Configuration(servers, tables).unusable()]
     except portable_pickle.NotUnderstood as not_understood:
-        problem = str(not_understood)
+        problem, servers, tables = str(not_understood), [], Tables()
         try:
             servers = config = load(files, os.environ)
-            errors = [each.to_dict() for each in config.problems]
+            tables = config.tables
+            errors = [each.to_dict() for each in config.problems or config.unusable()]
         except PoolError as error:
             errors = error.to_list()
-    try:
-        if not errors and TRIED not in os.environ:
-            try_takeover(servers, options_of_this_version(), _logs_of(files))
-    except TrialFailed as failed:
-        return str(failed)
+    if not errors:
+        for name in _needed_modules(tables):
+            importlib.import_module(name)
+        try:
+            if TRIED not in os.environ:
+                try_takeover(servers, options_of_this_version(), _logs_of(files))
+        except TrialFailed as failed:
+            return str(failed)
     print(
         json.dumps(TakeoverCheck(problem=problem, errors=tuple(map(ErrorEntry.from_json, errors))).to_json())
     )
     return None
+
+
+def _needed_modules(tables: Tables) -> Iterator[str]:
+    """The modules that this pool needs in its own interpreter: others may need libraries of extras."""
+    gateway = _GATEWAY_MODULES[tables.gateway.engine] if tables.gateway else None
+    for module in pkgutil.walk_packages(poolctl.__path__, "poolctl."):
+        name = module.name
+        # Workers have interpreters of their own.
+        if name.endswith(".__main__") or name.startswith("poolctl.worker."):
+            continue
+        if not name.startswith("poolctl.gateway.") or (gateway and name.startswith(gateway)):
+            yield name
 
 
 def try_takeover_by(options: str, *files: str) -> str | None:

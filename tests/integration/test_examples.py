@@ -17,6 +17,7 @@ import pytest
 
 from poolctl import PoolConfig
 from tests.deadline import wait_until
+from tests.environments import need_gateway
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
@@ -217,6 +218,7 @@ def test_the_live_table_shows_the_pool_for_as_long_as_it_runs(real_pool: RealPoo
 
 
 def test_one_address_for_several_servers(real_pool: RealPool) -> None:
+    need_gateway()
     example = Example("gateway", real_pool)
     subprocess.run(["sh", "make-certificate.sh", "certificate"], cwd=real_pool.directory, check=True)
     real_pool.ok("start")

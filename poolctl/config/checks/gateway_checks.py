@@ -30,7 +30,7 @@ def check_gateway(
     tables: Tables, servers: Iterable[ServerKeys], env: Mapping[str, str], now: datetime
 ) -> tuple[list[Finding], list[Finding]]:
     """Problems and warnings; their paths begin with the table. Blocks on the disk."""
-    problems = [*_unusable_engine(tables)]
+    problems = [*unusable_engine(tables)]
     warnings: list[Finding] = []
     names: dict[str, list[str]] = {}  # of the certificates of each listener
     for index, listener in enumerate(tables.gateway.bind if tables.gateway else ()):
@@ -74,7 +74,8 @@ def engine_problem(engine: str, program: str) -> tuple[str, str] | None:
     )
 
 
-def _unusable_engine(tables: Tables) -> Iterator[Finding]:
+def unusable_engine(tables: Tables) -> Iterator[Finding]:
+    """The problem of a gateway whose engine cannot run here."""
     if tables.gateway is None:
         return
     program = haproxy_program(tables.gateway) if tables.gateway.engine == "haproxy" else ""

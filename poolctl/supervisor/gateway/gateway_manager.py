@@ -228,6 +228,7 @@ class GatewayManager(SidecarManager):
             await self._off()
             self._succeeded()
             return
+        await self._check_engine(plan)
         if self._own is None:
             self._open_pair()
             self._inform_workers()
@@ -264,12 +265,23 @@ class GatewayManager(SidecarManager):
         env, name = configuration.environment, configuration.name
         return await in_daemon_thread(lambda: plan_of(tables, streams, directory, state_directory, env, name))
 
+    async def _check_engine(self, plan: GatewayPlan) -> None:
+        """Raise ServerError if a process is needed and its program is not installed.
+
+        No listener is open then that no process accepts from: connections are refused instead of left waiting.
+        """
+        process = self.gateway
+        if process is not None and process.mark == plan.settings.mark:
+            return
+        problem = await in_daemon_thread(lambda: engine_problem(plan.settings.engine, plan.settings.program))
+        if problem is None:
+            return
+        if process is None:
+            await self._listeners.close_others(())
+        raise ServerError("; ".join(problem))
+
     async def _start(self, plan: GatewayPlan, before: GatewayProcess | None) -> None:
         """Start a process; the one before drains once the new one serves."""
-        if problem := await in_daemon_thread(
-            lambda: engine_problem(plan.settings.engine, plan.settings.program)
-        ):
-            raise ServerError("; ".join(problem))
         kind = HaproxyGatewayProcess if plan.settings.engine == HAPROXY else GatewayProcess
         process = await kind.spawn(self._keeper, self._environment.directory, plan.settings.mark)
         self.reports.follow(process)

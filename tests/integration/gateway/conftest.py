@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.environments import need_gateway
 from tests.http_get import Reply, get
 from tests.ports import claim_port
 from tests.processes import is_alive
@@ -62,6 +63,7 @@ class GatewayPool:
 
     def start(self, routes: str = ROUTES, gateway: str = "", extra: str = "") -> None:
         """Start it; returns when the gateway accepts, and its routes pass where they can."""
+        need_gateway()
         self.write(routes, gateway, extra)
         self.pool.ok("start")
         self.until(self.process)

@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 import poolctl
+from poolctl.config import GATEWAY_LIBRARIES
 from tests.deadline import wait_until
+from tests.environments import without
 from tests.load import Load
 from tests.ports import claim_port
 from tests.processes import is_alive
@@ -240,6 +242,17 @@ def test_configuration_that_the_new_version_does_not_understand_is_that_of_the_f
     done = by(newer, pool, "upgrade")
     assert done.code == 0, done
     assert (facts(pool), version(pool)) == (before, NEW)
+
+
+def test_upgrade_needs_no_library_of_a_gateway_for_a_pool_without_one(
+    pool: RealPool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pool.python = without(tmp_path_factory.mktemp("plain") / "venv", *GATEWAY_LIBRARIES)
+    pool.write_hello("users")
+    pool.ok("start")
+    before = facts(pool)
+    pool.ok("upgrade", "--force")
+    assert facts(pool) == before
 
 
 def test_there_must_be_a_pool(pool: RealPool) -> None:
