@@ -59,7 +59,8 @@ class BreakerRule(Value):
     """When a backend is left alone: after so many failures in a row, or such a share of them within the window.
 
     The share counts from `minimum_requests` in the window; 0 failures, or a rate of 0, turns that condition off. The
-    backend is tried again after `open_seconds`, by `probes` requests at once.
+    backend is tried again after `open_seconds`, by `probes` requests at once. `statuses` are failures as 502, 503 and
+    504 are: answers leave at most the share `max_open` of a route's backends alone, and never the last that serves.
     """
 
     failures: int = 5
@@ -68,6 +69,8 @@ class BreakerRule(Value):
     window_seconds: float = 10.0
     open_seconds: float = 10.0
     probes: int = 1
+    statuses: tuple[int, ...] = ()
+    max_open: float = 0.5
 
 
 class Route(Value):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Rate,
         Retries,
         RoutePath,
+        Statuses,
         StreamTargetText,
         TargetText,
         UrlPaths,
@@ -87,8 +88,8 @@ class RouteLimit(Section):
     queue_timeout: Positive = field(5.0, "How long one waits for its turn.")
 
 
-class RouteBreaker(Section):
-    """When a failing backend gets no more requests."""
+class StreamBreaker(Section):
+    """When a failing target gets no more connections."""
 
     failures: Number = field(5, "Failures in a row that open it; 0: they do not.")
     rate: Share = field(0.5, "Share of failures within the window that opens it; 0: it does not.")
@@ -96,6 +97,15 @@ class RouteBreaker(Section):
     window: Positive = field(10.0, "The time in which the share is counted.")
     open_for: Positive = field(10.0, "How long the backend is left alone.")
     probes: AtLeastOne = field(1, "Requests at once that try it afterwards.")
+
+
+class RouteBreaker(StreamBreaker):
+    """When a failing backend gets no more requests."""
+
+    statuses: Statuses = field((), "Statuses of answers that are failures, beside 502, 503 and 504.")
+    max_open: Share = field(
+        0.5, "Share of a route's backends that answers may take out at once; never the last that serves."
+    )
 
 
 class GatewayConfig(Table):
@@ -254,7 +264,7 @@ class StreamConfig(Table):
         0, "Open connections, or sessions of clients; 0: as many as there are descriptors for streams."
     )
     timeouts: StreamTimeouts = field(StreamTimeouts.usual(), "How long the steps of a connection may take.")
-    breaker: RouteBreaker = field(RouteBreaker.usual(), "When a failing target gets no more connections.")
+    breaker: StreamBreaker = field(StreamBreaker.usual(), "When a failing target gets no more connections.")
 
     index: int = hidden(0)  # among those of the files
 

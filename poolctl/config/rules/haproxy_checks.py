@@ -19,6 +19,7 @@ _KEYS_OF_ROUTES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("context_headers",), "HAProxy does not send the route's context"),
     (("max_body_size",), "HAProxy does not limit the size of bodies"),
     (("timeouts", "total"), "HAProxy has no limit for a whole request"),
+    (("breaker", "statuses"), "HAProxy's breaker counts connections that fail, and no answers"),
     (("limit", "queue"), "HAProxy has queues for backends, not for routes"),
     (("limit", "burst"), "HAProxy has no bursts: it counts the requests of the last second"),
     (("backend_limit", "requests_per_second"), "HAProxy does not limit the rate of requests to one backend"),

@@ -15,6 +15,7 @@ from poolctl.config.model.gateway_tables import (
     RouteLimit,
     RouteTarget,
     RouteTimeouts,
+    StreamBreaker,
     StreamConfig,
     StreamTarget,
 )
@@ -339,8 +340,8 @@ def _timeouts(given: RouteTimeouts) -> Timeouts:
     return Timeouts(connect=given.connect, head=given.head, idle=given.idle, total=given.total)
 
 
-def _breaker(given: RouteBreaker) -> BreakerRule:
-    return BreakerRule(
+def _breaker(given: StreamBreaker) -> BreakerRule:
+    rule = BreakerRule(
         failures=given.failures,
         rate=given.rate,
         minimum_requests=given.minimum_requests,
@@ -348,3 +349,6 @@ def _breaker(given: RouteBreaker) -> BreakerRule:
         open_seconds=given.open_for,
         probes=given.probes,
     )
+    if isinstance(given, RouteBreaker):
+        rule = rule.but(statuses=tuple(sorted({*given.statuses})), max_open=given.max_open)
+    return rule

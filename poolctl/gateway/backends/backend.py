@@ -43,13 +43,13 @@ class RequestOutcome(Enum):
 
 # In Python 3.11 a member of an enumeration takes longer to find than a function to call.
 ANSWERED, FAILED, CANCELLED, UNUSED, PASSED = RequestOutcome
-# 501 and 505 are about the request.
-_FAILURES = frozenset((500, 502, 503, 504))
+# A 500 may be about one request: a route that knows better names it in its breaker.
+_FAILURES = frozenset((502, 503, 504))
 
 
-def is_failure(outcome: RequestOutcome, status: int) -> bool:
+def is_failure(outcome: RequestOutcome, status: int, rule: BreakerRule) -> bool:
     """Whether that counts against the backend: the one rule of passive health."""
-    return outcome is FAILED or (outcome is ANSWERED and status in _FAILURES)
+    return outcome is FAILED or (outcome is ANSWERED and (status in _FAILURES or status in rule.statuses))
 
 
 def sticky_value(key: str) -> str:
@@ -92,6 +92,12 @@ class RouteInForce(Protocol):
 
     def refresh(self) -> None:
         """Something about its backends has changed."""
+
+    def can_spare(self, backend: Backend) -> bool:
+        """Whether its other backends can take the requests of this one."""
+
+    def keep_one(self) -> None:
+        """Let requests to backends that answer with errors, if no other one is left."""
 
 
 class Backend:
@@ -141,6 +147,10 @@ class Backend:
         """The least favourable of its breakers' states; None if it has none."""
         states = {each.state for each in self._breakers.values()}
         return next((state for state in _BREAKER_ORDER if state in states), None)
+
+    def breaker_why(self, now: float) -> str:
+        """Why its breakers are not closed; "" if they are."""
+        return next(filter(None, (each.describe(now) for each in self._breakers.values())), "")
 
     @property
     def weight(self) -> int:
@@ -237,7 +247,7 @@ class Backend:
         """
         found = self._breakers.get(rule)
         if found is None:
-            found = Breaker(rule, on_change)
+            found = Breaker(rule, on_change, lambda: self._is_dispensable(found))
             if former is not None and not any(
                 each.breaker is former.breaker for each in self.members.values() if each is not former
             ):
@@ -245,6 +255,10 @@ class Backend:
                 found.rule = rule
             self._breakers[rule] = found
         return found
+
+    def _is_dispensable(self, breaker: Breaker | None) -> bool:
+        """Whether all routes with this breaker can do without the backend."""
+        return all(route.can_spare(self) for route, each in self.members.items() if each.breaker is breaker)
 
     def limiter(self, limit: Limit | None, former: Member | None) -> Limiter | None:
         """Likewise the limiter; None without a limit."""
@@ -334,6 +348,18 @@ class Member:
         """What the backend has to do."""
         return self.backend.load
 
+    @property
+    def serves(self) -> bool:
+        """Whether it is enabled and ready, and its breaker closed."""
+        return self.backend.blocked is None and self.breaker.is_closed
+
+    def passing_verdict(self) -> BackendVerdict:
+        """Whether it gets a connection of the route that is passed on: only its workers see how they answer there.
+
+        So it is nothing to the breaker, and a route that passes connections has no limiter.
+        """
+        return self.backend.blocked or AVAILABLE
+
     def verdict(self, now: float, *, resumed: bool = False) -> BackendVerdict:
         """Whether it gets a request of the route now: enabled, ready, breaker not open, limiter not full.
 
@@ -347,7 +373,7 @@ class Member:
             seconds = breaker.refused_seconds(now)
             if seconds:
                 by_time = breaker.state is BreakerState.OPEN
-                return BackendVerdict(False, f"its breaker is {breaker.state}", seconds, by_time=by_time)
+                return BackendVerdict(False, breaker.describe(now), seconds, by_time=by_time)
         limiter = self.limiter
         if limiter is not None:
             seconds = limiter.refused_seconds(now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from random import Random
 
 from ...frozen_value import Table
@@ -114,6 +114,16 @@ class Backends:
         for backend in self._backends.values():
             backend.in_flight = requests.get(backend.key, 0)
 
+    def follow_haproxy(self, alias: str, down: Collection[str], *, is_stream: bool = False) -> None:
+        """HAProxy, which chooses among the backends of the route, sends nothing to these, by their keys."""
+        known = self._routes.get(f"stream {alias}" if is_stream else alias)
+        for member in () if known is None else known[1].members:
+            if (member.key in down) is member.breaker.is_closed:
+                if member.breaker.is_closed:
+                    member.breaker.keep_open("HAProxy cannot reach it")
+                else:
+                    member.breaker.close("HAProxy reaches it again")
+
     def rank(self, url: str, rank: int, blocked: BackendVerdict | None) -> None:
         """Prefer the backend of this URL by this rank, or use it for no request if it is `blocked`."""
         self._ranks[url] = rank, blocked
@@ -199,10 +209,15 @@ class Backends:
             backend.update(self.hosts)
             if state is HostState.ACTIVE:
                 backend.probe_now(self.now())
+            for route in backend.members:
+                route.keep_one()
             for route in [*backend.queued]:
                 route.admit()
 
     def _breaker_changed(self, host: str, state: BreakerState, why: str) -> None:
+        if state is BreakerState.OPEN and (backend := self._backends.get(host)) is not None:
+            for route in backend.members:
+                route.keep_one()
         if self._event is not None and state is not BreakerState.HALF_OPEN:
             self._event(f"breaker {'opened' if state is BreakerState.OPEN else 'closed'}", host=host, why=why)
 
@@ -217,7 +232,7 @@ class Backends:
             since=stamp(record.since) if record.since else "",
             until=stamp(record.until) if record.until else "",
             available=verdict.ok,
-            why=verdict.why or record.why,
+            why=verdict.why or backend.breaker_why(now),
             breaker=str(backend.breaker_state or ""),
             connections=max(connections, backend.in_flight),
             in_flight=backend.in_flight,

@@ -2,10 +2,14 @@
 
 Closed → open, after consecutive failures or too large a share of them in a window → half-open, after
 `open_seconds` → closed by successful probes, or open again by a failed one. Without clocks: each call has the time.
+
+A backend that cannot be reached is left alone in any case. One that answers with errors may be answering one client's
+broken request: its breaker opens only while others of its routes can take the requests.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from ...routing.host_report import BreakerState
@@ -20,22 +24,29 @@ _PROBING_RETRY_SECONDS = 1.0
 class Breaker:
     """One backend's breaker. A request that was let through by `enter` reports back once: success, failure or neither.
 
-    `is_closed` is the usual case, in which `enter` does nothing. `rule` may be replaced at any time.
+    `is_closed` is the usual case, in which `enter` does nothing. `rule` may be replaced at any time. `is_dispensable`
+    says whether other backends can take the requests, so that answers alone may open it.
     """
 
     __slots__ = (
-        "_consecutive", "_failed", "_on_change", "_open_until", "_part", "_passed", "_probes", "_seen", "_succeeded",
-        "is_closed", "period", "rule", "state",
+        "_consecutive", "_failed", "_is_dispensable", "_on_change", "_open_until", "_part", "_passed", "_probes",
+        "_seen", "_unreached", "_unreached_in_a_row", "by_answers", "is_closed", "period", "rule", "state", "why",
     )  # fmt: skip
 
     def __init__(
-        self, rule: BreakerRule, on_change: Callable[[BreakerState, str], None] | None = None
+        self,
+        rule: BreakerRule,
+        on_change: Callable[[BreakerState, str], None] | None = None,
+        is_dispensable: Callable[[], bool] = lambda: True,
     ) -> None:
         self.rule = rule
         self.state = BreakerState.CLOSED
         self.is_closed = True
+        self.why = ""  # it is not closed
+        self.by_answers = False  # it opened although the backend was reached
         self.period = 0  # a new one with each change of state; what began in an earlier one is not judged
         self._on_change = on_change
+        self._is_dispensable = is_dispensable
         self._open_until = 0.0
         self._probes = 0
         self._passed = 0
@@ -60,12 +71,23 @@ class Breaker:
             self._probes += 1
         return self.period
 
+    def describe(self, now: float) -> str:
+        """Why it lets no request through, or only a few; "" when it is closed."""
+        if self.is_closed:
+            return ""
+        if self.state is BreakerState.HALF_OPEN:
+            return f"breaker half-open after {self.why}: a request tries it"
+        if self._open_until == math.inf:
+            return f"breaker open: {self.why}"
+        left = math.ceil(self._open_until - now)
+        return f"breaker open: {self.why}, {f'{left} s left' if left > 0 else 'the next request tries it'}"
+
     def succeeded(self, now: float, period: int) -> None:
         """The backend has answered."""
         if period != self.period:
             return
         if self.is_closed:
-            self._consecutive = 0
+            self._consecutive = self._unreached_in_a_row = 0
             if now >= self._part:
                 self._advance(now)
             self._seen[-1] += 1
@@ -73,31 +95,44 @@ class Breaker:
         self._probes -= 1
         self._passed += 1
         if self._passed >= self._probe_limit:
-            self._forget()
-            self._become(BreakerState.CLOSED, "it answers again")
+            self.close("it answers again")
 
-    def failed(self, now: float, period: int) -> None:
-        """The backend has not answered, or with an error."""
+    def failed(self, now: float, period: int, *, answered: bool = False) -> None:
+        """The backend has not answered, or it has `answered` with an error."""
         if period != self.period:
             return
         if not self.is_closed:
-            self._open(now, "it failed again")
+            if answered and not self._is_dispensable():
+                self.close("it answers, and other backends cannot take its requests")
+            else:
+                self._open(now, "it failed again", by_answers=answered)
             return
-        self._consecutive += 1
         if now >= self._part:
             self._advance(now)
+        self._consecutive += 1
+        self._unreached_in_a_row = 0 if answered else self._unreached_in_a_row + 1
         self._seen[-1] += 1
         self._failed[-1] += 1
-        rule, seen, failed = self.rule, sum(self._seen), sum(self._failed)
-        if 0 < rule.failures <= self._consecutive:
-            self._open(now, f"{self._consecutive} failures in a row")
-        elif rule.rate > 0 and seen >= rule.minimum_requests and failed >= rule.rate * seen:
-            self._open(now, f"{failed} of {seen} requests failed within {rule.window_seconds:g} s")
+        self._unreached[-1] += not answered
+        if why := self._too_many(self._unreached_in_a_row, sum(self._unreached)):
+            self._open(now, why)
+        elif (why := self._too_many(self._consecutive, sum(self._failed))) and self._is_dispensable():
+            self._open(now, why, by_answers=True)
 
     def abandoned(self, period: int) -> None:
         """The request ended without a verdict on the backend: a probe's place is free again."""
         if period == self.period and not self.is_closed:
             self._probes -= 1
+
+    def keep_open(self, why: str) -> None:
+        """Let no request through until `close`: another program decides about the backend."""
+        self._open_until, self.by_answers, self.why = math.inf, False, why
+        self._become(BreakerState.OPEN, why)
+
+    def close(self, why: str) -> None:
+        """Let every request through, and begin to count again."""
+        self._forget()
+        self._become(BreakerState.CLOSED, why)
 
     def probe_now(self, now: float) -> None:
         """End the pause: the backend may have recovered."""
@@ -107,8 +142,18 @@ class Breaker:
     def _probe_limit(self) -> int:
         return max(1, self.rule.probes)
 
-    def _open(self, now: float, why: str) -> None:
+    def _too_many(self, consecutive: int, failed: int) -> str:
+        """Why these failures open it; "" if they do not."""
+        rule, seen = self.rule, sum(self._seen)
+        if 0 < rule.failures <= consecutive:
+            return f"{consecutive} failure{'s' if consecutive > 1 else ''}"
+        if rule.rate > 0 and seen >= rule.minimum_requests and failed >= rule.rate * seen:
+            return f"{failed} of {seen} requests failed within {rule.window_seconds:g} s"
+        return ""
+
+    def _open(self, now: float, why: str, *, by_answers: bool = False) -> None:
         self._open_until = now + self.rule.open_seconds
+        self.by_answers, self.why = by_answers, why
         self._become(BreakerState.OPEN, why)
 
     def _become(self, state: BreakerState, why: str) -> None:
@@ -121,10 +166,11 @@ class Breaker:
 
     def _forget(self) -> None:
         """Begin with an empty window."""
-        self._consecutive = 0
+        self._consecutive = self._unreached_in_a_row = 0
         self._part = float("-inf")  # the end of the newest part of the window
         self._seen = [0] * _PARTS
         self._failed = [0] * _PARTS
+        self._unreached = [0] * _PARTS  # among those that failed
 
     def _advance(self, now: float) -> None:
         """Drop the parts of the window that are over, and begin new ones."""
@@ -132,4 +178,5 @@ class Breaker:
         steps = int(min(_PARTS, (now - self._part) // seconds + 1))
         self._seen = self._seen[steps:] + [0] * steps
         self._failed = self._failed[steps:] + [0] * steps
+        self._unreached = self._unreached[steps:] + [0] * steps
         self._part = now + seconds if steps == _PARTS else self._part + steps * seconds

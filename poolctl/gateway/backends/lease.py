@@ -83,13 +83,18 @@ class Lease:
     def __repr__(self) -> str:
         return f"<Lease of {self.backend.key}{'' if self._route else ', released'}>"
 
-    def connected(self) -> None:
+    def connected(self, status: int = 0) -> None:
         """The backend has accepted what will last: a probe has succeeded now, and not only at its end.
 
-        What becomes of it afterwards counts as of any other request.
+        What becomes of it afterwards counts as of any other request. `status` is that of an answer that begins.
         """
         route, breaker = self._route, self._member.breaker
-        if route is None or self._period < 0 or breaker.is_closed:
+        if (
+            route is None
+            or self._period < 0
+            or breaker.is_closed
+            or is_failure(ANSWERED, status, breaker.rule)
+        ):
             return
         breaker.succeeded(route.now(), self._period)
         self._period = breaker.period if breaker.is_closed else -1
@@ -123,8 +128,8 @@ class Lease:
             elif self._shared is not None:
                 self._shared.requests.undo(of_canary=self.backend is self._shared)
         if self._period >= 0:
-            if is_failure(outcome, status):
-                breaker.failed(route.now(), self._period)
+            if is_failure(outcome, status, breaker.rule):
+                breaker.failed(route.now(), self._period, answered=outcome is ANSWERED)
             elif outcome is ANSWERED:
                 breaker.succeeded(route.now(), self._period)
             else:

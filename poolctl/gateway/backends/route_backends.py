@@ -7,7 +7,17 @@ from collections.abc import Callable, Collection, Sequence
 from random import Random
 
 from ...routing.route import Limit, Route, StreamRoute
-from .backend import AVAILABLE, CANCELLED, DOWN_RETRY_SECONDS, RANKS, READY, Backend, CanaryBackend, Member
+from .backend import (
+    AVAILABLE,
+    CANCELLED,
+    DOWN_RETRY_SECONDS,
+    RANKS,
+    READY,
+    Backend,
+    BackendVerdict,
+    CanaryBackend,
+    Member,
+)
 from .balance import BY_LOAD, STICKY, Policy, policy_of
 from .hosts import HostManager
 from .lease import Lease, NoBackend
@@ -15,6 +25,9 @@ from .limiter import Limiter, WaitQueue
 
 # uvloop's timers and its clock count milliseconds: with shorter pauses the loop would spin.
 _LEAST_PAUSE_SECONDS = 0.001
+
+# Of a share of a number: three tenths of ten are three.
+_ROUNDING = 1e-9
 
 AnyRoute = Route | StreamRoute
 
@@ -92,12 +105,28 @@ class RouteBackends:
 
     def refresh(self) -> None:
         """Something about its backends has changed: their health, their state or their number."""
+        self.keep_one()
         if self._limiter is not None and self.members:
             self._limiter.share = sum(each.backend.share for each in self.members) / len(self.members)
         if self._queue:
             for member in self.members:
                 member.backend.queued[self] = None
             self.admit()
+
+    def can_spare(self, backend: Backend) -> bool:
+        """Whether another backend serves, and no more than the route allows are left alone with this one."""
+        others = [each for each in self.members if each.backend is not backend]
+        left_alone = 1 + sum(not each.breaker.is_closed for each in others)
+        most = max((each.breaker.rule.max_open for each in self.members), default=0.0) * len(self.members)
+        return left_alone <= most + _ROUNDING and any(each.serves for each in others)
+
+    def keep_one(self) -> None:
+        """Close the breakers that answers have opened, if no other backend serves any more."""
+        if any(each.serves for each in self.members):
+            return
+        for each in self.members:
+            if each.backend.blocked is None and each.breaker.by_answers:
+                each.breaker.close("no other backend can serve")
 
     def close(self) -> None:
         """The route is gone: what waits is refused, what is in flight ends as it would."""
@@ -123,8 +152,10 @@ class RouteBackends:
         now = self.now()
         if now >= self._hosts.next_expiry:
             self._hosts.expire()
-        member = self._choose(now, client, "", ())
-        return self._refusal(now, ()) if member is None else member.backend
+        member = self._by_policy(client, self._takes_connections)
+        if member is not None:
+            return member.backend
+        return self._refusal(now, [(each.key, each.passing_verdict()) for each in self.members])
 
     async def wait(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease:
         """The same, after those that wait already, for at most the route's `queue_seconds`. Raises NoBackend.
@@ -242,7 +273,8 @@ class RouteBackends:
                 return NoBackend("the route's limit is reached", seconds, may_wait=may_wait, by_time=by_time)
         member = self._choose(now, client, cookie, tried)
         if member is None:
-            return self._refusal(now, tried)
+            untried = [each for each in self.members if each.key not in tried]
+            return self._refusal(now, [(each.key, each.verdict(now)) for each in untried], tried)
         backend, breaker = member.backend, member.breaker
         period = breaker.period if breaker.is_closed else breaker.enter()
         if member.limiter is not None:
@@ -284,12 +316,18 @@ class RouteBackends:
             usable = self._only.key not in tried and self._only.verdict(now) is AVAILABLE
             return self._only if usable else None
         self._at, self._tried = now, tried
-        found = self._policy.choose(client, self._is_usable)
+        return self._by_policy(client, self._is_usable)
+
+    def _by_policy(self, client: str, is_usable: Callable[[Member], bool]) -> Member | None:
+        found = self._policy.choose(client, is_usable)
         if found is None:
             for self._rank in RANKS[1:]:
-                found = found or self._policy.choose(client, self._is_usable)
+                found = found or self._policy.choose(client, is_usable)
             self._rank = READY
         return found
+
+    def _takes_connections(self, member: Member) -> bool:
+        return member.backend.rank == self._rank and member.passing_verdict() is AVAILABLE
 
     def _is_usable(self, member: Member) -> bool:
         return (
@@ -298,9 +336,10 @@ class RouteBackends:
             and (not self._tried or member.key not in self._tried)
         )
 
-    def _refusal(self, now: float, tried: Collection[str]) -> NoBackend:
-        """Why there is no backend, and when another try is worth it."""
-        verdicts = [(each.key, each.verdict(now)) for each in self.members if each.key not in tried]
+    def _refusal(
+        self, now: float, verdicts: list[tuple[str, BackendVerdict]], tried: Collection[str] = ()
+    ) -> NoBackend:
+        """Why none of these backends gets it, and when another try is worth it."""
         if not verdicts:
             return NoBackend(
                 "every backend was tried" if tried else "the route has no backend", DOWN_RETRY_SECONDS

@@ -43,7 +43,7 @@ def backend_of(route: Route, names: Names, endpoints: Mapping[str, Endpoint]) ->
         f"    timeout tunnel {duration(times.idle)}",
     ]
     lines += [*_limits(route.limit), *_waiting(route.backend_limit), *_retries(route), *_changes(route)]
-    servers = _servers(route, endpoints, "layer7", route.backend_limit)
+    servers = _servers(route, endpoints, route.backend_limit)
     return HaproxyBackend(name, route.alias, False, tuple(lines), servers)
 
 
@@ -60,7 +60,7 @@ def stream_of(
         f"    timeout client {duration(route.idle_seconds)}",
         f"    timeout server {duration(route.idle_seconds)}",
     ]
-    return HaproxyBackend(name, route.alias, True, tuple(lines), _servers(route, endpoints, "layer4", None))
+    return HaproxyBackend(name, route.alias, True, tuple(lines), _servers(route, endpoints, None))
 
 
 def _balance(policy: str) -> Iterator[str]:
@@ -106,7 +106,7 @@ def _changes(route: Route) -> Iterator[str]:
 
 
 def _servers(
-    route: Route | StreamRoute, endpoints: Mapping[str, Endpoint], observed: str, limit: Limit | None
+    route: Route | StreamRoute, endpoints: Mapping[str, Endpoint], limit: Limit | None
 ) -> tuple[HaproxyServer, ...]:
     names, weights = Names(), dict[Target, int]()
     for target in route.to:
@@ -121,8 +121,9 @@ def _servers(
         if limit is not None and limit.concurrency:
             options += [f"maxconn {limit.concurrency}", f"maxqueue {limit.queue or 1}"]
         if target.url and route.breaker.failures:
+            # Only connections are observed: answers could take out the last server, as HAProxy knows no share for them.
             options.append(
-                f"check inter {duration(route.breaker.open_seconds)} fall 2 rise 1 observe {observed} "
+                f"check inter {duration(route.breaker.open_seconds)} fall 2 rise 1 observe layer4 "
                 f"error-limit {route.breaker.failures} on-error mark-down"
             )
         name = names.of(target.key.partition("://")[2] or target.key)

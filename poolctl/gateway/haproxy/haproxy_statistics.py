@@ -32,6 +32,7 @@ class HaproxyStatistics:
         """Add what has been counted since the last time."""
         known = {each.name: each for each in sections}
         in_flight: dict[str, int] = {}
+        down: dict[str, set[str]] = {name: set() for name in known}
         self.connections = 0
         for row in csv.DictReader(text.lstrip("# ").splitlines()):
             proxy, server = row["pxname"], row["svname"]
@@ -49,7 +50,11 @@ class HaproxyStatistics:
                 if key is not None:
                     in_flight[key] = in_flight.get(key, 0) + int(row["scur"] or 0)
                     self._add_to(self._counts.backend(key), row)
+                    if row["status"].startswith("DOWN"):
+                        down[proxy].add(key)
         backends.set_in_flight(in_flight)
+        for name, section in known.items():
+            backends.follow_haproxy(section.alias, down[name], is_stream=section.is_stream)
 
     def _add_to(self, traffic: Traffic, row: Table) -> None:
         traffic.slots[tally.STARTED] += self._more(row, "stot")

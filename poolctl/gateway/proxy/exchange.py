@@ -238,8 +238,7 @@ class Exchange:
         self._kept = None
         if not done:
             self._wait(self._route.timeouts.idle)
-            if status < 500:
-                self._lease.connected()
+            self._lease.connected(status)
         self._sent = response.first_size
         self._side.respond(response)
 

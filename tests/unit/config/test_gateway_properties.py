@@ -68,6 +68,7 @@ LIMITS = some(burst=NUMBERS, queue_timeout=DURATIONS).flatmap(
     ).map(lambda more: table | more)
 )
 BREAKERS = some(failures=NUMBERS, rate=st.floats(0, 1), window=DURATIONS, open_for=DURATIONS)
+ROUTE_BREAKERS = some(statuses=st.lists(st.integers(400, 599), max_size=3), max_open=st.floats(0, 1))
 LISTENERS = st.lists(
     st.sampled_from([":80", "127.0.0.1:81", {"bind": "[::1]:82"}, {"bind": ":443", "tls": {"cert": "c", "key": "k"}},
                      {"bind": ":444", "tls": [{"cert": "c"}, {"cert": "d", "min_version": "1.3"}]}]),
@@ -88,7 +89,8 @@ ROUTES = st.fixed_dictionaries(
         "sticky": st.sampled_from(["", "c"]), "strip_path": st.booleans(), "host_header": st.sampled_from(["", "b:1"]),
         "add_headers": HEADERS, "context_headers": st.booleans(), "retries": st.integers(0, 10),
         "max_body_size": st.integers(1, 10**9), "limit": LIMITS, "backend_limit": LIMITS, "timeouts": TIMEOUTS,
-        "breaker": BREAKERS, "waiting_page": st.booleans(), "probe_responses": st.lists(PATHS, max_size=2),
+        "breaker": BREAKERS | ROUTE_BREAKERS, "waiting_page": st.booleans(),
+        "probe_responses": st.lists(PATHS, max_size=2),
     },
 )  # fmt: skip
 STREAMS = st.fixed_dictionaries(

@@ -100,7 +100,14 @@ max_body_size = "1MiB"
 limit = { concurrency = 100, queue = 10, queue_timeout = "2s" }
 backend_limit = { requests_per_second = 5, burst = 3 }
 timeouts = { connect = "1s", head = "2s", idle = "3s", total = "1m" }
-breaker = { failures = 2, rate = 0.1, minimum_requests = 7, window = "20s", open_for = "30s", probes = 2 }
+breaker.statuses = [500, 429]
+breaker.max_open = 0.3
+breaker.failures = 2
+breaker.rate = 0.1
+breaker.minimum_requests = 7
+breaker.window = "20s"
+breaker.open_for = "30s"
+breaker.probes = 2
 waiting_page = true
 probe_responses = ["/health"]
 """,
@@ -124,6 +131,7 @@ probe_responses = ["/health"]
     times = found.timeouts
     assert (times.connect, times.head, times.idle, times.total) == (1, 2, 3, 60)
     rule = found.breaker
+    assert (rule.statuses, rule.max_open) == ((429, 500), 0.3)
     assert rule.minimum_requests == 7
     assert (rule.failures, rule.rate, rule.window_seconds, rule.open_seconds, rule.probes) == (
         2, 0.1, 20, 30, 2,

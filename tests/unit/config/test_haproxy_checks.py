@@ -29,6 +29,7 @@ def problems(directory: Path, text: str) -> str:
         ("context_headers = true", "route[0].context_headers: HAProxy does not send the route's context"),
         ('max_body_size = "1M"', "route[0].max_body_size: HAProxy does not limit the size of bodies"),
         ('timeouts = { total = "1s" }', "route[0].timeouts.total: HAProxy has no limit for a whole request"),
+        ("breaker = { statuses = [500] }", "route[0].breaker.statuses: HAProxy's breaker counts connections"),
         ("limit = { concurrency = 3, queue = 1 }", "route[0].limit.queue: HAProxy has queues for backends"),
         ("limit = { requests_per_second = 3, burst = 9 }", "route[0].limit.burst: HAProxy has no bursts"),
         (

@@ -49,6 +49,15 @@ def route(**keys: object) -> str:
         ('[[stream]]\nbind = ":53"\nto = "gone"\n', "no server 'gone'; name a server of this pool, or write HOST:PORT"),
         ('[[stream]]\nbind = ":53"\nto = "localhost:53"\n', "localhost:53 is an address of the gateway itself"),
         ('[[stream]]\nbind = "unix:/tmp/a"\nprotocol = "udp"\nto = "1.2.3.4:5"\n', "UDP has ports, and no Unix"),
+        (
+            '[[stream]]\nbind = ":53"\nto = "1.2.3.4:5"\nbreaker = { statuses = [500] }\n',
+            "stream[0].breaker.statuses: unknown key 'statuses'",
+        ),
+        (
+            '[[stream]]\nbind = ":53"\nto = "1.2.3.4:5"\nbreaker = { max_open = 1.0 }\n',
+            "stream[0].breaker.max_open: unknown key 'max_open'",
+        ),
+        (route(breaker={"statuses": [200]}), "route[0].breaker.statuses"),
         (route(add_headers={"Content-Length": "5"}), "the gateway itself sets the header Content-Length; take it out"),
         (route(add_headers={"host": "a"}), "the gateway itself sets the header host; write host_header"),
     ],

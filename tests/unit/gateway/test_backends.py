@@ -71,6 +71,11 @@ def fail(route: RouteBackends, times: int = 1) -> None:
         taken(route.acquire("1.1.1.1")).release(RequestOutcome.FAILED)
 
 
+def answer(route: RouteBackends, status: int, times: int) -> None:
+    for _ in range(times):
+        taken(route.acquire("1.1.1.1")).release(RequestOutcome.ANSWERED, 0.01, status)
+
+
 def test_backends_are_used_in_turn(stage: Stage) -> None:
     route = stage.route()
     leases = [taken(route.acquire("1.1.1.1")) for _ in range(4)]
@@ -103,12 +108,12 @@ def test_backends_that_were_tried_are_not_chosen_again(stage: Stage) -> None:
 def test_open_breaker_sends_requests_to_the_next_backend_and_then_refuses(stage: Stage) -> None:
     route = stage.route(*URLS[:2], policy="first", breaker=BreakerRule(failures=3, open_seconds=10))
     fail(route, 3)
-    assert stage.events == [("breaker opened", {"host": URLS[0], "why": "3 failures in a row"})]
+    assert stage.events == [("breaker opened", {"host": URLS[0], "why": "3 failures"})]
     assert taken(route.acquire("1.1.1.1")).backend.key == URLS[1]
     fail(route, 3)
     answer = refused(route.acquire("1.1.1.1"))
     assert (answer.status, answer.retry_after_seconds, answer.may_wait) == (503, 10, False)
-    assert str(answer) == "http://10.0.0.1:80: its breaker is open; and 1 more"
+    assert str(answer) == "http://10.0.0.1:80: breaker open: 3 failures, 10 s left; and 1 more"
     stage.clock.advance(10)
     probe = taken(route.acquire("1.1.1.1"))
     assert (probe.backend.key, stage.row(URLS[0])["breaker"]) == (URLS[0], "half-open")
@@ -118,15 +123,94 @@ def test_open_breaker_sends_requests_to_the_next_backend_and_then_refuses(stage:
 
 
 @pytest.mark.parametrize(
-    ("status", "opens"), [(500, True), (502, True), (503, True), (504, True), (501, False), (404, False)]
+    ("status", "opens"),
+    [(500, False), (502, True), (503, True), (504, True), (501, False), (404, False), (429, True)],
 )
 def test_answers_open_the_breaker_only_if_the_backend_is_to_blame(
     stage: Stage, status: int, opens: bool
 ) -> None:
-    route = stage.route(URLS[0])
-    for _ in range(5):
-        taken(route.acquire("1.1.1.1")).release(RequestOutcome.ANSWERED, 0.1, status)
+    route = stage.route(*URLS[:2], policy="first", breaker=BreakerRule(statuses=(429,)))
+    answer(route, status, 5)
     assert stage.backends.available(URLS[0]).ok is not opens
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_answers_never_open_the_breaker_of_the_only_backend(stage: Stage, status: int) -> None:
+    route = stage.route(URLS[0], breaker=BreakerRule(statuses=(500,)))
+    answer(route, status, 100)
+    assert stage.row(URLS[0])["breaker"] == "closed"
+    fail(route, 5)
+    assert stage.row(URLS[0])["breaker"] == "open"
+
+
+@pytest.mark.parametrize(
+    ("backends", "max_open", "most"),
+    [(1, 1.0, 0), (2, 0.5, 1), (3, 0.5, 1), (4, 0.5, 2), (4, 1.0, 3), (4, 0.2, 0), (10, 0.3, 3), (4, 0.0, 0)],
+)
+def test_answers_open_at_most_a_share_of_a_routes_breakers(
+    stage: Stage, backends: int, max_open: float, most: int
+) -> None:
+    urls = [f"http://10.0.0.{number}:80" for number in range(backends)]
+    route = stage.route(*urls, breaker=BreakerRule(max_open=max_open))
+    answer(route, 503, 50 * backends)
+    assert [row["breaker"] for row in stage.backends.snapshot()].count("open") == most
+    fail(route, 5 * (backends - most))
+    assert [row["breaker"] for row in stage.backends.snapshot()].count("open") >= backends - most
+
+
+@pytest.mark.parametrize("loss", ["disabled", "drained", "unreachable", "removed", "not ready"])
+def test_backend_that_answers_with_errors_serves_again_when_it_is_the_last(stage: Stage, loss: str) -> None:
+    route = server_route("a", "b", policy="first")
+    stage.backends.apply([route], {name: facts(name) for name in ("a", "b")})
+    backends = stage.backends.of(route)
+    answer(backends, 503, 5)
+    assert (stage.row("a")["breaker"], stage.row("a")["available"]) == ("open", False)
+    if loss == "disabled":
+        stage.hosts.disable("b")
+    elif loss == "drained":
+        stage.hosts.drain("b")
+    elif loss == "unreachable":
+        fail(backends, 5)
+    elif loss == "removed":
+        stage.backends.apply([server_route("a", policy="first")], {name: facts(name) for name in ("a", "b")})
+    else:
+        stage.backends.apply([route], {"a": facts("a"), "b": facts("b", "failed")})
+    assert (stage.row("a")["breaker"], stage.row("a")["why"]) == ("closed", "")
+    assert taken(backends.acquire("1.1.1.1")).backend.key == "a"
+
+
+def test_answers_open_no_breaker_that_another_route_cannot_do_without(stage: Stage) -> None:
+    both = stage.route(*URLS[:2], policy="first")
+    alone = stage.route(URLS[0], alias="alone")
+    answer(both, 503, 20)
+    taken(alone.acquire("1.1.1.1"))
+    assert stage.row(URLS[0])["breaker"] == "closed"
+
+
+def test_passed_connections_do_not_look_at_the_breaker_of_proxied_requests(stage: Stage) -> None:
+    proxied, passed = server_route("a", alias="proxied", mode="proxy"), server_route("a")
+    stage.backends.apply([proxied, passed], {"a": facts("a")})
+    fail(stage.backends.of(proxied), 5)
+    refused(stage.backends.of(proxied).acquire("1.1.1.1"))
+    assert isinstance(stage.backends.of(passed).choose("1.1.1.1"), Backend)
+    stage.hosts.disable("a")
+    assert isinstance(stage.backends.of(passed).choose("1.1.1.1"), NoBackend)
+
+
+def test_host_says_why_it_gets_nothing_and_nothing_once_it_does(stage: Stage) -> None:
+    route = stage.route(URLS[0], breaker=BreakerRule(failures=5, open_seconds=10))
+    stage.hosts.disable(URLS[0])
+    stage.hosts.enable(URLS[0])
+    assert stage.row(URLS[0])["why"] == ""
+    fail(route, 5)
+    stage.clock.advance(6)
+    assert stage.row(URLS[0])["why"] == "breaker open: 5 failures, 4 s left"
+    stage.clock.advance(4)
+    assert stage.row(URLS[0])["why"] == "breaker open: 5 failures, the next request tries it"
+    lease = taken(route.acquire("1.1.1.1"))
+    assert stage.row(URLS[0])["why"] == "breaker half-open after 5 failures: a request tries it"
+    lease.release(RequestOutcome.ANSWERED, 0.01, 200)
+    assert stage.row(URLS[0])["why"] == ""
 
 
 def test_requests_of_clients_that_left_say_nothing_about_the_backend(stage: Stage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
@@ -15,10 +16,13 @@ CONSECUTIVE = BreakerRule(failures=3, rate=0.0, open_seconds=10.0)
 RATE = BreakerRule(failures=0, rate=0.5, minimum_requests=10, window_seconds=10.0, open_seconds=10.0)
 
 
-def request(breaker: Breaker, now: float, good: bool) -> None:
+def request(breaker: Breaker, now: float, good: bool, *, answered: bool = False) -> None:
     assert breaker.refused_seconds(now) == 0
     period = breaker.enter()
-    (breaker.succeeded if good else breaker.failed)(now, period)
+    if good:
+        breaker.succeeded(now, period)
+    else:
+        breaker.failed(now, period, answered=answered)
 
 
 def test_it_opens_after_failures_in_a_row() -> None:
@@ -28,9 +32,13 @@ def test_it_opens_after_failures_in_a_row() -> None:
         request(breaker, 1.0, good)
     assert breaker.is_closed
     request(breaker, 2.0, good=False)
-    assert changes == [(BreakerState.OPEN, "3 failures in a row")]
+    assert changes == [(BreakerState.OPEN, "3 failures")]
     assert breaker.refused_seconds(2.0) == 10.0
     assert breaker.refused_seconds(7.0) == 5.0
+    assert breaker.describe(7.5) == "breaker open: 3 failures, 5 s left"
+    assert breaker.describe(12.0) == "breaker open: 3 failures, the next request tries it"
+    breaker.enter()
+    assert breaker.describe(12.0) == "breaker half-open after 3 failures: a request tries it"
 
 
 def test_it_opens_by_the_share_of_failures_only_with_enough_requests() -> None:
@@ -60,6 +68,47 @@ def test_conditions_that_are_0_are_off() -> None:
     breaker = Breaker(BreakerRule(failures=0, rate=0.0))
     for _ in range(100):
         request(breaker, 0.0, good=False)
+    assert breaker.is_closed
+
+
+@pytest.mark.parametrize("rule", [CONSECUTIVE, RATE])
+def test_answers_open_it_only_while_others_can_take_the_requests(rule: BreakerRule) -> None:
+    dispensable = False
+    breaker = Breaker(rule, is_dispensable=lambda: dispensable)
+    for _ in range(30):
+        request(breaker, 0.0, good=False, answered=True)
+    assert breaker.is_closed
+    dispensable = True
+    request(breaker, 0.0, good=False, answered=True)
+    assert (breaker.state, breaker.by_answers) == (BreakerState.OPEN, True)
+
+
+@pytest.mark.parametrize("rule", [CONSECUTIVE, RATE])
+def test_requests_without_an_answer_open_it_although_nothing_can_take_its_place(rule: BreakerRule) -> None:
+    breaker = Breaker(rule, is_dispensable=lambda: False)
+    for _ in range(10):
+        if breaker.is_closed:
+            request(breaker, 0.0, good=False)
+    assert (breaker.state, breaker.by_answers) == (BreakerState.OPEN, False)
+
+
+def test_an_answer_interrupts_a_row_of_requests_without_one() -> None:
+    breaker = Breaker(CONSECUTIVE, is_dispensable=lambda: False)
+    for answered in (False, False, True, False, False):
+        request(breaker, 0.0, good=False, answered=answered)
+    assert breaker.is_closed
+    request(breaker, 0.0, good=False)
+    assert breaker.state is BreakerState.OPEN
+
+
+def test_probe_that_is_answered_with_an_error_closes_the_breaker_of_the_last_backend() -> None:
+    breaker = Breaker(CONSECUTIVE, is_dispensable=lambda: False)
+    for _ in range(3):
+        request(breaker, 0.0, good=False)
+    request(breaker, 10.0, good=False, answered=True)
+    assert breaker.is_closed
+    for _ in range(9):
+        request(breaker, 10.0, good=False, answered=True)
     assert breaker.is_closed
 
 
@@ -119,9 +168,18 @@ class BreakerMachine(RuleBasedStateMachine):
         self.probes: dict[int, int] = {}  # by period
         self.changes: list[BreakerState] = []
         self.most = max(1, probes)
-        self.failed_in_a_row = 0
+        self.unreached = 0  # in a row, since it was closed
+        self.dispensable = True
         rule = BreakerRule(failures=failures, rate=rate, minimum_requests=4, probes=probes)
-        self.breaker = Breaker(rule, lambda state, why: self.changes.append(state))
+        self.breaker = Breaker(rule, self.change, lambda: self.dispensable)
+
+    def change(self, state: BreakerState, why: str) -> None:
+        self.changes.append(state)
+        self.unreached = 0
+
+    @rule(dispensable=st.booleans())
+    def others_come_and_go(self, dispensable: bool) -> None:
+        self.dispensable = dispensable
 
     @rule(target=requests)
     def send(self) -> object:
@@ -134,7 +192,7 @@ class BreakerMachine(RuleBasedStateMachine):
             self.probes[period] = self.probes.get(period, 0) + 1
         return period, self.breaker.state
 
-    @rule(request=consumes(requests), end=st.sampled_from(["good", "bad", "left"]))
+    @rule(request=consumes(requests), end=st.sampled_from(["good", "bad", "error", "left"]))
     def end(self, request: tuple[int, BreakerState], end: str) -> None:
         period, _ = request
         if period < 0:
@@ -146,7 +204,12 @@ class BreakerMachine(RuleBasedStateMachine):
         if end == "good":
             self.breaker.succeeded(self.now, period)
         elif end == "bad":
+            self.unreached += is_current and before is BreakerState.CLOSED
             self.breaker.failed(self.now, period)
+        elif end == "error":
+            self.breaker.failed(self.now, period, answered=True)
+            if not self.dispensable:
+                assert not is_current or self.breaker.is_closed
         else:
             self.breaker.abandoned(period)
         if not is_current or end == "left":

@@ -41,7 +41,7 @@ def setup(
 
 
 URL = Target(url="http://10.0.0.7:9000")
-CHECKED = "check inter 10000ms fall 2 rise 1 observe layer7 error-limit 5 on-error mark-down"
+CHECKED = "check inter 10000ms fall 2 rise 1 observe layer4 error-limit 5 on-error mark-down"
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ RULES = [
     (
         Route(alias="a", to=(Target(url="http://10.0.0.7:9000"),), breaker=BreakerRule(failures=3)),
         [
-            "server 10.0.0.7:9000 10.0.0.7:9000 check inter 10000ms fall 2 rise 1 observe layer7 error-limit 3 on-"
+            "server 10.0.0.7:9000 10.0.0.7:9000 check inter 10000ms fall 2 rise 1 observe layer4 error-limit 3 on-"
         ],
     ),
     (

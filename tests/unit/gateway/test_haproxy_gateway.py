@@ -18,7 +18,7 @@ from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.haproxy.haproxy_gateway import HaproxyGateway
 from poolctl.gateway.settings import HAPROXY, GatewaySettings, ListenerSettings
 from poolctl.keeper import wire
-from poolctl.routing.route import Route, StreamRoute, Target
+from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
 from poolctl.supervisor.gateway.gateway_process import HaproxyGatewayProcess
@@ -71,7 +71,7 @@ class Stage:
     def haproxy(self) -> Any:
         return self.server.haproxy
 
-    async def add(self, name: str) -> None:
+    async def add(self, name: str, status: str = "200 OK") -> None:
         """A server that answers with its name."""
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -79,7 +79,9 @@ class Stage:
                 with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                     while True:
                         await reader.readuntil(b"\r\n\r\n")
-                        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(name)}\r\n\r\n{name}".encode())
+                        writer.write(
+                            f"HTTP/1.1 {status}\r\nContent-Length: {len(name)}\r\n\r\n{name}".encode()
+                        )
             finally:
                 writer.close()
 
@@ -275,6 +277,33 @@ def test_figures_are_those_of_haproxy_and_never_fall(short: Path) -> None:
             assert await stage.get("/other") == "404"
             report = await stage.report_when(lambda it: it["counts"]["refused"])
             assert report["counts"]["refused"] == {"404": 1}
+
+    run(work())
+
+
+def test_answers_take_no_url_out_and_an_address_without_a_listener_is_shown_with_an_open_breaker(
+    short: Path,
+) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            await stage.add("busy", "503 Service Unavailable")
+            port = stage.backends[-1].sockets[0].getsockname()[1]
+            url, rule = f"http://127.0.0.1:{port}", BreakerRule(failures=2, open_seconds=0.1)
+            stage.publish(2, Route(alias="busy", to=(Target(url=url),), breaker=rule))
+            await stage.process.performed()
+            for _ in range(20):
+                assert await stage.get() == "503"
+            report = await stage.report_when(
+                lambda it: len(it["hosts"]) == 1 and it["hosts"][0]["requests"] >= 20
+            )
+            row = report["hosts"][0]
+            assert (row["breaker"], row["errors"], row["why"]) == ("closed", 20, "")
+            stage.backends.pop().close()
+            report = await stage.report_when(lambda it: it["hosts"][0]["breaker"] == "open")
+            row = report["hosts"][0]
+            assert (row["available"], row["why"]) == (False, "breaker open: HAProxy cannot reach it")
+            stage.backends.append(await asyncio.start_server(lambda *_: None, "127.0.0.1", port))
+            await stage.report_when(lambda it: it["hosts"][0]["breaker"] == "closed")
 
     run(work())
 
