@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route import Route, Target
 from poolctl.routing.route_table import RouteTable, write_table
 
@@ -67,6 +68,12 @@ def run(options: Namespace) -> Iterator[Row]:
         ):
             samples = [_lookup_microseconds(large, hosts, len(hosts)) for _ in range(repeat)]
             yield Row(f"look-up at {count} routes, {what}", "µs", samples)
+        yield Row(
+            f"look-up of an alias in a registry of {count} routes", "µs",
+            [_alias_microseconds(large, count) for _ in range(repeat)],
+            f"of {FEW}", [_alias_microseconds(small, FEW) for _ in range(repeat)],
+            most=2.0,
+        )  # fmt: skip
         own, resident = _memory_kib(large)
         yield Row(f"memory that each of {PROCESSES} readers has of its own", "KiB", own, most=1024)
         yield Row(f"memory that each of {PROCESSES} readers maps", "KiB", resident)
@@ -108,6 +115,16 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
     started = time.process_time()
     work()
     return time.process_time() - started
+
+
+def _alias_microseconds(fd: int, count: int) -> float:
+    with closing(RouteTable(fd)) as table:
+        registry = TableRegistry(lambda: table)
+        aliases = [f"r{number * 7919 % count}" for number in range(OTHER_LOOKUPS)]
+        began = time.process_time()
+        for alias in aliases:
+            assert registry.get(alias) is not None
+        return (time.process_time() - began) / len(aliases) * 1e6
 
 
 def _memory_kib(fd: int) -> tuple[list[float], list[float]]:

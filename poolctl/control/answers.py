@@ -119,6 +119,7 @@ class ProgressLine(Value):
     warning: str | None = None
     notice: str | None = None
     event: Table | None = None
+    generation: int | None = None
 
 
 class About(Value):

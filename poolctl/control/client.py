@@ -114,19 +114,28 @@ class Client:
     ) -> Iterator[Table]:
         """Yield the messages as they come: progress, and last the result. Otherwise as `call`."""
         deadline = None if timeout is None else monotonic() + timeout + GRACE_SECONDS
-        connection = self._connect()
+        connection = self.open(verb, body or {})
         response = ResponseReader()
         try:
-            _send(connection, verb, body or {})
-            for message in _messages(response, self._chunks(connection, deadline)):
+            for message in read_messages(response, self._chunks(connection, deadline)):
                 if response.status != OK:
-                    raise _refused(response.status, verb, message)
+                    raise refused(response.status, verb, message)
                 yield message
                 if "result" in message:
                     return
         finally:
             connection.close()
         raise SupervisorEnded(self.socket_path)
+
+    def open(self, verb: str, body: Mapping[str, object]) -> socket:
+        """Send a request, and return its connection to a caller that reads the answer. Raises what `call` does."""
+        connection = self._connect()
+        try:
+            _send(connection, verb, body)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def ping(self, timeout: float | None = None) -> PingResult:
         """Return the supervisor's version and process ids; ControlError (8) if it does not answer in time."""
@@ -135,7 +144,7 @@ class Client:
         try:
             _send(connection, "ping", {})
             connection.settimeout(limit)
-            for message in _messages(ResponseReader(), iter(lambda: connection.recv(65536), b"")):
+            for message in read_messages(ResponseReader(), iter(lambda: connection.recv(65536), b"")):
                 if "result" in message:
                     return _value(PingResult, message["result"])
         except OSError:
@@ -328,21 +337,23 @@ def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
         ) from None
 
 
-def _messages(response: ResponseReader, chunks: Iterator[bytes]) -> Iterator[Table]:
-    """The documents of the response as they come; its status is known by then."""
+def read_messages(response: ResponseReader, chunks: Iterator[bytes]) -> Iterator[Table]:
+    """The documents of the response as they come; its status is known by then. Raises ControlError."""
     lines = LineSplitter()
     for chunk in chunks:
         try:
             response.feed(chunk)
         except BadMessage:
-            raise _not_understood() from None
+            raise not_understood() from None
         for line in lines.feed(response.take_body()):
-            yield _decode(line)
+            if line:
+                yield _decode(line)
     if rest := lines.rest():
         yield _decode(rest)
 
 
-def _refused(status: int, verb: str, message: Table) -> ControlError:
+def refused(status: int, verb: str, message: Table) -> ControlError:
+    """The error of a request that was answered with another status than 200."""
     said = str(message.get("error") or f"HTTP status {status}")
     if status == FORBIDDEN:
         return ControlError(
@@ -363,7 +374,7 @@ def _decode(line: bytes) -> Table:
     except ValueError:
         message = None
     if not isinstance(message, dict):
-        raise _not_understood()
+        raise not_understood()
     return message
 
 
@@ -373,10 +384,11 @@ def _value(kind: type[Answer], document: object) -> Answer:
             return kind.from_json(document)
     except ValueError:
         pass
-    raise _not_understood()
+    raise not_understood()
 
 
-def _not_understood() -> ControlError:
+def not_understood() -> ControlError:
+    """The error of an answer that is not what a supervisor answers."""
     return ControlError(
         "the supervisor's answer is not understood",
         exit_code=CONFLICT,

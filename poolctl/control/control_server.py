@@ -29,16 +29,23 @@ _GRACE_SECONDS = 1.0
 logger = logging.getLogger("poolctl.supervisor")
 
 Progress = Callable[[ProgressLine], None]
+Attach = Callable[[int], None]
+
+
+def cannot_attach(fd: int) -> None:
+    """See Request; for a request that has come some other way. Raises BadMessage."""
+    raise BadMessage("this client takes no descriptors")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A verb with its arguments, and who sent it."""
+    """A verb with its arguments, and who sent it. `attach` sends a descriptor, which stays the caller's."""
 
     verb: str
     body: Table
     pid: int
     uid: int
+    attach: Attach = cannot_attach
 
 
 Handler = Callable[[Request, Progress], Awaitable[Value]]
@@ -112,7 +119,13 @@ class ControlServer:
         """See HttpHandler."""
         try:
             pid, uid, _ = peer_credentials(received.sock)
-            request = Request(_verb(received.head), _document(received.body), pid, uid)
+            request = Request(
+                _verb(received.head),
+                _document(received.body),
+                pid,
+                uid,
+                lambda fd: response.attach(received.sock, fd, b"\n"),  # lines may be empty
+            )
         except BadMessage as bad:
             await response.send(
                 bad.status,

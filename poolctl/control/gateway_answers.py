@@ -82,6 +82,12 @@ class RoutesResult(Result):
     refused: Table | None = None
 
 
+class RegistryResult(Result):
+    """Of `registry`: the generation of the table, 0 for none. Its descriptor comes before this."""
+
+    generation: int = 0
+
+
 class CandidatesResult(Result):
     """Of `routes` with the operation "explain": the routes that a request may take, of `total` in the table.
 

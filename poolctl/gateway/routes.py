@@ -11,7 +11,9 @@ In an application behind the gateway, in any handler or middleware that has the 
   `upstream_port`, `upstream_host_port`, `upstream_addr`, `upstream_url`. A backend that is not of this pool reads it
   from the headers of a route with `context_headers`: `context_of_headers(scope["headers"])`.
 - Routes as values: `Route`, `StreamRoute`, `ExcludedRoute`, `Target`, `Header`, `passable`.
-- Those that a process knows: `Registry`, with `http`, `stream` and `excluded`.
+- All of them: `registry_of(request.scope)` holds those of the table by which the worker decides, `Registry` those that
+  a process adds itself; with `http`, `stream` and `excluded`. `poolctl.connect("shop").registry()` holds those of a
+  running pool.
 - Which one a request takes: `try_get_table(request.scope)` is the gateway's own `RouteTable`, for applications behind
   it, with `find(host, path, method)`, `by_alias("users")` and iteration. `write_table` makes one; `normal_host`,
   `normal_path`; `explain` for the reasons.
@@ -29,6 +31,7 @@ from ..routing.context import (
     context_headers,
     context_of_headers,
     extension,
+    registry_of,
     try_get_route,
     try_get_table,
     upstream_addr,
@@ -42,7 +45,7 @@ from ..routing.context import (
 )
 from ..routing.match import ConsideredRoute, explain, normal_host
 from ..routing.normal_path import normal_path
-from ..routing.registry import Registry, RoutePool
+from ..routing.registry import Registry, RoutePool, TableRegistry
 from ..routing.route import ExcludedRoute, Header, Route, StreamRoute, Target, passable
 from ..routing.route_health import (
     STATUSES,
@@ -71,6 +74,7 @@ __all__ = [
     "RouteTable",
     "StreamRoute",
     "TableError",
+    "TableRegistry",
     "Target",
     "context_headers",
     "context_of_headers",
@@ -82,6 +86,7 @@ __all__ = [
     "normal_host",
     "normal_path",
     "passable",
+    "registry_of",
     "route_health",
     "server_health",
     "try_get_route",

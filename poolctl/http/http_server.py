@@ -88,6 +88,18 @@ class Responder:
         if not self._bodiless:
             self._writer.write(chunk(data) if self._chunked else data)
 
+    def attach(self, sock: socket.socket, fd: int, data: bytes) -> None:
+        """Send a piece of it together with a descriptor, over a Unix socket. Raises ClientGone if that is not read."""
+        data = chunk(data) if self._chunked else data
+        if self._writer.transport.get_write_buffer_size():
+            raise ClientGone("the client does not read")
+        try:
+            sent = socket.send_fds(sock, [data], [fd], socket.MSG_DONTWAIT)
+        except OSError as error:
+            raise ClientGone(f"the client does not read: {error}") from None
+        if sent < len(data):
+            raise ClientGone("the client does not read")
+
     async def finish(self) -> None:
         """Say that it is whole, and wait until it is sent. Raises ClientGone when the client takes too long."""
         if self._chunked and not self._bodiless:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
+from .registry import TableRegistry
 from .route import Route, Target
 from .route_table import RouteTable
 
@@ -73,6 +74,15 @@ def try_get_table(scope: Scope) -> RouteTable | None:
     """
     table = ((scope.get("extensions") or {}).get(EXTENSION) or {}).get("table")
     return table() if table else None
+
+
+def registry_of(scope: Scope) -> TableRegistry:
+    """The routes by which the gateway decides, live and read only; it has none where a request came past the gateway.
+
+    They are those of the worker's own table: what is needed to decide about requests, without headers that are added
+    and without the gateway's streams.
+    """
+    return TableRegistry(lambda: try_get_table(scope))
 
 
 def upstream_name(scope: Scope) -> str:

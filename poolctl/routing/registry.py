@@ -1,16 +1,23 @@
-"""The routes that a process knows, by alias: those for HTTP, those for streams, and those that are not served.
+"""Routes by alias: those for HTTP, those for streams, and those that are not served.
 
-Any thread may read and change them; who iterates gets the routes of that moment.
+A `Registry` holds those that a process adds. A `TableRegistry` reads those of a running pool from its route table, and
+cannot be changed. Any thread may use both; an iteration gets the routes of the moment at which it began.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from ..frozen_value import Value
 from .match import normal_host
 from .route import ExcludedRoute, Route, StreamRoute
+
+if TYPE_CHECKING:
+    from .route_table import RouteTable
+
+AnyRoute = Route | StreamRoute | ExcludedRoute
 
 
 class _Keyed(Protocol):
@@ -19,10 +26,34 @@ class _Keyed(Protocol):
 
 
 R = TypeVar("R", bound=_Keyed)
+R_co = TypeVar("R_co", bound=_Keyed, covariant=True)
+Kind = TypeVar("Kind", bound=Value)
+
+
+class Routes(Protocol[R_co]):
+    """Routes of one kind by their aliases."""
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, alias: str) -> bool: ...
+
+    def __iter__(self) -> Iterator[R_co]: ...
+
+    def get(self, alias: str) -> R_co | None:
+        """The route of this alias, or None."""
+        ...
+
+
+class HTTPRoutes(Routes[Route], Protocol):
+    """Routes for HTTP, which are found by their host as well."""
+
+    def get_by_host(self, host: str) -> Route | None:
+        """The first route whose host is exactly this one, whatever its path; None if there is none."""
+        ...
 
 
 class RoutePool(Generic[R]):
-    """Routes of one kind by their aliases."""
+    """Routes of one kind by their aliases; they can be added and removed."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -97,16 +128,22 @@ class HTTPRoutePool(RoutePool[Route]):
         self._hosts.clear()
 
 
-class Registry:
-    """Every route: `http`, `stream`, and `excluded`, which are known and not served."""
+class _Reading:
+    """What is read of every registry: `http`, `stream`, and `excluded`, which are known and not served."""
 
-    def __init__(self) -> None:
-        self.http = HTTPRoutePool()
-        self.stream: RoutePool[StreamRoute] = RoutePool()
-        self.excluded: RoutePool[ExcludedRoute] = RoutePool()
+    if TYPE_CHECKING:
+
+        @property
+        def http(self) -> HTTPRoutes: ...
+
+        @property
+        def stream(self) -> Routes[StreamRoute]: ...
+
+        @property
+        def excluded(self) -> Routes[ExcludedRoute]: ...
 
     def __repr__(self) -> str:
-        return f"<Registry of {self.num_active} routes, {len(self.excluded)} excluded>"
+        return f"<{type(self).__name__} of {self.num_active} routes, {len(self.excluded)} excluded>"
 
     @property
     def num_active(self) -> int:
@@ -122,7 +159,7 @@ class Registry:
         """The routes that are served: those for HTTP, then those for streams."""
         return iter([*self.http, *self.stream])
 
-    def iter_all(self) -> Iterator[Route | StreamRoute | ExcludedRoute]:
+    def iter_all(self) -> Iterator[AnyRoute]:
         """Every route: those for HTTP, those for streams, the excluded."""
         return iter([*self.iter_active(), *self.excluded])
 
@@ -134,15 +171,153 @@ class Registry:
         """The route for HTTP of this alias, or else one whose alias or host is exactly `host`."""
         return self.http.get(alias) or self.http.get(host) or self.http.get_by_host(host)
 
-    def by_provider(self) -> dict[str, list[Route | StreamRoute | ExcludedRoute]]:
+    def by_provider(self) -> dict[str, list[AnyRoute]]:
         """Every route, by the provider that it comes from."""
-        found: dict[str, list[Route | StreamRoute | ExcludedRoute]] = {}
+        found: dict[str, list[AnyRoute]] = {}
         for route in self.iter_all():
             found.setdefault(route.provider, []).append(route)
         return found
+
+
+class Registry(_Reading):
+    """Every route: `http`, `stream`, and `excluded`, which are known and not served."""
+
+    http: HTTPRoutePool
+    stream: RoutePool[StreamRoute]
+    excluded: RoutePool[ExcludedRoute]
+
+    def __init__(self) -> None:
+        self.http = HTTPRoutePool()
+        self.stream = RoutePool()
+        self.excluded = RoutePool()
 
     def clear(self) -> None:
         """Remove every route."""
         self.http.clear()
         self.stream.clear()
         self.excluded.clear()
+
+
+# The table of this moment, or None.
+TableNow = Callable[[], "RouteTable | None"]
+
+
+class TableRoutes(Generic[Kind]):
+    """Routes of one kind in a route table, each decoded for the caller; read only."""
+
+    def __init__(
+        self,
+        kind: type[Kind],
+        table: TableNow,
+        count: Callable[[RouteTable], int],
+        every: Callable[[RouteTable], Iterable[Kind]],
+        find: Callable[[RouteTable, str], Kind | None],
+    ) -> None:
+        self._kind = kind
+        self._table = table
+        self._count = count
+        self._every = every
+        self._find = find
+
+    def __len__(self) -> int:
+        table = self._table()
+        return 0 if table is None else self._count(table)
+
+    def __contains__(self, alias: str) -> bool:
+        return self.get(alias) is not None
+
+    def __iter__(self) -> Iterator[Kind]:
+        """The routes of this moment, in the order of the table."""
+        table = self._table()
+        return iter(()) if table is None else (_own(self._kind, each) for each in self._every(table))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} routes>"
+
+    def get(self, alias: str) -> Kind | None:
+        """The route of this alias, or None."""
+        table = self._table()
+        found = None if table is None else self._find(table, alias)
+        return None if found is None else _own(self._kind, found)
+
+
+class HTTPTableRoutes(TableRoutes[Route]):
+    """Routes for HTTP in a route table."""
+
+    def __init__(self, table: TableNow) -> None:
+        super().__init__(Route, table, len, iter, lambda now, alias: now.get(alias))
+
+    def get_by_host(self, host: str) -> Route | None:
+        """The first route whose host is exactly this one, whatever its path; None if there is none."""
+        table = self._table()
+        found = None if table is None else table.get_by_host(host)
+        return None if found is None else _own(Route, found)
+
+
+class TableRegistry(_Reading):
+    """The routes of a route table, and of each later one as soon as it is in force; read only.
+
+    `table` returns the one in force, None where there is none. A look-up takes the same time with any number of routes.
+    """
+
+    def __init__(self, table: TableNow) -> None:
+        self._table = table
+        self._http = HTTPTableRoutes(table)
+        self._stream = TableRoutes(
+            StreamRoute,
+            table,
+            lambda now: now.num_streams,
+            lambda now: now.streams(),
+            lambda now, alias: now.get_stream(alias),
+        )
+        self._excluded = TableRoutes(
+            ExcludedRoute,
+            table,
+            lambda now: now.num_excluded,
+            lambda now: now.excluded(),
+            lambda now, alias: now.get_excluded(alias),
+        )
+
+    @property
+    def http(self) -> HTTPTableRoutes:
+        """The routes for HTTP."""
+        return self._http
+
+    @property
+    def stream(self) -> TableRoutes[StreamRoute]:
+        """The routes for streams."""
+        return self._stream
+
+    @property
+    def excluded(self) -> TableRoutes[ExcludedRoute]:
+        """The routes that are known and not served, with the reason."""
+        return self._excluded
+
+    @property
+    def generation(self) -> int:
+        """The number of the table in force, which rises with each change of the routes; 0 for none."""
+        table = self._table()
+        return 0 if table is None else table.generation
+
+    def iter_active(self) -> Iterator[Route | StreamRoute]:
+        """The routes that are served: those for HTTP, then those for streams."""
+        now = self.snapshot()
+        yield from now.http
+        yield from now.stream
+
+    def iter_all(self) -> Iterator[AnyRoute]:
+        """Every route: those for HTTP, those for streams, the excluded."""
+        now = self.snapshot()
+        yield from now.http
+        yield from now.stream
+        yield from now.excluded
+
+    def snapshot(self) -> TableRegistry:
+        """The routes of this moment, which do not change any more."""
+        table = self._table()
+        return TableRegistry(lambda: table)
+
+
+def _own(kind: type[Kind], route: Kind) -> Kind:
+    """The route as a value of this interpreter's poolctl: a worker's table may be of the worker's own."""
+    return route if isinstance(route, kind) else kind.from_json(route.to_json())

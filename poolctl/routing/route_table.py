@@ -24,23 +24,26 @@ from .match import (
     WILDCARD,
     HostPattern,
     covers_wildcard,
+    host_pattern,
     is_ip_address,
     missing_condition,
     normal_prefix,
     prefixes,
 )
 from .normal_path import readings
-from .route import Route, passable
+from .route import ExcludedRoute, Route, StreamRoute, passable
 from .table_file import (
     ALIAS,
     ENDS,
     ENTRY,
+    EXCLUDED,
     HEADER,
     MAGIC,
     MOST_BYTES,
     PATH,
     ROOT,
     SEALS,
+    STREAM,
     depth_of,
     paths_above,
     write_table,
@@ -140,10 +143,7 @@ class RouteTable:
 
     def __iter__(self) -> Iterator[Route]:
         """Every route, in the order in which they were given; each is decoded for the caller."""
-        at = HEADER.size
-        for _ in range(self._count):
-            yield self._route(at)
-            at += ENTRY.size + sum(ENTRY.unpack_from(self._map, at))
+        yield from map(Route.from_json, self._values(HEADER.size, self._count))
 
     def close(self) -> None:
         """Unmap the table. Matches that were found in it stay valid."""
@@ -188,6 +188,57 @@ class RouteTable:
         """The route of this alias, or None. It says nothing of a request: the match neither passes nor is whole."""
         offset = self._find(ALIAS + alias)
         return None if offset is None else _Candidate(self._route(offset), alone=False, leaf=False).perhaps
+
+    # What a registry asks for.
+
+    def get(self, alias: str) -> Route | None:
+        """The route of this alias, or None."""
+        offset = self._find(ALIAS + alias)
+        return None if offset is None else self._route(offset)
+
+    def get_by_host(self, host: str) -> Route | None:
+        """The first route whose host is exactly this one, whatever its path; None if there is none."""
+        offset = self._find(host_pattern(host).key)
+        if offset is None:
+            return None
+        found = self._json(offset)
+        first = found[1] if isinstance(found, list) else min(each for its in found.values() for each in its)
+        return self._route(first)
+
+    def get_stream(self, alias: str) -> StreamRoute | None:
+        """The stream of this alias, or None."""
+        offset = self._find(STREAM + alias)
+        return None if offset is None else StreamRoute.from_json(self._json(offset))
+
+    def get_excluded(self, alias: str) -> ExcludedRoute | None:
+        """The excluded route of this alias, or None."""
+        offset = self._find(EXCLUDED + alias)
+        return None if offset is None else ExcludedRoute.from_json(self._json(offset))
+
+    def streams(self) -> Iterator[StreamRoute]:
+        """Every stream, in the order in which they were given."""
+        return map(StreamRoute.from_json, self._values(*self._others[0]))
+
+    def excluded(self) -> Iterator[ExcludedRoute]:
+        """Every excluded route, in the order in which they were given."""
+        return map(ExcludedRoute.from_json, self._values(*self._others[1]))
+
+    @property
+    def num_streams(self) -> int:
+        """How many streams there are."""
+        return self._others[0][1]
+
+    @property
+    def num_excluded(self) -> int:
+        """How many routes are excluded."""
+        return self._others[1][1]
+
+    @property
+    def _others(self) -> list[list[int]]:
+        """Where streams and excluded routes begin, and how many they are."""
+        self._root = self._root or self._json(self._find(ROOT) or 0)
+        found: list[list[int]] = self._root.get("others") or [[0, 0], [0, 0]]
+        return found
 
     def candidates(self, host: str, path: str, *, most: int = 1000) -> list[Route]:
         """Every route in its order, or of a table with more than `most` those that cover this host and path."""
@@ -275,6 +326,12 @@ class RouteTable:
                 if length == len(name) and self._map[start : start + length] == name:
                     return offset
         raise TableError("the route table has no empty slot")
+
+    def _values(self, at: int, count: int) -> Iterator[Any]:
+        """The values of so many entries from this offset on."""
+        for _ in range(count):
+            yield self._json(at)
+            at += ENTRY.size + sum(ENTRY.unpack_from(self._map, at))
 
     def _route(self, offset: int) -> Route:
         return Route.from_json(self._json(offset))

@@ -4,8 +4,9 @@ The file: a header, the entries, the slots. An entry is the length of its key, t
 are JSON, of a route without the fields that have their defaults. A slot is the hash of a key and the offset of its
 entry, 4 bytes each; an empty one is 0, and the slots of keys that collide follow each other.
 
-Keys are those of `match.HostPattern`; "@" and an alias; for a host pattern with many paths "/", its key, NUL and the
-path; for patterns with "*" elsewhere than in front "%", what they begin with, NUL, and what they end with.
+Keys are those of `match.HostPattern`; "@", "~" or "#" and the alias of a route for HTTP, of a stream or of an excluded
+route, whose entries follow each other in this order; for a host pattern with many paths "/", its key, NUL and the path;
+for patterns with "*" elsewhere than in front "%", what they begin with, NUL, and what they end with.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from ..frozen_value import Value
 from ..light_json import dumps
 from .match import DOMAIN, WILDCARD, HostPattern, condition_rank, host_pattern, normal_prefix, prefixes
-from .route import Route
+from .route import ExcludedRoute, Route, StreamRoute
 
 MAGIC = b"poolctl1"
 HEADER = struct.Struct("=8sQQQQQ")  # magic, generation, routes, end of the entries, slots, size of the file
@@ -29,16 +30,24 @@ SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SE
 MOST_BYTES = (1 << 32) - 1  # an offset is half a slot
 
 ALIAS, PATH, ENDS, ROOT = "@", "/", "%", "!"
+STREAM, EXCLUDED = "~", "#"
 # A host pattern with more paths keeps each under a key of its own.
 FEW_PATHS = 32
 
 
-def write_table(routes: Iterable[Route], generation: int) -> int:
+def write_table(
+    routes: Iterable[Route],
+    generation: int,
+    *,
+    streams: Iterable[StreamRoute] = (),
+    excluded: Iterable[ExcludedRoute] = (),
+) -> int:
     """A descriptor of a table of these routes, which the caller closes.
 
-    Raises ValueError if two routes have one alias, and OSError if there is no memory for it.
+    No request takes a stream or an excluded route: they are there for registries; of two with one alias the first.
+    Raises ValueError if two routes for HTTP have one alias, and OSError if there is no memory for it.
     """
-    content = _Writer(routes).content(generation)
+    content = _Writer(routes, streams, excluded).content(generation)
     fd = os.memfd_create("poolctl-routes", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         rest = memoryview(content)
@@ -58,7 +67,9 @@ _Ranked = tuple[bool, int, int]
 class _Writer:
     """Makes the content of a table."""
 
-    def __init__(self, routes: Iterable[Route]) -> None:
+    def __init__(
+        self, routes: Iterable[Route], streams: Iterable[StreamRoute], excluded: Iterable[ExcludedRoute]
+    ) -> None:
         self._content = bytearray(HEADER.size)
         self._slots: list[int] = []
         hosts: dict[HostPattern, dict[str, list[_Ranked]]] = {}
@@ -71,11 +82,22 @@ class _Writer:
             paths = hosts.setdefault(host_pattern(route.host), {})
             paths.setdefault(normal_prefix(route.path), []).append((*condition_rank(route), offset))
         self._routes = len(aliases)
+        counts = self._add_others(STREAM, streams), self._add_others(EXCLUDED, excluded)
         for pattern, paths in hosts.items():
             self._add_host(pattern.key, paths)
         domains = [each.text.count(".") + 1 for each in hosts if each.tier == DOMAIN]
         ends = self._add_wildcards([each for each in hosts if each.tier == WILDCARD])
-        self._add(ROOT, dumps({"labels": max(domains, default=0), "ends": ends}))
+        root = {"labels": max(domains, default=0), "ends": ends, "others": counts}
+        self._add(ROOT, dumps(root))
+
+    def _add_others(self, kind: str, routes: Iterable[StreamRoute | ExcludedRoute]) -> tuple[int, int]:
+        """Add the first route of each alias; return where they begin, and how many they are."""
+        start, aliases = len(self._content), set()
+        for route in routes:
+            if route.alias not in aliases:
+                aliases.add(route.alias)
+                self._add(kind + route.alias, dumps(_changed_fields(route)))
+        return start, len(aliases)
 
     def _add_wildcards(self, patterns: list[HostPattern]) -> list[tuple[int, int]]:
         """Add each pattern, with its rank, under what it begins and ends with; return the lengths of those."""
@@ -95,7 +117,8 @@ class _Writer:
         above = paths_above(records)
         for path, offsets in records.items():
             self._add(f"{PATH}{key}\0{path}", dumps({"routes": offsets, "above": path in above}))
-        self._add(key, dumps([depth_of(records)]))
+        first = min(offset for offsets in records.values() for offset in offsets)
+        self._add(key, dumps([depth_of(records), first]))
 
     def _add(self, key: str, value: str) -> int:
         name, text = key.encode(), value.encode()

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from poolctl.config import RegisteredBackend, ServerConfig, Tables, routes_of, with_registrations
-from poolctl.routing.route import ExcludedRoute, Route, StreamRoute
+from poolctl.config import (
+    MASK,
+    RegisteredBackend,
+    ServerConfig,
+    Tables,
+    masked,
+    routes_of,
+    with_registrations,
+)
+from poolctl.routing.route import ExcludedRoute, Header, Route, StreamRoute
 from poolctl.routing.route_table import write_table
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Descriptor
 
 # A reload changes many servers, one after the other.
 _GATHER_SECONDS = 0.01
+# The fields of routes that hold headers.
+_HEADERS = [name for name, (kind, _) in Route.annotations.items() if kind == "tuple[Header, ...]"]
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -53,6 +64,9 @@ class ComputedRoutes:
         self._source: Callable[[], tuple[Sequence[ServerConfig], Tables]] | None = None
         self._wanted: Callable[[], tuple[Sequence[ServerConfig], Tables]] | None = None
         self._work: asyncio.Task[None] | None = None
+        self._masked: tuple[int, Descriptor] | None = None  # with its generation
+        self._masking = asyncio.Lock()
+        self._followers: list[Callable[[int], object]] = []
         # How often they were to be computed, and which of these times they are from.
         self._asked = self._answered = 0
         self._computed = asyncio.Event()  # of the computation under way: the next one has another
@@ -79,13 +93,49 @@ class ComputedRoutes:
         while self._answered < asked:
             await self._computed.wait()
 
+    async def masked_table(self) -> Descriptor | None:
+        """The table in force without secrets, with streams and excluded routes; None before the first one.
+
+        It is valid until the next change.
+        """
+        await self.settled()
+        async with self._masking:  # each table is made once, however many ask for it
+            generation, routes = self.generation, self.routes
+            if self.table is None:
+                return None
+            if self._masked is None or self._masked[0] != generation:
+                make = functools.partial(_masked_table, routes, generation, os.dup(self.table.fileno()))
+                self._keep_masked(generation, await in_daemon_thread(make, undo=os.close))
+            assert self._masked is not None
+            return self._masked[1]
+
+    @contextlib.contextmanager
+    def followed(self, follow: Callable[[int], object]) -> Iterator[None]:
+        """Meanwhile `follow` is called with the generation of each new table, before any command returns for it.
+
+        Each is made without secrets too before it is in force, so that readers need not wait for that.
+        """
+        self._followers.append(follow)
+        try:
+            yield
+        finally:
+            self._followers.remove(follow)
+
     def close(self) -> None:
-        """Compute nothing more, and close the table."""
+        """Compute nothing more, and close the tables."""
         if self._work is not None:
             self._work.cancel()
         if self.table is not None:
             self.table.close()
             self.table = None
+        if self._masked is not None:
+            self._masked[1].close()
+            self._masked = None
+
+    def _keep_masked(self, generation: int, fd: int) -> None:
+        if self._masked is not None:
+            self._masked[1].close()
+        self._masked = generation, Descriptor(fd)
 
     async def _compute(self) -> None:
         while self._wanted is not None:
@@ -101,8 +151,10 @@ class ComputedRoutes:
         generation = max(self.generation + 1, time.time_ns() // 1_000_000)
         before = self.routes if self.table is not None else None
         try:
-            work = functools.partial(_computed, *source(), self.registered(), generation, before)
-            routes, fd = await in_daemon_thread(work, undo=_discard)
+            work = functools.partial(
+                _computed, *source(), self.registered(), generation, before, masks=bool(self._followers)
+            )
+            routes, fd, masked_fd = await in_daemon_thread(work, undo=_discard)
         except Exception as error:
             logger.exception("the route table could not be made")
             self.problem = f"its route table cannot be made: {error}"
@@ -111,7 +163,11 @@ class ComputedRoutes:
         if fd is not None:
             outdated, self.table = self.table, Descriptor(fd)
             self.routes, self.generation = routes, generation
+            if masked_fd is not None:
+                self._keep_masked(generation, masked_fd)
             self._changed()
+            for follow in tuple(self._followers):
+                follow(generation)
             if outdated is not None:
                 outdated.close()
 
@@ -122,8 +178,13 @@ def _computed(
     registered: Sequence[RegisteredBackend],
     generation: int,
     before: RouteSet | None,
-) -> tuple[RouteSet, int | None]:
-    """The routes with the descriptor of their table; None for it when they are those from before."""
+    *,
+    masks: bool,
+) -> tuple[RouteSet, int | None, int | None]:
+    """The routes with the descriptors of their table and of the one without secrets, which `masks` asks for.
+
+    None for both when they are those from before.
+    """
     http, streams, excluded = [], [], []
     for route in with_registrations(routes_of(servers, tables), servers, tables, registered):
         if isinstance(route, Route):
@@ -135,9 +196,47 @@ def _computed(
     targets = [*(each.to for each in http), *(each.to for each in streams)]
     names = frozenset(target.server for to in targets for target in to if target.server)
     found = RouteSet(tuple(http), tuple(streams), tuple(excluded), names)
-    return found, None if found == before else write_table(http, generation)
+    if found == before:
+        return found, None, None
+    fd = write_table(http, generation, streams=streams, excluded=excluded)
+    try:
+        return found, fd, _masked_table(found, generation, os.dup(fd)) if masks else None
+    except BaseException:
+        os.close(fd)
+        raise
 
 
-def _discard(found: tuple[RouteSet, int | None]) -> None:
-    if found[1] is not None:
-        os.close(found[1])
+def _masked_table(routes: RouteSet, generation: int, whole: int) -> int:
+    """The table of these routes without secrets; that is `whole`, which is closed otherwise, if there are none."""
+    try:
+        shown = tuple(map(masked_route, routes.http))
+        if all(one is other for one, other in zip(shown, routes.http, strict=True)):
+            return os.dup(whole)
+        return write_table(shown, generation, streams=routes.streams, excluded=routes.excluded)
+    finally:
+        os.close(whole)
+
+
+def masked_route(route: Route) -> Route:
+    """The route without secrets, itself if it has none.
+
+    Masked are the values of headers that it adds, which resolved variables may be in, and of its conditions those of
+    headers with a secret's name.
+    """
+    fields = {
+        name: tuple(_masked_header(each, is_condition=name == "headers") for each in headers)
+        for name in _HEADERS
+        if (headers := getattr(route, name))
+    }
+    return route.but(**fields) if fields else route
+
+
+def _masked_header(header: Header, *, is_condition: bool) -> Header:
+    value = masked(header.value, ("headers", header.name)) if is_condition else MASK
+    return header.but(value=value if header.value else "")
+
+
+def _discard(found: tuple[RouteSet, int | None, int | None]) -> None:
+    for fd in found[1:]:
+        if fd is not None:
+            os.close(fd)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextlib import closing
 
-from poolctl.control.answers import Result, ShowResult, failure
-from poolctl.control.gateway_answers import CandidatesResult, HostsResult, RoutesResult, routes_to_servers
+from poolctl.control.answers import ProgressLine, Result, ShowResult, failure
+from poolctl.control.gateway_answers import (
+    CandidatesResult,
+    HostsResult,
+    RegistryResult,
+    RoutesResult,
+    routes_to_servers,
+)
 from poolctl.core.core import Core
 from poolctl.errors import PoolMonitorError, PoolParamError
 from poolctl.exit_codes import NOT_AS_DESIRED, NOTHING_MATCHED
@@ -45,7 +52,9 @@ class GatewayVerbs:
 
     def add_to(self, verbs: Verbs) -> None:
         """Answer these verbs."""
+        self._over = verbs.over
         verbs.add("routes", self.routes)
+        verbs.add("registry", self.registry)
         verbs.add("hosts", self.hosts)
         verbs.add("host", self.host)
         self._show = verbs.add("show", self.show)
@@ -72,6 +81,25 @@ class GatewayVerbs:
             reports += map(figures.of_excluded, routes.excluded)
         refused = report.get("counts", {}).get("refused")
         return RoutesResult(items=tuple(reports), generation=self._gateway.routes.generation, refused=refused)
+
+    async def registry(self, call: Call) -> RegistryResult:
+        """The route table without secrets, as a descriptor; with `follow` a line for each generation instead."""
+        routes = self._gateway.routes
+        if call.options.get("follow") is True:
+            await self._follow(call)
+        elif (table := await routes.masked_table()) is not None:
+            call.attach(table.fileno())
+        return RegistryResult(generation=routes.generation)
+
+    async def _follow(self, call: Call) -> None:
+        def report(generation: int) -> None:
+            with contextlib.suppress(ConnectionError):  # its request will be cancelled
+                call.progress(ProgressLine(generation=generation))
+
+        await self._gateway.routes.settled()
+        with self._gateway.routes.followed(report):
+            report(self._gateway.routes.generation)
+            await self._over.wait()
 
     async def healths(self) -> dict[str, RouteHealth]:
         """The health of each route that is served; of a stream whose alias an HTTP route has, with its protocol."""

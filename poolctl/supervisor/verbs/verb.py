@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from poolctl.control.answers import About, ErrorEntry, ProgressLine, Result, ServerStep, failure
-from poolctl.control.control_server import Progress
+from poolctl.control.control_server import Attach, Progress, cannot_attach
 from poolctl.core.await_servers import Rollout
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
@@ -49,13 +49,14 @@ class Daemon(Protocol):
 class Call(NamedTuple):
     """A request for a verb: the selected servers, the options, and what takes lines of progress.
 
-    `by` tells who sent it, for the audit trail.
+    `by` tells who sent it, for the audit trail; `attach` sends a descriptor.
     """
 
     selector: Selector
     options: Table
     progress: Progress
     by: Callable[[], Table] = dict
+    attach: Attach = cannot_attach
 
 
 Verb = Callable[[Call], Awaitable[Result]]

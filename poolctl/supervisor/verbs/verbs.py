@@ -67,6 +67,7 @@ class Verbs:
             **changing_verbs.verbs(self._context),
             "routes": _no_gateway,
             "hosts": _no_gateway,
+            "registry": _no_gateway,
             **dict.fromkeys(("host", "register", "unregister"), _no_gateway_to_change),
         }
 
@@ -104,7 +105,7 @@ class Verbs:
         try:
             options = _options(request.body)
             selector = Selector.from_dict(request.body.get("selector") or {})
-            call = Call(selector, options, progress, partial(peer, request))
+            call = Call(selector, options, progress, partial(peer, request), request.attach)
             work = partial(self._performed, request.verb, call)
             return await audited(self._context.events, request, call, work)
         except SelectorError as wrong:
@@ -142,6 +143,11 @@ class Verbs:
         if verb not in _OF_SERVERS or result.ended:
             return result
         return await self._daemon.conclude(verb, call, result)
+
+    @property
+    def over(self) -> asyncio.Event:
+        """Set when the supervisor ends."""
+        return self._context.over
 
     def end(self) -> None:
         """End the streams of events, because the supervisor ends."""

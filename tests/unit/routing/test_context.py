@@ -192,5 +192,8 @@ def test_application_finds_the_table_in_force_in_the_scope() -> None:
     assert routes.upstream_name(scope) == "users"
     assert routes.try_get_table(with_route({}, USERS)) is None
     assert routes.try_get_table({}) is None
+    registry = routes.registry_of(scope)
+    assert (registry.get("users"), registry.num_all, registry.generation) == (USERS, 1, 2)
+    assert routes.registry_of({}).num_all == 0
     for table in tables:
         table.close()

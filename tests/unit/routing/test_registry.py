@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from poolctl.routing.registry import Registry, RoutePool
+from poolctl.routing.registry import Registry, RoutePool, TableRegistry
 from poolctl.routing.route import FILE, REGISTRATION, SERVER, ExcludedRoute, Route, StreamRoute
+from poolctl.routing.route_table import RouteTable, write_table
 
 
 @pytest.fixture
@@ -128,3 +130,80 @@ def test_threads_change_the_registry_while_others_read_it() -> None:
     assert len(registry.stream) == 0 or {route.alias for route in registry.stream} <= {
         f"{n}-{t}" for n in range(3) for t in range(20)
     }
+
+
+@pytest.fixture
+def tables() -> Iterator[list[RouteTable]]:
+    found: list[RouteTable] = []
+    yield found
+    for each in found:
+        each.close()
+
+
+def written(tables: list[RouteTable], registry: Registry, generation: int = 1) -> TableRegistry:
+    """The registry of a table of these routes, which is the one in force until another one is written."""
+    fd = write_table(registry.http, generation, streams=registry.stream, excluded=registry.excluded)
+    tables.append(RouteTable(fd))
+    os.close(fd)
+    return TableRegistry(lambda: tables[-1])
+
+
+def test_registry_of_a_table_answers_as_the_one_that_it_was_written_from(
+    registry: Registry, tables: list[RouteTable]
+) -> None:
+    registry.http.add(Route(alias="second", host="users.example.com", path="/2"))
+    for number in range(40):  # so many paths of one host have entries of their own
+        registry.http.add(Route(alias=f"many{number}", host="many", path=f"/{number}"))
+    registry.stream.add(StreamRoute(alias="users", bind="0.0.0.0:1"))
+    read = written(tables, registry)
+    assert [*read.iter_all()] == [*registry.iter_all()]
+    assert [*read.iter_active()] == [*registry.iter_active()]
+    assert (read.num_active, read.num_all, len(read.stream), len(read.excluded)) == (45, 46, 2, 1)
+    assert read.by_provider() == registry.by_provider()
+    for alias in ("users", "db", "old", "many7", "unknown"):
+        assert read.get(alias) == registry.get(alias)
+        assert read.stream.get(alias) == registry.stream.get(alias)
+        assert read.excluded.get(alias) == registry.excluded.get(alias)
+        assert (alias in read.http) == (alias in registry.http)
+        for host in ("users.example.com:8080", "api.example.com", "many", "example.com", "db"):
+            assert read.get_http_route_or_exact(alias, host) == registry.get_http_route_or_exact(alias, host)
+    assert repr(read) == "<TableRegistry of 45 routes, 1 excluded>"
+    assert repr(read.http) == "<HTTPTableRoutes of 43 routes>"
+
+
+def test_registry_of_a_table_follows_the_one_in_force_and_its_snapshot_does_not(
+    registry: Registry, tables: list[RouteTable]
+) -> None:
+    read = written(tables, registry)
+    before, listed = read.snapshot(), read.iter_all()
+    assert next(listed) == registry.http.get("users")
+    registry.clear()
+    registry.http.add(Route(alias="new"))
+    written(tables, registry, 2)
+    assert ([each.alias for each in read.iter_all()], read.generation, read.get("users")) == (
+        ["new"],
+        2,
+        None,
+    )
+    assert (before.generation, before.num_all, before.get("new")) == (1, 4, None)
+    assert [each.alias for each in listed] == ["api.example.com", "db", "old"]
+
+
+def test_registry_without_a_table_is_empty() -> None:
+    read = TableRegistry(lambda: None)
+    assert (read.num_all, [*read.iter_all()], read.by_provider(), read.generation) == (0, [], {}, 0)
+    assert (read.get("a"), read.get_http_route_or_exact("a", "b"), "a" in read.excluded) == (
+        None,
+        None,
+        False,
+    )
+
+
+def test_first_of_several_excluded_routes_with_one_alias_counts(
+    registry: Registry, tables: list[RouteTable]
+) -> None:
+    twice = [ExcludedRoute(alias="old", reason="first"), ExcludedRoute(alias="old", reason="second")]
+    fd = write_table((), 1, excluded=twice)
+    tables.append(RouteTable(fd))
+    os.close(fd)
+    assert ([*tables[0].excluded()], tables[0].num_excluded) == (twice[:1], 1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from poolctl.config import GatewayConfig, RouteConfig, ServerConfig, Tables
+from poolctl.config import MASK, GatewayConfig, RouteConfig, ServerConfig, StreamConfig, Tables
+from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route_table import RouteTable
 from poolctl.supervisor.gateway.computed_routes import ComputedRoutes
 
@@ -107,3 +109,59 @@ def test_changes_without_an_end_do_not_delay_those_that_came_before() -> None:
         publisher.published.close()
 
     run(work())
+
+
+def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header() -> None:
+    secret = RouteConfig(
+        to=("web",),
+        alias="first",
+        add_headers={"Authorization": "Bearer 123", "X-Add": "1"},
+        headers={"X-Token": "abc", "X-Version": "2", "X-Any-Token": ""},
+    )
+    plain = RouteConfig(to=("web",), alias="plain", path="/plain")
+    gone = RouteConfig(to=("gone",), alias="gone")
+    stream = StreamConfig(alias="db", bind="127.0.0.1:5432", to=("10.0.0.5:5432",))
+
+    async def masked_of(routes: ComputedRoutes, *given: RouteConfig) -> TableRegistry:
+        tables = Tables(gateway=GatewayConfig(), routes=given, streams=(stream,))
+        routes.compute(lambda: (source("web")[0], tables))
+        descriptor = await routes.masked_table()
+        assert descriptor is not None
+        table = RouteTable(descriptor.fileno())
+        opened.append(table)
+        return TableRegistry(lambda: table)
+
+    async def work() -> None:
+        routes = ComputedRoutes(lambda: None)
+        assert await routes.masked_table() is None
+        registry = await masked_of(routes, secret, plain, gone)
+        first = registry.http.get("first")
+        assert first is not None
+        assert {each.name: each.value for each in first.add_headers} == {"authorization": MASK, "x-add": MASK}
+        conditions = {each.name: each.value for each in first.headers}
+        assert conditions == {"x-token": MASK, "x-version": "2", "x-any-token": ""}
+        assert registry.http.get("plain") == next(
+            each for each in routes.routes.http if each.alias == "plain"
+        )
+        assert ([*registry.stream], [*registry.excluded]) == (
+            [*routes.routes.streams],
+            [*routes.routes.excluded],
+        )
+        assert (registry.num_all, registry.generation) == (4, routes.generation)
+        assert await routes.masked_table() is await routes.masked_table()
+        generations: list[int] = []
+        with routes.followed(generations.append):
+            await masked_of(routes, plain)
+            assert generations == [routes.generation]
+            # Without secrets it is the same file.
+            masked = await routes.masked_table()
+            assert masked is not None
+            assert routes.table is not None
+            assert os.fstat(masked.fileno()).st_ino == os.fstat(routes.table.fileno()).st_ino
+        routes.close()
+        assert masked.fileno() == -1
+
+    opened: list[RouteTable] = []
+    run(work())
+    for each in opened:
+        each.close()

@@ -1,0 +1,217 @@
+"""The routes of a running pool as a registry: live, and read only.
+
+The supervisor hands out its route table without secrets as a sealed file in memory, which is mapped here: look-ups stay
+in this process. On a connection that stays open the supervisor reports the generation of each later table, by which a
+look-up sees whether its table is outdated.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import threading
+from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from poolctl.control.client import (
+    OK,
+    Client,
+    LineSplitter,
+    SupervisorEnded,
+    not_understood,
+    read_messages,
+    refused,
+)
+from poolctl.control.pool_requests import checked
+from poolctl.errors import ControlError, PoolError, PoolMonitorError
+from poolctl.http.message_head import BadMessage
+from poolctl.http.message_reader import ResponseReader
+from poolctl.light_json import loads
+from poolctl.routing.registry import TableRegistry
+from poolctl.routing.route_table import RouteTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_VERB = "registry"
+# After this time another attempt is made to reach a supervisor that is away, or a pool that has no gateway.
+_AGAIN_SECONDS = 0.5
+_READ_BYTES = 65536
+_FD_BYTES = array.array("i").itemsize
+
+
+class PoolRegistry(TableRegistry):
+    """The routes of a running pool, always those in force; secrets in them are masked. Close it, or use `with`.
+
+    While no supervisor answers, the routes are those of the last answer. A pool without a gateway has none.
+    """
+
+    def __init__(self, client: Client) -> None:
+        """Blocks until the routes are there. Raises NoSupervisor and ControlError."""
+        super().__init__(self._newest)
+        self._client = client
+        self._lock = threading.Lock()
+        self._latest: RouteTable | None = None
+        self._reported: _Generations | None = None
+        self._again = 0.0  # monotonic
+        self._closed = False
+        self._follow()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if (reported := getattr(self, "_reported", None)) is not None:
+            reported.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the supervisor reports changes at present."""
+        self._newest()
+        return self._reported is not None
+
+    def close(self) -> None:
+        """Disconnect. The routes stay those of this moment."""
+        with self._lock:
+            self._closed = True
+            self._disconnect()
+
+    def _newest(self) -> RouteTable | None:
+        """The table in force."""
+        with self._lock:
+            if not self._closed:
+                try:
+                    self._update()
+                except (ControlError, PoolError, OSError):
+                    self._disconnect()
+                    self._again = monotonic() + _AGAIN_SECONDS
+            return self._latest
+
+    def _update(self) -> None:
+        reported = self._reported
+        if reported is not None and reported.pid == os.getpid():
+            try:
+                generation = reported.newest()
+            except SupervisorEnded:
+                self._again = 0.0  # the next one may be there already
+            else:
+                self._fetch(generation)
+                return
+        self._disconnect()  # a fork has the connection of the process that it comes from
+        if monotonic() >= self._again:
+            self._follow()
+
+    def _follow(self) -> None:
+        reported = _Generations(self._client)
+        try:
+            self._fetch(reported.first())
+        except BaseException:
+            reported.close()
+            raise
+        if reported.over:
+            reported.close()
+            self._again = monotonic() + _AGAIN_SECONDS
+        else:
+            self._reported = reported
+
+    def _fetch(self, generation: int) -> None:
+        """Map the table of the supervisor if it is another one than the latest."""
+        if generation == (0 if self._latest is None else self._latest.generation):
+            return
+        fd = _table_of(self._client)
+        if fd is None:
+            self._latest = None
+            return
+        try:
+            # Routes of the one before may still be read: it is unmapped with its last reader.
+            self._latest = RouteTable(fd)
+        finally:
+            os.close(fd)
+
+    def _disconnect(self) -> None:
+        if self._reported is not None:
+            self._reported.close()
+            self._reported = None
+
+
+class _Generations:
+    """The generations of the route table as a supervisor reports them on one connection."""
+
+    def __init__(self, client: Client) -> None:
+        self.pid = os.getpid()
+        self.over = False  # a pool without a gateway has said all
+        self._path = client.socket_path
+        self._generation: int | None = None
+        self._response = ResponseReader()
+        self._lines = LineSplitter()
+        self._socket = client.open(_VERB, {"options": {"follow": True}})
+
+    def first(self) -> int:
+        """The generation of now. Raises ControlError and TimeoutError."""
+        while self._generation is None:
+            self._read(self._socket.recv(_READ_BYTES))
+        self._socket.setblocking(False)
+        return self._generation
+
+    def newest(self) -> int:
+        """The generation that was reported last; does not wait. Raises ControlError."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._read(self._socket.recv(_READ_BYTES))
+        return self._generation or 0
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._socket.close()
+
+    def _read(self, chunk: bytes) -> None:
+        if not chunk:
+            raise SupervisorEnded(self._path)
+        try:
+            self._response.feed(chunk)
+            messages = [loads(line) for line in self._lines.feed(self._response.take_body())]
+        except (BadMessage, ValueError):
+            raise not_understood() from None
+        for message in messages:
+            if self._response.status != OK:
+                raise refused(self._response.status, _VERB, message)
+            if "result" in message:
+                self.over = True
+                message = checked(_VERB, message["result"], PoolMonitorError)
+            self._generation = int(message.get("generation", 0))
+
+
+def _table_of(client: Client) -> int | None:
+    """A descriptor of the supervisor's table in force, which the caller closes; None if it has none."""
+    connection = client.open(_VERB, {})
+    fds: list[int] = []
+    try:
+        for message in read_messages(ResponseReader(), _received(connection, fds)):
+            if "result" in message:
+                checked(_VERB, message["result"], PoolMonitorError)
+                return fds.pop() if fds else None
+    finally:
+        connection.close()
+        for fd in fds:
+            os.close(fd)
+    raise SupervisorEnded(client.socket_path)
+
+
+def _received(connection: socket, fds: list[int]) -> Iterator[bytes]:
+    """The data as it comes; descriptors are added to `fds`."""
+    while True:
+        data, messages, _, _ = connection.recvmsg(_READ_BYTES, CMSG_SPACE(_FD_BYTES), MSG_CMSG_CLOEXEC)
+        for level, kind, content in messages:
+            if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+                fds += array.array("i", content[: len(content) - len(content) % _FD_BYTES])
+        if not data:
+            return
+        yield data
