@@ -38,7 +38,7 @@ _LENGTH_BYTES = 8
 # The supervisor does other things between two of these.
 _SERVERS_AT_ONCE = 200
 # Readings whose files, users and programs can still be asked about.
-_MOST_KEPT = 3
+MOST_KEPT = 3
 _GARBAGE = 200_000
 # What brings along all that both a supervisor and its reader import: asyncio and pydantic need the first of them.
 _SHARED = (
@@ -135,7 +135,7 @@ class Reader:
         if problems := [problem.to_dict() for problem in config.problems or config.unusable()]:
             return Reading(marks, problems)
         self._kept[number] = config
-        if len(self._kept) > _MOST_KEPT:
+        if len(self._kept) > MOST_KEPT:
             del self._kept[next(iter(self._kept))]
         settings = config.settings
         surroundings = Surroundings(config.defaults, os.path.dirname(files[0]), settings.handlers)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolctl import __version__
 from poolctl.config import Marks, Reading, ServerConfig, Surroundings
-from poolctl.config.__main__ import message, reader_command
+from poolctl.config.__main__ import MOST_KEPT, message, reader_command
 from poolctl.control.answers import Result, failure
 from poolctl.control.pool_processes import last_words
 from poolctl.errors import PoolError, PoolValidateError
@@ -120,9 +120,9 @@ class _Process:
             raise _Ended
         return found
 
-    async def exit_reason(self) -> str:
-        """Why it has ended by itself."""
-        how = "has closed its link"
+    async def exit_reason(self) -> tuple[str, bool]:
+        """Why it has ended by itself, and whether it was killed."""
+        how, killed = "has closed its link", False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_EXIT_SECONDS):
                 # Not reaped: that is for `end`.
@@ -132,7 +132,7 @@ class _Process:
             killed = found.si_code != os.CLD_EXITED
             how = f"{'was killed by signal' if killed else 'ended with status'} {found.si_status}"
         why = last_words(self._log, self._log_start)
-        return f"{how}: {why}" if why else how
+        return f"{how}: {why}" if why else how, killed
 
 
 def _finish(link: socket.socket, pid: int, owner: int) -> None:
@@ -142,6 +142,10 @@ def _finish(link: socket.socket, pid: int, owner: int) -> None:
         os.kill(pid, signal.SIGKILL)
         # It may be blocked in the kernel, on a file system that does not answer.
         threading.Thread(target=os.waitpid, args=(pid, 0), daemon=True).start()
+
+
+def _digests(reading: Reading) -> dict[str, str]:
+    return {path: mark.digest for path, mark in reading.marks.items()}
 
 
 async def _decoded(content: bytes) -> Any:
@@ -162,6 +166,8 @@ async def _decoded(content: bytes) -> Any:
 class ConfigurationReader:
     """Belongs to the running loop. Requests are answered one after the other; one that is cancelled ends the process.
 
+    A process that is killed, as by the kernel when memory runs out, is replaced once in a request.
+
     `directory` has the log for its errors. `begun` is a process that was forked with its first request.
     """
 
@@ -178,6 +184,8 @@ class ConfigurationReader:
         self._idle_seconds = idle_seconds
         self._turn = asyncio.Lock()
         self._number = 0
+        # The requests for the readings that a process keeps, by their numbers, and what the files held then.
+        self._readings: dict[int, tuple[tuple[object, ...], dict[str, str]]] = {}
         self._idle: asyncio.TimerHandle | None = None
         self._process: _Process | None = None
         if begun is not None:
@@ -192,13 +200,23 @@ class ConfigurationReader:
         Raises ReaderFailed, as do the others.
         """
         self._number += 1
-        number = self._number
-        found = await self._ask("read", number, [*files], env and dict(env), access_log)
-        return number, found
+        request = ("read", self._number, [*files], env and dict(env), access_log)
+        found: Reading = await self._ask(*request)
+        self._readings[request[1]] = request, _digests(found)
+        if len(self._readings) > MOST_KEPT:
+            del self._readings[next(iter(self._readings))]
+        return request[1], found
 
     async def outside(self, number: int, names: Collection[str]) -> Outside:
         """The problems of what these servers of the reading refer to, and the warnings of all of them."""
-        found: Outside | None = await self._ask("outside", number, [*names])
+        request = ("outside", number, [*names])
+        found: Outside | None = await self._ask(*request)
+        if found is None and number in self._readings:
+            # The process that has read them has ended since.
+            reading, digests = self._readings[number]
+            if _digests(await self._ask(*reading)) != digests:
+                raise ReaderFailed("the files have changed since they were read", "try again")
+            found = await self._ask(*request)
         if found is None:
             raise ReaderFailed("the process that has read the files has ended", "try again")
         return found
@@ -250,6 +268,7 @@ class ConfigurationReader:
     async def _answer(self, request: tuple[object, ...], seconds: float | None) -> Any:
         if self._process is not None and not self._process.can_answer(request):
             self.close()
+        was_killed = False
         while True:
             process = self._process = self._process or self._start()
             try:
@@ -259,12 +278,13 @@ class ConfigurationReader:
                 message = f"the process that reads the files has not answered for {seconds:g} s"
                 raise ReaderFailed(message, f"try again; see {self._log}") from None
             except _Ended:
+                # Otherwise it may have ended long ago.
                 if not process.has_answered:
-                    message = (
-                        f"the files cannot be read: the process that does it {await process.exit_reason()}"
-                    )
-                    raise ReaderFailed(message, f"see {self._log}") from None
-                # It may have ended long ago.
+                    reason, killed = await process.exit_reason()
+                    if was_killed or not killed:
+                        message = f"the files cannot be read: the process that does it {reason}"
+                        raise ReaderFailed(message, f"see {self._log}") from None
+                    was_killed = True
                 self.close()
 
     def _start(self) -> _Process:

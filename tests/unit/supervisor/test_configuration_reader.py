@@ -116,8 +116,11 @@ def test_what_is_outside_is_looked_at_for_the_reading_that_is_asked_about(tmp_pa
         problems, warnings = await reader.outside(number, ["web"])
         assert "missing.env" in problems[0]["message"]
         assert await reader.outside(number, []) == ([], warnings)
+        os.kill(readers()[0], signal.SIGKILL)
+        assert await reader.outside(number, ["web"]) == (problems, warnings), "it reads them again"
+        file.write_text(WEB)
         reader.close()
-        with pytest.raises(ReaderFailed, match="has ended"):
+        with pytest.raises(ReaderFailed, match="have changed since they were read"):
             await reader.outside(number, ["web"])
         reader.close()
 
@@ -187,6 +190,36 @@ def test_process_that_was_killed_since_is_replaced_unnoticed(tmp_path: Path) -> 
         reader.close()
 
     run(scenario())
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_process_that_is_killed_while_it_reads_is_replaced_once(tmp_path: Path, times: int) -> None:
+    file, trace = tmp_path / "pool.toml", tmp_path / "trace"
+    file.write_text(WEB)
+    trace.touch()
+    text = f"""
+import os, signal
+import poolctl.config.__main__ as part
+with open({str(trace)!r}, "a") as trace:
+    trace.write("x")
+    trace.flush()
+    if trace.tell() <= {times}:
+        part.Reader.read = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+part.main()
+"""
+    command = [sys.executable, "-c", text, "config"]
+
+    async def scenario() -> None:
+        reader = ConfigurationReader(str(tmp_path), command=command)
+        if times == 1:
+            assert len((await read(reader, file)).servers) == 1
+        else:
+            with pytest.raises(ReaderFailed, match="was killed by signal 9"):
+                await read(reader, file)
+        reader.close()
+
+    run(scenario())
+    assert trace.read_text() == "xx"
 
 
 # A process of one thread, as a supervisor is when it begins: a fork of a process of tests is none.
