@@ -113,7 +113,7 @@ class ServerStep(Value):
 
 
 class ProgressLine(Value):
-    """A line that comes before the result: one of these."""
+    """A line that comes before the result: one of these. With the notice of a rollout comes its canary's generation."""
 
     progress: ServerStep | None = None
     warning: str | None = None

@@ -39,6 +39,10 @@ SILENCE_SECONDS = 10.0
 # The supervisor enforces the command's timeout and reports what was late; the grace is for one that hangs.
 GRACE_SECONDS = 5.0
 _HANDOVER_SECONDS = 30.0
+# Commands that compare what is wanted with what runs, and can take minutes: a supervisor or keeper that is killed
+# meanwhile does not end them.
+_REPEATED = ("reload", "rollout")
+_AGAIN = "the supervisor was replaced during the {verb}, and the next one was asked again"
 
 
 class NoSupervisor(ControlError):
@@ -87,14 +91,36 @@ class Client:
         """Return the supervisor's result for `verb`. Blocks for at most `timeout` seconds and a short grace.
 
         `on_progress` gets every message that comes before the result. Raises NoSupervisor when nothing
-        listens, ControlError (8) when the supervisor is silent, ControlError (124) when the time is over.
+        listens, ControlError (8) when the supervisor is silent or ends, ControlError (124) when the time is over. Some
+        commands are sent to the next supervisor too, once: it finds what the first one has left to do.
         """
+        end = None if timeout is None else monotonic() + timeout
+        generation = None
+
+        def received(message: Table) -> None:
+            nonlocal generation
+            generation = message.get("generation", generation)
+            if on_progress is not None:
+                on_progress(message)
+
+        try:
+            return self._call(verb, body or {}, received, timeout)
+        except SupervisorEnded:
+            if verb not in _REPEATED:
+                raise
+        received({"warning": _AGAIN.format(verb=verb)})
+        options: Table = (body or {}).get("options") or {}  # type: ignore[assignment]
+        again = {**(body or {}), "options": {**options, "again": generation}}
+        return self._call(verb, again, received, None if end is None else max(0.0, end - monotonic()))
+
+    def _call(
+        self, verb: str, body: Mapping[str, object], received: Callable[[Table], None], timeout: float | None
+    ) -> Table:
         for message in self.messages(verb, body, timeout):
             if "result" in message:
                 result: Table = message["result"]
                 return result
-            if on_progress is not None:
-                on_progress(message)
+            received(message)
         raise SupervisorEnded(self.socket_path)
 
     def ask(

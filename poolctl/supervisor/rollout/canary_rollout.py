@@ -81,6 +81,11 @@ class CanaryRollout:
         return PAUSED if self._state == RUNNING and self._is_paused else self._state
 
     @property
+    def generation(self) -> int:
+        """The generation of its canary."""
+        return self._canary.generation
+
+    @property
     def is_over(self) -> bool:
         """Whether it was promoted or withdrawn."""
         return self.over.is_set()
@@ -113,7 +118,7 @@ class CanaryRollout:
             state=self.state,
             reason=self.reason or self._waiting_for(canary),
             what=plan.what,
-            generation=self._canary.generation,
+            generation=self.generation,
             share_asked=plan.share,
             share=round(self.share, 4),
             for_seconds=plan.seconds,

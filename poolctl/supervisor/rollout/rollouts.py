@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.control.answers import ProgressLine, Result, failure
-from poolctl.control.rollout_answers import RolloutResult
+from poolctl.control.rollout_answers import RolloutReport, RolloutResult
 from poolctl.core.canaries import config_apart
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolRestartError, ServerError
@@ -18,7 +19,7 @@ from poolctl.selection.selector import SelectorError
 
 from ..verbs.reload_diff import differences, is_live, listed
 from ..verbs.verb import Call, Verb, VerbContext, selected
-from .canary_rollout import CanaryRollout, RolloutPlan
+from .canary_rollout import PROMOTED, CanaryRollout, RolloutPlan
 from .verdict import DEFAULT_CONDITIONS, Condition, canaries_for, condition
 
 _SHAPE = "op is begin, promote, abort, pause or resume; share, seconds and min_requests are numbers"
@@ -86,6 +87,9 @@ class Rollouts:
         if len(chosen) != 1:
             raise SelectorError(f"a rollout is of one server, and {len(chosen)} are selected")
         (entry,) = chosen
+        again = call.options.get("again")
+        if isinstance(again, int) and (found := await self._promoted_before(entry, again)):
+            return found
         if entry.canary is None and not await self._has_left(entry):
             raise _NoRollout(
                 f"{entry.name}: its last canary has not left yet", f"poolctl status {entry.name}"
@@ -103,7 +107,8 @@ class Rollouts:
         rollout = CanaryRollout(self._core, self._context.events, entry, counters, plan)
         self._rollouts[entry.name] = rollout
         others = "" if plan.apart is None else f"; {entry.config.key} itself is served by the others"
-        call.progress(ProgressLine(notice=f"{entry.name}: {rollout.share_in_words}, {plan.what}{others}"))
+        notice = f"{entry.name}: {rollout.share_in_words}, {plan.what}{others}"
+        call.progress(ProgressLine(notice=notice, generation=rollout.generation))
         return await self._outcome([rollout], call)
 
     async def _apart(self, entry: Entry, plan: RolloutPlan, *, force: bool) -> RolloutPlan:
@@ -131,22 +136,36 @@ class Rollouts:
 
     async def _has_left(self, entry: Entry) -> bool:
         """Whether the address of its last canary is closed, soon if not now: another one may have the same."""
-        closed = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVES_SECONDS):
+                await self._until(entry, lambda: config_apart(entry) is None)
+        return config_apart(entry) is None
+
+    async def _promoted_before(self, entry: Entry, generation: int) -> RolloutResult | None:
+        """The outcome of this request at the previous supervisor; None unless that had promoted its canary."""
+        if entry.generation < generation:
+            return None
+        await self._until(entry, lambda: entry.complete or not entry.wanted or entry.generation < generation)
+        if entry.generation < generation:
+            return None  # its other workers could not be replaced
+        reason = "promoted before the supervisor was replaced"
+        report = RolloutReport(name=entry.name, state=PROMOTED, reason=reason, generation=generation)
+        return RolloutResult(items=(report,))
+
+    async def _until(self, entry: Entry, condition: Callable[[], bool]) -> None:
+        """Return when a change of the server has made it true; at once if it is."""
+        met = asyncio.Event()
 
         def look(changed: Entry) -> None:
-            if config_apart(entry) is None:
-                closed.set()
+            if condition():
+                met.set()
 
         look(entry)
         self._core.listeners.add(look)
         try:
-            async with asyncio.timeout(_LEAVES_SECONDS):
-                await closed.wait()
-        except TimeoutError:
-            return False
+            await met.wait()
         finally:
             self._core.listeners.discard(look)
-        return True
 
     def _check(self, entry: Entry) -> None:
         """Raise if there can be no rollout of it now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -68,6 +69,62 @@ def test_all_that_can_be_done_before_can_be_done_afterwards(pool: RealPool, unti
     assert all(stat(pid).parent == keeper for item in pool.items().values() for pid in item["pids"])
     pool.ok("stop")
     assert pool.processes() == {}
+
+
+SLOW_TO_IMPORT = "import time\ntime.sleep(0.5)\nfrom hello import app\n"
+
+
+def test_reload_under_way_is_completed_by_the_next_supervisor(pool: RealPool, until: Any) -> None:
+    pool.write_hello("web", extra="workers = 2")
+    pool.write("slow.py", SLOW_TO_IMPORT)
+    text = (pool.directory / "pool.toml").read_text().replace("hello:app", "slow:app")
+    pool.write("pool.toml", text)
+    pool.ok("start")
+    before = pool.items()["web"]["pids"]
+    pool.write("pool.toml", text + 'env = { CHANGED = "yes" }\n')
+    command = pool.spawn("reload")
+    until(lambda: any(each["event"] == "restart" for each in recorded(pool)))
+    kill_keeper(pool)
+    _, said = command.communicate(timeout=60)
+    assert command.returncode == 0, said
+    assert "the supervisor was replaced during the reload, and the next one was asked again" in said
+    assert set(pool.items()["web"]["pids"]).isdisjoint(before)
+    assert not pool.ok("status").stderr, "the file is in force"
+
+
+@pytest.mark.parametrize("moment", ["rollout started", "rollout: "])
+def test_rollout_under_way_ends_in_a_promotion_all_the_same(pool: RealPool, until: Any, moment: str) -> None:
+    pool.write_hello("web", extra="workers = 3")
+    pool.write("slow.py", SLOW_TO_IMPORT)
+    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "slow:app"))
+    pool.ok("start")
+    before = pool.items()["web"]["pids"]
+    words = (
+        "rollout",
+        "web",
+        "--canary",
+        "25%",
+        "--for",
+        "1s",
+        "--min-requests",
+        "0",
+        "--abort-on",
+        "errors > 1%",
+    )
+    command = pool.spawn(*words)
+    # Its canary has just begun, or the others are being replaced.
+    until(lambda: any(moment in (each["event"], each.get("cause", "")[:9]) for each in recorded(pool)))
+    kill_keeper(pool)
+    out, said = command.communicate(timeout=60)
+    assert command.returncode == 0, said
+    assert "web: promoted: " in out
+    until(lambda: set(pool.items()["web"]["pids"]).isdisjoint(before) and pool.items()["web"]["ready"])
+
+
+def recorded(pool: RealPool) -> list[dict[str, Any]]:
+    """The events in the journal."""
+    texts = [path.read_text() for path in pool.runtime.rglob("events.jsonl")]
+    return [json.loads(line) for text in texts for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def test_an_orphan_that_dies_is_replaced(pool: RealPool, until: Any) -> None:

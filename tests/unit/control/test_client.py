@@ -69,6 +69,31 @@ def test_a_supervisor_that_hangs_up_without_an_answer_is_said_to_have_ended(path
         Client(str(path)).call("start")
 
 
+@pytest.mark.parametrize("verb", ["reload", "rollout"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_reload_and_rollout_are_asked_again_once_when_the_supervisor_ends(
+    path: Path, verb: str, times: int
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
+        if len(requests) <= times:
+            send({"notice": "begun", "generation": 7})
+            return None
+        return result(item("web"))
+
+    seen: list[dict[str, Any]] = []
+    with stand_in(path, answer) as requests:
+        if times == 1:
+            given = {"selector": {}, "options": {"share": 0.1}}
+            assert Client(str(path)).call(verb, given, seen.append, timeout=5)["items"]
+            again = {**given, "options": {"share": 0.1, "again": 7}}
+            assert requests == [(verb, given), (verb, again)]
+            assert [next(iter(message)) for message in seen] == ["notice", "warning"]
+        else:
+            with pytest.raises(SupervisorEnded):
+                Client(str(path)).call(verb)
+            assert len(requests) == 2
+
+
 @pytest.mark.parametrize(
     ("sent", "code"),
     [
