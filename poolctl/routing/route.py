@@ -93,7 +93,10 @@ class Route(Value):
     # What only the proxy can do; each of them keeps the route from being passed.
     strip_path: bool = False  # the prefix is removed from what the backend is asked for
     host_header: str = ""  # what the backend is told instead of the client's Host
-    add_headers: tuple[Header, ...] = ()
+    add_headers: tuple[Header, ...] = ()  # behind those of the same names that the client sends
+    set_headers: tuple[Header, ...] = ()  # in their place
+    remove_headers: tuple[str, ...] = ()  # their names, in lower case
+    response_headers: tuple[Header, ...] = ()  # in the place of the backend's
     sticky_cookie: str = ""
     retries: int = 0
     limit: Limit | None = None
@@ -109,6 +112,11 @@ class Route(Value):
     # and within it.
     other_user: str = ""
     other_user_tls: str = ""
+
+    @property
+    def changes_headers(self) -> bool:
+        """Whether requests reach the backend with other headers than the client's."""
+        return bool(self.add_headers or self.set_headers or self.remove_headers)
 
 
 class StreamRoute(Value):
@@ -151,7 +159,8 @@ def proxy_reason(route: Route, *, tls: bool = False) -> str:
         (not route.to, "it has no target"),
         (not all(target.server for target in route.to), "it leads to a URL"),
         (route.methods or route.headers, "it has conditions"),
-        (route.strip_path or route.host_header or route.add_headers, "it changes requests"),
+        (route.strip_path or route.host_header or route.changes_headers, "it changes requests"),
+        (route.response_headers, "it changes responses"),
         (route.sticky_cookie, "it has a sticky cookie"),
         (route.retries, "it has retries"),
         (route.limit or route.backend_limit, "it has a limit"),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         TARGETS,
         TRUTH_OR_CERTIFICATES,
         CookieName,
+        HeaderNames,
         Host,
         HostHeader,
         Methods,
@@ -207,7 +208,10 @@ class RouteConfig(Table):
     sticky: CookieName = field("", "The cookie that keeps a client with its backend.")
     strip_path: Truth = field(False, "The backend is asked for the path without the route's prefix.")
     host_header: HostHeader = field("", "The Host that the backend gets. Left out: the client's.")
-    add_headers: Headers = field(EMPTY, "Headers that are added to requests.")
+    add_headers: Headers = field(EMPTY, "Headers that are added to requests, behind a client's own.")
+    set_headers: Headers = field(EMPTY, "Headers that requests get instead of a client's own.")
+    remove_headers: HeaderNames = field((), "Names of headers that are removed from requests.")
+    response_headers: Headers = field(EMPTY, "Headers that responses get instead of the backend's own.")
     context_headers: Truth = field(False, "The backend gets the route's context as headers.")
     retries: Retries = field(0, "How often a failed request that may be repeated is tried elsewhere.")
     max_body_size: Size | None = field(None, "Largest body of a request. Left out: no limit.")

@@ -35,15 +35,16 @@ from poolctl.routing.separation import NO_ROUTE, separated
 
 # What only the proxy can do.
 PROXY_KEYS = (
-    "methods", "headers", "strip_path", "host_header", "add_headers", "sticky", "retries", "limit", "backend_limit",
-    "context_headers", "max_body_size", "waiting_page",
+    "methods", "headers", "strip_path", "host_header", "add_headers", "set_headers", "remove_headers",
+    "response_headers", "sticky", "retries", "limit", "backend_limit", "context_headers", "max_body_size",
+    "waiting_page",
 )  # fmt: skip
 MOST_COMPARED = 200
 # They say where a request ends and to whom it is: a second one could make two requests of one.
 OWN_HEADERS = frozenset(
     {
-        "connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te", "trailer",
-        "transfer-encoding", "upgrade",
+        "connection", "content-length", "expect", "host", "http2-settings", "keep-alive", "proxy-authenticate",
+        "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
 
@@ -206,10 +207,21 @@ def _limit_problems(route: RouteConfig) -> Iterator[Finding]:
 
 
 def _header_problems(route: RouteConfig) -> Iterator[Finding]:
-    for name in route.add_headers:
-        if name.lower() in OWN_HEADERS:
-            fix = "write host_header" if name.lower() == "host" else "take it out"
-            yield Finding(("add_headers", name), f"the gateway itself sets the header {name}", fix, name)
+    places: list[tuple[Path, str]] = [
+        ((key, name), name)
+        for key in ("add_headers", "set_headers", "response_headers")
+        for name in getattr(route, key)
+    ]
+    places += [(("remove_headers", index), name) for index, name in enumerate(route.remove_headers)]
+    for path, name in places:
+        # CGI and WSGI read both forms alike.
+        plain = name.lower().replace("_", "-")
+        if plain in OWN_HEADERS:
+            fix = "write host_header" if plain == "host" and path[0] != "response_headers" else "take it out"
+            yield Finding(path, f"the gateway itself sets the header {name}", fix, name)
+        elif plain == "set-cookie" and path[0] == "response_headers":
+            message = "it would replace every cookie that the application sets"
+            yield Finding(path, message, "set it in the application", name)
 
 
 def _taken_aliases(written: list[WrittenRoute], known: Known) -> Iterator[Located]:

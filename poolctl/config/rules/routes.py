@@ -44,7 +44,7 @@ AnyRoute = Route | StreamRoute | ExcludedRoute
 PREFIX = "route."
 DEFAULT_COOKIE = "poolctl_backend"
 # Labels that hold lists, their elements separated by commas.
-_LISTS = ("methods", "probe_responses")
+_LISTS = ("methods", "probe_responses", "remove_headers")
 _SCHEMES = ("http", "https", "ws", "wss")
 
 
@@ -286,6 +286,9 @@ def made_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider
         strip_path=config.strip_path,
         host_header=config.host_header,
         add_headers=_headers(config.add_headers),
+        set_headers=_headers(config.set_headers),
+        remove_headers=tuple(name.lower() for name in config.remove_headers),
+        response_headers=_headers(config.response_headers),
         sticky_cookie=cookie,
         retries=config.retries,
         limit=_limit(config.limit),

@@ -21,6 +21,7 @@ from poolctl.config.values.value_types import (
     ADDRESS_ALLOWED,
     COOKIE_PATTERN,
     HOST_HEADER_PATTERN,
+    HeaderName,
     Method,
     UrlPath,
     Word,
@@ -104,6 +105,7 @@ Number = Annotated[int, Field(ge=0, le=1_000_000), _from_text]
 Retries = Annotated[int, Field(ge=0, le=10), _from_text]
 Rate = Annotated[float, Field(ge=0, le=10_000_000, allow_inf_nan=False), _from_text]
 Statuses = Annotated[tuple[Annotated[int, Field(ge=400, le=599), _from_text], ...], Strict(False)]
+HeaderNames = Annotated[tuple[HeaderName, ...], Strict(False)]
 Methods = Annotated[tuple[Method, ...], Strict(False)]
 UrlPaths = Annotated[tuple[UrlPath, ...], Strict(False)]
 ServiceName = Annotated[Word, StringConstraints(max_length=_LONGEST_NAME)]

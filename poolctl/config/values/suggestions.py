@@ -67,7 +67,12 @@ OTHER_TOOLS = {
         'path = "/PREFIX"': "location prefix pathprefix paths rule",
         "strip_path = true": "stripprefix rewrite",
         'timeouts = { connect = "5s", head = "60s" }': "timeout proxyconnecttimeout proxyreadtimeout proxysendtimeout",
-        'add_headers = { NAME = "value" }': "proxysetheader setheader setheaders requestheaders",
+        'set_headers = { NAME = "value" }': "proxysetheader setheader setheaders requestheaders"
+        " requestheader customrequestheaders",
+        'add_headers = { NAME = "value" }': "addrequestheader addrequestheaders",
+        'remove_headers = ["NAME"]': "removeheader deleteheader deleteheaders delheader",
+        'response_headers = { NAME = "value" }': "addheader responseheader customresponseheaders proxyhideheader hsts"
+        " stsseconds cors",
         'max_body_size = "1MiB"': "clientmaxbodysize",
         'alias = "NAME"': "name id",
         'policy = "least-connections"': "balance lbpolicy loadbalancer algorithm",

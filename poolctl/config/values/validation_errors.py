@@ -66,6 +66,8 @@ SHORT_FORMS = {
     "breaker": "a table such as { failures = 5 }",
     "headers": 'a table such as { "X-Beta" = "1" }',
     "add_headers": 'a table such as { "X-Beta" = "1" }',
+    "set_headers": 'a table such as { "X-Beta" = "1" }',
+    "response_headers": 'a table such as { "Strict-Transport-Security" = "max-age=31536000" }',
 }
 PROBES = ("startup", "readiness", "liveness")
 

@@ -101,8 +101,13 @@ def _changes(route: Route) -> Iterator[str]:
         yield f"    http-request replace-path {prefix} '/\\1'"
     if route.host_header:
         yield f"    http-request set-header Host {quoted(literal(route.host_header))}"
-    for header in route.add_headers:
-        yield f"    http-request add-header {header.name} {quoted(literal(header.value))}"
+    for name in (*(header.name for header in route.set_headers), *route.remove_headers):
+        alike = re.sub(r"[-_]", "[-_]", re.escape(name).replace(r"\-", "-"))
+        yield f"    http-request del-header {quoted(f'^{alike}$')} -m reg"
+    for header in (*route.set_headers, *route.add_headers):
+        yield f"    http-request add-header {quoted(header.name)} {quoted(literal(header.value))}"
+    for header in route.response_headers:
+        yield f"    http-after-response set-header {quoted(header.name)} {quoted(literal(header.value))}"
 
 
 def _servers(

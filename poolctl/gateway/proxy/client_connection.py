@@ -271,7 +271,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(b"0\r\n" + trailers + b"\r\n")
         self._response_ended(read=exchange is None or exchange.complete or exchange.tunnel)
 
-    def refuse(self, status: int, retry_after_seconds: float = 0) -> None:
+    def refuse(self, status: int, retry_after_seconds: float = 0, fields: bytes = b"") -> None:
         request = self._request
         exchange, self._exchange = self._exchange, None
         complete = exchange is None or exchange.complete
@@ -282,6 +282,7 @@ class ClientConnection(asyncio.Protocol):
                 retry_after_seconds=retry_after_seconds,
                 head_only=request is not None and request.method == b"HEAD",
                 keep_alive=self._keep,
+                fields=fields,
             )
         )
         self._response_ended(read=complete and request is not None)

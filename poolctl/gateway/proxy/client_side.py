@@ -32,8 +32,8 @@ class ClientSide(Protocol):
     def finish(self, trailers: bytes) -> None:
         """The response is complete."""
 
-    def refuse(self, status: int, retry_after_seconds: float = 0) -> None:
-        """There is no response of a backend: respond with this status."""
+    def refuse(self, status: int, retry_after_seconds: float = 0, fields: bytes = b"") -> None:
+        """There is no response of a backend: respond with this status, and these lines of further fields."""
 
     def cut_off(self) -> None:
         """The response cannot be completed: the client must not take it for complete."""

@@ -12,7 +12,7 @@ from ..edge import Edge
 from .backend_connection import BackendConnection
 from .chunked_body import Buffer
 from .client_side import ClientSide
-from .forwarded_head import reported
+from .forwarded_head import reported, response_fields
 from .gateway_access_log import CLIENT_LEFT, AccessLogEntry
 from .proxied_request import ProxiedRequest
 from .request_routing import RoutedRequest
@@ -155,7 +155,7 @@ class Exchange:
             if response is not None:
                 lease.release(UNUSED)
                 self._status, self._sent = response.status, response.first_size
-                self._side.respond(response)
+                self._respond(response)
                 self.response_ends(b"")
                 return
         self._lease = lease
@@ -240,6 +240,12 @@ class Exchange:
             self._wait(self._route.timeouts.idle)
             self._lease.connected(status)
         self._sent = response.first_size
+        self._respond(response)
+
+    def _respond(self, response: Response) -> None:
+        if self._route.response_headers:
+            lines, replaced = response_fields(self._route.response_headers)
+            response.replace(replaced, lines)
         self._side.respond(response)
 
     def response_data(self, data: Buffer) -> None:
@@ -350,7 +356,8 @@ class Exchange:
         else:
             self._status = status
             self._end(outcome, error)
-            self._side.refuse(status, retry_after_seconds)
+            headers = self._route.response_headers
+            self._side.refuse(status, retry_after_seconds, response_fields(headers).lines if headers else b"")
 
     def _end(self, outcome: RequestOutcome, error: str = "") -> None:
         """Let go of everything, and count what became of the request."""

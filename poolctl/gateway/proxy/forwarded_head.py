@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import NamedTuple
 
 from ...http.canonical_head import CHUNKED
 from ...http.client_report import CLIENT_FIELD, ClientReport, Fields
 from ...http.message_head import TOKEN, BadMessage
 from ...routing.context import RouteContext, context_headers
-from ...routing.route import Route
+from ...routing.route import Header, Route
 from ..backends import Backend
 from ..endpoint import Endpoint
 from .proxied_request import ProxiedRequest
@@ -85,12 +87,16 @@ class Forwarding:
         if report is not self._reported:
             self._reported = report
             self._lines = b"".join([b"%b: %b\r\n" % (name.title(), value) for name, value in report])
+        lines = self._lines
+        if route.set_headers or route.remove_headers:
+            kept = _replaced(route).sub(b"", b"%b\r\n%b" % (kept, lines[:-2]))
+            lines = b""
         framing = b"Transfer-Encoding: chunked\r\n" if request.body == CHUNKED else b""
         if request.upgrade:
             framing += b"Connection: Upgrade\r\nUpgrade: " + request.upgrade + b"\r\n"
-        if route.add_headers:
-            framing += added(route)
-        return b"%b %b HTTP/1.1%b\r\n%b%b\r\n" % (request.method, target, kept, self._lines, framing)
+        if route.changes_headers:
+            framing += _added(route)
+        return b"%b %b HTTP/1.1%b\r\n%b%b\r\n" % (request.method, target, kept, lines, framing)
 
 
 def _without_hop_by_hop(fields: bytes) -> bytes:
@@ -110,9 +116,38 @@ def _without_hop_by_hop(fields: bytes) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def added(route: Route) -> bytes:
-    """The lines of the fields that the route adds."""
-    return b"".join(f"{header.name}: {header.value}\r\n".encode() for header in route.add_headers)
+def _added(route: Route) -> bytes:
+    """The lines of the fields that the route adds to requests."""
+    return _lines_of((*route.set_headers, *route.add_headers))
+
+
+@lru_cache(maxsize=1024)
+def _replaced(route: Route) -> re.Pattern[bytes]:
+    """Recognises the lines of the fields that a client cannot send to the route, by all names that CGI reads alike."""
+    return _lines_named([*(header.name for header in route.set_headers), *route.remove_headers])
+
+
+class ResponseFields(NamedTuple):
+    """The fields that a route sets in responses: their `lines`, and an expression for those that they replace."""
+
+    lines: bytes
+    replaced: re.Pattern[bytes]
+
+
+@lru_cache(maxsize=1024)
+def response_fields(headers: tuple[Header, ...]) -> ResponseFields:
+    """The given fields as lines."""
+    return ResponseFields(_lines_of(headers), _lines_named([header.name for header in headers]))
+
+
+def _lines_of(headers: Iterable[Header]) -> bytes:
+    return b"".join(f"{header.name}: {header.value}\r\n".encode() for header in headers)
+
+
+def _lines_named(names: Iterable[str]) -> re.Pattern[bytes]:
+    """The lines of fields with one of these names, in which - and _ are the same, each after its line break."""
+    alike = (re.sub(r"[-_]", "[-_]", re.escape(name).replace(r"\-", "-")) for name in names)
+    return re.compile(rb"\r\n(?i:" + "|".join(alike).encode() + rb"):[^\r\n]*+")
 
 
 def reported(route: Route, backend: Backend) -> bytes:

@@ -10,9 +10,17 @@ _PHRASES = {413: "Content Too Large"}
 
 
 def refusal(
-    status: int, *, retry_after_seconds: float = 0, head_only: bool = False, keep_alive: bool = False
+    status: int,
+    *,
+    retry_after_seconds: float = 0,
+    head_only: bool = False,
+    keep_alive: bool = False,
+    fields: bytes = b"",
 ) -> bytes:
-    """A whole response of HTTP/1.1 with a line of text; without `keep_alive` it announces the connection's end."""
+    """A whole response of HTTP/1.1 with a line of text; without `keep_alive` it announces the connection's end.
+
+    `fields` are the lines of further fields, each with its end.
+    """
     phrase = phrase_of(status)
     body = f"{status} {phrase}\n".encode()
     lines = [
@@ -24,7 +32,7 @@ def refusal(
         lines.append(f"Retry-After: {max(1, ceil(retry_after_seconds))}")
     if not keep_alive:
         lines.append("Connection: close")
-    head = "\r\n".join([*lines, "", ""]).encode()
+    head = "\r\n".join([*lines, ""]).encode() + fields + b"\r\n"
     return head if head_only else head + body
 
 

@@ -127,6 +127,11 @@ class Response:
             framing += b"Connection: keep-alive\r\n"
         return b"%b%b\r\n" % (self.lines, framing), keep, wraps
 
+    def replace(self, former: re.Pattern[bytes], lines: bytes) -> None:
+        """Pass on these fields, each with its end, instead of those whose lines the expression recognises."""
+        self._lines = former.sub(b"", self.lines[:-2]) + b"\r\n" + lines
+        self.plain = False
+
     def add(self, line: bytes) -> None:
         """Add a field, with its end, to those that are passed on."""
         self._lines = self.lines + line

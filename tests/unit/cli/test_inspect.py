@@ -158,6 +158,7 @@ def test_configuration_is_printed_so_that_it_can_be_loaded_again(poolctl: Comman
 
 def test_config_of_a_gateway_can_be_loaded_again(poolctl: Command, directory: Path) -> None:
     tables = '[gateway]\nbind = ":8090"\n[[route]]\nto = "users"\nadd_headers = { X-Token = "s3cret" }\n'
+    tables += 'set_headers = { Authorization = "s3cret" }\nresponse_headers = { X-Api-Key = "s3cret" }\n'
     with (directory / "pool.toml").open("a") as file:
         file.write(tables)
     masked = poolctl("config").out
@@ -168,6 +169,7 @@ def test_config_of_a_gateway_can_be_loaded_again(poolctl: Command, directory: Pa
     assert poolctl("-c", "again.toml", "config", "--reveal").out == shown.out
     found = poolctl("config", "--reveal", "-o", "json").json
     assert found["route"][0]["add_headers"] == {"X-Token": "s3cret"}
+    assert found["route"][0]["set_headers"] == {"Authorization": "s3cret"}
     assert found["gateway"]["bind"] == [{"bind": ":8090", "tls": False}]
 
 

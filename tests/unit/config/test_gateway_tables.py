@@ -94,6 +94,9 @@ sticky = "backend"
 strip_path = true
 host_header = "internal"
 add_headers = { X-Env = "prod" }
+set_headers = { X-Set = "1" }
+remove_headers = ["X-Gone"]
+response_headers = { Strict-Transport-Security = "max-age=1" }
 context_headers = true
 retries = 2
 max_body_size = "1MiB"
@@ -125,6 +128,9 @@ probe_responses = ["/health"]
     assert (found.policy, found.mode, found.sticky_cookie) == ("least-connections", "proxy", "backend")
     assert (found.strip_path, found.host_header, found.context_headers) == (True, "internal", True)
     assert found.add_headers == (Header(name="x-env", value="prod"),)
+    assert found.set_headers == (Header(name="x-set", value="1"),)
+    assert found.remove_headers == ("x-gone",)
+    assert found.response_headers == (Header(name="strict-transport-security", value="max-age=1"),)
     assert (found.retries, found.max_body_bytes) == (2, 2**20)
     assert found.limit == Limit(concurrency=100, queue=10, queue_seconds=2.0)
     assert found.backend_limit == Limit(requests_per_second=5.0, burst=3)
