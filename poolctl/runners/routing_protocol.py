@@ -59,6 +59,13 @@ class Routing(Protocol):
         """
         ...
 
+    def set_aside(self, servers: Collection[str]) -> None:
+        """Have the workers of these servers, by name, and of no others give connections back before their next request.
+
+        The gateway passes none to them. Does not block; `confirmed` waits for the workers.
+        """
+        ...
+
     async def confirmed(self, limit_seconds: float) -> list[str]:
         """Return once every worker decides by the last table; the servers of those that have not said so in time."""
         ...

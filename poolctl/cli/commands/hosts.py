@@ -10,7 +10,7 @@ from poolctl.cli.render import printable
 from poolctl.cli.supervisor_requests import ask_for, gateway_table
 from poolctl.control.gateway_answers import HostsResult
 from poolctl.frozen_value import Value
-from poolctl.routing.host_report import HostReport
+from poolctl.routing.host_report import HostReport, HostState
 
 COLUMNS = (
     "host", "routes", "state", "since", "until", "breaker", "conn", "in_flight", "errors", "why",
@@ -100,8 +100,14 @@ def _line(host: HostReport) -> _Line:
 
 
 def _sentence(host: HostReport) -> str:
-    until = f" until {_local(host.until)}" if host.until else ""
-    return f"{printable(host.host)}: {host.state}{until}"
+    name = printable(host.host)
+    if host.state == HostState.ACTIVE:
+        return f"{name}: {host.state}"
+    command = f"`poolctl hosts enable {name}`"
+    if not host.until:
+        return f"{name}: {host.state} until {command}"
+    until = f"{_local(host.until)}, then active again by itself"
+    return f"{name}: {host.state} until {until}; --for 0 disables it until {command}"
 
 
 def _local(stamped: str) -> str:

@@ -34,11 +34,16 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class WorkerRoutes:
-    """The order that puts a route table in force at workers; without one they serve every request themselves."""
+    """The order that puts a route table in force at workers; without one they serve every request themselves.
 
-    def __init__(self, routes: PublishedRoutes | None) -> None:
+    Unless they keep connections, they give back each one before its next request.
+    """
+
+    def __init__(self, routes: PublishedRoutes | None, *, keeps: bool = True) -> None:
         self.generation = 0 if routes is None else routes.generation
         self._message: Message = {"order": "routes", "generation": self.generation}
+        if not keeps:
+            self._message["keeps"] = False
         self._fds: list[HasDescriptor] = [] if routes is None else [routes.table, routes.give_back]
 
     def send(self, control: Link) -> None:

@@ -33,6 +33,8 @@ class RoutedServers:
         self._workers = workers
         self._names: dict[str, str] = {}
         self._routes: WorkerRoutes | None = None
+        self._returning: WorkerRoutes | None = None  # for workers that keep no connection
+        self._aside: frozenset[str] = frozenset()  # the names of their servers
         self._unable: set[str] = set()  # the keys of servers whose workers do not look at later requests
 
     def publish(
@@ -51,9 +53,16 @@ class RoutedServers:
             self._offer(server.key)
         for key in before.keys() - self._names.keys():
             self._sleeping.tidy(key, self._workers.of(key))
-        self._routes = WorkerRoutes(routes)
+        self._routes, self._returning = WorkerRoutes(routes), WorkerRoutes(routes, keeps=False)
         for worker in self._workers.values():
             self.inform(worker)
+
+    def set_aside(self, servers: Collection[str]) -> None:
+        """See Routing."""
+        before, self._aside = self._aside, frozenset(servers)
+        for worker in self._workers.values():
+            if worker.server.name in before ^ self._aside:
+                self.inform(worker)
 
     async def confirmed(self, limit_seconds: float) -> list[str]:
         """See Routing."""
@@ -84,5 +93,6 @@ class RoutedServers:
 
     def inform(self, worker: LocalWorker) -> None:
         """Send the worker the table in force, as soon as it has begun, if its server has a route or had one."""
-        if self._routes is not None and (worker.routes is not None or worker.server.key in self._names):
-            worker.route(self._routes)
+        routes = self._returning if worker.server.name in self._aside else self._routes
+        if routes is not None and (worker.routes is not None or worker.server.key in self._names):
+            worker.route(routes)

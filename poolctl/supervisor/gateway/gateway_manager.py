@@ -61,6 +61,7 @@ class GatewayManager(SidecarManager):
         self._environment = environment
         self._core = core
         self.reports = GatewayReports(environment.keeper, core, events)
+        self.reports.on_hosts = self._set_aside
         self._listeners = GatewayListeners(environment.keeper)
         self._routes = ComputedRoutes(self._published)
         self._servers = ServerReports(core, self._routes)
@@ -208,7 +209,13 @@ class GatewayManager(SidecarManager):
         if routing is None or table is None or self._own is None:
             return
         routes = RoutesForWorkers(self._routes.generation, table, self._own[0])
+        routing.set_aside(self.reports.set_aside)
         routing.publish(self._servers.configs, routes, self)
+
+    def _set_aside(self) -> None:
+        """Take passed connections back from the servers that get no traffic as hosts."""
+        if (routing := self._core.runner.capabilities.routing) is not None:
+            routing.set_aside(self.reports.set_aside)
 
     def _report(self, server: str) -> None:
         """Send the process facts on the server, if it has a route."""

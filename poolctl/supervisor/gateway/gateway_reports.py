@@ -27,6 +27,7 @@ class GatewayReports:
         # Starts the machine behind a URL that a request needs.
         self.on_machine_needed: Callable[[str], None] = lambda url: None
         self.hosts: Table = {}  # the states of its hosts, as it reported them last
+        self.on_hosts: Callable[[], None] = lambda: None
 
     async def adopt(self) -> None:
         """Take over the states of hosts that were reported to the previous supervisor."""
@@ -48,6 +49,7 @@ class GatewayReports:
                 self._keeper.send({"op": "put", "name": fd_store.GATEWAY_HOSTS}, [fd])
             finally:
                 os.close(fd)
+            self.on_hosts()
         elif message["t"] == "loads":
             process.inform({name: self.connections(name) for name in message["servers"]})
         elif message["t"] == "wake":
@@ -57,6 +59,11 @@ class GatewayReports:
                 self.on_machine_needed(message["server"])
         else:
             self._events.record("pool", str(message["kind"]), **_about_host(message["data"]))
+
+    @property
+    def set_aside(self) -> frozenset[str]:
+        """The hosts that are disabled or drained."""
+        return frozenset(each["host"] for each in self.hosts.get("hosts", ()))
 
     def connections(self, server: str) -> int:
         """How many connections the workers of the server have, by their own count."""

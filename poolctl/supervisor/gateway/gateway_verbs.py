@@ -38,6 +38,8 @@ from .route_figures import RouteFigures
 _MOST_EXPLAINED = 1000
 # So many routes are looked at before others have their turn.
 _AT_ONCE = 100
+# A worker may be busy with a request for longer.
+_CONFIRMED_SECONDS = 1.0
 _OPERATIONS = ("disable", "enable", "drain")
 
 
@@ -192,7 +194,13 @@ class GatewayVerbs:
             errors = tuple(failure(PoolParamError, each["message"], each["hint"]) for each in problems)
             return HostsResult(errors=errors, exit_code=NOTHING_MATCHED)
         result = await self.hosts(call)
-        return result.but(items=tuple(each for each in result.items if each.host in answer["hosts"]))
+        result = result.but(items=tuple(each for each in result.items if each.host in answer["hosts"]))
+        routing = self._core.runner.capabilities.routing
+        late = [] if routing is None else await routing.confirmed(_CONFIRMED_SECONDS)
+        if slow := [each for each in late if each in answer["hosts"]]:
+            warning = f"workers of {', '.join(slow)} have not confirmed yet that they give connections back"
+            result = result.but(warnings=(*result.warnings, warning))
+        return result
 
     async def _report(self) -> Table | None:
         process = await self._gateway.serving()

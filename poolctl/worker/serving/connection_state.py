@@ -133,6 +133,9 @@ class Drainable:
         """Move through this end now, if it is between two requests and can move; whether it has moved."""
         return False
 
+    def give_back(self) -> None:
+        """Go back to the gateway before the next request, if it came from there and that is possible."""
+
     def stay(self) -> None:
         """Undo `linger`, if that is possible."""
 

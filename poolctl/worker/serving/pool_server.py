@@ -175,6 +175,11 @@ class PoolServer(uvicorn.Server):
         kind: Any = self.config.http_protocol_class
         return self.config.ssl is not None or issubclass(getattr(kind, "http1", kind), Lingering)
 
+    def give_back_connections(self) -> None:
+        """Give the gateway what it has passed, each connection before its next request."""
+        for connection in self._http_connections():
+            connection.give_back()
+
     def share_counts(self, page: int) -> None:
         """Even out connections with the other workers that have this page of counts; owns the descriptor."""
         self._leave_page()

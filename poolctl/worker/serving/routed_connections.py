@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import socket
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -85,10 +86,29 @@ class RoutedConnection(Lingering):
 
     def on_response_complete(self) -> None:
         self.complete()
-        if self.server_state.draining and self._returns():
+        if (self.server_state.draining or not self.look.routes.keeps) and self._returns():
             return
         if self.look.pending:
             self.look_again()
+
+    def give_back(self) -> None:
+        """Go back to the gateway before the next request, if that is possible."""
+        self._returns()
+
+    def leave(self) -> None:
+        """See Drainable. What the server must not keep goes to no other worker of it."""
+        if self.look.routes.keeps:
+            super().leave()
+        else:
+            self.linger()
+
+    def _move(self) -> None:
+        if self.look.routes.keeps:
+            super()._move()  # type: ignore[misc]
+
+    def hand_over(self, end: socket.socket) -> bool:
+        """See Drainable."""
+        return self.look.routes.keeps and super().hand_over(end)
 
     def linger(self) -> None:
         """Go back to the gateway once the connection is idle; see Lingering if that is not possible."""
@@ -274,7 +294,8 @@ class RoutedConnection(Lingering):
     def _can_return(self) -> bool:
         """Whether a worker that leaves can give the connection back to the gateway."""
         transport, routes = self.transport, self.look.routes
-        if self.server_state.moves_to is not None or routes.gateway is None or routes.table is None:
+        moves = routes.keeps and self.server_state.moves_to is not None
+        if moves or routes.gateway is None or routes.table is None:
             return False
         return transport is not None and not transport.is_closing() and transport.get_protocol() is self
 

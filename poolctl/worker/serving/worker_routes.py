@@ -92,6 +92,7 @@ class Routes:
         self.epoch = 0  # how often the table has changed
         self.gateway: socket.socket | None = None
         self.ended = False  # there is no gateway any more
+        self.keeps = True  # connections stay between two requests, and move to other workers of the server
         self.waiting: set[Waiting] = set()  # for a table
         self.known: dict[bytes, KnownRequest] = {}
         self.requests: dict[
@@ -100,7 +101,7 @@ class Routes:
         self._contexts: dict[str, Context] = {}
         self._shortcuts: dict[tuple[bytes, str], Fits] = {}
 
-    def renew(self, fds: list[int]) -> None:
+    def renew(self, fds: list[int], *, keeps: bool = True) -> None:
         """Use this table and this end of the gateway's pair from now on, without either none; they stay the caller's.
 
         Without the end the present one stays. Raises OSError, and ValueError for a descriptor that is not a table.
@@ -108,7 +109,7 @@ class Routes:
         table, shown = (RouteTable(fds[0]), RouteTable(fds[0])) if fds else (None, None)
         if self.table is not None:
             self.table.close()
-        self.table, self._shown, self.ended = table, shown, table is None
+        self.table, self._shown, self.ended, self.keeps = table, shown, table is None, keeps
         self.epoch += 1
         if len(fds) > 1 or table is None:
             self.close_gateway()

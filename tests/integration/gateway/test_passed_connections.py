@@ -56,6 +56,25 @@ tls = {{ cert = "safe.example.com.pem", key = "safe.example.com.key" }}
 """
 
 
+TWO = """
+[gateway]
+bind = "127.0.0.1:{port}"
+[[route]]
+to = ["one", "two"]
+policy = "first"
+[[server]]
+name = "one"
+bind = "127.0.0.1:{one}"
+app = "seen:app"
+env = {{ NAME = "one" }}
+[[server]]
+name = "two"
+bind = "127.0.0.1:{two}"
+app = "seen:app"
+env = {{ NAME = "two" }}
+"""
+
+
 class TlsClient:
     """A TLS connection whose ClientHello is sent in so many segments."""
 
@@ -153,3 +172,30 @@ def test_killed_gateway_loses_no_connection_that_it_has_passed(passing: tuple[Ga
         assert plain.get("/one") == f"one {address} http"
         with closing(TlsClient(tls, 3)) as late:
             assert late.get().startswith("safe ")
+
+
+@pytest.mark.parametrize("action", ["disable", "drain"])
+def test_host_without_traffic_gives_passed_connections_back_between_two_requests(
+    gateway: GatewayPool, action: str
+) -> None:
+    gateway.pool.write("seen.py", APP)
+    gateway.pool.write("pool.toml", TWO.format(port=gateway.port, **gateway.ports))
+    gateway.pool.ok("start")
+    with closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)) as client:
+
+        def served_by() -> str:
+            client.request("GET", "/name")
+            return client.getresponse().read().decode().split()[0]
+
+        assert [served_by() for _ in range(3)] == ["one"] * 3
+        said = gateway.pool.ok("hosts", action, "one")
+        assert "until" in said.stdout
+        sock = client.sock
+        assert [served_by() for _ in range(3)] == ["two"] * 3
+        gateway.pool.ok("hosts", "enable", "one")
+        gateway.pool.ok("hosts", action, "two")
+        assert [served_by() for _ in range(3)] == ["one"] * 3
+        assert client.sock is sock, "the client has noticed nothing"
+        gateway.pool.ok("hosts", action, "one")
+        client.request("GET", "/name")
+        assert client.getresponse().status == 503

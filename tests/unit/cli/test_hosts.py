@@ -26,6 +26,10 @@ REMOTE: dict[str, Any] = {
     "state": "active",
     "available": True,
 }
+DISABLED = (
+    f"users: disabled until {UNTIL:%Y-%m-%d %H:%M:%S}, then active again by itself; --for 0 disables it until "
+    "`poolctl hosts enable users`\n"
+)
 UNKNOWN = {
     "code": 4,
     "error": "ErrorNothingMatched",
@@ -77,9 +81,24 @@ def test_actions_are_orders_to_the_supervisor(
 ) -> None:
     with supervised(always(USERS)) as requests:
         said = poolctl("hosts", *words)
-    assert (said.code, said.out) == (0, f"users: disabled until {UNTIL:%Y-%m-%d %H:%M:%S}\n")
+    assert (said.code, said.out) == (0, DISABLED)
     (body,) = [body for verb, body in requests if verb == "host"]
     assert {key: body["options"][key] for key in options} == options
+
+
+@pytest.mark.parametrize(
+    ("state", "line"),
+    [
+        ("disabled", "users: disabled until `poolctl hosts enable users`"),
+        ("draining", "users: draining until `poolctl hosts enable users`"),
+        ("active", "users: active"),
+    ],
+)
+def test_action_without_an_end_names_the_command_that_ends_it(
+    poolctl: Command, supervised: Supervised, state: str, line: str
+) -> None:
+    with supervised(always({**USERS, "state": state, "until": ""})):
+        assert poolctl("hosts", "disable", "users", "--for", "0").out == f"{line}\n"
 
 
 @pytest.mark.parametrize(

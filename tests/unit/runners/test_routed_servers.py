@@ -261,6 +261,44 @@ def test_workers_of_routed_servers_get_the_table_after_they_begin_and_each_later
     run(work())
 
 
+def test_workers_of_a_server_that_is_set_aside_are_to_keep_no_connection_and_later_ones_neither() -> None:
+    async def work() -> None:
+        stage = Stage()
+        stage.gateway.let_go.set()
+        links = []
+
+        def begin(number: int) -> Any:
+            ours, theirs = wire.pair()
+            made = worker(index=number)
+            made.control_by(ours)
+            stage.workers.add(made)
+            stage.routed.inform(made)
+            made.begin()
+            links.extend([ours, theirs])
+            return theirs
+
+        stage.publish(config(), generation=1)
+        first = begin(0)
+        keeps = {"order": "routes", "generation": 1}
+        returns = {**keeps, "keeps": False}
+        assert orders(first)[1:] == [(keeps, 2)]
+        stage.routed.set_aside(["other"])
+        assert orders(first) == []
+        stage.routed.set_aside(["web", "other"])
+        assert orders(first) == [(returns, 2)]
+        assert orders(begin(1))[1:] == [(returns, 2)]
+        stage.publish(config(), generation=2)
+        assert orders(first) == [({**returns, "generation": 2}, 2)]
+        stage.routed.set_aside([])
+        assert orders(first) == [({**keeps, "generation": 2}, 2)]
+        for link in links:
+            link.close()
+        await stage.pairs.close_all()
+        stage.close()
+
+    run(work())
+
+
 def test_table_is_confirmed_when_each_worker_that_follows_it_has_said_so_or_has_ended() -> None:
     async def work() -> None:
         stage = Stage()

@@ -973,6 +973,46 @@ def test_busy_connection_of_a_worker_that_leaves_goes_back_after_its_response(
     run(engine, table, scenario)
 
 
+@pytest.mark.parametrize("path", ["/", "/slow"])
+def test_connection_that_the_server_must_not_keep_goes_back_before_its_next_request(
+    engine: Engine, table: int, path: str
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        one, app = stage.servers["one"].server, stage.apps["one"]
+        client = await stage.client(request("one.test", path))
+        if path == "/slow":
+            await app.under_way.wait()
+        else:
+            await client.answer()
+        stage.gateway.stop()
+        stage.routes["one"].renew([table], keeps=False)
+        one.give_back_connections()
+        if path == "/slow":
+            app.release.set()
+            assert (await client.answer())[2] == b"one /slow "
+        taken = await taken_back(stage.gateway)
+        with taken:
+            await until(lambda: not one.server_state.connections)
+
+    run(engine, table, scenario)
+
+
+def test_connection_that_the_server_must_not_keep_moves_to_no_other_worker_of_it(
+    engine: Engine, table: int
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        one = stage.servers["one"].server
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        stage.gateway.stop()
+        stage.routes["one"].renew([table], keeps=False)
+        one.drain(migrate=True)
+        with await taken_back(stage.gateway):
+            await until(lambda: not one.server_state.connections)
+
+    run(engine, table, scenario)
+
+
 def test_connection_goes_back_when_its_body_ends_after_its_response(engine: Engine, table: int) -> None:
     if engine.http == "h11":
         pytest.skip("uvicorn closes such a connection")
