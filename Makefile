@@ -32,17 +32,18 @@ DEMO := examples/microservices/pool.toml
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-measured test-unmeasured heavy properties unit quick portable portable-close portable-unit \
+.PHONY: help demo test test-all test-measured test-rest heavy properties unit quick portable portable-close portable-unit \
 	portable-processes lint types floors house entered completions bench matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo          an example pool with a live table; Ctrl-C ends it"
-	@echo "make test          the tests, with coverage"
+	@echo "make test          the tests: about four minutes on two cores"
+	@echo "make test-all      every test but those of make heavy, with coverage"
 	@echo "make heavy         chaos, floods, long pauses, every benchmark once, and properties: about ten minutes"
 	@echo "make properties    the property tests with all of their examples; elsewhere they have a quarter"
 	@echo "make conformance   requests of public collections, fetched from github.com and deb.debian.org"
-	@echo "make quick         the quick tests while working: at most a minute"
+	@echo "make quick         the quick unit tests while working: at most a minute"
 	@echo "make unit          the unit tests only"
 	@echo "make lint          ruff: rules and format; plain words"
 	@echo "make types         mypy --strict"
@@ -66,10 +67,16 @@ demo: venv
 	@echo "starting the pool of $(DEMO) …"
 	@exec $(BIN)/poolctl -c $(DEMO) run -- $(BIN)/python examples/watch.py $(BIN)/poolctl -c $(DEMO)
 
-# Both parts run, whatever the other one says.
-test: export JOBS := $(CPUS)
+# Fast unit tests, the contract, the documents' commands, and for each capability one test through real processes.
+IN_TEST := capability or not (slow or heavy or integration)
+test: JOBS := $(shell echo $$(( $(CPUS) * 2 ))) # they wait as much as they compute
 test: dev
-	@MAKE="$(MAKE)" bash .ci/side-by-side test-measured test-unmeasured
+	@$(BIN)/python -m tests.other_user
+	@$(BIN)/python $(PYTEST) -m "$(IN_TEST)" $(ARGS)
+
+# Every part runs, whatever the others say.
+test-all: dev
+	@$(MAKE) --no-print-directory --keep-going test test-measured test-rest
 
 # From Python 3.12 on by sys.monitoring, which costs a fifth as much.
 test-measured: dev
@@ -84,11 +91,12 @@ test-measured: dev
 	$(BIN)/python .ci/drop-cut-off .coverage.d/all; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
 
-# What takes long, and what runs code that the measured tests run already: without coverage in half the time.
-test-unmeasured: JOBS := $(shell echo $$(( $(CPUS) * 2 ))) # they wait more than the others, and take longest
-test-unmeasured: dev
+# Without coverage, in half the time: what takes long, and what runs code that the measured tests run already.
+test-rest: JOBS := $(shell echo $$(( $(CPUS) * 2 ))) # they wait more than the others, and take longest
+test-rest: dev
 	@$(BIN)/python -m tests.other_user
-	@$(BIN)/python $(PYTEST) $(ALL_MEASURED:%=--ignore=%) -m "(slow or unmeasured) and not heavy" $(ARGS)
+	@$(BIN)/python $(PYTEST) $(ALL_MEASURED:%=--ignore=%) \
+		-m "(slow or unmeasured) and not (heavy or $(IN_TEST))" $(ARGS)
 
 # One test at a time: each loads the machine by itself, and has deadlines.
 heavy: dev

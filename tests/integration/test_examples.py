@@ -217,6 +217,7 @@ def test_the_live_table_shows_the_pool_for_as_long_as_it_runs(real_pool: RealPoo
         assert process.wait(10) == 0
 
 
+@pytest.mark.capability
 def test_one_address_for_several_servers(real_pool: RealPool) -> None:
     need_gateway()
     example = Example("gateway", real_pool)

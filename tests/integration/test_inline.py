@@ -381,6 +381,7 @@ def test_a_worker_that_ends_by_itself_leaves_a_stopped_server_that_says_so(pool:
     assert get_refused(server)
 
 
+@pytest.mark.capability
 def test_connection_after_a_restart_reaches_the_new_instance(pool: Pool) -> None:
     server = pool.store_new(config("web", saying("0")))
     pool.start_sync()

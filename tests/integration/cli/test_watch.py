@@ -26,6 +26,7 @@ def read_until(running: subprocess.Popen[str], words: str) -> str:
     return said
 
 
+@pytest.mark.capability
 def test_new_code_is_served_and_broken_code_is_reported(
     real_pool: RealPool, http_get: Callable[..., Any]
 ) -> None:

@@ -78,6 +78,7 @@ def shared(shared_pool: GatewayPool) -> GatewayPool:
     return shared_pool
 
 
+@pytest.mark.capability
 def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(gateway: GatewayPool) -> None:
     with backend(b"elsewhere") as port:
         routes = f'{ROUTES}[[route]]\nhost = "out.example.com"\nto = "http://127.0.0.1:{port}"\n'
@@ -163,6 +164,7 @@ def accepts(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.capability
 @pytest.mark.parametrize("mode", ["keep_alive", "new_connection"])
 def test_restart_of_servers_fails_no_request_and_closes_no_connection(shared: GatewayPool, mode: str) -> None:
     with load(shared, mode) as running:

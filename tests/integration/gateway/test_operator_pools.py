@@ -33,6 +33,7 @@ url = "unix:{socket}"
 """
 
 
+@pytest.mark.capability
 def test_request_for_a_sleeping_server_of_another_pool_wakes_it(
     real_pool: RealPool, tmp_path: Path, until: Until
 ) -> None:

@@ -66,6 +66,7 @@ def connect(gateway: GatewayPool) -> socket.socket:
     return sock
 
 
+@pytest.mark.capability
 def test_one_connection_is_served_by_the_workers_of_two_routes_in_turn(gateway: GatewayPool) -> None:
     start(gateway)
     pids = {item["name"]: item["pids"] for item in gateway.pool.ok("list", "-o", "json").json["items"]}

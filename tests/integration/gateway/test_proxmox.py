@@ -69,6 +69,7 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
     made.close()
 
 
+@pytest.mark.capability
 def test_request_starts_the_container_of_its_route_and_is_answered_by_it(
     real_pool: RealPool, machines: Machines, until: Until
 ) -> None:

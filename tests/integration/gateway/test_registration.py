@@ -28,6 +28,7 @@ def curl(socket: str, verb: str, **options: object) -> Any:
     return json.loads(done.stdout)["result"]
 
 
+@pytest.mark.capability
 def test_service_registers_is_silent_returns_and_leaves_with_an_audit_trail(gateway: GatewayPool) -> None:
     pool = gateway.pool
     metrics = claim_port()

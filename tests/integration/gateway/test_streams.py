@@ -85,6 +85,7 @@ def is_asleep(pool: RealPool, name: str) -> bool:
     return bool(pool.items()[name]["state"] == "sleeping")
 
 
+@pytest.mark.capability
 def test_streams_reach_and_wake_servers_and_other_addresses(real_pool: RealPool, until: Until) -> None:
     ports = {name: claim_port() for name in NAMES}
     cert, key = certificate(real_pool.directory)

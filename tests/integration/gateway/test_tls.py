@@ -55,6 +55,7 @@ def loaded(path: Path) -> x509.Certificate:
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
+@pytest.mark.capability
 def test_certificate_is_chosen_by_name_renewed_by_reload_and_a_whole_host_is_passed(
     gateway: GatewayPool,
 ) -> None:

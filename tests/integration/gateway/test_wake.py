@@ -85,6 +85,7 @@ def wakes(gateway: GatewayPool, name: str = "one") -> int:
     return sum("sleeping → starting" in line for line in lines)
 
 
+@pytest.mark.capability
 def test_connection_that_is_passed_to_a_sleeping_server_wakes_it_and_is_answered(
     sleeper: GatewayPool,
 ) -> None:

@@ -30,6 +30,7 @@ def kill_both(pool: RealPool, until: Any, first: str = "keeper") -> None:
     until(lambda: not any(" supervisor " in line for line in pool.processes().values()))
 
 
+@pytest.mark.capability
 def test_the_next_start_takes_over_what_serves(pool: RealPool, until: Any) -> None:
     ports = pool.write_hello("a", "b", "c", extra="workers = 2")
     pool.ok("start", "a", "b")

@@ -83,6 +83,7 @@ def healthy(pool: RealPool) -> bool:
     return pool.run("status", "--healthcheck").code == 0
 
 
+@pytest.mark.capability
 def test_container_reaps_orphans_and_ends_with_the_ordered_status(
     pool: RealPool, contain: Any, until: Any
 ) -> None:

@@ -87,6 +87,7 @@ def page(real_pool: RealPool, until: Until) -> Page:
     return Page(real_pool, until)
 
 
+@pytest.mark.capability
 def test_page_is_served_after_a_start_and_ends_with_the_pool(page: Page) -> None:
     page.start()
     token = page.token()

@@ -64,6 +64,7 @@ def asked_all_the_time(port: int) -> Iterator[list[Exception]]:
     assert count > 0
 
 
+@pytest.mark.capability
 def test_a_killed_worker_is_replaced_and_connections_wait(pool: RealPool, until: Any) -> None:
     ports = pool.write_hello("a", "b")
     pool.ok("start")
@@ -151,6 +152,7 @@ def test_a_killed_logger_is_replaced_and_loses_nothing(pool: RealPool, until: An
     assert is_alive(helper(pool, "logs"))
 
 
+@pytest.mark.capability
 def test_a_killed_supervisor_is_replaced_and_adopts_everything(pool: RealPool, until: Any) -> None:
     ports = pool.write_hello("a", "b", "c")
     pool.ok("start", "a", "b")

@@ -40,6 +40,7 @@ def kill_keeper(pool: RealPool) -> int:
     return keeper
 
 
+@pytest.mark.capability
 def test_servers_serve_on_with_their_processes(pool: RealPool, until: Any) -> None:
     ports = pool.write_hello("a", "b", "c", extra="workers = 2")
     pool.ok("start", "a", "b")

@@ -54,6 +54,7 @@ def asked(port: int, accept: str = "text/plain") -> tuple[str, bytes]:
     return kind, body
 
 
+@pytest.mark.capability
 def test_every_format_and_every_way_tell_the_same(pool: RealPool, exposed: int) -> None:
     for _ in range(3):
         get(pool.ports["web"])

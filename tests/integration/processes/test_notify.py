@@ -51,6 +51,7 @@ def told(pool: RealPool) -> list[tuple[str, str]]:
     return [(event["event"], event["receiver"]) for event in map(json.loads, lines)]
 
 
+@pytest.mark.capability
 def test_every_receiver_is_notified_of_a_problem_and_its_end_and_no_secret_is_shown(
     real_pool: RealPool, there: Receiver
 ) -> None:

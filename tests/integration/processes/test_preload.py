@@ -86,6 +86,7 @@ def asked(port: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.capability
 def test_servers_that_are_alike_share_one_import_and_no_randomness_of_the_standard_library(
     pool: RealPool, free_port: Any
 ) -> None:

@@ -105,6 +105,7 @@ def suppressed_get(port: int, path: str) -> None:
         get(port, path, timeout_seconds=30)
 
 
+@pytest.mark.capability
 def test_a_worker_whose_loop_is_stuck_is_replaced_and_its_end_is_reported(real_pool: RealPool) -> None:
     port = begin(real_pool, f'stop_timeout = "300ms"\nrecovery = {{ strategy = "replace", {QUICK} }}')
     before = pid_of(real_pool)

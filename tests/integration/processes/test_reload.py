@@ -208,6 +208,7 @@ def served_certificate(port: int) -> str:
         return ssl.DER_cert_to_PEM_cert(secured.getpeercert(binary_form=True) or b"")
 
 
+@pytest.mark.capability
 def test_a_renewed_certificate_is_served_by_the_same_process(
     pool: RealPool, until: Callable[..., Any]
 ) -> None:

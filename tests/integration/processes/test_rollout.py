@@ -142,6 +142,7 @@ def test_canary_that_is_worse_is_withdrawn_and_the_others_lose_nothing(pool: Rea
     pool.ok("stop")
 
 
+@pytest.mark.capability
 def test_canary_as_good_as_the_others_is_promoted_and_no_request_fails(pool: RealPool) -> None:
     port = claim_port()
     write(pool, port)

@@ -35,6 +35,7 @@ def changes(pool: RealPool) -> list[tuple[int, int]]:
     return [(each["before"], each["after"]) for each in events(pool) if each["event"] == "workers"]
 
 
+@pytest.mark.capability
 def test_workers_follow_the_load_there_and_back_and_no_request_fails(pool: RealPool) -> None:
     root = Path(__file__).parents[3]
     pool.write_hello("web", extra=f'app_dir = "{root}"\nscale = {{ {SCALE} }}')

@@ -74,6 +74,7 @@ def test_a_server_that_may_sleep_starts_asleep_and_is_woken_by_a_request(pool: R
     assert (item["state"], item["ready"], len(item["pids"])) == ("running", True, 1)
 
 
+@pytest.mark.capability
 def test_server_falls_asleep_again_without_traffic_and_has_no_process(shared_pool: RealPool) -> None:
     port = write(shared_pool, SLEEPS)
     shared_pool.write("hello.py", "import os\n" + HELLO_APP.replace('scope["server"][1]', "os.getpid()"))

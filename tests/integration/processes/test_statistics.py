@@ -47,6 +47,7 @@ def ready_anew(pool: RealPool, before: list[int]) -> bool:
     return bool(item["ready"]) and len(item["pids"]) == len(before) and not set(item["pids"]) & set(before)
 
 
+@pytest.mark.capability
 def test_totals_outlive_workers_restarts_and_the_supervisor(pool: RealPool) -> None:
     port = pool.write_hello("web", extra="workers = 2")["web"]
     pool.write("hello.py", APP)

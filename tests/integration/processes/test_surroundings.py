@@ -117,6 +117,7 @@ def test_variables_of_the_interpreter_are_honoured(report: Any, pool: RealPool, 
     assert values[0] == int(expected.stdout)
 
 
+@pytest.mark.capability
 def test_a_server_runs_as_its_user_with_nothing_of_roots(report: Any, pool: RealPool) -> None:
     pool.open_to_all()
     found = report(user="nobody")

@@ -34,6 +34,7 @@ def systemd(pool: RealPool) -> Iterator[NotifySocket]:
     receiver.close()
 
 
+@pytest.mark.capability
 def test_ready_is_said_when_the_last_server_has_answered(pool: RealPool, systemd: NotifySocket) -> None:
     pool.write_hello("quick", "late")
     pool.write("slow.py", LATE + (pool.directory / "hello.py").read_text())

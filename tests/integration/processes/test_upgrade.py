@@ -59,6 +59,7 @@ def facts(pool: RealPool) -> dict[str, Any]:
     return {name: (item["pids"], item["state"], item["restarts"]) for name, item in pool.items().items()}
 
 
+@pytest.mark.capability
 def test_pool_goes_on_under_the_new_version_unnoticed_by_clients(pool: RealPool, newer: Path) -> None:
     root = Path(__file__).parents[3]
     pool.write_hello("users", "orders", extra=f'app_dir = "{root}"\nenv = {{ LEVEL = "info" }}')
