@@ -12,7 +12,7 @@ from tests.certificates import certificate
 from tests.http_get import get
 from tests.real_pool import HELLO_APP, RealPool
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.unmeasured
 
 GATEWAY = """
 [gateway]

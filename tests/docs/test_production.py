@@ -9,7 +9,7 @@ import pytest
 
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.unmeasured
 
 PAGE = (Path(__file__).parents[2] / "docs/production.md").read_text()
 

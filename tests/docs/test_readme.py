@@ -16,7 +16,7 @@ import pytest
 from poolctl import PoolConfig
 from tests.real_pool import RealPool
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.unmeasured
 
 README = Path(__file__).parents[2] / "README.md"
 
