@@ -262,6 +262,13 @@ def waits_for_events(pid: int) -> bool:
     return found == 1
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process, or a child of it, is stopped by a signal, as by SIGSTOP (proc(5), stat); not by a debugger."""
+    children = _read_quietly(f"/proc/{pid}/task/{pid}/children").split()
+    stats = (_read_quietly(f"/proc/{each}/stat").rpartition(b")")[2] for each in (pid, *map(int, children)))
+    return any(fields.split()[:1] == [b"T"] for fields in stats)
+
+
 def status_of(pid: int) -> dict[bytes, bytes]:
     """What the kernel says of a process (proc(5), status): State, SigCgt …; empty when there is no such process."""
     rows = _read_quietly(f"/proc/{pid}/status").splitlines()

@@ -30,6 +30,7 @@ from .runner_workers import RunnerWorkers
 from .server_sockets import AdoptionPairs, QueuedConnections, Sockets
 from .spawn.app_zygotes import AppZygotes, ImportLimit
 from .spawn.forking import Forker
+from .spawn.stopped_zygotes import StoppedZygotes
 from .spawn.zygotes import Source, Zygotes
 from .takeover import Adopter, WorkerAdoption, inherited, reports_of, take_over
 from .tallies import Tallies
@@ -68,6 +69,9 @@ class LocalRunner:
         self.zygotes = Zygotes(keeper, self.children, directory)
         self.output = Output(keeper, directory, logs_directory, self, orphanage)
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
+        self._stopped = StoppedZygotes(
+            self.children, lambda: (*self.zygotes.processes, *self.app_zygotes.processes)
+        )
         self.sockets = Sockets(keeper)
         self._passed = PassedPairs()
         self.adoptions = AdoptionPairs(keeper, self._passed)
@@ -352,6 +356,7 @@ class LocalRunner:
 
     async def aclose(self) -> None:
         """See Runner."""
+        self._stopped.close()
         await asyncio.gather(*(self.stop(worker.placement, 0) for worker in list(self._workers.values())))
         self.sleeping.close_all()
         await self.adoptions.close_all()

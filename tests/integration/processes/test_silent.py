@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from poolctl.keeper.keeper_exit import ALONE_SECONDS, ANSWER_SECONDS
+from poolctl.runners.local.spawn.zygotes import SILENT_SECONDS
 from tests.http_get import get
-from tests.processes import is_alive
+from tests.integration.processes.test_deaths import helper
+from tests.processes import children, is_alive
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.unmeasured
@@ -48,3 +50,19 @@ def test_a_keeper_that_gets_no_answer_ends_the_pool_itself_and_in_time(pool: Rea
     os.kill(info["keeper_pid"], signal.SIGTERM)
     until(lambda: not pool.processes(), timeout_seconds=ANSWER_SECONDS + ALONE_SECONDS + 5)
     assert time.monotonic() - began >= ANSWER_SECONDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", ["itself", "the child that waits for a request"])
+def test_stopped_zygote_is_killed_before_a_worker_is_needed(pool: RealPool, until: Any, stopped: str) -> None:
+    pool.write_hello()
+    pool.ok("start")
+    zygote = helper(pool, "zygote")
+    victim = zygote if stopped == "itself" else until(lambda: (children(zygote) or [0])[0])
+    os.kill(victim, signal.SIGSTOP)
+    until(lambda: not is_alive(zygote) and not is_alive(victim), timeout_seconds=25)
+    (worker,) = pool.items()["web"]["pids"]
+    began = time.monotonic()
+    pool.ok("restart", "web")
+    assert time.monotonic() - began < SILENT_SECONDS, "no fork waits for it"
+    assert pool.items()["web"]["pids"] != [worker]
