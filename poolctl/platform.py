@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LINUX = sys.platform.startswith("linux")
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PIDFD_GETFD = 438  # the same on every architecture
 _SPLICE_F_NONBLOCK = 2
@@ -43,6 +44,16 @@ def become_subreaper() -> None:
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def continue_when_parent_ends() -> None:
+    """Have the kernel send this process SIGCONT when its parent ends (prctl(2), PR_SET_PDEATHSIG). Never fails.
+
+    A process that is stopped then runs again; one that runs notices nothing.
+    """
+    from signal import SIGCONT
+
+    _c_library().prctl(_PR_SET_PDEATHSIG, int(SIGCONT), 0, 0, 0)
 
 
 def name_process(name: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from poolctl import bootstrap
 from poolctl.control.pool_paths import make_private, state_dir
 from poolctl.keeper import fd_store, wire
-from poolctl.platform import release_freed_memory
+from poolctl.platform import continue_when_parent_ends, release_freed_memory
 from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.process_link import LinkLost, Receiver
 
@@ -80,6 +80,9 @@ class Supervisor(Receiver):
         self._begun = True
         if self._terminating:
             self._terminate()
+        # If this process is stopped, the keeper would continue or replace it. When the keeper is killed meanwhile, nobody
+        # is left who could.
+        continue_when_parent_ends()
         # From now on the keeper can be replaced from what is known here.
         with contextlib.suppress(LinkLost):
             await keeper.complete()

@@ -172,6 +172,19 @@ def test_worker_that_died_unobserved_is_replaced(pool: RealPool, until: Any) -> 
     assert get(port).status == 200
 
 
+def test_stopped_supervisor_goes_on_when_its_keeper_is_killed_and_sleepers_wake(
+    pool: RealPool, until: Any
+) -> None:
+    ports = pool.write_hello("web", extra='scale = { min = 0, idle = "1h" }')
+    pool.ok("start")
+    info = pool.info()
+    os.kill(info["supervisor_pid"], signal.SIGSTOP)
+    until(lambda: stat(info["supervisor_pid"]).state == "T")
+    os.kill(info["keeper_pid"], signal.SIGKILL)
+    assert get(ports["web"], timeout_seconds=10).status == 200
+    whole_again(pool, until, info["keeper_pid"])
+
+
 def test_programs_go_on_and_what_is_printed_is_kept(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
     pool.write("chatty.py", CHATTY)
