@@ -80,8 +80,7 @@ class Supervisor(Receiver):
         self._begun = True
         if self._terminating:
             self._terminate()
-        # If this process is stopped, the keeper would continue or replace it. When the keeper is killed meanwhile, nobody
-        # is left who could.
+        # The keeper would continue or replace this process if it were stopped, but the keeper may be killed meanwhile.
         continue_when_parent_ends()
         # From now on the keeper can be replaced from what is known here.
         with contextlib.suppress(LinkLost):
