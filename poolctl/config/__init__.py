@@ -55,8 +55,8 @@ __all__ = [
     "leave_out_plugins", "load", "longest_stop_seconds", "marks_of", "masked", "masked_text", "merged",
     "missing_file", "missing_program", "named_addresses", "names_cover", "no_certificate", "open_files_needed",
     "pool_variables", "problem_of", "read_regular", "referenced_variables", "registration_of", "relocated",
-    "routes_of", "shown", "stamp_of", "start_options", "table_text", "value_text", "values_of", "variables_named_in",
-    "with_registrations",
+    "routes_of", "shown", "stamp_of", "start_options", "table_text", "users_of", "value_text", "values_of",
+    "variables_named_in", "with_registrations",
 ]
 # fmt: on
 _MODULES = {
@@ -83,7 +83,7 @@ _MODULES = {
     "model.operator_table": "OperatorTable",
     "model.proxmox_table": "ProxmoxTable",
     "rules.registrations": "RegisteredBackend Registration registration_of with_registrations",
-    "rules.routes": "AnyRoute routes_of",
+    "rules.routes": "AnyRoute routes_of users_of",
     "values.secrets": "MASK masked masked_text values_of",
     "model.section": "Section Table",
     "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Scale TLSConfig Triggers",

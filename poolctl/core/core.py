@@ -181,6 +181,11 @@ class Core:
         self._executor.perform(entry, Stop(worker.id))
         self.touch(entry)
 
+    def kill(self, entry: Entry, worker: Worker) -> None:
+        """End this one worker at once; another one replaces it when it has ended."""
+        self._executor.kill(entry, worker)
+        self.touch(entry)
+
     def begin_recovery(
         self, entry: Entry, report: Table, times: dict[str, list[float]], *, counts: bool
     ) -> None:

@@ -7,6 +7,7 @@ to a worker; the proxy serves everything else. A TLS connection is passed by the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from typing import Any
@@ -175,7 +176,12 @@ class GivenBack:
             close_promptly(sock.detach())
             return
         client = peer[0] if isinstance(peer, tuple) else ""
-        if is_new and not self._has_room(sock):
+        if is_new and first != _TLS_HANDSHAKE and not self._edge.workers_keep:
+            # A worker may have kept a duplicate, and would read requests for another user's server.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            close_promptly(sock.detach())
+        elif is_new and not self._has_room(sock):
             self._refuse(sock, first)
         elif first == _TLS_HANDSHAKE:
             _begin(TlsConnection(self._edge, sock, client, ""), seconds)

@@ -51,6 +51,8 @@ class Edge:
         self.draining = False  # no new connection is accepted; answers on open ones close them
         self._on_drain: list[Callable[[], None]] = []
         self.table = _empty_table()
+        # Whether workers may have connections without TLS; those that come back otherwise are ended.
+        self.workers_keep = True
         # Has the supervisor wake a server that sleeps, without a request to it. Never blocks.
         self.wake: Callable[[str], None] = lambda server: None
         self.hosts = HostManager(self.loop.time)

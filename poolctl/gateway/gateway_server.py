@@ -222,6 +222,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         finally:
             os.close(fd)
         before, self.edge.table = self.edge.table, table
+        self.edge.workers_keep = bool(message.get("keeps", True))
         self._apply_soon(routes=True)
         before.close()
 

@@ -8,12 +8,17 @@ as another user's as soon as the pool's servers have several users.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from .match import DEFAULT, host_pattern
-from .route import Route
+from ..frozen_value import Value
+from .match import DEFAULT, EXACT, HostPattern, host_pattern
+from .route import Route, passable
 
 NO_ROUTE = "requests without a route"
+CHANGING = (
+    "connections that it has passed are ended, as later requests on them would be for another user's server"
+)
 
 
 def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
@@ -21,7 +26,7 @@ def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
 
     `users` has the user of each server of the pool by its name, whether a route leads to it or not.
     """
-    if len(set(users.values())) <= 1:
+    if _only(users.values()) is not None:
         return [each.but(other_user="", other_user_tls="") if each.other_user else each for each in routes]
     first = _first_of_each_user(routes, users)
     found: list[Route] = []
@@ -62,3 +67,110 @@ def _listed(users: Mapping[str, str]) -> str:
     for server, user in users.items():
         first.setdefault(user, f"{server} ({user})")
     return " and ".join(first.values())
+
+
+class KeptHost(Value):
+    """A host whose TLS connections a server has, and the hosts within it whose requests are for other users."""
+
+    host: str
+    server: str
+    user: str
+    others: tuple[str, ...] = ()
+
+
+class Kept(Value):
+    """The connections that workers may have kept: those without TLS of servers of one user, and those of hosts."""
+
+    user: str = ""
+    servers: tuple[str, ...] = ()
+    hosts: tuple[KeptHost, ...] = ()
+
+    def with_earlier(self, earlier: Kept, users: Mapping[str, str]) -> Kept:
+        """These, and earlier ones that were not ended, of the servers that there still are."""
+        servers = dict.fromkeys((*self.servers, *(earlier.servers if self.user == earlier.user else ())))
+        known = {(each.host, each.server) for each in self.hosts}
+        hosts = [each for each in earlier.hosts if (each.host, each.server) not in known]
+        return Kept(
+            user=self.user,
+            servers=tuple(each for each in servers if each in users),
+            hosts=(*self.hosts, *(each for each in hosts if users.get(each.server) == each.user)),
+        )
+
+    def without(self, servers: Collection[str]) -> Kept:
+        """These, after those of these servers were ended."""
+        return Kept(
+            user=self.user,
+            servers=tuple(each for each in self.servers if each not in servers),
+            hosts=tuple(each for each in self.hosts if each.server not in servers),
+        )
+
+    def ended_by(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
+        """The servers whose connections must be ended before the routes of `after`, and these users, are in force."""
+        found = set(self.servers if self.servers and self.user != after.user else ())
+        only = _only(users.values())
+        stay = {(each.host, each.user): set(each.others) for each in after.hosts}
+        for each in self.hosts:
+            others = stay.get((each.host, each.user))
+            if each.user != only and (others is None or others - set(each.others)):
+                found.add(each.server)
+        return frozenset(found)
+
+
+def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: Collection[str]) -> Kept:
+    """The connections that workers may keep by these routes, of which `separated` was asked.
+
+    `secure` are the servers that speak TLS.
+    """
+    only = _only(users.values())
+    user = only if only is not None else _only(_first_of_each_user(routes, users))
+    servers = {target.server: None for each in routes if passable(each) for target in each.to}
+    within = [each for each in routes if passable(each, tls=True) and _all_within(each, secure)]
+    hosts: list[KeptHost] = []
+    places = _users_of_hosts(routes, users) if within and only is None else {}
+    for route in within:
+        pattern = host_pattern(route.host)
+        own = users.get(route.to[0].server, "")
+        others = _others_within(pattern, own, places) if places else ()
+        for server in dict.fromkeys(target.server for target in route.to):
+            hosts.append(KeptHost(host=pattern.key, server=server, user=own, others=others))
+    return Kept(user=user or "", servers=tuple(servers) if user else (), hosts=tuple(hosts))
+
+
+def ending(routes: Iterable[Route], servers: Collection[str]) -> list[Route]:
+    """The routes, of which none to one of these servers passes a connection any more."""
+    return [
+        each.but(other_user=CHANGING, other_user_tls=CHANGING)
+        if any(target.server in servers for target in each.to)
+        else each
+        for each in routes
+    ]
+
+
+def _only(users: Iterable[str]) -> str | None:
+    """The one user, if there is only one; "" where there is none."""
+    found = set(users)
+    return next(iter(found), "") if len(found) <= 1 else None
+
+
+def _all_within(route: Route, secure: Collection[str]) -> bool:
+    return all(target.server in secure for target in route.to)
+
+
+def _users_of_hosts(routes: Iterable[Route], users: Mapping[str, str]) -> dict[HostPattern, set[str]]:
+    """Whose the requests of each host pattern may be; "" for no user."""
+    found: defaultdict[HostPattern, set[str]] = defaultdict(set)
+    for route in routes:
+        found[host_pattern(route.host)] |= {users.get(target.server, "") for target in route.to} or {""}
+    return found
+
+
+def _others_within(
+    pattern: HostPattern, user: str, places: Mapping[HostPattern, set[str]]
+) -> tuple[str, ...]:
+    """The host patterns that take requests of this one's hosts before it, or with it, for another user."""
+    if pattern.tier == EXACT:
+        near: Iterable[HostPattern] = [pattern]
+    else:
+        # More than those that overlap: an end too many costs its clients a new connection.
+        near = [each for each in places if each.tier <= pattern.tier]
+    return tuple(sorted(each.key for each in near if places.get(each, set()) - {user}))

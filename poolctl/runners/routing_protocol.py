@@ -66,6 +66,10 @@ class Routing(Protocol):
         """
         ...
 
+    def take_back(self, servers: Collection[str]) -> None:
+        """Give the gateway what waits in the pairs of these servers, by name. Does not block."""
+        ...
+
     async def confirmed(self, limit_seconds: float) -> list[str]:
         """Return once every worker decides by the last table; the servers of those that have not said so in time."""
         ...

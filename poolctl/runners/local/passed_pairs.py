@@ -88,6 +88,11 @@ class PassedPairs:
             if self._give_back is not None:
                 _move(take, self._give_back)
 
+    def take_back(self, take: socket.socket) -> None:
+        """Give the gateway what waits in this pair."""
+        if self._give_back is not None:
+            _move(take, self._give_back)
+
     def retire(self, key: str, give: socket.socket, take: socket.socket) -> None:
         """Close a pair that another one has replaced, in the background."""
         if not self.uses(key):

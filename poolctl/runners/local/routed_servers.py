@@ -64,6 +64,13 @@ class RoutedServers:
             if worker.server.name in before ^ self._aside:
                 self.inform(worker)
 
+    def take_back(self, servers: Collection[str]) -> None:
+        """See Routing."""
+        for key, name in self._names.items():
+            take = self._adoptions.left(key)
+            if name in servers and take is not None:
+                self._passed.take_back(take)
+
     async def confirmed(self, limit_seconds: float) -> list[str]:
         """See Routing."""
         waiting = {worker: it for worker in self._workers.values() if (it := worker.unconfirmed) is not None}

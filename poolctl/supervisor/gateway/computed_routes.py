@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from poolctl.config import (
@@ -18,10 +19,13 @@ from poolctl.config import (
     Tables,
     masked,
     routes_of,
+    users_of,
     with_registrations,
 )
+from poolctl.platform import replace_file
 from poolctl.routing.route import ExcludedRoute, Header, Route, StreamRoute
 from poolctl.routing.route_table import write_table
+from poolctl.routing.separation import Kept, ending, kept_connections
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Descriptor
 
@@ -34,12 +38,18 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class RouteSet(NamedTuple):
-    """All routes of a pool, and the names of the servers that they lead to."""
+    """All routes of a pool, the names of the servers that they lead to, and the connections that workers may keep."""
 
     http: tuple[Route, ...] = ()
     streams: tuple[StreamRoute, ...] = ()
     excluded: tuple[ExcludedRoute, ...] = ()
     servers: frozenset[str] = frozenset()
+    kept: Kept = Kept()
+
+    def ending(self, servers: frozenset[str]) -> RouteSet:
+        """The same, while the connections that these servers have kept are ended."""
+        user = "" if servers.intersection(self.kept.servers) else self.kept.user
+        return self._replace(http=tuple(ending(self.http, servers)), kept=self.kept.but(user=user))
 
     @property
     def served(self) -> list[Route | StreamRoute]:
@@ -51,10 +61,20 @@ class ComputedRoutes:
     """Computes routes and table in a thread, one computation at a time; `changed` is called with each new table.
 
     `registered` gives the services that have registered as backends; after a change of these, call `again`.
+    Before a table in which a connection that a worker has kept may lead to another user's server, `end_kept` ends the
+    connections of these servers; `path` is the file that tells the next supervisor of kept connections.
     Generations rise over supervisors and keepers too: workers and gateways that outlive both know older ones.
     """
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        changed: Callable[[], None],
+        end_kept: Callable[[frozenset[str]], Awaitable[None]],
+        path: str,
+    ) -> None:
+        self._end_kept = end_kept
+        self._path = path
+        self._kept: Kept | None = None  # what workers may have, also by earlier tables; None: not read yet
         self.routes = RouteSet()
         self.generation = 0
         self.table: Descriptor | None = None
@@ -148,43 +168,53 @@ class ComputedRoutes:
             computed.set()
 
     async def _compute_once(self, source: Callable[[], tuple[Sequence[ServerConfig], Tables]]) -> None:
-        generation = max(self.generation + 1, time.time_ns() // 1_000_000)
         before = self.routes if self.table is not None else None
         try:
-            work = functools.partial(
-                _computed, *source(), self.registered(), generation, before, masks=bool(self._followers)
-            )
-            routes, fd, masked_fd = await in_daemon_thread(work, undo=_discard)
+            servers, tables = source()
+            work = functools.partial(_computed, servers, tables, self.registered())
+            routes = await in_daemon_thread(work)
+            if routes != before:
+                await self._make_way(routes, users_of(servers))
+                await self._publish(routes)
         except Exception as error:
             logger.exception("the route table could not be made")
             self.problem = f"its route table cannot be made: {error}"
             return
         self.problem = ""
-        if fd is not None:
-            outdated, self.table = self.table, Descriptor(fd)
-            self.routes, self.generation = routes, generation
-            if masked_fd is not None:
-                self._keep_masked(generation, masked_fd)
-            self._changed()
-            for follow in tuple(self._followers):
-                follow(generation)
-            if outdated is not None:
-                outdated.close()
+
+    async def _make_way(self, routes: RouteSet, users: Mapping[str, str]) -> None:
+        """End the kept connections that the next routes do not allow, and note those that they do."""
+        if self._kept is None:
+            self._kept = await in_daemon_thread(functools.partial(_read, self._path))
+        ended = self._kept.ended_by(routes.kept, users)
+        if ended:
+            await self._publish(self.routes.ending(ended))
+            await self._end_kept(ended)
+            self._kept = self._kept.without(ended)
+        kept = routes.kept.with_earlier(self._kept, users)
+        if kept != self._kept:
+            await in_daemon_thread(functools.partial(_write, self._path, kept))
+            self._kept = kept
+
+    async def _publish(self, routes: RouteSet) -> None:
+        """Put the table of these routes in force."""
+        generation = max(self.generation + 1, time.time_ns() // 1_000_000)
+        work = functools.partial(_written, routes, generation, masks=bool(self._followers))
+        fd, masked_fd = await in_daemon_thread(work, undo=_discard)
+        outdated, self.table = self.table, Descriptor(fd)
+        self.routes, self.generation = routes, generation
+        if masked_fd is not None:
+            self._keep_masked(generation, masked_fd)
+        self._changed()
+        for follow in tuple(self._followers):
+            follow(generation)
+        if outdated is not None:
+            outdated.close()
 
 
 def _computed(
-    servers: Sequence[ServerConfig],
-    tables: Tables,
-    registered: Sequence[RegisteredBackend],
-    generation: int,
-    before: RouteSet | None,
-    *,
-    masks: bool,
-) -> tuple[RouteSet, int | None, int | None]:
-    """The routes with the descriptors of their table and of the one without secrets, which `masks` asks for.
-
-    None for both when they are those from before.
-    """
+    servers: Sequence[ServerConfig], tables: Tables, registered: Sequence[RegisteredBackend]
+) -> RouteSet:
     http, streams, excluded = [], [], []
     for route in with_registrations(routes_of(servers, tables), servers, tables, registered):
         if isinstance(route, Route):
@@ -195,15 +225,34 @@ def _computed(
             excluded.append(route)
     targets = [*(each.to for each in http), *(each.to for each in streams)]
     names = frozenset(target.server for to in targets for target in to if target.server)
-    found = RouteSet(tuple(http), tuple(streams), tuple(excluded), names)
-    if found == before:
-        return found, None, None
-    fd = write_table(http, generation, streams=streams, excluded=excluded)
+    secure = {each.name for each in servers if each.tls}
+    kept = kept_connections(http, users_of(servers), secure)
+    return RouteSet(tuple(http), tuple(streams), tuple(excluded), names, kept)
+
+
+def _written(routes: RouteSet, generation: int, *, masks: bool) -> tuple[int, int | None]:
+    """The descriptors of the table, and of the one without secrets, which `masks` asks for."""
+    fd = write_table(routes.http, generation, streams=routes.streams, excluded=routes.excluded)
     try:
-        return found, fd, _masked_table(found, generation, os.dup(fd)) if masks else None
+        return fd, _masked_table(routes, generation, os.dup(fd)) if masks else None
     except BaseException:
         os.close(fd)
         raise
+
+
+def _read(path: str) -> Kept:
+    try:
+        with open(path, "rb") as file:
+            return Kept.from_json(json.load(file))
+    except FileNotFoundError:
+        return Kept()
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        logger.warning("cannot read which connections workers have kept: %s", error)
+        return Kept()
+
+
+def _write(path: str, kept: Kept) -> None:
+    replace_file(path, json.dumps(kept.to_json()).encode())
 
 
 def _masked_table(routes: RouteSet, generation: int, whole: int) -> int:
@@ -236,7 +285,7 @@ def _masked_header(header: Header, *, is_condition: bool) -> Header:
     return header.but(value=value if header.value else "")
 
 
-def _discard(found: tuple[RouteSet, int | None, int | None]) -> None:
-    for fd in found[1:]:
+def _discard(found: tuple[int, int | None]) -> None:
+    for fd in found:
         if fd is not None:
             os.close(fd)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from poolctl.config import Tables, engine_problem
+from poolctl.control.pool_paths import KEPT_CONNECTIONS
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
+from poolctl.core.worker_entry import Worker
 from poolctl.errors import ServerError
 from poolctl.gateway.settings import HAPROXY, ListenerSettings
 from poolctl.keeper import fd_store, wire
@@ -43,6 +46,8 @@ _SERVES_SECONDS = 10.0
 _IN_FORCE_SECONDS = 20.0
 # A connection to a canary is made at once.
 _ARRIVES_SECONDS = 0.05
+# For the keeper to reap a worker that was killed.
+_KILLED_SECONDS = 5.0
 # How often certificates are read again: other programs renew them.
 _RENEWAL_SECONDS = 30.0
 
@@ -63,13 +68,15 @@ class GatewayManager(SidecarManager):
         self.reports = GatewayReports(environment.keeper, core, events)
         self.reports.on_hosts = self._set_aside
         self._listeners = GatewayListeners(environment.keeper)
-        self._routes = ComputedRoutes(self._published)
+        kept = os.path.join(environment.directory, KEPT_CONNECTIONS)
+        self._routes = ComputedRoutes(self._published, self._end_kept, kept)
         self._servers = ServerReports(core, self._routes)
         self._own: tuple[socket.socket, socket.socket] | None = None  # give and take
         self._revision = -1
         self._current: GatewayPlan | None = None
         self._served: tuple[str, ...] = ()  # the addresses that the last event names
         self._orphans = OrphanSearch(environment.keeper, environment.directory)
+        self._ending_kept = ""  # the servers whose kept connections are being ended
         self._adopted = False
         self._renewal: asyncio.TimerHandle | None = None
         core.canaries.split = self
@@ -111,8 +118,10 @@ class GatewayManager(SidecarManager):
                 while not await self._is_in_force():
                     pass
         except TimeoutError:
-            why = "is still starting" if self._process is None else "does not answer"
-            return f"[gateway]: not everything is in force yet: its process {why}"
+            why = "its process is still starting" if self._process is None else "its process does not answer"
+            if self._ending_kept:
+                why = f"connections that workers of {self._ending_kept} have are ended first"
+            return f"[gateway]: not everything is in force yet: {why}"
         return ""
 
     async def _is_in_force(self) -> bool:
@@ -209,13 +218,63 @@ class GatewayManager(SidecarManager):
         if routing is None or table is None or self._own is None:
             return
         routes = RoutesForWorkers(self._routes.generation, table, self._own[0])
-        routing.set_aside(self.reports.set_aside)
+        routing.set_aside(self._aside)
         routing.publish(self._servers.configs, routes, self)
 
     def _set_aside(self) -> None:
         """Take passed connections back from the servers that get no traffic as hosts."""
         if (routing := self._core.runner.capabilities.routing) is not None:
-            routing.set_aside(self.reports.set_aside)
+            routing.set_aside(self._aside)
+
+    @property
+    def _aside(self) -> Collection[str]:
+        """The servers whose workers keep no connections without TLS, by name."""
+        routes = self._routes.routes
+        return self.reports.set_aside if routes.kept.user else routes.servers
+
+    async def _end_kept(self, servers: frozenset[str]) -> None:
+        """Return once no worker of these servers has a connection that was passed to it before.
+
+        What is given back is shut down in the gateway's process. What an application says of the rest proves nothing,
+        so the workers are replaced, and killed if they have not ended in time.
+        """
+        while (process := self.gateway) is not None:
+            try:
+                await process.performed()  # it passes nothing to them
+                break
+            except LinkLost:
+                await asyncio.wait([process.exited])
+        if (routing := self._core.runner.capabilities.routing) is not None:
+            routing.take_back(servers)
+        entries = [entry for each in sorted(servers) if (entry := self._core.entries.get(each)) is not None]
+        old = [(entry, worker) for entry in entries for worker in entry.workers.values()]
+        if not old:
+            return
+        names = ", ".join(dict.fromkeys(entry.name for entry, _ in old))
+        message = (
+            f"{names}: connections that the gateway has passed are ended, as servers of other users follow"
+        )
+        self._events.record("pool", "passed connections ended", message=message)
+        for entry in entries:
+            self._core.canaries.withdraw(entry)
+            self._core.renew(entry, entry.generation)
+        self._ending_kept = names
+        try:
+            async with asyncio.TaskGroup() as ending:
+                for entry, worker in old:
+                    ending.create_task(self._end(entry, worker))
+        finally:
+            self._ending_kept = ""
+
+    async def _end(self, entry: Entry, worker: Worker) -> None:
+        """Return when the worker has ended; it is killed if it takes longer than connections have to drain."""
+        task = worker.task
+        if task is None:
+            return
+        await asyncio.wait([task], timeout=worker.config.drain_timeout)
+        if not task.done():
+            self._core.kill(entry, worker)
+            await asyncio.wait([task], timeout=_KILLED_SECONDS)
 
     def _report(self, server: str) -> None:
         """Send the process facts on the server, if it has a route."""
@@ -326,7 +385,9 @@ class GatewayManager(SidecarManager):
         if self.inventory is not None:
             process.report_machines(self.inventory.starter.states)
         if self._routes.table is not None:
-            process.publish(self._routes.generation, self._routes.table)
+            process.publish(
+                self._routes.generation, self._routes.table, keeps=bool(self._routes.routes.kept.user)
+            )
         self._servers.forget_others(process)
         for key, listener in plan.listeners.items():
             if sockets := self._listeners.of(key):

@@ -96,9 +96,10 @@ class GatewayProcess(SidecarProcess):
         message = {"t": "certificate", "bind": bind, "names": list(names), "tls": tls}
         self._send(f"certificate {bind} {' '.join(names)}", mark, message, fds)
 
-    def publish(self, generation: int, table: HasDescriptor) -> None:
-        """Decide by this route table."""
-        self._send("table", generation, {"t": "table", "generation": generation}, [table])
+    def publish(self, generation: int, table: HasDescriptor, *, keeps: bool = True) -> None:
+        """Decide by this route table. `keeps`: workers may keep connections without TLS; otherwise these are ended."""
+        message = {"t": "table", "generation": generation, "keeps": keeps}
+        self._send("table", generation, message, [table])
 
     def serve(self, facts: ServerFacts, give: socket.socket | None) -> None:
         """Serve this server's routes as these facts say, passing connections through its pair if it has one."""

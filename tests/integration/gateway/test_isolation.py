@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 from contextlib import closing
 
 import pytest
@@ -57,6 +58,7 @@ name = "evil"
 bind = "127.0.0.1:{evil}"
 app = "evil:app"
 user = "nobody"
+drain_timeout = "1s"
 """
 
 
@@ -81,6 +83,11 @@ class TwoUsers:
     def stolen(self) -> str:
         """What evil has read from the connections that it kept."""
         return (self.pool.directory / "stolen").read_text()
+
+    def events(self) -> list[dict[str, str]]:
+        """What has happened in the pool."""
+        lines = self.pool.ok("events", "-o", "json", "-n", "all").stdout.splitlines()
+        return [json.loads(line) for line in lines]
 
     def ways(self) -> dict[str, tuple[str, str]]:
         """How each route's connections get to the server, and why."""
@@ -127,3 +134,44 @@ def test_pool_with_one_user_passes_everything(users: TwoUsers) -> None:
     users.write(GOODS_ROUTE + EVILS_ROUTE, user="nobody")
     users.pool.ok("start")
     assert {each[0] for each in users.ways().values()} == {"pass"}
+
+
+def test_connection_kept_by_a_worker_ends_before_another_users_route_is_in_force(users: TwoUsers) -> None:
+    users.write(EVILS_ROUTE)
+    users.pool.ok("start")
+    assert users.ways()["evil"][0] == "pass"
+    with closing(http.client.HTTPConnection("127.0.0.1", users.port, timeout=20)) as client:
+        assert ask(client, "/") == "evil"
+        assert ask(client, "/") == "stolen"
+        users.write(GOODS_ROUTE + EVILS_ROUTE)
+        users.pool.ok("reload")
+        assert ask(client, "/good") == "good"
+    assert "secret" not in users.stolen
+    assert {each[0] for each in users.ways().values()} == {"proxy"}
+    (event,) = [each for each in users.events() if each["event"] == "passed connections ended"]
+    assert (
+        event["message"]
+        == "evil: connections that the gateway has passed are ended, as servers of other users follow"
+    )
+
+
+def test_connection_kept_by_a_worker_ends_when_its_server_gets_another_user(users: TwoUsers) -> None:
+    users.write(GOODS_ROUTE + EVILS_ROUTE, user="nobody")
+    users.pool.ok("start")
+    with closing(http.client.HTTPConnection("127.0.0.1", users.port, timeout=20)) as client:
+        assert ask(client, "/") == "evil"
+        users.write(GOODS_ROUTE + EVILS_ROUTE)
+        users.pool.ok("reload")
+        assert ask(client, "/good") == "good"
+    assert "secret" not in users.stolen
+
+
+def test_connection_kept_by_a_worker_ends_before_a_service_registers(users: TwoUsers) -> None:
+    users.write(EVILS_ROUTE)
+    users.pool.ok("start")
+    with closing(http.client.HTTPConnection("127.0.0.1", users.port, timeout=20)) as client:
+        assert ask(client, "/") == "evil"
+        url = f"http://127.0.0.1:{users.good}"
+        users.pool.ok("register", "good", "--to", url, "--path", "/good")
+        assert ask(client, "/good") == "good"
+    assert "secret" not in users.stolen

@@ -463,6 +463,27 @@ def test_given_back_connection_that_the_proxy_serves_keeps_its_bytes() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("received", [b"", HEAD])
+def test_given_back_connection_that_workers_must_not_keep_ends_for_every_duplicate(received: bytes) -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users")
+        client = await stage.connect(HEAD)
+        taken = await pair.take()
+        taken.recv(1000)
+        with taken.dup() as duplicate:
+            stage.edge.workers_keep = False
+            stage.give_back(taken, received)
+            taken.close()
+            assert await stage.read(client) == b""
+            with suppress(OSError):
+                client.sendall(HEAD)
+            with suppress(ConnectionResetError):  # for data that come now
+                assert await stage.read(duplicate) == b""
+
+    play(scene)
+
+
 @pytest.mark.parametrize("pieces", [1, 2, 40])
 def test_tls_connection_is_passed_by_the_name_in_its_client_hello(pieces: int) -> None:
     hello = client_hello("Users.example.com", ("h2", "http/1.1"))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 
 import pytest
 
 from poolctl.routing.route import Header, Route, Target, passable, proxy_reason
-from poolctl.routing.separation import separated
+from poolctl.routing.separation import Kept, ending, kept_connections, separated
 
 USERS = {"a": "ann", "a2": "ann", "b": "bob"}
 
@@ -96,3 +97,78 @@ def test_order_of_routes_decides_nothing() -> None:
         assert passed([each for each in order if each.alias != "b"], USERS) == [
             each.alias for each in order if each.alias != "b"
         ]
+
+
+def kept(*routes: Route, users: dict[str, str] = USERS, secure: Collection[str] = ()) -> Kept:
+    return kept_connections(separated(routes, users), users, secure)
+
+
+ONE_USER = dict.fromkeys(USERS, "ann")
+B = route("b", "b", path="/b")
+CHANGES = {
+    "another user's route": ([ANY], USERS, [ANY, B], USERS, {"a"}),
+    "a URL": ([ANY], USERS, [ANY, route("url", "http://x:1", path="/b")], USERS, {"a"}),
+    "no route for all any more": ([ANY], USERS, [route("any", "a", path="/a")], USERS, {"a"}),
+    "another user of its server": ([ANY], USERS, [ANY], {**USERS, "a": "bob"}, {"a"}),
+    "a second user in the pool": ([ANY, B], ONE_USER, [ANY, B], USERS, {"a", "b"}),
+    "a second user without a route": ([ANY], ONE_USER, [ANY], USERS, set()),
+    "a route of the same user": ([ANY], USERS, [ANY, route("a2", "a2", path="/b")], USERS, set()),
+    "the first user's route, where nothing is kept": ([B, ANY], USERS, [ANY], USERS, set()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(CHANGES))
+def test_change_ends_kept_connections_only_if_later_requests_may_lead_elsewhere(case: str) -> None:
+    before, users, after, users_after, ended = CHANGES[case]
+    assert kept(*before, users=users).ended_by(kept(*after, users=users_after), users_after) == ended
+
+
+A_HOST = route("a", "a", host="a.example.com")
+HOSTS = {
+    "another host": ([A_HOST], [A_HOST, route("b", "b", host="b.example.com")], set()),
+    "a path of the host": ([A_HOST], [A_HOST, route("b", "b", host="a.example.com", path="/b")], {"a"}),
+    "another server's host": ([A_HOST], [A_HOST.but(to=(Target(server="b"),))], {"a"}),
+    "a host that is gone": ([A_HOST], [], {"a"}),
+    "a host within a domain": (
+        [route("a", "a", host="*.example.com")],
+        [route("a", "a", host="*.example.com"), route("b", "b", host="b.example.com")],
+        {"a"},
+    ),
+    "a domain around the host": ([A_HOST], [A_HOST, route("b", "b", host="*.example.com")], set()),
+    "a host as before": (
+        [route("a", "a", host="*.example.com"), route("b", "b", host="b.example.com")],
+        [route("a", "a", host="*.example.com"), route("b", "b", host="b.example.com"), route("a2", "a2", host="x.org")],
+        set(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(HOSTS))
+def test_change_of_a_host_ends_what_a_server_has_kept_within_tls(case: str) -> None:
+    before, after, ended = HOSTS[case]
+    secure = set(USERS)
+    assert kept(*before, secure=secure).ended_by(kept(*after, secure=secure), USERS) == ended
+    one_user = kept(*before, users=ONE_USER, secure=secure)
+    assert one_user.ended_by(kept(*after, users=ONE_USER, secure=secure), ONE_USER) == set()
+
+
+def test_connections_of_a_route_that_is_gone_count_until_they_are_ended() -> None:
+    first = kept(route("any", "a"))
+    second = kept(route("any", "a2")).with_earlier(first, USERS)
+    third = kept(route("any", "a2"), route("b", "b", path="/b"))
+    assert second.ended_by(third, USERS) == {"a", "a2"}
+    assert second.without({"a", "a2"}).ended_by(third, USERS) == set()
+    assert second.with_earlier(second, {"a2": "ann"}).servers == ("a2",)
+
+
+def test_kept_connections_are_read_as_they_were_written() -> None:
+    found = kept(A_HOST, secure={"a"})
+    assert found.hosts
+    assert Kept.from_json(found.to_json()) == found
+
+
+def test_route_to_an_ending_server_passes_nothing() -> None:
+    first, second = ending([ANY, route("b", "b")], {"a"})
+    assert not passable(first)
+    assert not passable(first, tls=True)
+    assert passable(second)

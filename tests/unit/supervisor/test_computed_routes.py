@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import tempfile
 import time
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 from poolctl.config import MASK, GatewayConfig, RouteConfig, ServerConfig, StreamConfig, Tables
 from poolctl.routing.registry import TableRegistry
+from poolctl.routing.route import passable
 from poolctl.routing.route_table import RouteTable
 from poolctl.supervisor.gateway.computed_routes import ComputedRoutes
 
@@ -19,23 +22,35 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 20))
 
 
-def source(*names: str, route: str = "web") -> tuple[Sequence[ServerConfig], Tables]:
+def source(*names: str, route: str = "web", user: str = "root") -> tuple[Sequence[ServerConfig], Tables]:
+    """Servers of root's, of which the last one has this user."""
     servers = [
-        ServerConfig(name=name, bind=f"127.0.0.1:{8000 + n}", app="a:b") for n, name in enumerate(names)
+        ServerConfig(
+            name=name,
+            bind=f"127.0.0.1:{8000 + n}",
+            app="a:b",
+            user=user if name == names[-1] else "root",
+        )
+        for n, name in enumerate(names)
     ]
     return servers, Tables(gateway=GatewayConfig(), routes=(RouteConfig(to=(route,), alias="first"),))
 
 
 class Publisher:
-    def __init__(self) -> None:
+    def __init__(self, path: str = "") -> None:
         self.generations: list[int] = []
-        self.published = ComputedRoutes(self.changed)
+        self.path = path or os.path.join(tempfile.mkdtemp(), "kept.json")
+        self.published = ComputedRoutes(self.changed, self.end_kept, self.path)
+        self.ended: list[tuple[set[str], list[bool]]] = []  # with which routes may pass meanwhile
 
     def changed(self) -> None:
         self.generations.append(self.published.generation)
 
-    async def compute(self, *names: str, route: str = "web") -> None:
-        self.published.compute(lambda: source(*names, route=route))
+    async def end_kept(self, servers: frozenset[str]) -> None:
+        self.ended.append((set(servers), [passable(each) for each in self.published.routes.http]))
+
+    async def compute(self, *names: str, route: str = "web", user: str = "root") -> None:
+        self.published.compute(lambda: source(*names, route=route, user=user))
         await self.published.settled()
 
 
@@ -100,7 +115,7 @@ def test_changes_without_an_end_do_not_delay_those_that_came_before() -> None:
             route = next(names)
             publisher.published.compute(lambda: source("web", "other", route=route))
 
-        publisher.published = ComputedRoutes(change)
+        publisher.published = ComputedRoutes(change, publisher.end_kept, publisher.path)
         change()
         for _ in range(3):
             before = publisher.published.generation
@@ -132,7 +147,7 @@ def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header()
         return TableRegistry(lambda: table)
 
     async def work() -> None:
-        routes = ComputedRoutes(lambda: None)
+        routes = Publisher().published
         assert await routes.masked_table() is None
         registry = await masked_of(routes, secret, plain, gone)
         first = registry.http.get("first")
@@ -165,3 +180,46 @@ def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header()
     run(work())
     for each in opened:
         each.close()
+
+
+def test_kept_connections_are_ended_between_a_table_that_passes_none_and_the_next_one() -> None:
+    async def work() -> None:
+        publisher = Publisher()
+        await publisher.compute("web", "other")
+        await publisher.compute("web", "other", user="nobody")
+        assert publisher.ended == []  # all requests, those without a route too, are still for root's server
+        await publisher.compute("other", "web", user="nobody")
+        assert publisher.ended == [({"web"}, [False])]
+        assert len(publisher.generations) == len(set(publisher.generations)) == 3
+        publisher.published.close()
+
+    run(work())
+
+
+def test_next_supervisor_ends_connections_that_were_kept_before() -> None:
+    async def work() -> None:
+        first = Publisher()
+        await first.compute("web", "other")
+        first.published.close()
+        second = Publisher(first.path)
+        await second.compute("other", "web", user="nobody")
+        assert second.ended == [({"web"}, [])]
+        second.published.close()
+        third = Publisher(first.path)
+        await third.compute("other", "web", user="nobody")
+        assert third.ended == []
+        third.published.close()
+
+    run(work())
+
+
+def test_file_of_kept_connections_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "kept.json").write_text("[")
+
+    async def work() -> None:
+        publisher = Publisher(str(tmp_path / "kept.json"))
+        await publisher.compute("web")
+        assert publisher.published.problem == ""
+        publisher.published.close()
+
+    run(work())
