@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
-from poolctl.address import parse
 from poolctl.config.model.gateway_tables import RouteConfig
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.section import Table, field, required, validated
 from poolctl.config.model.server_sections import Probe
-from poolctl.config.rules.route_checks import is_own_address
 from poolctl.config.rules.routes import AnyRoute, made_route, with_separation
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.plain import BadValue
@@ -59,11 +57,6 @@ class Registration(Table):
     def has_place(self) -> bool:
         """Whether it names the host or the path of a route of its own."""
         return self.host is not None or self.path is not None
-
-    def problem(self, tables: Tables) -> str:
-        """Why these tables forbid it, whatever their routes are; "" if they do not."""
-        binds = [parse(each.bind) for each in tables.gateway.bind] if tables.gateway else []
-        return f"{self.to} is an address of the gateway itself" if is_own_address(self.to, binds) else ""
 
 
 def registration_of(given: dict[str, Tree], findings: list[Finding]) -> Registration | None:

@@ -86,6 +86,8 @@ _LONGEST_NAME = 200
 def _url(text: str) -> str:
     if ":" not in text or text.startswith("tag:"):
         raise BadValue(f"{printable(text[:60])!r} is no URL", URL_ALLOWED)
+    if not text.isprintable():
+        raise BadValue(f"{shown(text)} holds a control character", URL_ALLOWED)
     return text
 
 

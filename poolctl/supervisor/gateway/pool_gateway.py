@@ -94,7 +94,10 @@ class PoolGateway:
 
             # Before the first route table, which would take them out.
             self._services = await saved_registrations(
-                self._environment.keeper, self._environment.directory, core.clock
+                self._environment.keeper,
+                self._environment.directory,
+                self._environment.state_directory,
+                core.clock,
             )
         self._environment.configuration.follow(self._follow, every_reload=True)
 
@@ -110,7 +113,13 @@ class PoolGateway:
             services = self._services or Registrations(self._core.clock)
             keeper, directory = self._environment.keeper, self._environment.directory
             self._registrations = RegistrationManager(
-                self._manager, self._core.clock, self._events, keeper, directory, services
+                self._manager,
+                self._core.clock,
+                self._events,
+                keeper,
+                directory,
+                self._environment.state_directory,
+                services,
             )
             self._registrations.add_to(self._verbs)
             self._routes = GatewayVerbs(self._manager, self._core, self._totals, services)

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from poolctl.clock import Clock
-from poolctl.config import Finding, Registration, registration_of
+from poolctl.config import Finding, Registration, Tables, registration_of
 from poolctl.control.answers import Result, failure
 from poolctl.control.gateway_answers import RegistrationsResult
 from poolctl.errors import PoolParamError, PoolValidateError
@@ -25,9 +25,10 @@ from poolctl.frozen_value import Table
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.exposition import Family
-from poolctl.platform import read_file, sealed_file
+from poolctl.platform import read_file, replace_file, sealed_file
 from poolctl.routing.registration_report import FAILING, SILENT, STARTING
 from poolctl.routing.route import REGISTRATION
+from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Link, LinkLost
 
 from ..observers.pool_metrics import family_of
@@ -35,6 +36,7 @@ from ..verbs.verb import Call
 from ..verbs.verbs import Verbs
 from .gateway_manager import GatewayManager
 from .registration_probes import RegistrationProbes
+from .registration_targets import HINT, target_problem
 from .registrations import (
     REFRESHED,
     REGISTERED,
@@ -46,29 +48,51 @@ from .registrations import (
 
 # Options of every request, not of the service.
 _OF_REQUESTS = ("timeout", "progress", "wait")
+# In the state directory, from a stop to the next start.
+_FILE = "stopped-registrations.json"
 # Heartbeats are saved so often; a successor gives each service some time for another one.
 _SAVE_SECONDS = 1.0
 _PERFORMED_SECONDS = 5.0
+_RESOLVED_SECONDS = 5.0
 _AT_ONCE = 100
 
 logger = logging.getLogger("poolctl.supervisor")
 
 
-async def saved_registrations(keeper: Link, directory: str, clock: Clock) -> Registrations:
-    """The services that the previous supervisor had; of one that was killed with its keeper, from its file."""
+async def saved_registrations(
+    keeper: Link, directory: str, state_directory: str, clock: Clock
+) -> Registrations:
+    """The services that the previous supervisor had.
+
+    Of one that was killed with its keeper they are in a file of the runtime directory, of a pool that was stopped in
+    one of the state directory, which is removed: it holds for one start.
+    """
     services = Registrations(clock)
     _, fds = await keeper.call({"op": "get", "name": fd_store.REGISTRATIONS})
+    stopped = _take_stopped(state_directory)
     if fds:
         content = read_file(fds[0])
         os.close(fds[0])
-        saved = json.loads(content)
-    else:
-        saved = rendezvous.read_desired(directory, rendezvous.REGISTRATIONS).get("services") or ()
-    for number, each in enumerate(saved):
-        services.restore(each, whole=not fds)
+        saved, stopped = json.loads(content), []
+    elif saved := rendezvous.read_desired(directory, rendezvous.REGISTRATIONS).get("services") or ():
+        stopped = []
+    for number, each in enumerate(saved or stopped):
+        services.restore(each, whole=not fds, stopped=bool(stopped))
         if number % _AT_ONCE == _AT_ONCE - 1:
             await asyncio.sleep(0)
     return services
+
+
+def _take_stopped(state_directory: str) -> list[Table]:
+    """What `save_for_next_start` has left."""
+    path = os.path.join(state_directory, _FILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        os.unlink(path)
+    except (OSError, ValueError):
+        return []
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
 class RegistrationManager:
@@ -81,6 +105,7 @@ class RegistrationManager:
         events: Events,
         keeper: Link,
         directory: str,
+        state_directory: str,
         services: Registrations,
     ) -> None:
         self.services = services
@@ -89,6 +114,7 @@ class RegistrationManager:
         self._events = events
         self._keeper = keeper
         self._directory = directory
+        self._state_directory = state_directory
         self._probes = RegistrationProbes(self._probed)
         self._records: dict[Key, bytes] = {}
         self._expiry: asyncio.TimerHandle | None = None
@@ -106,10 +132,11 @@ class RegistrationManager:
         """Answer these verbs."""
         verbs.add("register", self.register)
         verbs.add("unregister", self.unregister)
+        verbs.before_end(self.save_for_next_start)
 
     async def register(self, call: Call) -> Result:
         """Register a service, or take its heartbeat; returns when the gateway follows."""
-        settings = self._settings(call.options)
+        settings = await self._settings(call.options)
         if isinstance(settings, Result):
             return settings
         try:
@@ -177,7 +204,7 @@ class RegistrationManager:
             if timer is not None:
                 timer.cancel()
 
-    def _settings(self, options: Table) -> Registration | Result:
+    async def _settings(self, options: Table) -> Registration | Result:
         tables = self._gateway.tables
         if tables.gateway is None:
             hint = "a [gateway] or a [[route]] in the file adds one"
@@ -187,8 +214,8 @@ class RegistrationManager:
             key: value for key, value in options.items() if key not in _OF_REQUESTS and value is not None
         }
         settings = registration_of(given, findings)
-        if settings is not None and (problem := settings.problem(tables)):
-            findings.append(Finding(("to",), problem, "name the service's own address"))
+        if settings is not None and (problem := await _problem_of(settings.to, tables)):
+            findings.append(Finding(("to",), problem, HINT))
         if settings is None or findings:
             errors = [
                 failure(PoolValidateError, f"{'.'.join(map(str, each.path))}: {each.message}", each.hint)
@@ -294,6 +321,16 @@ class RegistrationManager:
         except OSError as error:
             logger.warning("if keeper and supervisor are killed together, registrations are lost: %s", error)
 
+    async def save_for_next_start(self) -> None:
+        """Keep the services for the next start of the pool, which is being stopped."""
+        if not self._records:
+            return
+        content = b"[%s]" % b",".join(self._records.values())
+        try:
+            replace_file(os.path.join(self._state_directory, _FILE), content)
+        except OSError as error:
+            logger.warning("the services that have registered are lost with this stop: %s", error)
+
     def _save_heartbeats(self) -> bytes:
         if self._saving is not None:
             self._saving.cancel()
@@ -305,6 +342,14 @@ class RegistrationManager:
         finally:
             os.close(fd)
         return content
+
+
+async def _problem_of(url: str, tables: Tables) -> str:
+    """See target_problem; a name server that does not answer forbids nothing."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_RESOLVED_SECONDS):
+            return await in_daemon_thread(lambda: target_problem(url, tables))
+    return ""
 
 
 def _refusal(code: int, message: str, hint: str) -> RegistrationsResult:

@@ -124,7 +124,7 @@ class RegistrationProbes:
             if service.state == STARTING:
                 pause = min(pause, probe.pause_seconds)
                 probe.pause_seconds *= _FACTOR
-            pause *= 1 + probe.probe.jitter * random.uniform(-1, 1)
+            pause *= 1 - probe.probe.jitter * random.random()  # a dead service is out within `interval`
             self._schedule.put(probe, max(began + pause, self._schedule.now()))
 
 

@@ -113,6 +113,7 @@ class Registrations:
     def register(self, settings: Registration) -> tuple[RegisteredService, str]:
         """The service, and what has become of it: registered, changed, recovered, or refreshed by a heartbeat.
 
+        One that is known keeps its probe where none is named.
         Raises RegistrationRefused where it contradicts another one of its name, or there are too many.
         """
         key = settings.name, settings.to
@@ -124,6 +125,8 @@ class Registrations:
             self._services[key] = self._by_name.setdefault(settings.name, {})[settings.to] = service
             word = REGISTERED
         else:
+            if settings.probe is None:
+                settings = settings.but(probe=service.settings.probe)
             word = CHANGED if settings != service.settings else REFRESHED
             if service.state == SILENT or settings.probe != service.settings.probe:
                 word = RECOVERED if service.state == SILENT else word
@@ -147,14 +150,15 @@ class Registrations:
         if hysteresis is None or service.state == SILENT:
             return False
         service.latency_seconds = latency_seconds
+        status_before = hysteresis.status
         status = hysteresis.record(not problem)
         if service.state == STARTING and problem:
             hysteresis.reset()  # a failure before its first success is not a fall
         elif service.state == STARTING and status is Status.OK:
             self._set(service, SERVING)
-        elif service.state == SERVING and status is Status.KO:
+        elif service.state == SERVING and problem and status is not Status.OK:
             self._set(service, FAILING)
-        elif service.state == FAILING and status is not Status.KO:
+        elif service.state == FAILING and not problem and status is not status_before:
             self._set(service, SERVING)
         service.why = problem
         return service.state != before
@@ -236,15 +240,19 @@ class Registrations:
             "deadline": None if service.deadline == math.inf else service.deadline,
         }
 
-    def restore(self, table: Table, *, whole: bool = False) -> None:
+    def restore(self, table: Table, *, whole: bool = False, stopped: bool = False) -> None:
         """Continue with a service of the previous supervisor; ignored if it is not valid.
 
         Deadlines are of the same clock; `whole`: begin the time-to-live again, since heartbeats were not saved.
+        `stopped`: the pool was stopped meanwhile, and a service with a probe has to pass it again.
         """
         settings = registration_of(table.get("settings") or {}, [])
         if settings is None or table.get("state") not in _STATES:
             return
-        service = RegisteredService(settings, table["state"], float(table.get("since") or 0.0))
+        state = str(table["state"])
+        if stopped and state != SILENT:
+            state = _first_state(settings)
+        service = RegisteredService(settings, state, float(table.get("since") or 0.0))
         service.why = str(table.get("why") or "")
         self._services[service.key] = self._by_name.setdefault(settings.name, {})[settings.to] = service
         if table.get("deadline") is not None:

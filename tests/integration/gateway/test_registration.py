@@ -91,3 +91,52 @@ def test_service_registers_is_silent_returns_and_leaves_with_an_audit_trail(gate
     ]
     assert [each["by"]["command"] for each in trail if each["kind"] == "audit"][:3] == ["curl"] * 3
     assert trail[2]["cause"] == "no heartbeat for 100ms"
+
+
+def test_services_and_their_probes_outlast_a_stop_of_the_pool(gateway: GatewayPool) -> None:
+    pool = gateway.pool
+    head = f'[gateway]\nbind = "127.0.0.1:{gateway.port}"\n'
+    pool.write("pool.toml", f'{head}[[route]]\nalias = "users"\nregister = true\n')
+    pool.ok("start")
+    with backend(b"first") as first:
+        users = f"http://127.0.0.1:{first}"
+        pool.ok("register", "users", "--to", users, "--probe", "/", "--ttl", "10m")
+        gateway.until(lambda: gateway.get("/").status == 200)
+        pool.ok("stop")
+        pool.ok("start")
+        gateway.until(lambda: gateway.get("/").body == b"first")
+        # A heartbeat that names no probe.
+        pool.ok("register", "users", "--to", users, "--ttl", "10m")
+    gateway.until(lambda: gateway.get("/").status == 503)
+
+    def registered() -> Any:
+        (route,) = (
+            each for each in pool.ok("routes", "-o", "json").json["items"] if each["alias"] == "users"
+        )
+        return route["registrations"][0]
+
+    # Out after one failed probe, which comes within 5 seconds and takes at most 2.
+    gateway.until(lambda: registered()["state"] == "failing")
+    pool.ok("stop")
+    pool.ok("start")
+    assert (registered()["state"], registered()["probe"]) == ("starting", "/")
+    pool.ok("unregister", "users")
+    pool.ok("stop")
+    pool.ok("start")
+    assert gateway.get("/").status == 503
+    assert "registrations" not in pool.ok("routes", "-o", "json").json["items"][0]
+
+
+def test_own_sockets_and_addresses_are_no_targets(gateway: GatewayPool) -> None:
+    pool = gateway.pool
+    metrics = claim_port()
+    head = f'[metrics]\nbind = "127.0.0.1:{metrics}"\n[gateway]\nbind = "127.0.0.1:{gateway.port}"\n'
+    pool.write("pool.toml", f'{head}[[route]]\nalias = "users"\nregister = true\n')
+    pool.ok("start")
+    (control,) = pool.runtime.rglob("control.sock")
+    for url in (f"unix:{control}", f"http://127.0.0.1:{metrics}", f"http://localhost:{gateway.port}"):
+        done = pool.run("register", "users", "--to", url)
+        assert (done.code, "own" in done.stderr or "itself" in done.stderr) == (5, True), done
+        assert "name the service's own address" in done.stderr
+    done = pool.run("register", "users", "--to", "http://169.254.169.254")
+    assert (done.code, "is a link-local address" in done.stderr) == (5, True), done

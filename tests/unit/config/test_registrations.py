@@ -115,6 +115,8 @@ def test_place_belongs_to_the_service_that_registered_first() -> None:
         ({"probe": {"http": "/", "body": "x"}}, ("probe",)),
         ({"probe": "health"}, ("probe", "http")),
         ({"port": 1}, ("port",)),
+        ({"to": "unix:/run/a\x1b.sock"}, ("to",)),
+        ({"to": "http://10.0.0.7\r\nX: y:80"}, ("to",)),
         ({"to": ["http://10.0.0.7:9000"]}, ("to",)),
     ],
 )
@@ -133,8 +135,6 @@ def test_registration_has_the_forms_of_the_configuration() -> None:
     assert (found.to, found.ttl) == ("http://10.0.0.7:80", 90.0)
     assert found.probe is not None
     assert (found.probe.http, found.probe.fall_count_ko) == ("/health", 3)
-    gateway = Tables(gateway=GatewayConfig(bind=("10.0.0.7:80",)))  # type: ignore[arg-type]
-    assert "of the gateway itself" in found.problem(gateway)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl.clock import Clock
-from poolctl.config import GatewayConfig, RouteConfig, Tables
+from poolctl.config import GatewayConfig, RouteConfig, Tables, registration_of
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
@@ -70,7 +70,9 @@ class Registry:
         self.gateway = None
         self.directory = tempfile.mkdtemp()
         services = services or Registrations(Clock())
-        self.manager = RegistrationManager(gateway, Clock(), events, self.keeper, self.directory, services)
+        self.manager = RegistrationManager(
+            gateway, Clock(), events, self.keeper, self.directory, self.directory, services
+        )
         self.routes.compute(lambda: ((), tables))
         self.events = events
 
@@ -196,11 +198,17 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
         assert [(each["settings"]["to"], each["state"]) for each in saved] == [
             ("http://10.0.0.7:9000", "serving")
         ]
-        left = await saved_registrations(registry.keeper, registry.directory, Clock())
+        left = await saved_registrations(registry.keeper, registry.directory, registry.directory, Clock())
         # A keeper that was killed with its supervisor holds nothing.
         killed: Any = Keeper()
-        (found,) = await saved_registrations(killed, registry.directory, Clock())
+        (found,) = await saved_registrations(killed, registry.directory, registry.directory, Clock())
         assert (found.settings.to, found.settings.ttl) == ("http://10.0.0.7:9000", 30.0)
+        # A stop leaves them to the next start, and to no other.
+        await registry.manager.save_for_next_start()
+        rendezvous.remove_desired(registry.directory)
+        for expected in (["http://10.0.0.7:9000"], []):
+            stopped = await saved_registrations(killed, "/nowhere", registry.directory, Clock())
+            assert [each.settings.to for each in stopped] == expected
         registry.close()
         successor = Registry(stage, left)
         await successor.routes.settled()
@@ -247,9 +255,9 @@ def test_unreachable_services_are_probed_a_bounded_number_at_once() -> None:
 
         hanging = await stage.backend(hang)
         for number in range(40):
-            service = registry.manager.services.register(
-                registry.manager._settings({"name": f"s{number}", "to": hanging.url, "probe": FAST})  # type: ignore[arg-type]
-            )[0]
+            settings = registration_of({"name": f"s{number}", "to": hanging.url, "probe": FAST}, [])
+            assert settings is not None
+            service = registry.manager.services.register(settings)[0]
             registry.manager._probes.watch(service)
         await until(lambda: hanging.connections == 32)
         assert len(registry.manager._probes._waiting) == 8

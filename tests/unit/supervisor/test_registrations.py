@@ -81,24 +81,44 @@ def test_thousands_of_heartbeats_leave_one_deadline_for_each_service() -> None:
     assert stage.pass_time(31) == ([URL, "http://10.0.0.8:9000"], [])
 
 
-def test_service_with_a_probe_serves_from_its_first_success_until_it_fails_as_often_as_servers_may() -> None:
+@pytest.mark.parametrize(
+    ("probe", "results", "states"),
+    [
+        ({}, "-+-+", "starting serving failing serving"),
+        ({}, "+-----+-", "serving failing failing failing failing failing serving failing"),
+        ({"fall_count_warn": 3}, "+--+---", "serving serving serving serving serving serving failing"),
+        ({"rise_count_warn": 2}, "++-++", "starting serving failing failing serving"),
+        ({"rise_count_ko": 2, "fall_count_ko": 1}, "+--++", "serving failing failing failing serving"),
+    ],
+)  # fmt: skip
+def test_service_is_out_after_its_first_failed_probe_unless_its_probe_says_otherwise(
+    probe: dict[str, object], results: str, states: str
+) -> None:
     stage = Stage()
-    stage.register(probe={"http": "/health", "fall_count_warn": 1, "fall_count_ko": 2})
+    stage.register(probe={"http": "/health", **probe})
     (service,) = stage.services
-    results = []
-    for problem in ("down", "", "down", "down", "down", "", ""):
-        results.append((stage.services.probed(service, problem, 0.001), service.state))
-    assert results == [
-        (False, "starting"),
-        (True, "serving"),
-        (False, "serving"),
-        (False, "serving"),
-        (True, "failing"),
-        (True, "serving"),
-        (False, "serving"),
-    ]
-    assert stage.register(probe={"http": "/health", "fall_count_warn": 1, "fall_count_ko": 2}) == "refreshed"
-    assert stage.register(probe="/ready") == "changed"
+    found = []
+    for result in results:
+        before = service.state
+        changed = stage.services.probed(service, "" if result == "+" else "down", 0.001)
+        assert changed == (service.state != before)
+        found.append(service.state)
+    assert found == states.split()
+
+
+def test_service_keeps_its_probe_when_a_heartbeat_names_none() -> None:
+    stage = Stage()
+    stage.register(probe={"http": "/health"}, ttl=30)
+    (service,) = stage.services
+    stage.services.probed(service, "", 0.001)
+    assert stage.register(ttl=30) == "refreshed"
+    assert stage.register(probe={"http": "/health"}, ttl=30) == "refreshed"
+    assert stage.register(ttl=60) == "changed"
+    assert (service.state, service.settings.probe is None) == ("serving", False)
+    stage.pass_time(61)
+    assert stage.register(ttl=60) == "recovered"
+    assert service.state == "starting"
+    assert stage.register(probe="/ready", ttl=60) == "changed"
     assert stage.serving == [], "the new probe has not succeeded yet"
 
 
@@ -152,3 +172,8 @@ def test_next_supervisor_continues_with_states_and_deadlines() -> None:
     after_both = Stage()
     after_both.services.restore(saved[0], whole=True)
     assert after_both.services.due == 30.0
+    after_stop = Stage()
+    for each in saved:
+        after_stop.services.restore(each, whole=True, stopped=True)
+    assert [each.state for each in after_stop.services] == ["serving", "starting", "silent"]
+    assert [each.settings for each in after_stop.services] == [each.settings for each in stage.services]
