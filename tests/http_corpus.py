@@ -167,7 +167,6 @@ REQUESTS = [
     RequestCase("fields without an end", "§5.4 of RFC 9110", GET + b"X: y\r\n" * 12_000, 431),
     RequestCase("large head that does end", "§5.4 of RFC 9110", GET + b"X: " + b"a" * 70_000 + b"\r\n\r\n", 431),
     RequestCase("body that is too large", "RFC 9110 §15.5.14", POST + b"Content-Length: 99999999\r\n\r\n", 413),
-    RequestCase("chunks that are too many", "RFC 9110 §15.5.14", CHUNKED + b"1\r\na\r\n" * 5000, 413),
     RequestCase("chunks that are too large", "RFC 9110 §15.5.14", CHUNKED + b"ffffff\r\n" + b"a" * 70_000, 413),
     # Cut off.
     RequestCase("half a request line", "§8", b"GET / HT", 0),

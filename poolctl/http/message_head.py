@@ -240,9 +240,9 @@ def response_head(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
     return _head(f"HTTP/1.1 {status} {_PHRASES.get(status, '')}", fields)
 
 
-def chunk(data: bytes) -> bytes:
+def chunk(data: bytes | memoryview) -> bytes:
     """One chunk of a body (RFC 9112 §7.1); no data is no chunk, as that would be the last one."""
-    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+    return b"".join((b"%x\r\n" % len(data), data, b"\r\n")) if data else b""
 
 
 def _head(start_line: str, fields: Iterable[tuple[str, str]]) -> bytes:

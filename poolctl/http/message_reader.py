@@ -6,9 +6,8 @@ without an end are refused as soon as they are longer than a message may be.
 
 from __future__ import annotations
 
+from .chunked_body import MOST_CHUNKS_A_SECOND, ChunkedBody
 from .message_head import (
-    FIELD_LINES,
-    TEXT,
     UNFIT,
     BadMessage,
     MessageHead,
@@ -22,12 +21,6 @@ if TYPE_CHECKING:
     from typing import ClassVar
 
 MAX_HEAD_BYTES = 64 * 1024
-# A peer that cuts its body into tiny chunks would keep the reader busy for the few bytes that it sends.
-MAX_CHUNKS = 4096
-# Extensions of chunks and trailers are ignored, and bounded (RFC 9112 §7.1.1, §7.1.2).
-_MAX_CHUNK_LINE_BYTES = 4096
-_MAX_TRAILER_BYTES = 8192
-_CHUNK_LINE = rb"([0-9A-Fa-f]{1,15}+)(?:[\t ]*+;" + TEXT + rb")?"
 _END = b"\r\n\r\n"
 _BEGINNING_OF_RESPONSE = b"HTTP/1."
 _MAX_INTERIM = 20
@@ -39,7 +32,7 @@ _shared_heads: dict[bytes, ResponseHead] = {}
 class MessageReader:
     """`feed` it until the message is complete.
 
-    With `max_body_bytes` None the body has no limit, neither in bytes nor in chunks: for callers that take it
+    With `max_body_bytes` None the body has no limit, neither in bytes nor in chunks a second: for callers that take it
     as it arrives.
     """
 
@@ -54,8 +47,7 @@ class MessageReader:
     _checked = 0  # and so many are whole lines in order
     _framed: MessageHead | None = None  # the final head, once it is there
     _left: int | None = None  # of the body; None: it lasts until the connection ends
-    _chunked = False  # `_left` is that of the chunk and its CRLF; None before a chunk, 0 after the last one
-    _chunks = 0
+    _chunks: ChunkedBody | None = None  # the body, if it comes in chunks
     _pieces: list[bytes] | None = None  # of the body
     _body_bytes = 0
 
@@ -94,7 +86,7 @@ class MessageReader:
             raw, data = data[:end], data[end:]
             self._scanned = self._checked = 0
             self._read_head(raw)
-        return self._read_chunks(data) if self._chunked else self._read_plain(data)
+        return self._read_plain(data) if self._chunks is None else self._read_chunks(self._chunks, data)
 
     def _read_head(self, raw: bytes) -> None:
         """Understand this head, and say by `_frame` which body follows. Raises BadMessage."""
@@ -108,7 +100,9 @@ class MessageReader:
         """`left` bytes of a body follow; None: chunks of it, or all that comes until the connection ends."""
         self._framed = head
         self._left = left
-        self._chunked = head.chunked and left is None
+        if head.chunked and left is None:
+            unlimited = self._max_body_bytes is None
+            self._chunks = ChunkedBody(decode=True, most_a_second=0 if unlimited else MOST_CHUNKS_A_SECOND)
 
     def _check_beginning(self, data: bytes) -> None:
         """Refuse a part of a head that no more bytes can put in order."""
@@ -155,69 +149,12 @@ class MessageReader:
             self._pieces = []
         self._pieces.append(piece)
 
-    # Chunks (RFC 9112 §7.1).
-
-    def _read_chunks(self, data: bytes) -> bool:
-        at = 0
-        while self._left != 0:
-            if self._left is None:
-                at, begun = self._read_chunk_line(data, at)
-                if not begun:
-                    self._buffer = data[at:]
-                    return False
-                if self.complete:
-                    return True
-                continue
-            if self._left > 2:
-                piece = data[at : at + self._left - 2]
-                at += len(piece)
-                self._left -= len(piece)
-                if piece and self._add(piece):
-                    return True
-                if self._left > 2:
-                    return False
-            end = data[at : at + self._left]
-            if not b"\r\n"[2 - self._left :].startswith(end):
-                raise BadMessage("a chunk that is longer than its size")
-            at += len(end)
-            self._left = self._left - len(end) or None
-            if self._left is not None:
-                return False
-        return self._read_trailers(data, at)
-
-    def _read_chunk_line(self, data: bytes, at: int) -> tuple[int, bool]:
-        """Where the line ends, and whether it does already."""
-        end = data.find(b"\r\n", at)
-        line = compiled(_CHUNK_LINE).fullmatch(data, at, end) if end >= 0 else None
-        if end < 0 and len(data) - at <= _MAX_CHUNK_LINE_BYTES and not compiled(UNFIT).search(data, at):
-            return at, False
-        if line is None or end - at > _MAX_CHUNK_LINE_BYTES:
-            raise BadMessage("a chunk without a valid size")
-        size = int(line[1], 16)
-        self._left = size + 2 if size else 0
-        self._chunks += 1
-        if self._chunks > MAX_CHUNKS and self._max_body_bytes is not None:
-            self.complete = self._body_too_large()
-        return end + 2, True
-
-    def _read_trailers(self, data: bytes, at: int) -> bool:
-        if data.startswith(b"\r\n", at):
-            return self._end_trailers(data, at)
-        end = data.find(_END, at) + 2
-        if end < 2:
-            if len(data) - at > _MAX_TRAILER_BYTES or compiled(UNFIT).search(data, at):
-                raise BadMessage("malformed trailers")
-            self._buffer = data[at:]
-            return False
-        lines = compiled(FIELD_LINES).match(data, at, end)
-        if lines is None or lines.end() != end or end - at > _MAX_TRAILER_BYTES:
-            raise BadMessage("malformed trailers")
-        return self._end_trailers(data, end)
-
-    def _end_trailers(self, data: bytes, at: int) -> bool:
-        self.rest = data[at + 2 :]
-        self.complete = True
-        return True
+    def _read_chunks(self, body: ChunkedBody, data: bytes) -> bool:
+        piece = body.feed(data)
+        if piece and self._add(bytes(piece)):
+            return True
+        self.rest, self.complete = body.rest, body.done
+        return self.complete
 
 
 class RequestReader(MessageReader):
@@ -261,7 +198,7 @@ class ResponseReader(MessageReader):
         if head is None or not self.complete or self._truncated or self.rest or not head.keep_alive:
             return False
         # A body with neither a length nor chunks ended with the connection; chunks in HTTP/1.0 are a fault (§6.1).
-        return head.http_1_1 if self._chunked else self._left == 0
+        return head.http_1_1 if self._chunks is not None else self._left == 0
 
     def end(self) -> bool:
         """Whether the response is complete now that nothing more comes."""

@@ -7,10 +7,10 @@ import select
 from typing import Protocol, cast
 
 from ...http.canonical_head import CHUNKED
+from ...http.chunked_body import MOST_CHUNKS_AT_ONCE, Buffer, ChunkedBody
 from ...http.message_head import BadMessage
 from ..backends import Backend
 from ..endpoint import Endpoint
-from .chunked_body import Buffer, ChunkedBody
 from .response_head import UNTIL_CLOSE, Response, read_response
 from .timer_wheel import Timer, TimerWheel
 
@@ -67,8 +67,10 @@ class BackendConnection(asyncio.Protocol):
         self._backend: Backend | None = None
         self._idle_in: list[BackendConnection] | None = None
         self._expected = 0
-        self._buffer = b""
+        self._buffer = b""  # the beginning of a head, or chunks for the next turn of the loop
         self._chunks: ChunkedBody | None = None
+        self._turn_due = False  # the loop's next turn goes on with what is in the buffer
+        self._paused = False  # the client takes no more for now
         self._head_only = self._decode = self._may_switch = False
         self._interim = 0
 
@@ -132,13 +134,15 @@ class BackendConnection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """The client does not take what is read: read no more for now."""
-        if not self.closed:
-            self._transport.pause_reading()
+        self._paused = True
+        self._update_reading()
 
     def resume_reading(self) -> None:
         """Read again."""
-        if not self.closed:
-            self._transport.resume_reading()
+        self._paused = False
+        if self._chunks is not None and self._buffer:
+            self._go_on_soon()
+        self._update_reading()
 
     def release(self) -> None:
         """The receiver is called no more."""
@@ -185,12 +189,10 @@ class BackendConnection(asyncio.Protocol):
                 receiver.response_data(data if not self._expected else data[:expected])
                 self._complete(keep=not self._expected)
             elif expected == CHUNKED:
-                assert self._chunks is not None
-                piece = self._chunks.feed(data)
-                if piece:
-                    receiver.response_data(piece)
-                if self._chunks.done and self._receiver is receiver:
-                    self._complete(self._chunks.trailers, keep=not self._chunks.rest)
+                if self._buffer:
+                    self._buffer += data
+                else:
+                    self._read_chunks(receiver, data)
             else:
                 receiver.response_data(data)
         except BadMessage as error:
@@ -211,7 +213,7 @@ class BackendConnection(asyncio.Protocol):
             self._idle_in.remove(self)
         if self._expected == UNTIL_CLOSE and error is None and self._receiver is not None:
             self._complete(keep=False)
-        else:
+        elif not (self._expected == CHUNKED and self._buffer):  # otherwise what has arrived is read first
             self._lost(error)
 
     # Reading a response.
@@ -267,13 +269,56 @@ class BackendConnection(asyncio.Protocol):
         self.reusable = keep
         if body == CHUNKED:
             chunks = self._chunks = ChunkedBody(decode=self._decode)
-            response.first = chunks.feed(data, response.end)
+            response.first = chunks.feed(data, response.end, MOST_CHUNKS_AT_ONCE)
+            if not chunks.done and chunks.rest:
+                self._buffer = chunks.rest
+                self._go_on_soon()
             response.plain = response.plain and chunks.unchanged
             receiver.response_begins(response, done=chunks.done)
             if chunks.done:
                 self._complete(chunks.trailers, keep=keep and not chunks.rest)
             return
         receiver.response_begins(response, done=False)
+
+    def _read_chunks(self, receiver: ResponseReceiver, data: bytes) -> None:
+        chunks = self._chunks
+        assert chunks is not None
+        piece = chunks.feed(data, most=MOST_CHUNKS_AT_ONCE)
+        if not chunks.done and chunks.rest:
+            self._buffer = chunks.rest
+            self._go_on_soon()
+        if piece:
+            receiver.response_data(piece)
+        if chunks.done and self._receiver is receiver:
+            self._complete(chunks.trailers, keep=not chunks.rest)
+
+    def _go_on_soon(self) -> None:
+        """Go on with what is in the buffer when other connections have had their turn; read no more until then."""
+        if not self._turn_due:
+            self._turn_due = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+            self._update_reading()
+
+    def _go_on(self) -> None:
+        self._turn_due = False
+        receiver = self._receiver
+        if receiver is not None and self._chunks is not None and self._buffer and not self._paused:
+            data, self._buffer = self._buffer, b""
+            try:
+                self._read_chunks(receiver, data)
+            except BadMessage as error:
+                self._lost(error)
+            if self.closed and not self._buffer:
+                self._lost(None)
+        self._update_reading()
+
+    def _update_reading(self) -> None:
+        if self.closed or self._transport.is_closing():
+            return
+        if self._paused or self._turn_due:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
 
     def _complete(self, trailers: bytes = b"", *, keep: bool) -> None:
         receiver, self._receiver = self._receiver, None

@@ -8,12 +8,12 @@ from functools import partial
 from socket import SO_LINGER, SOL_SOCKET
 from typing import cast
 
-from ...http.message_head import BadMessage
+from ...http.chunked_body import Buffer
+from ...http.message_head import BadMessage, chunk
 from ...keeper.connection_handover import unread_bytes
 from ..edge import Edge
 from ..tls.listener_certificates import ServerContext
 from .backend_connection import close_writing
-from .chunked_body import Buffer, as_chunk
 from .exchange import Exchange
 from .forwarded_head import Forwarding
 from .leaving import IDLE_SECONDS, MOST_PASSABLE, leave, pass_on
@@ -27,6 +27,8 @@ from .websocket_frames import FrameBoundary
 
 # So many bytes of further requests are read while one is being answered.
 MOST_READ_AHEAD = 64 * 1024
+# Requests in a row, in one turn of the loop, that are answered without a backend.
+MOST_REQUESTS_AT_ONCE = 16
 # After a response to a request that was not read to its end: so long, and so much, is read and dropped, because
 # closing with unread bytes would reset the connection before the client has read the response (RFC 9112 §9.6).
 LINGER_SECONDS = 2.0
@@ -52,7 +54,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_advancing", "_body", "_body_wanted", "_buffer", "_certificate", "_dropped", "_edge", "_exchange",
         "_forwarding", "_frames", "_keep", "_last", "_passable", "_reading", "_request", "_scanned", "_scheme",
-        "_timer", "_transport", "_wraps", "_writable", "takes_chunks",
+        "_timer", "_transport", "_turn_due", "_wraps", "_writable", "takes_chunks",
     )  # fmt: skip
 
     def __init__(self, edge: Edge, scheme: str, received: bytes = b"") -> None:
@@ -62,7 +64,9 @@ class ClientConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._certificate: ServerContext | None = None
         self._forwarding: Forwarding
-        self._buffer = received  # read ahead, or the beginning of a head
+        self._buffer = (
+            received  # read ahead, the beginning of a head, or chunks for the next turn of the loop
+        )
         self._scanned = 0  # so much of it holds no end of a head
         self._request: ProxiedRequest | None = None
         self._last: RepeatedRequest | None = None
@@ -72,6 +76,7 @@ class ClientConnection(asyncio.Protocol):
         self._wraps = False  # the response's body is put into chunks
         self._frames: FrameBoundary | None = None  # of a WebSocket, from the server
         self._writable = self._reading = self._body_wanted = True
+        self._turn_due = False  # the loop's next turn goes on with what is in the buffer
         self._advancing, self._passable = False, 0  # requests in a row that could have been passed
         self._dropped: int | None = None  # bytes since the last response of the connection
 
@@ -107,7 +112,7 @@ class ClientConnection(asyncio.Protocol):
             self._advance()
         elif exchange.tunnel:
             exchange.send_body(data, complete=False)
-        elif self._body is not None:
+        elif self._body is not None and not self._buffer:
             self._read_body(exchange, self._body, data)
         else:
             self._buffer += data
@@ -149,9 +154,13 @@ class ClientConnection(asyncio.Protocol):
             return
         self._advancing = True
         try:
-            while self._exchange is None and self._buffer and self._writable and self._dropped is None:
-                if not self._begin_next():
+            for _ in range(MOST_REQUESTS_AT_ONCE):
+                if self._exchange is not None or not self._buffer or not self._writable:
                     break
+                if self._dropped is not None or not self._begin_next():
+                    break
+            else:
+                self._go_on_soon()
         finally:
             self._advancing = False
         if self._buffer or not self._reading:
@@ -209,6 +218,8 @@ class ClientConnection(asyncio.Protocol):
             body = RequestBody(request.body, routed.route.max_body_bytes)
             data, self._buffer = bytes(body.feed(data)), body.rest
             self._keep = request.keep_alive
+            if body.rest and not body.done:
+                self._go_on_soon()
         else:
             data, self._buffer = b"", data
         complete = body is None or body.done
@@ -224,13 +235,35 @@ class ClientConnection(asyncio.Protocol):
         except BadMessage as error:
             exchange.refuse(error.status)
             return
+        self._buffer = body.rest
         if body.done:
-            self._body, self._buffer = None, body.rest
+            self._body = None
+        elif body.rest:
+            self._go_on_soon()
         if piece or body.done:
             exchange.send_body(piece, complete=body.done)
 
+    def _go_on_soon(self) -> None:
+        """Go on with what is in the buffer when other connections have had their turn; read no more until then."""
+        if not self._turn_due:
+            self._turn_due = True
+            self._edge.loop.call_soon(self._go_on)
+            self._update_reading()
+
+    def _go_on(self) -> None:
+        self._turn_due = False
+        exchange, body = self._exchange, self._body
+        if exchange is None:
+            self._advance()
+        elif body is not None and self._buffer and self._body_wanted:
+            data, self._buffer = self._buffer, b""
+            self._read_body(exchange, body, data)
+        self._update_reading()
+
     def _update_reading(self) -> None:
-        wanted = self._body_wanted and (self._exchange is None or len(self._buffer) <= MOST_READ_AHEAD)
+        wanted = self._body_wanted and not self._turn_due
+        if self._exchange is not None and len(self._buffer) > MOST_READ_AHEAD:
+            wanted = False
         if wanted != self._reading and not self._transport.is_closing():
             self._reading = wanted
             if wanted:
@@ -253,7 +286,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(response.received)
             return
         head, self._keep, self._wraps = response.framed(http_1_1=request.http_1_1, keep=keep)
-        first = as_chunk(response.first) if self._wraps and response.first_size else response.first
+        first = chunk(response.first) if self._wraps and response.first_size else response.first
         if len(first) > LARGE_BYTES:
             self._transport.writelines((head, first))
         else:
@@ -262,7 +295,7 @@ class ClientConnection(asyncio.Protocol):
     def send_data(self, data: Buffer) -> None:
         if self._frames is not None:
             data = self._frames.passed_on(data)
-        self._transport.write(as_chunk(data) if self._wraps else data)
+        self._transport.write(chunk(data) if self._wraps else data)
 
     def finish(self, trailers: bytes) -> None:
         exchange, self._exchange = self._exchange, None
@@ -295,6 +328,8 @@ class ClientConnection(asyncio.Protocol):
 
     def take_body(self, take: bool) -> None:
         self._body_wanted = take
+        if take and self._body is not None and self._buffer:
+            self._go_on_soon()
         self._update_reading()
 
     def _response_ended(self, *, read: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .chunked_body import Buffer
+from ...http.chunked_body import Buffer
 from .response_head import Response
 
 

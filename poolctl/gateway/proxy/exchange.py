@@ -1,16 +1,16 @@
-"""One request to a backend and its response back, whatever protocol the client speaks."""
+"""One request to a backend and its response back."""
 
 from __future__ import annotations
 
 import asyncio
 from time import monotonic
 
+from ...http.chunked_body import Buffer
 from ...http.message_head import BadMessage
 from ..backends import ANSWERED, CANCELLED, FAILED, READY, UNUSED, Lease, NoBackend, RequestOutcome
 from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
 from ..edge import Edge
 from .backend_connection import BackendConnection
-from .chunked_body import Buffer
 from .client_side import ClientSide
 from .forwarded_head import reported, response_fields
 from .gateway_access_log import CLIENT_LEFT, AccessLogEntry

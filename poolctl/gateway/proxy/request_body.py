@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ...http.canonical_head import CHUNKED
+from ...http.chunked_body import MOST_CHUNKS_AT_ONCE, Buffer, ChunkedBody
 from ...http.message_head import BadMessage
-from .chunked_body import Buffer, ChunkedBody
 
 
 class RequestBody:
     """`feed` returns what can be passed on. At its end `done` is true, and `rest` holds the bytes behind it.
+
+    Before that, `rest` are bytes that were not read because they hold too many chunks for one turn of the loop.
 
     `length` is the number of its bytes, or CHUNKED; more than `most` are refused with 413 (0: there is no limit).
     """
@@ -32,7 +34,7 @@ class RequestBody:
             self._left -= len(data)
             self.done = not self._left
             return data
-        passed = chunks.feed(data)
+        passed = chunks.feed(data, most=MOST_CHUNKS_AT_ONCE)
         self._check(chunks.size)
         self.done, self.rest = chunks.done, chunks.rest
         return passed

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 
 from ...http.canonical_head import CHUNKED
+from ...http.chunked_body import Buffer
 from ...http.message_head import TEXT, TOKEN, UNFIT, BadMessage, ResponseHead
-from .chunked_body import Buffer
 
 UNTIL_CLOSE = -2
 MAX_HEAD_BYTES = 64 * 1024

@@ -11,9 +11,9 @@ import os
 import socket
 import struct
 
+from ...http.chunked_body import Buffer
 from ...keeper.connection_handover import Connection
 from ...platform import close_promptly
-from .chunked_body import Buffer
 
 _FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _READ_BYTES = 64 * 1024

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from .chunked_body import Buffer
+from ...http.chunked_body import Buffer
 
 # A close frame of a server with status 1012, service restart.
 _CLOSE_1012 = b"\x88\x02" + (1012).to_bytes(2, "big")
 _LONGER, _LONGEST = 126, 127
+# Frames of one read that are followed. A server that sends more, of less than some hundred bytes each, is copied and
+# not followed any longer: looking at each of them would hold up the other connections.
+MOST_FRAMES_AT_ONCE = 1024
 _MASKED = 0x80
 
 
 class FrameBoundary:
     """Follows what a server sends; a frame of one's own may stand where `at_boundary` is true.
 
-    `ending`: a close frame takes the place of the next one.
+    `ending`: a close frame takes the place of the next one. `lost`: there were too many to follow.
     """
 
-    __slots__ = ("_header", "_left", "ending")
+    __slots__ = ("_header", "_left", "ending", "lost")
 
     def __init__(self) -> None:
-        self.ending = False
+        self.ending = self.lost = False
         self._left = 0  # of the present frame's payload
         self._header = b""
 
     @property
     def at_boundary(self) -> bool:
         """Whether a frame is complete, and the next one has not begun."""
-        return not self._left and not self._header
+        return not (self._left or self._header or self.lost)
 
     def passed_on(self, data: Buffer) -> Buffer:
         """What is sent to the client for these bytes."""
@@ -45,10 +48,12 @@ class FrameBoundary:
 
     def feed(self, data: Buffer, *, only_first: bool = False) -> int:
         """Follow these bytes; with `only_first` up to the end of the present frame. How many were followed."""
+        if self.lost:
+            return len(data)
         if self._left > len(data):
             self._left -= len(data)
             return len(data)
-        at, size = 0, len(data)
+        at, size, frames = 0, len(data), 0
         while at < size:
             if only_first and self.at_boundary:
                 return at
@@ -57,6 +62,10 @@ class FrameBoundary:
                 self._left -= taken
                 at += taken
                 continue
+            frames += 1
+            if frames > MOST_FRAMES_AT_ONCE:
+                self.lost = True
+                return size
             header = self._header + bytes(data[at : at + 14 - len(self._header)])
             length = _header_length(header)
             if len(header) < length:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from poolctl.http.canonical_head import CHUNKED, CanonicalHead, KnownFields
-from poolctl.http.chunked_end import ChunkedEnd
+from poolctl.http.chunked_body import ChunkedBody
 from poolctl.http.client_report import ClientReport
 from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import EXTENSION, extension
@@ -186,7 +186,7 @@ class Look:
         self.route, self.generation, self.hops, self.pending, self.decided, self.trusted = routed
         self.partial = self.ready = False
         self.body = 0
-        self.chunks: ChunkedEnd | None = None
+        self.chunks: ChunkedBody | None = None
         self.match: Match | None = None  # of the last head that was parsed
         self.context: Context | None = None
         self.known: KnownRequest | None = None
@@ -239,7 +239,7 @@ class Look:
 
     def begin_body(self, length: int) -> None:
         self.body = length
-        self.chunks = ChunkedEnd() if length == CHUNKED else None
+        self.chunks = ChunkedBody() if length == CHUNKED else None
 
     def end_of_body(self, data: bytes, at: int) -> int:
         """The offset behind the part of `data` that belongs to the body, which begins or goes on here.
@@ -250,10 +250,11 @@ class Look:
             step = min(self.body, len(data) - at)
             self.body -= step
             return at + step
-        at = self.chunks.find(data, at)
+        self.chunks.feed(data, at)
+        end = len(data) - len(self.chunks.rest)
         if self.chunks.done:
             self.begin_body(0)
-        return at
+        return end
 
 
 def _url(listener: socket.socket, *, secure: bool) -> str:

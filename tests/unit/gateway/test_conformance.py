@@ -39,7 +39,6 @@ PUT_IN_ORDER = {
     "trailers without an end": "a limit of the table's server",
     "body that is too large": "a limit of the table's server",
     "chunks that are too large": "a limit of the table's server",
-    "chunks that are too many": "a limit of the table's server",
 }
 # Requests that a worker on its own port understands otherwise than the gateway. They are proxied, never passed, and a
 # worker behind the gateway is sent a form that leaves it no choice.

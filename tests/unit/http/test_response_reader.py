@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.http.message_head import FIELD_LINE, STATUS_LINE, is_response_head
-from poolctl.http.message_reader import MAX_CHUNKS, ResponseReader
+from poolctl.http.chunked_body import MOST_CHUNKS_A_SECOND
+from poolctl.http.message_head import FIELD_LINE, STATUS_LINE, BadMessage, is_response_head
+from poolctl.http.message_reader import ResponseReader
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
@@ -30,13 +31,13 @@ def test_beginning_of_a_body_that_is_too_long_is_kept(data: bytes) -> None:
     assert (reader.body, reader.reusable) == (b"x" * 10, False)
 
 
-def test_body_in_endless_small_chunks_is_cut_off() -> None:
-    reader = ResponseReader(max_body_bytes=1_000_000)
-    assert reader.feed(CHUNKED + b"1\r\na\r\n" * 10_000)
-    assert (len(reader.body), reader.reusable) == (MAX_CHUNKS, False)
+def test_limit_of_chunks_a_second_is_for_bodies_with_a_limit_in_bytes() -> None:
+    chunks = CHUNKED + b"1\r\na\r\n" * (MOST_CHUNKS_A_SECOND + 1)
+    with pytest.raises(BadMessage, match="chunks a second"):
+        ResponseReader(max_body_bytes=1_000_000).feed(chunks)
     unlimited = ResponseReader()
-    assert not unlimited.feed(CHUNKED + b"1\r\na\r\n" * 10_000)
-    assert len(unlimited.take_body()) == 10_000
+    assert not unlimited.feed(chunks)
+    assert len(unlimited.take_body()) == MOST_CHUNKS_A_SECOND + 1
 
 
 def test_body_is_taken_away_as_it_comes() -> None:
