@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from poolctl.light_dataclasses import dataclass
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PublishedRoutes:
-    """A route table for workers, as a file in memory (see poolctl.routing.route_table), and where they give back to.
+    """Route tables for workers, as files in memory (see poolctl.routing.route_table), and where they give back to.
 
-    Through the pair with the end `give_back` the gateway gets connections whose next request is another server's. The
-    publisher closes `table` after it has published another one.
+    The tables are by the names of servers, under "" for those that have no route any more. Through the pair with the
+    end `give_back` the gateway gets connections whose next request is another server's. The publisher closes the tables
+    after it has published others.
     """
 
     generation: int
-    table: HasDescriptor
+    tables: Mapping[str, HasDescriptor]
     give_back: socket.socket
 
 

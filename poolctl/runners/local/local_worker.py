@@ -39,12 +39,14 @@ class WorkerRoutes:
     Unless they keep connections, they give back each one before its next request.
     """
 
-    def __init__(self, routes: PublishedRoutes | None, *, keeps: bool = True) -> None:
+    def __init__(self, routes: PublishedRoutes | None, server: str = "", *, keeps: bool = True) -> None:
         self.generation = 0 if routes is None else routes.generation
         self._message: Message = {"order": "routes", "generation": self.generation}
         if not keeps:
             self._message["keeps"] = False
-        self._fds: list[HasDescriptor] = [] if routes is None else [routes.table, routes.give_back]
+        self._fds: list[HasDescriptor] = []
+        if routes is not None:
+            self._fds = [routes.tables.get(server) or routes.tables[""], routes.give_back]
 
     def send(self, control: Link) -> None:
         """Send it; an outdated one, whose table is closed already, is left out."""

@@ -32,8 +32,9 @@ class RoutedServers:
         self._sleeping = sleeping
         self._workers = workers
         self._names: dict[str, str] = {}
-        self._routes: WorkerRoutes | None = None
-        self._returning: WorkerRoutes | None = None  # for workers that keep no connection
+        self._published = False
+        self._routes: PublishedRoutes | None = None
+        self._orders: dict[tuple[str, bool], WorkerRoutes] = {}  # by server, and whether it keeps connections
         self._aside: frozenset[str] = frozenset()  # the names of their servers
         self._unable: set[str] = set()  # the keys of servers whose workers do not look at later requests
 
@@ -53,7 +54,8 @@ class RoutedServers:
             self._offer(server.key)
         for key in before.keys() - self._names.keys():
             self._sleeping.tidy(key, self._workers.of(key))
-        self._routes, self._returning = WorkerRoutes(routes), WorkerRoutes(routes, keeps=False)
+        self._published, self._routes = True, routes
+        self._orders.clear()
         for worker in self._workers.values():
             self.inform(worker)
 
@@ -100,6 +102,11 @@ class RoutedServers:
 
     def inform(self, worker: LocalWorker) -> None:
         """Send the worker the table in force, as soon as it has begun, if its server has a route or had one."""
-        routes = self._returning if worker.server.name in self._aside else self._routes
-        if routes is not None and (worker.routes is not None or worker.server.key in self._names):
-            worker.route(routes)
+        if not self._published or (worker.routes is None and worker.server.key not in self._names):
+            return
+        name = worker.server.name
+        key = name, name not in self._aside
+        order = self._orders.get(key)
+        if order is None:
+            order = self._orders[key] = WorkerRoutes(self._routes, name, keeps=key[1])
+        worker.route(order)

@@ -26,6 +26,7 @@ from poolctl.platform import replace_file
 from poolctl.routing.route import ExcludedRoute, Header, Route, StreamRoute
 from poolctl.routing.route_table import write_table
 from poolctl.routing.separation import Kept, ending, kept_connections
+from poolctl.routing.worker_routes import routes_for_workers
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Descriptor
 
@@ -45,6 +46,7 @@ class RouteSet(NamedTuple):
     excluded: tuple[ExcludedRoute, ...] = ()
     servers: frozenset[str] = frozenset()
     kept: Kept = Kept()
+    users: tuple[tuple[str, str], ...] = ()  # of these servers, by name
 
     def ending(self, servers: frozenset[str]) -> RouteSet:
         """The same, while the connections that these servers have kept are ended."""
@@ -78,6 +80,8 @@ class ComputedRoutes:
         self.routes = RouteSet()
         self.generation = 0
         self.table: Descriptor | None = None
+        # What workers have instead, by the names of their servers; under "" for those that have no route any more.
+        self.worker_tables: Mapping[str, Descriptor] = {}
         self.problem = ""
         self.registered: Callable[[], Sequence[RegisteredBackend]] = tuple
         self._changed = changed
@@ -148,6 +152,7 @@ class ComputedRoutes:
         if self.table is not None:
             self.table.close()
             self.table = None
+        _close(self.worker_tables)
         if self._masked is not None:
             self._masked[1].close()
             self._masked = None
@@ -200,16 +205,22 @@ class ComputedRoutes:
         """Put the table of these routes in force."""
         generation = max(self.generation + 1, time.time_ns() // 1_000_000)
         work = functools.partial(_written, routes, generation, masks=bool(self._followers))
-        fd, masked_fd = await in_daemon_thread(work, undo=_discard)
-        outdated, self.table = self.table, Descriptor(fd)
+        written = await in_daemon_thread(work, undo=_Written.discard)
+        outdated, self.table = self.table, Descriptor(written.fd)
+        workers = {user: Descriptor(fd) for user, fd in written.by_user.items()}
+        outdated_too, self.worker_tables = (
+            self.worker_tables,
+            {"": workers[""], **{server: workers[user] for server, user in routes.users}},
+        )
         self.routes, self.generation = routes, generation
-        if masked_fd is not None:
-            self._keep_masked(generation, masked_fd)
+        if written.masked_fd is not None:
+            self._keep_masked(generation, written.masked_fd)
         self._changed()
         for follow in tuple(self._followers):
             follow(generation)
         if outdated is not None:
             outdated.close()
+        _close(outdated_too)
 
 
 def _computed(
@@ -226,18 +237,51 @@ def _computed(
     targets = [*(each.to for each in http), *(each.to for each in streams)]
     names = frozenset(target.server for to in targets for target in to if target.server)
     secure = {each.name for each in servers if each.tls}
-    kept = kept_connections(http, users_of(servers), secure)
-    return RouteSet(tuple(http), tuple(streams), tuple(excluded), names, kept)
+    users = users_of(servers)
+    kept = kept_connections(http, users, secure)
+    of_routed = tuple(sorted((name, users[name]) for name in names if name in users))
+    return RouteSet(tuple(http), tuple(streams), tuple(excluded), names, kept, of_routed)
 
 
-def _written(routes: RouteSet, generation: int, *, masks: bool) -> tuple[int, int | None]:
-    """The descriptors of the table, and of the one without secrets, which `masks` asks for."""
-    fd = write_table(routes.http, generation, streams=routes.streams, excluded=routes.excluded)
+class _Written:
+    """The descriptors of the table, of those for workers by their user, and of the one without secrets, if it is made.
+
+    Under "" is one without routes.
+    """
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.by_user: dict[str, int] = {}
+        self.masked_fd: int | None = None
+
+    def discard(self) -> None:
+        """Close them."""
+        for fd in (self.fd, *self.by_user.values(), -1 if self.masked_fd is None else self.masked_fd):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _written(routes: RouteSet, generation: int, *, masks: bool) -> _Written:
+    written = _Written()
     try:
-        return fd, _masked_table(routes, generation, os.dup(fd)) if masks else None
+        written.fd = write_table(routes.http, generation, streams=routes.streams, excluded=routes.excluded)
+        written.by_user[""] = write_table((), generation)
+        users = dict(routes.users)
+        for user in dict.fromkeys(users.values()):
+            own = {server for server, its in users.items() if its == user}
+            shown = routes_for_workers(routes.http, own if len(own) < len(users) else None)
+            written.by_user[user] = write_table(shown, generation)
+        if masks:
+            written.masked_fd = _masked_table(routes, generation, os.dup(written.fd))
     except BaseException:
-        os.close(fd)
+        written.discard()
         raise
+    return written
+
+
+def _close(tables: Mapping[str, Descriptor]) -> None:
+    for each in {id(each): each for each in tables.values()}.values():
+        each.close()
 
 
 def _read(path: str) -> Kept:
@@ -283,9 +327,3 @@ def masked_route(route: Route) -> Route:
 def _masked_header(header: Header, *, is_condition: bool) -> Header:
     value = masked(header.value, ("headers", header.name)) if is_condition else MASK
     return header.but(value=value if header.value else "")
-
-
-def _discard(found: tuple[int, int | None]) -> None:
-    for fd in found:
-        if fd is not None:
-            os.close(fd)

@@ -214,10 +214,10 @@ class GatewayManager(SidecarManager):
             self.inventory.follow_routes(self._routes.routes.served)
 
     def _inform_workers(self) -> None:
-        routing, table = self._core.runner.capabilities.routing, self._routes.table
-        if routing is None or table is None or self._own is None:
+        routing, tables = self._core.runner.capabilities.routing, self._routes.worker_tables
+        if routing is None or not tables or self._own is None:
             return
-        routes = RoutesForWorkers(self._routes.generation, table, self._own[0])
+        routes = RoutesForWorkers(self._routes.generation, tables, self._own[0])
         routing.set_aside(self._aside)
         routing.publish(self._servers.configs, routes, self)
 

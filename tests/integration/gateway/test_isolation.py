@@ -105,11 +105,11 @@ def ask(connection: http.client.HTTPConnection, path: str) -> str:
     headers = {"Authorization": "Bearer secret"} if path == "/good" else {}
     try:
         connection.request("GET", path, headers=headers)
-        return connection.getresponse().read().decode()
+        return connection.getresponse().read().decode("latin-1")
     except (http.client.HTTPException, OSError):
         connection.close()
         connection.request("GET", path, headers=headers)
-        return connection.getresponse().read().decode()
+        return connection.getresponse().read().decode("latin-1")
 
 
 def test_worker_gets_no_later_request_for_another_users_server(users: TwoUsers) -> None:
@@ -175,3 +175,44 @@ def test_connection_kept_by_a_worker_ends_before_a_service_registers(users: TwoU
         users.pool.ok("register", "good", "--to", url, "--path", "/good")
         assert ask(client, "/good") == "good"
     assert "secret" not in users.stolen
+
+
+# Answers with what its process has mapped of the route table.
+SPY = """
+import ctypes
+def mapped():
+    with open("/proc/self/maps") as lines:
+        for line in lines:
+            if "memfd:poolctl-routes" in line:
+                begin, end = (int(each, 16) for each in line.split()[0].split("-"))
+                yield ctypes.string_at(begin, end - begin)
+async def app(scope, receive, send):
+    body = b"".join(mapped())
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+"""
+SECRETS = """
+[[route]]
+to = "good"
+path = "/good"
+headers = { X-Key = "key-of-good" }
+add_headers = { Authorization = "Bearer ${TOKEN}" }
+[[route]]
+alias = "inner"
+to = "http://internal.example:9000"
+host = "inner.example.com"
+"""
+
+
+@pytest.mark.parametrize("user", ["root", "nobody"])
+def test_table_of_a_worker_has_no_secret_of_the_routes(users: TwoUsers, user: str) -> None:
+    users.pool.write("evil.py", SPY)
+    users.pool.env["TOKEN"] = "token-of-good"
+    users.write(SECRETS + EVILS_ROUTE, user=user)
+    users.pool.ok("start")
+    with closing(http.client.HTTPConnection("127.0.0.1", users.evil, timeout=20)) as client:
+        mapped = ask(client, "/")
+    assert '"evil"' in mapped
+    assert "internal" not in mapped
+    assert "of-good" not in mapped
+    assert ('"good"' in mapped) is (user == "nobody")

@@ -88,7 +88,7 @@ class Stage:
         self.tidied.append(key)
 
     def publish(self, *servers: ServerConfig, generation: int = 1) -> None:
-        routes = PublishedRoutes(generation, self.table, self.give_back)
+        routes = PublishedRoutes(generation, {"": self.table}, self.give_back)
         self.routed.publish(servers, routes, self.gateway)
 
     def pass_one(self) -> socket.socket:
