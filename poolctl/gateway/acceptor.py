@@ -18,13 +18,12 @@ from ..keeper.batch_size import BatchSize
 from ..keeper.connection_handover import MOST_HOPS, Routed
 from ..keeper.wire import WireError
 from ..platform import close_promptly
-from ..routing.decision import passed_host
+from ..routing.decision import admits, passed_host
 from ..routing.route import Route
 from ..routing.route_table import Match
 from .backends import SLEEPING, NoBackend
 from .descriptor_limit import is_exhausted
 from .edge import Edge
-from .proxy.forwarded_head import is_trusted
 from .proxy.serving import serve, serve_tls
 from .proxy.sleeping_answers import count_arrival, spares_server
 from .settings import ListenerSettings
@@ -267,7 +266,7 @@ class Arriving(WaitingConnection):
         canary = backend.canary
         if canary is not None and passing.passes(canary.key, tls=tls) and canary.connections.next():
             server = canary.key
-        trusted = is_trusted(self.client, edge.settings.trusted_proxies)
+        trusted = edge.is_trusted(self.client)
         generation = edge.table.generation
         sent = passing.pass_on(
             server, self.sock, route.alias, generation, hops, received, tls=tls, trusted=trusted
@@ -333,6 +332,8 @@ class PlainConnection(Arriving):
             return False
         if edge.settings.header_for_host.lower() != _USUAL_HOST_HEADER:
             return False
+        if not admits(found.match.route, self.client, trusted=edge.is_trusted(self.client)):
+            return False
         return self.pass_on(found.match, found.head, self.hops, self.received)
 
     def on_deadline(self) -> None:
@@ -373,7 +374,11 @@ class TlsConnection(Arriving):
             return
         if hello is not None and (not hello.protocols or _HTTP_1_1 in hello.protocols):
             match = passed_host(hello.server_name, edge.table) if hello.server_name else None
-            if match is not None and self.pass_on(match):
+            if (
+                match is not None
+                and admits(match.route, self.client, trusted=edge.is_trusted(self.client))
+                and self.pass_on(match)
+            ):
                 return
         context = edge.certificates.context(self.bind)
         if context is None:

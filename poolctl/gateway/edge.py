@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..frozen_value import Table
 from ..routing.decision import PassedRequests
+from ..routing.networks import is_within
 from ..routing.route_table import RouteTable, write_table
 from .backends import Backend, Backends, HostManager, NoBackend
 from .counts import Counts
@@ -178,6 +179,10 @@ class Edge:
         """Another supervisor reports those that it knows."""
         if self.machines is not None:
             self.machines.forget()
+
+    def is_trusted(self, peer: str) -> bool:
+        """Whether the peer is a proxy that is believed what it says of its client."""
+        return bool(self.settings.trusted_proxies) and is_within(peer, self.settings.trusted_proxies)
 
     def snapshot(self) -> Table:
         """The counts so far, and what there is now."""

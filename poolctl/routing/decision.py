@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from ..http.canonical_head import CanonicalHead, parse
 from .match import normal_host
+from .networks import is_within
 from .normal_path import normal_path
-from .route import passable
+from .route import Route, passable
 from .route_table import Match, RouteTable
 
 _MOST_KNOWN = 128
@@ -61,7 +62,16 @@ def passed_match(head: CanonicalHead, table: RouteTable) -> Match | None:
     return match if match is not None and match.passes else None
 
 
+def admits(route: Route, peer: str, *, trusted: bool) -> bool:
+    """Whether a connection of this peer may be passed on the route, as far as clients' addresses decide it.
+
+    With `allow` that is certain of clients that come directly: a trusted proxy forwards requests of all kinds of
+    clients, and the proxy answers those that are not allowed.
+    """
+    return not route.allow or (not trusted and is_within(peer, route.allow))
+
+
 def passed_host(host: str, table: RouteTable) -> Match | None:
     """The match of a host of which every request goes to the same servers: a TLS connection to it may be passed."""
-    match = table.find(normal_host(host), "/")
+    match = table.find(normal_host(host), "/", secure=True)
     return match if match is not None and match.whole_host and passable(match.route, tls=True) else None

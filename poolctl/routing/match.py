@@ -3,8 +3,9 @@
 The host decides first: the exact name, then its first label ("users"), then the longest domain ("*.example.com"), then
 patterns with "*" elsewhere (most literal characters first, then as the file has them), then the routes without a host.
 An IP address has neither labels nor domains. Among the routes of one host pattern the longest path prefix wins, in
-whole segments; among those of one path the one with a method condition, then the one with most header conditions, then
-the first of the file. A pattern of which no route takes the request leaves it to the next pattern.
+whole segments; among those of one path the one that redirects to https, then the one with a method condition, then the
+one with most header conditions, then the first of the file. A pattern of which no route takes the request leaves it to
+the next pattern.
 
 Hosts are compared in lower case without port and final dot (`normal_host`), paths in normal form (`normal_path`).
 """
@@ -139,17 +140,19 @@ def explain(
     path: str,
     method: str = "GET",
     headers: Mapping[str, str] | None = None,
+    *,
+    secure: bool = False,
 ) -> list[ConsideredRoute]:
     """How the route of a request is found among these: each of them, in the order in which they are considered.
 
     At most one of the steps is a match; the routes after it are listed with what put them behind. Host and path are
-    in normal form.
+    in normal form. `secure`: the request comes by TLS.
     """
     ordered = in_order(routes)
-    steps = _steps(ordered, host, path, method, headers)
+    steps = _steps(ordered, host, path, method, headers, secure=secure)
     taken = _taken(steps)
     for reading in readings(path)[1:]:
-        other = _taken(_steps(ordered, host, reading, method, headers))
+        other = _taken(_steps(ordered, host, reading, method, headers, secure=secure))
         if other is not taken:
             instead = (
                 "it would match" if taken is None else f"{other.alias if other else 'no route'} would match"
@@ -165,12 +168,20 @@ def _taken(steps: list[ConsideredRoute]) -> Route | None:
 
 
 def _steps(
-    ordered: list[Route], host: str, path: str, method: str, headers: Mapping[str, str] | None
+    ordered: list[Route],
+    host: str,
+    path: str,
+    method: str,
+    headers: Mapping[str, str] | None,
+    *,
+    secure: bool,
 ) -> list[ConsideredRoute]:
     steps: list[ConsideredRoute] = []
     taken: Route | None = None
     for route in ordered:
         why = _why_not(route, host, path, method, headers)
+        if not why and secure and route.only_plain:
+            why = "it redirects requests without TLS"
         if why or taken is None:
             steps.append(ConsideredRoute(route, not why, why or _why(route)))
             taken = taken or (None if why else route)
@@ -201,9 +212,9 @@ def in_order(routes: Iterable[Route]) -> list[Route]:
     )
 
 
-def condition_rank(route: Route) -> tuple[bool, int]:
+def condition_rank(route: Route) -> tuple[bool, bool, int]:
     """Which of the routes of one host and path is asked first."""
-    return not route.methods, -len(route.headers)
+    return not route.only_plain, not route.methods, -len(route.headers)
 
 
 def _why(route: Route) -> str:

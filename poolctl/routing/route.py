@@ -73,12 +73,26 @@ class BreakerRule(Value):
     max_open: float = 0.5
 
 
+class Redirect(Value):
+    """Where clients are sent instead: to the same URL by "https", or to a URL.
+
+    A URL without a path gets path and query of the request.
+    """
+
+    to: str
+    status: int = 308
+
+
+HTTPS = "https"
+
+
 class Route(Value):
     """A route for HTTP.
 
     `host` is exact ("users.example.com"), "*.example.com" for every name below it, a bare first label ("users"), a
     pattern with "*" elsewhere, or "" for every host. `path` is a prefix in whole segments, in normal form: "/v1"
-    covers /v1 and /v1/users, not /v10. A request must have each of the `headers`; "" stands for any value.
+    covers /v1 and /v1/users, not /v10. A request must have each of the `headers`; "" stands for any value. One that
+    redirects to https takes only requests without TLS.
     """
 
     alias: str
@@ -103,7 +117,9 @@ class Route(Value):
     backend_limit: Limit | None = None
     context_headers: bool = False  # the backend receives the route's context as headers
     max_body_bytes: int = 0
+    redirect: Redirect | None = None  # instead of targets
     # What both ways respect.
+    allow: tuple[str, ...] = ()  # networks of clients; none for all
     timeouts: Timeouts = Timeouts()
     breaker: BreakerRule = BreakerRule()
     waiting_page: bool = False
@@ -112,6 +128,11 @@ class Route(Value):
     # and within it.
     other_user: str = ""
     other_user_tls: str = ""
+
+    @property
+    def only_plain(self) -> bool:
+        """Whether requests that come by TLS do not take it."""
+        return self.redirect is not None and self.redirect.to == HTTPS
 
     @property
     def changes_headers(self) -> bool:
@@ -156,6 +177,7 @@ def proxy_reason(route: Route, *, tls: bool = False) -> str:
     other_user = route.other_user_tls if tls else route.other_user
     reasons = (
         (route.mode == PROXY, 'its mode is "proxy"'),
+        (route.redirect, "it redirects"),
         (not route.to, "it has no target"),
         (not all(target.server for target in route.to), "it leads to a URL"),
         (route.methods or route.headers, "it has conditions"),

@@ -27,7 +27,7 @@ class MachineReport(Value):
 
 
 class RouteReport(Value):
-    """One route. `to` are names of servers and URLs, `way` is pass, proxy, stream or excluded, `why` is the
+    """One route. `to` are its `destinations`, `way` is pass, proxy, stream or excluded, `why` is the
     reason for proxy and excluded.
 
     `host` of a stream is the gateway's own address. `state` is one of route_health.STATUSES. `way` is what the route
@@ -58,6 +58,13 @@ class RouteReport(Value):
     machines: tuple[MachineReport, ...] | None = None
 
 
+def destinations(route: Route | StreamRoute) -> tuple[str, ...]:
+    """Where the route leads: names of servers and URLs; of a redirect, "redirect to" and its URL, or https."""
+    if isinstance(route, Route) and route.redirect is not None:
+        return (f"redirect to {route.redirect.to}",)
+    return tuple(target.key for target in route.to)
+
+
 def route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = False) -> RouteReport:
     """What the route itself says: its state is unknown, and its figures are 0.
 
@@ -69,7 +76,7 @@ def route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = Fals
         )
     report = RouteReport(
         alias=route.alias,
-        to=tuple(target.key for target in route.to),
+        to=destinations(route),
         policy=route.policy,
         provider=route.provider,
     )

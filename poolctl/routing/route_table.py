@@ -63,8 +63,9 @@ class Match(NamedTuple):
     """The route that a request takes, and what else is certain about requests like it.
 
     `passes`: every request of this host and path takes it, whatever its method and headers, and it is passable.
-    `whole_host`: every request of this host takes it. `whole_prefix`: every request of this host whose path the
-    route's path covers takes it. `servers` are the names of the servers that a passed connection may go to.
+    `whole_host`: every request of this host that comes by TLS takes it. `whole_prefix`: so does every request of this
+    host, by TLS or not, whose path the route's path covers. `servers` are the names of the servers that a passed
+    connection may go to.
     """
 
     route: Route
@@ -101,7 +102,7 @@ class _HostRoutes:
         self.complete = isinstance(value, dict)  # otherwise each path has an entry of its own
         if isinstance(value, dict):
             self.offsets, self.above = value, paths_above(value)
-            self.alone = [len(offsets) for offsets in value.values()] == [1]
+            self.alone = len(value) == 1  # it has one path
             self.depth = depth_of(value)
         else:
             self.alone, self.depth = False, value[0]
@@ -152,22 +153,30 @@ class RouteTable:
         self._map.close()
 
     def find(
-        self, host: str, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
+        self,
+        host: str,
+        path: str,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        *,
+        secure: bool = False,
     ) -> Match | None:
-        """The route of a request, or None.
+        """The route of a request, or None. `secure`: it has come by TLS.
 
         `host` and `path` in normal form (`normal_host`, `normal_path`), the names of the headers in lower case. A path
         that backends may read in several ways takes a route only if all its readings take it.
         """
         if "%" not in path and ";" not in path and "//" not in path:
-            return self._match(host, path, method, headers)
-        found = [self._match(host, reading, method, headers) for reading in readings(path)]
+            return self._match(host, path, method, headers, secure=secure)
+        found = [self._match(host, reading, method, headers, secure=secure) for reading in readings(path)]
         first = found[0]
         if any(match is None or first is None or match.route.alias != first.route.alias for match in found):
             return None
         return next((match for match in found if match and not match.passes), first)
 
-    def _match(self, host: str, path: str, method: str, headers: Mapping[str, str] | None) -> Match | None:
+    def _match(
+        self, host: str, path: str, method: str, headers: Mapping[str, str] | None, *, secure: bool
+    ) -> Match | None:
         groups = self._hosts.get(host)
         if groups is None:
             groups = self._groups_of(host)
@@ -178,6 +187,8 @@ class RouteTable:
                 if candidates is None:
                     candidates = self._candidates(group, prefix)
                 for each in candidates:
+                    if secure and each.route.only_plain:
+                        continue
                     if not each.has_conditions or not missing_condition(each.route, method, headers):
                         return (each.first if first else each.later) if certain else each.perhaps
                     certain = False
@@ -304,7 +315,9 @@ class RouteTable:
                 return ()
             record = self._json(offset)
             offsets, above = record["routes"], record["above"]
-        found = tuple(_Candidate(self._route(each), alone=group.alone, leaf=not above) for each in offsets)
+        routes = [self._route(each) for each in offsets]
+        alone = group.alone and sum(not each.only_plain for each in routes) == 1
+        found = tuple(_Candidate(each, alone=alone, leaf=not above) for each in routes)
         if len(group.candidates) >= self._most:
             group.candidates.clear()
         group.candidates[prefix] = found

@@ -61,7 +61,7 @@ def write_table(
 
 
 # What orders the routes of one path: their conditions, then their offsets, which follow the file's order.
-_Ranked = tuple[bool, int, int]
+_Ranked = tuple[bool, bool, int, int]
 
 
 class _Writer:

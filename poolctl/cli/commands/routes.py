@@ -214,7 +214,7 @@ def _explain(request: CommandRequest, asked: Asked) -> Outcome:
     from poolctl.routing.route_report import route_report
 
     match = _match(known, asked)
-    steps = explain(known.routes, asked.host, asked.normal, asked.method, asked.headers)
+    steps = explain(known.routes, asked.host, asked.normal, asked.method, asked.headers, secure=asked.tls)
     candidates = [_candidate(step, route_report(step.route).way) for step in steps]
     outcome = Outcome(
         candidates,
@@ -272,7 +272,7 @@ def _match(known: CandidatesResult, asked: Asked) -> Match | None:
         table = RouteTable(fd)
     finally:
         os.close(fd)
-    match = table.find(asked.host, asked.normal or "", asked.method, asked.headers)
+    match = table.find(asked.host, asked.normal or "", asked.method, asked.headers, secure=asked.tls)
     table.close()
     return match
 
@@ -282,6 +282,9 @@ def _sentence(asked: Asked, match: Match | None, header_for_host: str) -> str:
         return f"{asked} takes no route (404)"
     from poolctl.routing.route import proxy_reason
 
+    if match.route.redirect is not None:
+        to, status = match.route.redirect.to, match.route.redirect.status
+        return f"{asked} takes the route {match.route.alias}, which redirects to {to} ({status})"
     targets = ", ".join(target.key for target in match.route.to) or "nothing"
     within = asked.tls and match.whole_host  # passed by its host
     why = proxy_reason(match.route, tls=within)
@@ -300,8 +303,10 @@ def _sentence(asked: Asked, match: Match | None, header_for_host: str) -> str:
 
 
 def _candidate(step: ConsideredRoute, way: str) -> ExplainedRoute:
+    from poolctl.routing.route_report import destinations
+
     route = step.route
-    to = tuple(target.key for target in route.to)
+    to = destinations(route)
     return ExplainedRoute(
         alias=route.alias,
         host=route.host,

@@ -16,6 +16,7 @@ from poolctl.config.values.route_values import HOST_ALLOWED, name_of_target
 if TYPE_CHECKING:
     from poolctl.config.values.gateway_types import (
         LISTENERS,
+        REDIRECT,
         STREAM_TARGETS,
         TARGETS,
         TRUTH_OR_CERTIFICATES,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         Methods,
         Number,
         Rate,
+        RedirectText,
         Retries,
         RoutePath,
         Statuses,
@@ -87,6 +89,15 @@ class RouteLimit(Section):
     burst: Number = field(0, "How many may come at once above the rate.")
     queue: Number = field(0, "How many requests may wait for their turn.")
     queue_timeout: Positive = field(5.0, "How long one waits for its turn.")
+
+
+class RouteRedirect(Section):
+    """Where clients are sent instead of to a server; a string is `to` alone."""
+
+    to: RedirectText = required(
+        description='"https" for the same URL by https, or a URL; without a path it gets that of the request.'
+    )
+    status: Literal[301, 308] = field(308, "308 keeps the method of the request, 301 may not.")
 
 
 class StreamBreaker(Section):
@@ -212,6 +223,10 @@ class RouteConfig(Table):
     set_headers: Headers = field(EMPTY, "Headers that requests get instead of a client's own.")
     remove_headers: HeaderNames = field((), "Names of headers that are removed from requests.")
     response_headers: Headers = field(EMPTY, "Headers that responses get instead of the backend's own.")
+    redirect: Annotated[RouteRedirect | None, REDIRECT] = field(
+        None, "Where clients are sent instead of to a server."
+    )
+    allow: Proxies = field((), "Addresses or networks of the clients that it is for; others get 403.")
     context_headers: Truth = field(False, "The backend gets the route's context as headers.")
     retries: Retries = field(0, "How often a failed request that may be repeated is tried elsewhere.")
     max_body_size: Size | None = field(None, "Largest body of a request. Left out: no limit.")
@@ -229,14 +244,16 @@ class RouteConfig(Table):
     @property
     def label(self) -> str:
         """The name by which people know it."""
-        return self.alias or name_of_target(self.to[0].to)
+        if self.alias or self.to:
+            return self.alias or name_of_target(self.to[0].to)
+        return f"redirect-{self.host}" if self.host else "redirect"
 
     def to_dict(self) -> dict[str, Tree]:
         """The table as a file could have it, without empty keys and limits that nothing sets."""
         found = {
             key: value
             for key, value in _without_unset_limits(self, super().to_dict()).items()
-            if value not in ("", [], {})
+            if value not in ("", [], {}, None)
         }
         if not found.pop("register"):
             return found

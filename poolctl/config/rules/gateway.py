@@ -70,7 +70,7 @@ def _list_of(
         if isinstance(made, RouteConfig) and (missing := _missing(made)):
             message, hint = f"{missing!r} is missing", f"add {missing} = …"
             if missing == "to":
-                hint += ", or register = true for services that register themselves"
+                hint += ", or register = true for services that register themselves, or redirect = …"
             findings.append(Finding((name, index, missing), message, hint))
         elif made is not None:
             found.append(made.but(index=index))
@@ -79,7 +79,9 @@ def _list_of(
 
 def _missing(route: RouteConfig) -> str:
     """The key that a route cannot be without."""
-    return "" if route.to else "to" if not route.register else "" if route.alias else "alias"
+    return (
+        "" if route.to or route.redirect else "to" if not route.register else "" if route.alias else "alias"
+    )
 
 
 def _validated(kind: type[Kind], given: dict[str, Tree], path: Path, findings: list[Finding]) -> Kind | None:

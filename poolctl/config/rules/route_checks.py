@@ -30,12 +30,12 @@ from poolctl.config.values.problems import Finding, Path, printable
 from poolctl.config.values.route_values import TAG, UNIX
 from poolctl.config.values.suggestions import nearest
 from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, covers_path, host_pattern
-from poolctl.routing.route import FILE, Target
+from poolctl.routing.route import FILE, HTTPS, Target
 from poolctl.routing.separation import NO_ROUTE, separated
 
 # What only the proxy can do.
 PROXY_KEYS = (
-    "methods", "headers", "strip_path", "host_header", "add_headers", "set_headers", "remove_headers",
+    "methods", "headers", "redirect", "strip_path", "host_header", "add_headers", "set_headers", "remove_headers",
     "response_headers", "sticky", "retries", "limit", "backend_limit", "context_headers", "max_body_size",
     "waiting_page",
 )  # fmt: skip
@@ -96,7 +96,7 @@ def route_problems(
     served = [(each, each.config) for each in written if each.config and not each.reason]
     yield from _unreachable([each for each in served if not _rests(each[1], known)])
     for each, config in served:
-        of_proxy = *_limit_problems(config), *_header_problems(config)
+        of_proxy = *_limit_problems(config), *_header_problems(config), *_redirect_problems(config)
         for finding in (*of_proxy, *_mode_problems(config, known, gateway)):
             yield on_route(each, finding)
     yield from _other_users(served, known)
@@ -224,6 +224,14 @@ def _header_problems(route: RouteConfig) -> Iterator[Finding]:
             yield Finding(path, message, "set it in the application", name)
 
 
+def _redirect_problems(route: RouteConfig) -> Iterator[Finding]:
+    if route.redirect is not None:
+        for key in ("to", "register", "waiting_page", "probe_responses"):
+            if getattr(route, key):
+                message = f"a route that redirects asks no server, and {key} has no effect"
+                yield Finding((key,), message, "take one of them out, or make two routes of it")
+
+
 def _taken_aliases(written: list[WrittenRoute], known: Known) -> Iterator[Located]:
     first: dict[str, WrittenRoute] = {}
     for each in written:
@@ -282,11 +290,13 @@ def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Loc
     everything = {
         (host, path): route
         for (host, path), group in groups.items()
-        if (route := next((each for each, its in group if not (its.methods or its.headers)), None))
+        if (route := next((each for each, its in group if not _has_conditions(its)), None))
     }
     for (host, path), group in groups.items():
         before = _above(host, path, everything)
-        ordered = sorted(group, key=lambda each: (not each[1].methods, -len(each[1].headers)))
+        ordered = sorted(
+            group, key=lambda each: (not _only_plain(each[1]), not each[1].methods, -len(each[1].headers))
+        )
         for index, (route, config) in enumerate(ordered):
             earlier = ordered[max(0, index - MOST_COMPARED) : index]
             taken = next((other for other, its in earlier if _takes_all(its, config)), None)
@@ -303,12 +313,23 @@ def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Loc
                 )
 
 
+def _only_plain(route: RouteConfig) -> bool:
+    """Whether it takes only requests without TLS."""
+    return route.redirect is not None and route.redirect.to == HTTPS
+
+
+def _has_conditions(route: RouteConfig) -> bool:
+    return bool(route.methods or route.headers) or _only_plain(route)
+
+
 def _key(config: RouteConfig) -> Path:
     return ("path",) if config.path != "/" else ("host",) if config.host else ()
 
 
 def _takes_all(first: RouteConfig, second: RouteConfig) -> bool:
     """Whether every request that meets the conditions of the second route meets those of the first."""
+    if _only_plain(first) and not _only_plain(second):
+        return False
     if first.methods and not (second.methods and set(second.methods) <= set(first.methods)):
         return False
     headers = {name.lower(): value for name, value in second.headers.items()}

@@ -35,7 +35,8 @@ def route_warnings(
         targets, reasons = known.targets(each.config.to)
         if not complete and any(known.servers(target.to) == [] for target in each.config.to):
             continue
-        if not (targets or each.config.register) and (each.server is None or not each.server.disabled):
+        leads = targets or each.config.register or each.config.redirect
+        if not leads and (each.server is None or not each.server.disabled):
             message = f"the route {each.alias!r} is not served: {'; '.join(reasons)}"
             yield on_route(each, Finding(("to",), message, "enable a server, or name another target"))
         for finding in _without_effect(each.config, known):

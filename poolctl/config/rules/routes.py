@@ -33,6 +33,7 @@ from poolctl.routing.route import (
     ExcludedRoute,
     Header,
     Limit,
+    Redirect,
     Route,
     StreamRoute,
     Target,
@@ -174,7 +175,7 @@ def written_routes(
     places = {
         (each.config.host, each.config.path): each
         for each in reversed(found)
-        if each.config and (each.config.register or known.targets(each.config.to)[0])
+        if each.config and (each.config.register or each.config.redirect or known.targets(each.config.to)[0])
     }
     for server in known.by_name.values():
         exposed = None if server.derived_expose or not server.listens else _exposed(server)
@@ -265,7 +266,7 @@ def _route_of(written: WrittenRoute, known: Known) -> Route | ExcludedRoute:
     if config is None or written.reason:
         return _excluded(written, written.reason)
     to, reasons = known.targets(config.to)
-    if not (to or config.register):
+    if not (to or config.register or config.redirect):
         return _excluded(written, "; ".join(reasons))
     return made_route(written.alias, config, to, FILE if written.server is None else SERVER)
 
@@ -293,6 +294,8 @@ def made_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider
         retries=config.retries,
         limit=_limit(config.limit),
         backend_limit=_limit(config.backend_limit),
+        redirect=Redirect(to=config.redirect.to, status=config.redirect.status) if config.redirect else None,
+        allow=tuple(map(str, config.allow)),
         context_headers=config.context_headers,
         max_body_bytes=config.max_body_size or 0,
         timeouts=_timeouts(config.timeouts),

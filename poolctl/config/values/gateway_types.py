@@ -12,6 +12,7 @@ from poolctl.config.values.problems import Tree, printable, shown
 from poolctl.config.values.route_values import (
     STREAM_TARGET_ALLOWED,
     TARGET_ALLOWED,
+    redirect_target,
     route_host,
     route_path,
     stream_target_of,
@@ -95,6 +96,10 @@ def _probe(value: Tree) -> Tree:
     return {"http": value} if isinstance(value, str) else value
 
 
+def _redirect(value: Tree) -> Tree:
+    return {"to": value} if isinstance(value, str) else value
+
+
 _from_text = BeforeValidator(number_from_environment)
 Host = Annotated[str, AfterValidator(route_host)]
 RoutePath = Annotated[str, AfterValidator(route_path)]
@@ -112,4 +117,6 @@ Methods = Annotated[tuple[Method, ...], Strict(False)]
 UrlPaths = Annotated[tuple[UrlPath, ...], Strict(False)]
 ServiceName = Annotated[Word, StringConstraints(max_length=_LONGEST_NAME)]
 ServiceUrl = Annotated[TargetText, AfterValidator(_url)]
+RedirectText = Annotated[str, AfterValidator(redirect_target)]
+REDIRECT = BeforeValidator(_redirect)
 PATH_OF_PROBE = BeforeValidator(_probe)

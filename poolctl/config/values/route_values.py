@@ -13,6 +13,7 @@ from poolctl.routing.normal_path import normal_path
 TARGET_ALLOWED = 'a server\'s name, "tag:TAG", "http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
 STREAM_TARGET_ALLOWED = 'a server\'s name, "tag:TAG" or "HOST:PORT"'
 HOST_ALLOWED = '"users.example.com", "*.example.com", a first label such as "users", or "" for every host'
+REDIRECT_ALLOWED = '"https", "https://HOST" or "https://HOST/PATH"'
 PATH_ALLOWED = 'a path such as "/v1"'
 TAG, UNIX = "tag:", "unix:"
 _label = re.compile(r"[a-z0-9_*](?:[a-z0-9_*-]{0,61}[a-z0-9_*])?")
@@ -97,6 +98,19 @@ def target_of(text: str) -> str:
     bare = authority.rpartition("]")[2] if authority.startswith("[") else authority
     with_port = authority if ":" in bare else f"{authority}:{PORTS[scheme]}"
     return f"{scheme}://{_address(with_port, TARGET_ALLOWED).key}"
+
+
+def redirect_target(text: str) -> str:
+    """Where a route redirects to: "https", or a URL in visible ASCII."""
+    if text.lower() == "https":
+        return "https"
+    scheme, separator, rest = text.partition("://")
+    host = re.split(r"[/?#]", rest)[0]
+    if not separator or scheme.lower() not in PORTS or not host:
+        raise BadValue(f"{shown(text)} is no URL", REDIRECT_ALLOWED)
+    if not re.fullmatch(r"[!-~]+", text) or not re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", host):
+        raise BadValue(f"{shown(text)} has characters that no URL has, or credentials", REDIRECT_ALLOWED)
+    return text
 
 
 def stream_target_of(text: str) -> str:

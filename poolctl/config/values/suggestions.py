@@ -73,6 +73,8 @@ OTHER_TOOLS = {
         'remove_headers = ["NAME"]': "removeheader deleteheader deleteheaders delheader",
         'response_headers = { NAME = "value" }': "addheader responseheader customresponseheaders proxyhideheader hsts"
         " stsseconds cors",
+        'redirect = "https", or "https://HOST"': "return redirects redirectscheme httpsredirect sslredirect forcessl",
+        'allow = ["10.0.0.0/8"]': "ipallowlist ipwhitelist allowlist whitelist sourcerange deny remoteip",
         'max_body_size = "1MiB"': "clientmaxbodysize",
         'alias = "NAME"': "name id",
         'policy = "least-connections"': "balance lbpolicy loadbalancer algorithm",

@@ -60,6 +60,7 @@ SHORT_FORMS = {
     "restart": '"no", "on-failure", "always", or a table',
     "recovery": '"restart", "replace", "disable", "notify", "none", or a table',
     "health": 'a path such as "/ready", or a table',
+    "redirect": '"https", a URL, or a table such as { to = "https://example.com", status = 301 }',
     "timeouts": 'a table such as { connect = "5s", idle = "60s" }',
     "limit": "a table such as { concurrency = 100 }",
     "backend_limit": "a table such as { concurrency = 100 }",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from urllib.parse import urlsplit
 
 from ...routing.match import is_ip_address
+from ...routing.networks import EVERY
 from ...routing.route import Limit, Route, StreamRoute, Target
 from ..backends import sticky_value
 from ..endpoint import Endpoint
@@ -22,6 +24,7 @@ from .haproxy_parts import (
 )
 
 _HEAVIEST = 256
+_NETWORKS_A_LINE = 20
 _POLICIES = {
     "least-connections": "leastconn",
     "ip-hash": "source",
@@ -33,7 +36,7 @@ _POLICIES = {
 def backend_of(route: Route, names: Names, endpoints: Mapping[str, Endpoint]) -> HaproxyBackend:
     """The backend of a route."""
     name = names.of(f"route:{route.alias}")
-    lines = [f"backend {name}", *_balance(route.policy)]
+    lines = [f"backend {name}", *_admission(route), *_balance(route.policy)]
     if route.sticky_cookie:
         lines.append(f"    cookie {route.sticky_cookie} insert indirect nocache httponly attr SameSite=Lax")
     times = route.timeouts
@@ -67,6 +70,24 @@ def _balance(policy: str) -> Iterator[str]:
     yield f"    balance {_POLICIES.get(policy, 'roundrobin')}"
     if policy == "ip-hash":
         yield "    hash-type consistent"
+
+
+def _admission(route: Route) -> Iterator[str]:
+    """Which clients are refused, and where all others are sent."""
+    if route.allow and EVERY not in route.allow:
+        for start in range(0, len(route.allow), _NETWORKS_A_LINE):
+            networks = " ".join(route.allow[start : start + _NETWORKS_A_LINE])
+            yield f"    acl client_is_allowed var(txn.client) -m ip {networks}"
+        yield "    http-request deny deny_status 403 unless client_is_allowed"
+    if route.redirect is not None:
+        to, status = route.redirect.to, route.redirect.status
+        where = literal(to)
+        if route.only_plain:
+            yield "    http-request deny deny_status 400 unless { var(txn.host) -m found }"
+            where = "https://%[var(txn.host)]%[pathq]"
+        elif not (parts := urlsplit(to)).path and not parts.query:
+            where += "%[pathq]"
+        yield f"    http-request redirect location {quoted(where)} code {status}"
 
 
 def _limits(limit: Limit | None) -> Iterator[str]:

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ...routing.match import DEFAULT, DOMAIN, EXACT, LABEL, host_pattern, in_order, normal_host, normal_prefix
-from ...routing.route import Route, StreamRoute, Timeouts
+from ...routing.networks import EVERY
+from ...routing.route import HTTPS, Route, StreamRoute, Timeouts
 from ..endpoint import Endpoint
 from ..settings import GatewaySettings
 from .haproxy_backends import backend_of, stream_of
@@ -32,6 +33,7 @@ _AMBIGUOUS = r"//|;|%2f|%5c"
 _FORBIDDEN = r"%0[0-9a-f]|%1[0-9a-f]|%7f|[\\]"
 _EVERYWHERE = ("0.0.0.0/0", "::/0")
 _NETWORKS_A_LINE = 20
+_MOST_PROXIES = 8  # on the way from a client
 _NORMALIZATIONS = (
     "percent-to-uppercase strict", "percent-decode-unreserved strict", "path-strip-dot", "path-strip-dotdot full",
 )  # fmt: skip
@@ -102,7 +104,9 @@ def _of_map(routes: Sequence[Route]) -> frozenset[str]:
     No other route can come before one of these but by a longer path, and the longest is what a map finds.
     """
     exact = [each for each in routes if host_pattern(each.host).tier == EXACT]
-    conditioned = {normal_host(each.host) for each in exact if each.methods or each.headers}
+    conditioned = {
+        normal_host(each.host) for each in exact if each.methods or each.headers or each.only_plain
+    }
     found = [each.alias for each in exact if normal_host(each.host) not in conditioned]
     return frozenset(found if len(found) > _FEW_ROUTES else ())
 
@@ -157,6 +161,8 @@ def _decisions(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[s
     yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
     yield "    http-request set-var(txn.path) path,concat(/)"
     yield from _reports(settings.trusted_proxies)
+    if any(each.allow for each in routes):
+        yield from _client(settings.trusted_proxies)
 
 
 def _reports(trusted: Sequence[str]) -> Iterator[str]:
@@ -189,6 +195,19 @@ def _reports(trusted: Sequence[str]) -> Iterator[str]:
     yield f"    http-request add-header Forwarded {quoted(forwarded)}"
 
 
+def _client(trusted: Sequence[str]) -> Iterator[str]:
+    """The client's address: the last one on the way here that is not of a trusted proxy."""
+    yield "    http-request set-var(txn.client) src"
+    if EVERY in trusted:
+        return  # no address is that of a client then: anybody could name one
+    for start in range(0, len(trusted), _NETWORKS_A_LINE):
+        networks = " ".join(trusted[start : start + _NETWORKS_A_LINE])
+        yield f"    acl client_is_proxy var(txn.client) -m ip {networks}"
+    for hop in range(2, _MOST_PROXIES + 2) if trusted else ():
+        # The last is that of this connection's peer.
+        yield f"    http-request set-var(txn.client) req.hdr_ip(x-forwarded-for,-{hop}) if client_is_proxy"
+
+
 def _condition(route: Route) -> str:
     """When the route takes a request that no route before it has taken."""
     tests = []
@@ -204,6 +223,8 @@ def _condition(route: Route) -> str:
         tests.append(_test("var(txn.host)", "reg", f"^{expression}$"))
     if (prefix := normal_prefix(route.path)) != "/":
         tests.append(_test("var(txn.path)", "beg", f"{prefix}/"))
+    if route.only_plain:
+        tests.append("!" + _test("req.hdr(x-forwarded-proto,1)", "str -i", HTTPS))
     if route.methods:
         tests.append(_test("method", "str", *route.methods))
     for header in route.headers:

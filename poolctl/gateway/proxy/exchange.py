@@ -17,6 +17,7 @@ from .gateway_access_log import CLIENT_LEFT, AccessLogEntry
 from .proxied_request import ProxiedRequest
 from .request_routing import RoutedRequest
 from .response_head import Response
+from .route_answers import answer_of_route
 from .sleeping_answers import count_arrival, own_answer
 from .timer_wheel import Timer
 
@@ -82,6 +83,10 @@ class Exchange:
         self._received = len(body)
         self.complete = complete
         self._counts.began()
+        response = answer_of_route(self._route, self._request, self._client)
+        if response is not None:
+            self._answer(response)
+            return
         if (operator := self._edge.operator) is not None:
             count_arrival(operator, self._route, self._request.method, self._request.path)
         self._acquire()
@@ -154,12 +159,16 @@ class Exchange:
             response = own_answer(self._edge, lease.backend, self._route, self._request)
             if response is not None:
                 lease.release(UNUSED)
-                self._status, self._sent = response.status, response.first_size
-                self._respond(response)
-                self.response_ends(b"")
+                self._answer(response)
                 return
         self._lease = lease
         self._send()
+
+    def _answer(self, response: Response) -> None:
+        """End with a whole response of the gateway's own."""
+        self._status, self._sent = response.status, response.first_size
+        self._respond(response)
+        self.response_ends(b"")
 
     def _refused(self, refused: NoBackend) -> None:
         self._give_up(CANCELLED, refused.status, REFUSED, refused.retry_after_seconds)

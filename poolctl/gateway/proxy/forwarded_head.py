@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
 from ...http.canonical_head import CHUNKED
 from ...http.client_report import CLIENT_FIELD, ClientReport, Fields
 from ...http.message_head import TOKEN, BadMessage
 from ...routing.context import RouteContext, context_headers
+from ...routing.networks import is_within
 from ...routing.route import Header, Route
 from ..backends import Backend
 from ..endpoint import Endpoint
@@ -48,7 +48,7 @@ class Forwarding:
         self._port = port
         self.scheme = scheme
         self._networks = trusted_networks
-        self.trusted = is_trusted(peer, trusted_networks)
+        self.trusted = is_within(peer, trusted_networks)
         self._report = ClientReport(peer, scheme, trusted=self.trusted)
         self._fields = self._kept = b""  # of the last request: all, and those that are passed on
         self._reported: Fields = []  # with it
@@ -60,9 +60,14 @@ class Forwarding:
             return self.peer
         for hop in reversed(request.get(b"x-forwarded-for").decode("latin-1").split(",")):
             address = hop.strip()
-            if address and not is_trusted(address, self._networks):
+            if address and not is_within(address, self._networks):
                 return address
         return self.peer
+
+    def is_secure(self, request: ProxiedRequest) -> bool:
+        """Whether the client has sent the request by TLS, to this process or to a trusted proxy."""
+        said = request.get(b"x-forwarded-proto") if self.trusted else b""
+        return (said.partition(b",")[0].strip().lower() or self.scheme.encode()) == b"https"
 
     def sender_of(self, request: ProxiedRequest) -> str:
         """The client as a log names it: with its port, unless only a proxy knows that."""
@@ -163,18 +168,3 @@ def url_of(endpoint: Endpoint) -> str:
         return f"unix:{endpoint.path}"
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
     return f"{'https' if endpoint.tls else 'http'}://{host}:{endpoint.port}"
-
-
-@lru_cache(maxsize=4096)
-def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
-    """Whether the address is in one of the networks; "*" is every network."""
-    try:
-        given = ip_address(address)
-    except ValueError:
-        return False
-    return "*" in networks or any(given in network for network in map(_network, networks))
-
-
-@lru_cache(maxsize=256)
-def _network(text: str) -> IPv4Network | IPv6Network:
-    return ip_network(text, strict=False)

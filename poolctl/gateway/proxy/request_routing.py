@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ...http.message_head import BadMessage
+from ...routing.decision import admits
 from ...routing.match import normal_host
 from ...routing.normal_path import normal_path
 from ...routing.route import Route
@@ -106,7 +107,10 @@ def route_request(
     normal = normal_path(path) if path != "*" else "/"
     if normal is None:
         raise BadMessage("a path that is not read alike by all servers")
-    match = edge.table.find(_host_name(host), normal, request.method.decode(), _Fields(request))
+    secure = forwarding.is_secure(request)
+    match = edge.table.find(
+        _host_name(host), normal, request.method.decode(), _Fields(request), secure=secure
+    )
     if match is None:
         raise BadMessage("no route", 404)
     route = match.route
@@ -115,6 +119,14 @@ def route_request(
         stripped = _without_prefix(normal, route.path) if route.strip_path else normal
         target = stripped.encode() + target[len(path) :]
     head = forwarding.head(request, route, target)
+    passes = (
+        match.passes
+        and request.canonical
+        and normal == path
+        and not own_header
+        and not secure
+        and admits(route, forwarding.peer, trusted=forwarding.trusted)
+    )
     return RoutedRequest(
         route,
         forwarding.client(request),
@@ -122,7 +134,7 @@ def route_request(
         forwarding,
         edge.backends.of(route),
         edge.counts.route(route.alias),
-        match.servers if match.passes and request.canonical and normal == path and not own_header else _NONE,
+        match.servers if passes else _NONE,
     )
 
 

@@ -11,7 +11,7 @@ from poolctl.gateway.endpoint import MachineState
 from poolctl.gateway.settings import HAPROXY
 from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
-from poolctl.routing.route_health import RouteHealth, route_health, server_health
+from poolctl.routing.route_health import HEALTHY, RouteHealth, route_health, server_health
 from poolctl.routing.route_report import PASS, PROXY, RouteReport, route_report
 from poolctl.routing.route_table import RouteTable
 from poolctl.worker import tally
@@ -107,6 +107,8 @@ class RouteFigures:
 
     def health(self, route: Route | StreamRoute) -> RouteHealth:
         """The health of the route: that of its best backend, among them services that get no requests now."""
+        if isinstance(route, Route) and route.redirect is not None:
+            return RouteHealth(status=HEALTHY)
         found = [self._health(target.key, target.server) for target in route.to]
         if isinstance(route, Route):
             found += [each.health for each in self._services_of(route) if each.state != SERVING]

@@ -27,7 +27,7 @@ from poolctl.http.canonical_head import CanonicalHead, is_incomplete, parse
 from poolctl.http.message_head import BadMessage
 from poolctl.keeper.connection_handover import MOST_HOPS, Routed, give
 from poolctl.keeper.wire import WireError
-from poolctl.routing.decision import passed_match
+from poolctl.routing.decision import admits, passed_match
 
 from .connection_state import PoolServerState
 from .http1_connection import FIRST, QUIET_SECONDS, SMALL_BYTES, Lingering
@@ -210,7 +210,11 @@ class RoutedConnection(Lingering):
         """Whether this server serves the request; otherwise it waits for a table, or goes back to the gateway."""
         look, routes = self.look, self.look.routes
         match = passed_match(head, routes.table) if head is not None and routes.table is not None else None
-        look.match = match = match if match is not None and routes.server in match.servers else None
+        if match is not None and not (
+            routes.server in match.servers and admits(match.route, self._peer, trusted=look.trusted)
+        ):
+            match = None
+        look.match = match
         if head is not None and (look.decided or match is not None or routes.ended):
             if match is not None:
                 look.route = match.route.alias
@@ -233,6 +237,11 @@ class RoutedConnection(Lingering):
             self._send_back()
         return False
 
+    @property
+    def _peer(self) -> str:
+        peer = self.transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) else ""
+
     def _stays(self, rest: bytes) -> bool:
         """Whether the connection is still one of requests for this object, after the parser got a message."""
         protocol: Any = self.transport.get_protocol()
@@ -254,7 +263,8 @@ class RoutedConnection(Lingering):
         ):
             fits = routes.shortcut(head.method, match.route) if match.whole_prefix else None
             known = KnownRequest(head, data, match.route.alias, look.context, fits)
-            routes.remember(known)
+            if not match.route.allow:  # of this client
+                routes.remember(known)
             look.accept(known)
 
     def _hold(self, data: bytes) -> None:

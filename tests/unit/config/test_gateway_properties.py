@@ -87,6 +87,7 @@ ROUTES = st.fixed_dictionaries(
         "methods": st.lists(st.sampled_from(["GET", "POST"]), unique=True), "headers": HEADERS,
         "policy": literals(POLICIES),
         "sticky": st.sampled_from(["", "c"]), "strip_path": st.booleans(), "host_header": st.sampled_from(["", "b:1"]),
+        "allow": st.sampled_from([[], ["10.0.0.0/8", "::1"], ["*"]]),
         "add_headers": HEADERS, "set_headers": HEADERS, "response_headers": HEADERS,
         "remove_headers": st.lists(st.sampled_from(["X-A", "x_b"]), unique=True),
         "context_headers": st.booleans(), "retries": st.integers(0, 10),

@@ -10,7 +10,16 @@ import pytest
 from poolctl import PoolConfig
 from poolctl.config import Draft, routes_of
 from poolctl.errors import PoolValidateError
-from poolctl.routing.route import ExcludedRoute, Header, Limit, Route, StreamRoute, Target
+from poolctl.routing.route import (
+    ExcludedRoute,
+    Header,
+    Limit,
+    Redirect,
+    Route,
+    StreamRoute,
+    Target,
+    proxy_reason,
+)
 from tests.config_files import load_text, told
 from tests.configuration import server
 
@@ -97,6 +106,7 @@ add_headers = { X-Env = "prod" }
 set_headers = { X-Set = "1" }
 remove_headers = ["X-Gone"]
 response_headers = { Strict-Transport-Security = "max-age=1" }
+allow = ["10.0.0.0/8", "::1"]
 context_headers = true
 retries = 2
 max_body_size = "1MiB"
@@ -128,6 +138,7 @@ probe_responses = ["/health"]
     assert (found.policy, found.mode, found.sticky_cookie) == ("least-connections", "proxy", "backend")
     assert (found.strip_path, found.host_header, found.context_headers) == (True, "internal", True)
     assert found.add_headers == (Header(name="x-env", value="prod"),)
+    assert found.allow == ("10.0.0.0/8", "::1")
     assert found.set_headers == (Header(name="x-set", value="1"),)
     assert found.remove_headers == ("x-gone",)
     assert found.response_headers == (Header(name="strict-transport-security", value="max-age=1"),)
@@ -423,3 +434,39 @@ def test_server_to_which_a_route_leads_is_not_removed(tmp_path: Path) -> None:
         draft.check()
     (problem,) = refused.value.exceptions
     assert str(problem).startswith(f"{path}:10:7: route[0].to[0]: there is no server 'web'")
+
+
+@pytest.mark.parametrize(
+    ("written", "redirect"),
+    [
+        ('"https"', Redirect(to="https")),
+        ('"HTTPS"', Redirect(to="https")),
+        ('"https://b.example"', Redirect(to="https://b.example")),
+        ('{ to = "http://[::1]:81/a?b=c", status = 301 }', Redirect(to="http://[::1]:81/a?b=c", status=301)),
+    ],
+)
+def test_route_may_redirect_instead_of_having_a_target(
+    tmp_path: Path, written: str, redirect: Redirect
+) -> None:
+    found = route(tmp_path, f'[[route]]\nhost = "a.example"\nredirect = {written}\n')
+    assert (found.alias, found.to, found.redirect) == ("redirect-a.example", (), redirect)
+    assert proxy_reason(found) == "it redirects"
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('redirect = "www"', "'www' is no URL; allowed is \"https\", \"https://HOST\" or \"https://HOST/PATH\""),
+        ('redirect = "https://a b"', "'https://a b' has characters that no URL has, or credentials"),
+        ('redirect = "https://a\\r\\nX: y"', "has characters that no URL has"),
+        ('redirect = "https://me@a.example"', "or credentials"),
+        ('redirect = "ftp://a.example"', "is no URL"),
+        ('redirect = { to = "https", status = 302 }', "route[0].redirect.status: "),
+        ('redirect = true', '"https", a URL, or a table'),
+        ('redirect = "https"\nto = "web"', "a route that redirects asks no server, and to has no effect; take one of"),
+        ('to = "web"\nallow = ["10.0.0.0/33"]', "'10.0.0.0/33' is neither an IP address nor a network"),
+        ('host = "x"', "'to' is missing; add to = …, or register = true for services that register themselves, or"),
+    ],
+)  # fmt: skip
+def test_redirect_or_network_that_cannot_be_one_is_a_problem(tmp_path: Path, line: str, problem: str) -> None:
+    assert problem in told(tmp_path, f"{WEB}[[route]]\n{line}\n")

@@ -23,7 +23,8 @@ SECURE = server("safe", bind="127.0.0.1:9003", app="a:b", tls={"cert": "c.pem"})
 
 def route(**keys: object) -> str:
     """A [[route]] to `web`, or to the given target."""
-    lines = "".join(f"{line}\n" for line in server("x", **{"to": "web", **keys}).splitlines()[2:])
+    given = {name: value for name, value in {"to": "web", **keys}.items() if value is not None}
+    lines = "".join(f"{line}\n" for line in server("x", **given).splitlines()[2:])
     return "[[route]]\n" + lines
 
 
@@ -134,6 +135,11 @@ SAME = "never reached: route[0] has the same host and path, and takes its reques
         ({"methods": ["GET"]}, {"methods": ["GET", "POST"]}, ""),
         ({"headers": {"X-A": "1"}}, {"headers": {"X-A": "2"}}, ""),
         ({"headers": {"X-A": "1"}}, {"headers": {"X-A": "1", "X-B": ""}}, ""),
+        # Requests without TLS, and those with it.
+        ({"redirect": "https", "to": None}, {}, ""),
+        ({}, {"redirect": "https", "to": None}, ""),
+        ({"redirect": "https", "to": None}, {"redirect": "https", "to": None}, SAME),
+        ({"redirect": "https://b", "to": None}, {}, SAME),
     ],
 )  # fmt: skip
 def test_route_without_a_request_of_its_own_is_a_problem(

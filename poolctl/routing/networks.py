@@ -1,0 +1,25 @@
+"""Addresses of clients, and the networks that they are in."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+EVERY = "*"
+
+
+@lru_cache(maxsize=4096)
+def is_within(address: str, networks: tuple[str, ...]) -> bool:
+    """Whether the address is in one of the networks; "*" is every network, and "" in none."""
+    try:
+        given = ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(given, IPv6Address):
+        given = given.ipv4_mapped or given
+    return EVERY in networks or any(given in network for network in map(_network, networks))
+
+
+@lru_cache(maxsize=1024)
+def _network(text: str) -> IPv4Network | IPv6Network:
+    return ip_network(text, strict=False)

@@ -1,0 +1,224 @@
+"""Clients that a route refuses, and those that it redirects: alike by the gateway itself and by HAProxy."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from poolctl.gateway.endpoint import ServerFacts
+from poolctl.routing.route import BreakerRule, Redirect, Route, Target
+from poolctl.routing.table_file import write_table
+from poolctl.worker.serving.worker_routes import Routes
+from tests.serving import ENGINES, Client, Engine, Pair
+from tests.serving import served as worker_served
+from tests.unit.gateway.passing_stage import Stage
+from tests.unit.gateway.proxy_stage import DEADLINE, Backend, Wire
+from tests.unit.gateway.test_haproxy_configuration import haproxy
+
+HERE, ELSEWHERE = "127.0.0.0/8", "10.0.0.0/8"
+
+
+async def answering(backend: Backend, wire: Wire) -> None:
+    while True:
+        await backend.request(wire)
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+
+@pytest.fixture(params=["poolctl", "haproxy"])
+def engine(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
+@asynccontextmanager
+async def gateway(engine: str, directory: Path, *routes: Route, **settings: Any) -> AsyncIterator[int]:
+    """The port of this engine, before a backend to which every route leads that has no redirect."""
+    backend = await Backend(answering).start()
+    try:
+        to = (Target(url=backend.url),)
+        made = [
+            each if each.redirect else each.but(to=to, breaker=BreakerRule(failures=0, rate=0.0))
+            for each in routes
+        ]
+        if engine == "haproxy":
+            async with haproxy(directory, made, **settings) as port:
+                yield port
+        else:
+            with closing(Stage(**settings)) as stage:
+                stage.routes(*made)
+                stage.apply()
+                yield stage.listener.getsockname()[1]
+    finally:
+        backend.close()
+
+
+class Answer(NamedTuple):
+    status: int
+    location: str = ""
+
+
+async def ask(port: int, *lines: str, host: str = "a.test", target: str = "/") -> Answer:
+    wire = Wire(*await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), DEADLINE))
+    with closing(wire):
+        return await asked(wire, *lines, host=host, target=target)
+
+
+async def asked(wire: Wire, *lines: str, host: str = "a.test", target: str = "/") -> Answer:
+    await wire.send("\r\n".join([f"GET {target} HTTP/1.1", f"Host: {host}", *lines, "", ""]).encode())
+    head = (await wire.response())[0].decode()
+    fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in head.split("\r\n"))}
+    return Answer(int(head.split()[1]), fields.get("location", ""))
+
+
+FOR = "X-Forwarded-For: "
+
+
+@pytest.mark.parametrize(
+    ("allow", "trusted", "lines", "status"),
+    [
+        ((HERE,), (), (), 200),
+        (("127.0.0.1",), (), (), 200),
+        ((ELSEWHERE, HERE), (), (), 200),
+        (("*",), (), (), 200),
+        ((ELSEWHERE,), (), (), 403),
+        (("::1",), (), (), 403),
+        # What a client says of itself counts for nothing.
+        ((ELSEWHERE,), (), (f"{FOR}10.0.0.1",), 403),
+        ((HERE,), (), (f"{FOR}10.0.0.1",), 200),
+        # A trusted proxy reports the client.
+        ((ELSEWHERE,), (HERE,), (f"{FOR}10.0.0.1",), 200),
+        ((HERE,), (HERE,), (f"{FOR}10.0.0.1",), 403),
+        ((ELSEWHERE,), (HERE,), (f"{FOR}10.0.0.1, 192.0.2.1",), 403),
+        ((ELSEWHERE,), (HERE, "192.0.2.0/24"), (f"{FOR}10.0.0.1, 192.0.2.1, 192.0.2.2",), 200),
+        ((ELSEWHERE,), (HERE,), (f"{FOR}192.0.2.1", f"{FOR}10.0.0.1"), 200),
+        ((HERE,), (HERE,), (), 200),
+        # If all were trusted, any client could name an address.
+        ((ELSEWHERE,), ("*",), (f"{FOR}10.0.0.1",), 403),
+    ],
+)
+def test_route_is_for_the_clients_that_it_allows(
+    engine: str, tmp_path: Path, allow: tuple[str, ...], trusted: tuple[str, ...], lines: tuple[str, ...], status: int
+) -> None:  # fmt: skip
+    async def work() -> None:
+        route = Route(alias="a", allow=allow)
+        async with gateway(engine, tmp_path, route, trusted_proxies=trusted) as port:
+            for _ in range(2):
+                assert (await ask(port, *lines)).status == status
+
+    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+
+
+SECURE = Route(alias="https", host="a.test", redirect=Redirect(to="https"))
+
+
+@pytest.mark.parametrize(
+    ("redirect", "host", "target", "location"),
+    [
+        (Redirect(to="https"), "a.test", "/x?y=1", "https://a.test/x?y=1"),
+        (Redirect(to="https", status=301), "A.test:8080", "/", "https://a.test/"),
+        (Redirect(to="https://b.test"), "a.test", "/x?y=1", "https://b.test/x?y=1"),
+        (Redirect(to="http://b.test:81", status=301), "a.test", "/%7ex", "http://b.test:81/"),
+        (Redirect(to="https://b.test/"), "a.test", "/x?y=1", "https://b.test/"),
+        (Redirect(to="https://b.test/100%25?a=b"), "a.test", "/x?y=1", "https://b.test/100%25?a=b"),
+    ],
+)
+def test_clients_are_sent_where_the_route_redirects(
+    engine: str, tmp_path: Path, redirect: Redirect, host: str, target: str, location: str
+) -> None:
+    async def work() -> None:
+        async with gateway(engine, tmp_path, Route(alias="a", redirect=redirect)) as port:
+            found = await ask(port, host=host, target=target)
+            assert found.status == redirect.status
+            assert found.location.startswith(location)
+            assert "\r" not in found.location
+
+    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+
+
+def test_redirect_to_https_is_for_requests_without_it(engine: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        routes = [Route(alias="app", host="a.test"), SECURE]  # which comes first in the file does not matter
+        async with gateway(engine, tmp_path, *routes, trusted_proxies=(HERE,)) as port:
+            assert await ask(port, target="/x") == Answer(308, "https://a.test/x")
+            assert await ask(port, "X-Forwarded-Proto: https") == Answer(200)
+            assert await ask(port, "X-Forwarded-Proto: https, http") == Answer(200)
+            assert (await ask(port, "X-Forwarded-Proto: http")).status == 308
+        async with gateway(engine, tmp_path, *routes) as port:  # nobody is trusted
+            assert (await ask(port, "X-Forwarded-Proto: https")).status == 308
+
+    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+
+
+def test_connection_goes_on_after_a_response_of_the_route_itself(engine: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        routes = [
+            SECURE,
+            Route(alias="closed", host="b.test", allow=(ELSEWHERE,)),
+            Route(alias="app", host="c.test"),
+        ]
+        async with gateway(engine, tmp_path, *routes) as port:
+            wire = Wire(*await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), DEADLINE))
+            with closing(wire):
+                for _ in range(3):
+                    assert (await asked(wire)).status == 308
+                    assert (await asked(wire, host="c.test")).status == 200
+                    assert (await asked(wire, host="b.test")).status == 403
+                    if engine == "haproxy":
+                        break  # it closes after its own refusals
+
+    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+
+
+@pytest.mark.parametrize("worker", ENGINES, ids="-".join)
+def test_passed_connections_serve_the_clients_that_are_allowed(worker: Engine) -> None:
+    routes = [
+        Route(alias="open", host="open.test", to=(Target(server="app"),)),
+        Route(alias="first", host="first.test", to=(Target(server="app"),), allow=("127.0.0.1",)),
+        Route(alias="second", host="second.test", to=(Target(server="app"),), allow=("127.0.0.2/32",)),
+    ]
+
+    async def work() -> None:
+        with closing(Stage()) as stage:
+            async with AsyncExitStack() as stack:
+                pair, known = Pair(), Routes("app")
+                stack.callback(pair.close)
+                stack.callback(known.renew, [])
+                server = await stack.enter_async_context(
+                    worker_served(worker, adoption=pair.worker(), routes=known)
+                )
+                stage.edge.passing.set_pair("app", pair.give.dup())
+                stage.routes(*routes)
+                facts = ServerFacts(
+                    name="app", bind=f"tcp://127.0.0.1:{server.port}", state="running", ready=True
+                )
+                stage.edge.backends.apply(list(stage.edge.table), {"app": facts})
+                fd = write_table(routes, 1)
+                known.renew([fd, stage.back.fileno()])
+                os.close(fd)
+                address = stage.listener.getsockname()
+
+                async def connected(source: str) -> Client:
+                    return Client(*await asyncio.open_connection(*address, local_addr=(source, 0)))
+
+                for _ in range(2):  # heads that were seen before as well
+                    clients = {source: await connected(source) for source in ("127.0.0.1", "127.0.0.2")}
+                    for first in ("first", "second", "open"):
+                        fresh = {source: await connected(source) for source in clients}
+                        for source in clients:
+                            allowed = {"open", "first" if source == "127.0.0.1" else "second"}
+                            for host in (first, "first", "second", "open", "first", "first"):
+                                for client in (fresh[source], clients[source]):
+                                    client.writer.write(
+                                        f"GET / HTTP/1.1\r\nHost: {host}.test\r\n\r\n".encode()
+                                    )
+                                    status, _, _ = await client.answer()
+                                    assert status == (200 if host in allowed else 403), (source, host)
+                assert known.requests.keys() == {"open", "first", "second"}
+
+    worker.run(work())
