@@ -614,7 +614,7 @@ complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a upgrade -d 'Upgrade a 
 complete -c poolctl -n '__poolctl_in upgrade' -s o -l output -x -a "(__poolctl_fields 'table wide json jsonl name' 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime')" -d 'table, wide, json, jsonl, name, or FIELD,FIELD…'
 complete -c poolctl -n '__poolctl_in upgrade' -l timeout -x -d 'Give up after this time, such as "30s"'
 complete -c poolctl -n '__poolctl_in upgrade' -l restart -d 'Also replace the servers\' workers, as restart does'
-complete -c poolctl -n '__poolctl_in upgrade' -l force -d 'Upgrade even if the version is the same'
+complete -c poolctl -n '__poolctl_in upgrade' -l force -d 'Upgrade even if nothing else is installed'
 complete -c poolctl -n '__poolctl_in upgrade' -s c -l config -r -F -d 'The pool\'s file; repeatable, later ones override'
 complete -c poolctl -n '__poolctl_in upgrade' -l pool -x -a '(__poolctl_ask pools)' -d 'Name of a running pool, from any directory'
 complete -c poolctl -n '__poolctl_in upgrade' -s q -l quiet -d 'Print only results and errors'

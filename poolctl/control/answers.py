@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from poolctl.errors import PoolError
     from poolctl.frozen_value import Table
 
-SCHEMA, PROTOCOL = 1, 1
+SCHEMA = 1
+# The version of what two versions of poolctl say to each other, as docs/architecture.md lists it. A change that the
+# oldest one does not understand needs another number; 1 is that of the commit which is named there.
+PROTOCOL, OLDEST_PROTOCOL = 2, 1
 CHECK = "--check"  # asks another version of the supervisor whether it could run here
 TRY = "--try"  # lets another version take over a small pool
 TRIED = "POOLCTL_TRIED"  # environment variable: the trial has already been made
@@ -143,8 +146,9 @@ class About(Value):
 
 
 class PingResult(About):
-    """Of `ping`."""
+    """Of `ping`; `build` is a digest of the supervisor's code, "" if unknown (see bootstrap.installed_build)."""
 
+    build: str = ""
     schema: int = SCHEMA
     items: tuple[Item, ...] = ()
     errors: tuple[ErrorEntry, ...] = ()
@@ -196,7 +200,7 @@ class EventsResult(Result):
 
 
 class UpgradeResult(Result):
-    """Of `upgrade`: the pid of the supervisor that is replaced."""
+    """Of `upgrade`: the pid of the supervisor that is replaced, None if it is of this build already."""
 
     upgraded_from: int | None = None
 

@@ -15,7 +15,14 @@ from time import monotonic
 
 from poolctl import __version__
 from poolctl.control import pool_paths
-from poolctl.control.answers import PingResult, ProgressLine, Result, UpgradeResult
+from poolctl.control.answers import (
+    OLDEST_PROTOCOL,
+    PROTOCOL,
+    PingResult,
+    ProgressLine,
+    Result,
+    UpgradeResult,
+)
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, FAILED, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT
 from poolctl.http.message_head import BadMessage, request_head
@@ -181,15 +188,24 @@ class Client:
 
         raise silent(self.socket_path, limit)
 
-    def upgrade(self) -> Result:
+    def upgrade(self, *, force: bool = False) -> UpgradeResult:
         """Replace supervisor and keeper by those of this version; the servers' processes keep running.
 
-        Returns when the new supervisor answers, or the old one has refused. Raises NoSupervisor, and ControlError (1)
-        when the pool still runs another version.
+        Returns when the new supervisor answers, or the old one has refused, or is of the same build and not replaced
+        without `force`. Raises NoSupervisor, and ControlError: 8 for a pool of a version that is too old, 1 when the
+        pool still runs another version.
         """
         from poolctl.control.pool_processes import await_end
 
-        result = self.ask(UpgradeResult, "upgrade", {"options": options_of_this_version()})
+        before = self.ping()
+        if before.protocol < OLDEST_PROTOCOL:
+            raise ControlError(
+                f"poolctl {before.version}, which the pool runs, is too old for {__version__} to take over from",
+                exit_code=CONFLICT,
+                hint="poolctl stop and poolctl start, and the servers pause; or upgrade by a version between",
+            )
+        options = {**options_of_this_version(), "force": force}
+        result = self.ask(UpgradeResult, "upgrade", {"options": options})
         if result.exit_code or not result.upgraded_from:
             return result
         await_end(result.upgraded_from, _HANDOVER_SECONDS)
@@ -313,6 +329,8 @@ def options_of_this_version() -> Table:
 
     return {
         "version": __version__,
+        "protocol": PROTOCOL,
+        "build": bootstrap.installed_build(),
         "python": ".".join(map(str, sys.version_info[:3])),
         "keeper": bootstrap.command(sys.executable, "keeper", isolated=True),
         "supervisor": bootstrap.command(sys.executable, "supervisor"),

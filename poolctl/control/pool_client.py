@@ -364,12 +364,14 @@ class PoolClient(GatewayClient):
         """Return when the selected servers are `until` (ready, stopped, healthy, or any state)."""
         return self._ask("wait", PoolMonitorError, targets, selector, {"timeout": timeout, "for": until})
 
-    def upgrade(self) -> Table:
+    def upgrade(self, *, force: bool = False) -> Table:
         """Upgrade the pool to this version of poolctl, and return when it is done; the servers' processes keep running.
+
+        A pool that is of this build already stays as it is without `force`.
 
         Raises ControlError (8) when the running version refuses, PoolValidateError for files with problems.
         """
-        return checked("upgrade", self._client.upgrade().to_json(), PoolRestartError)
+        return checked("upgrade", self._client.upgrade(force=force).to_json(), PoolRestartError)
 
 
 def _table(server: Mapping[str, object] | ServerConfig | None) -> Mapping[str, object]:

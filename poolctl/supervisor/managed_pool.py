@@ -189,6 +189,7 @@ class ManagedPool:
     async def _import_rest(self, *, is_watching: bool) -> None:
         """Import what no start needs: soon, because a package's files may be replaced under a running process."""
         await asyncio.sleep(_AFTER_START_SECONDS)
+        await self._verbs.build.digest()
         await import_slowly(name for part in _PARTS for name in part.MODULES)
         await import_slowly(verbs.modules())
         # No health check was due yet.

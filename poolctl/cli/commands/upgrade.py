@@ -17,26 +17,26 @@ COMMAND = Command(
     OUTPUT,
     TIMEOUT,
     flag("restart", "--restart", help="Also replace the servers' workers, as restart does."),
-    flag("force", "--force", help="Upgrade even if the version is the same."),
+    flag("force", "--force", help="Upgrade even if nothing else is installed."),
     section=MACHINE,
 )
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Replace keeper and supervisor if they are of another version; with --restart the servers' workers as well."""
+    """Replace keeper and supervisor if they are of another build; with --restart the servers' workers as well."""
     pool = find_pool(request)
     client = Client(pool.socket)
     before = client.ping().version
-    if before == __version__ and not request.get("force"):
-        result = client.ask(Result, "list")
+    upgraded = client.upgrade(force=bool(request.get("force")))
+    result: Result = upgraded
+    if result.exit_code:
+        return Outcome.of(result)
+    if upgraded.upgraded_from is None:
         message = f"the pool already runs poolctl {before}"
         if not request.get("restart"):
-            return Outcome.of(result, f"{message}; upgrade --force replaces another build of that version")
+            return Outcome.of(result, f"{message}, this build; upgrade --force replaces its processes")
     else:
-        result = client.upgrade()
-        message = f"poolctl {before} → {__version__}"
-        if result.exit_code:
-            return Outcome.of(result)
+        message = f"poolctl {before} → {__version__}" + (", another build" if before == __version__ else "")
     # A job that is under way is not to be started again.
     serving = [item.name for item in result.items if item.pids and not item.bind.startswith("job:")]
     whose = "its" if len(serving) == 1 else "their"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from poolctl.address import Address, parse
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import ConfigNotFound
-from poolctl.control.answers import About, ErrorEntry, Item, Result, StatusResult, entries
+from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, StatusResult, entries
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
 from poolctl.frozen_value import Table, Value
@@ -36,7 +36,7 @@ class CheckContext:
         self.pool = pool
         self.config: Configuration | None = None
         self.problems: Sequence[ErrorEntry] = []
-        self.about: About | None = None
+        self.about: PingResult | None = None
         self.items: Sequence[Item] = ()
         self.failures: dict[str, ErrorEntry] = {}
         self.gateway: Table | None = None

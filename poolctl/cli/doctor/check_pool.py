@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from poolctl import __version__
-from poolctl.bootstrap import OLDEST_PYTHON, uvicorn_problem
+from poolctl.bootstrap import OLDEST_PYTHON, installed_build, uvicorn_problem
 from poolctl.cli.reload_plan import drift_line
 from poolctl.cli.render import from_here
 from poolctl.cli.supervisor_requests import CRASH_LOOP
@@ -150,6 +150,9 @@ def installed(context: CheckContext) -> Iterator[CheckResult]:
     running = about.version if about is not None else ""
     if running and running != __version__:
         said = f"{__version__} is installed, the supervisor runs {running}"
+        yield warning("poolctl", said, "poolctl upgrade: the servers keep serving")
+    elif about is not None and about.build not in ("", installed_build()):
+        said = f"another build of {__version__} is installed than the supervisor runs"
         yield warning("poolctl", said, "poolctl upgrade: the servers keep serving")
     elif about is not None and about.python != python:
         said = f"the supervisor runs on Python {about.python}, poolctl on {python}"

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # What a start imports only for a configuration that names it.
 MODULES = (
     "poolctl.supervisor.gateway.gateway_manager",
+    "poolctl.supervisor.gateway.gateway_metrics",
     "poolctl.supervisor.gateway.gateway_statistics",
     "poolctl.supervisor.gateway.gateway_verbs",
     "poolctl.supervisor.gateway.registration_manager",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from asyncio.subprocess import PIPE
 
@@ -12,6 +13,8 @@ from poolctl import __version__, bootstrap
 from poolctl.config import changed_files
 from poolctl.control.answers import (
     CHECK,
+    OLDEST_PROTOCOL,
+    PROTOCOL,
     TRIED,
     TRY,
     ErrorEntry,
@@ -53,22 +56,28 @@ class Upgrade:
         self._files = context.configuration.files
         self._reload = reload
         self._daemon = context.daemon
+        self._build = context.build
 
     async def upgrade(self, call: Call) -> Result:
         """Refuse, with the reason, or answer and hand over. The options are those of the client's `upgrade`."""
         version, python = str(call.options.get("version")), str(call.options.get("python"))
+        if older := refusal_of_older(version, call.options.get("protocol")):
+            return older
         if python.split(".")[:2] != sys.version.split()[0].split(".")[:2]:
             message = f"the pool runs on Python {sys.version.split()[0]}, poolctl {version} on {python}"
             return _refused(message, "poolctl stop and poolctl start move it, and its servers pause")
-        if not call.options.get("tried") and (problem := await self._try(call)):
-            return problem
+        if not call.options.get("tried"):
+            if not call.options.get("force") and call.options.get("build") == await self._build.digest():
+                return UpgradeResult(items=items(self._core, self._core.entries.values()))
+            if problem := await self._try(call):
+                return problem
         async with self._configuration.turn:  # a reload puts its files in force first
             self._daemon.hand_over(call.options["keeper"], call.options["supervisor"])
         return UpgradeResult(items=items(self._core, self._core.entries.values()), upgraded_from=os.getpid())
 
     async def _try(self, call: Call) -> Result | None:
         """Why the next version cannot take over, in our environment; None when it has taken over a small pool."""
-        options, on_disk = call.options, bootstrap.installed_version() == __version__
+        options, on_disk = call.options, not await self._build.is_replaced()
         in_force = portable_pickle.dumps(self._configuration.stored(self._core))
         env = {**os.environ, TRIED: "1"} if on_disk else None
         said, failed = await _run([*options["supervisor"], CHECK, *self._files], in_force, env)
@@ -119,6 +128,26 @@ class Upgrade:
         if configuration.missing or any(each.added for each in self._core.entries.values()):
             return _refused(f"{why}, and servers were added or removed live", _STOP_AND_START)
         return None
+
+
+def refusal_of_older(version: str, protocol: object) -> Result | None:
+    """An error if this is the version of an older poolctl, which may not understand what this one leaves behind."""
+    spoken = protocol if isinstance(protocol, int) else OLDEST_PROTOCOL
+    if spoken >= PROTOCOL and _release(version) >= _release(__version__):
+        return None
+    older = (
+        f"poolctl {version} is older"
+        if version != __version__
+        else f"this build of poolctl {version} is older"
+    )
+    message = f"the pool runs poolctl {__version__}, and {older}: it cannot take over"
+    return _refused(message, f"install {__version__} or a newer one; or {_STOP_AND_START}")
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers at its beginning."""
+    found = re.match(r"[0-9]+(\.[0-9]+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 async def _run(command: list[str], given: bytes, env: dict[str, str] | None = None) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple, Protocol
 
+from poolctl.bootstrap import installed_build
 from poolctl.control.answers import About, ErrorEntry, ProgressLine, Result, ServerStep, failure
 from poolctl.control.control_server import Attach, Progress, cannot_attach
 from poolctl.core.await_servers import Rollout
@@ -63,6 +64,28 @@ Verb = Callable[[Call], Awaitable[Result]]
 Finish = Callable[[], Awaitable[None]]
 
 
+class RunningBuild:
+    """The build of poolctl that this process is, while another one may replace it on disk."""
+
+    def __init__(self) -> None:
+        self._found: asyncio.Future[str] | None = None
+
+    @property
+    def known(self) -> str:
+        """The digest of its files; "" before the first call of `digest`."""
+        return self._found.result() if self._found is not None and self._found.done() else ""
+
+    async def digest(self) -> str:
+        """The digest of its files, as they were at the first call."""
+        if self._found is None:
+            self._found = asyncio.ensure_future(asyncio.to_thread(installed_build))
+        return await asyncio.shield(self._found)
+
+    async def is_replaced(self) -> bool:
+        """Whether the files on disk are others now."""
+        return await self.digest() != await asyncio.to_thread(installed_build)
+
+
 @dataclass(frozen=True, slots=True)
 class VerbContext:
     """The pool that verbs act on."""
@@ -71,6 +94,7 @@ class VerbContext:
     events: Events
     daemon: Daemon
     configuration: ActiveConfiguration
+    build: RunningBuild = field(default_factory=RunningBuild)
     over: asyncio.Event = field(default_factory=asyncio.Event)  # the supervisor ends
     endings: list[Finish] = field(default_factory=list)  # what else is finished before that
 

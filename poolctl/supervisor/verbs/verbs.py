@@ -14,7 +14,7 @@ from poolctl.control.answers import PROTOCOL, ErrorEntry, Item, PingResult, Resu
 from poolctl.control.control_server import Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.server_changes import caused_by
-from poolctl.exit_codes import FAILED, NOTHING_MATCHED, USAGE
+from poolctl.exit_codes import CONFLICT, FAILED, NOTHING_MATCHED, USAGE
 from poolctl.frozen_value import Table, Value
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.selector import Selector, SelectorError
@@ -58,6 +58,7 @@ class Verbs:
         self._core = core
         self.used = False
         self._context = VerbContext(core, events, daemon, configuration)
+        self.build = self._context.build
         self._drift = ConfigurationDrift(self._context)
         self._is_complete = False
         self._more = more
@@ -74,11 +75,11 @@ class Verbs:
     def complete(self) -> None:
         """Load the verbs that no start needs; a request for one of them loads them before."""
         if not self._is_complete:
-            self._is_complete = True
             for name in (*modules(), *self._more):
                 module = import_module(name)
                 if hasattr(module, "verbs"):
                     self._verbs = module.verbs(self._context) | self._verbs
+            self._is_complete = True
 
     def add(self, name: str, verb: Verb) -> Verb | None:
         """Add another verb; the one whose place it takes, if there was one."""
@@ -97,7 +98,15 @@ class Verbs:
         """The answer to one request."""
         self.used = True
         if request.verb == "ping":
-            return PingResult.extending(self._daemon.identity())
+            return PingResult.extending(self._daemon.identity(), build=self.build.known)
+        try:
+            return await self._answer(request, progress)
+        except ImportError as error:
+            if not await self.build.is_replaced():
+                raise
+            return _replaced(str(error))
+
+    async def _answer(self, request: Request, progress: Progress) -> Value:
         if not self._knows(request.verb):
             known = ", ".join(sorted([*self._verbs, "ping"]))
             message = f"this supervisor does not know {request.verb!r} (protocol {PROTOCOL})"
@@ -122,6 +131,8 @@ class Verbs:
         try:
             return await self.perform(verb, call)
         except ReaderFailed as failed:
+            if not failed.installed and await self.build.is_replaced():
+                return _replaced(str(failed))
             return failed.result
 
     async def perform(self, verb: str, call: Call) -> Result:
@@ -162,6 +173,12 @@ class Verbs:
 def _failed(code: int, message: str, hint: str = "") -> Result:
     error = ErrorEntry(code=code, error="ErrorUsage", message=message, hint=hint)
     return Result(errors=(error,), exit_code=code)
+
+
+def _replaced(why: str) -> Result:
+    message = f"another poolctl has been installed since this pool's supervisor was started: {why}"
+    error = ErrorEntry(code=CONFLICT, error="ErrorUpgrade", message=message, hint="poolctl upgrade")
+    return Result(errors=(error,), exit_code=CONFLICT)
 
 
 def _options(body: Table) -> Table:

@@ -18,6 +18,8 @@ import pytest
 
 import poolctl
 from poolctl.config import GATEWAY_LIBRARIES
+from poolctl.control.answers import PROTOCOL
+from poolctl.control.client import Client
 from tests.deadline import wait_until
 from tests.environments import without
 from tests.load import Load
@@ -30,11 +32,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 NEW = "99.1.2"
 
 
+def copied(place: Path) -> Path:
+    """The directory, with this package in it; with its bytecode, which takes seconds to make."""
+    shutil.copytree(Path(poolctl.__file__).parent, place / "poolctl", dirs_exist_ok=True)
+    return place
+
+
 @pytest.fixture
 def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with this package in it, as another version; with its bytecode, which takes seconds to make."""
-    place = tmp_path_factory.mktemp("newer")
-    shutil.copytree(Path(poolctl.__file__).parent, place / "poolctl")
+    """A directory with this package in it, as another version."""
+    place = copied(tmp_path_factory.mktemp("newer"))
     init = place / "poolctl/__init__.py"
     init.write_text(
         init.read_text().replace(f'__version__ = "{poolctl.__version__}"', f'__version__ = "{NEW}"')
@@ -85,7 +92,7 @@ def test_pool_goes_on_under_the_new_version_unnoticed_by_clients(pool: RealPool,
     assert facts(pool) == before
     assert pool.info()["keeper_pid"] == keeper
     assert not is_alive(supervisor)
-    # What was placed before is watched, stopped and replaced as ever; and the way back is the same way.
+    # What was placed before is watched, stopped and replaced as ever.
     os.kill(pool.items()["users"]["pids"][0], 9)
     wait_until(
         lambda: (users := pool.items()["users"])["ready"] and users["restarts"] == before["users"][2] + 1
@@ -95,11 +102,15 @@ def test_pool_goes_on_under_the_new_version_unnoticed_by_clients(pool: RealPool,
     renewed = by(newer, pool, "upgrade", "--restart")
     assert renewed.stdout == f"the pool already runs poolctl {NEW}: 2 servers restarted\n", str(renewed)
     assert all(set(now[0]).isdisjoint(workers[name][0]) for name, now in facts(pool).items())
+    # There is no way back.
     workers = facts(pool)
-    back = pool.ok("upgrade", "--restart")
-    assert "2 servers restarted" in back.stdout
-    assert version(pool) == poolctl.__version__
-    assert all(set(now[0]).isdisjoint(workers[name][0]) for name, now in facts(pool).items())
+    back = pool.run("upgrade", "--restart", "--force")
+    assert back.code == 8
+    assert (
+        f"the pool runs poolctl {NEW}, and poolctl {poolctl.__version__} is older: it cannot take over"
+        in back.stderr
+    )
+    assert (version(pool), facts(pool)) == (NEW, workers)
     pool.ok("stop")
     assert pool.processes() == {}
 
@@ -218,10 +229,10 @@ def test_new_version_keeps_what_is_in_force_when_the_file_is_not_valid_or_gone(
     assert "pool.toml has changed since the pool read it, and is not valid: pool.toml:1" in done.stderr
     assert (facts(pool), version(pool)) == (before, NEW)
     file.unlink()
-    done = pool.run("upgrade", "-c", str(file))
+    done = by(newer, pool, "upgrade", "--force", "-c", str(file))
     assert done.code == 0, done
     pool.write_hello("users")
-    assert (facts(pool), version(pool)) == (before, poolctl.__version__)
+    assert (facts(pool), version(pool)) == (before, NEW)
 
 
 def test_configuration_that_the_new_version_does_not_understand_is_that_of_the_files_or_refused(
@@ -254,6 +265,76 @@ def test_upgrade_needs_no_library_of_a_gateway_for_a_pool_without_one(
     before = facts(pool)
     pool.ok("upgrade", "--force")
     assert facts(pool) == before
+
+
+def test_another_build_of_the_same_version_is_an_upgrade_and_the_same_build_is_none(
+    pool: RealPool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = copied(tmp_path_factory.mktemp("build"))
+    pool.write_hello("users")
+    pool.ok("start")
+    before, supervisor = facts(pool), pool.info()["supervisor_pid"]
+    same = f"the pool already runs poolctl {poolctl.__version__}, this build"
+    assert pool.ok("upgrade").stdout.startswith(same)
+    assert by(place, pool, "upgrade").stdout.startswith(same), "its files are the same"
+    assert pool.info()["supervisor_pid"] == supervisor
+    with (place / "poolctl/units.py").open("a") as file:
+        file.write("# another build\n")
+    done = by(place, pool, "upgrade")
+    assert done.code == 0, done
+    assert f"poolctl {poolctl.__version__} → {poolctl.__version__}, another build: 1 server" in done.stdout
+    assert facts(pool) == before
+    assert not is_alive(supervisor)
+    wait_until(lambda: "another build of" in pool.run("doctor").stdout)
+
+
+def test_commands_of_a_supervisor_whose_package_was_replaced_name_upgrade(
+    real_pool: RealPool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # Its log may name modules that were replaced while it imported them.
+    pool, place = real_pool, copied(tmp_path_factory.mktemp("replaced"))
+    pool.write_hello("users")
+    assert by(place, pool, "start").code == 0
+    (path,) = [each for each in pool.runtime.glob("*/control.sock") if not each.parent.is_symlink()]
+    wait_until(lambda: Client(str(path)).ping().build)
+    before = facts(pool)
+    # The next command starts another one.
+    (reader,) = [pid for pid in pool.processes() if name_of(pid) == "poolctl-config"]
+    os.kill(reader, 9)
+    (place / "poolctl/bootstrap.py").unlink()
+    done = pool.run("reload")
+    assert done.code == 8, done
+    assert "another poolctl has been installed since this pool's supervisor was started: " in done.stderr
+    assert "hint: poolctl upgrade" in done.stderr
+    copied(place)
+    with (place / "poolctl/units.py").open("a") as file:
+        file.write("# another build\n")
+    done = by(place, pool, "upgrade")
+    assert done.code == 0, done
+    assert facts(pool) == before
+    pool.ok("reload")
+
+
+def name_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
+def test_pool_of_a_version_that_is_too_old_is_left_alone(pool: RealPool, newer: Path) -> None:
+    answers = newer / "poolctl/control/answers.py"
+    text, next_one = answers.read_text(), PROTOCOL + 1
+    answers.write_text(re.sub(r"(PROTOCOL, OLDEST_PROTOCOL) = .*", rf"\1 = {next_one}, {next_one}", text))
+    pool.write_hello("users")
+    pool.ok("start")
+    supervisor = pool.info()["supervisor_pid"]
+    done = by(newer, pool, "upgrade")
+    assert done.code == 8, done
+    assert (
+        f"poolctl {poolctl.__version__}, which the pool runs, is too old for {NEW} to take over from"
+        in done.stderr
+    )
+    assert pool.info()["supervisor_pid"] == supervisor
 
 
 def test_there_must_be_a_pool(pool: RealPool) -> None:

@@ -10,7 +10,7 @@ import pytest
 from poolctl.cli.doctor import check_paths, check_pool
 from poolctl.cli.doctor.check import CheckContext
 from poolctl.config import load
-from poolctl.control.answers import About
+from poolctl.control.answers import PingResult
 from tests.certificates import certificate
 from tests.configuration import server
 
@@ -84,7 +84,7 @@ def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
         "[dashboard]: it has no token: the environment variable TOKEN is empty",
         "[proxmox]: pve answered 401 no such user",
     )
-    context.about = About(
+    context.about = PingResult(
         name="shop", files=(), version="1", protocol=1, python="3.11", supervisor_pid=1, keeper_pid=2,
         not_served=problems,
     )  # fmt: skip
@@ -103,7 +103,7 @@ def test_each_table_that_is_not_served_is_a_problem_with_its_fix() -> None:
 
 def test_gateway_that_serves_is_named_with_its_addresses() -> None:
     context = CheckContext(None, {})
-    context.about = About(
+    context.about = PingResult(
         name="shop", files=(), version="1", protocol=1, python="3.11", supervisor_pid=1, keeper_pid=2
     )  # fmt: skip
     context.gateway = {"state": "running", "problem": "", "addresses": ["http://127.0.0.1:8080"], "routes": 4}
