@@ -222,9 +222,6 @@ def _warnings_of(server: ServerKeys, disabled: Container[str]) -> Iterator[Findi
         for program in LISTENING.intersection((*words[:1], *(server.command or ())[1:3])):
             message = f"{program} listens on a port, which the pool does not know without 'bind'"
             yield Finding(("command",), message, 'add bind = "127.0.0.1:8080"')
-    if "gunicorn" in words and any("{fd}" in word for word in words):
-        message = "gunicorn takes the socket from LISTEN_FDS; {fd} would pass it a second time"
-        yield Finding(("command",), message, "leave out its --bind")
 
 
 def _distinct(problems: Iterable[Problem]) -> list[Problem]:

@@ -124,7 +124,9 @@ def _pool(holder: Holder, files: Sequence[str]) -> tuple[str, str]:
         return f"a pool inside another program, {holder}", "stop that program"
     user = "" if holder.uid in (-1, os.geteuid()) else f" as {_user_name(holder.uid)}"
     named = " ".join(f"-c {shlex.quote(file)}" for file in files)
-    return f"the pool of {', '.join(files)}", f"stop it{user}: poolctl {named} stop"
+    # Without it the command would stop another pool of the same files, or find none.
+    where = f"POOLCTL_RUNTIME_DIR={shlex.quote(holder.runtime)} " if holder.runtime else ""
+    return f"the pool of {', '.join(files)}", f"stop it{user}: {where}poolctl {named} stop"
 
 
 def explained(errors: Sequence[ListenError]) -> list[ListenError]:
@@ -152,7 +154,8 @@ class Holder(NamedTuple):
     """One process that holds a socket; `pid` is None if only its user is visible.
 
     It `listens`, or has a connection, which has ended if there is no `name` either. `pool` are the files of its pool;
-    empty if that pool is embedded in another program, None if it belongs to no pool.
+    empty if that pool is embedded in another program, None if it belongs to no pool. `runtime` is the runtime directory
+    of that pool, if it is not the one of this process.
     """
 
     name: str
@@ -160,6 +163,7 @@ class Holder(NamedTuple):
     uid: int
     listens: bool = True
     pool: tuple[str, ...] | None = None
+    runtime: str = ""
 
     def __repr__(self) -> str:
         # Any user may have chosen the name.
@@ -277,9 +281,9 @@ def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()) if missing else ():
         for inode in _sockets_of(pid, missing, until):
             known = wanted[inode]
-            found[inode] = Holder(
-                _process_name(pid), pid, known.uid, listens=known.listens, pool=_pool_of(pid)
-            )
+            pool, runtime = _pool_of(pid)
+            name = _process_name(pid)
+            found[inode] = Holder(name, pid, known.uid, listens=known.listens, pool=pool, runtime=runtime)
         if not missing or time.monotonic() >= until:
             break
     return found
@@ -299,22 +303,32 @@ def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
     return found
 
 
-def _pool_of(pid: int) -> tuple[str, ...] | None:
-    """The files of the pool whose keeper, supervisor or worker the process is (see Holder)."""
+def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
+    """The files, and the runtime directory, of the pool whose keeper, supervisor or worker the process is."""
     parent = _parent(pid)
     # A worker of this very pool, whose keeper is our parent, is a process like any other.
     for each in (pid,) if parent == os.getppid() else (pid, parent):
-        arguments = _arguments(each)[2:]
-        if len(arguments) < 3 or not arguments[0].endswith("/poolctl/bootstrap.py"):
+        arguments = _of_pool(each)
+        if arguments is None:
             continue
+        root = os.path.dirname(arguments[2])
+        own = _of_pool(os.getpid())
+        runtime = "" if own is not None and os.path.dirname(own[2]) == root else root
         if arguments[1] == "supervisor":
-            return _files(arguments[3:])
-        if arguments[1] == "keeper":
-            try:
-                return _files(json.loads(arguments[3])["supervisor"][5:])
-            except (IndexError, KeyError, TypeError, ValueError):
-                return ()
-    return None
+            return _files(arguments[3:]), runtime
+        try:
+            return _files(json.loads(arguments[3])["supervisor"][5:]), runtime
+        except (IndexError, KeyError, TypeError, ValueError):
+            return (), ""
+    return None, ""
+
+
+def _of_pool(pid: int) -> list[str] | None:
+    """The arguments of a keeper or supervisor: bootstrap.py, its part, the pool's directory, and others."""
+    arguments = _arguments(pid)[2:]
+    if len(arguments) < 3 or not arguments[0].endswith("/poolctl/bootstrap.py"):
+        return None
+    return arguments if arguments[1] in ("supervisor", "keeper") else None
 
 
 def _files(arguments: list[str]) -> tuple[str, ...]:

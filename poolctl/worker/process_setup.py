@@ -14,7 +14,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from ..bootstrap import command
@@ -121,11 +121,11 @@ def become_program(spec: Spec, sockets: int) -> NoReturn:
         os.environ["LISTEN_FDS"] = str(sockets)
         os.environ["LISTEN_PID"] = str(os.getpid())
         os.environ["LISTEN_FDNAMES"] = ":".join([spec["server"].replace(":", "_")] * sockets)
-    argv = spec["argv"]
+    argv = [_encoded(word) for word in spec["argv"]]
     try:
         os.execvpe(argv[0], argv, os.environ)
     except OSError as error:
-        print(f"cannot run {argv[0]!r}: {error.strerror}", file=sys.stderr, flush=True)
+        print(f"cannot run {spec['argv'][0]!r}: {error.strerror}", file=sys.stderr, flush=True)
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
@@ -168,7 +168,7 @@ def apply_spec(spec: Spec) -> None:
     prefer_for_oom_kill()
     if spec["env_base"] is not None:
         os.environ.clear()
-        os.environ.update(spec["env_base"])
+        _set_variables(spec["env_base"])
         clear_pool_variables()
     if spec["user"] is not None:
         try:
@@ -178,11 +178,21 @@ def apply_spec(spec: Spec) -> None:
                 f"cannot become user {spec['user'][0]} of group {spec['user'][1]}", error
             ) from error
     if spec["env"]:
-        os.environ.update(spec["env"])
+        _set_variables(spec["env"])
     try:
-        os.chdir(spec["cwd"])
+        os.chdir(_encoded(spec["cwd"]))
     except OSError as error:
         raise _failed(f"cannot enter {spec['cwd']}", error) from error
+
+
+def _set_variables(variables: Mapping[str, str]) -> None:
+    for name, value in variables.items():
+        os.environb[_encoded(name)] = _encoded(value)
+
+
+def _encoded(text: str) -> bytes:
+    """The text in UTF-8, as files have it: with a locale of another encoding Python would raise, or take that."""
+    return text.encode(errors="surrogateescape")
 
 
 def _failed(message: str, error: Exception) -> SetupFailed:

@@ -112,6 +112,7 @@ def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Findin
         yield Finding(("handler_key",), "a command has no handler", "keep 'command' or 'handler_key'")
     if isinstance(command, (list, tuple)) and command and command[0] == "":
         yield Finding(("command", 0), "the program's name is empty", 'write ["prog", …]')
+    yield from _bound_twice(command)
     if table.get("tls"):
         fix = "take tls out, and give the program its certificates in its own way"
         yield Finding(("tls",), "a command speaks TLS itself, or does not", fix)
@@ -132,6 +133,19 @@ def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Findin
     if itself and many:
         message = f"{least} processes cannot all bind {address.key if address else 'one address'}"
         yield Finding(("scale",), message, TAKE_THE_SOCKET)
+
+
+def _bound_twice(command: Tree) -> Iterator[Finding]:
+    words = list(map(str, command)) if isinstance(command, (list, tuple)) else []
+    # As in `uv run gunicorn` and `python3 -m gunicorn`.
+    if not any(word.rpartition("/")[2] == "gunicorn" for word in words[:3]):
+        return
+    for index, word in enumerate(words):
+        if "fd://" in word or "{fd}" in word:
+            message = (
+                f"gunicorn takes the socket from LISTEN_FDS, and {shown(word)} would pass it a second time"
+            )
+            yield Finding(("command", index), message, "leave out its --bind", word)
 
 
 def _sleeping_command(scale: Tree, *, job: bool, named: bool, itself: bool) -> Iterator[Finding]:

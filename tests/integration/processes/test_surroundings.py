@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.configuration import server
+from tests.deadline import wait_until
 from tests.http_get import get
 from tests.real_pool import RealPool
 
@@ -51,6 +52,30 @@ def report(pool: RealPool, free_port: Any) -> Any:
         return found
 
     return start
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_worker_and_program_get_text_of_the_file_as_it_is_without_a_locale_for_it(
+    pool: RealPool, free_port: Any
+) -> None:
+    pool.write("report.py", REPORT.replace("dict(os.environ)", "os.environb[b'TITLE'].decode()"))
+    pool.write(
+        "prog.py",
+        "import os, sys, time; print(ascii([os.fsencode(sys.argv[1]), os.getcwdb()]), flush=True); time.sleep(1000)",
+    )
+    (pool.directory / "größe").mkdir()
+    port, title = free_port(), {"TITLE": "Größe ✓"}
+    pool.write(
+        "pool.toml",
+        server("web", bind=f"127.0.0.1:{port}", app="report:app", env=title)
+        + server("program", command=[sys.executable, "../prog.py", "größe ✓"], cwd="größe", env=title),
+    )
+    pool.ok("start", env=ASCII)
+    assert get(port).json()["environment"] == "Größe ✓"
+    said = [os.fsencode(each) for each in ("größe ✓", str(pool.directory / "größe"))]
+    wait_until(lambda: ascii(said) in pool.ok("logs", "program").stdout)
 
 
 def test_a_worker_has_the_environment_of_the_start(report: Any, pool: RealPool) -> None:

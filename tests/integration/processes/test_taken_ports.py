@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
 import socket
+import subprocess
 import time
 from typing import Any
 
@@ -72,6 +75,23 @@ def test_a_port_of_another_pool_is_given_back_by_stopping_that_pool(pool: RealPo
         assert f"poolctl -c {pool.directory}/pool.toml stop" in said
         assert "kill" not in said
     pool.ok("-c", str(other), "stop")
+
+
+def test_pool_of_the_same_file_in_another_runtime_directory_is_stopped_by_the_command_of_the_hint(
+    pool: RealPool,
+) -> None:
+    pool.write_hello("web")
+    elsewhere = pool.runtime / "elsewhere"
+    pool.ok("start", env={"POOLCTL_RUNTIME_DIR": str(elsewhere)})
+    assert any(str(elsewhere) in line for line in pool.processes().values())
+    done = pool.run("start")
+    assert done.code == 1, done
+    (hint,) = re.findall(r"stop it: (.*), or choose", done.stderr)
+    assert hint.startswith(f"POOLCTL_RUNTIME_DIR={elsewhere} poolctl ")
+    hint = hint.replace("poolctl -c", f"{shlex.join(pool.command())} -c", 1)
+    subprocess.run(hint, shell=True, check=True, env=pool.env, capture_output=True, timeout=30)
+    assert not any(str(elsewhere) in line for line in pool.processes().values())
+    pool.ok("restart")
 
 
 def test_a_port_that_another_server_of_the_pool_has_opened_by_itself_is_said_to_be_its(

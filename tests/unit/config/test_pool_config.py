@@ -171,16 +171,27 @@ def test_program_that_is_known_to_listen_is_a_warning_without_bind(command: list
     assert [str(each).startswith(message) for each in config.warnings] == [True] * bool(named)
 
 
-def test_gunicorn_with_bind_to_the_inherited_socket_is_a_warning() -> None:
-    command = ["/opt/venv/bin/gunicorn", "--bind", "fd://{fd}", "shop:app"]
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        (["/opt/venv/bin/gunicorn", "--bind", "fd://{fd}", "shop:app"], "fd://{fd}"),
+        (["gunicorn", "-b", "fd://3", "shop:app"], "fd://3"),
+        (["python3", "-m", "gunicorn", "--bind=fd://3", "shop:app"], "--bind=fd://3"),
+        (["uv", "run", "gunicorn", "-bfd://{fd}", "shop:app"], "-bfd://{fd}"),
+    ],
+)
+def test_gunicorn_with_bind_to_the_inherited_socket_is_a_problem(command: list[str], word: str) -> None:
+    (problem,) = PoolConfig([{"name": "a", "bind": "127.0.0.1:1", "command": command}]).problems
+    assert (problem.message, problem.hint) == (
+        f"gunicorn takes the socket from LISTEN_FDS, and {word!r} would pass it a second time",
+        "leave out its --bind",
+    )
+
+
+@pytest.mark.parametrize("command", [["gunicorn", "shop:app"], ["granian", "--fd", "{fd}", "shop:app"]])
+def test_program_that_gets_the_socket_once_is_none(command: list[str]) -> None:
     config = PoolConfig([{"name": "a", "bind": "127.0.0.1:1", "command": command}])
-    (warning,) = config.warnings
-    assert (warning.message, warning.hint) == (
-        "gunicorn takes the socket from LISTEN_FDS; {fd} would pass it a second time", "leave out its --bind",
-    )  # fmt: skip
-    assert not PoolConfig(
-        [{"name": "a", "bind": "127.0.0.1:1", "command": ["gunicorn", "shop:app"]}]
-    ).warnings
+    assert (config.problems, config.warnings) == ([], [])
 
 
 @pytest.mark.parametrize(

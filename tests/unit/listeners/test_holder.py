@@ -177,7 +177,7 @@ def test_process_name_cannot_control_a_terminal() -> None:
 def test_exited_process_has_no_name() -> None:
     assert listen_errors._process_name(2**22 + 1) == "a process"
     assert listen_errors._sockets_of(2**22 + 1, {"socket:[1]": 1}, time.monotonic() + 1) == set()
-    assert listen_errors._pool_of(2**22 + 1) is None
+    assert listen_errors._pool_of(2**22 + 1) == (None, "")
 
 
 def test_program_that_is_not_python_has_its_own_name() -> None:

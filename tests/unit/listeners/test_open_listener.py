@@ -178,6 +178,11 @@ def test_port_in_use_error_names_the_holder_of_a_wildcard(free_port: FreePort) -
             "stop it as 4000000001: poolctl -c /srv/a.toml stop, or choose another port",
         ),
         (
+            Holder("shop", 7, os.geteuid(), pool=("/srv/a.toml",), runtime="/srv/my run"),
+            "port 80 is in use by the pool of /srv/a.toml",
+            "stop it: POOLCTL_RUNTIME_DIR='/srv/my run' poolctl -c /srv/a.toml stop, or choose another port",
+        ),
+        (
             Holder("poolctl-keeper", 7, 0, pool=()),
             "port 80 is in use by a pool inside another program, poolctl-keeper (pid 7)",
             "stop that program, or choose another port",
