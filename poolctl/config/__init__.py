@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from poolctl.config.model.operator_table import *
     from poolctl.config.model.pool_tables import *
     from poolctl.config.model.proxmox_table import *
+    from poolctl.config.model.registration_table import *
     from poolctl.config.model.section import *
     from poolctl.config.model.server_sections import *
     from poolctl.config.reading import *
@@ -47,7 +48,8 @@ __all__ = [
     "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "AnyRoute", "Backoff", "ConfigNotFound",
     "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
     "GatewayConfig", "GatewayListener", "Health", "Marks", "Notify", "OperatorTable", "Patience", "Place", "Probe",
-    "Problem", "ProxmoxTable", "Reading", "Recovery", "RegisteredBackend", "Registration", "Restart", "RouteConfig",
+    "Problem", "ProxmoxTable", "Reading", "Recovery", "RegisteredBackend", "Registration", "RegistrationClient",
+    "RegistrationTable", "Restart", "RouteConfig",
     "Scale", "Section", "ServerConfig", "Stamp", "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables",
     "Triggers", "added_server", "candidate_files", "certificate_names", "certificate_validity", "changed_by",
     "changed_files", "conflicts", "default_interpreter", "dependency_findings", "engine_problem", "enter_as",
@@ -82,6 +84,7 @@ _MODULES = {
     "rules.json_schema": "json_schema",
     "model.operator_table": "OperatorTable",
     "model.proxmox_table": "ProxmoxTable",
+    "model.registration_table": "RegistrationClient RegistrationTable",
     "rules.registrations": "RegisteredBackend Registration registration_of with_registrations",
     "rules.routes": "AnyRoute routes_of users_of",
     "values.secrets": "MASK masked masked_text values_of",

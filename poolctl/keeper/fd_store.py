@@ -35,7 +35,7 @@ METRICS, DASHBOARD, DASHBOARD_LINK = "metrics", "dashboard", "dashboard link"
 OPERATOR = "operator"
 # The link to the gateway's process, its pair, the hosts' states, registered services, and its listeners by their keys.
 GATEWAY_LINK, GATEWAY_PAIR, GATEWAY_HOSTS = "gateway link", "gateway pair", "gateway hosts"
-REGISTRATIONS = "registrations"
+REGISTRATIONS, REGISTRATION_ADDRESS = "registrations", "registration"
 GATEWAY_LISTENER = "gateway listener "
 
 # Not an entry, but named with them in the plan: the supervisor is the client itself.

@@ -93,7 +93,7 @@ class JournalEvent(NamedTuple):
         if not self.by:
             return ""
         user, command = self.by.get("user", self.by.get("uid", "?")), self.by.get("command") or "pid"
-        return f"{user}, {command} {self.by.get('pid', '?')}"
+        return f"{user}, {command} {self.by.get('pid', self.by.get('address', '?'))}"
 
     def _what(self) -> str:
         kind, word, message, detail = self.kind, self.event, self.message, self.detail

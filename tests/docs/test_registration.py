@@ -14,6 +14,8 @@ from poolctl.cli.command_line import parse
 from poolctl.config import registration_of
 from poolctl.control.gateway_client import GatewayClient
 from poolctl.routing import registration_report
+from poolctl.supervisor.gateway.registration_endpoint import read_options
+from tests.certificates import certificate
 from tests.config_files import load_text
 
 TEXT = (Path(__file__).parents[2] / "docs" / "registration.md").read_text()
@@ -24,9 +26,16 @@ def blocks(language: str) -> list[str]:
 
 
 def test_example_of_a_route_is_valid(tmp_path: Path) -> None:
-    (example,) = blocks("toml")
+    example, address = blocks("toml")
     config = load_text(tmp_path, example)
     assert (config.problems, config.tables.routes[0].register) == ([], True)
+    cert, key = certificate(tmp_path)
+    cert.rename(tmp_path / "registration.pem")
+    key.rename(tmp_path / "registration.key")
+    config = load_text(tmp_path, example + address)
+    assert config.problems == []
+    assert config.tables.registration is not None
+    assert config.tables.registration.client[0].allow == ("10.0.0.0/8",)
 
 
 def test_commands_and_requests_are_understood() -> None:
@@ -34,14 +43,18 @@ def test_commands_and_requests_are_understood() -> None:
     assert len(commands) == 3
     for command in commands:
         assert parse(shlex.split(command)[1:]) is not None, command
-    (body,) = re.findall(r"-d '(.*)'", TEXT)
+    local, register, unregister = re.findall(r"-d '(.*)'", TEXT)
     findings: list[object] = []
-    assert registration_of(json.loads(body)["options"], findings) is not None  # type: ignore[arg-type]
+    for body in (local, register):
+        assert registration_of(json.loads(body)["options"], findings) is not None  # type: ignore[arg-type]
+    for verb, body in (("register", register), ("unregister", unregister)):
+        assert read_options(body.encode(), verb)["name"] == "users"
 
 
 def test_python_is_that_of_a_client() -> None:
-    (code,) = blocks("python")
+    code, elsewhere = blocks("python")
     compile(code, "registration.md", "exec")
+    compile(elsewhere, "registration.md", "exec")
     assert connect.__annotations__["return"] == "PoolClient"
     assert "poolctl.connect(" in code
     assert hasattr(GatewayClient, "register")

@@ -212,6 +212,12 @@ def check_tables(
         wrong, doubtful = check_operator(tables.operator, env, datetime.now(UTC))
         problems += wrong
         warnings += doubtful
+    if tables.registration:
+        from poolctl.config.checks.registration_checks import check_registration
+
+        wrong, doubtful = check_registration(tables.registration, env, datetime.now(UTC))
+        problems += wrong
+        warnings += doubtful
     if tables.events and tables.events.path:
         problems += unwritable(JOURNAL_PATH, tables.events.path)
     return problems, [*warnings, *_unknown_secrets(tables, env)]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from poolctl.config.model.gateway_tables import GatewayConfig, RouteConfig, StreamConfig
     from poolctl.config.model.operator_table import OperatorTable
     from poolctl.config.model.proxmox_table import ProxmoxTable
+    from poolctl.config.model.registration_table import RegistrationTable
     from poolctl.config.values.table_types import Handlers, Kinds, MetricsPath, PortRange, Topic, Url
     from poolctl.config.values.value_types import (
         Argument,
@@ -34,7 +35,16 @@ if TYPE_CHECKING:
 
 KINDS = "poolctl.config.values.table_types"
 GATEWAY_TABLES = ("gateway", "route", "stream")
-TABLE_NAMES = ("metrics", "dashboard", "notify", "events", "operator", "proxmox", *GATEWAY_TABLES)
+TABLE_NAMES = (
+    "metrics",
+    "dashboard",
+    "notify",
+    "events",
+    "operator",
+    "proxmox",
+    "registration",
+    *GATEWAY_TABLES,
+)
 # Tables of which a file has a list.
 LISTED = ("notify", "route", "stream")
 
@@ -143,6 +153,7 @@ class Tables(NamedTuple):
     routes: tuple[RouteConfig, ...] = ()
     streams: tuple[StreamConfig, ...] = ()
     operator: OperatorTable | None = None
+    registration: RegistrationTable | None = None
 
     def by_name(self) -> dict[str, Table | tuple[Table, ...] | None]:
         """The tables by the names that files have for them."""

@@ -11,6 +11,7 @@ from poolctl.config.model.gateway_tables import DEFAULT_BIND, GATEWAY_MODELS, IN
 from poolctl.config.model.operator_table import OperatorTable
 from poolctl.config.model.pool_tables import LISTED, MODELS, PoolSettings
 from poolctl.config.model.proxmox_table import ProxmoxTable
+from poolctl.config.model.registration_table import RegistrationTable
 from poolctl.config.model.section import Section, model_of
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.limits import MOST_WORKERS
@@ -69,7 +70,9 @@ def json_schema() -> Schema:
         "server": servers,
     }
     for key, model in (
-        MODELS | GATEWAY_MODELS | {"operator": OperatorTable, "proxmox": ProxmoxTable}
+        MODELS
+        | GATEWAY_MODELS
+        | {"operator": OperatorTable, "proxmox": ProxmoxTable, "registration": RegistrationTable}
     ).items():
         table = definitions[model.__name__] = _definition(model, definitions, {"written", INDEX})
         tables[key] = {"$ref": f"#/$defs/{model.__name__}", "description": table["description"]}

@@ -13,7 +13,9 @@ from poolctl.config.values.problems import Finding, Path
 if TYPE_CHECKING:
     from poolctl.config.model.gateway_tables import StreamConfig
 
-_PLACES: dict[str, Path] = {name: (name, "bind") for name in ("metrics", "dashboard", "operator")}
+_PLACES: dict[str, Path] = {
+    name: (name, "bind") for name in ("metrics", "dashboard", "operator", "registration")
+}
 
 
 def _addresses(tables: Tables) -> Iterator[tuple[Path, str, Address]]:

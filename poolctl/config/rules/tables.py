@@ -57,6 +57,8 @@ def made(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
     if "operator" in raw:
         has_gateway = any(name in raw for name in GATEWAY_TABLES)
         values["operator"] = _operator(raw["operator"], findings, has_gateway=has_gateway)
+    if "registration" in raw:
+        values["registration"] = _registration(raw["registration"], values, findings)
     return Tables(**values)
 
 
@@ -146,6 +148,25 @@ def _operator(raw: Mapping[str, Tree], findings: list[Finding], *, has_gateway: 
             message = "without a gateway there are no requests to inform an operator of"
             own.append(Finding(("url",), message, "add [gateway], or take url out"))
     findings += [each._replace(path=("operator", *each.path)) for each in own]
+    return None if own else table
+
+
+def _registration(
+    raw: Mapping[str, Tree], values: Mapping[str, Tree], findings: list[Finding]
+) -> Table | None:
+    """The table [registration], None if there are problems of it, which are added to the findings."""
+    from poolctl.config.model.registration_table import RegistrationTable
+
+    own: list[Finding] = []
+    table = validated(RegistrationTable, dict(raw), own)
+    if table is not None:
+        if "gateway" not in values:
+            message = "without a gateway there are no routes to register for"
+            own.append(Finding((), message, "add a [[route]] with register = true, or take the table out"))
+        else:
+            accepting = {route.label for route in values.get("routes") or () if route.register}
+            own += table.findings(accepting)
+    findings += [each._replace(path=("registration", *each.path)) for each in own]
     return None if own else table
 
 

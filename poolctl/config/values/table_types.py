@@ -1,4 +1,6 @@
-"""The kinds of values that the keys of [pool], [metrics], [dashboard], [[notify]], [operator] and [proxmox] take."""
+"""The kinds of values that the keys of [pool], [metrics], [dashboard], [[notify]], [operator], [proxmox] and
+[registration] take.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema
 
 from poolctl.address import AddressError, parse
 from poolctl.config.values.key_rules import app_findings
@@ -141,6 +143,8 @@ def _verify(value: Tree) -> Tree:
     return value
 
 
+# A list of tables becomes a tuple.
+AS_TUPLE = Strict(False)
 ApiUrl = Annotated[str, AfterValidator(_api_url)]
 Verify = Annotated[
     bool | str,

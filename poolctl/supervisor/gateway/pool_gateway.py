@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .gateway_manager import GatewayManager
     from .gateway_statistics import GatewayStatistics
     from .gateway_verbs import GatewayVerbs
+    from .registration_address import RegistrationAddress
     from .registration_manager import RegistrationManager
     from .registrations import Registrations
 
@@ -39,6 +40,7 @@ MODULES = (
     "poolctl.supervisor.gateway.gateway_metrics",
     "poolctl.supervisor.gateway.gateway_statistics",
     "poolctl.supervisor.gateway.gateway_verbs",
+    "poolctl.supervisor.gateway.registration_address",
     "poolctl.supervisor.gateway.registration_manager",
     "poolctl.supervisor.inventory.proxmox_inventory",
 )
@@ -70,6 +72,7 @@ class PoolGateway:
         self._routes: GatewayVerbs | None = None
         self._services: Registrations | None = None
         self._registrations: RegistrationManager | None = None
+        self._registration_address: RegistrationAddress | None = None
         self._inventory: ProxmoxInventory | None = None
         self._found = False
 
@@ -133,6 +136,18 @@ class PoolGateway:
             self._manager.follow(tables)
             self._statistics.follow()
             self._read_inventory(self._manager, tables)
+            self._serve_registrations(tables)
+
+    def _serve_registrations(self, tables: Tables) -> None:
+        if self._registration_address is None and tables.registration is not None:
+            from .registration_address import RegistrationAddress
+
+            assert self._registrations is not None
+            self._registration_address = RegistrationAddress(
+                self._environment, self._events, self._registrations
+            )
+        if self._registration_address is not None:
+            self._registration_address.follow(tables)
 
     def _read_inventory(self, manager: GatewayManager, tables: Tables) -> None:
         if self._inventory is None and tables.proxmox is not None:
@@ -160,6 +175,8 @@ class PoolGateway:
         found = {"[gateway]": self._manager.problem or self._manager.instability}
         if self._inventory is not None:
             found["[proxmox]"] = self._inventory.problem
+        if self._registration_address is not None:
+            found["[registration]"] = self._registration_address.problem
         return [f"{table}: {problem}" for table, problem in found.items() if problem]
 
     @property
@@ -186,6 +203,8 @@ class PoolGateway:
         """The result of a command, once its changes are in force here too; see Daemon."""
         result = result.but(without_servers=self.is_alone or None)
         manager = self._manager
+        if self._registration_address is not None:
+            await self._registration_address.attempted()
         if manager is None or call.options.get("dry_run") or result.exit_code == INVALID_CONFIGURATION:
             return result
         if not call.options.get("wait", True):
@@ -216,6 +235,8 @@ class PoolGateway:
 
     async def aclose(self) -> None:
         """End it."""
+        if self._registration_address is not None:
+            await self._registration_address.close()
         if self._inventory is not None:
             self._inventory.close()
         if self._statistics is not None:

@@ -134,13 +134,13 @@ class RegistrationManager:
         verbs.add("unregister", self.unregister)
         verbs.before_end(self.save_for_next_start)
 
-    async def register(self, call: Call) -> Result:
+    async def register(self, call: Call, owner: str = "") -> Result:
         """Register a service, or take its heartbeat; returns when the gateway follows."""
         settings = await self._settings(call.options)
         if isinstance(settings, Result):
             return settings
         try:
-            service, word = self.services.register(settings)
+            service, word = self.services.register(settings, owner)
         except RegistrationRefused as refused:
             return _refusal(CONFLICT, str(refused), refused.hint)
         self._note(service)
@@ -169,14 +169,14 @@ class RegistrationManager:
             )
         return self._answer([service], reason, await self._in_force(call))
 
-    async def unregister(self, call: Call) -> Result:
-        """Take out a service, or all of a name; returns when the gateway follows."""
+    async def unregister(self, call: Call, owner: str = "") -> Result:
+        """Take out a service, or all of a name that this owner has; returns when the gateway follows."""
         name, url = str(call.options.get("name") or ""), str(call.options.get("to") or "")
         settings = registration_of({"name": name, "to": url}, []) if url else None
         url = url if settings is None else settings.to
-        found = self.services.of(name, url)
+        known = [each for each in self.services.of(name) if owner in ("", each.owner)]
+        found = [each for each in known if url in ("", each.settings.to)]
         if not found:
-            known = self.services.of(name)
             what = f"{url} is not registered as {name!r}" if known else f"nothing is registered as {name!r}"
             near = [each.settings.to for each in known] or get_close_matches(
                 name[:200], self.services.names[:1000], n=1

@@ -19,6 +19,8 @@ from poolctl.states import Status
 from poolctl.units import format_duration
 
 MOST_SERVICES = 10_000
+# A client of [registration] cannot use up all of them.
+MOST_OF_CLIENT = 1_000
 # A silent service is listed for so long, and its route answers with 503 instead of 404.
 FORGOTTEN_SECONDS = 3600.0
 # No heartbeat arrives while one supervisor takes over from another.
@@ -42,13 +44,17 @@ class RegistrationRefused(Exception):
 class RegisteredService:
     """One service. `deadline`, on the monotonic clock, is when it is silent, or when a silent one is forgotten.
 
-    `queued` is the time of its entry among the deadlines, which is not later.
+    `queued` is the time of its entry among the deadlines, which is not later. `owner` is the client of [registration]
+    that has registered it, "" for the control socket.
     """
 
-    __slots__ = ("deadline", "hysteresis", "latency_seconds", "queued", "settings", "since", "state", "why")
+    __slots__ = (
+        "deadline", "hysteresis", "latency_seconds", "owner", "queued", "settings", "since", "state", "why",
+    )  # fmt: skip
 
-    def __init__(self, settings: Registration, state: str, since: float) -> None:
+    def __init__(self, settings: Registration, state: str, since: float, owner: str = "") -> None:
         self.settings = settings
+        self.owner = owner
         self.state = state
         self.since = since
         self.why = ""
@@ -84,9 +90,9 @@ def _hysteresis(settings: Registration, state: str) -> Hysteresis | None:
 class Registrations:
     """The services by name and URL, bounded in number. Heartbeats change nothing but deadlines."""
 
-    def __init__(self, clock: Clock, most: int = MOST_SERVICES) -> None:
+    def __init__(self, clock: Clock, most: int = MOST_SERVICES, most_of_owner: int = MOST_OF_CLIENT) -> None:
         self._clock = clock
-        self._most = most
+        self._most, self._most_of_owner = most, most_of_owner
         self._services: dict[Key, RegisteredService] = {}
         self._by_name: dict[str, dict[str, RegisteredService]] = {}
         self._deadlines: list[tuple[float, int, RegisteredService]] = []
@@ -110,21 +116,26 @@ class Registrations:
         """Every name, in the order of the first registrations."""
         return [*self._by_name]
 
-    def register(self, settings: Registration) -> tuple[RegisteredService, str]:
+    def register(self, settings: Registration, owner: str = "") -> tuple[RegisteredService, str]:
         """The service, and what has become of it: registered, changed, recovered, or refreshed by a heartbeat.
 
         One that is known keeps its probe where none is named.
-        Raises RegistrationRefused where it contradicts another one of its name, or there are too many.
+        Raises RegistrationRefused where it contradicts another one of its name, is another owner's, or there are too
+        many. The owner "" may change all.
         """
         key = settings.name, settings.to
         self._check_place(settings)
         service = self._services.get(key)
         if service is None:
+            self._check_number(owner)
             self._make_room()
-            service = RegisteredService(settings, _first_state(settings), self._clock.time())
+            service = RegisteredService(settings, _first_state(settings), self._clock.time(), owner)
             self._services[key] = self._by_name.setdefault(settings.name, {})[settings.to] = service
             word = REGISTERED
         else:
+            if owner not in ("", service.owner):
+                message = f"{settings.to} is registered as {settings.name!r} by another client"
+                raise RegistrationRefused(message, "unregister it there, or with `poolctl unregister`")
             if settings.probe is None:
                 settings = settings.but(probe=service.settings.probe)
             word = CHANGED if settings != service.settings else REFRESHED
@@ -234,6 +245,7 @@ class Registrations:
         """What `restore` needs in the next supervisor."""
         return {
             "settings": service.settings.as_given(),
+            "owner": service.owner,
             "state": service.state,
             "since": service.since,
             "why": service.why,
@@ -252,7 +264,8 @@ class Registrations:
         state = str(table["state"])
         if stopped and state != SILENT:
             state = _first_state(settings)
-        service = RegisteredService(settings, state, float(table.get("since") or 0.0))
+        since, owner = float(table.get("since") or 0.0), str(table.get("owner") or "")
+        service = RegisteredService(settings, state, since, owner)
         service.why = str(table.get("why") or "")
         self._services[service.key] = self._by_name.setdefault(settings.name, {})[settings.to] = service
         if table.get("deadline") is not None:
@@ -276,6 +289,15 @@ class Registrations:
                     "leave host and path out, or choose another name",
                 )
             return
+
+    def _check_number(self, owner: str) -> None:
+        if not owner or len(self._services) < self._most_of_owner:
+            return
+        if sum(each.owner == owner for each in self._services.values()) >= self._most_of_owner:
+            hint = "unregister those that are gone"
+            raise RegistrationRefused(
+                f"{owner} has registered {self._most_of_owner:,} services already", hint
+            )
 
     def _make_room(self) -> None:
         if len(self._services) < self._most:

@@ -59,7 +59,7 @@ class OperatorAddress(HeldAddress[OperatorEndpoint]):
         if table.tls:
             tls, mark = table.tls, None
             required = not (access.token or access.trusted)
-            mark = await in_daemon_thread(lambda: (tls, required, _marks(tls)))
+            mark = await in_daemon_thread(lambda: (tls, required, marks_of_files(tls)))
             if mark != self._read:
                 server.tls = await in_daemon_thread(lambda: context_of(tls, env, required=required))
                 self._read = mark
@@ -83,7 +83,9 @@ def access_of(table: OperatorTable, env: Mapping[str, str]) -> Access:
     )
 
 
-def context_of(tls: TLSConfig, env: Mapping[str, str], *, required: bool) -> ssl.SSLContext:
+def context_of(
+    tls: TLSConfig, env: Mapping[str, str], *, required: bool, table: str = "operator"
+) -> ssl.SSLContext:
     """The TLS of the address. With `ca` clients present certificates: all of them if that is `required`.
 
     Blocks on the disk. Raises ServerError.
@@ -102,12 +104,12 @@ def context_of(tls: TLSConfig, env: Mapping[str, str], *, required: bool) -> ssl
             context.verify_mode = ssl.CERT_REQUIRED if needed else ssl.CERT_OPTIONAL
     except (OSError, ValueError) as error:
         raise ServerError(
-            f"its certificate cannot be used: {error}", hint="check tls of [operator]"
+            f"its certificate cannot be used: {error}", hint=f"check tls of [{table}]"
         ) from None
     return context
 
 
-def _marks(tls: TLSConfig) -> list[tuple[int, int]]:
+def marks_of_files(tls: TLSConfig) -> list[tuple[int, int]]:
     """Differs when one of the files has changed. Blocks on the disk."""
     found = []
     for path in filter(None, (tls.cert, tls.key, tls.ca)):

@@ -12,6 +12,7 @@ import pytest
 
 from poolctl.control.client import Client
 from poolctl.control.pool_client import PoolClient
+from tests.certificates import certificate
 from tests.http_get import get
 from tests.integration.gateway.conftest import GatewayPool
 from tests.integration.gateway.test_gateway_process import backend
@@ -140,3 +141,82 @@ def test_own_sockets_and_addresses_are_no_targets(gateway: GatewayPool) -> None:
         assert "name the service's own address" in done.stderr
     done = pool.run("register", "users", "--to", "http://169.254.169.254")
     assert (done.code, "is a link-local address" in done.stderr) == (5, True), done
+
+
+def test_service_elsewhere_registers_over_tls_with_its_token_and_is_recorded(gateway: GatewayPool) -> None:
+    pool = gateway.pool
+    port = claim_port()
+    cert, key = certificate(pool.directory)
+    pool.env |= {"REG_TOKEN": "0123456789abcdef", "OTHER_TOKEN": "fedcba9876543210"}
+    table = (
+        f'[registration]\nbind = "0.0.0.0:{port}"\ntls = {{ cert = "{cert}", key = "{key}" }}\n'
+        '[[registration.client]]\ntoken_env = "REG_TOKEN"\nroutes = ["users"]\nallow = ["127.0.0.0/8"]\n'
+        '[[registration.client]]\nname = "other"\ntoken_env = "OTHER_TOKEN"\nroutes = ["users"]\n'
+    )
+    routes = (
+        '[[route]]\nalias = "users"\nregister = true\n[[route]]\nalias = "web"\npath = "/web"\nto = "one"\n'
+    )
+    gateway.write(table + routes)
+    text = (pool.directory / "pool.toml").read_text()
+    (pool.directory / "seen.py").write_text(ENVIRONMENT_APP)
+    pool.write("pool.toml", text.replace("tests.load.apps:app", "seen:app"))
+    pool.ok("start")
+
+    def ask(verb: str, token: str, **options: object) -> tuple[int, Any]:
+        command = [
+            "curl", "-sS", "--cacert", str(cert), "-H", f"Authorization: Bearer {token}", "-w", "\n%{http_code}",
+            "-d", json.dumps({"options": options}), f"https://localhost:{port}/v1/{verb}",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        body, _, status = done.stdout.rpartition("\n")
+        return int(status), json.loads(body)
+
+    with backend(b"first") as first:
+        users = f"http://127.0.0.1:{first}"
+        assert ask("register", "guess", name="users", to=users)[0] == 401
+        status, answer = ask("register", pool.env["REG_TOKEN"], name="users", to=users)
+        assert (status, answer["result"]["items"][0]["ttl_seconds"]) == (200, 60.0)
+        assert gateway.get("/").body == b"first"
+        # Neither another client, nor another route, nor an address of the pool.
+        assert ask("register", pool.env["OTHER_TOKEN"], name="users", to=users)[0] == 409
+        assert ask("unregister", pool.env["OTHER_TOKEN"], name="users")[0] == 404
+        assert ask("register", pool.env["REG_TOKEN"], name="web", to=users)[0] == 403
+        own = f"http://127.0.0.1:{port}"
+        status, answer = ask("register", pool.env["REG_TOKEN"], name="users", to=own)
+        assert (status, "the pool's own [registration]" in answer["result"]["errors"][0]["message"]) == (
+            400,
+            True,
+        )
+        # It is the same service for the next supervisor, which serves the address as well.
+        supervisor = pool.info()["supervisor_pid"]
+        os.kill(supervisor, signal.SIGKILL)
+        gateway.until(lambda: pool.info()["supervisor_pid"] != supervisor)
+        assert ask("unregister", pool.env["OTHER_TOKEN"], name="users")[0] == 404
+        assert ask("unregister", pool.env["REG_TOKEN"], name="users")[0] == 200
+        assert gateway.get("/").status == 503
+    assert gateway.get("/web").body == b"[]", "a server has no token"
+    events = pool.ok("events", "-n", "200").stdout
+    assert f"users {users}: registered  [REG_TOKEN, registration 127.0.0.1]" in events, events
+    assert "registrations refused, the last one from 127.0.0.1" in events
+    # Without the table nothing listens there.
+    pool.write("pool.toml", text.replace(table, ""))
+    pool.ok("reload")
+    gateway.until(
+        lambda: subprocess.run(["curl", "-sk", f"https://localhost:{port}/"], check=False).returncode == 7
+    )
+
+
+ENVIRONMENT_APP = """
+import json, os
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            kind = (await receive())["type"]
+            await send({"type": kind + ".complete"})
+            if kind == "lifespan.shutdown":
+                return
+    body = json.dumps([name for name in os.environ if name.endswith("_TOKEN")]).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+"""

@@ -1,0 +1,93 @@
+"""[registration]: the address at which services elsewhere register as backends. Imported when a file has the table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from poolctl.address import Address, parse
+from poolctl.config.model.section import Section, Table, field, required
+from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.values.problems import Finding, printable
+
+if TYPE_CHECKING:
+    from poolctl.config.values.table_types import AS_TUPLE, FileMode
+    from poolctl.config.values.value_types import Bind, Name, Proxies, Text, Words
+
+KINDS = "poolctl.config.values.table_types"
+
+
+class RegistrationClient(Section):
+    """A client of [registration]: its token, and what it may register."""
+
+    name: Name | None = field(None, "Names it in events; left out: the name of its variable.")
+    token_env: Text = required(description="The environment variable that holds its token.")
+    routes: Words = required(description="The routes whose backends it may register: aliases of the file.")
+    allow: Proxies = field(
+        (),
+        "The networks that its requests come from, and that its services are in; left out: any, and this machine's "
+        "loopback addresses for clients on it.",
+    )
+
+    @property
+    def label(self) -> str:
+        """The name by which people know it."""
+        return self.name or self.token_env
+
+
+class RegistrationTable(Table):
+    """[registration]: services in containers and on other machines register here, with a token."""
+
+    table: ClassVar[str] = "registration"
+
+    bind: Bind = required(description="The address.")
+    mode: FileMode = field("0600", "Who may use a Unix socket of bind: the mode of its file.")
+    tls: TLSConfig | Literal[False] = field(
+        False, "Its certificate. With ca, clients present a certificate of these authorities besides."
+    )
+    client: Annotated[tuple[RegistrationClient, ...], AS_TUPLE] = required(
+        description="The clients: [[registration.client]]."
+    )
+
+    def findings(self, accepting: Collection[str]) -> Iterator[Finding]:
+        """The problems between its keys, with the routes that accept services; paths begin within the table."""
+        address = parse(self.bind)
+        if not (self.tls or _is_local(address)):
+            message = f"{self.bind} can be reached from other machines, and without tls they send tokens in the clear"
+            yield Finding(
+                ("bind",), message, "add tls = { cert = …, key = … }, or bind 127.0.0.1 or a Unix socket"
+            )
+        if not self.client:
+            fix = 'add [[registration.client]] with token_env = "…" and routes = ["…"]'
+            yield Finding(("client",), "no client may register", fix)
+        labels: dict[str, int] = {}
+        variables: dict[str, int] = {}
+        for index, each in enumerate(self.client):
+            if variables.setdefault(each.token_env, index) != index:
+                message = f"the token of {each.token_env} is another client's too"
+                yield Finding(("client", index, "token_env"), message, "give each client a token of its own")
+            elif labels.setdefault(each.label, index) != index:
+                path = ("client", index, "name" if each.name else "token_env")
+                yield Finding(path, f"the name {each.label!r} is taken", 'add name = "…"')
+            if not each.routes:
+                yield Finding(
+                    ("client", index, "routes"),
+                    "it may register nothing",
+                    "name a route with register = true",
+                )
+            for at, alias in enumerate(each.routes):
+                if alias not in accepting:
+                    message = f"no route {printable(alias)!r} of the files accepts services"
+                    fix = f'add [[route]] with alias = "{printable(alias)}" and register = true'
+                    yield Finding(("client", index, "routes", at), message, fix, alias)
+
+
+def _is_local(address: Address) -> bool:
+    """Whether only this machine can reach it."""
+    if address.kind == "unix" or address.host == "localhost":
+        return True
+    try:
+        return ip_address(address.host).is_loopback
+    except ValueError:
+        return False

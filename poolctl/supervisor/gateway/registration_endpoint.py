@@ -1,0 +1,308 @@
+"""Services elsewhere register here: by HTTP, with the token of a client that may register for some routes alone.
+
+What a client sends is bounded before anything of it is believed: heads, bodies, connections, requests a second,
+services, and attempts with a wrong token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import socket
+import ssl
+from collections import OrderedDict
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import NamedTuple, Protocol
+
+from poolctl.address import parse
+from poolctl.clock import Clock, RateLimit
+from poolctl.control.answers import Result
+from poolctl.exit_codes import CONFLICT, DONE, INVALID_CONFIGURATION, NOTHING_MATCHED
+from poolctl.frozen_value import Table
+from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
+from poolctl.http.message_head import BadMessage
+from poolctl.monitor.event_queue import Events
+from poolctl.platform import peer_credentials
+from poolctl.selection.selector import Selector
+
+from ..verbs.verb import Call
+
+LIMITS = ServerLimits(
+    head_bytes=16 * 1024,
+    body_bytes=16 * 1024,
+    request_seconds=10.0,
+    keep_alive_seconds=60.0,
+    connections=64,
+)
+# A service that is elsewhere may vanish without a word.
+DEFAULT_TTL = "1m"
+EVENT_SECONDS = 60.0
+# Of one address: so many wrong tokens at once, and one in so many seconds afterwards.
+MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS = 10, 6.0
+_MOST_ADDRESSES = 4096
+# Of one client: more services than it may have, each with a heartbeat every ten seconds.
+_REQUESTS_PER_SECOND, _BURST = 100, 200
+_BEARER = b"bearer "
+_OPTIONS = {"register": ("name", "to", "ttl", "weight", "probe"), "unregister": ("name", "to")}
+_STATUSES = {DONE: 200, INVALID_CONFIGURATION: 400, NOTHING_MATCHED: 404, CONFLICT: 409}
+
+Ip = IPv4Address | IPv6Address
+
+
+class Services(Protocol):
+    """Registers services for an owner."""
+
+    async def register(self, call: Call, owner: str = "") -> Result:
+        """Register one, or take its heartbeat."""
+        ...
+
+    async def unregister(self, call: Call, owner: str = "") -> Result:
+        """Take out one, or all of a name."""
+        ...
+
+
+class Client:
+    """A client with the digest of its token, and what it may register. No networks: any."""
+
+    def __init__(self, name: str, token: str, routes: tuple[str, ...], allow: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self.digest = _digest(token.encode())
+        self.routes = frozenset(routes)
+        self.networks: tuple[IPv4Network | IPv6Network, ...] = ()
+        if "*" not in allow:
+            self.networks = tuple(ip_network(each, strict=False) for each in allow)
+        self.requests = RateLimit(_BURST, _REQUESTS_PER_SECOND)
+
+    def has(self, ip: Ip) -> bool:
+        """Whether the address is in its networks."""
+        return not self.networks or any(ip in network for network in self.networks)
+
+    def target_problem(self, url: str, peer: Peer) -> str:
+        """Why it may not register this URL, "" if it may; one that is no URL is for others to refuse."""
+        _, separator, place = url.partition("://")
+        if not separator:
+            return "a Unix socket is of this machine: register it there" if ":" in url else ""
+        try:
+            host = parse(place if _has_port(place) else f"{place}:80").host
+        except ValueError:
+            return ""
+        if host == "localhost":
+            host = "127.0.0.1"
+        try:
+            ip = _plain(ip_address(host.partition("%")[0]))
+        except ValueError:
+            return f"{host} is a name, which may lead elsewhere later: register the IP address"
+        if not self.has(ip):
+            return f"{ip} is not in the networks that {self.name} may register"
+        if ip.is_loopback and not peer.is_local and not self.networks:
+            return f"{ip} is this machine's own, and the client is elsewhere: register its own address"
+        return ""
+
+
+class Peer(NamedTuple):
+    """Where a request comes from: its address, None over a Unix socket. `key` is what wrong tokens are counted by."""
+
+    ip: Ip | None
+    key: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine."""
+        return self.ip is None or self.ip.is_loopback
+
+
+class WrongTokens:
+    """Which addresses have sent too many wrong tokens lately. Bounded: the one that was longest quiet is forgotten."""
+
+    def __init__(self) -> None:
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many, at which time
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def note(self, key: str, now: float) -> None:
+        """A wrong token."""
+        self._levels[key] = self._level(key, now) + 1, now
+        self._levels.move_to_end(key)
+        if len(self._levels) > _MOST_ADDRESSES:
+            self._levels.popitem(last=False)
+
+    def wait_seconds(self, key: str, now: float) -> float:
+        """How long the address has to wait until its next attempt; 0 for none."""
+        return max(0.0, self._level(key, now) - MOST_WRONG_TOKENS + 1) * WRONG_TOKEN_SECONDS
+
+    def _level(self, key: str, now: float) -> float:
+        level, at = self._levels.get(key, (0.0, now))
+        return max(0.0, level - (now - at) / WRONG_TOKEN_SECONDS)
+
+
+class Refused(Exception):
+    """A request that is refused, with the status of its answer."""
+
+    def __init__(self, status: int, message: str, **fields: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.fields = [(name.replace("_", "-"), value) for name, value in fields.items()]
+
+
+class RegistrationEndpoint:
+    """Answers `POST /v1/register` and `/v1/unregister`. `clients` and `tls` may be changed at any time."""
+
+    def __init__(self, services: Services, events: Events) -> None:
+        self.clients: tuple[Client, ...] = ()
+        self.clock = Clock()
+        self._services = services
+        self._events = events
+        self._wrong = WrongTokens()
+        self._refused = 0
+        self._refused_again = 0.0
+        self._server = HttpServer(self, LIMITS, what="registrations")
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS of new connections; None for plain ones."""
+        return self._server.tls
+
+    @tls.setter
+    def tls(self, context: ssl.SSLContext | None) -> None:
+        self._server.tls = context
+
+    def serve(self, listeners: list[socket.socket], backlog: int) -> None:
+        """See AddressServer."""
+        for sock in listeners:
+            self._server.listen(sock, backlog)
+
+    def close(self) -> None:
+        """See AddressServer."""
+        self._server.abort()
+
+    def admit(self, sock: socket.socket) -> None:
+        """See HttpHandler: the token is in the request."""
+
+    def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
+        """See HttpHandler."""
+        return error.status, "application/json", _message(f"not a request: {error}")
+
+    async def handle(self, request: Received, response: Responder) -> None:
+        """See HttpHandler."""
+        fields = [("content-type", "application/json")]
+        try:
+            status, body = await self._answer(request)
+        except Refused as refused:
+            status, body = refused.status, _message(str(refused))
+            fields += refused.fields
+        await response.send(status, fields, body)
+
+    async def _answer(self, request: Received) -> tuple[int, bytes]:
+        """Raises Refused."""
+        peer = peer_of(request.sock)
+        client = self._client(request, peer)
+        if not client.requests.take(1, self.clock.monotonic()):
+            raise Refused(429, "too many requests", retry_after="1")
+        head = request.head
+        verb = head.path.removeprefix("/v1/")
+        if verb not in _OPTIONS or not head.path.startswith("/v1/"):
+            raise Refused(404, "the endpoints are /v1/register and /v1/unregister")
+        if head.method != b"POST":
+            raise Refused(405, "only POST", allow="POST")
+        options = read_options(request.body, verb)
+        if options["name"] not in client.routes:
+            raise Refused(403, f"{client.name} may not register for the route {options['name'][:200]!r}")
+        if problem := client.target_problem(options["to"], peer) if "to" in options else "":
+            raise Refused(403, problem)
+        by = {"user": client.name, "command": "registration", "address": str(peer.ip or "")}
+        call = Call(Selector(), options, lambda line: None, lambda: by)
+        if verb == "register":
+            call.options.setdefault("ttl", DEFAULT_TTL)
+            result = await self._services.register(call, client.name)
+        else:
+            result = await self._services.unregister(call, client.name)
+        return _STATUSES.get(result.exit_code, 500), json.dumps({"result": result.to_json()}).encode() + b"\n"
+
+    def _client(self, request: Received, peer: Peer) -> Client:
+        """Who sent it. Raises Refused."""
+        now = self.clock.monotonic()
+        if wait := self._wrong.wait_seconds(peer.key, now):
+            raise Refused(429, "too many wrong tokens", retry_after=str(int(wait) + 1))
+        given = request.head.get(b"authorization")
+        found = None
+        if given[:7].lower() == _BEARER:
+            digest = _digest(given[7:].strip())
+            # All of them, so that the time tells nothing.
+            for each in self.clients:
+                if hmac.compare_digest(digest, each.digest):
+                    found = each
+        if found is None:
+            self._wrong.note(peer.key, now)
+            self._report_refusal(peer, "token missing or wrong")
+            raise Refused(401, "token missing or wrong", www_authenticate="Bearer")
+        if peer.ip is not None and not found.has(peer.ip):
+            self._report_refusal(peer, f"{found.name} may not use it from there")
+            raise Refused(403, f"{found.name} may not register from {peer.ip}")
+        return found
+
+    def _report_refusal(self, peer: Peer, why: str) -> None:
+        """One event a minute, however many there are."""
+        self._refused += 1
+        now = self.clock.monotonic()
+        if now < self._refused_again:
+            return
+        self._refused_again = now + EVENT_SECONDS
+        where = peer.ip or "a Unix socket"
+        message = f"{self._refused} registrations refused, the last one from {where}: {why}"
+        self._refused = 0
+        self._events.record("audit", "registration client refused", message=message, severity="warning")
+
+
+def read_options(body: bytes, verb: str) -> Table:
+    """The options of a request. Raises Refused."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Refused(400, "the body is no JSON") from None
+    options = document.get("options") if isinstance(document, dict) else None
+    if not isinstance(options, dict):
+        raise Refused(400, 'the body is not {"options": {…}}')
+    options = {key: value for key, value in options.items() if value is not None}
+    if other := options.keys() - set(_OPTIONS[verb]):
+        known = ", ".join(_OPTIONS[verb])
+        raise Refused(400, f"{min(other)[:60]!r} cannot be given here; the options are {known}")
+    needed = ("name", "to") if verb == "register" else ("name",)
+    for key in needed:
+        if not isinstance(options.get(key), str):
+            raise Refused(400, f"{key!r} is missing")
+    if not isinstance(options.get("to", ""), str):
+        raise Refused(400, "'to' is no URL")
+    if "ttl" in options and options["ttl"] in (0, "0", "0s"):
+        raise Refused(400, "a service that is elsewhere needs a ttl")
+    return options
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Where the client of a connection is. Addresses of one IPv6 network of 64 bits are one client's."""
+    if sock.family == socket.AF_UNIX:
+        return Peer(None, f"uid {peer_credentials(sock)[1]}")
+    try:
+        ip = _plain(ip_address(str(sock.getpeername()[0]).partition("%")[0]))
+    except (OSError, ValueError):
+        raise Refused(400, "the client has left") from None
+    key = str(ip_network((ip, 64), strict=False)) if isinstance(ip, IPv6Address) else str(ip)
+    return Peer(ip, key)
+
+
+def _plain(ip: Ip) -> Ip:
+    return (ip.ipv4_mapped or ip) if isinstance(ip, IPv6Address) else ip
+
+
+def _has_port(place: str) -> bool:
+    return ":" in (place.rpartition("]")[2] if place.startswith("[") else place)
+
+
+def _digest(token: bytes) -> bytes:
+    # Of one length, so that the time of a comparison does not tell that of the token.
+    return hashlib.sha256(token).digest()
+
+
+def _message(text: str) -> bytes:
+    return json.dumps({"error": text}).encode() + b"\n"

@@ -1,0 +1,77 @@
+"""[registration]: its keys, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from poolctl.config import pool_variables
+from tests.certificates import certificate
+from tests.config_files import load_text
+
+ROUTE = '[[route]]\nalias = "users"\nregister = true\n'
+CLIENT = '[[registration.client]]\ntoken_env = "REG_TOKEN"\nroutes = ["users"]\n'
+TABLE = '[registration]\nbind = "127.0.0.1:8014"\n'
+
+
+def test_table_has_clients_whose_variables_no_server_gets(tmp_path: Path) -> None:
+    text = (
+        f'{ROUTE}{TABLE}{CLIENT}allow = ["10.0.0.0/8"]\n{CLIENT.replace("REG_", "SECOND_")}name = "second"\n'
+    )
+    config = load_text(tmp_path, text)
+    assert config.problems == []
+    table = config.tables.registration
+    assert table is not None
+    assert [each.label for each in table.client] == ["REG_TOKEN", "second"]
+    assert [each.allow for each in table.client] == [("10.0.0.0/8",), ()]
+    assert {"REG_TOKEN", "SECOND_TOKEN"} <= pool_variables((), config.tables)
+    assert config.tables.to_dict()["registration"]["client"][0]["token_env"] == "REG_TOKEN"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("bind", ["[::1]:8014", "localhost:8014", "unix:reg.sock", "127.9.9.9:1"])
+def test_address_of_this_machine_needs_no_tls(tmp_path: Path, bind: str) -> None:
+    assert load_text(tmp_path, f'{ROUTE}[registration]\nbind = "{bind}"\n{CLIENT}').problems == []
+
+
+def test_address_for_other_machines_needs_tls(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    for bind in (
+        "0.0.0.0:8014",
+        ":8014",
+        "[::]:8014",
+        "10.0.0.7:8014",
+        "[fe80::1]:8014",
+        "host.example:8014",
+    ):
+        table = f'{ROUTE}[registration]\nbind = "{bind}"\n'
+        (problem,) = load_text(tmp_path, table + CLIENT).problems
+        assert "registration.bind" in str(problem)
+        assert "without tls they send tokens in the clear" in str(problem)
+        assert (
+            load_text(tmp_path, f'{table}tls = {{ cert = "{cert}", key = "{key}" }}\n{CLIENT}').problems == []
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (TABLE + CLIENT, "without a gateway there are no routes to register for"),
+        (ROUTE + TABLE, "registration.client: 'client' is missing"),
+        (f"{ROUTE}[registration]\n{CLIENT}", "registration.bind: 'bind' is missing"),
+        (f"{ROUTE}{TABLE}client = []\n", "no client may register"),
+        (f"{ROUTE}{TABLE}{CLIENT}{CLIENT}", "registration.client[1].token_env: the token of REG_TOKEN is another"),
+        (
+            f'{ROUTE}{TABLE}{CLIENT}{CLIENT.replace("REG_", "B_")}name = "REG_TOKEN"\n',
+            "registration.client[1].name: the name 'REG_TOKEN' is taken",
+        ),
+        (f'{ROUTE}{TABLE}{CLIENT.replace("users", "user")}', "no route 'user' of the files accepts services"),
+        (f'{ROUTE}{TABLE}{CLIENT.replace(chr(34) + "users" + chr(34), "")}', "it may register nothing"),
+        (f'{ROUTE}{TABLE}{CLIENT}allow = ["10.0.0.0/99"]\n', "registration.client[0].allow"),
+        (f'{ROUTE}{TABLE}{CLIENT}token = "abc"\n', "unknown key 'token'"),
+        (f'{ROUTE}[metrics]\nbind = "127.0.0.1:8014"\n{TABLE}{CLIENT}', "8014"),
+    ],
+)  # fmt: skip
+def test_wrong_table_is_a_problem_with_its_place(tmp_path: Path, text: str, problem: str) -> None:
+    found = "\n".join(map(str, load_text(tmp_path, text).problems))
+    assert problem in found
