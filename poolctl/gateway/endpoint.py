@@ -53,7 +53,8 @@ class ServerFacts(Value):
 
     `bind` is the address where it listens. No request wakes it before `asleep_until` (seconds since 1970, 0 is never).
     `canary` is the name under which the pair of its canary is known, "" without one; that listens at `canary_bind` and
-    gets `canary_share` of the server's requests.
+    gets `canary_share` of the server's requests. By the `context_key` its workers believe what they are told of the
+    route; "" for a server that is told nothing.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ServerFacts(Value):
     canary: str = ""
     canary_bind: str = ""
     canary_share: float = 0.0
+    context_key: str = ""
 
 
 class MachineState(Value):

@@ -14,7 +14,7 @@ In an application behind the gateway, in any handler or middleware that has the 
 - All of them: `registry_of(request.scope)` holds those of the table by which the worker decides, `Registry` those that
   a process adds itself; with `http`, `stream` and `excluded`. `poolctl.connect("shop").registry()` holds those of a
   running pool.
-- Which one a request takes: `try_get_table(request.scope)` is the gateway's own `RouteTable`, for applications behind
+- Which one a request takes: `try_get_table(request.scope)` is the worker's own `RouteTable`, for applications behind
   it, with `find(host, path, method)`, `by_alias("users")` and iteration. `write_table` makes one; `normal_host`,
   `normal_path`; `explain` for the reasons.
 - How they are: `server_health`, `route_health`, `health_info`, `health_info_without_detail`, `health_info_simple`.

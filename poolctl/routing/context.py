@@ -10,6 +10,8 @@ backend may believe them as far as it is reached through the gateway alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from hmac import compare_digest
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
@@ -20,6 +22,10 @@ from .route_table import RouteTable
 EXTENSION = "poolctl.route"
 # Every header of a request that begins with this is the gateway's own.
 HEADER_PREFIX = "x-poolctl-"
+
+# By it a gateway tells the workers of a server, and no other backend, which route a request took: a key that only they
+# and the gateway know, and the route's alias.
+CONTEXT_FIELD = "x-poolctl-context"
 
 _ROUTE, _HOST, _PATH = "x-poolctl-route", "x-poolctl-route-host", "x-poolctl-route-path"
 _PROVIDER, _NAME, _URL = "x-poolctl-route-provider", "x-poolctl-upstream", "x-poolctl-upstream-url"
@@ -134,6 +140,18 @@ def context_headers(context: RouteContext) -> list[tuple[str, str]]:
         _URL: context.url,
     }
     return [(name, quote(value, safe=_SAFE)) for name, value in fields.items() if value]
+
+
+@lru_cache(maxsize=1024)
+def context_line(alias: str, key: str) -> bytes:
+    """The line that tells the workers of a server the alias of a request's route."""
+    return f"{CONTEXT_FIELD}: {key} {quote(alias, safe=_SAFE)}\r\n".encode()
+
+
+def alias_of_context(value: bytes, key: str) -> str | None:
+    """The alias in the value of such a line; None if it has another key."""
+    given, _, alias = value.partition(b" ")
+    return unquote(alias.decode("latin-1")) if key and compare_digest(given, key.encode()) else None
 
 
 def context_of_headers(headers: Iterable[tuple[bytes, bytes]]) -> RouteContext | None:

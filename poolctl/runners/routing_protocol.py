@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from poolctl.light_dataclasses import dataclass
@@ -20,12 +21,13 @@ class PublishedRoutes:
 
     The tables are by the names of servers, under "" for those that have no route any more. Through the pair with the
     end `give_back` the gateway gets connections whose next request is another server's. The publisher closes the tables
-    after it has published others.
+    after it has published others. What a request says of its route counts if it has the key of the server, by its name.
     """
 
     generation: int
     tables: Mapping[str, HasDescriptor]
     give_back: socket.socket
+    context_keys: Mapping[str, str] = MappingProxyType({})
 
 
 class Gateway(Protocol):

@@ -177,7 +177,7 @@ class WorkerProcess:
             case "tls":
                 self._renew(message.get("tls") or self.spec["tls"], fds)
             case "routes":
-                self._use_routes(fds, keeps=bool(message.get("keeps", True)))
+                self._use_routes(fds, bool(message.get("keeps", True)), str(message.get("key", "")))
             case "peers" if len(fds) == 1:
                 self.server.share_counts(os.dup(fds[0]))
             case "idle":
@@ -204,10 +204,10 @@ class WorkerProcess:
         self.server.acceptor.renew(context)
         self.control.send({"event": "tls", "error": None})
 
-    def _use_routes(self, fds: list[int], *, keeps: bool) -> None:
+    def _use_routes(self, fds: list[int], keeps: bool, context_key: str) -> None:
         """Decide by this table which requests of passed connections are this server's, and give back the others."""
         try:
-            self.routes.renew(fds, keeps=keeps)
+            self.routes.renew(fds, keeps=keeps, context_key=context_key)
         except (OSError, ValueError) as error:
             self._log(f"ERROR:    the route table cannot be used: {error}\n".encode())
         if self.server.started:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
+import ssl
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from poolctl.gateway import routes
+from tests.certificates import certificate
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
@@ -40,6 +44,75 @@ def test_registry_of_a_pool_prints_its_routes(
     generation = found["registry"].generation  # type: ignore[attr-defined]
     lines = ["users ['http://127.0.0.1:1']", f"1 1 {generation}", "{'file': 1}"]
     assert capsys.readouterr().out.splitlines() == lines
+
+
+APP_POOL = """
+[gateway]
+bind = ["127.0.0.1:{plain}", {{ bind = "127.0.0.1:{tls}", tls = {{ cert = "edge.pem", key = "edge.key" }} }}]
+[[route]]
+alias = "passed"
+to = "web"
+[[route]]
+alias = "proxied"
+to = "web"
+path = "/proxied"
+mode = "proxy"
+[[route]]
+alias = "limited"
+to = "web"
+path = "/limited"
+limit = {{ concurrency = 5 }}
+[[route]]
+alias = "sticky"
+to = "web"
+path = "/sticky"
+policy = "sticky"
+[[route]]
+alias = "retried"
+to = "web"
+path = "/retried"
+retries = 2
+[[route]]
+alias = "changed"
+to = "web"
+path = "/changed"
+strip_path = true
+context_headers = true
+[[server]]
+name = "web"
+bind = "127.0.0.1:{web}"
+app = "shop:app"
+"""
+WAYS = ("passed", "proxied", "limited", "sticky", "retried", "changed")
+
+
+def test_application_finds_the_route_of_passed_and_proxied_requests(real_pool: RealPool) -> None:
+    (code,) = [each for each in blocks() if "try_get_route" in each]
+    ports = {name: claim_port() for name in ("plain", "tls", "web")}
+    real_pool.write("shop.py", code)
+    certificate(real_pool.directory, "edge")
+    real_pool.write("pool.toml", APP_POOL.format(**ports))
+    real_pool.ok("start")
+    insecure = ssl.create_default_context()
+    insecure.check_hostname, insecure.verify_mode = False, ssl.CERT_NONE
+    plain = http.client.HTTPConnection("127.0.0.1", ports["plain"], timeout=20)
+    secure = http.client.HTTPSConnection("127.0.0.1", ports["tls"], timeout=20, context=insecure)
+    own = http.client.HTTPConnection("127.0.0.1", ports["web"], timeout=20)
+    forged = {"X-Poolctl-Context": "0 limited", "X-Poolctl-Route": "limited"}
+
+    def said(connection: http.client.HTTPConnection, path: str) -> str:
+        connection.request("GET", path, headers=forged)
+        return connection.getresponse().read().decode()
+
+    with closing(plain), closing(secure), closing(own):
+        for connection in (plain, secure):
+            assert [said(connection, f"/{way}") for way in WAYS] == [f"{way} to web" for way in WAYS]
+        assert said(own, "/limited") == "past the gateway"
+
+
+def test_backends_elsewhere_find_the_route_in_headers() -> None:
+    (code,) = [each for each in blocks() if "context_of_headers" in each]
+    exec(compile(code, "routes.md", "exec"), {})
 
 
 def test_code_of_applications_uses_what_there_is() -> None:

@@ -113,6 +113,7 @@ class Backend:
         self.counts = counts
         self.is_server = is_server
         self.facts: ServerFacts | None = None
+        self.context_key = ""  # see ServerFacts
         self.canary: CanaryBackend | None = None
         self.endpoint = Endpoint("none")
         self.in_flight = self.open_connections = self.held = 0
@@ -174,6 +175,7 @@ class Backend:
         """
         was_ready = self.facts is not None and self.facts.ready
         self.facts = facts
+        self.context_key = "" if facts is None else facts.context_key
         self._facts_verdict, self.rank = None, READY
         self._report_canary(facts)
         if facts is None:
@@ -294,6 +296,7 @@ class CanaryBackend(Backend):
 
     def __init__(self, of: Backend, facts: ServerFacts) -> None:
         super().__init__(facts.canary, of.counts, is_server=True)
+        self.context_key = facts.context_key
         self.endpoint = Endpoint.of_server(facts.canary_bind, facts.tls)
         self.cookie = sticky_value(self.key)
         # Of proxied requests, and of connections that are passed on.

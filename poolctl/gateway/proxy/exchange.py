@@ -7,6 +7,7 @@ from time import monotonic
 
 from ...http.chunked_body import Buffer
 from ...http.message_head import BadMessage
+from ...routing.context import context_line
 from ..backends import ANSWERED, CANCELLED, FAILED, READY, UNUSED, Lease, NoBackend, RequestOutcome
 from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
 from ..edge import Edge
@@ -206,9 +207,12 @@ class Exchange:
         timeouts = self._route.timeouts
         self._wait(timeouts.head if self.complete else timeouts.idle)
         head = self._head
+        assert self._lease is not None
+        backend = self._lease.backend
         if self._route.context_headers:
-            assert self._lease is not None
-            head = head[:-2] + reported(self._route, self._lease.backend) + b"\r\n"
+            head = head[:-2] + reported(self._route, backend) + b"\r\n"
+        if backend.context_key:
+            head = head[:-2] + context_line(self._route.alias, backend.context_key) + b"\r\n"
         connection.request(
             self,
             head + kept if kept else head,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hmac
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from poolctl.config import (
     users_of,
     with_registrations,
 )
+from poolctl.control.pool_paths import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.platform import replace_file
 from poolctl.routing.route import ExcludedRoute, Header, Route, StreamRoute
 from poolctl.routing.route_table import write_table
@@ -30,6 +32,8 @@ from poolctl.routing.worker_routes import routes_for_workers
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Descriptor
 
+_SECRET_BYTES = 32
+_KEY_CHARACTERS = 32
 # A reload changes many servers, one after the other.
 _GATHER_SECONDS = 0.01
 # The fields of routes that hold headers.
@@ -64,7 +68,8 @@ class ComputedRoutes:
 
     `registered` gives the services that have registered as backends; after a change of these, call `again`.
     Before a table in which a connection that a worker has kept may lead to another user's server, `end_kept` ends the
-    connections of these servers; `path` is the file that tells the next supervisor of kept connections.
+    connections of these servers. Files in `directory` tell the next supervisor of kept connections, and keep the secret
+    of which the `context_keys` of servers are made.
     Generations rise over supervisors and keepers too: workers and gateways that outlive both know older ones.
     """
 
@@ -72,10 +77,15 @@ class ComputedRoutes:
         self,
         changed: Callable[[], None],
         end_kept: Callable[[frozenset[str]], Awaitable[None]],
-        path: str,
+        directory: str,
     ) -> None:
         self._end_kept = end_kept
-        self._path = path
+        self._path = os.path.join(directory, KEPT_CONNECTIONS)
+        self._secret_path = os.path.join(directory, CONTEXT_SECRET)
+        self._secret = b""
+        self.context_keys: Mapping[
+            str, str
+        ] = {}  # by the names of servers: they prove what the gateway says of a route
         self._kept: Kept | None = None  # what workers may have, also by earlier tables; None: not read yet
         self.routes = RouteSet()
         self.generation = 0
@@ -190,6 +200,7 @@ class ComputedRoutes:
     async def _make_way(self, routes: RouteSet, users: Mapping[str, str]) -> None:
         """End the kept connections that the next routes do not allow, and note those that they do."""
         if self._kept is None:
+            self._secret = await in_daemon_thread(functools.partial(_secret, self._secret_path))
             self._kept = await in_daemon_thread(functools.partial(_read, self._path))
         ended = self._kept.ended_by(routes.kept, users)
         if ended:
@@ -213,6 +224,7 @@ class ComputedRoutes:
             {"": workers[""], **{server: workers[user] for server, user in routes.users}},
         )
         self.routes, self.generation = routes, generation
+        self.context_keys = {server: _key(self._secret, server, user) for server, user in routes.users}
         if written.masked_fd is not None:
             self._keep_masked(generation, written.masked_fd)
         self._changed()
@@ -282,6 +294,21 @@ def _written(routes: RouteSet, generation: int, *, masks: bool) -> _Written:
 def _close(tables: Mapping[str, Descriptor]) -> None:
     for each in {id(each): each for each in tables.values()}.values():
         each.close()
+
+
+def _secret(path: str) -> bytes:
+    """The secret in this file, which is made if it is missing: keys stay the same for the next supervisor."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if len(found := file.read(_SECRET_BYTES)) == _SECRET_BYTES:
+            return found
+    made = os.urandom(_SECRET_BYTES)
+    replace_file(path, made)
+    return made
+
+
+def _key(secret: bytes, server: str, user: str) -> str:
+    """Processes of an earlier user of the server do not know it."""
+    return hmac.digest(secret, f"{server}\0{user}".encode(), "sha256").hex()[:_KEY_CHARACTERS]
 
 
 def _read(path: str) -> Kept:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from poolctl.config import Tables, engine_problem
-from poolctl.control.pool_paths import KEPT_CONNECTIONS
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.core.worker_entry import Worker
@@ -68,8 +66,7 @@ class GatewayManager(SidecarManager):
         self.reports = GatewayReports(environment.keeper, core, events)
         self.reports.on_hosts = self._set_aside
         self._listeners = GatewayListeners(environment.keeper)
-        kept = os.path.join(environment.directory, KEPT_CONNECTIONS)
-        self._routes = ComputedRoutes(self._published, self._end_kept, kept)
+        self._routes = ComputedRoutes(self._published, self._end_kept, environment.directory)
         self._servers = ServerReports(core, self._routes)
         self._own: tuple[socket.socket, socket.socket] | None = None  # give and take
         self._revision = -1
@@ -217,7 +214,8 @@ class GatewayManager(SidecarManager):
         routing, tables = self._core.runner.capabilities.routing, self._routes.worker_tables
         if routing is None or not tables or self._own is None:
             return
-        routes = RoutesForWorkers(self._routes.generation, tables, self._own[0])
+        keys = self._routes.context_keys
+        routes = RoutesForWorkers(self._routes.generation, tables, self._own[0], keys)
         routing.set_aside(self._aside)
         routing.publish(self._servers.configs, routes, self)
 

@@ -58,7 +58,10 @@ class ServerReports:
         canary = pair_facts(entry)
         if canary is not None:
             process.serve(canary, self.pairs.get(canary.name))
-        process.serve(facts_of(self._core, entry), self.pairs.get(server))
+        facts = facts_of(self._core, entry)
+        if self._core.runner.capabilities.routing is not None and not entry.config.command:
+            facts = facts.but(context_key=self._routes.context_keys.get(server, ""))
+        process.serve(facts, self.pairs.get(server))
         if canary is None:
             process.forget(canary_name(server))
 

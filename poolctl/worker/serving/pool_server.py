@@ -25,7 +25,7 @@ from .probe_connections import ProbeConnections
 from .request_counting import Batch, Counted, count_statuses
 from .uvicorn_parts import Message, Settings, State, Tls, ssl_context
 from .websocket_close import close_websocket
-from .worker_routes import Routes
+from .worker_routes import Routes, show_proxied_routes
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -105,6 +105,7 @@ class PoolServer(uvicorn.Server):
         self._drain_seconds = drain_seconds
         self._stop_seconds = stop_seconds
         self._adoption = adoption
+        self._routes = routes
         self._extra_state = state or {}
         # With a limit each response costs a little more.
         limit = self.limit_max_requests
@@ -273,6 +274,8 @@ class PoolServer(uvicorn.Server):
         batch = self.server_state.batch
         if batch is not None:
             self.server_state.connections.http = http_classes(ours)
+        if self._routes is not None:
+            show_proxied_routes(self.config, self._routes)
         if not count_statuses(uvicorns, batch) and batch is not None:
             self.config.loaded_app = Counted(self.config.loaded_app, batch)
 

@@ -12,14 +12,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
+import uvicorn
+
 from poolctl.http.canonical_head import CHUNKED, CanonicalHead, KnownFields
 from poolctl.http.chunked_body import ChunkedBody
 from poolctl.http.client_report import ClientReport
 from poolctl.keeper.connection_handover import Routed
-from poolctl.routing.context import EXTENSION, extension
+from poolctl.routing.context import CONTEXT_FIELD, EXTENSION, alias_of_context, extension
 from poolctl.routing.route import Route
 from poolctl.routing.route_table import Match, RouteTable
 
+from .access_log import AccessLog
 from .uvicorn_parts import App, Receive, Scope, Send
 
 # Paths in normal form that every server reads alike (see routing.normal_path), and any query. The group must not be
@@ -28,6 +31,7 @@ _SEGMENT = rb"(?:/(?![./])[A-Za-z0-9\-._~!$&'()*+,=:@]*+)"
 _QUERY = rb"(?:\?[!\"$-~]*+)?+"
 _VERSION = b" HTTP/1.1\r\n"
 _END = b"\r\n\r\n"
+_CONTEXT = CONTEXT_FIELD.encode()
 _SHORTCUTS = 256
 _KNOWN = 256
 _SECURE = ("https", "wss")
@@ -92,6 +96,7 @@ class Routes:
         self.epoch = 0  # how often the table has changed
         self.gateway: socket.socket | None = None
         self.ended = False  # there is no gateway any more
+        self.context_key = ""  # what the gateway says of the route of a request that it proxies has this key
         self.keeps = True  # connections stay between two requests, and move to other workers of the server
         self.waiting: set[Waiting] = set()  # for a table
         self.known: dict[bytes, KnownRequest] = {}
@@ -101,7 +106,7 @@ class Routes:
         self._contexts: dict[str, Context] = {}
         self._shortcuts: dict[tuple[bytes, str], Fits] = {}
 
-    def renew(self, fds: list[int], *, keeps: bool = True) -> None:
+    def renew(self, fds: list[int], *, keeps: bool = True, context_key: str = "") -> None:
         """Use this table and this end of the gateway's pair from now on, without either none; they stay the caller's.
 
         Without the end the present one stays. Raises OSError, and ValueError for a descriptor that is not a table.
@@ -110,6 +115,7 @@ class Routes:
         if self.table is not None:
             self.table.close()
         self.table, self._shown, self.ended, self.keeps = table, shown, table is None, keeps
+        self.context_key = context_key
         self.epoch += 1
         if len(fds) > 1 or table is None:
             self.close_gateway()
@@ -304,6 +310,41 @@ def routed_app(app: App, look: HasContext) -> App:
         return app(scope, receive, send)
 
     return serve
+
+
+def proxied_app(app: App, routes: Routes) -> App:
+    """The application of all connections: a request that the gateway has proxied finds its route in its scope.
+
+    The field by which the gateway tells the route is removed, also where a client has sent it.
+    """
+
+    def serve(scope: Scope, receive: Receive, send: Send) -> Any:
+        for name, _ in scope.get("headers", ()):
+            if name == _CONTEXT:
+                _take_context(scope, routes)
+                break
+        return app(scope, receive, send)
+
+    return serve
+
+
+def show_proxied_routes(config: uvicorn.Config, routes: Routes) -> None:
+    """Let the loaded application see the routes of proxied requests."""
+    app: Any = config.loaded_app
+    if isinstance(app, AccessLog):  # which stays the outermost
+        app.inner = proxied_app(app.inner, routes)
+    else:
+        config.loaded_app = proxied_app(app, routes)
+
+
+def _take_context(scope: Scope, routes: Routes) -> None:
+    given = [value for name, value in scope["headers"] if name == _CONTEXT]
+    scope["headers"] = [field for field in scope["headers"] if field[0] != _CONTEXT]
+    for value in given:
+        alias = alias_of_context(value, routes.context_key)
+        context = None if alias is None else routes.context_by_alias(alias)
+        if context is not None:
+            scope["extensions"] = {**(scope.get("extensions") or {}), EXTENSION: context}
 
 
 def show_route(connection: Any, look: HasContext) -> None:

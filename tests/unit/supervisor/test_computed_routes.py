@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from poolctl.config import MASK, GatewayConfig, RouteConfig, ServerConfig, StreamConfig, Tables
+from poolctl.control.pool_paths import KEPT_CONNECTIONS
 from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route import passable
 from poolctl.routing.route_table import RouteTable
@@ -39,7 +40,7 @@ def source(*names: str, route: str = "web", user: str = "root") -> tuple[Sequenc
 class Publisher:
     def __init__(self, path: str = "") -> None:
         self.generations: list[int] = []
-        self.path = path or os.path.join(tempfile.mkdtemp(), "kept.json")
+        self.path = path or tempfile.mkdtemp()
         self.published = ComputedRoutes(self.changed, self.end_kept, self.path)
         self.ended: list[tuple[set[str], list[bool]]] = []  # with which routes may pass meanwhile
 
@@ -214,10 +215,10 @@ def test_next_supervisor_ends_connections_that_were_kept_before() -> None:
 
 
 def test_file_of_kept_connections_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "kept.json").write_text("[")
+    (tmp_path / KEPT_CONNECTIONS).write_text("[")
 
     async def work() -> None:
-        publisher = Publisher(str(tmp_path / "kept.json"))
+        publisher = Publisher(str(tmp_path))
         await publisher.compute("web")
         assert publisher.published.problem == ""
         publisher.published.close()

@@ -63,8 +63,7 @@ class Registry:
         events = Events(Clock())
         events.subscribe(self.recorded.append)
         tables = Tables(gateway=GatewayConfig(), routes=ROUTES)
-        kept = os.path.join(tempfile.mkdtemp(), "kept.json")
-        self.routes = ComputedRoutes(self._changed, lambda servers: asyncio.sleep(0), kept)
+        self.routes = ComputedRoutes(self._changed, lambda servers: asyncio.sleep(0), tempfile.mkdtemp())
         self.tables = tables
         gateway: Any = self
         self.gateway = None
