@@ -46,7 +46,8 @@ class WorkerRoutes:
             self._message["keeps"] = False
         self._fds: list[HasDescriptor] = []
         if routes is not None:
-            self._message["key"] = routes.context_keys.get(server, "")
+            if key := routes.context_keys.get(server):
+                self._message["key"] = key
             self._fds = [routes.tables.get(server) or routes.tables[""], routes.give_back]
 
     def send(self, control: Link) -> None:
