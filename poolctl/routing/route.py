@@ -115,6 +115,7 @@ class Route(Value):
     retries: int = 0
     limit: Limit | None = None
     backend_limit: Limit | None = None
+    client_limit: Limit | None = None  # of each client; none of its requests wait
     context_headers: bool = False  # the backend receives the route's context as headers
     max_body_bytes: int = 0
     redirect: Redirect | None = None  # instead of targets
@@ -185,7 +186,7 @@ def proxy_reason(route: Route, *, tls: bool = False) -> str:
         (route.response_headers, "it changes responses"),
         (route.sticky_cookie, "it has a sticky cookie"),
         (route.retries, "it has retries"),
-        (route.limit or route.backend_limit, "it has a limit"),
+        (route.limit or route.backend_limit or route.client_limit, "it has a limit"),
         (route.context_headers, "it sends its context as headers"),
         (route.max_body_bytes, "it limits the size of bodies"),
         (route.waiting_page, "it has a waiting page"),

@@ -91,6 +91,20 @@ class RouteLimit(Section):
     queue_timeout: Positive = field(5.0, "How long one waits for its turn.")
 
 
+class ClientLimit(Section):
+    """How many requests of one client are served; those above it get 429."""
+
+    concurrency: Number = field(0, "Requests in flight; 0 is no limit.")
+    requests_per_second: Rate = field(0.0, "New requests a second; 0 is no limit.")
+    burst: Number = field(0, "How many may come at once above the rate.")
+
+
+class WholeRouteLimit(RouteLimit):
+    """How many requests of a route are served at once, and how many of one client."""
+
+    per_client: ClientLimit = field(ClientLimit.usual(), "The limit of each client, by its address.")
+
+
 class RouteRedirect(Section):
     """Where clients are sent instead of to a server; a string is `to` alone."""
 
@@ -230,7 +244,7 @@ class RouteConfig(Table):
     context_headers: Truth = field(False, "The backend gets the route's context as headers.")
     retries: Retries = field(0, "How often a failed request that may be repeated is tried elsewhere.")
     max_body_size: Size | None = field(None, "Largest body of a request. Left out: no limit.")
-    limit: RouteLimit = field(RouteLimit.usual(), "The limit of the whole route.")
+    limit: WholeRouteLimit = field(WholeRouteLimit.usual(), "The limit of the whole route.")
     backend_limit: RouteLimit = field(RouteLimit.usual(), "The limit of each of its backends.")
     timeouts: RouteTimeouts = field(RouteTimeouts.usual(), "How long the steps of a request may take.")
     breaker: RouteBreaker = field(RouteBreaker.usual(), "When a failing backend gets no more requests.")

@@ -8,12 +8,14 @@ from typing import NamedTuple
 from poolctl.address import Address, parse
 from poolctl.config.model.gateway_tables import (
     DEFAULT_BIND,
+    ClientLimit,
     GatewayConfig,
     RouteConfig,
     RouteLimit,
     RouteTarget,
     StreamConfig,
     StreamTarget,
+    WholeRouteLimit,
 )
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
@@ -204,6 +206,10 @@ def _limit_problems(route: RouteConfig) -> Iterator[Finding]:
         if limit.queue and not (limit.concurrency or limit.requests_per_second):
             message = "a queue without a limit is never used"
             yield Finding((key, "queue"), message, "add concurrency or requests_per_second")
+    of_client = route.limit.per_client
+    if of_client.burst and not of_client.requests_per_second:
+        message = "a burst without a rate has no effect"
+        yield Finding(("limit", "per_client", "burst"), message, "add requests_per_second")
 
 
 def _header_problems(route: RouteConfig) -> Iterator[Finding]:
@@ -416,7 +422,9 @@ def _other_users(served: list[tuple[WrittenRoute, RouteConfig]], known: Known) -
 
 
 def _needs_proxy(value: object) -> bool:
-    if isinstance(value, RouteLimit):
+    if isinstance(value, WholeRouteLimit) and _needs_proxy(value.per_client):
+        return True
+    if isinstance(value, (RouteLimit, ClientLimit)):
         return bool(value.concurrency or value.requests_per_second)
     return bool(value)
 

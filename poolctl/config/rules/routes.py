@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from poolctl.address import parse
 from poolctl.config.model.gateway_tables import (
+    ClientLimit,
     RouteBreaker,
     RouteConfig,
     RouteLimit,
@@ -294,6 +295,7 @@ def made_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider
         retries=config.retries,
         limit=_limit(config.limit),
         backend_limit=_limit(config.backend_limit),
+        client_limit=_client_limit(config.limit.per_client),
         redirect=Redirect(to=config.redirect.to, status=config.redirect.status) if config.redirect else None,
         allow=tuple(map(str, config.allow)),
         context_headers=config.context_headers,
@@ -339,6 +341,14 @@ def _limit(given: RouteLimit) -> Limit | None:
         burst=given.burst,
         queue=given.queue,
         queue_seconds=given.queue_timeout,
+    )
+
+
+def _client_limit(given: ClientLimit) -> Limit | None:
+    if not (given.concurrency or given.requests_per_second):
+        return None
+    return Limit(
+        concurrency=given.concurrency, requests_per_second=given.requests_per_second, burst=given.burst
     )
 
 

@@ -24,6 +24,7 @@ from .backend import (
 from .backends import Backends
 from .hosts import HostManager, UnknownHost, find_host
 from .lease import Lease, NoBackend
+from .limiter import Limiter
 from .route_backends import RouteBackends
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Backends",
     "HostManager",
     "Lease",
+    "Limiter",
     "NoBackend",
     "RequestOutcome",
     "RouteBackends",

@@ -19,6 +19,7 @@ from .backend import (
     Member,
 )
 from .balance import BY_LOAD, STICKY, Policy, policy_of
+from .client_limits import ClientLimits
 from .hosts import HostManager
 from .lease import Lease, NoBackend
 from .limiter import Limiter, WaitQueue
@@ -65,6 +66,7 @@ class RouteBackends:
         self.in_flight = 0
         self.members: tuple[Member, ...] = ()
         self._limiter: Limiter | None = None
+        self.clients: ClientLimits | None = None
         self._queue: WaitQueue[_Waiter] = WaitQueue()
         self._queue_seconds = 0.0
         self._retry: asyncio.TimerHandle | None = None
@@ -99,6 +101,11 @@ class RouteBackends:
             self._limiter.in_flight = self.in_flight
         else:
             self._limiter.limit = limit
+        of_client = route.client_limit if isinstance(route, Route) else None
+        if of_client is None:
+            self.clients = None
+        elif self.clients is None or self.clients.limit != of_client:
+            self.clients = ClientLimits(of_client)
         queue = limit if limit is not None and limit.queue else of_backend
         self._queue.size, self._queue_seconds = (queue.queue, queue.queue_seconds) if queue else (0, 0.0)
         self.refresh()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from math import ceil
 from urllib.parse import urlsplit
 
 from ...routing.match import is_ip_address
@@ -12,6 +13,7 @@ from ...routing.route import Limit, Route, StreamRoute, Target
 from ..backends import sticky_value
 from ..endpoint import Endpoint
 from .haproxy_parts import (
+    TOO_MANY,
     UNAVAILABLE,
     HaproxyBackend,
     HaproxyListener,
@@ -25,6 +27,7 @@ from .haproxy_parts import (
 
 _HEAVIEST = 256
 _NETWORKS_A_LINE = 20
+_MOST_CLIENTS = 32_768
 _POLICIES = {
     "least-connections": "leastconn",
     "ip-hash": "source",
@@ -36,7 +39,12 @@ _POLICIES = {
 def backend_of(route: Route, names: Names, endpoints: Mapping[str, Endpoint]) -> HaproxyBackend:
     """The backend of a route."""
     name = names.of(f"route:{route.alias}")
-    lines = [f"backend {name}", *_admission(route), *_balance(route.policy)]
+    lines = [
+        f"backend {name}",
+        *_admission(route),
+        *_of_client(route.client_limit, name),
+        *_balance(route.policy),
+    ]
     if route.sticky_cookie:
         lines.append(f"    cookie {route.sticky_cookie} insert indirect nocache httponly attr SameSite=Lax")
     times = route.timeouts
@@ -88,6 +96,23 @@ def _admission(route: Route) -> Iterator[str]:
         elif not (parts := urlsplit(to)).path and not parts.query:
             where += "%[pathq]"
         yield f"    http-request redirect location {quoted(where)} code {status}"
+
+
+def _of_client(limit: Limit | None, table: str) -> Iterator[str]:
+    """The limit of each client; those of IPv6 are networks. Requests that are refused do not count."""
+    if limit is None:
+        return
+    client = "var(txn.client),ipmask(32,64)"
+    refuse = f"    http-request return {TOO_MANY} hdr retry-after 1"
+    rate = limit.requests_per_second
+    seconds = ceil(1 / rate) if 0 < rate < 1 else 1
+    stored = f"expire {seconds + 1}s store http_req_rate({seconds}s),conn_cur"
+    yield f"    stick-table type ipv6 size {_MOST_CLIENTS} {stored}"
+    if limit.concurrency:
+        yield f"{refuse} if {{ {client},table_conn_cur({table}) ge {limit.concurrency} }}"
+    if rate:
+        yield f"{refuse} if {{ {client},table_http_req_rate({table}) ge {max(1, round(rate * seconds))} }}"
+    yield f"    http-request track-sc0 {client}"
 
 
 def _limits(limit: Limit | None) -> Iterator[str]:

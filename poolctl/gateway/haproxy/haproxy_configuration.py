@@ -161,7 +161,7 @@ def _decisions(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[s
     yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
     yield "    http-request set-var(txn.path) path,concat(/)"
     yield from _reports(settings.trusted_proxies)
-    if any(each.allow for each in routes):
+    if any(each.allow or each.client_limit for each in routes):
         yield from _client(settings.trusted_proxies)
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 # The longest time that HAProxy knows, in the place of none.
 _NO_LIMIT = "24d"
-# A response of HAProxy's own.
+# Responses of HAProxy's own.
+TOO_MANY = "status 429 content-type text/plain string 'Too Many Requests'"
 UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
 
 

@@ -8,7 +8,7 @@ from time import monotonic
 from ...http.chunked_body import Buffer
 from ...http.message_head import BadMessage
 from ...routing.context import context_line
-from ..backends import ANSWERED, CANCELLED, FAILED, READY, UNUSED, Lease, NoBackend, RequestOutcome
+from ..backends import ANSWERED, CANCELLED, FAILED, READY, UNUSED, Lease, Limiter, NoBackend, RequestOutcome
 from ..counts import CONNECT, PROTOCOL, REFUSED, RESET, TIMEOUT
 from ..edge import Edge
 from .backend_connection import BackendConnection
@@ -35,8 +35,9 @@ class Exchange:
 
     __slots__ = (
         "_assigned_at", "_backends", "_client", "_connection", "_cookie", "_counts", "_edge", "_ends", "_half_closed",
-        "_head", "_kept", "_lease", "_log_entry", "_paused", "_received", "_repeats", "_request", "_retries", "_route",
-        "_sent", "_side", "_started", "_status", "_stuck", "_task", "_timer", "_tried", "begun", "complete", "tunnel",
+        "_head", "_kept", "_lease", "_log_entry", "_of_client", "_paused", "_received", "_repeats", "_request",
+        "_retries", "_route", "_sent", "_side", "_started", "_status", "_stuck", "_task", "_timer", "_tried", "begun",
+        "complete", "tunnel",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +57,7 @@ class Exchange:
             self._log_entry = edge.access_log.begin(request, sender, side.http_version)
             self._head = self._log_entry.identified(self._head)
         self._cookie = request.cookie(route.sticky_cookie) if route.sticky_cookie else ""
+        self._of_client: Limiter | None = None  # among whose requests in flight it is
         self._connection: BackendConnection | None = None
         self._lease: Lease | None = None
         self._task: asyncio.Task[None] | None = None  # waits for a place, or connects
@@ -88,6 +90,15 @@ class Exchange:
         if response is not None:
             self._answer(response)
             return
+        clients = self._backends.clients
+        limiter = None if clients is None else clients.limiter(self._client)
+        if limiter is not None:
+            seconds = limiter.refused_seconds(self._started)
+            if seconds:
+                self._give_up(CANCELLED, 429, REFUSED, seconds)
+                return
+            limiter.enter(self._started)
+            self._of_client = limiter
         if (operator := self._edge.operator) is not None:
             count_arrival(operator, self._route, self._request.method, self._request.path)
         self._acquire()
@@ -379,6 +390,9 @@ class Exchange:
             self._task.cancel()
             self._task = None
         now = monotonic()
+        if self._of_client is not None:
+            self._of_client.leave()
+            self._of_client = None
         if self._connection is not None:
             self._leave_connection(keep=outcome is ANSWERED and self.complete)
         if self._lease is not None:

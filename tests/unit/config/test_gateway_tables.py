@@ -110,7 +110,7 @@ allow = ["10.0.0.0/8", "::1"]
 context_headers = true
 retries = 2
 max_body_size = "1MiB"
-limit = { concurrency = 100, queue = 10, queue_timeout = "2s" }
+limit = { concurrency = 100, queue = 10, queue_timeout = "2s", per_client = { requests_per_second = 2, burst = 3 } }
 backend_limit = { requests_per_second = 5, burst = 3 }
 timeouts = { connect = "1s", head = "2s", idle = "3s", total = "1m" }
 breaker.statuses = [500, 429]
@@ -144,6 +144,7 @@ probe_responses = ["/health"]
     assert found.response_headers == (Header(name="strict-transport-security", value="max-age=1"),)
     assert (found.retries, found.max_body_bytes) == (2, 2**20)
     assert found.limit == Limit(concurrency=100, queue=10, queue_seconds=2.0)
+    assert found.client_limit == Limit(requests_per_second=2.0, burst=3)
     assert found.backend_limit == Limit(requests_per_second=5.0, burst=3)
     times = found.timeouts
     assert (times.connect, times.head, times.idle, times.total) == (1, 2, 3, 60)

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from poolctl.gateway.endpoint import ServerFacts
-from poolctl.routing.route import BreakerRule, Redirect, Route, Target
+from poolctl.routing.route import BreakerRule, Limit, Redirect, Route, Target
 from poolctl.routing.table_file import write_table
 from poolctl.worker.serving.worker_routes import Routes
 from tests.serving import ENGINES, Client, Engine, Pair
 from tests.serving import served as worker_served
 from tests.unit.gateway.passing_stage import Stage
-from tests.unit.gateway.proxy_stage import DEADLINE, Backend, Wire
+from tests.unit.gateway.proxy_stage import DEADLINE, Backend, Script, Wire
 from tests.unit.gateway.test_haproxy_configuration import haproxy
 
 HERE, ELSEWHERE = "127.0.0.0/8", "10.0.0.0/8"
@@ -37,9 +37,11 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 
 @asynccontextmanager
-async def gateway(engine: str, directory: Path, *routes: Route, **settings: Any) -> AsyncIterator[int]:
+async def gateway(
+    engine: str, directory: Path, *routes: Route, script: Script = answering, **settings: Any
+) -> AsyncIterator[int]:
     """The port of this engine, before a backend to which every route leads that has no redirect."""
-    backend = await Backend(answering).start()
+    backend = await Backend(script).start()
     try:
         to = (Target(url=backend.url),)
         made = [
@@ -61,6 +63,7 @@ async def gateway(engine: str, directory: Path, *routes: Route, **settings: Any)
 class Answer(NamedTuple):
     status: int
     location: str = ""
+    retry_after: str = ""
 
 
 async def ask(port: int, *lines: str, host: str = "a.test", target: str = "/") -> Answer:
@@ -73,7 +76,7 @@ async def asked(wire: Wire, *lines: str, host: str = "a.test", target: str = "/"
     await wire.send("\r\n".join([f"GET {target} HTTP/1.1", f"Host: {host}", *lines, "", ""]).encode())
     head = (await wire.response())[0].decode()
     fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in head.split("\r\n"))}
-    return Answer(int(head.split()[1]), fields.get("location", ""))
+    return Answer(int(head.split()[1]), fields.get("location", ""), fields.get("retry-after", ""))
 
 
 FOR = "X-Forwarded-For: "
@@ -222,3 +225,53 @@ def test_passed_connections_serve_the_clients_that_are_allowed(worker: Engine) -
                 assert known.requests.keys() == {"open", "first", "second"}
 
     worker.run(work())
+
+
+def of_client(**limit: Any) -> Route:
+    return Route(alias="a", client_limit=Limit(**limit))
+
+
+def test_client_has_a_rate_of_its_own(engine: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(
+            engine, tmp_path, of_client(requests_per_second=0.01), trusted_proxies=(HERE,)
+        ) as port:
+            for client in ("10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8:0:1::1"):
+                assert (await ask(port, FOR + client)).status == 200
+                refused = await ask(port, FOR + client)
+                assert (refused.status, bool(refused.retry_after)) == (429, True)
+            # The network of 64 bits is the client.
+            assert (await ask(port, f"{FOR}2001:db8::2")).status == 429
+            # Its connections and other claims make no difference.
+            assert (await ask(port, f"{FOR}10.0.0.9, 10.0.0.1")).status == 429
+            assert (await ask(port)).status == 200
+
+    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+
+
+def test_client_has_so_many_requests_in_flight(engine: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        go_on, under_way = asyncio.Event(), []
+
+        async def slow(backend: Backend, wire: Wire) -> None:
+            while True:
+                under_way.append(await backend.request(wire))
+                await go_on.wait()
+                await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+        route = of_client(concurrency=2)
+        async with gateway(engine, tmp_path, route, script=slow, trusted_proxies=(HERE,)) as port:
+            first = [asyncio.ensure_future(ask(port, f"{FOR}10.0.0.1")) for _ in range(2)]
+            async with asyncio.timeout(DEADLINE):
+                while len(under_way) < 2:
+                    await asyncio.sleep(0.001)
+            assert (await ask(port, f"{FOR}10.0.0.1")).status == 429
+            other = asyncio.ensure_future(ask(port, f"{FOR}10.0.0.2"))
+            async with asyncio.timeout(DEADLINE):
+                while len(under_way) < 3:
+                    await asyncio.sleep(0.001)
+            go_on.set()
+            assert [(await each).status for each in (*first, other)] == [200] * 3
+            assert (await ask(port, f"{FOR}10.0.0.1")).status == 200
+
+    asyncio.run(asyncio.wait_for(work(), DEADLINE))
