@@ -129,7 +129,7 @@ class HealthChecks:
 
     def _note(self, entry: Entry, worker: Worker | None = None, probe: WorkerProbe | None = None) -> None:
         """Record the server's health if it differs from the last one reported."""
-        after = entry.health
+        after = entry.health_of_workers
         before = self._known.get(entry.name, Status.OK)
         if after in (Status.UNKNOWN, before):
             return

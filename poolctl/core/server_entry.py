@@ -305,6 +305,11 @@ class Entry:
 
     @property
     def health(self) -> Status:
+        """What its probes say; without any, ok while it is ready. One that has failed is ko."""
+        return Status.KO if self._state is State.FAILED else self.health_of_workers
+
+    @property
+    def health_of_workers(self) -> Status:
         """The health of its ready workers; warn when they differ."""
         ready = [worker for worker in self.workers.values() if worker.phase is Phase.READY]
         if not any(worker.stuck or worker.config.health.probed for worker in ready):

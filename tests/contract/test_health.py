@@ -110,6 +110,8 @@ def test_a_server_that_never_becomes_ready_is_a_failure_with_the_probes_words(po
     assert (error["name"], error["code"]) == ("http", 1323)
     assert "503" in error["message"]
     assert [item["state"] for item in done.json["items"]] == ["failed", "running"]
+    assert [item["health"] for item in done.json["items"]] == ["ko", "ok"]
+    assert pool.ok("list", "--health", "ko", "-o", "name").stdout.split() == ["http"]
     assert pool.run("wait", "http", "--for", "healthy", "--timeout", "0.1").code == 124
 
 
