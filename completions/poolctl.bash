@@ -64,8 +64,8 @@ _poolctl() {
         register:-o | unregister:-o | register:--output | unregister:--output) _poolctl_fields 'table wide json jsonl name' 'name url state why since weight ttl_seconds left_seconds latency_seconds probe'; return ;;
         config:-o | config:--output) _poolctl_fields 'toml table wide json jsonl name' 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime'; return ;;
         export:-o | export:--output) _poolctl_fields 'json jsonl name' 'name text'; return ;;
-        health:-o | health:--output) _poolctl_fields 'table wide json jsonl name' 'name status uptime_seconds latency_seconds detail'; return ;;
-        hosts:-o | hosts:--output) _poolctl_fields 'table wide json jsonl name' 'host routes state since until available why breaker connections in_flight waiting requests errors'; return ;;
+        health:-o | health:--output) _poolctl_fields 'table wide json jsonl name' 'name kind status uptime_seconds latency_seconds detail'; return ;;
+        hosts:-o | hosts:--output) _poolctl_fields 'table wide json jsonl name' 'host routes state since until available health why breaker connections in_flight waiting requests errors'; return ;;
         rollout:-o | rollout:--output) _poolctl_fields 'table wide json jsonl name' 'name state reason what generation share_asked share for_seconds elapsed_seconds min_requests abort_on canary before'; return ;;
         routes:-o | routes:--output) _poolctl_fields 'table wide json jsonl name' 'alias host path to policy mode way why provider state requests passed proxied refused waiting errors p50_seconds p99_seconds registrations machines matched'; return ;;
         stacks:-o | stacks:--output) _poolctl_fields 'table wide json jsonl name' 'name worker pid source problem place'; return ;;
@@ -173,7 +173,7 @@ _poolctl() {
             ;;
         health)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--depth -o --output -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--depth --routes -o --output -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 :
             fi

@@ -70,20 +70,21 @@ class GatewayClient:
         """Send new clients elsewhere; those whose sticky cookie names one of these hosts may go on."""
         return self._host("drain", hosts)
 
-    def health_info(self) -> dict[str, Table]:
-        """Return the status, uptime, latency and detail of each route, or without a gateway of each server.
+    def health_info(self, *, routes: bool = False) -> dict[str, Table]:
+        """Return the status, uptime, latency and detail of each route and server; with `routes` of the routes only.
 
-        A status is unknown, healthy, napping, starting, unhealthy or error.
+        A status is unknown, healthy, napping, starting, unhealthy or error. " (server)" follows the name of a server if
+        a route is called so.
         """
-        return self._health(FULL)
+        return self._health(FULL, routes)
 
-    def health_info_without_detail(self) -> dict[str, Table]:
+    def health_info_without_detail(self, *, routes: bool = False) -> dict[str, Table]:
         """Likewise, without addresses and errors."""
-        return self._health(SUMMARY)
+        return self._health(SUMMARY, routes)
 
-    def health_info_simple(self) -> dict[str, str]:
-        """Return the status of each route or server."""
-        return {name: each["status"] for name, each in self._health(SIMPLE).items()}
+    def health_info_simple(self, *, routes: bool = False) -> dict[str, str]:
+        """Return the status of each route and server."""
+        return {name: each["status"] for name, each in self._health(SIMPLE, routes).items()}
 
     def register(
         self,
@@ -117,9 +118,14 @@ class GatewayClient:
         options = {"name": name, "to": absolute_url(to) if to else ""}
         return self._ask("unregister", PoolMonitorError, (), None, options)
 
-    def _health(self, depth: str) -> dict[str, Table]:
-        found = self._ask("health", PoolMonitorError, (), None, {"depth": depth}, None, _ANSWERED)
-        return {each.pop("name"): each for each in found["items"]}
+    def _health(self, depth: str, routes: bool) -> dict[str, Table]:
+        options = {"depth": depth, "routes": routes}
+        found = self._ask("health", PoolMonitorError, (), None, options, None, _ANSWERED)
+        about = "name", "kind"
+        return {
+            each["name"]: {key: value for key, value in each.items() if key not in about}
+            for each in found["items"]
+        }
 
     def _host(self, op: str, hosts: Sequence[str], for_seconds: float | None = None) -> Table:
         return self._ask(

@@ -19,13 +19,25 @@ class MetricsResult(Result):
 
 
 class HealthReport(Value):
-    """The health of one route or server; see route_health.RouteHealth. What its depth does not show is left out."""
+    """The health of one route or server; see route_health.RouteHealth. What its depth does not show is left out.
+
+    `kind` is "route" or "server"; the name of a server is followed by " (server)" if a route is called so. A latency
+    that was not measured is null in JSON.
+    """
 
     name: str
+    kind: str
     status: str
     uptime_seconds: float | None = None
     latency_seconds: float | None = None
     detail: str | None = None
+
+    def to_json(self, *names: str) -> Table:
+        """See Value."""
+        table = super().to_json(*names)
+        if self.uptime_seconds is not None and "latency_seconds" in (names or ("latency_seconds",)):
+            table.setdefault("latency_seconds", None)
+        return table
 
 
 class HealthResult(Result):

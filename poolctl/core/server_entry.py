@@ -304,6 +304,12 @@ class Entry:
         return self.answers and (self.desired.rests or not self.out)
 
     @property
+    def is_missing(self) -> bool:
+        """It should run, and is neither ready nor asleep."""
+        at_rest = self.is_disabled or self.desired in (Desired.STOPPED, Desired.REMOVED)
+        return not (at_rest or self.ready or self.asleep)
+
+    @property
     def health(self) -> Status:
         """What its probes say; without any, ok while it is ready. One that has failed is ko."""
         return Status.KO if self._state is State.FAILED else self.health_of_workers

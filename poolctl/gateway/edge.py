@@ -189,6 +189,7 @@ class Edge:
         found: Table = {
             "counts": self.counts.snapshot(),
             "hosts": self.backends.snapshot(),
+            "healths": self.backends.healths(),
             "queues": self.backends.queues(),
             "connections": len(self.pool.clients),
             "waiting": len(self.passing.waiting),

@@ -245,6 +245,6 @@ def _health_of(server: Server) -> RouteHealth:
         server.health.value,
         ready=server.ready,
         uptime_seconds=server.uptime.total_seconds(),
-        latency_seconds=handle.latency_seconds or 0.0,
+        latency_seconds=handle.latency_seconds,
         why=handle.complaint or server.message,
     )

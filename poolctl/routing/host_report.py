@@ -26,10 +26,10 @@ class BreakerState(StrEnum):
 class HostReport(Value):
     """One host. `since` and `until` are times (ISO 8601, UTC), "" for none.
 
-    `state` is a HostState; `available` says whether it gets requests now, `why` the reason if it does not. `breaker`
-    is a BreakerState, "" before the first request. `connections` are those that the workers of a server have, and the
-    gateway's own to any other host; `in_flight` are requests that it proxies, `waiting` those in the queues of its
-    routes.
+    `state` is a HostState, as it was ordered; `health`, one of route_health.STATUSES, says how it is; `available`
+    whether it gets requests now, `why` the reason if it does not. `breaker` is a BreakerState, "" before the first
+    request. `connections` are those that the workers of a server have, and the gateway's own to any other host;
+    `in_flight` are requests that it proxies, `waiting` those in the queues of its routes.
     """
 
     host: str
@@ -38,6 +38,7 @@ class HostReport(Value):
     since: str = ""
     until: str = ""
     available: bool = True
+    health: str = "unknown"
     why: str = ""
     breaker: str = ""
     connections: int = 0

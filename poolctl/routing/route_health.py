@@ -11,21 +11,29 @@ FULL, SUMMARY, SIMPLE = DEPTHS = ("full", "summary", "simple")
 UNKNOWN, HEALTHY, NAPPING, STARTING, UNHEALTHY, ERROR = (
     "unknown", "healthy", "napping", "starting", "unhealthy", "error",
 )  # fmt: skip
-# Of several backends the best one counts: a route with one healthy backend serves.
-STATUSES = HEALTHY, STARTING, NAPPING, UNKNOWN, UNHEALTHY, ERROR
+# Of several backends the best one counts: a route with one healthy backend serves. It is unknown only where all are.
+STATUSES = HEALTHY, STARTING, NAPPING, UNHEALTHY, ERROR, UNKNOWN
 
-# With these no request is refused for want of a backend; one that never ran is not meant to serve.
-_FINE = (HEALTHY, NAPPING, UNKNOWN)
-_OF_STATES = {"sleeping": NAPPING, "starting": STARTING, "failed": ERROR}
+# With these no request is refused for want of a backend.
+_SERVING = (HEALTHY, NAPPING)
+_OF_STATES = {"sleeping": NAPPING, "starting": STARTING, "failed": ERROR, "draining": UNKNOWN}
 
 
 class RouteHealth(Value):
-    """How a route is: one of the statuses, since when it serves, how long an answer takes, and why it is so."""
+    """How a route is: one of the statuses, since when it serves, how long an answer takes, and why it is so.
+
+    The latency is that of the last probe's answer, None where nothing was measured.
+    """
 
     status: str = UNKNOWN
     uptime_seconds: float = 0.0
-    latency_seconds: float = 0.0
+    latency_seconds: float | None = None
     detail: str = ""
+
+    @property
+    def serves(self) -> bool:
+        """Whether no request is refused for want of a backend."""
+        return self.status in _SERVING
 
 
 def server_health(
@@ -34,13 +42,13 @@ def server_health(
     *,
     ready: bool,
     uptime_seconds: float = 0.0,
-    latency_seconds: float = 0.0,
+    latency_seconds: float | None = None,
     why: str = "",
 ) -> RouteHealth:
     """What a server's state and the verdict of its probes mean for a route that leads to it.
 
     A sleeping server is napping: the next request wakes it. One that runs without being ready is unhealthy, one that
-    failed for good is an error, and one that never ran is unknown.
+    failed for good is an error, and one that never ran, or was drained, is unknown.
     """
     if ready:
         status = UNHEALTHY if health == "ko" else HEALTHY
@@ -58,13 +66,13 @@ def route_health(backends: Iterable[RouteHealth]) -> RouteHealth:
 
 def health_info(healths: Mapping[str, RouteHealth]) -> dict[str, dict[str, Any]]:
     """Status, uptime, latency and detail of each route, by its alias, as JSON has them."""
-    return {alias: health.to_json() for alias, health in healths.items()}
+    return {alias: _shown(health, *RouteHealth.annotations) for alias, health in healths.items()}
 
 
 def health_info_without_detail(healths: Mapping[str, RouteHealth]) -> dict[str, dict[str, Any]]:
     """Status, uptime and latency of each route: what may be shown to those who must not see addresses or errors."""
     shown = "status", "uptime_seconds", "latency_seconds"
-    return {alias: health.to_json(*shown) for alias, health in healths.items()}
+    return {alias: _shown(health, *shown) for alias, health in healths.items()}
 
 
 def health_info_simple(healths: Mapping[str, RouteHealth]) -> dict[str, str]:
@@ -79,6 +87,6 @@ def health_in_depth(healths: Mapping[str, RouteHealth], depth: str) -> dict[str,
     return health_info(healths) if depth == FULL else health_info_without_detail(healths)
 
 
-def all_fine(healths: Mapping[str, RouteHealth]) -> bool:
-    """Whether each is healthy, napping, or not meant to run: neither starting, nor unhealthy, nor in error."""
-    return all(each.status in _FINE for each in healths.values())
+def _shown(health: RouteHealth, *names: str) -> dict[str, Any]:
+    """These fields, with null for a latency that was not measured."""
+    return {name: getattr(health, name) for name in names}

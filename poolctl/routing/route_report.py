@@ -65,6 +65,16 @@ def destinations(route: Route | StreamRoute) -> tuple[str, ...]:
     return tuple(target.key for target in route.to)
 
 
+def route_key(route: Route | StreamRoute) -> str:
+    """A name of its own: HTTP and stream routes may have the same alias."""
+    return route.alias if isinstance(route, Route) else stream_key(route.alias)
+
+
+def stream_key(alias: str) -> str:
+    """See `route_key`."""
+    return f"stream {alias}"
+
+
 def route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = False) -> RouteReport:
     """What the route itself says: its state is unknown, and its figures are 0.
 

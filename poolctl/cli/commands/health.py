@@ -1,8 +1,8 @@
-"""`poolctl health`: how the gateway's routes are, or without a gateway the servers."""
+"""`poolctl health`: how the servers and the gateway's routes are."""
 
 from __future__ import annotations
 
-from poolctl.cli.command import INSPECT, OUTPUT, Command, Option
+from poolctl.cli.command import INSPECT, OUTPUT, Command, Option, flag
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
@@ -13,13 +13,13 @@ from poolctl.frozen_value import Value
 from poolctl.routing.route_health import DEPTHS, FULL, SIMPLE, SUMMARY
 
 COLUMNS = {
-    FULL: ("name", "status", "uptime", "latency", "detail"),
-    SUMMARY: ("name", "status", "uptime", "latency"),
-    SIMPLE: ("name", "status"),
+    FULL: ("name", "kind", "status", "uptime", "latency", "detail"),
+    SUMMARY: ("name", "kind", "status", "uptime", "latency"),
+    SIMPLE: ("name", "kind", "status"),
 }
 
 COMMAND = Command(
-    "Show the health of the gateway's routes, or of the servers.",
+    "Show the health of the servers and the gateway's routes.",
     Option(
         "depth",
         "--depth",
@@ -27,11 +27,16 @@ COMMAND = Command(
         words=DEPTHS,
         help="full, summary (without addresses and errors) or simple. Default: full.",
     ),
+    flag("routes", "--routes", help="The routes only."),
     OUTPUT,
     section=INSPECT,
     fields=tuple(HealthReport.annotations),
     examples=("poolctl health --depth simple -o json",),
-    notes=("It exits with 3 if a route or a server does not serve that should.",),
+    notes=(
+        "Exit 3: a route does not serve, or a server that should run is not ready.",
+        "napping: the next request wakes it; error: it has failed for good;",
+        "unknown: no answer yet, or stopped, disabled or drained on purpose.",
+    ),
 )
 
 
@@ -39,6 +44,7 @@ class _HealthLine(Value):
     """A route or a server as the table shows it."""
 
     name: str
+    kind: str
     status: str
     uptime: str
     latency: str
@@ -48,7 +54,12 @@ class _HealthLine(Value):
 def perform(request: CommandRequest) -> Outcome:
     """The supervisor's answer. Raises NoSupervisor."""
     depth = one_of("--depth", request.get("depth") or FULL, DEPTHS)
-    result = ask_for(HealthResult, request, find_pool(request), more={"depth": depth})
+    result = ask_for(
+        HealthResult,
+        request,
+        find_pool(request),
+        more={"depth": depth, "routes": bool(request.get("routes"))},
+    )
     names = (each.name for each in result.items)
     lines = [_line(each) for each in result.items]
     return gateway_table(request, Outcome.of(result), lines, COLUMNS[depth], names)
@@ -59,8 +70,9 @@ def _line(health: HealthReport) -> _HealthLine:
 
     return _HealthLine(
         name=health.name,
+        kind=health.kind,
         status=health.status,
         uptime=format_duration(round(health.uptime_seconds)) if health.uptime_seconds else "",
-        latency=latency(health.latency_seconds or None),
+        latency=latency(health.latency_seconds),
         detail=health.detail or "",
     )

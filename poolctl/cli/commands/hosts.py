@@ -13,9 +13,9 @@ from poolctl.frozen_value import Value
 from poolctl.routing.host_report import HostReport, HostState
 
 COLUMNS = (
-    "host", "routes", "state", "since", "until", "breaker", "conn", "in_flight", "errors", "why",
+    "host", "routes", "state", "health", "since", "until", "breaker", "conn", "in_flight", "errors", "why",
 )  # fmt: skip
-WIDE = (*COLUMNS[:6], "conn", "in_flight", "waiting", "requests", "errors", "why")
+WIDE = (*COLUMNS[:7], "conn", "in_flight", "waiting", "requests", "errors", "why")
 DISPENSABLE = ("since", "in_flight", "routes", "errors", "conn")
 
 COMMAND = Command(
@@ -49,6 +49,7 @@ class _Line(Value):
     host: str
     routes: tuple[str, ...]
     state: str
+    health: str
     since: str
     until: str
     breaker: str

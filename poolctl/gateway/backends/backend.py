@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 
 from ...routing.host_report import BreakerState, HostState
 from ...routing.route import BreakerRule, Limit
+from ...routing.route_health import ERROR, HEALTHY, NAPPING, UNHEALTHY, UNKNOWN, RouteHealth
+from ...routing.route_health import STARTING as ROUTE_STARTING
 from ...states import State, Status
 from ...time_windows import until_text
 from ..counts import Traffic
@@ -26,7 +28,11 @@ KEPT_RETRY_SECONDS = 86_400.0
 # Hosts of a lower rank are preferred: connections to a starting server wait until it is ready, and a sleeping one is
 # woken only when no other can serve.
 READY, STARTING, SLEEPING = RANKS = (0, 1, 2)
+_HEALTH_OF_RANKS = {STARTING: ROUTE_STARTING, SLEEPING: NAPPING}
 _WAITING = {State.STARTING.value: STARTING, State.SLEEPING.value: SLEEPING}
+
+# In these a server is because somebody has stopped, disabled or drained it.
+_ORDERED_STATES = (State.STOPPED.value, State.DISABLED.value, State.DRAINING.value)
 
 _BREAKER_ORDER = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
 
@@ -61,7 +67,7 @@ class BackendVerdict(NamedTuple):
     """Whether a host gets requests now, and if not, why.
 
     `may_wait`: a place becomes free by itself; `by_time`: after `retry_after_seconds`, without any other event.
-    `until`: when those seconds end, on the clock of requests.
+    `until`: when those seconds end, on the clock of requests. `meant`: somebody has ordered it.
     """
 
     ok: bool
@@ -70,6 +76,7 @@ class BackendVerdict(NamedTuple):
     may_wait: bool = False
     by_time: bool = False
     until: float = 0.0
+    meant: bool = False
 
     def remaining_seconds(self, now: float) -> float:
         """The time after which another try is worth it."""
@@ -83,6 +90,9 @@ class RouteInForce(Protocol):
     """A route, as its backends know it."""
 
     alias: str
+
+    @property
+    def passes(self) -> bool: ...
 
     @property
     def waiting(self) -> int: ...
@@ -117,6 +127,7 @@ class Backend:
         self.canary: CanaryBackend | None = None
         self.endpoint = Endpoint("none")
         self.in_flight = self.open_connections = self.held = 0
+        self.answered = False  # a request, or a probe, at least once
         self.rank = READY
         # Why no route may use it, apart from breakers and limits; None in the usual case. Kept by `update`.
         self.blocked: BackendVerdict | None = None
@@ -165,7 +176,10 @@ class Backend:
 
     def available(self, now: float) -> BackendVerdict:
         """The verdict for the routes that may use it: of the one that is best off."""
-        verdicts = [each.verdict(now) for each in self.members.values()]
+        verdicts = [
+            each.passing_verdict() if route.passes else each.verdict(now)
+            for route, each in self.members.items()
+        ]
         return max(verdicts, key=lambda each: (each.ok, each.may_wait), default=self.blocked or AVAILABLE)
 
     def report(self, facts: ServerFacts | None, now: float, wall_now: float) -> None:
@@ -194,14 +208,16 @@ class Backend:
             end = facts.asleep_until or None
             why = f"kept asleep {until_text(end, wall_now)}".rstrip()
             until = 0.0 if end is None else now + end - wall_now
-            self._facts_verdict = BackendVerdict(False, why, KEPT_RETRY_SECONDS, until=until)
+            self._facts_verdict = BackendVerdict(False, why, KEPT_RETRY_SECONDS, until=until, meant=True)
         elif facts.state in _WAITING:
             self.rank = _WAITING[facts.state]
         else:
             why = (
                 "the server is not ready" if facts.state == State.RUNNING else f"the server is {facts.state}"
             )
-            self._facts_verdict = BackendVerdict(False, why, DOWN_RETRY_SECONDS)
+            self._facts_verdict = BackendVerdict(
+                False, why, DOWN_RETRY_SECONDS, meant=facts.state in _ORDERED_STATES
+            )
         for limiter in self._limiters.values():
             limiter.share = self.share
 
@@ -228,10 +244,10 @@ class Backend:
         if record.state == HostState.DISABLED:
             seconds, until = hosts.remaining_seconds(self.key), hosts.active_again(self.key)
             self.blocked = BackendVerdict(
-                False, record.why, seconds or DOWN_RETRY_SECONDS, by_time=seconds > 0, until=until
+                False, record.why, seconds or DOWN_RETRY_SECONDS, by_time=seconds > 0, until=until, meant=True
             )
         elif self.draining:
-            self.blocked = BackendVerdict(False, record.why, DOWN_RETRY_SECONDS)
+            self.blocked = BackendVerdict(False, record.why, DOWN_RETRY_SECONDS, meant=True)
         else:
             self.blocked = self._facts_verdict
 
@@ -362,6 +378,24 @@ class Member:
         So it is nothing to the breaker, and a route that passes connections has no limiter.
         """
         return self.backend.blocked or AVAILABLE
+
+    def health(self, now: float, *, passing: bool) -> RouteHealth:
+        """What the verdict means for the route; `passing`: it passes connections on.
+
+        A limit that is reached is no fault. A breaker that is not closed is one until a request has succeeded.
+        """
+        backend = self.backend
+        if (blocked := backend.blocked) is not None:
+            failed = backend.facts is not None and backend.facts.state == State.FAILED
+            status = UNKNOWN if blocked.meant else ERROR if failed else UNHEALTHY
+            return RouteHealth(status=status, detail=blocked.why)
+        if not (passing or self.breaker.is_closed):
+            return RouteHealth(status=UNHEALTHY, detail=self.breaker.describe(now))
+        if backend.rank != READY:
+            return RouteHealth(status=_HEALTH_OF_RANKS[backend.rank])
+        if backend.is_server or backend.answered:
+            return RouteHealth(status=HEALTHY)
+        return RouteHealth(status=UNKNOWN, detail="it has not answered yet")
 
     def verdict(self, now: float, *, resumed: bool = False) -> BackendVerdict:
         """Whether it gets a request of the route now: enabled, ready, breaker not open, limiter not full.

@@ -9,6 +9,8 @@ from ...frozen_value import Table
 from ...logs.log_line import stamp
 from ...routing.host_report import BreakerState, HostReport, HostState
 from ...routing.route import Route
+from ...routing.route_health import RouteHealth, route_health
+from ...routing.route_report import route_key, stream_key
 from ..counts import Counts
 from ..endpoint import ServerFacts
 from .backend import READY, Backend, BackendVerdict, Member, RouteInForce
@@ -65,7 +67,7 @@ class Backends:
             user.refresh()
 
     def _apply_routes(self, routes: Iterable[AnyRoute]) -> None:
-        wanted = {_name(route): route for route in routes}
+        wanted = {route_key(route): route for route in routes}
         for name in self._routes.keys() - wanted.keys():
             self._routes.pop(name)[1].close()
         for route in wanted.values():
@@ -78,7 +80,7 @@ class Backends:
 
     def of(self, route: AnyRoute) -> RouteBackends:
         """The backends of the route, in this form of it."""
-        name = _name(route)
+        name = route_key(route)
         known = self._routes.get(name)
         if known is not None and known[0] is route:
             return known[1]
@@ -114,10 +116,16 @@ class Backends:
         for backend in self._backends.values():
             backend.in_flight = requests.get(backend.key, 0)
 
-    def follow_haproxy(self, alias: str, down: Collection[str], *, is_stream: bool = False) -> None:
-        """HAProxy, which chooses among the backends of the route, sends nothing to these, by their keys."""
-        known = self._routes.get(f"stream {alias}" if is_stream else alias)
+    def follow_haproxy(
+        self, alias: str, down: Collection[str], answered: Collection[str], *, is_stream: bool = False
+    ) -> None:
+        """HAProxy, which chooses among the backends of the route, sends nothing to those that are `down`.
+
+        Those that have `answered`, by their keys as well, have done so once at least.
+        """
+        known = self._routes.get(stream_key(alias) if is_stream else alias)
         for member in () if known is None else known[1].members:
+            member.backend.answered |= member.key in answered
             if (member.key in down) is member.breaker.is_closed:
                 if member.breaker.is_closed:
                     member.breaker.keep_open("HAProxy cannot reach it")
@@ -150,6 +158,16 @@ class Backends:
         now = self.now()
         return [self._row(each, now).to_json() for each in self._backends.values()]
 
+    def healths(self) -> dict[str, dict[str, Table]]:
+        """The health of each backend as each route has it, of the routes that have backends already (see `aliases`).
+
+        A stream's name has a prefix, since an HTTP route may have the same alias.
+        """
+        return {
+            name: {key: each.to_json() for key, each in found.healths().items()}
+            for name, (_, found) in self._routes.items()
+        }
+
     def queues(self) -> dict[str, int]:
         """How many requests wait in the queue of each route's limit, of those that have any."""
         return {
@@ -157,6 +175,12 @@ class Backends:
             for route, found in self._routes.values()
             if isinstance(route, Route) and found.waiting
         }
+
+    def _health(self, backend: Backend) -> RouteHealth:
+        """Its health for the route that is best off."""
+        return route_health(
+            each.health(self.now(), passing=route.passes) for route, each in backend.members.items()
+        )
 
     def _members(self, route: AnyRoute, user: RouteBackends) -> list[Member]:
         """The backends to which the route leads, each once; two targets that are the same get the weight of both."""
@@ -233,6 +257,7 @@ class Backends:
             until=stamp(record.until) if record.until else "",
             available=verdict.ok,
             why=verdict.why or backend.breaker_why(now),
+            health=self._health(backend).status,
             breaker=str(backend.breaker_state or ""),
             connections=max(connections, backend.in_flight),
             in_flight=backend.in_flight,
@@ -240,8 +265,3 @@ class Backends:
             requests=traffic.requests,
             errors=traffic.failures,
         )
-
-
-def _name(route: AnyRoute) -> str:
-    """HTTP and stream routes may have the same alias."""
-    return route.alias if isinstance(route, Route) else f"stream {route.alias}"

@@ -89,12 +89,10 @@ class Lease:
         What becomes of it afterwards counts as of any other request. `status` is that of an answer that begins.
         """
         route, breaker = self._route, self._member.breaker
-        if (
-            route is None
-            or self._period < 0
-            or breaker.is_closed
-            or is_failure(ANSWERED, status, breaker.rule)
-        ):
+        if route is None or self._period < 0 or is_failure(ANSWERED, status, breaker.rule):
+            return
+        self._member.backend.answered = True
+        if breaker.is_closed:
             return
         breaker.succeeded(route.now(), self._period)
         self._period = breaker.period if breaker.is_closed else -1
@@ -131,6 +129,7 @@ class Lease:
             if is_failure(outcome, status, breaker.rule):
                 breaker.failed(route.now(), self._period, answered=outcome is ANSWERED)
             elif outcome is ANSWERED:
+                backend.answered = True
                 breaker.succeeded(route.now(), self._period)
             else:
                 breaker.abandoned(self._period)

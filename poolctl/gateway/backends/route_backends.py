@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 from random import Random
 
-from ...routing.route import Limit, Route, StreamRoute
+from ...routing.route import Limit, Route, StreamRoute, passable
+from ...routing.route_health import RouteHealth
 from .backend import (
     AVAILABLE,
     CANCELLED,
@@ -27,6 +28,8 @@ from .limiter import Limiter, WaitQueue
 # uvloop's timers and its clock count milliseconds: with shorter pauses the loop would spin.
 _LEAST_PAUSE_SECONDS = 0.001
 
+# Requests whose host another header names are proxied.
+_PASSED_BY = "host"
 # Of a share of a number: three tenths of ten are three.
 _ROUNDING = 1e-9
 
@@ -88,6 +91,7 @@ class RouteBackends:
             if all(each.backend is not gone.backend for each in members):
                 gone.backend.leave(self)
         self.members = tuple(members)
+        self._is_passable = isinstance(route, Route) and passable(route)
         self._only = members[0] if len(members) == 1 else None
         self._sticky = isinstance(route, Route) and (bool(route.sticky_cookie) or route.policy == STICKY)
         self._by_cookie = {each.cookie: each for each in members}
@@ -134,6 +138,16 @@ class RouteBackends:
         for each in self.members:
             if each.backend.blocked is None and each.breaker.by_answers:
                 each.breaker.close("no other backend can serve")
+
+    @property
+    def passes(self) -> bool:
+        """Whether it passes connections on."""
+        return self._is_passable and self._hosts.header_for_host.lower() == _PASSED_BY
+
+    def healths(self) -> dict[str, RouteHealth]:
+        """What the verdict on each backend means for the route, by their keys."""
+        now = self.now()
+        return {each.key: each.health(now, passing=self.passes) for each in self.members}
 
     def close(self) -> None:
         """The route is gone: what waits is refused, what is in flight ends as it would."""

@@ -249,6 +249,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         report = {
             "counts": self.counts.snapshot(),
             "hosts": self.backends.snapshot(),
+            "healths": self.backends.healths(),
             "streams": self.statistics.streams,
             "queued": {},
             "connections": self.statistics.connections,

@@ -33,6 +33,7 @@ class HaproxyStatistics:
         known = {each.name: each for each in sections}
         in_flight: dict[str, int] = {}
         down: dict[str, set[str]] = {name: set() for name in known}
+        answered: dict[str, set[str]] = {name: set() for name in known}
         self.connections = 0
         for row in csv.DictReader(text.lstrip("# ").splitlines()):
             proxy, server = row["pxname"], row["svname"]
@@ -52,9 +53,12 @@ class HaproxyStatistics:
                     self._add_to(self._counts.backend(key), row)
                     if row["status"].startswith("DOWN"):
                         down[proxy].add(key)
+                    if row["check_status"].endswith("OK") or any(int(row[each] or 0) for each in _STATUSES):
+                        answered[proxy].add(key)
         backends.set_in_flight(in_flight)
         for name, section in known.items():
-            backends.follow_haproxy(section.alias, down[name], is_stream=section.is_stream)
+            found = down[name], answered[name]
+            backends.follow_haproxy(section.alias, *found, is_stream=section.is_stream)
 
     def _add_to(self, traffic: Traffic, row: Table) -> None:
         traffic.slots[tally.STARTED] += self._more(row, "stot")

@@ -85,6 +85,11 @@ class GatewayManager(SidecarManager):
         return self._routes
 
     @property
+    def why_away(self) -> str:
+        """Why its process does not answer, if it does not."""
+        return self.problem or "its process is starting"
+
+    @property
     def gateway(self) -> GatewayProcess | None:
         """The process, while there is one."""
         return self._process if isinstance(self._process, GatewayProcess) else None

@@ -19,6 +19,7 @@ from poolctl.gateway.counts import ERRORS
 from poolctl.monitor.exposition import Family
 from poolctl.routing.host_report import BreakerState, HostState
 from poolctl.routing.route import proxy_reason
+from poolctl.routing.route_health import STATUSES, RouteHealth
 from poolctl.routing.route_report import EXCLUDED, PASS, PROXY, STREAM
 from poolctl.runners.process_link import LinkLost
 from poolctl.worker import tally
@@ -42,9 +43,12 @@ class GatewaySnapshot(NamedTuple):
     routes: RouteSet
     connections: Mapping[str, int]  # of the workers of hosts that are servers
     passed: Mapping[int, int]  # requests by the marks of their routes (tally.route_mark)
+    healths: Mapping[str, RouteHealth]  # of routes and streams
 
 
-async def gateway_metrics(manager: GatewayManager, core: Core, passed: Mapping[int, int]) -> list[Family]:
+async def gateway_metrics(
+    manager: GatewayManager, core: Core, passed: Mapping[int, int], healths: Mapping[str, RouteHealth]
+) -> list[Family]:
     """The metrics as they are now. Waits for a process that answers, not for one that starts."""
     report = None
     if manager.gateway is not None:
@@ -58,6 +62,7 @@ async def gateway_metrics(manager: GatewayManager, core: Core, passed: Mapping[i
         manager.routes.routes,
         {host: manager.reports.connections(host) for host in hosts if host in core.entries},
         passed,
+        healths,
     )
     return await asyncio.to_thread(families, snapshot)
 
@@ -84,6 +89,7 @@ def families(snapshot: GatewaySnapshot) -> list[Family]:
         *_routes(routes),
         _waiting(routes, report),
         _passed(snapshot),
+        _healths(snapshot),
         *families_of(_STREAM, [(each, {"stream": alias}) for alias, each in streams]),
         *_hosts(hosts, snapshot.connections),
     ]
@@ -202,8 +208,17 @@ def _passed(snapshot: GatewaySnapshot) -> Family:
     return family
 
 
+def _healths(snapshot: GatewaySnapshot) -> Family:
+    family = family_of("poolctl_route_health", "gauge", "1 for how the route is: see `poolctl health`.")
+    for name, health in islice(snapshot.healths.items(), MOST_LABELLED):
+        for status in STATUSES:
+            family.add(int(health.status == status), route=name, status=status)
+    return family
+
+
 def _hosts(hosts: Sequence[tuple[Table, Table]], connections: Mapping[str, int]) -> Iterable[Family]:
     state = family_of("poolctl_host_state", "gauge", "1 for the state in which the host was put.")
+    health = family_of("poolctl_host_health", "gauge", "1 for how the host is: see `poolctl hosts`.")
     text = "1 for the state of the host's breaker, which has none before the first request."
     breaker = family_of("poolctl_host_breaker", "gauge", text)
     text = "Requests proxied to the host without a complete response, by the reason."
@@ -213,12 +228,14 @@ def _hosts(hosts: Sequence[tuple[Table, Table]], connections: Mapping[str, int])
         host = row["host"]
         for value in HostState:
             state.add(int(row["state"] == value), host=host, state=value)
+        for status in STATUSES:
+            health.add(int(row["health"] == status), host=host, status=status)
         for known in BreakerState if row["breaker"] else ():
             breaker.add(int(row["breaker"] == known), host=host, state=known)
         if counts:
             _add_errors(errors, counts, host=host)
         named.append(({**row, "connections": connections.get(host, row["connections"])}, {"host": host}))
-    return state, breaker, *families_of(_HOST, named), errors
+    return state, health, breaker, *families_of(_HOST, named), errors
 
 
 def _add_errors(errors: Family, counts: Table, **labels: str) -> None:

@@ -22,7 +22,7 @@ from poolctl.routing.host_report import HostReport
 from poolctl.routing.match import host_pattern, normal_host
 from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route import Route
-from poolctl.routing.route_health import ERROR, RouteHealth
+from poolctl.routing.route_health import RouteHealth
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
@@ -106,20 +106,29 @@ class GatewayVerbs:
     async def healths(self) -> dict[str, RouteHealth]:
         """The health of each route that is served; of a stream whose alias an HTTP route has, with its protocol."""
         await self._gateway.routes.settled()
-        report = await self._report()
-        routes = self._gateway.routes.routes
-        if report is None:
-            away = RouteHealth(status=ERROR, detail=f"the gateway does not answer: {self._why_away}")
-            return {each.alias: away for each in routes.served}
+        report = await self._report() or {}
         figures = RouteFigures(self._gateway, self._core, self._totals, report, self._services)
         found: dict[str, RouteHealth] = {}
         with closing(figures):
-            for number, each in enumerate(routes.served):
+            for number, each in enumerate(self._gateway.routes.routes.served):
                 name = each.alias if each.alias not in found else f"{each.alias} (stream)"
                 found[name] = figures.health(each)
                 if number % _AT_ONCE == _AT_ONCE - 1:
                     await asyncio.sleep(0)
         return found
+
+    async def warn(self, call: Call, result: Result) -> Result:
+        """The result of `status`, with a warning of the routes that do not serve."""
+        if not call.selector.selects_all or self._gateway.tables.gateway is None:
+            return result
+        found = {name: health for name, health in (await self.healths()).items() if not health.serves}
+        if not found:
+            return result
+        name, health = next(iter(found.items()))
+        why = f" ({health.detail})" if health.detail else ""
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        warning = f"the route {name} is {health.status}{why}{more}: poolctl health --routes"
+        return result.but(warnings=(*result.warnings, warning))
 
     async def _candidates(self, options: Table) -> CandidatesResult:
         routes, generation = self._gateway.routes.routes.http, self._gateway.routes.generation
@@ -167,7 +176,8 @@ class GatewayVerbs:
             # The gateway has one that was taken out for as long as it answers requests.
             if service.state != SERVING and not (url in rows and rows[url].routes):
                 row = rows.get(url) or HostReport(host=url)
-                rows[url] = row.but(routes=(service.settings.name,), available=False, why=why)
+                status = service.health.status
+                rows[url] = row.but(routes=(service.settings.name,), available=False, health=status, why=why)
         return HostsResult(items=tuple(rows.values()))
 
     def _host_report(self, row: Table) -> HostReport:
@@ -212,13 +222,9 @@ class GatewayVerbs:
     def _away(self) -> HostsResult:
         if self._gateway.tables.gateway is None:
             return HostsResult()
-        message = f"the gateway does not answer: {self._why_away}"
+        message = f"the gateway does not answer: {self._gateway.why_away}"
         problem = failure(PoolMonitorError, message, "poolctl events")
         return HostsResult(errors=(problem,), exit_code=NOT_AS_DESIRED)
-
-    @property
-    def _why_away(self) -> str:
-        return self._gateway.problem or "its process is starting"
 
 
 def host_order(options: Table) -> Table:

@@ -130,6 +130,7 @@ class PoolGateway:
             self._routes.add_to(self._verbs)
             self._statistics = GatewayStatistics(self._manager, self._core, self._totals)
             self._statistics.add_to(self._verbs)
+            self._verbs.extend("status", self._routes.warn)
             prepare = threading.Thread(target=_prepare_validation, daemon=True)
             asyncio.get_running_loop().call_later(_AFTER_START_SECONDS, prepare.start)
         if self._manager is not None and self._statistics is not None:
@@ -190,7 +191,8 @@ class PoolGateway:
             return []
         from .gateway_metrics import gateway_metrics
 
-        found = await gateway_metrics(self._manager, self._core, await self._statistics.passed())
+        healths = await self.healths() or {}
+        found = await gateway_metrics(self._manager, self._core, await self._statistics.passed(), healths)
         return [*found, *(self._registrations.metrics() if self._registrations is not None else ())]
 
     async def healths(self) -> dict[str, RouteHealth] | None:

@@ -74,10 +74,15 @@ class RegisteredService:
         return self.settings.name, self.settings.to
 
     @property
+    def is_probed(self) -> bool:
+        """Whether its state is what a probe has found."""
+        return self.hysteresis is not None
+
+    @property
     def health(self) -> RouteHealth:
         """What it means for its route."""
         status = _HEALTH.get(self.state, UNHEALTHY)
-        return RouteHealth(status=status, latency_seconds=self.latency_seconds or 0.0, detail=self.why)
+        return RouteHealth(status=status, latency_seconds=self.latency_seconds, detail=self.why)
 
 
 def _hysteresis(settings: Registration, state: str) -> Hysteresis | None:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from poolctl.core.core import Core
 from poolctl.frozen_value import Table
 from poolctl.gateway.counts import REFUSED
-from poolctl.gateway.endpoint import MachineState
 from poolctl.gateway.settings import HAPROXY
+from poolctl.routing.host_report import HostState
 from poolctl.routing.registration_report import SERVING
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Route, StreamRoute
-from poolctl.routing.route_health import HEALTHY, RouteHealth, route_health, server_health
-from poolctl.routing.route_report import PASS, PROXY, RouteReport, route_report
+from poolctl.routing.route_health import ERROR, HEALTHY, UNKNOWN, RouteHealth, route_health
+from poolctl.routing.route_report import PASS, PROXY, RouteReport, route_key, route_report
 from poolctl.routing.route_table import RouteTable
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
@@ -24,8 +24,6 @@ from .gateway_manager import GatewayManager
 from .registrations import RegisteredService, Registrations
 
 _NONE = [0] * tally.COUNTED
-# A stopped machine is started by the next request, as a sleeping server is.
-_OF_MACHINES = {MachineState.STOPPED: "sleeping", MachineState.STARTING: "starting"}
 
 
 class RouteFigures:
@@ -50,6 +48,7 @@ class RouteFigures:
         self._streams: Table = report.get("streams", {})
         self._queues: dict[str, int] = report.get("queues", {})
         self._hosts = {row["host"]: row for row in report.get("hosts", ())}
+        self._healths: Table | None = report.get("healths")
         self._of_servers: dict[str, tuple[Counts, dict[int, int]]] = {}
         routes, table = gateway.routes.routes.http, gateway.routes.table
         # Of use only if there are routes that may take requests from others.
@@ -107,12 +106,21 @@ class RouteFigures:
 
     def health(self, route: Route | StreamRoute) -> RouteHealth:
         """The health of the route: that of its best backend, among them services that get no requests now."""
+        if self._healths is None:
+            return RouteHealth(status=ERROR, detail=f"the gateway does not answer: {self._gateway.why_away}")
         if isinstance(route, Route) and route.redirect is not None:
             return RouteHealth(status=HEALTHY)
-        found = [self._health(target.key, target.server) for target in route.to]
-        if isinstance(route, Route):
-            found += [each.health for each in self._services_of(route) if each.state != SERVING]
-        return route_health(found)
+        verdicts = self._healths.get(route_key(route), {})
+        services = self._services_of(route) if isinstance(route, Route) else []
+        probed = {
+            each.settings.to: each.health for each in services if each.state == SERVING and each.is_probed
+        }
+        found = []
+        for target in route.to:
+            health = self._health(target.key, target.server, verdicts.get(target.key))
+            is_active = self._hosts.get(target.key, {}).get("state", HostState.ACTIVE) == HostState.ACTIVE
+            found.append(probed.get(target.key, health) if health.status == UNKNOWN and is_active else health)
+        return route_health([*found, *(each.health for each in services if each.state != SERVING)])
 
     def of_excluded(self, route: ExcludedRoute) -> RouteReport:
         """The report of a route that is not served; with the services, if it is because of these."""
@@ -190,12 +198,18 @@ class RouteFigures:
             self._of_servers[server] = direct, routes
         return self._of_servers[server]
 
-    def _health(self, key: str, server: str) -> RouteHealth:
-        entry = self._core.entries.get(server)
-        if entry is not None:
-            return health_of(self._core, entry)
-        row, inventory = self._hosts.get(key, {}), self._gateway.inventory
-        machine = inventory.starter.status(key) if inventory is not None and inventory.starter.is_on else ""
-        if machine in _OF_MACHINES:
-            return server_health(_OF_MACHINES[machine], "ok", ready=False, why=f"its machine is {machine}")
-        return server_health("running", "ok", ready=bool(row.get("available", True)), why=row.get("why", ""))
+    def _health(self, key: str, server: str, verdict: Table | None) -> RouteHealth:
+        """The health of a target: the gateway's verdict, with what the supervisor knows of the server.
+
+        There is no verdict on a route of a large table before its first request: only the state of its hosts is known.
+        """
+        entry, row = self._core.entries.get(server), self._hosts.get(key, {})
+        if verdict is None and row.get("state", HostState.ACTIVE) != HostState.ACTIVE:
+            verdict = {"status": UNKNOWN, "detail": row["why"]}
+        found = RouteHealth() if verdict is None else RouteHealth.from_json(verdict)
+        if entry is None:
+            return found
+        own = health_of(self._core, entry)
+        if verdict is None or own.status == found.status:
+            return own
+        return own.but(status=found.status, detail=found.detail or own.detail)

@@ -17,11 +17,11 @@ from poolctl.http.message_head import BadMessage
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.exposition import OPENMETRICS, TEXT, wants_openmetrics
-from poolctl.routing.route_health import FULL, SIMPLE, SUMMARY, RouteHealth, all_fine, health_in_depth
+from poolctl.routing.route_health import FULL, SIMPLE, SUMMARY
 from poolctl.runners.process_link import Link
 
 from .held_address import HeldAddress
-from .pool_health import PoolHealth
+from .pool_health import HealthOfPool, PoolHealth
 from .pool_metrics import PoolMetrics
 
 
@@ -70,7 +70,7 @@ class MetricsServer:
         self.path = path
         self._metrics = metrics
         self._health = health
-        self._healths: tuple[float, dict[str, RouteHealth]] = float("-inf"), {}
+        self._latest_health: tuple[float, HealthOfPool] | None = None
         self._server = HttpServer(self, LIMITS, what="scrapes of the metrics")
         self._latest: dict[bool, tuple[float, str]] = {}
         self._rendering = asyncio.Lock()
@@ -115,13 +115,12 @@ class MetricsServer:
             return
         async with self._rendering:
             now = asyncio.get_running_loop().time()
-            at, healths = self._healths
-            if now - at >= _FRESH_SECONDS:
-                healths = await self._health.healths()
-                self._healths = now, healths
-        body = json.dumps(health_in_depth(healths, depth)).encode() + b"\n"
+            if self._latest_health is None or now - self._latest_health[0] >= _FRESH_SECONDS:
+                self._latest_health = now, await self._health.health()
+            found = self._latest_health[1]
+        body = json.dumps(found.in_depth(depth)).encode() + b"\n"
         fields = [("content-type", "application/json"), ("cache-control", "no-store")]
-        await response.send(200 if all_fine(healths) else 503, fields, body)
+        await response.send(200 if found.serves else 503, fields, body)
 
     async def _fresh(self, openmetrics: bool) -> str:
         # Clients that scrape at the same time get the same text.

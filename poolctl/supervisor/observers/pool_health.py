@@ -1,27 +1,21 @@
-"""The health of a pool in three depths: of the routes of its gateway, or without one of its servers."""
+"""The health of a pool in three depths: of its servers, and of the routes of its gateway."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from poolctl.control.observer_answers import HealthReport, HealthResult
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Desired
 from poolctl.core.server_entry import Entry
 from poolctl.exit_codes import NOT_AS_DESIRED
-from poolctl.routing.route_health import (
-    DEPTHS,
-    FULL,
-    SIMPLE,
-    UNKNOWN,
-    RouteHealth,
-    all_fine,
-    health_in_depth,
-    server_health,
-)
+from poolctl.frozen_value import Table
+from poolctl.routing.route_health import DEPTHS, FULL, SIMPLE, RouteHealth, health_in_depth, server_health
 from poolctl.selection.selector import SelectorError
 
 from ..verbs.verb import Call
+
+ROUTE, SERVER = "route", "server"
 
 
 class HealthOfRoutes(Protocol):
@@ -31,6 +25,29 @@ class HealthOfRoutes(Protocol):
         """The health of each route, by its alias; None without a gateway."""
 
 
+class HealthOfPool(NamedTuple):
+    """How everything is: routes by their aliases, servers by their names.
+
+    `serves` says whether each route, and each server that should run, does what it is there for.
+    """
+
+    routes: dict[str, RouteHealth]
+    servers: dict[str, RouteHealth]
+    serves: bool
+
+    @property
+    def named(self) -> dict[str, tuple[str, RouteHealth]]:
+        """Each with its kind, by a name of its own: a route is often called after its server."""
+        found = {alias: (ROUTE, health) for alias, health in self.routes.items()}
+        for name, health in self.servers.items():
+            found[f"{name} (server)" if name in found else name] = SERVER, health
+        return found
+
+    def in_depth(self, depth: str) -> Table:
+        """As `health_info` and its two short forms have it."""
+        return health_in_depth({name: health for name, (_, health) in self.named.items()}, depth)
+
+
 class PoolHealth:
     """Answers the verb, and clients over HTTP."""
 
@@ -38,26 +55,25 @@ class PoolHealth:
         self._core = core
         self._gateway = gateway
 
-    async def healths(self) -> dict[str, RouteHealth]:
-        """The health of each route, or of each server."""
-        found = await self._gateway.healths()
-        if found is not None:
-            return found
-        return {entry.name: _own_health(self._core, entry) for entry in self._core.entries.values()}
+    async def health(self, *, routes_only: bool = False) -> HealthOfPool:
+        """The health of each route and each server."""
+        routes = await self._gateway.healths() or {}
+        entries = [] if routes_only else [*self._core.entries.values()]
+        serves = all(each.serves for each in routes.values()) and not any(each.is_missing for each in entries)
+        return HealthOfPool(routes, {each.name: _own_health(self._core, each) for each in entries}, serves)
 
     async def verb(self, call: Call) -> HealthResult:
         """The health in the depth that is asked for; exit code 3 if something does not serve that should."""
         depth = call.options.get("depth") or FULL
         if depth not in DEPTHS:
             raise SelectorError(f"there is no depth {depth!r}", hint=f"one of: {', '.join(DEPTHS)}")
-        healths = await self.healths()
-        found = health_in_depth(healths, depth)
+        found = await self.health(routes_only=bool(call.options.get("routes")))
         rows = (
-            {"name": name, **({"status": each} if depth == SIMPLE else each)} for name, each in found.items()
+            {"name": name, "kind": found.named[name][0], **({"status": each} if depth == SIMPLE else each)}
+            for name, each in found.in_depth(depth).items()
         )
         return HealthResult(
-            items=tuple(map(HealthReport.from_json, rows)),
-            exit_code=0 if all_fine(healths) else NOT_AS_DESIRED,
+            items=tuple(map(HealthReport.from_json, rows)), exit_code=0 if found.serves else NOT_AS_DESIRED
         )
 
 
@@ -69,7 +85,7 @@ def health_of(core: Core, entry: Entry) -> RouteHealth:
         entry.health.value,
         ready=entry.ready,
         uptime_seconds=round(entry.uptime_seconds(core.clock.monotonic()), 3),
-        latency_seconds=core.health.latency_seconds(entry) or 0.0,
+        latency_seconds=core.health.latency_seconds(entry),
         why=core.health.complaint(entry) or failure,
     )
 
@@ -77,5 +93,5 @@ def health_of(core: Core, entry: Entry) -> RouteHealth:
 def _own_health(core: Core, entry: Entry) -> RouteHealth:
     """Likewise; unknown for one that is not to run."""
     if entry.is_disabled or entry.desired in (Desired.STOPPED, Desired.REMOVED):
-        return RouteHealth(status=UNKNOWN, detail=entry.state)
+        return RouteHealth(detail=entry.state)
     return health_of(core, entry)

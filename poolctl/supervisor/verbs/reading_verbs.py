@@ -67,7 +67,7 @@ class Reading:
         for entry in entries:
             counts[entry.state] = counts.get(entry.state, 0) + 1
             healths[entry.health.value] = healths.get(entry.health.value, 0) + 1
-        missing = [entry for entry in should_run if not (entry.ready or entry.asleep)]
+        missing = [entry for entry in entries if entry.is_missing]
         summary = Summary.extending(
             self._context.daemon.identity(),
             servers=len(entries),

@@ -21,8 +21,8 @@ function routeRow(route) {
 
 function hostRow(host) {
   const figures = [host.connections, host.in_flight, host.waiting, host.requests, host.errors].map(String);
-  const level = host.available ? LEVELS[host.state] : "ko";
-  return [host.host, host.routes.join(", "), state(host.state, host.available ? "" : host.why || "not available", level), host.breaker || "–", ...figures];
+  const why = host.available && host.health !== "unhealthy" ? "" : host.why || "not available";
+  return [host.host, host.routes.join(", "), state(host.state), state(host.health, why), host.breaker || "–", ...figures];
 }
 
 function draw(kind, rows, more) {

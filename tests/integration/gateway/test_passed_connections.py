@@ -199,3 +199,17 @@ def test_host_without_traffic_gives_passed_connections_back_between_two_requests
         gateway.pool.ok("hosts", action, "one")
         client.request("GET", "/name")
         assert client.getresponse().status == 503
+    refused = gateway.pool.run("health", "--routes", "-o", "json")
+    assert (refused.code, [each["status"] for each in refused.json["items"]]) == (3, ["unknown"])
+    whole = gateway.pool.run("health", "--depth", "simple")
+    assert whole.code == 3
+    assert [line.split() for line in whole.stdout.splitlines()] == [
+        ["NAME", "KIND", "STATUS"], ["one", "route", "unknown"],
+        ["one", "(server)", "server", "healthy"], ["two", "server", "healthy"],
+    ]  # fmt: skip
+    status = gateway.pool.ok("status")
+    assert "the route one is unknown (" in status.stderr
+    assert [each["health"] for each in gateway.pool.ok("hosts", "-o", "json").json["items"]] == [
+        "unknown"
+    ] * 2
+    assert gateway.pool.ok("routes", "-o", "alias,state").stdout.split() == ["one", "unknown"]

@@ -122,11 +122,11 @@ FIELDS: dict[type[Value], list[str]] = {
         "alias", "host", "path", "to", "policy", "mode", "way", "why", "provider", "state", "requests",
         "passed", "proxied", "refused", "waiting", "errors",
     ],
-    HealthReport: ["name", "status"],
+    HealthReport: ["name", "kind", "status"],
     RegistrationReport: ["name", "url", "state", "why", "since", "weight", "ttl_seconds", "probe"],
     HostReport: [
-        "host", "routes", "state", "since", "until", "available", "why", "breaker", "connections", "in_flight",
-        "waiting", "requests", "errors",
+        "host", "routes", "state", "since", "until", "available", "health", "why", "breaker", "connections",
+        "in_flight", "waiting", "requests", "errors",
     ],
     GatewayStatus: ["state", "problem", "pid", "addresses", "routes", "uptime_seconds", "restarts"],
     GatewayStats: [

@@ -17,14 +17,15 @@ from .conftest import Command, Supervised
 UNTIL = datetime.fromisoformat("2026-01-31T12:00:30+00:00").astimezone()
 USERS: dict[str, Any] = {
     "host": "users", "routes": ["web", "api"], "state": "disabled", "since": "2026-01-31T12:00:00.000000Z",
-    "until": "2026-01-31T12:00:30.000000Z", "available": False, "why": "disabled by request", "breaker": "closed",
-    "connections": 3, "in_flight": 2, "waiting": 0, "requests": 900, "errors": 7,
+    "until": "2026-01-31T12:00:30.000000Z", "available": False, "health": "unknown", "why": "disabled by request",
+    "breaker": "closed", "connections": 3, "in_flight": 2, "waiting": 0, "requests": 900, "errors": 7,
 }  # fmt: skip
 REMOTE: dict[str, Any] = {
     "host": "http://10.0.0.7:9000",
     "routes": ["web"],
     "state": "active",
     "available": True,
+    "health": "healthy",
 }
 DISABLED = (
     f"users: disabled until {UNTIL:%Y-%m-%d %H:%M:%S}, then active again by itself; --for 0 disables it until "
@@ -43,10 +44,22 @@ def test_table_shows_each_host_with_its_state(poolctl: Command, supervised: Supe
         head, users, remote = poolctl("hosts").out.splitlines()
     assert head.split("  ")[0] == "HOST"
     assert "CONN  IN FLIGHT  ERRORS  WHY" in head
-    assert "web,api  disabled" in users
+    assert "web,api  disabled  unknown" in users
     assert f"{UNTIL:%Y-%m-%d %H:%M:%S}" in users
     assert users.split()[-7:] == ["closed", "3", "2", "7", "disabled", "by", "request"]
-    assert remote.split() == ["http://10.0.0.7:9000", "web", "active", "-", "-", "-", "0", "0", "0", "-"]
+    assert remote.split() == [
+        "http://10.0.0.7:9000",
+        "web",
+        "active",
+        "healthy",
+        "-",
+        "-",
+        "-",
+        "0",
+        "0",
+        "0",
+        "-",
+    ]
     assert [verb for verb, _ in requests if verb != "ping"] == ["hosts"]
 
 

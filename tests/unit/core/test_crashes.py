@@ -33,7 +33,10 @@ def test_limit_is_of_a_window_and_the_reason_is_reported() -> None:
         await die(desk)
         assert desk.states() == {"web": "failed"}
         answer = await desk.ask("status")
-        assert ([each["health"] for each in answer["items"]], answer["summary"]["health"]) == (["ko"], {"ko": 1})
+        assert ([each["health"] for each in answer["items"]], answer["summary"]["health"]) == (
+            ["ko"],
+            {"ko": 1},
+        )
         assert answer["errors"][0]["message"] == "killed by SIGKILL; restarted 2 times within 60 s"
         assert desk.runner.opened == set()
 

@@ -160,7 +160,7 @@ def test_answers_open_at_most_a_share_of_a_routes_breakers(
 
 @pytest.mark.parametrize("loss", ["disabled", "drained", "unreachable", "removed", "not ready"])
 def test_backend_that_answers_with_errors_serves_again_when_it_is_the_last(stage: Stage, loss: str) -> None:
-    route = server_route("a", "b", policy="first")
+    route = server_route("a", "b", policy="first", mode="proxy")
     stage.backends.apply([route], {name: facts(name) for name in ("a", "b")})
     backends = stage.backends.of(route)
     answer(backends, 503, 5)
@@ -172,7 +172,9 @@ def test_backend_that_answers_with_errors_serves_again_when_it_is_the_last(stage
     elif loss == "unreachable":
         fail(backends, 5)
     elif loss == "removed":
-        stage.backends.apply([server_route("a", policy="first")], {name: facts(name) for name in ("a", "b")})
+        stage.backends.apply(
+            [server_route("a", policy="first", mode="proxy")], {name: facts(name) for name in ("a", "b")}
+        )
     else:
         stage.backends.apply([route], {"a": facts("a"), "b": facts("b", "failed")})
     assert (stage.row("a")["breaker"], stage.row("a")["why"]) == ("closed", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poolctl.gateway.routes import (
+    STATUSES,
     RouteHealth,
     health_info,
     health_info_simple,
@@ -12,7 +13,6 @@ from poolctl.gateway.routes import (
     route_health,
     server_health,
 )
-from poolctl.routing.route_health import all_fine
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ from poolctl.routing.route_health import all_fine
         ("starting", "unknown", False, "starting"),
         ("sleeping", "unknown", False, "napping"),
         ("failed", "unknown", False, "error"),
+        ("draining", "ok", False, "unknown"),
         ("backoff", "ko", False, "unhealthy"),
         ("stopped", "unknown", False, "unhealthy"),
         ("", "", False, "unknown"),
@@ -50,7 +51,7 @@ def test_health_is_shown_in_three_degrees_of_detail() -> None:
         "orders": RouteHealth(status="error", detail="exited with status 3"),
     }
     assert health_info(healths)["orders"] == {
-        "status": "error", "uptime_seconds": 0.0, "latency_seconds": 0.0, "detail": "exited with status 3",
+        "status": "error", "uptime_seconds": 0.0, "latency_seconds": None, "detail": "exited with status 3",
     }  # fmt: skip
     assert health_info_without_detail(healths)["users"] == {
         "status": "healthy", "uptime_seconds": 3.5, "latency_seconds": 0.01,
@@ -59,9 +60,12 @@ def test_health_is_shown_in_three_degrees_of_detail() -> None:
     assert health_info_simple(healths) == {"users": "healthy", "orders": "error"}
 
 
-def test_starting_unhealthy_and_failed_are_not_fine() -> None:
-    def fine(*statuses: str) -> bool:
-        return all_fine({status: RouteHealth(status=status) for status in statuses})
+def test_only_healthy_and_napping_routes_serve() -> None:
+    serving = {each for each in STATUSES if RouteHealth(status=each).serves}
+    assert serving == {"healthy", "napping"}
 
-    assert fine("healthy", "napping", "unknown")
-    assert [fine("healthy", each) for each in ("starting", "unhealthy", "error")] == [False] * 3
+
+def test_route_is_unknown_only_where_all_its_backends_are() -> None:
+    unknown, broken = RouteHealth(), RouteHealth(status="unhealthy")
+    assert route_health([unknown, broken]) is broken
+    assert route_health([unknown, RouteHealth()]).status == "unknown"

@@ -10,6 +10,7 @@ from poolctl.gateway.counts import TIMEOUT, Counts
 from poolctl.monitor.exposition import render
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.route import ExcludedRoute, Route, Target
+from poolctl.routing.route_health import UNHEALTHY, RouteHealth
 from poolctl.supervisor.gateway import gateway_metrics
 from poolctl.supervisor.gateway.computed_routes import RouteSet
 from poolctl.supervisor.gateway.gateway_metrics import GatewaySnapshot, families
@@ -22,6 +23,9 @@ ROUTES = RouteSet(
     ),
     excluded=(ExcludedRoute(alias="odd", reason="no host"),),
 )
+
+
+HEALTHS = {"out": RouteHealth(status=UNHEALTHY)}
 
 
 def report(*hosts: HostReport) -> Table:
@@ -58,8 +62,13 @@ def values(snapshot: GatewaySnapshot) -> dict[tuple[str, ...], float]:
 
 def test_routes_streams_and_hosts_have_their_figures() -> None:
     out = "http://10.0.0.7:9000"
-    hosts = HostReport(host="api", state="draining", connections=1), HostReport(host=out, breaker="half-open")
-    found = values(GatewaySnapshot(report(*hosts), 2, 17, ROUTES, {"api": 9}, {tally.route_mark("api"): 6}))
+    hosts = (
+        HostReport(host="api", state="draining", connections=1),
+        HostReport(host=out, breaker="half-open", health="unhealthy"),
+    )
+    found = values(
+        GatewaySnapshot(report(*hosts), 2, 17, ROUTES, {"api": 9}, {tally.route_mark("api"): 6}, HEALTHS)
+    )
     expected = {
         ("gateway_up",): 1,
         ("gateway_restarts_total",): 2,
@@ -81,6 +90,10 @@ def test_routes_streams_and_hosts_have_their_figures() -> None:
         ("route_requests_waiting", "out"): 2,
         ("stream_connections_total", "db"): 5,
         ("stream_errors_total", "db"): 2,
+        ("route_health", "out", "unhealthy"): 1,
+        ("route_health", "out", "healthy"): 0,
+        ("host_health", "api", "unknown"): 1,
+        ("host_health", out, "unhealthy"): 1,
         ("host_state", "api", "draining"): 1,
         ("host_connections", "api"): 9,
         ("host_breaker", out, "half-open"): 1,
@@ -93,7 +106,7 @@ def test_routes_streams_and_hosts_have_their_figures() -> None:
 
 
 def test_gateway_that_does_not_answer_is_down() -> None:
-    found = values(GatewaySnapshot(None, 1, 17, ROUTES, {}, {}))
+    found = values(GatewaySnapshot(None, 1, 17, ROUTES, {}, {}, {}))
     assert found["gateway_up",] == 0
     assert found["gateway_restarts_total",] == 1
     assert not [key for key in found if key[0].startswith(("route_request", "host_", "gateway_connections"))]
@@ -101,11 +114,11 @@ def test_gateway_that_does_not_answer_is_down() -> None:
 
 def test_reports_to_an_operator_have_figures_where_there_is_one() -> None:
     operator = {"delivered": 7, "unsent": {"users": 2, "mail": 1}, "failing": {"mail": "it answers 404"}}
-    found = values(GatewaySnapshot(report() | {"operator": operator}, 0, 1, ROUTES, {}, {}))
+    found = values(GatewaySnapshot(report() | {"operator": operator}, 0, 1, ROUTES, {}, {}, {}))
     assert found["gateway_operator_requests_total",] == 7
     assert found["gateway_operator_unsent_requests",] == 3
     assert found["gateway_operator_failing_services",] == 1
-    without = values(GatewaySnapshot(report(), 0, 1, ROUTES, {}, {}))
+    without = values(GatewaySnapshot(report(), 0, 1, ROUTES, {}, {}, {}))
     assert not [key for key in without if "operator" in key[0]]
 
 
@@ -114,7 +127,7 @@ def test_metrics_of_more_hosts_than_the_limit_are_omitted_and_counted(
 ) -> None:
     monkeypatch.setattr(gateway_metrics, "MOST_LABELLED", 2)
     hosts = [HostReport(host=f"http://10.0.0.{number}") for number in range(5)]
-    found = values(GatewaySnapshot(report(*hosts), 0, 1, ROUTES, {}, {}))
+    found = values(GatewaySnapshot(report(*hosts), 0, 1, ROUTES, {}, {}, {}))
     assert [key[1] for key in found if key[0] == "host_available"] == ["http://10.0.0.0", "http://10.0.0.1"]
     assert found["gateway_omitted", "hosts"] == 3
     assert found["gateway_omitted", "routes"] == 0

@@ -43,8 +43,8 @@ def test_health_of_routes_is_shown_in_three_depths() -> None:
         assert (code, items[0]["uptime_seconds"], items[1]["detail"]) == (3, 3.0, BROKEN.detail)
         assert "detail" not in (await asked(health, depth="summary"))[1][1]
         assert (await asked(health, depth="simple"))[1] == [
-            {"name": "users", "status": "healthy"},
-            {"name": "old", "status": "unhealthy"},
+            {"name": "users", "kind": "route", "status": "healthy"},
+            {"name": "old", "kind": "route", "status": "unhealthy"},
         ]
         with pytest.raises(SelectorError, match="no depth 'deep'"):
             await asked(health, depth="deep")
@@ -61,9 +61,9 @@ def test_pool_without_a_gateway_has_the_health_of_its_servers() -> None:
         await desk.ask("start", "good")
         await desk.ask("stop", "bad")
         assert await asked(health, depth="simple") == (0, [
-            {"name": "good", "status": "healthy"},
-            {"name": "bad", "status": "unknown"},
-            {"name": "off", "status": "unknown"},
+            {"name": "good", "kind": "server", "status": "healthy"},
+            {"name": "bad", "kind": "server", "status": "unknown"},
+            {"name": "off", "kind": "server", "status": "unknown"},
         ])  # fmt: skip
 
     run(work())
@@ -83,12 +83,12 @@ def test_health_is_served_next_to_the_metrics_with_503_for_what_does_not_serve()
                 return response.status, json.loads(body) if response.status in (200, 503) else body
 
         assert await get("/health") == (200, {"users": "healthy"})
-        server._healths = float("-inf"), {}
+        server._latest_health = None
         routes.found = {"users": WELL, "old": RouteHealth(status=ERROR, detail="why")}
         assert await get("/health") == (503, {"users": "healthy", "old": "error"})
         assert await get("/health/summary") == (503, {
             "users": {"status": "healthy", "uptime_seconds": 3.0, "latency_seconds": 0.01},
-            "old": {"status": "error", "uptime_seconds": 0.0, "latency_seconds": 0.0},
+            "old": {"status": "error", "uptime_seconds": 0.0, "latency_seconds": None},
         })  # fmt: skip
         assert (await get("/health/full"))[1]["old"]["detail"] == "why"
         assert (await get("/health/other"))[0] == 404
@@ -110,3 +110,35 @@ def test_details_are_for_clients_of_this_machine() -> None:
     ]
     six = "::1", "::ffff:127.0.0.1", "::ffff:10.0.0.7", "fe80::1%eth0"
     assert [client(socket.AF_INET6, each) for each in six] == [True, True, False, False]
+
+
+def test_health_of_the_servers_agrees_with_status() -> None:
+    async def work() -> None:
+        desk = Desk(web("web"))
+        health = PoolHealth(desk.core, Routes())
+        seen = []
+        for verb in ("start", "drain", "undrain", "stop", "start", "disable", "enable"):
+            await desk.ask(verb, "web")
+            status, (code, items) = await desk.ask("status", "web"), await asked(health, depth="simple")
+            assert status["exit_code"] == code, verb
+            seen.append((verb, items[0]["status"], code))
+        assert seen == [
+            ("start", "healthy", 0), ("drain", "unknown", 3), ("undrain", "healthy", 0), ("stop", "unknown", 0),
+            ("start", "healthy", 0), ("disable", "unknown", 0), ("enable", "healthy", 0),
+        ]  # fmt: skip
+
+    run(work())
+
+
+def test_servers_and_routes_are_shown_together_and_their_names_do_not_collide() -> None:
+    async def work() -> None:
+        desk = Desk(web("users"))
+        health = PoolHealth(desk.core, Routes(users=WELL))
+        code, items = await asked(health, depth="simple")
+        assert (code, items) == (3, [
+            {"name": "users", "kind": "route", "status": "healthy"},
+            {"name": "users (server)", "kind": "server", "status": "unhealthy"},
+        ])  # fmt: skip
+        assert await asked(health, depth="simple", routes=True) == (0, items[:1])
+
+    run(work())

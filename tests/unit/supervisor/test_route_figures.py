@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 from poolctl import ServerConfig, TLSConfig
 from poolctl.clock import ManualClock
 from poolctl.config import registration_of
+from poolctl.gateway.backends import READY, SLEEPING, STARTING, Backends, HostManager
 from poolctl.gateway.counts import Counts
+from poolctl.gateway.endpoint import ServerFacts
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Header, Route, Target
+from poolctl.routing.route_health import RouteHealth
 from poolctl.routing.route_report import RouteReport
 from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
@@ -41,6 +45,11 @@ class Stage:
         self.counted = tally.blank_page().tolist()
         self.counts = Counts()
         self.clock = ManualClock()
+        self.hosts = HostManager(self.clock.monotonic, wall=self.clock.time)
+        self.backends = Backends(self.hosts, self.clock.monotonic, counts=self.counts)
+        self.backends.apply(
+            routes, {"web": ServerFacts(name="web", bind=self.config.key, state="running", ready=True)}
+        )
         self.services = Registrations(self.clock)
         self.excluded: tuple[ExcludedRoute, ...] = ()
         self.inventory: Any = None
@@ -62,6 +71,15 @@ class Stage:
                 traffic.answered(200, 0.001)
 
     def report(self, route: Route) -> RouteReport:
+        with self.figures() as figures:
+            return figures.of(route)
+
+    def health(self, route: Route) -> RouteHealth:
+        with self.figures() as figures:
+            return figures.health(route)
+
+    @contextmanager
+    def figures(self) -> Iterator[RouteFigures]:
         entry = SimpleNamespace(
             config=self.config, workers={}, state="running", health=Status.OK, ready=True, name="web", failure=None,
             uptime_seconds=lambda now: 1.0,
@@ -85,9 +103,14 @@ class Stage:
             passes_to=lambda server: server in self.pairs,
             inventory=self.inventory,
         )
-        figures = RouteFigures(gateway, core, totals, {"counts": self.counts.snapshot()}, self.services)
+        report = {
+            "counts": self.counts.snapshot(),
+            "hosts": self.backends.snapshot(),
+            "healths": self.backends.healths(),
+        }
+        figures = RouteFigures(gateway, core, totals, report, self.services)
         try:
-            return figures.of(route)
+            yield figures
         finally:
             figures.close()
 
@@ -172,20 +195,25 @@ def test_route_is_as_healthy_as_its_services_and_shows_those_that_it_accepts(sta
 
 
 @pytest.mark.parametrize(
-    ("machine", "is_on", "state"),
-    [
-        ("stopped", True, "napping"),
-        ("starting", True, "starting"),
-        ("running", True, "healthy"),
-        ("unknown", True, "healthy"),
-        ("", True, "healthy"),
-        ("stopped", False, "healthy"),
-    ],
+    ("rank", "state"), [(SLEEPING, "napping"), (STARTING, "starting"), (READY, "unknown")]
 )
 def test_route_to_a_machine_that_a_request_would_start_is_napping(
-    stages: list[Stage], machine: str, is_on: bool, state: str
+    stages: list[Stage], rank: int, state: str
 ) -> None:
     wiki = Route(alias="wiki", to=(Target(url="http://wiki:80"),))
     stage = stage_of(stages, wiki)
-    stage.inventory = SimpleNamespace(starter=SimpleNamespace(is_on=is_on, status=lambda url: machine))
+    stage.backends.rank("http://wiki:80", rank, None)
     assert stage.report(wiki).state == state
+
+
+def test_service_whose_probe_passes_is_healthy_before_its_first_request(stages: list[Stage]) -> None:
+    url = "http://10.0.0.7:9000"
+    users = Route(alias="users", to=(Target(url=url),), provider=REGISTRATION)
+    stage = stage_of(stages, users)
+    settings = registration_of({"name": "users", "to": url, "probe": "/up"}, [])
+    assert settings is not None
+    service, _ = stage.services.register(settings)
+    stage.services.probed(service, "", 0.02)
+    assert stage.report(users).state == "healthy"
+    stage.hosts.disable(url)
+    assert stage.report(users).state == "unknown"
