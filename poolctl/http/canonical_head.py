@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from .message_head import FIELD_LINE, HOST, TEXT, TOKEN, UNFIT
+from .message_head import FIELD_LINE, HOST, MOST_FIELDS, MOST_OPTIONS, TEXT, TOKEN, UNFIT
 
 _METHODS = frozenset(
     b"ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK M-SEARCH MERGE MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY OPTIONS"
@@ -81,6 +81,8 @@ def parse(data: bytes, at: int = 0) -> CanonicalHead | None:
         return None
     method, target, path, minor = found.groups()
     end = found.end()
+    if data.count(b"\n", at, end) > MOST_FIELDS + 2:  # the request line and the empty line
+        return None
     lines = _decisive_fields(data, at, end)
     fields = {name.lower(): value for name, value in lines}
     if len(fields) != len(lines):
@@ -128,7 +130,8 @@ def _connection_options(fields: dict[bytes, bytes]) -> list[bytes] | None:
         return []
     if not _are_options(value):
         return None
-    return value.lower().replace(b" ", b"").split(b",")
+    options = value.lower().replace(b" ", b"").split(b",")
+    return options if len(options) <= MOST_OPTIONS else None
 
 
 def _body_length(fields: dict[bytes, bytes], http_1_1: bool) -> int | None:
@@ -191,8 +194,8 @@ class KnownFields:
                 return None
             start, end = self._start, self._end
         lines = fields[len(start) : len(fields) - len(end)].split(_LINE_END)
-        if lines.pop():
-            return None  # the end begins within a line
+        if lines.pop() or len(lines) > MOST_FIELDS:  # the end begins within a line
+            return None
         decisive = [line for line in lines if line not in _others]
         body = self._body
         if self._length_differs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from re import Pattern
     from typing import ClassVar
 
@@ -33,7 +33,11 @@ _FOLDED_FIELD_LINES = rb"(?:(?:" + TOKEN + rb":|[\t ])" + TEXT + rb"\r\n)*+"
 _FOLD = rb"[\t ]*+\r\n[\t ]++"
 _CONTROLS = bytes(byte for byte in range(32) if byte != ord("\t")) + b"\x7f"
 _MAX_LENGTH_DIGITS = 15
+# Fields of a request's head, and options of Connection. Browsers send some thirty, and two.
+MOST_FIELDS = 100
+MOST_OPTIONS = 64
 _END = b"\r\n\r\n"
+_END_LINES = 2  # that of the start line, and the empty one
 
 _compiled: dict[bytes, Pattern[bytes]] = {}
 # What a client or a person needs to recognise a status; the phrase means nothing (RFC 9112 §4).
@@ -97,7 +101,10 @@ class MessageHead:
         self._lower = raw.lower()
         if options := self.get(b"connection").lower():
             # RFC 9110 §7.6.1, RFC 9112 §9.3: of several options close decides.
-            named = {option.strip(b" \t") for option in options.split(b",")}
+            listed = options.split(b",")
+            if len(listed) > MOST_OPTIONS:
+                raise BadMessage(f"more than {MOST_OPTIONS} options of connection", 431)
+            named = {option.strip(b" \t") for option in listed}
             self.keep_alive = (http_1_1 or b"keep-alive" in named) and b"close" not in named
         if lengths := self.values(b"content-length"):
             self.content_length = _content_length(lengths)
@@ -142,6 +149,8 @@ class RequestHead(MessageHead):
         if found is None:
             raise self.problem(raw)
         self.method, self.target, minor = found.groups()
+        if raw.count(b"\n", found.end(3)) > MOST_FIELDS + _END_LINES:
+            raise BadMessage(f"more than {MOST_FIELDS} fields", 431)
         super().__init__(raw, http_1_1=minor == b"1")
         if self.chunked and not self.http_1_1:
             raise BadMessage("transfer-encoding in HTTP/1.0")  # RFC 9112 §6.1
@@ -205,6 +214,12 @@ def _is_field(line: bytes) -> bool:
     """Whether the line, without its end, is a FIELD_LINE."""
     name, colon, value = line.partition(b":")
     return bool(colon and name) and not name.strip(_TOKEN_BYTES) and not _has_control(value)
+
+
+def without_fields(lines: bytes, names: Collection[bytes]) -> bytes:
+    """The lines of a head, or of a part of one, without the fields of these names, which are in lower case."""
+    kept = [line for line in lines.split(b"\r\n") if line.partition(b":")[0].lower() not in names]
+    return b"\r\n".join(kept)
 
 
 def _content_length(values: list[bytes]) -> int:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..http.canonical_head import CanonicalHead, parse
 from .match import normal_host
 from .networks import is_within
-from .normal_path import normal_path
+from .normal_path import read_path
 from .route import Route, passable
 from .route_table import Match, RouteTable
 
@@ -51,14 +51,15 @@ class PassedRequests:
 def passed_match(head: CanonicalHead, table: RouteTable) -> Match | None:
     """The match of a request whose connection may be passed to any of `Match.servers`; None if the proxy answers it.
 
-    That is so without a route, on a route that needs the proxy, and for a path that is not in normal form: a worker
-    would see it as it was sent.
+    That is so without a route, on a route that needs the proxy, and for a path with dot segments: a worker would see it
+    as it was sent.
     """
-    path = "/" if head.path == b"*" else head.path.decode("ascii")
-    if normal_path(path) != path:
+    sent = "/" if head.path == b"*" else head.path.decode("ascii")
+    path = read_path(sent)
+    if path is None or not path.as_sent:
         return None
     # Without headers: a match that depends on one does not pass.
-    match = table.find(normal_host(head.host.decode("ascii")), path, head.method.decode("ascii"))
+    match = table.find(normal_host(head.host.decode("ascii")), path.normal, head.method.decode("ascii"))
     return match if match is not None and match.passes else None
 
 

@@ -3,7 +3,8 @@
 Rules about paths (which route, which server) are only as good as the agreement between gateway and backend on what a
 path means. So the gateway compares paths in normal form: escaped unreserved characters are decoded, the escapes that
 remain are in upper case, dot segments are removed (RFC 3986 §6.2.2). A request whose path is not in normal form is
-forwarded in normal form, or refused; its connection is not passed to a worker, which would see the path as it was sent.
+forwarded in normal form, or refused. Its connection is passed to a worker, which sees the path as it was sent, only if
+nothing but the spelling of escapes differs.
 
 What RFC 3986 leaves apart, backends do not:
 
@@ -13,6 +14,7 @@ What RFC 3986 leaves apart, backends do not:
 | `//` | merge the slashes (nginx) | kept; read both ways |
 | `;` | cut a segment's parameters off (Tomcat) | kept; read both ways |
 | `/..;/`, `%2F..%2F` | see a dot segment after one of these | refused |
+| more than 256 of these | | refused |
 | `%00`, other controls, bytes beyond ASCII, a backslash | end the text there, or guess | refused |
 | `%` without two hex digits, `#` | guess | refused |
 
@@ -23,54 +25,79 @@ several `readings`, and takes a route only if all of them take it. A second deco
 from __future__ import annotations
 
 import re
-from itertools import product
+from typing import NamedTuple
 
-# Almost every path; none of it can be read in another way.
-_PLAIN = re.compile(r"(?:/(?![./])[A-Za-z0-9\-._~!$&'()*+,=:@]*)+")
-_ALLOWED = re.compile(r"/(?:[!-\"$&->@-\[\]-~]|%(?!00|[01][0-9A-Fa-f]|7[Ff])[0-9A-Fa-f]{2})*")
-_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
-_PARAMETERS = re.compile(r";[^/]*"), ""
-_SEPARATORS = re.compile(r"%2F|%5C"), "/"
-_SLASHES = re.compile(r"//+"), "/"
-# A backend takes some of these steps, in this order: parameters are cut off before decoding, or after it.
-_STEPS = _PARAMETERS, _SEPARATORS, _PARAMETERS, _SLASHES
+# Nearly all paths, unless there is an empty segment or a dot at the beginning of one: read alike by all servers.
+_PLAIN = re.compile(r"/[A-Za-z0-9\-._~!$&'()*+,=:@/]*+")
+_ALLOWED = re.compile(r"/(?:[!-\"$&->@-\[\]-~]++|%(?!00|[01][0-9A-Fa-f]|7[Ff])[0-9A-Fa-f]{2})*")
+# After dot segments were removed: others that are seen by servers which decode separators, or cut parameters off.
+_HIDDEN_DOTS = re.compile(r"(?:/|%2F|%5C)\.\.?(?:/|%2F|%5C|;|\Z)")
+_PARAMETERS = re.compile(r";[^/]*+")
+_SEPARATOR = re.compile(r"%(?:2F|5C)")
+_SLASHES = re.compile(r"//++")
+_AMBIGUOUS = ";", "//", "%2F", "%5C"
+# A path with more places that may be read in two ways is refused: each makes work for all of its readings.
+MOST_AMBIGUOUS = 256
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_HEX_DIGITS = "0123456789ABCDEFabcdef"
+# What each escape is in normal form, by its two digits.
+_NORMAL_ESCAPES = {
+    digits: character if character in _UNRESERVED else f"%{digits.upper()}"
+    for digits, character in ((a + b, chr(int(a + b, 16))) for a in _HEX_DIGITS for b in _HEX_DIGITS)
+}
+
+
+class ReadPath(NamedTuple):
+    """A path in normal form. `as_sent`: every server reads it so in the form in which it was sent.
+
+    Only escapes are written differently there, which all of them decode (RFC 3986 §6.2.2.2); not every server removes
+    dot segments.
+    """
+
+    normal: str
+    as_sent: bool = True
+
+
+def read_path(path: str) -> ReadPath | None:
+    """Return the path of a request, without its query, in normal form; None if it must be refused (400).
+
+    An empty path is "/".
+    """
+    if _PLAIN.fullmatch(path) and "//" not in path and "/." not in path:
+        return ReadPath(path)
+    if not path:
+        return ReadPath("/")
+    if not _ALLOWED.fullmatch(path):
+        return None
+    if "%" in path:
+        first, *others = path.split("%")
+        path = "".join([first, *[_NORMAL_ESCAPES[each[:2]] + each[2:] for each in others]])
+    normal = _without_dot_segments(path)
+    if _HIDDEN_DOTS.search(normal) or sum(map(normal.count, _AMBIGUOUS)) > MOST_AMBIGUOUS:
+        return None
+    return ReadPath(normal, normal == path)
 
 
 def normal_path(path: str) -> str | None:
-    """The path of a request, without its query, in normal form; None if it must be refused (400).
+    """Return the path of a request, without its query, in normal form; None if it must be refused (400).
 
     It is already in normal form if the result equals what was given. An empty path is "/".
     """
-    if _PLAIN.fullmatch(path):
-        return path
-    if not path:
-        return "/"
-    if not _ALLOWED.fullmatch(path):
-        return None
-    path = _without_dot_segments(_ESCAPE.sub(_decoded, path))
-    for reading in readings(path):
-        if _without_dot_segments(reading) != reading:
-            return None
-    return path
+    found = read_path(path)
+    return found.normal if found is not None else None
 
 
 def readings(path: str) -> list[str]:
-    """The ways in which backends may read a path that is in normal form; the first is the path itself."""
-    if not ("//" in path or ";" in path or "%2F" in path or "%5C" in path):
+    """The ways in which backends may read a path that is in normal form; the first is the path itself.
+
+    Some cut parameters off, before they decode separators or after it; some merge slashes.
+    """
+    if not any(map(path.__contains__, _AMBIGUOUS)):
         return [path]
-    found = dict.fromkeys([path])
-    for steps in product((False, True), repeat=len(_STEPS)):
-        reading = path
-        for taken, (expression, replacement) in zip(steps, _STEPS, strict=True):
-            reading = expression.sub(replacement, reading) if taken else reading
-        found[reading or "/"] = None
-    return list(found)
-
-
-def _decoded(escape: re.Match[str]) -> str:
-    character = chr(int(escape[1], 16))
-    return character if character in _UNRESERVED else escape[0].upper()
+    separated, cut = _SEPARATOR.sub("/", path), _PARAMETERS.sub("", path)
+    found = [path, separated, cut, _SEPARATOR.sub("/", cut), _PARAMETERS.sub("", separated)]
+    found += [_SLASHES.sub("/", each) for each in found]
+    return list(dict.fromkeys(found))
 
 
 def _without_dot_segments(path: str) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ...http.canonical_head import CHUNKED
 from ...http.client_report import CLIENT_FIELD, ClientReport, Fields
-from ...http.message_head import TOKEN, BadMessage
+from ...http.message_head import TOKEN, BadMessage, without_fields
 from ...routing.context import RouteContext, context_headers
 from ...routing.networks import is_within
 from ...routing.route import Header, Route
@@ -109,15 +109,13 @@ def _without_hop_by_hop(fields: bytes) -> bytes:
     if len(parts) == 1:
         return fields
     kept = b"".join(parts[::2])
-    for value in parts[1::2]:
-        for option in (value or b"").lower().split(b","):
-            name = option.strip(b"\t ")
-            if name in _PLAIN_OPTIONS:
-                continue
-            if name in _NO_OPTIONS or not _token(name):
-                raise BadMessage("an option of Connection that cannot be one")
-            kept = re.sub(rb"\r\n(?i:" + re.escape(name) + rb"):[^\r\n]*+", b"", kept)
-    return kept
+    options = b",".join(filter(None, parts[1::2])).lower().split(b",")
+    named = {option.strip(b"\t ") for option in options} - _PLAIN_OPTIONS
+    if not named:
+        return kept
+    if not _NO_OPTIONS.isdisjoint(named) or not all(map(_token, named)):
+        raise BadMessage("an option of Connection that cannot be one")
+    return without_fields(kept, named)
 
 
 @lru_cache(maxsize=1024)

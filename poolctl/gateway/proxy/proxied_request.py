@@ -78,11 +78,9 @@ class ProxiedRequest:
 
     def cookie(self, name: str) -> str:
         """The value of the cookie of this name, "" without one."""
-        for pair in self.get(b"cookie").decode("latin-1").replace(",", ";").split(";"):
-            key, _, value = pair.strip().partition("=")
-            if key == name:
-                return value.strip('"')
-        return ""
+        pair = rb"(?:^|[;,])[\t ]*+" + re.escape(name.encode()) + rb"=([^;,]*+)"
+        found = re.search(pair, self.get(b"cookie"))
+        return found[1].decode("latin-1").strip("\t ").strip('"') if found else ""
 
 
 def read_request(

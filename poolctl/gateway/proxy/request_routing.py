@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ...http.message_head import BadMessage
 from ...routing.decision import admits
 from ...routing.match import normal_host
-from ...routing.normal_path import normal_path
+from ...routing.normal_path import ReadPath, read_path
 from ...routing.route import Route
 from ...routing.route_table import RouteTable
 from ..backends import RouteBackends
@@ -104,10 +104,10 @@ def route_request(
     if certificate is not None and not certificate.admits(host):
         raise BadMessage("a host that demands another client certificate", 421)
     path = request.path.decode()
-    normal = normal_path(path) if path != "*" else "/"
-    if normal is None:
+    read = read_path(path) if path != "*" else ReadPath("/")
+    if read is None:
         raise BadMessage("a path that is not read alike by all servers")
-    secure = forwarding.is_secure(request)
+    normal, secure = read.normal, forwarding.is_secure(request)
     match = edge.table.find(
         _host_name(host), normal, request.method.decode(), _Fields(request), secure=secure
     )
@@ -122,7 +122,7 @@ def route_request(
     passes = (
         match.passes
         and request.canonical
-        and normal == path
+        and read.as_sent
         and not own_header
         and not secure
         and admits(route, forwarding.peer, trusted=forwarding.trusted)

@@ -11,7 +11,7 @@ import re
 
 from ...http.canonical_head import CHUNKED
 from ...http.chunked_body import Buffer
-from ...http.message_head import TEXT, TOKEN, UNFIT, BadMessage, ResponseHead
+from ...http.message_head import TEXT, TOKEN, UNFIT, BadMessage, ResponseHead, without_fields
 
 UNTIL_CLOSE = -2
 MAX_HEAD_BYTES = 64 * 1024
@@ -43,7 +43,7 @@ _PLAIN = re.compile(
 _KEEP_ALIVE = re.compile(rb"\r\n(?=[CKck])(?i:connection: ?keep-alive|keep-alive:" + TEXT + rb")(?=\r\n)")
 _REMOVED = re.compile(rb"\r\n(?i:content-length|" + HOP_BY_HOP + rb"):[^\r\n]*+")
 _UNFIT = re.compile(UNFIT)
-_TOKEN = re.compile(TOKEN)
+_PLAIN_OPTIONS = frozenset((b"", b"close", b"keep-alive", b"upgrade"))
 
 
 class Response:
@@ -201,8 +201,6 @@ def _read_any(data: bytes, *, head_only: bool) -> Response | None:
 def _passed_on(head: ResponseHead) -> bytes:
     """The status line in the proxy's own version, and the fields that are not of this connection."""
     lines = b"HTTP/1.1" + _REMOVED.sub(b"", head.raw[8:-2])
-    for option in head.get(b"connection").lower().split(b","):
-        name = option.strip(b" \t")
-        if name and name not in (b"close", b"keep-alive", b"upgrade") and _TOKEN.fullmatch(name):
-            lines = re.sub(rb"\r\n(?i:" + re.escape(name) + rb"):[^\r\n]*+", b"", lines)
-    return lines
+    options = {option.strip(b" \t") for option in head.get(b"connection").lower().split(b",")}
+    named = options - _PLAIN_OPTIONS
+    return without_fields(lines, named) if named else lines

@@ -38,8 +38,12 @@ def table() -> Iterator[RouteTable]:
     [
         ("users.example.com", "/", {"users"}),
         ("USERS.example.com.:8080", "/a?b", {"users"}),
-        ("users.example.com", "/a/../b", None),  # not in normal form
-        ("users.example.com", "/%61", None),
+        ("users.example.com", "/a/../b", None),  # not every server removes dot segments
+        ("users.example.com", "/%2e%2E/b", None),
+        ("users.example.com", "/%61", {"users"}),  # every server reads "/a" (RFC 3986 §6.2.2.2)
+        ("users.example.com", "/%7Euser/caf%c3%a9", {"users"}),
+        ("shop.example.com", "/%61pi/v1", None),  # another machine, as "/api/v1"
+        ("shop.example.com", "/c%61rt", {"shop"}),
         ("shop.example.com", "/cart", {"shop"}),
         ("shop.example.com", "/api/v1", None),  # another machine
         ("shop.example.com", "/api/../cart", None),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from itertools import product
 from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.routing.normal_path import normal_path, readings
+from poolctl.routing.normal_path import MOST_AMBIGUOUS, normal_path, read_path, readings
+from tests.steps import steps_of
 
 
 @pytest.mark.parametrize(
@@ -129,3 +132,37 @@ def test_normal_form_says_the_same_to_a_backend_that_resolves_dot_segments(path:
         if last and segment in (".", ".."):
             kept.append("")
     assert unquote(normal, "latin-1") == "/" + "/".join(kept)
+
+
+@given(paths)
+def test_readings_are_those_of_every_combination_of_steps(path: str) -> None:
+    """Which some backends take in this order: cut parameters off, decode separators, cut again, merge slashes."""
+    normal = normal_path(path)
+    steps = ((";[^/]*", ""), ("%2F|%5C", "/"), (";[^/]*", ""), ("//+", "/"))
+    for taken in product((False, True), repeat=len(steps)) if normal else ():
+        reading = normal or ""
+        for step, (expression, replacement) in zip(taken, steps, strict=True):
+            reading = re.sub(expression, replacement, reading) if step else reading
+        assert reading in readings(normal or "")
+
+
+@given(paths)
+def test_path_that_is_read_as_it_was_sent_differs_in_its_escapes_only(path: str) -> None:
+    read = read_path(path)
+    if read is not None:
+        assert read.as_sent == (unquote(read.normal, "latin-1") == unquote(path, "latin-1"))
+
+
+@pytest.mark.parametrize("mark", [";", "//", "%2F", "%5c", "/;"])
+def test_path_with_too_many_places_that_are_read_in_two_ways_is_refused(mark: str) -> None:
+    assert normal_path("/a" + f"b{mark}c" * MOST_AMBIGUOUS) is not None
+    assert normal_path("/a" + f"b{mark}c" * (MOST_AMBIGUOUS + 1)) is None
+
+
+@pytest.mark.parametrize("part", ["/;", "//", "/;a", "%2F", "%2f;", "/a", "a", ";"])
+def test_steps_of_a_long_path_are_few(part: str) -> None:
+    path = "/" + part * (60_000 // len(part))
+    few = "/" + part * MOST_AMBIGUOUS + "a" * 60_000
+    assert steps_of(lambda: read_path(path)) < 40 + (25_000 if "%" in part else 0)
+    for each in (normal_path(few), normal_path("/" + "a;" * MOST_AMBIGUOUS)):
+        assert steps_of(lambda each=each: readings(each or "/")) < 60

@@ -403,7 +403,7 @@ REFUSED = [
     request("proxied.test"),
     request("unknown.test"),
     request("one.test", "/a/../b"),
-    request("one.test", "/%41"),
+    request("one.test", "/%2e%2e/b"),
     request("one.test", "/", "GET", "Host: two.test"),
     request("one.test", "/", "POST", "Content-Length: 3", "Transfer-Encoding: chunked", body=b"abc"),
     b"GET / HTTP/1.1\nHost: one.test\n\n",
