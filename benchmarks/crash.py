@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.load import Load, apps
@@ -20,6 +23,19 @@ KILLS = 40
 TURNS = 3
 SERVERS = 4
 ADOPTED_SECONDS = 30.0
+GATEWAY_KILLS = 20
+CALM_SECONDS = 2.0
+ROUTES = """
+[gateway]
+bind = "127.0.0.1:{port}"
+[[route]]
+path = "/passed"
+to = "s0"
+[[route]]
+path = "/proxied"
+to = "s1"
+mode = "proxy"
+"""
 
 
 def run(options: Namespace) -> Iterator[Row]:
@@ -29,6 +45,10 @@ def run(options: Namespace) -> Iterator[Row]:
         pids = [pid for _, (pid,) in _known(project).items()]
         served = [_kill_worker(pid, port) for pid, port in zip(pids, project.ports, strict=True)]
     yield Row("SIGKILL of a worker until its replacement answered", "ms", served, most=50)
+    bare, stalls = _kill_gateway(2 if options.quick else GATEWAY_KILLS)
+    for path, samples in stalls.items():
+        what = f"SIGKILL of the gateway until a new connection's request for {path} was answered"
+        yield Row(what, "ms", samples, "python -I -c pass", bare, most_ratio=2)
     turns = 1 if options.quick else TURNS * options.repeat
     for what, (act, most) in EXCHANGES.items():
         taken, lost, sent = [], 0, 0
@@ -43,6 +63,46 @@ def run(options: Namespace) -> Iterator[Row]:
                 lost, sent = lost + report.failed, sent + report.sent
         yield Row(what, "ms", taken, most=most)
         yield Row(f"{what}: requests lost of {sent}", "", [lost], most=0)
+
+
+def _kill_gateway(kills: int) -> tuple[list[float], dict[str, list[float]]]:
+    """Milliseconds of a bare interpreter's start, and of requests on a passed and on a proxied route, in turns."""
+    bare: list[float] = []
+    stalls: dict[str, list[float]] = {"/passed": [], "/proxied": []}
+    with Project(2) as project:
+        (port,) = answers.free_ports(1)
+        path = project.directory / "pool.toml"
+        path.write_text(ROUTES.format(port=port) + path.read_text())
+        project.run("start")
+        before = None
+        for _ in range(kills):
+            _until(lambda before=before: _gateway(project) not in (None, before))
+            time.sleep(CALM_SECONDS)  # so that its own successor has been prepared
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-I", "-c", "pass"], check=True)
+            bare.append(1000 * (time.perf_counter() - started))
+            before = _gateway(project)
+            assert before is not None
+            with ThreadPoolExecutor(len(stalls)) as clients:
+                os.kill(before, signal.SIGKILL)
+                for asked, took in zip(
+                    stalls, clients.map(lambda path: _answered_after(port, path), stalls), strict=True
+                ):
+                    stalls[asked].append(took)
+    return bare, stalls
+
+
+def _answered_after(port: int, path: str) -> float:
+    started = time.perf_counter()
+    while not answers.answers(port, path):  # at most in the moment in which the kernel ends it
+        continue
+    return 1000 * (time.perf_counter() - started)
+
+
+def _gateway(project: Project) -> int | None:
+    """The pid of the gateway's process, while there is one."""
+    pid: int | None = json.loads(project.run("status", "-o", "json"))["gateway"].get("pid")
+    return pid
 
 
 def _same_workers(project: Project, act: Callable[[Project], None]) -> float:

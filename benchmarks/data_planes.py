@@ -62,8 +62,9 @@ def _plane(stack: ExitStack, engine: str) -> tuple[Way, Way]:
     project.run("start")
     (item,) = json.loads(project.run("list", "-o", "json"))["items"]
     (worker,) = item["pids"]
-    mark = "-db" if engine == HAPROXY else "gateway"
-    (serving,) = [pid for pid, arguments in project.processes().items() if mark in arguments]
+    serving = project.gateway()
+    if engine == HAPROXY:
+        (serving,) = [pid for pid, arguments in project.processes().items() if "-db" in arguments]
     context = ssl.create_default_context(cafile=str(pem))
     return Way(engine, plain, worker, serving), Way(engine, tls, worker, serving, context)
 

@@ -186,7 +186,7 @@ def _ways(stack: ExitStack) -> tuple[list[Way], list[Way]]:
     project.run("start")
     (item,) = json.loads(project.run("list", "-o", "json"))["items"]
     (worker,) = item["pids"]
-    (gateway,) = [pid for pid, arguments in project.processes().items() if arguments[-1] == "gateway"]
+    gateway = project.gateway()
     context = ssl.create_default_context(cafile=str(pem))
     plain = [Way(DIRECT, project.ports[0], worker, None)]
     plain += [Way(name, plain_port, worker, gateway) for name in (PASS, PROXY)]

@@ -35,7 +35,7 @@ def run(options: Namespace) -> Iterator[Row]:
         project.run("start")
         answers.wait_for_all([port])
         (item,) = json.loads(project.run("list", "-o", "json"))["items"]
-        (gateway_pid,) = [pid for pid, arguments in project.processes().items() if arguments[-1] == "gateway"]
+        gateway_pid = project.gateway()
         passed, own = (Side(each, item["pids"][0]) for each in (port, project.ports[0]))
         process = Side(port, gateway_pid)
         for mode, ask in _MODES.items():

@@ -101,6 +101,11 @@ class Project:
         """The arguments of every process of this pool, by pid."""
         return processes.marked_with(str(self.directory))
 
+    def gateway(self) -> int:
+        """The pid of the process that serves the gateway's clients, if that is the pool's own engine."""
+        pid: int = json.loads(self.run("status", "-o", "json"))["gateway"]["pid"]
+        return pid
+
     def roles(self) -> dict[str, list[int]]:
         """The pids of the pool's processes: keeper, supervisor, zygote, logger, worker."""
         listed: dict[str, Any] = json.loads(self.run("list", "-o", "json"))

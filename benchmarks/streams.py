@@ -120,7 +120,7 @@ def run(options: Namespace) -> Iterator[Row]:
             + path.read_text()
         )
         project.run("start")
-        (gateway,) = [pid for pid, arguments in project.processes().items() if arguments[-1] == "gateway"]
+        gateway = project.gateway()
         measured = []
         for kind, modes, port, peer, peer_port in (
             (socket.SOCK_STREAM, _TCP_MODES, tcp, "HAProxy", tcp_peer),

@@ -42,12 +42,17 @@ def children(pid: int) -> list[int]:
     return sorted(found)
 
 
+def process_name(pid: int) -> str:
+    """Its name in ps and top; "" for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def reads_files(pid: int) -> bool:
     """Whether this is the process that reads a pool's files, and then ends by itself. False for one that is gone."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text() == "poolctl-config\n"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return process_name(pid) == "poolctl-config"
 
 
 def lasting_children(pid: int) -> list[int]:

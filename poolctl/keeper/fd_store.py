@@ -33,8 +33,10 @@ CONFIGURATION, WANTED, TOTALS, HISTORY = "configuration", "wanted", "totals", "h
 CERTIFICATES = "certificates"
 METRICS, DASHBOARD, DASHBOARD_LINK = "metrics", "dashboard", "dashboard link"
 OPERATOR = "operator"
-# The link to the gateway's process, its pair, the hosts' states, registered services, and its listeners by their keys.
+# The links to the gateway's process and to its zygote, its pair, the hosts' states, registered services, and its
+# listeners by their keys.
 GATEWAY_LINK, GATEWAY_PAIR, GATEWAY_HOSTS = "gateway link", "gateway pair", "gateway hosts"
+GATEWAY_ZYGOTE = "gateway zygote"
 REGISTRATIONS, REGISTRATION_ADDRESS = "registrations", "registration"
 GATEWAY_LISTENER = "gateway listener "
 

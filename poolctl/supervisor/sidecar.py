@@ -23,7 +23,7 @@ from poolctl.runners.process_link import Link, LinkLost, Receiver
 from poolctl.runners.process_watchdog import ProcessWatchdog, identity, kill
 from poolctl.units import format_duration
 
-_UP_SECONDS = 30.0
+UP_SECONDS = 30.0
 _ENDS_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -77,7 +77,7 @@ class SidecarProcess(Receiver):
     async def ready(self, directory: str) -> None:
         """Return when it serves. Raises LinkLost or TimeoutError, and ends it, when it does not."""
         try:
-            async with asyncio.timeout(_UP_SECONDS):
+            async with asyncio.timeout(UP_SECONDS):
                 await self.up.wait()
             if self.link.sock.fileno() < 0:
                 output = os.path.join(directory, self.output)

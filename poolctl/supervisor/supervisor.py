@@ -127,7 +127,7 @@ class Supervisor(Receiver):
         """Let the keeper execute another version of itself, which starts a supervisor of its own."""
         logger.info("another version takes over: %s", supervisor)
         self._pool.save()
-        for name in (fd_store.GATEWAY_LINK, fd_store.DASHBOARD_LINK):
+        for name in (fd_store.GATEWAY_LINK, fd_store.GATEWAY_ZYGOTE, fd_store.DASHBOARD_LINK):
             meta, _ = self._keeper.entries.get(name, (None, ()))
             if isinstance(meta, dict):
                 # Another build may have the same version: the successor replaces the process in any case.

@@ -33,7 +33,7 @@ from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.load import Load, Report
 from tests.ports import claim_port
-from tests.processes import is_alive, stat
+from tests.processes import is_alive, process_name, stat
 from tests.real_pool import RealPool
 
 from .stage import Fault
@@ -179,6 +179,23 @@ class GatewayChaos:
     def death_of_the_gateway(self) -> None:
         os.kill(self._gateway(), signal.SIGKILL)
 
+    def death_of_the_gateways_zygote(self) -> None:
+        os.kill(self._zygote(), signal.SIGKILL)
+
+    def death_of_the_gateway_and_its_zygote(self) -> None:
+        for pid in (self._zygote(), self._gateway()):
+            os.kill(pid, signal.SIGKILL)
+
+    def death_of_the_gateway_while_its_zygote_is_stopped(self) -> None:
+        os.kill(self._zygote(), signal.SIGSTOP)
+        os.kill(self._gateway(), signal.SIGKILL)
+
+    def stopped_supervisor_without_a_keeper(self) -> None:
+        """The kernel continues it."""
+        info = self.pool.info()
+        os.kill(info["supervisor_pid"], signal.SIGSTOP)
+        os.kill(info["keeper_pid"], signal.SIGKILL)
+
     def pause_of_the_supervisor(self) -> None:
         self._pause(self.pool.info()["supervisor_pid"])
 
@@ -286,8 +303,15 @@ class GatewayChaos:
         self.pool.env["PYTHONPATH"] = str(place)
 
     def _gateways(self) -> list[int]:
-        found = self.pool.processes().items()
-        return [pid for pid, line in found if line.endswith("bootstrap.py gateway")]
+        return [pid for pid in self.pool.processes() if process_name(pid) == "poolctl-gateway"]
+
+    def _zygote(self) -> int:
+        """The process that forks gateways, once it waits."""
+        found: list[int] = wait_until(
+            lambda: [pid for pid in self.pool.processes() if process_name(pid) == "poolctl-gwfork"],
+            timeout_seconds=SETTLED_SECONDS,
+        )
+        return found[0]
 
     def _gateway(self) -> int:
         (pid,) = self._gateways()
@@ -323,12 +347,15 @@ def _answers(report: Report) -> int:
 
 
 # Proxied requests may fail, and their connections end.
-KILL_GATEWAY = ("death_of_the_gateway", "stopped_gateway")
+KILL_GATEWAY = (
+    "death_of_the_gateway", "stopped_gateway", "death_of_the_gateway_and_its_zygote",
+    "death_of_the_gateway_while_its_zygote_is_stopped",
+)  # fmt: skip
 CHANGE_GATEWAY = (*KILL_GATEWAY, "upgrade")
 EVENTS = (
     "restart_of_a_server", "restart_of_all", "reload_of_routes", "reload_of_certificates", "upgrade",
-    "death_of_the_supervisor", "death_of_the_keeper", "death_of_the_gateway", "pause_of_the_supervisor",
-    "pause_of_the_gateway", "stopped_gateway",
+    "death_of_the_supervisor", "death_of_the_keeper", "pause_of_the_supervisor", "pause_of_the_gateway",
+    "death_of_the_gateways_zygote", "stopped_supervisor_without_a_keeper", *KILL_GATEWAY,
 )  # fmt: skip
 
 

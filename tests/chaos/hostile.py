@@ -6,6 +6,7 @@ import array
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Callable
 
 from tests.load import apps
@@ -51,7 +52,15 @@ def stuff() -> None:
         os.close(null)
 
 
-ATTACKS: dict[str, Callable[[], None]] = {each.__name__: each for each in (flood, forge, block, stuff)}
+def count() -> None:
+    """What no worker can have counted, on the page of counts."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if "poolctl-tally" in os.readlink(f"/proc/self/fd/{fd}"):
+                os.pwrite(fd, struct.pack("31Q", *[1 << 63] * 31), 8)
+
+
+ATTACKS: dict[str, Callable[[], None]] = {each.__name__: each for each in (flood, forge, block, stuff, count)}
 
 
 def _send(fd: int, message: bytes, *, times: int = 1, descriptors: list[int] | None = None) -> None:

@@ -20,7 +20,7 @@ SERVERS = (
 SERVERS_TO_DRAIN = tuple(name for name in SERVERS if name != "several")
 CHANGES = ("env", "tags", "add", "remove", "broken", "nothing")
 MOST_WORKERS = 4
-ATTACKS = ("flood", "forge", "block", "stuff")
+ATTACKS = ("flood", "forge", "block", "stuff", "count")
 _HELPERS = ("worker", "logger", "zygote", "app zygote")
 _PAUSES_MS = (0, 20, 200, 600, 1500)
 ROUND_STEPS = 30
@@ -46,7 +46,9 @@ class Step:
             *self.options.get("roles", ()),
             *(role for role, _, _ in self.options.get("deaths", ())),
         ]
-        return sum(each in ("supervisor", "keeper", "kill_both", "upgrade") for each in named)
+        return sum(
+            each in ("supervisor", "keeper", "kill_both", "upgrade", "freeze_supervisor") for each in named
+        )
 
     def __str__(self) -> str:
         words = " ".join(f"{name}={value}" for name, value in self.options.items())
@@ -80,7 +82,9 @@ def program(seed: int, roles: tuple[str, ...], verbs: tuple[str, ...]) -> Iterat
         "vanish": 1,
         "freeze": 1,
         "in_silence": 4,
+        "freeze_idle": 1,
         "freeze_keeper": 1,
+        "freeze_supervisor": 1,
         "pause": 1,
         "attack": 3,
     }

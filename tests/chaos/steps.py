@@ -154,6 +154,25 @@ class Steps:
         self.stage.settled()
         wait_until(lambda: not any(map(is_alive, frozen)))
 
+    def freeze_idle(self) -> None:
+        """A zygote that is stopped while nothing is forked is found, and the next fork waits for nothing."""
+        self.stage.ok("restart", "moving")
+        frozen = self.stage.roles()["zygote"]
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: not any(map(is_alive, frozen)), timeout_seconds=FROZEN_SECONDS)
+        self.stage.ok("restart", "plain")
+        self.stage.settled()
+
+    def freeze_supervisor(self) -> None:
+        """One that is stopped goes on when its keeper is killed, and replaces that: no other process could."""
+        (keeper,), (supervisor,) = self.stage.roles()["keeper"], self.stage.roles()["supervisor"]
+        wait_until(self.stage.has_taken_over, timeout_seconds=FROZEN_SECONDS)
+        os.kill(supervisor, signal.SIGSTOP)
+        os.kill(keeper, signal.SIGKILL)
+        self.watch.check()
+        self.stage.settled()
+
     def in_silence(self, deaths: tuple[tuple[str, str, int], ...]) -> None:
         """Several die one after the other, and no command comes in between: (role, server, pause in ms) each."""
         workers = {name: list(item["pids"]) for name, item in self.stage.settled().items()}

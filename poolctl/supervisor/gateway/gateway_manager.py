@@ -30,7 +30,7 @@ from ..sidecar import SidecarManager
 from .computed_routes import ComputedRoutes
 from .gateway_listeners import GatewayListeners
 from .gateway_plan import GatewayPlan, plan_of
-from .gateway_process import GatewayProcess, HaproxyGatewayProcess
+from .gateway_process import GatewayProcess, GatewayZygote, HaproxyGatewayProcess
 from .gateway_reports import GatewayReports
 from .orphaned_gateway import OrphanSearch
 from .server_facts import server_of
@@ -48,6 +48,8 @@ _ARRIVES_SECONDS = 0.05
 _KILLED_SECONDS = 5.0
 # How often certificates are read again: other programs renew them.
 _RENEWAL_SECONDS = 30.0
+# After a start or an adoption there is other work; one that could not even start would not the next time either.
+_ZYGOTE_SECONDS, _FAILED_ZYGOTE_SECONDS = 1.0, 60.0
 
 
 class GatewayManager(SidecarManager):
@@ -76,6 +78,8 @@ class GatewayManager(SidecarManager):
         self._ending_kept = ""  # the servers whose kept connections are being ended
         self._adopted = False
         self._renewal: asyncio.TimerHandle | None = None
+        self._zygote: GatewayZygote | None = None
+        self._preparing: asyncio.TimerHandle | None = None
         core.canaries.split = self
         core.listeners.add(self._look)
 
@@ -313,6 +317,7 @@ class GatewayManager(SidecarManager):
         else:
             self._sync(process)
         await self._listeners.close_others(plan.listeners)
+        self._zygote_soon()
         self._report_addresses(plan)
         if failures:
             self._failed(*failures)
@@ -351,8 +356,7 @@ class GatewayManager(SidecarManager):
 
     async def _start(self, plan: GatewayPlan, before: GatewayProcess | None) -> None:
         """Start a process; the one before drains once the new one serves."""
-        kind = HaproxyGatewayProcess if plan.settings.engine == HAPROXY else GatewayProcess
-        process = await kind.spawn(self._keeper, self._environment.directory, plan.settings.mark)
+        process = await self._new_process(plan)
         self.reports.follow(process)
         self._sync(process)
         process.begin()
@@ -364,6 +368,66 @@ class GatewayManager(SidecarManager):
         if before is not None:
             before.drain(plan.settings.drain_seconds)
         self._served = ()
+
+    async def _new_process(self, plan: GatewayPlan) -> GatewayProcess:
+        """A process that waits for its first message. Raises LinkLost."""
+        mark, directory = plan.settings.mark, self._environment.directory
+        if plan.settings.engine == HAPROXY:
+            return await HaproxyGatewayProcess.spawn(self._keeper, directory, mark)
+        for _ in range(2):
+            zygote = await self._ready_zygote(mark)
+            try:
+                return await zygote.fork(mark)
+            except LinkLost:  # it was killed, or hangs
+                self._end_zygote()
+        raise LinkLost(f"its process ended at its start; see {os.path.join(directory, GatewayZygote.output)}")
+
+    async def _ready_zygote(self, mark: str) -> GatewayZygote:
+        """The zygote of the next gateway, which may still be starting."""
+        wanted = GatewayZygote.mark_for(mark)
+        if self._zygote is not None and (self._zygote.mark != wanted or self._zygote.exited.done()):
+            self._end_zygote()
+        if self._zygote is None:
+            zygote = await GatewayZygote.spawn(self._keeper, self._environment.directory, wanted)
+            meta = {**zygote.known, "mark": wanted}
+            self._keeper.send(
+                {"op": "put", "name": fd_store.GATEWAY_ZYGOTE, "meta": meta}, [zygote.link.sock.fileno()]
+            )
+            self._use_zygote(zygote)
+        assert self._zygote is not None
+        return self._zygote
+
+    def _use_zygote(self, zygote: GatewayZygote) -> None:
+        def ended(_: object) -> None:
+            self._zygote_soon(_ZYGOTE_SECONDS if zygote.is_up else _FAILED_ZYGOTE_SECONDS)
+
+        zygote.exited.add_done_callback(ended)
+        self._zygote = zygote
+
+    def _zygote_soon(self, seconds: float = _ZYGOTE_SECONDS) -> None:
+        """Have a zygote wait for the end of the gateway that serves, a moment from now: nothing needs it yet."""
+        if self._preparing is not None:
+            self._preparing.cancel()
+        self._preparing = asyncio.get_running_loop().call_later(seconds, self._prepare)
+
+    def _prepare(self) -> None:
+        self._preparing = None
+        plan = self._current
+        if plan is not None and plan.settings.engine != HAPROXY and not self._over:
+            work = asyncio.ensure_future(self._prepared(plan.settings.mark))
+            self._work.add(work)
+            work.add_done_callback(self._work.discard)
+
+    async def _prepared(self, mark: str) -> None:
+        async with self._turn:
+            with contextlib.suppress(LinkLost):  # the keeper is being replaced, and this process after it
+                await self._ready_zygote(mark)
+
+    def _end_zygote(self) -> None:
+        if self._zygote is not None:
+            self._keeper.send({"op": "drop", "name": fd_store.GATEWAY_ZYGOTE})
+            self._zygote.end()
+            self._zygote = None
 
     def _report_addresses(self, plan: GatewayPlan) -> None:
         """Record the addresses that are served, of a new process or since the last time."""
@@ -404,6 +468,7 @@ class GatewayManager(SidecarManager):
         if self._own is None:
             await self._adopt_pair()
         await self.reports.adopt()
+        await self._adopt_zygote()
         reply, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
         if fds:
             process = GatewayProcess(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"]))
@@ -416,6 +481,16 @@ class GatewayManager(SidecarManager):
             self._sync(process)
             process.begin()
             self._watch(process)
+
+    async def _adopt_zygote(self) -> None:
+        reply, fds = await self._keeper.call({"op": "get", "name": fd_store.GATEWAY_ZYGOTE})
+        if not fds:
+            return
+        zygote = GatewayZygote(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"]))
+        zygote.is_up = True
+        self._use_zygote(zygote)
+        if not zygote.is_of_keeper:  # another keeper has started it
+            self._end_zygote()
 
     async def _adopt_orphan(self) -> None:
         """Adopt a gateway that outlived keeper and supervisor, and may hold the addresses that are in use."""
@@ -453,6 +528,8 @@ class GatewayManager(SidecarManager):
         """See SidecarManager."""
         if self._renewal is not None:
             self._renewal.cancel()
+        if self._preparing is not None:
+            self._preparing.cancel()
         await super().aclose()
         self._routes.close()
 
@@ -460,6 +537,7 @@ class GatewayManager(SidecarManager):
         """Refuse connections from now on; return when those that are served have ended, within `drain_timeout`."""
         self._over = True
         async with self._turn:
+            self._end_zygote()
             if (process := self.gateway) is not None and self._current is not None:
                 self._process = None
                 await self._listeners.close_others(())
@@ -467,6 +545,7 @@ class GatewayManager(SidecarManager):
                 self._keeper.send({"op": "drop", "name": self.entry})  # which closes the link
 
     async def _off(self) -> None:
+        self._end_zygote()
         self._end_process()
         self._current, self._served = None, ()
         routing = self._core.runner.capabilities.routing

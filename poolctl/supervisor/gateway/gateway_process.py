@@ -13,11 +13,13 @@ from poolctl.frozen_value import Table
 from poolctl.gateway.endpoint import MachineState, ServerFacts
 from poolctl.gateway.settings import GatewaySettings, ListenerSettings
 from poolctl.keeper import wire
-from poolctl.platform import read_file
+from poolctl.platform import process_parent, read_file
 from poolctl.routing.route import StreamRoute
+from poolctl.runners import withheld_variables
 from poolctl.runners.process_link import HasDescriptor, LinkLost
+from poolctl.runners.process_watchdog import identity
 
-from ..sidecar import SidecarProcess
+from ..sidecar import UP_SECONDS, SidecarProcess
 
 # A gateway that hangs must not hold up the stop of a server.
 _WITHDRAW_SECONDS = 1.0
@@ -25,6 +27,8 @@ _REPORT_SECONDS = 5.0
 # For closing the rest, WebSockets with a close frame.
 _CLOSES_SECONDS = 5.0
 _FIGURES_SECONDS = 1.0
+# A fork takes milliseconds: a zygote that is silent for so long is stopped, or hangs.
+_FORKS_SECONDS = 2.0
 
 
 class GatewayProcess(SidecarProcess):
@@ -190,6 +194,43 @@ class GatewayProcess(SidecarProcess):
         super().received(message, fds)
         if message.get("t") in ("event", "hosts", "loads", "wake"):
             self.on_report(message)
+
+
+class GatewayZygote(SidecarProcess):
+    """The process that forks gateways: it waits, with everything imported, for the end of the one that serves.
+
+    It is of no use any more if its mark would be another one now: it has the environment of its start, too.
+    """
+
+    part, label, output = "gateway", "the gateway's zygote", "gateway.log"
+    is_up = False  # it can fork
+
+    @staticmethod
+    def mark_for(mark: str) -> str:
+        """The mark of a zygote for gateways with this one, and without the variables that are withheld now."""
+        return " ".join([mark, *withheld_variables.present()])
+
+    @property
+    def is_of_keeper(self) -> bool:
+        """Whether the keeper is its parent, and would be that of its forks."""
+        return process_parent(int(self.known["pid"])) == (os.getppid(), self.known["start"])
+
+    async def fork(self, mark: str) -> GatewayProcess:
+        """A new process, which waits for its first message. Raises LinkLost."""
+        seconds = _FORKS_SECONDS if self.is_up else UP_SECONDS
+        ours, theirs = wire.pair()
+        with theirs:
+            try:
+                reply, _ = await self.link.call({"t": "fork"}, [theirs.fileno()], patience_seconds=seconds)
+            except BaseException:
+                ours.close()
+                raise
+        return GatewayProcess(ours, identity(int(reply["pid"])), mark)
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        """See Receiver."""
+        super().received(message, fds)
+        self.is_up = self.is_up or message.get("t") == "up"
 
 
 class HaproxyGatewayProcess(GatewayProcess):

@@ -12,7 +12,7 @@ import pytest
 from tests.environments import need_gateway
 from tests.http_get import Reply, get
 from tests.ports import claim_port
-from tests.processes import is_alive
+from tests.processes import is_alive, process_name
 from tests.real_pool import RealPool
 
 Until = Callable[..., Any]
@@ -70,8 +70,17 @@ class GatewayPool:
 
     def process(self) -> int | None:
         """The pid of the gateway's process; None unless there is exactly one."""
-        found = [pid for pid, line in self.pool.processes().items() if line.endswith("bootstrap.py gateway")]
+        found = self.named("poolctl-gateway")
         return found[0] if len(found) == 1 else None
+
+    def zygote(self) -> int | None:
+        """The pid of the process that gateways are forked from; None unless there is exactly one that waits."""
+        found = self.named("poolctl-gwfork")
+        return found[0] if len(found) == 1 else None
+
+    def named(self, name: str) -> list[int]:
+        """The pids of the pool's processes with this name."""
+        return [pid for pid in self.pool.processes() if process_name(pid) == name]
 
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
