@@ -94,7 +94,7 @@ def test_reload_under_way_is_completed_by_the_next_supervisor(pool: RealPool, un
 
 
 @pytest.mark.parametrize("moment", ["rollout started", "rollout: "])
-def test_rollout_under_way_ends_in_a_promotion_all_the_same(pool: RealPool, until: Any, moment: str) -> None:
+def test_rollout_under_way_ends_in_a_promotion(pool: RealPool, until: Any, moment: str) -> None:
     pool.write_hello("web", extra="workers = 3")
     pool.write("slow.py", SLOW_TO_IMPORT)
     pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "slow:app"))
