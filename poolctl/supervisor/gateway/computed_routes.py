@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from poolctl.config import (
     MASK,
@@ -42,6 +42,14 @@ _HEADERS = [name for name, (kind, _) in Route.annotations.items() if kind == "tu
 logger = logging.getLogger("poolctl.supervisor")
 
 
+class EndKept(Protocol):
+    """See ComputedRoutes."""
+
+    def __call__(self, servers: frozenset[str], *, adopted: bool) -> Awaitable[None]:
+        """Return once they have ended."""
+        ...
+
+
 class RouteSet(NamedTuple):
     """All routes of a pool, the names of the servers that they lead to, and the connections that workers may keep."""
 
@@ -68,15 +76,16 @@ class ComputedRoutes:
 
     `registered` gives the services that have registered as backends; after a change of these, call `again`.
     Before a table in which a connection that a worker has kept may lead to another user's server, `end_kept` ends the
-    connections of these servers. Files in `directory` tell the next supervisor of kept connections, and keep the secret
-    of which the `context_keys` of servers are made.
+    connections of these servers; with `adopted` those of workers that an earlier supervisor has placed alone. Files in
+    `directory` tell the next supervisor of kept connections, and keep the secret of which the `context_keys` of servers
+    are made.
     Generations rise over supervisors and keepers too: workers and gateways that outlive both know older ones.
     """
 
     def __init__(
         self,
         changed: Callable[[], None],
-        end_kept: Callable[[frozenset[str]], Awaitable[None]],
+        end_kept: EndKept,
         directory: str,
     ) -> None:
         self._end_kept = end_kept
@@ -201,11 +210,17 @@ class ComputedRoutes:
         """End the kept connections that the next routes do not allow, and note those that they do."""
         if self._kept is None:
             self._secret = await in_daemon_thread(functools.partial(_secret, self._secret_path))
-            self._kept = await in_daemon_thread(functools.partial(_read, self._path))
+            known = await in_daemon_thread(functools.partial(_read, self._path))
+            self._kept = Kept() if known is None else known
+            unknown = routes.servers - {each.server for each in routes.kept.hosts}
+            if known is None and unknown and not routes.kept.user:
+                # An earlier version passed connections whatever the users were.
+                await self._publish(routes.ending(unknown))
+                await self._end_kept(unknown, adopted=True)
         ended = self._kept.ended_by(routes.kept, users)
         if ended:
             await self._publish(self.routes.ending(ended))
-            await self._end_kept(ended)
+            await self._end_kept(ended, adopted=False)
             self._kept = self._kept.without(ended)
         kept = routes.kept.with_earlier(self._kept, users)
         if kept != self._kept:
@@ -311,15 +326,15 @@ def _key(secret: bytes, server: str, user: str) -> str:
     return hmac.digest(secret, f"{server}\0{user}".encode(), "sha256").hex()[:_KEY_CHARACTERS]
 
 
-def _read(path: str) -> Kept:
+def _read(path: str) -> Kept | None:
     try:
         with open(path, "rb") as file:
             return Kept.from_json(json.load(file))
     except FileNotFoundError:
-        return Kept()
+        return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         logger.warning("cannot read which connections workers have kept: %s", error)
-        return Kept()
+        return None
 
 
 def _write(path: str, kept: Kept) -> None:

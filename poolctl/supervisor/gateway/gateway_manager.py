@@ -240,8 +240,8 @@ class GatewayManager(SidecarManager):
         routes = self._routes.routes
         return self.reports.set_aside if routes.kept.user else routes.servers
 
-    async def _end_kept(self, servers: frozenset[str]) -> None:
-        """Return once no worker of these servers has a connection that was passed to it before.
+    async def _end_kept(self, servers: frozenset[str], *, adopted: bool) -> None:
+        """Return once no worker of these servers, or no `adopted` one, has a connection that was passed to it before.
 
         What is given back is shut down in the gateway's process. What an application says of the rest proves nothing,
         so the workers are replaced, and killed if they have not ended in time.
@@ -255,7 +255,12 @@ class GatewayManager(SidecarManager):
         if (routing := self._core.runner.capabilities.routing) is not None:
             routing.take_back(servers)
         entries = [entry for each in sorted(servers) if (entry := self._core.entries.get(each)) is not None]
-        old = [(entry, worker) for entry in entries for worker in entry.workers.values()]
+        old = [
+            (entry, worker)
+            for entry in entries
+            for worker in entry.workers.values()
+            if not adopted or (worker.placement is not None and not worker.placed_at)
+        ]
         if not old:
             return
         names = ", ".join(dict.fromkeys(entry.name for entry, _ in old))
@@ -263,7 +268,7 @@ class GatewayManager(SidecarManager):
             f"{names}: connections that the gateway has passed are ended, as servers of other users follow"
         )
         self._events.record("pool", "passed connections ended", message=message)
-        for entry in entries:
+        for entry in {entry.name: entry for entry, _ in old}.values():
             self._core.canaries.withdraw(entry)
             self._core.renew(entry, entry.generation)
         self._ending_kept = names

@@ -155,6 +155,55 @@ def test_connection_kept_by_a_worker_ends_before_another_users_route_is_in_force
     )
 
 
+# Keeps a duplicate of each connection, and copies what comes on it; otherwise it does as it should.
+SILENT = """
+import os, socket, threading, time
+kept = []
+def copy():
+    while True:
+        for sock in list(kept):
+            try:
+                data = sock.recv(65536, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except OSError:
+                continue
+            with open("stolen", "ab") as file:
+                file.write(data)
+        time.sleep(0.001)
+def duplicate(client):
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            if not os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(fd))) as sock:
+                if sock.getpeername()[:2] == tuple(client):
+                    kept.append(sock.dup())
+        except OSError:
+            pass
+async def app(scope, receive, send):
+    duplicate(scope["client"])
+    if len(kept) == 1:
+        threading.Thread(target=copy, daemon=True).start()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+    await send({"type": "http.response.body", "body": b"evil"})
+"""
+
+
+def test_duplicate_of_a_connection_that_was_given_back_reads_nothing_more(users: TwoUsers) -> None:
+    users.pool.write("evil.py", SILENT)
+    users.write(EVILS_ROUTE)
+    users.pool.ok("start")
+    clients = [http.client.HTTPConnection("127.0.0.1", users.port, timeout=20) for _ in range(20)]
+    try:
+        assert {ask(client, "/") for client in clients} == {"evil"}
+        users.write(GOODS_ROUTE + EVILS_ROUTE)
+        users.pool.ok("reload")
+        assert {ask(client, "/good") for client in clients} == {"good"}
+    finally:
+        for client in clients:
+            client.close()
+    assert "secret" not in users.stolen
+
+
 def test_connection_kept_by_a_worker_ends_when_its_server_gets_another_user(users: TwoUsers) -> None:
     users.write(GOODS_ROUTE + EVILS_ROUTE, user="nobody")
     users.pool.ok("start")

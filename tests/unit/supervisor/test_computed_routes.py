@@ -43,12 +43,14 @@ class Publisher:
         self.path = path or tempfile.mkdtemp()
         self.published = ComputedRoutes(self.changed, self.end_kept, self.path)
         self.ended: list[tuple[set[str], list[bool]]] = []  # with which routes may pass meanwhile
+        self.adopted_ended: list[tuple[set[str], list[bool]]] = []
 
     def changed(self) -> None:
         self.generations.append(self.published.generation)
 
-    async def end_kept(self, servers: frozenset[str]) -> None:
-        self.ended.append((set(servers), [passable(each) for each in self.published.routes.http]))
+    async def end_kept(self, servers: frozenset[str], *, adopted: bool) -> None:
+        ended = self.adopted_ended if adopted else self.ended
+        ended.append((set(servers), [passable(each) for each in self.published.routes.http]))
 
     async def compute(self, *names: str, route: str = "web", user: str = "root") -> None:
         self.published.compute(lambda: source(*names, route=route, user=user))
@@ -222,5 +224,29 @@ def test_file_of_kept_connections_that_cannot_be_read_is_left_out(tmp_path: Path
         await publisher.compute("web")
         assert publisher.published.problem == ""
         publisher.published.close()
+
+    run(work())
+
+
+def test_workers_of_a_supervisor_that_left_no_word_keep_nothing_where_users_differ() -> None:
+    async def work() -> None:
+        first = Publisher()
+        await first.compute("web", "other")
+        assert first.adopted_ended == []  # all requests are for one user
+        first.published.close()
+        second = Publisher()
+        await second.compute("web", "other", route="http://127.0.0.1:9000", user="nobody")
+        assert second.adopted_ended == []  # no connection is passed there
+        second.published.close()
+        third = Publisher()
+        third.published.compute(mixed)
+        await third.published.settled()
+        assert third.adopted_ended == [({"web", "other"}, [False, False])]
+        third.published.close()
+
+    def mixed() -> tuple[Sequence[ServerConfig], Tables]:
+        servers, _ = source("web", "other", user="nobody")
+        routes = (RouteConfig(to=("web",)), RouteConfig(to=("other",), path="/other"))
+        return servers, Tables(gateway=GatewayConfig(), routes=routes)
 
     run(work())

@@ -63,7 +63,9 @@ class Registry:
         events = Events(Clock())
         events.subscribe(self.recorded.append)
         tables = Tables(gateway=GatewayConfig(), routes=ROUTES)
-        self.routes = ComputedRoutes(self._changed, lambda servers: asyncio.sleep(0), tempfile.mkdtemp())
+        self.routes = ComputedRoutes(
+            self._changed, lambda servers, *, adopted: asyncio.sleep(0), tempfile.mkdtemp()
+        )
         self.tables = tables
         gateway: Any = self
         self.gateway = None
