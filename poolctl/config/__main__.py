@@ -141,7 +141,7 @@ class Reader:
         surroundings = Surroundings(config.defaults, os.path.dirname(files[0]), settings.handlers)
         return Reading(
             marks, [], settings.name, list(config), surroundings, settings.port_range, config.tables,
-            _files_of(config),
+            _files_of(config), [each.to_dict() for each in config.unreadable_environments()],
         )  # fmt: skip
 
     def outside(self, number: int, names: Collection[str]) -> tuple[list[dict[str, Any]], list[str]] | None:

@@ -157,6 +157,18 @@ class Configuration(Sequence[ServerConfig]):
 
         return [self._of_table(finding) for finding in unusable_engine(self.tables)]
 
+    def unreadable_environments(self) -> list[ServerError]:
+        """The problems of the env files of servers that are not disabled. Blocks on the disk."""
+        with_files = [each for each in self._servers if each.env_file and not each.disabled]
+        if not with_files:
+            return []
+        from poolctl.config.checks.external_checks import ExternalChecks
+
+        checks = ExternalChecks(os.environ)
+        for server in with_files:
+            checks.check_env_files(server)
+        return [*_distinct(self._located(*each) for each in checks.problems)]
+
     def _unserved(self) -> list[ServerError]:
         handler, tls = self._handler is not None, self._tls is not None
         servers = [*self._servers, *self._excluded]

@@ -35,3 +35,5 @@ class Reading:
     port_range: tuple[int, int] = (0, 0)
     tables: Tables = field(default_factory=Tables)
     files: Mapping[str, str] = field(default_factory=dict)
+    # Problems of env files, with which a pool does not begin; a running one goes on.
+    unreadable: list[dict[str, Tree]] = field(default_factory=list)

@@ -195,10 +195,12 @@ _PLAIN = [(name, usual) for name, usual in PERSISTED.items() if name not in ("de
 
 
 def record_of(entry: Entry) -> Table:
-    """The record of the entry. A backoff is not part of it: a successor tries at once."""
+    """The record of the entry. The pause before an attempt is not part of it: a successor tries at once."""
     found = {name: value for name, usual in _PLAIN if (value := getattr(entry, name)) != usual}
     if entry.desired is not Desired.IDLE:
-        found["desired"] = (Desired.RUN if entry.desired in IN_BACKOFF else entry.desired).value
+        found["desired"] = (
+            Desired.RUN if entry.desired in IN_BACKOFF or entry.timers else entry.desired
+        ).value
     if entry.overrides != PERSISTED["overrides"]:
         overrides = entry.overrides
         found["overrides"] = {each.name: getattr(overrides, each.name) for each in fields(overrides)}

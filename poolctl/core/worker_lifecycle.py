@@ -286,7 +286,7 @@ class WorkerLifecycle:
             # Serving workers stay although the replacement of an unhealthy one does not start.
             self._hold(entry, entry.config.restart.backoff.max)
         elif verdict.next is Next.FAILED:
-            entry.become(Desired.FAILED)
+            self._give_up(entry)
             if was_ready or (entry.retries and entry.config.restart.policy != "no"):
                 self.note(entry, verdict.reason, f"poolctl logs {entry.name}")
         else:
@@ -294,6 +294,15 @@ class WorkerLifecycle:
             entry.restart_times = [each for each in entry.restart_times if now - each <= window] + [now]
             entry.restarts += 1
             self._hold(entry, verdict.delay_seconds)
+
+    def _give_up(self, entry: Entry) -> None:
+        """Let it fail. One that sleeps without traffic sleeps again after the window; a request wakes it then."""
+        entry.become(Desired.FAILED)
+        restart = entry.config.restart
+        if entry.sleepy and entry.retries and restart.policy != "no":
+            entry.called = False
+            loop = asyncio.get_running_loop()
+            entry.timers.append(loop.call_later(restart.window, self._release, entry))
 
     def _hold(self, entry: Entry, delay_seconds: float) -> None:
         if delay_seconds <= 0:

@@ -52,6 +52,7 @@ class ResolvedConfig:
     marks: Marks | None = None
     files: Mapping[str, str] = field(default_factory=dict)  # of several, that of each server by its name
     number: int = 0  # of the reading; 0 if there was none
+    unreadable: list[ErrorEntry] = field(default_factory=list)  # problems of env files
     remarks: list[str] = field(default_factory=list)  # warnings; see ActiveConfiguration.outside
 
     @property
@@ -121,7 +122,8 @@ class ActiveConfiguration:
         saved = self._store.saved_state()
         try:
             resolved = await self.read(keep=saved.sources)
-            self.problems = resolved.problems
+            # Servers of a pool whose keeper and supervisor were killed together may be running.
+            self.problems = resolved.problems or ([] if saved.servers else resolved.unreadable)
             self.accept(resolved)
             if self.problems:
                 return resolved.servers
@@ -171,6 +173,7 @@ class ActiveConfiguration:
             marks=reading.marks,
             files=reading.files,
             number=number,
+            unreadable=[ErrorEntry.from_json(each) for each in reading.unreadable],
         )
 
     async def outside(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:

@@ -258,6 +258,21 @@ def test_a_wrong_value_is_named_with_its_place(real_pool: RealPool, line: str, n
     assert "pool.toml:" in everything(done)
 
 
+def test_start_with_a_missing_env_file_is_refused_as_by_validate_and_leaves_no_supervisor(
+    real_pool: RealPool,
+) -> None:
+    real_pool.write_hello()
+    real_pool.write("pool.toml", ONE + 'env_file = ["no-such.env"]\n')
+    validated, started = real_pool.run("validate", "-o", "json"), real_pool.run("start", "-o", "json")
+    assert (validated.code, started.code) == (5, 5)
+    (error,) = started.json["errors"]
+    assert [error] == validated.json["errors"]
+    assert "no-such.env" in error["message"]
+    assert real_pool.processes() == {}
+    real_pool.write("no-such.env", "A=1\n")
+    real_pool.ok("start")
+
+
 def test_dependencies_in_a_circle_are_a_problem(real_pool: RealPool) -> None:
     server = '[[server]]\nname = "{}"\nbind = "127.0.0.1:{}"\napp = "hello:app"\ndepends_on = ["{}"]\n'
     real_pool.write(

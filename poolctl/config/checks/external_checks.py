@@ -56,6 +56,11 @@ class ExternalChecks:
             troubled = {id(server) for server, _ in self.problems}
             self._imports([server for server in servers if id(server) not in troubled])
 
+    def check_env_files(self, server: ServerKeys) -> None:
+        """Look at the server's env files alone."""
+        for index, path in enumerate(server.env_file):
+            self._look(server, _variables, path, index, bool(server.user))
+
     def look(self, servers: Sequence[ServerKeys]) -> None:
         """Collect the warnings about these servers alone."""
         known = len(self.problems)
@@ -69,8 +74,7 @@ class ExternalChecks:
         self._look(server, _directory, "cwd", server.cwd)
         if server.app_dir != server.cwd:
             self._look(server, _directory, "app_dir", server.app_dir)
-        for index, path in enumerate(server.env_file):
-            self._look(server, _variables, path, index, bool(server.user))
+        self.check_env_files(server)
         if server.user:
             self._look(server, _user, server.user)
         if runs_python_as_root(server):

@@ -154,7 +154,9 @@ class GatewayConfig(Table):
         None,
         "Clients that speak TLS may choose HTTP/2, which HAProxy serves. Left out: with HAProxy they may.",
     )
-    header_for_host: HeaderName = field("Host", "The header that names the host of a request.")
+    header_for_host: HeaderName = field(
+        "Host", "The header that names the host of a request; without it, that is the Host header."
+    )
     traffic_re_enable: Positive = field(30.0, "When a disabled host gets traffic again by itself.")
     trusted_proxies: Proxies = field(
         (), "Addresses or networks of proxies whose X-Forwarded-* and Forwarded are believed."

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from poolctl.core.decision_input import Desired
+from poolctl.core.servers import record_of, restore
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.pool.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, run, turns, web
@@ -221,6 +223,46 @@ def test_a_wake_that_fails_is_a_failure_and_a_start_puts_it_to_sleep_again() -> 
         assert desk.states() == {"web": "failed"}
         answer = await desk.ask("start", "web")
         assert (answer["exit_code"], desk.states()) == (0, {"web": "sleeping"})
+
+    run(scenario())
+
+
+def test_sleeping_server_that_was_given_up_sleeps_again_after_the_window_and_wakes() -> None:
+    async def scenario() -> None:
+        policy = {"policy": "on-failure", "limit": 1, "window": 0.2, "backoff": {"initial": 0, "max": 0}}
+        desk = Desk(sleepy(restart=policy))
+        entry = desk.core.entries["web"]
+        await desk.ask("start")
+        await woken(desk, "web")
+        for _ in range(2):
+            (worker,) = desk.runner.running
+            desk.runner.end(worker, Exit.from_signal(9))
+            await turns()
+        assert desk.states() == {"web": "failed"}
+        successor = Desk(sleepy(restart=policy)).core.entries["web"]
+        restore(successor, record_of(entry))
+        assert (successor.desired, successor.sleeps) == (Desired.RUN, True)
+        async with asyncio.timeout(10):
+            while desk.states() != {"web": "sleeping"}:
+                await asyncio.sleep(0.01)
+        await woken(desk, "web")
+
+    run(scenario())
+
+
+def test_stopped_server_that_was_given_up_stays_stopped() -> None:
+    async def scenario() -> None:
+        policy = {"policy": "on-failure", "limit": 0, "window": 0.01}
+        desk = Desk(sleepy(restart=policy))
+        await desk.ask("start")
+        await woken(desk, "web")
+        (worker,) = desk.runner.running
+        desk.runner.end(worker, Exit.from_signal(9))
+        await turns()
+        assert desk.states() == {"web": "failed"}
+        await desk.ask("stop", "web")
+        await asyncio.sleep(0.05)
+        assert desk.states() == {"web": "stopped"}
 
     run(scenario())
 
