@@ -34,6 +34,7 @@ COLOURS = {
     "running": "32",
     "ok": "32",
     "yes": "32",
+    "true": "32",
     "starting": "33",
     "stopping": "33",
     "draining": "33",
@@ -334,8 +335,6 @@ def printable(text: str, *, keep_lines: bool = False) -> str:
 
 def _cell(item: Value, column: str) -> str:
     if isinstance(item, Item):
-        if column == "ready":
-            return "yes" if item.ready else "no"
         if column == "pids" and item.pids:
             more = f" and {len(item.pids) - 1} more" if len(item.pids) > 1 else ""
             return f"{item.pids[0]}{more}"

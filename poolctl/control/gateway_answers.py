@@ -6,7 +6,7 @@ from poolctl.control.answers import Result, RouteToServer
 from poolctl.frozen_value import Table, Value
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.registration_report import RegistrationReport
-from poolctl.routing.route import Route
+from poolctl.routing.route import ExcludedRoute, Route
 from poolctl.routing.route_report import RouteReport
 
 TYPE_CHECKING = False
@@ -91,13 +91,26 @@ class RegistryResult(Result):
 class CandidatesResult(Result):
     """Of `routes` with the operation "explain": the routes that a request may take, of `total` in the table.
 
-    The header `header_for_host` of the request names its host.
+    The header `header_for_host` of the request names its host. `excluded` are routes of that host that are known and
+    not served.
     """
 
     header_for_host: str = "Host"
     generation: int = 0
     total: int = 0
     routes: tuple[Route, ...] = ()
+    excluded: tuple[ExcludedRoute, ...] = ()
+
+
+def excluded_from(host: str, routes: Iterable[ExcludedRoute]) -> tuple[ExcludedRoute, ...]:
+    """Those routes, a hundred at most, that requests for this host may be expected to take."""
+    from itertools import islice
+
+    from poolctl.routing.match import host_pattern
+
+    return tuple(
+        islice((each for each in routes if not each.host or host_pattern(each.host).covers(host)), 100)
+    )
 
 
 def routes_to_servers(routes: Iterable[Route | StreamRoute]) -> dict[str, tuple[RouteToServer, ...]]:

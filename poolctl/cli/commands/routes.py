@@ -224,6 +224,9 @@ def _explain(request: CommandRequest, asked: Asked) -> Outcome:
             "request": {"method": asked.method, "host": asked.host, "path": asked.normal},
             "route": match.route.alias if match else None,
             "generation": known.generation,
+            "excluded": [
+                {"alias": each.alias, "host": each.host, "why": each.reason} for each in known.excluded
+            ],
         },
     )
     shown = [each for each in candidates if request.verbose or host_pattern(each.host).covers(asked.host)]
@@ -231,6 +234,9 @@ def _explain(request: CommandRequest, asked: Asked) -> Outcome:
     outcome = gateway_table(request, outcome, shown, EXPLAINED, [match.route.alias] if match else [])
     if request.output in ("", "table", "wide"):
         more = f"and {others} of other hosts\n" if others else ""
+        more += "".join(
+            f"excluded: {printable(each.alias)}: {printable(each.reason)}\n" for each in known.excluded
+        )
         outcome.text = f"{printable(_sentence(asked, match, known.header_for_host))}\n\n{outcome.text}{more}"
     return outcome
 
@@ -244,20 +250,23 @@ def _candidates(request: CommandRequest, asked: Asked) -> CandidatesResult:
     except NoSupervisor:
         if not pool.files:
             raise
-        return _candidates_of_files(pool)
+        return _candidates_of_files(pool, asked)
 
 
-def _candidates_of_files(pool: PoolRef) -> CandidatesResult:
+def _candidates_of_files(pool: PoolRef, asked: Asked) -> CandidatesResult:
     from poolctl.cli.offline import load
     from poolctl.config import routes_of
-    from poolctl.routing.route import Route
+    from poolctl.control.gateway_answers import excluded_from
+    from poolctl.routing.route import ExcludedRoute, Route
 
     config = load(pool)
-    routes = tuple(each for each in routes_of(config, config.tables) if isinstance(each, Route))
+    known = list(routes_of(config, config.tables))
+    routes = tuple(each for each in known if isinstance(each, Route))
     gateway = config.tables.gateway
     return CandidatesResult(
         header_for_host=gateway.header_for_host if gateway else "Host",
         routes=routes,
+        excluded=excluded_from(asked.host, (each for each in known if isinstance(each, ExcludedRoute))),
         total=len(routes),
         warnings=tuple(map(str, config.warnings)),
     )

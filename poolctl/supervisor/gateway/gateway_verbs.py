@@ -12,6 +12,7 @@ from poolctl.control.gateway_answers import (
     HostsResult,
     RegistryResult,
     RoutesResult,
+    excluded_from,
     routes_to_servers,
 )
 from poolctl.core.core import Core
@@ -21,7 +22,7 @@ from poolctl.frozen_value import Table
 from poolctl.routing.host_report import HostReport
 from poolctl.routing.match import host_pattern, normal_host
 from poolctl.routing.registration_report import SERVING
-from poolctl.routing.route import Route
+from poolctl.routing.route import ExcludedRoute, Route
 from poolctl.routing.route_health import RouteHealth
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
@@ -132,16 +133,22 @@ class GatewayVerbs:
 
     async def _candidates(self, options: Table) -> CandidatesResult:
         routes, generation = self._gateway.routes.routes.http, self._gateway.routes.generation
+        not_served = self._gateway.routes.routes.excluded
         gateway, headers = self._gateway.tables.gateway, options.get("headers")
         name = "Host" if gateway is None else gateway.header_for_host
         named = headers.get(name.lower()) if isinstance(headers, dict) else None
         host = normal_host(str(named or options.get("host") or ""))
 
-        def covering() -> tuple[Route, ...]:
-            return tuple(each for each in routes if host_pattern(each.host).covers(host))
+        def covering() -> tuple[tuple[Route, ...], tuple[ExcludedRoute, ...]]:
+            found = routes
+            if len(routes) > _MOST_EXPLAINED:
+                found = tuple(each for each in routes if host_pattern(each.host).covers(host))
+            return found, excluded_from(host, not_served)
 
-        found = routes if len(routes) <= _MOST_EXPLAINED else await in_daemon_thread(covering)
-        return CandidatesResult(header_for_host=name, generation=generation, total=len(routes), routes=found)
+        found, excluded = await in_daemon_thread(covering)
+        return CandidatesResult(
+            header_for_host=name, generation=generation, total=len(routes), routes=found, excluded=excluded
+        )
 
     async def show(self, call: Call) -> Result:
         """The selected servers, with the routes that lead to them."""

@@ -31,8 +31,8 @@ class Terminal(io.StringIO):
 def test_table_is_aligned_and_shows_unknown_values_as_a_hyphen() -> None:
     assert render.text_of([USERS, OFF], "table").splitlines() == [
         "NAME   STATE     READY  HEALTH   BIND            PIDS  UPTIME  RESTARTS",
-        "users  running   yes    ok       127.0.0.1:8081  7        12s         0",
-        "off    disabled  no     unknown  127.0.0.1:80    -          -         0",
+        "users  running   true   ok       127.0.0.1:8081  7        12s         0",
+        "off    disabled  false  unknown  127.0.0.1:80    -          -         0",
     ]
 
 

@@ -133,6 +133,22 @@ def test_explanation_names_the_route_and_why_each_other_candidate_is_not_taken(p
     assert more == "and 1 of other hosts"
 
 
+def test_explanation_names_excluded_routes_of_the_host_with_their_reasons(
+    poolctl: Command, directory: Path
+) -> None:
+    off = '[[server]]\nname = "old"\nbind = "127.0.0.1:8093"\napp = "shop:old"\ndisabled = true\n'
+    for host in ("users.example.com", "other.example.net"):
+        off += f'[[route]]\nalias = "old-{host}"\nhost = "{host}"\npath = "/old"\nto = "old"\n'
+    (directory / "pool.toml").write_text(FILES + off)
+    said = poolctl("routes", "explain", "http://users.example.com/old")
+    *_, last = said.out.splitlines()
+    assert last.startswith("excluded: old-users.example.com: ")
+    (excluded,) = poolctl("routes", "explain", "http://users.example.com/old", "-o", "json").json["excluded"]
+    assert (excluded["alias"], excluded["host"]) == ("old-users.example.com", "users.example.com")
+    assert last.endswith(excluded["why"])
+    assert "disabled" in excluded["why"]
+
+
 @pytest.mark.usefixtures("routed")
 def test_explanation_heeds_method_headers_and_host(poolctl: Command) -> None:
     words = ["/v1", "--method", "post", "--header", "X-Beta: 1", "--header", "host: Users.example.com."]
