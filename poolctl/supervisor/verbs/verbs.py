@@ -62,7 +62,7 @@ class Verbs:
         self._drift = ConfigurationDrift(self._context)
         self._is_complete = False
         self._more = more
-        self._extended: dict[str, Callable[[Call, Result], Awaitable[Result]]] = {}
+        self._extended: dict[str, list[Callable[[Call, Result], Awaitable[Result]]]] = {}
         self._verbs: dict[str, Verb] = {
             **reading_verbs.verbs(self._context),
             **changing_verbs.verbs(self._context),
@@ -87,8 +87,8 @@ class Verbs:
         return before
 
     def extend(self, name: str, extension: Callable[[Call, Result], Awaitable[Result]]) -> None:
-        """Let the answer of a verb go through this function."""
-        self._extended[name] = extension
+        """Let the answer of a verb go through this function too, after those before it."""
+        self._extended.setdefault(name, []).append(extension)
 
     def before_end(self, finish: Finish) -> None:
         """Await this when every server has been stopped, before the supervisor ends."""
@@ -145,8 +145,8 @@ class Verbs:
         if call.options.get("saves") is True:
             self._drift.expect_saved()
         result = await self._verbs[verb](call)
-        if verb in self._extended:
-            result = await self._extended[verb](call, result)
+        for extension in self._extended.get(verb, ()):
+            result = await extension(call, result)
         if applied is not None:
             result = result.but(changed=applied.changed)
         else:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.control.answers import ProgressLine
+from poolctl.control.answers import ProgressLine, Result
 from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import Selector
 from poolctl.supervisor import verbs
@@ -28,6 +28,20 @@ def test_a_start_says_what_is_ready_and_again_changes_nothing() -> None:
         log = list(desk.runner.log)
         await desk.ask("start")
         assert desk.runner.log == log
+
+    run(scenario())
+
+
+def test_answer_of_a_verb_goes_through_all_that_extend_it_in_their_order() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        for word in ("one", "two"):
+
+            async def warn(call: Call, result: Result, word: str = word) -> Result:
+                return result.but(warnings=(*result.warnings, word))
+
+            desk.verbs.extend("list", warn)
+        assert (await desk.ask("list"))["warnings"] == ["one", "two"]
 
     run(scenario())
 
