@@ -223,6 +223,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
             os.close(fd)
         before, self.edge.table = self.edge.table, table
         self.edge.workers_keep = bool(message.get("keeps", True))
+        self.edge.passing.follow(table)
         self._apply_soon(routes=True)
         before.close()
 

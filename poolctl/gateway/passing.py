@@ -16,6 +16,8 @@ from typing import NamedTuple
 from ..keeper import connection_handover, wire
 from ..keeper.connection_handover import Connection, Routed
 from ..platform import close_promptly
+from ..routing.route import passable
+from ..routing.route_table import RouteTable
 from .counts import TLS, Counts
 from .descriptor_limit import is_exhausted
 from .proxy.refusal import refusal
@@ -168,6 +170,25 @@ class Passing:
         self._counts.refused(TLS, route)
         self.waiting.refuse(sock, tls_alert(_UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR))
 
+    def follow(self, table: RouteTable) -> None:
+        """Decide again about queued connections of routes that this table passes no more."""
+        for found in self._servers.values():
+            if not found.queue:
+                continue
+            staying: deque[_Queued] = deque()
+            leaving: list[_Queued] = []
+            for each in self._take_queue(found):
+                match = table.by_alias(each.routed.route)
+                stays = match is None or passable(match.route, tls=each.tls)
+                (staying if stays else leaving).append(each)
+            found.queue = staying
+            self.queued_connections += len(staying)
+            if staying:
+                found.timer = self._loop.call_at(staying[0].until, self._expire, found)
+            else:
+                self._unwatch(found)
+            self._decide(leaving)
+
     def close(self) -> None:
         """Refuse what is queued, and close everything."""
         for found in self._servers.values():
@@ -266,7 +287,10 @@ class Passing:
         return [*queue]
 
     def _decide_queued(self, found: _Server) -> None:
-        for each in self._take_queue(found):
+        self._decide(self._take_queue(found))
+
+    def _decide(self, connections: list[_Queued]) -> None:
+        for each in connections:
             if self.decide_again is None:
                 self._refuse(each.sock, each.tls, each.routed.route)
             else:

@@ -463,6 +463,25 @@ def test_given_back_connection_that_the_proxy_serves_keeps_its_bytes() -> None:
     play(scene)
 
 
+def test_queued_connection_of_a_route_that_passes_none_any_more_takes_its_way_again() -> None:
+    async def scene(stage: Stage) -> None:
+        full = stage.server("full")
+        full.fill()
+        stage.route_to("full")
+        queued = await stage.connect(HEAD)
+        await until(lambda: stage.edge.passing.queued("full"))
+        stage.edge.passing.follow(stage.edge.table)
+        assert stage.edge.passing.queued("full") == stage.edge.passing.queued_connections == 1
+        stage.routes(app_route("full", other_user="another user's requests may follow"))
+        stage.edge.passing.follow(stage.edge.table)
+        assert stage.edge.passing.queued("full") == stage.edge.passing.queued_connections == 0
+        assert (await stage.read_head(queued)).startswith(b"HTTP/1.1 50")
+        full.empty()
+        assert full.take_now() is None
+
+    play(scene)
+
+
 @pytest.mark.parametrize("received", [b"", HEAD])
 def test_given_back_connection_that_workers_must_not_keep_ends_for_every_duplicate(received: bytes) -> None:
     async def scene(stage: Stage) -> None:

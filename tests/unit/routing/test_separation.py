@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Collection
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from poolctl.routing.decision import passed_host
 from poolctl.routing.route import Header, Route, Target, passable, proxy_reason
+from poolctl.routing.route_table import RouteTable, write_table
 from poolctl.routing.separation import Kept, ending, kept_connections, separated
+from tests.examples import examples
 
 USERS = {"a": "ann", "a2": "ann", "b": "bob"}
 
@@ -172,3 +179,50 @@ def test_route_to_an_ending_server_passes_nothing() -> None:
     assert not passable(first)
     assert not passable(first, tls=True)
     assert passable(second)
+
+
+_TARGETS = [("a",), ("a2",), ("b",), ("a", "a2"), ("a", "b"), ("http://x:1",), ()]
+_TABLES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "to": st.sampled_from(_TARGETS),
+            "host": st.sampled_from(["", "a.test", "*.test", "a"]),
+            "path": st.sampled_from(["/", "/x", "/x/y"]),
+            "methods": st.sampled_from([(), ("GET",)]),
+            "headers": st.sampled_from([(), (Header(name="x-key"),)]),
+            "mode": st.sampled_from(["auto", "proxy"]),
+        }
+    ),
+    max_size=5,
+)
+_USERS = st.sampled_from([USERS, dict.fromkeys(USERS, "ann"), {**USERS, "a2": "bob"}])
+_HOSTS, _PATHS = ["a.test", "b.test", "a", "x.org"], ["/", "/x", "/x/y", "/z"]
+_REQUESTS = list(itertools.product(_HOSTS, _PATHS, ["GET", "POST"], [{}, {"x-key": ""}]))
+
+
+@examples(400)
+@given(fields=_TABLES, users=_USERS)
+def test_no_request_after_a_passed_one_is_for_another_user(
+    fields: list[dict[str, Any]], users: dict[str, str]
+) -> None:
+    routes = [
+        route(str(n), *each["to"], **{k: v for k, v in each.items() if k != "to"})
+        for n, each in enumerate(fields)
+    ]
+    fd = write_table(separated(routes, users), 1)
+    table = RouteTable(fd)
+    os.close(fd)
+    several = len(set(users.values())) > 1
+    passed: set[str] = set()
+    reached: set[str] = set()
+    for host, path, method, headers in _REQUESTS:
+        match = table.find(host, path, method, headers)
+        targets = match.route.to if match else ()
+        reached |= {users.get(each.server, "") for each in targets} or {""}
+        if match is not None and match.passes:
+            passed |= {users[each] for each in match.servers}
+        within = passed_host(host, table)
+        if within is not None and several:
+            assert len({users[each] for each in within.servers}) == 1
+    table.close()
+    assert not (passed and several) or passed == reached
