@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -19,6 +20,8 @@ from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.unmeasured
 
+# More than the kernel's buffers take of a connection that is not read from.
+MOST_UNREAD_BYTES = 16 * 1024 * 1024
 PROBED = 'health = { liveness = { http = "/", interval = "100ms" } }\n'
 
 
@@ -138,6 +141,20 @@ def test_slow_and_hostile_clients_keep_no_other_client_waiting(pool: RealPool, e
     pool.ok("list")
     for sock in (*idle, garbage, long):
         sock.close()
+
+
+def test_head_without_end_is_cut_off_at_its_limit(exposed: int) -> None:
+    with socket.socket() as endless:
+        endless.settimeout(10)
+        endless.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        endless.connect(("127.0.0.1", exposed))
+        endless.sendall(b"GET /metrics HTTP/1.1\r\n")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < MOST_UNREAD_BYTES:
+                sent += endless.send(b"a: b\r\n" * 1000)
+        assert sent < MOST_UNREAD_BYTES, "nothing more is read"
+    asked(exposed)
 
 
 def test_an_address_that_is_taken_keeps_no_pool_from_starting_and_is_tried_again(pool: RealPool) -> None:
