@@ -24,7 +24,7 @@ class Cluster:
     """Nodes `pve1` and `pve2`, a container "web" (101, stopped), one "db" (102) and a virtual machine "win" (200).
 
     `answers` overrule paths: (status, reason), raw bytes, or None for no answer. `asked` are the requests that came.
-    `fails` is why starts fail; those that are begun end when `may_start` is set.
+    `fails` is why starts and stops fail; those that are begun end when `may_start`, and `may_stop`, is set.
     """
 
     def __init__(self, cert: Path, key: Path) -> None:
@@ -48,6 +48,8 @@ class Cluster:
         self.fails = ""
         self.may_start = asyncio.Event()
         self.may_start.set()
+        self.may_stop = asyncio.Event()
+        self.may_stop.set()
         self._server: asyncio.AbstractServer
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -65,7 +67,10 @@ class Cluster:
         return ProxmoxTable(**{**given, "timeout": 30.0, **keys})
 
     def starts(self) -> list[str]:
-        return [each for each in self.asked if each.startswith("POST")]
+        return [each for each in self.asked if each.startswith("POST") and each.endswith("/start")]
+
+    def stops(self) -> list[str]:
+        return [each for each in self.asked if each.startswith("POST") and each.endswith("/shutdown")]
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -165,7 +170,18 @@ class Cluster:
         if guest is None or (guest["node"], guest["type"]) != (node, kind):
             return 500, f"Configuration file 'nodes/{node}/{kind}/{vmid}.conf' does not exist"
         if what == "status/current":
-            return {"vmid": vmid, "name": guest["name"], "status": guest["status"], "ha": {"managed": 0}}
+            more = {"uptime": guest["uptime"]} if "uptime" in guest else {}
+            return {
+                "vmid": vmid,
+                "name": guest["name"],
+                "status": guest["status"],
+                "ha": {"managed": 0},
+                **more,
+            }
+        if what == "status/shutdown":
+            if not self.fails:
+                self._tasks.add(asyncio.ensure_future(self._stop(guest)))
+            return UPID
         if what == "status/start":
             if guest["status"] == "running":
                 return 500, f"CT {vmid} already running"
@@ -198,6 +214,10 @@ class Cluster:
                 {"name": "eth0", "hardware-address": "bc:24:11:00:00:03", "ip-addresses": listed},
             ]
         }
+
+    async def _stop(self, guest: dict[str, Any]) -> None:
+        await self.may_stop.wait()
+        guest["status"] = "stopped"
 
     async def _run(self, guest: dict[str, Any]) -> None:
         await self.may_start.wait()

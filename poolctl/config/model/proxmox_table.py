@@ -9,7 +9,7 @@ from poolctl.config.model.section import Table, field, required
 
 if TYPE_CHECKING:
     from poolctl.config.values.table_types import ApiUrl, Verify
-    from poolctl.config.values.value_types import FilePath, Positive, Text, Truth, Words
+    from poolctl.config.values.value_types import Duration, FilePath, Positive, Text, Truth, Words
 
 KINDS = "poolctl.config.values.table_types"
 TOKEN_ALLOWED = "USER@REALM!TOKENID=SECRET"
@@ -42,4 +42,7 @@ class ProxmoxTable(Table):
     )
     start_timeout: Positive = field(
         60.0, "How long the start may take, and how long requests wait for it; then they get 503."
+    )
+    idle: Duration = field(
+        0.0, "After how long without a request a machine that a request has had started is stopped; 0: never."
     )

@@ -21,12 +21,14 @@ from poolctl.errors import ServerError
 from poolctl.gateway.settings import HAPROXY, ListenerSettings
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
+from poolctl.routing.host_report import HostReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.runners.routing_protocol import PublishedRoutes as RoutesForWorkers
 from poolctl.runners.worker_spec import sealed_files
 
 from ..active_configuration import PoolEnvironment
+from ..inventory.idle_machines import Activity
 from ..sidecar import SidecarManager
 from .computed_routes import ComputedRoutes
 from .gateway_listeners import GatewayListeners
@@ -177,6 +179,17 @@ class GatewayManager(SidecarManager):
         """Send the process the states of machines behind URLs."""
         if (process := self.gateway) is not None and self.inventory is not None:
             process.report_machines(self.inventory.starter.states)
+
+    async def activities(self) -> dict[str, Activity] | None:
+        """The requests of each host; None while the process does not answer."""
+        try:
+            report = None if self.gateway is None else await self.gateway.report()
+        except (LinkLost, TimeoutError):
+            report = None
+        if report is None:
+            return None
+        rows = map(HostReport.from_json, report["hosts"])
+        return {row.host: Activity(row.requests, row.in_flight + row.waiting) for row in rows}
 
     async def leaving(self, server: str) -> None:
         """See Gateway."""

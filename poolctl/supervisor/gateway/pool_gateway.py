@@ -154,7 +154,12 @@ class PoolGateway:
         if self._inventory is None and tables.proxmox is not None:
             from ..inventory.proxmox_inventory import ProxmoxInventory
 
-            self._inventory = manager.inventory = ProxmoxInventory(self._events, manager.report_machines)
+            self._inventory = manager.inventory = ProxmoxInventory(
+                self._events,
+                manager.report_machines,
+                activities=manager.activities,
+                state_directory=self._environment.state_directory,
+            )
             manager.reports.on_machine_needed = self._inventory.starter.ask
             self._inventory.follow_routes(manager.routes.routes.served)
         if self._inventory is not None:

@@ -53,13 +53,16 @@ class Inventory:
     def find(self, host: str, alias: str = "") -> MachineLink | None:
         """The machine that the host of a target names, or else the alias of its route: a node before a guest.
 
-        A host is a name or an IP address; names are compared without case.
+        A host is a name or an IP address; names are compared without case. One with a domain, "wiki.lan", is the
+        machine of that name, or else the one named "wiki".
         """
         words = [canonical(word) for word in (host, alias) if word]
-        for machines in (self._nodes, self._guests):
-            for word in words:
-                if (found := machines.get(word)) is not None:
-                    return found
+        labels = [label for word in words if (label := first_label(word))]
+        for those in (words, labels):
+            for machines in (self._nodes, self._guests):
+                for word in those:
+                    if (found := machines.get(word)) is not None:
+                        return found
         return None
 
 
@@ -100,6 +103,12 @@ def canonical(word: str) -> str:
         return str(ip_address(word.partition("%")[0]))
     except ValueError:
         return word.lower().removesuffix(".")
+
+
+def first_label(word: str) -> str:
+    """The name before the domain of a canonical host name; "" of an address, and of a name without a domain."""
+    label, dot, _ = word.partition(".")
+    return label if dot and ":" not in word and not word.rpartition(".")[2].isdigit() else ""
 
 
 def _is_address(word: str) -> bool:

@@ -1,10 +1,14 @@
-"""Starts stopped containers and virtual machines when a request needs them, each once at a time and not too often."""
+"""Starts stopped containers and virtual machines when a request needs them, each once at a time and not too often.
+
+Those that it has started can be stopped again; requests that come meanwhile wait, and have them started.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 
 from poolctl.config import ProxmoxTable
 from poolctl.gateway.endpoint import MachineState
@@ -18,6 +22,8 @@ _POLL_SECONDS = 0.5
 _COOLDOWN_SECONDS = 30.0
 _LONGEST_COOLDOWN_SECONDS = 600.0
 _MOST_FAILURES = 16  # more make no difference
+# A machine that has been up for less time than since its start, by more than this, was started by somebody else.
+_UPTIME_SLACK_SECONDS = 60.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -33,12 +39,16 @@ class _Case:
         self.unanswered = False  # the last question about its start
         self.not_before = 0.0  # when it may be started again
         self.answers = 0
+        self.asked = False  # while it is being stopped
         self.work: asyncio.Task[None] | None = None
         self.retry: asyncio.TimerHandle | None = None
 
 
 class MachineStarter:
-    """`states` are those of the machines, by the URLs that lead to them; `changed` is called when one is another."""
+    """`states` are those of the machines, by the URLs that lead to them; `changed` is called when one is another.
+
+    `started` are those that it has started, by their VMIDs, with the time; `on_started` is called when they are others.
+    """
 
     def __init__(self, events: Events, changed: Callable[[], None]) -> None:
         self._events = events
@@ -47,6 +57,8 @@ class MachineStarter:
         self._api: ProxmoxApi | None = None
         self._guests: dict[str, Guest] = {}
         self._cases: dict[int, _Case] = {}
+        self.started: dict[int, float] = {}
+        self.on_started: Callable[[], None] = lambda: None
 
     @property
     def states(self) -> dict[str, MachineState]:
@@ -73,6 +85,8 @@ class MachineStarter:
                 url: each._replace(status=seen.get(each.vmid, each.status)) for url, each in guests.items()
             }
         self._guests = dict(guests)
+        if read:
+            self._forget_stopped()
         for guest in guests.values() if read else ():
             case = self._cases.get(guest.vmid)
             if case is None or case.work is not None:
@@ -96,6 +110,19 @@ class MachineStarter:
         case = self._cases.setdefault(guest.vmid, _Case())
         if case.work is None:
             case.work = asyncio.ensure_future(self._look(self._api, guest, case))
+        else:
+            case.asked = True
+
+    def urls(self, vmid: int) -> list[str]:
+        """The URLs that lead to this machine."""
+        return [url for url, guest in self._guests.items() if guest.vmid == vmid]
+
+    def stop(self, vmid: int, is_idle: Callable[[], Awaitable[bool]]) -> None:
+        """Stop the machine if it is idle still when requests wait, and if it is one that was started here."""
+        guest = next((each for each in self._guests.values() if each.vmid == vmid), None)
+        case = self._cases.setdefault(vmid, _Case())
+        if guest is not None and self._api is not None and case.work is None and vmid in self.started:
+            case.work = asyncio.ensure_future(self._stop(self._api, guest, case, is_idle))
 
     def close(self) -> None:
         """Do nothing more."""
@@ -133,6 +160,73 @@ class MachineStarter:
         case.answers += 1
         self._changed()
 
+    async def _stop(
+        self, api: ProxmoxApi, guest: Guest, case: _Case, is_idle: Callable[[], Awaitable[bool]]
+    ) -> None:
+        """Stop it if it is idle; a request that came meanwhile has it started again."""
+        case.asked = False
+        self._settle(case, MachineState.STOPPED)  # requests wait from now on
+        self._changed()
+        try:
+            if await is_idle() and await self._is_ours(api, guest):
+                await self._shut_down(api, guest, case)
+            if case.asked:
+                await self._start_if_stopped(api, guest, case)
+        except ApiError as error:
+            self._settle(case, "")
+            why = f"the {guest.title} could not be stopped: {error}"
+            self._record("machine stop failed", guest, why, severity="warning")
+        except Exception:
+            logger.exception("the %s could not be stopped", guest.title)
+            self._settle(case, "")
+        if case.state == MachineState.STOPPED:
+            self._settle(case, "")
+        case.work = None
+        case.answers += 1
+        self._changed()
+
+    async def _is_ours(self, api: ProxmoxApi, guest: Guest) -> bool:
+        """Whether it runs since it was started here."""
+        status, uptime_seconds = await api.current(guest)
+        since = time.time() - self.started.get(guest.vmid, 0.0)
+        if status == RUNNING and (uptime_seconds is None or uptime_seconds + _UPTIME_SLACK_SECONDS >= since):
+            return True
+        self._note(guest, status)
+        self._forget_started(guest.vmid)
+        return False
+
+    async def _shut_down(self, api: ProxmoxApi, guest: Guest, case: _Case) -> None:
+        """Have it shut down, and return when it is stopped. Raises ApiError."""
+        loop, limit_seconds = asyncio.get_running_loop(), self._table.start_timeout if self._table else 0.0
+        began = loop.time()
+        self._record("machine stop requested", guest, f"the {guest.title} is idle, and is stopped")
+        task = await api.shut_down(guest)
+        try:
+            async with asyncio.timeout(limit_seconds):
+                while await api.status(guest) != STOPPED:
+                    if why := await api.failure(guest, task) if task else "":
+                        raise ApiError(why)
+                    await asyncio.sleep(_POLL_SECONDS)
+        except TimeoutError:
+            raise ApiError(f"it runs still after {format_duration(limit_seconds)}") from None
+        case.not_before = 0.0  # it has not stopped by itself
+        self._note(guest, STOPPED)
+        self._forget_started(guest.vmid)
+        self._record(
+            "machine stopped", guest, f"the {guest.title} is stopped after {loop.time() - began:.3g} s"
+        )
+
+    def _forget_started(self, vmid: int) -> None:
+        if self.started.pop(vmid, None) is not None:
+            self.on_started()
+
+    def _forget_stopped(self) -> None:
+        """Those that do not run any more were stopped by somebody else."""
+        stopped = {each.vmid for each in self._guests.values() if each.status == STOPPED}
+        for vmid in stopped & self.started.keys():
+            if (case := self._cases.get(vmid)) is None or case.work is None:
+                self._forget_started(vmid)
+
     async def _start_if_stopped(self, api: ProxmoxApi, guest: Guest, case: _Case) -> None:
         status = await api.status(guest)
         self._note(guest, status)
@@ -152,7 +246,7 @@ class MachineStarter:
         self._record("machine start requested", guest, f"a request has the {guest.title} started")
         try:
             async with asyncio.timeout(limit_seconds):
-                await self._until_it_runs(api, guest, case)
+                is_ours = await self._until_it_runs(api, guest, case)
         except TimeoutError:
             why = f"it does not run after {format_duration(limit_seconds)}"
         except ApiError as error:
@@ -161,6 +255,9 @@ class MachineStarter:
             case.failures, case.not_before = 0, began + _COOLDOWN_SECONDS
             self._note(guest, RUNNING)
             self._settle(case, "")
+            if is_ours:
+                self.started[guest.vmid] = time.time()
+                self.on_started()
             self._record(
                 "machine started", guest, f"the {guest.title} runs after {loop.time() - began:.3g} s"
             )
@@ -176,8 +273,11 @@ class MachineStarter:
             self._fail(case, why, pause)
         self._record("machine start failed", guest, why, severity="warning")
 
-    async def _until_it_runs(self, api: ProxmoxApi, guest: Guest, case: _Case) -> None:
-        """Have it started, and return when it runs. Raises ApiError when that is refused, or has failed."""
+    async def _until_it_runs(self, api: ProxmoxApi, guest: Guest, case: _Case) -> bool:
+        """Have it started, and return when it runs; whether that was not somebody else's doing.
+
+        Raises ApiError when that is refused, or has failed.
+        """
         refusal, task = None, ""
         try:
             task = await api.start(guest)
@@ -186,7 +286,7 @@ class MachineStarter:
         while True:
             try:
                 if await api.status(guest) == RUNNING:
-                    return
+                    return refusal is None
                 why = await api.failure(guest, task) if task else ""
                 case.unanswered = False
             except ApiError as error:

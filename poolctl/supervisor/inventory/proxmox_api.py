@@ -123,14 +123,24 @@ class ProxmoxApi:
 
     async def status(self, guest: Guest) -> str:
         """The state in which it is now: "running", "stopped"."""
+        return (await self.current(guest))[0]
+
+    async def current(self, guest: Guest) -> tuple[str, float | None]:
+        """Its state, and for how many seconds it has been up, None where that is not known."""
         found = await self._get(f"{guest.path}/status/current")
         if not isinstance(found, dict) or not isinstance(found.get("status"), str):
             raise ApiError(f"{self.host}: its answer has no status of the {guest.title}", 200)
-        return str(found["status"])
+        uptime = found.get("uptime")
+        return str(found["status"]), float(uptime) if isinstance(uptime, (int, float)) else None
 
     async def start(self, guest: Guest) -> str:
         """Begin to start it; the name of the task that does it, "" if the answer has none."""
         task = await self._ask("POST", f"{guest.path}/status/start")
+        return task if isinstance(task, str) else ""
+
+    async def shut_down(self, guest: Guest) -> str:
+        """Begin to shut it down; the name of the task that does it, "" if the answer has none."""
+        task = await self._ask("POST", f"{guest.path}/status/shutdown")
         return task if isinstance(task, str) else ""
 
     async def failure(self, guest: Guest, task: str) -> str:

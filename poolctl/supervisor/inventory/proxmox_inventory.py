@@ -18,6 +18,7 @@ from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import MachineReport
 from poolctl.runners.listener_opener import in_daemon_thread
 
+from .idle_machines import Activities, IdleMachines, unknown_activities
 from .machine_links import Inventory, MachineLink, has_addresses, links_of
 from .machine_starter import MachineStarter
 from .proxmox_api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
@@ -49,14 +50,23 @@ class _KnownAddresses:
 class ProxmoxInventory:
     """`problem` says why it cannot be read now, "" if it can. `starter` starts machines, and has their states.
 
-    `changed` is called when these may be others.
+    `changed` is called when these may be others. With the `activities` of targets idle machines are stopped.
     """
 
-    def __init__(self, events: Events, changed: Callable[[], None], clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        events: Events,
+        changed: Callable[[], None],
+        clock: Clock | None = None,
+        *,
+        activities: Activities = unknown_activities,
+        state_directory: str = "",
+    ) -> None:
         self.problem = ""
         self.inventory = Inventory()
         self.links: dict[tuple[str, str], MachineLink] = {}  # by the alias of the route and the URL
         self.starter = MachineStarter(events, changed)
+        self._idle = IdleMachines(self.starter, activities, state_directory)
         self._events = events
         self._clock = clock or Clock()
         self._table: ProxmoxTable | None = None
@@ -78,6 +88,7 @@ class ProxmoxInventory:
             self.problem = ""
             self._apply(Inventory())
             return
+        self._idle.follow(table.idle if table.start else 0.0)
         self._due.set()
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._read_often())
@@ -95,6 +106,7 @@ class ProxmoxInventory:
             if task is not None:
                 task.cancel()
         self._reading = self._linking = None
+        self._idle.close()
         self.starter.close()
 
     def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:

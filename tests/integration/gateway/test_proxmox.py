@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -118,3 +120,35 @@ to = "http://127.0.0.1:{machines.port}"
         assert events.count(event) == 1, events
     written = [path.read_bytes() for path in real_pool.runtime.rglob("*") if path.is_file()]
     assert not any(SECRET.encode() in each for each in (*written, events.encode()))
+
+
+def test_container_that_a_request_has_had_started_is_stopped_when_the_gateway_has_no_request_for_it(
+    real_pool: RealPool, machines: Machines, until: Until
+) -> None:
+    cluster, port = machines.cluster, claim_port()
+    real_pool.write(
+        "pool.toml",
+        f"""
+[gateway]
+bind = "127.0.0.1:{port}"
+[proxmox]
+url = "https://localhost:{cluster.port}"
+verify = "{cluster.cert}"
+token_env = "PVE_TOKEN"
+timeout = "30s"
+idle = "2s"
+[[route]]
+alias = "web"
+to = "http://127.0.0.1:{machines.port}"
+""",
+    )
+    real_pool.ok("start", env={"PVE_TOKEN": TOKEN})
+    until(lambda: real_pool.ok("routes", "-o", "json").json["items"][0]["machines"])
+    machines.start()
+    assert get(port, "/", timeout_seconds=60).body == b"hello"
+    supervisor = real_pool.info()["supervisor_pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: cluster.stops() == ["POST /nodes/pve1/lxc/101/status/shutdown"])
+    until(lambda: real_pool.ok("routes", "-o", "json").json["items"][0]["state"] == "napping")
+    assert get(port, "/", timeout_seconds=60).body == b"hello"
+    assert len(cluster.starts()) == 2

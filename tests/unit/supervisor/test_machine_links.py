@@ -21,6 +21,10 @@ GUESTS = [
     Guest("lxc", 103, "twin", "pve2", "running"),
     Guest("lxc", 104, "pve2", "pve1", "running"),
     Guest("lxc", 105, "", "pve1", "running"),
+    Guest("lxc", 106, "wiki", "pve1", "running"),
+    Guest("lxc", 107, "docs", "pve1", "running"),
+    Guest("lxc", 108, "docs.lan", "pve1", "running"),
+    Guest("lxc", 109, "10", "pve1", "running"),
 ]
 INVENTORY = Inventory(NODES, GUESTS)
 
@@ -42,6 +46,18 @@ INVENTORY = Inventory(NODES, GUESTS)
         ("pve2", "", ("pve2", 0)),
         ("web", "pve1", ("pve1", 0)),
         ("web", "win.lan", ("", 101)),
+        # A name with a domain is the machine of the whole name, or else of its first label.
+        ("wiki.lan", "", ("", 106)),
+        ("Wiki.Home.Lan.", "", ("", 106)),
+        ("docs.lan", "", ("", 108)),
+        ("docs.home", "", ("", 107)),
+        ("pve1.lan", "", ("pve1", 0)),
+        ("elsewhere.lan", "wiki.lan", ("", 106)),
+        ("elsewhere.lan", "web", ("", 101)),
+        ("wiki.lan", "web", ("", 101)),
+        ("twin.lan", "", None),
+        ("10.0.1.31", "", None),
+        ("lan.wiki", "", None),
         # What two machines share leads to neither.
         ("twin", "", None),
         ("172.17.0.1", "", None),
