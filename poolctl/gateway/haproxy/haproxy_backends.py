@@ -28,7 +28,11 @@ from .haproxy_parts import (
 _HEAVIEST = 256
 _NETWORKS_A_LINE = 20
 _MOST_CLIENTS = 32_768
+# "sticky" without a cookie is round-robin in both engines; with one the cookie chooses.
 _POLICIES = {
+    "round-robin": "roundrobin",
+    "weighted": "roundrobin",
+    "sticky": "roundrobin",
     "least-connections": "leastconn",
     "ip-hash": "source",
     "random-two": "random(2)",
@@ -75,7 +79,7 @@ def stream_of(
 
 
 def _balance(policy: str) -> Iterator[str]:
-    yield f"    balance {_POLICIES.get(policy, 'roundrobin')}"
+    yield f"    balance {_POLICIES[policy]}"
     if policy == "ip-hash":
         yield "    hash-type consistent"
 

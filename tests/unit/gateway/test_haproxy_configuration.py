@@ -10,10 +10,11 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from poolctl.config.model.gateway_tables import POLICIES
 from poolctl.gateway.endpoint import Endpoint
 from poolctl.gateway.haproxy.haproxy_configuration import configuration_of
 from poolctl.gateway.haproxy.haproxy_parts import HaproxyCertificate, HaproxyConfiguration, HaproxyListener
@@ -56,6 +57,23 @@ def check(configuration: HaproxyConfiguration, directory: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
+
+
+BALANCE = {
+    "round-robin": "roundrobin", "weighted": "roundrobin", "sticky": "roundrobin", "least-connections": "leastconn",
+    "ip-hash": "source", "random-two": "random(2)", "first": "first",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", get_args(POLICIES))
+def test_each_policy_has_its_own_word_of_haproxy(policy: str) -> None:
+    lines = made(Route(alias="a", to=WEB, policy=policy)).text().splitlines()
+    assert [each.split()[1] for each in lines if each.startswith("    balance ")] == [BALANCE[policy]]
+
+
+def test_unknown_policy_is_no_other_one_silently() -> None:
+    with pytest.raises(KeyError):
+        made(Route(alias="a", to=WEB, policy="nearest"))
 
 
 RULES = [

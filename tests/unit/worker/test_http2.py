@@ -310,3 +310,19 @@ async def _passed_tls(pair: Pair, routed: Routed, protocol: str) -> Client:
     with sock:
         connection_handover.give(pair.give, sock.fileno(), routed=routed)
     return Client(*await connecting)
+
+
+@pytest.mark.parametrize("said", [b"", PREFACE[:1], PREFACE[:-1]])
+def test_connection_that_ends_before_its_preface_is_forgotten(engine: Engine, said: bytes) -> None:
+    async def scenario() -> None:
+        async with served(engine, http2=True) as (server, _, port, _):
+            state = server.server_state
+            client = await Client.connect(port)
+            client.writer.write(said)
+            await until(lambda: len(state.connections) == 1 and len(state.heads.due) == 1)
+            client.writer.close()
+            await until(lambda: not state.connections)
+            assert not state.heads.due
+            assert state.open_connections == 0
+
+    engine.run(scenario())
