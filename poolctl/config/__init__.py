@@ -56,8 +56,8 @@ __all__ = [
     "escaped", "find_config", "haproxy_problems", "haproxy_program", "ids_of", "interpreter", "json_schema",
     "leave_out_plugins", "load", "longest_stop_seconds", "marks_of", "masked", "masked_text", "merged",
     "missing_file", "missing_program", "named_addresses", "names_cover", "no_certificate", "open_files_needed",
-    "pool_variables", "problem_of", "read_regular", "referenced_variables", "registration_of", "relocated",
-    "routes_of", "shown", "stamp_of", "start_options", "table_text", "users_of", "value_text", "values_of",
+    "pool_variables", "probed_targets", "problem_of", "read_regular", "referenced_variables", "registration_of",
+    "relocated", "routes_of", "shown", "stamp_of", "start_options", "table_text", "users_of", "value_text", "values_of",
     "variables_named_in", "with_registrations",
 ]
 # fmt: on
@@ -86,7 +86,7 @@ _MODULES = {
     "model.proxmox_table": "ProxmoxTable",
     "model.registration_table": "RegistrationClient RegistrationTable",
     "rules.registrations": "RegisteredBackend Registration registration_of with_registrations",
-    "rules.routes": "AnyRoute routes_of users_of",
+    "rules.routes": "AnyRoute probed_targets routes_of users_of",
     "values.secrets": "MASK masked masked_text values_of",
     "model.section": "Section Table",
     "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Scale TLSConfig Triggers",

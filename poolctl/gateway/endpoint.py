@@ -90,3 +90,11 @@ class MachineState(Value):
     retry_seconds: float = 0.0
     start_seconds: float = 60.0
     answers: int = 0
+
+
+class ProbeState(Value):
+    """What the supervisor has found out about the backend with this URL: `why` it fails, or that it has `answered`."""
+
+    host: str
+    why: str = ""
+    answered: bool = False

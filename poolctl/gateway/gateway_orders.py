@@ -11,7 +11,8 @@ from poolctl.keeper import wire
 from poolctl.runners.process_link import Link
 from poolctl.runners.supervised_process import LINK_FD, Holdings, SupervisedProcess
 
-from .endpoint import ServerFacts
+from .backends import Backends
+from .endpoint import ProbeState, ServerFacts
 from .host_orders import HostOrders
 from .settings import ListenerSettings
 
@@ -40,9 +41,14 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
 
     ORDERS: ClassVar[tuple[str, ...]] = (
         "settings", "pair", "hosts", "server", "forget", "certificate", "table", "listener", "unlisten", "resync",
-        "begin", "withdraw", "host", "report", "figures", "drain",
+        "begin", "withdraw", "host", "probed", "report", "figures", "drain",
     )  # fmt: skip
     host_orders: HostOrders  # made with the first settings
+
+    @property
+    def all_backends(self) -> Backends:
+        """The backends of all routes."""
+        raise NotImplementedError
 
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
@@ -78,6 +84,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
     def _resync(self, message: wire.Message, fds: list[int]) -> None:
         self._stale = {("forget", name) for name in self._servers}
         self._stale |= {("unlisten", key) for key in self._listeners}
+        self.all_backends.forget_probes()
 
     def _forget_stale(self) -> None:
         for order, name in self._stale:
@@ -86,6 +93,9 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
 
     def _hosts(self, message: wire.Message, fds: list[int]) -> None:
         self.host_orders.restore(message["states"])
+
+    def _probed(self, message: wire.Message, fds: list[int]) -> None:
+        self.all_backends.probed(ProbeState.from_json(message["state"]))
 
     def _host(self, message: wire.Message, fds: list[int]) -> None:
         self.host_orders.follow(message)

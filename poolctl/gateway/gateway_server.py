@@ -21,6 +21,7 @@ from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD
 
 from .acceptor import Acceptor, GivenBack
+from .backends import Backends
 from .edge import Edge
 from .endpoint import ServerFacts
 from .gateway_orders import OrderedGateway
@@ -122,6 +123,11 @@ class GatewayServer(OrderedGateway[OpenListener]):
         """What the connections use; made with the first settings."""
         assert self._edge is not None
         return self._edge
+
+    @property
+    def all_backends(self) -> Backends:
+        """See OrderedGateway."""
+        return self.edge.backends
 
     def performed(self, message: wire.Message) -> None:
         """See SupervisedProcess: once the next request is served by what was ordered."""

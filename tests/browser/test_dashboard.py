@@ -240,8 +240,8 @@ def test_routes_and_hosts_are_shown_with_their_figures(page: Page, stage: Stage)
     hosts = page.locator("#host-list tr")
     expect(hosts).to_have_text(
         [
-            "apiapiactive–70000",
-            "http://10.0.0.7:9000apiactivethe breaker is openopen012403",
+            "apiapiactivehealthy–70000",
+            "http://10.0.0.7:9000apiactiveunhealthybreaker open: 5 failuresopen012403",
         ]
     )
     gateway = page.locator("#gateway")
@@ -266,8 +266,8 @@ def add_routes(stage: Stage) -> None:
         requests=120, passed=100, proxied=20, waiting=4, errors=3, p50_seconds=0.004, p99_seconds=0.012,
     )  # fmt: skip
     open_ = HostReport(
-        host=to[1], routes=("api",), available=False, why="the breaker is open", breaker="open", in_flight=1,
-        waiting=2, requests=40, errors=3,
+        host=to[1], routes=("api",), available=False, health="unhealthy", why="breaker open: 5 failures",
+        breaker="open", in_flight=1, waiting=2, requests=40, errors=3,
     )  # fmt: skip
     stats = {
         "requests_per_second": 12.0, "errors_per_second": 0.5, "latency_p99_seconds": 0.02, "connections": 1,
@@ -277,7 +277,10 @@ def add_routes(stage: Stage) -> None:
         "state": "running", "problem": "", "addresses": ["http://127.0.0.1:80"], "routes": 1, "stats": stats,
     }  # fmt: skip
     stage.pool.routes = [route.to_json()]
-    stage.pool.hosts = [HostReport(host="api", routes=("api",), connections=7).to_json(), open_.to_json()]
+    stage.pool.hosts = [
+        HostReport(host="api", routes=("api",), health="healthy", connections=7).to_json(),
+        open_.to_json(),
+    ]
 
 
 def test_the_page_fits_on_a_telephone(browser: Browser, stage: Stage) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from poolctl.config.model.section import Section, Table, field, hidden, required
-from poolctl.config.model.server_sections import TLSConfig
+from poolctl.config.model.server_sections import Probe, TLSConfig
 from poolctl.config.values.plain import EMPTY
 from poolctl.config.values.problems import Tree
 from poolctl.config.values.route_values import HOST_ALLOWED, name_of_target
@@ -16,6 +16,7 @@ from poolctl.config.values.route_values import HOST_ALLOWED, name_of_target
 if TYPE_CHECKING:
     from poolctl.config.values.gateway_types import (
         LISTENERS,
+        PATH_OF_PROBE,
         REDIRECT,
         STREAM_TARGETS,
         TARGETS,
@@ -204,6 +205,9 @@ class RouteTarget(Section):
 
     to: TargetText = required(description="A server's name, tag:TAG for the servers with that tag, or a URL.")
     weight: Weight = field(1, "Its share of the traffic, compared with the others.")
+    health: Annotated[Probe | None, PATH_OF_PROBE] = field(
+        None, "How a URL is probed. Left out: the route's."
+    )
 
 
 class StreamTarget(Section):
@@ -213,6 +217,7 @@ class StreamTarget(Section):
         description="A server's name, tag:TAG for the servers with that tag, or HOST:PORT."
     )
     weight: Weight = field(1, "Its share of the traffic, compared with the others.")
+    health: Probe | None = field(None, "How HOST:PORT is probed. Left out: the stream's.")
 
 
 class RouteConfig(Table):
@@ -250,6 +255,9 @@ class RouteConfig(Table):
     backend_limit: RouteLimit = field(RouteLimit.usual(), "The limit of each of its backends.")
     timeouts: RouteTimeouts = field(RouteTimeouts.usual(), "How long the steps of a request may take.")
     breaker: RouteBreaker = field(RouteBreaker.usual(), "When a failing backend gets no more requests.")
+    health: Annotated[Probe | None, PATH_OF_PROBE] = field(
+        None, 'How its URLs are probed: a path ("/ready"), or a table as of a server\'s readiness.'
+    )
     waiting_page: Truth = field(False, "A browser sees a page while its server wakes up.")
     probe_responses: UrlPaths = field(
         (), "Paths that are answered with 200 while the server sleeps, without waking it."
@@ -301,6 +309,7 @@ class StreamConfig(Table):
         0, "Open connections, or sessions of clients; 0: as many as there are descriptors for streams."
     )
     timeouts: StreamTimeouts = field(StreamTimeouts.usual(), "How long the steps of a connection may take.")
+    health: Probe | None = field(None, "How its targets are probed: { tcp = true }.")
     breaker: StreamBreaker = field(StreamBreaker.usual(), "When a failing target gets no more connections.")
 
     index: int = hidden(0)  # among those of the files

@@ -19,12 +19,15 @@ from poolctl.config.model.gateway_tables import (
 )
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_sections import Probe
 from poolctl.config.rules.routes import (
     PREFIX,
     Known,
     WrittenRoute,
+    is_outside,
     kind_without_address,
     made_route,
+    probed_targets,
     users_of,
     written_routes,
 )
@@ -90,9 +93,11 @@ def route_problems(
         yield None, Finding(("gateway", "http2"), "only HAProxy serves HTTP/2 to clients of the gateway", fix)
     for route in tables.routes:
         yield from _at("route", route.index, _target_problems(route, known, tables, unfinished))
+        yield from _at("route", route.index, _probe_problems(route, tables))
     for stream in tables.streams:
         yield from _at("stream", stream.index, _target_problems(stream, known, tables, unfinished))
         yield from _at("stream", stream.index, _unix_problems(stream))
+        yield from _at("stream", stream.index, _probe_problems(stream, tables))
     yield from _taken_aliases(written, known)
     yield from ((None, finding) for finding in _taken_stream_aliases(tables.streams, known))
     served = [(each, each.config) for each in written if each.config and not each.reason]
@@ -163,6 +168,34 @@ def _unix_problems(stream: StreamConfig) -> Iterator[Finding]:
             if text.lower().startswith(UNIX):
                 message = "UDP has ports, and no Unix sockets"
                 yield Finding(path, message, 'write "HOST:PORT", or protocol = "tcp"', text)
+
+
+def _probe_problems(route: RouteConfig | StreamConfig, tables: Tables) -> Iterator[Finding]:
+    """Probes of what has its own, and kinds of probes that are for servers of the pool."""
+    targets: list[RouteTarget | StreamTarget] = [*route.to]
+    outside = [is_outside(target.to) for target in targets]
+    if route.health is not None and not any(outside):
+        message = "health probes targets outside the pool, and there is none"
+        yield Finding(("health",), message, "write it in the table of the server")
+    for index, target in enumerate(targets):
+        if target.health is not None and not outside[index]:
+            message = f"{printable(target.to)} is probed as its own table says"
+            yield Finding(("to", index, "health"), message, "write health in the table of the server")
+    probes: list[tuple[Path, Probe | None]] = [(("health",), route.health)]
+    probes += [(("to", index, "health"), target.health) for index, target in enumerate(targets)]
+    allowed = ("tcp",) if isinstance(route, StreamConfig) else ("http", "tcp")
+    for path, probe in probes:
+        for key in ("http", "tcp", "exec", "body"):
+            if probe is not None and getattr(probe, key) and key not in allowed:
+                what = "a stream" if isinstance(route, StreamConfig) else "a target outside the pool"
+                message = f"{what} is not probed by {key}"
+                yield Finding((*path, key), message, f"allowed is {' or '.join(allowed)}")
+    every = probed_targets(tables)
+    for target in targets:
+        probe = target.health or route.health
+        if probe is not None and target.to in every and every[target.to] != probe:
+            message = f"{printable(target.to)} is probed in another way by an earlier route"
+            yield Finding(("health",), message, "write the same in both, or in one of them")
 
 
 def _no_server(name: str, known: Known, names: tuple[str, ...], is_stream: bool) -> tuple[str, str]:

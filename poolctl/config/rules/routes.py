@@ -23,6 +23,7 @@ from poolctl.config.model.gateway_tables import (
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.section import validated
 from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.model.server_sections import Probe
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.plain import Interpolated
 from poolctl.config.values.problems import Finding, Path, Tree
@@ -119,6 +120,23 @@ def _user(name: str) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def probed_targets(tables: Tables) -> dict[str, Probe]:
+    """How each target outside the pool is probed, by its URL, of those that are."""
+    found: dict[str, Probe] = {}
+    routes: list[RouteConfig | StreamConfig] = [*tables.routes, *tables.streams]
+    for route in routes if tables.gateway is not None else ():
+        for target in route.to:
+            probe = target.health or route.health
+            if probe is not None and is_outside(target.to):
+                found.setdefault(target.to, probe)
+    return found
+
+
+def is_outside(target: str) -> bool:
+    """Whether a target is an address outside the pool."""
+    return ":" in target and not target.startswith(TAG)
 
 
 class Known:

@@ -93,6 +93,8 @@ def _url(text: str) -> str:
 
 
 def _probe(value: Tree) -> Tree:
+    if isinstance(value, dict) and value.keys() == {"readiness"}:  # as the health of a server
+        value = value["readiness"]
     return {"http": value} if isinstance(value, str) else value
 
 

@@ -14,7 +14,7 @@ from ...routing.route_health import STARTING as ROUTE_STARTING
 from ...states import State, Status
 from ...time_windows import until_text
 from ..counts import Traffic
-from ..endpoint import Endpoint, ServerFacts
+from ..endpoint import Endpoint, ProbeState, ServerFacts
 from .breaker import Breaker
 from .canary_turns import CanaryTurns
 from .hosts import HostManager
@@ -139,6 +139,7 @@ class Backend:
         self._breakers: dict[BreakerRule, Breaker] = {}
         self._limiters: dict[Limit, Limiter] = {}
         self._facts_verdict: BackendVerdict | None = None
+        self._probe_verdict: BackendVerdict | None = None
         if not is_server:
             try:
                 self.endpoint = Endpoint.of_url(key)
@@ -237,10 +238,16 @@ class Backend:
         if self.endpoint.kind != "none":
             self.rank, self._facts_verdict = rank, blocked
 
+    def probed(self, state: ProbeState) -> None:
+        """Take what the probe of a URL has found."""
+        self.answered |= state.answered
+        self._probe_verdict = BackendVerdict(False, state.why, DOWN_RETRY_SECONDS) if state.why else None
+
     def update(self, hosts: HostManager) -> None:
         """Take the state that was ordered for the host, and decide whether it may be used at all."""
         record = hosts.record(self.key)
-        self.draining = record.state == HostState.DRAINING and self._facts_verdict is None
+        known = self._facts_verdict or self._probe_verdict
+        self.draining = record.state == HostState.DRAINING and known is None
         if record.state == HostState.DISABLED:
             seconds, until = hosts.remaining_seconds(self.key), hosts.active_again(self.key)
             self.blocked = BackendVerdict(
@@ -249,7 +256,7 @@ class Backend:
         elif self.draining:
             self.blocked = BackendVerdict(False, record.why, DOWN_RETRY_SECONDS, meant=True)
         else:
-            self.blocked = self._facts_verdict
+            self.blocked = known
 
     def probe_now(self, now: float) -> None:
         """Let open breakers try it at once: something has changed."""

@@ -12,7 +12,7 @@ from ...routing.route import Route
 from ...routing.route_health import RouteHealth, route_health
 from ...routing.route_report import route_key, stream_key
 from ..counts import Counts
-from ..endpoint import ServerFacts
+from ..endpoint import ProbeState, ServerFacts
 from .backend import READY, Backend, BackendVerdict, Member, RouteInForce
 from .hosts import HostManager
 from .route_backends import AnyRoute, RouteBackends, limits
@@ -39,6 +39,7 @@ class Backends:
         self._routes: dict[str, tuple[AnyRoute, RouteBackends]] = {}
         self._backends: dict[str, Backend] = {}
         self._servers: Mapping[str, ServerFacts] = {}
+        self._probes: dict[str, ProbeState] = {}  # of URLs
         self._ranks: dict[str, tuple[int, BackendVerdict | None]] = {}  # of URLs that are not simply ready
         hosts.subscribe(self._host_changed)
 
@@ -132,6 +133,24 @@ class Backends:
                 else:
                     member.breaker.close("HAProxy reaches it again")
 
+    def probed(self, state: ProbeState) -> None:
+        """Use the backend of this URL for no request while its probe fails."""
+        self._probes[state.host] = state
+        backend = self._backends.get(state.host)
+        if backend is not None and not backend.is_server:
+            was_blocked = backend.blocked is not None
+            self._report(backend)
+            if was_blocked and backend.blocked is None:
+                backend.probe_now(self.now())
+            for user in [*backend.members]:
+                user.refresh()
+
+    def forget_probes(self) -> None:
+        """Nothing is known of probes any more."""
+        for url in [*self._probes]:
+            self.probed(ProbeState(host=url))
+        self._probes.clear()
+
     def rank(self, url: str, rank: int, blocked: BackendVerdict | None) -> None:
         """Prefer the backend of this URL by this rank, or use it for no request if it is `blocked`."""
         self._ranks[url] = rank, blocked
@@ -219,8 +238,11 @@ class Backends:
     def _report(self, backend: Backend) -> None:
         if backend.is_server:
             backend.report(self._servers.get(backend.key), self.now(), self.hosts.wall_now)
-        elif self._ranks:
-            backend.rank_as(*self._ranks.get(backend.key, (READY, None)))
+        else:
+            if self._ranks:
+                backend.rank_as(*self._ranks.get(backend.key, (READY, None)))
+            if (state := self._probes.get(backend.key)) is not None:
+                backend.probed(state)
         backend.update(self.hosts)
 
     def _passed(self) -> None:

@@ -54,6 +54,11 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         assert self._in_force is not None
         return self._in_force
 
+    @property
+    def all_backends(self) -> Backends:
+        """See OrderedGateway."""
+        return self.backends
+
     def performed(self, message: wire.Message) -> None:
         """See SupervisedProcess: once HAProxy serves by what was ordered."""
         self._after({"t": "performed", "id": message["id"]})
@@ -109,6 +114,10 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._stale.discard(("forget", facts.name))
         self._withdrawn.discard(facts.name)
         self._servers[facts.name] = facts
+        self._follow_soon()
+
+    def _probed(self, message: wire.Message, fds: list[int]) -> None:
+        super()._probed(message, fds)
         self._follow_soon()
 
     def _forget(self, message: wire.Message, fds: list[int]) -> None:

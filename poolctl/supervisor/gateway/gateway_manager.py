@@ -38,6 +38,7 @@ from .gateway_reports import GatewayReports
 from .orphaned_gateway import OrphanSearch
 from .server_facts import server_of
 from .server_reports import ServerReports
+from .target_probes import TargetProbes
 
 if TYPE_CHECKING:
     from ..inventory.proxmox_inventory import ProxmoxInventory
@@ -70,6 +71,7 @@ class GatewayManager(SidecarManager):
         self._core = core
         self.reports = GatewayReports(environment.keeper, core, events)
         self.reports.on_hosts = self._set_aside
+        self.probes = TargetProbes(self._report_probes)
         self._listeners = GatewayListeners(environment.keeper)
         self._routes = ComputedRoutes(self._published, self._end_kept, environment.directory)
         self._servers = ServerReports(core, self._routes)
@@ -156,6 +158,7 @@ class GatewayManager(SidecarManager):
     def follow(self, tables: Tables) -> None:
         """Serve as these tables say, soon."""
         self.tables = tables
+        self.probes.follow(tables)
         self._recompute()
         self._configured()
 
@@ -174,6 +177,10 @@ class GatewayManager(SidecarManager):
             await process.withdraw(server, give)
             # Not before: it would take another pair's withdrawal for this one's.
             self._report(server)
+
+    def _report_probes(self) -> None:
+        if (process := self.gateway) is not None:
+            process.report_probes(self.probes.reports)
 
     def report_machines(self) -> None:
         """Send the process the states of machines behind URLs."""
@@ -465,6 +472,7 @@ class GatewayManager(SidecarManager):
         process.take_back(*self._own)
         process.restore_hosts(self.reports.hosts)
         self._servers.send_all(process)
+        process.report_probes(self.probes.reports)
         for each in plan.certificates:
             with sealed_files(each.contents) as fds:
                 process.certify(each.bind, each.names, each.settings, each.digest, fds)
@@ -550,6 +558,7 @@ class GatewayManager(SidecarManager):
         if self._preparing is not None:
             self._preparing.cancel()
         await super().aclose()
+        self.probes.close()
         self._routes.close()
 
     async def finish(self) -> None:

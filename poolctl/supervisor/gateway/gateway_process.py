@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 
 from poolctl.frozen_value import Table
-from poolctl.gateway.endpoint import MachineState, ServerFacts
+from poolctl.gateway.endpoint import MachineState, ProbeState, ServerFacts
 from poolctl.gateway.settings import GatewaySettings, ListenerSettings
 from poolctl.keeper import wire
 from poolctl.platform import process_parent, read_file
@@ -169,6 +169,15 @@ class GatewayProcess(SidecarProcess):
         for host in known - states.keys():
             del self._sent[f"machine {host}"]
             self.link.send({"t": "machine", "state": MachineState(host=host).to_json()})
+
+    def report_probes(self, states: Mapping[str, ProbeState]) -> None:
+        """Use these results of probes of URLs, and of no others."""
+        known = {name.removeprefix("probe ") for name in self._sent if name.startswith("probe ")}
+        for host, state in states.items():
+            self._send(f"probe {host}", state, {"t": "probed", "state": state.to_json()})
+        for host in known - states.keys():
+            del self._sent[f"probe {host}"]
+            self.link.send({"t": "probed", "state": ProbeState(host=host).to_json()})
 
     def inform(self, connections: Mapping[str, int]) -> None:
         """Balance by these numbers of connections that the workers of servers have."""

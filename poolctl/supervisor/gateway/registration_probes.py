@@ -6,8 +6,9 @@ import asyncio
 import random
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache
+from typing import Generic, Protocol, TypeVar
 from urllib.parse import quote
 
 from poolctl.clock import RateLimit
@@ -15,12 +16,11 @@ from poolctl.config import Probe
 from poolctl.gateway.endpoint import Endpoint
 from poolctl.http.http_client import exchange
 from poolctl.http.message_head import BadMessage
+from poolctl.probes.hysteresis import Hysteresis
 from poolctl.probes.prober import statuses
 from poolctl.probes.schedule import Schedule
 from poolctl.routing.registration_report import STARTING
 from poolctl.units import format_duration
-
-from .registrations import RegisteredService
 
 # With more services than that, each is probed less often than it asks for.
 _AT_ONCE, _PER_SECOND = 32, 100
@@ -29,16 +29,39 @@ _PAUSE_SECONDS = 0.02
 _FIRST_PAUSE_SECONDS, _FACTOR = 0.1, 1.5
 _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
 
-# Gets the service, the problem or "", and how long the answer took.
-OnProbed = Callable[[RegisteredService, str, float], None]
+
+class ProbeOfService(Protocol):
+    """Which URL is probed, and how."""
+
+    @property
+    def to(self) -> str: ...
+
+    @property
+    def probe(self) -> Probe | None: ...
 
 
-class ServiceProbe:
+class ProbedService(Hashable, Protocol):
+    """A service; `state` is STARTING before its first success."""
+
+    @property
+    def settings(self) -> ProbeOfService: ...
+
+    @property
+    def hysteresis(self) -> Hysteresis | None: ...
+
+    @property
+    def state(self) -> str: ...
+
+
+S = TypeVar("S", bound=ProbedService)
+
+
+class ServiceProbe(Generic[S]):
     """The probes of one service; see Scheduled."""
 
     __slots__ = ("_probes", "due", "pause_seconds", "probe", "service")
 
-    def __init__(self, probes: RegistrationProbes, service: RegisteredService, probe: Probe) -> None:
+    def __init__(self, probes: RegistrationProbes[S], service: S, probe: Probe) -> None:
         self.service = service
         self.probe = probe
         self.due: float | None = None
@@ -50,19 +73,22 @@ class ServiceProbe:
         self._probes.begin(self)
 
 
-class RegistrationProbes:
-    """Probes each service that is watched, until it is not watched any more. Belongs to the running loop."""
+class RegistrationProbes(Generic[S]):
+    """Probes each service that is watched, until it is not watched any more. Belongs to the running loop.
 
-    def __init__(self, on_probed: OnProbed) -> None:
+    `on_probed` gets the service, the problem or "", and how long the answer took.
+    """
+
+    def __init__(self, on_probed: Callable[[S, str, float], None]) -> None:
         self._on_probed = on_probed
         self._schedule = Schedule()
-        self._watched: dict[RegisteredService, ServiceProbe] = {}
-        self._waiting: deque[ServiceProbe] = deque()
+        self._watched: dict[S, ServiceProbe[S]] = {}
+        self._waiting: deque[ServiceProbe[S]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._allowance = RateLimit(_PER_SECOND, _PER_SECOND)
         self._pause: asyncio.TimerHandle | None = None
 
-    def watch(self, service: RegisteredService) -> None:
+    def watch(self, service: S) -> None:
         """Probe it as its settings say from now on, beginning at once."""
         wanted, former = service.settings.probe, self._watched.get(service)
         if former is not None and former.probe == wanted:
@@ -72,7 +98,7 @@ class RegistrationProbes:
             probe = self._watched[service] = ServiceProbe(self, service, wanted)
             self.begin(probe)
 
-    def forget(self, service: RegisteredService) -> None:
+    def forget(self, service: S) -> None:
         """Probe it no more."""
         probe = self._watched.pop(service, None)
         if probe is not None:
@@ -88,7 +114,7 @@ class RegistrationProbes:
         for task in self._running:
             task.cancel()
 
-    def begin(self, probe: ServiceProbe) -> None:
+    def begin(self, probe: ServiceProbe[S]) -> None:
         """It is due."""
         self._waiting.append(probe)
         if self._pause is None:
@@ -110,7 +136,7 @@ class RegistrationProbes:
         if self._pause is None:
             self._begin_waiting()
 
-    async def _run(self, probe: ServiceProbe) -> None:
+    async def _run(self, probe: ServiceProbe[S]) -> None:
         service = probe.service
         if self._watched.get(service) is not probe:
             return
@@ -137,6 +163,10 @@ async def probed(url: str, probe: Probe) -> str:
     target = quote(probe.http or "/", safe=_UNQUOTED)
     label = f"{probe.method} {probe.http}"
     try:
+        if probe.tcp:
+            async with asyncio.timeout(probe.timeout):
+                await _connect(where)
+            return ""
         async with (
             asyncio.timeout(probe.timeout),
             exchange(
@@ -150,6 +180,15 @@ async def probed(url: str, probe: Probe) -> str:
         return f"{label}: the response is not valid HTTP: {error}"
     except (OSError, ValueError) as error:
         return f"no connection: {getattr(error, 'strerror', None) or error}"
+
+
+async def _connect(where: str | tuple[str, int]) -> None:
+    """Open a connection, and close it. Raises OSError."""
+    opening = (
+        asyncio.open_unix_connection(where) if isinstance(where, str) else asyncio.open_connection(*where)
+    )
+    _, writer = await opening
+    writer.close()
 
 
 @cache

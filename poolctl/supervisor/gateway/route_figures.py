@@ -208,7 +208,7 @@ class RouteFigures:
             verdict = {"status": UNKNOWN, "detail": row["why"]}
         found = RouteHealth() if verdict is None else RouteHealth.from_json(verdict)
         if entry is None:
-            return found
+            return found.but(latency_seconds=self._gateway.probes.latency_seconds(key))
         own = health_of(self._core, entry)
         if verdict is None or own.status == found.status:
             return own

@@ -59,6 +59,23 @@ def route(**keys: object) -> str:
             "stream[0].breaker.max_open: unknown key 'max_open'",
         ),
         (route(breaker={"statuses": [200]}), "route[0].breaker.statuses"),
+        (route(to="web", health="/up"), "route[0].health: health probes targets outside the pool, and there is none"),
+        (
+            route(to=[{"to": "web", "health": "/up"}, "http://10.0.0.7:90"]),
+            "route[0].to[0].health: web is probed as its own table says; write health in the table of the server",
+        ),
+        (
+            route(to="http://10.0.0.7:90", health={"exec": ["true"]}),
+            "route[0].health.exec: a target outside the pool is not probed by exec; allowed is http or tcp",
+        ),
+        (
+            '[[stream]]\nbind = ":53"\nto = "1.2.3.4:5"\nhealth = { http = "/up" }\n',
+            "stream[0].health.http: a stream is not probed by http; allowed is tcp",
+        ),
+        (
+            route(to=[{"to": "http://10.0.0.7:90", "health": "/a"}, {"to": "http://10.0.0.7:90", "health": "/b"}]),
+            "http://10.0.0.7:90 is probed in another way by an earlier route",
+        ),
         (route(add_headers={"Content-Length": "5"}), "the gateway itself sets the header Content-Length; take it out"),
         (route(add_headers={"host": "a"}), "the gateway itself sets the header host; write host_header"),
         (route(limit={"per_client": {"burst": 5}}), "limit.per_client.burst: a burst without a rate has no effect"),

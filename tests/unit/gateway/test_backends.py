@@ -19,7 +19,7 @@ from poolctl.gateway.backends import (
     RouteBackends,
 )
 from poolctl.gateway.counts import Counts
-from poolctl.gateway.endpoint import ServerFacts
+from poolctl.gateway.endpoint import ProbeState, ServerFacts
 from poolctl.routing.route import BreakerRule, Limit, Route, StreamRoute, Target
 
 URLS = ("http://10.0.0.1:80", "http://10.0.0.2:80", "http://10.0.0.3:80")
@@ -464,3 +464,26 @@ def test_server_without_an_address_gets_no_request(stage: Stage) -> None:
     stage.backends.apply([server_route("a")], {"a": facts("a", bind="process:a")})
     answer = refused(stage.backends.of(server_route("a")).acquire("1.1.1.1"))
     assert str(answer) == "a: it has no address to connect to"
+
+
+def test_url_whose_probe_fails_gets_no_request_until_it_answers(stage: Stage) -> None:
+    stage.backends.probed(ProbeState(host=URLS[0], why="GET /up: status 503"))
+    route = stage.route(*URLS[:2], policy="first")
+    assert taken(route.acquire("1.1.1.1")).backend.key == URLS[1]
+    row = stage.row(URLS[0])
+    assert (row["available"], row["health"], row["why"]) == (False, "unhealthy", "GET /up: status 503")
+    stage.backends.probed(ProbeState(host=URLS[0], answered=True))
+    assert taken(route.acquire("1.1.1.1")).backend.key == URLS[0]
+    assert stage.row(URLS[0])["health"] == "healthy", "it has answered, although no request has"
+    stage.backends.probed(ProbeState(host=URLS[0], why="no connection"))
+    stage.backends.forget_probes()
+    assert taken(route.acquire("1.1.1.1")).backend.key == URLS[0]
+
+
+def test_probe_that_succeeds_again_lets_an_open_breaker_be_tried(stage: Stage) -> None:
+    route = stage.route(URLS[0], breaker=BreakerRule(failures=1, open_seconds=1000))
+    fail(route)
+    stage.backends.probed(ProbeState(host=URLS[0], why="no connection"))
+    refused(route.acquire("1.1.1.1"))
+    stage.backends.probed(ProbeState(host=URLS[0], answered=True))
+    taken(route.acquire("1.1.1.1"))

@@ -102,6 +102,7 @@ class Stage:
             tables=SimpleNamespace(gateway=table),
             passes_to=lambda server: server in self.pairs,
             inventory=self.inventory,
+            probes=SimpleNamespace(latency_seconds=lambda url: None),
         )
         report = {
             "counts": self.counts.snapshot(),
