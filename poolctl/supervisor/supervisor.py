@@ -127,7 +127,9 @@ class Supervisor(Receiver):
         """Let the keeper execute another version of itself, which starts a supervisor of its own."""
         logger.info("another version takes over: %s", supervisor)
         self._pool.save()
-        for name in (fd_store.GATEWAY_LINK, fd_store.GATEWAY_ZYGOTE, fd_store.DASHBOARD_LINK):
+        # It would fork this build's gateways, and an earlier version would not know it.
+        self._keeper.send({"op": "drop", "name": fd_store.GATEWAY_ZYGOTE})
+        for name in (fd_store.GATEWAY_LINK, fd_store.DASHBOARD_LINK):
             meta, _ = self._keeper.entries.get(name, (None, ()))
             if isinstance(meta, dict):
                 # Another build may have the same version: the successor replaces the process in any case.
