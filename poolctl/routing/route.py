@@ -125,6 +125,7 @@ class Route(Value):
     breaker: BreakerRule = BreakerRule()
     waiting_page: bool = False
     probe_responses: tuple[str, ...] = ()
+    registers: bool = False  # services that register become its backends
     # Why its connections stay with the gateway where servers run as several users (see `separation`): without TLS,
     # and within it.
     other_user: str = ""

@@ -54,7 +54,9 @@ def _first_of_each_user(routes: Iterable[Route], users: Mapping[str, str]) -> di
         for target in route.to:
             user = users.get(target.server, "")
             found.setdefault(user, f"{target.server} ({user})" if user else target.key)
-        if not route.to:
+        if route.registers:
+            found.setdefault("", f"services that register for {route.alias}")
+        elif not route.to:
             found.setdefault("", f"the route {route.alias}, which has no backend")
     if unanswered:
         found.setdefault("", NO_ROUTE)

@@ -35,7 +35,7 @@ from poolctl.config.values.problems import Finding, Path, printable
 from poolctl.config.values.route_values import TAG, UNIX
 from poolctl.config.values.suggestions import nearest
 from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, covers_path, host_pattern
-from poolctl.routing.route import FILE, HTTPS, Target
+from poolctl.routing.route import FILE, HTTPS
 from poolctl.routing.separation import NO_ROUTE, separated
 
 # What only the proxy can do.
@@ -440,9 +440,8 @@ def _other_users(served: list[tuple[WrittenRoute, RouteConfig]], known: Known) -
     routes = []
     for each, config in served:
         to = known.targets(config.to)[0]
-        services = (Target(url="services that register"),) if config.register else ()
-        if to or services:
-            routes.append((each, config, made_route(each.alias, config, (*to, *services), FILE)))
+        if to or config.register:
+            routes.append((each, config, made_route(each.alias, config, to, FILE)))
     apart = separated([route for *_, route in routes], users_of(known.by_name.values()))
     for (each, config, _), route in zip(routes, apart, strict=True):
         secure = all(server.tls for server in servers_of(config, known))

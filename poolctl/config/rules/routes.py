@@ -322,6 +322,7 @@ def made_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider
         breaker=_breaker(config.breaker),
         waiting_page=config.waiting_page,
         probe_responses=config.probe_responses,
+        registers=config.register,
     )
 
 
