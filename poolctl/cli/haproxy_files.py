@@ -37,7 +37,10 @@ def haproxy_files(servers: Sequence[ServerConfig], tables: Tables) -> HaproxyFil
         listener, commands = _listener(each, f"listener-{number}")
         listeners.append(listener)
         bundles += commands
-    listeners += [HaproxyListener((_bind(each.bind),), alias=each.alias) for each in streams]
+    listeners += [
+        HaproxyListener((_bind(each.bind),), alias=each.alias, accept_proxy=each.accept_proxy)
+        for each in streams
+    ]
     addresses = {each.name: each.address for each in servers if each.listens}
     configuration = configuration_of(
         settings_of(gateway),
@@ -81,7 +84,13 @@ def _listener(listener: GatewayListener, name: str) -> tuple[HaproxyListener, li
             HaproxyCertificate(file, tls.ca or "", tls.client_auth, tls.min_version, tls.ciphers or "")
         )
     bind = _bind(listener.bind)
-    return HaproxyListener((bind,), crt_list=f"{name}.crt-list", certificates=tuple(certificates)), commands
+    made = HaproxyListener(
+        (bind,),
+        crt_list=f"{name}.crt-list",
+        certificates=tuple(certificates),
+        accept_proxy=listener.accept_proxy_protocol,
+    )
+    return made, commands
 
 
 def _bind(text: str) -> str:

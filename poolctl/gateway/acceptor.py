@@ -24,8 +24,11 @@ from ..routing.route_table import Match
 from .backends import SLEEPING, NoBackend
 from .descriptor_limit import is_exhausted
 from .edge import Edge
+from .proxy.client_connection import Peer
 from .proxy.serving import serve, serve_tls
 from .proxy.sleeping_answers import count_arrival, spares_server
+from .proxy_header import MOST_BYTES as MOST_HEADER_BYTES
+from .proxy_header import NoProxyHeader, ProxyHeader, read_proxy_header
 from .settings import ListenerSettings
 from .tls.client_hello import MOST_BYTES, ClientHello, NoClientHello, read_client_hello
 from .waiting_connections import WaitingConnection
@@ -98,10 +101,10 @@ class Acceptor:
         sock = socket.socket(*self._kind, fileno=fd)
         client = address[0] if isinstance(address, tuple) else ""
         seconds = edge.settings.head_seconds
-        if self._settings.tls:
-            _begin(TlsConnection(edge, sock, client, self._settings.bind), seconds)
+        if self._settings.accept_proxy and edge.is_trusted(client):
+            _begin(ReportingConnection(edge, sock, client, self._settings), seconds)
         else:
-            _begin(PlainConnection(edge, sock, client), seconds)
+            _begin(_arriving(edge, sock, client, self._settings), seconds)
         return True
 
     def _pause(self) -> None:
@@ -208,12 +211,13 @@ class GivenBack:
 class Arriving(WaitingConnection):
     """A connection of which the head, or the ClientHello, is not known yet."""
 
-    __slots__ = ("client", "data", "edge")
+    __slots__ = ("client", "data", "edge", "reported")
 
     def __init__(self, edge: Edge, sock: socket.socket, client: str) -> None:
         super().__init__(sock)
         self.edge = edge
         self.client = client
+        self.reported: Peer | None = None  # the client, if a trusted proxy has reported it
         self.data = b""  # what has arrived, while it is looked at
 
     @property
@@ -238,6 +242,8 @@ class Arriving(WaitingConnection):
         `head` is that of the request; without one it is a connection with TLS.
         """
         edge, passing, tls = self.edge, self.edge.passing, head is None
+        if self.reported is not None:
+            return False  # a worker would take the proxy for the client
         for server in match.servers:
             if passing.passes(server, tls=tls):
                 break
@@ -320,7 +326,7 @@ class PlainConnection(Arriving):
             edge.event_at_times("misdirected connection closed", message=message, severity="warning")
             edge.passing.refuse(self.sock, 421)
         elif not self._passed(data):
-            serve(edge, self.sock, self.received)
+            serve(edge, self.sock, self.received, self.reported)
 
     def _passed(self, data: bytes) -> bool:
         edge = self.edge
@@ -384,7 +390,50 @@ class TlsConnection(Arriving):
         if context is None:
             edge.passing.refuse_tls(self.sock, unknown_name=True)
         else:
-            serve_tls(edge, self.sock, context)
+            serve_tls(edge, self.sock, context, self.reported)
+
+
+class ReportingConnection(Arriving):
+    """A trusted proxy's connection, which begins with a header of the PROXY protocol."""
+
+    __slots__ = ("header", "settings", "until")
+
+    def __init__(self, edge: Edge, sock: socket.socket, client: str, settings: ListenerSettings) -> None:
+        super().__init__(edge, sock, client)
+        self.settings = settings
+        self.header: ProxyHeader | None = None
+        self.until = edge.now() + edge.settings.head_seconds
+
+    def on_readable(self, *, ended: bool) -> bool:
+        data = self.peek(MOST_HEADER_BYTES)
+        if data is None:
+            return not ended
+        try:
+            self.header = read_proxy_header(data) if data else None
+        except NoProxyHeader:
+            return False
+        return bool(data) and self.header is None and not ended
+
+    def serve(self) -> None:
+        edge, header = self.edge, self.header
+        if header is None:
+            self.close()
+            return
+        try:
+            self.sock.recv(header.size)
+        except OSError:
+            self.close()
+            return
+        made = _arriving(edge, self.sock, header.client or self.client, self.settings)
+        if header.client:
+            made.reported = header.client, header.port
+        _begin(made, max(_LEAST_SECONDS, self.until - edge.now()))
+
+
+def _arriving(edge: Edge, sock: socket.socket, client: str, settings: ListenerSettings) -> Arriving:
+    if settings.tls:
+        return TlsConnection(edge, sock, client, settings.bind)
+    return PlainConnection(edge, sock, client)
 
 
 def is_full(edge: Edge) -> bool:

@@ -16,6 +16,7 @@ class ListenerSettings(Value):
 
     `dual`: it is open for IPv4 and IPv6, as ":8080" means. A stream's listener has the alias of its route; `tls` says
     that certificates exist for it, or that connections are passed to servers with TLS by the name in their ClientHello.
+    `accept_proxy`: trusted proxies begin their connections with a header of the PROXY protocol.
     """
 
     bind: str
@@ -24,6 +25,7 @@ class ListenerSettings(Value):
     alias: str = ""
     tls: bool = False
     dual: bool = False
+    accept_proxy: bool = False
 
     @property
     def key(self) -> str:

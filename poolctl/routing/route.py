@@ -151,6 +151,7 @@ class StreamRoute(Value):
     protocol: str = "tcp"
     policy: str = "round-robin"
     provider: str = FILE
+    accept_proxy: bool = False  # trusted proxies begin their connections with a header of the PROXY protocol
     idle_seconds: float = 600.0
     max_connections: int = 0
     timeouts: Timeouts = Timeouts()

@@ -69,6 +69,9 @@ class GatewayListener(Section):
         "Its certificate, or a list of them: clients get the one for the host that they ask for. true: none of its "
         "own, connections are passed to servers with tls.",
     )
+    accept_proxy_protocol: Truth = field(
+        False, "trusted_proxies begin their connections with a header of the PROXY protocol."
+    )
 
 
 class RouteTimeouts(Section):
@@ -304,6 +307,9 @@ class StreamConfig(Table):
     )
     policy: Literal["round-robin", "weighted", "least-connections", "ip-hash", "random-two", "first"] = field(
         "round-robin", "How one of several targets is chosen."
+    )
+    accept_proxy_protocol: Truth = field(
+        False, "trusted_proxies of [gateway] begin their connections with a header of the PROXY protocol."
     )
     max_connections: Number = field(
         0, "Open connections, or sessions of clients; 0: as many as there are descriptors for streams."

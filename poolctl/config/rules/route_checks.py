@@ -10,6 +10,7 @@ from poolctl.config.model.gateway_tables import (
     DEFAULT_BIND,
     ClientLimit,
     GatewayConfig,
+    GatewayListener,
     RouteConfig,
     RouteLimit,
     RouteTarget,
@@ -91,6 +92,8 @@ def route_problems(
     if gateway.http2 and gateway.engine == "poolctl":
         fix = 'install HAProxy ("apt install haproxy") and add engine = "haproxy", or take it out'
         yield None, Finding(("gateway", "http2"), "only HAProxy serves HTTP/2 to clients of the gateway", fix)
+    for finding in _proxy_protocol_problems(gateway, tables.streams):
+        yield None, finding
     for route in tables.routes:
         yield from _at("route", route.index, _target_problems(route, known, tables, unfinished))
         yield from _at("route", route.index, _probe_problems(route, tables))
@@ -157,6 +160,29 @@ def _target_problems(
         if found and isinstance(route, StreamConfig) and route.protocol == "udp":
             message = f"{printable(found[0].name)!r} takes connections, and UDP has none"
             yield Finding(path, message, 'name a "HOST:PORT", or write protocol = "tcp"', text)
+
+
+def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig]) -> Iterator[Finding]:
+    """Addresses where no client may report another one."""
+    places: list[tuple[Path, str, GatewayListener | StreamConfig]] = [
+        (("gateway", "bind", index), each.bind, each) for index, each in enumerate(gateway.bind)
+    ]
+    places += [(("stream", each.index), each.bind, each) for each in streams]
+    for place, bind, each in places:
+        if not each.accept_proxy_protocol:
+            continue
+        path: Path = (*place, "accept_proxy_protocol")
+        if bind.lower().startswith(UNIX):
+            message = "clients of a Unix socket have no address, so that none is one of trusted_proxies"
+            yield Finding(path, message, "take it out, or bind a port")
+        elif not gateway.trusted_proxies:
+            message = "no proxy is trusted, so that no connection may begin with the PROXY protocol"
+            yield Finding(path, message, 'add trusted_proxies = ["10.0.0.0/8"] to [gateway]')
+        if isinstance(each, StreamConfig) and each.protocol == "udp":
+            yield Finding(path, "the PROXY protocol is for TCP", "take it out")
+        if isinstance(each, GatewayListener) and each.tls is True:
+            message = "connections that a proxy forwards are not passed, and the address has no certificate"
+            yield Finding(path, message, "give it one: tls = { cert = …, key = … }")
 
 
 def _unix_problems(stream: StreamConfig) -> Iterator[Finding]:
@@ -479,6 +505,8 @@ def _not_passed(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) 
     if gateway.bind and all(bool(each.tls) != bool(server.tls) for each in gateway.bind):
         speaks, does = ("speaks TLS", "no") if server.tls else ("speaks no TLS", "every")
         return f"{name} {speaks}, while {does} address of [gateway] does"
+    if gateway.bind and all(each.accept_proxy_protocol for each in gateway.bind):
+        return "every address of [gateway] accepts the PROXY protocol, whose clients a worker would not know"
     if server.tls and route.path != "/":
         return f"{name} speaks TLS, so that the path is not seen before"
     if server.tls and route.probe_responses:

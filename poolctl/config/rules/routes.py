@@ -334,6 +334,7 @@ def _stream(config: StreamConfig, to: tuple[Target, ...]) -> StreamRoute:
         to=to,
         protocol=config.protocol,
         policy=config.policy,
+        accept_proxy=config.accept_proxy_protocol,
         idle_seconds=times.idle,
         max_connections=config.max_connections,
         timeouts=Timeouts(connect=times.connect, head=0.0, idle=times.idle, total=times.total),

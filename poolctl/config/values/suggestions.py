@@ -56,6 +56,7 @@ OTHER_TOOLS = {
         " address port entrypoints tls certificate sslcertificate sslcertificatekey",
         "[[route]] tables": "routes route server location rules",
         'trusted_proxies = ["10.0.0.0/8"]': "setrealipfrom forwardedallowips",
+        'bind = [{ bind = ":80", accept_proxy_protocol = true }], and trusted_proxies': "proxyprotocol acceptproxy",
         'keep_alive = "75s"': "keepalivetimeout",
         'head_timeout = "10s"': "clientheadertimeout readheadertimeout",
         'max_head_size = "64KiB"': "largeclientheaderbuffers clientheaderbuffersize",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from urllib.parse import urlsplit
 
@@ -13,6 +13,7 @@ from ...routing.route import Limit, Route, StreamRoute, Target
 from ..backends import sticky_value
 from ..endpoint import Endpoint
 from .haproxy_parts import (
+    NETWORKS_A_LINE,
     TOO_MANY,
     UNAVAILABLE,
     HaproxyBackend,
@@ -23,10 +24,10 @@ from .haproxy_parts import (
     literal,
     longest,
     quoted,
+    reporting,
 )
 
 _HEAVIEST = 256
-_NETWORKS_A_LINE = 20
 _MOST_CLIENTS = 32_768
 # "sticky" without a cookie is round-robin in both engines; with one the cookie chooses.
 _POLICIES = {
@@ -63,11 +64,16 @@ def backend_of(route: Route, names: Names, endpoints: Mapping[str, Endpoint]) ->
 
 
 def stream_of(
-    route: StreamRoute, listener: HaproxyListener, names: Names, endpoints: Mapping[str, Endpoint]
+    route: StreamRoute,
+    listener: HaproxyListener,
+    names: Names,
+    endpoints: Mapping[str, Endpoint],
+    trusted: Sequence[str] = (),
 ) -> HaproxyBackend:
     """The listener of a stream, with its servers."""
     name = names.of(f"stream:{route.alias}")
-    lines = [f"listen {name}", "    mode tcp", *listener.lines(), *_balance(route.policy)]
+    lines = [f"listen {name}", "    mode tcp", *listener.lines(), *reporting([listener], trusted)]
+    lines += _balance(route.policy)
     if route.max_connections:
         lines.append(f"    maxconn {route.max_connections}")
     lines += [
@@ -87,8 +93,8 @@ def _balance(policy: str) -> Iterator[str]:
 def _admission(route: Route) -> Iterator[str]:
     """Which clients are refused, and where all others are sent."""
     if route.allow and EVERY not in route.allow:
-        for start in range(0, len(route.allow), _NETWORKS_A_LINE):
-            networks = " ".join(route.allow[start : start + _NETWORKS_A_LINE])
+        for start in range(0, len(route.allow), NETWORKS_A_LINE):
+            networks = " ".join(route.allow[start : start + NETWORKS_A_LINE])
             yield f"    acl client_is_allowed var(txn.client) -m ip {networks}"
         yield "    http-request deny deny_status 403 unless client_is_allowed"
     if route.redirect is not None:

@@ -15,6 +15,8 @@ from ..endpoint import Endpoint
 from ..settings import GatewaySettings
 from .haproxy_backends import backend_of, stream_of
 from .haproxy_parts import (
+    EVERYWHERE,
+    NETWORKS_A_LINE,
     UNAVAILABLE,
     HaproxyConfiguration,
     HaproxyListener,
@@ -22,6 +24,7 @@ from .haproxy_parts import (
     duration,
     longest,
     quoted,
+    reporting,
 )  # fmt: skip
 
 # Fields by which applications believe what a proxy reports.
@@ -31,8 +34,6 @@ _NEVER_BELIEVED = "^(proxy|x_forwarded[-_].*|x-forwarded_.*|x[-_]poolctl[-_].*|x
 # Paths that backends read in two ways, and what no path may hold.
 _AMBIGUOUS = r"//|;|%2f|%5c"
 _FORBIDDEN = r"%0[0-9a-f]|%1[0-9a-f]|%7f|[\\]"
-_EVERYWHERE = ("0.0.0.0/0", "::/0")
-_NETWORKS_A_LINE = 20
 _MOST_PROXIES = 8  # on the way from a client
 _NORMALIZATIONS = (
     "percent-to-uppercase strict", "percent-decode-unreserved strict", "path-strip-dot", "path-strip-dotdot full",
@@ -64,6 +65,7 @@ def configuration_of(
     if fronts:
         lines += ["", "frontend gateway"]
         lines += [line for each in fronts for line in each.lines(http2=settings.http2)]
+        lines += reporting(fronts, settings.trusted_proxies)
         # A client may send its next request at the moment of a reload: it is answered, and then the connection closed.
         lines += ["    option idle-close-on-response", *_decisions(settings, ordered)]
         if mapped:
@@ -82,7 +84,7 @@ def configuration_of(
     sections = [section for _, section in backends]
     binds = {each.alias: each for each in listeners if each.alias}
     sections += [
-        stream_of(stream, binds[stream.alias], names, endpoints)
+        stream_of(stream, binds[stream.alias], names, endpoints, settings.trusted_proxies)
         for stream in streams
         if stream.alias in binds
     ]
@@ -167,9 +169,9 @@ def _decisions(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[s
 
 def _reports(trusted: Sequence[str]) -> Iterator[str]:
     """Replace what clients claim to report of others, and extend what trusted proxies report."""
-    trusted = _EVERYWHERE if "*" in trusted else trusted
-    for start in range(0, len(trusted), _NETWORKS_A_LINE):
-        networks = " ".join(trusted[start : start + _NETWORKS_A_LINE])
+    trusted = EVERYWHERE if "*" in trusted else trusted
+    for start in range(0, len(trusted), NETWORKS_A_LINE):
+        networks = " ".join(trusted[start : start + NETWORKS_A_LINE])
         yield f"    http-request set-var(txn.trusted) bool(true) if {{ src {networks} }}"
     unless = " unless { var(txn.trusted) -m bool }" if trusted else ""
     yield f"    http-request del-header {quoted(_REPORTS)} -m reg{unless}"
@@ -200,8 +202,8 @@ def _client(trusted: Sequence[str]) -> Iterator[str]:
     yield "    http-request set-var(txn.client) src"
     if EVERY in trusted:
         return  # no address is that of a client then: anybody could name one
-    for start in range(0, len(trusted), _NETWORKS_A_LINE):
-        networks = " ".join(trusted[start : start + _NETWORKS_A_LINE])
+    for start in range(0, len(trusted), NETWORKS_A_LINE):
+        networks = " ".join(trusted[start : start + NETWORKS_A_LINE])
         yield f"    acl client_is_proxy var(txn.client) -m ip {networks}"
     for hop in range(2, _MOST_PROXIES + 2) if trusted else ():
         # The last is that of this connection's peer.

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+from ...routing.networks import EVERY
 
 # The longest time that HAProxy knows, in the place of none.
 _NO_LIMIT = "24d"
 # Responses of HAProxy's own.
 TOO_MANY = "status 429 content-type text/plain string 'Too Many Requests'"
 UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
+
+
+EVERYWHERE = ("0.0.0.0/0", "::/0")
+NETWORKS_A_LINE = 20
+# The name of binds where trusted proxies report their clients.
+_REPORTING = "accept-proxy-protocol"
 
 
 class HaproxyCertificate(NamedTuple):
@@ -43,13 +51,23 @@ class HaproxyListener(NamedTuple):
     alias: str = ""
     crt_list: str = ""
     certificates: tuple[HaproxyCertificate, ...] = ()
+    accept_proxy: bool = False
 
     def lines(self, *, http2: bool = False) -> Iterator[str]:
         """Its `bind` lines; with `http2`, clients that speak TLS may choose HTTP/2."""
         protocols = "h2,http/1.1" if http2 else "http/1.1"
         tls = f" ssl crt-list {self.crt_list} alpn {protocols}" if self.certificates else ""
         for bind in self.binds:
-            yield f"    bind {bind}{tls}"
+            yield f"    bind {bind}{f' name {_REPORTING}' if self.accept_proxy else ''}{tls}"
+
+
+def reporting(listeners: Iterable[HaproxyListener], trusted: Sequence[str]) -> Iterator[str]:
+    """On which of these listeners the connections of trusted proxies begin with a header of the PROXY protocol."""
+    trusted = EVERYWHERE if EVERY in trusted else trusted
+    if any(each.accept_proxy for each in listeners):
+        for start in range(0, len(trusted), NETWORKS_A_LINE):
+            source = f"{{ src {' '.join(trusted[start : start + NETWORKS_A_LINE])} }}"
+            yield f"    tcp-request connection expect-proxy layer4 if {{ so_name {_REPORTING} }} {source}"
 
 
 class HaproxyServer(NamedTuple):

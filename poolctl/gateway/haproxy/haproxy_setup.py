@@ -75,7 +75,8 @@ def _listener(
         )
     numbers = [sock.fileno() for sock in held.sockets]
     binds = tuple(f"fd@{number}" for number in numbers)
-    return HaproxyListener(binds, held.settings.alias, f"listener-{numbers[0]}.crt-list", tuple(found))
+    crt_list = f"listener-{numbers[0]}.crt-list"
+    return HaproxyListener(binds, held.settings.alias, crt_list, tuple(found), held.settings.accept_proxy)
 
 
 def _states(

@@ -44,6 +44,9 @@ _END_OF_HEAD = b"\r\n\r\n"
 _RESET = struct.pack("ii", 1, 0)
 
 
+Peer = tuple[str, int]  # address and port
+
+
 class ClientConnection(asyncio.Protocol):
     """The client side of one exchange after the other (`client_side.ClientSide`).
 
@@ -53,11 +56,11 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing", "_body", "_body_wanted", "_buffer", "_certificate", "_dropped", "_edge", "_exchange",
-        "_forwarding", "_frames", "_keep", "_last", "_passable", "_reading", "_request", "_scanned", "_scheme",
-        "_timer", "_transport", "_turn_due", "_wraps", "_writable", "takes_chunks",
+        "_forwarding", "_frames", "_keep", "_last", "_passable", "_reading", "_reported", "_request", "_scanned",
+        "_scheme", "_timer", "_transport", "_turn_due", "_wraps", "_writable", "takes_chunks",
     )  # fmt: skip
 
-    def __init__(self, edge: Edge, scheme: str, received: bytes = b"") -> None:
+    def __init__(self, edge: Edge, scheme: str, received: bytes = b"", reported: Peer | None = None) -> None:
         self.takes_chunks = True
         self._edge, self._scheme = edge, scheme
         self._timer = Timer(edge.pool.timers)
@@ -67,6 +70,7 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = (
             received  # read ahead, the beginning of a head, or chunks for the next turn of the loop
         )
+        self._reported = reported  # the client of a trusted proxy's connection
         self._scanned = 0  # so much of it holds no end of a head
         self._request: ProxiedRequest | None = None
         self._last: RepeatedRequest | None = None
@@ -92,7 +96,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no common class
         peer = transport.get_extra_info("peername")
-        address, port = peer[:2] if isinstance(peer, tuple) else ("", 0)
+        address, port = self._reported or (peer[:2] if isinstance(peer, tuple) else ("", 0))
         self._forwarding = Forwarding(address, self._scheme, self._edge.settings.trusted_proxies, port)
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
@@ -206,7 +210,8 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _begin(self, request: ProxiedRequest, routed: RoutedRequest) -> None:
-        self._passable = self._passable + 1 if routed.servers else 0
+        # A worker would take the proxy that reports its clients for all of them.
+        self._passable = self._passable + 1 if routed.servers and self._reported is None else 0
         if self._passable > MOST_PASSABLE and pass_on(
             self._edge, self, self._transport, self._buffer, routed.servers
         ):
@@ -366,7 +371,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _idle(self) -> None:
         seconds = max(self._edge.settings.keep_alive_seconds - IDLE_SECONDS, SLOT_SECONDS)
-        if leave(self._edge, self, self._transport, b"", seconds):
+        if self._reported is None and leave(self._edge, self, self._transport, b"", seconds):
             self._left()
         else:
             self._timer.start(seconds, self._end)

@@ -11,7 +11,7 @@ from ...platform import close_promptly
 from ..counts import TLS
 from ..edge import Edge
 from ..tls.tls_reading import TlsReader
-from .client_connection import CLOSE_FRAME_SECONDS, ClientConnection
+from .client_connection import CLOSE_FRAME_SECONDS, ClientConnection, Peer
 from .shared_transport import SharedTransport
 
 HANDSHAKE_SECONDS = 10.0
@@ -19,12 +19,15 @@ HANDSHAKE_SECONDS = 10.0
 CLOSING_SECONDS = CLOSE_FRAME_SECONDS + 0.5
 
 
-def serve(edge: Edge, sock: socket.socket, received: bytes = b"") -> None:
-    """Serve the connection, of which these bytes have already been read. The socket is the proxy's from now on."""
-    edge.pool.start(_serve(edge, sock, received, None))
+def serve(edge: Edge, sock: socket.socket, received: bytes = b"", reported: Peer | None = None) -> None:
+    """Serve the connection, of which these bytes have already been read. The socket is the proxy's from now on.
+
+    `reported` is the client, if a trusted proxy has reported it.
+    """
+    edge.pool.start(_serve(edge, sock, received, None, reported))
 
 
-def serve_tls(edge: Edge, sock: socket.socket, context: ssl.SSLContext) -> None:
+def serve_tls(edge: Edge, sock: socket.socket, context: ssl.SSLContext, reported: Peer | None = None) -> None:
     """Serve the connection after a TLS handshake, with the certificate that the context chooses.
 
     With as many handshakes under way as may be, the one that began first is given up.
@@ -34,7 +37,7 @@ def serve_tls(edge: Edge, sock: socket.socket, context: ssl.SSLContext) -> None:
         oldest = next(iter(handshakes))
         oldest.cancel()
         handshakes.pop(oldest).close()  # the task may not have begun
-    task = edge.pool.start(_serve(edge, sock, b"", context))
+    task = edge.pool.start(_serve(edge, sock, b"", context, reported))
     handshakes[task] = sock
     task.add_done_callback(lambda task: handshakes.pop(task, None))
 
@@ -51,10 +54,16 @@ async def drain(edge: Edge, seconds: float) -> None:
     pool.close_idle()
 
 
-async def _serve(edge: Edge, sock: socket.socket, received: bytes, context: ssl.SSLContext | None) -> None:
+async def _serve(
+    edge: Edge,
+    sock: socket.socket,
+    received: bytes,
+    context: ssl.SSLContext | None,
+    reported: Peer | None,
+) -> None:
     if isinstance(sock, Connection) and context is None:
         try:
-            SharedTransport(edge.loop, sock, ClientConnection(edge, "http", received))
+            SharedTransport(edge.loop, sock, ClientConnection(edge, "http", received, reported))
         except OSError:
             close_promptly(sock.detach())
         return
@@ -62,7 +71,7 @@ async def _serve(edge: Edge, sock: socket.socket, received: bytes, context: ssl.
     edge.pool.arriving += 1
     try:
         await edge.loop.connect_accepted_socket(
-            lambda: _protocol(edge, received, secure=context is not None),
+            lambda: _protocol(edge, received, reported, secure=context is not None),
             sock,
             ssl=context,
             ssl_handshake_timeout=None if context is None else HANDSHAKE_SECONDS,
@@ -75,7 +84,7 @@ async def _serve(edge: Edge, sock: socket.socket, received: bytes, context: ssl.
         edge.pool.arriving -= 1
 
 
-def _protocol(edge: Edge, received: bytes, *, secure: bool) -> asyncio.BaseProtocol:
+def _protocol(edge: Edge, received: bytes, reported: Peer | None, *, secure: bool) -> asyncio.BaseProtocol:
     if not secure:
-        return ClientConnection(edge, "http", received)
-    return TlsReader(ClientConnection(edge, "https"), edge.pool.tls_buffer)
+        return ClientConnection(edge, "http", received, reported)
+    return TlsReader(ClientConnection(edge, "https", reported=reported), edge.pool.tls_buffer)

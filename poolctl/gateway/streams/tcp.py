@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ..backends import Lease, RequestOutcome
 from ..counts import CONNECT, RESET
 from ..descriptor_limit import is_exhausted
+from ..proxy_header import MOST_BYTES, NoProxyHeader, read_proxy_header
 from .backend_addresses import BackendAddresses, SocketAddress
 from .flow import Flow
 from .idle_order import IdleOrder
@@ -151,9 +152,13 @@ class TcpStream:
             client.setblocking(False)
             self.accepted += 1
             self.edge.stream_share.connected()
-            connection = _StreamedConnection(self, client, address[0] if address else "")
+            host = address[0] if address else ""
+            connection = _StreamedConnection(self, client, host)
             self.open.add(connection, connection)
-            connection.connect()
+            if self.route.accept_proxy and self.edge.is_trusted(host):
+                connection.await_header()
+            else:
+                connection.connect()
             self.settle()
 
 
@@ -161,8 +166,8 @@ class _StreamedConnection:
     """A client's connection: first without a backend, then with both directions being copied."""
 
     __slots__ = (
-        "_addresses", "_backend", "_began", "_client", "_closed", "_down", "_host", "_lease", "_loop", "_resolving",
-        "_stream", "_timer", "_tried", "_up", "used",
+        "_addresses", "_awaits_header", "_backend", "_began", "_client", "_closed", "_down", "_host", "_lease", "_loop",
+        "_peeked", "_reported", "_resolving", "_stream", "_timer", "_tried", "_up", "used",
     )  # fmt: skip
 
     def __init__(self, stream: TcpStream, client: socket.socket, host: str) -> None:
@@ -171,6 +176,8 @@ class _StreamedConnection:
         self._loop = stream.edge.loop
         self._client = client
         self._host = host
+        self._awaits_header = self._reported = False
+        self._peeked = 0
         self._tried: tuple[str, ...] = ()
         self._addresses: list[SocketAddress] = []
         self._backend: socket.socket | None = None
@@ -192,6 +199,45 @@ class _StreamedConnection:
         """How many the client has been sent."""
         return self._down.copied if self._down else 0
 
+    def await_header(self) -> None:
+        """Connect as soon as the header of the PROXY protocol is there, with which the connection begins."""
+        self._awaits_header = True
+        self._timer = self._loop.call_later(self._stream.edge.settings.head_seconds, self.reset)
+        self._loop.add_reader(self._client.fileno(), self._read_header)
+
+    def _read_header(self) -> None:
+        try:
+            data = self._client.recv(MOST_BYTES, socket.MSG_PEEK)
+            header = read_proxy_header(data)
+            if header is not None:
+                self._stop_awaiting()
+                self._client.recv(header.size)
+                self._client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            elif len(data) <= self._peeked:
+                raise NoProxyHeader  # the client has ended
+            else:
+                # Woken only for more than this, since it stays unread.
+                self._peeked = len(data)
+                self._client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(data) + 1)
+                return
+        except BlockingIOError:
+            return
+        except (NoProxyHeader, OSError):
+            self.reset()
+            return
+        self._host = header.client or self._host
+        self._reported = bool(header.client)
+        self.connect()
+        self._stream.settle()
+
+    def _stop_awaiting(self) -> None:
+        if self._awaits_header:
+            self._awaits_header = False
+            self._loop.remove_reader(self._client.fileno())
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
     def connect(self) -> None:
         """Find a backend: one after the other, until one accepts the connection."""
         while not (self._closed or self._backend or self._up or self._resolving):
@@ -212,7 +258,12 @@ class _StreamedConnection:
         self._lease, self._began = lease, self._stream.edge.now()
         self._tried += (lease.backend.key,)
         endpoint = lease.backend.endpoint
-        if endpoint.tls and self._stream.edge.passing.passes(lease.backend.key, tls=True):
+        # A worker would take the proxy that has reported the client for it.
+        if (
+            endpoint.tls
+            and not self._reported
+            and self._stream.edge.passing.passes(lease.backend.key, tls=True)
+        ):
             self._pass_on(lease)
             return
         known = self._stream.addresses.known(endpoint)
@@ -326,6 +377,7 @@ class _StreamedConnection:
         if self._closed:
             return
         self._closed = True
+        self._stop_awaiting()
         if self._resolving is not None:
             self._resolving.cancel()
         for flow in (self._up, self._down):

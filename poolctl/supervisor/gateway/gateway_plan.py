@@ -81,13 +81,23 @@ def plan_of(
     listeners = {}
     for each in gateway.bind:
         address = parse(each.bind)
-        made = ListenerSettings(bind=address.key, protocol=HTTP, tls=bool(each.tls), dual=address.dual)
+        made = ListenerSettings(
+            bind=address.key,
+            protocol=HTTP,
+            tls=bool(each.tls),
+            dual=address.dual,
+            accept_proxy=each.accept_proxy_protocol,
+        )
         listeners[made.key] = made
     routes = {}
     dual = {address.key for each in tables.streams if (address := parse(each.bind)).dual}
     for stream in streams:
         made = ListenerSettings(
-            bind=stream.bind, protocol=stream.protocol, alias=stream.alias, dual=stream.bind in dual
+            bind=stream.bind,
+            protocol=stream.protocol,
+            alias=stream.alias,
+            dual=stream.bind in dual,
+            accept_proxy=stream.accept_proxy,
         )
         listeners[made.key] = made
         routes[made.key] = stream

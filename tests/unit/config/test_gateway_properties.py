@@ -100,6 +100,7 @@ STREAMS = st.fixed_dictionaries(
     {"to": targets(STREAM_TARGETS)},
     optional={
         "max_connections": NUMBERS,
+        "accept_proxy_protocol": st.just(False),
         "timeouts": some(connect=DURATIONS, idle=DURATIONS),
         "breaker": BREAKERS,
     },

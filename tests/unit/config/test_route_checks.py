@@ -18,6 +18,7 @@ WEB = server("web", bind="127.0.0.1:9001", app="a:b", tags=["api"])
 JOB = server("migrate", job=True, command=["true"], tags=["once"])
 QUEUE = server("queue", command=["celery"], tags=["background"])
 PROGRAM = server("files", bind="127.0.0.1:9002", command=["x", "{fd}"])
+TRUSTING = '[gateway]\ntrusted_proxies = ["10.0.0.1"]\n[[stream]]\nbind = ":53"\n'
 SECURE = server("safe", bind="127.0.0.1:9003", app="a:b", tls={"cert": "c.pem"})
 
 
@@ -80,6 +81,23 @@ def route(**keys: object) -> str:
         (route(add_headers={"host": "a"}), "the gateway itself sets the header host; write host_header"),
         (route(limit={"per_client": {"burst": 5}}), "limit.per_client.burst: a burst without a rate has no effect"),
         (route(backend_limit={"per_client": {"concurrency": 5}}), "backend_limit.per_client: unknown key 'per_client'"),
+        (
+            route() + '[gateway]\nbind = [{ bind = ":80", accept_proxy_protocol = true }]\n',
+            "gateway.bind[0].accept_proxy_protocol: no proxy is trusted, so that no connection may begin",
+        ),
+        (
+            '[[stream]]\nbind = ":53"\nto = "1.2.3.4:5"\naccept_proxy_protocol = true\n',
+            "stream[0].accept_proxy_protocol: no proxy is trusted",
+        ),
+        (
+            TRUSTING + 'to = "1.2.3.4:5"\nprotocol = "udp"\naccept_proxy_protocol = true\n',
+            "stream[0].accept_proxy_protocol: the PROXY protocol is for TCP; take it out",
+        ),
+        (
+            route(mode="pass")
+            + '[gateway]\ntrusted_proxies = ["::1"]\nbind = [{ bind = ":80", accept_proxy_protocol = true }]\n',
+            'mode = "pass", and every address of [gateway] accepts the PROXY protocol',
+        ),
         (route(set_headers={"Host": "a"}), "the gateway itself sets the header Host; write host_header"),
         (route(set_headers={"content_length": "5"}), "the gateway itself sets the header content_length; take it out"),
         (route(remove_headers=["X-A", "Transfer-Encoding"]), "remove_headers[1]: the gateway itself sets the header"),

@@ -75,7 +75,7 @@ class Pair:
 class Stage(proxy_stage.Stage):
     """A gateway with a listener, and servers that take connections."""
 
-    def __init__(self, *, tls: bool = False, **settings: Any) -> None:
+    def __init__(self, *, tls: bool = False, accept_proxy: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.edge.event = lambda kind, **data: self.events.append((kind, data))  # type: ignore[method-assign]
@@ -83,7 +83,9 @@ class Stage(proxy_stage.Stage):
         self.edge.certificates = ListenerCertificates()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
-        self.acceptor = Acceptor(self.edge, self.listener, ListenerSettings(bind="127.0.0.1:0", tls=tls))
+        self.acceptor = Acceptor(
+            self.edge, self.listener, ListenerSettings(bind="127.0.0.1:0", tls=tls, accept_proxy=accept_proxy)
+        )
         self.back, take_end = wire.pair()
         self._back_end = take_end
         self._given_back = GivenBack(self.edge, take_end)

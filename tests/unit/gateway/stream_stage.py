@@ -15,8 +15,10 @@ from poolctl.gateway.backends import Backends, HostManager
 from poolctl.gateway.descriptor_limit import DescriptorLimit, StreamShare
 from poolctl.gateway.endpoint import ServerFacts
 from poolctl.gateway.passing import Passing
+from poolctl.gateway.settings import GatewaySettings
 from poolctl.gateway.streams.tcp import TcpStream
 from poolctl.gateway.streams.udp import UdpStream
+from poolctl.routing.networks import is_within
 from poolctl.routing.route import StreamRoute, Target
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
@@ -60,6 +62,7 @@ class StreamEdge:
         self.passing = Passing(lambda kind, **data: None)
         self.descriptors = DescriptorLimit()
         self.stream_share = StreamShare(self.descriptors)
+        self.settings = GatewaySettings(directory="/", head_seconds=60.0)
 
     def now(self) -> float:
         return self.loop.time() + self.moved_seconds
@@ -67,6 +70,9 @@ class StreamEdge:
     def evict(self) -> bool:
         """There is nothing but the streams."""
         return False
+
+    def is_trusted(self, peer: str) -> bool:
+        return is_within(peer, self.settings.trusted_proxies)
 
     def use(self, *routes: StreamRoute) -> None:
         self.backends.apply(routes, self.servers)

@@ -226,12 +226,14 @@ REQUESTS: list[tuple[str, str, str, dict[str, str]]] = [
 
 
 @contextlib.asynccontextmanager
-async def haproxy(directory: Path, routes: Iterable[Route], **settings: Any) -> AsyncIterator[int]:
+async def haproxy(
+    directory: Path, routes: Iterable[Route], *, accept_proxy: bool = False, **settings: Any
+) -> AsyncIterator[int]:
     """The port of the real program, before a backend that repeats in JSON what it is asked."""
     backend = await asyncio.start_server(_repeat, "127.0.0.1", 0)
     endpoints = {"web": Endpoint("tcp", *backend.sockets[0].getsockname())}
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listeners = [HaproxyListener((f"fd@{listener.fileno()}",))]
+        listeners = [HaproxyListener((f"fd@{listener.fileno()}",), accept_proxy=accept_proxy)]
         given = GatewaySettings(directory=str(directory), **settings)
         configuration = made(*routes, settings=given, listeners=listeners, endpoints=endpoints)
         path = directory / "haproxy.cfg"
@@ -363,3 +365,27 @@ def test_trusted_proxy_is_believed_in_the_fields_that_proxies_set_alone(tmp_path
             assert found == [["x-forwarded-for", "192.0.2.1"], ["x-forwarded-for", "127.0.0.1"]]
 
     asyncio.run(asyncio.wait_for(work(), 60))
+
+
+@pytest.mark.parametrize("trusted", [("*",), tuple(f"10.{number}.0.0/16" for number in range(50))])
+def test_trusted_proxies_may_use_the_proxy_protocol_where_it_is_accepted(
+    tmp_path: Path, trusted: tuple[str, ...]
+) -> None:
+    listeners = [
+        ANY,
+        HaproxyListener(("127.0.0.1:8081",), accept_proxy=True),
+        HaproxyListener(("127.0.0.1:5432",), alias="pg", accept_proxy=True),
+        HaproxyListener(("127.0.0.1:5433",), alias="my"),
+    ]
+    streams = [
+        StreamRoute(alias=each, bind="", to=(Target(url="10.0.0.5:5432"),), accept_proxy=each == "pg")
+        for each in ("pg", "my")
+    ]
+    settings = GatewaySettings(directory="/tmp", trusted_proxies=trusted)
+    configuration = made(Route(alias="a", to=WEB), settings=settings, listeners=listeners, streams=streams)
+    check(configuration, tmp_path)
+    text = section(configuration, "frontend gateway")
+    assert "    bind 127.0.0.1:8080\n    bind 127.0.0.1:8081 name accept-proxy-protocol\n" in text
+    assert "tcp-request connection expect-proxy layer4 if { so_name accept-proxy-protocol } { src " in text
+    assert "expect-proxy" in section(configuration, "listen stream:pg")
+    assert "expect-proxy" not in section(configuration, "listen stream:my")

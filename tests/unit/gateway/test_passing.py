@@ -624,3 +624,19 @@ def test_server_of_a_message_that_is_too_large_loses_only_that_connection() -> N
         (await pair.take()).close()
 
     play(scene)
+
+
+def test_connection_of_a_proxy_that_reports_its_client_is_proxied() -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users")
+        client = await stage.connect(b"PROXY TCP4 192.0.2.1 10.0.0.2 5000 80\r\n" + HEAD)
+        assert b" 502 " in await stage.read_head(client)  # the server listens nowhere else
+        assert pair.take_now() is None
+        # The proxy's own connection, such as a probe, is passed without the header.
+        await stage.connect(b"PROXY UNKNOWN\r\n" + HEAD)
+        taken = await pair.take()
+        assert taken.recv(1000) == HEAD
+        taken.close()
+
+    play(scene, accept_proxy=True, trusted_proxies=("127.0.0.1",))

@@ -275,3 +275,66 @@ def test_client_has_so_many_requests_in_flight(engine: str, tmp_path: Path) -> N
             assert (await ask(port, f"{FOR}10.0.0.1")).status == 200
 
     asyncio.run(asyncio.wait_for(work(), DEADLINE))
+
+
+V1 = b"PROXY TCP4 10.0.0.1 10.0.0.2 5000 80\r\n"
+V2 = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes((10, 0, 0, 1, 10, 0, 0, 2)) + b"\x13\x88\x00\x50"
+LOCAL = b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
+ONLY_THAT = Route(alias="a", allow=("10.0.0.1",))
+REQUEST = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
+
+
+async def status_of(port: int, *pieces: bytes) -> int:
+    """The status of the response to these bytes, 0 for none."""
+    wire = Wire(*await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), DEADLINE))
+    with closing(wire):
+        try:
+            for piece in pieces:
+                await wire.send(piece)
+                await asyncio.sleep(0.01)  # each in a packet of its own
+            return int((await wire.response())[0].split()[1])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return 0
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [
+        ((V1 + REQUEST,), 200),
+        ((V1, REQUEST), 200),
+        ((V1[:3], V1[3:20], V1[20:] + REQUEST[:5], REQUEST[5:]), 200),
+        ((V2 + REQUEST,), 200),
+        ((V2[:5], V2[5:20], V2[20:] + REQUEST), 200),
+        ((LOCAL + REQUEST,), 403),  # the proxy itself
+        ((b"PROXY UNKNOWN\r\n" + REQUEST,), 403),
+        ((V1.replace(b"10.0.0.1 ", b"10.0.0.9 ") + REQUEST,), 403),
+        ((REQUEST,), 0),
+        ((b"PROXY TCP4 10.0.0.1\r\n" + REQUEST,), 0),
+        ((V1 + V1 + REQUEST,), 400),
+    ],
+)
+def test_trusted_proxy_reports_its_client_before_the_first_request(
+    engine: str, tmp_path: Path, pieces: tuple[bytes, ...], status: int
+) -> None:
+    async def work() -> None:
+        async with gateway(
+            engine, tmp_path, ONLY_THAT, trusted_proxies=("127.0.0.1",), accept_proxy=True
+        ) as port:
+            assert await status_of(port, *pieces) == status
+
+    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+
+
+def test_others_are_not_believed_what_they_report(engine: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        routes = [ONLY_THAT.but(host="a.test"), Route(alias="b")]
+        for accept_proxy, trusted in ((True, ("192.0.2.1",)), (False, ("127.0.0.1",))):
+            async with gateway(
+                engine, tmp_path, *routes, trusted_proxies=trusted, accept_proxy=accept_proxy
+            ) as port:
+                assert await status_of(port, V1 + REQUEST) == 400
+                assert await status_of(port, V2 + REQUEST) in (0, 400)
+                assert await status_of(port, REQUEST) == 403
+                assert await status_of(port, REQUEST.replace(b"a.test", b"b.test")) == 200
+
+    asyncio.run(asyncio.wait_for(work(), DEADLINE))

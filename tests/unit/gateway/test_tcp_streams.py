@@ -505,3 +505,80 @@ def test_connections_reach_the_canary_of_a_server_in_its_share_and_the_server_if
                     assert stream.failed
 
     run(main())
+
+
+REPORT = b"PROXY TCP4 192.0.2.1 10.0.0.2 5000 80\r\n"
+
+
+def trusting(*networks: str, head_seconds: float = 60.0) -> StreamEdge:
+    """An edge that believes these proxies."""
+    edge = StreamEdge()
+    edge.settings = edge.settings.but(trusted_proxies=networks, head_seconds=head_seconds)
+    return edge
+
+
+@pytest.mark.parametrize(
+    ("pieces", "arrives"),
+    [
+        ((REPORT + b"data",), b"data"),
+        ((REPORT, b"data"), b"data"),
+        ((REPORT[:1], REPORT[1:9], REPORT[9:] + b"da", b"ta"), b"data"),
+        ((b"PROXY UNKNOWN\r\ndata",), b"data"),
+        ((REPORT + REPORT,), REPORT),
+    ],
+)
+def test_header_of_a_trusted_proxy_is_not_for_the_backend(
+    run: Run, pieces: tuple[bytes, ...], arrives: bytes
+) -> None:
+    async def scene() -> None:
+        async with (
+            backend() as port,
+            tcp(a_route(port, accept_proxy=True), trusting("127.0.0.1")) as (stream, at),
+            client(at) as (reader, writer),
+        ):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.01)  # each in a packet of its own
+            assert await reader.readexactly(len(arrives)) == arrives
+            assert [each._host for each in stream.open] != ["127.0.0.1"] or b"UNKNOWN" in pieces[0]
+
+    run(scene())
+
+
+def test_client_that_is_not_trusted_sends_no_header(run: Run) -> None:
+    async def scene() -> None:
+        async with (
+            backend() as port,
+            tcp(a_route(port, accept_proxy=True), trusting("192.0.2.0/24")) as (_, at),
+            client(at) as (reader, writer),
+        ):
+            writer.write(REPORT)
+            assert await reader.readexactly(len(REPORT)) == REPORT
+
+    run(scene())
+
+
+@pytest.mark.parametrize(
+    "sent", [b"data", b"PROXY TCP4 x\r\n", b"\r\n\r\n\x00\r\nQUIT\n\x11", b"PROXY ", b""]
+)
+def test_connection_of_a_trusted_proxy_ends_without_a_header(run: Run, sent: bytes) -> None:
+    async def scene() -> None:
+        asked = 0
+
+        async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal asked
+            asked += 1
+
+        async with (
+            backend(count) as port,
+            tcp(a_route(port, accept_proxy=True), trusting("127.0.0.1", head_seconds=0.3)) as (stream, at),
+            client(at) as (reader, writer),
+        ):
+            writer.write(sent)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            await until(lambda: not stream.open)
+        assert asked == 0
+
+    run(scene())
