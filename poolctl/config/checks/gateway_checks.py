@@ -98,7 +98,7 @@ def _names_of(tls: TLSConfig) -> list[str]:
 def _other_hosts(
     tables: Tables, servers: list[ServerKeys], names: Mapping[str, list[str]]
 ) -> Iterator[Finding]:
-    """Hosts of routes for which a listener has no certificate: clients refuse the one that they get.
+    """Hosts of routes for which a listener has no certificate, together: clients refuse the one that they get.
 
     It is no problem: the host may be for another listener.
     """
@@ -107,7 +107,8 @@ def _other_hosts(
     places = {each.label: ("route", each.index, "host") for each in tables.routes}
     routes = [each for each in routes_of(servers, tables) if isinstance(each, Route)]
     shared = Counter(each.host for each in routes)
-    reported: set[tuple[str, str]] = set()
+    certified: dict[str, list[str]] = {}  # the names of its certificates
+    missing: dict[tuple[str, str], list[Route]] = {}  # by the owner of certificates, and the fix
     for route in routes:
         if host_pattern(route.host).tier not in (EXACT, DOMAIN) or not takes_tls:
             continue
@@ -117,13 +118,21 @@ def _other_hosts(
             # The connection is passed as it is: clients get the server's own certificate.
             own = {name: tls for name in targets if isinstance(tls := secure[name], TLSConfig)}
             shown = {name: found for name, tls in own.items() if (found := _names_of(tls))}
+        fix = "add one to the list of its tls" if shown is names else "give it one for this host"
         for owner, known in shown.items():
-            if names_cover(known, route.host) or (owner, route.host) in reported:
-                continue
-            reported.add((owner, route.host))
-            listed = ", ".join(known[:SHOWN_NAMES]) + (", …" if len(known) > SHOWN_NAMES else "")
-            its_names = f"its names are {listed}" if listed else "it names no host"
-            message = f"{owner} has no certificate for {route.host}: {its_names}"
-            path = places[route.alias] if route.provider == FILE else ("gateway", "bind")
-            fix = "add one to the list of its tls" if shown is names else "give it one for this host"
-            yield Finding(path, message, fix, route.host)
+            if not names_cover(known, route.host):
+                missing.setdefault((owner, fix), []).append(route)
+                certified[owner] = known
+    for (owner, fix), without in missing.items():
+        first, hosts = without[0], list(dict.fromkeys(each.host for each in without))
+        known = certified[owner]
+        its_names = f"its names are {_listed(known)}" if known else "it names no host"
+        others = len(hosts) - SHOWN_NAMES
+        more = f" and {others} more host{'s' * (others > 1)}" if others > 0 else ""
+        message = f"{owner} has no certificate for {', '.join(hosts[:SHOWN_NAMES])}{more}: {its_names}"
+        path = places[first.alias] if first.provider == FILE else ("gateway", "bind")
+        yield Finding(path, message, fix, first.host)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN_NAMES]) + (", …" if len(names) > SHOWN_NAMES else "")
