@@ -128,10 +128,9 @@ def _connection_options(fields: dict[bytes, bytes]) -> list[bytes] | None:
         return None
     if value is None:
         return []
-    if not _are_options(value):
+    if value.count(b",") >= MOST_OPTIONS or not _are_options(value):
         return None
-    options = value.lower().replace(b" ", b"").split(b",")
-    return options if len(options) <= MOST_OPTIONS else None
+    return value.lower().replace(b" ", b"").split(b",")
 
 
 def _body_length(fields: dict[bytes, bytes], http_1_1: bool) -> int | None:

@@ -22,7 +22,7 @@ Buffer = bytes | memoryview
 # Chunks of one body; a sender of more is ended. Those of usual programs have kilobytes.
 MOST_CHUNKS_A_SECOND = 20_000
 # Chunks that a loop with other clients reads in a row: the rest waits for its next turn.
-MOST_CHUNKS_AT_ONCE = 64
+MOST_CHUNKS_AT_ONCE = 32
 _SIZE = rb"([0-9A-Fa-f]{1,15}+)(?:[\t ]*+;" + TEXT + rb")?\r\n"
 # With the empty line: possessive groups before Python 3.11.5 take half a line for one where the text ends.
 _TRAILER_SECTION = FIELD_LINES + rb"\r\n"
@@ -122,6 +122,14 @@ class ChunkedBody:
                         pieces += (data[kept:at], b"%x\r\n" % size)
                         kept = line.end()
                 at, left = line.end(), size + 2
+                if left <= end - at:  # the whole chunk is there
+                    if data[at + size : at + left] != b"\r\n":
+                        raise BadMessage("a chunk that is longer than its size")
+                    self.size += size
+                    if decode:
+                        pieces.append(memoryview(data)[at : at + size])
+                    at += left
+                    continue
             taken = min(left, end - at)
             if left - taken < 2:
                 self._check_end(data, at, left, taken)

@@ -101,10 +101,9 @@ class MessageHead:
         self._lower = raw.lower()
         if options := self.get(b"connection").lower():
             # RFC 9110 §7.6.1, RFC 9112 §9.3: of several options close decides.
-            listed = options.split(b",")
-            if len(listed) > MOST_OPTIONS:
+            if options.count(b",") >= MOST_OPTIONS:
                 raise BadMessage(f"more than {MOST_OPTIONS} options of connection", 431)
-            named = {option.strip(b" \t") for option in listed}
+            named = {option.strip(b" \t") for option in options.split(b",")}
             self.keep_alive = (http_1_1 or b"keep-alive" in named) and b"close" not in named
         if lengths := self.values(b"content-length"):
             self.content_length = _content_length(lengths)

@@ -73,7 +73,7 @@ def read_path(path: str) -> ReadPath | None:
         first, *others = path.split("%")
         path = "".join([first, *[_NORMAL_ESCAPES[each[:2]] + each[2:] for each in others]])
     normal = _without_dot_segments(path)
-    if _HIDDEN_DOTS.search(normal) or sum(map(normal.count, _AMBIGUOUS)) > MOST_AMBIGUOUS:
+    if sum(map(normal.count, _AMBIGUOUS)) > MOST_AMBIGUOUS or _HIDDEN_DOTS.search(normal):
         return None
     return ReadPath(normal, normal == path)
 

@@ -27,8 +27,9 @@ from .websocket_frames import FrameBoundary
 
 # So many bytes of further requests are read while one is being answered.
 MOST_READ_AHEAD = 64 * 1024
-# Requests in a row, in one turn of the loop, that are answered without a backend.
-MOST_REQUESTS_AT_ONCE = 16
+# Requests in a row, in one turn of the loop, that are answered without a backend; and bytes, before the last of them.
+MOST_REQUESTS_AT_ONCE = 4
+MOST_BYTES_AT_ONCE = 8 * 1024
 # After a response to a request that was not read to its end: so long, and so much, is read and dropped, because
 # closing with unread bytes would reset the connection before the client has read the response (RFC 9112 §9.6).
 LINGER_SECONDS = 2.0
@@ -158,8 +159,12 @@ class ClientConnection(asyncio.Protocol):
             return
         self._advancing = True
         try:
-            for _ in range(MOST_REQUESTS_AT_ONCE):
+            left = len(self._buffer) - MOST_BYTES_AT_ONCE
+            for number in range(MOST_REQUESTS_AT_ONCE):
                 if self._exchange is not None or not self._buffer or not self._writable:
+                    break
+                if number and len(self._buffer) < left:
+                    self._go_on_soon()
                     break
                 if self._dropped is not None or not self._begin_next():
                     break

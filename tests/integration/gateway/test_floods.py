@@ -1,13 +1,18 @@
-"""Floods by a real program against a real gateway: bounded memory and time, and others are served.
+"""Floods against a real gateway: bounded memory and time, and others are served.
 
-`slowhttptest` (Debian: slowhttptest) is a real attacker; without it the test is skipped.
+`slowhttptest` (Debian: slowhttptest) is a real attacker; without it the test is skipped. Other clients send what makes
+much work for few bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+import socket
+import statistics
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +59,11 @@ path = "/large"
 to = "web"
 mode = "proxy"
 timeouts = {{ total = "5s" }}
+[[route]]
+alias = "small"
+path = "/small"
+to = "web"
+mode = "proxy"
 """
 CONNECTIONS = 500
 MIB = 1024 * 1024
@@ -137,3 +147,67 @@ def test_slow_clients_are_ended_in_bounded_time_and_memory(flooded: Flooded, sch
             )  # fmt: skip
         said = re.sub(r"\x1b\[[\d;]*m", "", done.stdout + done.stderr)
         assert re.search(r"service available:\s+YES", said), (name, said[-2000:])
+
+
+# A client sends this until its connection ends, and opens the next one.
+COSTLY = {
+    "tiny chunks": (
+        "b'POST /large HTTP/1.1\\r\\nHost: a\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n'",
+        "b'1\\r\\na\\r\\n' * 10_000",
+    ),
+    "requests without a route": ("b''", "b'CONNECT a HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n' * 1_000"),
+}
+CLIENT = """
+import contextlib, socket, sys, threading, time
+first, more = {first}, {more}
+
+def answers(sock):
+    with contextlib.suppress(OSError):
+        while sock.recv(65536):
+            pass
+
+def attack():
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", {port})) as sock:
+            threading.Thread(target=answers, args=(sock,), daemon=True).start()
+            sock.sendall(first)
+            while True:
+                sock.sendall(more)
+
+for _ in range(4):
+    threading.Thread(target=attack, daemon=True).start()
+sys.stdin.read()
+"""
+MOST_SLOWDOWN = 5.0
+REQUESTS = 200
+
+
+def p99_seconds(port: int) -> float:
+    """The 99th percentile of the time of a small proxied request, one after the other."""
+    request, found = b"GET /small HTTP/1.1\r\nHost: a\r\n\r\n", []
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+        for _ in range(REQUESTS):
+            begun = time.perf_counter()
+            sock.sendall(request)
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+            found.append(time.perf_counter() - begun)
+    return statistics.quantiles(found, n=100)[98]
+
+
+@pytest.mark.parametrize("attack", COSTLY)
+def test_four_clients_that_make_much_work_leave_others_their_turns(flooded: Flooded, attack: str) -> None:
+    port = flooded.ports["http"]
+    first, more = COSTLY[attack]
+    p99_seconds(port)
+    quiet = p99_seconds(port)
+    program = CLIENT.format(first=first, more=more, port=port)
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as clients:
+        try:
+            p99_seconds(port)
+            busy = p99_seconds(port)
+            print(f"{attack}: p99 {quiet * 1e3:.2f} ms alone, {busy * 1e3:.2f} ms beside four such clients")
+            assert clients.poll() is None
+        finally:
+            clients.kill()
+    assert busy <= MOST_SLOWDOWN * quiet
+    assert flooded.gateway.process() == flooded.pid
