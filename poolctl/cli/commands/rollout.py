@@ -82,7 +82,9 @@ def perform(request: CommandRequest) -> Outcome:
     result = ask_for(RolloutResult, _selecting(request, names), find_pool(request), "rollout", options)
     if request.output:
         return _shown(request, result)
-    return Outcome.of(result, "\n".join(_sentence(each) for each in result.items))
+    # The end of the others is among the errors.
+    failed = {error.name for error in result.errors}
+    return Outcome.of(result, "\n".join(_sentence(each) for each in result.items if each.name not in failed))
 
 
 def _selecting(request: CommandRequest, names: list[str]) -> CommandRequest:

@@ -177,6 +177,9 @@ class Rollouts:
             raise _NoRollout(f"{name}: two generations of it may not run at once", f"poolctl restart {name}")
         if entry.canary is not None:
             raise _NoRollout(f"a rollout of {name} is under way", "poolctl rollout status")
+        if entry.recovering:
+            message = f"a recovery of {name} is under way; only a server that runs whole has a rollout"
+            raise _NoRollout(message, f"poolctl wait {name}, then repeat it")
         if not (entry.wanted and entry.complete):
             raise _NoRollout(
                 f"{name} is {entry.state}; only a server that runs whole has a rollout",

@@ -253,6 +253,19 @@ def test_changed_configuration_is_tried_and_in_force_after_the_promotion(desk: R
     run(work())
 
 
+def test_refusal_during_a_recovery_says_to_wait_for_its_end(desk: RolloutDesk) -> None:
+    async def scenario() -> None:
+        await desk.started()
+        desk.entry.recovering = {"step": "replace", "generation": 1, "stuck": []}
+        answer = await desk.rollout()
+        assert answer["exit_code"] == 8
+        (error,) = answer["errors"]
+        assert error["message"].startswith("a recovery of web is under way")
+        assert error["hint"] == "poolctl wait web, then repeat it"
+
+    run(scenario())
+
+
 def test_what_cannot_be_tried_on_a_share_is_refused_with_the_reason(desk: RolloutDesk) -> None:
     async def refusal(*targets: str, **options: Any) -> str:
         answer = await desk.ask("rollout", *targets, **{"share": 0.25} | options)
