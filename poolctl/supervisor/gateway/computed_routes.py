@@ -208,6 +208,7 @@ class ComputedRoutes:
 
     async def _make_way(self, routes: RouteSet, users: Mapping[str, str]) -> None:
         """End the kept connections that the next routes do not allow, and note those that they do."""
+        is_first = self._kept is None  # what was kept before is with workers of an earlier supervisor
         if self._kept is None:
             self._secret = await in_daemon_thread(functools.partial(_secret, self._secret_path))
             known = await in_daemon_thread(functools.partial(_read, self._path))
@@ -220,7 +221,7 @@ class ComputedRoutes:
         ended = self._kept.ended_by(routes.kept, users)
         if ended:
             await self._publish(self.routes.ending(ended))
-            await self._end_kept(ended, adopted=False)
+            await self._end_kept(ended, adopted=is_first)
             self._kept = self._kept.without(ended)
         kept = routes.kept.with_earlier(self._kept, users)
         if kept != self._kept:
