@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 
+from tests.certificates import certificate
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
@@ -265,3 +266,16 @@ def test_table_of_a_worker_has_no_secret_of_the_routes(users: TwoUsers, user: st
     assert "internal" not in mapped
     assert "of-good" not in mapped
     assert ('"good"' in mapped) is (user == "nobody")
+
+
+def test_servers_with_hosts_and_certificates_of_their_own_get_their_connections(users: TwoUsers) -> None:
+    routes = "".join(f'[[route]]\nto = "{name}"\nhost = "{name}.example.com"\n' for name in ("good", "evil"))
+    certificate(users.pool.directory, "own")
+    users.write(routes)
+    file = users.pool.directory / "pool.toml"
+    text = file.read_text().replace('user = "', 'tls = { cert = "own.pem", key = "own.key" }\nuser = "')
+    file.write_text(
+        text.replace(f'"127.0.0.1:{users.port}"', f'{{ bind = "127.0.0.1:{users.port}", tls = true }}')
+    )
+    users.pool.ok("start")
+    assert {each[0] for each in users.ways().values()} == {"pass"}
