@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from .route import PROXY, Header, Route, Target, passable
+from .route import HTTPS, PROXY, Header, Redirect, Route, Target, passable
 
 # What decides, and what applications see of their route (see `context`). `to` and `mode` say less than in the pool.
-_KNOWN = ("alias", "host", "path", "methods", "provider")
+_KNOWN = ("alias", "host", "path", "methods", "provider", "allow")
 _LEFT_OUT = [
     (name, default)
     for name, default in Route.defaults.items()
-    if name not in (*_KNOWN, "headers", "mode", "to")
+    if name not in (*_KNOWN, "headers", "mode", "to")  # of a redirect, whether it takes requests by TLS
 ]
 
 
@@ -46,6 +46,7 @@ def _for_workers(route: Route, to: tuple[Target, ...]) -> Route:
         **{name: getattr(route, name) for name in _KNOWN},
         # Of a condition that there is one: it keeps the route from being passed.
         headers=tuple(Header(name=each.name) for each in route.headers),
+        redirect=Redirect(to=HTTPS) if route.only_plain else None,
         mode=route.mode if passes else PROXY,
         to=tuple(Target(server=each.server) for each in to),
     )

@@ -14,6 +14,7 @@ import pytest
 from poolctl.gateway.endpoint import ServerFacts
 from poolctl.routing.route import BreakerRule, Limit, Redirect, Route, Target
 from poolctl.routing.table_file import write_table
+from poolctl.routing.worker_routes import routes_for_workers
 from poolctl.worker.serving.worker_routes import Routes
 from tests.serving import ENGINES, Client, Engine, Pair
 from tests.serving import served as worker_served
@@ -182,6 +183,9 @@ def test_connection_goes_on_after_a_response_of_the_route_itself(engine: str, tm
 def test_passed_connections_serve_the_clients_that_are_allowed(worker: Engine) -> None:
     routes = [
         Route(alias="open", host="open.test", to=(Target(server="app"),)),
+        # Behind the route of the same host in the file, and before it for requests without TLS.
+        Route(alias="secure", host="secure.test", to=(Target(server="app"),)),
+        Route(alias="https", host="secure.test", redirect=Redirect(to="https")),
         Route(alias="first", host="first.test", to=(Target(server="app"),), allow=("127.0.0.1",)),
         Route(alias="second", host="second.test", to=(Target(server="app"),), allow=("127.0.0.2/32",)),
     ]
@@ -201,7 +205,7 @@ def test_passed_connections_serve_the_clients_that_are_allowed(worker: Engine) -
                     name="app", bind=f"tcp://127.0.0.1:{server.port}", state="running", ready=True
                 )
                 stage.edge.backends.apply(list(stage.edge.table), {"app": facts})
-                fd = write_table(routes, 1)
+                fd = write_table(routes_for_workers(routes), 1)
                 known.renew([fd, stage.back.fileno()])
                 os.close(fd)
                 address = stage.listener.getsockname()
@@ -215,13 +219,14 @@ def test_passed_connections_serve_the_clients_that_are_allowed(worker: Engine) -
                         fresh = {source: await connected(source) for source in clients}
                         for source in clients:
                             allowed = {"open", "first" if source == "127.0.0.1" else "second"}
-                            for host in (first, "first", "second", "open", "first", "first"):
+                            for host in (first, "first", "second", "open", "secure", "first", "first"):
                                 for client in (fresh[source], clients[source]):
                                     client.writer.write(
                                         f"GET / HTTP/1.1\r\nHost: {host}.test\r\n\r\n".encode()
                                     )
                                     status, _, _ = await client.answer()
-                                    assert status == (200 if host in allowed else 403), (source, host)
+                                    expected = 308 if host == "secure" else 200 if host in allowed else 403
+                                    assert status == expected, (source, host)
                 assert known.requests.keys() == {"open", "first", "second"}
 
     worker.run(work())

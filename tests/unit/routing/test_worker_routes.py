@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from poolctl.http.canonical_head import parse
 from poolctl.routing.decision import passed_match
-from poolctl.routing.route import PROXY, Header, Limit, Route, Target
+from poolctl.routing.route import PROXY, Header, Limit, Redirect, Route, Target
 from poolctl.routing.route_table import RouteTable, write_table
 from poolctl.routing.worker_routes import routes_for_workers
 from tests.examples import examples
@@ -36,6 +36,7 @@ def test_table_of_workers_holds_no_headers_urls_or_limits() -> None:
         Route(alias="host", host="c.test", to=(A,), host_header=SECRET, sticky_cookie=SECRET),
         Route(alias="url", host="d.test", to=(URL, A), limit=Limit(concurrency=7)),
         Route(alias="plain", host="e.test", to=(A,), other_user=SECRET),
+        Route(alias="moved", host="f.test", to=(A,), redirect=Redirect(to=f"https://{SECRET}")),
     ]
     assert SECRET.encode() in file_of(routes)
     shown = routes_for_workers(routes)
@@ -76,6 +77,8 @@ _ROUTES = st.lists(
             "headers": st.sampled_from([(), (Header(name="x-key", value="1"),)]),
             "retries": st.sampled_from([0, 1]),
             "mode": st.sampled_from(["auto", "pass", "proxy"]),
+            "redirect": st.sampled_from([None, None, Redirect(to="https"), Redirect(to="https://b.test")]),
+            "allow": st.sampled_from([(), ("10.0.0.0/8",)]),
         }
     ),
     max_size=6,
@@ -100,6 +103,7 @@ def test_workers_decide_by_their_table_as_the_gateway_does(
         table = RouteTable(fd)
         os.close(fd)
         match = passed_match(head, table)
-        found.append(None if match is None else (match.route.alias, match.servers, match.whole_prefix))
+        decided = match and (match.route.alias, match.servers, match.whole_prefix, match.route.allow)
+        found.append(decided)
         table.close()
     assert found[0] == found[1]
