@@ -1,11 +1,14 @@
 """The gateway beside nginx and HAProxy: one worker, reached in every way, in short turns that alternate.
 
-Every measured process runs on one processor, the clients on the others: so a rate is what one core achieves, and the
-processor times are the kernel's own account.
+Every measured process runs on one processor, the clients on the others: so a rate is what one core achieves. Processor
+times are those of the kernel, from /proc: on a busy machine rates favour processes that lead sessions, as workers do
+(autogroups, sched(7)). Programs that poll send equal requests, whose route the gateway knows; browsers send others each
+time.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -39,8 +42,18 @@ _FIELDS = b"user-agent: benchmark\r\naccept: */*\r\n"
 _UPGRADE = (
     b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: %b\r\n"
 )
+_BROWSER_FIELDS = (
+    b"user-agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n"
+    b"accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8\r\n"
+    b"accept-language: en-GB,en;q=0.7,de;q=0.3\r\naccept-encoding: gzip, deflate, br, zstd\r\n"
+    b"referer: https://shop.example.com/products/%d\r\nconnection: keep-alive\r\n"
+    b"cookie: session=%032x; seen=%d; consent=all; theme=dark\r\nupgrade-insecure-requests: 1\r\n"
+    b"sec-fetch-dest: document\r\nsec-fetch-mode: navigate\r\nsec-fetch-site: same-origin\r\nsec-fetch-user: ?1\r\n"
+    b"priority: u=0, i\r\n"
+)
+_numbers = itertools.count()
 PASS, PROXY, DIRECT = "pass", "proxy", "direct"
-_NEW_CONNECTION = "new connection"
+_NEW_CONNECTION, _NEW_BROWSER = "new connection", "new connection of a browser"
 
 APP = (
     """
@@ -117,6 +130,32 @@ def _new_connection(way: Way) -> int:
     return asked
 
 
+def _browser_keep_alive(way: Way) -> int:
+    return _browse(way, way.kept())
+
+
+def _browser_new_connection(way: Way) -> int:
+    socks = [way.connect() for _ in range(CONNECTIONS)]
+    asked = _browse(way, socks)
+    for sock in socks:
+        sock.close()
+    return asked
+
+
+def _browse(way: Way, socks: list[socket.socket]) -> int:
+    """A request on each of them, none like the one before: another path, referer and cookie."""
+    for user, sock in enumerate(socks):
+        number = next(_numbers)
+        fields = _BROWSER_FIELDS % (number - 1, user, number)
+        sock.sendall(
+            b"GET /products/%d?page=%d HTTP/1.1\r\nhost: %b\r\n%b\r\n"
+            % (number, number % 9, way.name.encode(), fields)
+        )
+    for sock in socks:
+        _read(sock, _END)
+    return len(socks)
+
+
 def _large_request(way: Way) -> int:
     head = way.request(b"POST", fields=b"content-length: %d\r\n" % _MEGABYTE)
     return _exchange(way.kept()[:_LARGE_AT_ONCE], head + bytes(_MEGABYTE))
@@ -137,6 +176,8 @@ def _websocket(way: Way) -> int:
 MODES: dict[str, Callable[[Way], int]] = {
     "keep-alive": _keep_alive,
     _NEW_CONNECTION: _new_connection,
+    "keep-alive of a browser": _browser_keep_alive,
+    _NEW_BROWSER: _browser_new_connection,
     "request of 1 MB": _large_request,
     "response of 1 MB": _large_response,
     "response of 1 MB in chunks": _chunked_response,
@@ -307,7 +348,7 @@ def _rows(mode: str, found: dict[str, list[Turn]]) -> Iterator[Row]:
     for name, turns in found.items():
         others = [] if name == "nginx" else found.get("nginx", [])
         # Of a connection that was passed the gateway sees nothing more.
-        if name != DIRECT and (name != PASS or mode == _NEW_CONNECTION):
+        if name != DIRECT and (name != PASS or mode in (_NEW_CONNECTION, _NEW_BROWSER)):
             yield Row(
                 f"processor time of the gateway, {mode}, {name}", "µs",
                 [turn.before_microseconds for turn in turns],
