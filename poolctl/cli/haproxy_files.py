@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from poolctl.address import parse
-from poolctl.config import GatewayListener, ServerConfig, Tables, TLSConfig, routes_of
+from poolctl.config import (
+    GatewayListener,
+    ServerConfig,
+    Tables,
+    TLSConfig,
+    certificate_names,
+    read_regular,
+    routes_of,
+)
 from poolctl.gateway.endpoint import Endpoint
 from poolctl.gateway.haproxy.haproxy_configuration import configuration_of
 from poolctl.gateway.haproxy.haproxy_parts import HaproxyCertificate, HaproxyListener
@@ -75,13 +83,21 @@ def _listener(listener: GatewayListener, name: str) -> tuple[HaproxyListener, li
     """The listener, and the commands that make the files of its certificates."""
     commands, certificates = [], []
     tables: tuple[TLSConfig, ...] = () if isinstance(listener.tls, bool) else listener.tls
+    demands = any(each.client_auth != "none" for each in tables)
     for number, tls in enumerate(tables, 1):
         file = tls.cert
         if tls.key is not None and tls.key != tls.cert:
             file = f"{name}-{number}.pem"
             commands.append(f"cat {shlex.quote(tls.cert)} {shlex.quote(tls.key)} > {file}")
         certificates.append(
-            HaproxyCertificate(file, tls.ca or "", tls.client_auth, tls.min_version, tls.ciphers or "")
+            HaproxyCertificate(
+                file,
+                tls.ca or "",
+                tls.client_auth,
+                tls.min_version,
+                tls.ciphers or "",
+                _names(tls.cert) if demands else (),
+            )
         )
     bind = _bind(listener.bind)
     made = HaproxyListener(
@@ -91,6 +107,13 @@ def _listener(listener: GatewayListener, name: str) -> tuple[HaproxyListener, li
         accept_proxy=listener.accept_proxy_protocol,
     )
     return made, commands
+
+
+def _names(path: str) -> tuple[str, ...]:
+    try:
+        return tuple(certificate_names(read_regular(path).decode("ascii", "replace")))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}: its names are needed") from error
 
 
 def _bind(text: str) -> str:

@@ -15,7 +15,9 @@ from ..endpoint import Endpoint
 from ..settings import GatewaySettings
 from .haproxy_backends import backend_of, stream_of
 from .haproxy_parts import (
+    DEMANDS,
     EVERYWHERE,
+    MISDIRECTED,
     NETWORKS_A_LINE,
     UNAVAILABLE,
     HaproxyConfiguration,
@@ -59,15 +61,16 @@ def configuration_of(
     """The configuration for these routes. `endpoints` are those of the pool's servers, by name."""
     ordered, names = in_order(routes), Names()
     backends = [(route, backend_of(route, names, endpoints)) for route in ordered]
-    lines = [*_global(settings), *_defaults(settings, ordered)]
     fronts = [each for each in listeners if not each.alias]
+    resumes = not any(each.demands for each in listeners)
+    lines = [*_global(settings, resumes=resumes), *_defaults(settings, ordered)]
     mapped = _of_map(ordered) if fronts else frozenset[str]()
     if fronts:
         lines += ["", "frontend gateway"]
         lines += [line for each in fronts for line in each.lines(http2=settings.http2)]
         lines += reporting(fronts, settings.trusted_proxies)
         # A client may send its next request at the moment of a reload: it is answered, and then the connection closed.
-        lines += ["    option idle-close-on-response", *_decisions(settings, ordered)]
+        lines += ["    option idle-close-on-response", *_decisions(settings, fronts, ordered)]
         if mapped:
             lines += _LOOK_UP
         lines += [
@@ -88,11 +91,7 @@ def configuration_of(
         for stream in streams
         if stream.alias in binds
     ]
-    files = {
-        each.crt_list: "".join(f"{certificate.line}\n" for certificate in each.certificates)
-        for each in listeners
-        if each.certificates
-    }
+    files = {name: text for each in listeners for name, text in each.files.items()}
     if mapped:
         files[MAP] = "".join(
             f"{_place(route)} {section.name}\n" for route, section in backends if route.alias in mapped
@@ -119,7 +118,7 @@ def _place(route: Route) -> str:
     return f"{normal_host(route.host)}{prefix if prefix == '/' else f'{prefix}/'}"
 
 
-def _global(settings: GatewaySettings) -> Iterator[str]:
+def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
     yield "global"
     yield "    # normalize-uri is experimental in all versions so far."
     yield "    expose-experimental-directives"
@@ -131,6 +130,8 @@ def _global(settings: GatewaySettings) -> Iterator[str]:
         yield f"    maxconn {settings.max_connections}"
     yield f"    hard-stop-after {duration(settings.drain_seconds)}"
     yield "    ssl-default-bind-options ssl-min-ver TLSv1.2"
+    if not resumes:
+        yield "    tune.ssl.cachesize 0"  # sessions of listeners without tickets
     # The space that HAProxy reserves for what it adds counts, too.
     yield f"    tune.bufsize {max(16_384, settings.max_head_bytes) + 1024}"
     yield "    tune.maxrewrite 1024"
@@ -149,7 +150,9 @@ def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[st
     yield f"    http-error {UNAVAILABLE} hdr retry-after 5"
 
 
-def _decisions(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[str]:
+def _decisions(
+    settings: GatewaySettings, fronts: Sequence[HaproxyListener], routes: Sequence[Route]
+) -> Iterator[str]:
     """What is refused, and what the routes compare: the host, its first label, and the path."""
     yield f"    http-request deny deny_status 400 if {{ path -m reg -i {quoted(_FORBIDDEN)} }}"
     for step in _NORMALIZATIONS:
@@ -159,6 +162,10 @@ def _decisions(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[s
     field = settings.header_for_host.lower()
     no_dot = quoted(r"regsub(\.$,)")
     yield f"    http-request set-var(txn.host) req.fhdr({field}),host_only,lower,{no_dot}"
+    if any(each.demands for each in fronts):
+        yield from (line for each in fronts for line in each.misdirected())
+        same = "{ var(txn.wanted),strcmp(txn.shown) eq 0 }"
+        yield f"    http-request return {MISDIRECTED} if {{ var(txn.wanted) -m end {DEMANDS} }} !{same}"
     yield f"    http-request set-var(txn.name) var(txn.host) unless {{ var(txn.host) -m reg {quoted(_IP_ADDRESS)} }}"
     yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
     yield "    http-request set-var(txn.path) path,concat(/)"

@@ -13,28 +13,50 @@ _NO_LIMIT = "24d"
 # Responses of HAProxy's own.
 TOO_MANY = "status 429 content-type text/plain string 'Too Many Requests'"
 UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
+MISDIRECTED = "status 421 content-type text/plain string 'Misdirected Request'"
+# At the end of the word for certificates of which one demands a certificate of clients.
+DEMANDS = "+"
 
 
 EVERYWHERE = ("0.0.0.0/0", "::/0")
 NETWORKS_A_LINE = 20
-# The name of binds where trusted proxies report their clients.
+# In the names of binds where trusted proxies report their clients.
 _REPORTING = "accept-proxy-protocol"
+_is_host_name = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
+# In the place of names, for a certificate without any: clients do not ask for it.
+_NO_NAME = "-"
 
 
 class HaproxyCertificate(NamedTuple):
-    """A certificate of a listener: the file with certificate and key, and what holds for clients that are shown it."""
+    """A certificate of a listener: the file with certificate and key, and what holds for clients that are shown it.
+
+    Its `names` are needed on listeners where a certificate demands one of clients.
+    """
 
     file: str
     ca_file: str = ""
     client_auth: str = "none"
     min_version: str = "1.2"
     ciphers: str = ""
+    names: tuple[str, ...] = ()
+
+    @property
+    def demands(self) -> bool:
+        """Whether clients are asked for a certificate of theirs."""
+        return self.client_auth != "none"
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names by which clients ask for it; addresses are not among them (RFC 6066 §3)."""
+        given = dict.fromkeys(name.lower().rstrip(".") for name in self.names)
+        found = [name for name in given if _is_host_name(name) and not name.replace(".", "").isdigit()]
+        return (*found,) or (_NO_NAME,)
 
     @property
     def line(self) -> str:
         """The line of a crt-list."""
         options = [f"ssl-min-ver TLSv{self.min_version}"]
-        if self.client_auth != "none":
+        if self.demands:
             options.append(f"verify {self.client_auth} ca-file {self.ca_file}")
         if self.ciphers:
             options.append(f"ciphers {self.ciphers}")
@@ -53,21 +75,74 @@ class HaproxyListener(NamedTuple):
     certificates: tuple[HaproxyCertificate, ...] = ()
     accept_proxy: bool = False
 
+    @property
+    def demands(self) -> bool:
+        """Whether clients are asked for a certificate of theirs where they ask for some hosts."""
+        return any(each.demands for each in self.certificates)
+
+    @property
+    def name(self) -> str:
+        """The name of its binds, by which rules for it know it; "" where there are none."""
+        return "-".join([_REPORTING] * self.accept_proxy + [self.crt_list] * self.demands)
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """The texts of the files that it reads, by their names."""
+        if not self.certificates:
+            return {}
+        if not self.demands:
+            return {self.crt_list: "".join(f"{each.line}\n" for each in self.certificates)}
+        # With names of its own a line does not stand for those that HAProxy finds in the certificate: what is shown
+        # to a client and what the rules find is the same.
+        lines = [f"{each.line} {' '.join(each.hosts)}\n" for each in self.certificates]
+        shown: dict[str, list[int]] = {}
+        for number, each in enumerate(self.certificates):
+            for name in each.hosts:
+                shown.setdefault(name, []).append(number)
+        found = "".join(f"{name} {self._shown(numbers)}\n" for name, numbers in shown.items())
+        return {self.crt_list: "".join(lines), f"{self.crt_list}.map": found}
+
     def lines(self, *, http2: bool = False) -> Iterator[str]:
         """Its `bind` lines; with `http2`, clients that speak TLS may choose HTTP/2."""
         protocols = "h2,http/1.1" if http2 else "http/1.1"
         tls = f" ssl crt-list {self.crt_list} alpn {protocols}" if self.certificates else ""
+        # In TLS 1.3 a session could be resumed for another name, without a look at the client's certificate.
+        tls += " no-tls-tickets" if self.demands else ""
         for bind in self.binds:
-            yield f"    bind {bind}{f' name {_REPORTING}' if self.accept_proxy else ''}{tls}"
+            yield f"    bind {bind}{f' name {self.name}' if self.name else ''}{tls}"
+
+    def misdirected(self) -> Iterator[str]:
+        """Refuse a host that demands a client's certificate over a connection that was shown another certificate.
+
+        A client could otherwise avoid that by naming one host in the handshake and another one in the request (RFC 9110
+        §7.4). See ServerContext.admits; needs txn.host.
+        """
+        if not self.demands:
+            return
+        here = f"{{ so_name {self.name} }}"
+        by_name = f"map_str({self.crt_list}.map)"
+        by_pattern = quoted(f"regsub(^[^.]*,*),map_str({self.crt_list}.map,{self._shown([0])})")
+        # HAProxy compares the name as it was sent: a dot at its end, too.
+        for variable, name in (("shown", "ssl_fc_sni,lower"), ("wanted", "var(txn.host)")):
+            known = f"{{ var(txn.{variable}) -m found }}"
+            yield f"    http-request set-var(txn.{variable}) {name},{by_name} if {here}"
+            yield f"    http-request set-var(txn.{variable}) {name},{by_pattern} if {here} !{known}"
+            yield f"    http-request set-var(txn.{variable}) str({self._shown([0])}) if {here} !{known}"
+
+    def _shown(self, numbers: Sequence[int]) -> str:
+        """The certificates of a name, of which the kind of their keys may choose, as a word."""
+        demands = any(self.certificates[number].demands for number in numbers)
+        return f"{'.'.join(map(str, numbers))}{DEMANDS if demands else ''}"
 
 
 def reporting(listeners: Iterable[HaproxyListener], trusted: Sequence[str]) -> Iterator[str]:
     """On which of these listeners the connections of trusted proxies begin with a header of the PROXY protocol."""
     trusted = EVERYWHERE if EVERY in trusted else trusted
-    if any(each.accept_proxy for each in listeners):
+    names = dict.fromkeys(each.name for each in listeners if each.accept_proxy)
+    if names:
         for start in range(0, len(trusted), NETWORKS_A_LINE):
             source = f"{{ src {' '.join(trusted[start : start + NETWORKS_A_LINE])} }}"
-            yield f"    tcp-request connection expect-proxy layer4 if {{ so_name {_REPORTING} }} {source}"
+            yield f"    tcp-request connection expect-proxy layer4 if {{ so_name {' '.join(names)} }} {source}"
 
 
 class HaproxyServer(NamedTuple):

@@ -46,7 +46,9 @@ def setup_of(
     authorities: dict[str, bytes] = {}
     listeners = []
     for each in held:
-        of_listener = [kept for (bind, _), kept in certificates.items() if bind == each.settings.bind]
+        of_listener = [
+            (names, kept) for (bind, names), kept in certificates.items() if bind == each.settings.bind
+        ]
         listeners.append(_listener(each, of_listener, bundles, authorities))
     streams = [each.route for each in held if each.route is not None]
     endpoints = {name: _endpoint(facts) for name, facts in servers.items()}
@@ -59,19 +61,19 @@ def setup_of(
 
 def _listener(
     held: HeldListener,
-    certificates: Sequence[HeldCertificate],
+    certificates: Sequence[tuple[tuple[str, ...], HeldCertificate]],
     bundles: dict[str, bytes],
     authorities: dict[str, bytes],
 ) -> HaproxyListener:
     """The listener, whose files are added to the others."""
     found = []
-    for tls, (cert, key, *rest) in certificates:
+    for names, (tls, (cert, key, *rest)) in certificates:
         name = f"certificate-{len(bundles) + 1}.pem"
         bundles[name] = cert if key == cert else cert.rstrip(b"\n") + b"\n" + key
         ca = f"{name}.ca" if rest else ""
         authorities.update({ca: rest[0]} if rest else {})
         found.append(
-            HaproxyCertificate(name, ca, tls["client_auth"], tls["min_version"], tls["ciphers"] or "")
+            HaproxyCertificate(name, ca, tls["client_auth"], tls["min_version"], tls["ciphers"] or "", names)
         )
     numbers = [sock.fileno() for sock in held.sockets]
     binds = tuple(f"fd@{number}" for number in numbers)

@@ -115,3 +115,26 @@ def test_export_takes_the_form_with_o_and_the_place_with_directory(poolctl: Comm
     wrong = poolctl("export", "haproxy", "-o", "out")
     assert (wrong.code, wrong.err.splitlines()[1]) == (2, "  hint: --directory out writes the files there")
     assert not (directory / "out").exists()
+
+
+def test_names_of_certificates_are_written_where_one_demands_a_certificate_of_clients(
+    poolctl: Command, directory: Path
+) -> None:
+    haproxy = program("haproxy")
+    cert, key = certificate(directory, "closed.example")
+    bundle = directory / "closed.pem"
+    bundle.write_bytes(cert.read_bytes() + key.read_bytes())
+    tls = f'{{ cert = "{bundle}", ca = "{bundle}", client_auth = "required" }}'
+    (directory / "pool.toml").write_text(
+        f'[gateway]\nbind = [{{ bind = "127.0.0.1:8443", tls = {tls} }}]\n'
+        '[[route]]\nto = ["http://127.0.0.1:9000"]\n'
+    )
+    assert poolctl("export", "haproxy", "--directory", "out").code == 0
+    found = (directory / "out" / "listener-1.crt-list.map").read_text().splitlines()
+    assert found[1:] == ["closed.example 0+"]
+    assert "http-request return status 421 " in (directory / "out" / "haproxy.cfg").read_text()
+    checked = subprocess.run([haproxy, "-c", "-f", "out/haproxy.cfg"], capture_output=True, cwd=directory)
+    assert checked.returncode == 0, checked.stderr
+    bundle.unlink()
+    refused = poolctl("export", "haproxy", "--directory", "out")
+    assert (refused.code, str(bundle) in refused.err) == (1, True)

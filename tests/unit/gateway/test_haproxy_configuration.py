@@ -147,8 +147,9 @@ def test_streams_certificates_and_settings_are_accepted(tmp_path: Path) -> None:
         trusted_proxies=tuple(f"10.{number}.0.0/16" for number in range(50)),
     )  # fmt: skip
     certificates = (
+        HaproxyCertificate("a.pem", names=("A.example", "*.b.example", "10.0.0.1", "[::1]")),
+        HaproxyCertificate("a.pem", "ca.pem", "optional", "1.3", "ECDHE+AESGCM", ("*.b.example",)),
         HaproxyCertificate("a.pem"),
-        HaproxyCertificate("a.pem", "ca.pem", "optional", "1.3", "ECDHE+AESGCM"),
     )
     listeners = (
         HaproxyListener((":::8443 v4v6",), crt_list="8443.crt-list", certificates=certificates),
@@ -159,12 +160,21 @@ def test_streams_certificates_and_settings_are_accepted(tmp_path: Path) -> None:
     )
     configuration = made(settings=settings, listeners=listeners, streams=[stream])
     assert configuration.files == {
-        "8443.crt-list": "a.pem [ssl-min-ver TLSv1.2]\n"
-        "a.pem [ssl-min-ver TLSv1.3 verify optional ca-file ca.pem ciphers ECDHE+AESGCM]\n"
+        "8443.crt-list": "a.pem [ssl-min-ver TLSv1.2] a.example *.b.example\n"
+        "a.pem [ssl-min-ver TLSv1.3 verify optional ca-file ca.pem ciphers ECDHE+AESGCM] *.b.example\n"
+        "a.pem [ssl-min-ver TLSv1.2] -\n",
+        "8443.crt-list.map": "a.example 0\n*.b.example 0.1+\n- 2\n",
     }
-    assert "bind :::8443 v4v6 ssl crt-list 8443.crt-list alpn h2,http/1.1" in configuration.text()
+    tls = "bind :::8443 v4v6 name 8443.crt-list ssl crt-list 8443.crt-list alpn"
+    assert f"{tls} h2,http/1.1 no-tls-tickets\n" in configuration.text()
+    assert "tune.ssl.cachesize 0\n" in configuration.text()
     http1 = made(settings=settings.but(http2=False), listeners=listeners[:1])
-    assert "ssl crt-list 8443.crt-list alpn http/1.1\n" in http1.text()
+    assert f"{tls} http/1.1 no-tls-tickets\n" in http1.text()
+    open_to_all = made(listeners=[listeners[0]._replace(certificates=certificates[:1])])
+    assert open_to_all.files == {"8443.crt-list": "a.pem [ssl-min-ver TLSv1.2]\n"}
+    assert "bind :::8443 v4v6 ssl crt-list 8443.crt-list alpn h2,http/1.1\n" in open_to_all.text()
+    assert "421" not in open_to_all.text()
+    assert "cachesize" not in open_to_all.text()
     assert "maxconn 7" in section(configuration, "listen stream:pg")
     check(configuration, tmp_path)
     trusting = made(settings=settings.but(trusted_proxies=("*",)), listeners=listeners[:1])
@@ -377,6 +387,14 @@ def test_trusted_proxies_may_use_the_proxy_protocol_where_it_is_accepted(
         HaproxyListener(("127.0.0.1:5432",), alias="pg", accept_proxy=True),
         HaproxyListener(("127.0.0.1:5433",), alias="my"),
     ]
+    cert, key = certificate(tmp_path)
+    (tmp_path / "a.pem").write_bytes(cert.read_bytes() + key.read_bytes())
+    demanding = HaproxyCertificate("a.pem", str(cert), "required")
+    listeners.append(
+        HaproxyListener(
+            ("127.0.0.1:8443",), crt_list="a.crt-list", certificates=(demanding,), accept_proxy=True
+        )
+    )
     streams = [
         StreamRoute(alias=each, bind="", to=(Target(url="10.0.0.5:5432"),), accept_proxy=each == "pg")
         for each in ("pg", "my")
@@ -386,6 +404,7 @@ def test_trusted_proxies_may_use_the_proxy_protocol_where_it_is_accepted(
     check(configuration, tmp_path)
     text = section(configuration, "frontend gateway")
     assert "    bind 127.0.0.1:8080\n    bind 127.0.0.1:8081 name accept-proxy-protocol\n" in text
-    assert "tcp-request connection expect-proxy layer4 if { so_name accept-proxy-protocol } { src " in text
+    names = "accept-proxy-protocol accept-proxy-protocol-a.crt-list"
+    assert f"tcp-request connection expect-proxy layer4 if {{ so_name {names} }} {{ src " in text
     assert "expect-proxy" in section(configuration, "listen stream:pg")
     assert "expect-proxy" not in section(configuration, "listen stream:my")

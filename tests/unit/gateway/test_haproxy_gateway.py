@@ -99,14 +99,19 @@ class Stage:
         self.process.publish(generation, table)
         table.close()
 
-    def certify(self, cert: bytes, key: bytes) -> None:
-        tls = {"client_auth": "none", "min_version": "1.2", "ciphers": None}
-        with tempfile.TemporaryFile() as one, tempfile.TemporaryFile() as two:
-            for file, content in ((one, cert), (two, key)):
+    def certify(
+        self, cert: bytes, key: bytes, ca: bytes = b"", *, name: str = "localhost", bind: str = ""
+    ) -> None:
+        """Use the certificate for this name; with a `ca`, clients have to present one of it."""
+        tls = {"client_auth": "required" if ca else "none", "min_version": "1.2", "ciphers": None}
+        with contextlib.ExitStack() as stack:
+            fds = []
+            for content in filter(None, (cert, key, ca)):
+                file = stack.enter_context(tempfile.TemporaryFile())
                 file.write(content)
                 file.flush()
-            fds = [one.fileno(), two.fileno()]
-            self.process.certify(self.binding.bind, ["localhost"], tls, cert, fds)
+                fds.append(file.fileno())
+            self.process.certify(bind or self.binding.bind, [name], tls, cert, fds)
 
     async def answers(self, count: int = 4, **options: Any) -> set[str]:
         """The bodies of the responses to so many requests on connections of their own."""
@@ -336,6 +341,113 @@ def test_certificate_is_renewed_without_another_haproxy(short: Path) -> None:
             await stage.process.performed()
             assert await shown(stage) == (pairs[1][0].decode().strip(), "h2")
             assert stage.haproxy.process is first
+
+    run(work())
+
+
+def test_host_that_demands_a_client_certificate_is_refused_over_the_connection_of_another_host(
+    short: Path,
+) -> None:
+    names = ("open.example", "also.example", "closed.example", "*.closed.example")
+    paths = {name: certificate(short, name) for name in names}
+    made = {name: (cert.read_bytes(), key.read_bytes()) for name, (cert, key) in paths.items()}
+    authorities = short / "authorities.pem"
+    authorities.write_bytes(b"".join(cert for cert, _ in made.values()))
+    anonymous = ssl.create_default_context(cafile=str(authorities))
+    anonymous.check_hostname = False  # a name without a certificate is shown that of another one
+    known = ssl.create_default_context(cafile=str(authorities))
+    known.load_cert_chain(*paths["closed.example"])
+    known_below = ssl.create_default_context(cafile=str(authorities))
+    known_below.load_cert_chain(*paths["*.closed.example"])
+
+    async def status(port: int, context: ssl.SSLContext, name: str, *hosts: str) -> list[int]:
+        """The statuses of requests for the hosts, over one connection that was made for the name."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=name)
+        found = []
+        for host in hosts:
+            writer.write(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            found.append(int(head.split()[1]))
+            await reader.readexactly(int(head.partition("content-length: ")[2].partition("\r")[0]))
+        writer.close()
+        return found
+
+    async def over_http2(port: int, name: str, host: str) -> str:
+        asked = ("--http2", "--cacert", str(authorities), "--resolve", f"{name}:{port}:127.0.0.1")
+        shown = ("-sS", "-o", "/dev/null", "-w", "%{http_version} %{http_code}")
+        url = f"https://{name}:{port}/"
+        process = await asyncio.create_subprocess_exec(
+            program("curl"), *asked, *shown, "-H", f"Host: {host}", url, stdout=asyncio.subprocess.PIPE
+        )
+        return (await process.communicate())[0].decode()
+
+    async def work() -> None:
+        async with gateway(short, *made["open.example"]) as stage:
+            with socket.create_server(("127.0.0.1", 0)) as other:
+                elsewhere = other.getsockname()[1]
+                second = ListenerSettings(bind=f"127.0.0.1:{elsewhere}", tls=True)
+                for name, (cert, key) in made.items():
+                    stage.certify(cert, key, cert if "closed" in name else b"", name=name)
+                    stage.certify(cert, key, name=name, bind=second.bind)
+                stage.process.listen(second, None, (2,), [other])
+                await stage.process.performed()
+                port = stage.port
+                hosts = (
+                    "open.example",
+                    "also.example:443",
+                    "unknown.example",
+                    "127.0.0.1",
+                    "Closed.Example.:443",
+                    "x.closed.example",
+                )
+                for name in ("open.example", "also.example", "unknown.example", "closed.example."):
+                    assert await status(port, anonymous, name, *hosts) == [200, 200, 200, 200, 421, 421], name
+                assert await status(port, known, "closed.example", "CLOSED.example", "open.example") == [
+                    200,
+                    200,
+                ]
+                hosts = ("y.closed.example", "open.example", "closed.example")
+                assert await status(port, known_below, "x.closed.example", *hosts) == [200, 200, 421]
+                assert await over_http2(port, "open.example", "also.example") == "2 200"
+                assert await over_http2(port, "open.example", "closed.example") == "2 421"
+                assert await status(elsewhere, anonymous, "open.example", "closed.example") == [200]
+                assert await over_http2(elsewhere, "open.example", "closed.example") == "2 200"
+
+    run(work())
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_session_of_another_host_is_no_way_around_a_client_certificate(
+    short: Path, version: ssl.TLSVersion
+) -> None:
+    made = {}
+    for name in ("open.example", "closed.example"):
+        cert, key = certificate(short, name)
+        made[name] = cert.read_bytes(), key.read_bytes()
+    anonymous = ssl.create_default_context()
+    anonymous.check_hostname = False
+    anonymous.verify_mode = ssl.CERT_NONE
+    anonymous.minimum_version = anonymous.maximum_version = version
+
+    def ask(
+        port: int, name: str, session: ssl.SSLSession | None = None
+    ) -> tuple[bytes, ssl.SSLSession | None]:
+        with (
+            socket.create_connection(("127.0.0.1", port), DEADLINE_SECONDS) as sock,
+            anonymous.wrap_socket(sock, server_hostname=name, session=session) as secure,
+        ):
+            secure.sendall(f"GET / HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+            return secure.recv(12), secure.session
+
+    async def work() -> None:
+        async with gateway(short, *made["open.example"]) as stage:
+            for name, (cert, key) in made.items():
+                stage.certify(cert, key, cert if name == "closed.example" else b"", name=name)
+            await stage.process.performed()
+            status, session = await asyncio.to_thread(ask, stage.port, "open.example")
+            assert status == b"HTTP/1.1 200"
+            with pytest.raises(OSError, match="alert"):
+                await asyncio.to_thread(ask, stage.port, "closed.example", session)
 
     run(work())
 
