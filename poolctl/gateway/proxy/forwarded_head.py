@@ -26,6 +26,7 @@ _REMOVED = re.compile(
 )
 _HOST_LINE = re.compile(rb"\r\n(?i:host):[^\r\n]*+")
 _EXPECT_LINE = re.compile(rb"\r\n(?i:expect):[^\r\n]*+")
+_MOST_HOPS = 64  # of X-Forwarded-For that are looked at
 _token = re.compile(TOKEN).fullmatch
 _PLAIN_OPTIONS = frozenset((b"", b"close", b"keep-alive", b"upgrade", b"te", b"http2-settings"))
 # Fields on which the next recipient's reading depends: a client cannot have them removed.
@@ -55,10 +56,14 @@ class Forwarding:
         self._lines = b""  # and the same as lines
 
     def client(self, request: ProxiedRequest) -> str:
-        """The client's address: the last one on the way here that is not of a trusted proxy."""
+        """The client's address: the last one on the way here that is not of a trusted proxy.
+
+        Behind more proxies than are looked at it is the peer's, as none of the addresses is known to be true.
+        """
         if not self.trusted:
             return self.peer
-        for hop in reversed(request.get(b"x-forwarded-for").decode("latin-1").split(",")):
+        hops = request.get(b"x-forwarded-for").decode("latin-1").rsplit(",", _MOST_HOPS)
+        for hop in reversed(hops[-_MOST_HOPS:]):
             address = hop.strip()
             if address and not is_within(address, self._networks):
                 return address

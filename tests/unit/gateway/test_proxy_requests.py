@@ -15,6 +15,7 @@ from poolctl.gateway.proxy.proxied_request import ProxiedRequest, read_request
 from poolctl.http.message_head import BadMessage
 from poolctl.routing.route import Route
 from tests.http_corpus import REQUESTS, RequestCase
+from tests.steps import steps_of
 
 ROUTE = Route(alias="a")
 MOST = 65536
@@ -222,6 +223,28 @@ def test_reports_of_a_trusted_proxy_are_extended() -> None:
 )
 def test_client_is_the_last_one_that_is_not_trusted(peer: str, trusted: tuple[str, ...], client: str) -> None:
     assert Forwarding(peer, "http", trusted).client(read(CLAIMING)) == client
+
+
+def claiming(hops: list[str]) -> ProxiedRequest:
+    return read(f"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {','.join(hops)}\r\n\r\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("proxies", "client"), [(0, "203.0.113.1"), (63, "203.0.113.1"), (64, "10.0.0.2"), (2000, "10.0.0.2")]
+)
+def test_client_is_looked_for_behind_so_many_proxies(proxies: int, client: str) -> None:
+    request = claiming(["203.0.113.1", *["10.0.0.1"] * proxies])
+    assert Forwarding("10.0.0.2", "http", ("10.0.0.0/8",)).client(request) == client
+
+
+@pytest.mark.parametrize("hop", ["", "{}"])
+def test_hops_of_a_trusted_proxy_are_looked_at_in_few_steps(hop: str) -> None:
+    def found(number: int) -> int:
+        request = claiming([hop.format(f"10.1.{each >> 8}.{each & 255}") for each in range(number)])
+        forwarding = Forwarding("10.0.0.2", "http", ("10.0.0.0/8",))
+        return steps_of(lambda: forwarding.client(request))
+
+    assert found(5000) <= found(64) + 20
 
 
 def test_addresses_of_ipv6_are_quoted_in_forwarded() -> None:
