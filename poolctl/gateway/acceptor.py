@@ -386,7 +386,7 @@ class TlsConnection(Arriving):
                 and self.pass_on(match)
             ):
                 return
-        context = edge.certificates.context(self.bind)
+        context = edge.certificates.context(self.bind, hello.server_name if hello is not None else "")
         if context is None:
             edge.passing.refuse_tls(self.sock, unknown_name=True)
         else:

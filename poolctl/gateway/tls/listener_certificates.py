@@ -59,10 +59,10 @@ class ListenerCertificates:
         """Forget the listener's certificates."""
         self._listeners.pop(bind, None)
 
-    def context(self, bind: str) -> ssl.SSLContext | None:
-        """The context for a new connection of the listener; it chooses the certificate during the handshake."""
+    def context(self, bind: str, name: str = "") -> ssl.SSLContext | None:
+        """The context for a new connection of the listener, whose client asks for this name."""
         listener = self._listeners.get(bind)
-        return listener.default if listener is not None else None
+        return listener.chosen(name.lower().rstrip(".")) if listener is not None else None
 
 
 class _TlsListener:
@@ -79,11 +79,17 @@ class _TlsListener:
         context.sni_callback = self._choose
         self._by_name.update(dict.fromkeys(given, context))
 
-    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-        """Called by OpenSSL in the handshake. Without a fitting certificate the default one is presented."""
+    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
+        """Called by OpenSSL in the handshake. Without a fitting certificate the default one is presented.
+
+        Whether the client has to present a certificate was settled with the context that the connection began with.
+        """
         chosen = self.chosen((name or "").lower().rstrip("."))
         if chosen is not context:
+            if chosen.verify_mode is not context.verify_mode:
+                return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
             connection.context = chosen
+        return None
 
     def chosen(self, name: str) -> ServerContext:
         """The context of the certificate for this name, or the default one."""

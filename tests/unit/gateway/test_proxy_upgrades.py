@@ -244,6 +244,7 @@ def test_host_that_demands_a_client_certificate_is_refused_over_the_connection_o
             await client.send(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
             assert (await client.head()).startswith(b"HTTP/1.1 %d " % status)
         trust.load_cert_chain(*made["closed.example"])
+        context = certificates.context(":443", "closed.example")
         client = await stage.client(context=context, ssl=trust, server_hostname="closed.example")
         for host in (b"closed.example", b"open.example"):
             await client.send(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
