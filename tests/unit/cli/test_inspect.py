@@ -170,7 +170,7 @@ def test_config_of_a_gateway_can_be_loaded_again(poolctl: Command, directory: Pa
     found = poolctl("config", "--reveal", "-o", "json").json
     assert found["route"][0]["add_headers"] == {"X-Token": "s3cret"}
     assert found["route"][0]["set_headers"] == {"Authorization": "s3cret"}
-    assert found["gateway"]["bind"] == [{"bind": ":8090", "tls": False}]
+    assert found["gateway"]["bind"] == [{"bind": ":8090", "tls": False, "accept_proxy_protocol": False}]
 
 
 def test_the_schema_stands_for_itself(poolctl: Command) -> None:
