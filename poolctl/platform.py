@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import select
 import socket
 import struct
 import sys
@@ -146,6 +147,13 @@ def read_file(fd: int) -> bytes:
         while chunk := os.pread(fd, _READ_MORE_BYTES, len(content)):
             content += chunk
     return content
+
+
+def has_left(sock: socket.socket) -> bool:
+    """Whether the other end of a connection has closed its side, or the whole of it (poll(2), POLLRDHUP)."""
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLRDHUP)  # errors and hang-ups are always reported
+    return bool(poll.poll(0))
 
 
 def close_promptly(fd: int) -> None:

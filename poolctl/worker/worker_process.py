@@ -117,6 +117,7 @@ class WorkerProcess:
             adoption=self.adoption,
             resting=self.spec.get("resting", False),
             routes=self.routes,
+            woken=self.spec.get("woken", False),
             tally=None if UNCOUNTED in os.environ else map_page(self.tally_fd),
             **self.spec.get("limits", {}),
         )

@@ -165,7 +165,10 @@ class LocalRunner:
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """See Runner. Raises ServerError or WorkerFailed when no process can be made."""
         with self.children.forking():
-            worker = await self.forker.fork(server, generation, index, self.sockets.lend(server))
+            serving = any(each.ready_at and not each.left.done() for each in self._workers.of(server.key))
+            woken = not server.scale.min and not serving
+            sockets = self.sockets.lend(server)
+            worker = await self.forker.fork(server, generation, index, sockets, woken=woken)
             self._follow(worker)
         self._routed.inform(worker)
         if server.command or worker.preloaded:

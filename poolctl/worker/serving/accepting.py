@@ -23,7 +23,7 @@ from poolctl.keeper import connection_handover
 from poolctl.keeper.batch_size import BatchSize
 from poolctl.keeper.connection_handover import Routed
 from poolctl.keeper.wire import WireError
-from poolctl.platform import close_promptly
+from poolctl.platform import close_promptly, has_left
 
 from .accepted_connections import AcceptedConnections
 from .connection_state import PoolServerState
@@ -43,6 +43,8 @@ _LEAST_RESERVE = 16
 _RESERVED_PART = 16
 _OPEN_AT_START = 64  # where /proc cannot tell
 _AT_ONCE = 16
+# For connections that have waited for the wake, and reach the pair when the worker accepts already.
+_WAKE_SECONDS = 1.0
 PAUSE_SECONDS = 0.01
 
 
@@ -60,7 +62,8 @@ class SharedListeners:
     """The listeners and the adoption pair of one worker.
 
     `most` is how many connections it may have; None for as many as its descriptors allow, minus a reserve. `accepted`
-    are the connections from the pair that have no protocol yet.
+    are the connections from the pair that have no protocol yet. A worker that was `woken` closes the connections of
+    clients that have left meanwhile: their requests are in the socket, and must not be executed.
     """
 
     def __init__(
@@ -71,8 +74,10 @@ class SharedListeners:
         adoption: AdoptionPair | None,
         most: int | None,
         routes: Routes | None = None,
+        woken: bool = False,
     ) -> None:
         self.servers: Sequence[Listening] = ()
+        self._woken = woken  # connections that have waited for the wake are still to come
         self._config = config
         self._server_state = server_state
         self._adoption = adoption
@@ -176,6 +181,10 @@ class SharedListeners:
                         self._take()
 
     async def _accept(self) -> list[Listening]:
+        if self._woken:
+            await self._accept_waiting()
+            if self._full or self._ended:
+                return []
         config = self._config
         loop = asyncio.get_running_loop()
         make = protocol_factory(config, self._server_state, self._app_state)
@@ -190,6 +199,35 @@ class SharedListeners:
             for sock in sockets:
                 sock.close()
             raise
+
+    async def _accept_waiting(self) -> None:
+        """Accept what is in the backlog: the event loop's own server would not look whether the client has left."""
+        asyncio.get_running_loop().call_later(_WAKE_SECONDS, self._end_wake)
+        for listener in self._listeners:
+            with SharedListener(listener, self._server_state) as backlog:
+                for number in range(self._config.backlog + 1):
+                    if self._full or self._ended or self._server_state.room() <= len(self.accepted):
+                        break
+                    try:
+                        self._serve_waiting(backlog.accept_one())
+                    except OSError:
+                        break
+                    if number % _AT_ONCE == 0:
+                        await asyncio.sleep(0)
+        while self.accepted:
+            await asyncio.sleep(0)
+
+    def _serve_waiting(self, sock: connection_handover.Connection) -> None:
+        if has_left(sock):
+            close_promptly(sock.detach())
+        elif self._config.ssl is not None:
+            self.begin_tls(sock)
+        else:
+            make = protocol_factory(self._config, self._server_state, self._app_state)
+            self.accepted.attach(make, sock)
+
+    def _end_wake(self) -> None:
+        self._woken = self._full  # then some still wait
 
     def begin_tls(self, sock: socket.socket) -> None:
         """See ServesTls."""
@@ -276,6 +314,9 @@ class SharedListeners:
 
     def _adopt(self, taken: connection_handover.Connection) -> None:
         """Serve a connection that another process has accepted."""
+        if self._woken and has_left(taken):
+            close_promptly(taken.detach())
+            return
         until, asked, routed = taken.until, taken.asked, taken.routed
         evenness = self._server_state.evenness
         if evenness is not None:

@@ -77,7 +77,8 @@ class PoolServer(uvicorn.Server):
     `set_accepting`. Requests are counted on the page `tally`; there is one page for a process. The head of a request
     may take `head_seconds` and have `head_bytes`. With `max_connections` the server accepts no more until there is room
     again (None: as many as the process has descriptors for). With `http2` it also serves that, by uvicorn's classes.
-    `routes` are for the connections that a gateway passes on.
+    `routes` are for the connections that a gateway passes on. With `woken` connections have waited for this worker
+    since their server slept: those whose clients have left by then are closed, and their requests not executed.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class PoolServer(uvicorn.Server):
         max_connections: int | None = None,
         http2: bool = False,
         routes: Routes | None = None,
+        woken: bool = False,
     ) -> None:
         super().__init__(config)
         self.resting = resting
@@ -119,7 +121,7 @@ class PoolServer(uvicorn.Server):
         # Apart from `changed`, which is set whenever the last request in progress ends.
         self._leaving = asyncio.Event()
         self.acceptor = SharedListeners(
-            config, self.server_state, adoption=adoption, most=max_connections, routes=routes
+            config, self.server_state, adoption=adoption, most=max_connections, routes=routes, woken=woken
         )
         self.lingers = self.migrates = False
         self.on_left: Callable[[], None] = lambda: None  # called when it has stopped accepting

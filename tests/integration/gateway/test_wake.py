@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests import leaving_clients
 from tests.certificates import certificate
 from tests.http_get import get
 from tests.integration.gateway.conftest import ROUTES, GatewayPool
@@ -56,10 +57,12 @@ PROXIED = ROUTES.replace('path = "/two"', 'path = "/two"\nmode = "proxy"')
 COUNTED = r'poolctl_requests_total\{[^}]*"one"[^}]*\} %d\n'
 
 
-def start(gateway: GatewayPool, routes: str = ROUTES, idle_seconds: float = 0.2) -> None:
+def start(
+    gateway: GatewayPool, routes: str = ROUTES, idle_seconds: float = 0.2, app: str = "wakeful:app"
+) -> None:
     gateway.pool.write("wakeful.py", APP)
     gateway.write(routes, extra=f"scale = {{ min = 0, idle = {idle_seconds} }}")
-    text = (gateway.pool.directory / "pool.toml").read_text().replace("tests.load.apps:app", "wakeful:app")
+    text = (gateway.pool.directory / "pool.toml").read_text().replace("tests.load.apps:app", app)
     gateway.pool.write("pool.toml", text)
     gateway.pool.ok("start")
     gateway.until(lambda: "gateway started" in gateway.pool.ok("events").stdout)
@@ -146,6 +149,31 @@ def test_probes_wake_no_server_and_a_browser_gets_a_page_until_its_server_is_rea
     # One that is awake answers by itself.
     assert gateway.get("/one").body.split()[1] == b"1"
     assert gateway.get("/one/health").body.split()[1] == b"2"
+
+
+@pytest.mark.parametrize("path", ["/one", "/two"], ids=["passed", "proxied"])
+def test_request_whose_client_leaves_during_the_wake_is_not_executed(gateway: GatewayPool, path: str) -> None:
+    gateway.pool.write("leaving.py", leaving_clients.APP)
+    start(gateway, PROXIED, idle_seconds=60, app="leaving:app")
+    name = path[1:]
+    # The gateway answers this while it knows that the server sleeps.
+    gateway.until(lambda: gateway.get(f"{path}/favicon.ico").status == 404)
+    clients = [
+        (leave, leaving_clients.post(gateway.port, f"{path}/{leave.__name__}"))
+        for leave in leaving_clients.WAYS_TO_LEAVE
+    ]
+    gateway.until(lambda: state(gateway, name) == "starting")
+    with leaving_clients.post(gateway.port, f"{path}/stays") as stays:
+        for leave, client in clients:
+            leave(client)
+        # By then the gateway has seen that they have left.
+        assert gateway.get("/three").status == 404
+        gateway.pool.write("go", "")
+        assert stays.recv(12) == b"HTTP/1.1 200"
+    for _, client in clients:
+        client.close()
+    gateway.pool.ok("stop")
+    assert (gateway.pool.directory / "requests").read_text() == f"{path}/stays\n"
 
 
 def test_half_a_head_and_a_closed_connection_wake_no_server(sleeper: GatewayPool) -> None:

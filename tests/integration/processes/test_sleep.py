@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests import leaving_clients
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.http_get import get
@@ -145,6 +146,34 @@ def test_a_wake_does_not_use_an_expired_certificate_in_place_of_a_valid_one(pool
     pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
     assert ssl.get_server_certificate(("127.0.0.1", port)) == valid
     assert "expired certificate not used" in pool.ok("events").stdout
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:{port}", "unix:./web.sock"])
+def test_request_whose_client_leaves_during_the_wake_is_not_executed(
+    shared_pool: RealPool, until: Until, bind: str
+) -> None:
+    port = write(shared_pool, STAYS_UP)
+    shared_pool.write("hello.py", leaving_clients.APP)
+    path = shared_pool.directory / "pool.toml"
+    path.write_text(path.read_text().replace(f"127.0.0.1:{port}", bind.format(port=port)))
+    shared_pool.start_or_reload()
+    where = f"{shared_pool.directory}/web.sock" if bind.startswith("unix:") else port
+    held = leaving_clients.post(where, "/held")
+    until(lambda: state(shared_pool) == "starting")
+    # The activator has held the first one; the others wait in the backlog.
+    held.close()
+    waiting = [
+        (leave, leaving_clients.post(where, f"/{leave.__name__}")) for leave in leaving_clients.WAYS_TO_LEAVE
+    ]
+    for leave, client in waiting:
+        leave(client)
+    with leaving_clients.post(where, "/stays") as stays:
+        shared_pool.write("go", "")
+        assert stays.recv(12) == b"HTTP/1.1 200"
+    for _, client in waiting:
+        client.close()
+    shared_pool.ok("stop")
+    assert (shared_pool.directory / "requests").read_text() == "/stays\n"
 
 
 def test_program_is_woken_by_any_connection(shared_pool: RealPool, until: Until) -> None:

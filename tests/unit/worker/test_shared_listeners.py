@@ -7,16 +7,18 @@ import os
 import resource
 import socket
 import ssl
+import time
 from pathlib import Path
 
 import pytest
 import uvicorn
 
-from poolctl.worker.serving import shared_listener
+from poolctl.platform import has_left
+from poolctl.worker.serving import accepting, shared_listener
 from poolctl.worker.serving.accepting import SharedListeners, connections_by_descriptors
 from poolctl.worker.serving.connection_state import PoolServerState
 from tests.certificates import certificate
-from tests.serving import ENGINES, Client, Engine, Pair, accepted, leaving, served, until
+from tests.serving import ENGINES, Client, Engine, Pair, accepted, leaving, served, turns, until
 
 
 @pytest.fixture(params=[ENGINES[0], ENGINES[-1]], ids="-".join)
@@ -69,6 +71,62 @@ def test_full_worker_leaves_new_connections_to_another_one(engine: Engine, pair:
             assert (len(full.server_state.connections), len(other.server_state.connections)) == (1, 5)
             first.close()
             await until(lambda: full.acceptor.servers)
+
+    engine.run(scenario())
+
+
+def test_woken_worker_executes_no_request_of_clients_that_have_left(
+    engine: Engine, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It is full for longer: then some that have waited for the wake still wait.
+    monkeypatch.setattr(accepting, "_WAKE_SECONDS", 0.2)
+
+    async def answered(client: Client, until_time: float) -> None:
+        assert (await client.answer())[0] == 200
+        await until(lambda: time.monotonic() > until_time)
+        client.close()
+
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker(), max_connections=2, resting=True, woken=True) as (
+            server,
+            app,
+            port,
+            _running,
+        ):
+            staying = []
+            for _ in range(5):
+                in_backlog = await Client.connect(port), await Client.connect(port)
+                (leaves, first), (stays, second) = await accepted(), await accepted()
+                for client in (*in_backlog, leaves, stays):
+                    await client.send()
+                in_backlog[0].close()
+                leaves.close()
+                await until(lambda first=first: has_left(first))
+                pair.hand_over(first)
+                pair.hand_over(second)
+                staying += [in_backlog[1], stays]
+            server.set_accepting(True)
+            until_time = time.monotonic() + 0.4
+            await asyncio.gather(*(answered(client, until_time) for client in staying))
+            assert len(app.scopes) == len(staying)
+
+    engine.run(scenario())
+
+
+def test_client_that_closes_its_side_after_the_wake_is_served(
+    engine: Engine, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepting, "_WAKE_SECONDS", 0.0)
+
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker(), woken=True) as (_server, app, _port, _running):
+            await turns()
+            client, sock = await accepted()
+            await client.send()
+            client.writer.write_eof()
+            await until(lambda: has_left(sock))
+            pair.hand_over(sock)
+            await until(lambda: app.scopes)
 
     engine.run(scenario())
 

@@ -132,16 +132,17 @@ class Forker:
         self._code_since: dict[str, float] = {}
 
     async def fork(
-        self, server: ServerConfig, generation: int, index: int, sockets: list[socket.socket]
+        self, server: ServerConfig, generation: int, index: int, sockets: list[socket.socket], *, woken: bool
     ) -> LocalWorker:
         """A new worker with its control socket, its pipe, and its entry in the keeper's store.
 
+        `woken`: no other worker has served since the server slept.
         Raises ServerError for anything in the configuration that the machine does not have, WorkerFailed.
         """
         await self.room.enter()
         forked_from = self._source(server)
         return await self._zygotes.twice(
-            forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from)
+            forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from, woken)
         )
 
     async def check(self, server: ServerConfig) -> None:
@@ -200,6 +201,7 @@ class Forker:
         index: int,
         sockets: list[socket.socket],
         forked_from: Source,
+        woken: bool,
     ) -> LocalWorker:
         app_zygote = await self._app_zygote(server)
         given = self.certificates.for_worker(server, generation)
@@ -215,6 +217,7 @@ class Forker:
             output, write = self._output.attach(server)
             if_failed.callback(self._output.discard, output)
             afterwards.callback(os.close, write)
+            spec["woken"] = woken
             spec["orphanage"] = self._place(server, generation, index, output)
             inheritance = self._inheritance(
                 server, spec, [write, *(sock.fileno() for sock in sockets)], given, afterwards, if_failed
