@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from poolctl.address import Address, parse
@@ -94,13 +94,14 @@ def route_problems(
         yield None, Finding(("gateway", "http2"), "only HAProxy serves HTTP/2 to clients of the gateway", fix)
     for finding in _proxy_protocol_problems(gateway, tables.streams):
         yield None, finding
+    probed = probed_targets(tables)
     for route in tables.routes:
         yield from _at("route", route.index, _target_problems(route, known, tables, unfinished))
-        yield from _at("route", route.index, _probe_problems(route, tables))
+        yield from _at("route", route.index, _probe_problems(route, probed))
     for stream in tables.streams:
         yield from _at("stream", stream.index, _target_problems(stream, known, tables, unfinished))
         yield from _at("stream", stream.index, _unix_problems(stream))
-        yield from _at("stream", stream.index, _probe_problems(stream, tables))
+        yield from _at("stream", stream.index, _probe_problems(stream, probed))
     yield from _taken_aliases(written, known)
     yield from ((None, finding) for finding in _taken_stream_aliases(tables.streams, known))
     served = [(each, each.config) for each in written if each.config and not each.reason]
@@ -196,8 +197,8 @@ def _unix_problems(stream: StreamConfig) -> Iterator[Finding]:
                 yield Finding(path, message, 'write "HOST:PORT", or protocol = "tcp"', text)
 
 
-def _probe_problems(route: RouteConfig | StreamConfig, tables: Tables) -> Iterator[Finding]:
-    """Probes of what has its own, and kinds of probes that are for servers of the pool."""
+def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe]) -> Iterator[Finding]:
+    """Probes of what has its own, kinds of probes that are for servers of the pool, and contradictions to `every`."""
     targets: list[RouteTarget | StreamTarget] = [*route.to]
     outside = [is_outside(target.to) for target in targets]
     if route.health is not None and not any(outside):
@@ -216,7 +217,6 @@ def _probe_problems(route: RouteConfig | StreamConfig, tables: Tables) -> Iterat
                 what = "a stream" if isinstance(route, StreamConfig) else "a target outside the pool"
                 message = f"{what} is not probed by {key}"
                 yield Finding((*path, key), message, f"allowed is {' or '.join(allowed)}")
-    every = probed_targets(tables)
     for target in targets:
         probe = target.health or route.health
         if probe is not None and target.to in every and every[target.to] != probe:

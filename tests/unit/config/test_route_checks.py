@@ -9,10 +9,12 @@ import pytest
 from poolctl.config import certificate_names, routes_of
 from poolctl.config.checks import gateway_checks
 from poolctl.config.checks.certificate_checks import names_cover
+from poolctl.config.rules.route_checks import route_problems
 from poolctl.routing.route import ExcludedRoute, Route, passable
 from tests.certificates import certificate
 from tests.config_files import load_text, told
 from tests.configuration import server
+from tests.steps import steps_of
 
 WEB = server("web", bind="127.0.0.1:9001", app="a:b", tags=["api"])
 JOB = server("migrate", job=True, command=["true"], tags=["once"])
@@ -546,3 +548,14 @@ def test_names_of_a_certificate_are_read(tmp_path: Path) -> None:
 )
 def test_wildcard_stands_for_one_label(name: str, host: str, covered: bool) -> None:
     assert names_cover([name], host) == covered
+
+
+def test_checks_of_twice_as_many_routes_take_twice_the_steps(tmp_path: Path) -> None:
+    def steps(count: int) -> int:
+        each = (route(alias=f"r{n}", host=f"h{n}", to=f"http://10.0.0.1:{n + 1}") for n in range(count))
+        config = load_text(tmp_path, "".join(each))
+        assert not config.problems
+        return steps_of(lambda: list(route_problems(list(config), config.tables)))
+
+    steps(1)  # imports
+    assert steps(400) < 2.2 * steps(200)
