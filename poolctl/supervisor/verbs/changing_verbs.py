@@ -24,7 +24,7 @@ from poolctl.states import Status
 
 from ..active_configuration import obstacles
 from .server_documents import disabled, drained, items, server_problem, unwell
-from .start_checks import ensure_open_files, expired, kept_asleep, size, startup_warnings
+from .start_checks import added_warnings, ensure_open_files, expired, kept_asleep, size, startup_warnings
 from .verb import Call, Operation, Verb, VerbContext, names_of, selected, with_dependents
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
@@ -274,7 +274,11 @@ class Lifecycle:
         self._core.override(entry)
         self._core.start(entry)
         operation = Operation(self._core, PoolStartError, [entry] if entry.wanted else [])
-        return await operation.conclude([entry], call)
+        servers = [each.config for each in self._core.entries.values()]
+        tables = self._context.configuration.tables
+        warnings = asyncio.ensure_future(added_warnings(servers, entry.name, tables))
+        result = await operation.conclude([entry], call)
+        return result.but(warnings=(*result.warnings, *await warnings))
 
     async def remove(self, call: Call) -> Result:
         """Stop the selected servers, their dependents first, and forget them; the result lists the removed ones."""

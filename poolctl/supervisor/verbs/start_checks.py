@@ -103,16 +103,36 @@ def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | Non
 
 async def startup_warnings(servers: Iterable[ServerConfig], names: set[str], tables: Tables) -> list[str]:
     """What `poolctl validate` warns of about the servers with these names, and about the pool's tables."""
-    there = list(servers)
-    chosen = [server for server in there if server.name in names]
     journal = tables.events is not None and tables.events.path
     page = tables.dashboard is not None and tables.dashboard.tls
-    checked = journal or tables.notify or tables.gateway is not None or page
+    checked = bool(journal or tables.notify or tables.gateway is not None or page)
+    return await _found_warnings(list(servers), names, tables, checked=checked)
+
+
+async def added_warnings(servers: Iterable[ServerConfig], name: str, tables: Tables) -> list[str]:
+    """What `poolctl validate` would warn of about the added server of that name, and about nothing else.
+
+    The others and the tables are as they were when `start` printed their warnings.
+    """
+    return await _found_warnings(list(servers), {name}, Tables(gateway=tables.gateway), of_tables=False)
+
+
+async def _found_warnings(
+    there: list[ServerConfig],
+    names: set[str],
+    tables: Tables,
+    *,
+    checked: bool = False,
+    of_tables: bool = True,
+) -> list[str]:
+    chosen = [server for server in there if server.name in names]
     pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}
     if checked or any(map(_may_be_warned_of, chosen)):
-        return await asyncio.to_thread(_look, there, names, tables)
+        return await asyncio.to_thread(_look, there, names, tables, of_tables)
     # Most pools have neither, and a check of everything takes time.
-    return await asyncio.to_thread(_look_if_changed, pythons, there, names, tables) if pythons else []
+    if not pythons:
+        return []
+    return await asyncio.to_thread(_look_if_changed, pythons, there, names, tables, of_tables)
 
 
 def _may_be_warned_of(server: ServerConfig) -> bool:
@@ -125,17 +145,18 @@ def _runs_python_as_root(server: ServerConfig) -> bool:
 
 
 def _look_if_changed(
-    pythons: set[str], servers: list[ServerConfig], names: set[str], tables: Tables
+    pythons: set[str], servers: list[ServerConfig], names: set[str], tables: Tables, of_tables: bool
 ) -> list[str]:
-    return _look(servers, names, tables) if any(changed_by(each, os.environ) for each in pythons) else []
+    changed = any(changed_by(each, os.environ) for each in pythons)
+    return _look(servers, names, tables, of_tables) if changed else []
 
 
-def _look(servers: list[ServerConfig], names: set[str], tables: Tables) -> list[str]:
+def _look(servers: list[ServerConfig], names: set[str], tables: Tables, of_tables: bool) -> list[str]:
     config = Configuration(servers, tables)
     config.outside(names=())
     found: dict[str, list[str]] = {}
     for warning in config.warnings:
-        if not warning.name or warning.name in names:
+        if warning.name in names or (of_tables and not warning.name):
             text = str(warning).removeprefix(f"{warning.name}: ")
             found.setdefault(text, []).append(warning.name)
     return [f"{who}: {text}" if (who := _listed(whose)) else text for text, whose in found.items()]

@@ -11,6 +11,8 @@ from cryptography import x509
 
 from tests.certificates import certificate
 from tests.integration.gateway.conftest import ROUTES, GatewayPool
+from tests.ports import claim_port
+from tests.real_pool import HELLO_APP, RealPool
 
 pytestmark = pytest.mark.unmeasured
 
@@ -84,3 +86,41 @@ def test_certificate_is_chosen_by_name_renewed_by_reload_and_a_whole_host_is_pas
     renewed, _ = certificate(directory, "a.example.com")
     gateway.pool.ok("reload")
     gateway.until(lambda: ask(gateway.port, "a.example.com")[0] == loaded(renewed))
+
+
+def test_warnings_of_the_file_are_printed_by_start_and_reload_and_only_those_of_the_added_server_by_add(
+    real_pool: RealPool,
+) -> None:
+    pool = real_pool
+    certificate(pool.directory, "a.test", days=5)
+    certificate(pool.directory, "soon.test", days=3)
+    pool.write("hello.py", HELLO_APP)
+    pool.write(
+        "pool.toml",
+        f"""
+        [gateway]
+        bind = [{{ bind = "127.0.0.1:{claim_port()}", tls = {{ cert = "a.test.pem", key = "a.test.key" }} }}]
+        [[server]]
+        name = "web"
+        bind = "127.0.0.1:{claim_port()}"
+        app = "hello:app"
+        [[route]]
+        host = "b.test"
+        to = "web"
+        """,
+    )
+    of_file = ("a.test.pem: the certificate expires on ", "has no certificate for b.test: ")
+    of_added = "two: tls.cert: soon.test.pem: the certificate expires on "
+    for done in (pool.ok("validate"), pool.ok("start")):
+        assert [done.stderr.count(each) for each in of_file] == [1, 1], done
+    tls = 'tls={cert="soon.test.pem",key="soon.test.key"}'
+    others = [
+        pool.ok("add", "one", "--command", "sleep 1000"),
+        pool.ok("scale", "web", "2"),
+        pool.ok("remove", "one"),
+    ]
+    added = pool.ok("add", "two", "--bind", f"127.0.0.1:{claim_port()}", "--app", "hello:app", "--set", tls)
+    assert [each.stderr for each in others] == ["", "", ""]
+    assert (added.stderr.count("warning: "), added.stderr.count(of_added)) == (1, 1), added
+    reloaded = pool.ok("reload")
+    assert [reloaded.stderr.count(each) for each in of_file] == [1, 1], reloaded
