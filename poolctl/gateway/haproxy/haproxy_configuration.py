@@ -139,6 +139,7 @@ def _global(settings: GatewaySettings, *, resumes: bool) -> Iterator[str]:
 
 def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[str]:
     yield from ("", "defaults", "    mode http", "    option redispatch 1", "    retries 3")
+    yield "    option abortonclose"  # as our own engine gives up the request of a client that has left
     yield f"    timeout http-request {duration(settings.head_seconds)}"
     if settings.keep_alive_seconds:
         yield f"    timeout http-keep-alive {duration(settings.keep_alive_seconds)}"

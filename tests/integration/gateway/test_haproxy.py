@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests import leaving_clients
 from tests.integration.gateway.conftest import ROUTES, GatewayPool
 from tests.load.load import Load
 from tests.processes import is_alive
@@ -51,3 +52,29 @@ def test_no_request_is_lost_while_haproxy_serves_whatever_ends_or_changes(gatewa
     assert gateway.get("/one").status == 200
     gateway.pool.ok("stop")
     gateway.until(lambda: not any(map(is_alive, last)))
+
+
+def test_request_whose_client_leaves_during_the_wake_is_not_executed(gateway: GatewayPool) -> None:
+    program("haproxy")
+    gateway.pool.write("leaving.py", leaving_clients.APP)
+    gateway.write(ROUTES, HAPROXY, "scale = { min = 0, idle = 60 }")
+    text = (gateway.pool.directory / "pool.toml").read_text().replace("tests.load.apps:app", "leaving:app")
+    gateway.pool.write("pool.toml", text)
+    gateway.pool.ok("start")
+    gateway.until(lambda: gateway.get("/three").status == 404)
+    clients = [
+        (leave, leaving_clients.post(gateway.port, f"/one/{leave.__name__}"))
+        for leave in leaving_clients.WAYS_TO_LEAVE
+    ]
+    gateway.until(lambda: gateway.pool.items()["one"]["state"] == "starting")
+    with leaving_clients.post(gateway.port, "/one/stays") as stays:
+        for leave, client in clients:
+            leave(client)
+        # By then HAProxy has seen that they have left.
+        assert not clients[-1][1].recv(100).startswith(b"HTTP/1.1 200")
+        gateway.pool.write("go", "")
+        assert stays.recv(12) == b"HTTP/1.1 200"
+    for _, client in clients:
+        client.close()
+    gateway.pool.ok("stop")
+    assert (gateway.pool.directory / "requests").read_text() == "/one/stays\n"
