@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, get_args
 
 from pydantic import (
@@ -129,6 +130,11 @@ def _bind(text: str) -> str:
     return text
 
 
+def _file_path(path: str) -> str:
+    # The locale may have no encoding for this text: the path then has the bytes that it has in the file, UTF-8.
+    return os.fsdecode(path.encode("utf-8", "surrogateescape"))
+
+
 def _list(value: Tree) -> Tree:
     return tuple(value) if isinstance(value, list) else value
 
@@ -158,7 +164,12 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _from_text]
 Truth = Annotated[bool, BeforeValidator(truth_from_environment)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-FilePath = Annotated[str, StringConstraints(min_length=1), Field(json_schema_extra={"format": "path"})]
+FilePath = Annotated[
+    str,
+    StringConstraints(min_length=1),
+    AfterValidator(_file_path),
+    Field(json_schema_extra={"format": "path"}),
+]
 Proxies = Annotated[tuple[Text, ...], BeforeValidator(_proxies)]
 Windows = Annotated[tuple[Text, ...], BeforeValidator(_windows)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]

@@ -78,6 +78,22 @@ def test_worker_and_program_get_text_of_the_file_as_it_is_without_a_locale_for_i
     wait_until(lambda: ascii(said) in pool.ok("logs", "program").stdout)
 
 
+def test_paths_of_the_file_are_used_as_they_are_without_a_locale_for_them(
+    pool: RealPool, free_port: Any
+) -> None:
+    pool.write("größe/elsewhere.py", REPORT.replace("os.getcwd()", "os.getcwdb().decode()"))
+    pool.write("größe/é.env", "FROM_FILE=yes\n")
+    port = free_port()
+    text = server("web", bind=f"127.0.0.1:{port}", app="elsewhere:app", app_dir="größe", cwd="größe")
+    pool.write("pool.toml", text + 'env_file = "größe/é.env"\nlog = { path = "größe/lög.log" }\n')
+    pool.ok("validate", env=ASCII)
+    pool.ok("start", env=ASCII)
+    found = get(port).json()
+    assert found["cwd"] == str(pool.directory / "größe")
+    assert found["environment"]["FROM_FILE"] == "yes"
+    wait_until((pool.directory / "größe" / "lög.log").exists)
+
+
 def test_a_worker_has_the_environment_of_the_start(report: Any, pool: RealPool) -> None:
     found = report(env={"FROM_THE_START": "yes"})
     assert found["environment"]["FROM_THE_START"] == "yes"
