@@ -57,17 +57,31 @@ def installed_build() -> str:
     package = os.path.dirname(os.path.abspath(__file__))
     digest = blake2b(digest_size=16)
     try:
-        for directory, names, files in os.walk(package):
-            names[:] = sorted({*names} - {"__pycache__"})
-            for name in sorted(files):
-                path = os.path.join(directory, name)
-                with open(path, "rb") as file:
-                    content = file.read()
-                digest.update(f"{os.path.relpath(path, package)}\0{len(content)}\0".encode())
-                digest.update(content)
+        for path in _installed_files():
+            with open(path, "rb") as file:
+                content = file.read()
+            digest.update(f"{os.path.relpath(path, package)}\0{len(content)}\0".encode())
+            digest.update(content)
     except OSError:
         return ""
     return digest.hexdigest()
+
+
+def is_installed_since(moment: float) -> bool:
+    """Whether a file of the package on disk was changed or replaced at this Unix time or later."""
+    try:
+        return any(os.stat(path).st_ctime >= moment for path in _installed_files())
+    except OSError:
+        return True
+
+
+def _installed_files() -> list[str]:
+    """The paths of the package's files on disk, always in the same order."""
+    found: list[str] = []
+    for directory, names, files in os.walk(os.path.dirname(os.path.abspath(__file__))):
+        names[:] = sorted({*names} - {"__pycache__"})
+        found += (os.path.join(directory, name) for name in sorted(files))
+    return found
 
 
 def as_user(uid: int, gid: int, argv: list[str]) -> list[str]:

@@ -67,7 +67,9 @@ class Upgrade:
             message = f"the pool runs on Python {sys.version.split()[0]}, poolctl {version} on {python}"
             return _refused(message, "poolctl stop and poolctl start move it, and its servers pause")
         if not call.options.get("tried"):
-            if not call.options.get("force") and call.options.get("build") == await self._build.digest():
+            if not call.options.get("force") and await self._build.is_running(
+                call.options.get("build") or ""
+            ):
                 return UpgradeResult(items=items(self._core, self._core.entries.values()))
             if problem := await self._try(call):
                 return problem

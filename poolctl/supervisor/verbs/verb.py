@@ -6,10 +6,11 @@ A file of this package that has a function `verbs` adds verbs; nothing else list
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple, Protocol
 
-from poolctl.bootstrap import installed_build
+from poolctl.bootstrap import installed_build, is_installed_since
 from poolctl.control.answers import About, ErrorEntry, ProgressLine, Result, ServerStep, failure
 from poolctl.control.control_server import Attach, Progress, cannot_attach
 from poolctl.core.await_servers import Rollout
@@ -64,22 +65,35 @@ Verb = Callable[[Call], Awaitable[Result]]
 Finish = Callable[[], Awaitable[None]]
 
 
+# The kernel's time of a change may be that much behind the clock.
+_FILE_TIME_SECONDS = 0.02
+
+
 class RunningBuild:
     """The build of poolctl that this process is, while another one may replace it on disk."""
 
     def __init__(self) -> None:
+        self._began = time.time()
         self._found: asyncio.Future[str] | None = None
 
     @property
     def known(self) -> str:
-        """The digest of its files; "" before the first call of `digest`."""
+        """The digest of its files; "" before the first call of `digest`, or if it cannot be known."""
         return self._found.result() if self._found is not None and self._found.done() else ""
 
     async def digest(self) -> str:
-        """The digest of its files, as they were at the first call."""
+        """The digest of its files; "" if they were replaced between its start and the first call."""
         if self._found is None:
-            self._found = asyncio.ensure_future(asyncio.to_thread(installed_build))
+            self._found = asyncio.ensure_future(asyncio.to_thread(self._find))
         return await asyncio.shield(self._found)
+
+    def _find(self) -> str:
+        found = installed_build()
+        return "" if is_installed_since(self._began - _FILE_TIME_SECONDS) else found
+
+    async def is_running(self, build: str) -> bool:
+        """Whether it is this build."""
+        return build != "" and build == await self.digest()
 
     async def is_replaced(self) -> bool:
         """Whether the files on disk are others now."""
