@@ -68,6 +68,8 @@ def test_connections_to_a_sleeping_server_wait_for_a_supervisor_and_are_served(
     pool.ok("start")
     info = pool.info()
     with socket.create_connection(("127.0.0.1", ports["sleepy"]), timeout=30) as before:
+        # A supervisor that is killed between the accept and the keeper's copy takes the connection with it.
+        until(lambda: waits_for_others(info["supervisor_pid"]))
         broken.file.touch()
         os.kill(info["supervisor_pid"], signal.SIGKILL)
         until(lambda: broken.deaths() >= 3)
