@@ -26,7 +26,7 @@ def servers(poolctl: list[str]) -> list[dict[str, Any]]:
 
 
 def row(item: dict[str, Any]) -> tuple[str, ...]:
-    ready = "yes" if item["ready"] else "no"
+    ready = str(item["ready"]).lower()  # as list shows it
     pids = ",".join(str(pid) for pid in item["pids"])
     return item["name"], item["expose"], item["state"], ready, f"{item['uptime_seconds'] or 0:.0f}s", pids
 
