@@ -10,6 +10,7 @@ import asyncio
 import functools
 import os
 import resource
+import select
 import socket
 import ssl
 import sys
@@ -205,8 +206,13 @@ class SharedListeners:
         asyncio.get_running_loop().call_later(_WAKE_SECONDS, self._end_wake)
         for listener in self._listeners:
             with SharedListener(listener, self._server_state) as backlog:
+                waiting = select.poll()
+                waiting.register(backlog, select.POLLIN)
                 for number in range(self._config.backlog + 1):
                     if self._full or self._ended or self._server_state.room() <= len(self.accepted):
+                        break
+                    # Asked before, because a process that shares the listener may have made it blocking.
+                    if not waiting.poll(0):
                         break
                     try:
                         self._serve_waiting(backlog.accept_one())
