@@ -254,10 +254,12 @@ def _without_equals(word: str, table: Mapping[str, Option]) -> str:
 
 
 def as_help(words: Sequence[str]) -> list[str]:
-    """`help`, or `help COMMAND`, as the option that means the same; other words unchanged."""
+    """`help`, `help --all` or `help COMMAND` as the option that means the same; other words unchanged."""
     at = _verb_at(words)
     if words[at : at + 1] != ["help"]:
         return list(words)
+    if words[at + 1 :] == ["--all"]:
+        return [*words[:at], "--help-all"]
     return [*words[:at], *words[at + 1 :], "--help"]
 
 

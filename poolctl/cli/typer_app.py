@@ -40,7 +40,26 @@ FIRST_STEPS = (
     "poolctl start     in the background; or: poolctl run",
     "poolctl list      the servers; then: logs NAME, restart NAME, stop",
 )
-MORE_HELP = "poolctl help COMMAND shows the options of a command, and examples."
+# What `poolctl --help` lists; `poolctl help --all` lists every command.
+FIRST_COMMANDS = {
+    *(
+        "init",
+        "run",
+        "validate",
+        "restart",
+        "start",
+        "stop",
+        "filter",
+        "list",
+        "logs",
+        "show",
+        "status",
+        "top",
+        "walk",
+    ),
+    *("reload", "scale"),
+}
+MORE_HELP = "poolctl help COMMAND shows a command's options and examples; help --all lists every command."
 Perform = Callable[[CommandRequest], Outcome]
 
 
@@ -77,13 +96,15 @@ def build(perform: Perform = perform) -> typer.core.TyperGroup:
     )
 
     def before(ctx: typer.Context, **values: object) -> None:
-        del values["version"]
+        del values["version"], values["help_all"]
         ctx.obj = {**(ctx.obj or {}), **{key: value for key, value in values.items() if value is not None}}
 
     version = typer.Option(
         *VERSION_OPTION.spellings, is_eager=True, callback=_print_version, help=VERSION_OPTION.help
     )
-    _accept(before, {**_parameters(COMMON), "version": (Annotated[bool, version], False)})
+    everything = typer.Option("--help-all", is_eager=True, callback=_print_all_help, hidden=True)
+    flags = {"version": (Annotated[bool, version], False), "help_all": (Annotated[bool, everything], False)}
+    _accept(before, {**_parameters(COMMON), **flags})
     app.callback()(before)
     application = typer.main.get_group(app)
     application.commands = _Commands(perform)  # type: ignore[assignment]
@@ -96,16 +117,29 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _print_all_help(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[_ALL_COMMANDS] = True
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+
+
+_ALL_COMMANDS = "poolctl.all_commands"
+
+
 class _Group(typer.core.TyperGroup):
-    """Lists the commands by their sections."""
+    """Lists the commands by their sections: those to begin with, or with `help --all` every one."""
 
     def list_commands(self, ctx: object) -> list[str]:
         return list(self.commands)
 
-    def format_options(self, ctx: object, formatter: Any) -> None:
-        declared = {name: command_named(name) for name in self.commands}
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        every = ctx.meta.get(_ALL_COMMANDS, False)
+        declared = {name: command_named(name) for name in self.commands if every or name in FIRST_COMMANDS}
         for section in SECTIONS:
             rows = [(name, each.help) for name, each in declared.items() if each and each.section == section]
+            if not rows:
+                continue
             with formatter.section(section):
                 formatter.write_dl(rows, col_spacing=12 - max(len(name) for name, _ in rows))
         _write_options(formatter, "Global options", (*COMMON, VERSION_OPTION, HELP_OPTION))

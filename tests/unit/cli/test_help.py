@@ -11,7 +11,7 @@ import pytest
 from poolctl.cli.command import Command, command_named, names
 from poolctl.cli.command_line import CommandRequest, as_help, split
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.typer_app import FIRST_STEPS, build
+from poolctl.cli.typer_app import FIRST_COMMANDS, FIRST_STEPS, build
 
 REQUESTS: list[CommandRequest] = []
 
@@ -67,7 +67,7 @@ def test_an_example_is_a_command_line(line: str) -> None:
 
 
 def test_every_command_is_listed_under_one_heading(capsys: pytest.CaptureFixture[str]) -> None:
-    APPLICATION.main(["--help"], prog_name="poolctl", standalone_mode=False)
+    APPLICATION.main(as_help(["help", "--all"]), prog_name="poolctl", standalone_mode=False)
     text = capsys.readouterr().out
     headings = [line for line in text.splitlines() if re.fullmatch(r"\S.*:", line)]
     assert headings == [
@@ -80,6 +80,14 @@ def test_every_command_is_listed_under_one_heading(capsys: pytest.CaptureFixture
         "Global options:",
     ]
     assert all(len(re.findall(rf"^  {name} ", text, re.MULTILINE)) == 1 for name in COMMANDS)
+
+
+def test_the_first_page_lists_what_a_newcomer_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    APPLICATION.main(as_help(["help"]), prog_name="poolctl", standalone_mode=False)
+    text = capsys.readouterr().out
+    assert {name for name in COMMANDS if re.search(rf"^  {name} ", text, re.MULTILINE)} == FIRST_COMMANDS
+    assert "Machine:" not in text
+    assert "help --all" in text
 
 
 def test_the_own_options_of_a_command_come_before_those_of_the_selection(
