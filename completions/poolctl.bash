@@ -1,7 +1,7 @@
 # Completion of poolctl for bash. Made by: poolctl completion bash
 # Load it with: source <(poolctl completion bash)
 
-_poolctl_ask() { # servers, tags, hosts or pools of the pool that the line is about
+_poolctl_ask() { # servers, tags, backends or pools of the pool that the line is about
     local word=$cur words
     # bash takes the colons of an address for the ends of words
     [[ ${COMP_LINE-} ]] && word=${COMP_LINE:0:COMP_POINT} && word=${word##*[[:space:]=]}
@@ -62,10 +62,10 @@ _poolctl() {
     case $verb:$prev in
         events:-o | logs:-o | events:--output | logs:--output) _poolctl_words 'json jsonl'; return ;;
         register:-o | unregister:-o | register:--output | unregister:--output) _poolctl_fields 'table wide json jsonl name' 'name url state why since weight ttl_seconds left_seconds latency_seconds probe'; return ;;
+        backends:-o | backends:--output) _poolctl_fields 'table wide json jsonl name' 'backend host routes state since until available health why breaker connections in_flight waiting requests errors'; return ;;
         config:-o | config:--output) _poolctl_fields 'toml table wide json jsonl name' 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime'; return ;;
         export:-o | export:--output) _poolctl_fields 'json jsonl name' 'name text'; return ;;
         health:-o | health:--output) _poolctl_fields 'table wide json jsonl name' 'name kind status uptime_seconds latency_seconds detail'; return ;;
-        hosts:-o | hosts:--output) _poolctl_fields 'table wide json jsonl name' 'host routes state since until available health why breaker connections in_flight waiting requests errors'; return ;;
         rollout:-o | rollout:--output) _poolctl_fields 'table wide json jsonl name' 'name state reason what generation share_asked share for_seconds elapsed_seconds min_requests abort_on canary before'; return ;;
         routes:-o | routes:--output) _poolctl_fields 'table wide json jsonl name' 'alias host path to policy mode way why provider state requests passed proxied refused waiting errors p50_seconds p99_seconds registrations machines matched'; return ;;
         stacks:-o | stacks:--output) _poolctl_fields 'table wide json jsonl name' 'name worker pid source problem place'; return ;;
@@ -73,7 +73,7 @@ _poolctl() {
         wait:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
         *:-c | *:--config | *:-f | *:--file) _poolctl_files -f; return ;;
         *:--pool) _poolctl_ask pools; return ;;
-        *:--bind | *:--app | *:--command | *:--set | *:--timeout | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--for | *:--tail | *:--until | *:--grep | *:--to | *:--ttl | *:--weight | *:--host | *:--path | *:--probe | *:--canary | *:--abort-on | *:--min-requests | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
+        *:--bind | *:--app | *:--command | *:--set | *:--timeout | *:--for | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--tail | *:--until | *:--grep | *:--to | *:--ttl | *:--weight | *:--host | *:--path | *:--probe | *:--canary | *:--abort-on | *:--min-requests | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
         *:-o | *:--output) _poolctl_fields 'table wide json jsonl name' 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime'; return ;;
         *:--tag) _poolctl_ask tags; return ;;
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
@@ -91,7 +91,7 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-c --config --pool -q --quiet -v --verbose --version -h --help'
             else
-                _poolctl_words 'add completion config dashboard disable doctor drain enable events export filter health hosts init list logs metrics notify pools register reload remove restart rollout routes run scale schema show stacks start status stop top undrain unregister upgrade validate version wait walk'
+                _poolctl_words 'add backends completion config dashboard disable doctor drain enable events export filter health init list logs metrics notify pools register reload remove restart rollout routes run scale schema show stacks start status stop top undrain unregister upgrade validate version wait walk'
             fi
             ;;
         add)
@@ -99,6 +99,13 @@ _poolctl() {
                 _poolctl_words '--bind --app --command --set -f --file -o --output --timeout --no-wait --save --dry-run -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 :
+            fi
+            ;;
+        backends)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '--for -o --output -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_ask backends
             fi
             ;;
         completion)
@@ -176,13 +183,6 @@ _poolctl() {
                 _poolctl_words '--depth --routes -o --output -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 :
-            fi
-            ;;
-        hosts)
-            if [[ $cur == -* ]]; then
-                _poolctl_words '--for -o --output -c --config --pool -q --quiet -v --verbose -h --help'
-            else
-                _poolctl_ask hosts
             fi
             ;;
         init)

@@ -31,7 +31,7 @@ function __poolctl_own # whether the user's own command has begun
     contains -- $verb run walk; and contains -- -- (commandline -opc)
 end
 
-function __poolctl_ask # servers, tags, hosts or pools of the pool that the line is about
+function __poolctl_ask # servers, tags, backends or pools of the pool that the line is about
     set -l words (commandline -opc)
     set -l pool
     for at in (seq 2 (math (count $words) - 1))
@@ -77,6 +77,15 @@ complete -c poolctl -n '__poolctl_in add' -l pool -x -a '(__poolctl_ask pools)' 
 complete -c poolctl -n '__poolctl_in add' -s q -l quiet -d 'Print only results and errors'
 complete -c poolctl -n '__poolctl_in add' -s v -l verbose -d 'Print more details'
 complete -c poolctl -n '__poolctl_in add' -s h -l help -d 'Show this message and exit'
+complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a backends -d 'List the gateway\'s backends; disable, enable or drain some'
+complete -c poolctl -n '__poolctl_in backends' -l for -x -d 'How long to disable them; 0: until enabled. Default: traffic_re_enable in [gateway], "30s"'
+complete -c poolctl -n '__poolctl_in backends' -s o -l output -x -a "(__poolctl_fields 'table wide json jsonl name' 'backend host routes state since until available health why breaker connections in_flight waiting requests errors')" -d 'table, wide, json, jsonl, name, or FIELD,FIELD…'
+complete -c poolctl -n '__poolctl_in backends' -s c -l config -r -F -d 'The pool\'s file; repeatable, later ones override'
+complete -c poolctl -n '__poolctl_in backends' -l pool -x -a '(__poolctl_ask pools)' -d 'Name of a running pool, from any directory'
+complete -c poolctl -n '__poolctl_in backends' -s q -l quiet -d 'Print only results and errors'
+complete -c poolctl -n '__poolctl_in backends' -s v -l verbose -d 'Print more details'
+complete -c poolctl -n '__poolctl_in backends' -s h -l help -d 'Show this message and exit'
+complete -c poolctl -n '__poolctl_in backends' -a '(__poolctl_ask backends)'
 complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a completion -d 'Print, or install, the completion script of a shell'
 complete -c poolctl -n '__poolctl_in completion' -l install -d 'Write it where the shell of this user loads it'
 complete -c poolctl -n '__poolctl_in completion' -s c -l config -r -F -d 'The pool\'s file; repeatable, later ones override'
@@ -235,15 +244,6 @@ complete -c poolctl -n '__poolctl_in health' -l pool -x -a '(__poolctl_ask pools
 complete -c poolctl -n '__poolctl_in health' -s q -l quiet -d 'Print only results and errors'
 complete -c poolctl -n '__poolctl_in health' -s v -l verbose -d 'Print more details'
 complete -c poolctl -n '__poolctl_in health' -s h -l help -d 'Show this message and exit'
-complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a hosts -d 'List the gateway\'s hosts; disable, enable or drain some'
-complete -c poolctl -n '__poolctl_in hosts' -l for -x -d 'How long to disable them; 0: until enabled. Default: traffic_re_enable in [gateway], "30s"'
-complete -c poolctl -n '__poolctl_in hosts' -s o -l output -x -a "(__poolctl_fields 'table wide json jsonl name' 'host routes state since until available health why breaker connections in_flight waiting requests errors')" -d 'table, wide, json, jsonl, name, or FIELD,FIELD…'
-complete -c poolctl -n '__poolctl_in hosts' -s c -l config -r -F -d 'The pool\'s file; repeatable, later ones override'
-complete -c poolctl -n '__poolctl_in hosts' -l pool -x -a '(__poolctl_ask pools)' -d 'Name of a running pool, from any directory'
-complete -c poolctl -n '__poolctl_in hosts' -s q -l quiet -d 'Print only results and errors'
-complete -c poolctl -n '__poolctl_in hosts' -s v -l verbose -d 'Print more details'
-complete -c poolctl -n '__poolctl_in hosts' -s h -l help -d 'Show this message and exit'
-complete -c poolctl -n '__poolctl_in hosts' -a '(__poolctl_ask hosts)'
 complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a init -d 'Write a starter pool.toml, or the file that -c names'
 complete -c poolctl -n '__poolctl_in init' -l app -d 'Also write a tiny application'
 complete -c poolctl -n '__poolctl_in init' -l gateway -d 'Write one with a gateway: two servers behind one port'

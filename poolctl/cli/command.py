@@ -34,9 +34,11 @@ GOALS = ("ready", "stopped", "healthy", "running", *(s for s in STATES if s not 
 
 FLAG, VALUE, LIST = "flag", "value", "list"
 # Values that a shell offers: names of the pool in the working directory, or its own files.
-SERVERS, TARGETS, TAGS, POOLS, HOSTS = "servers", "targets", "tags", "pools", "hosts"
+SERVERS, TARGETS, TAGS, POOLS, BACKENDS = "servers", "targets", "tags", "pools", "backends"
 FILES, DIRECTORIES = "files", "directories"
-HOST_ACTIONS = ("disable", "enable", "drain")
+BACKEND_ACTIONS = ("disable", "enable", "drain")
+# Other names of commands, which help and completion do not show.
+ALIASES = {"hosts": "backends"}
 # Headings of `poolctl --help`, in their order.
 SECTIONS = ("Get started", "Lifecycle", "Look", "Change", "Files", "Machine")
 GET_STARTED, LIFECYCLE, INSPECT, CHANGES, FILE_COMMANDS, MACHINE = SECTIONS
@@ -216,6 +218,7 @@ def command_named(verb: str) -> Command | None:
 
 def module_of(verb: str) -> Any:
     """The module of a command, imported; None when there is no such command."""
+    verb = ALIASES.get(verb, verb)
     if not verb.isidentifier():
         return None
     name = f"poolctl.cli.commands.{verb}"

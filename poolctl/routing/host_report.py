@@ -1,4 +1,4 @@
-"""A host behind the gateway as `poolctl hosts` shows it."""
+"""A backend of the gateway as `poolctl backends` shows it."""
 
 from __future__ import annotations
 
@@ -46,3 +46,8 @@ class HostReport(Value):
     waiting: int = 0
     requests: int = 0
     errors: int = 0
+
+    @property
+    def backend(self) -> str:
+        """The host, as the table heads its column."""
+        return self.host

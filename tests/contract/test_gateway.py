@@ -1,4 +1,4 @@
-"""Contract §5: routes and hosts of a pool without a gateway, and what a later version has."""
+"""Contract §5: routes and backends of a pool without a gateway, and what a later version has."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from tests.real_pool import RealPool
 pytestmark = pytest.mark.unmeasured
 
 
-def test_without_a_gateway_routes_and_hosts_are_empty_tables(
+def test_without_a_gateway_routes_and_backends_are_empty_tables(
     real_pool: RealPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real_pool.write_hello()
-    for command in ("routes", "hosts"):
+    for command in ("routes", "backends", "hosts"):
         done = real_pool.run(command, "-o", "json")
         assert done.code == 6, "no supervisor"
         assert [error["code"] for error in done.json["errors"]] == [6]
     real_pool.ok("start")
-    for command in ("routes", "hosts"):
+    for command in ("routes", "backends", "hosts"):
         document = real_pool.ok(command, "-o", "json").json
         assert (document["schema"], document["items"], document["errors"]) == (1, [], [])
         (header,) = real_pool.ok(command).stdout.splitlines()
-        assert "HOST" in header.split()
+        assert ("HOST" if command == "routes" else "BACKEND") in header.split()
         assert real_pool.ok(command, "-o", "jsonl").stdout == real_pool.ok(command, "-o", "name").stdout == ""
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(real_pool.runtime))
     client = poolctl.connect(real_pool.directory / "pool.toml")
     assert client.routes()["items"] == client.hosts()["items"] == []
-    done = real_pool.run("hosts", "disable", "hello")
+    done = real_pool.run("backends", "disable", "hello")
     assert done.code == 4, "an order that changes nothing is not done"
     assert "the pool has no gateway" in done.stderr
     with pytest.raises(PoolParamError, match="the pool has no gateway"):

@@ -24,5 +24,5 @@ def test_every_policy_is_named() -> None:
 
 
 def test_every_command_in_it_is_one(real_pool: RealPool) -> None:
-    for command in re.findall(r"^poolctl (hosts \w+)", TEXT, re.MULTILINE):
+    for command in re.findall(r"^poolctl (backends \w+)", TEXT, re.MULTILINE):
         assert real_pool.ok(*command.split()[:2], "--help").code == 0

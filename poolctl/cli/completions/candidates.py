@@ -1,8 +1,9 @@
-"""The words that a shell asks for: names, tags, hosts and pools.
+"""The words that a shell asks for: names, tags, backends and pools.
 
-`poolctl __complete targets|servers|tags|pools|hosts [-c FILE]… [--pool NAME]` prints words, one a line. It is quick, it
-never fails and never prints anything else, because it runs on every press of Tab. Targets are the names of servers, and
-their addresses once a word has been begun (`--word WORD`); with `--describe` a tab and the state, or the name, follow.
+`poolctl __complete targets|servers|tags|pools|backends [-c FILE]… [--pool NAME]` prints words, one a line. It is quick,
+it never fails and never prints anything else, because it runs on every press of Tab. Targets are the names of servers,
+and their addresses once a word has been begun (`--word WORD`); with `--describe` a tab and the state, or the name,
+follow.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import sys
 from itertools import pairwise
 
-from poolctl.cli.command import HOST_ACTIONS
+from poolctl.cli.command import BACKEND_ACTIONS
 from poolctl.cli.pool_ref import PoolRef
 
 TYPE_CHECKING = False
@@ -48,8 +49,8 @@ def _words(kind: str, words: list[str]) -> Iterable[str]:
     files = [os.path.expanduser(value) for option, value in pairs if option in ("-c", "--config")]
     pool = next((value for option, value in pairs if option == "--pool"), None)
     found = find_pool(CommandRequest("list", {"config": files, "pool": pool}), missing_ok=True)
-    if kind == "hosts":
-        return [*HOST_ACTIONS, *_hosts(found)]
+    if kind in ("backends", "hosts"):  # the second from a script of an earlier version
+        return [*BACKEND_ACTIONS, *_backends(found)]
     servers = _servers(found)
     if kind == "tags":
         return sorted({tag for *_, tags in servers for tag in tags})
@@ -61,7 +62,7 @@ def _words(kind: str, words: list[str]) -> Iterable[str]:
     return [name for name, *_ in servers if name] if kind == "servers" else []
 
 
-def _hosts(pool: PoolRef) -> list[str]:
+def _backends(pool: PoolRef) -> list[str]:
     from poolctl.control.client import Client
     from poolctl.control.gateway_answers import HostsResult
     from poolctl.errors import ControlError

@@ -100,7 +100,7 @@ _BASH_HEAD = """\
 # Completion of poolctl for bash. Made by: poolctl completion bash
 # Load it with: source <(poolctl completion bash)
 
-_poolctl_ask() { # servers, tags, hosts or pools of the pool that the line is about
+_poolctl_ask() { # servers, tags, backends or pools of the pool that the line is about
     local word=$cur words
     # bash takes the colons of an address for the ends of words
     [[ ${COMP_LINE-} ]] && word=${COMP_LINE:0:COMP_POINT} && word=${word##*[[:space:]=]}
@@ -186,7 +186,7 @@ _ZSH_HEAD = """\
 # Completion of poolctl for zsh. Made by: poolctl completion zsh
 # Load it with: source <(poolctl completion zsh), or put it as _poolctl into a directory of $fpath
 
-_poolctl_ask() { # servers, tags, hosts or pools of the pool that the line is about
+_poolctl_ask() { # servers, tags, backends or pools of the pool that the line is about
     local -a found=(${(f)"$(${words[1]} __complete $1 $pool --describe --word "${words[CURRENT]}" 2>/dev/null)"})
     local -a described=(${${found//:/\\\\:}/$'\\t'/:})
     _describe $1 described
@@ -303,7 +303,7 @@ function __poolctl_own # whether the user's own command has begun
     contains -- $verb %(with_command)s; and contains -- -- (commandline -opc)
 end
 
-function __poolctl_ask # servers, tags, hosts or pools of the pool that the line is about
+function __poolctl_ask # servers, tags, backends or pools of the pool that the line is about
     set -l words (commandline -opc)
     set -l pool
     for at in (seq 2 (math (count $words) - 1))

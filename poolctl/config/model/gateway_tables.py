@@ -161,7 +161,7 @@ class GatewayConfig(Table):
     header_for_host: HeaderName = field(
         "Host", "The header that names the host of a request; without it, that is the Host header."
     )
-    traffic_re_enable: Positive = field(30.0, "When a disabled host gets traffic again by itself.")
+    traffic_re_enable: Positive = field(30.0, "When a disabled backend gets traffic again by itself.")
     trusted_proxies: Proxies = field(
         (), "Addresses or networks of proxies whose X-Forwarded-* and Forwarded are believed."
     )

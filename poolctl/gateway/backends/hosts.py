@@ -30,11 +30,11 @@ class UnknownHost(LookupError):
     """No host has this name; `hint` has near ones."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
-        self.message = f"no host is called {name!r}"
+        self.message = f"no backend is called {name!r}"
         hosts = [*known]
         near = get_close_matches(name[:200].lower(), [host.lower() for host in hosts], n=3, cutoff=0.5)
         found = [host for host in hosts if host.lower() in near]
-        self.hint = f"did you mean {' or '.join(found[:3])}?" if found else "`poolctl hosts` lists them"
+        self.hint = f"did you mean {' or '.join(found[:3])}?" if found else "`poolctl backends` lists them"
         super().__init__(f"{self.message}; {self.hint}")
 
 
@@ -120,7 +120,7 @@ class HostManager:
         """
         seconds = self.re_enable_seconds if for_seconds is None else for_seconds
         if not seconds >= 0:
-            raise ValueError(f"a host cannot be disabled for {seconds} seconds")
+            raise ValueError(f"a backend cannot be disabled for {seconds} seconds")
         seconds = min(seconds, _MOST_SECONDS)
         return self._set(host, HostState.DISABLED, why or "disabled by request", seconds)
 

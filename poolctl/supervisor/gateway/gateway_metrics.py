@@ -218,7 +218,7 @@ def _healths(snapshot: GatewaySnapshot) -> Family:
 
 def _hosts(hosts: Sequence[tuple[Table, Table]], connections: Mapping[str, int]) -> Iterable[Family]:
     state = family_of("poolctl_host_state", "gauge", "1 for the state in which the host was put.")
-    health = family_of("poolctl_host_health", "gauge", "1 for how the host is: see `poolctl hosts`.")
+    health = family_of("poolctl_host_health", "gauge", "1 for how the backend is: see `poolctl backends`.")
     text = "1 for the state of the host's breaker, which has none before the first request."
     breaker = family_of("poolctl_host_breaker", "gauge", text)
     text = "Requests proxied to the host without a complete response, by the reason."

@@ -243,10 +243,10 @@ def host_order(options: Table) -> Table:
         or not all(isinstance(each, str) for each in hosts)
     ):
         raise SelectorError(
-            "no such order for hosts", hint=f"op is one of {', '.join(_OPERATIONS)}; hosts is a list"
+            "no such order for backends", hint=f"op is one of {', '.join(_OPERATIONS)}; hosts is a list"
         )
     if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
         raise SelectorError(
-            f"hosts cannot be disabled for {seconds!r}", hint="seconds; 0 until they are enabled"
+            f"backends cannot be disabled for {seconds!r}", hint="seconds; 0 until they are enabled"
         )
     return {"op": operation, "hosts": hosts, "for": seconds}

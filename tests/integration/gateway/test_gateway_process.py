@@ -354,7 +354,7 @@ def test_disabled_host_stays_disabled_over_the_death_of_gateway_and_supervisor(g
         assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
         assert connections(gateway, "one") == 1, "passed to the worker, which counts it"
     gateway.until(lambda: connections(gateway, "one") == 0)
-    gateway.pool.ok("hosts", "disable", "one", "--for", "0")
+    gateway.pool.ok("backends", "disable", "one", "--for", "0")
     assert "host disabled: one (disabled by request)" in gateway.pool.ok("events", "--kind", "pool").stdout
     assert gateway.get("/one").status == 503
     pid = gateway.until(gateway.process)
@@ -365,13 +365,15 @@ def test_disabled_host_stays_disabled_over_the_death_of_gateway_and_supervisor(g
     os.kill(supervisor, signal.SIGKILL)
     gateway.until(lambda: gateway.pool.info()["supervisor_pid"] != supervisor)
     assert host(gateway, "one")["state"] == "disabled"
-    gateway.pool.ok("hosts", "enable", "one")
+    gateway.pool.ok("backends", "enable", "one")
     assert gateway.get("/one").status == 200
 
 
 def host(gateway: GatewayPool, name: str) -> dict[str, Any]:
-    """Its row of `poolctl hosts`."""
-    return next(each for each in gateway.pool.ok("hosts", "-o", "json").json["items"] if each["host"] == name)
+    """Its row of `poolctl backends`."""
+    return next(
+        each for each in gateway.pool.ok("backends", "-o", "json").json["items"] if each["host"] == name
+    )
 
 
 def connections(gateway: GatewayPool, name: str) -> int:

@@ -188,15 +188,15 @@ def test_host_without_traffic_gives_passed_connections_back_between_two_requests
             return client.getresponse().read().decode().split()[0]
 
         assert [served_by() for _ in range(3)] == ["one"] * 3
-        said = gateway.pool.ok("hosts", action, "one")
+        said = gateway.pool.ok("backends", action, "one")
         assert "until" in said.stdout
         sock = client.sock
         assert [served_by() for _ in range(3)] == ["two"] * 3
-        gateway.pool.ok("hosts", "enable", "one")
-        gateway.pool.ok("hosts", action, "two")
+        gateway.pool.ok("backends", "enable", "one")
+        gateway.pool.ok("backends", action, "two")
         assert [served_by() for _ in range(3)] == ["one"] * 3
         assert client.sock is sock, "the client has noticed nothing"
-        gateway.pool.ok("hosts", action, "one")
+        gateway.pool.ok("backends", action, "one")
         client.request("GET", "/name")
         assert client.getresponse().status == 503
     refused = gateway.pool.run("health", "--routes", "-o", "json")
@@ -209,7 +209,7 @@ def test_host_without_traffic_gives_passed_connections_back_between_two_requests
     ]  # fmt: skip
     status = gateway.pool.ok("status")
     assert "the route one is unknown (" in status.stderr
-    assert [each["health"] for each in gateway.pool.ok("hosts", "-o", "json").json["items"]] == [
+    assert [each["health"] for each in gateway.pool.ok("backends", "-o", "json").json["items"]] == [
         "unknown"
     ] * 2
     assert gateway.pool.ok("routes", "-o", "alias,state").stdout.split() == ["one", "unknown"]

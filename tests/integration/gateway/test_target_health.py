@@ -68,7 +68,7 @@ def test_probe_decides_about_a_target_outside_the_pool_without_any_request(
     assert gateway.get("/").status == 200
     service.status = 503
     gateway.until(lambda: state(gateway) == (3, "unhealthy"))
-    (host,) = gateway.pool.ok("hosts", "-o", "json").json["items"]
+    (host,) = gateway.pool.ok("backends", "-o", "json").json["items"]
     assert (host["available"], host["health"], host["why"]) == (False, "unhealthy", "GET /up: status 503")
     gateway.until(lambda: gateway.get("/").headers.get("retry-after"))
     if engine == "poolctl":

@@ -181,7 +181,7 @@ ANSWERS: dict[str, tuple[type[Result], list[str]]] = {
         ["list", "start", "stop", "restart", "wait", "enable a", "disable a", "drain a", "undrain a", "scale a 2",
          "remove a", "logs --reopen"], (Result, []),
     ),
-    **dict.fromkeys(["hosts", "hosts disable a"], (HostsResult, [])),
+    **dict.fromkeys(["backends", "backends disable a"], (HostsResult, [])),
     **dict.fromkeys(["register a --to http://b:1", "unregister a"], (RegistrationsResult, [])),
     "routes": (RoutesResult, ["generation", "refused"]),
     "stacks": (StacksResult, []),

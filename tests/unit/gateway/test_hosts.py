@@ -171,10 +171,13 @@ def test_host_is_found_by_what_a_user_writes(name: str, host: str) -> None:
 def test_unknown_and_ambiguous_hosts_name_those_that_are_near() -> None:
     with pytest.raises(UnknownHost) as unknown:
         find_host("user", KNOWN)
-    assert (unknown.value.message, unknown.value.hint) == ("no host is called 'user'", "did you mean users?")
+    assert (unknown.value.message, unknown.value.hint) == (
+        "no backend is called 'user'",
+        "did you mean users?",
+    )
     with pytest.raises(UnknownHost) as ambiguous:
         find_host("10.0.0.8:443", KNOWN)
     assert ambiguous.value.hint == "did you mean https://10.0.0.8:443 or http://10.0.0.8:443?"
     with pytest.raises(UnknownHost) as none:
         find_host("x" * 100_000, KNOWN)
-    assert none.value.hint == "`poolctl hosts` lists them"
+    assert none.value.hint == "`poolctl backends` lists them"

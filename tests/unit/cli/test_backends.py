@@ -1,7 +1,8 @@
-"""`poolctl hosts`: the table of hosts, and what is done to them."""
+"""`poolctl backends`: the table of backends, and what is done to them."""
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any
 
@@ -29,20 +30,20 @@ REMOTE: dict[str, Any] = {
 }
 DISABLED = (
     f"users: disabled until {UNTIL:%Y-%m-%d %H:%M:%S}, then active again by itself; --for 0 disables it until "
-    "`poolctl hosts enable users`\n"
+    "`poolctl backends enable users`\n"
 )
 UNKNOWN = {
     "code": 4,
     "error": "ErrorNothingMatched",
-    "message": "no host is called 'user'",
+    "message": "no backend is called 'user'",
     "hint": "did you mean users?",
 }
 
 
-def test_table_shows_each_host_with_its_state(poolctl: Command, supervised: Supervised) -> None:
+def test_table_shows_each_backend_with_its_state(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always(USERS, REMOTE)) as requests:
-        head, users, remote = poolctl("hosts").out.splitlines()
-    assert head.split("  ")[0] == "HOST"
+        head, users, remote = poolctl("backends").out.splitlines()
+    assert head.split("  ")[0] == "BACKEND"
     assert "CONN  IN FLIGHT  ERRORS  WHY" in head
     assert "web,api  disabled  unknown" in users
     assert f"{UNTIL:%Y-%m-%d %H:%M:%S}" in users
@@ -65,18 +66,29 @@ def test_table_shows_each_host_with_its_state(poolctl: Command, supervised: Supe
 
 def test_forms_for_scripts_print_json_names_and_fields(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always(USERS, REMOTE)):
-        assert poolctl("hosts", "-o", "json").json["items"][0] == USERS
-        assert poolctl("hosts", "-o", "name").out == "users\nhttp://10.0.0.7:9000\n"
-        assert poolctl("hosts", "-o", "host,in_flight").out == "users\t2\nhttp://10.0.0.7:9000\t0\n"
-        wrong = poolctl("hosts", "-o", "pids")
+        assert poolctl("backends", "-o", "json").json["items"][0] == USERS
+        assert poolctl("backends", "-o", "host").out == "users\nhttp://10.0.0.7:9000\n"
+        assert poolctl("backends", "-o", "name").out == "users\nhttp://10.0.0.7:9000\n"
+        assert poolctl("backends", "-o", "backend,in_flight").out == "users\t2\nhttp://10.0.0.7:9000\t0\n"
+        wrong = poolctl("backends", "-o", "pids")
         assert (wrong.code, "unknown value 'pids'" in wrong.err) == (2, True)
 
 
-def test_without_hosts_the_table_has_its_header(poolctl: Command, supervised: Supervised) -> None:
+@pytest.mark.parametrize("words", [["-o", "json"], ["disable", "users"], ["-o=json"]])
+def test_hosts_is_another_name_of_the_command(
+    poolctl: Command, supervised: Supervised, words: list[str]
+) -> None:
+    with supervised(always(USERS)):
+        assert poolctl("hosts", *words) == poolctl("backends", *words)
+    assert "poolctl backends disable" in poolctl("help", "hosts").out
+    assert not re.search(r"^  hosts ", poolctl("help").out, re.MULTILINE)
+
+
+def test_without_backends_the_table_has_its_header(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always()):
-        (head,) = poolctl("hosts").out.splitlines()
-        assert head.startswith("HOST  ROUTES  STATE")
-        assert poolctl("hosts", "-o", "name").out == ""
+        (head,) = poolctl("backends").out.splitlines()
+        assert head.startswith("BACKEND  ROUTES  STATE")
+        assert poolctl("backends", "-o", "name").out == ""
 
 
 @pytest.mark.parametrize(
@@ -93,7 +105,7 @@ def test_actions_are_orders_to_the_supervisor(
     poolctl: Command, supervised: Supervised, words: list[str], options: dict[str, Any]
 ) -> None:
     with supervised(always(USERS)) as requests:
-        said = poolctl("hosts", *words)
+        said = poolctl("backends", *words)
     assert (said.code, said.out) == (0, DISABLED)
     (body,) = [body for verb, body in requests if verb == "host"]
     assert {key: body["options"][key] for key in options} == options
@@ -102,8 +114,8 @@ def test_actions_are_orders_to_the_supervisor(
 @pytest.mark.parametrize(
     ("state", "line"),
     [
-        ("disabled", "users: disabled until `poolctl hosts enable users`"),
-        ("draining", "users: draining until `poolctl hosts enable users`"),
+        ("disabled", "users: disabled until `poolctl backends enable users`"),
+        ("draining", "users: draining until `poolctl backends enable users`"),
         ("active", "users: active"),
     ],
 )
@@ -111,43 +123,43 @@ def test_action_without_an_end_names_the_command_that_ends_it(
     poolctl: Command, supervised: Supervised, state: str, line: str
 ) -> None:
     with supervised(always({**USERS, "state": state, "until": ""})):
-        assert poolctl("hosts", "disable", "users", "--for", "0").out == f"{line}\n"
+        assert poolctl("backends", "disable", "users", "--for", "0").out == f"{line}\n"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["dissable", "users"], "did you mean 'disable'?"),
-        (["disable"], "hosts disable: which hosts?"),
-        (["enable", "users", "--for", "3s"], "--for does not belong to `hosts enable`"),
-        (["--for", "3s"], "--for belongs to `hosts disable`"),
+        (["disable"], "backends disable: which backends?"),
+        (["enable", "users", "--for", "3s"], "--for does not belong to `backends enable`"),
+        (["--for", "3s"], "--for belongs to `backends disable`"),
         (["disable", "users", "--for", "soon"], "--for: "),
     ],
 )
 def test_wrong_words_are_usage_errors(poolctl: Command, words: list[str], message: str) -> None:
-    said = poolctl("hosts", *words)
+    said = poolctl("backends", *words)
     assert (said.code, message in said.err) == (2, True), said.err
 
 
-def test_unknown_host_is_4_with_near_names(poolctl: Command, supervised: Supervised) -> None:
+def test_unknown_backend_is_4_with_near_names(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always(errors=[UNKNOWN], exit_code=4)):
-        said = poolctl("hosts", "disable", "user")
+        said = poolctl("backends", "disable", "user")
     assert said.code == 4
-    assert "no host is called 'user'" in said.err
+    assert "no backend is called 'user'" in said.err
     assert "did you mean users?" in said.err
 
 
 def test_without_a_supervisor_it_is_6(poolctl: Command) -> None:
-    assert poolctl("hosts").code == poolctl("hosts", "disable", "users").code == 6
+    assert poolctl("backends").code == poolctl("backends", "disable", "users").code == 6
 
 
 def test_python_client_sends_the_same_orders(supervised: Supervised, poolctl: Command) -> None:
     with supervised(always(USERS)) as requests:
-        poolctl("hosts")
+        poolctl("backends")
         from poolctl.cli.command_line import CommandRequest
         from poolctl.cli.pool_ref import find_pool
 
-        pool = PoolClient(Client(find_pool(CommandRequest("hosts", {})).socket))
+        pool = PoolClient(Client(find_pool(CommandRequest("list", {})).socket))
         assert pool.hosts()["items"] == [USERS]
         pool.disable_host("users", for_seconds="1m")
         pool.disable_host("users")
@@ -162,12 +174,12 @@ def test_python_client_sends_the_same_orders(supervised: Supervised, poolctl: Co
     ]
     with (
         supervised(always(errors=[UNKNOWN], exit_code=4)),
-        pytest.raises(PoolParamError, match="no host is called"),
+        pytest.raises(PoolParamError, match="no backend is called"),
     ):
         pool.enable_host("user")
 
 
-def test_hosts_and_actions_are_completed(poolctl: Command, supervised: Supervised) -> None:
+def test_backends_and_actions_are_completed(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always(USERS)):
-        assert poolctl("__complete", "hosts").out.split() == ["disable", "enable", "drain", "users"]
-    assert poolctl("__complete", "hosts").out.split() == ["disable", "enable", "drain"]
+        assert poolctl("__complete", "backends").out.split() == ["disable", "enable", "drain", "users"]
+    assert poolctl("__complete", "backends").out.split() == ["disable", "enable", "drain"]

@@ -1,8 +1,8 @@
-"""`poolctl hosts`: the hosts behind the gateway; with an action, send their traffic elsewhere or back."""
+"""`poolctl backends`: the backends of the gateway; with an action, send their traffic elsewhere or back."""
 
 from __future__ import annotations
 
-from poolctl.cli.command import HOST_ACTIONS, HOSTS, INSPECT, LIST, OUTPUT, Command, Option
+from poolctl.cli.command import BACKEND_ACTIONS, BACKENDS, INSPECT, LIST, OUTPUT, Command, Option
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
@@ -13,19 +13,19 @@ from poolctl.frozen_value import Value
 from poolctl.routing.host_report import HostReport, HostState
 
 COLUMNS = (
-    "host", "routes", "state", "health", "since", "until", "breaker", "conn", "in_flight", "errors", "why",
+    "backend", "routes", "state", "health", "since", "until", "breaker", "conn", "in_flight", "errors", "why",
 )  # fmt: skip
 WIDE = (*COLUMNS[:7], "conn", "in_flight", "waiting", "requests", "errors", "why")
 DISPENSABLE = ("since", "in_flight", "routes", "errors", "conn")
 
 COMMAND = Command(
-    "List the gateway's hosts; disable, enable or drain some.",
+    "List the gateway's backends; disable, enable or drain some.",
     Option(
         "words",
         metavar="[disable|enable|drain NAME…]",
         kind=LIST,
-        completes=HOSTS,
-        help="What to do with which hosts: names of servers, or URLs. Default: list all.",
+        completes=BACKENDS,
+        help="What to do with which backends: names of servers, or URLs. Default: list all.",
     ),
     Option(
         "duration",
@@ -35,18 +35,18 @@ COMMAND = Command(
     ),
     OUTPUT,
     section=INSPECT,
-    fields=tuple(HostReport.annotations),
+    fields=("backend", *HostReport.annotations),
     examples=(
-        "poolctl hosts disable users --for 30s",
-        "poolctl hosts drain users        then: poolctl hosts enable users",
+        "poolctl backends disable users --for 30s",
+        "poolctl backends drain users     then: poolctl backends enable users",
     ),
 )
 
 
 class _Line(Value):
-    """A host as the table shows it."""
+    """A backend as the table shows it."""
 
-    host: str
+    backend: str
     routes: tuple[str, ...]
     state: str
     health: str
@@ -65,20 +65,22 @@ def perform(request: CommandRequest) -> Outcome:
     """The supervisor's answer. Raises NoSupervisor."""
     action, *names = request.get("words") or [""]
     if action:
-        return _change(request, one_of("hosts", action, HOST_ACTIONS), names)
+        return _change(request, one_of("backends", action, BACKEND_ACTIONS), names)
     if request.get("duration") is not None:
-        raise UsageError("--for belongs to `hosts disable`", hint="poolctl hosts disable NAME --for 30s")
-    result = ask_for(HostsResult, request, find_pool(request))
+        raise UsageError(
+            "--for belongs to `backends disable`", hint="poolctl backends disable NAME --for 30s"
+        )
+    result = ask_for(HostsResult, request, find_pool(request), "hosts")
     return _shown(request, result)
 
 
 def _change(request: CommandRequest, action: str, names: list[str]) -> Outcome:
     if not names:
-        raise UsageError(f"hosts {action}: which hosts?", hint="`poolctl hosts` lists them")
+        raise UsageError(f"backends {action}: which backends?", hint="`poolctl backends` lists them")
     seconds = request.seconds("duration", "--for")
     if seconds is not None and action != "disable":
         raise UsageError(
-            f"--for does not belong to `hosts {action}`", hint="it says how long a host is disabled"
+            f"--for does not belong to `backends {action}`", hint="it says how long a backend is disabled"
         )
     options = {"op": action, "hosts": names, "for": seconds}
     result = ask_for(HostsResult, request, find_pool(request), "host", options)
@@ -94,17 +96,16 @@ def _shown(request: CommandRequest, result: HostsResult) -> Outcome:
 
 
 def _line(host: HostReport) -> _Line:
-    more = {name: getattr(host, name) for name in WIDE if name != "conn"}
-    return _Line(
-        **{**more, "conn": host.connections, "since": _local(host.since), "until": _local(host.until)}
-    )
+    more = {name: getattr(host, name) for name in WIDE if name not in ("backend", "conn")}
+    more |= {"backend": host.host, "conn": host.connections}
+    return _Line(**{**more, "since": _local(host.since), "until": _local(host.until)})
 
 
 def _sentence(host: HostReport) -> str:
     name = printable(host.host)
     if host.state == HostState.ACTIVE:
         return f"{name}: {host.state}"
-    command = f"`poolctl hosts enable {name}`"
+    command = f"`poolctl backends enable {name}`"
     if not host.until:
         return f"{name}: {host.state} until {command}"
     until = f"{_local(host.until)}, then active again by itself"
