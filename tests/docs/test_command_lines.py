@@ -24,7 +24,7 @@ _SHELL = {"&&", "||", "|", ";", ">"}
 
 # What cannot be executed here, and why.
 ENDLESS = {"run", "top", "reload --watch"}
-WITH_GATEWAY = {"export haproxy", "logs --gateway", "hosts", "rollout", "register", "unregister", "routes"}
+WITH_GATEWAY = {"export haproxy", "logs --gateway", "backends", "rollout", "register", "unregister", "routes"}
 CHANGES_MORE = {"upgrade", "completion", "add", "remove", "notify", "init", "dashboard", "stop"}
 NAMED_ALONE = {"enable", "scale", "show"}  # a mention of the command, which needs a selection
 SERVERS = ("users", "orders")
