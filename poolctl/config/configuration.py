@@ -12,6 +12,7 @@ from poolctl.config.model.section import refuse
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import TLSConfig
 from poolctl.config.rules.conflicts import shared_users
+from poolctl.config.values.key_rules import misspelt_placeholders
 from poolctl.config.values.limits import OPEN_FILES_OF_POOL
 from poolctl.config.values.problems import Finding, Problem, Tree, problem_of
 from poolctl.config.values.secrets import MASK
@@ -220,9 +221,14 @@ def _warnings_of(server: ServerKeys, disabled: Container[str]) -> Iterator[Findi
         if wanted.name in disabled and not server.disabled:
             message = f"{wanted.name!r} is disabled, and this server waits for it"
             yield Finding(("depends_on", index), message, "enable it, or take it out")
-    if server.binds_itself and not server.job:
+    if server.binds_itself and server.socket != "program" and not server.job:
         message = "the program binds its address itself, so a restart cannot overlap: connections are refused meanwhile"
-        yield Finding(("command",), message, "let it take the socket ({fd}, LISTEN_FDS) if it can")
+        hint = (
+            'let it take the socket ({fd}, LISTEN_FDS) if it can, or write socket = "program" to accept that'
+        )
+        yield Finding(("command",), message, hint)
+    if server.command:
+        yield from misspelt_placeholders(server.command, server.env)
     for name, value in server.env.items():
         if value == MASK:
             message = f"{MASK} is a secret that `poolctl config` has masked, not its value"

@@ -20,6 +20,7 @@ from poolctl.config.rules.conflicts import conflicts, dependency_findings, unkno
 from poolctl.config.rules.table_addresses import overlapping
 from poolctl.config.rules.tables import made
 from poolctl.config.values.normalise import derive, interpolate, merged, normalise
+from poolctl.config.values.plain import placeholders
 from poolctl.config.values.problems import Finding, Problem, Tree
 from poolctl.config.values.suggestions import reset_suggestions
 from poolctl.errors import PoolValidateError
@@ -81,7 +82,7 @@ def _load(
 
 # An app of a server displaces a command of the defaults instead of contradicting it, and the other way round.
 OF_AN_APP = frozenset({"app", "factory", "handler_key", "tls"})
-OF_A_COMMAND = frozenset({"command", "notify", "job"})
+OF_A_COMMAND = frozenset({"command", "socket", "notify", "job"})
 
 
 class Defaults:
@@ -151,8 +152,12 @@ class Defaults:
         return table
 
     def _leave_out_addresses(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
-        """What needs an address in the defaults is not for a program without one: probes of its port, and sleep."""
-        for key, kept in (("health", _without_ports), ("scale", _without_sleep)):
+        """What needs an address in the defaults is not for a program without one: variables, probes of it, sleep."""
+        for key, kept in (
+            ("env", _without_placeholders),
+            ("health", _without_ports),
+            ("scale", _without_sleep),
+        ):
             if key in self.raw_tables:
                 mine = own.get(key, {})
                 table[key] = merged(kept(self.raw_tables[key]), mine) if isinstance(mine, dict) else mine
@@ -186,6 +191,10 @@ def _without_ports(health: dict[str, Tree]) -> dict[str, Tree]:
         for kind, probe in health.items()
         if not (isinstance(probe, dict) and (probe.get("http") or probe.get("tcp")))
     }
+
+
+def _without_placeholders(env: dict[str, Tree]) -> dict[str, Tree]:
+    return {name: value for name, value in env.items() if not placeholders(value)}
 
 
 def _without_sleep(scale: dict[str, Tree]) -> dict[str, Tree]:

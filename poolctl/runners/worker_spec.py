@@ -122,6 +122,9 @@ def environment(server: ServerConfig) -> dict[str, str]:
     """The variables that the server adds to the pool's own."""
     env = dict(server.environment())
     address = server.address
+    if server.command:
+        values = _address_values(server)
+        env |= {name: _filled(value, values) for name, value in server.env.items()}
     if server.command and address.kind == "tcp":
         env.setdefault("HOST", address.host)
         env.setdefault("PORT", str(address.port))
@@ -130,20 +133,21 @@ def environment(server: ServerConfig) -> dict[str, str]:
 
 def argument_vector(server: ServerConfig) -> list[str]:
     """The server's command with its placeholders filled in."""
+    values = {"{fd}": "3", "{name}": server.name, **_address_values(server)}
+    return [_filled(word, values) for word in server.command or ()]
+
+
+def _address_values(server: ServerConfig) -> dict[str, str]:
+    """The placeholders that make a program one that binds its address itself, and their values."""
     address = server.address
-    values = {
-        "{fd}": "3",
-        "{name}": server.name,
-        "{bind}": server.bind,
-        "{host}": address.host if address.kind == "tcp" else "",
-        "{port}": str(address.port) if address.kind == "tcp" else "",
-    }
-    argv = []
-    for word in server.command or ():
-        for placeholder, value in values.items():
-            word = word.replace(placeholder, value)
-        argv.append(word)
-    return argv
+    host, port = (address.host, str(address.port)) if address.kind == "tcp" else ("", "")
+    return {"{bind}": server.bind, "{host}": host, "{port}": port}
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    for placeholder, value in values.items():
+        text = text.replace(placeholder, value)
+    return text
 
 
 def user_ids(server: ServerConfig) -> tuple[int, int] | None:

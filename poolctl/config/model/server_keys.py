@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from poolctl.address import Address
 from poolctl.config.model.section import Section, field, hidden, refuse, required, validated
@@ -62,11 +62,18 @@ class ServerKeys(Section):
     command: Argument | None = field(
         None, "Any program instead of an app; {fd}, {port}, {host}, {bind} and {name} are replaced."
     )
+    socket: Literal["pool", "program"] = field(
+        "pool",
+        "Who opens the command's listening socket; a program that is given its address opens it itself.",
+    )
     notify: Truth = field(False, "The command says READY=1 on NOTIFY_SOCKET when it is ready.")
     job: Truth = field(False, "The command runs to its end and has no address.")
     overlap: Truth = field(True, "Two generations may run at once while it is restarted.")
     handler_key: str = field("", "Which entry of [pool] handlers serves it.")
-    env: Environment = field(EMPTY, "Environment variables; they win over env_file.")
+    env: Environment = field(
+        EMPTY,
+        "Environment variables; they win over env_file. For a command {port}, {host} and {bind} are replaced.",
+    )
     env_file: tuple[FilePath, ...] = field((), "Files of environment variables; a later one wins.")
     cwd: FilePath = field(".", "The working directory. Left out: the directory of the file.")
     user: Text | None = field(None, '"name" or "name:group" that it runs as; needs root.')
@@ -146,7 +153,7 @@ class ServerKeys(Section):
     @property
     def binds_itself(self) -> bool:
         """Whether its command gets the address and binds it itself."""
-        return binds_itself(self.command)
+        return binds_itself(self.command, self.env, self.socket)
 
     @property
     def may_overlap(self) -> bool:

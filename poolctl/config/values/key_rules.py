@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from poolctl.address import Address
-from poolctl.config.values.plain import PLACEHOLDERS, binds_itself
+from poolctl.config.values.plain import PLACEHOLDERS, binds_itself, placeholders, values_of
 from poolctl.config.values.problems import Finding, Path, Tree, shown
 from poolctl.selection.regular_expressions import BadExpression, compiled
 
 PROBES = ("startup", "readiness", "liveness")
 # Only servers with one of these have rules to follow beyond those of app and bind.
-RULED = frozenset(("command", "factory", "health", "http", "job", "notify", "scale", "tls", "user"))
+RULED = frozenset(("command", "factory", "health", "http", "job", "notify", "scale", "socket", "tls", "user"))
 TAKE_THE_SOCKET = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
 
+_in_braces = re.compile(r"\{([A-Za-z_ ]{1,20})\}")
 _app = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _user = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?(?::[A-Za-z0-9_][A-Za-z0-9_.-]*\$?)?", re.ASCII)
 
@@ -48,8 +49,11 @@ def missing_address(table: dict[str, Tree]) -> Finding | None:
     if command is None:
         return Finding(("bind",), "'bind' is missing", 'add bind = "127.0.0.1:8080", or another address')
     words = command if isinstance(command, (list, tuple)) else (command,)
-    needs = [mark for mark in (*PLACEHOLDERS, "{fd}") if any(mark in str(word) for word in words)]
+    marks = {mark for word in (*words, *values_of(table.get("env"))) for mark in placeholders(word)}
+    needs = [mark for mark in PLACEHOLDERS if mark in marks]
+    needs += ["{fd}"] * any("{fd}" in str(word) for word in words)
     needs += [key for key in ("expose", "tls") if table.get(key)]
+    needs += ["socket"] * (table.get("socket") == "program")
     if _part(table.get("scale"), "idle"):
         needs.append("scale.idle")
     probes = [(kind, _part(table.get("health"), kind)) for kind in PROBES]
@@ -76,9 +80,13 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
     if table.get("command") is not None:
         yield from _command(table, address)
     else:
-        for key in ("notify", "job"):
-            if table.get(key) is True:
-                yield Finding((key,), f"{key} = true needs a command", 'add command = ["prog", …]')
+        for key, value, text in (
+            ("notify", True, "true"),
+            ("job", True, "true"),
+            ("socket", "program", '"program"'),
+        ):
+            if table.get(key) == value:
+                yield Finding((key,), f"{key} = {text} needs a command", 'add command = ["prog", …]')
     if table.get("factory") is True and not isinstance(app, str) and not callable(app):
         yield Finding(("factory",), "factory = true needs an app", 'add app = "module:function"')
     for key, rules in (("scale", _scale), ("tls", _tls), ("http", _http), ("health", _health)):
@@ -118,7 +126,7 @@ def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Findin
         yield Finding(("tls",), "a command speaks TLS itself, or does not", fix)
     least = scale.get("min", 1) if isinstance(scale, dict) else getattr(scale, "min", 1)
     many = isinstance(least, int) and least > 1
-    itself = binds_itself(command)
+    itself = binds_itself(command, table.get("env"), table.get("socket"))
     if many and job:
         yield Finding(("scale",), f"a job runs once, and this is {least} workers", "write workers = 1")
     if least == 0:
@@ -128,11 +136,52 @@ def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Findin
         message = "a command counts no requests, and its number of workers stays as it is"
         yield Finding(("scale", "triggers"), message, "take triggers out, and write workers = N")
     if itself and address is not None and address.kind != "tcp" and not job:
-        message = f"{address.key} has no host and port for {{port}}, {{host}} and {{bind}}"
-        yield Finding(("command",), message, "let it take the socket: {fd}, or LISTEN_FDS")
+        yield _no_port(table, address)
     if itself and many:
         message = f"{least} processes cannot all bind {address.key if address else 'one address'}"
         yield Finding(("scale",), message, TAKE_THE_SOCKET)
+
+
+def _no_port(table: dict[str, Tree], address: Address) -> Finding:
+    """Where a program is given an address that has no host and port."""
+    fix = "let it take the socket: {fd}, or LISTEN_FDS"
+    words = table["command"] if isinstance(table["command"], (list, tuple)) else ()
+    env = table.get("env")
+    variables: dict[str, Tree] = env if isinstance(env, dict) else {}
+    named = [("env", name) for name, value in variables.items() if placeholders(value)]
+    if any(map(placeholders, words)) or named:
+        message = f"{address.key} has no host and port for {{port}}, {{host}} and {{bind}}"
+        return Finding(named[0] if named else ("command",), message, fix)
+    message = f'socket = "program" is for a host and port, and this is {address.key}'
+    return Finding(("socket",), message, fix)
+
+
+def misspelt_placeholders(command: Iterable[str], env: Mapping[str, str]) -> Iterator[Finding]:
+    """Words in braces that are passed on as they are, and are nearly a placeholder: a warning."""
+    of_env = [mark.strip("{}") for mark in PLACEHOLDERS]
+    of_command = [*of_env, "fd", "name"]
+    texts: list[tuple[Path, str, list[str]]]
+    texts = [(("command", index), word, of_command) for index, word in enumerate(command)]
+    texts += [(("env", name), value, of_env) for name, value in env.items()]
+    for path, text, known in texts:
+        for written in _in_braces.finditer(text) if "{" in text else ():
+            meant = next((each for each in known if _is_misspelt(written[1], each)), None)
+            if meant is not None:
+                message = f"{written[0]} is no placeholder, and is passed on as it is"
+                yield Finding(path, message, f"write {{{meant}}} if you mean that", written[0])
+
+
+def _is_misspelt(written: str, known: str) -> bool:
+    """Whether it differs from the known word only in case and spaces, or in one letter."""
+    word = written.strip().lower()
+    shorter = min(len(word), len(known))
+    if written == known or shorter < 3:
+        return word == known != written
+    same = next((at for at in range(shorter) if word[at] != known[at]), shorter)
+    rest, meant = word[same:], known[same:]
+    if rest == meant[1::-1] + meant[2:]:
+        return True  # the word itself, or two letters changed places
+    return meant in (rest, rest[1:]) or meant[1:] in (rest, rest[1:])
 
 
 def _bound_twice(command: Tree) -> Iterator[Finding]:

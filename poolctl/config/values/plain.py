@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 
 from poolctl.address import Address
 from poolctl.config.values.limits import LONGEST_SOCKET_PATH_BYTES
@@ -99,10 +100,21 @@ class FrozenDict(dict[str, str]):
 EMPTY = FrozenDict()
 
 
-def binds_itself(command: Tree) -> bool:
-    """Whether a command gets the address, and not the socket."""
-    words = command if isinstance(command, (list, tuple)) else ()
-    return any(isinstance(word, str) and any(mark in word for mark in PLACEHOLDERS) for word in words)
+def binds_itself(command: Tree, env: Tree = None, socket: Tree = None) -> bool:
+    """Whether a program gets the address, in its command or its environment, and not the socket."""
+    if not isinstance(command, (list, tuple)):
+        return False
+    return socket == "program" or any(map(placeholders, (*command, *values_of(env))))
+
+
+def placeholders(text: Tree) -> list[str]:
+    """The placeholders of an address in a word of a command, or in a variable of its environment."""
+    return [mark for mark in PLACEHOLDERS if mark in text] if isinstance(text, str) else []
+
+
+def values_of(env: Tree) -> Iterable[Tree]:
+    """The values of a table, which may not be one."""
+    return env.values() if isinstance(env, dict) else ()
 
 
 def exposed(address: Address, tls: bool) -> str:

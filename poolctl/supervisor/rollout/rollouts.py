@@ -24,7 +24,7 @@ from .verdict import DEFAULT_CONDITIONS, Condition, canaries_for, condition
 
 _SHAPE = "op is begin, promote, abort, pause or resume; share, seconds and min_requests are numbers"
 # Keys that all workers of a server have in common: its socket, and who may use the connections that it is given.
-_COMMON = ("bind", "tls", "user", "command", "overlap", "job")
+_COMMON = ("bind", "tls", "user", "command", "socket", "overlap", "job")
 _MOST_SHARE = 0.9
 _LEAVES_SECONDS = 5.0
 

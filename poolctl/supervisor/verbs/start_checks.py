@@ -137,7 +137,9 @@ async def _found_warnings(
 
 def _may_be_warned_of(server: ServerConfig) -> bool:
     named = server.tls or server.depends_on or server.log.path
-    return bool(named or server.binds_itself or (server.user and os.geteuid()))
+    words = (*server.command, *server.env.values()) if server.command else ()
+    braces = any("{" in word for word in words)
+    return bool(named or braces or (server.user and os.geteuid()))
 
 
 def _runs_python_as_root(server: ServerConfig) -> bool:

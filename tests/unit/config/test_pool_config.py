@@ -151,6 +151,37 @@ def test_a_program_that_binds_itself_is_worth_a_warning(tmp_path: Path) -> None:
     (warning,) = config.warnings
     assert "pool.toml:4:1" in str(warning)
     assert "a restart cannot overlap" in str(warning)
+    assert 'write socket = "program" to accept that' in str(warning)
+
+
+def test_program_that_is_said_to_bind_itself_is_no_warning(tmp_path: Path) -> None:
+    text = '[[server]]\nname = "a"\nbind = ":1"\ncommand = ["true", "{port}"]\nsocket = "program"\n'
+    assert load_text(tmp_path, text).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        (
+            'command = ["x", "{prot}"]',
+            "command[1]: {prot} is no placeholder, and is passed on as it is; write {port}",
+        ),
+        ('command = ["x", "-p{PORT}"]', "command[1]: {PORT} is no placeholder"),
+        ('command = ["x", "{ host }"]', "write {host} if you mean that"),
+        ('command = ["x", "{FD}"]', "write {fd} if you mean that"),
+        ('command = ["x"]\nenv = { AT = "{binds}" }', "env.AT: {binds} is no placeholder"),
+        ("command = [\"awk\", '{print}', '{print $1}', '{\"a\": {}}']", ""),
+        ('command = ["x"]\nenv = { FORMAT = "{name} {level} {message}", P = "{}" }', ""),
+    ],
+)
+def test_near_miss_of_a_placeholder_is_a_warning_with_place_and_fix(
+    tmp_path: Path, key: str, named: str
+) -> None:
+    config = load_text(tmp_path, f'[[server]]\nname = "a"\nbind = ":1"\n{key}\n')
+    assert config.problems == []
+    assert [("pool.toml:" in str(each), named in str(each)) for each in config.warnings] == [
+        (True, True)
+    ] * bool(named)
 
 
 @pytest.mark.parametrize(

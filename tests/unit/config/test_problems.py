@@ -247,6 +247,19 @@ def test_an_app_that_is_none_says_what_to_write(tmp_path: Path, app: str, fix: s
         ("[[server]]\nname = 'a'\nbind = 'unix:" + "x" * 200 + "'\napp = 'a:b'\n", "107 bytes"),
         ("[[server]]\nname = 'a'\nbind = 'unix:a'\ncommand = ['x', '{port}']\n", "{fd}"),
         ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = ['x', '{port}']\nworkers = 2\n", "workers = 1"),
+        (
+            "[[server]]\nname = 'a'\nbind = 'unix:a'\ncommand = ['x']\nenv = { AT = '{port}' }\n",
+            "server[0].env.AT: unix:",
+        ),
+        (
+            "[[server]]\nname = 'a'\nbind = 'fd:3'\ncommand = ['x']\nsocket = 'program'\n",
+            'socket = "program" is for a host and port, and this is fd:3',
+        ),
+        (
+            "[[server]]\nname = 'a'\nbind = ':1'\ncommand = ['x']\nenv = { AT = '{port}' }\nworkers = 2\n",
+            "2 processes cannot all bind",
+        ),
+        (SERVER + "socket = 'program'\n", 'socket = "program" needs a command'),
         ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = ['x']\ntls = { cert = 'c' }\n", "TLS"),
         ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = ['x']\nhandler_key = 'k'\n", "no handler"),
         ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = []\n", "not empty"),

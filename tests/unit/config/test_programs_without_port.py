@@ -33,6 +33,8 @@ def test_command_without_bind_is_keyed_by_its_name(tmp_path: Path) -> None:
         ('command = ["x", "--port={port}"]', "{port} needs an address"),
         ('command = ["x", "{host}", "{bind}"]', "{host} and {bind} need an address"),
         ('command = ["x", "--fd", "{fd}"]', "{fd} needs an address"),
+        ('command = ["x"]\nenv = { AT = "{host}:{port}" }', "{port} and {host} need an address"),
+        ('command = ["x"]\nsocket = "program"', "socket needs an address"),
         ('command = ["x"]\nexpose = "http://a"', "expose needs an address"),
         ('command = ["x"]\ntls = true', "tls needs an address"),
         ('command = ["x"]\nscale = { min = 0, idle = 5 }', "scale.idle needs an address"),
@@ -87,6 +89,7 @@ def test_defaults_that_need_an_address_are_not_for_it(tmp_path: Path) -> None:
     defaults = (
         '[defaults]\nhealth = { readiness = { http = "/ready" }, liveness = { exec = ["test", "-e", "x"] } }\n'
         'scale = { min = 0, idle = "5m" }\ntls = { cert = "c" }\n'
+        'env = { PORT = "{port}", LEVEL = "info" }\n'
     )
     job = '[[server]]\nname = "migrate"\njob = true\ncommand = ["true"]\n'
     probe = 'health.readiness = { exec = ["true"] }\n'
@@ -96,6 +99,7 @@ def test_defaults_that_need_an_address_are_not_for_it(tmp_path: Path) -> None:
     assert web.health.readiness.http == "/ready"
     assert (web.scale.min, program.scale.min, program.scale.idle) == (0, 1, 0)
     assert program.health.readiness is None is migrate.health.readiness
+    assert program.env == migrate.env == {"LEVEL": "info"}
     assert program.health.liveness.exec == ("test", "-e", "x")
     assert other.health.readiness.exec == ("true",)
 

@@ -259,6 +259,9 @@ def test_own_variables_win_over_those_of_env_files(tmp_path: Path) -> None:
 def test_a_program_that_binds_itself_is_known() -> None:
     assert ServerConfig(name="a", bind=":1", command=["x", "--port={port}"]).binds_itself
     assert not ServerConfig(name="a", bind=":1", command=["x", "{fd}"]).binds_itself
+    assert ServerConfig(name="a", bind=":1", command=["x"], env={"AT": "{bind}"}).binds_itself
+    assert ServerConfig(name="a", bind=":1", command=["x"], socket="program").binds_itself
+    assert not ServerConfig(name="a", bind=":1", app="m:app", env={"AT": "{bind}"}).binds_itself
 
 
 def test_validate_looks_at_the_outside_world(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.runners.local.program_readiness import NotifySocket, first_connection
-from poolctl.runners.worker_spec import argument_vector
+from poolctl.runners.worker_spec import argument_vector, environment
 
 
 def server(*command: str, bind: str = "127.0.0.1:8123", **keys: Any) -> ServerConfig:
@@ -32,6 +32,18 @@ def server(*command: str, bind: str = "127.0.0.1:8123", **keys: Any) -> ServerCo
 )  # fmt: skip
 def test_placeholders_are_filled_in_and_other_braces_stay(bind: str, word: str, filled: str) -> None:
     assert argument_vector(server("prog", word, bind=bind)) == ["prog", filled]
+
+
+def test_placeholders_of_the_address_are_filled_in_in_the_environment_too(tmp_path: Path) -> None:
+    (tmp_path / "its.env").write_text("FROM_FILE={port}\n")
+    env = {"URL": "http://{host}:{port}", "AT": "{bind}", "FORMAT": "{name} {message}"}
+    found = environment(server("prog", env=env, env_file=str(tmp_path / "its.env")))
+    assert found == {
+        "FROM_FILE": "{port}", "URL": "http://127.0.0.1:8123", "AT": "127.0.0.1:8123", "FORMAT": "{name} {message}",
+        "HOST": "127.0.0.1", "PORT": "8123",
+    }  # fmt: skip
+    app = ServerConfig(name="web", bind=":1", app="m:app", env={"AT": "{port}"}, env_file=[])
+    assert environment(app) == {"AT": "{port}"}
 
 
 @pytest.fixture
