@@ -85,7 +85,9 @@ def servers_of(config: Configuration, ref: PoolRef) -> list[ServerConfig]:
         return servers
     from poolctl.listeners.port_ledger import PortLedger
 
-    ledger = PortLedger(f"{state_dir(os.environ, ref.key)}/ports.json", *config.settings.port_range)
+    ledger = PortLedger(
+        f"{state_dir(os.environ, ref.key)}/ports.json", *config.settings.port_range, key=ref.key
+    )
     return [_with_known_port(server, ledger) for server in servers]
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import os
 import socket
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from poolctl.errors import ServerError
@@ -22,15 +25,18 @@ _TAKEN = (errno.EADDRINUSE, errno.EACCES)
 class PortLedger:
     """The port of each server, stored in a JSON file; the range is `first` to `last`, inclusive.
 
-    A port once chosen stays its server's, even while another program uses it: the address is the pool's key,
-    and clients use it. A missing or damaged file is an empty ledger. Not thread-safe; writing blocks
-    briefly.
+    A port once chosen stays its server's: the address is the pool's key, and clients use it. `key` is the pool's, a
+    hash of its file's path, and one of the directories of `path`, next to those of other pools. The search begins at a
+    place derived from it, and takes a port that another pool has stored only if no other is left, so that two
+    checkouts of one file can run at the same time. A missing or damaged file is an empty ledger. Not thread-safe;
+    choosing blocks briefly.
     """
 
-    def __init__(self, path: str, first: int, last: int) -> None:
+    def __init__(self, path: str, first: int, last: int, *, key: str) -> None:
         self._path = path
         self._first = first
         self._last = last
+        self._key = key
         self._ports = _read(path)
 
     def __repr__(self) -> str:
@@ -39,7 +45,7 @@ class PortLedger:
     def port(
         self, name: str, address: Address, *, avoid: Container[int] = (), vacated: Iterable[int] = ()
     ) -> int:
-        """The port of server `name`: its stored one, else the first that is free on `address`.
+        """The port of server `name`: its stored one, else the first of the search that is free on `address`.
 
         `avoid` are the ports that the configuration gives to other servers, `vacated` those of servers to be removed:
         still in use, and reused if no other is left. Raises ServerError if there is none, OSError if the choice
@@ -48,10 +54,13 @@ class PortLedger:
         known = self._ports.get(name)
         if known is not None and self._first <= known <= self._last and known not in avoid:
             return known
-        taken = {port for owner, port in self._ports.items() if owner != name}
-        for port in range(self._first, self._last + 1):
-            if port not in taken and port not in avoid and is_free(address, port):
-                return self._chosen(name, port)
+        own = {port for owner, port in self._ports.items() if owner != name}
+        with self._others() as others:
+            for last_choice in (False, True):
+                for port in self._search():
+                    usable = (port in others) is last_choice and port not in own and port not in avoid
+                    if usable and is_free(address, port):
+                        return self._chosen(name, port)
         for port in vacated:
             if self._first <= port <= self._last and port not in avoid:
                 return self._chosen(name, port)
@@ -65,6 +74,17 @@ class PortLedger:
         """The stored port of server `name`, None if it has none yet. Chooses and writes nothing."""
         return self._ports.get(name)
 
+    def forget_taken(self, name: str, address: Address) -> int | None:
+        """Forget the stored port of server `name` if another program uses it on `address`; that port, else None.
+
+        The pool itself must not be running.
+        """
+        known = self._ports.get(name)
+        if known is None or is_free(address, known, lingering=True):
+            return None
+        del self._ports[name]
+        return known
+
     def keep_only(self, names: Iterable[str]) -> None:
         """Forget the ports of servers that are not among `names`: they were removed from the file."""
         wanted = set(names)
@@ -72,6 +92,26 @@ class PortLedger:
         if kept != self._ports:
             self._ports = kept
             self._write()
+
+    def _search(self) -> Iterator[int]:
+        """The whole range, from the pool's own place on."""
+        start = self._first + int(self._key, 16) % (self._last - self._first + 1)
+        yield from range(start, self._last + 1)
+        yield from range(self._first, start)
+
+    @contextmanager
+    def _others(self) -> Iterator[set[int]]:
+        """The ports that the user's other pools have stored, which store no other meanwhile."""
+        root, _, own = self._path.partition(f"/{self._key}/")
+        if not own:
+            root = os.path.dirname(self._path)
+        directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            keys = os.listdir(root) if own else ()
+            yield {port for key in keys if key != self._key for port in _read(f"{root}/{key}/{own}").values()}
+        finally:
+            os.close(directory)
 
     def _chosen(self, name: str, port: int) -> int:
         self._ports[name] = port
@@ -90,15 +130,16 @@ def free_port(host: str) -> int:
         return port
 
 
-def is_free(address: Address, port: int) -> bool:
-    """Whether nothing at all uses `port` on any address of `address`."""
-    return all(_is_unused(target, port) for target in targets(address))
+def is_free(address: Address, port: int, *, lingering: bool = False) -> bool:
+    """Whether nothing at all uses `port` on any address of `address`; `lingering` connections may be allowed."""
+    return all(_is_unused(target, port, lingering=lingering) for target in targets(address))
 
 
-def _is_unused(target: BindTarget, port: int) -> bool:
-    # Without SO_REUSEADDR, so that connections that still linger on the port count as well.
+def _is_unused(target: BindTarget, port: int, *, lingering: bool) -> bool:
     try:
         with socket.socket(target.family, socket.SOCK_STREAM) as sock:
+            # Without it, connections in TIME_WAIT count as well.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, lingering)
             if target.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(target.sockaddr(port))

@@ -21,7 +21,7 @@ from poolctl.config import (
     pool_variables,
 )
 from poolctl.control.answers import ErrorEntry
-from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
+from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
 from poolctl.core.core import Core
 from poolctl.errors import PoolError, ServerError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
@@ -86,6 +86,8 @@ class ActiveConfiguration:
         self.name = default_name(files[0])
         self.missing: set[str] = set()  # names of servers of the files that were removed live
         self.placed: dict[str, ServerConfig] = {}
+        # The ports that other programs took while the pool was stopped, and those chosen instead, by server.
+        self.moved_ports: dict[str, tuple[int, int]] = {}
         self.problems: list[ErrorEntry] = []
         self.exit_code = INVALID_CONFIGURATION  # of a command, where there are problems
         self.environments = environments
@@ -121,7 +123,7 @@ class ActiveConfiguration:
     async def _first_servers(self) -> list[ServerConfig]:
         saved = self._store.saved_state()
         try:
-            resolved = await self.read(keep=saved.sources)
+            resolved = await self.read(keep=saved.sources, stopped=not saved.servers)
             # Servers of a pool whose keeper and supervisor were killed together may be running.
             self.problems = resolved.problems or ([] if saved.servers else resolved.unreadable)
             self.accept(resolved)
@@ -145,11 +147,16 @@ class ActiveConfiguration:
         follower(self.tables)
 
     async def read(
-        self, environment: Mapping[str, str] | None = None, *, keep: Collection[str] = ()
+        self,
+        environment: Mapping[str, str] | None = None,
+        *,
+        keep: Collection[str] = (),
+        stopped: bool = False,
     ) -> ResolvedConfig:
         """Read the files; `environment` replaces the pool's own for `${VAR}`. Raises ReaderFailed.
 
-        The ports of `auto` addresses stay reserved for the servers that `keep` names, in the files or not.
+        The ports of `auto` addresses stay reserved for the servers that `keep` names, in the files or not. When the
+        pool was `stopped`, servers whose ports other programs use get other ones: see `moved_ports`.
         """
         number, reading = await self._reader.read(
             self.files, environment or self._environment, access_log=ACCESS_LOG_VARIABLE in os.environ
@@ -160,7 +167,7 @@ class ActiveConfiguration:
             return ResolvedConfig(name, problems=problems, marks=reading.marks)
         try:
             servers = await asyncio.to_thread(
-                self._with_ports, reading.servers, reading.tables, reading.port_range, keep
+                self._with_ports, reading.servers, reading.tables, reading.port_range, keep, stopped
             )
         except ServerError as error:
             return ResolvedConfig(name, problems=[ErrorEntry.of(error)], marks=reading.marks)
@@ -197,12 +204,17 @@ class ActiveConfiguration:
             return {}
 
     def _with_ports(
-        self, servers: list[ServerConfig], tables: Tables, port_range: tuple[int, int], keep: Collection[str]
+        self,
+        servers: list[ServerConfig],
+        tables: Tables,
+        port_range: tuple[int, int],
+        keep: Collection[str],
+        stopped: bool,
     ) -> list[ServerConfig]:
         """The servers with the ports of `auto` addresses chosen. Raises ServerError."""
         if not any(server.address.auto for server in servers):
             return servers
-        ledger = PortLedger(self._ledger, *port_range)
+        ledger = self._port_ledger(port_range)
         names = {server.name for server in servers}
         ledger.keep_only([*names, *keep])
         vacated = [port for name in keep if name not in names and (port := ledger.known(name)) is not None]
@@ -210,11 +222,17 @@ class ActiveConfiguration:
         resolved = []
         for server in servers:
             if server.address.auto:
+                before = ledger.forget_taken(server.name, server.address) if stopped else None
                 port = ledger.port(server.name, server.address, avoid=taken, vacated=vacated)
+                if before is not None:
+                    self.moved_ports[server.name] = before, port
                 taken.add(port)
                 server = server.at(server.address.with_port(port))
             resolved.append(server)
         return resolved
+
+    def _port_ledger(self, port_range: tuple[int, int]) -> PortLedger:
+        return PortLedger(self._ledger, *port_range, key=pool_key(self.files[0]))
 
     def accept(self, resolved: ResolvedConfig, environment: Mapping[str, str] | None = None) -> None:
         """Put in force what was read, with the environment that it was read with."""
@@ -278,7 +296,7 @@ class ActiveConfiguration:
         return server
 
     def _with_port(self, server: ServerConfig, taken: Collection[int]) -> ServerConfig:
-        ledger = PortLedger(self._ledger, *self._port_range)
+        ledger = self._port_ledger(self._port_range)
         port = ledger.port(server.name, server.address, avoid={*taken, *_ports(self.tables)})
         return server.at(server.address.with_port(port))
 

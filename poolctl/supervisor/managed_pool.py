@@ -185,6 +185,12 @@ class ManagedPool:
         if adopted:
             logger.info("adopted %d workers", adopted)
         self._observers.record_events(adopted)
+        for name, (before, port) in self._configuration.moved_ports.items():
+            message = f"another program uses port {before}: {port} was chosen"
+            self.events.record(
+                "config", "port changed",
+                server=name, before=before, after=port, message=message, severity="warning",
+            )  # fmt: skip
 
     async def _import_rest(self, *, is_watching: bool) -> None:
         """Import what no start needs: soon, because a package's files may be replaced under a running process."""

@@ -89,7 +89,7 @@ def _server(request: CommandRequest, pool: PoolRef) -> ServerConfig:
         from poolctl.listeners.port_ledger import PortLedger
 
         path = f"{state_dir(os.environ, pool.key, create=True)}/ports.json"
-        ledger = PortLedger(path, *config.settings.port_range)
+        ledger = PortLedger(path, *config.settings.port_range, key=pool.key)
         taken = {each.address.port or 0 for each in servers}
         server = server.at(server.address.with_port(ledger.port(server.name, server.address, avoid=taken)))
     return server

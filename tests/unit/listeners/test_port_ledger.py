@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,14 @@ from poolctl.listeners.port_ledger import PortLedger, is_free
 AUTO = parse("127.0.0.1:auto")
 
 
-def ledger(path: Path, first: int, count: int = 10) -> PortLedger:
-    return PortLedger(str(path / "ports.json"), first, first + count - 1)
+def ledger(path: Path, first: int, count: int = 10, key: str = "0") -> PortLedger:
+    return PortLedger(str(path / "ports.json"), first, first + count - 1, key=key)
+
+
+def ledger_of_pool(root: Path, key: str, first: int, count: int) -> PortLedger:
+    """As the pools of one user have them, beside each other."""
+    (root / key).mkdir(exist_ok=True)
+    return ledger(root / key, first, count, key)
 
 
 def test_server_keeps_its_port_across_ledgers(tmp_path: Path, free_port: Callable[[], int]) -> None:
@@ -96,3 +103,59 @@ def test_vacated_port_is_the_last_choice(tmp_path: Path, free_port: Callable[[in
         with pytest.raises(ServerError):
             book.port("more", AUTO, avoid={other, old}, vacated=[old])
     assert ledger(tmp_path, first, 2).known("new") == old
+
+
+def test_search_begins_at_the_place_of_the_pool_and_wraps_around(
+    tmp_path: Path, free_port: Callable[[int], int]
+) -> None:
+    first = free_port(10)
+    assert ledger_of_pool(tmp_path, "2a", first, 10).port("web", AUTO) == first + 2
+    last = ledger_of_pool(tmp_path, "9", first, 10)
+    assert [last.port(name, AUTO) for name in ("a", "b")] == [first + 9, first]
+
+
+def test_port_that_another_pool_has_chosen_is_taken_only_if_no_other_is_left(
+    tmp_path: Path, free_port: Callable[[int], int]
+) -> None:
+    first = free_port(2)
+    assert ledger_of_pool(tmp_path, "0", first, 2).port("web", AUTO) == first
+    other = ledger_of_pool(tmp_path, "2", first, 2)
+    assert [other.port(name, AUTO) for name in ("web", "docs")] == [first + 1, first]
+
+
+def test_pools_that_begin_at_one_place_at_once_choose_different_ports(
+    tmp_path: Path, free_port: Callable[[int], int]
+) -> None:
+    first, barrier = free_port(8), threading.Barrier(8)
+    found: list[int] = []
+
+    def choose(key: str) -> None:
+        book = ledger_of_pool(tmp_path, key, first, 8)
+        barrier.wait(20)
+        found.append(book.port("web", AUTO))
+
+    threads = [threading.Thread(target=choose, args=(f"{number}0",)) for number in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(20)
+    assert sorted(found) == [*range(first, first + 8)]
+
+
+def test_port_that_another_program_took_is_forgotten_but_not_for_connections_that_ended(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    first = free_port()
+    book = ledger(tmp_path, first)
+    port = book.port("web", AUTO)
+    assert book.forget_taken("web", AUTO) is None
+    assert book.forget_taken("unknown", AUTO) is None
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        client = socket.create_connection(("127.0.0.1", port))
+        accepted, _ = listener.accept()
+        assert book.forget_taken("web", AUTO) == port
+        accepted.close()  # first, so that this port has the connection in TIME_WAIT
+        client.close()
+    assert ledger(tmp_path, first).forget_taken("web", AUTO) is None
+    assert not is_free(AUTO, port)
+    assert book.port("web", AUTO) != port
