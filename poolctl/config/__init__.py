@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from poolctl.config.rules.json_schema import *
     from poolctl.config.rules.registrations import *
     from poolctl.config.rules.routes import *
+    from poolctl.config.rules.server_references import *
     from poolctl.config.rules.table_addresses import *
     from poolctl.config.values.limits import *
     from poolctl.config.values.normalise import *
@@ -47,18 +48,18 @@ __all__ = [
     "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
     "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "AnyRoute", "Backoff", "ConfigNotFound",
     "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
-    "GatewayConfig", "GatewayListener", "Health", "Marks", "Notify", "OperatorTable", "Patience", "Place", "Probe",
-    "Problem", "ProxmoxTable", "Reading", "Recovery", "RegisteredBackend", "Registration", "RegistrationClient",
-    "RegistrationTable", "Restart", "RouteConfig",
-    "Scale", "Section", "ServerConfig", "Stamp", "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables",
-    "Triggers", "added_server", "candidate_files", "certificate_names", "certificate_validity", "changed_by",
-    "changed_files", "conflicts", "default_interpreter", "dependency_findings", "engine_problem", "enter_as",
-    "escaped", "find_config", "haproxy_problems", "haproxy_program", "ids_of", "interpreter", "json_schema",
-    "leave_out_plugins", "load", "longest_stop_seconds", "marks_of", "masked", "masked_text", "merged",
-    "missing_file", "missing_program", "named_addresses", "names_cover", "no_certificate", "open_files_needed",
-    "pool_variables", "probed_targets", "problem_of", "read_regular", "referenced_variables", "registration_of",
-    "relocated", "routes_of", "shown", "stamp_of", "start_options", "table_text", "users_of", "value_text", "values_of",
-    "variables_named_in", "with_registrations",
+    "GatewayConfig", "GatewayListener", "Health", "Marks", "Named", "Notify", "OperatorTable", "Patience", "Place",
+    "Probe", "Problem", "ProxmoxTable", "Reading", "Recovery", "RegisteredBackend", "Registration",
+    "RegistrationClient", "RegistrationTable", "Restart", "RouteConfig", "Scale", "Section", "ServerConfig", "Stamp",
+    "StreamConfig", "Surroundings", "TLSConfig", "Table", "Tables", "Triggers", "added_server", "address_parts",
+    "candidate_files", "certificate_names", "certificate_validity", "changed_by", "changed_files", "conflicts",
+    "default_interpreter", "dependency_findings", "engine_problem", "enter_as", "escaped", "find_config",
+    "haproxy_problems", "haproxy_program", "ids_of", "interpreter", "json_schema", "leave_out_plugins", "load",
+    "longest_stop_seconds", "marks_of", "masked", "masked_text", "merged", "missing_file", "missing_program",
+    "named_addresses", "names_cover", "no_certificate", "open_files_needed", "pool_variables", "probed_targets",
+    "problem_of", "read_regular", "reference_findings", "referenced_variables", "refuse", "registration_of",
+    "relocated", "routes_of", "shown", "stamp_of", "start_options", "table_text", "users_of", "value_text",
+    "values_of", "variables_named_in", "with_addresses", "with_registrations",
 ]
 # fmt: on
 _MODULES = {
@@ -87,8 +88,9 @@ _MODULES = {
     "model.registration_table": "RegistrationClient RegistrationTable",
     "rules.registrations": "RegisteredBackend Registration registration_of with_registrations",
     "rules.routes": "AnyRoute probed_targets routes_of users_of",
+    "rules.server_references": "Named address_parts reference_findings with_addresses",
     "values.secrets": "MASK masked masked_text values_of",
-    "model.section": "Section Table",
+    "model.section": "Section Table refuse",
     "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Scale TLSConfig Triggers",
     "model.pool_tables": "TABLE_NAMES Dashboard EventsTable Notify Tables pool_variables",
     "rules.table_addresses": "named_addresses",

@@ -12,6 +12,7 @@ from poolctl.config.model.section import refuse
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.model.server_sections import TLSConfig
 from poolctl.config.rules.conflicts import shared_users
+from poolctl.config.rules.server_references import with_addresses
 from poolctl.config.values.key_rules import misspelt_placeholders
 from poolctl.config.values.limits import OPEN_FILES_OF_POOL
 from poolctl.config.values.problems import Finding, Problem, Tree, problem_of
@@ -135,11 +136,12 @@ class Configuration(Sequence[ServerConfig]):
         from poolctl.config.checks.external_checks import JOURNAL_PATH, ExternalChecks, check_tables
 
         checks = ExternalChecks(os.environ, self._tls, self.pool_variables)
+        servers = with_addresses(self._servers)
         if names is None:
-            checks.check([*self._servers, *self._excluded], import_apps=import_apps)
+            checks.check([*servers, *self._excluded], import_apps=import_apps)
         else:
-            checks.check([each for each in self if each.name in names], import_apps=import_apps)
-            checks.look([each for each in self if each.name not in names])
+            checks.check([each for each in servers if each.name in names], import_apps=import_apps)
+            checks.look([each for each in servers if each.name not in names])
         of_tables, warnings = check_tables(self.tables, os.environ, self._servers)
         if names is not None:
             # The servers of the pool run without a journal, too.

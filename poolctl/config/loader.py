@@ -17,9 +17,10 @@ from poolctl.config.model.section import Section, refuse, validated
 from poolctl.config.model.server_sections import OF_SLEEP, OF_TRIGGERS, Scale
 from poolctl.config.reading import Surroundings
 from poolctl.config.rules.conflicts import conflicts, dependency_findings, unknown_dependencies
+from poolctl.config.rules.server_references import Named, reference_findings
 from poolctl.config.rules.table_addresses import overlapping
 from poolctl.config.rules.tables import made
-from poolctl.config.values.normalise import derive, interpolate, merged, normalise
+from poolctl.config.values.normalise import OPENING, derive, interpolate, merged, normalise
 from poolctl.config.values.plain import placeholders
 from poolctl.config.values.problems import Finding, Problem, Tree
 from poolctl.config.values.suggestions import reset_suggestions
@@ -271,6 +272,8 @@ class _Loader:
             self.servers.append(server)
             self.addresses.append((entry.name, address))
         excluded = self._cross_check()
+        if any(OPENING in document.text for document in self.assembly.documents):
+            self._check_references()
         tables = self._tables() if self.assembly.tables else None
         if tables and tables.gateway:
             self._check_routes(tables)
@@ -362,6 +365,17 @@ class _Loader:
                 for finding in unknown_dependencies(written, names):
                     self._report(entry, finding)
         return excluded
+
+    def _check_references(self) -> None:
+        """Report references to the address of a server that is not there, or has none."""
+        entries = self.assembly.entries
+        named = {
+            entry.name: Named(address, entry.table.get("expose"))
+            for entry, (_, address) in zip(entries, self.addresses, strict=True)
+        }
+        for entry in entries:
+            for finding in reference_findings(self.defaults.under(entry.table), named):
+                self._report(entry, finding)
 
     def _report(self, entry: ServerTable | None, finding: Finding) -> None:
         if entry is not None:

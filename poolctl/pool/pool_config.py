@@ -19,6 +19,7 @@ from poolctl.config import (
     no_certificate,
     problem_of,
     shown,
+    with_addresses,
 )  # fmt: skip
 from poolctl.errors import PoolAddError, PoolParamError, PoolValidateError, ServerError
 
@@ -148,11 +149,17 @@ class PoolConfig(Configuration):
         pool._shared.tls = self._tls
         port_range = "-".join(map(str, self.settings.port_range))
         errors: list[ServerError] = [*self._problems]
+        servers: list[ServerConfig] = []
         for server in self._servers:
             try:
                 if server.tls is True and self._tls is None:
                     raise self._located(server, no_certificate())
-                pool.store_new(with_port(server, port_range))
+                servers.append(with_port(server, port_range))
+            except ServerError as error:
+                errors.append(error)
+        for server in with_addresses(servers) if self.files else servers:
+            try:
+                pool.store_new(server)
             except PoolAddError as error:
                 errors += error.exceptions
             except ServerError as error:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from poolctl.config import (
     Finding,
     Marks,
+    Named,
     ServerConfig,
     Surroundings,
     Tables,
@@ -19,6 +20,9 @@ from poolctl.config import (
     dependency_findings,
     named_addresses,
     pool_variables,
+    reference_findings,
+    refuse,
+    with_addresses,
 )
 from poolctl.control.answers import ErrorEntry
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
@@ -213,7 +217,7 @@ class ActiveConfiguration:
     ) -> list[ServerConfig]:
         """The servers with the ports of `auto` addresses chosen. Raises ServerError."""
         if not any(server.address.auto for server in servers):
-            return servers
+            return with_addresses(servers)
         ledger = self._port_ledger(port_range)
         names = {server.name for server in servers}
         ledger.keep_only([*names, *keep])
@@ -229,7 +233,7 @@ class ActiveConfiguration:
                 taken.add(port)
                 server = server.at(server.address.with_port(port))
             resolved.append(server)
-        return resolved
+        return with_addresses(resolved)
 
     def _port_ledger(self, port_range: tuple[int, int]) -> PortLedger:
         return PortLedger(self._ledger, *port_range, key=pool_key(self.files[0]))
@@ -269,9 +273,7 @@ class ActiveConfiguration:
         self.missing = {server.name for server in servers} - there.keys()
         for name, (table, base_dir) in saved.sources.items():
             try:
-                server = await self.single(
-                    table, base_dir, {each.address.port or 0 for each in there.values()}
-                )
+                server = await self.single(table, base_dir, there.values())
             except (PoolError, ServerError) as error:
                 logger.warning("%s, which was added live, is dropped: %s", name, error)
                 continue
@@ -282,16 +284,21 @@ class ActiveConfiguration:
         return list(there.values())
 
     async def single(
-        self, table: Mapping[str, object], base_dir: str, taken: Collection[int]
+        self, table: Mapping[str, object], base_dir: str, there: Collection[ServerConfig]
     ) -> ServerConfig:
-        """A server to be added to those that have these ports.
+        """A server to be added to those `there`.
 
         Raises PoolValidateError, ServerError when no port is free, and ReaderFailed.
         """
 
         server = await self._reader.added(self._surroundings, table, base_dir, self._environment)
         if server.address.auto:
+            taken = {each.address.port or 0 for each in there}
             server = await asyncio.to_thread(self._with_port, server, taken)
+        named = {each.name: Named(each.address, each.expose) for each in (*there, server)}
+        if found := [*reference_findings(vars(server), named)]:
+            refuse(server.name, found, server.name, server.bind)
+        (server,) = with_addresses([server], there)
         withheld_variables.withhold(pool_variables([server], Tables()))
         return server
 

@@ -8,14 +8,14 @@ import resource
 import socket
 import sys
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from poolctl import bootstrap
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.offline import choose, load, servers_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.config import ServerConfig, enter_as, interpreter
+from poolctl.config import ServerConfig, enter_as, interpreter, with_addresses
 from poolctl.control.answers import Result, item
 from poolctl.control.client import Client
 from poolctl.control.pool_paths import state_dir
@@ -27,6 +27,9 @@ from poolctl.platform import sealed_file
 from poolctl.runners import withheld_variables
 from poolctl.runners.worker_spec import Spec, argument_vector, spec_file, tls_contents, worker_spec
 from poolctl.worker.process_setup import SPEC_FD, SetupFailed, become_program
+
+if TYPE_CHECKING:
+    from poolctl.listeners.port_ledger import PortLedger
 
 # They are about a pool, or about waiting for one.
 _NOT_WITH = {
@@ -84,15 +87,23 @@ def _server(request: CommandRequest, pool: PoolRef) -> ServerConfig:
     problems = config.outside(names=names)
     if problems:
         raise PoolValidateError("the server cannot run", problems)
-    (server,) = [each for each in servers if each.name == names[0]]
-    if server.address.auto:
+    if any(each.address.auto for each in servers):
         from poolctl.listeners.port_ledger import PortLedger
 
         path = f"{state_dir(os.environ, pool.key, create=True)}/ports.json"
         ledger = PortLedger(path, *config.settings.port_range, key=pool.key)
         taken = {each.address.port or 0 for each in servers}
-        server = server.at(server.address.with_port(ledger.port(server.name, server.address, avoid=taken)))
+        servers = [_with_port(each, ledger, taken) for each in servers]
+    (server,) = [each for each in with_addresses(servers) if each.name == names[0]]
     return server
+
+
+def _with_port(server: ServerConfig, ledger: PortLedger, taken: set[int]) -> ServerConfig:
+    if not server.address.auto:
+        return server
+    port = ledger.port(server.name, server.address, avoid=taken)
+    taken.add(port)
+    return server.at(server.address.with_port(port))
 
 
 def _refuse_running(pool: PoolRef, server: ServerConfig) -> None:

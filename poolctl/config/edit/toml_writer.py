@@ -47,9 +47,12 @@ def table_text(head: str, table: Mapping[str, object]) -> str:
 
 
 def escaped(value: Tree) -> Tree:
-    """The same value, its strings written so that interpolation gives them back as they are."""
+    """The same value, its strings written so that interpolation gives them back as they are.
+
+    References to servers stay what they are: interpolation leaves them to those who know their ports.
+    """
     if isinstance(value, str):
-        return value.replace("${", "$${")
+        return re.sub(r"\$\{(?!server\.)", "$${", value)
     if isinstance(value, Mapping):
         return {key: escaped(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

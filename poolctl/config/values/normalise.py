@@ -33,6 +33,9 @@ PATHS = ("app_dir", "bind", "cwd", "env_file", "listen", "log", "python", "tls")
 NO_ADDRESS = Address("job", name="?")
 EXPOSE_SCHEMES = ("http://", "https://", "ws://", "wss://", "http+unix://", "unix://")
 REFERENCES_ALLOWED = "${VAR}, ${VAR:-default}, or $${ for a literal ${"
+# How a reference to a server begins; its address takes its place later, see rules/server_references.py.
+OPENING = "${server."
+_NAMING_SERVERS = (("env",), ("command",))
 
 _reference = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 _inside = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.ASCII | re.DOTALL)
@@ -70,9 +73,16 @@ def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: Path
     if "${" not in text:
         return text
 
+    names_servers = _of_server(path)[:1] in _NAMING_SERVERS
+
     def replaced(match: re.Match[str]) -> str:
         if match[1] is None:
-            return "${"
+            return match[0] if names_servers and text.startswith(OPENING, match.start() + 1) else "${"
+        if match[2] and match[0].startswith(OPENING):
+            if not names_servers:
+                message = "the address of a server can be used in 'env' and 'command' only"
+                findings.append(Finding(path, message, "write the address itself", match[0]))
+            return match[0]
         inside = _inside.fullmatch(match[1])
         if not match[2] or inside is None or "${" in (inside[2] or ""):
             message, hint = f"{match[0]!r} is no reference", f"write {REFERENCES_ALLOWED}"
@@ -83,7 +93,7 @@ def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: Path
         if found is None and name not in env:
             message, hint = f"the environment variable {name} is not set", "set it, or give a default: "
             findings.append(Finding(path, message, f"{hint}${{{name}:-…}}", match[0]))
-        return found or ""
+        return (found or "").replace(OPENING, f"${OPENING}") if names_servers else found or ""
 
     result = _reference.sub(replaced, text)
     if _unusable.search(result):
@@ -91,6 +101,13 @@ def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: Path
         findings.append(Finding(path, message, "set it to UTF-8"))
         result = _unusable.sub("?", result)
     return Interpolated(result) if result != text else text
+
+
+def _of_server(path: Path) -> Path:
+    """The part of the path within the table of a server, or of the defaults."""
+    if path[:1] == ("defaults",):
+        return path[1:]
+    return path[2:] if path[:1] == ("server",) else path[isinstance(path[0] if path else "", int) :]
 
 
 def normalise(table: dict[str, Tree], base_dir: str, findings: list[Finding]) -> dict[str, Tree]:

@@ -258,8 +258,8 @@ class Lifecycle:
         if not isinstance(table, dict) or not isinstance(base_dir, str):
             raise SelectorError("add: which server?", hint=_ADD_SHAPE)
         try:
-            taken = {entry.config.address.port or 0 for entry in self._core.entries.values()}
-            config = await self._context.configuration.single(table, base_dir, taken)
+            there = [entry.config for entry in self._core.entries.values()]
+            config = await self._context.configuration.single(table, base_dir, there)
         except PoolError as error:
             return Result(errors=entries(error), exit_code=INVALID_CONFIGURATION)
         except ServerError as problem:
