@@ -133,7 +133,7 @@ def _kill(*roles: str) -> Callable[[Project], None]:
 
 
 def _upgrade(project: Project) -> None:
-    project.run("upgrade", "--force")
+    project.run("upgrade", "--allow-same-version")
 
 
 EXCHANGES: dict[str, tuple[Callable[[Project], None], float | None]] = {

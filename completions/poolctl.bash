@@ -73,7 +73,7 @@ _poolctl() {
         wait:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
         *:-c | *:--config | *:-f | *:--file) _poolctl_files -f; return ;;
         *:--pool) _poolctl_ask pools; return ;;
-        *:--bind | *:--app | *:--command | *:--set | *:--timeout | *:--for | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--tail | *:--until | *:--grep | *:--to | *:--ttl | *:--weight | *:--host | *:--path | *:--probe | *:--canary | *:--abort-on | *:--min-requests | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
+        *:--bind | *:--app | *:--command | *:--set | *:--timeout | *:--for | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--tail | *:--until | *:--grep | *:--to | *:--ttl | *:--weight | *:--host | *:--path | *:--probe | *:--canary | *:--promote-after | *:--abort-on | *:--min-requests | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
         *:-o | *:--output) _poolctl_fields 'table wide json jsonl name' 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime'; return ;;
         *:--tag) _poolctl_ask tags; return ;;
         *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
@@ -236,7 +236,7 @@ _poolctl() {
             ;;
         reload)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --timeout --no-wait --dry-run --watch --env --force -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --no-wait --dry-run --watch --env --allow-expired -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 :
             fi
@@ -250,14 +250,14 @@ _poolctl() {
             ;;
         restart)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --timeout --no-wait --no-deps --env --force --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --no-wait --no-deps --env --allow-expired --name --bind --expose --tag --state --health --not --allow-empty -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask targets
             fi
             ;;
         rollout)
             if [[ $cur == -* ]]; then
-                _poolctl_words '--canary --for --abort-on --min-requests --pause --force --no-wait -o --output -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '--canary --promote-after --abort-on --min-requests --pause --allow-larger-share --no-wait -o --output -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 _poolctl_ask servers
             fi
@@ -348,7 +348,7 @@ _poolctl() {
             ;;
         upgrade)
             if [[ $cur == -* ]]; then
-                _poolctl_words '-o --output --timeout --restart --force -c --config --pool -q --quiet -v --verbose -h --help'
+                _poolctl_words '-o --output --timeout --restart --allow-same-version -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 :
             fi

@@ -47,7 +47,8 @@ GET_STARTED, LIFECYCLE, INSPECT, CHANGES, FILE_COMMANDS, MACHINE = SECTIONS
 class Option:
     """An option, or without spellings an argument; `key` is its name among the values of a request.
 
-    `words` are the values that a shell offers, `completes` what it asks the pool or its own file system for.
+    `words` are the values that a shell offers, `completes` what it asks the pool or its own file system for; `old` are
+    spellings of an earlier release, which this one accepts with a note and shows nowhere.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Option:
         words: Sequence[str] = (),
         completes: str = "",
         required: bool = False,
+        old: Sequence[str] = (),
     ) -> None:
         self.key = key
         self.spellings = spellings
@@ -69,6 +71,7 @@ class Option:
         self.words = tuple(words)
         self.completes = completes
         self.required = required
+        self.old = tuple(old)
 
     def __repr__(self) -> str:
         return f"<Option {self.key} {' '.join(self.spellings)}>".replace(" >", ">")
@@ -110,9 +113,9 @@ class Command:
         self.fields = tuple(fields)  # that -o FIELD,FIELD can print
 
 
-def flag(key: str, *spellings: str, help: str) -> Option:
+def flag(key: str, *spellings: str, help: str, old: Sequence[str] = ()) -> Option:
     """An option without a value."""
-    return Option(key, *spellings, help=help, kind=FLAG)
+    return Option(key, *spellings, help=help, kind=FLAG, old=old)
 
 
 COMMON = (
@@ -149,7 +152,9 @@ NO_DEPS = flag("no_deps", "--no-deps", help="Ignore dependencies: act on the sel
 ALL = flag("all", "--all", help="Act on every server of the pool.")
 ALLOW_EMPTY = flag("allow_empty", "--allow-empty", help="Do not fail when nothing matches.")
 CALLER_ENV = flag("env", "--env", help="Use this command's environment instead of the supervisor's.")
-FORCE_CERTIFICATES = flag("force", "--force", help="Let expired certificates replace valid ones.")
+ALLOW_EXPIRED = flag(
+    "force", "--allow-expired", old=("--force",), help="Let expired certificates replace valid ones."
+)
 REVEAL = flag("reveal", "--reveal", help="Show secrets instead of masking them.")
 WATCH = flag("watch", "--watch", help="Keep running; reload when the configuration or code changes.")
 SAVE = flag("save", "--save", help="Also write the change to the file, keeping its comments.")

@@ -233,6 +233,27 @@ def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Ta
     return True
 
 
+def current_spellings(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command line with today's spellings of its options, and a note for each old one."""
+    words = list(args)
+    verb = verb_of(words)
+    command = command_named(verb)
+    renamed = {old: option for option in (command.own if command else ()) for old in option.old}
+    if not (command and renamed):
+        return words, []
+    notes, known = [], _by_spelling(command.options)
+    at = words.index(verb) + 1
+    while at < len(words) and words[at] != "--":
+        name, equals, value = words[at].partition("=")
+        option = renamed.get(name) or known.get(name)
+        if name in renamed:
+            new = renamed[name].spellings[0]
+            words[at] = new + equals + value
+            notes.append(f"{verb} {name} is called {new}; the next release does not accept {name}")
+        at += 2 if option and option.takes_value and not equals else 1
+    return words, notes
+
+
 def split(args: Sequence[str]) -> tuple[list[str], Table]:
     """The words of poolctl's own, and the user's command after `--` where the command takes one."""
     command = command_named(verb_of(args))

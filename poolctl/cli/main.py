@@ -73,17 +73,19 @@ def _leave(code: int) -> NoReturn:
 
 def _perform(words: list[str]) -> Outcome:
     global _ctrl_c_raises
-    from poolctl.cli.command_line import parse
+    from poolctl.cli.command_line import current_spellings, parse, perform
 
+    words, notes = current_spellings(words)
     request = parse(words)
     _ctrl_c_raises = True  # so that the command can clean up
     if request is None:
         from poolctl.cli.typer_app import perform_args
 
-        return perform_args(words)
-    from poolctl.cli.command_line import perform
-
-    return perform(request)
+        outcome = perform_args(words)
+    else:
+        outcome = perform(request)
+    outcome.notes[:0] = notes
+    return outcome
 
 
 def _finish(outcome: Outcome) -> int:

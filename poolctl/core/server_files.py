@@ -60,7 +60,7 @@ def passed_over(entry: Entry, expired: float) -> str:
     """The message that the server keeps using its previous certificate."""
     return (
         f"{_file(entry)}: the certificate expired on {day(expired)}; the one before stays in use: renew the file, "
-        "then poolctl reload (--force uses the expired one)"
+        "then poolctl reload (--allow-expired uses the expired one)"
     )
 
 

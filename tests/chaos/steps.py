@@ -277,7 +277,7 @@ class Steps:
         if operation == "restart":
             return ("restart",) if options["server"] == "all" else ("restart", str(options["server"]))
         if operation == "upgrade":
-            return ("upgrade", "--force")
+            return ("upgrade", "--allow-same-version")
         if operation == "scale":
             return ("scale", "several", str(options["workers"]))
         change, server = options["change"], str(options["server"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from poolctl.cli.command import (
+    ALLOW_EXPIRED,
     CALLER_ENV,
     CHANGES,
-    FORCE_CERTIFICATES,
     NO_WAIT,
     OUTPUT,
     TIMEOUT,
@@ -33,7 +33,7 @@ COMMAND = Command(
     flag("dry_run", "--dry-run", help="Print the difference, change nothing; exit 3 if there is one."),
     WATCH,
     CALLER_ENV,
-    FORCE_CERTIFICATES,
+    ALLOW_EXPIRED,
     section=CHANGES,
     examples=(
         "poolctl reload --dry-run      print the changes; exit 3 if there are any",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from poolctl.cli.command import (
+    ALLOW_EXPIRED,
     CALLER_ENV,
-    FORCE_CERTIFICATES,
     LIFECYCLE,
     NO_DEPS,
     NO_WAIT,
@@ -29,7 +29,7 @@ COMMAND = Command(
     NO_WAIT,
     NO_DEPS,
     CALLER_ENV,
-    FORCE_CERTIFICATES,
+    ALLOW_EXPIRED,
     section=LIFECYCLE,
     examples=(
         "poolctl restart --tag api     new processes are ready before old ones end",

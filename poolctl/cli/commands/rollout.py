@@ -24,7 +24,13 @@ COMMAND = Command(
         help=f"The server; or one of {', '.join(ACTIONS)}, and the server of the rollout.",
     ),
     Option("canary", "--canary", metavar="SHARE", help='Its share of the traffic. Default: "10%".'),
-    Option("duration", "--for", metavar="DURATION", help='When it is promoted. Default: "5m".'),
+    Option(
+        "duration",
+        "--promote-after",
+        metavar="DURATION",
+        old=("--for",),
+        help='When it replaces the others. Default: "5m".',
+    ),
     Option(
         "abort_on",
         "--abort-on",
@@ -34,13 +40,18 @@ COMMAND = Command(
     ),
     Option("min_requests", "--min-requests", metavar="N", help="No verdict before so many. Default: 100."),
     flag("pause", "--pause", help="Never promote it by itself: `rollout promote` does."),
-    flag("force", "--force", help="Accept more than twice the share that was asked for."),
+    flag(
+        "force",
+        "--allow-larger-share",
+        old=("--force",),
+        help="Accept more than twice the share that was asked for.",
+    ),
     NO_WAIT,
     OUTPUT,
     section=LIFECYCLE,
     fields=tuple(RolloutReport.annotations),
     examples=(
-        "poolctl rollout web --canary 10% --for 5m",
+        "poolctl rollout web --canary 10% --promote-after 5m",
         "poolctl rollout web --abort-on 'errors>1%' --abort-on 'p99>2×before'",
         "poolctl rollout web --pause --no-wait    then: poolctl rollout promote web",
     ),
@@ -77,7 +88,9 @@ def perform(request: CommandRequest) -> Outcome:
         result = ask_for(RolloutResult, _selecting(request, names), find_pool(request), "rollouts", {})
         return _shown(request, result)
     if action == "begin" and (len(names) != 1 or not names[0]):
-        raise UsageError("rollout: which server?", hint="poolctl rollout NAME --canary 10% --for 5m")
+        raise UsageError(
+            "rollout: which server?", hint="poolctl rollout NAME --canary 10% --promote-after 5m"
+        )
     options = {"op": action, "wait": not request.get("no_wait"), **_begin_options(request, action)}
     result = ask_for(RolloutResult, _selecting(request, names), find_pool(request), "rollout", options)
     if request.output:
@@ -105,7 +118,7 @@ def _begin_options(request: CommandRequest, action: str) -> dict[str, object]:
     if given["canary"] is not None:
         options["share"] = _share(given["canary"])
     if given["duration"] is not None:
-        options["seconds"] = request.seconds("duration", "--for")
+        options["seconds"] = request.seconds("duration", "--promote-after")
     if given["min_requests"] is not None:
         options["min_requests"] = _count(given["min_requests"])
     if given["abort_on"]:

@@ -17,7 +17,12 @@ COMMAND = Command(
     OUTPUT,
     TIMEOUT,
     flag("restart", "--restart", help="Also replace the servers' workers, as restart does."),
-    flag("force", "--force", help="Upgrade even if nothing else is installed."),
+    flag(
+        "force",
+        "--allow-same-version",
+        old=("--force",),
+        help="Replace keeper and supervisor even if they are of this build.",
+    ),
     section=MACHINE,
 )
 
@@ -34,7 +39,9 @@ def perform(request: CommandRequest) -> Outcome:
     if upgraded.upgraded_from is None:
         message = f"the pool already runs poolctl {before}"
         if not request.get("restart"):
-            return Outcome.of(result, f"{message}, this build; upgrade --force replaces its processes")
+            return Outcome.of(
+                result, f"{message}, this build; upgrade --allow-same-version replaces its processes"
+            )
     else:
         message = f"poolctl {before} → {__version__}" + (", another build" if before == __version__ else "")
     # A job that is under way is not to be started again.

@@ -254,7 +254,9 @@ def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:
     )
     if plan.why:
         message = f"{message}; {plan.why}"
-    raise _NoRollout(message, f"poolctl scale {entry.name} {round(count / share) - count}, or --force")
+    raise _NoRollout(
+        message, f"poolctl scale {entry.name} {round(count / share) - count}, or --allow-larger-share"
+    )
 
 
 def _number(options: Table, name: str, usual: float) -> float:

@@ -97,7 +97,7 @@ def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | Non
         f"{os.path.basename(config.tls.cert)}: the certificate expired on {day(ends)}, "
         f"and the one in use is valid until {day(entry.certificate_ends)}"
     )
-    hint = "renew it; use --force to accept it"
+    hint = "renew it; use --allow-expired to accept it"
     return server_problem(entry, message, hint)
 
 

@@ -38,7 +38,7 @@ def test_upgrade_to_another_build_of_the_same_version_replaces_the_gateway(gatew
     pid = gateway.until(gateway.process)
     (path,) = [each for each in gateway.pool.runtime.glob("*/control.sock") if not each.parent.is_symlink()]
     with Load([gateway.port], paths=["/one", "/two"], connections=4, pause=0.002) as kept:
-        # As `upgrade --force` does, without the trial.
+        # As `upgrade --allow-same-version` does, without the trial.
         options = {"options": {**options_of_this_version(), "tried": True}}
         assert not Client(str(path)).ask(UpgradeResult, "upgrade", options).errors
         gateway.until(lambda: gateway.process() not in (None, pid), timeout_seconds=40)

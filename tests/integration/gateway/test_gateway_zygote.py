@@ -128,6 +128,6 @@ def test_zygote_ends_with_the_table_and_with_keeper_and_supervisor(gateway: Gate
 
 def test_upgrade_to_another_build_replaces_the_zygote(gateway: GatewayPool) -> None:
     zygote = zygote_of(gateway)
-    gateway.pool.ok("upgrade", "--force")
+    gateway.pool.ok("upgrade", "--allow-same-version")
     wait_until(lambda: not is_alive(zygote), timeout_seconds=30)
     assert zygote_of(gateway) != zygote

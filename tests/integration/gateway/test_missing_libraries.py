@@ -65,7 +65,7 @@ def test_upgrade_by_an_installation_without_the_gateways_libraries_is_refused(
     gateway.start(extra=APPS)
     before = gateway.process()
     gateway.pool.python = plain
-    done = gateway.pool.run("upgrade", "--force")
+    done = gateway.pool.run("upgrade", "--allow-same-version")
     assert (done.code, HINT in done.stderr) == (INVALID_CONFIGURATION, True), done
     assert gateway.process() == before
     assert gateway.get("/one").status == 200

@@ -106,7 +106,7 @@ def test_rollout_under_way_ends_in_a_promotion(pool: RealPool, until: Any, momen
         "web",
         "--canary",
         "25%",
-        "--for",
+        "--promote-after",
         "1s",
         "--min-requests",
         "0",

@@ -254,12 +254,16 @@ def test_a_certificate_that_expires_soon_is_reported_and_an_expired_one_does_not
     before = served_certificate(port), pool.items()["a"]["pids"]
     certificate(pool.directory, days=-1)
     refused = pool.run("reload")
-    assert (refused.code, "expired on" in refused.stderr, "--force" in refused.stderr) == (5, True, True)
+    assert (refused.code, "expired on" in refused.stderr, "--allow-expired" in refused.stderr) == (
+        5,
+        True,
+        True,
+    )
     refused = pool.run("restart")
     assert (refused.code, "expired on" in refused.stderr) == (1, True)
     assert (served_certificate(port), pool.items()["a"]["pids"]) == before
     # What is configured beside it is applied when it is said twice.
-    assert "expired on" in pool.ok("reload", "--force").stderr
+    assert "expired on" in pool.ok("reload", "--allow-expired").stderr
     assert "a: its certificate expired on " in pool.ok("status").stderr
     certificate(pool.directory)
     assert pool.ok("restart").stderr == ""
@@ -311,11 +315,11 @@ def test_new_workers_get_the_certificate_in_use_while_the_one_in_the_file_has_ex
     app = pool.directory / "who.py"
     text = app.read_text()
     app.write_text("raise SystemExit(1)\n")
-    assert pool.run("restart", "--force").code == 1
+    assert pool.run("restart", "--allow-expired").code == 1
     app.write_text(text)
     replaced_after_a_crash()
     assert served_certificate(port) == before
-    pool.ok("restart", "--force")
+    pool.ok("restart", "--allow-expired")
     assert served_certificate(port) != before
 
 

@@ -127,8 +127,8 @@ def test_canary_that_is_worse_is_withdrawn_and_the_others_lose_nothing(pool: Rea
     write(pool, port, behaviour)
     with Load(port).running() as load:
         done = pool.run(
-            "rollout", "web", "--canary", "34%", "--for", "10m", "--min-requests", "60", "--abort-on", condition,
-            "-o", "json",
+            "rollout", "web", "--canary", "34%", "--promote-after", "10m", "--min-requests", "60",
+            "--abort-on", condition, "-o", "json",
         )  # fmt: skip
     assert done.code == 1, done
     (item,) = done.json["items"]
@@ -177,7 +177,7 @@ def test_behind_a_gateway_the_share_is_held_on_both_paths_and_nothing_is_lost(po
     others = {str(pid) for pid in pool.items()["web"]["pids"]}
     passed, proxied = Load(gateway, "passed.test", 3), Load(gateway, "proxied.test", 3)
     with passed.running(), proxied.running():
-        pool.ok("rollout", "web", "--canary", "20%", "--for", "10m", "--no-wait")
+        pool.ok("rollout", "web", "--canary", "20%", "--promote-after", "10m", "--no-wait")
         (first,) = {str(pid) for pid in pool.items()["web"]["pids"]} - others
         for load in (passed, proxied):
             wait_until(lambda load=load: load.pids[first] >= 5, what="the canary has both kinds of requests")
@@ -192,7 +192,7 @@ def test_behind_a_gateway_the_share_is_held_on_both_paths_and_nothing_is_lost(po
             "web",
             "--canary",
             "20%",
-            "--for",
+            "--promote-after",
             "10m",
             "--min-requests",
             "40",

@@ -104,7 +104,7 @@ def test_pool_goes_on_under_the_new_version_unnoticed_by_clients(pool: RealPool,
     assert all(set(now[0]).isdisjoint(workers[name][0]) for name, now in facts(pool).items())
     # There is no way back.
     workers = facts(pool)
-    back = pool.run("upgrade", "--restart", "--force")
+    back = pool.run("upgrade", "--restart", "--allow-same-version")
     assert back.code == 8
     assert (
         f"the pool runs poolctl {NEW}, and poolctl {poolctl.__version__} is older: it cannot take over"
@@ -229,7 +229,7 @@ def test_new_version_keeps_what_is_in_force_when_the_file_is_not_valid_or_gone(
     assert "pool.toml has changed since the pool read it, and is not valid: pool.toml:1" in done.stderr
     assert (facts(pool), version(pool)) == (before, NEW)
     file.unlink()
-    done = by(newer, pool, "upgrade", "--force", "-c", str(file))
+    done = by(newer, pool, "upgrade", "--allow-same-version", "-c", str(file))
     assert done.code == 0, done
     pool.write_hello("users")
     assert (facts(pool), version(pool)) == (before, NEW)
@@ -263,7 +263,7 @@ def test_upgrade_needs_no_library_of_a_gateway_for_a_pool_without_one(
     pool.write_hello("users")
     pool.ok("start")
     before = facts(pool)
-    pool.ok("upgrade", "--force")
+    pool.ok("upgrade", "--allow-same-version")
     assert facts(pool) == before
 
 

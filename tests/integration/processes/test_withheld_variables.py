@@ -143,7 +143,7 @@ def test_successors_of_supervisor_and_keeper_and_another_version_withhold_it_too
     for end in (
         lambda: os.kill(pool.info()["supervisor_pid"], signal.SIGKILL),
         lambda: os.kill(pool.info()["keeper_pid"], signal.SIGKILL),
-        lambda: pool.ok("upgrade", "--force"),
+        lambda: pool.ok("upgrade", "--allow-same-version"),
     ):
         before = pool.info()["supervisor_pid"]
         end()
