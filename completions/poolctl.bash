@@ -60,7 +60,7 @@ _poolctl() {
         prev=${COMP_WORDS[COMP_CWORD - 2]}
     fi
     case $verb:$prev in
-        events:-o | logs:-o | events:--output | logs:--output) _poolctl_words 'json jsonl'; return ;;
+        events:-o | logs:-o | events:--output | logs:--output) _poolctl_words 'table wide json jsonl'; return ;;
         register:-o | unregister:-o | register:--output | unregister:--output) _poolctl_fields 'table wide json jsonl name' 'name url state why since weight ttl_seconds left_seconds latency_seconds probe'; return ;;
         backends:-o | backends:--output) _poolctl_fields 'table wide json jsonl name' 'backend host routes state since until available health why breaker connections in_flight waiting requests errors'; return ;;
         config:-o | config:--output) _poolctl_fields 'toml table wide json jsonl name' 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime'; return ;;

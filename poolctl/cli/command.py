@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 FORMATS = ("table", "wide", "json", "jsonl", "name")
+LINE_FORMATS = FORMATS[:4]  # of commands that print lines as they come; both of JSON are JSON lines
 # The stable keys of an item, in the order in which `-o wide` shows what it shows of them.
 FIELDS = tuple(name for name in Item.annotations if name not in ("address", "kept", "kept_until"))
 UPTIME = "uptime"  # a field of `-o` as well: `uptime_seconds` for people
@@ -146,6 +147,7 @@ def output(help: str = "table, wide, json, jsonl, name, or FIELD,FIELD…", *wor
 
 
 OUTPUT = output()
+LINES_OUTPUT = output("table (default), wide, or json for JSON lines.", *LINE_FORMATS)
 TIMEOUT = Option("timeout", "--timeout", metavar="DURATION", help='Give up after this time, such as "30s".')
 NO_WAIT = flag("no_wait", "--no-wait", help="Return at once, without waiting for the result.")
 NO_DEPS = flag("no_deps", "--no-deps", help="Ignore dependencies: act on the selected servers only.")

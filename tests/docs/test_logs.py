@@ -22,7 +22,7 @@ def test_example_is_valid(real_pool: RealPool) -> None:
 def test_commands_are_understood(real_pool: RealPool) -> None:
     real_pool.write_hello("users")
     commands = re.findall(r"^\$ poolctl (.*?)(?: +#.*| \|.*)?$", TEXT, re.MULTILINE)
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         if " -f" not in command:
             assert real_pool.run(*command.split()).code in (0, 6), command

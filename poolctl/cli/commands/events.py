@@ -8,7 +8,17 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
-from poolctl.cli.command import INSPECT, LIST, SELECTION, SINCE, Command, Option, flag, output
+from poolctl.cli.command import (
+    INSPECT,
+    LINE_FORMATS,
+    LINES_OUTPUT,
+    LIST,
+    SELECTION,
+    SINCE,
+    Command,
+    Option,
+    flag,
+)
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -28,7 +38,7 @@ _KIND_WIDTH = max(map(len, KINDS))
 COMMAND = Command(
     "Show events: lifecycle, health, recovery, who did what.",
     SELECTION,
-    output("wide, or json for JSON lines.", "json", "jsonl"),
+    LINES_OUTPUT,
     flag("follow", "-f", "--follow", help="Keep following new events."),
     Option("lines", "-n", "--lines", metavar="N", help='The last N events (default 100), or "all".'),
     SINCE,
@@ -46,8 +56,10 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """Print the last events, and with -f those that come, until interrupted. `-o json` prints JSON lines."""
-    if request.output not in ("", "table", "wide", "json", "jsonl"):
-        raise UsageError(f"events -o: unknown form {request.output!r}", hint="-o json prints JSON lines")
+    if request.output not in ("", *LINE_FORMATS):
+        raise UsageError(
+            f"events -o: unknown form {request.output!r}", hint=f"one of: {', '.join(LINE_FORMATS)}"
+        )
     for kind in request.get("kind") or ():
         one_of("--kind", kind, KINDS)
     lines, since = request.lines(), request.since()

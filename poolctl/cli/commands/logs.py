@@ -11,7 +11,18 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from poolctl.cli.command import FOLLOW, INSPECT, LIST, SELECTION, SINCE, Command, Option, flag, output
+from poolctl.cli.command import (
+    FOLLOW,
+    INSPECT,
+    LINE_FORMATS,
+    LINES_OUTPUT,
+    LIST,
+    SELECTION,
+    SINCE,
+    Command,
+    Option,
+    flag,
+)
 from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.log_rendering import (
     NO_TIMES,
@@ -43,7 +54,7 @@ _SELECTING = ("targets", "name", "bind", "expose", "tag", "state", "health", "in
 COMMAND = Command(
     "Show the servers' output.",
     SELECTION,
-    output("json prints JSON lines.", "json", "jsonl"),
+    LINES_OUTPUT,
     FOLLOW,
     Option(
         "lines",
@@ -84,8 +95,10 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """Print the last lines, and with -f those that come, until interrupted. `-o json` prints JSON lines."""
-    if request.output not in ("", "json", "jsonl"):
-        raise UsageError(f"logs -o: unknown form {request.output!r}", hint="-o json prints JSON lines")
+    if request.output not in ("", *LINE_FORMATS):
+        raise UsageError(
+            f"logs -o: unknown form {request.output!r}", hint=f"one of: {', '.join(LINE_FORMATS)}"
+        )
     _check(request)
     if request.get("reopen"):
         return _reopen(request)
@@ -167,7 +180,7 @@ def _selected_logs(request: CommandRequest, pool: PoolRef) -> _Logs:
         files = f"{pool.directory}/{pool_paths.GATEWAY_LOG}", f"{state}/{pool_paths.GATEWAY_ACCESS_LOG}"
         paths |= dict(zip(_OF_GATEWAY, files, strict=True))
     shown = (each.name for each in items if (each.config.get("http") or {}).get("request_id"))
-    return _Logs(paths, frozenset(paths if request.verbose else shown))
+    return _Logs(paths, frozenset(paths if _is_wide(request) else shown))
 
 
 def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
@@ -185,7 +198,7 @@ def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
 
 def _form(request: CommandRequest, logs: _Logs) -> Callable[[LogLine], str]:
     """The function that formats a line."""
-    if request.output:
+    if request.output.startswith("json"):
         return _document
     if request.get("raw"):
         if not sys.stdout.isatty():
@@ -196,10 +209,14 @@ def _form(request: CommandRequest, logs: _Logs) -> Callable[[LogLine], str]:
     return form.line
 
 
+def _is_wide(request: CommandRequest) -> bool:
+    return request.verbose or request.output == "wide"
+
+
 def _times(request: CommandRequest) -> str:
     if request.get("no_timestamps"):
         return NO_TIMES
-    if request.get("timestamps") or request.verbose:
+    if request.get("timestamps") or _is_wide(request):
         return STAMPS
     return SHORT_TIMES if sys.stdout.isatty() else NO_TIMES
 

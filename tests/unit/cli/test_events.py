@@ -81,6 +81,10 @@ def test_events_are_printed_as_sentences_oldest_first(poolctl: Command, journal:
     ]
 
 
+def test_table_is_the_default_form(poolctl: Command, journal: Path) -> None:
+    assert poolctl("events", "-o", "table") == poolctl("events")
+
+
 @pytest.mark.parametrize("form", ["json", "jsonl"])
 def test_json_is_lines_as_they_are_in_the_journal(poolctl: Command, journal: Path, form: str) -> None:
     said = poolctl("events", "-o", form)

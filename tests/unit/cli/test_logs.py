@@ -62,6 +62,11 @@ def test_lines_until_a_time(poolctl: Command, logs: Path) -> None:
     assert poolctl("logs", "--since", "3h", "--until", "3h").out == ""
 
 
+def test_table_is_the_default_form_and_wide_shows_times(poolctl: Command, logs: Path) -> None:
+    assert poolctl("logs", "-o", "table") == poolctl("logs")
+    assert poolctl("logs", "-o", "wide") == poolctl("logs", "-v")
+
+
 def test_tail_is_another_name_of_lines(poolctl: Command, logs: Path) -> None:
     assert poolctl("logs", "users", "--tail", "1") == poolctl("logs", "users", "-n1")
 
@@ -169,7 +174,7 @@ def test_json_is_lines(poolctl: Command, logs: Path, form: str) -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [["-n", "some"], ["-n", "-1"], ["--since", "yesterday"], ["--since", "2026-13-01"], ["-o", "table"]],
+    [["-n", "some"], ["-n", "-1"], ["--since", "yesterday"], ["--since", "2026-13-01"], ["-o", "name"]],
 )
 def test_unknown_words_are_a_usage_error(poolctl: Command, logs: Path, args: list[str]) -> None:
     assert poolctl("logs", *args).code == 2
