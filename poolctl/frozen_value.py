@@ -10,7 +10,8 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from inspect import Signature
     from typing import Any, Self, dataclass_transform
 
     Table = dict[str, Any]  # plain JSON: a configuration, an event
@@ -28,7 +29,7 @@ else:
         return lambda kind: kind
 
 
-_REQUIRED = object()
+REQUIRED = object()
 _NOTHING: dict[str, object] = {"str": "", "int": 0, "float": 0.0, "bool": False, "Table": {}}
 _PLAIN: dict[str, Types] = {"str": str, "int": int, "float": (int, float), "bool": bool, "Table": dict}
 
@@ -56,11 +57,40 @@ class ValueType(type):
         names = vars(sys.modules[namespace["__module__"]]) if own else {}
         for field, annotation in own.items():
             annotations[field] = annotation, names
-            defaults[field] = namespace.pop(field, _REQUIRED)
+            defaults[field] = namespace.pop(field, REQUIRED)
         made = super().__new__(cls, name, bases, namespace)
         made.annotations, made.defaults = annotations, defaults
         made.forms = made.values_of = None
         return made
+
+
+class FieldSignature:
+    """The `__signature__` of a class whose constructor takes any keyword: its fields, for help() and inspect.
+
+    `fields_of` gives each field's name, annotation, and default or REQUIRED.
+    """
+
+    def __init__(self, fields_of: Callable[[Any], Iterable[tuple[str, object, object]]]) -> None:
+        self._fields_of = fields_of
+
+    def __get__(self, instance: object, owner: type) -> Signature:
+        from inspect import Parameter, Signature  # no command asks
+
+        return Signature(
+            [
+                Parameter(
+                    name,
+                    Parameter.KEYWORD_ONLY,
+                    default=Parameter.empty if default is REQUIRED else default,
+                    annotation=annotation,
+                )
+                for name, annotation, default in self._fields_of(owner)
+            ]
+        )
+
+
+def _described(kind: ValueType) -> list[tuple[str, object, object]]:
+    return [(name, annotation, kind.defaults[name]) for name, (annotation, _) in kind.annotations.items()]
 
 
 class Value(metaclass=ValueType):
@@ -70,13 +100,15 @@ class Value(metaclass=ValueType):
     or without one an empty value ("", 0, an empty tuple); other members of the document are ignored.
     """
 
+    __signature__ = FieldSignature(_described)
+
     def __init__(self, **given: object) -> None:
         kind = type(self)
         fields = {**kind.defaults, **given}
         if len(fields) > len(kind.defaults):
             raise TypeError(f"{kind.__name__} has no {', '.join(given.keys() - kind.defaults.keys())}")
         for name, value in fields.items():
-            if value is _REQUIRED:
+            if value is REQUIRED:
                 raise TypeError(f"{kind.__name__} needs {name}")
             object.__setattr__(self, name, value)
 
@@ -158,7 +190,7 @@ def _forms(kind: ValueType) -> tuple[FieldForm, ...]:
         put = next(vars(each)[name] for each in kind.__mro__ if name in vars(each)).__set__
         word = annotation.removesuffix(" | None")
         missing, accepted, make, write = _form(word, names)
-        if default is not _REQUIRED:
+        if default is not REQUIRED:
             missing = default
         elif word != annotation:
             missing = None

@@ -48,6 +48,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
+        if sys.platform == "win32":  # not even a file could be read: os.geteuid, fcntl
+            sys.stderr.write(
+                "error: poolctl does not run on Windows itself; it runs in WSL 2, which is a Linux\n"
+            )
+            return 1
         _give_streams()
         if words[:1] == ["__complete"]:
             from poolctl.cli.completions.candidates import complete

@@ -14,6 +14,7 @@ from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_processes import await_end, last_words
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCHED
+from poolctl.platform import LINUX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -218,9 +219,19 @@ def _end_idle(pool: PoolRef) -> bool:
 
 def launch(pool: PoolRef) -> None:
     """A supervisor in the background for this pool; it listens from now on, and answers when it is up."""
+    refuse_without_linux()
     from poolctl.supervisor.launch import launch as launch_supervisor
 
     launch_supervisor(pool.files, os.environ)
+
+
+def refuse_without_linux() -> None:
+    """Raise ControlError where processes cannot be started; other commands, and the library, work there."""
+    if not LINUX:
+        raise ControlError(
+            "only Linux can run servers in processes of their own",
+            hint="here poolctl.Pool serves in a Python process, and validate, list, filter, config and schema work",
+        )
 
 
 def selected(request: CommandRequest, pool: PoolRef) -> Result:

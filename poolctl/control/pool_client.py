@@ -6,7 +6,7 @@ import builtins
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from poolctl import exit_codes as codes
 from poolctl.control import pool_paths
@@ -24,6 +24,7 @@ from poolctl.units import parse_duration
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
+    from poolctl.control.reload_document import ReloadDocument
     from poolctl.frozen_value import Table
     from poolctl.pool.server_monitor import Monitor
     from poolctl.selection.field_filter import Field
@@ -215,7 +216,7 @@ class PoolClient(GatewayClient):
         wait: bool = True,
         force: bool = False,
         on_progress: Callable[[Table], None] | None = None,
-    ) -> Table:
+    ) -> ReloadDocument:
         """Apply the changed files and return the `"changes"`; with `dry_run` only report them.
 
         A dry run's `"exit_code"` is 3 when there is a difference. `env` is the environment to read the files with
@@ -224,7 +225,8 @@ class PoolClient(GatewayClient):
         """
         given = None if env is None else dict(env)
         options = {"dry_run": dry_run, "env": given, "timeout": timeout, "wait": wait, "force": force}
-        return self._ask("reload", PoolRestartError, (), None, options, on_progress, _ANSWERED)
+        answer = self._ask("reload", PoolRestartError, (), None, options, on_progress, _ANSWERED)
+        return cast("ReloadDocument", answer)
 
     def rollout(
         self,

@@ -33,6 +33,7 @@ from poolctl.cli.supervisor_requests import (
     SupervisorLog,
     await_pool_end,
     is_empty,
+    refuse_without_linux,
     start_unsignalled,
 )
 from poolctl.control import sd_notify
@@ -86,6 +87,7 @@ def perform(request: CommandRequest) -> Outcome:
         from poolctl.cli.run.debug_server import perform as become
 
         become(request)
+    refuse_without_linux()
     limit_seconds = request.seconds("stop_timeout")
     if is_first_process():
         limit_seconds = STOP_SECONDS if limit_seconds is None else limit_seconds

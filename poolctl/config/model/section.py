@@ -26,24 +26,24 @@ from typing import (
 from poolctl.config.values.problems import Finding, Path, Tree, problem_of, unreported
 from poolctl.config.values.suggestions import reset_suggestions
 from poolctl.errors import PoolValidateError
+from poolctl.frozen_value import REQUIRED, FieldSignature
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic_core import CoreSchema
 
-REQUIRED = object()
-
 
 class Key(NamedTuple):
     """A key of a table: what stands for it when it is left out, and what its JSON Schema says.
 
-    A hidden key is none of files: the table carries its value.
+    A hidden key is none of files: the table carries its value. A derived one is made of others when left out.
     """
 
     default: Tree
     description: str = ""
     schema: Mapping[str, Tree] = {}
     hidden: bool = False
+    derived: bool = False
 
 
 def field(default: Tree, description: str, *, json_schema_extra: Mapping[str, Tree] | None = None) -> Tree:
@@ -51,14 +51,25 @@ def field(default: Tree, description: str, *, json_schema_extra: Mapping[str, Tr
     return Key(default, description, json_schema_extra or {})
 
 
-def required(*, description: str) -> Tree:
-    """A key that has to be given."""
-    return Key(REQUIRED, description)
+def required(*, description: str, derived: bool = False) -> Tree:
+    """A key that every table has: it has to be given, unless it can be derived."""
+    return Key(REQUIRED, description, derived=derived)
 
 
 def hidden(default: Tree = REQUIRED) -> Tree:
     """A value that a table carries, and files cannot give."""
     return Key(default, hidden=True)
+
+
+def _described(section: type[Section]) -> Iterator[tuple[str, object, object]]:
+    annotations = {
+        name: text
+        for each in reversed(section.__mro__)
+        for name, text in vars(each).get("__annotations__", {}).items()
+    }
+    for name, key in section.keys_of.items():
+        if not key.hidden:
+            yield name, annotations[name], "" if key.derived else key.default
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(required,))
@@ -69,6 +80,7 @@ class Section:
     """
 
     __slots__ = ("__dict__", "given")
+    __signature__ = FieldSignature(_described)
 
     keys_of: ClassVar[Mapping[str, Key]] = {}
     # The class that declares the keys, and so says how they are validated.

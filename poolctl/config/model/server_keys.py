@@ -48,9 +48,12 @@ class ServerKeys(Section):
 
     name: Name = required(description="Unique in the pool; letters, digits, dots, underscores and hyphens.")
     bind: str = required(
-        description="The address it listens on; unique in the pool. A job has none, nor has a program without a port."
+        description="The address it listens on; unique in the pool. A job has none, nor has a program without a port.",
+        derived=True,
     )
-    expose: str = required(description="The address that clients use. Left out: derived from bind and tls.")
+    expose: str = required(
+        description="The address that clients use. Left out: derived from bind and tls.", derived=True
+    )
     app: Tree = field(None, 'The ASGI application: "module:attribute".')
     factory: Truth = field(False, "app is a function that returns the application.")
     app_dir: FilePath = field(".", "The directory that goes first on the import path.")

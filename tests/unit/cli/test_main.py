@@ -184,3 +184,25 @@ def test_the_module_is_the_command(directory: Path) -> None:
     done = subprocess.run([*POOLCTL, "list", "-o", "json"], capture_output=True, text=True, check=True)
     assert len(json.loads(done.stdout)["items"]) == 2
     assert main(["list", "-o", "nonsense"]) == 2
+
+
+@pytest.mark.parametrize("verb", ["start", "run", "restart"])
+def test_without_linux_a_start_says_what_works_there(
+    poolctl: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str
+) -> None:
+    (tmp_path / "pool.toml").write_text('[[server]]\nname = "a"\nbind = "127.0.0.1:8081"\napp = "a:app"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("poolctl.cli.supervisor_requests.LINUX", False)
+    said = poolctl(verb)
+    assert said.code == 1
+    assert said.err.splitlines() == [
+        "error: only Linux can run servers in processes of their own",
+        "  hint: here poolctl.Pool serves in a Python process, and validate, list, filter, config and schema work",
+    ]
+
+
+def test_on_windows_it_says_where_poolctl_runs(poolctl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    said = poolctl("list")
+    assert (said.code, said.out) == (1, "")
+    assert said.err == "error: poolctl does not run on Windows itself; it runs in WSL 2, which is a Linux\n"
