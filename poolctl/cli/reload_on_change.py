@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import select
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import TypeVar
@@ -18,6 +19,7 @@ from typing import TypeVar
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, error
 from poolctl.cli.pool_ref import PoolRef
+from poolctl.cli.render import from_here, printable
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.answers import Details, ReloadResult, Result, ShowResult
 from poolctl.control.client import Client
@@ -30,6 +32,7 @@ from poolctl.logs.follow import DirectoryWatch
 QUIET_SECONDS = 0.15
 # A change that never ends is applied after this time.
 LONGEST_SECONDS = 3.0
+_SHOWN_FILES = 3
 # Of these a change of code makes new processes; the others meet it when they start.
 _ALIVE = ("running", "starting", "backoff", "draining", "failed")
 
@@ -37,12 +40,14 @@ Answer = TypeVar("Answer", bound=Result)
 
 
 class PoolWatcher:
-    """Applies what changes to the running pool."""
+    """Applies what changes to the running pool; `say` is given a line about changed code before it is applied."""
 
-    def __init__(self, request: CommandRequest, pool: PoolRef) -> None:
+    def __init__(self, request: CommandRequest, pool: PoolRef, say: Callable[[str], None]) -> None:
         """Begin to watch. Failure where that is not possible, NoSupervisor without one."""
         self._request = request
         self._pool = pool
+        self._say = say
+        self._missed: Changed = {}
         self._files = [*(Client(pool.socket).ping().files or pool.files)]
         try:
             self._watch = DirectoryWatch()
@@ -66,7 +71,8 @@ class PoolWatcher:
         Ends when the pool's supervisor goes away, or when `over` is true when something changes.
         """
         if now or self._is_late:
-            yield self._reload()
+            yield from self._applied_configuration()
+        yield from self._restarted({})
         poll = select.poll()
         poll.register(self._watch.fd, select.POLLIN)
         while True:
@@ -89,39 +95,51 @@ class PoolWatcher:
     def _applied(self, paths: set[str] | None) -> Iterator[Result]:
         replaced: set[str] = set()
         if self._sources.configuration_changed():
-            result = self._reload()
-            replaced = {each.name for each in result.changes or () if each.change in ("add", "restart")}
-            yield result
-        names = [name for name in self._sources.changed_servers(paths) if name not in replaced]
-        if names:
-            yield from self._restarted(names)
-        if replaced or names or any(os.path.isdir(path) for path in paths or ()):
+            replaced = yield from self._applied_configuration()
+        changed = self._sources.changed_servers(paths)
+        yield from self._restarted({name: files for name, files in changed.items() if name not in replaced})
+        if any(os.path.isdir(path) for path in paths or ()):
             self._look_around()
+            yield from self._restarted({})
 
-    def _reload(self) -> ReloadResult:
+    def _applied_configuration(self) -> Generator[Result, None, set[str]]:
+        """Reload; returns the names of the servers that it has started or replaced."""
         result = self._ask(ReloadResult, "reload", {"dry_run": False})
         self._look_around()
-        return result
+        yield result
+        return {each.name for each in result.changes or () if each.change in ("add", "restart")}
 
-    def _restarted(self, names: list[str]) -> Iterator[Result]:
-        """Replace those of the servers that run."""
-        listed = self._ask(Result, "list", {}, names)
-        running = [item.name for item in listed.items if item.state in _ALIVE]
-        if running:
-            yield self._ask(Result, "restart", {"wait": True}, running)
+    def _restarted(self, changed: Changed) -> Iterator[Result]:
+        """Replace those of the servers that run, and those whose code has changed unseen."""
+        while changed := {**self._missed, **changed}:
+            self._missed = {}
+            listed = self._ask(Result, "list", {}, [*changed])
+            running = [item.name for item in listed.items if item.state in _ALIVE]
+            if running:
+                for line in _change_lines({name: changed[name] for name in running}):
+                    self._say(line)
+                yield self._ask(Result, "restart", {"wait": True}, running)
+                self._look_around()
+            changed = {}
 
     def _look_around(self) -> ShowResult:
-        """Watch the files and directories of the pool as it is now; returns what it is."""
+        """Watch the files and directories of the pool as it is now; returns what it is.
+
+        Code in a directory that was not watched yet, and that was saved after a worker began to import it, is missed.
+        """
         shown = self._ask(ShowResult, "show", {})
         self._sources = WatchSet(self._files, shown.items, self._sources)
+        new: list[str] = []
         for directory in dict.fromkeys([*self._sources.directories(), self._pool.directory]):
             try:
-                self._watch.add(directory)
+                if self._watch.add(directory):
+                    new.append(directory)
             except OSError as error:
                 if error.errno == errno.ENOSPC:
                     hint = "raise the limit: sysctl fs.inotify.max_user_watches=524288"
                     message = f"too many directories to watch: {directory} and those after it"
                     raise Failure(Outcome.failed(FAILED, message, hint)) from None
+        self._missed |= self._sources.newer_than_workers(new)
         return shown
 
     def _ask(
@@ -129,6 +147,8 @@ class PoolWatcher:
     ) -> Answer:
         """The supervisor's answer; its failure is one, too."""
         values = {key: self._request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")}
+        if self._request.verb == "run":
+            values |= {"quiet": True, "verbose": False}  # no progress between the lines of the servers
         if verb == "reload":
             values["env"] = self._request.get("env")
         try:
@@ -145,6 +165,8 @@ CODE = ".py"
 # Scripts that a command names. Other files that it names may be those that it writes.
 SCRIPTS = (CODE, ".sh", ".js", ".mjs", ".cjs", ".ts", ".rb", ".pl", ".php", ".lua")
 Mark = tuple[int, int, int] | None
+# The names of servers, each with the files of its code; none if it is not known which.
+Changed = dict[str, list[str]]
 
 
 class WatchSet:
@@ -159,6 +181,11 @@ class WatchSet:
         # Servers by the directory of their code, and by the scripts that their commands name.
         self._code: dict[str, list[str]] = {}
         self._scripts: dict[str, list[str]] = {}
+        self._placed = {
+            item.name: min(times)
+            for item in items
+            if (times := [each.placed_at for each in item.worker_list if each.placed_at is not None])
+        }
         referred: list[str] = []
         for item in items:
             config = item.config
@@ -196,19 +223,30 @@ class WatchSet:
         before, self._marks = self._marks, self._looks()
         return before != self._marks
 
-    def changed_servers(self, paths: Iterable[str] | None) -> list[str]:
+    def changed_servers(self, paths: Iterable[str] | None) -> Changed:
         """The servers whose code is among the paths; None: all whose code is watched."""
         if paths is None:
-            return [*dict.fromkeys(_flat([*self._code.values(), *self._scripts.values()]))]
-        real = {path: os.path.realpath(path) for path in paths}
-        code = {at for path, at in real.items() if _is_code(path) or _holds_code(path)}
-        found = [
-            names
-            for top, names in self._code.items()
-            if any(path.startswith(top.rstrip("/") + "/") for path in code)
-        ]
-        found += [names for script, names in self._scripts.items() if script in real.values()]
-        return [*dict.fromkeys(_flat(found))]
+            return {name: [] for names in (*self._code.values(), *self._scripts.values()) for name in names}
+        found: Changed = {}
+        for path in sorted(paths):
+            real = os.path.realpath(path)
+            servers = list(self._scripts.get(real, ()))
+            if _is_code(path) or _holds_code(path):
+                for top, names in self._code.items():
+                    if real.startswith(top.rstrip("/") + "/"):
+                        servers += names
+            for name in dict.fromkeys(servers):
+                found.setdefault(name, []).append(path)
+        return found
+
+    def newer_than_workers(self, directories: Iterable[str]) -> Changed:
+        """The servers with code in these directories that was saved after their oldest worker was started."""
+        saved = {path: time for directory in directories for path, time in _times(directory)}
+        found = {
+            name: [path for path in paths if saved[path] > self._placed.get(name, math.inf)]
+            for name, paths in self.changed_servers(saved).items()
+        }
+        return {name: paths for name, paths in found.items() if paths}
 
     def _looks(self) -> dict[str, Mark]:
         found: dict[str, Mark] = {}
@@ -228,8 +266,24 @@ def _referred(config: Table) -> Iterator[str]:
         yield from (tls[key] for key in ("cert", "key", "ca") if tls.get(key))
 
 
-def _flat(found: Iterable[Iterable[str]]) -> Iterable[str]:
-    return (name for names in found for name in names)
+def _times(directory: str) -> Iterator[tuple[str, float]]:
+    """The files of the directory, and when each was last written or renamed."""
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                if entry.is_file():
+                    yield entry.path, entry.stat().st_ctime
+
+
+def _change_lines(changed: Changed) -> Iterator[str]:
+    """`web, api: main.py changed, restarting`: a line for the servers that have the same files."""
+    names_of: dict[tuple[str, ...], list[str]] = {}
+    for name, files in changed.items():
+        names_of.setdefault(tuple(files), []).append(name)
+    for paths, names in names_of.items():
+        more = f" and {len(paths) - _SHOWN_FILES} more files" if len(paths) > _SHOWN_FILES else ""
+        what = ", ".join(map(from_here, paths[:_SHOWN_FILES])) or "code"
+        yield printable(f"{', '.join(names)}: {what}{more} changed, restarting")
 
 
 def _code_directory(config: Table) -> str:

@@ -224,6 +224,8 @@ class WorkerDetails(Value):
     health: str
     resting: bool
     probes: tuple[ProbeResult, ...]
+    # Seconds since the epoch; left out for a worker of an earlier supervisor.
+    placed_at: float | None = None
 
 
 class LiveChanges(Value):

@@ -43,10 +43,12 @@ class DirectoryWatch:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, directory: str, changes: int = _CHANGES) -> None:
-        """Watch one more directory. Raises OSError (FileNotFoundError if it does not exist)."""
+    def add(self, directory: str, changes: int = _CHANGES) -> bool:
+        """Watch a directory; whether it was not watched before. Raises OSError (FileNotFoundError if it is missing)."""
         number = _checked(self._libc.inotify_add_watch(self.fd, os.fsencode(directory), changes))
+        is_new = number not in self._directories
         self._directories[number] = directory
+        return is_new
 
     def changed(self) -> set[str] | None:
         """The paths that changed since the last call; None if there were too many. Does not block."""

@@ -75,8 +75,13 @@ def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
     from poolctl.cli.reload_on_change import PoolWatcher
 
     ended = Outcome(message="the pool has been stopped")
+
+    def say(line: str) -> None:
+        if not request.quiet:
+            print(line, file=sys.stderr, flush=True)
+
     try:
-        for result in PoolWatcher(request, pool).changes(now=True):
+        for result in PoolWatcher(request, pool, say).changes(now=True):
             lines = change_lines(result, coloured(sys.stdout))
             outcome = Outcome.of(result, "\n".join(lines), form=request.output)
             outcome.painted = True

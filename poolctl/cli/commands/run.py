@@ -234,7 +234,7 @@ class RunSession:
         if self.request.get("watch"):
             from poolctl.cli.reload_on_change import PoolWatcher
 
-            watcher = PoolWatcher(self.request, self.pool)
+            watcher = PoolWatcher(self.request, self.pool, self.say)
             thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)
             start_unsignalled(thread)
 
@@ -337,7 +337,8 @@ class RunSession:
 
     def _stop(self, options: dict[str, object]) -> None:
         try:
-            with Progress("stop", quiet=self.request.quiet) as progress:
+            # The last lines of the servers are the progress.
+            with Progress("stop", quiet=self.request.quiet or self._prints_logs) as progress:
                 result = self.client.ask(Result, "stop", {"options": options}, progress)
         except ControlError:
             return  # it has ended already

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.cli.supervisor_requests import DELAY_SECONDS
 from poolctl.control.pool_paths import pool_key
 from tests.deadline import wait_until
 from tests.http_get import get
@@ -134,6 +135,19 @@ def test_progress_of_a_slow_command_is_shown_on_a_terminal(pool: RealPool) -> No
         (pool.directory / "go").touch()
         assert terminal.end() == 0
     assert "2 servers ready" in terminal.shown
+
+
+def test_run_shows_no_progress_between_the_lines_of_the_servers(pool: RealPool) -> None:
+    app = pool.directory / "hello.py"
+    with Terminal(pool, "run", "--watch") as terminal:
+        terminal.until(lambda shown: "Ctrl-C to stop" in shown)
+        # Longer than it takes until progress is shown.
+        app.write_text(f"import time\ntime.sleep({3 * DELAY_SECONDS})\n{app.read_text()}")
+        terminal.until(lambda shown: "~ users: code" in shown)
+        terminal.press("\x03")
+        assert terminal.end() == 130
+    assert "users, orders: hello.py changed, restarting\r\n" in terminal.shown
+    assert "waiting for" not in terminal.shown
 
 
 def test_ctrl_c_ends_a_waiting_command_without_a_word(pool: RealPool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,7 @@ def test_new_code_is_served_and_broken_code_is_reported(
     wait_until(lambda: http_get(port).text == f"a warm welcome to {port}")
     real_pool.write("hello.py", "raise RuntimeError('broken release')\n")
     said = read_until(running, "broken release")
+    assert "web: hello.py changed, restarting\n" in said
     assert "~ web: code" in said
     assert http_get(port).text == f"a warm welcome to {port}"
     real_pool.write("hello.py", HELLO_APP)
@@ -46,6 +48,28 @@ def test_new_code_is_served_and_broken_code_is_reported(
     read_until(running, "1 added, 1 removed")
     assert real_pool.items().keys() == {"renamed"}
     assert http_get(port).text == f"hello from {port}"
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(20) == 0
+
+
+def test_code_saved_while_its_server_starts_is_served(
+    real_pool: RealPool, http_get: Callable[..., Any]
+) -> None:
+    port = real_pool.write_hello()["web"]
+    waiting = """
+        import os, time
+        open("imported", "w").close()
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+        """
+    real_pool.write("hello.py", textwrap.dedent(waiting) + HELLO_APP)
+    running = real_pool.spawn("run", "--watch")
+    wait_until((real_pool.directory / "imported").exists)
+    real_pool.write("hello.py", HELLO_APP.replace("hello from", "a warm welcome to"))
+    (real_pool.directory / "go").touch()
+    said = read_until(running, "changed, restarting")
+    assert said.endswith("\nweb: hello.py changed, restarting\n")
+    wait_until(lambda: http_get(port).text == f"a warm welcome to {port}")
     running.send_signal(signal.SIGTERM)
     assert running.wait(20) == 0
 

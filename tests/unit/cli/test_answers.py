@@ -165,6 +165,7 @@ OPTIONAL: dict[type[Value], list[str]] = {
     Item: ["address", "kept", "kept_until"],
     ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
     Details: ["address", "kept", "kept_until", "log_files", "routes", "stacks"],
+    WorkerDetails: ["placed_at"],
     Summary: ["calm", "keeper_problem", "not_served"],
     RouteReport: ["p50_seconds", "p99_seconds", "registrations", "machines"],
     HealthReport: ["uptime_seconds", "latency_seconds", "detail"],

@@ -34,6 +34,7 @@ class Watched:
         self.directory = directory
         self.requests = requests
         self.reports: list[tuple[str, int]] = []
+        self.lines: list[str] = []
 
     def changed(self, result: Result) -> None:
         verb = "reload" if isinstance(result, ReloadResult) else "restart"
@@ -67,7 +68,7 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
             watched = Watched(directory, requests)
 
             place = find_pool(request)
-            watcher = PoolWatcher(request, place)
+            watcher = PoolWatcher(request, place, watched.lines.append)
 
             def watch() -> None:
                 for result in watcher.changes():
@@ -138,6 +139,37 @@ def test_changed_code_restarts_the_servers_that_have_it(watching: Watching, dire
         (directory / "one" / "fresh" / "deep" / "app.py").write_text("x = 1\n")
         wait_until(lambda: len(pool.reports) == 2)
         assert pool.orders[1:] == [("restart", ["a"])]
+
+
+def test_code_saved_after_its_workers_started_and_before_the_watch_began_is_restarted_once(
+    watching: Watching, directory: Path
+) -> None:
+    (directory / "app.py").write_text("x = 1\n")
+    (directory / "old.py").write_text("x = 1\n")
+    saved = (directory / "app.py").stat().st_ctime
+
+    def placed(name: str, *times: float | None) -> dict[str, Any]:
+        workers = [{"id": f"{name}.1.{at}", "phase": "ready", "placed_at": at} for at in times]
+        return shown(name, directory) | {"worker_list": workers}
+
+    servers = [placed("a", saved + 60, saved - 60), placed("b", saved + 60), placed("c", None), placed("d")]
+    with watching(*servers) as pool:
+        wait_until(lambda: pool.reports)
+        assert pool.lines == ["a: app.py, old.py changed, restarting"]
+        (directory / "new.py").write_text("x = 1\n")
+        wait_until(lambda: len(pool.reports) == 2)
+    assert pool.orders == [("restart", ["a"]), ("restart", ["a", "b", "c", "d"])]
+    assert pool.lines[1:] == ["a, b, c, d: new.py changed, restarting"]
+
+
+def test_line_about_changed_code_names_three_files_and_the_number_of_others(
+    watching: Watching, directory: Path
+) -> None:
+    with watching(shown("a", directory)) as pool:
+        for name in "edcba":
+            (directory / f"{name}.py").write_text("x = 1\n")
+        wait_until(lambda: pool.reports)
+    assert pool.lines == ["a: a.py, b.py, c.py and 2 more files changed, restarting"]
 
 
 def program(name: str, directory: Path, *command: str, **config: Any) -> dict[str, Any]:
