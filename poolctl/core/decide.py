@@ -226,11 +226,12 @@ class Next(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The decision, the pause before a restart, and the reason for giving up."""
+    """The decision, the pause before a restart, and the reason for giving up; `restarts` if they were too many."""
 
     next: Next
     delay_seconds: float = 0.0
     reason: str = ""
+    restarts: int = 0
 
 
 def judge(
@@ -258,7 +259,7 @@ def judge(
     recent = [moment for moment in restarts if now - moment <= policy.window]
     if len(recent) >= policy.limit:
         reason = f"{exit_.message}; restarted {len(recent)} times within {policy.window:g} s"
-        return Verdict(Next.FAILED, reason=reason)
+        return Verdict(Next.FAILED, reason=reason, restarts=len(recent))
     if not recent and was_ready:
         return Verdict(Next.RESTART)
     backoff = policy.backoff

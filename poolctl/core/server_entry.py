@@ -111,6 +111,7 @@ class Entry:
     failure: ServerError | None = transient(None)  # the newest of them
     failed_since: float = transient(0.0)  # when the failed worker was placed, in seconds since the epoch
     last_exit: Exit | None = transient(None)  # of the newest worker that ended by itself
+    next_step: str = transient("")  # what follows from that end, in words
     warnings: list[str] = transient(factory=list)  # for the command under way
 
     # The times of its recoveries, monotonic, by the workers' indexes or "all"; and the one under way.

@@ -43,6 +43,7 @@ class Worker:
     task: asyncio.Task[None] | None = None
     preparing: asyncio.Future[str] | None = None
     exit: Exit | None = None
+    next_step: str = ""  # what follows from its end, in words; "" if it was ordered
 
     @property
     def status(self) -> Status:

@@ -236,6 +236,7 @@ class WorkerLifecycle:
             exit_ = Exit(message=exit_.message)  # it was stopped, and failed at its end
         if worker.generation == entry.generation and entry.wanted:
             self.died(entry, exit_, was_ready=was_ready)
+            worker.next_step = entry.next_step
 
     def go_back(self, entry: Entry) -> bool:
         """Whether an older generation serves: its replacement has failed, so it stays, with its configuration."""
@@ -259,11 +260,13 @@ class WorkerLifecycle:
     def died(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
         """The server ended by itself or could not start: it is completed, failed, or in backoff."""
         now = self._clock.monotonic()
-        entry.last_exit = exit_
+        entry.last_exit, entry.next_step = exit_, ""
         if entry.failed:
             return  # given up because of another worker
         if entry.config.job:
             entry.become(Desired.COMPLETED if exit_.ok else Desired.FAILED)
+            if not exit_.ok:
+                entry.next_step = given_up(entry)
             return
         verdict = judge(
             entry.config.restart,
@@ -282,10 +285,12 @@ class WorkerLifecycle:
             entry.called = False
         elif verdict.next is Next.DONE:
             entry.become(Desired.COMPLETED)
+            entry.next_step = "not restarted"
         elif verdict.next is Next.FAILED and entry.recovering and not was_ready and _serves(entry):
             # Serving workers stay although the replacement of an unhealthy one does not start.
             self._hold(entry, entry.config.restart.backoff.max)
         elif verdict.next is Next.FAILED:
+            entry.next_step = given_up(entry, verdict.restarts)
             self._give_up(entry)
             if was_ready or (entry.retries and entry.config.restart.policy != "no"):
                 self.note(entry, verdict.reason, f"poolctl logs {entry.name}")
@@ -305,6 +310,7 @@ class WorkerLifecycle:
             entry.timers.append(loop.call_later(restart.window, self._release, entry))
 
     def _hold(self, entry: Entry, delay_seconds: float) -> None:
+        entry.next_step = restarting(delay_seconds, len(entry.restart_times))
         if delay_seconds <= 0:
             return
         loop = asyncio.get_running_loop()
@@ -396,3 +402,27 @@ def _is_replaced(entry: Entry, worker: Worker) -> bool:
         and bool(each.config.tls) is bool(worker.config.tls)
         for each in entry.workers.values()
     )
+
+
+def restarting(delay_seconds: float, count: int) -> str:
+    """What follows from an end: the restart, with its pause, and which one within the window it is."""
+    # Random parts of a pause are of no interest.
+    pause = format_duration(round(delay_seconds, 2 if delay_seconds < 1 else 1))
+    when = f"restarting in {pause}" if delay_seconds > 0 else "restarting"
+    return f"{when} ({_ordinal(count)} time)" if count > 1 else when
+
+
+def given_up(entry: Entry, restarts: int = 0) -> str:
+    """What follows from an end that is final, and where to look; `restarts` is how many it took."""
+    window = format_duration(entry.config.restart.window)
+    after = (
+        f"given up after {restarts} restart{'s' * (restarts > 1)} in {window}"
+        if restarts
+        else "not restarted"
+    )
+    return f"{after}: poolctl logs {entry.name}"
+
+
+def _ordinal(number: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number // 10 % 10 != 1 else "th"
+    return f"{number}{ending}"

@@ -83,9 +83,15 @@ class JournalEvent(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """What happened, and why: `starting → running (restart a)`."""
+        """What happened, why, and what follows: `starting → running (restart a)`."""
         what = self._what()
-        return what if what.endswith(self.cause) else f"{what} ({self.cause})"
+        what = what if what.endswith(self.cause) else f"{what} ({self.cause})"
+        return f"{what}; {self.next_step}" if self.next_step else what
+
+    @property
+    def next_step(self) -> str:
+        """What follows from the end of a worker that was not ordered; "" in other events."""
+        return str(self.detail.get("next") or "")
 
     @property
     def author(self) -> str:

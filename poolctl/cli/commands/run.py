@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -15,7 +16,9 @@ from poolctl.cli.command_line import CommandRequest, one_of
 from poolctl.cli.log_rendering import JsonLines
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
-from poolctl.cli.render import coloured, explain, servers
+from poolctl.cli.render import coloured, explain, printable, servers
+from poolctl.cli.run.command_failure import LastLines, deaths_of
+from poolctl.cli.run.pool_events import PoolEvents
 from poolctl.cli.run.run_output import BackgroundStream, LogPrinter
 from poolctl.cli.run.signals import (
     STOP_SECONDS,
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
 
     from poolctl.cli.reload_on_change import PoolWatcher
     from poolctl.frozen_value import Table
+    from poolctl.monitor.journal import JournalEvent
 
 # `run -- CMD` that SIGTERM reaches before CMD runs ends as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
@@ -133,9 +137,10 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
         code = _TERMINATED if session.command else DONE
     try:
         if lifeline >= 0:
-            session.stop()
+            session.stop(code)
             os.close(lifeline)
             code = INTERRUPTED if signals.interrupted else session.status_of_pool(code)
+            session.print_conclusion()
             if session.command and sys.stderr.isatty():
                 session.say("the pool has stopped")  # which the end of CMD does not show
     except (KeyboardInterrupt, Terminated):
@@ -185,6 +190,11 @@ class RunSession:
         self.servers: Sequence[Item] = ()
         self._gateway: Table | None = None
         self._printer: LogPrinter | None = None
+        self._events = PoolEvents(self.client, self._happened)
+        self._last_lines: LastLines | None = None
+        self._failed: list[str] = []  # the names of servers that did not start
+        self._ran = False
+        self._begun = stamp(time())
         self._ending = threading.Event()
         self._objects = _as_objects(request)
         self._limit_seconds = limit_seconds
@@ -212,10 +222,12 @@ class RunSession:
                 self.client, self.pool, times=self.request.verbose, objects=self._objects
             )
             self._printer.start()
+        self._events.start()
         quiet = self.request.quiet or not self.command  # without a command the logs are the progress
         with Progress("start", quiet=quiet) as progress:
             result = self.client.ask(Result, "start", body, progress, self.request.seconds("timeout"))
         self.outcome, self.servers, self._gateway = Outcome.of(result), result.items, result.gateway
+        self._failed = [each.name for each in result.errors if each.name]
         await_pool_end(result)
         self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
         if warning := others_named_alike(self.pool):
@@ -303,8 +315,13 @@ class RunSession:
 
         With -o json its output goes to standard error.
         """
+        from poolctl.cli.run.command_environment import command_environment
+
         stdout = sys.stderr.fileno() if self.request.output else None
-        foreground = UserCommand(path, self.command, os.environ)
+        environment = command_environment(self.pool, self.client.ask(Result, "list").items)
+        foreground = UserCommand(path, self.command, environment)
+        self._ran = True
+        self._events.died.clear()  # those of the start have been reported by it
         return foreground.run(stdout=stdout, lifeline=lifeline, unwanted=self._ended_by_itself)
 
     def status_of_pool(self, code: int) -> int:
@@ -319,14 +336,39 @@ class RunSession:
     def _ended_by_itself(self) -> bool:
         return read_exit(self.pool.directory) is not None
 
-    def stop(self) -> None:
-        """Stop everything; a signal meanwhile kills what is left at once, and so does the end of the time."""
+    def _conclude(self, code: int) -> None:
+        """Find out, while the pool is there, what explains the failure of the command or of its servers."""
+        self._events.finish()
+        if not self.command:
+            return
+        died = self._events.died
+        unasked = code not in (DONE, INTERRUPTED, _TERMINATED)
+        if died or self._failed or unasked:
+            names = [*died, *self._failed] or [item.name for item in self.servers]
+            self._last_lines = LastLines.of(self.client, self.pool, names, since=self._begun)
+
+    def print_conclusion(self) -> None:
+        """Name the servers that died while the command ran, and print the last lines of those that matter."""
+        if not self.command:
+            return
+        if self._ran:
+            for line in deaths_of(self._events.died, os.path.basename(self.command[0])):
+                self.say(line)
+        if self._last_lines is not None and not self.request.quiet:
+            sys.stderr.write(self._last_lines.text(os.environ, objects=self._objects))
+
+    def stop(self, code: int) -> None:
+        """Stop everything after the command has ended with `code`.
+
+        A signal meanwhile kills what is left at once, and so does the end of the time.
+        """
         self._ending.set()
         sd_notify.notify(os.environ, sd_notify.STOPPING)
         try:
             if self._limit_seconds is not None:
                 patience = max(self._limit_seconds - _KILLING_SECONDS, self._limit_seconds / 2)
                 signal.setitimer(signal.ITIMER_REAL, max(patience, 0.001))
+            self._conclude(code)
             self._stop({})
         except (KeyboardInterrupt, Terminated):
             self.say("killing the remaining processes")
@@ -346,6 +388,16 @@ class RunSession:
             names = {item.name for item in self.servers}
             self.outcome.items = [item for item in result.items if item.name in names]
         await_pool_end(result)
+
+    def _happened(self, event: JournalEvent, text: str, level: str) -> None:
+        """Print a line about one of the pool's servers, between their output."""
+        if self.request.quiet:
+            return
+        if self._objects:
+            document = {"time": event.time, "server": event.server, "message": text, "level": level}
+            text = json.dumps(document)
+        sys.stderr.write(f"{printable(text)}\n")
+        sys.stderr.flush()
 
     def say(self, text: str) -> None:
         if not self.request.quiet:

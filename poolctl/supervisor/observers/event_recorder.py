@@ -90,10 +90,11 @@ class EventRecorder:
         if entry.size != seen.size:
             self._resized(entry, seen.size)
             seen.size = entry.size
+        reported = False
         for id_, (worker, _) in list(seen.known.items()):
             if id_ not in entry.workers or entry.workers[id_] is not worker:
                 del seen.known[id_]
-                self._ended(entry, seen, worker)
+                reported |= self._ended(entry, seen, worker)
         for worker in entry.workers.values():
             before = seen.known.get(worker.id, (worker, None))[1]
             seen.known[worker.id] = (worker, worker.phase)
@@ -101,7 +102,7 @@ class EventRecorder:
                 # The event of its server's state reports the first one.
                 self._worker("worker ready", entry, worker, cause=seen.last_end)
         if state != seen.state:
-            self._changed(entry, seen, state)
+            self._changed(entry, seen, state, "" if reported else entry.next_step)
         if state in _RESTING or (state == State.RUNNING.value and _is_quiet(entry)):
             # The command is complete: it does not cause later events.
             seen.last_end = ""
@@ -113,7 +114,7 @@ class EventRecorder:
             figures = entry.scaling  # its triggers have decided so
         self._record("scale", "workers", entry, **figures)
 
-    def _changed(self, entry: Entry, seen: _Seen, state: str) -> None:
+    def _changed(self, entry: Entry, seen: _Seen, state: str, step: str) -> None:
         before, seen.state = seen.state, state
         if self._totals is not None:
             self._totals.moved(entry, before, state)
@@ -125,20 +126,24 @@ class EventRecorder:
             asleep = "no traffic" if state == State.SLEEPING.value else "needed"
             cause = self._window(entry) or ("a request" if entry.called else asleep)
         pids = entry.pids if state == State.RUNNING.value else []
-        more = {"pids": pids} if pids else {}
+        more: Table = {"pids": pids} if pids else {}
+        if step and state in _WRONG:  # of a worker that could not be placed, and has no event of its own
+            more["next"] = step
         self._record(kind, state, entry, f"{before} → {state}", cause, before=before, after=state, **more)
 
     def _window(self, entry: Entry) -> str:
         return window_text(entry, self._core.clock.time())
 
-    def _ended(self, entry: Entry, seen: _Seen, worker: Worker) -> None:
+    def _ended(self, entry: Entry, seen: _Seen, worker: Worker) -> bool:
+        """Whether an event reports the end of this worker."""
         exit_ = worker.exit or Exit()
         if worker.phase not in LEAVING:
             failure = worker.failure.message if worker.failure else ""
             seen.last_end = failure or exit_.message
             self._core.forget_cause(entry)
         if worker.placement is None:
-            return
+            return False
+        more = {"next": worker.next_step} if worker.next_step else {}
         self._worker(
             "worker ended",
             entry,
@@ -149,7 +154,9 @@ class EventRecorder:
             after="ended",
             status=exit_.status,
             signal=exit_.signal,
+            **more,
         )
+        return True
 
     def _worker(
         self, event: str, entry: Entry, worker: Worker, *, message: str = "", cause: str = "", **more: object

@@ -1,0 +1,82 @@
+"""What happens to the servers of a `run`: a line for each crash, each restart, and each server that is given up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from poolctl.cli.supervisor_requests import start_unsignalled
+from poolctl.control.answers import EventsResult, ProgressLine
+from poolctl.control.client import Client
+from poolctl.errors import ControlError
+from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
+
+if TYPE_CHECKING:
+    from poolctl.frozen_value import Table
+
+_KINDS = ["lifecycle", "recovery", "pool"]
+# Between two supervisors.
+_AGAIN_SECONDS = 0.2
+
+
+class PoolEvents:
+    """Follows the pool's events, and reports each problem once: its line, and its level."""
+
+    def __init__(self, client: Client, report: Callable[[JournalEvent, str, str], None]) -> None:
+        self._client = client
+        self._report = report
+        self._last = 0
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self.died: dict[
+            str, list[str]
+        ] = {}  # the reasons by the server's name, in the order of the first ones
+
+    def start(self) -> None:
+        """Begin with what happens next; returns at once."""
+        start_unsignalled(threading.Thread(target=self._follow, name="events", daemon=True))
+
+    def finish(self) -> None:
+        """Report what has happened up to now, and nothing later."""
+        with self._lock:
+            if self._over.is_set():
+                return
+        try:
+            self._ask({"after": self._last, "lines": MOST_LINES}, timeout_seconds=2)
+        except ControlError:
+            pass  # no supervisor any more: it has reported its end
+        self._over.set()
+
+    def _follow(self) -> None:
+        options: Table = {"lines": 0}
+        while not self._over.is_set():
+            try:
+                self._ask(options | {"follow": True})
+            except ControlError:
+                pass
+            options = {"after": self._last, "lines": MOST_LINES}
+            self._over.wait(_AGAIN_SECONDS)
+
+    def _ask(self, options: Table, timeout_seconds: float | None = None) -> None:
+        body = {"options": options | {"kind": _KINDS}}
+        self._client.ask(EventsResult, "events", body, self._take, timeout_seconds)
+
+    def _take(self, line: ProgressLine) -> None:
+        if line.event is None:
+            return
+        event = JournalEvent.from_json(line.event)
+        with self._lock:
+            if event.seq <= self._last or self._over.is_set():
+                return
+            self._last = event.seq
+            if event.next_step:
+                reason = event.cause or event.message
+                self.died.setdefault(event.server, []).append(reason)
+                final = ": poolctl logs" in event.next_step
+                self._report(
+                    event, f"{event.server}: {reason}; {event.next_step}", ERROR if final else WARNING
+                )
+            elif event.kind != "lifecycle" and event.severity != INFO:
+                who = f"{event.server}: " if event.server else ""
+                self._report(event, f"{who}{event.sentence}", event.severity)

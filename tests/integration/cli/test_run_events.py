@@ -1,0 +1,123 @@
+"""`run` reports servers that die, are restarted and are given up; `run -- CMD…` names them at its end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import urllib.error
+import urllib.request
+from typing import Any
+
+import pytest
+
+from tests.ports import claim_port
+from tests.real_pool import RealPool
+
+APP = """
+import os
+
+print("imported by", os.environ["POOLCTL_NAME_OF_TEST"], flush=True)
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        if scope["path"] == "/die":
+            print("about to die", flush=True)
+            os._exit(7)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello"})
+"""
+
+
+@pytest.fixture
+def pool(real_pool: RealPool) -> RealPool:
+    real_pool.write("mortal.py", APP)
+    real_pool.ports = {"orders": claim_port(), "users": claim_port()}
+    real_pool.write(
+        "pool.toml",
+        "\n".join(
+            f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\napp = "mortal:app"\n'
+            'restart = { limit = 2, backoff = { jitter = 0 } }\nenv = { POOLCTL_NAME_OF_TEST = "it" }\n'
+            for name, port in real_pool.ports.items()
+        ),
+    )
+    return real_pool
+
+
+def kill(pool: RealPool, until: Any, times: int) -> None:
+    def dies() -> bool:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{pool.ports['orders']}/die", timeout=20)
+        except urllib.error.URLError:
+            return False  # its listener is not open again
+        except (ConnectionError, TimeoutError):
+            return True
+        return False
+
+    for _ in range(times):
+        until(dies, timeout_seconds=20)
+
+
+@pytest.mark.capability
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_run_reports_deaths_restarts_and_giving_up(pool: RealPool, until: Any, form: str) -> None:
+    running = pool.spawn("run", "--log-format", form)
+    until(lambda: pool.run("status").code == 0, timeout_seconds=40)
+    for _ in range(3):
+        before = pool.items()["orders"]
+        until(lambda: pool.items()["orders"]["ready"], timeout_seconds=20)
+        kill(pool, until, 1)
+        until(lambda b=before: pool.items()["orders"]["pids"] != b["pids"], timeout_seconds=20)
+    until(lambda: pool.items()["orders"]["state"] == "failed", timeout_seconds=20)
+    running.send_signal(signal.SIGTERM)
+    said = running.communicate(timeout=40)[1].splitlines()
+    expected = [
+        ("orders: exited with status 7; restarting", "warning"),
+        ("orders: exited with status 7; restarting in 200ms (2nd time)", "warning"),
+        ("orders: exited with status 7; given up after 2 restarts in 1m: poolctl logs orders", "error"),
+    ]
+    if form == "text":
+        assert [line for line in said if line.startswith("orders: ")] == [text for text, _ in expected]
+        return
+    found = [each for each in map(json.loads, said) if each["server"] == "orders"]
+    assert [(each["message"], each["level"]) for each in found] == expected
+    assert all(each["time"].endswith("Z") for each in found)
+
+
+SCRIPT = """
+import os, subprocess, sys, urllib.request
+listed = subprocess.run([sys.argv[1], "list", "-o", "name"], cwd="/", capture_output=True, text=True)
+print(listed.stdout.split(), os.environ["POOLCTL_PORT_USERS"], os.environ["POOLCTL_URL_USERS"], flush=True)
+try:
+    urllib.request.urlopen(os.environ["POOLCTL_URL_ORDERS"] + "/die", timeout=20)
+except OSError:
+    pass
+sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_command_knows_its_pool_and_the_servers_that_died(pool: RealPool, code: int) -> None:
+    (poolctl,) = pool.command()
+    done = pool.run(
+        "run", "--", sys.executable, "-c", SCRIPT, poolctl, str(code), env={"GITHUB_ACTIONS": "true"}
+    )
+    port = pool.ports["users"]
+    assert done.code == code, str(done)
+    assert done.stdout == f"['orders', 'users'] {port} http://127.0.0.1:{port}\n"
+    program = sys.executable.rpartition("/")[2]
+    assert "orders: exited with status 7; restarting\n" in done.stderr
+    assert f"orders died while {program} ran: exited with status 7\n" in done.stderr
+    group = done.stderr[done.stderr.index("::group::last ") : done.stderr.index("::endgroup::")]
+    assert "lines of orders\norders | imported by it\n" in group
+    assert "orders | about to die\n" in group
+    assert "users | " not in done.stderr
+
+
+def test_failure_of_the_command_alone_prints_what_every_server_said(pool: RealPool) -> None:
+    done = pool.run("run", "--", "false")
+    assert done.code == 1
+    assert "orders:\norders | imported by it\n" in done.stderr
+    assert "users:\nusers | imported by it\n" in done.stderr
+    assert "died" not in done.stderr
+    assert "imported by" not in pool.run("run", "--", "true").stderr

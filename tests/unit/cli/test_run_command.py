@@ -1,0 +1,90 @@
+"""What `run -- CMD…` tells its command, and what it says of its failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.cli.outcome import Failure
+from poolctl.cli.pool_ref import PoolRef
+from poolctl.cli.run.command_environment import command_environment
+from poolctl.cli.run.command_failure import LastLines, deaths_of
+from poolctl.control.answers import Item
+
+
+def item(name: str, bind: str, expose: str, **more: Any) -> Item:
+    plain: dict[str, Any] = {
+        "state": "running", "ready": True, "health": "ok", "pids": (1,), "workers": 1, "uptime_seconds": 1.0,
+        "restarts": 0, "tags": (),
+    }  # fmt: skip
+    return Item(name=name, bind=bind, expose=expose, **(plain | more))
+
+
+def test_environment_has_the_pool_and_the_addresses_of_its_servers() -> None:
+    items = [
+        item("users-v1.a", "0.0.0.0:8081", "http://localhost:8081"),
+        item("sock", "unix:/run/a.sock", "unix:/run/a.sock"),
+        item("queue", "process:queue", ""),
+        item("given", "fd:3", "fd:3", address="127.0.0.1:90"),
+        item("off", "127.0.0.1:1", "http://127.0.0.1:1", state="disabled"),
+    ]
+    found = command_environment(PoolRef(["/a/pool.toml", "/a/dev.toml"], "/run/a"), items, {"HOME": "/root"})
+    assert found == {
+        "HOME": "/root",
+        "POOLCTL_CONFIG": "/a/pool.toml",
+        "POOLCTL_URL_USERS_V1_A": "http://localhost:8081",
+        "POOLCTL_PORT_USERS_V1_A": "8081",
+        "POOLCTL_URL_SOCK": "unix:/run/a.sock",
+        "POOLCTL_URL_GIVEN": "http://127.0.0.1:90",
+        "POOLCTL_PORT_GIVEN": "90",
+    }
+
+
+def test_two_names_of_one_variable_are_a_problem_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(
+        '[[server]]\nname = "a-b"\nbind = ":1"\napp = "a:b"\n[[server]]\nname = "a_B"\nbind = ":2"\napp = "a:b"\n'
+    )
+    items = [item("a-b", "0.0.0.0:1", "http://localhost:1"), item("a_B", "0.0.0.0:2", "http://localhost:2")]
+    with pytest.raises(Failure) as failed:
+        command_environment(PoolRef([str(file)], str(tmp_path)), items)
+    (problem,) = failed.value.outcome.errors
+    assert (problem.file, problem.line, failed.value.outcome.exit_code) == (str(file), 6, 5)
+    assert problem.message == "POOLCTL_URL_A_B of the command would be the address of 'a-b' and of 'a_B'"
+    assert problem.hint == "rename one of them"
+
+
+def test_deaths_are_counted() -> None:
+    died = {"a": ["killed by SIGKILL"], "b": ["exited with status 1", "exited with status 7"]}
+    assert [*deaths_of(died, "pytest")] == [
+        "a died while pytest ran: killed by SIGKILL",
+        "b died 2 times while pytest ran: exited with status 7",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("env", "before", "after"),
+    [
+        ({}, "last 2 lines of a:\n", ""),
+        ({"GITHUB_ACTIONS": "false"}, "last 2 lines of a:\n", ""),
+        ({"GITHUB_ACTIONS": "true"}, "::group::last 2 lines of a\n", "::endgroup::\n"),
+        (
+            {"GITLAB_CI": "true"},
+            "\x1b[0Ksection_start:99:poolctl_a[collapsed=true]\r\x1b[0Klast 2 lines of a\n",
+            "\x1b[0Ksection_end:99:poolctl_a\r\x1b[0K\n",
+        ),
+    ],
+)
+def test_last_lines_are_folded_where_logs_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], before: str, after: str
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 99.5)
+    log = tmp_path / "a.log"
+    lines = [(7, "too early"), (8, "one"), (9, "::error::two\x1b[31m")]
+    log.write_text("".join(f"2026-11-20T08:47:0{at}.000000Z {text}\n" for at, text in lines))
+    (tmp_path / "empty.log").write_text("")
+    paths = {"a": str(log), "b": str(tmp_path / "empty.log"), "c": str(tmp_path / "none.log")}
+    found = LastLines(paths, "2026-11-20T08:47:07.500000Z").text(env)
+    assert found == f"{before}a | one\na | ::error::two\n{after}"
