@@ -10,7 +10,7 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import servers
 from poolctl.cli.supervisor_requests import ask
-from poolctl.control.answers import Item
+from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.exit_codes import TIMED_OUT
 
@@ -51,7 +51,14 @@ def perform(request: CommandRequest) -> Outcome:
                 return _late(goal, selected)
             sleep(LOOK_SECONDS if left is None else min(LOOK_SECONDS, left))
             continue
-        return Outcome.of(result, "" if result.exit_code else f"{servers(len(result.items))} {goal}")
+        return Outcome.of(result, "" if result.exit_code else _arrived_line(goal, result))
+
+
+def _arrived_line(goal: str, result: Result) -> str:
+    """`2 servers ready`, with those that sleep instead in brackets."""
+    asleep = sum(item.state == "sleeping" for item in result.items) if goal in ("ready", "healthy") else 0
+    line = f"{servers(len(result.items) - asleep)} {goal}"
+    return f"{line} ({asleep} sleeping)" if asleep else line
 
 
 def _from_files(request: CommandRequest, pool: PoolRef) -> list[Item]:

@@ -87,14 +87,20 @@ class Reading:
         )
 
     async def wait(self, call: Call) -> Result:
-        """Return when each selected server is in the state `for`; exit code 124 after the timeout."""
+        """Return when each selected server is in the state `for`; exit code 124 after the timeout.
+
+        A sleeping server is ready, and healthy.
+        """
         entries = selected(self._core, call.selector)
         goal = str(call.options.get("for") or "ready")
         if goal not in _GOALS:
             raise SelectorError(f"nothing can be {goal!r}", hint=f"one of: {', '.join(_GOALS)}")
         tests: dict[str, Callable[[Entry], bool]] = {
-            "ready": lambda entry: entry.ready,
-            "healthy": lambda entry: entry.ready and entry.health is Status.OK,
+            # One that sleeps serves the next request, and is as it should be for `start` and `status` too.
+            "ready": lambda entry: entry.ready or entry.state == State.SLEEPING,
+            "healthy": lambda entry: (
+                (entry.ready and entry.health is Status.OK) or entry.state == State.SLEEPING
+            ),
             "stopped": lambda entry: entry.at_rest and not entry.failed,
         }
         test = tests.get(goal, lambda entry: entry.state == goal)

@@ -70,6 +70,8 @@ def test_a_server_that_may_sleep_starts_asleep_and_is_woken_by_a_request(pool: R
     assert (item["state"], item["ready"], item["pids"]) == ("sleeping", False, [])
     assert pool.ok("status", "-o", "json").json["summary"]["states"] == {"sleeping": 1}
     assert pool.ok("wait", "--for", "sleeping").code == 0
+    assert pool.ok("wait", "--timeout", "30s").stdout == "0 servers ready (1 sleeping)\n"
+    assert pool.ok("wait", "--for", "healthy", "--timeout", "30s").stdout.startswith("0 servers healthy (1")
     assert get(port).text == f"hello from {port}"
     item = pool.items()["web"]
     assert (item["state"], item["ready"], len(item["pids"])) == ("running", True, 1)
