@@ -19,6 +19,8 @@ LINUX = sys.platform.startswith("linux")
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_SIGEV_SIGNAL = 0
+_SIGEVENT_BYTES = 64
 _PIDFD_GETFD = 438  # the same on every architecture
 _SPLICE_F_NONBLOCK = 2
 _MADV_DONTNEED = 4
@@ -48,13 +50,30 @@ def become_subreaper() -> None:
 
 
 def continue_when_parent_ends() -> None:
-    """Have the kernel send this process SIGCONT when its parent ends (prctl(2), PR_SET_PDEATHSIG). Never fails.
-
-    A process that is stopped then runs again; one that runs notices nothing.
-    """
+    """Have the kernel send this process SIGCONT when its parent ends (prctl(2), PR_SET_PDEATHSIG). Never fails."""
     from signal import SIGCONT
 
     _c_library().prctl(_PR_SET_PDEATHSIG, int(SIGCONT), 0, 0, 0)
+
+
+def continue_periodically(seconds: int) -> None:
+    """Have the kernel send this process SIGCONT again and again (timer_create(2)). Never fails.
+
+    A process that is stopped then runs again; the signals of setitimer(2) would wait until it does. SIGCONT needs a
+    handler: Linux 6.13 and later suspend a timer whose signal is ignored.
+    """
+    import ctypes
+    from signal import SIGCONT
+
+    library, timer = _c_library(), ctypes.c_void_p()
+    try:
+        if not hasattr(library, "timer_create"):
+            library = ctypes.CDLL("librt.so.1")  # the GNU library before 2.34
+        event = struct.pack("Pii", 0, SIGCONT, _SIGEV_SIGNAL).ljust(_SIGEVENT_BYTES, b"\0")
+        if library.timer_create(time.CLOCK_MONOTONIC, event, ctypes.byref(timer)) == 0:
+            library.timer_settime(timer, 0, struct.pack("4l", seconds, 0, seconds, 0), None)
+    except (OSError, AttributeError):
+        return
 
 
 def name_process(name: str) -> None:

@@ -8,22 +8,25 @@ import logging
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from poolctl import bootstrap
 from poolctl.control.pool_paths import make_private, state_dir
 from poolctl.keeper import fd_store, wire
-from poolctl.platform import continue_when_parent_ends, release_freed_memory
+from poolctl.platform import release_freed_memory
 from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.process_link import LinkLost, Receiver
 
 from .configuration_reader import ConfigurationReader
 from .managed_pool import ManagedPool
 from .runtime_files import RuntimeFiles
-from .takeover.keeper_replacement import replace_keeper
+from .takeover.keeper_replacement import OrphanWatch, replace_keeper
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from poolctl.config.__main__ import Begun
 
 KEEPER_FD = 3
@@ -49,7 +52,7 @@ class Supervisor(Receiver):
         self.directory = directory
         self.files = list(files)
         self._runtime_files = RuntimeFiles(directory, files)
-        self._begun = self._terminating = False
+        self._begun = self._terminating = self._replacing = False
 
     async def run(self) -> int:
         """Manage the pool until it is stopped, or until its files turn out to be invalid; the exit status."""
@@ -58,6 +61,7 @@ class Supervisor(Receiver):
         keeper = KeeperLink(socket.socket(fileno=KEEPER_FD), self)
         self._keeper = keeper
         hello = await self._hello
+        OrphanWatch(int(hello["pid"]), self._replace_keeper)
         with contextlib.suppress(OSError):
             make_private(self.directory)
         reader = ConfigurationReader(self.directory, self._reader_begun)
@@ -80,8 +84,6 @@ class Supervisor(Receiver):
         self._begun = True
         if self._terminating:
             self._terminate()
-        # The keeper would continue or replace this process if it were stopped, but the keeper may be killed meanwhile.
-        continue_when_parent_ends()
         # From now on the keeper can be replaced from what is known here.
         with contextlib.suppress(LinkLost):
             await keeper.complete()
@@ -155,9 +157,21 @@ class Supervisor(Receiver):
             logger.error("the keeper is gone; another one is started")
             self._pool.events.record("pool", "keeper lost", message="another one is started")
             self._pool.save()
+        self._replace_keeper()
+
+    def _replace_keeper(self, hung_at: FrameType | None = None) -> None:
+        """Give everything to another keeper and exit; `hung_at` is where this process hangs."""
+        if self._replacing or self._runtime_files.withdrawn:
+            return
+        self._replacing = True
+        if self._keeper.whole:
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
             replace_keeper(self.directory, command, self._keeper.held(), terminate=self._terminating)
-        else:
+        # The log may be what the loop hangs at.
+        if hung_at is not None:
+            stack = "".join(traceback.format_stack(hung_at))
+            logger.error("the keeper ended while this process hung here:\n%s", stack)
+        if not self._keeper.whole:
             logger.error("the keeper is gone, and not everything is known here that it held")
         logging.shutdown()
         os._exit(0 if self._keeper.whole else 1)

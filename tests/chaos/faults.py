@@ -35,16 +35,21 @@ _LAST_SECONDS = 0.5
 _HELPERS = (" keeper ", " supervisor ", " logs ", " zygote")
 
 
+def fuse_of(pool: RealPool) -> Path:
+    """The file that arms a fault of the pool's supervisor (see fault/sitecustomize.py), to be made before it starts."""
+    fuse = pool.runtime / "fuse"
+    pool.env |= {"PYTHONPATH": str(Path(__file__).with_name("fault")), "POOLCTL_FAULT": str(fuse)}
+    return fuse
+
+
 class Faults:
     """A pool whose next supervisor or keeper can be told when to die. `always` is a server that no command touches."""
 
     def __init__(self, directory: Path, runtime: Path) -> None:
         self.pool = RealPool(directory, runtime)
         self.ports = self.pool.write_hello("always", "a", "b")
-        self.fuse = runtime / "fuse"
+        self.fuse = fuse_of(self.pool)
         self.answered = 0
-        hook = Path(__file__).with_name("fault")
-        self.pool.env |= {"PYTHONPATH": str(hook), "POOLCTL_FAULT": str(self.fuse)}
 
     def perform(self, command: str, victim: str, number: int) -> bool:
         """Perform the command with the victim killed after the message of that number, and then until it succeeds.

@@ -59,3 +59,15 @@ print(held - memory_bytes(os.getpid()))
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 15_000_000
+
+
+def test_a_process_that_is_continued_periodically_does_not_stay_stopped() -> None:
+    stop_itself_twice = """
+import os, signal
+from poolctl.platform import continue_periodically
+signal.signal(signal.SIGCONT, lambda number, frame: None)
+continue_periodically(1)
+for _ in range(2):
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+    subprocess.run([sys.executable, "-c", stop_itself_twice], check=True, timeout=60)

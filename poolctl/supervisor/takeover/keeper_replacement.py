@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, repeat
+from types import FrameType
 
 from poolctl import bootstrap
 from poolctl.clock import PING_SECONDS, SILENT_SECONDS, Watchdog
@@ -24,6 +25,7 @@ from poolctl.frozen_value import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.spawn import in_background
 from poolctl.monitor.event_queue import Events
+from poolctl.platform import continue_periodically, continue_when_parent_ends
 from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.process_watchdog import identity, kill
 
@@ -154,11 +156,37 @@ def irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:
     return "" if keeper.whole else "the supervisor does not know all of its descriptors yet"
 
 
+class OrphanWatch:
+    """Calls `replace` where this process hangs, if its keeper has ended and the loop has not noticed that for 10 s.
+
+    The keeper is its parent: the kernel sends SIGCONT when it ends, and every 2 s from then on. A process that is
+    stopped continues. One that hangs handles the signal, unless it is in native code or in a call that no signal
+    interrupts.
+    """
+
+    def __init__(self, keeper_pid: int, replace: Callable[[FrameType | None], object]) -> None:
+        self._keeper_pid = keeper_pid
+        self._replace = replace
+        self._signals = 0
+        signal.signal(signal.SIGCONT, self._continued)
+        continue_when_parent_ends()
+        signal.raise_signal(signal.SIGCONT)  # it may have ended before
+
+    def _continued(self, number: int, frame: FrameType | None) -> None:
+        if os.getppid() == self._keeper_pid:
+            return
+        if not self._signals:
+            continue_periodically(_LATE_SECONDS)
+        self._signals += 1
+        if self._signals * _LATE_SECONDS > SILENT_SECONDS:
+            self._replace(frame)
+
+
 _PAUSES_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _HELLO_SECONDS = 20.0
 _FULL_SECONDS = 0.002
 # A keeper that is silent, or whose socket is full, for this long gets SIGCONT.
-_LATE_SECONDS = 2.0
+_LATE_SECONDS = 2
 _FIRST = (fd_store.CONTROL, fd_store.WANTED, fd_store.CONFIGURATION)
 # Another process may be doing the same with the same descriptors, or a keeper is about to end.
 _REFUSALS = 5

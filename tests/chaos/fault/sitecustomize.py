@@ -2,24 +2,42 @@
 
 The file that POOLCTL_FAULT names arms it: `self N`, `parent N`, or `self N TIMES` for as many supervisors in a row. The
 last time it takes the file away before.
+
+Instead of being killed the supervisor hangs with `busy N` (in a loop) or `blocked N` (in a system call), and is stopped
+(SIGSTOP) with `stopped N`. With `orphan` it is stopped between its keeper's death and the start of another keeper.
 """
 
+import contextlib
 import os
 import signal
 import socket
 import sys
+import time
 
 _FILE = os.environ.get("POOLCTL_FAULT", "")
 
 
+def _perform(deed: str) -> None:
+    if deed == "busy":
+        while True:
+            pass
+    if deed == "blocked":
+        os.read(os.pipe()[0], 1)
+    if deed == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        os.kill(os.getpid() if deed == "self" else os.getppid(), signal.SIGKILL)
+
+
 def _install() -> None:
-    send, replace = socket.socket.sendmsg, os.replace
+    send, replace, fork = socket.socket.sendmsg, os.replace, os.fork
     left: list[int] = []
+    keeper = os.getppid()
 
     def count() -> None:
         try:
             with open(_FILE) as file:
-                whom, number, *more = file.read().split()
+                deed, number, *more = file.read().split()
         except (OSError, ValueError):
             left.clear()
             return
@@ -29,11 +47,11 @@ def _install() -> None:
         times = int(more[0]) - 1 if more else 0
         if times:
             with open(f"{_FILE}.new", "w") as file:
-                file.write(f"{whom} {number} {times}")
+                file.write(f"{deed} {number} {times}")
             replace(f"{_FILE}.new", _FILE)
         else:
             os.unlink(_FILE)
-        os.kill(os.getpid() if whom == "self" else os.getppid(), signal.SIGKILL)
+        _perform(deed)
 
     def counted_send(sock, *args):  # type: ignore[no-untyped-def]
         sent = send(sock, *args)
@@ -45,7 +63,19 @@ def _install() -> None:
         replace(*args, **options)
         count()
 
-    socket.socket.sendmsg, os.replace = counted_send, counted_replace
+    def late_fork() -> int:
+        stopped = False
+        with contextlib.suppress(FileNotFoundError), open(_FILE) as file:
+            stopped = file.read() == "orphan"
+        if stopped:
+            # Its files are closed before its children notice its end.
+            while os.getppid() == keeper:
+                time.sleep(0.001)
+            os.unlink(_FILE)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return fork()
+
+    socket.socket.sendmsg, os.replace, os.fork = counted_send, counted_replace, late_fork
 
 
 if _FILE and "supervisor" in sys.orig_argv:

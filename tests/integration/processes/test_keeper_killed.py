@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.faults import fuse_of
 from tests.http_get import get
 from tests.integration.processes.test_deaths import CHATTY, asked_all_the_time
 from tests.processes import children, is_alive, stat
@@ -184,6 +185,46 @@ def test_stopped_supervisor_goes_on_when_its_keeper_is_killed_and_sleepers_wake(
     os.kill(info["keeper_pid"], signal.SIGKILL)
     assert get(ports["web"], timeout_seconds=10).status == 200
     whole_again(pool, until, info["keeper_pid"])
+
+
+@pytest.mark.parametrize("fault", ["busy 1", "blocked 1", "orphan"])
+def test_supervisor_that_hangs_or_is_stopped_after_its_keepers_death_is_replaced_and_sleepers_wake(
+    pool: RealPool, until: Any, fault: str
+) -> None:
+    fuse = fuse_of(pool)
+    ports = pool.write_hello("web", "sleeper", extra='scale = { min = 0, idle = "1h" }')
+    pool.ok("start")
+    assert get(ports["web"]).status == 200
+    before = pool.items()["web"]["pids"]
+    info = pool.info()
+    fuse.write_text(fault)
+    if fault != "orphan":
+        until(lambda: not fuse.exists())  # it hangs at the next ping
+    os.kill(info["keeper_pid"], signal.SIGKILL)
+    until(lambda: not fuse.exists())
+    assert get(ports["sleeper"], timeout_seconds=40).status == 200
+    whole_again(pool, until, info["keeper_pid"])
+    assert pool.items()["web"]["pids"] == before
+    until(lambda: not is_alive(info["supervisor_pid"]))
+    pool.ok("stop")
+    assert pool.processes() == {}
+
+
+def test_supervisor_that_is_stopped_at_its_start_ends_with_its_keeper_and_the_pool_can_be_started(
+    pool: RealPool, until: Any
+) -> None:
+    fuse = fuse_of(pool)
+    port = pool.write_hello()["web"]
+    pool.ok("start")
+    before, info = pool.items()["web"]["pids"], pool.info()
+    fuse.write_text("stopped 1")
+    os.kill(info["supervisor_pid"], signal.SIGKILL)
+    until(lambda: not fuse.exists())
+    os.kill(info["keeper_pid"], signal.SIGKILL)
+    until(lambda: not any(" supervisor " in line for line in pool.processes().values()))
+    pool.ok("start")
+    assert pool.items()["web"]["pids"] == before
+    assert get(port).status == 200
 
 
 def test_programs_go_on_and_what_is_printed_is_kept(pool: RealPool, until: Any) -> None:
