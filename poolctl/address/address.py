@@ -242,6 +242,11 @@ def _unix(path: str, base_dir: str | None) -> Address:
             f'write a path: "unix:/run/{path[1:]}.sock", or "unix:./{path}" for a file of that name',
         )
     whole = os.path.normpath(os.path.join(base_dir if base_dir is not None else os.getcwd(), path))
+    try:
+        # The locale may have no encoding for this text: the path then has the bytes that it has in the file, UTF-8.
+        whole = os.fsdecode(whole.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        raise AddressError("the path of the unix socket holds half of a surrogate pair") from None
     return Address("unix", path="/" + whole.lstrip("/"))
 
 

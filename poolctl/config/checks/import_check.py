@@ -119,9 +119,10 @@ def check_imports(jobs: Sequence[Import], env: Mapping[str, str]) -> Iterator[tu
 def _import(job: Import, env: Mapping[str, str]) -> dict[str, object]:
     """The answer of the process in which it is imported."""
     whole = {**env, **dict(job.env)}
-    options = start_options(job.python, job.user, whole)
+    options = {"env": whole, **start_options(job.python, job.user, whole)}
     if job.user is not None and any(name.startswith(READ_AT_START) for name, _ in job.env):
-        options = user_options(job.user, whole)
+        options |= user_options(job.user, whole)
+    options["env"] = {_encoded(name): _encoded(value) for name, value in options["env"].items()}
     # Its environment, which may hold secrets, is no argument: every user can read those.
     request = {key: getattr(job, key) for key in ("target", "app_dir", "cwd", "user")}
     try:
@@ -131,7 +132,7 @@ def _import(job: Import, env: Mapping[str, str]) -> dict[str, object]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            **{"env": whole, **options},
+            **options,
         )
     except OSError as error:
         return {"kind": "raised", "message": f"{job.python} cannot be run: {error.strerror}"}
@@ -152,6 +153,11 @@ def _import(job: Import, env: Mapping[str, str]) -> dict[str, object]:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
         return {"kind": "ended", "message": how}
     return answer
+
+
+def _encoded(text: str) -> bytes:
+    # As the worker has it: the locale may have no encoding for this text.
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _read(descriptor: int, timeout_seconds: float) -> bytes | None:

@@ -155,7 +155,8 @@ def absolute(value: Tree, base_dir: str) -> Tree:
 def _python(value: Tree, base_dir: str) -> Tree:
     path = absolute(value, base_dir)
     # A virtual environment is named by its directory.
-    return os.path.join(path, "bin", "python") if isinstance(path, str) and os.path.isdir(path) else path
+    is_directory = isinstance(path, str) and os.path.isdir(path.encode("utf-8", "surrogateescape"))
+    return os.path.join(path, "bin", "python") if is_directory else path
 
 
 def _bind(value: Tree, base_dir: str) -> Tree:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.certificates import certificate
 from tests.configuration import server
 from tests.deadline import wait_until
 from tests.http_get import get
@@ -54,6 +55,15 @@ def report(pool: RealPool, free_port: Any) -> Any:
     return start
 
 
+def make_venv(venv: Path) -> None:
+    """A virtual environment with uvicorn and what that needs."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    (site,) = venv.glob("lib/python*/site-packages")
+    for package in ("uvicorn", "h11", "click"):
+        module = __import__(package)
+        (site / package).symlink_to(Path(str(module.__file__)).parent)
+
+
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
@@ -92,6 +102,49 @@ def test_paths_of_the_file_are_used_as_they_are_without_a_locale_for_them(
     assert found["cwd"] == str(pool.directory / "größe")
     assert found["environment"]["FROM_FILE"] == "yes"
     wait_until((pool.directory / "größe" / "lög.log").exists)
+
+
+def test_sockets_certificates_interpreters_and_journals_are_used_as_they_are_without_a_locale_for_them(
+    pool: RealPool, free_port: Any
+) -> None:
+    pool.write("report.py", REPORT)
+    directory = pool.directory / "größe"
+    directory.mkdir()
+    for path, name in zip(certificate(directory), ("zért", "schlüssel"), strict=True):
+        path.rename(directory / name)
+    make_venv(directory / "ümgebung")
+    secure, other = free_port(), free_port()
+    tls = {"cert": "größe/zért", "key": "größe/schlüssel"}
+    pool.write(
+        "pool.toml",
+        server("tls", bind=f"127.0.0.1:{secure}", app="report:app", tls=tls)
+        + server("python", bind=f"127.0.0.1:{other}", app="report:app", python="größe/ümgebung")
+        + server("unix", bind="unix:größe/ü.sock", app="report:app")
+        + '[events]\npath = "größe/ereignísse.jsonl"\n',
+    )
+    pool.ok("validate", env=ASCII)
+    pool.ok("start", env=ASCII)
+    for _ in range(2):
+        assert get(f"https://127.0.0.1:{secure}").status == 200
+        assert os.fsencode(get(other).json()["prefix"]) == os.fsencode(directory / "ümgebung")
+        assert get(f"unix:{directory}/ü.sock").status == 200
+        pool.ok("restart", f"unix:{directory}/ü.sock", "tls", "python", env=ASCII)
+    assert "restart" in (directory / "ereignísse.jsonl").read_text()
+    assert "POOLCTL_DEBUG" not in pool.run("doctor", env=ASCII).stdout, "an internal error"
+    pool.ok("stop", env=ASCII)
+
+
+def test_validate_imports_with_text_of_the_file_as_it_is_without_a_locale_for_it(
+    pool: RealPool, free_port: Any
+) -> None:
+    pool.write("größe/careful.py", REPORT + "assert os.environb[b'TITLE'].decode() == 'Größe ✓'\n")
+    make_venv(pool.directory / "ümgebung")
+    text = server(
+        "web", bind=f"127.0.0.1:{free_port()}", app="careful:app", app_dir="größe", cwd="größe",
+        python="ümgebung", env={"TITLE": "Größe ✓"},
+    )  # fmt: skip
+    pool.write("pool.toml", text)
+    pool.ok("validate", "--import", env=ASCII)
 
 
 def test_a_worker_has_the_environment_of_the_start(report: Any, pool: RealPool) -> None:
@@ -188,11 +241,7 @@ def test_another_interpreter_needs_uvicorn_only_and_sees_of_poolctl_only_what_it
     report: Any, pool: RealPool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     venv = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    (site,) = venv.glob("lib/python*/site-packages")
-    for package in ("uvicorn", "h11", "click"):
-        module = __import__(package)
-        (site / package).symlink_to(Path(str(module.__file__)).parent)
+    make_venv(venv)
     pool.write(
         "alone.py",
         REPORT
