@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from poolctl.errors import PoolError, PoolRestartError, PoolStopError, ServerError
 
 from .core import Core
 from .decision_input import Listener
+from .failure_output import LINES_READ, explaining
 from .server_entry import Entry
 
 LAST_LINES = 5
-# So many are read, because most of a traceback says nothing to an operator.
-_LINES_READ = 50
-_IN_TRACEBACK = ("During handling of the above exception", "The above exception was the direct cause")
-# Compiled when they are used: a supervisor whose servers start needs none of them.
-_FRAME = r'\s+File ".+", line [0-9]'
-_LIBRARY = r'File "(<frozen |.*/(site-packages|dist-packages|lib/python3[.0-9]*)/)'
-# The margin of an exception group: "  | " of a line, "  +-+-" between two.
-_GROUP_MARGIN = r"^ +(\| ?|\+ |\+-\+(?=-)|\+(?=-))"
-# What uvicorn prints about the course of a worker.
-_COURSE = (
-    r"INFO:\s+(Started server process|Finished server process|Waiting for application|Shutting down"
-    r"|Application (startup|shutdown) complete)|ERROR:\s+Application startup failed\. Exiting\."
-)
-OWN_SOCKET = (
-    "the pool listens there for it: have it take that socket ({fd}, LISTEN_FDS), "
-    'or bind the port itself by saying {port} in the command: ["env", "PORT={port}", …]'
-)
 
 
 class Rollout:
@@ -56,7 +39,7 @@ class Rollout:
         self.missing = await until(self._core, self._entries, self.is_over, timeout_seconds, report)
         failed = [entry for entry in self._entries if self._has_failed(entry)]
         found = await asyncio.gather(
-            *(self._core.last_lines(entry, _LINES_READ, entry.failed_since) for entry in failed)
+            *(self._core.last_lines(entry, LINES_READ, entry.failed_since) for entry in failed)
         )
         self._last_lines = {
             entry.name: explaining(lines)[-LAST_LINES:] for entry, lines in zip(failed, found, strict=True)
@@ -95,13 +78,10 @@ class Rollout:
 
     def _with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
         lines = self._last_lines.get(entry.name, [])
-        hint = failure.hint
-        if entry.config.command and not entry.config.binds_itself and _finds_address_taken(lines):
-            hint = f"{OWN_SOCKET}; {hint}"
         # The message may quote the error already.
         lines = [line for line in lines if not failure.message.endswith(line.rpartition("Error: ")[2])]
         message = "\n    ".join([failure.message, *lines])
-        described = ServerError(message, name=entry.name, bind=entry.config.key, hint=hint)
+        described = ServerError(message, name=entry.name, bind=entry.config.key, hint=failure.hint)
         described.__cause__ = failure.__cause__
         return described
 
@@ -142,33 +122,6 @@ def not_arrived(entry: Entry, kind: type[PoolError], message: str, hint: str = "
         code=kind.code,
         error=kind.error,
     )
-
-
-def explaining(lines: Sequence[str]) -> list[str]:
-    """The lines that may explain a failure: of a traceback the error and where the application raised it.
-
-    uvicorn's reports of a worker's course are left out.
-    """
-    found = []
-    place = ""
-    in_traceback = True  # the lines may begin within one
-    for line in lines:
-        text = re.sub(_GROUP_MARGIN, "", line) if in_traceback else line
-        if "Traceback (most recent call last):" in line:
-            in_traceback, place = True, ""
-        elif in_traceback and text[:1].isspace():
-            if re.match(_FRAME, text) and (not place or not re.search(_LIBRARY, text)):
-                place = text.strip()
-        elif not (in_traceback and text.startswith("--")):
-            in_traceback = text != line  # the rest of an exception group
-            if text.strip() and not text.startswith(_IN_TRACEBACK) and not re.match(_COURSE, text):
-                found += [place, text] if place else [text]
-                place = ""
-    return found
-
-
-def _finds_address_taken(lines: Iterable[str]) -> bool:
-    return any("address already in use" in line.lower() or "EADDRINUSE" in line for line in lines)
 
 
 def _why(blocker: Entry) -> tuple[str, str]:

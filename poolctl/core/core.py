@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,6 +17,7 @@ from .canaries import Canaries
 from .decide import Stop
 from .decision_input import IN_BACKOFF, LEAVING, NO_OVERRIDES, Desired, Overrides, Phase
 from .decision_trace import Trace
+from .failure_output import last_lines
 from .health_checks import HealthChecks
 from .perform import Executor
 from .reconcile import Reconciler
@@ -28,9 +28,6 @@ from .servers import Servers
 from .sleep_windows import SleepWindows
 from .stack_reports import StackReports
 from .worker_entry import Worker
-
-# Commands and reports of failures wait this long for the output of a server.
-LOGS_SECONDS = 2.0
 
 
 class Core:
@@ -90,14 +87,7 @@ class Core:
 
     async def last_lines(self, entry: Entry, lines: int, since: float) -> list[str]:
         """The last lines that the server wrote since then (epoch); none if its runner keeps none, or is slow."""
-        logs = self.runner.capabilities.logs
-        if logs is None:
-            return []
-        try:
-            async with asyncio.timeout(LOGS_SECONDS):
-                return await logs.logs(entry.name, lines, since)
-        except (TimeoutError, OSError):
-            return []
+        return await last_lines(self.runner, entry.name, lines, since)
 
     # Changes of the desired state.
 

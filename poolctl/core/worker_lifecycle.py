@@ -16,6 +16,7 @@ from poolctl.units import format_duration
 
 from .decide import Next, judge
 from .decision_input import LEAVING, Desired, Phase
+from .failure_output import LINES_READ, cause_of, last_lines
 from .health_checks import HealthChecks
 from .server_changes import Recorder, Workqueue
 from .server_entry import Entry
@@ -26,6 +27,10 @@ from .worker_entry import Worker
 
 # Time for a worker whose event loop is stuck to end by itself, in case it comes round.
 STUCK_SECONDS = 1.0
+_OWN_SOCKET = (
+    "the pool listens there for it: have it take that socket ({fd}, LISTEN_FDS), "
+    'or write socket = "program" to let it open its own'
+)
 _MORE_FILES = "raise the limit of open files where the pool is started: ulimit -n"
 _FIXES = {
     errno.EMFILE: _MORE_FILES,
@@ -71,7 +76,21 @@ class WorkerLifecycle:
         if worker.ready_at is None and worker.phase not in LEAVING and entry.files == worker.files:
             # Files read by a worker that failed before it was ready are not in use.
             entry.files = worker.files_before or entry.files
+        if worker.ready_at is None and worker.phase not in LEAVING:
+            await self._find_cause(entry, worker, exit_)
         self._ended(entry, worker, exit_)
+
+    async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+        """Add the reason that the worker printed, unless it gave one itself."""
+        failure, config = worker.failure, worker.config
+        if failure is None or failure.message not in (exit_.message, exit_.before_ready("")):
+            return
+        lines = await last_lines(self._runner, entry.name, LINES_READ, worker.placed_at)
+        cause = cause_of(lines, config, refused=bool(exit_.status))
+        if cause.text:
+            is_ours = cause.own_address and config.command and not config.binds_itself
+            hint = f"{_OWN_SOCKET}; {failure.hint}" if is_ours else failure.hint
+            worker.failure = failure_of(entry, f"{failure.message}: {cause.text}", hint, cause=failure)
 
     async def go_on(self, entry: Entry, worker: Worker) -> None:
         """Watch a worker that another supervisor has placed until it ends."""

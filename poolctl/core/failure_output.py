@@ -1,0 +1,110 @@
+"""The reason of a failure in the output of a program."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from poolctl.config import ServerConfig
+from poolctl.runners.runner_protocol import Runner
+
+# The output of one start: most of a traceback says nothing to an operator.
+LINES_READ = 500
+_LONGEST_CHARACTERS = 300
+_IN_TRACEBACK = ("During handling of the above exception", "The above exception was the direct cause")
+# Compiled when they are used: a supervisor whose servers start needs none of them.
+_FRAME = r'\s+File ".+", line [0-9]'
+_LIBRARY = r'File "(<frozen |.*/(site-packages|dist-packages|lib/python3[.0-9]*)/)'
+# The margin of an exception group: "  | " of a line, "  +-+-" between two.
+_GROUP_MARGIN = r"^ +(\| ?|\+ |\+-\+(?=-)|\+(?=-))"
+# What uvicorn prints about the course of a worker.
+_COURSE = (
+    r"INFO:\s+(Started server process|Finished server process|Waiting for application|Shutting down"
+    r"|Application (startup|shutdown) complete)|ERROR:\s+Application startup failed\. Exiting\."
+)
+# What node prints around an error: where it was thrown, its stack, its properties, the version.
+_NODE = (
+    r"node:\S+:[0-9]+$|\s+throw \w+;|\s+\^+$|\s+at .*[0-9]\)?( \{)?$|Emitted 'error' event on|\}$|Node\.js v[0-9]"
+    r"|\s+(code|errno|syscall|address|port|path|dest|requireStack): |Require stack:$"
+)
+# "ValueError: …", "shop.errors.Refused: …", "Error [ERR_X]: …", "panic: …", "error: …".
+_ERROR = (
+    r"(Uncaught )?([\w.$]*(Error|Exception|Exit|Interrupt)\b|[\w.]+\.[A-Z]\w+|(?i:panic|fatal|error))"
+    r"( \[\w+\])?: ?\S"
+)
+_TAKEN = r"EADDRINUSE|AddrInUse|address (is )?already in use|port [0-9]+ (is|was) (already )?in use"
+# After a colon, "port" or the host of a tuple of Python.
+_PORT = r"(?:[:\]]|\bport[ =:]+|', )([0-9]{2,5})\b"
+_SECONDS = 60  # numbers below are those of a time of day
+
+
+# Commands and reports of failures wait this long for the output of a server.
+LOGS_SECONDS = 2.0
+
+
+async def last_lines(runner: Runner, name: str, lines: int, since: float) -> list[str]:
+    """The last lines that the server wrote since then (epoch); none if its runner keeps none, or is slow."""
+    logs = runner.capabilities.logs
+    if logs is None:
+        return []
+    try:
+        async with asyncio.timeout(LOGS_SECONDS):
+            return await logs.logs(name, lines, since)
+    except (TimeoutError, OSError):
+        return []
+
+
+class Cause(NamedTuple):
+    """The line with the reason, "" without one; whether it is that the server's own address is in use."""
+
+    text: str = ""
+    own_address: bool = False
+
+
+def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True) -> Cause:
+    """Why the server's program ended, as it says itself: all of its output is searched.
+
+    That its own address is in use comes first, then the last error, then the last line if it `refused` to go on.
+    """
+    found = [line.strip() for line in explaining(lines)]
+    taken = [line for line in found if re.search(_TAKEN, line, re.IGNORECASE)]
+    if any(server.address.port in _ports(line) for line in taken):
+        by_whom = "" if server.binds_itself else " (by this pool)"
+        return Cause(f"address {server.key} is in use{by_whom}", own_address=True)
+    last = next((line for line in reversed(found) if line in taken or re.match(_ERROR, line)), "")
+    text = last or (found[-1] if found and refused else "")
+    return Cause(text[:_LONGEST_CHARACTERS], own_address=last in taken and not _ports(last))
+
+
+def _ports(line: str) -> set[int]:
+    """The ports that the line names."""
+    found = {int(port) for port in re.findall(_PORT, line, re.IGNORECASE)}
+    return {port for port in found if port >= _SECONDS}
+
+
+def explaining(lines: Iterable[str]) -> list[str]:
+    """The lines that may explain a failure: of a traceback the error and where the application raised it.
+
+    uvicorn's reports of a worker's course are left out, and node's stacks.
+    """
+    found = []
+    place = ""
+    in_traceback = True  # the lines may begin within one
+    of_node = False
+    for line in lines:
+        text = re.sub(_GROUP_MARGIN, "", line) if in_traceback else line
+        if re.match(r"Node\.js v[0-9]|node:\S+:[0-9]+$", line):
+            of_node = True
+        if "Traceback (most recent call last):" in line:
+            in_traceback, place = True, ""
+        elif in_traceback and text[:1].isspace():
+            if re.match(_FRAME, text) and (not place or not re.search(_LIBRARY, text)):
+                place = text.strip()
+        elif not (in_traceback and text.startswith("--")):
+            in_traceback = text != line  # the rest of an exception group
+            if text.strip() and not text.startswith(_IN_TRACEBACK) and not re.match(_COURSE, text):
+                found += [place, text] if place else [text]
+                place = ""
+    return [line for line in found if not re.match(_NODE, line)] if of_node else found
