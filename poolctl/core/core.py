@@ -252,6 +252,8 @@ class Core:
         self.servers.configure(entry, config)
         if not config.scale.is_automatic:
             entry.automatic = None
+        if config.command != before.command:
+            entry.socket_found = ""
         if not same_listener(before, config):
             # At once: a server that needs that address may be decided on before this one.
             self._addresses.leave(entry)

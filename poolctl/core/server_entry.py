@@ -95,6 +95,10 @@ class Entry:
     releasing: list[ServerConfig] = transient(factory=list)
     vacates: bool = transient(False)  # its workers must end before its listener can be opened again
 
+    # Which socket its command was found to use: "pool", "program" (its own), or "tried" while it is started with its
+    # own to find out.
+    socket_found: str = persisted("")
+
     # Its sleep.
     called: bool = persisted(False)  # a request has come since it slept
     needed: bool = transient(False)  # a dependent of it is up

@@ -26,6 +26,7 @@ class Worker:
     ready_at: float | None = None
     failure: ServerError | None = None
     given_up: bool = False  # stopped because it was not ready in time
+    address_taken: bool = False  # it says that the address of its server is in use
     placed_at: float = 0.0  # in seconds since the epoch
     out: bool = False  # taken out of rotation
     resting: bool = False  # it leaves accepting to others

@@ -18,7 +18,7 @@ from .decide import Next, judge
 from .decision_input import LEAVING, Desired, Phase
 from .failure_output import LINES_READ, cause_of, last_lines
 from .health_checks import HealthChecks
-from .server_changes import Recorder, Workqueue
+from .server_changes import Event, Recorder, Workqueue
 from .server_entry import Entry
 from .server_files import certificate_ends, digests, report_expired
 from .servers import Servers
@@ -83,14 +83,53 @@ class WorkerLifecycle:
     async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """Add the reason that the worker printed, unless it gave one itself."""
         failure, config = worker.failure, worker.config
-        if failure is None or failure.message not in (exit_.message, exit_.before_ready("")):
+        late = worker.given_up and bool(config.command)
+        if failure is None or not (late or failure.message in (exit_.message, exit_.before_ready(""))):
             return
         lines = await last_lines(self._runner, entry.name, LINES_READ, worker.placed_at)
-        cause = cause_of(lines, config, refused=bool(exit_.status))
-        if cause.text:
+        cause = cause_of(lines, config, refused=bool(exit_.status) and not late)
+        worker.address_taken = cause.own_address
+        if cause.text and (cause.own_address or not late):
             is_ours = cause.own_address and config.command and not config.binds_itself
             hint = f"{_OWN_SOCKET}; {failure.hint}" if is_ours else failure.hint
             worker.failure = failure_of(entry, f"{failure.message}: {cause.text}", hint, cause=failure)
+
+    # The socket of a command that does not take the pool's.
+
+    def _may_open_its_own(self, entry: Entry, worker: Worker) -> bool:
+        """Whether the program may be started once more without the pool's listener, which is in its way."""
+        config = worker.config
+        return (
+            not (entry.socket_found or "socket" in config.given or config.binds_itself or config.job)
+            and bool(config.command)
+            and not any("{fd}" in word for word in config.command or ())
+            and worker.config is entry.config
+            and entry.wanted
+            and entry.retries
+            and not entry.workers
+            and entry.size == config.scale.min == 1
+        )
+
+    def _open_its_own(self, entry: Entry, found: str) -> None:
+        entry.socket_found = found
+        self._servers.configure(entry, entry.config.but(socket="program" if found == "tried" else "pool"))
+        self._queue.touch(entry, progressed=True)
+
+    def _note_socket(self, entry: Entry, worker: Worker) -> None:
+        """Note which socket the program, which is ready, has been found to use; report its own once."""
+        if not worker.config.command or not worker.config.listens:
+            return
+        if entry.socket_found != "tried":
+            entry.socket_found = entry.socket_found or ("" if worker.config.binds_itself else "pool")
+            return
+        entry.socket_found = "program"
+        message = (
+            f"opens {entry.config.key} itself, and was started again without the pool's socket; write "
+            'socket = "program" to its table: a restart ends the old process first'
+        )
+        entry.warnings.append(f"{entry.name}: {message}")
+        logger.warning("%s %s", entry.name, message)
+        self._recorder.emit(Event("lifecycle", "own socket", entry.name, entry.config.key, message))
 
     async def go_on(self, entry: Entry, worker: Worker) -> None:
         """Watch a worker that another supervisor has placed until it ends."""
@@ -169,6 +208,7 @@ class WorkerLifecycle:
             if worker.phase is Phase.STARTING:
                 worker.phase = Phase.READY
                 worker.ready_at = self._clock.monotonic()
+                self._note_socket(entry, worker)
                 entry.count_restart(worker)
                 entry.called = True
                 entry.retries = entry.retries or entry.complete
@@ -239,6 +279,12 @@ class WorkerLifecycle:
 
     def _unordered_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         was_ready = worker.ready_at is not None
+        if worker.address_taken and self._may_open_its_own(entry, worker):
+            self._open_its_own(entry, "tried")
+            return
+        if worker.address_taken and entry.socket_found == "tried":
+            # It is not the pool's listener that is in its way.
+            self._open_its_own(entry, "pool")
         if entry.canary is not None and entry.is_of_canary(worker.generation):
             when = "" if was_ready else " before it was ready"
             entry.canary.failure = worker.failure.message if worker.failure else f"{exit_.message}{when}"

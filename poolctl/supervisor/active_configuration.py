@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import json
 import logging
 import os
 import re
@@ -27,10 +30,12 @@ from poolctl.config import (
 from poolctl.control.answers import ErrorEntry
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
 from poolctl.core.core import Core
+from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, ServerError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.light_dataclasses import dataclass, field
 from poolctl.listeners.port_ledger import PortLedger
+from poolctl.platform import replace_file
 from poolctl.runners import withheld_variables
 from poolctl.runners.process_link import Link
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
@@ -100,6 +105,7 @@ class ActiveConfiguration:
         self.marks: Marks | None = None  # of the files as they were read; None if unknown
         self._followers: list[tuple[Callable[[Tables], None], bool]] = []
         self._ledger = os.path.join(state_directory, "ports.json")
+        self._own_sockets = OwnSockets(os.path.join(state_directory, "programs.json"))
         self._store = store
         self._reader = reader or ConfigurationReader(store.directory)
         self._environment: Mapping[str, str] | None = None
@@ -177,7 +183,7 @@ class ActiveConfiguration:
             return ResolvedConfig(name, problems=[ErrorEntry.of(error)], marks=reading.marks)
         return ResolvedConfig(
             reading.name or name,
-            servers,
+            self._own_sockets.applied(servers),
             surroundings=reading.surroundings,
             port_range=reading.port_range,
             tables=reading.tables,
@@ -298,7 +304,7 @@ class ActiveConfiguration:
         named = {each.name: Named(each.address, each.expose) for each in (*there, server)}
         if found := [*reference_findings(vars(server), named)]:
             refuse(server.name, found, server.name, server.bind)
-        (server,) = with_addresses([server], there)
+        (server,) = self._own_sockets.applied(with_addresses([server], there))
         withheld_variables.withhold(pool_variables([server], Tables()))
         return server
 
@@ -306,6 +312,11 @@ class ActiveConfiguration:
         ledger = self._port_ledger(self._port_range)
         port = ledger.port(server.name, server.address, avoid={*taken, *_ports(self.tables)})
         return server.at(server.address.with_port(port))
+
+    def note_socket(self, entry: Entry) -> None:
+        """Remember that the server's command was found to open its socket itself."""
+        if entry.socket_found == "program":
+            self._own_sockets.remember(entry.config)
 
     def to_save(self, core: Core, *, always: bool = False) -> StoredConfiguration | None:
         """The configuration in force, for a successor; None if it is as at the last call, unless `always`."""
@@ -345,6 +356,39 @@ class ActiveConfiguration:
             self.tables,
             self.marks,
         )
+
+
+class OwnSockets:
+    """Commands that were found to open their socket themselves, by server: in a file, until another command is read."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._commands: dict[str, str] = {}
+        with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
+            content = json.load(file)
+            self._commands = content if isinstance(content, dict) else {}
+
+    def remember(self, server: ServerConfig) -> None:
+        """Have the server's command open its socket itself whenever it is read."""
+        digest = _digest(server)
+        if self._commands.get(server.name) != digest:
+            self._commands[server.name] = digest
+            try:
+                replace_file(self._path, json.dumps(self._commands).encode())
+            except OSError as error:
+                logger.warning("what was found about commands is not kept: %s", error)
+
+    def applied(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
+        """The servers as they were found to be, where their tables do not say who opens the socket."""
+        return [server.but(socket="program") if self._concerns(server) else server for server in servers]
+
+    def _concerns(self, server: ServerConfig) -> bool:
+        known = self._commands.get(server.name)
+        return known is not None and "socket" not in server.given and known == _digest(server)
+
+
+def _digest(server: ServerConfig) -> str:
+    return hashlib.sha256(json.dumps(server.command).encode()).hexdigest()
 
 
 class PoolEnvironment(NamedTuple):

@@ -276,6 +276,7 @@ class ManagedPool:
         os._exit(0)
 
     def _changed(self, entry: Entry) -> None:
+        self._configuration.note_socket(entry)
         self._store.note_changed(entry)
         self._save_timer.note_change()
 
