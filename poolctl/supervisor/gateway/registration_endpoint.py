@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import json
 import socket
-import ssl
 from collections import OrderedDict
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple, Protocol
@@ -20,12 +19,13 @@ from poolctl.clock import Clock, RateLimit
 from poolctl.control.answers import Result
 from poolctl.exit_codes import CONFLICT, DONE, INVALID_CONFIGURATION, NOTHING_MATCHED
 from poolctl.frozen_value import Table
-from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
+from poolctl.http.http_server import Received, Responder, ServerLimits
 from poolctl.http.message_head import BadMessage
 from poolctl.monitor.event_queue import Events
 from poolctl.platform import peer_credentials
 from poolctl.selection.selector import Selector
 
+from ..observers.held_address import HttpEndpoint
 from ..verbs.verb import Call
 
 LIMITS = ServerLimits(
@@ -146,10 +146,11 @@ class Refused(Exception):
         self.fields = [(name.replace("_", "-"), value) for name, value in fields.items()]
 
 
-class RegistrationEndpoint:
+class RegistrationEndpoint(HttpEndpoint):
     """Answers `POST /v1/register` and `/v1/unregister`. `clients` and `tls` may be changed at any time."""
 
     def __init__(self, services: Services, events: Events) -> None:
+        super().__init__(LIMITS, "registrations")
         self.clients: tuple[Client, ...] = ()
         self.clock = Clock()
         self._services = services
@@ -157,28 +158,6 @@ class RegistrationEndpoint:
         self._wrong = WrongTokens()
         self._refused = 0
         self._refused_again = 0.0
-        self._server = HttpServer(self, LIMITS, what="registrations")
-
-    @property
-    def tls(self) -> ssl.SSLContext | None:
-        """The TLS of new connections; None for plain ones."""
-        return self._server.tls
-
-    @tls.setter
-    def tls(self, context: ssl.SSLContext | None) -> None:
-        self._server.tls = context
-
-    def serve(self, listeners: list[socket.socket], backlog: int) -> None:
-        """See AddressServer."""
-        for sock in listeners:
-            self._server.listen(sock, backlog)
-
-    def close(self) -> None:
-        """See AddressServer."""
-        self._server.abort()
-
-    def admit(self, sock: socket.socket) -> None:
-        """See HttpHandler: the token is in the request."""
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
         """See HttpHandler."""

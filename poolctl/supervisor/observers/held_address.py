@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import logging
 import socket
-from typing import Generic, Protocol, TypeVar
+import ssl
+from typing import Generic, TypeVar
 
 from poolctl.address import parse
 from poolctl.errors import ServerError
+from poolctl.http.http_server import HttpHandler, HttpServer, ServerLimits
 from poolctl.listeners.open_listener import BACKLOG
 from poolctl.listeners.unix_listener import Identity, identity_of, remove
 from poolctl.monitor.event_queue import Events
@@ -21,22 +23,38 @@ _AGAIN_SECONDS = 5.0
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class AddressServer(Protocol):
-    """Serves clients of an address."""
+class HttpEndpoint(HttpHandler):
+    """Answers HTTP requests at an address; `what` names them in the log. `tls` may be changed at any time."""
+
+    def __init__(self, limits: ServerLimits, what: str) -> None:
+        self._server = HttpServer(self, limits, what=what)
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS of new connections; None for plain ones."""
+        return self._server.tls
+
+    @tls.setter
+    def tls(self, context: ssl.SSLContext | None) -> None:
+        self._server.tls = context
 
     def serve(self, listeners: list[socket.socket], backlog: int) -> None:
         """Accept from them, from now on; they are closed with the server."""
-        ...
+        for sock in listeners:
+            self._server.listen(sock, backlog)
 
     def close(self) -> None:
         """Accept nothing more, and end what is under way."""
-        ...
+        self._server.abort()
+
+    def admit(self, sock: socket.socket) -> None:
+        """See HttpHandler: every client is admitted; who may ask is decided for each request."""
 
 
-Server = TypeVar("Server", bound=AddressServer)
+Endpoint = TypeVar("Endpoint", bound=HttpEndpoint)
 
 
-class HeldAddress(Generic[Server]):
+class HeldAddress(Generic[Endpoint]):
     """Serves an address as ordered. One that another process has is tried again; `problem` is why it is not served.
 
     `entry` is its name in the keeper's store; `what` is served there, in messages.
@@ -54,18 +72,18 @@ class HeldAddress(Generic[Server]):
         self._open: str | None = None
         self._identity: Identity | None = None
         self._listeners: list[socket.socket] = []
-        self._server: Server | None = None
+        self._server: Endpoint | None = None
         # `configure` is called again after so long: files that it reads may have changed.
         self.again_seconds: float | None = None
         self._work: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._tried = asyncio.Event()
 
-    def make_server(self) -> Server:
+    def make_server(self) -> Endpoint:
         """What serves the address from now on."""
         raise NotImplementedError
 
-    async def configure(self, server: Server) -> None:
+    async def configure(self, server: Endpoint) -> None:
         """Put in force for it what was ordered last. Raises ServerError or OSError."""
         raise NotImplementedError
 

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 from poolctl.address import parse
 from poolctl.config import Tables
-from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
+from poolctl.http.http_server import Received, Responder, ServerLimits
 from poolctl.http.message_head import BadMessage
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import Events
@@ -20,7 +20,7 @@ from poolctl.monitor.exposition import OPENMETRICS, TEXT, wants_openmetrics
 from poolctl.routing.route_health import FULL, SIMPLE, SUMMARY
 from poolctl.runners.process_link import Link
 
-from .held_address import HeldAddress
+from .held_address import HeldAddress, HttpEndpoint
 from .pool_health import HealthOfPool, PoolHealth
 from .pool_metrics import PoolMetrics
 
@@ -63,29 +63,17 @@ _FRESH_SECONDS = 0.5  # for this long every client gets the same text
 HEALTH = {"/health": SIMPLE, "/health/summary": SUMMARY, "/health/full": FULL}
 
 
-class MetricsServer:
+class MetricsServer(HttpEndpoint):
     """Answers `GET path` with the metrics, and the paths of `HEALTH` with the pool's health."""
 
     def __init__(self, metrics: PoolMetrics, health: PoolHealth, path: str) -> None:
+        super().__init__(LIMITS, "scrapes of the metrics")
         self.path = path
         self._metrics = metrics
         self._health = health
         self._latest_health: tuple[float, HealthOfPool] | None = None
-        self._server = HttpServer(self, LIMITS, what="scrapes of the metrics")
         self._latest: dict[bool, tuple[float, str]] = {}
         self._rendering = asyncio.Lock()
-
-    def serve(self, listeners: list[socket.socket], backlog: int) -> None:
-        """Accept from them, from now on; they are closed with the server."""
-        for sock in listeners:
-            self._server.listen(sock, backlog)
-
-    def close(self) -> None:
-        """Accept nothing more, and end what is under way."""
-        self._server.abort()
-
-    def admit(self, sock: socket.socket) -> None:
-        """See HttpHandler: every client that reaches the address may read the metrics."""
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
         """See HttpHandler."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 import hmac
 import json
 import socket
-import ssl
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple, Protocol
 
 from poolctl.clock import Clock
-from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
+from poolctl.http.http_server import Received, Responder, ServerLimits
 from poolctl.http.message_head import BadMessage
 from poolctl.monitor.event_queue import Events
+
+from ..observers.held_address import HttpEndpoint
 
 LIMITS = ServerLimits(
     head_bytes=16 * 1024,
@@ -77,13 +78,14 @@ class Report(NamedTuple):
     namespace: str
 
 
-class OperatorEndpoint:
+class OperatorEndpoint(HttpEndpoint):
     """Answers `POST endpoint`.
 
     `endpoint`, `access`, `tls` and `namespace` may be changed at any time; with a namespace others are not served.
     """
 
     def __init__(self, scaling: Scaling, events: Events) -> None:
+        super().__init__(LIMITS, "reports of requests")
         self.endpoint = ""
         self.access = Access()
         self.namespace: str | None = None
@@ -94,28 +96,6 @@ class OperatorEndpoint:
         self._unreported: dict[str, int] = {}  # requests since its last one
         self._refused = 0
         self._refused_again = 0.0
-        self._server = HttpServer(self, LIMITS, what="reports of requests")
-
-    @property
-    def tls(self) -> ssl.SSLContext | None:
-        """The TLS of new connections; None for plain ones."""
-        return self._server.tls
-
-    @tls.setter
-    def tls(self, context: ssl.SSLContext | None) -> None:
-        self._server.tls = context
-
-    def serve(self, listeners: list[socket.socket], backlog: int) -> None:
-        """See AddressServer."""
-        for sock in listeners:
-            self._server.listen(sock, backlog)
-
-    def close(self) -> None:
-        """See AddressServer."""
-        self._server.abort()
-
-    def admit(self, sock: socket.socket) -> None:
-        """See HttpHandler: what a client presents is in its request."""
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
         """See HttpHandler."""
