@@ -70,13 +70,13 @@ _poolctl() {
         routes:-o | routes:--output) _poolctl_fields 'table wide json jsonl name' 'alias host path to policy mode way why provider state requests passed proxied refused waiting errors p50_seconds p99_seconds registrations machines matched'; return ;;
         stacks:-o | stacks:--output) _poolctl_fields 'table wide json jsonl name' 'name worker pid source problem place'; return ;;
         top:-o | top:--output) _poolctl_words 'json'; return ;;
-        wait:--for) _poolctl_words 'ready stopped healthy running disabled sleeping starting draining stopping backoff failed'; return ;;
+        wait:--for) _poolctl_words 'ready stopped healthy running disabled completed sleeping starting draining stopping backoff failed'; return ;;
         *:-c | *:--config | *:-f | *:--file) _poolctl_files -f; return ;;
         *:--pool) _poolctl_ask pools; return ;;
         *:--bind | *:--app | *:--command | *:--set | *:--timeout | *:--for | *:--name | *:--expose | *:-n | *:--lines | *:--since | *:--kind | *:--listen | *:--regex | *:--tail | *:--until | *:--grep | *:--to | *:--ttl | *:--weight | *:--host | *:--path | *:--probe | *:--canary | *:--promote-after | *:--abort-on | *:--min-requests | *:--header | *:--log-format | *:--stop-timeout | *:--frames | *:--interval | *:-j | *:--jobs) :; return ;;
         *:-o | *:--output) _poolctl_fields 'table wide json jsonl name' 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime'; return ;;
         *:--tag) _poolctl_ask tags; return ;;
-        *:--state) _poolctl_words 'disabled stopped sleeping starting running draining stopping backoff failed'; return ;;
+        *:--state) _poolctl_words 'disabled stopped completed sleeping starting running draining stopping backoff failed'; return ;;
         *:--health) _poolctl_words 'unknown ok warn ko'; return ;;
         *:--directory) _poolctl_files -d; return ;;
         *:--target) _poolctl_words 'name bind expose'; return ;;

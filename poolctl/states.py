@@ -14,6 +14,7 @@ class State(StrEnum):
 
     DISABLED = "disabled"
     STOPPED = "stopped"
+    COMPLETED = "completed"  # a job that ended with 0
     SLEEPING = "sleeping"
     STARTING = "starting"
     RUNNING = "running"

@@ -22,6 +22,7 @@ UPTIME = "uptime"  # a field of `-o` as well: `uptime_seconds` for people
 STATES = (
     "disabled",
     "stopped",
+    "completed",
     "sleeping",
     "starting",
     "running",

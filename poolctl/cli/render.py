@@ -45,6 +45,7 @@ COLOURS = {
     "disabled": "2",
     "stopped": "2",
     "sleeping": "36",
+    "completed": "32",
     "active": "32",
     "half-open": "33",
     "open": "31",

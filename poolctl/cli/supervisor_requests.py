@@ -265,7 +265,7 @@ def hand_over_to_systemd(pool: PoolRef, *, ready: bool) -> None:
 
 DELAY_SECONDS = 0.5
 NAMES_SHOWN = 3
-_DONE = frozenset({"running", "stopped", "failed", "disabled", "sleeping"})
+_DONE = frozenset({"running", "stopped", "completed", "failed", "disabled", "sleeping"})
 
 
 class Progress:

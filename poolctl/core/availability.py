@@ -8,7 +8,7 @@ from poolctl.states import PASSING
 
 OK, WARN, KO, UNKNOWN = "ok", "warn", "ko", "unknown"
 
-_ABSENT = ("stopped", "disabled")
+_ABSENT = ("stopped", "completed", "disabled")
 
 
 def status_of(state: str, health: str = UNKNOWN) -> str:

@@ -286,6 +286,8 @@ class Entry:
                 return State.STOPPING
             if self.failed:
                 return State.FAILED
+            if self.completed and self.config.job:
+                return State.COMPLETED
             return State.DISABLED if self.is_disabled else State.STOPPED
         for worker in self.workers.values():
             if worker.phase is Phase.READY:

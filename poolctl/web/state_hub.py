@@ -41,7 +41,7 @@ _ITEM_FIELDS = tuple(Item.annotations)
 
 OK, WARN, KO, BUSY, ASLEEP, OFF = "ok", "warn", "ko", "busy", "asleep", "off"
 _RESTING = {
-    "stopped": OFF, "disabled": OFF, "sleeping": ASLEEP, "failed": KO, "backoff": KO, "starting": BUSY,
+    "stopped": OFF, "completed": OK, "disabled": OFF, "sleeping": ASLEEP, "failed": KO, "backoff": KO, "starting": BUSY,
     "draining": BUSY, "stopping": BUSY,
 }  # fmt: skip
 STATES = frozenset({*_RESTING, "running"})
@@ -71,8 +71,7 @@ logger = logging.getLogger("poolctl.web")
 def level(state: str, ready: bool, health: str = "") -> str:
     """`ok warn ko busy asleep off` for a server in this state."""
     if state in _RESTING:
-        # A job that has exited with 0 has succeeded.
-        return OK if state == "stopped" and ready else _RESTING[state]
+        return _RESTING[state]
     if health in (KO, WARN):
         return health
     return OK if ready else BUSY

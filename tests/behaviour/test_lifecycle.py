@@ -89,7 +89,7 @@ def test_a_dependency_that_is_to_be_started_is_not_waited_for(make_pool: Any, si
 def test_server_that_waits_for_a_job_starts_when_the_job_has_ended_with_0(make_pool: Any, site: Site) -> None:
     pool = make_pool(*job_and_dependant(site, status=0), programs=True)
     assert pool.start() == {}
-    assert (pool.item("migrate")["state"], pool.item("migrate")["ready"]) == ("stopped", True)
+    assert (pool.item("migrate")["state"], pool.item("migrate")["ready"]) == ("completed", True)
     assert site.instance("web")
 
 

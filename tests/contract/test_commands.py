@@ -185,7 +185,7 @@ def test_a_job_is_keyed_by_its_name_and_done_when_it_has_ended(real_pool: RealPo
     done = real_pool.run("start", "-o", "json")
     assert done.code == 1
     assert [(item["bind"], item["state"], item["ready"]) for item in done.json["items"]] == [
-        ("job:good", "stopped", True), ("job:bad", "failed", False),
+        ("job:good", "completed", True), ("job:bad", "failed", False),
     ]  # fmt: skip
     assert real_pool.run("status").code == 3
     assert real_pool.ok("list", "job:good", "-o", "name").stdout == "good\n"

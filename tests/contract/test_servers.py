@@ -215,8 +215,10 @@ def test_job_runs_before_its_dependents(real_pool: RealPool, serve: Any, http_ge
     assert (real_pool.directory / "done").exists()
     assert http_get(port).status == 200
     item = real_pool.items()["migrate"]
-    assert (item["bind"], item["state"], item["ready"]) == ("job:migrate", "stopped", True)
+    assert (item["bind"], item["state"], item["ready"]) == ("job:migrate", "completed", True)
     real_pool.ok("status")
+    real_pool.ok("wait", "migrate", "--for", "completed", "--timeout", "20")
+    assert real_pool.ok("list", "--state", "completed", "-o", "name").stdout == "migrate\n"
 
 
 def test_failed_job_keeps_its_dependents_from_starting(real_pool: RealPool, serve: Any) -> None:

@@ -59,7 +59,7 @@ def _stopped_line(result: Result, *, waited: bool) -> str:
     active = [item for item in result.items if item.name not in (result.unchanged or ())]
     if not (active or result.dependents):
         return "no server was running: the supervisor has ended" if result.ended else "nothing was running"
-    stopped = sum(item.state in ("stopped", "disabled", "failed") for item in active)
+    stopped = sum(item.state in ("stopped", "completed", "disabled", "failed") for item in active)
     line = f"{servers(stopped, len(active))} stopped" if waited else f"{servers(len(active))} stopping"
     return line + of_dependents(result)
 

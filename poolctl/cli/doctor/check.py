@@ -89,7 +89,7 @@ class CheckContext:
     @property
     def served(self) -> set[str]:
         """The names of the servers whose sockets are held, by the supervisor or by what a killed pool has left."""
-        at_rest = ("stopped", "disabled", "failed")
+        at_rest = ("stopped", "completed", "disabled", "failed")
         return self.orphaned | {item.name for item in self.items if item.state not in at_rest}
 
     @property

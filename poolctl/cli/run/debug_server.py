@@ -37,7 +37,7 @@ _NOT_WITH = {
     "stop_timeout": "--stop-timeout", "timeout": "--timeout", "no_wait": "--no-wait", "no_deps": "--no-deps",
 }  # fmt: skip
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
-_AT_REST = ("stopped", "disabled", "failed")
+_AT_REST = ("stopped", "completed", "disabled", "failed")
 
 
 def perform(request: CommandRequest) -> NoReturn:

@@ -50,7 +50,7 @@ def action_of(key: str, item: Item) -> Action | None:
         return Action("restart", name, "restarting", "restarted")
     if key == "s" and state == "disabled":
         return Action("enable", name, "enabling", "enabled")
-    if key == "s" and state in ("stopped", "failed"):
+    if key == "s" and state in ("stopped", "completed", "failed"):
         return Action("start", name, "starting", "started")
     if key == "s":
         return Action("stop", name, "stopping", "stopped", f"Stop {name}?")

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 # States that need attention come first.
 _STATES = (
-    "failed", "backoff", "starting", "stopping", "draining", "running", "sleeping", "stopped", "disabled",
+    "failed", "backoff", "starting", "stopping", "draining", "running", "sleeping", "completed", "stopped",
+    "disabled",
 )  # fmt: skip
 _HEALTH = ("ko", "warn", "unknown", "ok")
 # The fields compared in each order; the order of the file, and by name, compare nothing else.

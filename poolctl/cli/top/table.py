@@ -28,6 +28,7 @@ STATES = {
     "backoff": ("↻", "yellow"),
     "failed": ("✗", "bold red"),
     "sleeping": ("◌", "cyan"),
+    "completed": ("✓", "green"),
     "stopped": ("○", "bright_black"),
     "disabled": ("⊘", "bright_black"),
 }

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 PROBLEM, RESOLVED, NEWS, TEST = "problem", "resolved", "info", "test"
 # A problem of a server is resolved in these states, and when another worker of it is ready.
-_RESOLVED_STATES = frozenset({"running", "stopped", "disabled", "sleeping", "draining"})
+_RESOLVED_STATES = frozenset({"running", "stopped", "completed", "disabled", "sleeping", "draining"})
 # In these states a server has no health.
-_GONE = frozenset({"stopped", "disabled"})
+_GONE = frozenset({"stopped", "completed", "disabled"})
 _RESOLVED_HEALTH = frozenset({"ok", "unknown"})
 _MAX_NEWS = 1000
 _NAMED = 3

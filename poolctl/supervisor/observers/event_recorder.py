@@ -16,7 +16,8 @@ from poolctl.states import State
 from .totals import Totals
 
 _WRONG = (State.BACKOFF.value, State.FAILED.value)
-_RESTING = (State.STOPPED.value, State.DISABLED.value, State.SLEEPING.value, *_WRONG)
+_AT_REST = (State.STOPPED, State.COMPLETED, State.DISABLED, State.SLEEPING)
+_RESTING = (*(state.value for state in _AT_REST), *_WRONG)
 _NO_CAUSE = Cause("")
 # A disk may stay full for days; one event a minute is enough.
 _AGAIN_SECONDS = 60.0

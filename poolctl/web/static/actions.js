@@ -33,7 +33,7 @@ export const ACTIONS = {
 // Which actions make sense for a server.
 export function offered(server) {
   if (server.state === "disabled") return [];
-  if (["stopped", "failed"].includes(server.state)) return ["start"];
+  if (["stopped", "completed", "failed"].includes(server.state)) return ["start"];
   if (server.state === "draining") return ["undrain", "restart", "stop"];
   if (/^(job|process):/.test(server.bind || "")) return ["restart", "stop"]; // no connections to drain
   return ["restart", "drain", "stop"];

@@ -220,7 +220,7 @@ def test_a_job_runs_to_its_end_before_what_depends_on_it(pool: RealPool, free_po
     pool.ok("start")
     items = pool.items()
     assert (items["migrate"]["state"], items["migrate"]["ready"], items["migrate"]["pids"]) == (
-        "stopped",
+        "completed",
         True,
         [],
     )

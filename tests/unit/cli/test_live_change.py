@@ -138,7 +138,7 @@ IDLE = {"state": "stopped", "ready": False}
             ["a"],
             ["a is enabled already, and failed: `poolctl start a` starts it"],
         ),
-        ([item("job", state="stopped", ready=True)], ["job"], ["1 server enabled already"]),
+        ([item("job", state="completed", ready=True)], ["job"], ["1 server enabled already"]),
         (
             [item("a"), item("b", **IDLE), item("c", **IDLE), item("d")],
             ["b", "c", "d"],
@@ -331,7 +331,7 @@ def test_pools_lists_the_pools_of_this_user(
     (directory / "run" / "dead").mkdir(parents=True)
     (directory / "run" / "dead" / "control.sock").touch()
     resting = [item(state, ready=False, state=state) for state in ("stopped", "disabled", "sleeping")]
-    running = [item("users"), item("orders", ready=False), item("migrate", state="stopped")]
+    running = [item("users"), item("orders", ready=False), item("migrate", state="completed")]
     with supervised(always(*running, *resting, summary=summary, exit_code=3)):
         said = poolctl("pools")
         (pool,) = poolctl("pools", "-o", "json").json["items"]

@@ -127,7 +127,9 @@ def test_ready_is_a_server_that_answers_and_a_job_that_has_completed() -> None:
     job = Entry(ServerConfig(name="job", command=["migrate"], job=True), desired=Desired.COMPLETED)
     assert entry(Phase.READY).ready
     assert not entry(Phase.STARTING).ready
-    assert job.ready
+    assert (job.ready, job.state) == (True, State.COMPLETED.value)
+    job.become(Desired.STOPPED)
+    assert (job.ready, job.state) == (False, State.STOPPED.value)
     assert not entry(desired=Desired.COMPLETED).ready
 
 

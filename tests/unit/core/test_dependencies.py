@@ -50,7 +50,7 @@ def test_completed_waits_for_the_end_of_a_job_and_that_it_was_good() -> None:
         desk.runner.script.clear()
         await desk.ask("start", "migrate")
         await turns()
-        assert desk.states() == {"api": "running", "migrate": "stopped"}
+        assert desk.states() == {"api": "running", "migrate": "completed"}
 
     run(scenario())
 

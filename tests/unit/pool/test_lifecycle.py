@@ -364,9 +364,9 @@ def test_a_job_is_ready_when_it_has_ended() -> None:
     pool = made(runner, job, config("web", depends_on=[{"name": "migrate", "condition": "completed"}]))
     pool.start_sync()
     migrate = pool["job:migrate"]
-    assert (migrate.state, migrate.ready, migrate.is_running) == (State.STOPPED, True, False)
+    assert (migrate.state, migrate.ready, migrate.is_running) == (State.COMPLETED, True, False)
     assert migrate.monitor().status is Status.OK
-    assert repr(migrate) == "<Server migrate job:migrate stopped ready>"
+    assert repr(migrate) == "<Server migrate job:migrate completed ready>"
     assert runner.log.index("place migrate.1.0") < runner.log.index("place web.1.0")
     pool.start_sync()
     pool.stop_sync()

@@ -341,6 +341,6 @@ def test_a_job_that_has_ended_is_not_run_again_by_a_reload() -> None:
         desk.runner.log.clear()
         desk.files.written = [job(env={"A": "1"})]
         assert (await desk.ask("reload"))["exit_code"] == 0
-        assert (desk.runner.log, desk.states()) == ([], {"job": "stopped"})
+        assert (desk.runner.log, desk.states()) == ([], {"job": "completed"})
 
     run(scenario())

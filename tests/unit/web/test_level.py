@@ -21,7 +21,7 @@ from poolctl.web.state_hub import level
         ("backoff", False, "unknown", "ko"),
         ("failed", False, "ko", "ko"),
         ("stopped", False, "unknown", "off"),
-        ("stopped", True, "unknown", "ok"),  # a job that has done what it should
+        ("completed", True, "unknown", "ok"),  # a job that has done what it should
         ("disabled", False, "unknown", "off"),
     ],
 )

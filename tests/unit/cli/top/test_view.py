@@ -24,6 +24,7 @@ STATES = [
     "backoff",
     "sleeping",
     "stopped",
+    "completed",
     "disabled",
     "starting",
     "stopping",
@@ -44,7 +45,9 @@ def board_of(count: int, *, measured: bool) -> ServerBoard:
     board = ServerBoard()
     items = [
         item(
-            f"server-with-a-name-{number}", state=STATES[number % 9], health=("ok", "warn", "ko")[number % 3]
+            f"server-with-a-name-{number}",
+            state=STATES[number % len(STATES)],
+            health=("ok", "warn", "ko")[number % 3],
         )
         for number in range(count)
     ]
