@@ -9,6 +9,7 @@ import errno
 import fcntl
 import math
 import os
+import re
 import select
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -181,6 +182,10 @@ class WatchSet:
         # Servers by the directory of their code, and by the scripts that their commands name.
         self._code: dict[str, list[str]] = {}
         self._scripts: dict[str, list[str]] = {}
+        # The patterns of servers by their names, and the directories above the files that they may include.
+        self._included: dict[str, list[re.Pattern[str]]] = {}
+        self._excluded: dict[str, list[re.Pattern[str]]] = {}
+        self._tops: list[str] = []
         self._placed = {
             item.name: min(times)
             for item in items
@@ -194,6 +199,12 @@ class WatchSet:
                 self._scripts.setdefault(script, []).append(item.name)
             if directory := _code_directory(config):
                 self._code.setdefault(os.path.realpath(directory), []).append(item.name)
+            watch = config.get("watch") or {}
+            self._excluded[item.name] = [_expression(each) for each in watch.get("exclude") or ()]
+            if not config.get("job"):
+                patterns = watch.get("include") or ()
+                self._included[item.name] = [_expression(each) for each in patterns]
+                self._tops += [_parted(each)[0] for each in patterns]
         self._named = list(dict.fromkeys([*files, *referred]))
         self._marks: dict[str, Mark] = self._looks()
         if before is not None:
@@ -215,7 +226,7 @@ class WatchSet:
                     yield found
                 yield os.path.dirname(found)
         yield from map(os.path.dirname, self._scripts)
-        for top in self._code:
+        for top in dict.fromkeys([*self._code, *self._tops]):
             yield from code_directories(top)
 
     def configuration_changed(self) -> bool:
@@ -224,20 +235,30 @@ class WatchSet:
         return before != self._marks
 
     def changed_servers(self, paths: Iterable[str] | None) -> Changed:
-        """The servers whose code is among the paths; None: all whose code is watched."""
+        """The servers whose files are among the paths; None: all of which any file is watched."""
         if paths is None:
-            return {name: [] for names in (*self._code.values(), *self._scripts.values()) for name in names}
+            including = [name for name, patterns in self._included.items() if patterns]
+            watched = (*self._code.values(), *self._scripts.values(), including)
+            return {name: [] for names in watched for name in names}
         found: Changed = {}
         for path in sorted(paths):
-            real = os.path.realpath(path)
-            servers = list(self._scripts.get(real, ()))
-            if _is_code(path) or _holds_code(path):
-                for top, names in self._code.items():
-                    if real.startswith(top.rstrip("/") + "/"):
-                        servers += names
-            for name in dict.fromkeys(servers):
-                found.setdefault(name, []).append(path)
+            places = {
+                os.path.realpath(path),
+                os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)),
+            }
+            for name in dict.fromkeys(self._servers_of(path, places)):
+                if not _matches(self._excluded[name], places):
+                    found.setdefault(name, []).append(path)
         return found
+
+    def _servers_of(self, path: str, places: Iterable[str]) -> Iterator[str]:
+        is_code = _is_code(path) or _holds_code(path)
+        for place in places:
+            yield from self._scripts.get(place, ())
+            for top, names in self._code.items() if is_code else ():
+                if place.startswith(top.rstrip("/") + "/"):
+                    yield from names
+        yield from (name for name, patterns in self._included.items() if _matches(patterns, places))
 
     def newer_than_workers(self, directories: Iterable[str]) -> Changed:
         """The servers with code in these directories that was saved after their oldest worker was started."""
@@ -284,6 +305,29 @@ def _change_lines(changed: Changed) -> Iterator[str]:
         more = f" and {len(paths) - _SHOWN_FILES} more files" if len(paths) > _SHOWN_FILES else ""
         what = ", ".join(map(from_here, paths[:_SHOWN_FILES])) or "code"
         yield printable(f"{', '.join(names)}: {what}{more} changed, restarting")
+
+
+def _parted(pattern: str) -> tuple[str, list[str]]:
+    """The directory below which a pattern means files, without links, and the parts that follow."""
+    parts = pattern.split("/")
+    first = next((at for at, part in enumerate(parts) if "*" in part or "?" in part), len(parts) - 1)
+    return os.path.realpath("/".join(parts[:first]) or "/"), parts[first:]
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    """A pattern of files as a regular expression for the paths that it means, and for those below them."""
+    top, parts = _parted(pattern)
+    text = re.escape(top.rstrip("/"))
+    for part in parts:
+        if part == "**":
+            text += "(?:/[^/]+)*"
+        else:
+            text += "/" + re.escape(part).replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+    return re.compile(f"{text}(?:/.*)?")
+
+
+def _matches(patterns: Iterable[re.Pattern[str]], places: Iterable[str]) -> bool:
+    return any(pattern.fullmatch(place) for pattern in patterns for place in places)
 
 
 def _code_directory(config: Table) -> str:

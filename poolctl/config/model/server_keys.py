@@ -17,6 +17,7 @@ from poolctl.config.model.server_sections import (
     Restart,
     Scale,
     TLSConfig,
+    Watch,
 )
 from poolctl.config.values.plain import EMPTY, INTERNAL, binds_itself, exposed
 from poolctl.config.values.problems import Finding, Tree
@@ -104,6 +105,9 @@ class ServerKeys(Section):
     )
     limits: Limits = field(Limits.usual(), "Resources that a worker may use.")
     log: Log = field(Log.usual(), "Where its output goes.")
+    watch: Watch | None = field(
+        None, "The files besides code that `--watch` looks at, and those that it ignores."
+    )
 
     address: KnownAddress = hidden()
     base_dir: str = hidden("")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Method,
         MostWorkers,
         OpenFiles,
+        Patterns,
         Positive,
         Proxies,
         Restarts,
@@ -270,6 +271,15 @@ class Limits(Section):
     open_files: OpenFiles | None = field(
         None, "Open descriptors (RLIMIT_NOFILE). Left out: the launching shell's limit."
     )
+
+
+class Watch(Section):
+    """Files that `--watch` looks at; without a slash, a name anywhere below the directory of the file."""
+
+    include: Patterns = field(
+        (), 'Files besides code: "*.html", "templates/**"; ** stands for any directories.'
+    )
+    exclude: Patterns = field((), "Files and directories whose changes restart nothing.")
 
 
 class Log(Section):

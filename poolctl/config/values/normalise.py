@@ -28,7 +28,7 @@ from poolctl.config.values.problems import Finding, Path, Tree, shown
 DEEPEST_LOOK = 5
 WORKERS_ALLOWED = f"at least 1, at most {MOST_WORKERS}"
 # Keys whose values are relative to the directory of their file.
-PATHS = ("app_dir", "bind", "cwd", "env_file", "listen", "log", "python", "tls")
+PATHS = ("app_dir", "bind", "cwd", "env_file", "listen", "log", "python", "tls", "watch")
 # In the place of an address that cannot be read, so that the model reports only its other keys.
 NO_ADDRESS = Address("job", name="?")
 EXPOSE_SCHEMES = ("http://", "https://", "ws://", "wss://", "http+unix://", "unix://")
@@ -206,6 +206,22 @@ def _log(value: Tree, base_dir: str) -> Tree:
     return value | {"path": absolute(value["path"], base_dir)}
 
 
+def _watch(value: Tree, base_dir: str) -> Tree:
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: [_pattern(each, base_dir) for each in inner] if isinstance(inner, (list, tuple)) else inner
+        for key, inner in value.items()
+    }
+
+
+def _pattern(value: Tree, base_dir: str) -> Tree:
+    """A pattern of files; a name without a slash stands for it in every directory."""
+    if isinstance(value, str) and value and "/" not in value.rstrip("/"):
+        value = f"**/{value}"
+    return absolute(value, base_dir)
+
+
 def _labels(value: Tree, base_dir: str) -> Tree:
     # In TOML an unquoted `route.host = "a"` is a table in a table.
     if not isinstance(value, dict) or not any(isinstance(inner, dict) for inner in value.values()):
@@ -231,6 +247,7 @@ STEPS: dict[str, Callable[[Tree, str], Tree]] = {
     "recovery": _recovery,
     "restart": _restart,
     "tls": _tls,
+    "watch": _watch,
 }
 
 

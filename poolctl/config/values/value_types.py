@@ -173,6 +173,7 @@ FilePath = Annotated[
 Proxies = Annotated[tuple[Text, ...], BeforeValidator(_proxies)]
 Windows = Annotated[tuple[Text, ...], BeforeValidator(_windows)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
+Patterns = Annotated[tuple[Text, ...], BeforeValidator(_list)]
 Bind = Annotated[str, AfterValidator(_bind)]
 Argument = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_list)]
 

@@ -15,7 +15,7 @@ from poolctl.light_dataclasses import dataclass, field
 LIVE = frozenset(
     {
         "depends_on", "disabled", "expose", "health", "labels", "limits.memory", "mandatory", "overlap", "preload",
-        "recovery", "restart", "scale", "start_timeout", "tags", "tls.warn_before", "workers",
+        "recovery", "restart", "scale", "start_timeout", "tags", "tls.warn_before", "watch", "workers",
     }
 )  # fmt: skip
 # Running processes load new certificates.

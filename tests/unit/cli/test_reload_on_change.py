@@ -172,6 +172,35 @@ def test_line_about_changed_code_names_three_files_and_the_number_of_others(
     assert pool.lines == ["a: a.py, b.py, c.py and 2 more files changed, restarting"]
 
 
+def test_watch_includes_and_excludes_files_by_patterns(watching: Watching, directory: Path) -> None:
+    for name in ("templates/deep", "tests", "shared"):
+        (directory / name).mkdir(parents=True)
+    include = [f"{directory}/templates/**", f"{directory}/**/*.sql"]
+    exclude = [f"{directory}/**/test_*.py", f"{directory}/tests"]
+    servers = [
+        shown("web", directory, watch={"include": include, "exclude": exclude}),
+        shown("api", directory / "shared"),
+        item("db", config={"command": ["postgres"], "watch": {"include": [f"{directory}/db.conf"]}}),
+        item("job", config={"command": ["migrate"], "job": True, "watch": {"include": include}}),
+    ]
+    with watching(*servers) as pool:
+        for count, (path, line) in enumerate(
+            [
+                ("templates/deep/page.html", "web: templates/deep/page.html changed, restarting"),
+                ("shared/up.sql", "web: shared/up.sql changed, restarting"),
+                ("db.conf", "db: db.conf changed, restarting"),
+                ("app.py", "web: app.py changed, restarting"),
+            ],
+            1,
+        ):
+            for other in ("tests/helper.py", "test_app.py", "page.html", "templates.txt", "other.conf"):
+                (directory / other).write_text("x")
+            (directory / path).write_text("x")
+            wait_until(lambda count=count: len(pool.reports) == count)
+            assert pool.lines[-1] == line
+    assert len(pool.orders) == 4
+
+
 def program(name: str, directory: Path, *command: str, **config: Any) -> dict[str, Any]:
     return item(name, config={"app_dir": str(directory), "cwd": str(directory), "command": command, **config})
 

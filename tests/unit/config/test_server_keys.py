@@ -1,12 +1,15 @@
-"""A server with other values: what follows from the ones that are replaced, and what stays."""
+"""Keys of a server as files have them, and a server with other values: what follows from them, and what stays."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from poolctl import ServerConfig
 from poolctl.address import parse
 from poolctl.errors import PoolValidateError
+from tests.config_files import SERVER, load_text, told
 
 
 def test_replaced_bind_takes_its_address_and_the_exposed_url_along() -> None:
@@ -35,3 +38,25 @@ def test_replaced_bind_is_validated() -> None:
     before = ServerConfig(name="a", bind="127.0.0.1:8080", app="a:b")
     with pytest.raises(PoolValidateError):
         before.replace(bind="127.0.0.1:99999")
+
+
+def test_patterns_of_watch_are_absolute_and_a_name_means_every_directory(tmp_path: Path) -> None:
+    patterns = '{ include = ["*.html", "static/*.css", "/etc/app.conf", "local/"], exclude = ["tests"] }'
+    (server,) = load_text(tmp_path, f"{SERVER}watch = {patterns}\n")
+    here = str(tmp_path)
+    assert server.to_dict()["watch"] == {
+        "include": [f"{here}/**/*.html", f"{here}/static/*.css", "/etc/app.conf", f"{here}/**/local"],
+        "exclude": [f"{here}/**/tests"],
+    }
+    again = server.replace(tags=["x"])
+    assert again.watch == server.watch
+
+
+def test_server_without_watch_names_none(tmp_path: Path) -> None:
+    (server,) = load_text(tmp_path, SERVER)
+    assert "watch" not in server.to_dict()
+
+
+def test_watch_that_is_no_table_of_lists_is_a_problem(tmp_path: Path) -> None:
+    for value, key in (("true", "server[0].watch"), ("{ include = '*.html' }", "server[0].watch.include")):
+        assert key in told(tmp_path, f"{SERVER}watch = {value}\n")

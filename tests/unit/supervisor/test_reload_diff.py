@@ -36,6 +36,7 @@ KEYS: dict[str, tuple[Any, Any, bool]] = {
     "disabled": (False, True, True),
     "overlap": (True, False, True),
     "depends_on": ([], ["other"], True),
+    "watch.include": ({"include": ["/a"]}, {"include": ["/b"]}, True),
 }
 FIELD = {"workers": "scale"}
 
