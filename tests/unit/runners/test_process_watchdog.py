@@ -35,6 +35,7 @@ async def asked(
     most: int = 1000,
     pid: int = 0,
     until_end_of: subprocess.Popen[bytes] | None = None,
+    silence_seconds: float = 0.1,
 ) -> int:
     """How often a process that answers so many times was asked, until that process ended or it was asked `most` times.
 
@@ -64,8 +65,8 @@ async def asked(
 
     link = Link(ours, Answers())
     found: list[dict[str, Any]] = []
-    watched = ProcessWatchdog(link, known, "it", found.append, Watchdog(loop.time(), 0.02, 0.1))
-    deadline = loop.time() + (10 if until_end_of or answers == most else 0.5)
+    watched = ProcessWatchdog(link, known, "it", found.append, Watchdog(loop.time(), 0.02, silence_seconds))
+    deadline = loop.time() + (30 if until_end_of or answers == most else 0.5)
     while loop.time() < deadline and count < most and not (until_end_of and until_end_of.poll() is not None):
         await asyncio.sleep(0.01)
     watched.close()
@@ -107,8 +108,9 @@ def test_process_that_has_reused_the_pid_is_left_alone(process: subprocess.Popen
 
 def test_pause_of_the_watching_process_does_not_count_as_silence(process: subprocess.Popen[bytes]) -> None:
     async def scenario() -> int:
-        asyncio.get_running_loop().call_later(0.05, time.sleep, 0.5)
-        return await asked(identity(process.pid), answers=10, most=10)
+        # More than a busy machine lets an answer wait, less than the pause.
+        asyncio.get_running_loop().call_later(0.05, time.sleep, 2.5)
+        return await asked(identity(process.pid), answers=10, most=10, silence_seconds=2)
 
     assert asyncio.run(scenario()) == 10
     assert process.poll() is None
