@@ -38,7 +38,7 @@ def add_to_app(pool: RealPool, line: str) -> None:
 
 
 def test_help_names_exactly_the_commands_of_this_version(pool: RealPool) -> None:
-    text = pool.ok("--help").stdout
+    text = pool.ok("help", "--all").stdout
     for name in COMMANDS:
         assert re.search(rf"^\W*{name}\b", text, re.MULTILINE), name
     # One interpreter for all: each of them is as a command of its own, and has no more to say.

@@ -112,7 +112,7 @@ def test_a_new_command_is_one_new_file(
         )
         assert poolctl("-q", "greet", "users", "--with=welcome", "--", "orders") == (0, "", "")
         assert "poolctl greet users" in poolctl("greet", "--help").out
-        assert re.search(r"^  greet +Greet servers\.$", poolctl("--help").out, re.MULTILINE)
+        assert re.search(r"^  greet +Greet servers\.$", poolctl("help", "--all").out, re.MULTILINE)
         assert "greet) _poolctl_words 'hello welcome'" in poolctl("completion", "bash").out.replace(
             "*:--with", "greet"
         )
