@@ -34,7 +34,7 @@ _poolctl() {
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
             --)
-                if [[ $verb == @(run|walk) ]]; then # from here on it is the user's own command
+                if [[ $verb == @(import|run|walk) ]]; then # from here on it is the user's own command
                     if ((COMP_CWORD == i + 1)); then
                         mapfile -t COMPREPLY < <(compgen -c -- "$cur")
                     else
@@ -66,6 +66,7 @@ _poolctl() {
         config:-o | config:--output) _poolctl_fields 'toml table wide json jsonl name' 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime'; return ;;
         export:-o | export:--output) _poolctl_fields 'json jsonl name' 'name text'; return ;;
         health:-o | health:--output) _poolctl_fields 'table wide json jsonl name' 'name kind status uptime_seconds latency_seconds detail'; return ;;
+        import:-o | import:--output) _poolctl_files -f; return ;;
         rollout:-o | rollout:--output) _poolctl_fields 'table wide json jsonl name' 'name state reason what generation share_asked share for_seconds elapsed_seconds min_requests abort_on canary before'; return ;;
         routes:-o | routes:--output) _poolctl_fields 'table wide json jsonl name' 'alias host path to policy mode way why provider state requests passed proxied refused waiting errors p50_seconds p99_seconds registrations machines matched'; return ;;
         stacks:-o | stacks:--output) _poolctl_fields 'table wide json jsonl name' 'name worker pid source problem place'; return ;;
@@ -91,7 +92,7 @@ _poolctl() {
             if [[ $cur == -* ]]; then
                 _poolctl_words '-c --config --pool -q --quiet -v --verbose --version -h --help'
             else
-                _poolctl_words 'add backends completion config dashboard disable doctor drain enable events export filter health init list logs metrics notify pools register reload remove restart rollout routes run scale schema show stacks start status stop top undrain unregister upgrade validate version wait walk'
+                _poolctl_words 'add backends completion config dashboard disable doctor drain enable events export filter health import init list logs metrics notify pools register reload remove restart rollout routes run scale schema show stacks start status stop top undrain unregister upgrade validate version wait walk'
             fi
             ;;
         add)
@@ -183,6 +184,13 @@ _poolctl() {
                 _poolctl_words '--depth --routes -o --output -c --config --pool -q --quiet -v --verbose -h --help'
             else
                 :
+            fi
+            ;;
+        import)
+            if [[ $cur == -* ]]; then
+                _poolctl_words '-o --output --force -c --config --pool -q --quiet -v --verbose -h --help'
+            else
+                _poolctl_files -f
             fi
             ;;
         init)

@@ -28,7 +28,7 @@ end
 
 function __poolctl_own # whether the user's own command has begun
     set -l verb (__poolctl_verb); or return 1
-    contains -- $verb run walk; and contains -- -- (commandline -opc)
+    contains -- $verb import run walk; and contains -- -- (commandline -opc)
 end
 
 function __poolctl_ask # servers, tags, backends or pools of the pool that the line is about
@@ -244,6 +244,15 @@ complete -c poolctl -n '__poolctl_in health' -l pool -x -a '(__poolctl_ask pools
 complete -c poolctl -n '__poolctl_in health' -s q -l quiet -d 'Print only results and errors'
 complete -c poolctl -n '__poolctl_in health' -s v -l verbose -d 'Print more details'
 complete -c poolctl -n '__poolctl_in health' -s h -l help -d 'Show this message and exit'
+complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a import -d 'Make a pool.toml of another tool\'s file or command line'
+complete -c poolctl -n '__poolctl_in import' -s o -l output -r -F -d 'Write this file instead of printing it'
+complete -c poolctl -n '__poolctl_in import' -l force -d 'Overwrite an existing file'
+complete -c poolctl -n '__poolctl_in import' -s c -l config -r -F -d 'The pool\'s file; repeatable, later ones override'
+complete -c poolctl -n '__poolctl_in import' -l pool -x -a '(__poolctl_ask pools)' -d 'Name of a running pool, from any directory'
+complete -c poolctl -n '__poolctl_in import' -s q -l quiet -d 'Print only results and errors'
+complete -c poolctl -n '__poolctl_in import' -s v -l verbose -d 'Print more details'
+complete -c poolctl -n '__poolctl_in import' -s h -l help -d 'Show this message and exit'
+complete -c poolctl -n '__poolctl_in import' -F
 complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a init -d 'Write a starter pool.toml, or the file that -c names'
 complete -c poolctl -n '__poolctl_in init' -l app -d 'Also write a tiny application'
 complete -c poolctl -n '__poolctl_in init' -l gateway -d 'Write one with a gateway: two servers behind one port'

@@ -1,8 +1,8 @@
 """Declaration of a command: its help, its options, its examples; and the options that commands share.
 
-Every module of `poolctl.cli.commands` declares one `COMMAND`. The fast lane, the Typer application, the help and the
-shell completions are all made from it, so that a new command is one new file. Standard library only, without
-`typing` and `dataclasses`: it is part of every command's start.
+Every module of `poolctl.cli.commands` declares one `COMMAND`, and so does each of `OF_FEATURES`. The fast lane, the
+Typer application, the help and the shell completions are all made from it, so that a new command is one new file.
+Standard library only, without `typing` and `dataclasses`: it is part of every command's start.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ FILES, DIRECTORIES = "files", "directories"
 BACKEND_ACTIONS = ("disable", "enable", "drain")
 # Other names of commands, which help and completion do not show.
 ALIASES = {"hosts": "backends"}
+# Commands of features, and the modules that declare them.
+OF_FEATURES = {"import": "poolctl.features.import_foreign.command"}
 # Headings of `poolctl --help`, in their order.
 SECTIONS = ("Get started", "Lifecycle", "Look", "Change", "Files", "Machine")
 GET_STARTED, LIFECYCLE, INSPECT, CHANGES, FILE_COMMANDS, MACHINE = SECTIONS
@@ -210,12 +212,12 @@ EXPLICIT_SELECTION = (targets(), *FILTERS, ALL)
 
 
 def names() -> list[str]:
-    """Every command, in alphabetical order: the modules of `poolctl.cli.commands`, which nothing else lists."""
+    """Every command, in alphabetical order: the modules of `poolctl.cli.commands`, and those of features."""
     from pkgutil import iter_modules
 
     from poolctl.cli import commands
 
-    return sorted(module.name for module in iter_modules(commands.__path__))
+    return sorted([*OF_FEATURES, *(module.name for module in iter_modules(commands.__path__))])
 
 
 def command_named(verb: str) -> Command | None:
@@ -229,7 +231,7 @@ def module_of(verb: str) -> Any:
     verb = ALIASES.get(verb, verb)
     if not verb.isidentifier():
         return None
-    name = f"poolctl.cli.commands.{verb}"
+    name = OF_FEATURES.get(verb) or f"poolctl.cli.commands.{verb}"
     try:
         return __import__(name, fromlist=["COMMAND"])  # importlib.import_module would import `warnings` too
     except ModuleNotFoundError as missing:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from poolctl.config.files.document import *
     from poolctl.config.files.file_marks import *
     from poolctl.config.files.find import *
+    from poolctl.config.files.foreign_files import *
     from poolctl.config.files.read_file import *
     from poolctl.config.loader import *
     from poolctl.config.model.gateway_tables import *
@@ -71,8 +72,9 @@ _MODULES = {
     "edit.toml_writer": "escaped table_text value_text",
     "files.document": "Document read_documents",
     "files.file_marks": "Marks Stamp changed_files marks_of stamp_of",
+    "files.foreign_files": "COMPOSE ECOSYSTEM JAVASCRIPT PROCFILE SUPERVISORD UNIT foreign_format",
     "files.find": "ConfigNotFound FILE_NAMES PYPROJECT candidate_files find_config",
-    "files.read_file": "missing_file read_regular variables_named_in",
+    "files.read_file": "missing_file read_regular read_text variables_named_in",
     "loader": "added_server load",
     "reading": "Reading Surroundings",
     "values.limits": "GATEWAY_LIBRARIES INSTALL_GATEWAY MOST_WORKERS OPEN_FILES_OF_POOL OPEN_FILES_RESERVE "

@@ -27,6 +27,7 @@ FLOORS = {
     "pool": 4, "control": 4, "monitor": 4, "gateway": 4,
     "supervisor": 5,
     "cli": 6, "web": 6,
+    "features": 7,
     "__main__": 7, "__init__": 7,
 }  # fmt: skip
 

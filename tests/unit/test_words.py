@@ -22,6 +22,7 @@ CLEAN = [
     "poolctl/cli", "poolctl/keeper", "poolctl/worker", "poolctl/runners", "poolctl/logs", "poolctl/listeners",
     "poolctl/selection", "poolctl/acceptor", "poolctl/web", "poolctl/pool", "poolctl/core", "poolctl/config",
     "poolctl/monitor", "poolctl/control", "poolctl/http", "poolctl/probes", "poolctl/address", "poolctl/supervisor",
+    "poolctl/features",
     "completions", "README.md", "docs", "tests/unit/cli", "tests/unit/web", "tests/unit/listeners", "tests/unit/logs",
     "tests/unit/monitor", "tests/unit/probes", "tests/unit/http", "tests/unit/selection", "tests/browser",
     "tests/unit/supervisor", "tests/unit/core", "tests/unit/control",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from poolctl.config.files.document import SYNONYMS, Document
+from poolctl.config.files.foreign_files import foreign_format, import_hint
 from poolctl.config.model.pool_tables import LISTED, TABLE_NAMES
 from poolctl.config.rules.tables import with_absolute_paths
 from poolctl.config.values.normalise import interpolate, merged, normalise
@@ -53,6 +54,9 @@ class Assembly:
             data = interpolate(data, self.env, findings)
         if isinstance(data, list):
             findings += self._servers(document, data, ())
+        elif isinstance(data, dict) and (foreign := foreign_format(document.path, data)):
+            message = f"this is {foreign}, not a pool's file"
+            findings.append(Finding((), message, import_hint(document.path)))
         elif isinstance(data, dict):
             for key, value in data.items():
                 findings += self._table(document, key, value)

@@ -102,6 +102,10 @@ def kind_of(path: str) -> str:
     """`toml`, `yaml` or `json`, by the end of the name. Raises Problem."""
     kind = SUFFIXES.get(_suffix(path))
     if kind is None:
+        from poolctl.config.files.foreign_files import foreign_format, import_hint
+
+        if foreign := foreign_format(path):
+            raise _problem(path, f"this is {foreign}, not a pool's file", import_hint(path))
         raise _problem(path, "not a configuration file by its name", "end it in .toml, .yaml, .yml or .json")
     return kind
 

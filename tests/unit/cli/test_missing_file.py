@@ -14,7 +14,7 @@ from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
 
-READ_NO_POOL = {"", "doctor", "schema", "version", "completion", "pools", "init"}
+READ_NO_POOL = {"", "doctor", "schema", "version", "completion", "pools", "init", "import"}
 # What a command needs beside its name, with every option that takes another way through it.
 WORDS = {
     "filter": [["name", "x"]],

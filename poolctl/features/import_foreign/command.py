@@ -1,0 +1,168 @@
+"""`poolctl import`: another tool's file or command line as a pool.toml."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import TYPE_CHECKING
+
+from poolctl.cli.command import FILES, GET_STARTED, Command, Option, flag
+from poolctl.cli.command_line import CommandRequest
+from poolctl.cli.outcome import Failure, Outcome, UsageError
+from poolctl.cli.render import servers
+from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
+
+if TYPE_CHECKING:
+    from poolctl.features.import_foreign.foreign_pool import ForeignPool
+    from poolctl.features.import_foreign.pool_text import PoolText
+
+COMMAND = Command(
+    "Make a pool.toml of another tool's file or command line.",
+    Option(
+        "source",
+        metavar="FILE",
+        completes=FILES,
+        help="A Procfile, supervisord.conf, compose.yml, ecosystem.json or unit.service.",
+    ),
+    Option(
+        "into",
+        "-o",
+        "--output",
+        metavar="FILE",
+        completes=FILES,
+        help="Write this file instead of printing it.",
+    ),
+    flag("force", "--force", help="Overwrite an existing file."),
+    section=GET_STARTED,
+    takes_command=True,
+    examples=(
+        "poolctl import Procfile -o pool.toml",
+        "poolctl import docker-compose.yml > pool.toml",
+        "poolctl import -- gunicorn -w 4 -b :8000 shop.wsgi",
+    ),
+    notes=("Settings without an equivalent become comments that name the file's line.",),
+)
+DEFAULT_TARGET = "pool.toml"
+
+
+def perform(request: CommandRequest) -> Outcome:
+    """The pool.toml, printed or written. An existing file is kept unless --force is given (8)."""
+    source, words = request.get("source"), request.get("command")
+    if bool(source) == bool(words):
+        raise UsageError("import takes a file, or a command after --", hint="poolctl import Procfile")
+    into = request.get("into")
+    target = os.path.abspath(into or DEFAULT_TARGET)
+    _refuse(target, bool(into), force=bool(request.get("force")))
+    from poolctl.config.values.problems import Problem
+    from poolctl.features.import_foreign.foreign_pool import Unreadable
+
+    try:
+        pool = _of_words(words) if words else _of_file(source)
+    except Problem as problem:
+        from poolctl.control.answers import ErrorEntry
+
+        raise Failure(Outcome(errors=[ErrorEntry.of(problem)], exit_code=INVALID_CONFIGURATION)) from None
+    except Unreadable as unreadable:
+        place = f"{source}:{unreadable.line}: " if unreadable.line else f"{source}: " if source else ""
+        failed = Outcome.failed(INVALID_CONFIGURATION, place + unreadable.message, unreadable.hint)
+        raise Failure(failed) from None
+    from poolctl.features.import_foreign.pool_text import pool_text
+
+    base_dir = os.path.dirname(os.path.abspath(source)) if source else os.getcwd()
+    name = os.path.basename(source) if source else shlex.join(words)
+    return _outcome(pool_text(pool, name, base_dir, target), into)
+
+
+def _refuse(target: str, written: bool, *, force: bool) -> None:
+    if written and not target.endswith(".toml"):
+        raise UsageError(
+            f"import writes a new TOML file, not {os.path.basename(target)!r}", hint="-o pool.toml"
+        )
+    if written and os.path.lexists(target) and not force:
+        message = f"{os.path.relpath(target)} already exists"
+        raise Failure(Outcome.failed(CONFLICT, message, "use --force to overwrite"))
+
+
+def _of_words(words: list[str]) -> ForeignPool:
+    from poolctl.features.import_foreign.command_lines import pool_of_command
+
+    return pool_of_command(words)
+
+
+def _of_file(path: str) -> ForeignPool:
+    """The pool of the file, read as its name or content says. Raises Problem and Unreadable."""
+    from poolctl.config import (
+        COMPOSE,
+        ECOSYSTEM,
+        JAVASCRIPT,
+        PROCFILE,
+        UNIT,
+        Document,
+        foreign_format,
+        read_text,
+    )
+    from poolctl.features.import_foreign.foreign_pool import Unreadable
+
+    directory, path = os.path.split(os.path.abspath(path))[0], os.path.abspath(path)
+    found = foreign_format(path)
+    if found == JAVASCRIPT:
+        raise Unreadable("this is JavaScript, which poolctl does not run", _as_json(os.path.basename(path)))
+    if os.path.splitext(path)[1].lower() in (".yaml", ".yml", ".json"):
+        document = Document(path)
+        found = foreign_format(path, document.data if isinstance(document.data, dict) else {})
+        if found == COMPOSE:
+            from poolctl.features.import_foreign.compose import pool_of_compose
+
+            return pool_of_compose(document)
+        if found == ECOSYSTEM:
+            from poolctl.features.import_foreign.pm2 import pool_of_pm2
+
+            return pool_of_pm2(document)
+        message = "it has neither services (docker compose) nor apps (pm2)"
+        raise Unreadable(message, "poolctl import --help names the files")
+    text = read_text(path)
+    if found == UNIT:
+        from poolctl.features.import_foreign.systemd import pool_of_unit
+
+        return pool_of_unit(text, path)
+    if found == PROCFILE:
+        from poolctl.features.import_foreign.procfile import pool_of_procfile
+
+        return pool_of_procfile(text)
+    if not found:
+        raise Unreadable("not a file of another tool by its name", "poolctl import --help names the files")
+    from poolctl.features.import_foreign.supervisord import pool_of_supervisord
+
+    return pool_of_supervisord(text, directory)
+
+
+def _as_json(name: str) -> str:
+    """How node prints the file as JSON."""
+    if name.endswith(".mjs"):
+        script = f'import("./{name}").then(it => console.log(JSON.stringify(it.default)))'
+        return f"node -e {shlex.quote(script)} > ecosystem.json prints it as JSON, which can be imported"
+    script = f'JSON.stringify(require("./{name}"), null, 2)'
+    return f"node -p {shlex.quote(script)} > ecosystem.json prints it as JSON, which can be imported"
+
+
+def _outcome(found: PoolText, into: str | None) -> Outcome:
+    """The text printed, or written. Failure (1) if it holds no server."""
+    if not found.servers:
+        raise Failure(Outcome.failed(FAILED, "no server could be taken over", "; ".join(found.left_out)))
+    warnings = [f"left out: {each}" for each in found.left_out]
+    if found.unset:
+        warnings.append(f"it refers to variables that are not set here: {', '.join(found.unset)}")
+    warnings += found.missing
+    if into is None:
+        return Outcome(text=found.text, warnings=warnings)
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(into)), exist_ok=True)
+        with open(into, "w", encoding="utf-8") as file:
+            file.write(found.text)
+    except OSError as error:
+        raise Failure(Outcome.failed(FAILED, f"cannot write {error.filename}: {error.strerror}")) from None
+    remarks = f", {found.remarks} remark{'s' * (found.remarks > 1)}" if found.remarks else ""
+    is_default = os.path.abspath(into) == os.path.abspath(DEFAULT_TARGET)
+    command = "poolctl start" if is_default else f"poolctl -c {shlex.quote(into)} start"
+    message = f"wrote {into}: {servers(found.servers)}{remarks}; next: read it, then {command}"
+    return Outcome(message=message, warnings=warnings)

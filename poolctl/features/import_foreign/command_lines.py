@@ -1,0 +1,389 @@
+"""Command lines: those of uvicorn, and of gunicorn with an ASGI worker, become `app = …`; others stay programs."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from poolctl.config import escaped
+from poolctl.features.import_foreign.foreign_pool import (
+    ForeignPool,
+    ForeignServer,
+    Unreadable,
+    in_seconds,
+    user_and_group,
+)
+
+PORT = "{port}"
+DEFAULT_PORT = "8000"  # of uvicorn and gunicorn
+ASGI_WORKERS = ("uvicorn.workers.", "uvicorn_worker.", "asgi")
+_CLIENT_AUTH = {"0": "none", "1": "optional", "2": "required"}
+_assignment = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
+_python = re.compile(r"python[0-9.]*")
+_call = re.compile(r"([^()]+)\((.*)\)", re.DOTALL)
+
+
+class _NotParsed(Exception):
+    """The arguments are not those that the program documents."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _NotParsed(message)
+
+
+def pool_of_command(words: Sequence[str]) -> ForeignPool:
+    """The pool of one command line, as of `poolctl import -- gunicorn …`. Raises Unreadable."""
+    pool = ForeignPool()
+    own, _ = _without_prefix(list(words))
+    if not own:
+        raise Unreadable("there is no command", "poolctl import -- gunicorn app:app --bind :8000")
+    module = next(iter(_modules(own)), os.path.basename(own[0]))
+    server = pool.add(module.partition(":")[0].rpartition(".")[2], 0)
+    take_command(server, [escaped(word) for word in words], 0)
+    return pool
+
+
+def _modules(words: list[str]) -> list[str]:
+    return [each for each in words[1:] if re.fullmatch(r"[A-Za-z_][\w.]*:[\w.()]+", each)]
+
+
+def take_command(server: ForeignServer, words: list[str], line: int, port: str = "") -> None:
+    """Give the server its app or command, and the keys that the options stand for.
+
+    `{port}` among the words stands for `port`, the one that the other tool gives it, "" where it gives none.
+    """
+    words, variables = _without_prefix(words)
+    for name, value in variables.items():
+        server.keys.setdefault("env", {})[name] = value
+    program, python, arguments = _program(words)
+    reader = {"uvicorn": _uvicorn, "gunicorn": _gunicorn}.get(program)
+    if reader is not None:
+        known, remarks = dict(server.keys), list(server.remarks)
+        try:
+            reader(server, words, arguments, line, port)
+        except (_NotParsed, ValueError) as problem:
+            server.keys, server.remarks = known, remarks
+            server.remark(line, f"{program}: {problem}: taken over as a program like any other")
+        else:
+            if python and "app" in server.keys:
+                server.set("python", python)
+            return
+    server.set("command", words)
+    if port and any(PORT in word for word in words):
+        everywhere = any(f"0.0.0.0:{PORT}" in word or word == "0.0.0.0" for word in words)
+        server.set("bind", f"{'' if everywhere else '127.0.0.1'}:{port}")
+
+
+def take_shell_line(server: ForeignServer, text: str, line: int, port: str = "") -> None:
+    """The same for a line that the other tool gives to a shell; `port` is the value of its $PORT."""
+    with_port = re.sub(r"\$PORT\b|\$\{PORT(:?-[^}]*)?\}", PORT, text)
+    try:
+        words = shlex.split(with_port)
+    except ValueError as problem:
+        server.set("command", ["sh", "-c", escaped(text)])
+        server.leave_out(f"the shell cannot read its command ({problem})")
+        return
+    if needs_shell(with_port):
+        server.set("command", ["sh", "-c", escaped(with_port)])
+        if port and PORT in with_port:
+            server.set("bind", f"{'' if f'0.0.0.0:{PORT}' in with_port else '127.0.0.1'}:{port}")
+        return
+    take_command(server, [escaped(word) for word in words], line, port)
+
+
+def needs_shell(text: str) -> bool:
+    """Whether the line is more than words: quotes and backslashes alone need no shell."""
+    outside = re.sub(r"'[^']*'", "", re.sub(r"\\.", "", text))
+    unquoted = re.sub(r'"[^"]*"', "", outside)
+    return (
+        "$" in outside or "`" in outside or bool(re.search(r"[;|&<>()*?~\n]|^\s*(cd|source|\.)\s", unquoted))
+    )
+
+
+def _without_prefix(words: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The words without `exec`, `env NAME=value` and `uv run` before the program; and those variables."""
+    words = list(words)
+    variables: dict[str, str] = {}
+    while words:
+        if words[0] == "exec" or (words[0] == "env" and len(words) > 1 and _assignment.fullmatch(words[1])):
+            del words[0]
+        elif words[:2] == ["uv", "run"] and len(words) > 2 and not words[2].startswith("-"):
+            del words[:2]  # its environment is the one that an app has by default
+        elif _assignment.fullmatch(words[0]):
+            name, _, variables[name] = words.pop(0).partition("=")
+        else:
+            break
+    return words, variables
+
+
+def _program(words: list[str]) -> tuple[str, str, list[str]]:
+    """The program's name, the interpreter that it belongs to if that is known, and the arguments."""
+    first = words[0] if words else ""
+    directory, name = os.path.split(first)
+    if _python.fullmatch(name) and words[1:2] == ["-m"] and len(words) > 2:
+        return words[2], first if directory else "", words[3:]
+    return name, os.path.join(directory, "python3") if directory else "", words[1:]
+
+
+def _arguments(parser: _Parser, words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The options and the app, and the options that the parser does not know."""
+    found, unknown = parser.parse_known_args(words)
+    values = {key: value for key, value in vars(found).items() if value is not None}
+    return values, [each for each in unknown if each.startswith("-")]
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _proxies(value: str) -> list[str]:
+    return [each.strip() for each in value.split(",") if each.strip()]
+
+
+def _stop_timeout(value: str) -> str:
+    # Requests in progress have 0.8 of it.
+    return f"{math.ceil(float(value) / 0.8)}s"
+
+
+Keys = Mapping[str, tuple[str, Callable[[str], Any]]]
+_OF_BOTH: Keys = {
+    "--workers": ("workers", int),
+    "--root-path": ("http.root_path", _text),
+    "--forwarded-allow-ips": ("http.trusted_proxies", _proxies),
+    "--log-level": ("http.log_level", str.lower),
+}
+_OF_UVICORN: Keys = {
+    **_OF_BOTH,
+    "--app-dir": ("app_dir", _text),
+    "--env-file": ("env_file", _text),
+    "--loop": ("http.loop", _text),
+    "--http": ("http.implementation", _text),
+    "--ws": ("http.websocket", _text),
+    "--limit-concurrency": ("http.max_concurrency", int),
+    "--limit-max-requests": ("http.max_requests", int),
+    "--timeout-keep-alive": ("http.keep_alive", in_seconds),
+    "--timeout-graceful-shutdown": ("stop_timeout", _stop_timeout),
+    "--h11-max-incomplete-event-size": ("http.max_head_size", int),
+    "--ssl-certfile": ("tls.cert", _text),
+    "--ssl-keyfile": ("tls.key", _text),
+    "--ssl-ca-certs": ("tls.ca", _text),
+    "--ssl-cert-reqs": ("tls.client_auth", lambda value: _CLIENT_AUTH.get(value, value)),
+    "--ssl-ciphers": ("tls.ciphers", _text),
+}
+_UVICORN_WITHOUT_EQUAL = (
+    *("--fd", "--backlog", "--interface", "--lifespan", "--log-config", "--header", "--reload-dir"),
+    *("--reload-include", "--reload-exclude", "--reload-delay", "--ws-max-size", "--ws-max-queue"),
+    *("--ws-ping-interval", "--ws-ping-timeout", "--ws-per-message-deflate", "--timeout-worker-healthcheck"),
+    *("--ssl-version", "--ssl-keyfile-password", "--limit-max-requests-jitter"),
+)
+_SECRET = ("--ssl-keyfile-password",)
+_OF_GUNICORN: Keys = {
+    **_OF_BOTH,
+    "--chdir": ("cwd", _text),
+    "--keep-alive": ("http.keep_alive", in_seconds),
+    "--max-requests": ("http.max_requests", int),
+    "--worker-connections": ("http.max_connections", int),
+    "--graceful-timeout": ("stop_timeout", _stop_timeout),
+    "--umask": ("umask", _text),
+    "--certfile": ("tls.cert", _text),
+    "--keyfile": ("tls.key", _text),
+    "--ca-certs": ("tls.ca", _text),
+    "--cert-reqs": ("tls.client_auth", lambda value: _CLIENT_AUTH.get(value, value)),
+    "--ciphers": ("tls.ciphers", _text),
+}
+_GUNICORN_WITHOUT_EQUAL = (
+    *("--config", "--backlog", "--threads", "--max-requests-jitter", "--limit-request-line"),
+    *("--limit-request-fields", "--limit-request-field_size", "--worker-tmp-dir", "--error-logfile"),
+    *("--access-logformat", "--log-config", "--log-config-json", "--log-syslog-to", "--logger-class"),
+    *("--statsd-host", "--statsd-prefix", "--pid", "--paste", "--ssl-version", "--asgi-loop"),
+    *("--asgi-lifespan", "--reload-engine", "--reload-extra-file", "--control-socket"),
+)
+_DEFAULTS = {  # values that change nothing
+    "--error-logfile": "-", "--pid": None, "--asgi-loop": "auto", "--interface": "auto", "--lifespan": "auto",
+    "--asgi-lifespan": "auto",
+}  # fmt: skip
+_FLAGS_OF_UVICORN = ("--date-header", "--server-header", "--use-colors")
+# Of a program that starts its workers itself.
+_ON_ITS_OWN = {"-b": 1, "--bind": 1, "-D": 0, "--daemon": 0, "-p": 1, "--pid": 1, "--reload": 0}
+
+
+def _with_options(parser: _Parser, keys: Keys, others: Sequence[str], short: Mapping[str, str]) -> None:
+    names = {long: letter for letter, long in short.items()}
+    for option in (*keys, *others):
+        parser.add_argument(option, *filter(None, [names.get(option)]), dest=option)
+
+
+def _uvicorn(server: ForeignServer, words: list[str], arguments: list[str], line: int, port: str) -> None:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    _with_options(parser, _OF_UVICORN, _UVICORN_WITHOUT_EQUAL, {})
+    for option in ("--host", "--port", "--uds"):
+        parser.add_argument(option, dest=option)
+    for option in ("--factory", "--reload"):
+        parser.add_argument(option, action="store_true", default=None, dest=option)
+    for option in ("--proxy-headers", "--access-log", *_FLAGS_OF_UVICORN):
+        parser.add_argument(option, action=argparse.BooleanOptionalAction, dest=option)
+    parser.add_argument("app", nargs="?")
+    given, unknown = _arguments(parser, arguments)
+    if given.get("--interface") in ("wsgi", "asgi2"):
+        raise _NotParsed(f"--interface {given['--interface']}")
+    _set_app(server, given.get("app", ""), "", factory=bool(given.get("--factory")))
+    host, own_port = given.get("--host", "127.0.0.1"), given.get("--port", DEFAULT_PORT)
+    address = f"unix:{given['--uds']}" if "--uds" in given else joined(host, own_port.replace(PORT, port))
+    server.set("bind", address)
+    _set_given(server, given, _OF_UVICORN)
+    if given.get("--proxy-headers") and "--forwarded-allow-ips" not in given:
+        server.set("http.trusted_proxies", ["127.0.0.1"])
+    if given.get("--proxy-headers", True) and "trusted_proxies" in server.keys.get("http", {}):
+        server.set("http.proxy_headers", True)
+    if given.get("--access-log"):
+        server.set("http.access_log", True)
+    _remark(server, line, given, (*_UVICORN_WITHOUT_EQUAL, *_FLAGS_OF_UVICORN), unknown)
+
+
+def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], line: int, port: str) -> None:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    short = {"-w": "--workers", "-c": "--config", "-p": "--pid", "-m": "--umask"}
+    _with_options(parser, _OF_GUNICORN, _GUNICORN_WITHOUT_EQUAL, short)
+    for names in (("-k", "--worker-class"), ("-t", "--timeout"), ("-u", "--user"), ("-g", "--group"),
+                  ("-n", "--name"), ("--pythonpath",), ("--access-logfile", "--access-log")):  # fmt: skip
+        parser.add_argument(*names, dest=names[-1])
+    for names in (("-b", "--bind"), ("-e", "--env")):
+        parser.add_argument(*names, action="append", dest=names[-1])
+    for names in (("--preload",), ("--reload",), ("-D", "--daemon"), ("-R", "--enable-stdio-inheritance"),
+                  ("--capture-output",), ("--no-sendfile",), ("--strip-header-spaces",)):  # fmt: skip
+        parser.add_argument(*names, action="store_true", default=None, dest=names[-1])
+    parser.add_argument("app", nargs="?")
+    given, unknown = _arguments(parser, arguments)
+    binds = [each.replace(PORT, port or DEFAULT_PORT) for each in given.get("--bind", [])]
+    # Without --bind it listens on $PORT where there is one.
+    server.set("bind", _bind(binds[0]) if binds else f":{port}" if port else f"127.0.0.1:{DEFAULT_PORT}")
+    for other in binds[1:]:
+        server.remark(line, f"--bind {other}: a server has one address")
+    if str(given.get("--worker-class", "")).startswith(ASGI_WORKERS):
+        _asgi_gunicorn(server, given, line)
+        _remark(server, line, given, _GUNICORN_WITHOUT_EQUAL, unknown)
+        return
+    server.set("command", _without(words, _ON_ITS_OWN))
+    if "--certfile" in given:
+        server.set("expose", "https://" + joined("localhost", server.keys["bind"].rpartition(":")[2]))
+    if "--graceful-timeout" in given:
+        server.set("stop_timeout", in_seconds(str(int(given["--graceful-timeout"]) + 5)))
+    if "--config" in given and not binds:
+        server.remark(line, f"{given['--config']}: where it has a bind, write that one here")
+    for option in ("--daemon", "--pid", "--reload"):
+        if option in given:
+            server.remark(line, _without_equal(option, ""))
+
+
+def _asgi_gunicorn(server: ForeignServer, given: dict[str, Any], line: int) -> None:
+    _set_app(server, given.get("app", ""), "application", factory=False)
+    _set_given(server, given, _OF_GUNICORN)
+    worker = given["--worker-class"]
+    if worker.endswith("H11Worker"):
+        server.set("http.implementation", "h11")
+    if "--chdir" in given:
+        server.set("app_dir", given["--chdir"])
+    if "--pythonpath" in given:
+        server.set("app_dir", given["--pythonpath"].partition(",")[0])
+    if "trusted_proxies" in server.keys.get("http", {}):
+        server.set("http.proxy_headers", True)
+    if given.get("--preload"):
+        server.set("preload", True)
+    if "--access-logfile" in given:
+        server.set("http.access_log", True)
+    if "--timeout" in given:
+        never = float(given["--timeout"]) == 0
+        server.set("recovery", {"heartbeat": 0} if never else {"stuck_after": in_seconds(given["--timeout"])})
+    if user := user_and_group(given.get("--user", ""), given.get("--group", "")):
+        server.set("user", user)
+    for assignment in given.get("--env", []):
+        name, _, value = assignment.partition("=")
+        server.keys.setdefault("env", {})[name] = value
+    for option in ("--daemon", "--reload"):
+        if option in given:
+            server.remark(line, _without_equal(option, ""))
+
+
+def _set_app(server: ForeignServer, text: str, attribute: str, *, factory: bool) -> None:
+    called = _call.fullmatch(text)
+    if called and called[2].strip():
+        raise _NotParsed(f"{text}: an app that is called with arguments")
+    app = called[1] if called else text
+    if ":" not in app and attribute and app:
+        app = f"{app}:{attribute}"
+    if not app or ":" not in app:
+        raise _NotParsed("no module:attribute among its arguments")
+    server.set("app", app)
+    if factory or called:
+        server.set("factory", True)
+
+
+def _set_given(server: ForeignServer, given: Mapping[str, Any], keys: Keys) -> None:
+    for option, (key, convert) in keys.items():
+        if option in given:
+            server.set(key, convert(given[option]))
+
+
+def _remark(
+    server: ForeignServer, line: int, given: Mapping[str, Any], options: Sequence[str], unknown: list[str]
+) -> None:
+    """Note the options that were given and have no equivalent."""
+    for option in (*options, "--reload"):
+        if option in given and _DEFAULTS.get(option, option) not in (given[option], None):
+            value = given[option]
+            shown = "" if value is True or option in _SECRET else f" {'no' if value is False else value}"
+            server.remark(line, _without_equal(option, shown))
+    for word in unknown:
+        server.remark(line, _without_equal(word.partition("=")[0], ""))
+
+
+def _without_equal(option: str, value: str) -> str:
+    fixes = {
+        "--reload": "poolctl run --watch reloads the code",
+        "--daemon": "poolctl start runs it in the background",
+        "--pid": "poolctl list -o name,pids shows the pids",
+        "--config": "its settings were not read",
+        "--ssl-keyfile-password": 'tls.password_env = "VARIABLE" names where the password is',
+    }
+    return f"{option}{value}: {fixes.get(option, 'no equivalent')}"
+
+
+def _without(words: list[str], options: Mapping[str, int]) -> list[str]:
+    """The words without these options, and as many values behind each."""
+    found, skipped = [], 0
+    for word in words:
+        name = word.partition("=")[0] if word.startswith("--") else word[:2]
+        if skipped:
+            skipped -= 1
+        elif name in options and (word.startswith("--") or options[name] or word == name):
+            skipped = options[name] if word == name else 0
+        else:
+            found.append(word)
+    return found
+
+
+def _bind(text: str) -> str:
+    """An address of gunicorn's: HOST, HOST:PORT, unix:PATH."""
+    if text.startswith("unix:"):
+        return "unix:" + text.removeprefix("unix:").removeprefix("//")
+    if text.startswith("fd://"):
+        raise _NotParsed(f"--bind {text}: a descriptor of the caller")
+    text = text.removeprefix("tcp://")
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        return joined(text, DEFAULT_PORT)
+    return joined(host, port)
+
+
+def joined(host: str, port: str) -> str:
+    """`HOST:PORT` as a `bind` has it."""
+    host = host.strip("[]")
+    if host in ("", "0.0.0.0", "*"):
+        return f":{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

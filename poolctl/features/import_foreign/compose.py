@@ -1,0 +1,359 @@
+"""A docker-compose.yml (https://docs.docker.com/reference/compose-file/): services that have a command."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from poolctl.config import Document, escaped
+from poolctl.features.import_foreign.command_lines import PORT, joined, take_command, take_shell_line
+from poolctl.features.import_foreign.dockerfile import start_of_image
+from poolctl.features.import_foreign.foreign_pool import ForeignPool, ForeignServer, signal_name
+
+_CONDITIONS = {
+    "service_started": "started", "service_healthy": "ready", "service_completed_successfully": "completed",
+}  # fmt: skip
+_RESTART = {"always": "always", "unless-stopped": "always", "on-failure": "on-failure", "no": "no"}
+# Keys that have been read, or that hold in any case.
+READ = (
+    *(
+        "command",
+        "entrypoint",
+        "build",
+        "image",
+        "ports",
+        "environment",
+        "env_file",
+        "depends_on",
+        "healthcheck",
+    ),
+    *(
+        "restart",
+        "deploy",
+        "scale",
+        "stop_grace_period",
+        "stop_signal",
+        "user",
+        "labels",
+        "profiles",
+        "expose",
+    ),
+    *("mem_limit", "container_name", "init", "tty", "stdin_open", "networks"),
+)
+# Variables of a Dockerfile that are about the container itself.
+OF_CONTAINERS = ("PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "DEBIAN_FRONTEND", "VIRTUAL_ENV", "HOME")
+_variable = re.compile(r"\$(?:\$\{?|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:?[-?+])([^}]*))?\})")
+_url = re.compile(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(?::(\d+))?(/[^\s'\"|]*)?")
+
+
+class _Reader:
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.pool = ForeignPool()
+        self.published: dict[str, dict[str, str]] = {}  # by service and inner port
+
+    def line(self, *path: str | int) -> int:
+        return self.document.place(path).line
+
+    def read(self) -> ForeignPool:
+        """All services; those without a command are left out, and so are dependencies on them."""
+        data = self.document.data
+        services = {str(name): each for name, each in data["services"].items() if isinstance(each, dict)}
+        for name, service in services.items():
+            server = self.pool.add(name, self.line("services", name))
+            self._service(server, name, service)
+        for key in data:
+            if key not in ("services", "version", "name", "networks") and not str(key).startswith("x-"):
+                self.pool.remark(self.line(key), f"{key}: no equivalent")
+        for server in self.pool.servers:
+            self._depend(server, services.get(server.name, {}))
+            self._reach(server)
+        return self.pool
+
+    def _service(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> None:
+        path = ("services", name)
+        inner = self._command(server, name, service)
+        for key, value in service.items():
+            server.at = line = self.line(*path, key)
+            self._key(server, key, value, line)
+        if server.keys.get("env") == {}:
+            del server.keys["env"]
+        self._ports(server, service.get("ports"), inner, self.line(*path, "ports"))
+        if isinstance(service.get("healthcheck"), dict):
+            server.at = self.line(*path, "healthcheck")
+            self._health(server, service["healthcheck"], inner)
+
+    def _command(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> str:
+        """Take over the command; the port that it listens on within its container, "" if that is not known."""
+        words = [*_words(service.get("entrypoint")), *_words(service.get("command"))]
+        server.at = line = self.line("services", name, "command" if service.get("command") else "entrypoint")
+        image, build = service.get("image"), service.get("build")
+        if build and not (words and service.get("entrypoint")):
+            words = self._words_of_image(server, build, words)
+        if not words or words[0].startswith("-"):
+            what = "the CMD of its Dockerfile" if build else f"the command of the image {image}"
+            server.set("command", ["…"])
+            server.leave_out(f"no command: write {what}, if that program is on this machine")
+            return ""
+        if words[:2] == ["sh", "-c"] and len(words) == 3:
+            take_shell_line(server, words[2].replace("$${", "${"), line)
+        else:
+            take_command(server, words, line)
+        if image and "build" not in service:
+            server.remark(
+                self.line("services", name, "image"),
+                f"image: {image}: its programs have to be on this machine",
+            )
+        build = service.get("build")
+        context = build.get("context", ".") if isinstance(build, dict) else build
+        if isinstance(context, str) and "://" not in context:
+            server.at = self.line("services", name, "build")
+            for key in ("cwd", "app_dir") if "app" in server.keys else ("cwd",):
+                server.keys.setdefault(key, _text(context))
+        bind = str(server.keys.get("bind", ""))
+        return bind.rpartition(":")[2] if bind and not bind.startswith("unix:") else ""
+
+    def _words_of_image(self, server: ForeignServer, build: Any, command: list[str]) -> list[str]:
+        """The words with which the image starts; its ENV goes below the variables of the service."""
+        table = build if isinstance(build, dict) else {"context": build}
+        file = os.path.join(str(table.get("context", ".")), str(table.get("dockerfile", "Dockerfile")))
+        entrypoint, own, env = start_of_image(
+            os.path.join(self.document.base_dir, file), str(table.get("target", ""))
+        )
+        for variable, text in env.items():
+            if variable not in OF_CONTAINERS and "$" not in text:
+                server.add_env(variable, text)
+        return [*map(escaped, entrypoint), *(command or map(escaped, own))]
+
+    def _ports(self, server: ForeignServer, ports: Any, inner: str, line: int) -> None:
+        """The published address of the port that the command listens on, or of the only one."""
+        server.at = line
+        found = [each for each in map(_published, ports if isinstance(ports, list) else []) if each]
+        chosen = next((each for each in found if each[2] == inner), None)
+        if chosen is not None:
+            server.set("bind", joined(*chosen[:2]))
+        elif "bind" not in server.keys and not server.unusable:
+            chosen = next((each for each in found if _with_port(server, *each)), None)
+        why = "a server has one address" if "bind" in server.keys else "give it a bind once it takes {port}"
+        for each in found:
+            if each != chosen:
+                server.remark(line, f"ports: {each[1]}:{each[2]}: {why}")
+        if not found and "bind" in server.keys and inner:
+            server.set("bind", f"127.0.0.1:{inner}")  # only other containers reached it
+        self.published[server.name] = {target: published for _, published, target in found}
+
+    def _key(self, server: ForeignServer, key: str, value: Any, line: int) -> None:
+        if key == "environment":
+            self._environment(server, value)
+        elif key == "env_file":
+            self._env_files(server, value)
+        elif key == "restart":
+            policy, _, limit = str("no" if value is False else value).partition(":")
+            server.set("restart", {"policy": _RESTART.get(policy, "on-failure")})
+            if limit.isdigit():
+                server.set("restart.limit", int(limit))
+        elif key in ("deploy", "scale"):
+            self._deploy(server, value if isinstance(value, dict) else {"replicas": value}, line)
+        elif key == "stop_grace_period":
+            server.set("stop_timeout", str(value))
+        elif key == "stop_signal":
+            server.set("stop_signal", signal_name(str(value)))
+        elif key == "user" and re.fullmatch(r"[A-Za-z_].*", str(value)):
+            server.set("user", _text(str(value)))
+        elif key == "mem_limit":
+            server.set("limits.memory", _size(value))
+        elif key == "labels":
+            labels = (
+                value if isinstance(value, dict) else dict(each.partition("=")[::2] for each in value or [])
+            )
+            kept = {str(name): _text(str(each)) for name, each in labels.items()}
+            if any(not name.startswith(("traefik.", "com.docker.")) for name in kept):
+                server.set(
+                    "labels", {n: v for n, v in kept.items() if not n.startswith(("traefik.", "com.docker."))}
+                )
+            for name in kept:
+                if name.startswith("traefik."):
+                    server.remark(line, f"{name}={kept[name]}: [gateway] and [[route]] do this here")
+        elif key == "profiles":
+            server.set("tags", [str(each) for each in value or []])
+            server.set("disabled", True)
+        elif key not in READ or (key == "user"):
+            server.remark(line, f"{key}: {_short(value)}: no equivalent")
+
+    def _environment(self, server: ForeignServer, value: Any) -> None:
+        pairs = value.items() if isinstance(value, dict) else (_pair(each) for each in value or [])
+        env = {}
+        for name, text in pairs:
+            if text is None or str(text) in (f"${name}", f"${{{name}}}"):
+                continue  # it is in the environment of the pool, or in .env
+            env[str(name)] = _text("true" if text is True else "false" if text is False else str(text))
+        if env:
+            server.set("env", {**server.keys.get("env", {}), **env})
+
+    def _reach(self, server: ForeignServer) -> None:
+        """Other services are on this machine, not on hosts of their own names."""
+        for name, text in server.keys.get("env", {}).items():
+            for other, ports in self.published.items():
+                host = re.escape(other)
+                found = re.fullmatch(rf"(|.*(?://|@)){host}(?::(\d+))?((?:[/?].*)?)", str(text), re.DOTALL)
+                if found and (found[1] or not found[3]):
+                    port = f":{ports.get(found[2], found[2])}" if found[2] else ""
+                    server.keys["env"][name] = f"{found[1]}127.0.0.1{port}{found[3]}"
+                    server.remark(
+                        server.lines.get("env", server.line),
+                        f"{name}: the service {other} is 127.0.0.1{port} here",
+                    )
+
+    def _env_files(self, server: ForeignServer, value: Any) -> None:
+        entries = value if isinstance(value, list) else [value]
+        files = []
+        for each in entries:
+            path = each.get("path") if isinstance(each, dict) else each
+            if isinstance(each, dict) and each.get("required") is False and not self._exists(str(path)):
+                server.remark(server.at, f"env_file: {path}: the file does not exist here")
+            elif isinstance(path, str):
+                files.append(_text(path))
+        server.set("env_file", files)
+
+    def _exists(self, path: str) -> bool:
+        return os.path.exists(os.path.join(self.document.base_dir, path))
+
+    def _deploy(self, server: ForeignServer, deploy: Mapping[str, Any], line: int) -> None:
+        replicas = deploy.get("replicas")
+        if isinstance(replicas, int) and replicas > 1:
+            server.set("workers", replicas)
+        elif replicas == 0:
+            server.set("disabled", True)
+        limits = (deploy.get("resources") or {}).get("limits") or {}
+        for name, limit in limits.items():
+            if name == "memory":
+                server.set("limits.memory", _size(limit))
+            else:
+                server.remark(line, f"deploy.resources.limits.{name}: {limit}: no equivalent")
+        for key in deploy:
+            if key not in ("replicas", "resources", "mode"):
+                server.remark(line, f"deploy.{key}: no equivalent")
+
+    def _health(self, server: ForeignServer, check: Mapping[str, Any], inner: str) -> None:
+        test = check.get("test")
+        if check.get("disable") or test in (None, "NONE", ["NONE"]):
+            return
+        words = test if isinstance(test, list) else ["CMD-SHELL", str(test)]
+        line, shell = " ".join(map(str, words[1:])), words[0] == "CMD-SHELL"
+        url = _url.search(line)
+        probe: dict[str, Any]
+        asks = re.match(r"(\S*/)?(curl|wget)\s|.*\burlopen\(", line, re.DOTALL)
+        if url and asks and "bind" in server.keys and url[1] in (None, inner):
+            probe = {"http": url[2] or "/"}
+        else:
+            probe = {"exec": ["sh", "-c", _text(line)] if shell else [_text(str(each)) for each in words[1:]]}
+        for key in ("interval", "timeout"):
+            if check.get(key) is not None:
+                probe[key] = str(check[key])
+        if isinstance(check.get("retries"), int):
+            probe["fall_count_ko"] = check["retries"]
+        server.set("health", {"readiness": probe})
+
+    def _depend(self, server: ForeignServer, service: Mapping[str, Any]) -> None:
+        value = service.get("depends_on") or []
+        wanted = value.items() if isinstance(value, dict) else ((name, {}) for name in value)
+        found = []
+        server.at = self.line("services", server.name, "depends_on")
+        for name, how in wanted:
+            given = how.get("condition", "service_started") if isinstance(how, dict) else ""
+            condition = _CONDITIONS.get(given, "started")
+            if condition == "completed":
+                for other in self.pool.servers:
+                    if other.name == name:
+                        other.set("job", True)
+            found.append({"name": name, "condition": condition})
+        if found:
+            server.set("depends_on", found)
+
+
+def pool_of_compose(document: Document) -> ForeignPool:
+    """The pool of a compose file."""
+    return _Reader(document).read()
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, str):
+        try:
+            value = shlex.split(value)
+        except ValueError:
+            return ["sh", "-c", _text(value)]
+    return [_text(str(each)) for each in value or []]
+
+
+def _with_port(server: ForeignServer, host: str, published: str, target: str) -> bool:
+    """Have the program bind the published port, if its words or a variable such as PORT hold the inner one."""
+    whole = re.compile(rf"(?<![\w.]){target}(?![\w.])|(?<=:){target}(?![\w.])")
+    words = [str(word) for word in server.keys["command"]]
+    with_port = [index for index, word in enumerate(words) if index and whole.search(word)]
+    env = server.keys.get("env", {})
+    variables = [name for name, value in env.items() if name.endswith("PORT") and value == target]
+    if len(with_port) == 1:
+        words[with_port[0]] = whole.sub(PORT, words[with_port[0]])
+    elif len(variables) == 1:
+        server.add_env(variables[0], PORT)
+    else:
+        return False
+    server.set("command", words)
+    server.set("bind", joined(host, published))
+    return True
+
+
+def _pair(entry: Any) -> tuple[str, str | None]:
+    name, equals, value = str(entry).partition("=")
+    return name, value if equals else None
+
+
+def _text(text: str) -> str:
+    """The text with compose's references as poolctl has them; an unset variable is empty there."""
+
+    def replaced(match: re.Match[str]) -> str:
+        if match[0].startswith("$$"):
+            return "$" if match[0] == "$$" else "$${"
+        name = match[1] or match[2]
+        sign, word = match[3] or "", match[4] or ""
+        if "?" in sign:
+            return f"${{{name}}}"
+        return f"${{{name}:-{'' if '+' in sign else word}}}"
+
+    return _variable.sub(replaced, text)
+
+
+def _published(entry: Any) -> tuple[str, str, str] | None:
+    """Host, published and inner port of an entry of `ports`; None for UDP and ranges."""
+    if isinstance(entry, dict):
+        host, published, target = entry.get("host_ip", ""), entry.get("published"), entry.get("target")
+        protocol = entry.get("protocol", "tcp")
+    else:
+        # ${PORT:-8000} holds colons.
+        text = re.sub(r"\$\{\w+:?-?(\d*)\}", r"\1", str(entry))
+        parts = text.partition("/")[0].rsplit(":", 2)
+        protocol = text.partition("/")[2] or "tcp"
+        target = parts[-1]
+        published = parts[-2] if len(parts) > 1 else target
+        host = parts[0] if len(parts) > 2 else ""
+    if protocol != "tcp" or not str(published).isdigit() or not str(target).isdigit():
+        return None
+    return str(host), str(published), str(target)
+
+
+def _size(value: Any) -> str:
+    """`1G`, `512m`, `1073741824` as a size of a pool.toml."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bkmgBKMG]?)[bB]?", str(value))
+    if not found:
+        return str(value)
+    unit = found[2].upper().strip("B")
+    return f"{found[1]}{unit}iB" if unit else f"{found[1]}B"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(map(str, value))
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,107 @@
+"""The model between formats and writer: servers with the keys of a pool.toml, and remarks that name a line."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from poolctl.config import escaped
+from poolctl.config.values.problems import Tree
+
+_unfit = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class Unreadable(Exception):
+    """The file or command line is not of the format that its name promises; `line` is 0 where there is none."""
+
+    def __init__(self, message: str, hint: str, line: int = 0) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.line = line
+
+
+class Remark(NamedTuple):
+    """A setting that was not taken over, and its line; 0 for a command line."""
+
+    line: int
+    text: str
+
+
+class ForeignServer:
+    """A server as the other tool has it. Strings in `keys` are written as poolctl reads them: `$${` is `${`."""
+
+    def __init__(self, name: str, line: int) -> None:
+        self.name = _unfit.sub("-", name).strip("-")[:200] or "server"
+        self.line = line
+        self.at = line  # the line that is being read
+        self.keys: dict[str, Tree] = {}
+        self.lines: dict[str, int] = {}  # by key
+        self.remarks: list[Remark] = []
+        self.unusable = ""  # why it is written as a comment only
+
+    def __repr__(self) -> str:
+        return f"<ForeignServer {self.name} of line {self.line}>"
+
+    def set(self, key: str, value: Tree) -> None:
+        """Give a key its value; `http.keep_alive` is a key in a table."""
+        *tables, last = key.split(".")
+        self.lines[key.partition(".")[0]] = self.at
+        table = self.keys
+        for name in tables:
+            table = table.setdefault(name, {})
+        table[last] = value
+
+    def add_env(self, name: str, text: str) -> None:
+        """Add a variable, its value as the program is to see it."""
+        self.set("env", {**self.keys.get("env", {}), name: escaped(text)})
+
+    def remark(self, line: int, text: str) -> None:
+        """Note a setting that was not taken over."""
+        self.remarks.append(Remark(line, text))
+
+    def leave_out(self, why: str) -> None:
+        """Write it as a comment only, for the first of these reasons."""
+        self.unusable = self.unusable or why
+
+
+class ForeignPool:
+    """All servers of a file or command line, and remarks that concern none of them."""
+
+    def __init__(self) -> None:
+        self.servers: list[ForeignServer] = []
+        self.remarks: list[Remark] = []
+        self.env_file = ""  # which the other tool reads by itself
+
+    def add(self, name: str, line: int) -> ForeignServer:
+        """A new server, its name changed if another one has it."""
+        server = ForeignServer(name, line)
+        taken = {each.name.lower() for each in self.servers}
+        plain, number = server.name, 2
+        while server.name.lower() in taken:
+            server.name, number = f"{plain}-{number}", number + 1
+        self.servers.append(server)
+        return server
+
+    def remark(self, line: int, text: str) -> None:
+        """Note a setting that was not taken over."""
+        self.remarks.append(Remark(line, text))
+
+
+def in_seconds(text: str | float) -> str:
+    """A number of seconds as a duration; other texts unchanged."""
+    return f"{text}s" if re.fullmatch(r"[0-9]+(\.[0-9]+)?", str(text)) else str(text)
+
+
+def user_and_group(user: str, group: str) -> str:
+    """`name[:group]`, "" without a user."""
+    return f"{user}:{group}" if user and group else user
+
+
+def signal_name(text: str) -> str:
+    """`QUIT`, `SIGQUIT` and `3` as `SIGQUIT`."""
+    from signal import Signals
+
+    if text.isdigit() and int(text) in {each.value for each in Signals}:
+        return Signals(int(text)).name
+    return f"SIG{text.upper().removeprefix('SIG')}"

@@ -1,0 +1,247 @@
+"""A supervisord.conf: sections `[program:NAME]` (http://supervisord.org/configuration.html)."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shlex
+import socket
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from poolctl.config import escaped
+from poolctl.features.import_foreign.command_lines import take_command
+from poolctl.features.import_foreign.foreign_pool import (
+    ForeignPool,
+    ForeignServer,
+    Unreadable,
+    in_seconds,
+    signal_name,
+)
+
+PROGRAM = "program:"
+DEFAULT_PRIORITY = 999
+# Sections of supervisord's own.
+OWN_SECTIONS = (
+    "supervisord",
+    "supervisorctl",
+    "unix_http_server",
+    "inet_http_server",
+    "rpcinterface:supervisor",
+)
+# Keys that hold here in any case: a group is ended as a whole, a log has both streams.
+IMPLIED = (
+    *("stopasgroup", "killasgroup", "redirect_stderr", "process_name", "numprocs_start"),
+    *("stdout_capture_maxbytes", "stderr_capture_maxbytes"),
+)
+UNLESS = {  # values that change nothing
+    "stdout_events_enabled": "false", "stderr_events_enabled": "false", "stdout_syslog": "false",
+    "stderr_syslog": "false", "exitcodes": "0", "serverurl": "AUTO", "stdout_logfile": "AUTO",
+    "stderr_logfile": "AUTO", "stdout_logfile_maxbytes": "", "stdout_logfile_backups": "",
+}  # fmt: skip
+TO_TERMINAL = ("/dev/stdout", "/dev/fd/1", "/dev/stderr", "/dev/fd/2", "NONE")
+_RESTART = {"true": "always", "1": "always", "yes": "always", "on": "always", "unexpected": "on-failure"}
+_TRUE = ("true", "1", "yes", "on")
+_section = re.compile(r"\[([^\]]+)\]")
+_expression = re.compile(r"%\((ENV_)?([^)]+)\)[0-9]*[a-z]|%%")
+_pair = re.compile(r"""\s*([^=,\s]+)\s*=\s*("[^"]*"|'[^']*'|[^,]*)(?:,|$)""")
+
+
+class Value(NamedTuple):
+    """A value, and the line of its key."""
+
+    text: str
+    line: int
+
+
+Section = dict[str, Value]
+
+
+def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
+    """The pool of a supervisord.conf and the files that it includes. Reads those. Raises Unreadable."""
+    pool = ForeignPool()
+    sections = list(_sections(text))
+    included = [values for name, _, values in sections if name == "include"]
+    for file in (
+        file for values in included if (files := values.get("files")) for file in files.text.split()
+    ):
+        pattern = os.path.join(directory, file.replace("%(here)s", directory))
+        line = included[0]["files"].line
+        for path in sorted(glob.glob(pattern)):
+            pool.remark(line, f"{path} is included: its programs need an import of their own")
+    of_all = next((values for name, _, values in sections if name == "supervisord"), Section())
+    inherited: Section = {key: of_all[key] for key in ("environment", "directory", "umask") if key in of_all}
+    priorities: dict[str, int] = {}
+    for name, line, values in sections:
+        if name.startswith(PROGRAM):
+            program = name.removeprefix(PROGRAM).strip()
+            priority = values.get("priority", Value(str(DEFAULT_PRIORITY), 0)).text
+            for server in _servers(pool, program, line, values, inherited, directory):
+                priorities[server.name] = (
+                    int(priority) if re.fullmatch(r"-?\d+", priority) else DEFAULT_PRIORITY
+                )
+        elif name.startswith(("eventlistener:", "fcgi-program:")):
+            pool.remark(line, f"[{name}]: no equivalent")
+        elif name.startswith("group:"):
+            _tag(pool, name.removeprefix("group:").strip(), values)
+        elif name not in (*OWN_SECTIONS, "include"):
+            pool.remark(line, f"[{name}]: not a section of supervisord")
+    if not pool.servers:
+        raise Unreadable("there is no [program:NAME] in it", "is this a supervisord.conf?", 1)
+    _depend(pool, priorities)
+    return pool
+
+
+def _sections(text: str) -> Iterator[tuple[str, int, Section]]:
+    """Name, line and values of each section; of equal keys the last counts, as in supervisord."""
+    name, start, values, key = "", 0, Section(), ""
+    for line, row in enumerate(text.splitlines(), 1):
+        content = re.sub(r"(?:^|\s)[;#].*", "", row).rstrip()
+        if not content.strip():
+            continue
+        if content[0].isspace() and key:
+            values[key] = values[key]._replace(text=f"{values[key].text}\n{content.strip()}".strip())
+        elif header := _section.match(content):
+            if name:
+                yield name, start, values
+            name, start, values, key = header[1].strip(), line, {}, ""
+        else:
+            key, sign, value = (
+                re.split(r"([=:])", content, maxsplit=1) if re.search("[=:]", content) else ("", "", "")
+            )
+            if not sign:
+                raise Unreadable(f"{content.strip()!r} is not KEY=VALUE", "is this a supervisord.conf?", line)
+            key = key.strip().lower()
+            values[key] = Value(value.strip(), line)
+    if name:
+        yield name, start, values
+
+
+def _servers(
+    pool: ForeignPool, program: str, line: int, values: Section, inherited: Section, directory: str
+) -> Iterator[ForeignServer]:
+    """One server; several where the command names the number of the process."""
+    count = values.get("numprocs", Value("1", line)).text
+    number = int(count) if count.isdigit() else 1
+    command = values.get("command", Value("", line)).text
+    first = values.get("numprocs_start", Value("0", line)).text
+    separate = number > 1 and "%(process_num)" in command
+    for index in range(number if separate else 1):
+        process = index + (int(first) if first.isdigit() else 0)
+        known: dict[str, object] = {
+            "here": directory, "program_name": program, "process_num": process, "numprocs": number,
+            "group_name": program, "host_node_name": socket.gethostname(),
+        }  # fmt: skip
+        server = pool.add(f"{program}-{process}" if separate else program, line)
+        if number > 1 and not separate:
+            server.set("workers", number)
+        if separate:
+            server.set("tags", [program])
+        _take(server, values, inherited, known)
+        yield server
+
+
+def _take(server: ForeignServer, values: Section, inherited: Section, known: Mapping[str, object]) -> None:
+    """Take over the program's settings, which win over those of all programs."""
+    if "command" not in values:
+        server.leave_out("it has no command")
+        return
+    for key, (raw, line) in (*inherited.items(), *values.items()):
+        server.at = line
+        try:
+            text = _expanded(raw, known)
+        except (KeyError, ValueError, TypeError):
+            server.remark(line, f"{key}={raw}: an expression that is not understood")
+            continue
+        if key == "command":
+            try:
+                take_command(server, shlex.split(text), line)
+            except ValueError as problem:
+                server.set("command", ["sh", "-c", text])
+                server.leave_out(f"its command cannot be read ({problem})")
+        elif key == "environment":
+            for name, value in _pair.findall(text):
+                server.keys.setdefault("env", {})[name] = value.strip().strip("\"'")
+        else:
+            _take_key(server, key, text, line)
+    size = values.get("stdout_logfile_maxbytes")
+    log = server.keys.get("log", {})
+    if "path" in log:
+        if size:
+            log["max_size"] = re.sub(r"(?i)([KMG])B$", r"\1iB", size.text)
+        if backups := values.get("stdout_logfile_backups"):
+            log["keep"] = int(backups.text) if backups.text.isdigit() else 10
+        if log.get("max_size") == "0":
+            del log["max_size"]  # never rotated there
+
+
+def _take_key(server: ForeignServer, key: str, text: str, line: int) -> None:
+    if key == "directory":
+        server.set("cwd", text)
+    elif key == "user":
+        server.set("user", text)
+    elif key == "autostart":
+        if text.lower() not in _TRUE:
+            server.set("disabled", True)
+    elif key == "autorestart":
+        server.set("restart", {"policy": _RESTART.get(text.lower(), "no")})
+    elif key == "startretries":
+        if text.isdigit():
+            policy = server.keys.get("restart", {})
+            server.set("restart", {"policy": policy.get("policy", "on-failure"), "limit": int(text)})
+    elif key == "stopsignal":
+        if signal_name(text) != "SIGTERM":
+            server.set("stop_signal", signal_name(text))
+    elif key == "stopwaitsecs":
+        server.set("stop_timeout", in_seconds(text))
+    elif key == "umask":
+        server.set("umask", text)
+    elif key == "stdout_logfile" and text not in (*TO_TERMINAL, "AUTO", "syslog"):
+        server.set("log.path", text)
+    elif key in ("stderr_logfile", "stdout_logfile") and text in TO_TERMINAL:
+        pass  # `poolctl run` and `poolctl logs` show it
+    elif key.startswith(("stdout_logfile_", "stderr_logfile_")) or key in (
+        "numprocs",
+        "priority",
+        "startsecs",
+    ):
+        if key == "startsecs" and text not in ("0", "1"):
+            server.remark(
+                line, f"startsecs={text}: started means that it answers; without a port, runs for 1 s"
+            )
+    elif key == "stderr_logfile" and text not in ("AUTO", "syslog"):
+        server.remark(line, f"stderr_logfile={text}: a server has one log, of both streams")
+    elif key not in IMPLIED and text != UNLESS.get(key):
+        server.remark(line, f"{key}={text}: no equivalent")
+
+
+def _expanded(raw: str, known: Mapping[str, object]) -> str:
+    """The text with `%(here)s` and the like replaced; `%(ENV_HOME)s` becomes `${HOME}`."""
+
+    def replaced(match: re.Match[str]) -> str:
+        if match[0] == "%%":
+            return "%"
+        if match[1]:
+            return f"${{{match[2]}}}"
+        return str(escaped(match[0] % known))
+
+    return _expression.sub(replaced, str(escaped(raw)))
+
+
+def _tag(pool: ForeignPool, group: str, values: Section) -> None:
+    """The programs of a group have its name as a tag."""
+    members = [name.strip() for name in values.get("programs", Value("", 0)).text.split(",")]
+    for server in pool.servers:
+        if server.name in members or set(server.keys.get("tags", ())) & set(members):
+            server.set("tags", [*server.keys.get("tags", ()), re.sub(r"[\s,]+", "-", group)])
+
+
+def _depend(pool: ForeignPool, priorities: Mapping[str, int]) -> None:
+    """Servers wait for those of the next lower priority, which supervisord starts first."""
+    levels = sorted(set(priorities.values()))
+    for server in pool.servers:
+        level = levels.index(priorities[server.name])
+        before = [each.name for each in pool.servers if level and priorities[each.name] == levels[level - 1]]
+        if before:
+            server.set("depends_on", [{"name": name, "condition": "started"} for name in before])

@@ -1,0 +1,216 @@
+"""A systemd unit of a service (systemd.service(5), systemd.exec(5))."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from poolctl.config import escaped, read_text
+from poolctl.config.values.problems import Problem
+from poolctl.features.import_foreign.command_lines import take_command
+from poolctl.features.import_foreign.foreign_pool import (
+    ForeignPool,
+    ForeignServer,
+    Unreadable,
+    signal_name,
+    user_and_group,
+)
+
+_RESTART = {
+    "no": "no", "always": "always", "on-failure": "on-failure", "on-abnormal": "on-failure",
+    "on-abort": "on-failure", "on-watchdog": "on-failure", "on-success": "always",
+}  # fmt: skip
+# Settings that hold here in any case.
+IMPLIED = (
+    "Description",
+    "Documentation",
+    "WantedBy",
+    "ExecReload",
+    "KillMode",
+    "NotifyAccess",
+    "RemainAfterExit",
+)
+NETWORK = re.compile(r".*\.(target|socket|slice|mount)|systemd-.*|dbus\.service")
+_entry = re.compile(r"([A-Za-z][A-Za-z0-9]*)\s*=\s*(.*)", re.DOTALL)
+_time = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
+_UNITS = {
+    "": "s", "s": "s", "sec": "s", "second": "s", "seconds": "s", "ms": "ms", "msec": "ms", "m": "m", "min": "m",
+    "minute": "m", "minutes": "m", "h": "h", "hr": "h", "hour": "h", "hours": "h",
+}  # fmt: skip
+_size = re.compile(r"(\d+)([KMGT]?)")
+
+
+class Setting(NamedTuple):
+    """`Name=value` with its section and line."""
+
+    section: str
+    name: str
+    value: str
+    line: int
+
+
+def pool_of_unit(text: str, name: str) -> ForeignPool:
+    """The pool of one unit, the server named as the unit. Raises Unreadable."""
+    pool = ForeignPool()
+    settings = list(_settings(text))
+    starts = [each for each in settings if each.name == "ExecStart" and each.value]
+    if not starts:
+        raise Unreadable("there is no ExecStart in it", "is this the unit of a service?", 1)
+    stem = os.path.basename(name).removesuffix(".service").rstrip("@")
+    server = pool.add(stem, starts[0].line)
+    server.set("cwd", "/")
+    of_type = next((each.value for each in settings if each.name == "Type"), "simple")
+    if of_type == "oneshot":
+        server.set("job", True)
+    elif len(starts) > 1:
+        server.remark(starts[1].line, f"ExecStart={starts[1].value}: a server has one command")
+    _take_start(server, starts[0], stem)
+    user = group = ""
+    for each in settings:
+        server.at = each.line
+        if each.name == "User":
+            user = each.value
+        elif each.name == "Group":
+            group = each.value
+        elif each not in starts:
+            _take(server, each, stem, os.path.dirname(name))
+    if user or group:
+        server.set("user", _specifiers(user_and_group(user or "root", group), stem))
+    return pool
+
+
+def _settings(text: str) -> Iterator[Setting]:
+    """The settings in their order; a line that ends with a backslash goes on in the next one."""
+    section, whole, start = "", "", 0
+    for line, row in enumerate(text.splitlines(), 1):
+        if not whole:
+            start = line
+        if row.lstrip().startswith(("#", ";")) or not (row.strip() or whole):
+            continue
+        if row.endswith("\\"):
+            whole += row[:-1] + " "
+            continue
+        content, whole = (whole + row).strip(), ""
+        if content.startswith("["):
+            section = content.strip("[]")
+        elif entry := _entry.fullmatch(content):
+            yield Setting(section, entry[1], entry[2].strip(), start)
+        elif content:
+            raise Unreadable(f"{content!r} is not NAME=VALUE", "is this a systemd unit?", start)
+
+
+def _take_start(server: ForeignServer, start: Setting, stem: str) -> None:
+    line = start.value.lstrip("-@:+!|")
+    if start.value != line and "@" in start.value[: len(start.value) - len(line)]:
+        server.remark(start.line, "ExecStart=@…: the program has its own name as its first argument")
+    if re.search(r"(?<!\$)\$[A-Za-z_{]", line):
+        # systemd replaces variables of the unit's own environment; a shell does so in its place.
+        server.set("command", ["sh", "-c", f"exec {_specifiers(line, stem)}"])
+        return
+    text = _specifiers(line.replace("$$", "$"), stem)
+    try:
+        take_command(server, shlex.split(text), start.line)
+    except ValueError as problem:
+        server.set("command", ["sh", "-c", text])
+        server.leave_out(f"its command cannot be read ({problem})")
+
+
+def _take(server: ForeignServer, setting: Setting, stem: str, directory: str) -> None:
+    _, name, value, line = setting
+    value = _specifiers(value, stem)
+    if name == "WorkingDirectory":
+        server.set("cwd", value.removeprefix("-"))
+    elif name == "Environment":
+        for assignment in shlex.split(value):
+            variable, _, text = assignment.partition("=")
+            server.keys.setdefault("env", {})[variable] = text
+    elif name == "EnvironmentFile":
+        files = server.keys.setdefault("env_file", [])
+        path = value.removeprefix("-")
+        if value.startswith("-") and not os.path.exists(path):
+            server.remark(line, f"EnvironmentFile={value}: the file does not exist here")
+        else:
+            files.append(path)
+        if not files:
+            del server.keys["env_file"]
+    elif name == "Restart":
+        server.keys.setdefault("restart", {})["policy"] = _RESTART.get(value, "on-failure")
+    elif name == "RestartSec" and (delay := _duration(value)):
+        server.set("restart.backoff.initial", delay)
+    elif name == "StartLimitBurst" and value.isdigit():
+        server.set("restart.limit", int(value))
+    elif name in ("StartLimitIntervalSec", "StartLimitInterval") and (window := _duration(value)):
+        server.set("restart.window", window)
+    elif name in ("TimeoutStopSec", "TimeoutStartSec", "TimeoutSec") and (limit := _duration(value)):
+        for key in ("stop_timeout", "start_timeout"):
+            if name in ("TimeoutSec", "TimeoutStopSec" if key == "stop_timeout" else "TimeoutStartSec"):
+                server.set(key, limit)
+    elif name == "KillSignal":
+        server.set("stop_signal", signal_name(value))
+    elif name == "UMask":
+        server.set("umask", value)
+    elif name in ("LimitNOFILE",) and value.isdigit():
+        server.set("limits.open_files", int(value))
+    elif name in ("MemoryMax", "MemoryLimit", "MemoryHigh") and (size := _size.fullmatch(value)):
+        server.set("limits.memory", size[1] + (f"{size[2]}iB" if size[2] else "B"))
+    elif name in ("ExecStartPre", "ExecStopPost"):
+        when = "before_start" if name == "ExecStartPre" else "after_stop"
+        server.keys.setdefault("hooks", {}).setdefault(when, shlex.split(value.lstrip("-@:+!")))
+    elif name == "Type":
+        _take_type(server, value, line)
+    elif name in ("After", "Requires", "Wants", "BindsTo", "PartOf"):
+        others = [each for each in value.split() if not NETWORK.fullmatch(each)]
+        sockets = [each for each in value.split() if each.endswith(".socket")]
+        for unit in sockets:
+            if address := _listen_stream(os.path.join(directory, unit)):
+                server.set("bind", address)
+            else:
+                server.remark(line, f"{name}={unit}: write its ListenStream as bind")
+        if others:
+            server.remark(line, f"{name}={' '.join(others)}: depends_on, once it is a server of this file")
+    elif name not in IMPLIED and setting.section in ("Service", "Unit"):
+        server.remark(line, f"{name}={value}: no equivalent")
+
+
+def _take_type(server: ForeignServer, value: str, line: int) -> None:
+    if value in ("notify", "notify-reload"):
+        if "command" in server.keys:
+            server.set("notify", True)
+    elif value == "forking":
+        server.remark(line, "Type=forking: have the program stay in the foreground")
+    elif value not in ("simple", "exec", "oneshot", "idle"):
+        server.remark(line, f"Type={value}: no equivalent")
+
+
+def _listen_stream(path: str) -> str:
+    """The address of a socket unit, "" if there is no such file."""
+    try:
+        settings = _settings(read_text(path))
+    except Problem:
+        return ""
+    listen = next((each.value for each in settings if each.name == "ListenStream"), "")
+    return f"unix:{listen}" if listen.startswith("/") else f":{listen}" if listen.isdigit() else listen
+
+
+def _duration(text: str) -> str:
+    """A time span (systemd.time(7)) as a duration, "" for `infinity` and other texts."""
+    parts = _time.findall(text)
+    if not parts or _time.sub("", text) or any(unit not in _UNITS for _, unit in parts):
+        return ""
+    return "".join(f"{number}{_UNITS[unit]}" for number, unit in parts)
+
+
+def _specifiers(text: str, stem: str) -> str:
+    """The text with the specifiers that are known without systemd replaced (systemd.unit(5))."""
+    known = {
+        "%": "%",
+        "n": f"{stem}.service",
+        "N": stem,
+        "p": stem,
+        "h": "${HOME}",
+        "t": "${XDG_RUNTIME_DIR:-/run}",
+    }
+    return re.sub("%([%nNpht])", lambda match: known[match[1]], escaped(text))

@@ -1,0 +1,120 @@
+"""`poolctl import`: where it writes, and what it says of files that it cannot read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from poolctl.cli.main import main
+
+Said = tuple[int, str, str]
+
+
+@pytest.fixture
+def poolctl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Said]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("POOLCTL_CONFIG", raising=False)
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(tmp_path / "run"))
+
+    def run(*args: str) -> Said:
+        capsys.readouterr()
+        return (main(args), *capsys.readouterr())
+
+    return run
+
+
+def test_file_is_written_once(poolctl: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "Procfile").write_text("w: sleep 60\nwhat\n")
+    said = (0, "wrote pool.toml: 1 server, 1 remark; next: read it, then poolctl start\n", "")
+    assert poolctl("import", "Procfile", "-o", "pool.toml") == said
+    assert poolctl("validate") == (0, "1 server, ok\n", "")
+    before = (tmp_path / "pool.toml").read_text()
+    code, _, err = poolctl("import", "Procfile", "-o", "pool.toml")
+    assert (code, err) == (8, "error: pool.toml already exists\n  hint: use --force to overwrite\n")
+    assert (tmp_path / "pool.toml").read_text() == before
+    (tmp_path / "Procfile").write_text("v: sleep 60\n")
+    assert poolctl("import", "Procfile", "--output", "pool.toml", "--force")[0] == 0
+    assert 'name = "v"' in (tmp_path / "pool.toml").read_text()
+
+
+def test_paths_of_a_file_elsewhere_begin_there(poolctl: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / ".env").write_text("LEVEL=info\n")
+    (tmp_path / "shop" / "Procfile").write_text("web: uvicorn app:app --port $PORT\n")
+    _, text, _ = poolctl("import", "shop/Procfile")
+    for key in ("cwd", "app_dir"):
+        assert f'{key} = "{tmp_path}/shop"' in text
+    assert f'env_file = ["{tmp_path}/shop/.env"]' in text
+
+
+def test_what_is_missing_on_this_machine_is_a_warning(poolctl: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "Procfile").write_text("w: there-is-no-such-program\n")
+    code, text, err = poolctl("import", "Procfile")
+    assert code == 0
+    assert 'command = ["there-is-no-such-program"]' in text
+    assert "'there-is-no-such-program' is not there" in err
+    (tmp_path / "s.conf").write_text("[program:a]\ncommand=sleep %(ENV_THERE_IS_NO_SUCH_VARIABLE)s\n")
+    code, _, err = poolctl("import", "s.conf")
+    assert (code, err) == (
+        0,
+        "warning: it refers to variables that are not set here: THERE_IS_NO_SUCH_VARIABLE\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        ([], 2, "import takes a file, or a command after --"),
+        (["Procfile", "--", "sleep"], 2, "import takes a file, or a command after --"),
+        (["Procfile", "-o", "pool.yaml"], 2, "import writes a new TOML file"),
+        (["gone.service"], 5, "gone.service: there is no such file"),
+        (["ecosystem.config.js"], 5, "node -p 'JSON.stringify(require(\"./ecosystem.config.js\"), null, 2)'"),
+        (["ecosystem.config.mjs"], 5, "node -e 'import("),
+        (["pool.toml"], 5, "not a file of another tool by its name"),
+        (["empty.yml"], 5, "it has neither services (docker compose) nor apps (pm2)"),
+        (["broken.json"], 5, "broken.json:1:2: "),
+        (["empty.conf"], 5, "there is no [program:NAME] in it"),
+        (["broken.conf"], 5, "broken.conf:2: 'x' is not KEY=VALUE"),
+        (["empty.service"], 5, "there is no ExecStart in it"),
+        (["images.yml"], 1, "no server could be taken over"),
+    ],
+)
+def test_what_cannot_be_imported_is_explained(
+    poolctl: Callable[..., Said], tmp_path: Path, args: list[str], code: int, words: str
+) -> None:
+    for name, text in {
+        "Procfile": "w: sleep 1\n", "ecosystem.config.js": "", "pool.toml": "", "empty.yml": "a: 1\n",
+        "broken.json": "{", "empty.conf": "", "broken.conf": "[program:a]\nx\n", "empty.service": "[Service]\n",
+        "images.yml": "services: {db: {image: postgres}}\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(text)
+    said = poolctl("import", *args)
+    assert said[0] == code, said
+    assert words in said[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("Procfile", "w: sleep 1\n", "a Procfile"),
+        ("supervisord.conf", "[program:w]\ncommand=sleep 1\n", "a file of supervisord"),
+        ("shop.service", "[Service]\nExecStart=/bin/sleep 1\n", "a systemd unit"),
+        ("docker-compose.yml", "services: {w: {command: sleep 1}}\n", "a file of docker compose"),
+        ("ecosystem.json", '{"apps": [{"script": "a.js"}]}', "an ecosystem file of pm2"),
+        ("ecosystem.config.js", "", "JavaScript"),
+    ],
+)
+@pytest.mark.parametrize("command", ["validate", "list", "start"])
+def test_file_of_another_tool_as_configuration_points_to_import(
+    poolctl: Callable[..., Said], tmp_path: Path, name: str, text: str, what: str, command: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    code, out, err = poolctl("-c", name, command)
+    assert code == 5
+    assert f"this is {what}, not a pool's file" in out + err
+    assert f"`poolctl import {name} -o pool.toml`" in (out + err).replace(f"{tmp_path}{os.sep}", "")
