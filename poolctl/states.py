@@ -24,6 +24,11 @@ class State(StrEnum):
     FAILED = "failed"
 
 
+def in_words(state: str) -> str:
+    """The state as it reads after "is"."""
+    return "in backoff" if state == State.BACKOFF else state
+
+
 # Transitional states.
 PASSING = frozenset({State.STARTING, State.DRAINING, State.STOPPING, State.BACKOFF})
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from poolctl.errors import PoolError, PoolRestartError, PoolStopError, ServerError
+from poolctl.states import in_words
 
 from .core import Core
 from .decision_input import Listener
@@ -64,8 +65,10 @@ class Rollout:
             why, hint = _why(blocker)
             return not_arrived(entry, self._kind, f"waits for {blocker.name}, which {why}", hint)
         if entry.failed:
-            return not_arrived(entry, self._kind, "has failed before")
-        return not_arrived(entry, self._kind, f"is still {entry.state}") if entry in self.missing else None
+            failure = entry.failure or ServerError("has failed before")
+            return not_arrived(entry, self._kind, failure.message, failure.hint)
+        still = f"is still {in_words(entry.state)}"
+        return not_arrived(entry, self._kind, still) if entry in self.missing else None
 
     def _reached(self, entry: Entry) -> bool:
         if self._kind is PoolStopError:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from poolctl.config import Restart
 from poolctl.light_dataclasses import dataclass
 from poolctl.runners.runner_protocol import Exit
+from poolctl.units import format_duration
 
 from .decision_input import ASLEEP, IN_BACKOFF, LEAVING, Desired, Listener, Phase, View, WorkerView
 
@@ -224,6 +225,11 @@ class Next(StrEnum):
     FAILED = "failed"
 
 
+def restarts_within(count: int, policy: Restart) -> str:
+    """How many restarts it took to give up."""
+    return f"{count} restart{'s' * (count > 1)} in {format_duration(policy.window)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The decision, the pause before a restart, and the reason for giving up; `restarts` if they were too many."""
@@ -258,7 +264,7 @@ def judge(
         return Verdict(Next.FAILED, reason=exit_.message)
     recent = [moment for moment in restarts if now - moment <= policy.window]
     if len(recent) >= policy.limit:
-        reason = f"{exit_.message}; restarted {len(recent)} times within {policy.window:g} s"
+        reason = f"{exit_.message}; given up after {restarts_within(len(recent), policy)}"
         return Verdict(Next.FAILED, reason=reason, restarts=len(recent))
     if not recent and was_ready:
         return Verdict(Next.RESTART)

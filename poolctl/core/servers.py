@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from poolctl.config import ServerConfig
+from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
 from poolctl.light_dataclasses import MISSING, fields
 
@@ -191,7 +192,9 @@ PERSISTED: dict[str, object] = {
     for each in fields(Entry)
     if each.metadata["persisted"]
 }
-_PLAIN = [(name, usual) for name, usual in PERSISTED.items() if name not in ("desired", "overrides")]
+_PLAIN = [
+    (name, usual) for name, usual in PERSISTED.items() if name not in ("desired", "failure", "overrides")
+]
 
 
 def record_of(entry: Entry) -> Table:
@@ -201,6 +204,8 @@ def record_of(entry: Entry) -> Table:
         found["desired"] = (
             Desired.RUN if entry.desired in IN_BACKOFF or entry.timers else entry.desired
         ).value
+    if entry.failure is not None and not entry.ready:
+        found["failure"] = entry.failure.to_dict()
     if entry.overrides != PERSISTED["overrides"]:
         overrides = entry.overrides
         found["overrides"] = {each.name: getattr(overrides, each.name) for each in fields(overrides)}
@@ -212,6 +217,7 @@ def restore(entry: Entry, record: Table) -> None:
     for name, _ in _PLAIN:
         if name in record:
             setattr(entry, name, record[name])
+    entry.failure = ServerError(**record["failure"]) if "failure" in record else None
     entry.desired = Desired(record["desired"]) if "desired" in record else _from_flags(record)
     overrides = record.get("overrides")
     if overrides is None:

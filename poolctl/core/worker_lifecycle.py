@@ -11,10 +11,11 @@ import signal
 
 from poolctl.clock import Clock
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, ServerError
+from poolctl.light_dataclasses import replace
 from poolctl.runners.runner_protocol import Exit, Runner, WorkerFailed, app_state
 from poolctl.units import format_duration
 
-from .decide import Next, judge
+from .decide import Next, judge, restarts_within
 from .decision_input import LEAVING, Desired, Phase
 from .failure_output import LINES_READ, cause_of, last_lines
 from .health_checks import HealthChecks
@@ -76,21 +77,31 @@ class WorkerLifecycle:
         if worker.ready_at is None and worker.phase not in LEAVING and entry.files == worker.files:
             # Files read by a worker that failed before it was ready are not in use.
             entry.files = worker.files_before or entry.files
-        if worker.ready_at is None and worker.phase not in LEAVING:
+        if worker.phase not in LEAVING:
             await self._find_cause(entry, worker, exit_)
         self._ended(entry, worker, exit_)
 
     async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        """Add the reason that the worker printed, unless it gave one itself."""
+        """Add the reason that the worker printed, unless it gave one itself.
+
+        The first death of a ready worker is not explained: it is replaced at once.
+        """
         failure, config = worker.failure, worker.config
+        if (
+            worker.ready_at is not None
+            and not exit_.ok
+            and (entry.restart_times or config.restart.policy == "no")
+        ):
+            failure = worker.failure = failure_of(entry, exit_.message, f"poolctl logs {entry.name}")
         late = worker.given_up and bool(config.command)
         if failure is None or not (late or failure.message in (exit_.message, exit_.before_ready(""))):
             return
         lines = await last_lines(self._runner, entry.name, LINES_READ, worker.placed_at)
-        cause = cause_of(lines, config, refused=bool(exit_.status) and not late)
-        worker.address_taken = cause.own_address
+        refused = bool(exit_.status) and not late and worker.ready_at is None
+        cause = cause_of(lines, config, refused=refused)
+        worker.address_taken = cause.own_address and worker.ready_at is None
         if cause.text and (cause.own_address or not late):
-            is_ours = cause.own_address and config.command and not config.binds_itself
+            is_ours = worker.address_taken and config.command and not config.binds_itself
             hint = f"{_OWN_SOCKET}; {failure.hint}" if is_ours else failure.hint
             worker.failure = failure_of(entry, f"{failure.message}: {cause.text}", hint, cause=failure)
 
@@ -300,6 +311,8 @@ class WorkerLifecycle:
         if worker.given_up and exit_.ok:
             exit_ = Exit(message=exit_.message)  # it was stopped, and failed at its end
         if worker.generation == entry.generation and entry.wanted:
+            if worker.failure is not None:
+                exit_ = replace(exit_, message=worker.failure.message)
             self.died(entry, exit_, was_ready=was_ready)
             worker.next_step = entry.next_step
 
@@ -363,6 +376,8 @@ class WorkerLifecycle:
             window = entry.config.restart.window
             entry.restart_times = [each for each in entry.restart_times if now - each <= window] + [now]
             entry.restarts += 1
+            if was_ready and verdict.delay_seconds > 0:
+                entry.failure = failure_of(entry, exit_.message, f"poolctl logs {entry.name}")
             self._hold(entry, verdict.delay_seconds)
 
     def _give_up(self, entry: Entry) -> None:
@@ -479,11 +494,8 @@ def restarting(delay_seconds: float, count: int) -> str:
 
 def given_up(entry: Entry, restarts: int = 0) -> str:
     """What follows from an end that is final, and where to look; `restarts` is how many it took."""
-    window = format_duration(entry.config.restart.window)
     after = (
-        f"given up after {restarts} restart{'s' * (restarts > 1)} in {window}"
-        if restarts
-        else "not restarted"
+        f"given up after {restarts_within(restarts, entry.config.restart)}" if restarts else "not restarted"
     )
     return f"{after}: poolctl logs {entry.name}"
 

@@ -12,6 +12,7 @@ from poolctl.core.core import Core
 from poolctl.core.decision_input import Desired
 from poolctl.core.server_entry import Entry
 from poolctl.frozen_value import Value
+from poolctl.states import in_words
 
 _SOON_SECONDS = 0.05
 # A look at one server takes up to 30 µs: at most a twentieth of the time, while a large pool starts.
@@ -119,4 +120,4 @@ def _sentence(wanted: int, missing: list[Entry]) -> str:
     first = missing[0]
     why = f": {first.failure.message}" if first.failure is not None else ""
     more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return f"{wanted - len(missing)} of {wanted} servers ready; {first.name} is {first.state}{why}{more}"
+    return f"{wanted - len(missing)} of {wanted} servers ready; {first.name} is {in_words(first.state)}{why}{more}"

@@ -26,6 +26,7 @@ from poolctl.listeners.open_listener import inherited_descriptors, open_listener
 from poolctl.platform import sealed_file
 from poolctl.runners import withheld_variables
 from poolctl.runners.worker_spec import Spec, argument_vector, spec_file, tls_contents, worker_spec
+from poolctl.states import in_words
 from poolctl.worker.process_setup import SPEC_FD, SetupFailed, become_program
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _refuse_running(pool: PoolRef, server: ServerConfig) -> None:
     for each in found.items:
         if each.state not in _AT_REST:
             raise ControlError(
-                f"{server.name} is {each.state} in this pool",
+                f"{server.name} is {in_words(each.state)} in this pool",
                 exit_code=CONFLICT,
                 hint=f"poolctl stop {server.name}",
             )

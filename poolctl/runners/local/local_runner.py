@@ -94,6 +94,7 @@ class LocalRunner:
         self._stacks = StackReader(self.children, self._workers)
         self._heartbeats = WorkerHeartbeats(self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
+        self._last_outputs: dict[str, str] = {}  # of the worker of each server that exited last
         self._routed = RoutedServers(self._passed, self.adoptions, self.sockets, self.sleeping, self._workers)
 
     @property
@@ -345,6 +346,8 @@ class LocalRunner:
         exit_ = await asyncio.shield(worker.exited)
         if worker.ready_at is None:
             await self.output.finished(worker.output, _LAST_OUTPUT_SECONDS)
+        else:
+            self._last_outputs[worker.server.name] = worker.output
         self._workers.remove(worker)
         return exit_
 
@@ -353,7 +356,8 @@ class LocalRunner:
         return await self._stacks.stacks(worker, seconds)
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """See Logs."""
+        """See Logs. The last words of a worker that has just exited are among them."""
+        await self.output.finished(self._last_outputs.pop(name, ""), _LAST_OUTPUT_SECONDS)
         path = self.output.paths.get(name)
         return await asyncio.to_thread(last_lines, path, lines, since) if path else []
 

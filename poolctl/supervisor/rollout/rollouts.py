@@ -16,6 +16,7 @@ from poolctl.errors import PoolRestartError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.frozen_value import Table
 from poolctl.selection.selector import SelectorError
+from poolctl.states import in_words
 
 from ..verbs.reload_diff import differences, is_live, listed
 from ..verbs.verb import Call, Verb, VerbContext, selected
@@ -182,7 +183,7 @@ class Rollouts:
             raise _NoRollout(message, f"poolctl wait {name}, then repeat it")
         if not (entry.wanted and entry.complete):
             raise _NoRollout(
-                f"{name} is {entry.state}; only a server that runs whole has a rollout",
+                f"{name} is {in_words(entry.state)}; only a server that runs whole has a rollout",
                 f"poolctl start {name}",
             )
 

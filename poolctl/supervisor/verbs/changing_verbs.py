@@ -20,7 +20,7 @@ from poolctl.errors import (
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.light_dataclasses import replace
 from poolctl.selection.selector import SelectorError, selection_needed
-from poolctl.states import Status
+from poolctl.states import Status, in_words
 
 from ..active_configuration import obstacles
 from .server_documents import disabled, drained, items, server_problem, unwell
@@ -327,7 +327,7 @@ def _not_drained(entry: Entry) -> str:
         return f"{entry.name}: has no connections to drain; poolctl stop {entry.name} ends it"
     if entry.state in _RUNS:
         return ""
-    return f"{entry.name}: is {entry.state}, {_WHEN_IT_RUNS if entry.state in _STAYS else _NEVER}"
+    return f"{entry.name}: is {in_words(entry.state)}, {_WHEN_IT_RUNS if entry.state in _STAYS else _NEVER}"
 
 
 def _cannot_have(entry: Entry, workers: int) -> ServerError | None:

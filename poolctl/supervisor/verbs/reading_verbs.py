@@ -25,7 +25,7 @@ from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
 from poolctl.frozen_value import Table
 from poolctl.monitor.journal import KINDS, MOST_LINES, EventFilter, JournalEvent, parse_filter, recent
 from poolctl.selection.selector import SelectorError
-from poolctl.states import State, Status
+from poolctl.states import State, Status, in_words
 
 from .server_documents import details, items, unwell
 from .verb import Call, Verb, VerbContext, reporter, selected
@@ -179,8 +179,10 @@ class Reading:
         return command.problem(entry) if entry.wanted and command.is_over(entry) else None
 
     def _why_not(self, entry: Entry, goal: str) -> str:
-        complaint = self._core.health.complaint(entry) if entry.state == State.RUNNING else ""
-        return f"is {entry.state}, not {goal}{f': {complaint}' if complaint else ''}"
+        why = self._core.health.complaint(entry) if entry.state == State.RUNNING else ""
+        if not why and entry.failure is not None and not entry.ready:
+            why = entry.failure.message
+        return f"is {in_words(entry.state)}, not {goal}{f': {why}' if why else ''}"
 
 
 def expiring(entry: Entry, now: float) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from http.client import HTTPException
 from typing import Any
 
 import pytest
 
 from tests.configuration import server
+from tests.deadline import wait_until
 from tests.http_get import get
 from tests.processes import is_alive
 from tests.real_pool import HELLO_APP, RealPool
@@ -262,3 +264,46 @@ def test_worker_that_cannot_start_is_explained_without_a_traceback_of_poolctl(
     assert done.code == 1, str(done)
     assert [words for words in wanted if words not in done.stderr] == []
     assert "poolctl/worker" not in done.stderr
+
+
+CRASHING = """
+import sys, time
+
+print("ready", flush=True)
+time.sleep(float(sys.argv[1]))
+sys.exit("shop.NoSettings: SHOP_DSN is not set")
+"""
+CAUSE = "exited with status 1: shop.NoSettings: SHOP_DSN is not set"
+
+
+def crash_loop(pool: RealPool, *, limit: int, ready: bool) -> None:
+    pool.write("crashing.py", CRASHING)
+    restart = {"limit": limit, "backoff": {"initial": "20ms" if limit < 9 else "1m", "max": "1m"}}
+    command = [sys.executable, "crashing.py", "1.2" if ready else "0"]
+    pool.write("pool.toml", server("web", command=command, restart=restart, start_timeout="2s"))
+    pool.run("start")
+
+
+def test_cause_of_a_server_that_is_given_up_is_kept_over_an_upgrade(pool: RealPool) -> None:
+    crash_loop(pool, limit=2, ready=False)
+    cause = f"{CAUSE.replace(':', ' before it was ready:', 1)}; given up after 2 restarts in 1m"
+    wait_until(lambda: pool.items()["web"]["state"] == "failed")
+    for _ in range(2):
+        assert f"error: web: {cause}" in pool.run("status").stderr
+        assert f"web has failed: {cause}" in pool.run("doctor").stdout
+        (waited,) = pool.run("wait", "--timeout", "0.1", "-o", "json").json["errors"]
+        assert waited["message"] == cause
+        pool.ok("upgrade", "--allow-same-version")
+    assert cause in pool.ok("events", "--kind", "lifecycle").stdout
+
+
+def test_cause_of_a_server_that_ended_after_it_was_ready_is_shown_while_it_is_in_backoff(
+    pool: RealPool,
+) -> None:
+    crash_loop(pool, limit=20, ready=True)
+    wait_until(lambda: pool.items()["web"]["state"] == "backoff")
+    assert f"error: web: {CAUSE}\n" in pool.run("status").stderr
+    assert f"web is in backoff: {CAUSE}\n" in pool.run("doctor").stdout.replace(";", "\n")
+    (waited,) = pool.run("wait", "--timeout", "0.1", "-o", "json").json["errors"]
+    assert waited["message"] == f"is in backoff, not ready: {CAUSE}"
+    assert f"running → backoff ({CAUSE})" in pool.ok("events", "--kind", "lifecycle").stdout

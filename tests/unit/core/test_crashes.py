@@ -37,7 +37,7 @@ def test_limit_is_of_a_window_and_the_reason_is_reported() -> None:
             ["ko"],
             {"ko": 1},
         )
-        assert answer["errors"][0]["message"] == "killed by SIGKILL; restarted 2 times within 60 s"
+        assert answer["errors"][0]["message"] == "killed by SIGKILL; given up after 2 restarts in 1m"
         assert desk.runner.opened == set()
 
     run(scenario())

@@ -11,6 +11,7 @@ from poolctl.config import ServerConfig
 from poolctl.core.decision_input import Desired, Overrides
 from poolctl.core.server_entry import Entry
 from poolctl.core.servers import record_of, restore
+from poolctl.errors import ServerError
 from poolctl.light_dataclasses import fields
 
 
@@ -39,15 +40,20 @@ def test_every_persisted_field_is_restored() -> None:
     for name, value in values.items():
         setattr(before, name, value)
     before.desired, before.overrides = Desired.FAILED, Overrides(workers=3, disabled=False, out=True)
+    before.failure = ServerError(
+        "exited with status 1: Error: no settings", name="web", hint="poolctl logs web"
+    )
     restore(after, json.loads(json.dumps(record_of(before))))
     persisted = {each.name for each in fields(Entry) if each.metadata["persisted"]}
-    assert persisted == {*values, "desired", "overrides"}
+    assert persisted == {*values, "desired", "overrides", "failure"}
     assert [getattr(after, name) for name in values if name != "source"] == [
         value for name, value in values.items() if name != "source"
     ]
     assert (after.source, after.desired, after.overrides) == (
         [{"name": "web"}, "/srv"], before.desired, before.overrides,
     )  # fmt: skip
+    assert after.failure is not None
+    assert after.failure.to_dict() == before.failure.to_dict()
 
 
 @pytest.mark.parametrize("desired", [Desired.BACKOFF, Desired.REFUSING])

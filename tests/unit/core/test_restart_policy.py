@@ -56,7 +56,7 @@ def test_restarts_before_the_window_do_not_count() -> None:
     assert verdict(BAD, restarts=old, now=200.0, limit=3, window=60).delay_seconds == 0
     given_up = verdict(BAD, restarts=old, now=30.0, limit=3, window=60)
     assert given_up.next is Next.FAILED
-    assert given_up.reason == "exited with status 1; restarted 10 times within 60 s"
+    assert given_up.reason == "exited with status 1; given up after 10 restarts in 1m"
 
 
 def test_a_limit_of_nothing_never_restarts() -> None:

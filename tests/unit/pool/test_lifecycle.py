@@ -173,7 +173,7 @@ def test_a_worker_that_dies_is_replaced_as_the_restart_policy_says() -> None:
     wait_until(lambda: only(pool).ready and len(runner.running) == 2)
     on_loop(lambda: runner.end("a.1.1", Exit.from_status(1)))
     wait_until(lambda: only(pool).state is State.FAILED)
-    assert only(pool).message == "exited with status 1; restarted 1 times within 60 s"
+    assert only(pool).message == "exited with status 1; given up after 1 restart in 1m"
     assert runner.running == {}
 
 
