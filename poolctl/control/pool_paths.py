@@ -33,8 +33,6 @@ STATE_VARIABLE = "POOLCTL_STATE_DIR"
 ACCESS_LOG_VARIABLE = "POOLCTL_ACCESS_LOG"
 SOCKET_NAME = "control.sock"
 GATEWAY_LOG = "gateway.log"  # in the same directory: what its process reports
-KEPT_CONNECTIONS = "gateway-kept.json"  # likewise: which connections workers may have kept
-CONTEXT_SECRET = "gateway-secret"  # likewise: by what is made of it, workers believe the gateway
 GATEWAY_ACCESS_LOG = "gateway-access.log"  # in the state directory; in logs it could be that of a server
 # sun_path has 108 bytes, the last of them the terminating NUL (unix(7))
 SOCKET_PATH_BYTES = 107

@@ -106,6 +106,7 @@ class Keeper:
         self._shutdown.finish()
         # Without a supervisor, the logger has had no time yet to store the servers' last output.
         kill_children(LAST_OUTPUT_SECONDS if self._shutdown.alone else 0.0)
+        self._shutdown.leave()
 
     def _start(self) -> None:
         sock = self._supervisor.start(time.monotonic())

@@ -114,6 +114,10 @@ class Shutdown:
         self._reaper.watcher.kill_all(KILLED_SECONDS)
         self._store.clear()
 
+    def leave(self) -> None:
+        """Remove what remains in the pool's directory but logs: no process of the pool is left."""
+        rendezvous.remove_traces(self._directory)
+
     def _workers(self) -> list[int]:
         return [int(meta["pid"]) for meta in self._store.values(fd_store.WORKER)]
 

@@ -10,6 +10,7 @@ SO_PEERCRED); the caller checks that process's answer.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
@@ -151,6 +152,8 @@ def _files(directory: str, kinds: tuple[str, ...]) -> list[str]:
 
 DESIRED = "wanted.json"
 REGISTRATIONS = "registrations.json"
+KEPT_CONNECTIONS = "gateway-kept.json"  # which of the gateway's connections workers may have kept
+CONTEXT_SECRET = "gateway-secret"  # by what is made of it, workers believe the gateway
 
 
 def write_desired(directory: str, content: bytes, name: str = DESIRED) -> None:
@@ -172,5 +175,51 @@ def read_desired(directory: str, name: str = DESIRED) -> wire.Message:
 
 def remove_desired(directory: str) -> None:
     """Remove these states: only a pool that was killed leaves them behind."""
-    for name in (DESIRED, REGISTRATIONS):
+    for name in (DESIRED, REGISTRATIONS, KEPT_CONNECTIONS, CONTEXT_SECRET):
         forget(os.path.join(directory, name))
+
+
+_CONTROL = "control.sock"
+_LOCK = "lock"
+
+
+def lock(directory: str, *, patient: bool = True) -> int:
+    """A descriptor of the lock of the directory, taken: its holder starts a pool there, or removes the traces of one.
+
+    Raises OSError, and BlockingIOError for a lock that is taken unless `patient`.
+    """
+    path = os.path.join(directory, _LOCK)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # The pool that had it has removed it.
+        os.close(descriptor)
+
+
+def remove_traces(directory: str) -> None:
+    """Remove what only a running pool needs, its lock and empty logs, and the directory if nothing is left in it.
+
+    Nothing happens if the pool left something to its successor, or that is being started. Never fails.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = lock(directory, patient=False)
+        try:
+            names = os.listdir(directory)
+            if _CONTROL in names or DESIRED in names:
+                return
+            for name in names:
+                path = os.path.join(directory, name)
+                if ".log" in name and os.stat(path).st_size == 0:
+                    forget(path)
+            forget(os.path.join(directory, _LOCK))
+            os.rmdir(directory)
+        finally:
+            os.close(descriptor)

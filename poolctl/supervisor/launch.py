@@ -43,15 +43,10 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
     if problem:
         raise ControlError(f"the pool cannot be started: {problem}", exit_code=FAILED, hint=fix)
     _check_open_files(files, env)
-    pool_directory = pool_paths.make_pool_dir(env, pool_paths.pool_key(files[0]))
-    path = pool_paths.control_socket(pool_directory)
+    # Two starts at once: the second waits here, and finds the first one's supervisor.
+    pool_directory, lock = _locked(env, pool_paths.pool_key(files[0]))
+    path = f"{pool_directory}/{pool_paths.SOCKET_NAME}"
     try:
-        lock = os.open(f"{pool_directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise _unusable(pool_directory, error) from error
-    try:
-        # Two starts at once: the second waits here, and finds the first one's supervisor.
-        fcntl.flock(lock, fcntl.LOCK_EX)
         if listens(path):
             if lifeline:
                 raise ControlError(
@@ -66,6 +61,19 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
         raise _unusable(pool_directory, error) from error
     finally:
         os.close(lock)
+
+
+def _locked(env: Mapping[str, str], key: str) -> tuple[str, int]:
+    """The pool's directory, and the descriptor of its lock. Raises ControlError (7)."""
+    while True:
+        pool_directory = pool_paths.make_pool_dir(env, key)
+        pool_paths.control_socket(pool_directory)
+        try:
+            return pool_directory, rendezvous.lock(pool_directory)
+        except FileNotFoundError:
+            continue  # the keeper of a pool that has just ended has removed it
+        except OSError as error:
+            raise _unusable(pool_directory, error) from error
 
 
 def _check_open_files(files: Sequence[str], env: Mapping[str, str]) -> None:

@@ -267,7 +267,7 @@ def test_restart_of_a_stopped_server_does_about_its_dependencies_what_start_does
         + server("off", off, extra="disabled = true"),
     )
     real_pool.ok("start")
-    assert real_pool.ok("stop", "web", "db", "off").stdout == "2 servers stopped\n"
+    assert real_pool.ok("stop", "web", "db", "off").stdout == "2 servers stopped: web, db\n"
     assert real_pool.ok("stop", "web", "off").stdout == "nothing was running\n"
     assert "`poolctl start web` starts it" in real_pool.ok("enable", "web").stdout
     real_pool.ok("restart", "web", "--no-deps")

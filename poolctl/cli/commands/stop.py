@@ -14,6 +14,7 @@ from poolctl.cli.render import of_dependents, servers
 from poolctl.cli.supervisor_requests import ask
 from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor
+from poolctl.control.pool_paths import state_dir
 from poolctl.errors import PoolError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _STOP_SECONDS = 10.0
 _KILL_SECONDS = 5.0
+_MOST_NAMES = 5
+_STOPPED = ("stopped", "completed", "disabled", "failed")
 _ENDED = {"state": "stopped", "ready": False, "health": "unknown", "pids": (), "uptime_seconds": 0.0}
 
 COMMAND = Command(
@@ -51,17 +54,28 @@ def perform(request: CommandRequest) -> Outcome:
         return Outcome(_at_rest(request, pool), message="nothing is running")
     if result.exit_code and not result.items:
         return Outcome.of(result)
-    return Outcome.of(result, _stopped_line(result, waited=not request.get("no_wait")))
+    message = _stopped_line(result, waited=not request.get("no_wait"))
+    logs = f"{state_dir(os.environ, pool.key)}/logs"
+    if result.ended and os.path.isdir(logs):
+        message += f"\nlogs: {logs}"
+    return Outcome.of(result, message)
 
 
 def _stopped_line(result: Result, *, waited: bool) -> str:
-    """`3 servers stopped`: of those that ran, or were to run."""
+    """`2 servers stopped: users, orders`, of those that ran, or were to run."""
     active = [item for item in result.items if item.name not in (result.unchanged or ())]
     if not (active or result.dependents):
         return "no server was running: the supervisor has ended" if result.ended else "nothing was running"
-    stopped = sum(item.state in ("stopped", "completed", "disabled", "failed") for item in active)
-    line = f"{servers(stopped, len(active))} stopped" if waited else f"{servers(len(active))} stopping"
-    return line + of_dependents(result)
+    stopped = [item.name for item in active if not waited or item.state in _STOPPED]
+    line = f"{servers(len(stopped), len(active))} {'stopped' if waited else 'stopping'}"
+    return f"{line}{of_dependents(result)}{_names([*stopped, *(result.dependents or ())])}"
+
+
+def _names(names: Sequence[str]) -> str:
+    """`: a, b and 38 more`; "" for none."""
+    shown = names if len(names) <= _MOST_NAMES else names[:_MOST_NAMES]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return f": {', '.join(shown)}{more}" if shown else ""
 
 
 def _at_rest(request: CommandRequest, pool: PoolRef) -> Sequence[Item]:

@@ -23,7 +23,7 @@ from poolctl.config import (
     users_of,
     with_registrations,
 )
-from poolctl.control.pool_paths import CONTEXT_SECRET, KEPT_CONNECTIONS
+from poolctl.keeper.rendezvous import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.platform import replace_file
 from poolctl.routing.route import ExcludedRoute, Header, Route, StreamRoute
 from poolctl.routing.route_table import write_table

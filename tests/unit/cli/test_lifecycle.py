@@ -41,9 +41,9 @@ def test_start_says_how_many_are_ready(poolctl: Command, supervised: Supervised)
         ),
         (["restart", "--no-wait"], [item("a"), item("b")], "2 servers restarting"),
         (["start", "--tag", "x", "--allow-empty"], [], "no server selected"),
-        (["stop"], [item("a", state="stopped", ready=False)], "1 server stopped"),
-        (["stop"], [item("a", state="stopped"), item("b", state="stopping")], "1 of 2 servers stopped"),
-        (["stop", "--no-wait"], [item("a", state="stopping")], "1 server stopping"),
+        (["stop"], [item("a", state="stopped", ready=False)], "1 server stopped: a"),
+        (["stop"], [item("a", state="stopped"), item("b", state="stopping")], "1 of 2 servers stopped: a"),
+        (["stop", "--no-wait"], [item("a", state="stopping")], "1 server stopping: a"),
         (["wait"], [item("a")], "1 server ready"),
         (["wait", "--for", "healthy"], [item("a"), item("b")], "2 servers healthy"),
     ],
@@ -60,8 +60,8 @@ def test_the_line_for_people(
 @pytest.mark.parametrize(
     ("args", "state", "dependents", "line"),
     [
-        (["stop", "a"], "stopped", ["w"], "1 server stopped, and 1 that depends on it"),
-        (["stop", "a", "--no-wait"], "stopping", ["w"], "1 server stopping, and 1 that depends on it"),
+        (["stop", "a"], "stopped", ["w"], "1 server stopped, and 1 that depends on it: a, w"),
+        (["stop", "a", "--no-wait"], "stopping", ["w"], "1 server stopping, and 1 that depends on it: a, w"),
         (["disable", "a"], "disabled", ["v", "w"], "1 server disabled, and 2 that depend on it stopped"),
         (["enable", "a"], "running", ["w"], "1 server enabled, 1 ready, and 1 that depends on it started"),
     ],
@@ -75,6 +75,11 @@ def test_dependents_of_the_selected_servers_are_counted_apart(
         assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
 
 
+def test_stop_names_the_first_of_many(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(*(item(f"s{at}", state="stopped", ready=False) for at in range(6)))):
+        assert poolctl("stop").out == "6 servers stopped: s0, s1, s2, s3, s4 and 1 more\n"
+
+
 def test_enable_counts_a_selected_dependent_once(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always(item("db"), item("web"), dependents=["web"])):
         said = poolctl("enable", "--all").out
@@ -84,15 +89,15 @@ def test_enable_counts_a_selected_dependent_once(poolctl: Command, supervised: S
 @pytest.mark.parametrize(
     ("args", "unchanged", "more", "line"),
     [
-        (["stop"], ["b"], {}, "1 server stopped"),
-        (["stop", "--no-wait"], ["b"], {}, "1 server stopping"),
+        (["stop"], ["b"], {}, "1 server stopped: a"),
+        (["stop", "--no-wait"], ["b"], {}, "1 server stopping: a"),
         (["stop", "a", "b"], ["a", "b"], {}, "nothing was running"),
         (["stop"], ["a", "b"], {"ended": True}, "no server was running: the supervisor has ended"),
         (
             ["stop", "a", "b"],
             ["a", "b"],
             {"dependents": ["w"]},
-            "0 servers stopped, and 1 that depends on them",
+            "0 servers stopped, and 1 that depends on them: w",
         ),
     ],
 )
