@@ -67,6 +67,7 @@ _poolctl() {
         export:-o | export:--output) _poolctl_fields 'json jsonl name' 'name text'; return ;;
         health:-o | health:--output) _poolctl_fields 'table wide json jsonl name' 'name kind status uptime_seconds latency_seconds detail'; return ;;
         import:-o | import:--output) _poolctl_files -f; return ;;
+        list:-o | list:--output) _poolctl_fields 'table wide json jsonl name' 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime cpu memory'; return ;;
         rollout:-o | rollout:--output) _poolctl_fields 'table wide json jsonl name' 'name state reason what generation share_asked share for_seconds elapsed_seconds min_requests abort_on canary before'; return ;;
         routes:-o | routes:--output) _poolctl_fields 'table wide json jsonl name' 'alias host path to policy mode way why provider state requests passed proxied refused waiting errors p50_seconds p99_seconds registrations machines matched'; return ;;
         stacks:-o | stacks:--output) _poolctl_fields 'table wide json jsonl name' 'name worker pid source problem place'; return ;;

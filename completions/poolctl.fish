@@ -264,7 +264,7 @@ complete -c poolctl -n '__poolctl_in init' -s v -l verbose -d 'Print more detail
 complete -c poolctl -n '__poolctl_in init' -s h -l help -d 'Show this message and exit'
 complete -c poolctl -n '__poolctl_in init' -a '(__fish_complete_directories)'
 complete -c poolctl -n 'not __poolctl_verb >/dev/null' -a list -d 'List servers'
-complete -c poolctl -n '__poolctl_in list' -s o -l output -x -a "(__poolctl_fields 'table wide json jsonl name' 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime')" -d 'table, wide, json, jsonl, name, or FIELD,FIELD…'
+complete -c poolctl -n '__poolctl_in list' -s o -l output -x -a "(__poolctl_fields 'table wide json jsonl name' 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime cpu memory')" -d 'table, wide, json, jsonl, name, or FIELD,FIELD…'
 complete -c poolctl -n '__poolctl_in list' -l field -x -a 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime' -d 'Print this field of each server, one a line'
 complete -c poolctl -n '__poolctl_in list' -l name -x -d 'Servers whose name matches this regular expression'
 complete -c poolctl -n '__poolctl_in list' -l bind -x -d 'Servers whose address matches this expression'

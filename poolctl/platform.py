@@ -269,6 +269,14 @@ def cpu_seconds(pid: int) -> float | None:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else None
 
 
+def age_seconds(pid: int) -> float:
+    """The time since a process was started; 0 when there is no such process."""
+    ticks = process_start(pid)
+    if ticks is None:
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
 def process_cpu_ns(pid: int) -> int | None:
     """The processor time that the threads of a process have used; while it is unchanged, none of them has run.
 

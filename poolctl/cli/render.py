@@ -9,7 +9,7 @@ import os
 import sys
 
 from poolctl.cli.outcome import Outcome
-from poolctl.control.answers import SCHEMA, ErrorEntry, Item, Result
+from poolctl.control.answers import SCHEMA, ErrorEntry, Item, Measured, Result
 from poolctl.frozen_value import Value
 from poolctl.light_json import dumps
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts")
 WIDE = ("name", "state", "ready", "health", "bind", "expose", "pid", "workers", "uptime", "restarts", "tags")
+FIGURES = ("cpu", "memory")  # of the processes: in a wide table where they were measured, after the workers
 WIDE_COLUMNS = 120  # of a terminal, into which `-o wide` fits
 # Columns that a narrow terminal omits, in this order.
 DISPENSABLE = ("restarts", "uptime", "health", "pids")
 RIGHT = frozenset((
-    "workers", "uptime", "restarts", "conn", "in_flight", "waiting", "requests", "passed", "proxied", "refused",
-    "errors", "p50", "p99",
+    "workers", "cpu", "memory", "uptime", "restarts", "conn", "in_flight", "waiting", "requests", "passed", "proxied",
+    "refused", "errors", "p50", "p99",
 ))  # fmt: skip
 HEADINGS = {"pid": "pids"}  # the first of them, next to the number of workers
 KEPT = "kept"  # a column that is there if a window keeps one of the servers awake or asleep
@@ -121,7 +122,10 @@ def text_of(items: Sequence[Value], output: str, colours: bool = False, width: i
     if output == "table" or output == "wide":
         kept = (KEPT,) if any(isinstance(item, Item) and item.kept for item in items) else ()
         if output == "wide":
-            return fitting(items, WIDE + kept, (), colours, width and max(width, WIDE_COLUMNS))
+            at = WIDE.index("workers") + 1
+            figures = FIGURES if any(isinstance(item, Measured) for item in items) else ()
+            columns = (*WIDE[:at], *figures, *WIDE[at:], *kept)
+            return fitting(items, columns, (), colours, width and max(width, WIDE_COLUMNS))
         return fitting(items, TABLE + kept, DISPENSABLE, colours, width)
     fields = output.split(",")
     return "".join("\t".join(field_text(item, field) for field in fields) + "\n" for item in items)
@@ -204,6 +208,8 @@ def field_text(item: Value, field: str) -> str:
     """One field of an item as scripts want it: lists by commas, nothing for what is not known."""
     if field == "uptime" and isinstance(item, Item):
         return duration(item.uptime_seconds) if item.uptime_seconds else ""
+    if field in FIGURES:
+        return _usage(item, field)
     value = getattr(item, field, None)
     if value is None:
         return ""
@@ -212,6 +218,19 @@ def field_text(item: Value, field: str) -> str:
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
     return printable(str(value))
+
+
+def _usage(item: Value, field: str) -> str:
+    """CPU or memory of a server's processes; "" for one that was not measured, or has none."""
+    if not (isinstance(item, Measured) and item.pids):
+        return ""
+    if field == "cpu":
+        percent = item.stats.cpu_percent
+        return "" if percent is None else f"{percent:.1f}%"
+    from poolctl.units import format_size
+
+    size = item.stats.memory_bytes
+    return "" if size is None else format_size(size)
 
 
 def explain(outcome: Outcome) -> None:

@@ -9,7 +9,7 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, others_named_alike
 from poolctl.cli.render import WIDE_COLUMNS, coloured, fitting, printable, width_of
-from poolctl.control.answers import ProgressLine, Result
+from poolctl.control.answers import ProgressLine, Result, StatsResult
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_processes import await_end, last_words
 from poolctl.errors import ControlError
@@ -234,10 +234,17 @@ def refuse_without_linux() -> None:
         )
 
 
-def selected(request: CommandRequest, pool: PoolRef) -> Result:
-    """The servers as they are now. Failure for a selection that matches nothing and for invalid files."""
+def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) -> Result:
+    """The servers as they are now, `measured` with their figures while a supervisor runs.
+
+    Failure for a selection that matches nothing and for invalid files.
+    """
+    result: Result
     try:
-        result = ask(request, pool, "list")
+        if measured:
+            result = ask_for(StatsResult, request, pool, "stats", {"files": True})
+        else:
+            result = ask(request, pool, "list")
     except NoSupervisor:
         if not pool.files:
             raise

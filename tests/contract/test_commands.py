@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -45,6 +46,9 @@ def states(pool: RealPool) -> dict[str, str]:
 def test_every_command_that_prints_servers_knows_every_form(real_pool: RealPool) -> None:
     ports = real_pool.write_hello("b", "a", extra='tags = ["x", "y"]')
     real_pool.ok("start")
+    head, *lines = real_pool.ok("list", "-o", "wide").stdout.splitlines()
+    assert {"CPU", "MEMORY"} <= set(head.split())
+    assert all(re.search(r" \d+\.\d%  +[\d.]+MiB  ", line) for line in lines)
     for at, command in enumerate(FORMS):
         form = ("name", "jsonl", "bind,name,tags")[at % 3]
         lines = real_pool.ok(*command.split(), "-o", form).stdout.splitlines()

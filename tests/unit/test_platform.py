@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from poolctl.platform import bounded_file
+from poolctl.platform import age_seconds, bounded_file
 
 
 @pytest.mark.parametrize("limit", [16_384, 256])
@@ -71,3 +71,8 @@ for _ in range(2):
     os.kill(os.getpid(), signal.SIGSTOP)
 """
     subprocess.run([sys.executable, "-c", stop_itself_twice], check=True, timeout=60)
+
+
+def test_age_of_a_process_is_the_time_since_it_was_started() -> None:
+    assert 0 < age_seconds(os.getpid()) <= age_seconds(os.getppid())
+    assert age_seconds(2**22 + 1) == 0.0

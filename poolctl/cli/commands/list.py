@@ -8,7 +8,7 @@ from poolctl.cli.command import FIELDS, INSPECT, OUTPUT, SELECTION, UPTIME, Comm
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import width_of
+from poolctl.cli.render import FIGURES, width_of
 from poolctl.cli.supervisor_requests import selected
 
 COMMAND = Command(
@@ -23,6 +23,7 @@ COMMAND = Command(
         help="Print this field of each server, one a line.",
     ),
     section=INSPECT,
+    fields=(*FIELDS, UPTIME, *FIGURES),
     examples=(
         "poolctl list -o wide",
         "poolctl list --state failed --state backoff -o name",
@@ -33,7 +34,8 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """The selected servers as they are now; without a supervisor all of them are stopped."""
-    result = selected(request, find_pool(request))
+    measured = request.output == "wide" or not {*FIGURES}.isdisjoint(request.output.split(","))
+    result = selected(request, find_pool(request), measured=measured)
     outcome = Outcome.of(result, form="table")
     if not outcome.items and request.output not in ("json", "jsonl"):
         outcome.notes.append(

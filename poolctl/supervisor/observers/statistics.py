@@ -12,7 +12,7 @@ from poolctl.control.answers import Measured, MonitorResult, Stats, StatsHistory
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.core.worker_entry import Worker
-from poolctl.platform import cpu_seconds, memory_bytes
+from poolctl.platform import age_seconds, cpu_seconds, memory_bytes
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
@@ -55,7 +55,10 @@ class Usage:
         """Measure again, unless that was a moment ago; `memory` costs more."""
         if now - self._seen_at >= INTERVAL_SECONDS / 2:
             spent = cpu_seconds(pid) or 0.0
-            self.cpu_percent = max(0.0, 100 * (spent - self._spent) / (now - self._seen_at))
+            # At first the average since the process was started, as ps(1) shows it.
+            is_first = self._seen_at == float("-inf")
+            seconds = age_seconds(pid) if is_first else now - self._seen_at
+            self.cpu_percent = max(0.0, 100 * (spent - self._spent) / seconds) if seconds > 0 else 0.0
             self._seen_at, self._spent = now, spent
         if memory and now - self._memory_at >= _MEMORY_SECONDS:
             self.memory_bytes, self._memory_at = memory_bytes(pid) or 0, now

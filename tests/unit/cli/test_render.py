@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from poolctl.cli import render
 from poolctl.cli.outcome import Outcome
-from poolctl.control.answers import ErrorEntry
+from poolctl.control.answers import ErrorEntry, Item, Measured
 from tests.stand_in import server
 
 USERS = server("users", 8081, pids=[7], tags=["api", "v1"])
@@ -106,6 +106,21 @@ def test_a_wide_table_shows_the_rest_too() -> None:
     assert "http://127.0.0.1:8081" in users
     assert users.endswith("api,v1")
     assert off.endswith("-")
+
+
+def measured(server: Item, **stats: Any) -> Measured:
+    return Measured.from_json({**server.to_json(), "stats": stats})
+
+
+def test_a_wide_table_shows_cpu_and_memory_where_they_were_measured() -> None:
+    busy = measured(USERS, cpu_percent=12.34, memory_bytes=60 * 2**20)
+    idle = measured(OFF, cpu_percent=0.0, memory_bytes=0)
+    head, *lines = render.text_of([busy, idle], "wide").splitlines()
+    assert head.split()[7:10] == ["WORKERS", "CPU", "MEMORY"]
+    assert lines[0].split()[7:10] == ["1", "12.3%", "60MiB"]
+    assert lines[1].split()[-6:-3] == ["1", "-", "-"]
+    assert render.text_of([busy, idle], "cpu,memory") == "12.3%\t60MiB\n\t\n"
+    assert "CPU" not in render.text_of([USERS], "wide")
 
 
 def test_many_processes_are_counted_in_a_table() -> None:
