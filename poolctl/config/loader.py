@@ -83,7 +83,7 @@ def _load(
 
 # An app of a server displaces a command of the defaults instead of contradicting it, and the other way round.
 OF_AN_APP = frozenset({"app", "factory", "handler_key", "tls"})
-OF_A_COMMAND = frozenset({"command", "socket", "notify", "job"})
+OF_A_COMMAND = frozenset({"command", "socket", "notify", "job", "stop_signal"})
 
 
 class Defaults:
@@ -107,6 +107,8 @@ class Defaults:
         trial = {"app": "a:b", **table, "name": "defaults"}
         if "command" in trial:
             trial.pop("app")
+        else:
+            trial.pop("stop_signal", None)  # for those servers that are commands
         trial.setdefault("bind", "127.0.0.1:1")
         trial.pop("job", None)
         derive(trial, base_dir, findings)

@@ -103,7 +103,8 @@ class Shutdown:
         # The gateway would go on without keeper and supervisor.
         for kind in (fd_store.WORKER, fd_store.GATEWAY_LINK):
             for meta in self._store.values(kind):
-                self._reaper.signal(int(meta["pid"]), signal.SIGTERM, group=False, start=meta.get("start"))
+                number = meta.get("stop_signal", signal.SIGTERM)
+                self._reaper.signal(int(meta["pid"]), number, group=False, start=meta.get("start"))
         return False
 
     def finish(self) -> None:

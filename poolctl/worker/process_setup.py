@@ -67,7 +67,15 @@ def run_and_exit(run: Callable[[], int]) -> NoReturn:
 
 def reset_signals() -> None:
     """Undo what the parents of this process did to signals."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
+    # A shell's background job has SIGINT and SIGQUIT ignored.
+    for number in (
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGPIPE,
+        signal.SIGCHLD,
+    ):
         signal.signal(number, signal.SIG_DFL if number != signal.SIGPIPE else signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from poolctl.address import Address
@@ -96,6 +97,9 @@ class ServerKeys(Section):
     http: Http = field(Http.usual(), "How uvicorn speaks HTTP.")
     start_timeout: Positive = field(30.0, "How long it may take until it is ready.")
     stop_timeout: Duration = field(10.0, "How long it may take to end; then it is killed.")
+    stop_signal: (
+        Literal["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH"] | None
+    ) = field(None, "The signal that asks a command to end. Left out: SIGTERM.")
     drain_timeout: Duration = field(30.0, "How long its connections may take to end.")
     health: Health = field(Health.usual(), 'The probes; a string is a readiness path: "/ready".')
     restart: Restart = field(Restart.usual(), 'When it is started again; a string is the policy: "always".')
@@ -136,6 +140,11 @@ class ServerKeys(Section):
         names.insert(names.index("scale"), "workers")  # of scale
         names.insert(names.index("bind") + 1, "listen")  # golib's word
         return tuple(names)
+
+    @property
+    def stop_signal_number(self) -> int:
+        """The signal that asks its processes to end."""
+        return signal.Signals[self.stop_signal or "SIGTERM"]
 
     @property
     def key(self) -> str:

@@ -12,7 +12,9 @@ from poolctl.selection.regular_expressions import BadExpression, compiled
 
 PROBES = ("startup", "readiness", "liveness")
 # Only servers with one of these have rules to follow beyond those of app and bind.
-RULED = frozenset(("command", "factory", "health", "http", "job", "notify", "scale", "socket", "tls", "user"))
+RULED = frozenset(
+    ("command", "factory", "health", "http", "job", "notify", "scale", "socket", "stop_signal", "tls", "user")
+)
 TAKE_THE_SOCKET = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
 
 _in_braces = re.compile(r"\{([A-Za-z_ ]{1,20})\}")
@@ -87,6 +89,9 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
         ):
             if table.get(key) == value:
                 yield Finding((key,), f"{key} = {text} needs a command", 'add command = ["prog", …]')
+        if table.get("stop_signal") is not None:
+            fix = "take it out: the worker of an app ends in order by itself"
+            yield Finding(("stop_signal",), "stop_signal is for a command", fix)
     if table.get("factory") is True and not isinstance(app, str) and not callable(app):
         yield Finding(("factory",), "factory = true needs an app", 'add app = "module:function"')
     for key, rules in (("scale", _scale), ("tls", _tls), ("http", _http), ("health", _health)):

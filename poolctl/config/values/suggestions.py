@@ -30,7 +30,7 @@ OTHER_TOOLS = {
         'restart = "always"': "autorestart",
         "restart = { limit = N }": "startretries",
         'stop_timeout = "10s"': "stopwaitsecs killtimeout stopgraceperiod timeoutstopsec",
-        "take it out: a program is ended by SIGTERM": "stopsignal killsignal",
+        'stop_signal = "SIGINT"': "killsignal",
         'depends_on = ["NAME"]': "priority",
         'limits = { memory = "300MB" }': "maxmemoryrestart",
         'command = ["node", "app.js"]': "script execstart entrypoint",

@@ -265,7 +265,7 @@ class LocalWorker(Receiver):
             return
         if self.control is None:
             if self.server.listens:
-                await self._children.signal(self.process, self.exited, signal.SIGTERM)
+                await self._children.signal(self.process, self.exited, self.server.stop_signal_number)
             _settle(self.left)
         else:
             self._part("drain", receivers)
@@ -283,7 +283,7 @@ class LocalWorker(Receiver):
         self._part("stop", receivers)
         if self.control is None or not self.answered.done():
             # One that is still importing its application does not read commands.
-            await self._children.signal(self.process, self.exited, signal.SIGTERM)
+            await self._children.signal(self.process, self.exited, self.server.stop_signal_number)
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await asyncio.shield(self.exited)
@@ -352,6 +352,7 @@ class LocalWorker(Receiver):
             "protocol": self.protocol,
             "notify": self.notify.path if self.notify is not None else None,
             "place": self.place,
+            "stop_signal": self.server.stop_signal_number,
             "follows_routes": self.follows_routes,
         }
 

@@ -67,7 +67,7 @@ class LocalOrphan:
     def ask_to_end(self) -> None:
         """See registry.Orphan."""
         if not self.order({"order": "stop"}):
-            self._signal(signal.SIGTERM)
+            self._signal(int(self.said.get("stop_signal") or signal.SIGTERM))
 
     def await_end(self, timeout_seconds: float) -> bool:
         """See registry.Orphan."""
@@ -214,6 +214,7 @@ def _without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
                 "server": message["name"], "command": message.get("command"), "output": key,
                 "ready_at": ready_at, "leaving": False,
                 "generation": message.get("generation", 1), "index": message.get("index"),
+                "stop_signal": message.get("stop_signal"),
             }  # fmt: skip
             found.append(LocalOrphan(pid, users.pop(), start, said))
     return found

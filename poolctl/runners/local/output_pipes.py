@@ -122,6 +122,7 @@ class Output(Receiver):
             "name": server.name,
             "command": bool(server.command),
             "pid": pid,
+            "stop_signal": server.stop_signal_number,
             "path": self.path(server),
             "format": log.format,
             "max_size": log.max_size,

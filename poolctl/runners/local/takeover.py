@@ -138,7 +138,8 @@ class WorkerAdoption:
         if meta["notify"] is None and fds:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as control:
                 wire.send(control, {"order": "stop", "to": "none"})
-        self.keeper.send({"op": "signal", "pid": meta["pid"], "signal": signal.SIGTERM, "group": False})
+        number = meta.get("stop_signal", signal.SIGTERM)
+        self.keeper.send({"op": "signal", "pid": meta["pid"], "signal": number, "group": False})
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{name}"})
         for fd in fds:
             wire.close(fd)

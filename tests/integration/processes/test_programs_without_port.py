@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.processes.test_both_killed import kill_both
 from tests.processes import descriptors, is_alive
 from tests.real_pool import RealPool
 
@@ -85,3 +86,20 @@ def test_program_without_a_port_is_kept_running(pool: RealPool, until: Any) -> N
     pool.ok("stop")
     assert notes(pool)[-1] == f"ends {pid}"
     assert not is_alive(pid)
+
+
+def test_program_is_asked_to_end_by_its_stop_signal(pool: RealPool, until: Any) -> None:
+    # By its supervisor, and by the command when supervisor and keeper are gone.
+    pool.write("queue.py", QUEUE.replace("SIGTERM", "SIGINT"))
+    pool.write("pool.toml", f'{POOL}stop_signal = "SIGINT"\nstop_timeout = "60s"\n')
+    pool.ok("start")
+    (pid,) = pool.items()["queue"]["pids"]
+    pool.ok("stop")
+    assert notes(pool)[-1] == f"ends {pid}"
+
+    pool.ok("start")
+    (pid,) = pool.items()["queue"]["pids"]
+    kill_both(pool, until)
+    assert is_alive(pid)
+    pool.ok("stop")
+    until(lambda: notes(pool)[-1] == f"ends {pid}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,13 @@ def test_server_without_watch_names_none(tmp_path: Path) -> None:
 def test_watch_that_is_no_table_of_lists_is_a_problem(tmp_path: Path) -> None:
     for value, key in (("true", "server[0].watch"), ("{ include = '*.html' }", "server[0].watch.include")):
         assert key in told(tmp_path, f"{SERVER}watch = {value}\n")
+
+
+def test_stop_signal_of_the_defaults_is_for_commands(tmp_path: Path) -> None:
+    command = '[[server]]\nname = "queue"\ncommand = ["true"]\n'
+    text = f'[defaults]\nstop_signal = "SIGINT"\n{SERVER}{command}'
+    web, queue = load_text(tmp_path, text)
+    assert (web.stop_signal, web.stop_signal_number) == (None, signal.SIGTERM)
+    assert (queue.stop_signal, queue.stop_signal_number) == ("SIGINT", signal.SIGINT)
+    assert "stop_signal" not in web.to_dict()
+    assert "stop_signal is for a command" in told(tmp_path, f'{SERVER}stop_signal = "SIGINT"\n')
