@@ -187,10 +187,17 @@ def apply_spec(spec: Spec) -> None:
             ) from error
     if spec["env"]:
         _set_variables(spec["env"])
+    set_index(spec)
     try:
         os.chdir(_encoded(spec["cwd"]))
     except OSError as error:
         raise _failed(f"cannot enter {spec['cwd']}", error) from error
+
+
+def set_index(spec: Spec) -> None:
+    """Set the number of the worker in its environment; the process that imports an application for several has none."""
+    if "index" in spec:
+        os.environ["POOLCTL_INDEX"] = str(spec["index"])
 
 
 def _set_variables(variables: Mapping[str, str]) -> None:

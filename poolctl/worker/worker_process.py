@@ -34,6 +34,7 @@ from .process_setup import (
     read_spec_after_exec,
     run_and_exit,
     run_command,
+    set_index,
     start_interpreter_again,
     wait_for_go,
 )
@@ -330,7 +331,9 @@ def _set_up(fds: list[int], preloaded: bool) -> int:
         run_command(spec, output, rest)
     place([spec_fd, control, *rest], output)
     close_others()
-    if not preloaded:
+    if preloaded:
+        set_index(spec)
+    else:
         apply_spec(spec)
         if needs_exec(spec):
             start_interpreter_again(spec, 2 + len(rest), "serve", str(len(rest)))

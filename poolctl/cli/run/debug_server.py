@@ -64,6 +64,7 @@ def perform(request: CommandRequest) -> NoReturn:
         )
     except ServerError as problem:
         raise Failure(Outcome.failed(FAILED, f"{server.name}: {problem.message}", problem.hint)) from None
+    spec["index"] = 0
     # The developer wants to see the requests, in uvicorn's own format.
     spec["uvicorn"]["access_log"] = not request.get("no_access_log")
     for name in withheld_variables.present():

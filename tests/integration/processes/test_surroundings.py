@@ -15,7 +15,7 @@ from tests.certificates import certificate
 from tests.configuration import server
 from tests.deadline import wait_until
 from tests.http_get import get
-from tests.real_pool import RealPool
+from tests.real_pool import HELLO_APP, RealPool
 
 pytestmark = pytest.mark.unmeasured
 
@@ -335,3 +335,22 @@ def test_an_application_that_is_preloaded_finds_the_same(
     without = report(env={"FROM_THE_START": "yes"}, limits={"open_files": 500}, **keys)
     pool.ok("stop")
     assert report(env={"FROM_THE_START": "yes"}, limits={"open_files": 500}, preload=True, **keys) == without
+
+
+def test_each_worker_has_its_number_in_its_environment(pool: RealPool, free_port: Any) -> None:
+    ports = {name: free_port() for name in ("web", "preloaded")}
+    pool.write("hello.py", HELLO_APP.replace('b"hello from "', "os.environ['POOLCTL_INDEX'].encode()+b' '"))
+    app = {"app": "hello:app", "workers": 2}
+    program = ["sh", "-c", "touch queue-$POOLCTL_INDEX; exec sleep 600"]
+    pool.write("hello.py", "import os\n" + (pool.directory / "hello.py").read_text())
+    pool.write(
+        "pool.toml",
+        server("web", bind=f"127.0.0.1:{ports['web']}", **app)
+        + server("preloaded", bind=f"127.0.0.1:{ports['preloaded']}", preload=True, **app)
+        + server("queue", command=program, workers=2),
+    )
+    pool.ok("start")
+    for port in ports.values():
+        seen: set[str] = set()
+        wait_until(lambda port=port, seen=seen: seen.add(get(port).text.split()[0]) or seen == {"0", "1"})
+    assert {path.name for path in pool.directory.glob("queue-*")} == {"queue-0", "queue-1"}

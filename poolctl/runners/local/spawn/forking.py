@@ -217,6 +217,7 @@ class Forker:
             output, write = self._output.attach(server)
             if_failed.callback(self._output.discard, output)
             afterwards.callback(os.close, write)
+            spec["index"] = index
             spec["woken"] = woken
             spec["orphanage"] = self._place(server, generation, index, output)
             inheritance = self._inheritance(
