@@ -96,6 +96,7 @@ def app_spec(
         # What it is forked from has another environment when this changes.
         "without": withheld_variables.present(),
         "cwd": server.cwd,
+        **({} if server.umask is None else {"umask": int(server.umask, 8)}),
         "user": user_ids(server),
         "open_files": [soft, hard],
     }

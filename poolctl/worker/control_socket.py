@@ -28,7 +28,7 @@ VERSION = 2  # of what an orphaned worker says to a supervisor
 _OUTPUT_CHECK_SECONDS = 0.2
 _KEYS = (
     "app", "app_dir", "cwd", "drain_seconds", "env", "factory", "handler_key", "handlers", "requests", "stop_seconds",
-    "user", "uvicorn",
+    "umask", "user", "uvicorn",
 )  # fmt: skip
 
 
@@ -262,4 +262,4 @@ def _permitted_uids(spec: Spec) -> set[int]:
 
 def spec_digest(spec: Spec) -> int:
     """The digest of a specification; equal digests mean that the server's configuration has not changed."""
-    return crc32(json.dumps({key: spec[key] for key in _KEYS}, sort_keys=True).encode())
+    return crc32(json.dumps({key: spec[key] for key in _KEYS if key in spec}, sort_keys=True).encode())

@@ -188,6 +188,8 @@ def apply_spec(spec: Spec) -> None:
     if spec["env"]:
         _set_variables(spec["env"])
     set_index(spec)
+    if "umask" in spec:
+        os.umask(spec["umask"])
     try:
         os.chdir(_encoded(spec["cwd"]))
     except OSError as error:

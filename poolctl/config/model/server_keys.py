@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Positive,
         Text,
         Truth,
+        Umask,
         Words,
     )
 
@@ -82,6 +83,7 @@ class ServerKeys(Section):
     env_file: tuple[FilePath, ...] = field((), "Files of environment variables; a later one wins.")
     cwd: FilePath = field(".", "The working directory. Left out: the directory of the file.")
     user: Text | None = field(None, '"name" or "name:group" that it runs as; needs root.')
+    umask: Umask | None = field(None, 'The umask of its processes: "0027". Left out: that of the start.')
     scale: Scale = field(Scale.usual(), "How many workers.")
     preload: Truth = field(False, "Import the app once and fork the workers from there.")
     tags: Words = field((), "Words to select it by.")

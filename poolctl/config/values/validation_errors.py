@@ -18,6 +18,7 @@ from poolctl.config.values.value_types import (
     METHOD_PATTERN,
     PATH_PATTERN,
     STATUS_PATTERN,
+    UMASK_PATTERN,
     WORD_PATTERN,
 )
 
@@ -53,6 +54,7 @@ PATTERNS = {
     HEADER_PATTERN: 'the name of a header, such as "X-Beta"',
     HOST_HEADER_PATTERN: 'a host such as "example.com"',
     COOKIE_PATTERN: 'the name of a cookie, such as "backend"',
+    UMASK_PATTERN: 'octal digits: "0022"',
     STATUS_PATTERN: 'statuses and ranges of them, such as "200-399" or "200,204"',
 }
 # Tables with a short form.

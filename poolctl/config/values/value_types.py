@@ -97,6 +97,13 @@ def _proxies(value: Tree) -> Tree:
     return tuple(value)
 
 
+def _umask(value: Tree) -> Tree:
+    if isinstance(value, int) and not isinstance(value, bool):
+        # 22 and 0o22 are the same to the reader of a file, and not to a person.
+        raise BadValue(f"{value} may be octal or decimal", 'octal digits in quotes: "0022"')
+    return value
+
+
 def _windows(value: Tree) -> Tree:
     if not isinstance(value, (list, tuple)):
         return value
@@ -181,6 +188,8 @@ PATH_PATTERN = r"^/[^\x00-\x20\x7f]*$"
 METHOD_PATTERN = r"^[A-Z]+$"
 STATUS_PATTERN = r"^[1-5][0-9]{2}(-[1-5][0-9]{2})?(,[1-5][0-9]{2}(-[1-5][0-9]{2})?)*$"
 WORD_PATTERN = r"^[^\s,\x00-\x1f\x7f]+$"
+UMASK_PATTERN = r"^0?[0-7]{3}$"
+Umask = Annotated[str, StringConstraints(pattern=UMASK_PATTERN), BeforeValidator(_umask)]
 UrlPath = Annotated[str, Field(pattern=PATH_PATTERN)]
 Method = Annotated[str, Field(pattern=METHOD_PATTERN)]
 Statuses = Annotated[str, Field(pattern=STATUS_PATTERN)]

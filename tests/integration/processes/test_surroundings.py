@@ -354,3 +354,8 @@ def test_each_worker_has_its_number_in_its_environment(pool: RealPool, free_port
         seen: set[str] = set()
         wait_until(lambda port=port, seen=seen: seen.add(get(port).text.split()[0]) or seen == {"0", "1"})
     assert {path.name for path in pool.directory.glob("queue-*")} == {"queue-0", "queue-1"}
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_processes_have_the_umask_of_their_server(report: Any, preload: bool) -> None:
+    assert report(umask="0027", preload=preload)["umask"] == 0o27

@@ -71,3 +71,10 @@ def test_stop_signal_of_the_defaults_is_for_commands(tmp_path: Path) -> None:
     assert (queue.stop_signal, queue.stop_signal_number) == ("SIGINT", signal.SIGINT)
     assert "stop_signal" not in web.to_dict()
     assert "stop_signal is for a command" in told(tmp_path, f'{SERVER}stop_signal = "SIGINT"\n')
+
+
+def test_umask_is_octal_digits_in_quotes(tmp_path: Path) -> None:
+    (server,) = load_text(tmp_path, f'{SERVER}umask = "027"\n')
+    assert server.to_dict()["umask"] == "027"
+    assert 'octal digits in quotes: "0022"' in told(tmp_path, f"{SERVER}umask = 22\n")
+    assert 'octal digits: "0022"' in told(tmp_path, f'{SERVER}umask = "088"\n')

@@ -24,6 +24,7 @@ KEYS: dict[str, tuple[Any, Any, bool]] = {
     "cwd": ("/", "/tmp", False),
     "drain_timeout": (1, 2, False),
     "stop_timeout": (1, 2, False),
+    "umask": (None, "0027", False),
     "limits.open_files": ({}, {"open_files": 100}, False),
     "log.keep": ({"keep": 1}, {"keep": 2}, False),
     "tags": (["a"], ["a", "b"], True),
