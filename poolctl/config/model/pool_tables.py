@@ -178,7 +178,7 @@ def pool_variables(
     for each in tables:
         for table in each if isinstance(each, tuple) else (each,):
             if table is not None:
-                found.update(_named(table.to_dict()))
+                found.update(_named(table))
     # Of a server only its certificate has such a key; `env` is a table of names that are its own.
     for server in servers:
         if server.tls and server.tls is not True and server.tls.password_env:
@@ -186,11 +186,13 @@ def pool_variables(
     return frozenset(found)
 
 
-def _named(table: Mapping[str, Tree]) -> Iterator[str]:
-    for key, value in table.items():
-        inner = value if isinstance(value, (list, tuple)) else (value,)
-        if key != "env" and any(isinstance(each, dict) for each in inner):
-            for each in inner:
-                yield from _named(each) if isinstance(each, dict) else ()
-        elif key.endswith("_env") and isinstance(value, str):
-            yield value
+def _named(table: Section | Mapping[str, Tree]) -> Iterator[str]:
+    # Not of their documents: those of many routes would take seconds.
+    for key, value in table if isinstance(table, Section) else table.items():
+        if isinstance(value, str):
+            if key.endswith("_env"):
+                yield value
+        elif key != "env":
+            for each in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(each, (Section, dict)):
+                    yield from _named(each)
