@@ -148,7 +148,10 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef, verb: str = "") -> Res
     try:
         result = _launch_and_ask(request, pool)
     except (NoSupervisor, SupervisorEnded) as ended:
-        raise log.explained(ended) from None
+        failure = log.explained(ended)
+        if isinstance(ended, SupervisorEnded):
+            _end_idle(pool)  # the next one, which the keeper has started
+        raise failure from None
     if result.exit_code == NOTHING_MATCHED:
         # Nothing was done, and nothing is left behind.
         return result.but(ended=_end_idle(pool))

@@ -146,9 +146,13 @@ class About(Value):
 
 
 class PingResult(About):
-    """Of `ping`; `build` is a digest of the supervisor's code, "" if unknown (see bootstrap.installed_build)."""
+    """Of `ping`; `build` is a digest of the supervisor's code, "" if unknown (see bootstrap.installed_build).
+
+    `reading`: the first supervisor of the pool is still reading its files, and other commands wait.
+    """
 
     build: str = ""
+    reading: bool | None = None
     schema: int = SCHEMA
     items: tuple[Item, ...] = ()
     errors: tuple[ErrorEntry, ...] = ()

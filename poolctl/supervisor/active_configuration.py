@@ -27,12 +27,12 @@ from poolctl.config import (
     refuse,
     with_addresses,
 )
-from poolctl.control.answers import ErrorEntry
+from poolctl.control.answers import ErrorEntry, failure
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
-from poolctl.errors import PoolError, ServerError
-from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
+from poolctl.errors import PoolError, PoolStartError, ServerError
+from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.light_dataclasses import dataclass, field
 from poolctl.listeners.port_ledger import PortLedger
 from poolctl.platform import replace_file
@@ -112,15 +112,13 @@ class ActiveConfiguration:
         self._surroundings = Surroundings()
         self._port_range = (0, 0)
         self._saved_revision = -1
+        self._reading: asyncio.Future[list[ServerConfig]] | None = None  # of the files for the first time
 
-    async def begin(self) -> list[ServerConfig]:
-        """The servers with which a supervisor begins; none when there are `problems`."""
+    async def taken_over(self) -> list[ServerConfig] | None:
+        """The servers of the configuration that the previous supervisor had in force; None if there was none."""
         stored = await self._store.configuration()
         if stored is None:
-            servers = await self._first_servers()
-            self._store.save_first_configuration(self._stored(servers))
-            self._saved_revision = 0
-            return servers
+            return None
         self.close()  # of the first start
         self.name, self.placed, self.missing = stored.name, stored.placed, set(stored.missing)
         self._surroundings, self._port_range = stored.surroundings, stored.port_range
@@ -130,10 +128,29 @@ class ActiveConfiguration:
         self.environments.update(stored.environments)
         return stored.servers
 
+    async def first_servers(self) -> list[ServerConfig]:
+        """The servers of the files; none when there are `problems`."""
+        self._reading = asyncio.ensure_future(self._first_servers())
+        await asyncio.wait({self._reading})
+        servers = []
+        if self._reading.cancelled():
+            message = "the pool was stopped while its files were being read"
+            self.problems, self.exit_code = [failure(PoolStartError, message, "poolctl start")], FAILED
+        else:
+            servers = self._reading.result()
+        self._store.save_first_configuration(self._stored(servers))
+        self._saved_revision = 0
+        return servers
+
+    def stop_reading(self) -> None:
+        """Let `first_servers` end with a problem; does nothing when the files have been read."""
+        if self._reading is not None:
+            self._reading.cancel()
+
     async def _first_servers(self) -> list[ServerConfig]:
         saved = self._store.saved_state()
         try:
-            resolved = await self.read(keep=saved.sources, stopped=not saved.servers)
+            resolved = await self.read(keep=saved.sources, first=True, stopped=not saved.servers)
             # Servers of a pool whose keeper and supervisor were killed together may be running.
             self.problems = resolved.problems or ([] if saved.servers else resolved.unreadable)
             self.accept(resolved)
@@ -161,15 +178,20 @@ class ActiveConfiguration:
         environment: Mapping[str, str] | None = None,
         *,
         keep: Collection[str] = (),
+        first: bool = False,
         stopped: bool = False,
     ) -> ResolvedConfig:
         """Read the files; `environment` replaces the pool's own for `${VAR}`. Raises ReaderFailed.
 
-        The ports of `auto` addresses stay reserved for the servers that `keep` names, in the files or not. When the
-        pool was `stopped`, servers whose ports other programs use get other ones: see `moved_ports`.
+        The ports of `auto` addresses stay reserved for the servers that `keep` names, in the files or not. `first`:
+        see ConfigurationReader.read. When the pool was `stopped`, servers whose ports other programs use get other
+        ones: see `moved_ports`.
         """
         number, reading = await self._reader.read(
-            self.files, environment or self._environment, access_log=ACCESS_LOG_VARIABLE in os.environ
+            self.files,
+            environment or self._environment,
+            access_log=ACCESS_LOG_VARIABLE in os.environ,
+            first=first,
         )
         name = default_name(self.files[0])
         problems = [ErrorEntry.from_json(problem) for problem in reading.problems]

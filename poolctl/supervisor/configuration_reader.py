@@ -28,6 +28,7 @@ from poolctl.control.pool_processes import last_words
 from poolctl.errors import PoolError, PoolValidateError
 from poolctl.exit_codes import CONFLICT
 from poolctl.keeper.spawn import spawn
+from poolctl.platform import process_cpu_ns
 from poolctl.runners.listener_opener import in_daemon_thread
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 _IDLE_SECONDS = 10.0
 # What does not wait for the user's own disk.
 _ADD_SECONDS = 30.0
+_STALLED_SECONDS = 20.0
+_STALLED_CHECKS = 20
 _EXIT_SECONDS = 5.0
 _LONGEST_LINE = 200
 _LINE = re.compile(rb"poolctl ([0-9A-Za-z.+?-]+) ([0-9]{1,9})")  # so less than a gigabyte
@@ -62,6 +65,10 @@ class _Ended(Exception):
     """The process has ended, or closed its link, in the middle of an exchange."""
 
 
+class _Stalled(Exception):
+    """The process has used no processor time for too long."""
+
+
 class _Process:
     """The process at the other end of `link`, a child of this one.
 
@@ -84,18 +91,38 @@ class _Process:
         """Whether it is not at another request."""
         return self._under_way in ((), request)
 
-    async def exchange(self, request: tuple[object, ...]) -> Any:
-        """The answer. Raises _Ended, and ReaderFailed for what is none."""
+    async def exchange(self, request: tuple[object, ...], stalled_seconds: float | None = None) -> Any:
+        """The answer. Raises _Ended, _Stalled after this long without progress, and ReaderFailed for what is none."""
         loop = asyncio.get_running_loop()
         try:
             if not self._under_way:
                 await loop.sock_sendall(self._link, message(request))
             self._under_way = ()
-            content = await self._received()
+            if stalled_seconds is None:
+                content = await self._received()
+            else:
+                content = await self._received_unless_stalled(stalled_seconds)
         except OSError as error:
             raise _Ended from error
         self.has_answered = True
         return await _decoded(content)
+
+    async def _received_unless_stalled(self, stalled_seconds: float) -> bytes:
+        receiving = asyncio.ensure_future(self._received())
+        used_ns, stalled_checks = None, 0
+        try:
+            # Checks are counted, not seconds: in a pause of the whole machine there are none.
+            while stalled_checks < _STALLED_CHECKS:
+                await asyncio.wait({receiving}, timeout=stalled_seconds / _STALLED_CHECKS)
+                if receiving.done():
+                    return receiving.result()
+                before_ns, used_ns = used_ns, process_cpu_ns(self._pid)
+                stalled_checks = stalled_checks + 1 if used_ns == before_ns else 0
+            message = f"the process that does it (pid {self._pid}) has used no processor time"
+            raise _Stalled(f"{message} for {stalled_seconds:g} s")
+        finally:
+            receiving.cancel()
+            await asyncio.wait({receiving})
 
     async def _received(self) -> bytes:
         found = bytearray()
@@ -178,10 +205,12 @@ class ConfigurationReader:
         *,
         command: Sequence[str] = (),
         idle_seconds: float = _IDLE_SECONDS,
+        stalled_seconds: float = _STALLED_SECONDS,
     ) -> None:
         self._log = os.path.join(directory, "supervisor.log")
         self._command = list(command)
         self._idle_seconds = idle_seconds
+        self._stalled_seconds = stalled_seconds
         self._turn = asyncio.Lock()
         self._number = 0
         # The requests for the readings that a process keeps, by their numbers, and what the files held then.
@@ -193,15 +222,22 @@ class ConfigurationReader:
             self._process = _Process(link, pid, self._log, log_start, request)
 
     async def read(
-        self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool
+        self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
     ) -> tuple[int, Reading]:
         """What these files say, and the number of the reading; None is this process's environment.
 
+        The `first` reading of a pool ends when the process makes no progress: the command that starts the pool waits.
         Raises ReaderFailed, as do the others.
         """
         self._number += 1
         request = ("read", self._number, [*files], env and dict(env), access_log)
-        found: Reading = await self._ask(*request)
+        try:
+            found: Reading = await self._ask(
+                *request, stalled_seconds=self._stalled_seconds if first else None
+            )
+        except _Stalled as stalled:
+            hint = "a disk or name service that does not answer? poolctl validate reads the same files"
+            raise ReaderFailed(f"{' and '.join(files)} cannot be read: {stalled}", hint) from None
         self._readings[request[1]] = request, _digests(found)
         if len(self._readings) > MOST_KEPT:
             del self._readings[next(iter(self._readings))]
@@ -251,12 +287,14 @@ class ConfigurationReader:
         if process is not None:
             process.end()
 
-    async def _ask(self, *request: object, seconds: float | None = None) -> Any:
+    async def _ask(
+        self, *request: object, seconds: float | None = None, stalled_seconds: float | None = None
+    ) -> Any:
         async with self._turn:
             if self._idle is not None:
                 self._idle.cancel()
             try:
-                return await self._answer(request, seconds)
+                return await self._answer(request, seconds, stalled_seconds)
             except BaseException:
                 self.close()
                 raise
@@ -265,7 +303,9 @@ class ConfigurationReader:
                     loop = asyncio.get_running_loop()
                     self._idle = loop.call_later(self._idle_seconds, self.close)
 
-    async def _answer(self, request: tuple[object, ...], seconds: float | None) -> Any:
+    async def _answer(
+        self, request: tuple[object, ...], seconds: float | None, stalled_seconds: float | None
+    ) -> Any:
         if self._process is not None and not self._process.can_answer(request):
             self.close()
         was_killed = False
@@ -273,7 +313,7 @@ class ConfigurationReader:
             process = self._process = self._process or self._start()
             try:
                 async with asyncio.timeout(seconds):
-                    return await process.exchange(request)
+                    return await process.exchange(request, stalled_seconds)
             except TimeoutError:
                 message = f"the process that reads the files has not answered for {seconds:g} s"
                 raise ReaderFailed(message, f"try again; see {self._log}") from None

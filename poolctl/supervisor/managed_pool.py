@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from poolctl import __version__
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig, longest_stop_seconds
-from poolctl.control.answers import PROTOCOL, About, ProgressLine, Result
+from poolctl.control.answers import PROTOCOL, About, PingResult, ProgressLine, Result
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
 from poolctl.core.core import Core
 from poolctl.core.decision_trace import Trace
@@ -24,7 +24,7 @@ from poolctl.frozen_value import Value
 from poolctl.keeper import fd_store, wire
 from poolctl.runners.keeper_link import KeeperLink
 from poolctl.runners.runner_protocol import Placement
-from poolctl.runners.runner_registry import RunnerSite, make_runner
+from poolctl.runners.runner_registry import RunnerSite, make_runner, orphans_exist
 from poolctl.selection.matcher_client import close_matcher
 from poolctl.selection.selector import Selector
 from poolctl.units import format_duration
@@ -49,7 +49,7 @@ from .takeover.keeper_replacement import KeeperWatch
 from .takeover.state_store import SaveTimer, StateStore
 from .verbs import verbs
 from .verbs.verb import Call
-from .verbs.verbs import Verbs
+from .verbs.verbs import AUDITED, Verbs
 
 if TYPE_CHECKING:
     from .systemd import Service
@@ -100,6 +100,8 @@ class ManagedPool:
         self.directory = directory
         self.files = list(files)
         self.over = asyncio.Event()
+        self._begun = asyncio.Event()
+        self._orders: set[asyncio.Task[Value]] = set()  # of clients that left before the pool had begun
         self.replacement: tuple[list[str], list[str]] | None = None
         self._keeper = keeper
         self._keeper_pid = int(hello["pid"])
@@ -144,8 +146,17 @@ class ManagedPool:
         return longest_stop_seconds((each.config for each in servers), gateway) + _SPARE_SECONDS
 
     async def begin(self, listener: socket.socket) -> None:
-        """Load the configuration and answer requests from now on; an invalid one is the answer to the first."""
-        servers = await self._make_core()
+        """Load the configuration and answer requests from now on; an invalid one is the answer to the first.
+
+        The first supervisor of a pool accepts requests while it reads the files: a ping shows that it does.
+        """
+        self._control = ControlServer(self._handle, DescriptorReserve())
+        servers = await self._configuration.taken_over()
+        is_first = servers is None
+        if servers is None:
+            self._control.listen(listener)
+            servers = await self._configuration.first_servers()
+        await self._make_core(servers)
         await self._adopt(servers)
         self._scaling = PoolScaling(self.core, self.events, calm=self._calm)
         recovering = any(entry.recovering for entry in self.core.entries.values())
@@ -155,7 +166,10 @@ class ManagedPool:
         for entry in self.core.entries.values():
             # Adopted workers may differ from the record, and the core may have reported that before this.
             self._changed(entry)
-        await self._answer(listener)
+        await self._prepare_answers()
+        if not is_first:
+            self._control.listen(listener)
+        self._begun.set()
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
         self._restoring = asyncio.ensure_future(self._restore_runtime_files())
         self._importing = asyncio.ensure_future(self._import_rest(is_watching=recovering))
@@ -167,14 +181,12 @@ class ManagedPool:
         if not self._configuration.problems:
             self._late_orphans = asyncio.ensure_future(self._adopt_late_orphans())
 
-    async def _make_core(self) -> list[ServerConfig]:
-        servers = await self._configuration.begin()
+    async def _make_core(self, servers: list[ServerConfig]) -> None:
         self._observers.keep_journal()
         trace = Trace.configured(os.environ)
         self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
         self._lost = LostOutput(self.core, self.events)
         await self._observers.resume_counting(self.core, self._store)
-        return servers
 
     async def _adopt(self, servers: list[ServerConfig]) -> None:
         # With problems nothing is begun: orphans wait until the files are valid again.
@@ -203,7 +215,7 @@ class ManagedPool:
             watch_health(self.core, self.events)
         self._verbs.complete()
 
-    async def _answer(self, listener: socket.socket) -> None:
+    async def _prepare_answers(self) -> None:
         self._verbs = Verbs(self.core, self.events, self, self._configuration, rollout.MODULES)
         await self._observers.begin_serving(self._verbs, self._gateway)
         self._perform: Handler = self._verbs.handle
@@ -216,8 +228,6 @@ class ManagedPool:
             # A supervisor that serves commands only too: workers that it starts need the routes.
             await self._gateway.start(self.core, self._verbs, self._observers.totals)
             self._operator.start(self._scaling)
-        self._control = ControlServer(self._handle, DescriptorReserve())
-        self._control.listen(listener)
 
     @property
     def _not_served(self) -> list[str]:
@@ -238,14 +248,16 @@ class ManagedPool:
         asyncio.get_running_loop().call_later(_CALM_SECONDS, self._give_way)
 
     async def _handle(self, request: Request, progress: Progress) -> Value:
+        if not self._begun.is_set():
+            if request.verb == "ping":
+                return PingResult.extending(self.identity(), reading=True)
+            await self._wait_to_begin(request)
         if self._configuration.problems:
-            self.shut_down()
-            return Result(
-                errors=tuple(self._configuration.problems),
-                exit_code=self._configuration.exit_code,
-                ended=True,
-                keeper_pid=self._keeper_pid,
-            )
+            ended = Result(ended=True, keeper_pid=self.shut_down())
+            if request.verb == "stop":
+                return ended
+            problems = tuple(self._configuration.problems)
+            return ended.but(errors=problems, exit_code=self._configuration.exit_code)
         if self._ending:
             # A request between the last answer and the end: without an answer its client asks the next supervisor.
             raise ConnectionAbortedError
@@ -256,6 +268,24 @@ class ManagedPool:
         self._store.note_changed(*self.core.take_changed())
         self._save_timer.save_now()
         return answer
+
+    async def _wait_to_begin(self, request: Request) -> None:
+        """Return when the pool has begun. A stop of everything ends the reading of its files."""
+        if _stops_everything(request) and not orphans_exist(os.environ, self.directory):
+            self.stop_reading()
+        try:
+            await self._begun.wait()
+        except asyncio.CancelledError:
+            # Its client has left: an order is carried out nevertheless, as it is later.
+            if request.verb in AUDITED:
+                order = asyncio.ensure_future(self._handle(request, lambda line: None))
+                self._orders.add(order)
+                order.add_done_callback(self._orders.discard)
+            raise
+
+    def stop_reading(self) -> None:
+        """Begin without servers, and end at the next request, if the files are still being read."""
+        self._configuration.stop_reading()
 
     async def _restore_runtime_files(self) -> None:
         async for listener in self._runtime_files.restored():
@@ -415,3 +445,8 @@ class ManagedPool:
             keeper_problem=self._watch.problem or None,
             not_served=tuple(self._not_served) or None,
         )
+
+
+def _stops_everything(request: Request) -> bool:
+    selector = request.body.get("selector") or {}
+    return request.verb == "stop" and isinstance(selector, dict) and not any(selector.values())

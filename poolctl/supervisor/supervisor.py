@@ -119,6 +119,8 @@ class Supervisor(Receiver):
                 self._terminate()
             else:
                 self._keeper.send({"op": "terminating"})
+                if hasattr(self, "_pool"):
+                    self._pool.stop_reading()
 
     def _terminate(self) -> None:
         # The keeper ends the pool by itself if that takes longer than it may.

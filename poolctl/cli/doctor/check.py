@@ -68,6 +68,9 @@ class CheckContext:
         client = Client(pool.socket, silence_seconds=_ANSWER_SECONDS)
         try:
             self.about = client.ping()
+            if self.about.reading:
+                self.silence = "the supervisor is still reading the files"
+                return
             listed = client.ask(Result, "list", {"options": {"counts": True}})
             self.items, self.gateway, self.changed = listed.items, listed.gateway, listed.changed
             self.failures = {each.name: each for each in client.ask(StatusResult, "status").errors}

@@ -301,6 +301,32 @@ def test_answer_of_another_version_is_refused_before_it_is_looked_at(tmp_path: P
     assert (found.installed, found.hint) == ("99.1.2", "poolctl upgrade")
 
 
+def first_failure(directory: Path, text: str, stalled_seconds: float) -> str:
+    """How the first reading of a pool fails with this program in the place of the process."""
+
+    async def scenario() -> str:
+        reader = ConfigurationReader(str(directory), command=program(text), stalled_seconds=stalled_seconds)
+        with pytest.raises(ReaderFailed) as failed:
+            await reader.read(["pool.toml", "more.toml"], None, access_log=False, first=True)
+        wait_until(lambda: not readers(), what="the process is ended")
+        return str(failed.value)
+
+    found: str = run(scenario())
+    return found
+
+
+def test_first_reading_ends_when_its_process_uses_no_processor_time(tmp_path: Path) -> None:
+    said = first_failure(tmp_path, "signal.pause()  # config", 0.5)
+    assert said.startswith("pool.toml and more.toml cannot be read: the process that does it (pid ")
+    assert said.endswith(") has used no processor time for 0.5 s")
+
+
+def test_first_reading_goes_on_for_as_long_as_its_process_works(tmp_path: Path) -> None:
+    works = "import time\nend = time.monotonic() + 5\nwhile time.monotonic() < end: time.sleep(0.01)\n"
+    said = first_failure(tmp_path, f"{works}link.send(b'poolctl 99.1.2 0\\n')  # config", 2.0)
+    assert said.startswith("poolctl 99.1.2 is installed")
+
+
 def test_request_that_is_cancelled_ends_the_process_and_the_next_one_is_answered(tmp_path: Path) -> None:
     file = tmp_path / "pool.toml"
     file.write_text(WEB)
