@@ -202,7 +202,7 @@ def test_supervisor_that_hangs_or_is_stopped_after_its_keepers_death_is_replaced
         until(lambda: not fuse.exists())  # it hangs at the next ping
     os.kill(info["keeper_pid"], signal.SIGKILL)
     until(lambda: not fuse.exists())
-    assert get(ports["sleeper"], timeout_seconds=40).status == 200
+    assert get(ports["sleeper"], timeout_seconds=60).status == 200
     whole_again(pool, until, info["keeper_pid"])
     assert pool.items()["web"]["pids"] == before
     until(lambda: not is_alive(info["supervisor_pid"]))
