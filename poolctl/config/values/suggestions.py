@@ -31,6 +31,14 @@ OTHER_TOOLS = {
         "restart = { limit = N }": "startretries",
         'stop_timeout = "10s"': "stopwaitsecs killtimeout stopgraceperiod timeoutstopsec",
         'stop_signal = "SIGINT"': "killsignal",
+        'depends_on = [{ name = "JOB", condition = "completed" }], and a server JOB with job = true': "prestart"
+        " beforestart execstartpre",
+        "take it out, and run a scheduler: a command without bind": "schedule cron cronrestart oncalendar",
+        'tags = ["WORD"]': "group groups profiles",
+        "limits = { open_files = N }": "limitnofile minfds ulimits",
+        'watch = { include = ["*.html"] }': "reloadinclude reloadincludes reloaddir reloaddirs",
+        'watch = { exclude = ["tests"] }': "reloadexclude reloadexcludes ignorewatch",
+        "take it out: the log has both streams": "redirectstderr",
         'depends_on = ["NAME"]': "priority",
         'limits = { memory = "300MB" }': "maxmemoryrestart",
         'command = ["node", "app.js"]': "script execstart entrypoint",
@@ -41,6 +49,7 @@ OTHER_TOOLS = {
         "take it out: poolctl has no equal": "maxconcurrentstreams maxreadframesize permitprohibitedciphersuites"
         " maxuploadbufferperconnection maxuploadbufferperstream",
     },
+    "triggers": {"requests_per_second = N": "rps qps rate"},
     "tls": {
         'tls = { cert = "FILE", key = "FILE" }, or tls = true for what [defaults.tls] says': "certs",
         "tls = true": "inheritdefault",
@@ -98,6 +107,8 @@ _FIXES = {
     for key in keys.split()
 }
 MOST_SUGGESTIONS = 2000
+MOST_NEAR = 5
+SIMILAR = 0.75
 
 
 def unknown_key(path: Path, known: tuple[str, ...], table: str) -> Finding:
@@ -109,16 +120,41 @@ def unknown_key(path: Path, known: tuple[str, ...], table: str) -> Finding:
         fix = fix if fix.startswith("take it out") else f"write {fix}"
         return Finding(path, f"{key[:60]!r} is a key of another tool", fix, key[:60])
     near = nearest(key, known)
-    hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}"
+    if near and _is_misspelt(key, near):
+        hint = f"did you mean {near!r}?"
+    elif len(known) <= MOST_NEAR:
+        hint = f"known here: {', '.join(known)}"
+    else:
+        found = _several(key[:60], known) if _several.cache_info().currsize < MOST_SUGGESTIONS else ()
+        hint = f"near ones here: {', '.join(found)}" if found else "`poolctl schema` has every key"
     return Finding(path, f"unknown key {key[:60]!r}", hint, key[:60], ", ".join(known))
+
+
+def _is_misspelt(word: str, known: str) -> bool:
+    """Whether a person who meant the known key may have typed this: few mistypings change the first letter."""
+    from difflib import SequenceMatcher
+
+    word, known = _plain(word), _plain(known)
+    same = sorted(word) == sorted(known) or SequenceMatcher(None, word, known).ratio() >= SIMILAR
+    return word[:1] == known[:1] and same
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", "").replace("_", "")
+
+
+@lru_cache(maxsize=MOST_SUGGESTIONS)
+def _several(word: str, known: tuple[str, ...]) -> list[str]:
+    from difflib import get_close_matches
+
+    return get_close_matches(word.lower(), known, n=MOST_NEAR, cutoff=0.5)
 
 
 @lru_cache(maxsize=MOST_SUGGESTIONS)
 def _nearest(word: str, known: tuple[str, ...]) -> str:
     from difflib import get_close_matches
 
-    plain = {name.replace("_", ""): name for name in known}
-    direct = plain.get(word.lower().replace("-", "").replace("_", ""))
+    direct = {_plain(name): name for name in known}.get(_plain(word))
     return direct or next(iter(get_close_matches(word.lower(), known, n=1, cutoff=0.6)), "")
 
 
@@ -136,3 +172,4 @@ def nearest(word: str, known: tuple[str, ...]) -> str:
 def reset_suggestions() -> None:
     """Begin with another file, or another server that was made in Python."""
     _nearest.cache_clear()
+    _several.cache_clear()

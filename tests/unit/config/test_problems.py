@@ -77,6 +77,33 @@ def test_a_problem_is_a_document_of_the_command_line(tmp_path: Path) -> None:
     assert "did you mean 'app'?" in document["hint"]
 
 
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("binf", "did you mean 'bind'?"),
+        ("evn", "did you mean 'env'?"),
+        ("Start-Timeout", "did you mean 'start_timeout'?"),
+        ("ind", "near ones here: bind"),
+        ("timeout", "near ones here: stop_timeout, start_timeout, drain_timeout"),
+        ("zzz", "`poolctl schema` has every key"),
+        ("pre_start", 'another tool; write depends_on = [{ name = "JOB", condition = "completed" }]'),
+        ("ExecStartPre", "and a server JOB with job = true"),
+        ("schedule", "another tool; take it out, and run a scheduler: a command without bind"),
+        ("cron", "run a scheduler"),
+        ("autorestart", 'write restart = "always"'),
+        ("numprocs", "write workers = N"),
+        ("scalability", ""),
+    ],
+)
+def test_unknown_key_is_given_the_key_that_was_meant_or_a_few_near_ones(
+    tmp_path: Path, key: str, hint: str
+) -> None:
+    problem = told(tmp_path, f"{SERVER}{key} = 1\n")
+    assert hint in problem
+    assert problem.count(",") <= 6
+    assert ("did you mean" in problem) == hint.startswith("did you mean")
+
+
 WRONG: list[tuple[str, str, str]] = [
     # line to add, what the problem names, what the fix says
     ("binf = 1", "'binf'", "bind"),
