@@ -44,7 +44,8 @@ BEAT_AT_NS = 50  # when it answered; 0 for a worker that does not answer heartbe
 _STACKS = 51  # 1 for a worker that writes its stacks when it is signalled
 BEAT_CPU_NS = 52  # the processor time that its process had used when it answered; 0 in earlier versions
 
-# From here on pairs of slots count requests by route: the mark of its alias, and those that were passed to the worker.
+# From here on pairs of slots count requests by route: the mark of its alias, and those that were passed to the worker;
+# or the mark for errors among these. A pair is taken with the first of them.
 # The last pair is for routes for which there is no other one left.
 ROUTES = 64
 
@@ -54,7 +55,7 @@ _FILE_SIZES = (SIZE_BYTES, STACKS_AT + STACK_BYTES)  # of an earlier version, an
 _PROMISED = (1).to_bytes(8, sys.byteorder)
 _LAST_PAIR = SIZE_BYTES // 8 - 2
 _OTHER_ROUTES = 1
-_FIRST_MARK, _MARKS_END = 1 << 32, 1 << 33
+_FIRST_MARK, _FIRST_OF_ERRORS, _MARKS_END = 1 << 32, 1 << 33, 1 << 34
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _NOW = (OPEN_CONNECTIONS, OPEN_WEBSOCKETS)  # current values, which are not summed up
 
@@ -165,20 +166,46 @@ def route_mark(alias: str) -> int:
     return _FIRST_MARK | crc32(alias.encode())
 
 
+def error_mark(alias: str) -> int:
+    """The number that stands for the errors of a route on a page; versions without it ignore it."""
+    return _FIRST_OF_ERRORS | crc32(alias.encode())
+
+
 def route_slot(page: memoryview, alias: str) -> int:
     """The slot for the requests of this route; it stays the same for the life of the page."""
-    mark, pairs = route_mark(alias), (_LAST_PAIR - ROUTES) // 2
+    if slot := _slot(page, route_mark(alias)):
+        return slot
+    page[_LAST_PAIR] = _OTHER_ROUTES
+    return _LAST_PAIR + 1
+
+
+def error_slot(page: memoryview, alias: str) -> int | None:
+    """The slot for the errors of this route; None if the page has no room left."""
+    return _slot(page, error_mark(alias))
+
+
+def _slot(page: memoryview, mark: int) -> int | None:
+    pairs = (_LAST_PAIR - ROUTES) // 2
     for step in range(pairs):
         slot = ROUTES + 2 * ((mark + step) % pairs)
         if page[slot] in (0, mark):
             page[slot] = mark
             return slot + 1
-    page[_LAST_PAIR] = _OTHER_ROUTES
-    return _LAST_PAIR + 1
+    return None
 
 
 def passed(counts: Counts) -> dict[int, int]:
     """The requests that a gateway has passed, by the marks of their routes."""
+    return {mark: count for mark, count in by_route(counts).items() if is_of_requests(mark)}
+
+
+def is_of_requests(mark: int) -> bool:
+    """Whether a mark stands for the requests of a route, not for its errors."""
+    return mark < _FIRST_OF_ERRORS
+
+
+def by_route(counts: Counts) -> dict[int, int]:
+    """The requests that a gateway has passed, and the errors among them, by their marks."""
     pairs = zip(counts[ROUTES::2], counts[ROUTES + 1 :: 2], strict=False)
     # Each is one of all requests and WebSockets too, whose numbers were checked.
     most = counts[STARTED] + counts[WEBSOCKETS] if counts else 0

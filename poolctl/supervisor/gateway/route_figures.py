@@ -29,8 +29,8 @@ _NONE = [0] * tally.COUNTED
 class RouteFigures:
     """The reports of routes, from one `report` of the gateway's process.
 
-    Workers count passed requests by route, but errors and latencies by server: these are those of all its requests that
-    were not proxied.
+    Workers count passed requests and their errors by route, but latencies by server: these are those of all its
+    requests that were not proxied.
     """
 
     def __init__(
@@ -78,11 +78,12 @@ class RouteFigures:
         counted = self._routes.get(route.alias, {})
         total, mark = counted.get("slots") or _NONE, tally.route_mark(route.alias)
         refused = counted.get("errors", {}).get(REFUSED, 0)
-        proxied, passed = total[tally.STARTED] - refused, 0
+        proxied, passed, failed = total[tally.STARTED] - refused, 0, errors(total)
         for server in dict.fromkeys(target.server for target in route.to if target.server):
             of_workers, routes = self._passed(server)
             if count := routes.get(mark, 0):
                 passed += count
+                failed += min(routes.get(tally.error_mark(route.alias), 0), count)
                 total = [one + other for one, other in zip(total, of_workers, strict=True)]
         changes: Table = {"state": health.status, "waiting": self._queues.get(route.alias, 0)}
         if services := self._services_of(route):
@@ -98,7 +99,7 @@ class RouteFigures:
                 "passed": passed,
                 "proxied": proxied,
                 "refused": refused,
-                "errors": min(errors(total), requests),
+                "errors": failed,
                 "p50_seconds": latency_seconds(total, _NONE, 0.5),
                 "p99_seconds": latency_seconds(total, _NONE, 0.99),
             }
@@ -179,19 +180,19 @@ class RouteFigures:
         return ""
 
     def _passed(self, server: str) -> tuple[Counts, dict[int, int]]:
-        """What the server's workers have counted, without what was proxied to them; passed requests by route."""
+        """What its workers have counted, without what was proxied to them; passed requests, and errors, by route."""
         if server not in self._of_servers:
             entry, found, routes = self._core.entries.get(server), list(_NONE), dict[int, int]()
             if entry is not None:
                 found = self._totals.of_the_ended(entry)
-                routes.update(self._totals.passed_to_the_ended(entry))
+                routes.update(self._totals.by_route_of_the_ended(entry))
                 counters = self._core.runner.capabilities.counters
                 for worker in entry.workers.values():
                     if counters is None or worker.placement is None:
                         continue
                     counts = counters.counts(worker.placement) or _NONE
                     tally.add(found, counts)
-                    for mark, count in tally.passed(counts).items():
+                    for mark, count in tally.by_route(counts).items():
                         routes[mark] = routes.get(mark, 0) + count
             proxied = self._backends.get(server, {}).get("slots") or _NONE
             direct = [max(0, all_ - part) for all_, part in zip(found, proxied, strict=False)]

@@ -32,7 +32,7 @@ BOUNDS_SECONDS = tuple(bound / 1e9 for bound in tally.BOUNDS_NS)
 
 Figure = float | None
 
-# Unknown without the counters of a runner.
+# Unknown without the counters of a runner, and of a program, whose requests poolctl does not see.
 _OF_REQUESTS = (
     "requests_total", "requests_per_second", "responses_total", "errors_total", "disconnects_total", "in_flight",
     "connections", "connections_total", "websockets",
@@ -208,7 +208,7 @@ class Statistics:
         at, before = history.counts[0] if watched else (0.0, [0] * tally.COUNTED)
         seconds = self._core.clock.monotonic() - at
         total = seen.total
-        counted = self._counters is not None
+        counted = seen.counted
         stats = Stats(
             requests_total=total[tally.STARTED],
             requests_per_second=round(request_rate(before, total, seconds), 3) if watched else 0.0,
@@ -228,7 +228,9 @@ class Statistics:
             restarts_total=entry.restarts,
             counted=seen.counted,
             history=history.values(counted=counted, with_errors=with_errors),
-            workers=tuple(_worker(worker, counts, usage) for worker, counts, usage in seen.workers),
+            workers=tuple(
+                _worker(worker, counts if counted else None, usage) for worker, counts, usage in seen.workers
+            ),
         )
         if with_errors and counted:
             stats = stats.but(

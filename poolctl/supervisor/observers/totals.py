@@ -63,6 +63,11 @@ class Totals:
 
     def passed_to_the_ended(self, entry: Entry) -> dict[int, int]:
         """The requests that a gateway has passed to these workers, by the marks of their routes (tally.route_mark)."""
+        found = self.by_route_of_the_ended(entry)
+        return {mark: count for mark, count in found.items() if tally.is_of_requests(mark)}
+
+    def by_route_of_the_ended(self, entry: Entry) -> dict[int, int]:
+        """Likewise, with the errors among them (tally.error_mark)."""
         return self._passed.get(entry.name, {})
 
     def wakes(self, entry: Entry) -> int:
@@ -130,7 +135,7 @@ class Totals:
         self._added.add(name)
         self._note(server)
         tally.add(self._counts.setdefault(server, [0] * tally.COUNTED), counts)
-        for mark, count in tally.passed(counts).items():
+        for mark, count in tally.by_route(counts).items():
             routes = self._passed.setdefault(server, {})
             routes[mark] = tally.bounded(routes.get(mark, 0) + count)
             if len(routes) > _MOST_ROUTES:

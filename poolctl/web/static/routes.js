@@ -25,11 +25,11 @@ function hostRow(host) {
   return [host.host, host.routes.join(", "), state(host.state), state(host.health, why), host.breaker || "–", ...figures];
 }
 
-function draw(kind, rows, more) {
+function draw(kind, rows, more, word = kind) {
   $(`${kind}-list`).replaceChildren(...rows.map((cells) => el("tr", {}, ...cells.map(cell))));
   $(`${kind}-list`).closest(".scroll").hidden = rows.length === 0;
   $(`more-${kind}s`).hidden = more === 0;
-  setText($(`more-${kind}s`), `and ${plural(more, kind)} more: poolctl ${kind}s`);
+  setText($(`more-${kind}s`), `and ${plural(more, word)} more: poolctl ${word}s`);
 }
 
 function gatewayLine({ state, addresses, routes, stats }) {
@@ -46,7 +46,7 @@ async function refresh() {
   $("gateway").hidden = !found.gateway;
   setText($("gateway"), found.gateway ? gatewayLine(found.gateway) : "");
   draw("route", found.routes.map(routeRow), found.more_routes);
-  draw("host", found.hosts.map(hostRow), found.more_hosts);
+  draw("host", found.hosts.map(hostRow), found.more_hosts, "backend");
   $("hosts").hidden = found.hosts.length === 0;
   $("no-routes").hidden = found.routes.length > 0;
   const problem = found.problem || (found.gateway ? found.gateway.problem : "");

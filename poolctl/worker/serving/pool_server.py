@@ -116,6 +116,7 @@ class PoolServer(uvicorn.Server):
         self.server_state.batch = None if tally is None else Batch(tally)
         if routes is not None and self.server_state.batch is not None:
             routes.requests = self.server_state.batch.passed
+            routes.failures = self.server_state.batch.failed
         self.server_state.heads = Heads(head_seconds, head_bytes)
         self._changed = self.server_state.changed
         # Apart from `changed`, which is set whenever the last request in progress ends.

@@ -7,7 +7,17 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable
 
-from ..tally import BOUNDS_NS, BROKEN, BUCKETS, DISCONNECTED, LATENCY_NS, STARTED, STATUS, route_slot
+from ..tally import (
+    BOUNDS_NS,
+    BROKEN,
+    BUCKETS,
+    DISCONNECTED,
+    LATENCY_NS,
+    STARTED,
+    STATUS,
+    error_slot,
+    route_slot,
+)
 from .uvicorn_parts import (
     STATUS_TABLES,
     App,
@@ -30,13 +40,15 @@ class Batch:
     The page is written once for many requests: each access to it costs as much as three additions here. There is a
     `timer` only while there is something to write. Reading the clock twice is half the cost of counting a request:
     after MANY requests in one batch (1,600 a second) one in four is timed, and stands for the others. `passed` are the
-    requests that came through a gateway, by their routes. `on_write` is called whenever the counts are written.
+    requests that came through a gateway, by their routes, `failed` the errors among them. `on_write` is called
+    whenever the counts are written.
     """
 
     __slots__ = (
         "_last",
         "_route_slots",
         "complete",
+        "failed",
         "latencies_ns",
         "on_write",
         "passed",
@@ -53,6 +65,7 @@ class Batch:
         self.latencies_ns: list[int] = []
         self.slots: list[int] = []
         self.passed: dict[str, int] = {}
+        self.failed: dict[str, int] = {}
         self._route_slots: dict[str, int] = {}
         self.timer: asyncio.TimerHandle | None = None
         self.on_write: Callable[[], None] | None = None
@@ -75,6 +88,8 @@ class Batch:
         self.started = 0
         if self.passed:
             self._write_passed()
+        if self.failed:
+            self._write_failed()
         if latencies_ns:
             self._last = sorted(latencies_ns)
             latencies_ns.clear()
@@ -100,6 +115,12 @@ class Batch:
                 slot = self._route_slots[alias] = route_slot(self.tally, alias)
             self.tally[slot] += count
         self.passed.clear()
+
+    def _write_failed(self) -> None:
+        for alias, count in self.failed.items():
+            if (slot := error_slot(self.tally, alias)) is not None:
+                self.tally[slot] += count
+        self.failed.clear()
 
     def _spread(self, latencies_ns: list[int]) -> None:
         """Write the latencies of all complete requests, in proportion to those that were timed, which are sorted."""

@@ -23,7 +23,7 @@ from poolctl.routing.route import Route
 from poolctl.routing.route_table import Match, RouteTable
 
 from .access_log import AccessLog
-from .uvicorn_parts import App, Receive, Scope, Send
+from .uvicorn_parts import App, Message, Receive, Scope, Send
 
 # Paths in normal form that every server reads alike (see routing.normal_path), and any query. The group must not be
 # repeated possessively: Python 3.11 then keeps what a last, failed repetition has consumed.
@@ -103,6 +103,7 @@ class Routes:
         self.requests: dict[
             str, int
         ] = {}  # how many have reached the application, by the aliases of their routes
+        self.failures: dict[str, int] = {}  # of these: answered with 5xx, or not at all
         self._contexts: dict[str, Context] = {}
         self._shortcuts: dict[tuple[bytes, str], Fits] = {}
 
@@ -182,13 +183,13 @@ class Look:
     """
 
     __slots__ = (
-        "body", "chunks", "context", "decided", "epoch", "generation", "hops", "known", "match", "partial", "pause",
-        "pending", "ready", "requests", "route", "routes", "timer", "trusted", "until", "upload",
+        "body", "chunks", "context", "decided", "epoch", "failures", "generation", "hops", "known", "match", "partial",
+        "pause", "pending", "ready", "requests", "route", "routes", "timer", "trusted", "until", "upload",
     )  # fmt: skip
 
     def __init__(self, routes: Routes, routed: Routed) -> None:
         self.routes = routes
-        self.requests = routes.requests
+        self.requests, self.failures = routes.requests, routes.failures
         self.route, self.generation, self.hops, self.pending, self.decided, self.trusted = routed
         self.partial = self.ready = False
         self.body = 0
@@ -282,13 +283,14 @@ class HasContext(Protocol):
 
     context: Context | None
     requests: dict[str, int]
+    failures: dict[str, int]
     trusted: bool
 
 
 def routed_app(app: App, look: HasContext) -> App:
     """The application of one connection: it finds the route of a request in its scope, and what is known of the client.
 
-    Its requests are counted by route.
+    Its requests, and the errors among them, are counted by route.
     """
     requests = look.requests
     report: ClientReport | None = None
@@ -307,9 +309,33 @@ def routed_app(app: App, look: HasContext) -> App:
             # In place, since this scope is the server's own.
             others = scope.get("extensions")
             scope["extensions"] = {**others, EXTENSION: context} if others else {EXTENSION: context}
+            if scope["type"] == "http":
+                return _counting_errors(app, scope, receive, send, alias, look.failures)
         return app(scope, receive, send)
 
     return serve
+
+
+async def _counting_errors(
+    app: App, scope: Scope, receive: Receive, send: Send, alias: str, failures: dict[str, int]
+) -> None:
+    failed = False
+
+    def fail() -> None:
+        nonlocal failed
+        failures[alias] = failures.get(alias, 0) + (not failed)
+        failed = True
+
+    def noted(message: Message) -> Any:
+        if message["type"] == "http.response.start" and message["status"] >= 500:
+            fail()
+        return send(message)
+
+    try:
+        await app(scope, receive, noted)
+    except Exception:
+        fail()
+        raise
 
 
 def proxied_app(app: App, routes: Routes) -> App:

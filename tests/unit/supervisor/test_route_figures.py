@@ -61,6 +61,7 @@ class Stage:
         page[tally.route_slot(page, alias)] += count
         page[tally.STARTED] += count
         page[tally.STATUS + 5] += errors
+        page[tally.error_slot(page, alias) or 0] += errors
         page[tally.BUCKETS] += count
         self.counted = page.tolist()
 
@@ -92,7 +93,7 @@ class Stage:
         )
         totals: Any = SimpleNamespace(
             of_the_ended=lambda entry: self.counted[: tally.COUNTED],
-            passed_to_the_ended=lambda entry: tally.passed(self.counted),
+            by_route_of_the_ended=lambda entry: tally.by_route(self.counted),
         )
         table = SimpleNamespace(bind=self.listeners, header_for_host=self.header_for_host, engine=self.engine)
         gateway: Any = SimpleNamespace(
@@ -132,7 +133,7 @@ def stage_of(stages: list[Stage], *routes: Route, **keys: Any) -> Stage:
 def test_each_route_of_one_server_has_its_own_requests(stages: list[Stage]) -> None:
     stage = stage_of(stages, SHOP, NEWS)
     stage.passed("shop", 5, errors=1)
-    stage.passed("gone", 2)
+    stage.passed("gone", 2, errors=2)  # not this route's
     stage.proxied("shop", 3)
     stage.counts.refused("503", "shop")
     shop, news = stage.report(SHOP), stage.report(NEWS)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from types import SimpleNamespace
+from typing import Any
 
-from poolctl.supervisor.observers.statistics import Usage
+import pytest
+
+from poolctl.supervisor.observers.statistics import ServerSnapshot, Statistics, Usage
+from poolctl.worker import tally
 
 
 def test_cpu_at_the_first_look_is_the_average_since_the_process_was_started() -> None:
@@ -15,3 +20,27 @@ def test_cpu_at_the_first_look_is_the_average_since_the_process_was_started() ->
     usage = Usage()
     usage.look(os.getpid(), time.monotonic())
     assert usage.cpu_percent > 0
+
+
+@pytest.mark.parametrize(("command", "known"), [(None, True), (("nginx",), False)])
+def test_requests_of_a_program_are_unknown_not_0(command: Any, known: bool) -> None:
+    core: Any = SimpleNamespace(
+        clock=SimpleNamespace(monotonic=lambda: 7.0),
+        runner=SimpleNamespace(capabilities=SimpleNamespace(counters=object())),
+    )
+    totals: Any = SimpleNamespace(wakes=lambda entry: 0)
+    worker: Any = SimpleNamespace(
+        id="web.1.0", placement=SimpleNamespace(pid=1), phase=SimpleNamespace(value="ready")
+    )
+    entry: Any = SimpleNamespace(name="web", restarts=0, config=SimpleNamespace(command=command))
+    zeros = [0] * tally.COUNTED
+    page = tally.blank_page().tolist()
+    seen = ServerSnapshot(entry, zeros, [(worker, page, Usage())], counts=True)
+    stats = Statistics(core, totals).figures(seen, with_errors=True)
+    one = stats.workers[0]
+    found = (
+        stats.requests_total, stats.requests_per_second, stats.errors_total, stats.errors_per_second, stats.in_flight,
+        stats.connections, one.requests_total, one.connections,
+    )  # fmt: skip
+    assert found == ((0,) if known else (None,)) * len(found)
+    assert (stats.counted, stats.memory_bytes, stats.cpu_percent) == (known, 0, 0.0)

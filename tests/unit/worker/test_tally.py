@@ -59,6 +59,20 @@ def test_requests_of_each_route_are_counted_beside_those_of_the_worker() -> None
     assert tally.passed(tally.completed(tally.blank_page().tolist())) == {}
 
 
+def test_errors_of_each_route_are_counted_apart_from_its_requests() -> None:
+    page = tally.blank_page()
+    page[tally.route_slot(page, "users")] += 3
+    page[tally.error_slot(page, "users") or 0] += 2
+    page[tally.STARTED] += 3
+    counts = page.tolist()
+    assert tally.passed(counts) == {tally.route_mark("users"): 3}
+    assert tally.by_route(counts) == {tally.route_mark("users"): 3, tally.error_mark("users"): 2}
+    for number in range(tally.SIZE_BYTES // 8):
+        tally.route_slot(page, str(number))
+    assert tally.error_slot(page, "orders") is None
+    assert tally.error_slot(page, "users") is not None
+
+
 def test_routes_for_which_a_page_has_no_room_share_the_last_count() -> None:
     page = tally.blank_page()
     slots = [tally.route_slot(page, str(number)) for number in range(tally.SIZE_BYTES // 8)]
