@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _KINDS = ["lifecycle", "recovery", "pool"]
 # Between two supervisors.
 _AGAIN_SECONDS = 0.2
+# The keeper replaces a supervisor that hangs; no question is needed whether it still answers.
+_SILENCE_SECONDS = 86400.0
+_LAST_SECONDS = 2.0
 
 
 class PoolEvents:
@@ -25,6 +28,7 @@ class PoolEvents:
 
     def __init__(self, client: Client, report: Callable[[JournalEvent, str, str], None]) -> None:
         self._client = client
+        self._patient = Client(client.socket_path, silence_seconds=_SILENCE_SECONDS)
         self._report = report
         self._last = 0
         self._over = threading.Event()
@@ -43,7 +47,7 @@ class PoolEvents:
             if self._over.is_set():
                 return
         try:
-            self._ask({"after": self._last, "lines": MOST_LINES}, timeout_seconds=2)
+            self._ask(self._client, {"after": self._last, "lines": MOST_LINES}, _LAST_SECONDS)
         except ControlError:
             pass  # no supervisor any more: it has reported its end
         self._over.set()
@@ -52,15 +56,15 @@ class PoolEvents:
         options: Table = {"lines": 0}
         while not self._over.is_set():
             try:
-                self._ask(options | {"follow": True})
+                self._ask(self._patient, options | {"follow": True})
             except ControlError:
                 pass
             options = {"after": self._last, "lines": MOST_LINES}
             self._over.wait(_AGAIN_SECONDS)
 
-    def _ask(self, options: Table, timeout_seconds: float | None = None) -> None:
+    def _ask(self, client: Client, options: Table, timeout_seconds: float | None = None) -> None:
         body = {"options": options | {"kind": _KINDS}}
-        self._client.ask(EventsResult, "events", body, self._take, timeout_seconds)
+        client.ask(EventsResult, "events", body, self._take, timeout_seconds)
 
     def _take(self, line: ProgressLine) -> None:
         if line.event is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import urllib.error
@@ -82,6 +83,24 @@ def test_run_reports_deaths_restarts_and_giving_up(pool: RealPool, until: Any, f
     found = [each for each in map(json.loads, said) if each["server"] == "orders"]
     assert [(each["message"], each["level"]) for each in found] == expected
     assert all(each["time"].endswith("Z") for each in found)
+
+
+def test_run_reports_deaths_also_after_its_supervisor_was_replaced(pool: RealPool, until: Any) -> None:
+    running = pool.spawn("run")
+    until(lambda: pool.run("status").code == 0, timeout_seconds=40)
+    before = pool.info()["supervisor_pid"]
+    os.kill(before, signal.SIGKILL)
+    until(
+        lambda: pool.info()["supervisor_pid"] != before and pool.items()["orders"]["ready"],
+        timeout_seconds=40,
+    )
+    restarts = pool.items()["orders"]["restarts"]
+    kill(pool, until, 1)
+    until(lambda: pool.items()["orders"]["restarts"] > restarts, timeout_seconds=20)
+    running.send_signal(signal.SIGTERM)
+    said = running.communicate(timeout=40)[1]
+    assert "supervisor started: took over 2 workers\n" in said
+    assert "orders: exited with status 7; restarting\n" in said
 
 
 SCRIPT = """
