@@ -71,9 +71,9 @@ class SlowPool:
     def spawn_waiting(self, *args: str) -> subprocess.Popen[str]:
         """A command that the supervisor has accepted, and does not answer yet."""
         supervisor = self.supervisor()
-        before = len(descriptors(supervisor))
+        before = set(descriptors(supervisor).values())
         process = self.pool.spawn(*args)
-        wait_until(lambda: len(descriptors(supervisor)) > before, what="its connection is accepted")
+        wait_until(lambda: set(descriptors(supervisor).values()) - before, what="its connection is accepted")
         assert self.about() is not None
         return process
 
