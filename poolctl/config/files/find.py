@@ -42,10 +42,21 @@ def find_config(
     for path in candidate_files(cwd):
         if os.path.lexists(path) and (not path.endswith(PYPROJECT) or has_section(path)):
             return [path]
-    raise ConfigNotFound(
-        f"no configuration file in {cwd}",
-        f"`poolctl init` writes a {FILE_NAMES[0]}; or name one with -c FILE or $POOLCTL_CONFIG",
-    )
+    hint = f"`poolctl init` writes a {FILE_NAMES[0]}; or name one with -c FILE or $POOLCTL_CONFIG"
+    if near := _near_miss(cwd):
+        wanted = f"pool{os.path.splitext(near)[1].lower()}"
+        hint = f"there is {near}: `poolctl -c {near} …`, or rename it to {wanted}"
+    raise ConfigNotFound(f"no configuration file in {cwd}", hint)
+
+
+def _near_miss(cwd: str) -> str:
+    """The file whose name comes closest, such as poolctl.toml or Pool.yaml; "" if there is none."""
+    endings = tuple(name.removeprefix("pool") for name in FILE_NAMES)
+    try:
+        names = [name for name in sorted(os.listdir(cwd)) if name.lower().startswith("pool")]
+    except OSError:
+        return ""
+    return min((name for name in names if name.lower().endswith(endings)), key=len, default="")
 
 
 def candidate_files(cwd: str | None = None) -> list[str]:

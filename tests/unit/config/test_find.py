@@ -52,6 +52,31 @@ def test_a_pyproject_without_the_section_is_none(tmp_path: Path, text: str) -> N
     assert "poolctl init" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (["poolctl.toml"], "there is poolctl.toml: `poolctl -c poolctl.toml …`, or rename it to pool.toml"),
+        (
+            ["pools-of-today.yml", "Pool.YML"],
+            "there is Pool.YML: `poolctl -c Pool.YML …`, or rename it to pool.yml",
+        ),
+    ],
+)
+def test_file_with_a_similar_name_is_named_where_none_is_found(
+    tmp_path: Path, names: list[str], hint: str
+) -> None:
+    for name in (*names, "pool.txt", "carpool.toml"):
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigNotFound) as caught:
+        find_config(env={}, cwd=str(tmp_path))
+    assert caught.value.hint == hint
+
+
+def test_directory_that_is_gone_has_no_similar_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigNotFound, match="poolctl init"):
+        find_config(env={}, cwd=str(tmp_path / "gone"))
+
+
 @pytest.mark.parametrize("head", ["[tool.poolctl]", "[ tool . 'poolctl' ]", "[[tool.poolctl.server]]"])
 def test_every_spelling_of_the_section_is_seen(tmp_path: Path, head: str) -> None:
     (tmp_path / "pyproject.toml").write_text(f"[project]\n{head}\n")
