@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from poolctl.errors import PoolError, PoolRestartError, PoolStopError, ServerError
-from poolctl.states import in_words
+from poolctl.states import State, in_words
 
 from .core import Core
 from .decision_input import Listener
@@ -14,6 +14,7 @@ from .failure_output import LINES_READ, explaining
 from .server_entry import Entry
 
 LAST_LINES = 5
+_DOWN = (State.STARTING, State.BACKOFF, State.STOPPED)
 
 
 class Rollout:
@@ -29,6 +30,7 @@ class Rollout:
         self._kind = kind
         self._entries = list(entries)
         self._failures = {entry.name: entry.failures for entry in self._entries}
+        self._exits = {entry.name: entry.last_exit for entry in self._entries}
         # The servers that wait for one that cannot become ready, with that one.
         self._stuck: dict[str, Entry] = {}
         self._last_lines: dict[str, list[str]] = {}  # of the servers that have failed
@@ -38,7 +40,7 @@ class Rollout:
     ) -> None:
         """Return when each has reached its goal or failed, or after the timeout; `report` gets those that change."""
         self.missing = await until(self._core, self._entries, self.is_over, timeout_seconds, report)
-        failed = [entry for entry in self._entries if self._has_failed(entry)]
+        failed = [entry for entry in self._entries if self._has_failed(entry) or self._has_ended(entry)]
         found = await asyncio.gather(
             *(self._core.last_lines(entry, LINES_READ, entry.failed_since) for entry in failed)
         )
@@ -67,8 +69,12 @@ class Rollout:
         if entry.failed:
             failure = entry.failure or ServerError("has failed before")
             return not_arrived(entry, self._kind, failure.message, failure.hint)
-        still = f"is still {in_words(entry.state)}"
-        return not_arrived(entry, self._kind, still) if entry in self.missing else None
+        if entry in self.missing:
+            return not_arrived(entry, self._kind, f"is still {in_words(entry.state)}")
+        if self._has_ended(entry) and entry.last_exit is not None:
+            message = f"ended after it was ready: {entry.last_exit.message}"
+            return self._with_last_lines(entry, not_arrived(entry, self._kind, message, _logs(entry)))
+        return None
 
     def _reached(self, entry: Entry) -> bool:
         if self._kind is PoolStopError:
@@ -78,6 +84,12 @@ class Rollout:
 
     def _has_failed(self, entry: Entry) -> bool:
         return entry.failures > self._failures[entry.name]
+
+    def _has_ended(self, entry: Entry) -> bool:
+        """It was ready, and has ended since, whether it is started again or not."""
+        if self._kind is PoolStopError or self._reached(entry) or entry in self.missing:
+            return False
+        return entry.state in _DOWN and entry.last_exit is not self._exits[entry.name]
 
     def _with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
         lines = self._last_lines.get(entry.name, [])
@@ -121,10 +133,14 @@ def not_arrived(entry: Entry, kind: type[PoolError], message: str, hint: str = "
         message,
         name=entry.name,
         bind=entry.config.key,
-        hint=hint or (entry.failure.message if entry.failure else f"poolctl logs {entry.name}"),
+        hint=hint or (entry.failure.message if entry.failure else _logs(entry)),
         code=kind.code,
         error=kind.error,
     )
+
+
+def _logs(entry: Entry) -> str:
+    return f"poolctl logs {entry.name}"
 
 
 def _why(blocker: Entry) -> tuple[str, str]:

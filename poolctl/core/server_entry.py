@@ -113,7 +113,9 @@ class Entry:
     restarting: int = persisted(0)  # the generation of a restart by command that does not count yet
     failures: int = transient(0)  # how many starts and stops have failed
     failure: ServerError | None = persisted(None)  # the newest of them
-    failed_since: float = transient(0.0)  # when the failed worker was placed, in seconds since the epoch
+    failed_since: float = transient(
+        0.0
+    )  # when the worker that ended last was placed, in seconds since the epoch
     last_exit: Exit | None = transient(None)  # of the newest worker that ended by itself
     next_step: str = transient("")  # what follows from that end, in words
     warnings: list[str] = transient(factory=list)  # for the command under way

@@ -10,6 +10,7 @@ import random
 import signal
 
 from poolctl.clock import Clock
+from poolctl.config import ServerConfig
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, ServerError
 from poolctl.light_dataclasses import replace
 from poolctl.runners.runner_protocol import Exit, Runner, WorkerFailed, app_state
@@ -195,10 +196,12 @@ class WorkerLifecycle:
     async def _become_ready(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
         assert worker.placement is not None
         config, logs = worker.config, f"poolctl logs {entry.name}"
+        silence = _silence(config)
         try:
             await self._runner.begun(worker.placement)
             async with asyncio.timeout(None if config.job else config.start_timeout):
                 await self._runner.ready(worker.placement)
+                silence = ""
                 if config.health.gated:
                     await self._health.admit(entry, worker, ending)
         except WorkerFailed as error:
@@ -206,7 +209,7 @@ class WorkerLifecycle:
         except Exception as error:
             message, hint = explained(error)
             if isinstance(error, TimeoutError):
-                why = self._health.message(entry, worker)
+                why = self._health.message(entry, worker) or silence
                 message = (
                     f"was not ready within {format_duration(config.start_timeout)}{f': {why}' if why else ''}"
                 )
@@ -290,6 +293,7 @@ class WorkerLifecycle:
 
     def _unordered_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         was_ready = worker.ready_at is not None
+        entry.failed_since = worker.placed_at
         if worker.address_taken and self._may_open_its_own(entry, worker):
             self._open_its_own(entry, "tried")
             return
@@ -305,7 +309,7 @@ class WorkerLifecycle:
                 entry, f"{exit_.message} before it was ready", f"poolctl logs {entry.name}"
             )
             entry.failures += 1
-            entry.failure, entry.failed_since = failure, worker.placed_at
+            entry.failure = failure
         if not was_ready and worker.generation == entry.generation and self.go_back(entry):
             return
         if worker.given_up and exit_.ok:
@@ -438,6 +442,15 @@ def cancel(worker: Worker) -> None:
     """Give up a worker without a process that is not wanted any more."""
     if worker.preparing is not None:
         worker.preparing.cancel()
+
+
+def _silence(config: ServerConfig) -> str:
+    """The reason why a program is not ready yet; "" where none is known."""
+    if not config.command or config.job or not (config.notify or config.listens):
+        return ""
+    return (
+        "it has not sent READY=1" if config.notify else f"nothing has accepted a connection on {config.key}"
+    )
 
 
 def _serves(entry: Entry) -> bool:

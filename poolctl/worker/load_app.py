@@ -90,8 +90,18 @@ def _attribute(path: str) -> Any:
         try:
             found = getattr(found, attribute)
         except AttributeError as error:
-            raise LoadFailed(f"cannot import {path!r}: {error}") from error
+            near = _nearest(attribute, found)
+            meant = f"; did you mean {near!r}?" if near else ""
+            raise LoadFailed(f"cannot import {path!r}: {error}{meant}") from error
     return found
+
+
+def _nearest(attribute: str, holder: object) -> str:
+    """The public name that was probably meant, or ""; as in `validate --import`."""
+    import difflib
+
+    names = [name for name in dir(holder) if not name.startswith("_")]
+    return next(iter(difflib.get_close_matches(attribute, names, n=1)), "")
 
 
 def _call(function: Any, path: str) -> Any:

@@ -161,17 +161,17 @@ def test_taken_port_is_not_explained_by_output_of_earlier_workers(real_pool: Rea
     assert "printed by" not in str(done.json["errors"])
 
 
-def test_program_that_binds_without_notice_gets_a_hint(real_pool: RealPool, free_port: Any) -> None:
+def test_program_that_binds_the_pools_address_gets_a_hint(real_pool: RealPool, free_port: Any) -> None:
     script = "import os, socket\nsocket.create_server((os.environ['HOST'], int(os.environ['PORT'])))\n"
     real_pool.write("binds.py", script)
     real_pool.write(
         "pool.toml",
         f'[[server]]\nname = "web"\nbind = "127.0.0.1:{free_port()}"\nrestart = "no"\n'
-        f'command = ["{sys.executable}", "binds.py"]\n',
+        f'command = ["{sys.executable}", "binds.py"]\nsocket = "pool"\n',
     )
     done = real_pool.run("start")
     assert done.code == 1
-    assert "saying {port} in the command" in done.stderr
+    assert 'write socket = "program" to let it open its own' in done.stderr
 
 
 def test_error_is_reported_once(real_pool: RealPool) -> None:

@@ -6,8 +6,12 @@ from poolctl.cli.command import LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, 
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.render import printable
 from poolctl.cli.server_lines import address_lines, ready_line
 from poolctl.cli.supervisor_requests import ask_or_launch, hand_over_to_systemd
+
+_TRIED = ("starting", "backoff")
+_MOST_NAMES = 3
 
 COMMAND = Command(
     "Start servers; return when each is ready.",
@@ -35,8 +39,18 @@ def perform(request: CommandRequest) -> Outcome:
     found = address_lines(item for item in result.items if item.name not in failed)
     lines = [ready_line(result, waited=not request.get("no_wait")), *found]
     outcome = Outcome.of(result, "\n".join(filter(None, lines)))
+    trying = [printable(each.name) for each in result.items if each.name in failed and each.state in _TRIED]
+    if trying:
+        outcome.notes.append(_goes_on(trying))
     if result.gateway is not None and result.items:
         from poolctl.cli.gateway_line import serves_line
 
         outcome.message = f"{outcome.message}\n{serves_line(result.gateway)}".rstrip()
     return outcome
+
+
+def _goes_on(names: list[str]) -> str:
+    """The note that servers which have failed are tried again."""
+    whole = len(names) <= _MOST_NAMES
+    listed = ", ".join(names) if whole else f"{len(names)} servers"
+    return f"poolctl keeps trying to start {listed}; poolctl stop{' ' + ' '.join(names) if whole else ''} ends that"

@@ -284,6 +284,58 @@ def crash_loop(pool: RealPool, *, limit: int, ready: bool) -> None:
     pool.run("start")
 
 
+WAITS = """
+import os, time
+
+while not os.path.exists("go"):
+    time.sleep(0.02)
+time.sleep(1000)
+"""
+
+
+def test_start_names_a_server_that_was_ready_and_is_not_when_it_returns(pool: RealPool) -> None:
+    pool.write("crashing.py", CRASHING)
+    pool.write("waits.py", WAITS)
+    backoff = {"initial": "1m", "max": "1m"}
+    pool.write(
+        "pool.toml",
+        server("short", command=[sys.executable, "crashing.py", "1.2"], restart={"backoff": backoff})
+        + server(
+            "late", command=[sys.executable, "waits.py"], health={"startup": {"exec": ["test", "-e", "go"]}}
+        ),
+    )
+    start = pool.spawn("start")
+    wait_until(lambda: pool.runtime.exists() and pool.items().get("short", {}).get("state") == "backoff")
+    pool.write("go", "")
+    stdout, stderr = start.communicate(timeout=60)
+    assert (start.returncode, stdout.splitlines()[0]) == (1, "1 of 2 servers ready")
+    assert f"error: short: ended after it was ready: {CAUSE}\n" in stderr
+    assert "note: poolctl keeps trying to start short; poolctl stop short ends that" in stderr
+
+
+def test_start_says_that_a_program_without_restart_is_not_tried_again(pool: RealPool) -> None:
+    pool.write("crashing.py", CRASHING)
+    pool.write("pool.toml", server("web", command=[sys.executable, "crashing.py", "0"], restart="no"))
+    done = pool.run("start")
+    assert done.code == 1
+    assert "keeps trying" not in done.stderr
+
+
+def test_command_that_never_listens_is_said_to_have_accepted_nothing(pool: RealPool, free_port: Any) -> None:
+    bind = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-c", "import time; time.sleep(1000)"]
+    pool.write("pool.toml", server("web", bind=bind, command=command, start_timeout="1s"))
+    said = f"web: was not ready within 1s: nothing has accepted a connection on {bind}"
+    assert said in pool.run("start").stderr
+
+
+def test_attribute_that_is_nearly_the_app_is_suggested(pool: RealPool, free_port: Any) -> None:
+    write(pool, free_port(), "def app(scope, receive, send): pass", **ONCE)
+    text = (pool.directory / "pool.toml").read_text()
+    pool.write("pool.toml", text.replace("broken:app", "broken:appp"))
+    assert "has no attribute 'appp'; did you mean 'app'?" in pool.run("start").stderr
+
+
 def test_cause_of_a_server_that_is_given_up_is_kept_over_an_upgrade(pool: RealPool) -> None:
     crash_loop(pool, limit=2, ready=False)
     cause = f"{CAUSE.replace(':', ' before it was ready:', 1)}; given up after 2 restarts in 1m"
