@@ -86,7 +86,7 @@ _poolctl() {
         *:--field) _poolctl_words 'name bind expose state ready health pids workers uptime_seconds restarts tags uptime'; return ;;
         *:--level) _poolctl_words 'trace debug info warning error critical'; return ;;
         *:--method) _poolctl_words 'GET HEAD POST PUT PATCH DELETE OPTIONS'; return ;;
-        *:--sort) _poolctl_words 'name state health requests errors latency memory cpu uptime restarts file waiting'; return ;;
+        *:--sort) _poolctl_words 'problems name state health requests errors latency memory cpu uptime restarts file waiting'; return ;;
     esac
     case $verb in
         '')

@@ -577,7 +577,7 @@ complete -c poolctl -n '__poolctl_in top' -s o -l output -x -a 'json' -d 'json p
 complete -c poolctl -n '__poolctl_in top' -s n -l frames -x -d 'Exit after N views; without a terminal, print N'
 complete -c poolctl -n '__poolctl_in top' -l once -d 'Print one view and exit'
 complete -c poolctl -n '__poolctl_in top' -l interval -x -d 'Time between updates (default "2s")'
-complete -c poolctl -n '__poolctl_in top' -l sort -x -a 'name state health requests errors latency memory cpu uptime restarts file waiting' -d 'name, state, health, requests, errors, latency, memory, cpu, uptime, restarts, file; of routes name, requests, waiting, errors, latency, file'
+complete -c poolctl -n '__poolctl_in top' -l sort -x -a 'problems name state health requests errors latency memory cpu uptime restarts file waiting' -d 'problems, name, state, health, requests, errors, latency, memory, cpu, uptime, restarts, file; of routes problems, name, requests, waiting, errors, latency, file'
 complete -c poolctl -n '__poolctl_in top' -l routes -d 'Begin with the gateway\'s routes instead of the servers (Tab switches)'
 complete -c poolctl -n '__poolctl_in top' -l name -x -d 'Servers whose name matches this regular expression'
 complete -c poolctl -n '__poolctl_in top' -l bind -x -d 'Servers whose address matches this expression'

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 INTERVAL_SECONDS = 2.0
 _LEAST_INTERVAL_SECONDS = 0.1
-ROUTE_SORTS = ("name", "requests", "waiting", "errors", "latency", "file")
+ROUTE_SORTS = ("problems", "name", "requests", "waiting", "errors", "latency", "file")
 
 COMMAND = Command(
     "Show servers live (press ? for the keys).",
@@ -52,7 +52,7 @@ def perform(request: CommandRequest) -> Outcome:
         raise UsageError(f"top -o: unknown form {request.output!r}", hint="poolctl list prints tables")
     frames, interval = _frames(request), _interval(request)
     sort = one_of(
-        "--sort", request.get("sort") or "file", ROUTE_SORTS if request.get("routes") else tuple(SORTS)
+        "--sort", request.get("sort") or "problems", ROUTE_SORTS if request.get("routes") else tuple(SORTS)
     )
     pool = find_pool(request)
     result = ask_for(StatsResult, request, pool, "stats", None if request.output else {"errors": True})
@@ -64,7 +64,7 @@ def perform(request: CommandRequest) -> Outcome:
 
     source = StatsSource(pool, request.selector().to_dict())
     view = _View(source, source.client.ping().name or "pool", interval, gateway_of(result))
-    view.servers = ServerBoard(sort="file" if request.get("routes") else sort)
+    view.servers = ServerBoard(sort="problems" if request.get("routes") else sort)
     view.servers.update(result.items)
     if request.get("routes"):
         if view.gateway is None:

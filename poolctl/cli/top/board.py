@@ -23,7 +23,7 @@ class Board(Generic[Row]):
     """The rows as they are sorted and filtered, which of them is selected, and which part is on the screen.
 
     The selection stays on its row while others come and go. `height` is the number of rows on the screen. `orders` are
-    the names of the orders, `keys` the keys that choose them; "file" and "name" are two of them.
+    the names of the orders, `keys` the keys that choose them; "problems", "file" and "name" are three of them.
     """
 
     orders: ClassVar[Sequence[str]]
@@ -31,8 +31,9 @@ class Board(Generic[Row]):
     keys: ClassVar[str]
     sample_seconds = 0.0  # between two values of a chart; 0: unknown
 
-    def __init__(self, *, sort: str = "file") -> None:
+    def __init__(self, *, sort: str = "problems") -> None:
         self.rows: Sequence[Row] = ()  # in the order of the file
+        self.is_known = False  # there was a result
         self.shown: list[Row] = []
         self.height = 1
         self.top = 0
@@ -71,7 +72,7 @@ class Board(Generic[Row]):
 
     def update(self, rows: Sequence[Row]) -> None:
         """Take the newest result; rows that are not in it are gone."""
-        self.rows = rows
+        self.rows, self.is_known = rows, True
         self._arrange()
 
     def move(self, rows: int) -> None:
@@ -118,7 +119,9 @@ class Board(Generic[Row]):
         self.top = min(max(self.top, self._at - self.height + 1), self._at, last_top)
 
     def _in_order(self, rows: list[Row]) -> list[Row]:
-        """The rows sorted; equal ones by name, unknown figures last."""
+        """The rows sorted; equal ones by name, problems as in the file; unknown figures last."""
+        if self.sort == "problems":
+            return sorted(rows, key=lambda row: self.figure(row) or 0.0, reverse=self.reverse)
         if self.sort in ("file", "name"):
             ordered = rows if self.sort == "file" else sorted(rows, key=lambda row: row.name)
             return ordered[::-1] if self.reverse else ordered

@@ -187,6 +187,8 @@ def table_frame(
     board.resize(height - len(head) - 2)
     table = table_lines(board, width, COLUMNS if routes is None else ROUTE_COLUMNS)
     lines = [*head, *table]
+    if not board.is_known:
+        lines.append(Text(" loading …", FAINT))
     lines += [Text()] * (height - 1 - len(lines))
     hints = (
         _ROUTE_HINTS if routes is not None else _HINTS if gateway is None else (("Tab", "routes"), *_HINTS)
@@ -247,9 +249,10 @@ _KEYS = (
     ("/", "filter by words in name, address, state, health, tags;"),
     ("", "Esc clears the filter"),
     ("< >  ← →", "sort by the previous or next column"),
+    ("P", "problems first, as at the beginning; F: file order"),
     ("N S H R E L M C U X", "sort by name, state, health, requests, errors, latency,"),
     ("", "memory, CPU, uptime, restarts; press again to reverse;"),
-    ("", "F: file order; of routes also W: waiting"),
+    ("", "of routes also W: waiting"),
     ("Enter  l", "show the log of the selected server; there / searches,"),
     ("", "n N find older or newer lines, L narrows by level"),
     ("Tab", "show the gateway's routes, or the servers again"),

@@ -13,6 +13,7 @@ from .board import Board
 from .table import FAINT, Cell, Column, format_count, format_seconds
 
 _STATES = {STARTING: "yellow", NAPPING: "cyan", UNHEALTHY: "red", ERROR: "bold red"}
+_PROBLEMS = {ERROR: 0.0, UNHEALTHY: 0.0, STARTING: 1.0}  # those that are not problems: 2
 _WAYS = {PASS: "green", PROXY: "yellow", STREAM: "cyan"}
 
 
@@ -32,10 +33,10 @@ class RouteRow(NamedTuple):
 class RouteBoard(Board[RouteRow]):
     """Filtered by words in alias, host, path, targets, way or state."""
 
-    orders, keys = ("name", "requests", "waiting", "errors", "latency", "file"), "NRWELF"
+    orders, keys = ("problems", "name", "requests", "waiting", "errors", "latency", "file"), "PNRWELF"
     largest_first = ("requests", "waiting", "errors", "latency")
 
-    def __init__(self, *, sort: str = "file") -> None:
+    def __init__(self, *, sort: str = "problems") -> None:
         super().__init__(sort=sort)
         self._at_seconds = 0.0
         self._counts: dict[str, tuple[int, int]] = {}  # requests and errors by the rows' names
@@ -60,6 +61,8 @@ class RouteBoard(Board[RouteRow]):
 
     def figure(self, row: RouteRow) -> float | None:
         """See Board."""
+        if self.sort == "problems":
+            return _PROBLEMS.get(row.report.state, 2.0)
         if self.sort == "requests":
             return row.report.requests if row.requests_per_second is None else row.requests_per_second
         if self.sort == "waiting":

@@ -17,8 +17,21 @@ _STATES = (
     "disabled",
 )  # fmt: skip
 _HEALTH = ("ko", "warn", "unknown", "ok")
+_PASSING = ("starting", "stopping", "draining")
+
+
+def _problem(row: Measured) -> float:
+    """0 for a server that fails, 1 for one that may, 2 for one on its way, 3 for the others."""
+    if row.state in ("failed", "backoff") or row.health == "ko":
+        return 0.0
+    if row.health == "warn" or (row.state == "running" and not row.ready):
+        return 1.0
+    return 2.0 if row.state in _PASSING else 3.0
+
+
 # The fields compared in each order; the order of the file, and by name, compare nothing else.
 SORTS: dict[str, Callable[[Measured], float | None]] = {
+    "problems": _problem,
     "name": lambda row: None,
     "state": lambda row: _place(_STATES, row.state),
     "health": lambda row: _place(_HEALTH, row.health),
@@ -36,7 +49,7 @@ SORTS: dict[str, Callable[[Measured], float | None]] = {
 class ServerBoard(Board[Measured]):
     """Filtered by words in name, address, state, health or a tag."""
 
-    orders, keys = tuple(SORTS), "NSHRELMCUXF"
+    orders, keys = tuple(SORTS), "PNSHRELMCUXF"
     largest_first = ("requests", "errors", "latency", "memory", "cpu", "uptime", "restarts")
 
     def update(self, rows: Sequence[Measured]) -> None:

@@ -258,7 +258,9 @@ def _head(columns: Iterable[Placed], board: Board[Any]) -> Text:
         title = column.title
         if column.chart and board.sample_seconds:
             title += f" {width * board.sample_seconds:.0f}s"
-        sorted_by = bool(column.sort) and column.sort == board.sort and column.sort != "file"
+        sorted_by = (
+            bool(column.sort) and column.sort == board.sort and column.sort not in ("file", "problems")
+        )
         if sorted_by:
             title += "▾" if board.falling else "▴"
         line.append(_fitted(title, width, column.right), "bold cyan" if sorted_by else "bold bright_black")

@@ -36,7 +36,7 @@ ROUTES = [
 
 
 def board_of(**options: Any) -> RouteBoard:
-    board = RouteBoard(**options)
+    board = RouteBoard(**{"sort": "file", **options})
     board.receive(ROUTES, 100.0)
     return board
 
@@ -44,6 +44,16 @@ def board_of(**options: Any) -> RouteBoard:
 def lines(size: tuple[int, int], **options: Any) -> list[str]:
     options = {"notice": None, "typing": False, "trouble": "", "gateway": GATEWAY, **options}
     return [line.plain for line in table_frame(ServerBoard(), "shop", size, **options)]
+
+
+def test_routes_that_do_not_serve_come_first() -> None:
+    board = board_of(sort=RouteBoard().sort)
+    assert [row.name for row in board.shown] == ["out", "shop", "shop (stream)"]
+
+
+def test_routes_are_loading_before_the_first_answer() -> None:
+    assert " loading …" in lines((80, 24), routes=RouteBoard())
+    assert " loading …" not in lines((80, 24), routes=board_of())
 
 
 def test_rates_are_those_between_two_results() -> None:

@@ -52,6 +52,17 @@ def test_failed_and_unhealthy_servers_come_first_by_state_and_by_health() -> Non
     assert names(board) == ["c", "a", "b"]
 
 
+def test_problems_come_first_and_the_others_in_the_order_of_the_file() -> None:
+    assert ServerBoard().sort == "problems"
+    items = [
+        item("z"), item("off", state="stopped", ready=False), item("new", state="starting", ready=False),
+        item("slow", health="warn"), item("bad", health="ko"), item("a"), item("dead", state="failed", ready=False),
+        item("late", ready=False),
+    ]  # fmt: skip
+    board = board_of(*items, sort="problems")
+    assert names(board) == ["bad", "dead", "slow", "late", "new", "z", "off", "a"]
+
+
 def test_a_filter_finds_all_of_its_words_anywhere() -> None:
     board = board_of(item("users", 8081), item("orders", 8082, state="stopped"), item("mail", tags=["Batch"]))
     for text, found in [("8082", ["orders"]), ("batch", ["mail"]), ("run er", ["users"]), ("", names(board))]:

@@ -42,7 +42,7 @@ def stats(number: int) -> dict[str, Any]:
 
 
 def board_of(count: int, *, measured: bool) -> ServerBoard:
-    board = ServerBoard()
+    board = ServerBoard(sort="file")
     items = [
         item(
             f"server-with-a-name-{number}",
