@@ -205,7 +205,9 @@ class WatchSet:
                 patterns = watch.get("include") or ()
                 self._included[item.name] = [_expression(each) for each in patterns]
                 self._tops += [_parted(each)[0] for each in patterns]
-        self._named = list(dict.fromkeys([*files, *referred]))
+        # Servers that name no files of variables may read one that is not there yet.
+        beside = [os.path.join(os.path.dirname(file), ".env") for file in files]
+        self._named = list(dict.fromkeys([*files, *beside, *referred]))
         self._marks: dict[str, Mark] = self._looks()
         if before is not None:
             self._take_over(before)

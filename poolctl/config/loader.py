@@ -12,6 +12,7 @@ from poolctl.config.checks.interpreter import default_interpreter
 from poolctl.config.configuration import Configuration, ServerConfig, unserved
 from poolctl.config.files.assemble import Assembly, Origins, ServerTable, located
 from poolctl.config.files.document import read_documents
+from poolctl.config.files.read_file import default_env_file
 from poolctl.config.model.pool_tables import TABLE_NAMES, PoolSettings, Tables
 from poolctl.config.model.section import Section, refuse, validated
 from poolctl.config.model.server_sections import OF_SLEEP, OF_TRIGGERS, Scale
@@ -216,6 +217,8 @@ def _server_of(
 ) -> tuple[ServerConfig | None, Address | None]:
     """The server of a table with the defaults under it, None if there are findings, and its address."""
     address = derive(table, base_dir, findings)
+    if "env_file" not in table and (found := default_env_file(base_dir)):
+        table["env_file"] = found
     if "command" not in table:
         table.setdefault("python", python)
         if "app" not in table and handlers:

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from poolctl.config import ServerConfig, default_interpreter
+from poolctl.config import ServerConfig, default_env_file, default_interpreter
 from poolctl.errors import ServerError
 from poolctl.listeners.open_listener import (
     accepted_from,
@@ -241,6 +241,8 @@ def _refuse_what_needs_a_process(server: ServerConfig) -> None:
     if server.tls is True:  # never serve in the clear what was to be encrypted
         raise ServerError("`tls = true` without a default certificate", name=server.name, bind=server.key)
     used = [key for key in _NEED_A_PROCESS if getattr(server, key)]
+    if server.env_file == default_env_file(server.base_dir):
+        used = [key for key in used if key != "env_file"]  # the file is the program's to read
     if server.workers > 1:
         used.append("workers")
     if server.limits.open_files is not None:

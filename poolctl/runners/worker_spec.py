@@ -121,7 +121,8 @@ def _state(server: ServerConfig) -> Table:
 
 def environment(server: ServerConfig) -> dict[str, str]:
     """The variables that the server adds to the pool's own."""
-    env = dict(server.environment())
+    # A file of variables may hold those that are the pool's own.
+    env = withheld_variables.environment(server.environment()) | dict(server.env)
     address = server.address
     if server.command:
         values = _address_values(server)

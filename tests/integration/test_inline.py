@@ -569,3 +569,15 @@ def test_an_object_that_makes_the_application_is_called_by_us(
     assert "is no ASGI application but None" in child.message
     assert get(server.bind).text == "made"
     assert "factory" not in caplog.text, "uvicorn had to find out by itself"
+
+
+def test_env_file_next_to_the_file_is_left_to_the_program(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("A=1\n")
+    file = tmp_path / "pool.toml"
+    file.write_text(
+        f'[[server]]\nname = "a"\nbind = "127.0.0.1:{claim_port()}"\napp = "tests.asgi_apps:hello"\n'
+    )
+    made = PoolConfig.load(file).pool()
+    made.start_sync()
+    assert made.is_running
+    made.stop_sync()

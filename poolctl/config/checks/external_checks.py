@@ -165,7 +165,11 @@ def _variables(path: str, index: int, another: bool) -> Found:
     try:
         read_env_file(path, for_another_user=another)
     except EnvFileError as problem:
-        return [Finding(("env_file", index), str(problem), "fix the file, or take it out", path)], []
+        return [
+            Finding(
+                ("env_file", index), str(problem), "fix the file, or take it out; env_file = [] is none", path
+            )
+        ], []
     return [], []
 
 

@@ -207,6 +207,12 @@ def read_env_file(path: str, *, for_another_user: bool = False) -> dict[str, str
     return found
 
 
+def default_env_file(base_dir: str) -> tuple[str, ...]:
+    """The files of variables of a server that names none: `.env` in the directory of its file, if there is one."""
+    path = os.path.join(base_dir, ".env")
+    return (path,) if os.path.isfile(path) else ()
+
+
 def variables_of(server: ServerKeys) -> dict[str, str]:
     """The variables of a server's env_file and env. Raises ServerError for a file that cannot be read."""
     found: dict[str, str] = {}
@@ -214,6 +220,6 @@ def variables_of(server: ServerKeys) -> dict[str, str]:
         try:
             found.update(read_env_file(path, for_another_user=server.user is not None))
         except EnvFileError as error:
-            hint = "fix the file, or remove it from env_file"
+            hint = "fix the file, or remove it from env_file; [] is none"
             raise ServerError(str(error), name=server.name, bind=server.bind, hint=hint) from error
     return found | server.env

@@ -80,7 +80,10 @@ class ServerKeys(Section):
         EMPTY,
         "Environment variables; they win over env_file. For a command {port}, {host} and {bind} are replaced.",
     )
-    env_file: tuple[FilePath, ...] = field((), "Files of environment variables; a later one wins.")
+    env_file: tuple[FilePath, ...] = field(
+        (),
+        "Files of environment variables; a later one wins. Left out: .env next to the file, if there is one.",
+    )
     cwd: FilePath = field(".", "The working directory. Left out: the directory of the file.")
     user: Text | None = field(None, '"name" or "name:group" that it runs as; needs root.')
     umask: Umask | None = field(None, 'The umask of its processes: "0027". Left out: that of the start.')

@@ -176,3 +176,20 @@ def test_the_value_is_masked_also_where_a_server_has_it_under_another_name(pool:
     for command in ("show", "config"):
         assert "to ********" in pool.ok(command).stdout
         assert HOOK in pool.ok(command, "--reveal").stdout
+
+
+def test_env_file_next_to_the_file_gives_servers_its_variables_but_those_of_the_pool(pool: RealPool) -> None:
+    port = claim_port()
+    pool.write("report.py", REPORT)
+    pool.write(".env", f"PAGE_TOKEN={TOKEN}\nLEVEL=debug\nKEPT=file\n")
+    page = f'[dashboard]\nbind = "127.0.0.1:{claim_port()}"\ntoken_env = "PAGE_TOKEN"\n'
+    table = server("plain", bind=f"127.0.0.1:{port}", app="report:app", env={"KEPT": "table"})
+    pool.write("pool.toml", page + table)
+    pool.ok("start", env={"PAGE_TOKEN": TOKEN, "LEVEL": "info"})
+    found = get(port).json()
+    assert (found["environ"]["LEVEL"], found["environ"]["KEPT"]) == ("debug", "table")
+    assert TOKEN not in json.dumps(found)
+    assert TOKEN not in pool.ok("show", "plain", "--full").stdout
+    (pool.directory / ".env").unlink()
+    assert "~ plain: env_file\n" in pool.ok("reload").stdout
+    assert get(port).json()["environ"]["LEVEL"] == "info"

@@ -78,3 +78,28 @@ def test_umask_is_octal_digits_in_quotes(tmp_path: Path) -> None:
     assert server.to_dict()["umask"] == "027"
     assert 'octal digits in quotes: "0022"' in told(tmp_path, f"{SERVER}umask = 22\n")
     assert 'octal digits: "0022"' in told(tmp_path, f'{SERVER}umask = "088"\n')
+
+
+def test_env_file_left_out_is_the_one_next_to_the_file(tmp_path: Path) -> None:
+    text = f'{SERVER}[[server]]\nname = "b"\nbind = ":81"\napp = "a:b"\nenv_file = []\n'
+    assert [server.env_file for server in load_text(tmp_path, text)] == [(), ()]
+    (tmp_path / ".env").mkdir()
+    assert [server.env_file for server in load_text(tmp_path, text)] == [(), ()]
+    (tmp_path / ".env").rmdir()
+    (tmp_path / ".env").write_text("A=1\nB=2\n")
+    first, second = load_text(tmp_path, text.replace('app = "hello:app"', 'app = "a:b"\nenv.B = "3"'))
+    assert (first.env_file, second.env_file) == ((f"{tmp_path}/.env",), ())
+    assert first.environment() == {"A": "1", "B": "3"}
+    assert first.replace(tags=["x"]).env_file == first.env_file
+    (defaults, _) = load_text(tmp_path, "[defaults]\nenv_file = []\n" + text)
+    assert defaults.env_file == ()
+    assert "the environment variable A is not set" in told(tmp_path, text.replace("hello:app", "${A}:app"))
+
+
+def test_invalid_default_env_file_is_a_problem_that_names_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("A\n")
+    config = load_text(tmp_path, SERVER)
+    with pytest.raises(PoolValidateError) as caught:
+        config.validate()
+    (problem,) = [str(each) for each in caught.value.exceptions if ".env" in str(each)]
+    assert "env_file = [] is none" in problem
