@@ -1,0 +1,230 @@
+"""Pools for tests: on free ports, in this process or in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import pytest
+
+from poolctl.address import parse
+from poolctl.config import ConfigNotFound, Problem, ServerConfig, find_config, with_addresses
+from poolctl.errors import PoolError, PoolValidateError
+from poolctl.logs.log_line import stamp
+from poolctl.logs.log_tail import tail
+from poolctl.pool.loop_thread import run_sync
+from poolctl.pool.pool import Pool
+from poolctl.pool.pool_config import PoolConfig
+from poolctl.pool.server import Server
+from poolctl.runners.embedded_runner import ProcessRunner
+
+Source = str | os.PathLike[str] | Iterable[ServerConfig | Mapping[str, Any]]
+LOOPBACK = "127.0.0.1"
+CALM_SECONDS, MOST_LOGGER_SECONDS = 0.1, 2.0
+MOST_LINES = 50  # of each server in a report
+_PLACEHOLDERS = ("{port}", "{host}", "{bind}", "{fd}")
+
+
+class PoolUnderTest:
+    """A running pool. `pool` is the `poolctl.Pool` itself."""
+
+    def __init__(self, pool: Pool, runner: ProcessRunner | None, logs_directory: str) -> None:
+        self.pool = pool
+        self._runner = runner
+        self._logs_directory = logs_directory
+        self._servers = {server.name: server for _, server in pool.items()}
+
+    def __repr__(self) -> str:
+        return f"<PoolUnderTest {', '.join(self._servers)}>"
+
+    def url(self, name: str, path: str = "") -> str:
+        """The URL of a server, with this path behind it. Raises KeyError for a server that is not there."""
+        config = self._server(name).config
+        if config.address.kind != "tcp":
+            return f"{config.expose}{path}"
+        return f"{'https' if config.tls else 'http'}://{config.address.nearby.key}{path}"
+
+    def log(self, name: str, since: float = 0.0) -> list[str]:
+        """The last lines that a server has printed, since a time.time(). Empty for a pool in this process."""
+        path = self._log_path(name)
+        return (
+            [line.text for line in tail(path, MOST_LINES, since=stamp(since) if since else "")]
+            if path
+            else []
+        )
+
+    def sections(self, since: float) -> list[tuple[str, str]]:
+        """The sections of a report: the log of each server that has printed something."""
+        self._await_logger()
+        logs = {name: self.log(name, since) for name in self._servers}
+        return [(f"Log of server {name}", "\n".join(lines)) for name, lines in logs.items() if lines]
+
+    def stop(self) -> None:
+        """Stop it, with all of its processes. Raises PoolStopError."""
+        self.pool.stop_sync()
+        if self._runner is not None:
+            run_sync(self._runner.aclose())
+
+    def _await_logger(self) -> None:
+        """Wait until the process that writes the logs has written what servers have printed until now."""
+        paths = [path for path in map(self._log_path, self._servers) if path]
+        sizes, deadline = [-1], time.monotonic() + MOST_LOGGER_SECONDS
+        while paths and time.monotonic() < deadline:
+            before, sizes = sizes, [os.path.getsize(path) if os.path.exists(path) else 0 for path in paths]
+            if sizes == before:
+                return
+            time.sleep(CALM_SECONDS)
+
+    def _log_path(self, name: str) -> str:
+        config = self._server(name).config
+        if self._runner is None:
+            return ""
+        return config.log.path or os.path.join(self._logs_directory, f"{name}.log")
+
+    def _server(self, name: str) -> Server:
+        if name not in self._servers:
+            raise KeyError(f"no server is named {name!r}; there are {', '.join(self._servers)}")
+        return self._servers[name]
+
+
+class Pools:
+    """The value of the fixtures: called, it starts a pool."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._started: dict[object, PoolUnderTest] = {}
+        self._claims: list[socket.socket] = []
+        self._directory = ""
+
+    def __repr__(self) -> str:
+        return f"<Pools {len(self._started)} started>"
+
+    def __call__(
+        self, source: Source | None = None, /, *, processes: bool | None = None, **servers: Any
+    ) -> PoolUnderTest:
+        """A pool that has started; the test fails if one of its servers does not start. Blocks until all are ready.
+
+        The servers are those of a file (without an argument, of the project's pool.toml), those of a list, or
+        keywords: `users=app`, `users="shop.users:app"`, `users={"command": […]}`. Addresses of a file are replaced by
+        free ports of 127.0.0.1; servers of a list and keywords have one unless they say `bind`. A file's servers are
+        `processes`, others run in this process, unless this is given. A file is started once for all calls.
+        """
+        files = self._files(source) if not servers and _names_files(source) else None
+        processes = files is not None if processes is None else processes
+        key = (tuple(files), processes) if files else object()
+        if key not in self._started:
+            self._started[key] = self._start(self._config(files, source, servers), processes)
+        return self._started[key]
+
+    def stop(self) -> None:
+        """Stop all of them. Raises PoolStopError."""
+        try:
+            for started in self._started.values():
+                started.stop()
+        finally:
+            for claim in self._claims:
+                claim.close()
+            if self._directory:
+                shutil.rmtree(self._directory, ignore_errors=True)
+
+    def sections(self, since: float) -> list[tuple[str, str]]:
+        """The sections of a report."""
+        return [section for started in self._started.values() for section in started.sections(since)]
+
+    def _files(self, source: Any) -> list[str]:
+        paths = [] if source is None else [os.fspath(source)]
+        try:
+            return find_config(paths, cwd=self._root)
+        except ConfigNotFound as error:
+            missing = error
+        return _fail("there is no pool", [missing])
+
+    def _config(self, files: list[str] | None, source: Any, servers: Mapping[str, Any]) -> list[ServerConfig]:
+        problems: Sequence[Exception] = ()
+        found: list[ServerConfig] = []
+        try:
+            if files:
+                config = PoolConfig.load(files)
+                found = with_addresses([self._moved(server) for server in config])
+            else:
+                tables = [*(source or ()), *(_table(name, given) for name, given in servers.items())]
+                config = PoolConfig([self._with_port(table) for table in tables])
+                found = list(config)
+            problems = config.problems
+        except PoolValidateError as invalid:
+            problems = invalid.exceptions
+        if problems:
+            _fail("the configuration is not valid", problems)
+        return found
+
+    def _start(self, servers: list[ServerConfig], processes: bool) -> PoolUnderTest:
+        logs_directory = os.path.join(self._private_directory(), f"logs{len(self._started)}")
+        runner = ProcessRunner(logs_directory) if processes else None
+        errors: Sequence[Exception] = ()
+        try:
+            pool = PoolUnderTest(Pool(servers, runner=runner), runner, logs_directory)
+            try:
+                pool.pool.start_sync()
+            except BaseException:
+                pool.stop()
+                raise
+        except PoolError as failed:
+            errors = failed.exceptions
+        if errors:
+            _fail("the pool did not start", errors)
+        return pool
+
+    def _moved(self, server: ServerConfig) -> ServerConfig:
+        """The server on an address that no other test and no running pool has."""
+        address = server.address
+        if not address.listens:
+            return server
+        if address.kind == "unix":
+            directory = self._private_directory()
+            return server.at(parse(f"unix:{directory}/{len(os.listdir(directory))}-{server.name[:20]}.sock"))
+        return server.at(parse(f"{LOOPBACK}:{self._claim_port()}"))
+
+    def _with_port(self, table: Any) -> Any:
+        if not isinstance(table, Mapping) or "bind" in table or "listen" in table or table.get("job"):
+            return table
+        texts = [*map(str, table.get("command", ())), *map(str, table.get("env", {}).values())]
+        if "command" in table and not any(mark in text for text in texts for mark in _PLACEHOLDERS):
+            return table  # a program without a port
+        return {**table, "bind": f"{LOOPBACK}:{self._claim_port()}"}
+
+    def _claim_port(self) -> int:
+        """A free port. It stays bound, so that the kernel gives it to no one else, and can be listened on."""
+        claim = socket.socket()
+        self._claims.append(claim)
+        claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        claim.bind((LOOPBACK, 0))
+        return int(claim.getsockname()[1])
+
+    def _private_directory(self) -> str:
+        # Paths of sockets are short; those of pytest's own directories are not.
+        self._directory = self._directory or tempfile.mkdtemp(prefix="poolctl-test-")
+        return self._directory
+
+
+def _names_files(source: Any) -> bool:
+    return source is None or isinstance(source, (str, os.PathLike))
+
+
+def _table(name: str, given: Any) -> dict[str, Any]:
+    return {"name": name, **(given if isinstance(given, Mapping) else {"app": given})}
+
+
+def _fail(what: str, errors: Iterable[Exception]) -> NoReturn:
+    """Fail the test with every error and its hint, without a traceback through the plugin."""
+    lines = [what]
+    for error in errors:
+        name, message = getattr(error, "name", ""), getattr(error, "message", "") or str(error)
+        place = str(error.place) if isinstance(error, Problem) and error.file else name
+        lines.append(f"{place}: {message}" if place else message)
+        lines += [f"  hint: {hint}"] if (hint := getattr(error, "hint", "")) else []
+    pytest.fail("\n".join(lines), pytrace=False)
