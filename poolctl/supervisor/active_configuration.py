@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -410,6 +409,8 @@ class OwnSockets:
 
 
 def _digest(server: ServerConfig) -> str:
+    import hashlib  # with OpenSSL: for few commands
+
     return hashlib.sha256(json.dumps(server.command).encode()).hexdigest()
 
 
