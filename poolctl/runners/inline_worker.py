@@ -16,8 +16,9 @@ from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
 from poolctl.worker.load_app import LoadFailed, load_app
-from poolctl.worker.serving.access_log import AccessLog
+from poolctl.worker.serving.access_log import AccessLog, FailedRequests
 from poolctl.worker.serving.pool_server import STARTUP_FAILURE, PoolServer, StartupFailed
+from poolctl.worker.serving.request_counting import Counted
 from poolctl.worker.serving.shared_listener import stop_reading
 from poolctl.worker.serving.uvicorn_parts import LifespanOn, drainable, renew_context, ssl_context
 
@@ -171,8 +172,10 @@ class InlineWorker:
         config.lifespan_class = functools.partial(_Lifespan, self)
         protocol: Any = config.http_protocol_class
         config.http_protocol_class = _without_access_log(protocol)
-        if access_log or server.http.request_id:
-            log = "logger" if access_log else None
+        if access_log == "errors":
+            config.loaded_app = Counted(config.loaded_app, None, FailedRequests("logger"))
+        if access_log is True or server.http.request_id:
+            log = "logger" if access_log is True else None
             config.loaded_app = AccessLog(config.loaded_app, log=log, answer=bool(server.http.request_id))
         tls = tls_settings(server)
         if tls is not None:

@@ -263,16 +263,17 @@ def connection_limits(server: ServerConfig) -> Table:
 
 
 def _requests(server: ServerConfig) -> Table | None:
-    """How requests are logged and marked; None for neither, which costs nothing."""
-    logs, answers = logs_requests(server), bool(server.http.request_id)
-    if not logs and not answers:
+    """How requests are logged and marked; None for neither."""
+    logged, answers = logged_requests(server), bool(server.http.request_id)
+    if not logged and not answers:
         return None
-    return {"log": server.log.format if logs else None, "answer": answers}
+    found: Table = {"log": server.log.format if logged is True else None, "answer": answers}
+    return found | {"failed": server.log.format} if logged == "errors" else found
 
 
-def logs_requests(server: ServerConfig) -> bool:
-    """Whether its workers log requests: not in a pool that was started without access logs."""
-    return server.http.access_log and NO_ACCESS_LOG_VARIABLE not in os.environ
+def logged_requests(server: ServerConfig) -> bool | str:
+    """Which requests its workers log: none in a pool that was started without access logs."""
+    return NO_ACCESS_LOG_VARIABLE not in os.environ and server.http.access_log
 
 
 def _problem(server: ServerConfig, message: str, hint: str) -> ServerError:

@@ -77,7 +77,8 @@ def _live(spec: Spec, listeners: list[socket.socket], tls_fds: list[int]) -> int
             sys.breakpointhook = _stop_here
         settings = {**spec["uvicorn"], "limit_max_requests": None}
         config = uvicorn.Config(load_app(spec), **drainable(settings))
-        load_config(config, spec["requests"] and {**spec["requests"], "log": None}, spec["tls"], tls_fds)
+        requests = spec["requests"] and {"log": None, "answer": spec["requests"]["answer"]}
+        load_config(config, requests, spec["tls"], tls_fds)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(_serve(spec, config, listeners))
     except KeyboardInterrupt:

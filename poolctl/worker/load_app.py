@@ -7,9 +7,11 @@ worker. None of the application's own code is called for that: neither its lifes
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import linecache
+import os
 import sys
 import tokenize
 import traceback
@@ -116,6 +118,16 @@ def set_app_environment(spec: Spec) -> None:
     sys.argv = [spec["app"] or spec["server"]]
     if sys.path[0] != spec["app_dir"]:
         sys.path.insert(0, spec["app_dir"])
+    if "PYTHONBREAKPOINT" not in os.environ:
+        sys.breakpointhook = functools.partial(_pass_breakpoint, spec.get("server") or "NAME")
+
+
+def _pass_breakpoint(server: str, *args: object, **kwargs: object) -> None:
+    # pdb would read the end of its input here, and end the request with BdbQuit.
+    caller = sys._getframe(1)
+    where = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+    message = f"breakpoint() at {where} does not stop here, without a terminal: poolctl run --debug {server}"
+    print(message, file=sys.stderr, flush=True)
 
 
 def exit_status(code: object) -> int:

@@ -120,6 +120,7 @@ class WorkerProcess:
             routes=self.routes,
             woken=self.spec.get("woken", False),
             tally=None if UNCOUNTED in os.environ else map_page(self.tally_fd),
+            failed=(self.spec["requests"] or {}).get("failed"),
             **self.spec.get("limits", {}),
         )
         serving = asyncio.current_task()

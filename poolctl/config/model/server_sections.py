@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Patterns,
         Positive,
         Proxies,
+        RequestLog,
         Restarts,
         Share,
         Size,
@@ -147,7 +148,10 @@ class Http(Section):
     )
     proxy_headers: Truth = field(False, "Believe X-Forwarded-* of the trusted proxies.")
     trusted_proxies: Proxies = field((), 'Addresses or networks of trusted proxies, or "*".')
-    access_log: Truth = field(False, "A log line for each request, with its X-Request-ID.")
+    access_log: RequestLog = field(
+        "errors",
+        'A log line for each request, with its X-Request-ID; "errors": for answers of 500 and above.',
+    )
     log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = field(
         "info", "The level of uvicorn's loggers, to which applications may write; access_log is apart."
     )

@@ -130,7 +130,8 @@ def _allow_interpolation(key: Schema) -> None:
         kept = {name: key.pop(name) for name in ("type", "minimum", "maximum", "enum") if name in key}
         key["anyOf"] = [kept, INTERPOLATED]
     elif any(
-        part.get("type") in ("integer", "number") and "unit" not in key for part in key.get("anyOf", ())
+        part.get("type") in ("integer", "number", "boolean") and "unit" not in key
+        for part in key.get("anyOf", ())
     ):
         key["anyOf"].append(INTERPOLATED)
 

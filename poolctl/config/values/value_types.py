@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -80,6 +80,15 @@ def _size(minimum: int, maximum: int, allowed: str) -> Tree:
 def _schema(number: dict[str, Tree], pattern: str, unit: str) -> WithJsonSchema:
     text = {"type": "string", "pattern": f"^(?:{pattern}|.*\\$\\{{.*)$"}
     return WithJsonSchema({"anyOf": [number, text], "unit": unit})
+
+
+def _request_log(value: Tree) -> Tree:
+    value = truth_from_environment(value)
+    if isinstance(value, bool):
+        return value
+    if value != "errors":
+        raise BadValue(f"{shown(value)} is not allowed here", 'true, false, or "errors"')
+    return "errors"
 
 
 def _proxies(value: Tree) -> Tree:
@@ -169,6 +178,7 @@ Threshold = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False), _fr
 Factor = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False), _from_text]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _from_text]
 Truth = Annotated[bool, BeforeValidator(truth_from_environment)]
+RequestLog = Annotated[bool | Literal["errors"], BeforeValidator(_request_log)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 FilePath = Annotated[

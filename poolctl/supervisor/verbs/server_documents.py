@@ -20,7 +20,7 @@ from poolctl.core.decision_input import Phase
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, ServerError
 from poolctl.runners import withheld_variables
-from poolctl.runners.worker_spec import logs_requests
+from poolctl.runners.worker_spec import logged_requests
 from poolctl.states import Status
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
     """The details that `show` reports, with the places of its keys; secrets are masked unless `reveal`."""
     config, live = entry.config, entry.overrides
     table = config.to_dict()
-    if table["http"]["access_log"] and not logs_requests(config):
+    if table["http"]["access_log"] and not logged_requests(config):
         table["http"]["access_log"] = False
         origin = origin and {**origin, "http.access_log": "run --no-access-log"}
     return Details.extending(

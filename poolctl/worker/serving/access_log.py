@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from http import HTTPStatus
-from time import gmtime, perf_counter, strftime, time
+from time import gmtime, monotonic, perf_counter, strftime, time
 from typing import Any
 
 import uvicorn
@@ -33,6 +33,9 @@ _NAME = b"x-request-id"
 _GOOD = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 _SECRET_BYTES = 16
 _CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
+LEAST_FAILURE = HTTPStatus.INTERNAL_SERVER_ERROR.value
+# An overloaded server refuses thousands of requests a second.
+_MOST_LINES = 50
 
 
 class AccessLog:
@@ -80,22 +83,45 @@ class AccessLog:
         if seen.logged or self._form is None:
             return
         seen.logged = True
-        if self._form == "logger":
-            logger.info(as_text(seen))
-        else:
-            _print(as_json(seen) if self._form == "json" else f"INFO:     {as_text(seen)}")
+        _write(self._form, seen)
 
 
 _HEADS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
 
 
-class LoggedRequest:
-    """One request, and its outcome."""
+class _Request:
+    """A request as it is logged, from its scope."""
 
-    __slots__ = ("begun", "cut", "left", "logged", "name", "scope", "status")
+    __slots__ = ("name", "scope")
+    level = "INFO"
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
+        self.name = ""
+
+    @property
+    def client(self) -> str:
+        """The client's address; empty if it has none."""
+        return get_client_addr(self.scope)  # type: ignore[arg-type]
+
+    @property
+    def method(self) -> str:
+        """The method; WebSocket for one."""
+        return str(self.scope.get("method", "WebSocket"))
+
+    @property
+    def target(self) -> str:
+        """The path with its query, as it is logged."""
+        return get_path_with_query_string(self.scope)  # type: ignore[arg-type]
+
+
+class LoggedRequest(_Request):
+    """One request, and its outcome."""
+
+    __slots__ = ("begun", "cut", "left", "logged", "status")
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(scope)
         self.begun = perf_counter()
         self.name = _named(scope)
         self.status = 0
@@ -125,60 +151,114 @@ class LoggedRequest:
         """The time since its begin."""
         return perf_counter() - self.begun
 
-    @property
-    def client(self) -> str:
-        """The client's address; empty if it has none."""
-        return get_client_addr(self.scope)  # type: ignore[arg-type]
 
-    @property
-    def method(self) -> str:
-        """The method; WebSocket for one."""
-        return str(self.scope.get("method", "WebSocket"))
+class FailedRequest(_Request):
+    """One request that is being answered with 500 or above. `seconds` is None where it was not timed."""
 
-    @property
-    def target(self) -> str:
-        """The path with its query, as it is logged."""
-        return get_path_with_query_string(self.scope)  # type: ignore[arg-type]
+    __slots__ = ("outcome", "seconds")
+    level = "ERROR"
+
+    def __init__(self, scope: Scope, status: int, seconds: float | None) -> None:
+        super().__init__(scope)
+        self.outcome, self.seconds = status, seconds
+        given = next((value for name, value in scope["headers"] if name == _NAME), b"")
+        self.name = given.decode() if _GOOD.fullmatch(given) else ""
 
 
-def as_text(seen: LoggedRequest) -> str:
-    """The line in uvicorn's format, followed by the time that the request took and its ID."""
+class FailedRequests:
+    """Writes a line for each request that failed, as its response begins; `form` is as in AccessLog.
+
+    Beyond some in a second they are counted only.
+    """
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+        self._second = 0
+        self._lines = self._left_out = 0
+
+    def log(self, scope: Scope, status: int, seconds: float | None = None) -> None:
+        """Log a request that is answered with this status, `seconds` after it came."""
+        now = int(monotonic())
+        if now != self._second:
+            if self._left_out:
+                _write(self._form, LeftOut(self._left_out))
+            self._second, self._lines, self._left_out = now, 0, 0
+        self._lines += 1
+        if self._lines > _MOST_LINES:
+            self._left_out += 1
+            return
+        _write(self._form, FailedRequest(scope, status, seconds))
+
+
+class LeftOut:
+    """Failed requests without a line of their own."""
+
+    level = "ERROR"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __str__(self) -> str:
+        return f"{self.count} more requests failed within a second"
+
+
+def _write(form: str, seen: _Request | LeftOut) -> None:
+    if form == "json":
+        _print(as_json(seen))
+    elif form == "logger":
+        logger.log(logging.getLevelName(seen.level), as_text(seen))
+    else:
+        _print(f"{seen.level + ':':<9} {as_text(seen)}")
+
+
+def as_text(seen: Any) -> str:
+    """The line in uvicorn's format, followed by the time that the request took and its ID, as far as they are known."""
+    if isinstance(seen, LeftOut):
+        return str(seen)
     try:
         phrase = f" {HTTPStatus(seen.outcome).phrase}"
     except ValueError:
         phrase = ""
     request = f'"{seen.method} {seen.target} HTTP/{seen.scope["http_version"]}"'
-    return f"{seen.client or '-'} - {request} {int(seen.outcome)}{phrase} {1000 * seen.seconds:.1f}ms {seen.name}"
+    seconds = seen.seconds
+    more = [*([] if seconds is None else [f"{1000 * seconds:.1f}ms"]), *([seen.name] if seen.name else [])]
+    return " ".join([f"{seen.client or '-'} - {request} {int(seen.outcome)}{phrase}", *more])
 
 
-def as_json(seen: LoggedRequest) -> str:
+def as_json(seen: Any) -> str:
     """The line as a JSON object."""
     now = time()
-    return json.dumps(
-        {
-            "time": f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(now))}.{int(now % 1 * 1000):03}Z",
-            "level": "INFO",
-            "message": f"{seen.method} {seen.target} {int(seen.outcome)}",
-            "request_id": seen.name,
-            "client": seen.client,
-            "method": seen.method,
-            "target": seen.target,
-            "http_version": seen.scope["http_version"],
-            "status": int(seen.outcome),
-            "duration_seconds": round(seen.seconds, 6),
-        }
-    )
+    document: dict[str, object] = {
+        "time": f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(now))}.{int(now % 1 * 1000):03}Z",
+        "level": getattr(seen, "level", "INFO"),
+    }
+    if isinstance(seen, LeftOut):
+        return json.dumps(document | {"message": str(seen)})
+    seconds = seen.seconds
+    document |= {
+        "message": f"{seen.method} {seen.target} {int(seen.outcome)}",
+        "request_id": seen.name,
+        "client": seen.client,
+        "method": seen.method,
+        "target": seen.target,
+        "http_version": seen.scope["http_version"],
+        "status": int(seen.outcome),
+        "duration_seconds": None if seconds is None else round(seconds, 6),
+    }
+    unknown = ("request_id",) * (not seen.name) + ("duration_seconds",) * (seconds is None)
+    return json.dumps({name: value for name, value in document.items() if name not in unknown})
 
 
 def watch_requests(config: uvicorn.Config, wanted: dict[str, Any] | None) -> None:
     """Let uvicorn's loaded configuration serve its application with an access log; None changes nothing."""
-    if wanted is None:
+    if wanted is None or not (wanted["log"] or wanted["answer"]):
         return
-    config.loaded_app = AccessLog(config.loaded_app, **wanted)
+    log, answer = wanted["log"], wanted["answer"]
+    config.loaded_app = AccessLog(config.loaded_app, log=log, answer=answer)
     # The application with which uvicorn responds above max_concurrency.
     module = sys.modules.get(config.http_protocol_class.__module__)
     if module is not None and hasattr(module, BUSY_APP):
-        vars(module)[BUSY_APP] = AccessLog(unwatched(getattr(module, BUSY_APP)), **wanted)
+        vars(module)[BUSY_APP] = AccessLog(unwatched(getattr(module, BUSY_APP)), log=log, answer=answer)
 
 
 def unwatched(app: App) -> App:

@@ -16,7 +16,7 @@ import uvicorn
 from ..peer_counts import PeerCounts
 from . import cut_requests
 from .accepting import AdoptionPair, SharedListeners
-from .access_log import watch_requests
+from .access_log import FailedRequests, watch_requests
 from .connection_state import HEAD_BYTES, HEAD_SECONDS, Drainable, Heads, LimitedServerState, PoolServerState
 from .draining import Moving, drainable_protocol, http_classes
 from .evenness import Evenness
@@ -79,6 +79,7 @@ class PoolServer(uvicorn.Server):
     again (None: as many as the process has descriptors for). With `http2` it also serves that, by uvicorn's classes.
     `routes` are for the connections that a gateway passes on. With `woken` connections have waited for this worker
     since their server slept: those whose clients have left by then are closed, and their requests not executed.
+    `failed` is the form of the log lines of failed requests (see FailedRequests), None for no lines.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class PoolServer(uvicorn.Server):
         http2: bool = False,
         routes: Routes | None = None,
         woken: bool = False,
+        failed: str | None = None,
     ) -> None:
         super().__init__(config)
         self.resting = resting
@@ -104,6 +106,7 @@ class PoolServer(uvicorn.Server):
         self._probes: ProbeConnections | None = None
         self._page: int | None = None  # to join once it has started
         self._http2 = http2
+        self._failed = None if failed is None else FailedRequests(failed)
         self._drain_seconds = drain_seconds
         self._stop_seconds = stop_seconds
         self._adoption = adoption
@@ -279,8 +282,10 @@ class PoolServer(uvicorn.Server):
             self.server_state.connections.http = http_classes(ours)
         if self._routes is not None:
             show_proxied_routes(self.config, self._routes)
-        if not count_statuses(uvicorns, batch) and batch is not None:
-            self.config.loaded_app = Counted(self.config.loaded_app, batch)
+        if not count_statuses(uvicorns, batch, self._failed) and (
+            batch is not None or self._failed is not None
+        ):
+            self.config.loaded_app = Counted(self.config.loaded_app, batch, self._failed)
 
     def _limit_reached(self) -> None:
         logger.info("Maximum request limit of %d exceeded. Terminating process.", self.limit_max_requests)

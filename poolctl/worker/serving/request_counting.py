@@ -6,6 +6,9 @@ import asyncio
 import sys
 from bisect import bisect_right
 from collections.abc import Callable
+from http import HTTPStatus
+from time import monotonic_ns
+from typing import Any
 
 from ..tally import (
     BOUNDS_NS,
@@ -18,6 +21,7 @@ from ..tally import (
     error_slot,
     route_slot,
 )
+from .access_log import LEAST_FAILURE, FailedRequests
 from .uvicorn_parts import (
     STATUS_TABLES,
     App,
@@ -137,25 +141,44 @@ class Batch:
 
 
 class Statuses:
-    """Replaces uvicorn's table of status lines: each lookup is a response that begins."""
+    """Replaces uvicorn's table of status lines: each lookup is a response that begins.
 
-    __slots__ = ("count", "rows", "table")
+    Only a failed request is looked at more closely: its status is not among the `rows`.
+    """
 
-    def __init__(self, table: dict[int, bytes], batch: Batch) -> None:
+    __slots__ = ("count", "failed", "rows", "table")
+
+    def __init__(self, table: dict[int, bytes], batch: Batch, failed: FailedRequests | None) -> None:
         self.table = table
-        self.rows = {status: (line, STATUS + status // 100) for status, line in table.items()}
+        self.rows = {
+            status: (line, STATUS + status // 100) for status, line in table.items() if status < LEAST_FAILURE
+        }
         self.count = batch.slots.append
+        self.failed = failed
 
     def __getitem__(self, status: int) -> bytes:
-        line, slot = self.rows[status]
+        try:
+            line, slot = self.rows[status]
+        except KeyError:
+            line, slot = self.table[status], STATUS + status // 100
+            if self.failed is not None:
+                _log(self.failed, sys._getframe(1).f_locals.get("self"), status)
         self.count(slot)
         return line
 
 
-def count_statuses(protocol: type, batch: Batch | None) -> bool:
+def _log(failed: FailedRequests, cycle: Any, status: int) -> None:
+    """Log the request that `cycle`, the caller of the lookup, is about to answer; not that of a health probe."""
+    connection: Any = getattr(getattr(cycle, "on_response", None), "__self__", None)
+    if getattr(connection, "batch", None) is not None:
+        begun_ns = connection.begun_ns  # 0 where it is not timed
+        failed.log(cycle.scope, status, (monotonic_ns() - begun_ns) / 1e9 if begun_ns else None)
+
+
+def count_statuses(protocol: type, batch: Batch | None, failed: FailedRequests | None = None) -> bool:
     """Count all responses of uvicorn's HTTP protocol class by status, with None no more; False if that is impossible.
 
-    There is one batch for a process, because all servers in it share the table.
+    There is one batch for a process, because all servers in it share the table. `failed` logs those that failed.
     """
     module = sys.modules.get(protocol.__module__)
     able = False
@@ -166,20 +189,24 @@ def count_statuses(protocol: type, batch: Batch | None) -> bool:
             if batch is None:
                 setattr(module, name, table.table)
             else:
-                table.count = batch.slots.append
+                table.count, table.failed = batch.slots.append, failed
         elif type(table) is dict:
             able = True
             if batch is not None:
-                setattr(module, name, Statuses(table, batch))
+                setattr(module, name, Statuses(table, batch, failed))
     return able
 
 
 class Counted:
-    """An application whose responses are counted by status, for protocol classes without such a table."""
+    """An application whose responses are counted by status, for protocol classes without such a table.
 
-    def __init__(self, app: App, batch: Batch) -> None:
+    Those that failed are logged. Without a batch they only are.
+    """
+
+    def __init__(self, app: App, batch: Batch | None, failed: FailedRequests | None = None) -> None:
         self.inner = app
         self._batch = batch
+        self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -191,11 +218,17 @@ class Counted:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                self._batch.slots.append(STATUS + message["status"] // 100)
+                self._answered(scope, message["status"])
             await send(message)
 
         try:
             await self.inner(scope, receive, answer)
         finally:
             if not begun:
-                self._batch.slots.append(STATUS + 5)  # uvicorn's own response
+                self._answered(scope, HTTPStatus.INTERNAL_SERVER_ERROR)  # uvicorn's own response
+
+    def _answered(self, scope: Scope, status: int) -> None:
+        if self._batch is not None:
+            self._batch.slots.append(STATUS + status // 100)
+        if self._failed is not None and status >= LEAST_FAILURE:
+            self._failed.log(scope, status)

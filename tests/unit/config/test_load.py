@@ -286,7 +286,12 @@ def test_access_log_is_a_default_that_files_overrule(tmp_path: Path) -> None:
     pool = tmp_path / "pool.toml"
     server = '[[server]]\nname = "{0}"\nbind = "127.0.0.1:808{1}"\napp = "a:app"\nhttp = {{ {2} }}\n'
     pool.write_text(server.format("a", 1, "") + server.format("b", 2, "access_log = false"))
-    assert [each.http.access_log for each in load(pool, {})] == [False, False]
+    assert [each.http.access_log for each in load(pool, {})] == ["errors", False]
     assert [each.http.access_log for each in load(pool, {}, access_log=True)] == [True, False]
     pool.write_text("[defaults.http]\naccess_log = false\n" + server.format("a", 1, "keep_alive = 5"))
     assert [each.http.access_log for each in load(pool, {}, access_log=True)] == [False]
+    pool.write_text(server.format("a", 1, 'access_log = "${LOG}"'))
+    for written, value in (("errors", "errors"), ("true", True)):
+        assert [each.http.access_log for each in load(pool, {"LOG": written})] == [value]
+    (problem,) = load(pool, {"LOG": "error"}).problems
+    assert str(problem).endswith("'error' is not allowed here; allowed is true, false, or \"errors\"")
