@@ -497,3 +497,39 @@ def _journal(pool: RealPool) -> list[dict[str, Any]]:
 
     (path,) = pool.runtime.glob("**/events.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_problems_come_first_and_the_others_in_the_order_of_the_file(page: Page, stage: Stage) -> None:
+    stage.pool.become("web-7", state="failed", ready=False, health="ko")
+    enter(page, stage)
+    expect(page.locator("#rows th > a").first).to_have_text("web-7")
+    assert page.locator("#rows th > a").all_inner_texts()[1:4] == ["web-1", "web-2", "web-3"]
+    page.get_by_label("Sort by").select_option("file")
+    expect(page.locator("#rows th > a").first).to_have_text("web-1")
+
+
+def test_page_of_an_unknown_server_shows_nothing_of_another(page: Page, stage: Stage) -> None:
+    enter(page, stage, "server/web-1")
+    page.locator("#server-workers").get_by_text("web-1.1.0").wait_for()
+    page.goto(f"{stage.url}#server/nobody")
+    page.get_by_text("The pool has no server of this name.").wait_for()
+    assert not page.locator("#server-parts").is_visible()
+    assert page.locator("#view-server").inner_text().split("\n")[-1] == "The pool has no server of this name."
+    page.goto(f"{stage.url}#server/web-2")
+    page.locator("#server-workers").get_by_text("web-2.1.0").wait_for()
+    assert page.locator("#server-workers tr").count() == 1
+
+
+def test_page_is_loading_before_the_first_answer(page: Page, stage: Stage) -> None:
+    held: list[Any] = []
+    page.route("**/poolctl/routes", lambda request: held.append(request))
+    page.route("**/poolctl/stream", lambda request: held.append(request))
+    page.goto(f"{stage.url}#token={TOKEN}")
+    page.locator("#view-servers").get_by_text("Loading").wait_for()
+    page.get_by_role("link", name="Routes").click()
+    page.locator("#view-routes").get_by_text("Loading").wait_for()
+    assert not page.get_by_text("This pool has no routes.").is_visible()
+    for each in held:
+        each.continue_()
+    page.get_by_text("This pool has no routes.").wait_for()
+    assert not page.locator("#view-routes").get_by_text("Loading").is_visible()

@@ -7,7 +7,7 @@ const CONTROLS = {
   q: "search", state: "state", health: "health", sort: "sort", span: "span",
   kind: "event-kind", events: "event-search", log: "log-server", lines: "log-search",
 };
-const DEFAULTS = { sort: "file", span: "now" };
+const DEFAULTS = { sort: "trouble", span: "now" };
 const REVERSED = "reversed";
 
 // Sets the controls to what the address says, before anything is drawn.

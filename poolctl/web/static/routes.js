@@ -49,6 +49,7 @@ async function refresh() {
   draw("host", found.hosts.map(hostRow), found.more_hosts, "backend");
   $("hosts").hidden = found.hosts.length === 0;
   $("no-routes").hidden = found.routes.length > 0;
+  $("routes-loading").hidden = true;
   const problem = found.problem || (found.gateway ? found.gateway.problem : "");
   $("gateway-problem").hidden = problem === "";
   setText($("gateway-problem"), problem);

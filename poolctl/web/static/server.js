@@ -91,6 +91,8 @@ export function showServer(wanted) {
   name = wanted;
   shown = asked = "";
   setText($("server-title"), name);
+  $("server-workers").replaceChildren(); // those of the server before
+  $("server-failure").hidden = true;
   tail.open([name]);
   drawServer();
 }
@@ -103,9 +105,13 @@ export function hideServer() {
 export function drawServer() {
   if (!name) return;
   const server = store.servers.get(name);
+  $("server-missing").hidden = Boolean(server);
+  $("server-parts").hidden = !server;
   if (!server) {
-    if (store.known) $("server-state").replaceChildren(el("span", { class: "badge off" }, "not in the pool"));
+    setText($("server-missing"), store.known ? "The pool has no server of this name." : "Loading …");
+    $("server-state").replaceChildren();
     $("server-actions").replaceChildren();
+    shown = asked = "";
     return;
   }
   const key = JSON.stringify([server.state, server.ready, server.health]);

@@ -23,7 +23,7 @@ const SORTS = {
 const FIGURES = ["requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes"];
 const rows = new Map();
 const picked = new Set();
-let sort = "file";
+let sort = "trouble";
 let descending = false;
 let charts = null;
 let tallies = null;
@@ -244,8 +244,10 @@ export function drawServers() {
   arrange(servers);
   for (const { name } of servers) rows.get(name).draw();
   $("none").hidden = servers.length > 0 || !store.known;
+  $("loading").hidden = store.known;
+  $("overview").hidden = !store.known;
   $("table").hidden = servers.length === 0;
-  setText($("shown"), servers.length === all.length ? plural(all.length, "server") : `${servers.length} of ${plural(all.length, "server")}`);
+  setText($("shown"), !store.known ? "" : servers.length === all.length ? plural(all.length, "server") : `${servers.length} of ${plural(all.length, "server")}`);
   drawOverview();
   drawBulk();
 }
