@@ -20,6 +20,7 @@ from poolctl.clock import Clock
 from poolctl.control.answers import Result, ShowResult
 from poolctl.control.gateway_answers import HostsResult, RoutesResult
 from poolctl.control.observer_answers import HistoryResult
+from poolctl.control.rollout_answers import RolloutResult
 from poolctl.errors import ControlError
 from poolctl.frozen_value import Table
 
@@ -29,9 +30,10 @@ from .request_guard import Guard
 from .state_hub import Hub
 
 STATIC = Path(__file__).with_name("static")
-ACTIONS = ("start", "stop", "restart", "drain", "undrain")
+_OF_ROLLOUTS = {"promote": "promote", "withdraw": "abort"}
+ACTIONS = ("start", "stop", "restart", "drain", "undrain", *_OF_ROLLOUTS)
 SPANS = ("hour", "day")
-_WAITS = ("start", "stop", "restart")
+_WAITS = ("start", "stop", "restart", *_OF_ROLLOUTS)
 # Of a server, of which the page shows no configuration: its values may be secret.
 _DETAILS = (
     "name", "worker_list", "failure", "complaint", "overrides", "endpoints", "generation", "preload_problem",
@@ -106,6 +108,7 @@ class _Page:
             "logs": (self._logs, "GET"),
             "server": (self._server, "GET"),
             "history": (self._history, "GET"),
+            "rollout": (self._rollout, "GET"),
             "routes": (self._routes, "GET"),
             "actions": (self._act, "POST"),
             "logout": (self._logout, "POST"),
@@ -207,6 +210,14 @@ class _Page:
         found = await self._hub.ask(HistoryResult, "history", [server] if server else [], {"span": span})
         return JSONResponse(found.to_json("slot_seconds", "slots", "series"))
 
+    async def _rollout(self, request: Request) -> Response:
+        """The rollout of one server: the one under way, or the last one."""
+        name = request.query_params.get("name", "")
+        if not _is_name(name):
+            return JSONResponse({"error": "name is that of a server"}, 400)
+        found = await self._hub.ask(RolloutResult, "rollouts", [name], {})
+        return JSONResponse({"items": [each.to_json() for each in found.items]})
+
     async def _routes(self, request: Request) -> Response:
         """The gateway with its first routes and hosts, and how many more there are of each."""
         gateway = (await self._hub.ask(Result, "status", [], {})).gateway
@@ -235,7 +246,14 @@ class _Page:
         client = request.client.host if request.client else ""
         by = {"command": f"dashboard {action}", "address": client}
         seconds = _LONGEST_SECONDS + 10
-        result = await self._hub.ask(Result, action, servers, options, by, timeout_seconds=seconds)
+        result: Result
+        if action in _OF_ROLLOUTS:
+            options["op"] = _OF_ROLLOUTS[action]
+            result = await self._hub.ask(
+                RolloutResult, "rollout", servers, options, by, timeout_seconds=seconds
+            )
+        else:
+            result = await self._hub.ask(Result, action, servers, options, by, timeout_seconds=seconds)
         return JSONResponse(
             result.to_json("items", "errors", "warnings", "exit_code", "dependents", "unchanged")
         )

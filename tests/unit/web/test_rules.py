@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from poolctl.control.rollout_answers import RolloutReport
 from poolctl.routing.route_report import RouteReport
 from poolctl.web.app import STATIC
 from poolctl.web.login_sessions import MOST
@@ -55,7 +56,7 @@ def client(stage: Stage) -> Client:
     return Client(stage)
 
 
-GUARDED = ["session", "stream", "logs", "server?name=web-1", "routes"]
+GUARDED = ["session", "stream", "logs", "server?name=web-1", "routes", "rollout?name=web-1"]
 
 
 @pytest.mark.parametrize("path", GUARDED)
@@ -226,3 +227,15 @@ def test_page_gets_the_first_routes_and_the_number_of_others(client: Client, sta
     assert found["gateway"] is None
     stage.pool.gateway = {"state": "running", "addresses": ["http://127.0.0.1:80"], "routes": 510}
     assert client.send("GET", "/poolctl/routes").json()["gateway"] == stage.pool.gateway
+
+
+@pytest.mark.parametrize(("action", "state"), [("promote", "promoted"), ("withdraw", "withdrawn")])
+def test_page_gets_a_rollout_and_ends_it(client: Client, stage: Stage, action: str, state: str) -> None:
+    stage.pool.rollouts = [RolloutReport(name="web-1", state="running", share=0.1).to_json()]
+    client.login()
+    assert client.send("GET", "/poolctl/rollout?name=*").status == 400
+    assert client.send("GET", "/poolctl/rollout?name=web-2").json() == {"items": []}
+    (found,) = client.send("GET", "/poolctl/rollout?name=web-1").json()["items"]
+    assert (found["state"], found["share"]) == ("running", 0.1)
+    reply = client.act(action, ["web-1"], X_CSRF_Token=client.csrf)
+    assert reply.json()["items"][0]["state"] == state, reply.text
