@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 # fmt: off
 __all__ = [
-    "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
+    "BINDS_ITSELF", "FILE_NAMES", "GATEWAY_LIBRARIES", "INSTALL_GATEWAY", "MASK", "MOST_WORKERS", "OPEN_FILES_OF_POOL",
     "OPEN_FILES_RESERVE", "PYPROJECT", "RAISE_OPEN_FILES", "TABLE_NAMES", "AnyRoute", "Backoff", "ConfigNotFound",
     "Configuration", "Dashboard", "Dependency", "Document", "Draft", "EventsTable", "FileChanged", "Finding",
     "GatewayConfig", "GatewayListener", "Health", "Marks", "Named", "Notify", "OperatorTable", "Patience", "Place",
@@ -67,7 +67,7 @@ _MODULES = {
     "checks.certificate_checks": "certificate_names certificate_validity names_cover",
     "checks.gateway_checks": "engine_problem haproxy_program",
     "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter missing_program start_options",
-    "configuration": "Configuration ServerConfig no_certificate open_files_needed",
+    "configuration": "BINDS_ITSELF Configuration ServerConfig no_certificate open_files_needed",
     "edit.draft": "Draft FileChanged",
     "edit.toml_writer": "escaped table_text value_text",
     "files.document": "Document read_documents",

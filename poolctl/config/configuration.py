@@ -185,6 +185,9 @@ class Configuration(Sequence[ServerConfig]):
         return problem_of(finding, self._origins.of_table(finding.path) if self._origins else None)
 
 
+BINDS_ITSELF = (
+    "the program binds its address itself, so a restart cannot overlap: connections are refused meanwhile"
+)
 # Programs that listen, whatever their arguments are.
 LISTENING = frozenset(
     {
@@ -224,11 +227,10 @@ def _warnings_of(server: ServerKeys, disabled: Container[str]) -> Iterator[Findi
             message = f"{wanted.name!r} is disabled, and this server waits for it"
             yield Finding(("depends_on", index), message, "enable it, or take it out")
     if server.binds_itself and server.socket != "program" and not server.job:
-        message = "the program binds its address itself, so a restart cannot overlap: connections are refused meanwhile"
         hint = (
             'let it take the socket ({fd}, LISTEN_FDS) if it can, or write socket = "program" to accept that'
         )
-        yield Finding(("command",), message, hint)
+        yield Finding(("command",), BINDS_ITSELF, hint)
     if server.command:
         yield from misspelt_placeholders(server.command, server.env)
     for name, value in server.env.items():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from poolctl.config import (
     Finding,
@@ -105,6 +104,7 @@ class ActiveConfiguration:
         self._followers: list[tuple[Callable[[Tables], None], bool]] = []
         self._ledger = os.path.join(state_directory, "ports.json")
         self._own_sockets = OwnSockets(os.path.join(state_directory, "programs.json"))
+        self._warned = os.path.join(state_directory, "warned.json")
         self._store = store
         self._reader = reader or ConfigurationReader(store.directory)
         self._environment: Mapping[str, str] | None = None
@@ -339,6 +339,22 @@ class ActiveConfiguration:
         if entry.socket_found == "program":
             self._own_sockets.remember(entry.config)
 
+    async def warned_before(self, servers: Iterable[ServerConfig]) -> set[str]:
+        """The names of servers whose programs bind their address themselves, and that `start` has warned of.
+
+        From now on it has warned of these servers too, until the files change.
+        """
+        found = {each.name for each in servers if each.binds_itself and each.socket != "program"}
+        return await asyncio.to_thread(self._note_warned, found) if found else found
+
+    def _note_warned(self, found: set[str]) -> set[str]:
+        state = sorted(mark.digest for mark in (self.marks or {}).values())
+        content = read_object(self._warned)
+        before = set(content["names"]) if content.get("files") == state else set()
+        if not found <= before:
+            write_object(self._warned, {"files": state, "names": sorted(found | before)})
+        return before
+
     def to_save(self, core: Core, *, always: bool = False) -> StoredConfiguration | None:
         """The configuration in force, for a successor; None if it is as at the last call, unless `always`."""
         if self._saved_revision == core.servers.revision and not always:
@@ -379,25 +395,37 @@ class ActiveConfiguration:
         )
 
 
+def read_object(path: str) -> dict[str, Any]:
+    """The object that a file of the state directory holds; empty for a missing or damaged one."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_object(path: str, content: dict[str, Any]) -> None:
+    """Keep an object in a file of the state directory; a failure is logged."""
+    try:
+        replace_file(path, json.dumps(content).encode())
+    except OSError as error:
+        logger.warning("%s cannot be written: %s", path, error)
+
+
 class OwnSockets:
     """Commands that were found to open their socket themselves, by server: in a file, until another command is read."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._commands: dict[str, str] = {}
-        with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
-            content = json.load(file)
-            self._commands = content if isinstance(content, dict) else {}
+        self._commands = read_object(path)
 
     def remember(self, server: ServerConfig) -> None:
         """Have the server's command open its socket itself whenever it is read."""
         digest = _digest(server)
         if self._commands.get(server.name) != digest:
             self._commands[server.name] = digest
-            try:
-                replace_file(self._path, json.dumps(self._commands).encode())
-            except OSError as error:
-                logger.warning("what was found about commands is not kept: %s", error)
+            write_object(self._path, self._commands)
 
     def applied(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
         """The servers as they were found to be, where their tables do not say who opens the socket."""

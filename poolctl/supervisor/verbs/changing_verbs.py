@@ -60,7 +60,9 @@ class Lifecycle:
         operation.problems += [unwell(entry, complaint(entry)) for entry in chosen if _is_unwell(entry)]
         servers = [entry.config for entry in self._core.entries.values()]
         names = {entry.name for entry in all_of_them}
-        warnings = asyncio.ensure_future(startup_warnings(servers, names, self._context.configuration.tables))
+        configuration = self._context.configuration
+        warned = await configuration.warned_before(entry.config for entry in all_of_them)
+        warnings = asyncio.ensure_future(startup_warnings(servers, names, configuration.tables, warned))
         result = await operation.conclude(chosen, call)
         sleepless = [
             f"{entry.name}: scale.min = 0 has no effect, because its runner cannot let servers sleep; "

@@ -6,9 +6,10 @@ import asyncio
 import os
 import resource
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from poolctl.config import (
+    BINDS_ITSELF,
     RAISE_OPEN_FILES,
     Configuration,
     ServerConfig,
@@ -101,12 +102,17 @@ def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | Non
     return server_problem(entry, message, hint)
 
 
-async def startup_warnings(servers: Iterable[ServerConfig], names: set[str], tables: Tables) -> list[str]:
-    """What `poolctl validate` warns of about the servers with these names, and about the pool's tables."""
+async def startup_warnings(
+    servers: Iterable[ServerConfig], names: set[str], tables: Tables, warned: set[str]
+) -> list[str]:
+    """What `poolctl validate` warns of about the servers with these names, and about the pool's tables.
+
+    That a program binds its address itself is left out for those that were `warned` of before.
+    """
     journal = tables.events is not None and tables.events.path
     page = tables.dashboard is not None and tables.dashboard.tls
     checked = bool(journal or tables.notify or tables.gateway is not None or page)
-    return await _found_warnings(list(servers), names, tables, checked=checked)
+    return await _found_warnings(list(servers), names, tables, checked=checked, warned=warned)
 
 
 async def added_warnings(servers: Iterable[ServerConfig], name: str, tables: Tables) -> list[str]:
@@ -124,11 +130,12 @@ async def _found_warnings(
     *,
     checked: bool = False,
     of_tables: bool = True,
+    warned: Set[str] = frozenset(),
 ) -> list[str]:
     chosen = [server for server in there if server.name in names]
     pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}
     if checked or any(map(_may_be_warned_of, chosen)):
-        return await asyncio.to_thread(_look, there, names, tables, of_tables)
+        return await asyncio.to_thread(_look, there, names, tables, of_tables, warned)
     # Most pools have neither, and a check of everything takes time.
     if not pythons:
         return []
@@ -153,11 +160,19 @@ def _look_if_changed(
     return _look(servers, names, tables, of_tables) if changed else []
 
 
-def _look(servers: list[ServerConfig], names: set[str], tables: Tables, of_tables: bool) -> list[str]:
+def _look(
+    servers: list[ServerConfig],
+    names: set[str],
+    tables: Tables,
+    of_tables: bool,
+    warned: Set[str] = frozenset(),
+) -> list[str]:
     config = Configuration(servers, tables)
     config.outside(names=())
     found: dict[str, list[str]] = {}
     for warning in config.warnings:
+        if warning.message == BINDS_ITSELF and warning.name in warned:
+            continue
         if warning.name in names or (of_tables and not warning.name):
             text = str(warning).removeprefix(f"{warning.name}: ")
             found.setdefault(text, []).append(warning.name)

@@ -57,7 +57,16 @@ def test_program_that_is_given_its_port_in_env_opens_its_socket_itself(
     started = pool.ok("start")
     assert get(f"http://127.0.0.1:{port}").body == b"own"
     assert "web: env.A: {prot} is no placeholder, and is passed on as it is; write {port}" in started.stderr
-    assert 'write socket = "program" to accept that' in started.stderr
+    said = 'write socket = "program" to accept that'
+    assert said in started.stderr
+    assert said not in pool.ok("start").stderr
+    pool.ok("stop")
+    assert said not in pool.ok("start").stderr, "it was said for this state of the file"
+    with (pool.directory / "pool.toml").open("a") as file:
+        file.write("# changed\n")
+    pool.ok("stop")
+    assert said in pool.ok("start").stderr
+    assert said in pool.ok("validate").stderr
 
 
 def test_program_that_is_said_to_open_its_socket_itself_does(pool: RealPool, free_port: Any) -> None:
