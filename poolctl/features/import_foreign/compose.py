@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -11,12 +12,22 @@ from typing import Any
 from poolctl.config import Document, escaped
 from poolctl.features.import_foreign.command_lines import PORT, joined, take_command, take_shell_line
 from poolctl.features.import_foreign.dockerfile import start_of_image
-from poolctl.features.import_foreign.foreign_pool import ForeignPool, ForeignServer, signal_name
+from poolctl.features.import_foreign.foreign_pool import (
+    ForeignPool,
+    ForeignServer,
+    of_their_types,
+    signal_name,
+)
 
 _CONDITIONS = {
     "service_started": "started", "service_healthy": "ready", "service_completed_successfully": "completed",
 }  # fmt: skip
 _RESTART = {"always": "always", "unless-stopped": "always", "on-failure": "on-failure", "no": "no"}
+TYPES: dict[str, tuple[type, ...]] = {
+    "command": (str, list), "entrypoint": (str, list), "image": (str,), "build": (str, dict), "ports": (list,),
+    "environment": (dict, list), "depends_on": (dict, list), "healthcheck": (dict,), "deploy": (dict,),
+    "labels": (dict, list), "profiles": (list,),
+}  # fmt: skip
 # Keys that have been read, or that hold in any case.
 READ = (
     *(
@@ -61,10 +72,13 @@ class _Reader:
     def read(self) -> ForeignPool:
         """All services; those without a command are left out, and so are dependencies on them."""
         data = self.document.data
-        services = {str(name): each for name, each in data["services"].items() if isinstance(each, dict)}
-        for name, service in services.items():
-            server = self.pool.add(name, self.line("services", name))
-            self._service(server, name, service)
+        services = {}
+        for name, service in data["services"].items():
+            server = self.pool.add(str(name), self.line("services", name))
+            of_service = functools.partial(self.line, "services", name)
+            table = service if isinstance(service, dict) else {}
+            services[server.name] = of_their_types(server, table, TYPES, of_service)
+            self._service(server, name, services[server.name])
         for key in data:
             if key not in ("services", "version", "name", "networks") and not str(key).startswith("x-"):
                 self.pool.remark(self.line(key), f"{key}: no equivalent")
@@ -166,10 +180,8 @@ class _Reader:
         elif key == "mem_limit":
             server.set("limits.memory", _size(value))
         elif key == "labels":
-            labels = (
-                value if isinstance(value, dict) else dict(each.partition("=")[::2] for each in value or [])
-            )
-            kept = {str(name): _text(str(each)) for name, each in labels.items()}
+            pairs = value.items() if isinstance(value, dict) else map(_pair, value)
+            kept = {str(name): _text(str(each or "")) for name, each in pairs}
             if any(not name.startswith(("traefik.", "com.docker.")) for name in kept):
                 server.set(
                     "labels", {n: v for n, v in kept.items() if not n.startswith(("traefik.", "com.docker."))}
@@ -178,13 +190,13 @@ class _Reader:
                 if name.startswith("traefik."):
                     server.remark(line, f"{name}={kept[name]}: [gateway] and [[route]] do this here")
         elif key == "profiles":
-            server.set("tags", [str(each) for each in value or []])
+            server.set("tags", [re.sub(r"[\s,]+", "-", str(each)) for each in value])
             server.set("disabled", True)
         elif key not in READ or (key == "user"):
             server.remark(line, f"{key}: {_short(value)}: no equivalent")
 
     def _environment(self, server: ForeignServer, value: Any) -> None:
-        pairs = value.items() if isinstance(value, dict) else (_pair(each) for each in value or [])
+        pairs = value.items() if isinstance(value, dict) else map(_pair, value)
         env = {}
         for name, text in pairs:
             if text is None or str(text) in (f"${name}", f"${{{name}}}"):
@@ -262,7 +274,8 @@ class _Reader:
         wanted = value.items() if isinstance(value, dict) else ((name, {}) for name in value)
         found = []
         server.at = self.line("services", server.name, "depends_on")
-        for name, how in wanted:
+        for each, how in wanted:
+            name = str(each)
             given = how.get("condition", "service_started") if isinstance(how, dict) else ""
             condition = _CONDITIONS.get(given, "started")
             if condition == "completed":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from poolctl.config import escaped
@@ -86,6 +87,22 @@ class ForeignPool:
     def remark(self, line: int, text: str) -> None:
         """Note a setting that was not taken over."""
         self.remarks.append(Remark(line, text))
+
+
+def of_their_types(
+    server: ForeignServer,
+    table: Mapping[str, Tree],
+    types: Mapping[str, tuple[type, ...]],
+    line: Callable[[str], int],
+) -> dict[str, Tree]:
+    """The table without null values and without those of another type than the format has, which are remarks."""
+    found = {}
+    for key, value in table.items():
+        if isinstance(value, types.get(key, (object,))):
+            found[key] = value
+        elif value is not None:
+            server.remark(line(key), f"{key}: a value of another type than expected")
+    return found
 
 
 def in_seconds(text: str | float) -> str:

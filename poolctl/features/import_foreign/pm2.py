@@ -14,6 +14,7 @@ from poolctl.features.import_foreign.foreign_pool import (
     ForeignServer,
     Unreadable,
     in_seconds,
+    of_their_types,
     user_and_group,
 )
 
@@ -25,6 +26,10 @@ _INTERPRETERS = {
     ".rb": "ruby",
     ".sh": "bash",
 }
+TYPES: dict[str, tuple[type, ...]] = {
+    "script": (str,), "args": (str, list), "env": (dict,), "interpreter": (str,), "interpreter_args": (str, list),
+    "node_args": (str, list),
+}  # fmt: skip
 # Keys that have been read with others, or that hold in any case.
 READ = (
     *("name", "script", "args", "interpreter", "interpreter_args", "node_args", "cwd", "env", "uid", "gid"),
@@ -53,7 +58,8 @@ def pool_of_pm2(document: Document) -> ForeignPool:
             script = str(app.get("script", ""))
             stem = os.path.splitext(os.path.basename(script))[0]
             server = pool.add(str(app.get("name") or stem), document.place(path).line)
-            _App(server, document, path).take(app)
+            reader = _App(server, document, path)
+            reader.take(of_their_types(server, app, TYPES, reader.line))
     for key in data:
         if key != "apps":
             pool.remark(document.place((key,)).line, f"{key}: no equivalent")
@@ -68,12 +74,16 @@ class _App:
         self.document = document
         self.path = path
 
+    def line(self, key: str) -> int:
+        """The line of a key."""
+        return self.document.place((*self.path, key)).line
+
     def take(self, app: dict[str, Any]) -> None:
         """Take over the keys of one app."""
         server = self.server
         self._command(app)
         for key, value in app.items():
-            server.at = self.document.place((*self.path, key)).line
+            server.at = self.line(key)
             if re.fullmatch("env_.+", key):
                 server.remark(
                     server.at, f"{key}: a second file with these, given by another -c, wins over this one"
@@ -86,12 +96,12 @@ class _App:
 
     def _command(self, app: dict[str, Any]) -> None:
         server, script = self.server, str(app.get("script", ""))
-        server.at = line = self.document.place((*self.path, "script")).line
-        if not script:
+        server.at = line = self.line("script")
+        if not script.strip():
             server.leave_out("it has no script")
             return
         interpreter = app.get("interpreter") or app.get("exec_interpreter")
-        words = shlex.split(script) if " " in script else [script]
+        words = _list(script)
         if interpreter is None:
             interpreter = _INTERPRETERS.get(os.path.splitext(words[0])[1], "none")
         if interpreter != "none":
@@ -114,7 +124,7 @@ class _App:
 
     def _instances(self, app: dict[str, Any]) -> None:
         server = self.server
-        server.at = line = self.document.place((*self.path, "instances")).line
+        server.at = line = self.line("instances")
         count = app.get("instances", 1)
         number = int(count) if re.fullmatch(r"\d+", str(count)) else 0
         if "bind" in server.keys and "app" not in server.keys:
@@ -166,12 +176,17 @@ class _App:
         if app.get("restart_delay"):
             restart["backoff"] = {"initial": _milliseconds(app["restart_delay"])}
         key = "autorestart" if "autorestart" in app else "name"
-        server.at = self.document.place((*self.path, key)).line
+        server.at = self.line(key)
         server.set("restart", restart)
 
 
 def _list(value: Any) -> list[str]:
-    return shlex.split(value) if isinstance(value, str) else [str(each) for each in value or []]
+    if not isinstance(value, str):
+        return [str(each) for each in value or []]
+    try:
+        return shlex.split(value)
+    except ValueError:
+        return [value]
 
 
 def _variable(value: Any) -> str:

@@ -121,10 +121,15 @@ def _take_start(server: ForeignServer, start: Setting, stem: str) -> None:
 def _take(server: ForeignServer, setting: Setting, stem: str, directory: str) -> None:
     _, name, value, line = setting
     value = _specifiers(value, stem)
+    try:
+        words = shlex.split(value) if name in ("Environment", "ExecStartPre", "ExecStopPost") else []
+    except ValueError as problem:
+        server.remark(line, f"{name}={value}: it cannot be read ({problem})")
+        return
     if name == "WorkingDirectory":
         server.set("cwd", value.removeprefix("-"))
     elif name == "Environment":
-        for assignment in shlex.split(value):
+        for assignment in words:
             variable, _, text = assignment.partition("=")
             server.keys.setdefault("env", {})[variable] = text
     elif name == "EnvironmentFile":
@@ -157,8 +162,8 @@ def _take(server: ForeignServer, setting: Setting, stem: str, directory: str) ->
     elif name in ("MemoryMax", "MemoryLimit", "MemoryHigh") and (size := _size.fullmatch(value)):
         server.set("limits.memory", size[1] + (f"{size[2]}iB" if size[2] else "B"))
     elif name in ("ExecStartPre", "ExecStopPost"):
-        when = "before_start" if name == "ExecStartPre" else "after_stop"
-        server.keys.setdefault("hooks", {}).setdefault(when, shlex.split(value.lstrip("-@:+!")))
+        instead = "a job in depends_on runs before the server" if name == "ExecStartPre" else "no equivalent"
+        server.remark(line, f"{name}={value}: {instead}")
     elif name == "Type":
         _take_type(server, value, line)
     elif name in ("After", "Requires", "Wants", "BindsTo", "PartOf"):

@@ -314,3 +314,43 @@ def test_two_servers_with_one_address_are_not_both_written(imported: Import, tmp
     assert len(said.servers) == 1
     assert_valid(tmp_path, said.text)
     assert "warning: left out: s.conf:" in said.err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "remark"),
+    [
+        ("compose.yml", "services: {a: {command: sleep 1, ports: 80}}", "1: ports: a value of another type"),
+        ("compose.yml", "services: {a: {command: sleep 1, labels: 5}}", "1: labels: a value of another type"),
+        ("e.json", '{"apps": [{"script": "a.js", "env": []}]}', "1: env: a value of another type"),
+        (
+            "a.service",
+            "[Service]\nExecStart=/bin/a\nEnvironment='a\n",
+            "3: Environment='a: it cannot be read",
+        ),
+        (
+            "a.service",
+            "[Service]\nExecStart=/bin/a\nExecStartPre=/bin/b\n",
+            "3: ExecStartPre=/bin/b: a job in",
+        ),
+        ("a.service", "[Service]\nExecStart=/bin/a\nUser=a b\n", '3: user = "a b": '),
+        ("s.conf", "[program:a]\ncommand=a\numask=999\n", '3: umask = "999": '),
+    ],
+)
+def test_value_that_cannot_be_taken_over_is_a_remark(
+    imported: Import, name: str, text: str, remark: str
+) -> None:
+    said = imported(text, name)
+    assert len(said.servers) == 1
+    assert [each for each in said.remarks if each.startswith(f"{name}:{remark}")], said.remarks
+
+
+def test_signal_and_umask_of_a_program(imported: Import) -> None:
+    text = "[program:a]\ncommand=a\nstopsignal=QUIT\numask=0027\n"
+    assert imported(text, "s.conf").servers["a"] == {
+        "command": ["a"],
+        "stop_signal": "SIGQUIT",
+        "umask": "0027",
+    }
+    unit = "[Service]\nExecStart=/bin/a\nKillSignal=2\nUMask=0077\n"
+    found = imported(unit, "a.service").servers["a"]
+    assert (found["stop_signal"], found["umask"]) == ("SIGINT", "0077")
