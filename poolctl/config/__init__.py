@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from poolctl.config.rules.table_addresses import *
     from poolctl.config.values.limits import *
     from poolctl.config.values.normalise import *
+    from poolctl.config.values.plain import address_parts
     from poolctl.config.values.problems import *
     from poolctl.config.values.secrets import *
 
@@ -90,7 +91,8 @@ _MODULES = {
     "model.registration_table": "RegistrationClient RegistrationTable",
     "rules.registrations": "RegisteredBackend Registration registration_of with_registrations",
     "rules.routes": "AnyRoute probed_targets routes_of users_of",
-    "rules.server_references": "Named address_parts reference_findings with_addresses",
+    "rules.server_references": "Named reference_findings with_addresses",
+    "values.plain": "address_parts",
     "values.secrets": "MASK masked masked_text values_of",
     "model.section": "Section Table refuse",
     "model.server_sections": "Backoff Dependency Health Patience Probe Recovery Restart Scale TLSConfig Triggers",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from poolctl.address import AddressError, parse
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.config import Finding, address_parts
+from poolctl.config import address_parts
 from poolctl.control.answers import ErrorEntry, Item
 from poolctl.exit_codes import INVALID_CONFIGURATION
 
@@ -56,6 +56,7 @@ def _alike(items: Iterable[Item]) -> tuple[Item, Item] | None:
 
 def _refused(pool: PoolRef, first: Item, second: Item) -> Outcome:
     from poolctl.cli.offline import load
+    from poolctl.config import Finding
 
     variable = f"POOLCTL_URL_{word(first.name)}"
     message = f"{variable} of the command would be the address of {first.name!r} and of {second.name!r}"

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 from poolctl.address import Address
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.normalise import OPENING
+from poolctl.config.values.plain import address_parts
 from poolctl.config.values.problems import Finding, Path, Tree, printable
 from poolctl.config.values.suggestions import nearest
 
@@ -37,14 +38,6 @@ def reference_findings(table: Mapping[str, Tree], servers: Mapping[str, Named]) 
                 finding = _wrong(match[1], path, servers)
                 if finding is not None:
                     yield finding._replace(found=match[0][:60])
-
-
-def address_parts(expose: str, address: Address) -> dict[str, str]:
-    """The `url`, `host` and `port` of a server, as far as it has them."""
-    parts = {"url": expose} if expose else {}
-    if address.kind == "tcp":
-        parts |= {"host": address.nearby.host, "port": str(address.port)}
-    return parts
 
 
 def with_addresses(servers: Iterable[_Server], others: Iterable[ServerKeys] = ()) -> list[_Server]:

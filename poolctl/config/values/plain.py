@@ -129,3 +129,11 @@ def exposed(address: Address, tls: bool) -> str:
     if address.is_wildcard:
         return f"{scheme}://localhost:{'auto' if address.port is None else address.port}"
     return f"{scheme}://{address.key}"
+
+
+def address_parts(expose: str, address: Address) -> dict[str, str]:
+    """The `url`, `host` and `port` of a server, as far as it has them."""
+    parts = {"url": expose} if expose else {}
+    if address.kind == "tcp":
+        parts |= {"host": address.nearby.host, "port": str(address.port)}
+    return parts
