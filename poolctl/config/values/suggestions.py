@@ -126,7 +126,7 @@ def unknown_key(path: Path, known: tuple[str, ...], table: str) -> Finding:
         hint = f"known here: {', '.join(known)}"
     else:
         found = _several(key[:60], known) if _several.cache_info().currsize < MOST_SUGGESTIONS else ()
-        hint = f"near ones here: {', '.join(found)}" if found else "`poolctl schema` has every key"
+        hint = f"similar keys: {', '.join(found)}" if found else "`poolctl schema` lists every key"
     return Finding(path, f"unknown key {key[:60]!r}", hint, key[:60], ", ".join(known))
 
 
