@@ -250,7 +250,7 @@ def test_a_probed_server_falls_asleep_and_is_not_woken(pool: RealPool) -> None:
     wait_until(lambda: item(pool)["state"] == "sleeping", what="it sleeps though it is probed")
     asked = flag(pool, "asked").read_text()
     assert asked.startswith(f"{pid}\n")
-    assert pool.run("wait", "--for", "ready", "--timeout", "0.5").code == 124
+    pool.ok("wait", "--for", "ready")  # as for `start`, a sleeping server is ready
     assert flag(pool, "asked").read_text() == asked
     assert item(pool)["health"] == "unknown"
     assert pool.run("status").code == 0

@@ -8,7 +8,6 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,7 +127,7 @@ def test_half_requests_to_sleeping_servers_take_no_descriptors_from_others(pool:
         assert get(pool.ports["one"]).status == 200
         pool.ok("restart", "web")
         pool.ok("stop")
-    log = Path(next(pool.runtime.glob("*/supervisor.log"))).read_text()
+    log = "".join(each.read_text() for each in pool.runtime.glob("*/supervisor.log"))  # an empty one is removed
     assert "open files" not in log
 
 
