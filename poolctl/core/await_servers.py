@@ -10,7 +10,7 @@ from poolctl.states import State, in_words
 
 from .core import Core
 from .decision_input import Listener
-from .failure_output import LINES_READ, explaining
+from .failure_output import LINES_READ, explaining, is_quoted
 from .server_entry import Entry
 
 LAST_LINES = 5
@@ -93,8 +93,7 @@ class Rollout:
 
     def _with_last_lines(self, entry: Entry, failure: ServerError) -> ServerError:
         lines = self._last_lines.get(entry.name, [])
-        # The message may quote the error already.
-        lines = [line for line in lines if not failure.message.endswith(line.rpartition("Error: ")[2])]
+        lines = [line for line in lines if not is_quoted(line, failure.message)]
         message = "\n    ".join([failure.message, *lines])
         described = ServerError(message, name=entry.name, bind=entry.config.key, hint=failure.hint)
         described.__cause__ = failure.__cause__

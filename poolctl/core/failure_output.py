@@ -78,6 +78,12 @@ def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True
     return Cause(text[:_LONGEST_CHARACTERS], own_address=last in taken and not _ports(last))
 
 
+def is_quoted(line: str, message: str) -> bool:
+    """Whether the message of a failure says already what the line does: the same text, or that of the same error."""
+    _, error, text = line.rpartition("Error: ")
+    return text in message if error else message.endswith(text)
+
+
 def _ports(line: str) -> set[int]:
     """The ports that the line names."""
     found = {int(port) for port in re.findall(_PORT, line, re.IGNORECASE)}

@@ -18,7 +18,7 @@ from poolctl.units import format_duration
 
 from .decide import Next, judge, restarts_within
 from .decision_input import LEAVING, Desired, Phase
-from .failure_output import LINES_READ, cause_of, last_lines
+from .failure_output import LINES_READ, cause_of, is_quoted, last_lines
 from .health_checks import HealthChecks
 from .server_changes import Event, Recorder, Workqueue
 from .server_entry import Entry
@@ -101,7 +101,7 @@ class WorkerLifecycle:
         refused = bool(exit_.status) and not late and worker.ready_at is None
         cause = cause_of(lines, config, refused=refused)
         worker.address_taken = cause.own_address and worker.ready_at is None
-        if cause.text and (cause.own_address or not late):
+        if cause.text and (cause.own_address or not late) and not is_quoted(cause.text, failure.message):
             is_ours = worker.address_taken and config.command and not config.binds_itself
             hint = f"{_OWN_SOCKET}; {failure.hint}" if is_ours else failure.hint
             worker.failure = failure_of(entry, f"{failure.message}: {cause.text}", hint, cause=failure)

@@ -137,7 +137,9 @@ def test_application_that_shares_its_sockets_with_the_pool_holds_up_nothing(
     hostile.ok("stop", "bad")
     hostile.ok("stop")
     assert time.monotonic() - began < 40
-    log = "".join(each.read_text() for each in hostile.runtime.glob("*/supervisor.log"))  # an empty one is removed
+    log = "".join(
+        each.read_text() for each in hostile.runtime.glob("*/supervisor.log")
+    )  # an empty one is removed
     assert not any(word in log for word in ("does not answer", "Traceback", "Exception")), log
     assert not is_alive(supervisor)
 

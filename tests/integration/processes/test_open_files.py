@@ -127,7 +127,9 @@ def test_half_requests_to_sleeping_servers_take_no_descriptors_from_others(pool:
         assert get(pool.ports["one"]).status == 200
         pool.ok("restart", "web")
         pool.ok("stop")
-    log = "".join(each.read_text() for each in pool.runtime.glob("*/supervisor.log"))  # an empty one is removed
+    log = "".join(
+        each.read_text() for each in pool.runtime.glob("*/supervisor.log")
+    )  # an empty one is removed
     assert "open files" not in log
 
 
