@@ -68,7 +68,7 @@ def test_code_saved_while_its_server_starts_is_served(
     real_pool.write("hello.py", HELLO_APP.replace("hello from", "a warm welcome to"))
     (real_pool.directory / "go").touch()
     said = read_until(running, "changed, restarting")
-    assert said.endswith("\nweb: hello.py changed, restarting\n")
+    assert said.endswith("web: hello.py changed, restarting\n")
     wait_until(lambda: http_get(port).text == f"a warm welcome to {port}")
     running.send_signal(signal.SIGTERM)
     assert running.wait(20) == 0
