@@ -85,14 +85,12 @@ class WorkerLifecycle:
     async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """Add the reason that the worker printed, unless it gave one itself.
 
-        The first death of a ready worker is not explained: it is replaced at once.
+        A ready worker that is replaced at once, as after its first death within the window, is not explained.
         """
         failure, config = worker.failure, worker.config
-        if (
-            worker.ready_at is not None
-            and not exit_.ok
-            and (entry.restart_times or config.restart.policy == "no")
-        ):
+        since = self._clock.monotonic() - config.restart.window
+        waits = config.restart.policy == "no" or any(each >= since for each in entry.restart_times)
+        if worker.ready_at is not None and waits and not exit_.ok:
             failure = worker.failure = failure_of(entry, exit_.message, f"poolctl logs {entry.name}")
         late = worker.given_up and bool(config.command)
         if failure is None or not (late or failure.message in (exit_.message, exit_.before_ready(""))):

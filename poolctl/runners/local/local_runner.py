@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ..stack_report import WorkerStacks
 
 _LAST_OUTPUT_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 0.2  # of one that was ready: another one is to take its place
 
 
 class LocalRunner:
@@ -357,7 +358,7 @@ class LocalRunner:
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """See Logs. The last words of a worker that has just exited are among them."""
-        await self.output.finished(self._last_outputs.pop(name, ""), _LAST_OUTPUT_SECONDS)
+        await self.output.finished(self._last_outputs.pop(name, ""), _LAST_WORDS_SECONDS)
         path = self.output.paths.get(name)
         return await asyncio.to_thread(last_lines, path, lines, since) if path else []
 
