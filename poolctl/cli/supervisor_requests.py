@@ -14,7 +14,6 @@ from poolctl.control.client import Client, NoSupervisor, SupervisorEnded
 from poolctl.control.pool_processes import await_end, last_words
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCHED
-from poolctl.platform import LINUX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -230,7 +229,7 @@ def launch(pool: PoolRef) -> None:
 
 def refuse_without_linux() -> None:
     """Raise ControlError where processes cannot be started; other commands, and the library, work there."""
-    if not LINUX:
+    if not sys.platform.startswith("linux"):  # poolctl.platform would load the modules of sockets
         raise ControlError(
             "only Linux can run servers in processes of their own",
             hint="here poolctl.Pool serves in a Python process, and validate, list, filter, config and schema work",

@@ -10,8 +10,6 @@ from poolctl.cli.command_line import near_word, verb_of
 from poolctl.cli.outcome import UsageError
 from poolctl.exit_codes import USAGE
 
-# Commands that a later version has.
-_NOT_YET = ("import",)
 # Commands of docker, kubectl, pm2, supervisorctl and systemctl, and what they are called here.
 OTHER_COMMANDS = {
     "ps": "list",
@@ -56,8 +54,6 @@ def usage_error(error: Exception, words: Sequence[str]) -> UsageError | None:
     message = str(describe()).partition("Did you mean")[0].partition(" (Possible options")[0].strip(" (.")
     message = message[:1].lower() + message[1:]
     verb = verb_of(words)
-    if verb in _NOT_YET:
-        return UsageError(f"{verb} is not available in this version of poolctl", hint="poolctl -h")
     if option := str(getattr(error, "option_name", "")):
         hint = _option_hint(option, verb, words)
     elif verb and command_named(verb) is None:

@@ -1,4 +1,4 @@
-"""Contract §5: routes and backends of a pool without a gateway, and what a later version has."""
+"""Contract §5: routes and backends of a pool without a gateway."""
 
 from __future__ import annotations
 
@@ -39,9 +39,3 @@ def test_without_a_gateway_routes_and_backends_are_empty_tables(
     for wrong in ("soon", -1):
         with pytest.raises(PoolParamError):
             client.disable_host("hello", for_seconds=wrong)
-
-
-def test_import_is_announced_for_a_later_version(real_pool: RealPool) -> None:
-    done = real_pool.run("import", "docker-compose.yml")
-    assert done.code == 2
-    assert "import is not available in this version" in done.stderr
