@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import random
 import socket
@@ -38,6 +39,11 @@ def _claim(port: int) -> bool:
     return True
 
 
+def _give_back(port: int) -> None:
+    _mine.discard(port)
+    fcntl.lockf(_claims_file(), fcntl.LOCK_UN, 1, port)
+
+
 def _is_free(port: int) -> bool:
     for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::1")):
         try:
@@ -58,6 +64,9 @@ def claim_port(count: int = 1) -> int:
     """
     for _ in range(1000):
         port = random.choice(PORTS)
-        if all(_claim(each) and _is_free(each) for each in range(port, port + count)):
+        claimed = list(itertools.takewhile(_claim, range(port, port + count)))
+        if len(claimed) == count and all(map(_is_free, claimed)):
             return port
+        for each in claimed if count > 1 else ():
+            _give_back(each)
     raise AssertionError("no free port found")

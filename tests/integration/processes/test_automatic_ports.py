@@ -32,7 +32,7 @@ def write(pool: RealPool, first: int, count: int) -> None:
 
 @pytest.mark.slow
 def test_eight_checkouts_that_start_at_once_all_run(pool: RealPool, free_port: Any) -> None:
-    write(pool, free_port(60), 60)
+    write(pool, free_port(30), 30)
     checkouts = [pool.directory / f"checkout-{number}" for number in range(8)]
     for each in checkouts:
         each.mkdir()
