@@ -192,7 +192,7 @@ def test_without_linux_a_start_says_what_works_there(
 ) -> None:
     (tmp_path / "pool.toml").write_text('[[server]]\nname = "a"\nbind = "127.0.0.1:8081"\napp = "a:app"\n')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("poolctl.cli.supervisor_requests.LINUX", False)
+    monkeypatch.setattr(sys, "platform", "darwin")
     said = poolctl(verb)
     assert said.code == 1
     assert said.err.splitlines() == [
