@@ -367,6 +367,11 @@ def test_connect_filters_walks_and_reads_logs_as_the_commands_do(
         list(client.logs("nobody"))
 
 
+def replace_file(pool: RealPool, text: str) -> None:
+    """Replace pool.toml as a whole, so that nobody reads half of it."""
+    pool.write("pool.toml.new", text).rename(pool.directory / "pool.toml")
+
+
 def test_watch_applies_the_changed_file_and_tells_of_a_broken_one(
     pool: RealPool, http_get: Callable[..., Any]
 ) -> None:
@@ -375,13 +380,13 @@ def test_watch_applies_the_changed_file_and_tells_of_a_broken_one(
     assert watching.stdout is not None
     assert json.loads(watching.stdout.readline())["changes"] == []
     before = pids(pool)
-    pool.write("pool.toml", text.replace('name = "b"', 'name = "b"\nenv = { A = "1" }'))
+    replace_file(pool, text.replace('name = "b"', 'name = "b"\nenv = { A = "1" }'))
     (change,) = json.loads(watching.stdout.readline())["changes"]
     assert (change["name"], change["change"]) == ("b", "restart")
-    pool.write("pool.toml", "broken [")
+    replace_file(pool, "broken [")
     assert json.loads(watching.stdout.readline())["errors"]
     assert pids(pool)["a"] == before["a"]
-    pool.write("pool.toml", text)
+    replace_file(pool, text)
     assert json.loads(watching.stdout.readline())["changes"]
     pool.write("hello.py", HELLO_APP.replace("hello", "welcome"))
     wait_until(lambda: http_get(pool.ports["a"]).text.startswith("welcome"))

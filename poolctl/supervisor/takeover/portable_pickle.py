@@ -14,6 +14,9 @@ from typing import Any
 
 from poolctl.config import Section
 
+# Types that have all values of an earlier one.
+_WIDER = {"RequestLog": "Truth"}
+
 
 class NotUnderstood(Exception):
     """The values have parts that this version does not have."""
@@ -56,7 +59,7 @@ def _made(kind: Any, types: Mapping[str, str], values: Mapping[str, object]) -> 
     for name in values:
         if name not in here:
             raise NotUnderstood(f"there is no {name!r} in {kind.__name__} any more")
-        if here[name] != types[name]:
+        if types[name] not in (here[name], _WIDER.get(here[name])):
             raise NotUnderstood(f"{name!r} in {kind.__name__} has changed")
     if not issubclass(kind, Section):
         return kind(**values)

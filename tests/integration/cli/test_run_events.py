@@ -65,8 +65,8 @@ def test_run_reports_deaths_restarts_and_giving_up(pool: RealPool, until: Any, f
     running = pool.spawn("run", "--log-format", form)
     until(lambda: pool.run("status").code == 0, timeout_seconds=40)
     for _ in range(3):
-        before = pool.items()["orders"]
         until(lambda: pool.items()["orders"]["ready"], timeout_seconds=20)
+        before = pool.items()["orders"]
         kill(pool, until, 1)
         until(lambda b=before: pool.items()["orders"]["pids"] != b["pids"], timeout_seconds=20)
     until(lambda: pool.items()["orders"]["state"] == "failed", timeout_seconds=20)

@@ -239,14 +239,14 @@ async def scenario():
         await asyncio.sleep(60)
     for access_log in (True, False):
         _, reading = await reader.read([file], None, access_log=access_log)
-        assert reading.servers[0].http.access_log == access_log, reading.problems
+        assert reading.servers[0].http.access_log == (access_log or "errors"), reading.problems
         os.kill(pid, 0)
     assert sorted(os.listdir(f"/proc/{pid}/fd")) == ["0", "1", "2", "3"]
     reader.close()
     while os.path.exists(f"/proc/{pid}"):
         await asyncio.sleep(0.01)
     other = ConfigurationReader(directory, fork_reader([file], access_log=True))
-    assert not (await other.read([file], None, access_log=False))[1].servers[0].http.access_log
+    assert (await other.read([file], None, access_log=False))[1].servers[0].http.access_log == "errors"
     other.close()
 
 asyncio.run(scenario())
