@@ -21,9 +21,6 @@ MEASURED_ONLY := $(addprefix tests/unit/,cli/test_layout.py core/test_histories.
 	http/test_canonical_head.py http/test_message_head.py routing web/test_rules.py worker/test_uvicorn_parts.py)
 PORTABLE_PROCESSES := tests/integration/runners tests/integration/processes/test_starting.py
 PORTABLE := $(PORTABLE_UNIT) $(PORTABLE_PROCESSES) tests/integration/test_inline.py tests/integration/test_embedding.py
-# What differs in Python itself, descriptors, forks, objects' layout, and uvicorn on it: a version between two that run all
-# of PORTABLE runs these.
-CLOSE_TO_PYTHON := $(addprefix tests/unit/,keeper listeners runners worker) tests/integration/runners
 # Not even collected where no test of theirs runs: importing them takes each process seconds.
 ALL_UNMEASURED := tests/browser tests/chaos tests/contract
 ALL_MEASURED := $(filter-out $(OF_TOOLS) %/conftest.py %/__pycache__,$(wildcard tests/unit/*))
@@ -32,7 +29,7 @@ DEMO := examples/microservices/pool.toml
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-all test-measured test-rest heavy properties unit quick portable portable-close portable-unit \
+.PHONY: help demo test test-all test-measured test-rest heavy properties unit quick portable portable-unit \
 	portable-processes lint types floors house entered completions bench matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
@@ -126,11 +123,10 @@ portable:
 	@$(BIN)/python $(PYTEST) -m "not ($(LEFT_OUT))" -p no:cacheprovider $(PORTABLE) $(ARGS)
 
 # Properties, of decisions without input and output, are tried where everything is measured.
-portable-close portable-unit portable-processes: LEFT_OUT := slow or hypothesis
-portable-close: PORTABLE := $(CLOSE_TO_PYTHON)
+portable-unit portable-processes: LEFT_OUT := slow or hypothesis
 portable-unit: PORTABLE := $(PORTABLE_UNIT) $(MEASURED_ONLY:%=--ignore=%)
 portable-processes: PORTABLE := $(PORTABLE_PROCESSES)
-portable-close portable-unit portable-processes: portable
+portable-unit portable-processes: portable
 
 lint: dev
 	@$(BIN)/ruff check .

@@ -35,8 +35,8 @@ def test_values_that_only_the_pool_sets_are_not_in_it() -> None:
 
 
 def test_help_shows_fields_and_their_defaults() -> None:
-    text = pydoc.plain(pydoc.render_doc(ServerConfig))
-    assert "ServerConfig(*, name: 'Name', bind: 'str' = ''," in text
+    text = " ".join(pydoc.plain(pydoc.render_doc(ServerConfig)).split())  # from Python 3.13 on a line each
+    assert "*, name: 'Name', bind: 'str' = ''," in text
     assert "factory: 'Truth' = False" in text
 
 
