@@ -43,8 +43,14 @@ Answer = TypeVar("Answer", bound=Result)
 class PoolWatcher:
     """Applies what changes to the running pool; `say` is given a line about changed code before it is applied."""
 
-    def __init__(self, request: CommandRequest, pool: PoolRef, say: Callable[[str], None]) -> None:
-        """Begin to watch. Failure where that is not possible, NoSupervisor without one."""
+    def __init__(
+        self, request: CommandRequest, pool: PoolRef, say: Callable[[str], None], since: float
+    ) -> None:
+        """Begin to watch what is saved after `since` (epoch). Failure where it cannot, NoSupervisor without one.
+
+        Code that was saved earlier, after a worker's start, is as old as the one who runs the pool wants it to be.
+        """
+        self._since = since
         self._request = request
         self._pool = pool
         self._say = say
@@ -126,7 +132,7 @@ class PoolWatcher:
     def _look_around(self) -> ShowResult:
         """Watch the files and directories of the pool as it is now; returns what it is.
 
-        Code in a directory that was not watched yet, and that was saved after a worker began to import it, is missed.
+        Code in a directory that was not watched yet, and that was saved while a worker started, is missed.
         """
         shown = self._ask(ShowResult, "show", {})
         self._sources = WatchSet(self._files, shown.items, self._sources)
@@ -140,7 +146,7 @@ class PoolWatcher:
                     hint = "raise the limit: sysctl fs.inotify.max_user_watches=524288"
                     message = f"too many directories to watch: {directory} and those after it"
                     raise Failure(Outcome.failed(FAILED, message, hint)) from None
-        self._missed |= self._sources.newer_than_workers(new)
+        self._missed |= self._sources.newer_than_workers(new, self._since)
         return shown
 
     def _ask(
@@ -262,11 +268,11 @@ class WatchSet:
                     yield from names
         yield from (name for name, patterns in self._included.items() if _matches(patterns, places))
 
-    def newer_than_workers(self, directories: Iterable[str]) -> Changed:
-        """The servers with code in these directories that was saved after their oldest worker was started."""
+    def newer_than_workers(self, directories: Iterable[str], since: float) -> Changed:
+        """The servers with code in these directories that was saved since then, after their oldest worker's start."""
         saved = {path: time for directory in directories for path, time in _times(directory)}
         found = {
-            name: [path for path in paths if saved[path] > self._placed.get(name, math.inf)]
+            name: [path for path in paths if saved[path] > max(since, self._placed.get(name, math.inf))]
             for name, paths in self.changed_servers(saved).items()
         }
         return {name: paths for name, paths in found.items() if paths}

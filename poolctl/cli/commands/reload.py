@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from time import time
 
 from poolctl.cli.command import (
     ALLOW_EXPIRED,
@@ -81,7 +82,7 @@ def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
             print(line, file=sys.stderr, flush=True)
 
     try:
-        for result in PoolWatcher(request, pool, say).changes(now=True):
+        for result in PoolWatcher(request, pool, say, time()).changes(now=True):
             lines = change_lines(result, coloured(sys.stdout))
             outcome = Outcome.of(result, "\n".join(lines), form=request.output)
             outcome.painted = True

@@ -194,7 +194,7 @@ class RunSession:
         self._last_lines: LastLines | None = None
         self._failed: list[str] = []  # the names of servers that did not start
         self._ran = False
-        self._begun = stamp(time())
+        self._begun = time()
         self._ending = threading.Event()
         self._objects = _as_objects(request)
         self._limit_seconds = limit_seconds
@@ -246,7 +246,7 @@ class RunSession:
         if self.request.get("watch"):
             from poolctl.cli.reload_on_change import PoolWatcher
 
-            watcher = PoolWatcher(self.request, self.pool, self.say)
+            watcher = PoolWatcher(self.request, self.pool, self.say, self._begun)
             thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)
             start_unsignalled(thread)
 
@@ -345,7 +345,7 @@ class RunSession:
         unasked = code not in (DONE, INTERRUPTED, _TERMINATED)
         if died or self._failed or unasked:
             names = [*died, *self._failed] or [item.name for item in self.servers]
-            self._last_lines = LastLines.of(self.client, self.pool, names, since=self._begun)
+            self._last_lines = LastLines.of(self.client, self.pool, names, since=stamp(self._begun))
 
     def print_conclusion(self) -> None:
         """Name the servers that died while the command ran, and print the last lines of those that matter."""

@@ -68,7 +68,7 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
             watched = Watched(directory, requests)
 
             place = find_pool(request)
-            watcher = PoolWatcher(request, place, watched.lines.append)
+            watcher = PoolWatcher(request, place, watched.lines.append, 0.0)
 
             def watch() -> None:
                 for result in watcher.changes():
