@@ -31,6 +31,7 @@ STATES = (
     "backoff",
     "failed",
 )
+ENDED = ("stopped", "completed", "disabled", "failed")  # without a process, and with none to come
 HEALTH = ("unknown", "ok", "warn", "ko")
 GOALS = ("ready", "stopped", "healthy", "running", *(s for s in STATES if s not in ("stopped", "running")))
 

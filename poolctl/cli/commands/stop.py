@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command import LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, TIMEOUT, Command
+from poolctl.cli.command import ENDED, LIFECYCLE, NO_DEPS, NO_WAIT, OUTPUT, SELECTION, TIMEOUT, Command
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 _STOP_SECONDS = 10.0
 _KILL_SECONDS = 5.0
 _MOST_NAMES = 5
-_STOPPED = ("stopped", "completed", "disabled", "failed")
 _ENDED = {"state": "stopped", "ready": False, "health": "unknown", "pids": (), "uptime_seconds": 0.0}
 
 COMMAND = Command(
@@ -66,7 +65,7 @@ def _stopped_line(result: Result, *, waited: bool) -> str:
     active = [item for item in result.items if item.name not in (result.unchanged or ())]
     if not (active or result.dependents):
         return "no server was running: the supervisor has ended" if result.ended else "nothing was running"
-    stopped = [item.name for item in active if not waited or item.state in _STOPPED]
+    stopped = [item.name for item in active if not waited or item.state in ENDED]
     line = f"{servers(len(stopped), len(active))} {'stopped' if waited else 'stopping'}"
     return f"{line}{of_dependents(result)}{_names([*stopped, *(result.dependents or ())])}"
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from poolctl.address import Address, parse
+from poolctl.cli.command import ENDED
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import ConfigNotFound
 from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, StatusResult, entries
@@ -92,8 +93,7 @@ class CheckContext:
     @property
     def served(self) -> set[str]:
         """The names of the servers whose sockets are held, by the supervisor or by what a killed pool has left."""
-        at_rest = ("stopped", "completed", "disabled", "failed")
-        return self.orphaned | {item.name for item in self.items if item.state not in at_rest}
+        return self.orphaned | {item.name for item in self.items if item.state not in ENDED}
 
     @property
     def addresses(self) -> dict[str, Address]:

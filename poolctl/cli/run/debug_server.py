@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
 
 from poolctl import bootstrap
+from poolctl.cli.command import ENDED
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.offline import choose, load, servers_of
 from poolctl.cli.outcome import Failure, Outcome, UsageError
@@ -38,7 +39,6 @@ _NOT_WITH = {
     "stop_timeout": "--stop-timeout", "timeout": "--timeout", "no_wait": "--no-wait", "no_deps": "--no-deps",
 }  # fmt: skip
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
-_AT_REST = ("stopped", "completed", "disabled", "failed")
 
 
 def perform(request: CommandRequest) -> NoReturn:
@@ -114,7 +114,7 @@ def _refuse_running(pool: PoolRef, server: ServerConfig) -> None:
     except ControlError:
         return
     for each in found.items:
-        if each.state not in _AT_REST:
+        if each.state not in ENDED:
             raise ControlError(
                 f"{server.name} is {in_words(each.state)} in this pool",
                 exit_code=CONFLICT,
