@@ -6,7 +6,18 @@ to Typer, which also reports what is wrong with it.
 
 from __future__ import annotations
 
-from poolctl.cli.command import COMMON, FIELDS, FLAG, FORMATS, GOALS, LIST, UPTIME, command_named, module_of
+from poolctl.cli.command import (
+    COMMON,
+    FIELDS,
+    FLAG,
+    FORMATS,
+    GOALS,
+    LINE_FORMATS,
+    LIST,
+    UPTIME,
+    command_named,
+    module_of,
+)
 from poolctl.cli.outcome import UsageError
 from poolctl.frozen_value import Table
 
@@ -328,6 +339,14 @@ def one_of(
     if near and near != word:
         hint = f"did you mean {near!r}?"
     raise UsageError(f"{option}: unknown value {word!r}", hint=hint or f"one of: {', '.join(accepted)}")
+
+
+def check_line_format(request: CommandRequest) -> None:
+    """UsageError unless the form of the output is one of a command that prints lines as they come."""
+    if request.output not in ("", *LINE_FORMATS):
+        raise UsageError(
+            f"{request.verb} -o: unknown form {request.output!r}", hint=f"one of: {', '.join(LINE_FORMATS)}"
+        )
 
 
 def near_word(typed: str, known: Sequence[str]) -> str:

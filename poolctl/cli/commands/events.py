@@ -10,7 +10,6 @@ from datetime import datetime
 
 from poolctl.cli.command import (
     INSPECT,
-    LINE_FORMATS,
     LINES_OUTPUT,
     LIST,
     SELECTION,
@@ -19,8 +18,8 @@ from poolctl.cli.command import (
     Option,
     flag,
 )
-from poolctl.cli.command_line import CommandRequest, one_of
-from poolctl.cli.outcome import Outcome, UsageError
+from poolctl.cli.command_line import CommandRequest, check_line_format, one_of
+from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, paint, printable, stdout_fd
 from poolctl.cli.supervisor_requests import selected
@@ -56,10 +55,7 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """Print the last events, and with -f those that come, until interrupted. `-o json` prints JSON lines."""
-    if request.output not in ("", *LINE_FORMATS):
-        raise UsageError(
-            f"events -o: unknown form {request.output!r}", hint=f"one of: {', '.join(LINE_FORMATS)}"
-        )
+    check_line_format(request)
     for kind in request.get("kind") or ():
         one_of("--kind", kind, KINDS)
     lines, since = request.lines(), request.since()

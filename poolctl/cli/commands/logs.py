@@ -14,7 +14,6 @@ from typing import NamedTuple, NoReturn
 from poolctl.cli.command import (
     FOLLOW,
     INSPECT,
-    LINE_FORMATS,
     LINES_OUTPUT,
     LIST,
     SELECTION,
@@ -23,7 +22,7 @@ from poolctl.cli.command import (
     Option,
     flag,
 )
-from poolctl.cli.command_line import CommandRequest, one_of
+from poolctl.cli.command_line import CommandRequest, check_line_format, one_of
 from poolctl.cli.log_rendering import (
     NO_TIMES,
     SHORT_TIMES,
@@ -95,10 +94,7 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """Print the last lines, and with -f those that come, until interrupted. `-o json` prints JSON lines."""
-    if request.output not in ("", *LINE_FORMATS):
-        raise UsageError(
-            f"logs -o: unknown form {request.output!r}", hint=f"one of: {', '.join(LINE_FORMATS)}"
-        )
+    check_line_format(request)
     _check(request)
     if request.get("reopen"):
         return _reopen(request)
