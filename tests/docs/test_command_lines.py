@@ -76,8 +76,8 @@ def test_command_line_is_understood(page: str, line: str) -> None:
     words, own_command = split(as_help(shlex.split(line)))
     REQUESTS.clear()
     APPLICATION.main(words, prog_name="poolctl", standalone_mode=False, obj=own_command)
-    for request in REQUESTS:
-        request.options()
+    (request,) = REQUESTS
+    request.options()
 
 
 def is_executed(line: str) -> bool:
