@@ -163,7 +163,7 @@ ALLOW_EXPIRED = flag(
 )
 REVEAL = flag("reveal", "--reveal", help="Show secrets instead of masking them.")
 WATCH = flag("watch", "--watch", help="Keep running; reload when the configuration or code changes.")
-SAVE = flag("save", "--save", help="Also write the change to the file, keeping its comments.")
+SAVE = flag("save", "--save", help="Also write the change to the TOML file, keeping its comments.")
 SAVE_DRY_RUN = flag(
     "dry_run", "--dry-run", help="Print what --save would write; exit 3 if the file would change."
 )

@@ -12,7 +12,7 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import from_here
 from poolctl.cli.supervisor_requests import ask, selected
-from poolctl.control.answers import About, Item, Result
+from poolctl.control.answers import About, ErrorEntry, Item, Result
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError, PoolValidateError
 from poolctl.exit_codes import (
@@ -24,6 +24,7 @@ from poolctl.exit_codes import (
     NOT_PERMITTED,
     NOTHING_MATCHED,
     TIMED_OUT,
+    USAGE,
 )
 from poolctl.selection.selector import selection_needed
 
@@ -31,7 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from poolctl.config import Configuration
+    from poolctl.config import Configuration, Problem
 
 # A change that has been made, if not for every server, or not in time, is worth keeping.
 MADE = (DONE, FAILED, TIMED_OUT)
@@ -194,7 +195,12 @@ class WriteBack:
                 self.draft.remove(name)
 
     def check(self) -> Configuration:
-        """The changed configuration. Failure with 5 for an invalid result, with 7 for files that are not writable."""
+        """The changed configuration.
+
+        Failure with 2 for files that are not TOML, 5 for an invalid result, 7 for files that are not writable.
+        """
+        if instructions := self.draft.by_hand():
+            raise Failure(self._refused(instructions))
         config = self.draft.check()
         if config.is_empty and not self.request.get("allow_empty"):
             from poolctl.cli.offline import no_server
@@ -206,6 +212,17 @@ class WriteBack:
                 hint = f"fix the permissions of {directory}: a file is replaced as a whole"
                 raise Failure(Outcome.failed(NOT_PERMITTED, f"{from_here(path)} cannot be written", hint))
         return config
+
+    def _refused(self, instructions: Sequence[Problem]) -> Outcome:
+        """The refusal of changes to other files than TOML ones, with what people have to write there."""
+        from poolctl.config import MASK
+
+        hint = "make these changes by hand" + (", then run poolctl reload" if self.supervised else "")
+        if any(MASK in each.message for each in instructions):
+            hint += f" ({MASK} stands for a secret)"
+        first = error(USAGE, "--save changes TOML files only: nothing was changed, live or in a file", hint)
+        others = [ErrorEntry.of(each).but(code=first.code, error=first.error) for each in instructions]
+        return Outcome(errors=[first, *others], exit_code=USAGE)
 
     def finish(self, live: Callable[[], Outcome]) -> Outcome:
         """Check, change what runs, write. A dry run only shows what would be written."""

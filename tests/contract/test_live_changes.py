@@ -243,15 +243,77 @@ def test_save_writes_changes_back_and_keeps_comments(
 def test_of_several_files_the_last_that_has_the_key_is_written(real_pool: RealPool) -> None:
     port = real_pool.write_hello()["web"]
     base = (real_pool.directory / "pool.toml").read_text()
-    real_pool.write("local.yaml", "# mine\nserver:\n  - name: web\n    workers: 1  # enough\n")
-    real_pool.ok("-c", "pool.toml", "-c", "local.yaml", "start")
+    real_pool.write("local.toml", '# mine\n[[server]]\nname = "web"\nworkers = 1  # enough\n')
+    real_pool.ok("-c", "pool.toml", "-c", "local.toml", "start")
     real_pool.ok("scale", "web", "2", "--save")
     assert (real_pool.directory / "pool.toml").read_text() == base
-    assert (real_pool.directory / "local.yaml").read_text() == (
-        "# mine\nserver:\n  - name: web\n    workers: 2  # enough\n"
+    assert (real_pool.directory / "local.toml").read_text() == (
+        '# mine\n[[server]]\nname = "web"\nworkers = 2  # enough\n'
     )
     real_pool.ok("remove", "web", "--save", "--allow-empty")
     assert str(port) not in (real_pool.directory / "pool.toml").read_text()
+
+
+YAML = """\
+server:
+  - name: a
+    bind: 127.0.0.1:{a}
+    app: hello:app
+  # about b
+  - name: b
+    bind: 127.0.0.1:{b}
+    app: hello:app
+"""
+JSON = """\
+{{"server": [
+  {{
+    "name": "a", "bind": "127.0.0.1:{a}", "app": "hello:app"
+  }},
+  {{
+    "name": "b", "bind": "127.0.0.1:{b}", "app": "hello:app"
+  }}
+]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "lines", "workers"),
+    [("pool.yaml", YAML, (2, 6), "    workers: 2\n"), ("pool.json", JSON, (2, 5), '    "workers": 2\n')],
+)
+def test_save_of_yaml_and_json_is_2_and_prints_what_to_write_where(
+    real_pool: RealPool,
+    free_port: Callable[[], int],
+    name: str,
+    text: str,
+    lines: tuple[int, int],
+    workers: str,
+) -> None:
+    ports = real_pool.write_hello("a", "b")
+    (real_pool.directory / "pool.toml").unlink()
+    text = text.format(**ports)
+    file = real_pool.write(name, text)
+    real_pool.ok("start")
+    before = real_pool.items()
+    added = f"add new --bind 127.0.0.1:{free_port()} --app hello:app"
+    for command, line in (
+        ("scale a 2", lines[0]), ("disable b", lines[1]), ("remove b", lines[1]), (added, lines[1]),
+    ):  # fmt: skip
+        done = real_pool.run(*command.split(), "--save")
+        assert (done.code, done.stdout) == (2, ""), str(done)
+        assert f"\n{name}:{line}:" in done.stderr, str(done)
+    after = real_pool.items()
+    assert {key: each["pids"] for key, each in after.items()} == {
+        key: each["pids"] for key, each in before.items()
+    }
+    assert {each["state"] for each in after.values()} == {"running"}
+    assert file.read_text() == text
+    assert real_pool.run("scale", "a", "2", "--save").stderr.endswith(workers)
+    written = text.splitlines(keepends=True)
+    written.insert(lines[0], workers.rstrip() + ("," if name == "pool.json" else "") + "\n")
+    file.write_text("".join(written))
+    real_pool.ok("reload")
+    assert real_pool.items()["a"]["workers"] == 2
+    assert "already" in real_pool.ok("scale", "a", "2", "--save").stdout
 
 
 def test_the_commands_own_timeout_is_124_and_a_servers_is_its_failure(

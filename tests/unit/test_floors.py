@@ -80,7 +80,6 @@ HEAVY = {
     "rich",
     "yaml",
     "tomlkit",
-    "ruamel",
 }  # click comes with uvicorn
 
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "manager2", "base"}

@@ -1,33 +1,32 @@
 """Changing the files of a pool: in memory, checked, then written; all other text stays as it is.
 
-Every change is made in the file that defines the key or server. A file is cut into its servers, and only the text of a
-server that changes is given to the library of its format; a file that cannot be cut, such as one TOML list in brackets,
-is given to it as a whole. Each new text is read back: it has to say what was meant and nothing else.
+Every change is made in the file that defines the key or server. Only TOML files are written; changes to others are
+listed with their places, for people to make. A file is cut into its servers, and only the text of a server that changes
+is given to tomlkit; a file that cannot be cut, such as a list in brackets, is given to it as a whole. Each new text is
+read back: it has to say what was meant and nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import fcntl
-import json
 import os
-import re
 import stat
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from poolctl.config.configuration import Configuration
-from poolctl.config.edit.file_changes import REMOVED, Changes, lines_of, list_at
+from poolctl.config.edit.file_changes import REMOVED, Changes, assign, list_at
+from poolctl.config.edit.toml_writer import json_text, key_text, table_text, value_text
 from poolctl.config.files.assemble import Assembly, ServerTable
 from poolctl.config.files.document import Document, read_documents
 from poolctl.config.files.parsers import parse
 from poolctl.config.files.read_file import read_text
 from poolctl.config.loader import load
 from poolctl.config.values.problems import ParseError, Path, Problem, Tree
-from poolctl.config.values.secrets import masked_file
+from poolctl.config.values.secrets import masked_arguments, masked_file
 from poolctl.errors import PoolValidateError, ServerError
 
 MARK = b"\xef\xbb\xbf"
@@ -126,13 +125,25 @@ class Draft:
             verb(draft, *arguments)
         return draft
 
+    def by_hand(self) -> list[Problem]:
+        """What people have to write where, if not only TOML files change: one for each key or server."""
+        changed = self._changed()
+        if all(document.kind == "toml" for document in changed):
+            return []
+        return [each for document in changed for each in _by_hand(document, self._changes[document.path])]
+
     def texts(self) -> dict[str, str]:
-        """The new text of each file that changes."""
+        """The new text of each file that changes. PoolValidateError if not all of them can be changed."""
         if self._texts is None:
-            changed = [each for each in self.documents if each.path in self._changes]
+            if problems := self.by_hand():
+                raise PoolValidateError("only TOML files are changed", problems)
+            changed = self._changed()
             found = {each.path: edited(each, self._changes[each.path]) for each in changed}
             self._texts = {each.path: found[each.path] for each in changed if found[each.path] != each.text}
         return self._texts
+
+    def _changed(self) -> list[Document]:
+        return [each for each in self.documents if each.path in self._changes]
 
     def check(self) -> Configuration:
         """The configuration as it will be. PoolValidateError with every problem of it, at its place in the files."""
@@ -203,84 +214,101 @@ def _own_path(document: Document, table: Path, path: Path) -> Path | None:
 
 
 def _has_comment(document: Document, path: Path) -> bool:
-    """Whether a comment stands in the line of a key, or directly below, where YAML counts it to the key."""
+    """Whether a comment stands in the line of a key."""
     line, _ = document.positions()[document.exact(path) or path]
-    lines = document.text.splitlines()[line - 1 : line + 1]
-    return "#" in lines[0] or any(each.lstrip().startswith("#") for each in lines[1:])
+    return "#" in document.text.splitlines()[line - 1]
+
+
+def _by_hand(document: Document, changes: Changes) -> Iterator[Problem]:
+    """The changes to a file as instructions, each at its place and with the text to write, secrets masked."""
+    servers = _servers_of(document)
+    for index, pairs in changes.pairs.items():
+        table = copy.deepcopy(document.data if not servers else document.data["server"])[index]
+        assign(table, pairs)
+        table = _shown(table)
+        column = document.place((*servers, index)).column
+        margin = " " * (column - 1 if document.kind == "yaml" else 4)
+        for key in dict.fromkeys(path[0] for path, _ in pairs):
+            written = key in table and f"{margin}{_pair_text(document.kind, str(key), table[key])}"
+            message = f"write this:\n{masked_file(written)}" if written else "remove this key"
+            yield Problem(
+                message, place=document.place((*servers, index, key)), name=str(table.get("name", ""))
+            )
+    for index in sorted(changes.removed):
+        yield Problem("remove this server", place=document.place((*servers, index)))
+    if changes.added:
+        count = len(document.data if not servers else document.data.get("server") or [])
+        added = masked_file(_servers_text(document, servers, [*map(_shown, changes.added)], count))
+        place = document.place((*servers, count - 1) if count else ())
+        yield Problem(
+            f"write this {'behind the server' if count else 'into the file'}:\n{added}", place=place
+        )
+
+
+def _servers_of(document: Document) -> Path:
+    """The path of the list of servers within the file's own tables."""
+    return () if isinstance(document.data, list) else ("server",)
+
+
+def _shown(table: dict[str, Tree]) -> dict[str, Tree]:
+    """The table without the secrets that only their place in a list shows."""
+    return {key: masked_arguments(each) if isinstance(each, list) else each for key, each in table.items()}
+
+
+def _pair_text(kind: str, key: str, value: Tree) -> str:
+    """A key with its value in one line of a file of that format."""
+    if kind == "toml":
+        return f"{key_text(key)} = {value_text(value)}"
+    return f"{key_text(key) if kind == 'yaml' else json_text(key)}: {json_text(value)}"  # JSON is YAML, too
+
+
+def _servers_text(document: Document, servers: Path, tables: list[dict[str, Tree]], count: int) -> str:
+    """New servers as they are written behind the `count` ones that a file has."""
+    if document.kind == "toml":
+        head = f"[[{'.'.join(map(str, (*document.prefix, 'server')))}]]"
+        return "\n".join(table_text(head, table) for table in tables).rstrip("\n")
+    if not count and servers:
+        return f"    {_pair_text(document.kind, 'server', tables)}"
+    # In YAML a server in lines of its own, as the one before, or in brackets, as in JSON.
+    line, column = document.positions()[(*servers, count - 1)] if count else (1, 1)
+    before = document.text.splitlines()[line - 1][: column - 1] if count else ""
+    if document.kind == "json" or before.strip() != "-":
+        return "\n".join(f"    {json_text(table)}" for table in tables)
+    lines = []
+    for table in tables:
+        pairs = [_pair_text("yaml", key, value) for key, value in table.items()]
+        lines += [before + pairs[0], *(" " * len(before) + pair for pair in pairs[1:])]
+    return "\n".join(lines)
 
 
 def edited(document: Document, changes: Changes) -> str:
-    """The text of a file with the changes made.
+    """The text of a TOML file with the changes made.
 
     Raises PoolValidateError if that cannot be done without changing something else.
     """
-    text, kind = document.text, document.kind
-    servers: Path = () if isinstance(document.data, list) else (*document.prefix, "server")
+    from poolctl.config.edit.toml_writer import edited_in_parts, rewritten
+
+    text, servers = document.text, (*document.prefix, "server")
     crlf = 0 < text.count("\r\n") == text.count("\n")
     text = text.replace("\r\n", "\n") if crlf else text
-    meant = _tree(parse(text, kind) or {})
+    meant = parse(text, "toml")
     changes.apply(list_at(meant, servers))
     reason = "something else would change as well"
-    edits: list[Callable[[], str]] = [partial(_json_text, document, text, servers, changes, meant)]
-    if kind != "json":
-        # tomlkit takes 30 ms, ruamel.yaml 20 ms: each is imported when a file of its format is changed.
-        if kind == "toml":
-            from poolctl.config.edit import toml_writer as library
-        else:
-            from poolctl.config.edit import yaml_writer as library  # type: ignore[no-redef]
-        in_parts = partial(library.edited_in_parts, document, text, servers, changes)
-        edits = [in_parts, partial(library.rewritten, text, servers, changes)]
+    edits: list[Callable[[], str]] = [
+        lambda: edited_in_parts(document, text, servers, changes),
+        lambda: rewritten(text, servers, changes),
+    ]
     for edit in edits:
         try:
             found = edit()
-            if _without_empty(parse(found, kind)) == _without_empty(meant):
+            if _without_empty(parse(found, "toml")) == _without_empty(meant):
                 return found.replace("\n", "\r\n") if crlf else found
         except (ValueError, LookupError, ParseError) as error:
             reason = str(error)
-    place = document.place((*servers[len(document.prefix) :], *changes.first()))
+    place = document.place(("server", *changes.first()))
     message = f"this cannot be changed without touching more: {reason}"
     problem = Problem(message, place=place, hint="change it by hand, then poolctl reload")
     raise PoolValidateError("the file cannot be changed", [problem])
-
-
-def _json_text(document: Document, text: str, servers: Path, changes: Changes, meant: Tree) -> str:
-    """The text with the servers that change written again, each in its own layout, new ones in that of the last."""
-    starts = [0, *accumulate(map(len, lines_of(text)))]
-    begins: list[int] = []
-    while (place := document.positions().get((*servers, len(begins)))) is not None:
-        begins.append(starts[place[0] - 1] + place[1] - 1)
-    kept = [index for index in range(len(begins)) if index not in changes.removed]
-    if not begins:
-        return _json_written(meant, text) + "\n" * text.endswith("\n")
-    ends = [json.JSONDecoder().raw_decode(text, begin)[1] for begin in begins]
-    margin = text[text.rfind("\n", 0, begins[-1]) + 1 : begins[-1]]
-    margin = margin if margin.isspace() else ""
-    before_first = text[text.rfind("[", 0, begins[0]) + 1 : begins[0]]
-    gaps = ["", *(text[end:begin] for end, begin in zip(ends, begins[1:], strict=False))]
-    gap = gaps[-1] or "," + (before_first or " ")
-    new = ""
-    for number, table in enumerate(list_at(meant, servers)):
-        index = kept[number] if number < len(kept) else -1
-        written = text[begins[index] : ends[index]]
-        if index < 0 or index in changes.pairs:
-            written = _json_written(table, written, margin)
-        new += ("" if not number else gap if index < 0 else gaps[index]) + written
-    head, tail = text[: begins[0]], text[ends[-1] :]
-    return head + new + tail if new else head.rstrip() + tail.lstrip()
-
-
-def _json_written(value: Tree, like: str, margin: str = "") -> str:
-    """The value on one line, or on several with the indentation of the text `like`."""
-    first = re.search(r"\n([ \t]*)", like)
-    indent = (first[1].removeprefix(margin) or "  ") if first else None
-    return json.dumps(value, ensure_ascii=False, indent=indent).replace("\n", f"\n{margin}")
-
-
-def _tree(data: Tree) -> Tree:
-    """A copy in which nothing is shared: a table that YAML's aliases repeat is changed in one place only."""
-    if isinstance(data, dict):
-        return {key: _tree(value) for key, value in data.items()}
-    return [_tree(value) for value in data] if isinstance(data, list) else data
 
 
 def _without_empty(data: Tree) -> Tree:

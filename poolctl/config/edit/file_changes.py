@@ -63,11 +63,11 @@ def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = _same) -
             at[path[-1]] = convert(value)
 
 
-def list_at(data: Tree, servers: Path, make: Callable[[], Tree] = list) -> Tree:
+def list_at(data: Tree, servers: Path) -> Tree:
     """The list of servers of a parsed file; an empty one is put there if there is none."""
     for number, key in enumerate(servers, 1):
         if data.get(key) is None:
-            data[key] = make() if number == len(servers) else {}
+            data[key] = [] if number == len(servers) else {}
         data = data[key]
     return data
 
@@ -84,21 +84,19 @@ class Part(NamedTuple):
 class Parts:
     """The lines of a text, cut into the servers that it defines.
 
-    `mark` is the text before a server in its first line: blanks, and in YAML a dash. In YAML comments belong to lines
-    of their indentation. ValueError for a text whose servers do not begin alike, each in a line of its own.
+    ValueError for a text whose servers are not tables with heads of their own, one below the other.
     """
 
     def __init__(self, text: str, positions: dict[Path, tuple[int, int]], servers: Path) -> None:
         self.lines = lines_of(text)
         self._new = [*self.lines, ""]
-        starts: list[tuple[int, int]] = []
+        starts: list[int] = []
         while (place := positions.get((*servers, len(starts)))) is not None:
-            starts.append((place[0] - 1, place[1] - 1))
-        marks = {self.lines[line][:column] for line, column in starts}
-        self.mark = marks.pop() if marks else ""
-        if marks or self.mark.strip(" \t-") or (servers in positions and not starts):
+            starts.append(place[0] - 1)
+        if servers in positions and not starts:
             raise ValueError("its servers are not one below the other")
-        self.indent = len(self.mark.rstrip()) - 1 if "-" in self.mark else None
+        if not all(self.lines[first].lstrip().startswith("[[") for first in starts):
+            raise ValueError("its servers are not tables with heads of their own")
         limits: dict[int, int] = {}
         current = -1
         for path, (line, _) in sorted(positions.items(), key=lambda item: item[1][0]):
@@ -108,7 +106,7 @@ class Parts:
                 limits.setdefault(current, line - 1)
                 current = owner
         self.servers = [
-            self._part(first, limits.get(number, len(self.lines))) for number, (first, _) in enumerate(starts)
+            self._part(first, limits.get(number, len(self.lines))) for number, first in enumerate(starts)
         ]
 
     def _part(self, first: int, limit: int) -> Part:
@@ -117,77 +115,60 @@ class Parts:
         A comment directly above a server belongs to it, unless the file begins with it; so does one directly below,
         unless it is directly above the next thing.
         """
-        end, indent = limit, self.indent
-        while end > first + 1 and (self.is_blank(end - 1) or self._is_comment(end - 1)):
+        end = limit
+        while end > first + 1 and (self._is_blank(end - 1) or self._is_comment(end - 1)):
             end -= 1
-        below = following = end
-        while following < limit and self._is_comment(following) and self._depth(following) >= (indent or 0):
+        following = end
+        while following < limit and self._is_comment(following):
             following += 1
-            if indent is not None and self._depth(following - 1) > indent:
-                below = following
-        if following < limit or limit == len(self.lines) or indent not in (None, self._depth(limit)):
-            below = following
+        below = following if following < limit or limit == len(self.lines) else end
         above = first
         while above > 0 and self._is_comment(above - 1):
-            line = self.lines[above - 1]
-            if line.lstrip().startswith(("#:", "#!")) or (
-                indent is not None and self._depth(above - 1) > indent
-            ):
-                break  # a directive, such as #:schema, or a comment of something further in
+            if self.lines[above - 1].lstrip().startswith(("#:", "#!")):
+                break  # a directive, such as #:schema
             above -= 1
         return Part(first, end, above or first, below)
 
-    def is_blank(self, at: int) -> bool:
+    def _is_blank(self, at: int) -> bool:
         """Whether there is a line `at`, and it is empty."""
         return 0 <= at < len(self.lines) and not self.lines[at].strip()
 
     def _is_comment(self, at: int) -> bool:
         return self.lines[at].lstrip().startswith("#")
 
-    def _depth(self, at: int) -> int:
-        return len(self.lines[at]) - len(self.lines[at].lstrip(" \t"))
-
-    def change(self, changes: Changes, edit: Callable[[str, Pairs], str], added: str, head: str = "") -> str:
-        """The text with the changes made.
-
-        `edit` gives the new text of a server; `added` are the new ones, with a gap between them and the others in the
-        manner of the file; `head` begins the list where there is none.
-        """
+    def change(self, changes: Changes, edit: Callable[[str, Pairs], str], added: str) -> str:
+        """The text with the changes made: `edit` gives the new text of a server, `added` are the new ones."""
         for index, pairs in changes.pairs.items():
             part = self.servers[index]
             text = edit("".join(self.lines[part.first : part.end]), pairs)
             ends = self.lines[part.end - 1].endswith("\n")
             self._replace(part.first, part.end, text if ends else text.rstrip("\n"))
         for index in changes.removed:
-            self._remove(self.servers[index], first=index == 0)
+            self._remove(self.servers[index])
         if added:
-            self._append(added, head)
+            self._append(added)
         return "".join(self._new)
 
     def _replace(self, start: int, end: int, text: str = "") -> None:
         self._new[start:end] = [text] + [""] * (end - start - 1)
 
-    def _remove(self, part: Part, *, first: bool) -> None:
+    def _remove(self, part: Part) -> None:
         """Take out a server, its comments, and one of the gaps around it: the one below if there is another above."""
         start, end = part.above, part.below
-        if start == 0 or self.is_blank(start - 1) or (first and self.indent is not None):
-            while self.is_blank(end):
+        if start == 0 or self._is_blank(start - 1):
+            while self._is_blank(end):
                 end += 1
         if end == len(self.lines):
-            while self.is_blank(start - 1):
+            while self._is_blank(start - 1):
                 start -= 1
         self._replace(start, end)
 
-    def _append(self, text: str, head: str) -> None:
+    def _append(self, text: str) -> None:
         """Insert whole lines behind the last server."""
         at = self.servers[-1].below if self.servers else len(self.lines)
-        if self.indent is None:
-            gap = bool(at) and not head
-        else:
-            gap = len(self.servers) > 1 and self.is_blank(self.servers[-1].above - 1)
         unended = at == len(self.lines) > 0 and not self.lines[-1].endswith("\n")
-        follows = self.indent is None and at < len(self.lines) and not self.is_blank(at)
-        self._new[at] = "\n" * unended + "\n" * gap + head + text + "\n" * follows + self._new[at]
+        follows = at < len(self.lines) and not self._is_blank(at)
+        self._new[at] = "\n" * unended + "\n" * bool(at) + text + "\n" * follows + self._new[at]
 
 
 def lines_of(text: str) -> list[str]:
@@ -195,15 +176,10 @@ def lines_of(text: str) -> list[str]:
     return _line.findall(text)
 
 
-def in_layout_of(text: str, written: str, changed: str) -> str:
-    """The text with what differs between `written`, the same as a library writes it, and `changed`.
-
-    Empty lines that the library adds are left out. If it also breaks lines differently, the text is `changed` itself.
-    """
-    lines, before, after = lines_of(text), lines_of(written), lines_of(changed)
-    if len(lines) != len(before):
-        return changed
-    matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
+def in_layout_of(text: str, changed: str) -> str:
+    """The changed text without the empty lines that tomlkit adds."""
+    lines, after = lines_of(text), lines_of(changed)
+    matcher = difflib.SequenceMatcher(None, lines, after, autojunk=False)
     for tag, start, end, new_start, new_end in reversed(matcher.get_opcodes()):
         if tag != "equal":
             lines[start:end] = [line for line in after[new_start:new_end] if line.strip()]

@@ -61,10 +61,13 @@ def escaped(value: Tree) -> Tree:
 
 
 def _string(text: str) -> str:
-    # A TOML basic string is a JSON string, but for DEL, and it cannot say half of a surrogate pair. What would drive a
-    # terminal is escaped as well.
-    clean = text.encode("utf-8", "replace").decode("utf-8")
-    return _driving.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(clean, ensure_ascii=False))
+    # A TOML basic string is a JSON string, but for DEL, and it cannot say half of a surrogate pair.
+    return json_text(text.encode("utf-8", "replace").decode("utf-8"))
+
+
+def json_text(value: object) -> str:
+    """The value as JSON in one line; what would drive a terminal is escaped."""
+    return _driving.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def edited_in_parts(document: Document, text: str, servers: Path, changes: Changes) -> str:
@@ -74,13 +77,11 @@ def edited_in_parts(document: Document, text: str, servers: Path, changes: Chang
     from poolctl.config.edit.file_changes import Parts, assign, in_layout_of, list_at
 
     parts = Parts(text, document.positions(), servers)
-    if not all(parts.lines[part.first].lstrip().startswith("[[") for part in parts.servers):
-        raise ValueError("its servers are not tables with heads of their own")
 
     def edit(own: str, pairs: Pairs) -> str:
         one = tomlkit.parse(own)
         assign(list_at(one, servers)[0], pairs, _item)
-        return in_layout_of(own, own, one.as_string())
+        return in_layout_of(own, one.as_string())
 
     head = f"[[{'.'.join(key_text(str(key)) for key in servers)}]]"
     return parts.change(changes, edit, "\n".join(table_text(head, table) for table in changes.added))

@@ -274,6 +274,113 @@ def test_the_paths_of_a_server_from_elsewhere_still_lead_there(
     assert f'bind = "unix:{directory}/more/x.sock"' in file.read_text()
 
 
+YAML = """\
+server:
+  # who buys
+  - name: users
+    bind: "127.0.0.1:8081"
+    command: ["sleep", "60"]
+  - name: orders
+    bind: "127.0.0.1:8082"
+    command: ["sleep", "60"]
+    disabled: true
+"""
+JSON = """\
+[{
+    "name": "users", "bind": "127.0.0.1:8081", "command": ["sleep", "60"]
+}, {
+    "name": "orders", "bind": "127.0.0.1:8082", "command": ["sleep", "60"],
+    "disabled": true
+}]
+"""
+REFUSED = "error: --save changes TOML files only: nothing was changed, live or in a file\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "args", "instruction"),
+    [
+        ("pool.yaml", YAML, ["scale", "users", "3"], "3:5: server[0].workers: write this:\n    workers: 3\n"),
+        (
+            "pool.yaml",
+            YAML,
+            ["disable", "users"],
+            "3:5: server[0].disabled: write this:\n    disabled: true\n",
+        ),
+        ("pool.yaml", YAML, ["enable", "orders"], "9:5: server[1].disabled: remove this key\n"),
+        ("pool.yaml", YAML, ["remove", "orders"], "6:5: server[1]: remove this server\n"),
+        (
+            "pool.yaml",
+            YAML,
+            ADD,
+            (
+                "6:5: server[1]: write this behind the server:\n"
+                '  - name: "new"\n    bind: "127.0.0.1:9"\n    command: ["sleep", "1"]\n'
+            ),
+        ),
+        ("pool.json", JSON, ["scale", "users", "3"], '1:2: [0].workers: write this:\n    "workers": 3\n'),
+        ("pool.json", JSON, ["disable", "users"], '1:2: [0].disabled: write this:\n    "disabled": true\n'),
+        ("pool.json", JSON, ["enable", "orders"], "5:5: [1].disabled: remove this key\n"),
+        ("pool.json", JSON, ["remove", "orders"], "3:4: [1]: remove this server\n"),
+        (
+            "pool.json",
+            JSON,
+            ADD,
+            (
+                "3:4: [1]: write this behind the server:\n"
+                '    {"name": "new", "bind": "127.0.0.1:9", "command": ["sleep", "1"]}\n'
+            ),
+        ),
+    ],
+)
+def test_save_of_yaml_and_json_is_refused_with_what_to_write_before_anything_is_changed(
+    poolctl: Command,
+    supervised: Supervised,
+    file: Path,
+    name: str,
+    text: str,
+    args: list[str],
+    instruction: str,
+) -> None:
+    other = file.with_name(name)
+    other.write_text(text)
+    target = item("orders" if "orders" in args else "users")
+    with supervised(always(target, files=[str(other)])) as requests:
+        said = poolctl(*args, "--save")
+        shown = poolctl(*args, "--save", "--dry-run")
+        document = poolctl(*args, "--save", "-o", "json").json
+    reload = "  hint: make these changes by hand, then run poolctl reload\n"
+    assert said == (2, "", f"{REFUSED}{reload}{name}:{instruction}")
+    assert shown == said
+    assert {verb for verb, _ in requests} <= {"ping", "list"}
+    assert [each["code"] for each in document["errors"]] == [2, 2]
+    line, _, _ = instruction.partition(":")
+    assert (document["errors"][1]["file"], document["errors"][1]["line"]) == (str(other), int(line))
+    assert other.read_text() == text
+
+
+def test_save_of_a_yaml_file_is_refused_without_a_supervisor_too(poolctl: Command, file: Path) -> None:
+    file.unlink()
+    other = file.with_name("pool.yaml")
+    other.write_text(YAML)
+    said = poolctl("add", "new", "--command", "x", "--set", "env.X_TOKEN=hunter2", "--save")
+    assert (said.code, said.out) == (2, "")
+    assert "  hint: make these changes by hand (******** stands for a secret)\n" in said.err
+    assert "hunter2" not in said.err
+    assert poolctl("add", "users", "--command", "x", "--save").code == 8
+    assert poolctl("add", "new", "--set", "wrokers=2", "--save").code == 5
+    assert other.read_text() == YAML
+
+
+def test_save_of_a_change_that_a_yaml_file_has_already_is_done(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    other = file.with_name("pool.yaml")
+    other.write_text(YAML)
+    with supervised(always(item("orders", state="disabled"), files=[str(other)])):
+        said = poolctl("disable", "orders", "--save")
+    assert said == (0, "1 server disabled\nthe files have this change already\n", "")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_file_that_cannot_be_written_is_7_before_anything_is_done(
     poolctl: Command, file: Path, directory: Path

@@ -1,14 +1,12 @@
-"""Any edit of any file: what it is about changes, the configuration says so, and every other byte stays."""
+"""Any edit of any TOML file: what it is about changes, the configuration says so, and every other byte stays."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,11 +40,6 @@ def tables(draw: st.DrawFn, number: int) -> dict[str, Any]:
         keys["scale"] = {"min": 2, "max": 2}
     order = draw(st.permutations(sorted(keys)))
     return {key: keys[key] for key in order}
-
-
-def yaml(value: Any) -> str:
-    """A value in one line: nearly all JSON is YAML."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\x7f")
 
 
 class Written:
@@ -89,47 +82,8 @@ def toml_files(draw: st.DrawFn) -> Written:
     return Written(head, servers, draw(st.sampled_from(["", "# the end\n"])), made)
 
 
-@st.composite
-def yaml_files(draw: st.DrawFn) -> Written:
-    bare = draw(st.booleans())
-    outer = "" if bare else draw(st.sampled_from(["", "  "]))
-    head = draw(st.sampled_from(["# top ü\n\n", ""])) + ("" if bare else "server:\n")
-    servers, made = [], []
-    for number in range(draw(st.integers(1, 4))):
-        table = draw(tables(number))
-        lines = [outer + comment for comment in (draw(MAYBE_COMMENTS) if number else [])]
-        pairs = []
-        for key, value in table.items():
-            if isinstance(value, dict) and value and draw(st.booleans()):
-                pairs.append(f"{key}:" + "".join(f"\n{outer}    {k}: {yaml(v)}" for k, v in value.items()))
-            else:
-                pairs.append(f"{key}: {yaml(value)}")
-        lines.append(f"{outer}- {pairs[0]}")
-        lines += _lines(draw, iter(pairs[1:]), outer + "  ", "")
-        servers.append("\n".join(lines) + "\n" + draw(st.sampled_from(["", "\n"])))
-        made.append(table)
-    return Written(head, servers, "", made)
-
-
-@st.composite
-def json_files(draw: st.DrawFn) -> Written:
-    made = [draw(tables(number)) for number in range(draw(st.integers(1, 4)))]
-    indent = draw(st.sampled_from([None, None, 1, 2, 4, "\t"]))
-    bare = draw(st.booleans())
-    head, tail = ("[", "]\n") if bare else ('{"pool": {}, "server": [', "]}\n")
-    servers = []
-    for number, table in enumerate(made):
-        comma = "," if number + 1 < len(made) else ""
-        servers.append("\n" + json.dumps(table, indent=indent, ensure_ascii=draw(st.booleans())) + comma)
-    return Written(head, servers, "\n" + tail, made)
-
-
-FILES = {"toml": toml_files(), "yaml": yaml_files(), "json": json_files()}
-KINDS = sorted(FILES)
-
-
-def drafted(kind: str, text: str, directory: str, *, crlf: bool = False) -> tuple[Draft, Path]:
-    path = Path(directory) / f"pool.{kind}"
+def drafted(text: str, directory: str, *, crlf: bool = False) -> tuple[Draft, Path]:
+    path = Path(directory) / "pool.toml"
     path.write_bytes(text.replace("\n", "\r\n").encode() if crlf else text.encode())
     return Draft([str(path)], {}), path
 
@@ -140,18 +94,17 @@ def configured(path: Path) -> list[dict[str, Any]]:
     return [server.to_dict() for server in config]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 @examples(20)
-def test_setting_a_key_changes_that_server_and_nothing_else(kind: str, data: st.DataObject) -> None:
-    written = data.draw(FILES[kind])
+def test_setting_a_key_changes_that_server_and_nothing_else(data: st.DataObject) -> None:
+    written = data.draw(toml_files())
     at = data.draw(st.integers(0, len(written.tables) - 1))
     path, value = data.draw(
         st.sampled_from([(("disabled",), True), (("env", "A"), "new"), (("env", "NEW"), "#"), (("tags",), ["t", "ü"]),
                          (("start_timeout",), "3s"), (("http", "root_path"), "/x")])
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
-        draft, file = drafted(kind, written.text, directory)
+        draft, file = drafted(written.text, directory)
         before = configured(file)
         draft.set(f"s{at}", path, value)
         draft.check()
@@ -168,16 +121,15 @@ def test_setting_a_key_changes_that_server_and_nothing_else(kind: str, data: st.
     assert text.endswith("".join(written.servers[at + 1 :]) + written.tail)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 @examples(20)
-def test_scaling_is_what_the_configuration_says_afterwards(kind: str, data: st.DataObject) -> None:
-    written = data.draw(FILES[kind])
+def test_scaling_is_what_the_configuration_says_afterwards(data: st.DataObject) -> None:
+    written = data.draw(toml_files())
     wanted = data.draw(
         st.dictionaries(st.integers(0, len(written.tables) - 1), st.integers(1, 99), min_size=1)
     )
     with tempfile.TemporaryDirectory() as directory:
-        draft, file = drafted(kind, written.text, directory, crlf=kind == "toml" and data.draw(st.booleans()))
+        draft, file = drafted(written.text, directory, crlf=data.draw(st.booleans()))
         for at, workers in wanted.items():
             draft.scale(f"s{at}", workers)
         draft.write()
@@ -190,16 +142,13 @@ def test_scaling_is_what_the_configuration_says_afterwards(kind: str, data: st.D
             assert written.servers[at] in raw.decode().replace("\r\n", "\n")
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 @examples(20)
-def test_removing_takes_out_whole_servers_and_leaves_the_others_as_they_are(
-    kind: str, data: st.DataObject
-) -> None:
-    written = data.draw(FILES[kind])
+def test_removing_takes_out_whole_servers_and_leaves_the_others_as_they_are(data: st.DataObject) -> None:
+    written = data.draw(toml_files())
     gone = data.draw(st.sets(st.integers(0, len(written.tables) - 1), min_size=1))
     with tempfile.TemporaryDirectory() as directory:
-        draft, file = drafted(kind, written.text, directory)
+        draft, file = drafted(written.text, directory)
         before = configured(file)
         for at in gone:
             draft.remove(f"s{at}")
@@ -213,14 +162,13 @@ def test_removing_takes_out_whole_servers_and_leaves_the_others_as_they_are(
             assert f'"s{at}"' not in text
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 @examples(20)
-def test_adding_puts_servers_behind_the_others(kind: str, data: st.DataObject) -> None:
-    written = data.draw(FILES[kind])
+def test_adding_puts_servers_behind_the_others(data: st.DataObject) -> None:
+    written = data.draw(toml_files())
     new = [data.draw(tables(number)) for number in range(10, 10 + data.draw(st.integers(1, 3)))]
     with tempfile.TemporaryDirectory() as directory:
-        draft, file = drafted(kind, written.text, directory)
+        draft, file = drafted(written.text, directory)
         before = configured(file)
         for table in new:
             draft.add(table)
