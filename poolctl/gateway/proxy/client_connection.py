@@ -298,7 +298,9 @@ class ClientConnection(asyncio.Protocol):
         head, self._keep, self._wraps = response.framed(http_1_1=request.http_1_1, keep=keep)
         first = chunk(response.first) if self._wraps and response.first_size else response.first
         if len(first) > LARGE_BYTES:
-            self._transport.writelines((head, first))
+            # After the connection is lost, asyncio's writelines raises TypeError in Python 3.12 and 3.13 (gh-136234).
+            if not self._transport.is_closing():
+                self._transport.writelines((head, first))
         else:
             self._transport.write(head + first)
 

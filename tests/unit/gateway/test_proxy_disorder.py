@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from contextlib import suppress
 from random import Random
 
@@ -111,6 +113,33 @@ def test_nothing_is_left_of_disorderly_clients_and_backends(loop: str) -> None:
         assert traffic.requests == ended > 50
 
     play(loop, scene, head_seconds=0.5, keep_alive_seconds=0.5)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_client_that_leaves_in_the_same_turn_as_its_response_arrives_is_disconnected(loop: str) -> None:
+    asked: asyncio.Queue[Wire] = asyncio.Queue()
+
+    async def script(backend: Backend, wire: Wire) -> None:
+        await wire.head()
+        asked.put_nowait(wire)
+        await wire.rest()
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(script)
+        client = await stage.client()
+        await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        wire = await asyncio.wait_for(asked.get(), 60)
+        # Both before the loop looks again.
+        with socket.socket(fileno=os.dup(client.writer.get_extra_info("socket").fileno())) as same:
+            same.shutdown(socket.SHUT_WR)
+        response = OK + b"Connection: close\r\nContent-Length: 20000\r\n\r\n" + b"y" * 20_000
+        os.write(wire.writer.get_extra_info("socket").fileno(), response)
+        await client.rest()
+        while stage.edge.pool.clients:
+            await asyncio.sleep(0)
+        assert stage.edge.counts.route("app").requests == 1
+
+    play(loop, scene)
 
 
 class _Loop:
