@@ -75,6 +75,7 @@ def test_pool_of_a_file_runs_as_processes_on_free_ports(project: pytest.Pytester
     project.makepyfile(
         """
         import os
+        import time
         from client import ask
 
         def test_processes(poolctl_pool):
@@ -87,7 +88,10 @@ def test_pool_of_a_file_runs_as_processes_on_free_ports(project: pytest.Pytester
             assert pool.url("files").startswith("unix:")
             servers = {server.name: server for server in pool.pool.values()}
             assert servers["files"].config.env["LEVEL"] in pool.url("users").replace(":", " port ").split("//")[1]
-            assert any("/me" in line for line in pool.log("users"))
+            deadline = time.monotonic() + 30
+            while not any("/me" in line for line in pool.log("users")):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
         """
     )
     run(project).assert_outcomes(passed=1)
