@@ -201,21 +201,25 @@ def replace_file(path: str, content: bytes) -> None:
     os.replace(f"{path}.new", path)
 
 
-def await_readable(fd: int, timeout_seconds: float | None, reader: int) -> bool:
+def await_readable(fd: int, timeout_seconds: float | None, reader: int, wakeup: int = -1) -> bool:
     """Whether `fd` can be read from within that time. Raises BrokenPipeError when `reader` has no reader.
 
     `reader` is a pipe or a socket, for which the kernel always reports that (poll(2), POLLERR, POLLHUP); -1 for none.
+    `wakeup` is a pipe that signal.set_wakeup_fd() writes to; False is returned when a signal has arrived. A signal that
+    arrives just before poll(2) does not interrupt it.
     """
     import select
 
     poll = select.poll()
-    for each, events in ((fd, select.POLLIN), (reader, 0)):
+    for each, events in ((fd, select.POLLIN), (reader, 0), (wakeup, select.POLLIN)):
         if each >= 0:
             poll.register(each, events)
-    for each, _ in (found := poll.poll(None if timeout_seconds is None else timeout_seconds * 1000)):
-        if each == reader:
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-    return bool(found)
+    ready = [each for each, _ in poll.poll(None if timeout_seconds is None else timeout_seconds * 1000)]
+    if reader in ready:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    if wakeup in ready:
+        os.read(wakeup, 512)
+    return fd in ready
 
 
 def process_start(pid: int) -> int | None:

@@ -76,13 +76,21 @@ class Client:
     """The verbs of one running supervisor, one connection for each call, usable from any thread.
 
     `output` is a descriptor that the caller writes to: a call raises BrokenPipeError once that has lost its reader.
+    `wakeup` is a pipe that signal.set_wakeup_fd() writes to, for a handler that raises: its exception ends a call even
+    if the signal arrives just before the call waits. Only the main thread may use such a client.
     """
 
     def __init__(
-        self, socket_path: str, *, silence_seconds: float = SILENCE_SECONDS, output: int = -1
+        self,
+        socket_path: str,
+        *,
+        silence_seconds: float = SILENCE_SECONDS,
+        output: int = -1,
+        wakeup: int = -1,
     ) -> None:
         self.socket_path = socket_path
         self._output = output
+        self._wakeup = wakeup
         self._silence_seconds = silence_seconds
 
     def __repr__(self) -> str:
@@ -263,7 +271,8 @@ class Client:
                         "timed out", exit_code=TIMED_OUT, hint="give it more time with --timeout"
                     )
             try:
-                if self._output >= 0 and not _readable(connection, wait, self._output):
+                watches = self._output >= 0 or self._wakeup >= 0
+                if watches and not _readable(connection, wait, self._output, self._wakeup):
                     raise TimeoutError
                 connection.settimeout(wait)
                 chunk = connection.recv(262144)
@@ -337,10 +346,10 @@ def options_of_this_version() -> Table:
     }
 
 
-def _readable(connection: socket, seconds: float, output: int) -> bool:
+def _readable(connection: socket, seconds: float, output: int, wakeup: int) -> bool:
     from poolctl.platform import await_readable
 
-    return await_readable(connection.fileno(), seconds, output)
+    return await_readable(connection.fileno(), seconds, output, wakeup)
 
 
 class LineSplitter:

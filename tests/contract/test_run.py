@@ -80,7 +80,7 @@ def test_the_second_interrupt_kills(pool: RealPool, until: Any) -> None:
     running.send_signal(signal.SIGINT)
     until(lambda: pool.items()["a"]["state"] == "stopping")
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=10)
+    running.communicate(timeout=30)
     assert running.returncode == 130
     until(lambda: pool.processes() == {})
 

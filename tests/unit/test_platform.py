@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from poolctl.platform import age_seconds, bounded_file
+from poolctl.platform import age_seconds, await_readable, bounded_file
 
 
 @pytest.mark.parametrize("limit", [16_384, 256])
@@ -76,3 +76,33 @@ for _ in range(2):
 def test_age_of_a_process_is_the_time_since_it_was_started() -> None:
     assert 0 < age_seconds(os.getpid()) <= age_seconds(os.getppid())
     assert age_seconds(2**22 + 1) == 0.0
+
+
+def test_wait_ends_for_a_signal_that_arrived_before_it_began() -> None:
+    script = """
+import os, signal
+from poolctl.platform import await_readable
+signals = []
+signal.signal(signal.SIGUSR1, lambda *signal: signals.append(signal))
+silent, _ = os.pipe()
+wakeup, waker = os.pipe()
+os.set_blocking(waker, False)
+signal.set_wakeup_fd(waker)
+os.kill(os.getpid(), signal.SIGUSR1)
+print(await_readable(silent, 60, -1, wakeup), len(signals))
+print(await_readable(silent, 0.01, -1, wakeup))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.stdout.splitlines() == ["False 1", "False"], done.stderr
+
+
+def test_wait_says_whether_there_is_something_to_read_and_raises_when_the_reader_has_gone() -> None:
+    (readable, writable), (reader, output) = os.pipe(), os.pipe()
+    assert not await_readable(readable, 0.01, output)
+    os.write(writable, b"1")
+    assert await_readable(readable, 60, output)
+    os.close(reader)
+    with pytest.raises(BrokenPipeError):
+        await_readable(readable, 60, output)
+    for fd in (readable, writable, output):
+        os.close(fd)

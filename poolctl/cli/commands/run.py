@@ -99,14 +99,14 @@ def perform(request: CommandRequest) -> Outcome:
     command = request.get("command") or []
     path = program(command, os.environ) if command else ""
     pool = find_pool(request)
-    session = RunSession(request, pool, command, limit_seconds)
     request.selector(), request.options()  # a wrong one is said before anything runs
-    _refuse_running(session.client)
+    _refuse_running(Client(pool.socket))
     with (
         BackgroundStream(sys.stderr) as stderr,
         redirect_stderr(stderr),
         StopSignals() as signals,
     ):
+        session = RunSession(request, pool, command, limit_seconds, wakeup=signals.wakeup)
         if sd_notify.enabled(
             os.environ
         ):  # no terminal hangs up; it is the order to reload: systemd.service(5)
@@ -176,16 +176,23 @@ _ALIVE = ("running", "starting", "backoff", "draining")
 class RunSession:
     """One `run`: the pool it has launched, for as long as it holds the lifeline.
 
-    With `limit_seconds` the whole stop takes no longer.
+    With `limit_seconds` the whole stop takes no longer. `wakeup` is that of the StopSignals.
     """
 
     def __init__(
-        self, request: CommandRequest, pool: PoolRef, command: list[str], limit_seconds: float | None
+        self,
+        request: CommandRequest,
+        pool: PoolRef,
+        command: list[str],
+        limit_seconds: float | None,
+        *,
+        wakeup: int,
     ) -> None:
         self.request = request
         self.pool = pool
         self.command = command
         self.client = Client(pool.socket)
+        self._orders = Client(pool.socket, wakeup=wakeup)  # those of the main thread, which a signal ends
         self.outcome = Outcome()
         self.servers: Sequence[Item] = ()
         self._gateway: Table | None = None
@@ -225,7 +232,7 @@ class RunSession:
         self._events.start()
         quiet = self.request.quiet or not self.command  # without a command the logs are the progress
         with Progress("start", quiet=quiet) as progress:
-            result = self.client.ask(Result, "start", body, progress, self.request.seconds("timeout"))
+            result = self._orders.ask(Result, "start", body, progress, self.request.seconds("timeout"))
         self.outcome, self.servers, self._gateway = Outcome.of(result), result.items, result.gateway
         self._failed = [each.name for each in result.errors if each.name]
         await_pool_end(result)
@@ -381,7 +388,7 @@ class RunSession:
         try:
             # The last lines of the servers are the progress.
             with Progress("stop", quiet=self.request.quiet or self._prints_logs) as progress:
-                result = self.client.ask(Result, "stop", {"options": options}, progress)
+                result = self._orders.ask(Result, "stop", {"options": options}, progress)
         except ControlError:
             return  # it has ended already
         if self.outcome.items and result.items:

@@ -191,7 +191,8 @@ class StopSignals:
         self._unasked = False  # it stops without a signal from the user
         self._before: dict[int, Handler] = {}
         self.interrupted = False  # SIGINT was granted already
-        self._wakeup = self._waker = self._waker_before = -1
+        self.wakeup = -1  # readable when a signal has arrived
+        self._waker = self._waker_before = -1
 
     def __enter__(self) -> StopSignals:
         self._before = {number: signal.getsignal(number) for number in (*_STOPPING, _OUTPUT_LOST)}
@@ -199,7 +200,7 @@ class StopSignals:
             if self._before[number] is not signal.SIG_IGN:  # nohup
                 signal.signal(number, self._asked)
         signal.signal(_OUTPUT_LOST, self._output_lost)
-        self._wakeup, self._waker = os.pipe()
+        self.wakeup, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
         self._waker_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         return self
@@ -209,7 +210,7 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._waker_before)
-        os.close(self._wakeup)
+        os.close(self.wakeup)
         os.close(self._waker)
 
     def wait_for_end(self, fd: int) -> None:
@@ -219,9 +220,9 @@ class StopSignals:
         """
         poll = select.poll()
         poll.register(fd, 0)  # errors are always reported
-        poll.register(self._wakeup, select.POLLIN)
+        poll.register(self.wakeup, select.POLLIN)
         while all(ready != fd for ready, _ in poll.poll()):
-            os.read(self._wakeup, 512)
+            os.read(self.wakeup, 512)
 
     @staticmethod
     def output_lost() -> None:
