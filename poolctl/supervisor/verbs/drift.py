@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # The commands that report it (others when they are asked to); the quick ones do not wait long for the numbers.
 _REPORTING = frozenset({"start", "restart", "show", "list", "status"})
 _QUICK = frozenset({"list", "status", "stats"})
-_QUICK_SECONDS, _PATIENT_SECONDS = 0.1, 3.0
+_QUICK_SECONDS, _PATIENT_SECONDS = 0.1, 10.0
 # A file system that does not answer must not hold up a command for ever.
 _STAT_SECONDS = 2.0
 # One that does not end holds up reloads.
