@@ -8,7 +8,7 @@ JOBS ?= $(shell echo $$(( $(CPUS) * 3 / 2 )))
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
 BIN := $(VENV)/bin
 # Tests of the structure of the source files and of the tests' own tools: they run no code of the package.
-OF_TOOLS := $(addprefix tests/unit/,load test_floors.py test_words.py test_make_test.py test_benchmark_bytecode.py \
+OF_TOOLS := $(addprefix tests/unit/,load test_floors.py test_make_test.py test_benchmark_bytecode.py \
 	test_benchmark_report.py test_conformance_collections.py test_sdist.py)
 # What another Python version can change: event loops, descriptors, forks, annotations, messages of the standard library.
 # Not the structure of the source files, decisions without input and output, and the tools of the tests.
@@ -42,7 +42,7 @@ help:
 	@echo "make conformance   requests of public collections, fetched from github.com and deb.debian.org"
 	@echo "make quick         the quick unit tests while working: at most a minute"
 	@echo "make unit          the unit tests only"
-	@echo "make lint          ruff: rules and format; plain words"
+	@echo "make lint          ruff: rules and format"
 	@echo "make types         mypy --strict"
 	@echo "make floors        imports point down only"
 	@echo "make house         figures of the package's structure, with their definitions"
@@ -131,7 +131,6 @@ portable-unit portable-processes: portable
 lint: dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/unit/test_words.py
 
 types: dev
 	@$(BIN)/mypy
