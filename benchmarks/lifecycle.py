@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from statistics import mean
@@ -101,9 +100,8 @@ def _cost_rows(size: int, costs: list[dict[str, float]]) -> Iterator[Row]:
     pool, bare = costs[-1], costs[0] if "uvicorn" in costs[0] else {}
     against = [bare["uvicorn"]] if bare else []
     yield Row(
-        f"PSS of a worker, of {size}", "MiB", [pool["worker"]], "a uvicorn process", against,
-        most_ratio=0.17 if sys.version_info >= (3, 12) else 0.25,
-    )  # fmt: skip
+        f"PSS of a worker, of {size}", "MiB", [pool["worker"]], "a uvicorn process", against, most_ratio=0.33
+    )
     together = ("keeper", "supervisor", "zygote")
     for role in (*together, "logger"):
         if role in pool:

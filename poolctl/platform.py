@@ -23,7 +23,6 @@ _SIGEV_SIGNAL = 0
 _SIGEVENT_BYTES = 64
 _PIDFD_GETFD = 438  # the same on every architecture
 _SPLICE_F_NONBLOCK = 2
-_MADV_DONTNEED = 4
 _CPU_CLOCK = 2  # of all threads; with the inverted pid before it (CPUCLOCK_SCHED)
 # Most files that are read whole are smaller, and a new fork pays for each page of a buffer.
 _READ_BYTES = 8 * 1024
@@ -413,11 +412,6 @@ def release_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
-def discard_pages(address: int, size_bytes: int) -> None:
-    """Give whole pages of this process's private memory back to the system; they read as zeros (madvise(2))."""
-    _c_library().madvise(address, size_bytes, _MADV_DONTNEED)
-
-
 def _write_quietly(path: str, content: bytes) -> None:
     # Plain system calls: a new fork pays for every page that it touches.
     try:
@@ -453,5 +447,4 @@ def _c_library() -> Any:
 
         _libc = ctypes.CDLL(None, use_errno=True)
         _libc.tee.restype = ctypes.c_ssize_t
-        _libc.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     return _libc

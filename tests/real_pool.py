@@ -83,8 +83,7 @@ class RealPool:
         self.python = sys.executable  # which runs poolctl
         self.warm = False  # whether commands are forked from one that is there (tests/warm_command.py)
         self.ports: dict[str, int] = {}  # by name, of the last write_hello
-        kept = {"POOLCTL_IMMORTAL_AFTER": os.environ.get("POOLCTL_IMMORTAL_AFTER", "")}
-        self.env = kept | {
+        self.env = {
             k: v for k, v in os.environ.items() if not k.startswith(("POOLCTL_", "PYTEST_", "LISTEN_"))
         }
         for name in (

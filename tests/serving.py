@@ -15,9 +15,15 @@ from typing import Any, NamedTuple
 import uvicorn
 
 from poolctl.keeper import connection_handover, wire
+from poolctl.worker import tally
 from poolctl.worker.serving.accepting import AdoptionPair
 from poolctl.worker.serving.pool_server import PoolServer
 from tests.asgi_apps import lifespan
+
+
+def blank_page() -> memoryview:
+    """A page for a worker's counts that no other process reads."""
+    return memoryview(bytearray(tally.SIZE_BYTES)).cast("Q")
 
 
 class Engine(NamedTuple):

@@ -91,11 +91,6 @@ def map_page(fd: int) -> memoryview:
     return memoryview(mmap.mmap(fd, SIZE_BYTES)).cast("Q")
 
 
-def blank_page() -> memoryview:
-    """A page that no other process reads."""
-    return memoryview(bytearray(SIZE_BYTES)).cast("Q")
-
-
 def read_page(fd: int, slots: int = SIZE_BYTES // 8) -> Counts | None:
     """The counts of the first `slots` so far, each MOST at most; None for a page of another layout."""
     content = os.pread(fd, 8 * slots, 0)

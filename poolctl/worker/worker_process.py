@@ -20,14 +20,12 @@ from ..keeper import wire
 from ..platform import name_process
 from .control_socket import ControlSocket, begin, spec_digest
 from .load_app import MOST_CHARACTERS, LoadFailed, exit_status, explain, load_app, set_app_environment
-from .memory_layout import release_zeros
 from .preload import preload, prepare_for_forks
 from .process_setup import (
     CONTROL_FD,
     FIRST_LISTENER_FD,
     Spec,
     apply_spec,
-    close_others,
     needs_exec,
     place,
     read_spec,
@@ -109,7 +107,6 @@ class WorkerProcess:
 
     async def _serve(self, config: uvicorn.Config) -> None:
         loop = asyncio.get_running_loop()
-        release_zeros(loop)
         self.server = PoolServer(
             config,
             state=self.spec["state"],
@@ -331,7 +328,6 @@ def _set_up(fds: list[int], preloaded: bool) -> int:
     if spec["kind"] == "command":
         run_command(spec, output, rest)
     place([spec_fd, control, *rest], output)
-    close_others()
     if preloaded:
         set_index(spec)
     else:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import math
 import os
 import select
 import signal
@@ -26,7 +25,6 @@ from typing import NoReturn
 from ..keeper import wire
 from ..platform import name_process
 from .fork_safety import ProcessSnapshot, ThreadOrigins
-from .immortal import AFTER_FORKS, make_immortal
 from .load_app import (
     MOST_CHARACTERS,
     LoadFailed,
@@ -37,16 +35,14 @@ from .load_app import (
     set_app_environment,
     warm_up,
 )
-from .preload import collecting_rarely, freeze, prefork_run, prefork_run_again, preload, prepare_for_forks
+from .preload import collecting_rarely, preload, prepare_for_forks
 from .process_setup import (
     SPEC_FD,
     Spec,
     apply_spec,
     clear_pool_variables,
-    close_others,
     discard_output,
     needs_exec,
-    occupy_others,
     place,
     read_spec,
     read_spec_after_exec,
@@ -62,7 +58,6 @@ REQUESTS_FD = 3
 _APP_REQUESTS_FD = SPEC_FD + 1
 _EXIT_FUNCTIONS_SECONDS = 1
 _FORKER_SECONDS = 0.05
-_MAX_STATUS = 255
 _CLOSE_BEHIND_MILLISECONDS = 4
 
 # The function that a fork runs, by the operation of the request; it gets the descriptors that came with it.
@@ -77,7 +72,6 @@ def serve_requests() -> None:
     reset_signals()
     clear_pool_variables()
     preload()
-    prefork_run()
     prepare_for_forks()
     # The supervisor may have exited before this zygote is up.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -108,7 +102,6 @@ def resume() -> NoReturn:
     spec = read_spec_after_exec(2)
     name_process("poolctl-app")
     preload()
-    prefork_run()
     prepare_for_forks()
     run_and_exit(lambda: _run(spec))
 
@@ -116,8 +109,6 @@ def resume() -> NoReturn:
 def _run(spec: Spec) -> int:
     requests = socket.socket(fileno=_APP_REQUESTS_FD)
     os.close(SPEC_FD)
-    close_others()
-    occupy_others()
     set_app_environment(spec)
     before, origins = ProcessSnapshot.of_this_process(), ThreadOrigins(module_of(spec))
     with collecting_rarely():
@@ -130,14 +121,10 @@ def _run(spec: Spec) -> int:
             print(explain(error), file=sys.stderr, end="")
             _send(requests, {"event": "failed", "message": str(error)[:MOST_CHARACTERS]})
             return _leave(STARTUP_FAILURE)
-        found = before.left_since(origins)
-        if not found:
-            gc.freeze()  # so that only the garbage of the prefork run is collected
-            prefork_run_again()
-            found = before.left_since(origins)
-        if found:
+        if found := before.left_since(origins):
             return _report_unusable(requests, found, before.fix())
-        freeze()
+        gc.collect()
+        gc.freeze()  # forks share these objects, and never scan them for garbage
     _close_output()
     if _send(requests, {"event": "up"}):
         serve_forks(requests, {"worker": lambda fds: become_worker(fds, preloaded=True)})
@@ -184,11 +171,8 @@ def serve_forks(requests: socket.socket, roles: Roles) -> None:
 
     A forker is forked before there is a request and waits for it: by then half the cost of a fork has been paid.
     """
-    failed, forks, immortal_after = False, 0, AFTER_FORKS
+    failed = False
     while not _has_ended(requests):
-        if forks >= immortal_after:
-            make_immortal()
-            immortal_after = math.inf
         try:
             forker = os.fork()
         except OSError as error:
@@ -198,10 +182,10 @@ def serve_forks(requests: socket.socket, roles: Roles) -> None:
             _wait_for_request(requests)
             continue
         if forker == 0:
-            _fork_some(requests, roles, immortal_after - forks)
+            _fork_some(requests, roles)
         # An application may have its children reaped by the kernel.
         with contextlib.suppress(ChildProcessError):
-            forks += max(0, os.waitstatus_to_exitcode(os.waitpid(forker, 0)[1]))
+            os.waitpid(forker, 0)
 
 
 def _has_ended(requests: socket.socket) -> bool:
@@ -228,8 +212,8 @@ def _refuse_next(requests: socket.socket, error: OSError) -> None:
             wire.send(requests, {"id": message["id"], "error": f"cannot fork: {error.strerror}"}, wait=True)
 
 
-def _fork_some(requests: socket.socket, roles: Roles, most: float) -> NoReturn:
-    """Fork for the next request and for those that follow closely, then exit with their number (`most` or less).
+def _fork_some(requests: socket.socket, roles: Roles) -> NoReturn:
+    """Fork for the next request and for those that follow closely, then exit.
 
     The keeper becomes the parent. One such process for each worker would be a fifth of the cost of a start. It exits
     soon after the first fork: the keeper cannot wait for a worker, or signal it by its pid, while this process is its
@@ -237,23 +221,18 @@ def _fork_some(requests: socket.socket, roles: Roles, most: float) -> NoReturn:
     """
     more = select.poll()
     more.register(requests, select.POLLIN)
-    ends, forks = None, 0
+    ends = None
     try:
         while (received := wire.receive(requests, wait=True)) is not None:
             ends = ends or time.monotonic() + _FORKER_SECONDS
             message, fds = received
             if _is_fork(requests, message, roles):
                 _fork_one(requests, message, fds, roles)
-                forks += 1
             _close_all(fds)
-            if (
-                forks >= min(most, _MAX_STATUS)
-                or time.monotonic() >= ends
-                or not more.poll(_CLOSE_BEHIND_MILLISECONDS)
-            ):
+            if time.monotonic() >= ends or not more.poll(_CLOSE_BEHIND_MILLISECONDS):
                 break
     finally:
-        os._exit(forks)
+        os._exit(0)
 
 
 def _is_fork(requests: socket.socket, message: wire.Message, roles: Roles) -> bool:

@@ -57,8 +57,7 @@ WITHIN = {
         "backends": 1, "operator": 1,
     },
     "worker": {
-        "tally": 0, "peer_counts": 0, "fork_safety": 0, "immortal": 0, "memory_layout": 0, "provided_modules": 0,
-        "process_setup": 0,
+        "tally": 0, "peer_counts": 0, "fork_safety": 0, "provided_modules": 0, "process_setup": 0,
         "load_app": 1, "stack_dump": 1,
         "control_socket": 2, "serving": 2, "preload": 3, "worker_process": 4, "debug": 4, "zygote": 5,
     },

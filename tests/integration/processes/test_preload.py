@@ -114,8 +114,7 @@ def test_zygote_holds_its_own_sockets_and_no_other_descriptor(
         held = descriptors(zygote).values()
         return sorted(target.partition(":")[0] for target in held if target != "/dev/null")
 
-    # What libuv keeps for signals is its own and no other process's. The last fork's go when that is done.
-    until(lambda: kinds() == ["pipe", "pipe", "socket"], what=lambda: str(descriptors(zygote)))
+    until(lambda: kinds() == ["socket"], what=lambda: str(descriptors(zygote)))
 
 
 def test_a_server_with_another_environment_has_an_import_of_its_own(pool: RealPool, free_port: Any) -> None:

@@ -21,6 +21,7 @@ from poolctl.supervisor.observers.totals import Totals
 from poolctl.supervisor.takeover import state_store
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.worker import tally
+from tests.serving import blank_page
 from tests.unit.supervisor.desk import Desk, run, turns, web
 from tests.unit.supervisor.test_state_store import StoreLink
 
@@ -158,7 +159,7 @@ def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path)
 
     async def work() -> None:
         desk = Desk(web())
-        page = tally.blank_page()
+        page = blank_page()
         page[tally.route_slot(page, "shop")] += 3
         page[tally.STARTED] += 3
         before = Totals(desk.core, desk.events, Kept(StoreLink(Store()), str(tmp_path)))

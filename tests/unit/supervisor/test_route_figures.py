@@ -26,6 +26,7 @@ from poolctl.supervisor.gateway.computed_routes import RouteSet
 from poolctl.supervisor.gateway.registrations import Registrations
 from poolctl.supervisor.gateway.route_figures import RouteFigures
 from poolctl.worker import tally
+from tests.serving import blank_page
 
 SHOP = Route(alias="shop", path="/shop", to=(Target(server="web"),))
 NEWS = Route(alias="news", path="/news", to=(Target(server="web"),))
@@ -42,7 +43,7 @@ class Stage:
         self.engine = "poolctl"
         self.pairs = {"web"}
         self.config = ServerConfig(**{"name": "web", "bind": "127.0.0.1:9001", "app": "any:app"} | keys)
-        self.counted = tally.blank_page().tolist()
+        self.counted = blank_page().tolist()
         self.counts = Counts()
         self.clock = ManualClock()
         self.hosts = HostManager(self.clock.monotonic, wall=self.clock.time)

@@ -11,6 +11,7 @@ import pytest
 
 from poolctl.supervisor.observers.statistics import ServerSnapshot, Statistics, Usage
 from poolctl.worker import tally
+from tests.serving import blank_page
 
 
 def test_cpu_at_the_first_look_is_the_average_since_the_process_was_started() -> None:
@@ -34,7 +35,7 @@ def test_requests_of_a_program_are_unknown_not_0(command: Any, known: bool) -> N
     )
     entry: Any = SimpleNamespace(name="web", restarts=0, config=SimpleNamespace(command=command))
     zeros = [0] * tally.COUNTED
-    page = tally.blank_page().tolist()
+    page = blank_page().tolist()
     seen = ServerSnapshot(entry, zeros, [(worker, page, Usage())], counts=True)
     stats = Statistics(core, totals).figures(seen, with_errors=True)
     one = stats.workers[0]

@@ -10,8 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from poolctl.worker.serving import uvicorn_parts
 from poolctl.worker.serving.draining import Closing, drainable_protocol
-from poolctl.worker.tally import blank_page
-from tests.serving import ENGINES, Client, Engine, served
+from tests.serving import ENGINES, Client, Engine, blank_page, served
 
 
 class Unheard(asyncio.Protocol):

@@ -14,10 +14,10 @@ import pytest
 
 from poolctl.worker.serving.evenness import MOMENT_SECONDS, Evenness
 from poolctl.worker.serving.pool_server import PoolServer
-from poolctl.worker.tally import OPEN_WEBSOCKETS, blank_page
+from poolctl.worker.tally import OPEN_WEBSOCKETS
 from tests.certificates import certificate
 from tests.load.frames import new_key
-from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, Served, served, until
+from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, Served, blank_page, served, until
 
 UPGRADE = (
     "upgrade: websocket", "connection: upgrade", "sec-websocket-version: 13", f"sec-websocket-key: {new_key().decode()}"

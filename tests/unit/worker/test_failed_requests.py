@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from poolctl.worker import tally
 from poolctl.worker.serving import access_log
 from poolctl.worker.serving.access_log import FailedRequests
 from poolctl.worker.serving.request_counting import count_statuses
 from tests.asgi_apps import lifespan
-from tests.serving import ENGINES, ZTTP, Client, Engine, served
+from tests.serving import ENGINES, ZTTP, Client, Engine, blank_page, served
 
 SCOPE = {
     "type": "http", "method": "GET", "path": "/a", "raw_path": b"/a", "query_string": b"b=1", "http_version": "1.1",
@@ -45,7 +44,7 @@ async def scripted(scope: Any, receive: Any, send: Any) -> None:
 
 def quiet() -> dict[str, Any]:
     """As the pool runs uvicorn, whose own access log is off."""
-    return {"tally": tally.blank_page(), "config": {"access_log": False}}
+    return {"tally": blank_page(), "config": {"access_log": False}}
 
 
 def test_failed_requests_have_a_line_and_others_have_none(

@@ -7,7 +7,8 @@ import time
 
 from poolctl.keeper import wire
 from poolctl.worker.control_socket import BEAT, answer, begin
-from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS, blank_page
+from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS
+from tests.serving import blank_page
 
 
 def test_page_shows_that_a_worker_answers_heartbeats() -> None:

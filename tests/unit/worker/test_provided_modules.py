@@ -14,7 +14,7 @@ PACKAGE = Path(poolctl.__file__).parent
 # As a zygote does before its first fork; then the application's imports, without poolctl's own directory.
 FORGOTTEN = f"""
 import sys
-import poolctl.worker.preload
+import poolctl.worker.zygote
 from poolctl.routing.route import Route as used
 poolctl.worker.preload.prepare_for_forks()
 sys.path[:] = [path for path in sys.path if path != {str(PACKAGE.parent)!r}]

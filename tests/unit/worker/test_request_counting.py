@@ -10,7 +10,7 @@ from websockets.asyncio.client import connect
 from poolctl.worker import tally
 from poolctl.worker.serving.request_counting import Batch, count_statuses
 from tests.asgi_apps import lifespan
-from tests.serving import ENGINES, Client, Engine, served, until
+from tests.serving import ENGINES, Client, Engine, blank_page, served, until
 
 
 @pytest.fixture(params=ENGINES, ids="-".join)
@@ -26,7 +26,7 @@ def engine(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def page() -> memoryview:
-    return tally.blank_page()
+    return blank_page()
 
 
 def in_flight(page: memoryview) -> int:
@@ -54,7 +54,7 @@ async def scripted(scope: Any, receive: Any, send: Any) -> None:
 
 
 def test_of_many_requests_one_in_four_stands_for_the_others_and_none_is_lost() -> None:
-    page = tally.blank_page()
+    page = blank_page()
     batch = Batch(page)
     batch.started = batch.complete = 103
     batch.latencies_ns += [100_000] * 20 + [30_000_000] * 5 + [60_000_000_000]

@@ -32,7 +32,19 @@ from poolctl.worker.serving.worker_routes import Routes
 from tests.asgi_apps import lifespan
 from tests.certificates import certificate
 from tests.examples import examples
-from tests.serving import ENGINES, ZTTP, Client, Engine, Pair, accepted, leaving, served, turns, until
+from tests.serving import (
+    ENGINES,
+    ZTTP,
+    Client,
+    Engine,
+    Pair,
+    accepted,
+    blank_page,
+    leaving,
+    served,
+    turns,
+    until,
+)
 
 ROUTES = [
     Route(alias="one", host="one.test", to=(Target(server="one"),)),
@@ -642,7 +654,7 @@ def test_route_is_in_the_scope_of_each_request(engine: Engine, table: int) -> No
 
 
 def test_passed_requests_are_counted_by_route_and_others_are_not(engine: Engine, table: int) -> None:
-    page = tally.blank_page()
+    page = blank_page()
 
     async def scenario(stage: Stage) -> None:
         client = await stage.client(request("one.test"))

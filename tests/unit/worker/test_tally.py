@@ -8,6 +8,7 @@ import os
 import pytest
 
 from poolctl.worker import tally
+from tests.serving import blank_page
 
 
 def test_count_of_one_process_is_read_by_another() -> None:
@@ -32,7 +33,7 @@ def test_page_of_another_layout_or_size_is_not_read() -> None:
 
 
 def test_of_a_worker_that_has_ended_nothing_is_open_and_what_was_under_way_is_lost() -> None:
-    page = tally.blank_page()
+    page = blank_page()
     page[tally.STARTED] = 5
     page[tally.BUCKETS] = 3
     page[tally.OPEN_CONNECTIONS] = page[tally.OPEN_WEBSOCKETS] = 2
@@ -40,7 +41,7 @@ def test_of_a_worker_that_has_ended_nothing_is_open_and_what_was_under_way_is_lo
     assert tally.in_flight(left) == 0
     assert left[tally.DISCONNECTED] == 2
     assert (left[tally.OPEN_CONNECTIONS], left[tally.OPEN_WEBSOCKETS]) == (0, 0)
-    total = tally.completed(tally.blank_page().tolist())
+    total = tally.completed(blank_page().tolist())
     tally.add(total, left)
     tally.add(total, left)
     assert (total[tally.STARTED], tally.responses(total)) == (10, 6)
@@ -56,11 +57,11 @@ def test_requests_of_each_route_are_counted_beside_those_of_the_worker() -> None
     os.close(fd)
     expected = {tally.route_mark("users"): 4, tally.route_mark("orders"): 2}
     assert tally.passed(counts) == tally.passed(tally.completed(counts)) == expected
-    assert tally.passed(tally.completed(tally.blank_page().tolist())) == {}
+    assert tally.passed(tally.completed(blank_page().tolist())) == {}
 
 
 def test_errors_of_each_route_are_counted_apart_from_its_requests() -> None:
-    page = tally.blank_page()
+    page = blank_page()
     page[tally.route_slot(page, "users")] += 3
     page[tally.error_slot(page, "users") or 0] += 2
     page[tally.STARTED] += 3
@@ -74,7 +75,7 @@ def test_errors_of_each_route_are_counted_apart_from_its_requests() -> None:
 
 
 def test_routes_for_which_a_page_has_no_room_share_the_last_count() -> None:
-    page = tally.blank_page()
+    page = blank_page()
     slots = [tally.route_slot(page, str(number)) for number in range(tally.SIZE_BYTES // 8)]
     assert max(slots) < tally.SIZE_BYTES // 8
     assert slots[-1] == slots[-2] != slots[0]

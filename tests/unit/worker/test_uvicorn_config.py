@@ -22,7 +22,7 @@ def test_log_level_is_part_of_the_settings_only_where_it_is_not_the_usual_one() 
 
 
 def test_prepared_configuration_serves_the_given_application() -> None:
-    uvicorn_parts.prepare(saying("nothing"))
+    uvicorn_parts.prepare()
     first, second = saying("first"), saying("second")
     configs = [uvicorn_parts.configure(app, dict(uvicorn_parts.USUAL)) for app in (first, second)]
     for config in configs:
@@ -31,7 +31,7 @@ def test_prepared_configuration_serves_the_given_application() -> None:
 
 
 def test_other_settings_make_a_configuration_of_their_own() -> None:
-    uvicorn_parts.prepare(saying("nothing"))
+    uvicorn_parts.prepare()
     wanted = uvicorn_settings(plain(http={"keep_alive": "5s", "root_path": "/api"}))
     config = uvicorn_parts.configure(saying("hello"), wanted)
     assert (config.timeout_keep_alive, config.root_path) == (5.0, "/api")
