@@ -10,7 +10,7 @@ from poolctl.config import Dependency, ServerConfig
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
 from poolctl.light_dataclasses import replace
-from poolctl.runners.runner_protocol import Runner
+from poolctl.runners.runner_protocol import Placement, Runner
 
 from .address_changes import Addresses, same_listener
 from .canaries import Canaries
@@ -22,7 +22,7 @@ from .health_checks import HealthChecks
 from .perform import Executor
 from .reconcile import Reconciler
 from .server_changes import Recorder, Workqueue
-from .server_entry import Entry
+from .server_entry import Entry, RunningHook
 from .server_files import certificate_ends, digests, restore_certificate
 from .servers import Servers
 from .sleep_windows import SleepWindows
@@ -103,6 +103,7 @@ class Core:
             entry.called = False
         if entry.rests:
             entry.code_since = self.clock.monotonic()
+            entry.order_start()
         entry.skip_leaving_generation()
         entry.become(Desired.RUN)
         entry.ignore_dependencies = ignore_dependencies
@@ -110,20 +111,27 @@ class Core:
         self.touch(entry)
 
     def stop(self, entry: Entry, *, kill: bool = False, limit_seconds: float | None = None) -> None:
-        """Want the server not to run; its workers get no time with `kill`, and at most `limit_seconds`."""
+        """Want the server not to run; its workers get no time with `kill`, and at most `limit_seconds`.
+
+        With `kill` no hook runs.
+        """
         self._halt(entry, Desired.STOPPED)
+        entry.stop_seconds = limit_seconds
         for worker in entry.workers.values():
             if limit_seconds is not None:
                 worker.stop_seconds = min(limit_seconds, worker.config.stop_timeout)
             if worker.unstoppable:
                 self._executor.perform(entry, Stop(worker.id))
         if kill:
+            self._executor.hooks.kill(entry)
             for worker in entry.workers.values():
                 self._executor.kill(entry, worker)
         self.touch(entry)
 
     def _halt(self, entry: Entry, desired: Desired) -> None:
         """Want no worker of it; a removed one stays removed."""
+        entry.order_stop()
+        entry.stop_seconds = None
         if not entry.removed:
             entry.become(desired)
         entry.called, entry.automatic = False, None
@@ -139,6 +147,7 @@ class Core:
             if worker.phase in (Phase.PLACING, Phase.STARTING):
                 self._executor.kill(entry, worker)
         if entry.wanted and not self._executor.workers.go_back(entry):
+            entry.order_stop()
             entry.become(Desired.STOPPED if failure is None else Desired.FAILED)
         if failure is not None:
             entry.failure = failure
@@ -236,6 +245,7 @@ class Core:
 
     def remove(self, entry: Entry) -> None:
         """Drain and stop the server; it is forgotten when its last worker has ended."""
+        entry.order_stop()
         self.servers.remove(entry)
         self._halt(entry, Desired.REMOVED)
         self.touch(entry)
@@ -375,6 +385,10 @@ class Core:
         restore_certificate(entry, worker, self.clock.time())
         self._executor.adopt(entry, worker)
         self.touch(entry)
+
+    def adopt_hook(self, entry: Entry, name: str, placement: Placement) -> None:
+        """Adopt a command of the server's `hooks` that the previous supervisor has begun."""
+        self._executor.hooks.begin(entry, RunningHook(name, placement))
 
     def resume(self, entry: Entry) -> None:
         """Continue after adoption: the serving generation may be newer than recorded, or leaving altogether."""

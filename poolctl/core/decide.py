@@ -14,7 +14,18 @@ from poolctl.light_dataclasses import dataclass
 from poolctl.runners.runner_protocol import Exit
 from poolctl.units import format_duration
 
-from .decision_input import ASLEEP, IN_BACKOFF, LEAVING, Desired, Listener, Phase, View, WorkerView
+from .decision_input import (
+    AFTER_STOP,
+    ASLEEP,
+    BEFORE_START,
+    IN_BACKOFF,
+    LEAVING,
+    Desired,
+    Listener,
+    Phase,
+    View,
+    WorkerView,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +103,22 @@ class FallAsleep:
     """Drain every worker, and start none until the next request; that one starts another generation."""
 
 
-Action = Open | Close | Spawn | Check | Drain | Stop | Rotate | Attend | Release | Arm | Disarm | FallAsleep
+@dataclass(frozen=True, slots=True)
+class RunHook:
+    """Run a command of the server's `hooks`."""
+
+    hook: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndHook:
+    """End the command of `hooks` that runs: the start to which it belongs is not wanted any more."""
+
+
+Action = (
+    Open | Close | Spawn | Check | Drain | Stop | Rotate | Attend | Release | Arm | Disarm | FallAsleep
+    | RunHook | EndHook
+)  # fmt: skip
 
 
 def decide(view: View) -> list[Action]:
@@ -105,6 +131,8 @@ def _proceed(view: View) -> list[Action]:
         return _rest(view)
     if view.desired in IN_BACKOFF:
         return _hold(view)
+    if view.awaits_hook:
+        return _run_hooks(view)
     if view.kept == ASLEEP:
         # No request may wake it, so its address refuses connections instead of letting them wait for hours.
         return _leave(view)
@@ -122,7 +150,26 @@ def _proceed(view: View) -> list[Action]:
     return _disarm(view) + _rotate(view) + _attend(view) + _serve(view)
 
 
+def _run_hooks(view: View) -> list[Action]:
+    """The hook of a stop that was not over yet, then that of the start; workers follow."""
+    if view.hook:
+        return []
+    if view.workers:
+        return [Stop(worker.id) for worker in view.staying]
+    if view.after_stop_due:
+        return [RunHook(AFTER_STOP)]
+    return [RunHook(BEFORE_START)] if view.may_start else []
+
+
 def _rest(view: View) -> list[Action]:
+    if view.hook == BEFORE_START:
+        return [] if view.hook_ends else [EndHook()]
+    if view.after_stop_due and not (view.hook or view.workers):
+        return [RunHook(AFTER_STOP), *_end(view)]
+    return _end(view)
+
+
+def _end(view: View) -> list[Action]:
     if view.desired is Desired.REMOVED:
         return _leave(view)
     if view.workers:

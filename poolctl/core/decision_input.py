@@ -77,6 +77,9 @@ class Overrides:
 NO_OVERRIDES = Overrides()
 
 
+# The commands of a server's `hooks`.
+BEFORE_START, AFTER_STOP = "before_start", "after_stop"
+
 # What a window makes of a server.
 AWAKE, ASLEEP = "awake", "asleep"
 
@@ -146,6 +149,10 @@ class View:
     needed: bool = False  # a dependent of it is up
     kept: str = ""  # AWAKE or ASLEEP, by a window
     armed: bool = False  # its listener is watched for the first request
+    before_start_due: bool = False  # a command has started it, and that hook has not ended with 0 yet
+    after_stop_due: bool = False  # a command has stopped it, and that hook has not ended yet
+    hook: str = ""  # the hook that runs
+    hook_ends: bool = False  # it has been asked to end
     listener: Listener = Listener.CLOSED
     workers: tuple[WorkerView, ...] = ()
 
@@ -157,7 +164,13 @@ class View:
     @property
     def sleeps(self) -> bool:
         """See Entry.sleeps."""
-        return self.sleepy and not (self.called or self.needed or self.kept == AWAKE) and not self.staying
+        wakes = self.called or self.needed or self.kept == AWAKE or self.awaits_hook
+        return self.sleepy and not wakes and not self.staying
+
+    @property
+    def awaits_hook(self) -> bool:
+        """See Entry.awaits_hook."""
+        return self.before_start_due or self.after_stop_due or bool(self.hook)
 
     @property
     def falls_asleep(self) -> bool:

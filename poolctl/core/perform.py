@@ -20,17 +20,20 @@ from .decide import (
     Close,
     Disarm,
     Drain,
+    EndHook,
     FallAsleep,
     Open,
     Release,
     Rotate,
+    RunHook,
     Spawn,
     Stop,
 )
 from .decision_input import ASLEEP, Desired, Listener, Phase
 from .health_checks import HealthChecks
 from .server_changes import Recorder, Workqueue, caused_by
-from .server_entry import Entry
+from .server_entry import Entry, RunningHook
+from .server_hooks import ServerHooks
 from .servers import Servers
 from .stack_reports import StackReports
 from .worker_entry import Worker
@@ -60,6 +63,7 @@ class Executor:
         self._queue = queue
         self._addresses = addresses
         self.workers = WorkerLifecycle(runner, clock, queue, servers, health, stacks, recorder, rng)
+        self.hooks = ServerHooks(runner, clock, queue, self.workers, recorder)
 
     def perform(self, entry: Entry, action: Action) -> None:
         """Begin the action; the entry shows at once that it has begun."""
@@ -102,6 +106,10 @@ class Executor:
                 self.disarm(entry)
             case FallAsleep():
                 self._fall_asleep(entry)
+            case RunHook(hook):
+                self.hooks.begin(entry, RunningHook(hook))
+            case EndHook():
+                self.hooks.end(entry)
 
     def _spawn(self, entry: Entry, generation: int, index: int) -> None:
         config = entry.config_of(generation)

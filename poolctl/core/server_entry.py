@@ -10,7 +10,7 @@ from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
 from poolctl.light_dataclasses import MISSING, dataclass, field
-from poolctl.runners.runner_protocol import Exit
+from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.states import State, Status
 from poolctl.time_windows import NO_PERIOD, Period
 
@@ -51,6 +51,15 @@ def transient(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
 
 
 @dataclass(slots=True)
+class RunningHook:
+    """A command of the server's `hooks` that runs; without a placement it is being started."""
+
+    name: str
+    placement: Placement | None = None
+    ends: bool = False  # it has been asked to end
+
+
+@dataclass(slots=True)
 class Entry:
     """One server. Only the core assigns its attributes, on its loop."""
 
@@ -69,6 +78,12 @@ class Entry:
     # The values that a Python pool gives to its applications.
     app_state: Mapping[str, object] = transient(factory=dict)
     cause: Cause | None = transient(None)  # the command or decision that causes its changes
+
+    # Its hooks. What is due stays so until it has been run, also by another supervisor.
+    before_start_due: bool = persisted(False)  # a command has started it
+    after_stop_due: bool = persisted(False)  # a command has stopped it
+    hook: RunningHook | None = transient(None)
+    stop_seconds: float | None = transient(None)  # the limit of a stop by command, if it has one
 
     # Its code and its workers.
     canary: Canary | None = transient(None)  # a supervisor that takes over withdraws it
@@ -180,7 +195,17 @@ class Entry:
     @property
     def active(self) -> bool:
         """It has workers, or should: it runs, sleeps, starts, waits for a dependency or for a retry, or stops."""
-        return bool(self.workers) or not self.rests
+        return bool(self.workers) or not self.rests or self.cleans_up
+
+    @property
+    def cleans_up(self) -> bool:
+        """A hook runs, or follows from a stop."""
+        return self.after_stop_due or self.hook is not None
+
+    @property
+    def awaits_hook(self) -> bool:
+        """Its next worker has to wait for a hook."""
+        return self.before_start_due or self.cleans_up
 
     @property
     def begun(self) -> bool:
@@ -228,6 +253,10 @@ class Entry:
             needed=self.needed,
             kept=self.kept,
             armed=self.armed is not None,
+            before_start_due=self.before_start_due,
+            after_stop_due=self.after_stop_due,
+            hook="" if self.hook is None else self.hook.name,
+            hook_ends=self.hook is not None and self.hook.ends,
             listener=self.listener,
             workers=tuple(
                 WorkerView(
@@ -256,7 +285,7 @@ class Entry:
         A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a dependent
         that is up (`needed`). One that a window keeps asleep has no listener, and is not woken by a request.
         """
-        if not self.sleepy or self.called or self.needed or self.kept == AWAKE:
+        if not self.sleepy or self.called or self.needed or self.kept == AWAKE or self.awaits_hook:
             return False
         return all(worker.phase in LEAVING for worker in self.workers.values())
 
@@ -273,7 +302,7 @@ class Entry:
     @property
     def up(self) -> bool:
         """It runs or should run: its dependencies must not sleep."""
-        idle = self.sleepy and not (self.called or self.needed or self.kept == AWAKE)
+        idle = self.sleepy and not (self.called or self.needed or self.kept == AWAKE or self.awaits_hook)
         return bool(self.workers) or not (self.rests or idle)
 
     @property
@@ -284,7 +313,7 @@ class Entry:
     @property
     def _state(self) -> State:
         if self.desired.rests:
-            if self.workers:
+            if self.workers or self.cleans_up:
                 return State.STOPPING
             if self.failed:
                 return State.FAILED
@@ -333,9 +362,9 @@ class Entry:
 
     @property
     def at_rest(self) -> bool:
-        """No worker runs, nothing accepts, and none of that is wanted."""
+        """No worker and no hook runs, nothing accepts, and none of that is wanted."""
         closed = self.listener is Listener.CLOSED and not (self.former or self.releasing)
-        return self.rests and not self.workers and closed
+        return self.rests and not self.workers and closed and not self.cleans_up
 
     @property
     def complete(self) -> bool:
@@ -368,7 +397,8 @@ class Entry:
 
     def summary(self) -> tuple[object, ...]:
         """All properties that the decisions about its neighbours depend on: they are decided on when it changes."""
-        return self.desired, self.answers, self.ready, bool(self.workers), self.started, self.up
+        runs = bool(self.workers), self.cleans_up
+        return self.desired, self.answers, self.ready, runs, self.started, self.up
 
     @property
     def started(self) -> bool:
@@ -388,6 +418,19 @@ class Entry:
         """Place further workers in a new generation."""
         self.newest += 1
         self.generation = self.newest
+
+    def order_start(self) -> None:
+        """Let its hook run before the next worker; a server whose stop has not begun goes on without."""
+        if any(each.phase not in LEAVING for each in self.workers.values()):
+            self.after_stop_due = False
+        else:
+            self.before_start_due = self.config.hooks is not None and bool(self.config.hooks.before_start)
+
+    def order_stop(self) -> None:
+        """Let its hook run after the last worker, if it was started and its other hook has not failed."""
+        if self.wanted and not self.before_start_due and self.config.hooks is not None:
+            self.after_stop_due = self.after_stop_due or bool(self.config.hooks.after_stop)
+        self.before_start_due = False
 
     def order_restart(self) -> None:
         """Replace the running workers by a new generation."""

@@ -181,7 +181,10 @@ class Servers:
             for dependency in worker.config.depends_on
         ):
             return False
-        return not any(dependent.workers and not dependent.wanted for dependent in self.dependents(entry))
+        return not any(
+            not dependent.wanted and (dependent.workers or dependent.cleans_up)
+            for dependent in self.dependents(entry)
+        )
 
 
 # The record of a server: the state that the next supervisor needs, as JSON values. A field with the value of a new

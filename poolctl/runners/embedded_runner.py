@@ -21,7 +21,8 @@ from . import withheld_variables
 from .keeper_link import KeeperLink
 from .local.local_runner import LocalRunner
 from .process_link import Receiver, give_up
-from .runner_protocol import Capabilities, Endpoints
+from .runner_protocol import Capabilities, Endpoints, Placement
+from .worker_spec import hook_id
 
 _KEEPER_SECONDS = 10.0
 # How long keeper, zygotes and logger outlive the last server.
@@ -56,7 +57,7 @@ class ProcessRunner(LocalRunner):
     @property
     def capabilities(self) -> Capabilities:
         """See Runner. It does not outlive this program, and its callers read neither counts nor files of logs."""
-        return Capabilities(sleep=self, stacks=self, logs=self)
+        return Capabilities(sleep=self, stacks=self, logs=self, hooks=self)
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner."""
@@ -70,6 +71,20 @@ class ProcessRunner(LocalRunner):
         except BaseException:
             self._closed(server.key)
             raise
+
+    async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
+        """See Hooks. The keeper stays until it has ended."""
+        key = hook_id(server.name, hook)
+        self._opened.add(key)
+        self._stay()
+        try:
+            await self.start()
+            placement = await super().begin_hook(server, hook)
+        except BaseException:
+            self._closed(key)
+            raise
+        self._workers[placement.id].exited.add_done_callback(lambda _: self._closed(key))
+        return placement
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
         """See Runner."""

@@ -43,7 +43,7 @@ from .runner_protocol import (
 _KILL_SIGNAL = 9
 
 # The keys that a task of this process cannot honour, and how each one is recognised as used.
-_NEED_A_PROCESS = ("command", "job", "user", "umask", "env", "env_file")
+_NEED_A_PROCESS = ("command", "job", "user", "umask", "env", "env_file", "hooks")
 
 
 class InlineRunner:

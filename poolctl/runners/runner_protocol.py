@@ -194,6 +194,17 @@ class Logs(Protocol):
         ...
 
 
+class Hooks(Protocol):
+    """Commands of servers that run before their first worker, and after their last one."""
+
+    async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
+        """Run the command of this name in the server's `hooks`; it is watched and stopped as a worker is.
+
+        Its output goes where that of the server's workers goes. Raises ServerError or WorkerFailed.
+        """
+        ...
+
+
 class LogFiles(Protocol):
     """Output in files of this machine, where `poolctl logs` reads it."""
 
@@ -216,9 +227,11 @@ class AdoptedWorker:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """What runs of an earlier supervisor: workers, and the addresses of open listeners by their keys."""
+    """What runs of an earlier supervisor: workers, commands of `hooks` by the names of their servers, with their own
+    names, and the addresses of open listeners by their keys."""
 
     workers: Sequence[AdoptedWorker] = ()
+    hooks: Mapping[str, tuple[str, Placement]] = field(default_factory=dict)
     endpoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -262,6 +275,7 @@ class Capabilities:
     counters: Counters | None = None
     backlogs: Backlogs | None = None
     logs: Logs | None = None
+    hooks: Hooks | None = None
     log_files: LogFiles | None = None
     takeover: Takeover | None = None
     routing: Routing | None = None

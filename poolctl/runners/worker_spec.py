@@ -63,6 +63,26 @@ def worker_spec(
     }
 
 
+def hook_id(server: str, hook: str) -> str:
+    """The id of the placement of this command of the server's `hooks`."""
+    return f"{server}.{hook}"
+
+
+def hook_config(server: ServerConfig, hook: str) -> ServerConfig:
+    """The server as if it were the program of this name in its `hooks`, which gets what its command would get."""
+    words = () if server.hooks is None else getattr(server.hooks, hook) or ()
+    return server.but(
+        app=None,
+        command=words,
+        handler_key="",
+        job=False,
+        notify=False,
+        preload=False,
+        stop_signal=None,
+        tls=False,
+    )
+
+
 def worker_digest(server: ServerConfig) -> int | None:
     """The digest of the worker that would be started now; None when none could be."""
     try:

@@ -351,6 +351,18 @@ def test_keys_that_need_a_process_are_refused_by_name(pool: Pool) -> None:
     assert "poolctl start" in env.hint
 
 
+def test_hooks_are_refused_in_this_process(pool: Pool) -> None:
+    pool.store_new(config("before", hooks={"before_start": ["true"]}))
+    pool.store_new(config("after", hooks={"after_stop": ["true"]}))
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    before, after = caught.value.exceptions
+    assert before.message == "hooks.before_start cannot be run"
+    assert after.message == "`hooks` cannot be honoured inside this process"
+    assert "poolctl start" in before.hint
+    assert "poolctl start" in after.hint
+
+
 def test_the_access_log_is_one_servers_matter(caplog: pytest.LogCaptureFixture, pool: Pool) -> None:
     loud = pool.store_new(config("loud", http={"access_log": True}))
     quiet = pool.store_new(config("quiet"))

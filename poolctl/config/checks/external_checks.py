@@ -83,6 +83,10 @@ class ExternalChecks:
             self._look(server, self._certificates, tls)
         if server.command and (finding := missing_program(server, {**self.env, **server.env})):
             self.problems.append((server, finding))
+        for hook, words in server.hooks or ():
+            env = {**self.env, **server.env}
+            if words and (finding := missing_program(server, env, ("hooks", hook), words)):
+                self.problems.append((server, finding))
         if server.log.path:
             self._look(server, _log, server.log.path)
 

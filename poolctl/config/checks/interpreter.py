@@ -14,11 +14,11 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
     from poolctl.config.model.server_keys import ServerKeys
-    from poolctl.config.values.problems import Finding
+    from poolctl.config.values.problems import Finding, Path
 
 _MOST_LINKS = 40
 
@@ -116,13 +116,16 @@ def trusted_by_root(interpreter: str, env: Mapping[str, str]) -> tuple[str, str]
     return f"{who} can modify {path}, whose code this server runs as root", fix
 
 
-def missing_program(server: ServerKeys, env: Mapping[str, str]) -> Finding | None:
-    """The problem of the program of a `command`, which gets the environment `env`."""
+def missing_program(
+    server: ServerKeys, env: Mapping[str, str], path: Path = ("command",), words: Sequence[str] | None = None
+) -> Finding | None:
+    """The problem of the program of the server's `command`, or of the `words` at `path`; `env` is its environment."""
     import shutil
 
     from poolctl.config.values.problems import Finding
 
-    program = server.command[0] if server.command else "{"
+    words = server.command if words is None else words
+    program = words[0] if words else "{"
     if "{" in program:
         return None
     what, hint = "is not there", "install it, or write its full path"
@@ -134,7 +137,7 @@ def missing_program(server: ServerKeys, env: Mapping[str, str]) -> Finding | Non
             what, hint = "is not executable", f"chmod +x {program}"
     elif shutil.which(program, path=env.get("PATH", os.defpath)):
         return None
-    return Finding(("command", 0), f"{program!r} {what}", hint, program)
+    return Finding((*path, 0), f"{program!r} {what}", hint, program)
 
 
 def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:

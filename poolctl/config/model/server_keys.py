@@ -11,6 +11,7 @@ from poolctl.config.model.section import Section, field, hidden, refuse, require
 from poolctl.config.model.server_sections import (
     Dependency,
     Health,
+    Hooks,
     Http,
     Limits,
     Log,
@@ -106,6 +107,10 @@ class ServerKeys(Section):
         Literal["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH"] | None
     ) = field(None, "The signal that asks a command to end. Left out: SIGTERM.")
     drain_timeout: Duration = field(30.0, "How long its connections may take to end.")
+    hooks: Hooks | None = field(
+        None,
+        "Commands that an ordered start and stop of the server run once; not a restart, a crash or a wake.",
+    )
     health: Health = field(Health.usual(), 'The probes; a string is a readiness path: "/ready".')
     restart: Restart = field(Restart.usual(), 'When it is started again; a string is the policy: "always".')
     recovery: Recovery = field(

@@ -277,6 +277,15 @@ class Limits(Section):
     )
 
 
+class Hooks(Section):
+    """Commands that run once a server, as its user, whatever the number of its workers."""
+
+    before_start: Argument | None = field(
+        None, "Run before the first worker, within start_timeout; if it fails, so does the start."
+    )
+    after_stop: Argument | None = field(None, "Run after the last worker has ended, within stop_timeout.")
+
+
 class Watch(Section):
     """Files that `--watch` looks at; without a slash, a name anywhere below the directory of the file."""
 

@@ -154,5 +154,7 @@ def longest_stop_seconds(servers: Iterable[ServerKeys], gateway: GatewayConfig |
         below = [chains[each.name] for each in server.depends_on if each.name in chains]
         # A program without connections does not drain.
         own = server.drain_timeout * server.listens + server.stop_timeout
+        if server.hooks is not None and server.hooks.after_stop:
+            own += server.stop_timeout
         chains[server.name] = own + max(below, default=0.0)
     return max(chains.values(), default=0.0) + (gateway.drain_timeout if gateway else 0.0)

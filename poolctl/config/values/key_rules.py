@@ -11,10 +11,14 @@ from poolctl.config.values.problems import Finding, Path, Tree, shown
 from poolctl.selection.regular_expressions import BadExpression, compiled
 
 PROBES = ("startup", "readiness", "liveness")
+HOOKS = ("before_start", "after_stop")
 # Only servers with one of these have rules to follow beyond those of app and bind.
 RULED = frozenset(
-    ("command", "factory", "health", "http", "job", "notify", "scale", "socket", "stop_signal", "tls", "user")
-)
+    {
+        "command", "factory", "health", "hooks", "http", "job", "notify", "scale", "socket", "stop_signal", "tls",
+        "user",
+    }
+)  # fmt: skip
 TAKE_THE_SOCKET = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
 
 _in_braces = re.compile(r"\{([A-Za-z_ ]{1,20})\}")
@@ -94,7 +98,8 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
             yield Finding(("stop_signal",), "stop_signal is for a command", fix)
     if table.get("factory") is True and not isinstance(app, str) and not callable(app):
         yield Finding(("factory",), "factory = true needs an app", 'add app = "module:function"')
-    for key, rules in (("scale", _scale), ("tls", _tls), ("http", _http), ("health", _health)):
+    ruled = (("scale", _scale), ("tls", _tls), ("http", _http), ("health", _health), ("hooks", _hooks))
+    for key, rules in ruled:
         if isinstance(table.get(key), dict):
             yield from rules(table[key])
     scale = table.get("scale")
@@ -107,8 +112,8 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
         yield Finding(("user",), f"{shown(user)} is not name[:group]", 'write "www-data" or "www-data:web"')
 
 
-def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Finding]:
-    command, job, scale = table["command"], table.get("job") is True, table.get("scale")
+def _words(path: Path, command: Tree) -> Iterator[Finding]:
+    """The problem of a command that is a line, or that names no program."""
     if isinstance(command, str):
         import shlex
 
@@ -117,14 +122,25 @@ def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Findin
         except ValueError:
             words = '"prog", "argument"'
         message = "a command is a list of words, not a line for a shell"
-        yield Finding(("command",), message, f"write [{words}]")
+        yield Finding(path, message, f"write [{words}]")
+    elif isinstance(command, (list, tuple)) and command and command[0] == "":
+        yield Finding((*path, 0), "the program's name is empty", 'write ["prog", …]')
+
+
+def _hooks(hooks: dict[str, Tree]) -> Iterator[Finding]:
+    for name in HOOKS:
+        yield from _words(("hooks", name), hooks.get(name))
+
+
+def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Finding]:
+    command, job, scale = table["command"], table.get("job") is True, table.get("scale")
+    yield from _words(("command",), command)
+    if isinstance(command, str):
         return
     if table.get("app") is not None:
         yield Finding(("command",), "both 'app' and 'command' are given", "keep one of them")
     if table.get("handler_key"):
         yield Finding(("handler_key",), "a command has no handler", "keep 'command' or 'handler_key'")
-    if isinstance(command, (list, tuple)) and command and command[0] == "":
-        yield Finding(("command", 0), "the program's name is empty", 'write ["prog", …]')
     yield from _bound_twice(command)
     if table.get("tls"):
         fix = "take tls out, and give the program its certificates in its own way"

@@ -31,8 +31,8 @@ OTHER_TOOLS = {
         "restart = { limit = N }": "startretries",
         'stop_timeout = "10s"': "stopwaitsecs killtimeout stopgraceperiod timeoutstopsec",
         'stop_signal = "SIGINT"': "killsignal",
-        'depends_on = [{ name = "JOB", condition = "completed" }], and a server JOB with job = true': "prestart"
-        " beforestart execstartpre",
+        'hooks = { before_start = ["prog", "argument"] }': "prestart beforestart execstartpre",
+        'hooks = { after_stop = ["prog", "argument"] }': "poststop afterstop execstoppost",
         "take it out, and run a scheduler: a command without bind": "schedule cron cronrestart oncalendar",
         'tags = ["WORD"]': "group groups profiles",
         "limits = { open_files = N }": "limitnofile minfds ulimits",
@@ -48,6 +48,10 @@ OTHER_TOOLS = {
         "take it out, and start it with poolctl run --watch": "reload",
         "take it out: poolctl has no equal": "maxconcurrentstreams maxreadframesize permitprohibitedciphersuites"
         " maxuploadbufferperconnection maxuploadbufferperstream",
+    },
+    "hooks": {
+        'before_start = ["prog", "argument"]': "prestart execstartpre",
+        'after_stop = ["prog", "argument"]': "poststop execstoppost",
     },
     "triggers": {"requests_per_second = N": "rps qps rate"},
     "tls": {

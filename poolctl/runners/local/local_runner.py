@@ -108,6 +108,7 @@ class LocalRunner:
             counters=self.tallies,
             backlogs=QueuedConnections(self.sockets, self.adoptions),
             logs=self,
+            hooks=self,
             log_files=self,
             takeover=self,
             routing=self._routed,
@@ -177,6 +178,14 @@ class LocalRunner:
             worker.begin()
         else:
             self._turns.queue(worker)
+        return worker.placement
+
+    async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
+        """See Hooks."""
+        with self.children.forking():
+            worker = await self.forker.fork_hook(server, hook)
+            self._follow(worker)
+        worker.begin()
         return worker.placement
 
     def _follow(self, worker: LocalWorker) -> None:
@@ -272,6 +281,7 @@ class LocalRunner:
         await self.output.start()
         return Adopted(
             [worker.adopted() for worker in found],
+            {each.server.name: (each.hook, each.placement) for each in adoption.hooks},
             {key: tuple(self.sockets.endpoints(key)) for key in ours & open_keys},
         )
 

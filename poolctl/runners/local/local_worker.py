@@ -107,6 +107,7 @@ class LocalWorker(Receiver):
         self.follows_routes = False  # it gives back the requests of other servers
         self._page: HasDescriptor | None = None  # see peer_pages
         self._confirmed: asyncio.Future[None] | None = None  # that it decides by `routes`
+        self.hook = ""  # it is no worker, but this command of its server's hooks
         self.preloaded = False  # forked from a process that had its application already
 
     @property
@@ -354,6 +355,7 @@ class LocalWorker(Receiver):
             "place": self.place,
             "stop_signal": self.server.stop_signal_number,
             "follows_routes": self.follows_routes,
+            **({"hook": self.hook} if self.hook else {}),
         }
 
     def listen(self, notify: NotifySocket) -> None:

@@ -214,7 +214,7 @@ def _without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
                 "server": message["name"], "command": message.get("command"), "output": key,
                 "ready_at": ready_at, "leaving": False,
                 "generation": message.get("generation", 1), "index": message.get("index"),
-                "stop_signal": message.get("stop_signal"),
+                "stop_signal": message.get("stop_signal"), "hook": message.get("hook"),
             }  # fmt: skip
             found.append(LocalOrphan(pid, users.pop(), start, said))
     return found
@@ -264,6 +264,11 @@ class _Intake:
     async def take(self, orphan: LocalOrphan) -> None:
         if orphan.fault:
             self._take_faulty(orphan)
+            return
+        if orphan.said.get("hook"):
+            # Its time limit has died with the pool; the start that it belongs to runs it again.
+            logger.warning("pid %d runs a hook of a pool that has died: it is killed", orphan.pid)
+            orphan.kill()
             return
         server = self.servers.get(str(orphan.said.get("server")))
         if server is None or not _is_its(orphan, server):

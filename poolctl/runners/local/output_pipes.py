@@ -145,14 +145,23 @@ class Output(Receiver):
         return key, write
 
     def follow(
-        self, key: str, pid: int, start: int | None = None, *, generation: int = 1, index: int | None = None
+        self,
+        key: str,
+        pid: int,
+        start: int | None = None,
+        *,
+        generation: int = 1,
+        index: int | None = None,
+        hook: str = "",
     ) -> None:
         """Start reading the pipe, now that the worker exists. `start` is its start time (see process_start).
 
-        A program without its pool is known by this message alone.
+        A program without its pool is known by this message alone; with a `hook` it is no worker, but that command.
         """
         read, message = self._pipes[key]
         message |= {"pid": pid, "generation": generation, "index": index}
+        if hook:
+            message["hook"] = hook
         if start is not None:
             message["start"] = start
         self._keeper.send({"op": "put", "name": f"{fd_store.OUTPUT}{key}", "meta": message}, [read])

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from poolctl.address import AddressError, parse
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store, wire
-from poolctl.light_dataclasses import dataclass, field
+from poolctl.light_dataclasses import dataclass, field, replace
 
 from ..keeper_link import KeeperLink
 from ..process_link import HasDescriptor, Link
 from ..runner_protocol import Placement, RunnerEvents
-from ..worker_spec import find_user_id
+from ..worker_spec import find_user_id, hook_config
 from .fork_verification import Children
 from .local_worker import LocalWorker
 from .program_readiness import NotifySocket
@@ -81,6 +81,7 @@ class WorkerAdoption:
     servers: Mapping[str, ServerConfig]
     placed: Mapping[str, ServerConfig]
     found: list[LocalWorker] = field(default_factory=list)
+    hooks: list[LocalWorker] = field(default_factory=list)
 
     def adopt(
         self, follow: Callable[[LocalWorker], None], name: str, meta: wire.Message, fds: list[int]
@@ -90,6 +91,9 @@ class WorkerAdoption:
             self._end_unknown(name, meta, fds)
             return []
         server = self.placed.get(name, self.servers[meta["server"]])
+        hook = str(meta.get("hook", ""))
+        if hook:
+            server = hook_config(server, hook)
         if (key := str(meta.get("key", server.key))) != server.key:
             # Its configuration was not saved yet: at least its address must be right, where it shares a pair.
             with contextlib.suppress(AddressError):
@@ -101,9 +105,11 @@ class WorkerAdoption:
         placement = Placement.of(
             server.name, int(meta["generation"]), int(meta["index"]), where=f"pid {pid}", pid=pid
         )
+        if hook:
+            placement = replace(placement, id=name)
         output, protocol = str(meta["output"]), meta.get("protocol")
         worker = LocalWorker(self.children, self.events, placement, server, output, protocol)
-        worker.start, worker.place = meta.get("start"), meta.get("place")
+        worker.start, worker.place, worker.hook = meta.get("start"), meta.get("place"), hook
         worker.follows_routes = bool(meta.get("follows_routes"))
         sockets = [socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)]
         # Before the worker's exit can be reported.
@@ -112,7 +118,7 @@ class WorkerAdoption:
         self.keeper.share(f"{fd_store.WORKER}{name}", meta, owners)
         follow(worker)
         self._resume(worker, meta, sockets)
-        self.found.append(worker)
+        (self.hooks if hook else self.found).append(worker)
         return []
 
     def _resume(self, worker: LocalWorker, meta: wire.Message, sockets: list[socket.socket]) -> None:

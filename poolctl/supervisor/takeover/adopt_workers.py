@@ -43,6 +43,8 @@ async def adopt(
     for each in adopted.workers:
         entry = core.entries[each.placement.server]
         core.adopt_worker(entry, _worker(each), recorded=entry.name not in unknown)
+    for name, (hook, placement) in adopted.hooks.items():
+        core.adopt_hook(core.entries[name], hook, placement)
     _listeners(core, adopted.endpoints)
     for name, outdated in orphaned.items():
         if outdated and core.entries[name].wanted:

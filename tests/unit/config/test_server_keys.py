@@ -63,6 +63,35 @@ def test_watch_that_is_no_table_of_lists_is_a_problem(tmp_path: Path) -> None:
         assert key in told(tmp_path, f"{SERVER}watch = {value}\n")
 
 
+def test_hooks_are_lists_of_words_and_merge_with_the_defaults(tmp_path: Path) -> None:
+    defaults = '[defaults.hooks]\nbefore_start = ["a"]\nafter_stop = ["b", "c"]\n'
+    (server,) = load_text(tmp_path, f'{defaults}{SERVER}hooks = {{ before_start = ["migrate", "--all"] }}\n')
+    hooks = {"before_start": ["migrate", "--all"], "after_stop": ["b", "c"]}
+    assert server.to_dict()["hooks"] == hooks
+    assert server.replace(tags=["x"]).to_dict()["hooks"] == hooks
+    (plain,) = load_text(tmp_path, SERVER)
+    assert "hooks" not in plain.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (
+            '{ before_start = "migrate --all" }',
+            "hooks.before_start: a command is a list of words, not a line for",
+        ),
+        ('{ before_start = "migrate --all" }', 'write ["migrate", "--all"]'),
+        ('{ after_stop = [""] }', "hooks.after_stop[0]: the program's name is empty"),
+        ("{ after_stop = [] }", "hooks.after_stop: "),
+        ('{ before_strat = ["a"] }', "did you mean 'before_start'?"),
+        ('{ pre_start = ["a"] }', "another tool; write before_start = "),
+        ('["a"]', "hooks: a list is not allowed here"),
+    ],
+)
+def test_hook_that_is_no_list_of_words_is_a_problem(tmp_path: Path, value: str, problem: str) -> None:
+    assert problem in told(tmp_path, f"{SERVER}hooks = {value}\n")
+
+
 def test_stop_signal_of_the_defaults_is_for_commands(tmp_path: Path) -> None:
     command = '[[server]]\nname = "queue"\ncommand = ["true"]\n'
     text = f'[defaults]\nstop_signal = "SIGINT"\n{SERVER}{command}'

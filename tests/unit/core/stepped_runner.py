@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from poolctl import ServerConfig, ServerError
 from poolctl.clock import ManualClock
-from poolctl.runners.runner_protocol import Endpoints, Exit, Placement, WorkerFailed
+from poolctl.light_dataclasses import replace
+from poolctl.runners.runner_protocol import Capabilities, Endpoints, Exit, Placement, WorkerFailed
 from tests.unit.pool.scripted_runner import ScriptedRunner
 
 
@@ -50,6 +51,7 @@ class SteppedRunner(ScriptedRunner):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Step] = []
+        self.hooks: list[asyncio.Task[None]] = []
         self.watched: dict[str, str] = {}  # the names of servers by the keys of their listeners
 
     async def _step(self, kind: str, what: str) -> bool:
@@ -113,6 +115,27 @@ class SteppedRunner(ScriptedRunner):
             await self._step("stop", placement.id)
         self.end(placement.id, Exit.from_status(0))
         return ended.result()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, hooks=self)
+
+    async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
+        name = f"{server.name}.{hook}"
+        assert not any(each.startswith(f"{server.name}.") for each in self.running), "a hook runs alone"
+        if not await self._step("hook", name):
+            raise ServerError("no process can be made")
+        self.running[name] = asyncio.get_running_loop().create_future()
+        self.hooks.append(asyncio.ensure_future(self._hook(name, self.running[name])))
+        return Placement(name, server.name, 0, 0, "nowhere")
+
+    async def _hook(self, name: str, ended: asyncio.Future[Exit]) -> None:
+        step = asyncio.ensure_future(self._step("run", name))
+        await asyncio.wait({step, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not step.done():
+            step.cancel()
+            return
+        self.end(name, Exit.from_status(0 if step.result() else 3))
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         assert server.name not in self.armed, "it is watched already"

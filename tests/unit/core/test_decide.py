@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.decide import Attend, Check, Close, Drain, Open, Spawn, Stop, decide
+from poolctl.core.decide import Attend, Check, Close, Drain, EndHook, Open, RunHook, Spawn, Stop, decide
 from poolctl.core.decision_input import Desired, Listener, Phase, View, WorkerView
 from poolctl.core.server_entry import Entry
 from poolctl.core.worker_entry import Worker
@@ -51,6 +51,34 @@ EXAMPLES = {
     ),
     "does not interrupt a job that is run again": (
         view(worker(phase=Phase.STARTING), generation=2, job=True), [Spawn(2, 0)],
+    ),
+    "runs the hook of a start before it opens": (
+        view(listener=Listener.CLOSED, before_start_due=True), [RunHook("before_start")],
+    ),
+    "waits for its dependencies with the hook": (
+        view(listener=Listener.CLOSED, before_start_due=True, may_start=False), [],
+    ),
+    "waits for the hook that runs": (view(before_start_due=True, hook="before_start"), []),
+    "runs the hook of a start before it sleeps": (
+        view(before_start_due=True, sleepy=True), [RunHook("before_start")],
+    ),
+    "lets a stop end before the next start begins": (
+        view(worker(phase=Phase.STOPPING), before_start_due=True, after_stop_due=True), [],
+    ),
+    "runs the hook of that stop first": (
+        view(before_start_due=True, after_stop_due=True), [RunHook("after_stop")],
+    ),
+    "runs the hook of a stop after the last worker": (
+        view(desired=Desired.STOPPED, listener=Listener.CLOSED, after_stop_due=True), [RunHook("after_stop")],
+    ),
+    "stops the last worker first": (
+        view(worker(), desired=Desired.STOPPED, after_stop_due=True), [Stop("w.1.0")],
+    ),
+    "ends the hook of a start that is not wanted any more": (
+        view(desired=Desired.STOPPED, listener=Listener.CLOSED, hook="before_start"), [EndHook()],
+    ),
+    "does not end the hook of a stop": (
+        view(desired=Desired.STOPPED, listener=Listener.CLOSED, after_stop_due=True, hook="after_stop"), [],
     ),
     "spawns a canary next to the others": (view(worker(), canary=2, canaries=1), [Spawn(2, 0)]),
     "keeps a canary and the others": (

@@ -16,17 +16,21 @@ from poolctl.core.decide import (
     Close,
     Disarm,
     Drain,
+    EndHook,
     FallAsleep,
     Open,
     Release,
     Rotate,
+    RunHook,
     Spawn,
     Stop,
     decide,
 )
 from poolctl.core.decision_input import (
+    AFTER_STOP,
     ASLEEP,
     AWAKE,
+    BEFORE_START,
     LEAVING,
     Desired,
     Listener,
@@ -35,7 +39,7 @@ from poolctl.core.decision_input import (
     View,
     WorkerView,
 )
-from poolctl.core.server_entry import Entry
+from poolctl.core.server_entry import Entry, RunningHook
 from poolctl.core.worker_entry import Worker
 from poolctl.light_dataclasses import replace
 from poolctl.states import State
@@ -83,6 +87,15 @@ def applied(view: View, actions: list[Action]) -> View:
                 assert (generation, index) not in taken, "what leaves keeps its name until it has gone"
                 # As one does that has a probe to pass first.
                 workers[name] = WorkerView(name, generation, index, Phase.PLACING, resting=True)
+            case RunHook(hook):
+                assert not view.hook, "one of a server at a time"
+                assert not workers, "hooks run before the first worker and after the last one"
+                assert view.after_stop_due if hook == AFTER_STOP else view.before_start_due
+                facts["hook"] = hook
+            case EndHook():
+                assert view.hook == BEFORE_START
+                assert not view.hook_ends
+                facts["hook_ends"] = True
             case Check():
                 assert not view.overlap
                 assert not view.checking
@@ -131,8 +144,12 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
     spawns = [action for action in actions if isinstance(action, Spawn)]
     if before.vacates and before.listener is Listener.OPEN:
         assert not spawns
-    if before.desired is not Desired.RUN or not before.may_start:
+    if before.desired is not Desired.RUN or not before.may_start or before.awaits_hook:
         assert not spawns
+    if before.desired is not Desired.RUN or not before.may_start:
+        assert RunHook(BEFORE_START) not in actions
+    if before.hook == BEFORE_START and before.desired.rests:
+        assert after.hook_ends
     if before.desired.rests:
         assert not any(isinstance(action, Open) for action in actions)
         if not before.may_stop:
@@ -152,6 +169,10 @@ def check_step(before: View, actions: list[Action], after: View) -> None:
     if not before.may_open:
         assert not any(isinstance(action, Open) for action in actions)
     assert {action.key for action in actions if isinstance(action, Release)} == set(before.abandoned)
+    if before.awaits_hook and before.desired is Desired.RUN:
+        others = (Open, Arm, FallAsleep)
+        assert not any(isinstance(action, others) for action in actions), "the hook comes first"
+        return
     if FallAsleep() in actions:
         assert before.sleepy
         assert not before.needed
@@ -188,7 +209,10 @@ phases = st.sampled_from([Phase.READY, Phase.READY, *Phase])
 
 
 def reachable(view: View) -> View:
-    """Windows are for servers that can sleep, and their dependents win."""
+    """Windows are for servers that can sleep, and their dependents win. A hook that runs is due."""
+    due = {BEFORE_START: view.before_start_due, AFTER_STOP: view.after_stop_due}
+    view = replace(view, hook=view.hook if due.get(view.hook) and not view.workers else "")
+    view = replace(view, hook_ends=view.hook_ends and bool(view.hook))
     impossible = not view.sleepy or (view.kept == ASLEEP and view.needed)
     return replace(view, kept="") if impossible else view
 
@@ -209,6 +233,10 @@ views = st.builds(
     out=seldom,
     vacates=seldom,
     may_open=mostly,
+    before_start_due=seldom,
+    after_stop_due=seldom,
+    hook=st.sampled_from(["", BEFORE_START, AFTER_STOP]),
+    hook_ends=seldom,
     listener=st.sampled_from([Listener.OPEN, Listener.OPEN, *Listener]),
     workers=st.lists(
         st.tuples(st.integers(1, 2), st.integers(0, MOST_WORKERS), phases),
@@ -245,6 +273,8 @@ def entry_of(view: View, *, armed: bool) -> Entry:
     entry = Entry(
         config, desired=view.desired, overrides=Overrides(out=view.out), called=view.called, needed=view.needed,
         window=Period(view.kept), armed=config if armed else None, listener=view.listener,
+        before_start_due=view.before_start_due, after_stop_due=view.after_stop_due,
+        hook=RunningHook(view.hook) if view.hook else None,
     )  # fmt: skip
     for each in view.workers:
         entry.workers[each.id] = Worker(each.id, each.generation, each.index, config, phase=each.phase)
@@ -266,7 +296,7 @@ def test_state_of_a_server_agrees_with_its_workers(view: View, armed: bool) -> N
         assert not view.workers
     if state is State.STOPPING:
         assert entry.rests
-        assert view.workers
+        assert view.workers or entry.cleans_up
     if entry.ready:
         assert state is State.RUNNING or (view.job and entry.completed)
 

@@ -46,6 +46,8 @@ WINDOWS = (
     {"asleep": ["*/2 * * * *"], "awake": ["1-59/4 * * * *"]},
 )
 
+HOOKS = ({"before_start": ["a"]}, {"after_stop": ["b"]}, {"before_start": ["a"], "after_stop": ["b"]})
+
 servers = st.sampled_from(NAMES)
 options = st.fixed_dictionaries(
     {
@@ -54,6 +56,7 @@ options = st.fixed_dictionaries(
         "sleeps": st.booleans(),
         "windows": st.sampled_from([{}, {}, *WINDOWS]),
         "port": st.sampled_from([8001, 8002]),
+        "hooks": st.sampled_from([{}, {}, *HOOKS]),
     }
 )
 
@@ -64,6 +67,8 @@ def configured(name: str, depends: bool, given: dict[str, Any]) -> ServerConfig:
         keys["scale"] = {"min": 0, "idle": "10s", **given["windows"]}
     if not given["sleeps"]:
         keys["workers"] = given["workers"] if given["overlap"] else 1
+    if given["hooks"]:
+        keys["hooks"] = given["hooks"]
     if depends and name == "api":
         keys["depends_on"] = ["db"]
     port = given["port"] + (10 if name == "api" else 0)
@@ -119,7 +124,9 @@ class Histories(RuleBasedStateMachine):
             if not entry.config.overlap and all(not each.config.overlap for each in entry.workers.values()):
                 ready = {each.generation for each in entry.workers.values() if each.phase is Phase.READY}
                 assert len(ready) <= 1, "two generations that must not run at once"
-            assert generations or not any(each.startswith(f"{entry.name}.") for each in self.runner.running)
+            running = [each for each in self.runner.running if each.startswith(f"{entry.name}.")]
+            hook = entry.hook is not None and entry.hook.placement is not None
+            assert generations or hook or not running
             again = Entry(entry.config)
             restore(again, record_of(entry))
             assert (again.wanted, again.rests, again.overrides) == (
@@ -127,6 +134,8 @@ class Histories(RuleBasedStateMachine):
                 entry.rests,
                 entry.overrides,
             )
+            due = again.before_start_due, again.after_stop_due
+            assert due == (entry.before_start_due, entry.after_stop_due)
 
     def check_queued(self, entry: Entry) -> None:
         """Where no operation is under way, whose end brings the next decision, there is nothing to decide."""
@@ -161,7 +170,7 @@ class Histories(RuleBasedStateMachine):
             assert not entry.sleeps
         if state is State.STOPPING:
             assert entry.rests
-            assert workers
+            assert workers or entry.cleans_up
         if entry.ready:
             assert state is State.RUNNING
 
@@ -317,6 +326,8 @@ class Histories(RuleBasedStateMachine):
             assert len(entry.workers) == entry.size
             assert (entry.listener, entry.former, entry.vacates) == (Listener.OPEN, [], False)
         assert not phases & LEAVING
+        assert entry.hook is None
+        assert not entry.after_stop_due
 
 
 TestHistories = Histories.TestCase

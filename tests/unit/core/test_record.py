@@ -34,7 +34,8 @@ def test_every_persisted_field_is_restored() -> None:
         "code_since": 1.5, "preload_problem": "it opened a thread", "files": {"tls": "12ab"},
         "certificate_ends": 2.5, "called": True, "restart_times": [1.0], "restarts": 2, "restarting": 3,
         "recoveries": {"0": [3.0]}, "recovering": {"step": "restart"}, "automatic": 4, "canary_generation": 5,
-        "stopped_with": ["db"], "canary_share": 0.1, "socket_found": "program",
+        "stopped_with": ["db"], "canary_share": 0.1, "socket_found": "program", "before_start_due": True,
+        "after_stop_due": True,
     }  # fmt: skip
     before, after = entry(), entry()
     for name, value in values.items():

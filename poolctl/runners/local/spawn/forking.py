@@ -22,6 +22,8 @@ from ...worker_spec import (
     Spec,
     app_spec,
     argument_vector,
+    hook_config,
+    hook_id,
     sealed_files,
     spec_file,
     tls_contents,
@@ -145,6 +147,15 @@ class Forker:
             forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from, woken)
         )
 
+    async def fork_hook(self, server: ServerConfig, hook: str) -> LocalWorker:
+        """The process of a command of the server's `hooks`, made as a worker is. Raises ServerError, WorkerFailed."""
+        await self.room.enter()
+        program = hook_config(server, hook)
+        forked_from = self._source(program)
+        return await self._zygotes.twice(
+            forked_from, lambda: self._fork_once(program, 0, 0, [], forked_from, woken=False, hook=hook)
+        )
+
     async def check(self, server: ServerConfig) -> None:
         """Return if a worker could be forked: its interpreter, user, files and program exist.
 
@@ -202,6 +213,7 @@ class Forker:
         sockets: list[socket.socket],
         forked_from: Source,
         woken: bool,
+        hook: str = "",
     ) -> LocalWorker:
         app_zygote = await self._app_zygote(server)
         given = self.certificates.for_worker(server, generation)
@@ -217,7 +229,8 @@ class Forker:
             output, write = self._output.attach(server)
             if_failed.callback(self._output.discard, output)
             afterwards.callback(os.close, write)
-            spec["index"] = index
+            if not hook:
+                spec["index"] = index
             spec["woken"] = woken
             spec["orphanage"] = self._place(server, generation, index, output)
             inheritance = self._inheritance(
@@ -230,12 +243,15 @@ class Forker:
             if_failed.pop_all()
             pid, start = process
             # A program reports nothing itself: the logger knows its pid, if all other processes exit.
-            self._output.follow(output, pid, start, generation=generation, index=index)
+            self._output.follow(output, pid, start, generation=generation, index=index, hook=hook)
             placement = Placement.of(server.name, generation, index, where=f"pid {pid}", pid=pid)
             placement = replace(placement, certificate_ends=given.ends)
+            if hook:
+                placement = replace(placement, id=hook_id(server.name, hook))
             spoken = None if server.command else protocol(server)
             worker = LocalWorker(self._children, self._events, placement, server, output, spoken)
             worker.start, worker.place, worker.tally = start, inheritance.place, inheritance.tally
+            worker.hook = hook
             worker.preloaded = isinstance(app_zygote, AppZygote)
             worker.answered.add_done_callback(
                 functools.partial(self.certificates.keep_if_ready, server, generation, given)

@@ -1,0 +1,148 @@
+"""The commands of a server's `hooks`: begun, limited in time, and the consequences of their ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from poolctl.clock import Clock
+from poolctl.runners.runner_protocol import Exit, Placement, Runner
+from poolctl.units import format_duration
+
+from .decision_input import BEFORE_START, Desired
+from .failure_output import LINES_READ, cause_of, is_quoted, last_lines
+from .server_changes import Event, Recorder, Workqueue
+from .server_entry import Entry, RunningHook
+from .worker_lifecycle import WorkerLifecycle, explained, given_up
+
+_NOT_HERE = "its runner makes no processes: run the pool with `poolctl start`, or leave `hooks` out"
+
+logger = logging.getLogger("poolctl.supervisor")
+
+
+class ServerHooks:
+    """Runs hooks, one of a server at a time. A start waits for its hook, and fails with it; a stop only waits."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        clock: Clock,
+        queue: Workqueue,
+        workers: WorkerLifecycle,
+        recorder: Recorder,
+    ) -> None:
+        self._runner = runner
+        self._clock = clock
+        self._queue = queue
+        self._workers = workers
+        self._recorder = recorder
+
+    def begin(self, entry: Entry, hook: RunningHook) -> None:
+        """Run the hook; one with a placement was begun by another supervisor."""
+        entry.hook = hook
+        self._queue.run(self._run(entry, hook))
+
+    def end(self, entry: Entry) -> None:
+        """Ask the hook that runs to end, and kill it after the server's `stop_timeout`."""
+        assert entry.hook is not None
+        entry.hook.ends = True
+        if entry.hook.placement is not None:
+            self._queue.run(self._stop(entry.hook.placement, entry.config.stop_timeout))
+
+    def kill(self, entry: Entry) -> None:
+        """End the hook that runs at once, and run none after the stop under way."""
+        if entry.after_stop_due:
+            entry.warnings.append(f"{entry.name}: was killed: hooks.after_stop was not run to its end")
+            entry.after_stop_due = False
+        if entry.hook is not None:
+            entry.hook.ends = True
+            if entry.hook.placement is not None:
+                self._queue.run(self._stop(entry.hook.placement, 0))
+
+    async def _run(self, entry: Entry, hook: RunningHook) -> None:
+        begun_at = self._clock.time()
+        exit_, hint = await self._outcome(entry, hook)
+        message = ""
+        if not (exit_.ok or hook.ends):
+            how = exit_.message if exit_.signal is None else f"was {exit_.message}"
+            message = await self._message(entry, f"hooks.{hook.name} {how}", begun_at)
+        entry.hook = None
+        if hook.name == BEFORE_START:
+            self._started(entry, hook, exit_, message, hint, begun_at)
+        else:
+            entry.after_stop_due = False
+            if message:
+                self._report(entry, message)
+        self._queue.touch(entry, progressed=True)
+
+    async def _outcome(self, entry: Entry, hook: RunningHook) -> tuple[Exit, str]:
+        """How the hook ended, or why it was not begun, and a hint."""
+        config = entry.config
+        if hook.name == BEFORE_START:
+            limit = config.start_timeout
+        else:
+            limit = config.stop_timeout
+            if entry.stop_seconds is not None:
+                limit = min(limit, entry.stop_seconds)
+        hooks = self._runner.capabilities.hooks
+        if hooks is None:
+            return Exit(message="cannot be run"), _NOT_HERE
+        if hook.placement is None:
+            try:
+                hook.placement = await hooks.begin_hook(config, hook.name)
+            except Exception as error:
+                message, hint = explained(error)
+                return Exit(message=f"cannot be run: {message}"), hint
+        exit_ = await self._end_of(hook, hook.placement, limit)
+        hint = f"poolctl logs {entry.name}"
+        if exit_.status is None and exit_.signal is None:
+            which = "start_timeout" if hook.name == BEFORE_START else "stop_timeout"
+            hint += f"; {which} says how long it may take"
+        return exit_, hint
+
+    async def _end_of(self, hook: RunningHook, placement: Placement, limit_seconds: float) -> Exit:
+        """How it ended; without status and signal if it was too late."""
+        ending = asyncio.ensure_future(self._runner.watch(placement))
+        if hook.ends:
+            # That was decided before it had a process.
+            await self._stop(placement, 0)
+        await asyncio.wait({ending}, timeout=limit_seconds)
+        if ending.done():
+            return ending.result()
+        await self._stop(placement, 0)
+        await ending
+        return Exit(message=f"had not ended after {format_duration(limit_seconds)}, and was killed")
+
+    async def _stop(self, placement: Placement, seconds: float) -> None:
+        # One that not even SIGKILL ends is waited for all the same: its server cannot be started before.
+        with contextlib.suppress(TimeoutError):
+            await self._runner.stop(placement, seconds)
+
+    async def _message(self, entry: Entry, message: str, since: float) -> str:
+        """The message with the reason that the hook printed."""
+        lines = await last_lines(self._runner, entry.name, LINES_READ, since)
+        reason = cause_of(lines, entry.config).text
+        return f"{message}: {reason}" if reason and not is_quoted(reason, message) else message
+
+    def _started(
+        self, entry: Entry, hook: RunningHook, exit_: Exit, message: str, hint: str, begun_at: float
+    ) -> None:
+        if hook.ends:
+            return  # it is run again if the server has been started meanwhile
+        if not message:
+            entry.before_start_due = False
+        elif entry.wanted:
+            # The lines that it printed belong to the report of the failure.
+            entry.failed_since = begun_at
+            entry.last_exit, entry.next_step = exit_, given_up(entry)
+            self._workers.note(entry, message, hint)
+            entry.become(Desired.FAILED)
+
+    def _report(self, entry: Entry, message: str) -> None:
+        entry.warnings.append(f"{entry.name}: {message}")
+        logger.warning("%s: %s", entry.name, message)
+        cause = entry.cause.cause if entry.cause is not None else ""
+        self._recorder.emit(
+            Event("lifecycle", "hook failed", entry.name, entry.config.key, message, cause=cause)
+        )
