@@ -33,8 +33,11 @@ IMPLIED = (
     "NotifyAccess",
     "RemainAfterExit",
 )
+_HOOKS = {"ExecStartPre": "before_start", "ExecStopPost": "after_stop"}
+_PREFIXES = "-@:+!|"  # of a command
 NETWORK = re.compile(r".*\.(target|socket|slice|mount)|systemd-.*|dbus\.service")
 _entry = re.compile(r"([A-Za-z][A-Za-z0-9]*)\s*=\s*(.*)", re.DOTALL)
+_variable = re.compile(r"(?<!\$)\$[A-Za-z_{]")
 _time = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
 _UNITS = {
     "": "s", "s": "s", "sec": "s", "second": "s", "seconds": "s", "ms": "ms", "msec": "ms", "m": "m", "min": "m",
@@ -103,10 +106,10 @@ def _settings(text: str) -> Iterator[Setting]:
 
 
 def _take_start(server: ForeignServer, start: Setting, stem: str) -> None:
-    line = start.value.lstrip("-@:+!|")
+    line = start.value.lstrip(_PREFIXES)
     if start.value != line and "@" in start.value[: len(start.value) - len(line)]:
         server.remark(start.line, "ExecStart=@…: the program has its own name as its first argument")
-    if re.search(r"(?<!\$)\$[A-Za-z_{]", line):
+    if _variable.search(line):
         # systemd replaces variables of the unit's own environment; a shell does so in its place.
         server.set("command", ["sh", "-c", f"exec {_specifiers(line, stem)}"])
         return
@@ -122,7 +125,7 @@ def _take(server: ForeignServer, setting: Setting, stem: str, directory: str) ->
     _, name, value, line = setting
     value = _specifiers(value, stem)
     try:
-        words = shlex.split(value) if name in ("Environment", "ExecStartPre", "ExecStopPost") else []
+        words = shlex.split(value) if name == "Environment" or name in _HOOKS else []
     except ValueError as problem:
         server.remark(line, f"{name}={value}: it cannot be read ({problem})")
         return
@@ -161,9 +164,8 @@ def _take(server: ForeignServer, setting: Setting, stem: str, directory: str) ->
         server.set("limits.open_files", int(value))
     elif name in ("MemoryMax", "MemoryLimit", "MemoryHigh") and (size := _size.fullmatch(value)):
         server.set("limits.memory", size[1] + (f"{size[2]}iB" if size[2] else "B"))
-    elif name in ("ExecStartPre", "ExecStopPost"):
-        instead = "a job in depends_on runs before the server" if name == "ExecStartPre" else "no equivalent"
-        server.remark(line, f"{name}={value}: {instead}")
+    elif name in _HOOKS:
+        _take_hook(server, setting, stem)
     elif name == "Type":
         _take_type(server, value, line)
     elif name in ("After", "Requires", "Wants", "BindsTo", "PartOf"):
@@ -178,6 +180,27 @@ def _take(server: ForeignServer, setting: Setting, stem: str, directory: str) ->
             server.remark(line, f"{name}={' '.join(others)}: depends_on, once it is a server of this file")
     elif name not in IMPLIED and setting.section in ("Service", "Unit"):
         server.remark(line, f"{name}={value}: no equivalent")
+
+
+def _take_hook(server: ForeignServer, setting: Setting, stem: str) -> None:
+    """Take over one command before the start and one after the stop; systemd allows several of each."""
+    hook, line = _HOOKS[setting.name], setting.value.lstrip(_PREFIXES)
+    prefixes = setting.value[: len(setting.value) - len(line)]
+    what = f"{setting.name}={_specifiers(setting.value, stem)}"
+    if not line:
+        server.keys.get("hooks", {}).pop(hook, None)  # as systemd does
+        if not server.keys.get("hooks", True):
+            del server.keys["hooks"]
+    elif hook in server.keys.get("hooks", {}):
+        server.remark(setting.line, f"{what}: hooks.{hook} is one command; put all of them into a script")
+    elif set(prefixes) & set("@+!|"):
+        server.remark(setting.line, f"{what}: no equivalent of {prefixes}")
+    elif "-" in prefixes:
+        server.set(f"hooks.{hook}", ["sh", "-c", f"{_specifiers(line, stem)} || true"])
+    elif _variable.search(line) and ":" not in prefixes:
+        server.set(f"hooks.{hook}", ["sh", "-c", f"exec {_specifiers(line, stem)}"])
+    else:
+        server.set(f"hooks.{hook}", shlex.split(_specifiers(line.replace("$$", "$"), stem)))
 
 
 def _take_type(server: ForeignServer, value: str, line: int) -> None:

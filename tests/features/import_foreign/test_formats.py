@@ -329,8 +329,13 @@ def test_two_servers_with_one_address_are_not_both_written(imported: Import, tmp
         ),
         (
             "a.service",
-            "[Service]\nExecStart=/bin/a\nExecStartPre=/bin/b\n",
-            "3: ExecStartPre=/bin/b: a job in",
+            "[Service]\nExecStart=/bin/a\nExecStartPre=/bin/b\nExecStartPre=/bin/c d\n",
+            "4: ExecStartPre=/bin/c d: hooks.before_start is one command",
+        ),
+        (
+            "a.service",
+            "[Service]\nExecStart=/bin/a\nExecStopPost=+/bin/b\n",
+            "3: ExecStopPost=+/bin/b: no equivalent of +",
         ),
         ("a.service", "[Service]\nExecStart=/bin/a\nUser=a b\n", '3: user = "a b": '),
         ("s.conf", "[program:a]\ncommand=a\numask=999\n", '3: umask = "999": '),
@@ -342,6 +347,26 @@ def test_value_that_cannot_be_taken_over_is_a_remark(
     said = imported(text, name)
     assert len(said.servers) == 1
     assert [each for each in said.remarks if each.startswith(f"{name}:{remark}")], said.remarks
+
+
+def test_commands_around_a_unit_are_hooks(imported: Import, tmp_path: Path) -> None:
+    text = """
+        [Service]
+        ExecStartPre=/bin/old
+        ExecStartPre=
+        ExecStart=/bin/a
+        ExecStartPre=/bin/b --name=%N 'two words'
+        ExecStopPost=-/bin/rm -r $RUNTIME_DIRECTORY
+    """
+    said = imported(text, "shop.service")
+    assert said.servers["shop"]["hooks"] == {
+        "before_start": ["/bin/b", "--name=shop", "two words"],
+        "after_stop": ["sh", "-c", "/bin/rm -r $RUNTIME_DIRECTORY || true"],
+    }
+    assert_valid(tmp_path, said.text)
+    of_variables = "[Service]\nExecStart=/bin/a\nExecStartPre=/bin/mkdir ${HOME}/x\n"
+    hooks = imported(of_variables, "a.service").servers["a"]["hooks"]
+    assert hooks == {"before_start": ["sh", "-c", "exec /bin/mkdir $${HOME}/x"]}, "a file's ${ is $${"
 
 
 def test_signal_and_umask_of_a_program(imported: Import) -> None:
