@@ -144,7 +144,7 @@ house:
 entered: venv
 	@$(BIN)/python .ci/entered-files
 
-completions: venv
+completions: dev
 	@mkdir -p completions
 	@$(BIN)/poolctl completion bash >completions/poolctl.bash
 	@$(BIN)/poolctl completion zsh >completions/_poolctl

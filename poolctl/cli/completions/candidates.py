@@ -1,9 +1,8 @@
-"""The words that a shell asks for: names, tags, backends and pools.
+"""What a shell offers for the last word of a command line: `poolctl __complete WORD...`.
 
-`poolctl __complete targets|servers|tags|pools|backends [-c FILE]… [--pool NAME]` prints words, one a line. It is quick,
-it never fails and never prints anything else, because it runs on every press of Tab. Targets are the names of servers,
-and their addresses once a word has been begun (`--word WORD`); with `--describe` a tab and the state, or the name,
-follow.
+Each line of the answer is a word that begins as the last one does; a tab and its meaning follow where that is known.
+`:files`, `:directories` and `:command` leave the word to the shell: a path, or a command of the user's after `--`.
+It is quick, it never fails and never prints anything else, because it runs on every press of Tab.
 """
 
 from __future__ import annotations
@@ -11,55 +10,179 @@ from __future__ import annotations
 import os
 import re
 import sys
-from itertools import pairwise
 
-from poolctl.cli.command import BACKEND_ACTIONS
+from poolctl.cli.command import (
+    BACKEND_ACTIONS,
+    BACKENDS,
+    COMMON,
+    DIRECTORIES,
+    FILES,
+    HELP_OPTION,
+    LIST,
+    POOLS,
+    SERVERS,
+    TAGS,
+    TARGETS,
+    VERSION_OPTION,
+    Command,
+    Option,
+    command_named,
+    names,
+)
 from poolctl.cli.pool_ref import PoolRef
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    Offer = tuple[str, str]  # a word, and what it means
     Server = tuple[str, str, str, tuple[str, ...]]  # name, address, state, tags
 
 ANSWER_SECONDS = 1.0
 # Words that would have to be quoted are left to the fingers.
-_word = re.compile(r"[A-Za-z0-9._@%+,:/-]+")
+_word = re.compile(r"[A-Za-z0-9._@%+,:=/-]+")
 
 
-def complete(args: Sequence[str]) -> int:
-    """Print the words; 0 whatever happens."""
+def complete(words: Sequence[str]) -> int:
+    """Print what may stand in the place of the last word; 0 whatever happens."""
     try:
-        kind, *words = args
-        found = _pools() if kind == "pools" else _words(kind, words)
-        sys.stdout.write("".join(f"{line}\n" for line in found if _word.fullmatch(line.partition("\t")[0])))
+        found = [(word, meaning) for word, meaning in _offers(words) if _word.fullmatch(word)]
+        sys.stdout.write("".join(f"{word}\t{meaning}".rstrip() + "\n" for word, meaning in found))
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt):
         return 0
     return 0
 
 
-def _words(kind: str, words: list[str]) -> Iterable[str]:
-    """Names or tags of the pool that -c and --pool name in the unfinished command line; `~` is as it was typed."""
+def _offers(words: Sequence[str]) -> Iterable[Offer]:
+    *before, last = words or [""]
+    own = before.index("--") if "--" in before else None
+    line = _CommandLine(before[:own])
+    if own is not None:
+        return [(":command", "")] if line.command and line.command.takes_command else []
+    if line.awaiting:
+        return _values(line, line.awaiting, last)
+    if last.startswith("-"):
+        option, head, value = line.split(last)
+        if option and value is not None:
+            return [
+                (word if word.startswith(":") else head + word, meaning)
+                for word, meaning in _values(line, option, value)
+            ]
+        return [(word, _sentence(each.help)) for word, each in line.options.items() if word.startswith(last)]
+    if not line.verb or (line.verb == "help" and not line.arguments):
+        return _commands(last)
+    argument = line.argument()
+    return _values(line, argument, last) if argument else []
+
+
+def _commands(begun: str) -> list[Offer]:
+    """The commands that begin like this: only their modules are imported for what they say of themselves."""
+    found = [(verb, command_named(verb)) for verb in names() if verb.startswith(begun)]
+    return [(verb, _sentence(command.help)) for verb, command in found if command]
+
+
+def _sentence(help: str) -> str:
+    return help.removesuffix(".")
+
+
+class _CommandLine:
+    """The words before the last one: the command, its options and arguments, and the option whose value comes next."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.verb = ""
+        self.command: Command | None = None
+        self.options = _by_spelling((*COMMON, VERSION_OPTION, HELP_OPTION))
+        self.values: dict[str, list[str]] = {}
+        self.arguments = 0
+        self.awaiting: Option | None = None
+        for word in map(_unquoted, words):
+            self._take(word)
+
+    def _take(self, word: str) -> None:
+        if self.awaiting:
+            self.values.setdefault(self.awaiting.key, []).append(word)
+            self.awaiting = None
+        elif word.startswith("-"):
+            option, _, value = self.split(word)
+            if option and value is not None:
+                self.values.setdefault(option.key, []).append(value)
+            elif option and option.takes_value:
+                self.awaiting = option
+        elif self.verb:
+            self.arguments += 1
+        else:
+            self.verb, self.command = word, command_named(word)
+            if self.command:
+                self.options = _by_spelling((*self.command.options, HELP_OPTION))
+
+    def split(self, word: str) -> tuple[Option | None, str, str | None]:
+        """The option of a word, the text before its value, and the value; None if the word has none."""
+        name, equals, value = word.partition("=")
+        if not word.startswith("--") and len(word) > 2:
+            name, equals, value = word[:2], "=" * (word[2] == "="), word[2:].removeprefix("=")
+        elif not equals:
+            return self.options.get(word), word, None
+        option = self.options.get(name)
+        return (option, name + equals, value) if option and option.takes_value else (None, word, None)
+
+    def argument(self) -> Option | None:
+        """The argument whose place the last word has."""
+        declared = self.command.arguments if self.command else []
+        if self.arguments < len(declared):
+            return declared[self.arguments]
+        return declared[-1] if declared and declared[-1].kind == LIST else None
+
+
+def _by_spelling(options: Iterable[Option]) -> dict[str, Option]:
+    return {spelling: option for option in options for spelling in option.spellings}
+
+
+def _unquoted(word: str) -> str:
+    """The word as the command would get it: bash and zsh hand over what has been typed."""
+    if "'" not in word and '"' not in word and "\\" not in word:
+        return word
+    import shlex
+
+    try:
+        parts = shlex.split(word)
+    except ValueError:
+        return word
+    return parts[0] if len(parts) == 1 else word
+
+
+def _values(line: _CommandLine, option: Option, begun: str) -> list[Offer]:
+    """The values of an option or argument that begin like this."""
+    if option.completes in (FILES, DIRECTORIES):
+        return [(f":{option.completes}", "")]
+    offers: Iterable[Offer] = ((word, "") for word in option.words)
+    if option.key == "output" and "name" in option.words and line.command:
+        head = "".join(begun.rpartition(",")[:2])  # fields with commas between them
+        forms = () if head else option.words
+        offers = ((head + word, "") for word in dict.fromkeys((*forms, *line.command.fields)))
+    elif option.completes:
+        offers = _pools() if option.completes == POOLS else _of_pool(line, option.completes, begun)
+    return [(word, meaning) for word, meaning in offers if word.startswith(begun)]
+
+
+def _of_pool(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
+    """What there is in the pool that -c and --pool name; `~` is as it was typed."""
     from poolctl.cli.command_line import CommandRequest
     from poolctl.cli.pool_ref import find_pool
 
-    describe = "--describe" in words
-    pairs = list(pairwise(word for word in words if word != "--describe"))
-    files = [os.path.expanduser(value) for option, value in pairs if option in ("-c", "--config")]
-    pool = next((value for option, value in pairs if option == "--pool"), None)
-    found = find_pool(CommandRequest("list", {"config": files, "pool": pool}), missing_ok=True)
-    if kind in ("backends", "hosts"):  # the second from a script of an earlier version
-        return [*BACKEND_ACTIONS, *_backends(found)]
-    servers = _servers(found)
-    if kind == "tags":
-        return sorted({tag for *_, tags in servers for tag in tags})
-    if kind == "targets":
-        begun = any(option == "--word" and value for option, value in pairs)
-        lines = [(name, state) for name, _, state, _ in servers]
-        lines += [(bind, name) for name, bind, _, _ in servers if begun]
-        return [f"{word}\t{about}" if describe and about else word for word, about in lines if word]
-    return [name for name, *_ in servers if name] if kind == "servers" else []
+    files = [os.path.expanduser(path) for path in line.values.get("config", [])]
+    named = line.values.get("pool", [None])[-1]
+    pool = find_pool(CommandRequest("list", {"config": files, "pool": named}), missing_ok=True)
+    if kind == BACKENDS:
+        actions = () if line.arguments else BACKEND_ACTIONS
+        return [(word, "") for word in (*actions, *_backends(pool))]
+    servers = _servers(pool)
+    if kind == TAGS:
+        return [(tag, "") for tag in sorted({tag for *_, tags in servers for tag in tags})]
+    offers = [(name, state) for name, _, state, _ in servers if kind in (SERVERS, TARGETS)]
+    if kind == TARGETS and begun:
+        offers += [(bind, name) for name, bind, _, _ in servers]
+    return offers
 
 
 def _backends(pool: PoolRef) -> list[str]:
@@ -98,8 +221,9 @@ def _in_files(paths: Sequence[str]) -> Iterator[Server]:
             yield str(each.get("name") or ""), bind, "", tuple(map(str, each.get("tags") or ()))
 
 
-def _pools() -> list[str]:
+def _pools() -> list[Offer]:
     from poolctl.control.pool_paths import candidates
 
     roots = [root for root in candidates(os.environ) if os.path.isdir(root)]
-    return sorted({entry[1:] for root in roots for entry in os.listdir(root) if entry.startswith("@")})
+    found = {entry[1:] for root in roots for entry in os.listdir(root) if entry.startswith("@")}
+    return [(name, "") for name in sorted(found)]

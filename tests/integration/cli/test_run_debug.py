@@ -12,8 +12,8 @@ import pytest
 
 from tests.configuration import server
 from tests.http_get import Reply, get
-from tests.integration.cli.terminal import Terminal
 from tests.real_pool import HELLO_APP, RealPool
+from tests.terminal import Terminal
 
 STOPS = HELLO_APP.replace(
     '    await send({"type": "http.response.start"',

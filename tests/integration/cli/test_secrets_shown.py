@@ -8,10 +8,10 @@ import pytest
 
 from tests.configuration import server
 from tests.http_get import get
-from tests.integration.cli.terminal import Terminal
 from tests.integration.processes.test_withheld_variables import REPORT
 from tests.ports import claim_port
 from tests.real_pool import HELLO_APP, RealPool
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.unmeasured
 

@@ -12,9 +12,9 @@ from poolctl.cli.supervisor_requests import DELAY_SECONDS
 from poolctl.control.pool_paths import pool_key
 from tests.deadline import wait_until
 from tests.http_get import get
-from tests.integration.cli.terminal import Terminal
 from tests.real_pool import RealPool
 from tests.stand_in import always, item, stand_in
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.unmeasured
 

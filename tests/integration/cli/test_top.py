@@ -14,9 +14,9 @@ import pytest
 
 from poolctl.control.pool_paths import pool_key
 from tests.deadline import wait_until
-from tests.integration.cli.terminal import Terminal
 from tests.real_pool import RealPool
 from tests.stand_in import Send, item, result, stand_in
+from tests.terminal import Terminal
 
 
 @pytest.fixture

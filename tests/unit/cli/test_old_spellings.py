@@ -6,7 +6,6 @@ import pytest
 
 from poolctl.cli.command import command_named, names
 from poolctl.cli.command_line import current_spellings
-from poolctl.cli.completions.scripts import SHELLS, script
 from tests.stand_in import always
 
 from .conftest import Command, Supervised
@@ -62,10 +61,9 @@ def test_note_goes_to_standard_error_in_both_lanes(
     assert [body["options"]["force"] for verb, body in requests if verb == "restart"] == [True]
 
 
-def test_old_spellings_are_neither_shown_nor_completed() -> None:
+def test_old_spellings_are_neither_shown_nor_completed(poolctl: Command) -> None:
     assert len(RENAMED) == 5
     for name, option in RENAMED:
         assert not {*option.old} & {each for other in command_named(name).options for each in other.spellings}  # type: ignore[union-attr]
-    for shell in SHELLS:
-        assert "rollout:--for" not in script(shell)
-        assert "rollout:--force" not in script(shell)
+        for spelling in option.old:
+            assert poolctl("__complete", name, spelling).out == ""
