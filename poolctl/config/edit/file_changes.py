@@ -88,7 +88,7 @@ class Parts:
     """
 
     def __init__(self, text: str, positions: dict[Path, tuple[int, int]], servers: Path) -> None:
-        self.lines = lines_of(text)
+        self.lines = _lines_of(text)
         self._new = [*self.lines, ""]
         starts: list[int] = []
         while (place := positions.get((*servers, len(starts)))) is not None:
@@ -171,14 +171,14 @@ class Parts:
         self._new[at] = "\n" * unended + "\n" * bool(at) + text + "\n" * follows + self._new[at]
 
 
-def lines_of(text: str) -> list[str]:
+def _lines_of(text: str) -> list[str]:
     """The lines of a text with their ends; only a line feed ends a line."""
     return _line.findall(text)
 
 
 def in_layout_of(text: str, changed: str) -> str:
     """The changed text without the empty lines that tomlkit adds."""
-    lines, after = lines_of(text), lines_of(changed)
+    lines, after = _lines_of(text), _lines_of(changed)
     matcher = difflib.SequenceMatcher(None, lines, after, autojunk=False)
     for tag, start, end, new_start, new_end in reversed(matcher.get_opcodes()):
         if tag != "equal":

@@ -120,7 +120,7 @@ class _Builder:
         if stack and not stack[-1].waiting and type(stack[-1].values) is dict:
             pass  # a key is its text: a variable may be called NO
         elif not event.style and event.tag is None:
-            value = plain(value, event)
+            value = _plain(value, event)
         elif event.tag not in _PLAIN_TAGS:
             raise _refused(event, f"the tag {event.tag!r} is not allowed", "take it out")
         if event.anchor:
@@ -215,7 +215,7 @@ def _merges(event: Event) -> bool:
     return getattr(event, "value", None) == MERGE and not event.style
 
 
-def plain(text: str, event: Event = None) -> Tree:
+def _plain(text: str, event: Event) -> Tree:
     """What a scalar without quotes says: null, a truth value, a number, or its text."""
     if text in _BOOLEANS:
         return _BOOLEANS[text]
