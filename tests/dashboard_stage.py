@@ -65,12 +65,12 @@ class Stage:
 
         self._thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
         self._thread.start()
-        assert begun.wait(10)
+        assert begun.wait(60)
 
     def end(self) -> None:
         if self._thread is not None:
             self._loop.call_soon_threadsafe(self._over.set)
-            self._thread.join(10)
+            self._thread.join(60)
             self._thread = None
 
     def close(self) -> None:

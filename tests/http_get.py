@@ -23,7 +23,7 @@ class Reply(NamedTuple):
 
 
 def get(
-    where: int | str, path: str = "/", *, headers: dict[str, str] | None = None, timeout_seconds: float = 30.0
+    where: int | str, path: str = "/", *, headers: dict[str, str] | None = None, timeout_seconds: float = 60.0
 ) -> Reply:
     """One GET on a connection of its own.
 

@@ -28,9 +28,9 @@ async def app(scope, receive, send):
 def connect(where: int | str) -> socket.socket:
     """A connection to a port of 127.0.0.1, or to the path of a Unix socket."""
     if isinstance(where, int):
-        return socket.create_connection(("127.0.0.1", where), timeout=20)
+        return socket.create_connection(("127.0.0.1", where), timeout=60)
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(20)
+    sock.settimeout(60)
     sock.connect(where)
     return sock
 

@@ -36,7 +36,6 @@ class NotifySocket:
         """The newest line that begins so, once there are that many."""
         wait_until(
             lambda: len([line for line in self.lines if line.startswith(start)]) >= times,
-            timeout_seconds=30,
             what=lambda: f"{start} in {self.messages}",
         )
         return [line for line in self.lines if line.startswith(start)][-1]

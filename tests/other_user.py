@@ -61,7 +61,7 @@ def error_as_other_user(*argv: str) -> str:
     """The error of this command as another user, "" when it ended with 0."""
     try:
         done = subprocess.run(
-            [*AS_OTHER_USER.split(), *argv], cwd="/", capture_output=True, text=True, timeout=30
+            [*AS_OTHER_USER.split(), *argv], cwd="/", capture_output=True, text=True, timeout=60
         )
     except FileNotFoundError as missing:
         return str(missing)

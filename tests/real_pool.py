@@ -245,8 +245,8 @@ class RealPool:
         self.warm = True  # how the command is started no longer matters
         for info in self.runtime.glob("*/info.json"):
             files = [option for file in json.loads(info.read_text())["files"] for option in ("-c", file)]
-            self.run(*files, "stop", timeout_seconds=30)
-        deadline = time.monotonic() + 5
+            self.run(*files, "stop")
+        deadline = time.monotonic() + 30
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.01)
         for pid in left:

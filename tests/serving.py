@@ -37,7 +37,7 @@ class Engine(NamedTuple):
         factory = uvicorn.Config("", loop=self.loop).get_loop_factory()  # type: ignore[arg-type]
         with asyncio.Runner(loop_factory=factory) as runner:
             try:
-                return runner.run(asyncio.wait_for(work, 20))
+                return runner.run(asyncio.wait_for(work, 60))
             finally:
                 runner.run(_hang_up())
 
@@ -90,8 +90,8 @@ class App:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Return when it is true; fails the test when it is not within ten seconds."""
-    async with asyncio.timeout(10):
+    """Return when it is true; fails the test when it is not within 30 seconds."""
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
 

@@ -84,11 +84,11 @@ def stand_in(path: Path, answer: Answer) -> Iterator[list[tuple[str, dict[str, A
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
     try:
-        assert started.wait(10)
+        assert started.wait(60)
         yield requests
     finally:
         loop.call_soon_threadsafe(over.set)
-        thread.join(10)
+        thread.join(60)
         loop.close()
 
 
