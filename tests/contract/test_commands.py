@@ -114,16 +114,18 @@ def test_dependents_are_started_after_and_stopped_before_unless_left_out(
     late = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\n"
     real_pool.write("late.py", late + (real_pool.directory / "hello.py").read_text())
     needs = 'depends_on = [{ name = "db", condition = "started" }, "cache"]'
-    text = server("web", free_port(), needs) + server("db", free_port(), app="late:app")
+    text = server("web", free_port(), needs) + server(
+        "db", free_port(), 'start_timeout = "2m"', app="late:app"
+    )
     real_pool.write(
         "pool.toml",
         text + server("cache", free_port(), 'depends_on = ["store"]') + server("store", free_port()),
     )
     real_pool.ok("start", "web", "--no-wait")
-    real_pool.ok("wait", "web", "--timeout", "20")
+    real_pool.ok("wait", "web", "--timeout", "40")
     assert states(real_pool) == {"web": "running", "db": "starting", "cache": "running", "store": "running"}
     (real_pool.directory / "go").touch()
-    real_pool.ok("wait", "--timeout", "20")
+    real_pool.ok("wait", "--timeout", "40")
     stopped = real_pool.ok("stop", "store", "-o", "json")
     assert [item["name"] for item in stopped.json["items"]] == ["store"]
     assert "web" in stopped.stderr
@@ -195,7 +197,7 @@ def test_a_job_is_keyed_by_its_name_and_done_when_it_has_ended(real_pool: RealPo
     assert real_pool.ok("list", "job:good", "-o", "name").stdout == "good\n"
     assert real_pool.ok("walk", "-q", "good", "--", "echo", "{bind},{host},{port}").stdout == "job:good,,\n"
     real_pool.ok("start", "good")
-    real_pool.ok("wait", "good", "--timeout", "5")
+    real_pool.ok("wait", "good", "--timeout", "30")
     real_pool.ok("stop", "bad")
     assert "1 server ready" in real_pool.ok("status").stdout
 
@@ -203,12 +205,12 @@ def test_a_job_is_keyed_by_its_name_and_done_when_it_has_ended(real_pool: RealPo
 def test_an_interrupted_command_is_130_and_the_pool_goes_on(
     real_pool: RealPool, until: Any, free_port: Any
 ) -> None:
-    real_pool.write("hello.py", "import time\ntime.sleep(60)\n")
-    real_pool.write("pool.toml", server("web", free_port()))
+    real_pool.write("hello.py", "import time\ntime.sleep(600)\n")
+    real_pool.write("pool.toml", server("web", free_port(), 'start_timeout = "10m"'))
     starting = real_pool.spawn("start", "-o", "json")
-    until(lambda: real_pool.run("list", "-o", "state").stdout == "starting\n", timeout_seconds=20)
+    until(lambda: real_pool.run("list", "-o", "state").stdout == "starting\n")
     starting.send_signal(signal.SIGINT)
-    stdout, _ = starting.communicate(timeout=20)
+    stdout, _ = starting.communicate(timeout=60)
     assert starting.returncode == 130
     (told,) = json.loads(stdout)["errors"]
     assert told["code"] == 130
@@ -246,11 +248,11 @@ def test_client_of_a_running_pool_has_the_effects_of_the_commands(
     assert client.status()["summary"]["ready"] == 2
     assert client.show("a")["items"][0]["config"]["tags"] == ["x"]
     (pid,) = real_pool.items()["a"]["pids"]
-    assert client.restart("a", timeout=20)["items"][0]["pids"] != [pid]
+    assert client.restart("a", timeout=50)["items"][0]["pids"] != [pid]
     client.stop("a", wait=True)
     assert states(real_pool)["a"] == "stopped"
     client.start("a")
-    assert client.wait("a", until="ready", timeout=10)["items"][0]["ready"]
+    assert client.wait("a", until="ready", timeout=50)["items"][0]["ready"]
     with pytest.raises(PoolStartError) as failed:
         client.enable("bad")
     assert [(child.name, child.code) for child in failed.value.exceptions] == [("bad", 1323)]

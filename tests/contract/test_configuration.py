@@ -338,7 +338,7 @@ def test_a_hostile_file_ends_in_one_clear_error(real_pool: RealPool, file: str, 
     assert file in everything(done)
     assert len(everything(done)) < 20_000
     assert not (real_pool.directory / "hacked").exists()
-    assert took_seconds < 10, "it ends at all; the second that is promised is the benchmark's"
+    assert took_seconds < 40, "it ends at all; the second that is promised is the benchmark's"
 
 
 def test_an_unreadable_file_is_exit_5(real_pool: RealPool) -> None:

@@ -127,7 +127,7 @@ def test_a_pool_of_another_user_is_7(real_pool: RealPool) -> None:
     for command in ("list", "status", "stop"):
         done = subprocess.run(
             [*AS_OTHER_USER.split(), *real_pool.command(), command, "-o", "json"],
-            cwd=real_pool.directory, env=real_pool.env, capture_output=True, text=True, timeout=30,
+            cwd=real_pool.directory, env=real_pool.env, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.returncode == 7, done.stderr
         (told,) = json.loads(done.stdout)["errors"]

@@ -60,7 +60,7 @@ def ports(real_pool: RealPool, free_port: Callable[[], int]) -> dict[str, int]:
 def ask(port: int, path: str = "/", *headers: str) -> tuple[int, dict[str, Any]]:
     """The status, and what the app has told, of one request on a connection of its own."""
     lines = [f"GET {path} HTTP/1.1", "Host: a.test", "Connection: close", *headers]
-    with socket.create_connection(("127.0.0.1", port), 20) as connection:
+    with socket.create_connection(("127.0.0.1", port), 60) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     body = answer[answer.find(b"{") : answer.rfind(b"}") + 1]
@@ -82,10 +82,11 @@ def test_keys_of_http_limits_and_log_take_effect(
     until((real_pool.directory / "held").exists)
     assert ask(ports["one"])[0] == 503, "above the limit"
     (real_pool.directory / "go").touch()
-    held.join(20)
+    held.join(60)
+    assert not held.is_alive()
     until(lambda: ask(ports["one"])[0] == 200)
 
-    with socket.create_connection(("127.0.0.1", ports["brief"]), 10) as connection:
+    with socket.create_connection(("127.0.0.1", ports["brief"]), 60) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
         assert b"".join(iter(lambda: connection.recv(65536), b"")).startswith(b"HTTP/1.1 200"), (
             "then it is closed"
@@ -97,6 +98,7 @@ def test_keys_of_http_limits_and_log_take_effect(
     for name in ("loud", "h11", "plain"):
         assert ask(ports[name], "/seen?x=1")[0] == 200
     log = real_pool.directory / "loud.log"
+    until(log.exists)
     until(lambda: "/seen?x=1" in log.read_text() and "/seen?x=1" in real_pool.ok("logs", "h11").stdout)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {line["name"] for line in lines} == {"loud"}

@@ -81,7 +81,7 @@ def test_a_stopped_server_refuses_connections_and_leaves_no_process(real_pool: R
 def test_nothing_is_called_running_before_it_has_answered(real_pool: RealPool, until: Any) -> None:
     port = real_pool.write_hello()["web"]
     real_pool.write("slow.py", SLOW)
-    real_pool.write("pool.toml", server("web", port, "slow:app"))
+    real_pool.write("pool.toml", server("web", port, "slow:app", 'start_timeout = "2m"'))
     real_pool.ok("start", "--no-wait")
     until(lambda: real_pool.items()["web"]["state"] == "starting")
     item = real_pool.items()["web"]
@@ -89,7 +89,7 @@ def test_nothing_is_called_running_before_it_has_answered(real_pool: RealPool, u
     assert real_pool.run("status").code == 3
     assert real_pool.run("wait", "--timeout", "0.3").code == 124
     (real_pool.directory / "go").touch()
-    real_pool.ok("wait", "--for", "ready", "--timeout", "20")
+    real_pool.ok("wait", "--for", "ready", "--timeout", "40")
     assert real_pool.items()["web"]["ready"]
     real_pool.ok("status")
 
@@ -97,9 +97,12 @@ def test_nothing_is_called_running_before_it_has_answered(real_pool: RealPool, u
 def test_the_commands_own_timeout_is_124(real_pool: RealPool) -> None:
     port = real_pool.write_hello()["web"]
     real_pool.write("slow.py", SLOW)
-    real_pool.write("pool.toml", server("web", port, "slow:app"))
-    done = real_pool.run("start", "--timeout", "0.5")
-    assert done.code == 124, str(done)
+    real_pool.write("pool.toml", server("web", port, "slow:app", 'start_timeout = "2m"'))
+    for seconds in ("0.5", "5", "20"):  # in which the supervisor of a busy machine can answer
+        done = real_pool.run("start", "--timeout", seconds)
+        assert done.code == 124, str(done)
+        if "web" in done.stderr:
+            break
     assert "web" in done.stderr
 
 
@@ -114,7 +117,7 @@ def test_a_servers_own_start_timeout_is_its_failure(real_pool: RealPool) -> None
 
 
 def test_every_failure_is_listed_and_the_others_run(
-    real_pool: RealPool, free_port: Any, http_get: Any
+    real_pool: RealPool, free_port: Any, http_get: Any, until: Any
 ) -> None:
     good, bad, worse, taken = (free_port() for _ in range(4))
     real_pool.write_hello()
@@ -142,8 +145,7 @@ def test_every_failure_is_listed_and_the_others_run(
     assert {item["name"]: item["state"] for item in done.json["items"]} | {"good": "running"} == {
         "good": "running", "bad": "failed", "worse": "failed", "taken": "failed",
     }  # fmt: skip
-    assert refused(bad)
-    assert refused(worse)
+    until(lambda: refused(bad) and refused(worse))
     assert real_pool.run("status").code == 3
     assert "about to give up" in real_pool.ok("logs", "bad").stdout
 

@@ -151,9 +151,9 @@ def test_a_drained_server_answers_and_is_not_ready(pool: RealPool, http_get: Cal
     assert (item["state"], item["ready"]) == ("draining", False)
     assert http_get(pool.ports["a"]).status == 200
     assert pool.run("status").code == 3
-    pool.ok("wait", "a", "--for", "draining", "--timeout", "10")
+    pool.ok("wait", "a", "--for", "draining", "--timeout", "40")
     pool.ok("undrain", "a")
-    pool.ok("wait", "a", "--timeout", "10")
+    pool.ok("wait", "a", "--timeout", "40")
     assert pids(pool) == before
 
 
@@ -319,10 +319,14 @@ def test_save_of_yaml_and_json_is_2_and_prints_what_to_write_where(
 def test_the_commands_own_timeout_is_124_and_a_servers_is_its_failure(
     pool: RealPool, free_port: Callable[[], int]
 ) -> None:
-    pool.write("slow.py", "import time\ntime.sleep(60)\n")
+    pool.write("slow.py", "import time\ntime.sleep(600)\n")
     new = ["--bind", f"127.0.0.1:{free_port()}", "--app", "slow:app"]
-    late = pool.run("add", "slow", *new, "--timeout", "0.5", "-o", "json")
-    assert late.code == 124, str(late)
+    for seconds in ("0.5", "5", "20"):  # in which the supervisor of a busy machine can answer
+        late = pool.run("add", "slow", *new, "--timeout", seconds, "-o", "json")
+        assert late.code == 124, str(late)
+        if late.json["items"]:
+            break
+        pool.run("remove", "slow")
     assert [error["name"] for error in late.json["errors"]] == ["slow"]
     pool.ok("remove", "slow")
     failed = pool.run(
@@ -384,7 +388,7 @@ def test_connect_has_the_same_verbs_with_the_same_effects(
     for change in (client.drain, client.undrain, client.enable, client.disable, client.remove):
         with pytest.raises(poolctl.PoolParamError, match="without a selection would change"):
             change()
-    for timeout in (5, "5s", timedelta(seconds=5)):
+    for timeout in (50, "50s", timedelta(seconds=50)):
         assert client.start("a", timeout=timeout)["items"][0]["ready"]
     with pytest.raises(poolctl.PoolParamError, match="not a duration"):
         client.start("a", timeout="soon")
@@ -420,11 +424,17 @@ def test_connect_filters_walks_and_reads_logs_as_the_commands_do(
     assert client.walk(lambda item: seen.append(item["name"]))
     assert not client.walk(lambda item: False)
     assert seen == ["a", "b"]
-    written = pool.ok("logs", "a", "-n", "all", "-o", "json").stdout.splitlines()
-    found = [(line["name"], line["line"]) for line in client.logs("a", lines=None)]
-    assert found
-    assert len(found) == len(written)
-    assert {name for name, _ in found} == {"a"}
+
+    def read() -> list[tuple[str, str]]:
+        return [(line["name"], line["line"]) for line in client.logs("a", lines=None)]
+
+    def printed() -> list[tuple[str, str]]:
+        lines = map(json.loads, pool.ok("logs", "a", "-n", "all", "-o", "json").stdout.splitlines())
+        return [(line["name"], line["line"]) for line in lines]
+
+    # The last line of a worker may come between the two.
+    wait_until(lambda: (found := read()) and printed() == found)
+    assert {name for name, _ in read()} == {"a"}
     with pytest.raises(poolctl.PoolParamError):
         list(client.logs("nobody"))
 
@@ -456,7 +466,7 @@ def test_watch_applies_the_changed_file_and_tells_of_a_broken_one(
     pool.write("hello.py", HELLO_APP.replace("hello", "welcome"))
     wait_until(lambda: http_get(pool.ports["a"]).text.startswith("welcome"))
     watching.send_signal(signal.SIGINT)
-    watching.communicate(timeout=20)
+    watching.communicate(timeout=60)
     assert watching.returncode == 130
 
 

@@ -71,7 +71,7 @@ def make(free_port: Callable[[], int]) -> Make:
 def pool(make: Make) -> Iterator[Pool]:
     """Servers a, b, c, d, started."""
     pool = Pool([make(name) for name in "abcd"])
-    pool.start_sync(timeout=30)
+    pool.start_sync(timeout=60)
     yield pool
     pool.stop_sync()
     pool.join_sync()
@@ -172,7 +172,7 @@ def test_a_failed_restart_keeps_the_old_one_and_names_every_failure(pool: Pool, 
     a, b, c, _ = pool
     pool.merge(Pool([make("a", bind=a, app=failing), make("b", bind=b, app=failing)]))
     with pytest.raises(PoolRestartError) as caught:
-        pool.restart_sync(timeout=30)
+        pool.restart_sync(timeout=60)
     assert (caught.value.code, caught.value.error) == (1325, "ErrorPoolRestart")
     assert [(child.name, child.bind) for child in caught.value.exceptions] == [("a", a), ("b", b)]
     assert all("no database" in child.message for child in caught.value.exceptions)
@@ -266,9 +266,13 @@ async def slowly(scope: Any, receive: Any, send: Any) -> None:
 
 def test_a_timeout_passes_for_those_that_are_late_only(make: Make) -> None:
     pool = Pool([make("late", app=slowly), make("failing", app=failing), make("good")])
-    with pytest.raises(PoolStartError) as caught:
-        pool.start_sync(timeout=timedelta(seconds=1.5))
-    children = {child.name: child for child in caught.value.exceptions}
+    for seconds in (1.5, 6, 24):  # in which a busy machine starts the others
+        with pytest.raises(PoolStartError) as caught:
+            pool.start_sync(timeout=timedelta(seconds=seconds))
+        children = {child.name: child for child in caught.value.exceptions}
+        if sum(isinstance(child.__cause__, TimeoutError) for child in children.values()) == 1:
+            break
+        pool.stop_sync()
     assert children.keys() == {"late", "failing"}
     assert isinstance(children["late"].__cause__, TimeoutError)
     assert not isinstance(children["failing"].__cause__, TimeoutError)
@@ -285,7 +289,7 @@ def test_any_method_of_a_running_pool_from_any_thread(pool: Pool, make: Make) ->
 
     server = pool[first]
     orders: list[Callable[[ServerConfig], object]] = [
-        lambda mine: pool.restart_sync(timeout=30),
+        lambda mine: pool.restart_sync(timeout=60),
         lambda mine: server.restart_sync(),
         lambda mine: asyncio.run(server.restart()),
         lambda mine: pool.start_sync(),
@@ -308,7 +312,7 @@ def test_any_method_of_a_running_pool_from_any_thread(pool: Pool, make: Make) ->
 
     with ThreadPoolExecutor(4) as threads:
         for done in [threads.submit(visit, number) for number in range(4)]:
-            done.result(timeout=50)
+            done.result(timeout=100)
     for config in new:
         pool.delete(config.bind)
     pool.join_sync()
@@ -340,7 +344,7 @@ def test_server_removed_during_a_start_is_not_started(make: Make) -> None:
         server = pool.load_and_delete(later)
         pool.delete(last)
         go.set()
-        await asyncio.wait_for(asyncio.gather(*starting), 20)
+        await asyncio.wait_for(asyncio.gather(*starting), 60)
         return server
 
     server = asyncio.run(start_and_remove())

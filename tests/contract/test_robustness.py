@@ -24,10 +24,10 @@ def test_start_in_a_command_substitution_returns(real_pool: RealPool) -> None:
     script = Path(sys.executable).with_name("poolctl")
     done = subprocess.run(
         ["bash", "-c", f'exec 9>lock; flock -n 9; x=$("{script}" start 2>&1); echo "ended with $?"'],
-        cwd=real_pool.directory, env=real_pool.env, capture_output=True, text=True, timeout=30,
+        cwd=real_pool.directory, env=real_pool.env, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert "ended with 0" in done.stdout, done.stderr
-    again = subprocess.run(["flock", "-n", "lock", "true"], cwd=real_pool.directory, timeout=10)
+    again = subprocess.run(["flock", "-n", "lock", "true"], cwd=real_pool.directory, timeout=60)
     assert again.returncode == 0
 
 
@@ -35,7 +35,7 @@ def test_two_starts_at_once_make_one_pool(real_pool: RealPool, http_get: Any) ->
     port = real_pool.write_hello()["web"]
     both = [real_pool.spawn("start") for _ in range(2)]
     for process in both:
-        _, stderr = process.communicate(timeout=40)
+        _, stderr = process.communicate(timeout=60)
         assert process.returncode == 0, stderr
     assert http_get(port).status == 200
     assert len(real_pool.items()["web"]["pids"]) == 1
@@ -80,6 +80,6 @@ def test_waiting_without_a_supervisor_keeps_trying_until_the_timeout(real_pool: 
     assert real_pool.run("wait", "--timeout", "0.7").code == 124
     assert time.monotonic() - began >= 0.7
     real_pool.ok("wait", "--for", "stopped")
-    waiting = real_pool.spawn("wait", "--timeout", "30")
+    waiting = real_pool.spawn("wait", "--timeout", "100")
     real_pool.ok("start")
-    assert waiting.wait(timeout=30) == 0
+    assert waiting.wait(timeout=60) == 0

@@ -35,9 +35,9 @@ def test_run_serves_until_a_signal_and_leaves_nothing(
     pool: RealPool, until: Any, number: int, code: int
 ) -> None:
     running = pool.spawn("run")
-    until(lambda: all_ready(pool), timeout_seconds=20)
+    until(lambda: all_ready(pool))
     running.send_signal(number)
-    running.communicate(timeout=20)
+    running.communicate(timeout=50)
     assert running.returncode == code
     assert refused(pool.ports["a"])
     assert pool.processes() == {}
@@ -48,19 +48,19 @@ def test_a_signal_while_the_pool_comes_up_leaves_nothing(
     pool: RealPool, until: Any, number: int, code: int
 ) -> None:
     running = pool.spawn("run")
-    until(lambda: [*pool.runtime.glob("*/control.sock")], timeout_seconds=20)  # it is being launched
+    until(lambda: [*pool.runtime.glob("*/control.sock")])  # it is being launched
     running.send_signal(number)
-    running.communicate(timeout=20)
+    running.communicate(timeout=50)
     assert running.returncode == code
     assert pool.processes() == {}
 
 
 def test_a_vanished_run_takes_its_pool_with_it(pool: RealPool, until: Any) -> None:
     running = pool.spawn("run")
-    until(lambda: all_ready(pool), timeout_seconds=20)
+    until(lambda: all_ready(pool))
     running.kill()
-    running.communicate(timeout=20)
-    until(lambda: pool.processes() == {}, timeout_seconds=20)
+    running.communicate(timeout=50)
+    until(lambda: pool.processes() == {})
 
 
 def test_the_second_interrupt_kills(pool: RealPool, until: Any) -> None:
@@ -73,27 +73,29 @@ def test_the_second_interrupt_kills(pool: RealPool, until: Any) -> None:
     pool.write(
         "pool.toml",
         f'[[server]]\nname = "a"\nbind = "127.0.0.1:{port}"\ncommand = ["{sys.executable}", "stubborn.py"]\n'
-        'stop_timeout = "60s"\n',
+        'stop_timeout = "100s"\n',
     )
     running = pool.spawn("run")
-    until((pool.directory / "up").exists, timeout_seconds=20)
+    until((pool.directory / "up").exists)
     running.send_signal(signal.SIGINT)
     until(lambda: pool.items()["a"]["state"] == "stopping")
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=30)
+    running.communicate(timeout=50)
     assert running.returncode == 130
     until(lambda: pool.processes() == {})
 
 
-def test_run_prints_the_output_with_the_servers_name(pool: RealPool, until: Any, http_get: Any) -> None:
+def test_run_prints_the_output_with_the_servers_name(pool: RealPool) -> None:
     pool.write(
         "hello.py", (pool.directory / "hello.py").read_text() + "\nprint('imported here', flush=True)\n"
     )
     running = pool.spawn("run")
-    until(lambda: all_ready(pool), timeout_seconds=20)
+    assert running.stdout is not None
+    printed = (line for line in running.stdout if "imported here" in line)
+    lines = [next(printed), next(printed)]
     running.send_signal(signal.SIGTERM)
-    stdout, stderr = running.communicate(timeout=20)
-    lines = [line for line in (stdout + stderr).splitlines() if "imported here" in line]
+    lines += printed
+    running.communicate(timeout=50)
     assert len(lines) == 2
     assert {line.split()[0].strip("|[]:") for line in lines} == {"a", "b"}
 
@@ -133,11 +135,11 @@ def test_a_command_that_is_not_there_is_127_and_one_that_cannot_run_126(pool: Re
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_is_passed_on_to_the_command(pool: RealPool, until: Any, number: int, code: int) -> None:
-    running = pool.spawn("run", "--", "sh", "-c", "echo $$ >pid; exec sleep 60")
+    running = pool.spawn("run", "--", "sh", "-c", "echo $$ >pid; exec sleep 600")
     pid_file = pool.directory / "pid"
-    until(lambda: pid_file.exists() and pid_file.read_text(), timeout_seconds=20)
+    until(lambda: pid_file.exists() and pid_file.read_text())
     running.send_signal(number)
-    running.communicate(timeout=20)
+    running.communicate(timeout=50)
     assert running.returncode == code
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
@@ -148,9 +150,9 @@ def test_a_command_that_handles_the_signal_decides_the_exit(pool: RealPool, unti
     running = pool.spawn(
         "run", "--", "sh", "-c", "trap 'exit 9' TERM; echo up >pid; while :; do sleep 0.05; done"
     )
-    until((pool.directory / "pid").exists, timeout_seconds=20)
+    until((pool.directory / "pid").exists)
     running.send_signal(signal.SIGTERM)
-    running.communicate(timeout=20)
+    running.communicate(timeout=50)
     assert running.returncode == 9
 
 
