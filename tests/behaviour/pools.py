@@ -129,14 +129,14 @@ class PythonPool:
         return next(server for server in self._pool.values() if server.name == name)
 
     def start(self) -> Failures:
-        return failures_of(lambda: self._pool.start_sync(timeout=20))
+        return failures_of(lambda: self._pool.start_sync(timeout=50))
 
     def stop(self, name: str = "") -> Failures:
         target = self._server(name) if name else self._pool
-        return failures_of(lambda: target.stop_sync(timeout=20))
+        return failures_of(lambda: target.stop_sync(timeout=50))
 
     def restart(self, name: str) -> Failures:
-        return failures_of(lambda: self._server(name).restart_sync(timeout=20))
+        return failures_of(lambda: self._server(name).restart_sync(timeout=50))
 
     def item(self, name: str) -> Mapping[str, Any]:
         server = self._server(name)
@@ -148,7 +148,7 @@ class PythonPool:
         }
 
     def end(self) -> None:
-        self._pool.stop_sync(timeout=5)
+        self._pool.stop_sync(timeout=50)
         self._pool.join_sync()
         if self._runner is not None:
             loop_thread.run_sync(self._runner.aclose())
@@ -201,7 +201,7 @@ def in_background(act: Callable[[], Failures]) -> Callable[[], Failures]:
     thread.start()
 
     def ended() -> Failures:
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive(), "the call has not returned"
         return found[0]
 

@@ -77,7 +77,7 @@ def test_a_dependency_that_is_to_be_ready_is_waited_for(make_pool: Any, site: Si
 def test_a_dependency_that_is_to_be_started_is_not_waited_for(make_pool: Any, site: Site) -> None:
     site.let("db", "hangs")
     dependency = {"name": "db", "condition": "started"}
-    pool = make_pool(site.server("db", start_timeout=30), site.server("web", depends_on=[dependency]))
+    pool = make_pool(site.server("db", start_timeout=60), site.server("web", depends_on=[dependency]))
     ended = in_background(pool.start)
     try:
         wait_until(lambda: "web has started" in site.history)
@@ -136,7 +136,7 @@ def test_a_program_that_binds_its_port_itself_is_restarted(make_pool: Any, site:
 
 
 def test_a_readiness_probe_decides_whether_a_server_is_ready(make_pool: Any, site: Site) -> None:
-    probe = {"http": "/healthz", "interval": "50ms", "fall_count_ko": 2}
+    probe = {"http": "/healthz", "interval": "50ms", "timeout": "20s", "fall_count_ko": 2}
     pool = make_pool(site.server("web", health={"readiness": probe}))
     assert pool.start() == {}
     assert (pool.item("web")["health"], pool.item("web")["ready"]) == ("ok", True)

@@ -68,7 +68,7 @@ def reader(real_pool: RealPool, free_port: Any) -> Any:
         env = real_pool.env | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run(
             argv or ["bash", "-euo", "pipefail"], input=with_free_ports(text),
-            cwd=real_pool.directory, env=env, capture_output=True, text=True, timeout=50,
+            cwd=real_pool.directory, env=env, capture_output=True, text=True, timeout=110,
         )  # fmt: skip
         assert done.returncode == 0, f"{text}\n--- {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout

@@ -95,9 +95,9 @@ def test_application_finds_the_route_of_passed_and_proxied_requests(real_pool: R
     real_pool.ok("start")
     insecure = ssl.create_default_context()
     insecure.check_hostname, insecure.verify_mode = False, ssl.CERT_NONE
-    plain = http.client.HTTPConnection("127.0.0.1", ports["plain"], timeout=20)
-    secure = http.client.HTTPSConnection("127.0.0.1", ports["tls"], timeout=20, context=insecure)
-    own = http.client.HTTPConnection("127.0.0.1", ports["web"], timeout=20)
+    plain = http.client.HTTPConnection("127.0.0.1", ports["plain"], timeout=60)
+    secure = http.client.HTTPSConnection("127.0.0.1", ports["tls"], timeout=60, context=insecure)
+    own = http.client.HTTPConnection("127.0.0.1", ports["web"], timeout=60)
     forged = {"X-Poolctl-Context": "0 limited", "X-Poolctl-Route": "limited"}
 
     def said(connection: http.client.HTTPConnection, path: str) -> str:

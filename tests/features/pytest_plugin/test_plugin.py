@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deadline import wait_until
+
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.integration
 
@@ -34,7 +36,7 @@ CLIENT = """
     import json, os, urllib.request
 
     def ask(url):
-        with urllib.request.urlopen(url, timeout=20) as response:
+        with urllib.request.urlopen(url, timeout=60) as response:
             return json.load(response)
 """
 POOL = """
@@ -88,7 +90,7 @@ def test_pool_of_a_file_runs_as_processes_on_free_ports(project: pytest.Pytester
             assert pool.url("files").startswith("unix:")
             servers = {server.name: server for server in pool.pool.values()}
             assert servers["files"].config.env["LEVEL"] in pool.url("users").replace(":", " port ").split("//")[1]
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not any("/me" in line for line in pool.log("users")):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
@@ -174,9 +176,10 @@ def test_report_of_a_failed_test_has_the_logs_of_its_servers(project: pytest.Pyt
         from client import ask
 
         def await_line(pool, text):
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not any(text in line for line in pool.log("users")):
                 assert time.monotonic() < deadline
+                time.sleep(0.05)
 
         @pytest.fixture(scope="session")
         def shop(poolctl_session_pool):
@@ -271,7 +274,8 @@ def test_no_process_is_left(project: pytest.Pytester) -> None:
         env={**os.environ, "LEVEL": marked}, cwd=project.path, capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and _has(pid, marked)]
+    # The keeper ends by itself when it has lost the run.
+    wait_until(lambda: not [pid for pid in os.listdir("/proc") if pid.isdigit() and _has(pid, marked)])
 
 
 def _has(pid: str, text: str) -> bool:
@@ -287,7 +291,7 @@ def test_loading_the_plugin_imports_nothing_of_poolctl_but_itself() -> None:
         "print(*sorted(set(sys.modules) - before))"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.split() == [
         "poolctl", "poolctl.features", "poolctl.features.pytest_plugin", "poolctl.features.pytest_plugin.plugin",
