@@ -11,7 +11,7 @@ import sys
 if sys.argv[0].rpartition("/")[2] == "poolctl" or (
     sys.argv[0] == "-m" and sys.orig_argv[1:3] == ["-m", "poolctl"]
 ):
-    import _signal  # type: ignore[import-not-found,unused-ignore]
+    import signal as _signal
     from os import _exit
 
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:

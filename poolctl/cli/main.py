@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from _signal import SIGINT, signal  # type: ignore[import-not-found,unused-ignore]
+from signal import SIGINT, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

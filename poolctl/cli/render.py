@@ -5,13 +5,13 @@ Results go to standard output, everything else to standard error. JSON is one do
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
 from poolctl.cli.outcome import Outcome
 from poolctl.control.answers import SCHEMA, ErrorEntry, Item, Measured, Result
 from poolctl.frozen_value import Value
-from poolctl.light_json import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def show(outcome: Outcome) -> int:
 
 def write_json(document: object) -> None:
     """One JSON document on standard output."""
-    sys.stdout.write(dumps(document, default=str) + "\n")
+    sys.stdout.write(json.dumps(document, default=str) + "\n")
 
 
 def width_of(stream: TextIO) -> int:
@@ -118,7 +118,7 @@ def text_of(items: Sequence[Value], output: str, colours: bool = False, width: i
     that say least; a wide one has all of its columns.
     """
     if output == "jsonl":
-        return "".join(dumps({"schema": SCHEMA, **item.to_json()}, default=str) + "\n" for item in items)
+        return "".join(json.dumps({"schema": SCHEMA, **item.to_json()}, default=str) + "\n" for item in items)
     if output == "table" or output == "wide":
         kept = (KEPT,) if any(isinstance(item, Item) and item.kept for item in items) else ()
         if output == "wide":

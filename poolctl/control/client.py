@@ -1,16 +1,15 @@
 """Clients of a running supervisor: one HTTP request over its control socket, JSON lines back.
 
-`Client` blocks; `ask_async` and `messages_async` are for an event loop. Standard library only, and little of it: the
-command line's fast lane is made of this.
+`Client` blocks; `ask_async` and `messages_async` are for an event loop. Standard library only: the command line's fast
+lane is made of this.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-
-# Not socket, which would import selectors and enum tables: two milliseconds that a Unix socket does not need.
-from _socket import AF_UNIX, SOCK_STREAM, socket
+from socket import AF_UNIX, SOCK_STREAM, socket
 from time import monotonic
 
 from poolctl import __version__
@@ -27,7 +26,6 @@ from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, FAILED, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT
 from poolctl.http.message_head import BadMessage, request_head
 from poolctl.http.message_reader import ResponseReader
-from poolctl.light_json import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -304,7 +302,7 @@ async def messages_async(
                 raise SupervisorEnded(socket_path)
             async for piece in response.body():
                 for line in lines.feed(piece):
-                    message = loads(line)
+                    message = json.loads(line)
                     yield message
                     if "result" in message:
                         return
@@ -373,7 +371,7 @@ class LineSplitter:
 
 
 def _request(body: Mapping[str, object]) -> tuple[bytes, list[tuple[str, str]]]:
-    payload = dumps(body).encode()
+    payload = json.dumps(body).encode()
     return payload, [*_FIELDS, ("Content-Length", str(len(payload)))]
 
 
@@ -423,7 +421,7 @@ def _decode(line: bytes) -> Table:
     if not line.strip():
         return {}
     try:
-        message = loads(line)
+        message = json.loads(line)
     except ValueError:
         message = None
     if not isinstance(message, dict):

@@ -6,6 +6,7 @@ so two pools never meet. Standard library only, and little of it: the fast lane 
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
@@ -13,7 +14,6 @@ import sys
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
 from poolctl.frozen_value import Table
-from poolctl.light_json import loads
 
 try:  # hashlib would load OpenSSL, two milliseconds that a path's hash does not need
     if sys.version_info >= (3, 12):
@@ -165,14 +165,14 @@ def read_table(path: str) -> Table:
     """Return the JSON object in this file; an empty one when there is none."""
     try:
         with open(path, "rb") as file:
-            found = loads(file.read())
+            found = json.loads(file.read())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _listens(path: str) -> bool:
-    from _socket import AF_UNIX, SOCK_STREAM, socket
+    from socket import AF_UNIX, SOCK_STREAM, socket
 
     connection = socket(AF_UNIX, SOCK_STREAM)
     connection.setblocking(False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 from poolctl.control.pool_paths import read_info, read_table
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT
 from poolctl.frozen_value import Value
-from poolctl.light_json import dumps
 
 LIMIT_SECONDS = 10.0
 STATUS = "status.json"
@@ -52,7 +52,7 @@ def write_exit(directory: str, end: PoolExit) -> None:
     """Record why the pool ends without a command, for a `poolctl run` that waits for it."""
     try:
         with open(f"{directory}/{STATUS}", "w", encoding="utf-8") as file:
-            file.write(dumps(end.to_json()))
+            file.write(json.dumps(end.to_json()))
     except OSError:
         pass  # the log has it
 

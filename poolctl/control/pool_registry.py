@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import array
 import contextlib
+import json
 import os
 import threading
-from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
+from socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -29,7 +30,6 @@ from poolctl.control.pool_requests import checked
 from poolctl.errors import ControlError, PoolError, PoolMonitorError
 from poolctl.http.message_head import BadMessage
 from poolctl.http.message_reader import ResponseReader
-from poolctl.light_json import loads
 from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route_table import RouteTable
 
@@ -177,7 +177,7 @@ class _Generations:
             raise SupervisorEnded(self._path)
         try:
             self._response.feed(chunk)
-            messages = [loads(line) for line in self._lines.feed(self._response.take_body())]
+            messages = [json.loads(line) for line in self._lines.feed(self._response.take_body())]
         except (BadMessage, ValueError):
             raise not_understood() from None
         for message in messages:

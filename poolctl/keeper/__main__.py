@@ -16,10 +16,10 @@ everything ends with it.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
-from ..light_json import loads
 from ..platform import become_subreaper, name_process, raise_descriptor_limit
 from . import wire
 from .keeper import Keeper
@@ -44,7 +44,7 @@ def main() -> None:
         if argument.startswith("{"):
             plan: wire.Message = {"open_files": open_files, "pids": []}
             for each in (argument, *begun):
-                plan |= loads(each)
+                plan |= json.loads(each)
             keeper = Keeper(directory, plan["supervisor"], tuple(plan["open_files"]))
             if "restored" in plan:
                 keeper.resume(plan["restored"])

@@ -7,9 +7,9 @@ their sake (`Store.holds_work`).
 from __future__ import annotations
 
 import itertools
+import json
 import os
 
-from ..light_json import dumps
 from ..platform import process_start
 from . import wire
 
@@ -96,7 +96,7 @@ class Store:
         """Some `[name, value]` rows that follow `after` in name order: as many as a message holds, at most 200."""
         names = sorted(name for name in self._entries if name > after)[:_PAGE]
         rows = [[name, self._entries[name][0]] for name in names]
-        sizes = itertools.accumulate(len(dumps(row)) for row in rows)
+        sizes = itertools.accumulate(len(json.dumps(row)) for row in rows)
         return rows[: max(1, sum(size <= _PAGE_BYTES for size in sizes))]
 
 

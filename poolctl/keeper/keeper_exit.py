@@ -7,11 +7,11 @@ state goes into a file in memory for the next program.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 
-from ..light_json import dumps, loads
 from ..platform import read_file
 from . import fd_store, rendezvous, wire
 from .fd_store import Store
@@ -143,14 +143,14 @@ def execute_next(
         "open_files": open_files,
     }
     file = os.memfd_create("poolctl-keeper", 0)
-    os.write(file, dumps(state).encode())
+    os.write(file, json.dumps(state).encode())
     kept = [fd for _, _, fds in rows for fd in fds]
     # Signals that arrive in between are pending for the next program.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         for fd in kept:
             os.set_inheritable(fd, True)
-        os.execv(argv[0], [*argv, dumps({"supervisor": supervisor, "restored": file})])
+        os.execv(argv[0], [*argv, json.dumps({"supervisor": supervisor, "restored": file})])
     except OSError:
         for fd in kept:
             os.set_inheritable(fd, False)
@@ -160,7 +160,7 @@ def execute_next(
 
 def restore(file: int, store: Store, reaper: Reaper) -> tuple[int, int]:
     """Restore the previous program's state; returns the limits of open files for workers."""
-    state: wire.Message = loads(read_file(file))
+    state: wire.Message = json.loads(read_file(file))
     os.close(file)
     for name, meta, fds in state["entries"]:
         for fd in fds:

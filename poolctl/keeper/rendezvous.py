@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import select
 import socket
 import time
 from collections.abc import Collection
 
-from ..light_json import dumps, loads
 from ..platform import machine_life, peer_credentials, replace_file
 from . import wire
 
@@ -158,7 +158,7 @@ CONTEXT_SECRET = "gateway-secret"  # by what is made of it, workers believe the 
 
 def write_desired(directory: str, content: bytes, name: str = DESIRED) -> None:
     """Replace the desired state, or another state of this name, by this JSON object. Raises OSError."""
-    state = b'{"life": %s, "left": %s}' % (dumps(machine_life()).encode(), content)
+    state = b'{"life": %s, "left": %s}' % (json.dumps(machine_life()).encode(), content)
     replace_file(os.path.join(directory, name), state)
 
 
@@ -166,7 +166,7 @@ def read_desired(directory: str, name: str = DESIRED) -> wire.Message:
     """The state that a killed pool left; empty if the machine or container has been restarted since."""
     try:
         with open(os.path.join(directory, name), "rb") as file:
-            found = loads(file.read())
+            found = json.loads(file.read())
         known = found["life"] == machine_life() and found["life"][0] and isinstance(found["left"], dict)
     except (OSError, ValueError, LookupError, TypeError):
         return {}

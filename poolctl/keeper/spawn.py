@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
+import json
 import os
 import stat
 
-from ..light_json import dumps
 from ..platform import raise_descriptor_limit
 
 TYPE_CHECKING = False
@@ -107,7 +107,7 @@ def in_background(
                     limits = raise_descriptor_limit()
                     numbers = itertools.count(3 + len(fds))
                     pids = [_start(each, [next(numbers) for _ in each.fds], env) for each in companions]
-                    argv = [*argv, dumps({"pids": pids, "open_files": limits})]
+                    argv = [*argv, json.dumps({"pids": pids, "open_files": limits})]
                 for fd in range(3, 3 + len(fds)):
                     os.set_inheritable(fd, True)
                 with contextlib.suppress(OSError):

@@ -10,11 +10,11 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import json
 import os
 import socket
 import sys
 
-from ..light_json import dumps_compact, loads
 from ..platform import close_promptly
 
 TYPE_CHECKING = False
@@ -45,7 +45,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def encode(message: Message) -> bytes:
     """The message as it is sent."""
-    return dumps_compact(message).encode()
+    return json.dumps(message).encode()
 
 
 def over(fd: int) -> socket.socket:
@@ -131,7 +131,7 @@ def receive_encoded(
 def decode(payload: bytes, fds: list[int]) -> Message:
     """The message that was received with these descriptors; they are closed if it is not one (WireError)."""
     try:
-        message = loads(payload)
+        message = json.loads(payload)
         if not isinstance(message, dict):
             raise WireError("a message that is not a JSON object")
     except (WireError, ValueError, RecursionError) as error:

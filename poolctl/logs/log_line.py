@@ -6,9 +6,8 @@ The time has a fixed width, so that times compare as text. A line may itself be 
 
 from __future__ import annotations
 
+import json
 import time
-
-from poolctl.light_json import dumps, dumps_compact, loads
 
 _STAMP_WIDTH = len("2026-11-20T08:47:34.123456Z")
 
@@ -63,16 +62,16 @@ def as_text(lines: bytes, now: str) -> bytes:
 
 def as_json(lines: bytes, now: str, name: str, pid: int) -> bytes:
     """Whole lines, each as a JSON object on a line; bytes that are not UTF-8 become escapes such as ``\\xff``."""
-    head = dumps({"time": now, "name": name, "pid": pid})[:-1]
+    head = json.dumps({"time": now, "name": name, "pid": pid})[:-1]
     texts = lines[:-1].decode("utf-8", "backslashreplace").split("\n")
-    return "".join([f'{head}, "line": {dumps_compact(text)}}}\n' for text in texts]).encode()
+    return "".join([f'{head}, "line": {json.dumps(text)}}}\n' for text in texts]).encode()
 
 
 def parse_line(raw: bytes, name: str = "") -> LogLine:
     """The LogLine of a line of a log file in either form; `name` is that of the file's server."""
     if raw.startswith(b'{"time": '):
         try:
-            found = loads(raw)
+            found = json.loads(raw)
             return LogLine(
                 str(found["line"]), time=str(found["time"]), name=name or found["name"], pid=found["pid"]
             )
@@ -129,7 +128,7 @@ def parse_record(text: str) -> JsonRecord | None:
     if not (text.startswith("{") and text.rstrip().endswith("}")):
         return None
     try:
-        fields = loads(text)
+        fields = json.loads(text)
     except (ValueError, RecursionError):
         return None
     if not any(key in fields for key in (*_MESSAGES, *_LEVELS)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import struct
 import termios
@@ -16,7 +17,6 @@ from collections.abc import Sequence
 from zlib import crc32
 
 from poolctl.keeper import wire
-from poolctl.light_json import dumps_compact, loads
 from poolctl.platform import tee
 
 from .log_file import LogFile
@@ -168,7 +168,7 @@ class WriteAheadNote:
             return None
         text = os.pread(self._fd, _BYTES, 0).partition(b"\n")[0].strip(b"\0")
         try:
-            noted = Move(*loads(text))
+            noted = Move(*json.loads(text))
         except (ValueError, TypeError):
             return None
         noted.taken = waiting(self._taken) if self._taken >= 0 else 0
@@ -178,7 +178,7 @@ class WriteAheadNote:
         """Note that these bytes of a pipe are being moved."""
         if self._fd >= 0:
             self._empty()
-            os.pwrite(self._fd, dumps_compact((id, when, len(data), crc32(data))).encode() + b"\n", 0)
+            os.pwrite(self._fd, json.dumps((id, when, len(data), crc32(data))).encode() + b"\n", 0)
 
     def end(self) -> None:
         """Note that they are stored, and removed from the pipe."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import mmap
 import os
 from binascii import crc32
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..light_json import loads
 from .match import (
     DEFAULT,
     DOMAIN,
@@ -354,7 +354,7 @@ class RouteTable:
         start = offset + ENTRY.size + length
         if start + size > self._end:
             raise TableError("an entry of the route table goes beyond its end")
-        return loads(self._map[start : start + size])
+        return json.loads(self._map[start : start + size])
 
 
 def _seals(fd: int) -> int:

@@ -12,6 +12,7 @@ for patterns with "*" elsewhere than in front "%", what they begin with, NUL, an
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import struct
 from binascii import crc32
@@ -19,7 +20,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..frozen_value import Value
-from ..light_json import dumps
 from .match import DOMAIN, WILDCARD, HostPattern, condition_rank, host_pattern, normal_prefix, prefixes
 from .route import ExcludedRoute, Route, StreamRoute
 
@@ -78,7 +78,7 @@ class _Writer:
             if route.alias in aliases:
                 raise ValueError(f"two routes have the alias {route.alias}")
             aliases.add(route.alias)
-            offset = self._add(ALIAS + route.alias, dumps(_changed_fields(route)))
+            offset = self._add(ALIAS + route.alias, json.dumps(_changed_fields(route)))
             paths = hosts.setdefault(host_pattern(route.host), {})
             paths.setdefault(normal_prefix(route.path), []).append((*condition_rank(route), offset))
         self._routes = len(aliases)
@@ -88,7 +88,7 @@ class _Writer:
         domains = [each.text.count(".") + 1 for each in hosts if each.tier == DOMAIN]
         ends = self._add_wildcards([each for each in hosts if each.tier == WILDCARD])
         root = {"labels": max(domains, default=0), "ends": ends, "others": counts}
-        self._add(ROOT, dumps(root))
+        self._add(ROOT, json.dumps(root))
 
     def _add_others(self, kind: str, routes: Iterable[StreamRoute | ExcludedRoute]) -> tuple[int, int]:
         """Add the first route of each alias; return where they begin, and how many they are."""
@@ -96,7 +96,7 @@ class _Writer:
         for route in routes:
             if route.alias not in aliases:
                 aliases.add(route.alias)
-                self._add(kind + route.alias, dumps(_changed_fields(route)))
+                self._add(kind + route.alias, json.dumps(_changed_fields(route)))
         return start, len(aliases)
 
     def _add_wildcards(self, patterns: list[HostPattern]) -> list[tuple[int, int]]:
@@ -106,19 +106,19 @@ class _Writer:
             both = pattern.text.partition("*")[0], pattern.text.rpartition("*")[2]
             found.setdefault(both, []).append((rank, pattern.text))
         for (head, tail), ranked in found.items():
-            self._add(f"{ENDS}{head}\0{tail}", dumps(ranked))
+            self._add(f"{ENDS}{head}\0{tail}", json.dumps(ranked))
         return sorted({(len(head), len(tail)) for head, tail in found})
 
     def _add_host(self, key: str, paths: dict[str, list[_Ranked]]) -> None:
         records = {path: [each[-1] for each in sorted(ranked)] for path, ranked in paths.items()}
         if len(records) <= FEW_PATHS:
-            self._add(key, dumps(records))
+            self._add(key, json.dumps(records))
             return
         above = paths_above(records)
         for path, offsets in records.items():
-            self._add(f"{PATH}{key}\0{path}", dumps({"routes": offsets, "above": path in above}))
+            self._add(f"{PATH}{key}\0{path}", json.dumps({"routes": offsets, "above": path in above}))
         first = min(offset for offsets in records.values() for offset in offsets)
-        self._add(key, dumps([depth_of(records), first]))
+        self._add(key, json.dumps([depth_of(records), first]))
 
     def _add(self, key: str, value: str) -> int:
         name, text = key.encode(), value.encode()

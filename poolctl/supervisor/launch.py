@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import resource
 import socket
@@ -21,7 +22,6 @@ from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED
 from poolctl.keeper import fd_store, rendezvous, wire
 from poolctl.keeper.spawn import Companion, in_background
-from poolctl.light_json import dumps
 from poolctl.platform import proc_problem
 from poolctl.runners.runner_registry import VARIABLE, UnknownRunner, companions
 
@@ -127,7 +127,7 @@ def _launch(
             "begun": list(programs),
             "without": without,
         }
-        keeper = bootstrap.command(sys.executable, "keeper", pool_directory, dumps(plan), isolated=True)
+        keeper = bootstrap.command(sys.executable, "keeper", pool_directory, json.dumps(plan), isolated=True)
         supervisor.argv = [*supervisor.argv, READS]  # its successors adopt what it has read
         in_background(keeper, _for_the_keeper(env), fds, [*programs.values()])
         if_failed.pop_all()
@@ -220,7 +220,7 @@ def forget_desired_state(pool_directory: str, names: Collection[str] | None = No
     for name, wanted in left.get("servers", {}).items():
         if name in names:
             wanted["desired"] = Desired.STOPPED.value
-    content = dumps(left).encode()
+    content = json.dumps(left).encode()
     _unless_it_runs(pool_directory, lambda place: rendezvous.write_desired(place, content))
 
 

@@ -20,7 +20,6 @@ from poolctl.core.servers import record_of, restore
 from poolctl.frozen_value import Table
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.light_dataclasses import dataclass, field
-from poolctl.light_json import dumps_compact
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.process_link import Link
 
@@ -242,7 +241,7 @@ class StateStore:
 
 
 def _json(value: object) -> bytes:
-    return dumps_compact(value).encode()
+    return json.dumps(value).encode()
 
 
 class SaveTimer:
