@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from poolctl.config.configuration import ServerConfig
 from poolctl.config.files.file_marks import Marks
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.values.problems import Tree
-from poolctl.light_dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from types import TracebackType
 
 from poolctl.config import OPEN_FILES_RESERVE
@@ -17,7 +18,6 @@ from poolctl.exit_codes import FAILED
 from poolctl.frozen_value import Table, Value
 from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
 from poolctl.http.message_head import BadMessage, RequestHead
-from poolctl.light_dataclasses import dataclass
 from poolctl.platform import peer_credentials
 
 MAX_BODY_BYTES = 4 * 1024 * 1024

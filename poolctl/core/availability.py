@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+
 from poolctl.frozen_value import Table
-from poolctl.light_dataclasses import dataclass, fields
 from poolctl.states import PASSING
 
 OK, WARN, KO, UNKNOWN = "ok", "warn", "ko", "unknown"

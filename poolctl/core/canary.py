@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from poolctl.config import ServerConfig
-from poolctl.light_dataclasses import dataclass
 
 
 @dataclass(slots=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
-from poolctl.light_dataclasses import replace
 from poolctl.runners.runner_protocol import Placement, Runner
 
 from .address_changes import Addresses, same_listener

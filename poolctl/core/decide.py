@@ -7,10 +7,10 @@ new facts. It is called again after every change until it returns no action.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from poolctl.config import Restart
-from poolctl.light_dataclasses import dataclass
 from poolctl.runners.runner_protocol import Exit
 from poolctl.units import format_duration
 

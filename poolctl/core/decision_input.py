@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-
-from poolctl.light_dataclasses import dataclass
 
 
 class Desired(StrEnum):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-
-from poolctl.light_dataclasses import fields
+from dataclasses import fields
 
 from .decide import Action
 from .decision_input import IN_BACKOFF, LEAVING, Listener, Phase, View, WorkerView

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
+from dataclasses import dataclass
 from typing import Protocol
 
 from poolctl.frozen_value import Table
-from poolctl.light_dataclasses import dataclass
 
 from .server_entry import Cause, Entry
 

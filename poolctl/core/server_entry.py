@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
 from typing import Any, NamedTuple
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
-from poolctl.light_dataclasses import MISSING, dataclass, field
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.states import State, Status
 from poolctl.time_windows import NO_PERIOD, Period

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.frozen_value import Table
-from poolctl.light_dataclasses import MISSING, fields
 
 from .address_changes import Addresses
 from .decision_input import IN_BACKOFF, Desired, Overrides

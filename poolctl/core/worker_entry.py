@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 
 from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.light_dataclasses import dataclass, field
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.states import Status
 

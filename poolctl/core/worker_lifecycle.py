@@ -8,11 +8,11 @@ import logging
 import os
 import random
 import signal
+from dataclasses import replace
 
 from poolctl.clock import Clock
 from poolctl.config import ServerConfig
 from poolctl.errors import PoolError, PoolStartError, PoolStopError, ServerError
-from poolctl.light_dataclasses import replace
 from poolctl.runners.runner_protocol import Exit, Runner, WorkerFailed, app_state
 from poolctl.units import format_duration
 

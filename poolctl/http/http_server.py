@@ -13,9 +13,8 @@ import math
 import socket
 import ssl
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
-
-from poolctl.light_dataclasses import dataclass
 
 from .message_head import CONTINUE, LAST_CHUNK, BadMessage, RequestHead, chunk, response_head
 from .message_reader import MAX_HEAD_BYTES, RequestReader

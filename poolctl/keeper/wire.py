@@ -45,7 +45,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def encode(message: Message) -> bytes:
     """The message as it is sent."""
-    return json.dumps(message).encode()
+    return json.dumps(message, separators=(",", ":")).encode()
 
 
 def over(fd: int) -> socket.socket:

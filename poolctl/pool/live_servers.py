@@ -8,7 +8,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from poolctl.clock import Clock
@@ -21,7 +21,6 @@ from poolctl.core.decision_trace import Trace
 from poolctl.core.server_changes import Event
 from poolctl.core.server_entry import Entry
 from poolctl.errors import ServerError
-from poolctl.light_dataclasses import replace
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.states import State, Status
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection, Mapping
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
-
-from poolctl.light_dataclasses import dataclass
 
 from .process_link import HasDescriptor
 
@@ -27,7 +25,7 @@ class PublishedRoutes:
     generation: int
     tables: Mapping[str, HasDescriptor]
     give_back: socket.socket
-    context_keys: Mapping[str, str] = MappingProxyType({})
+    context_keys: Mapping[str, str] = field(default_factory=dict)
 
 
 class Gateway(Protocol):

@@ -10,10 +10,9 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
-
-from poolctl.light_dataclasses import dataclass, field
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig

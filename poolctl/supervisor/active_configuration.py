@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from poolctl.config import (
@@ -31,7 +32,6 @@ from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolStartError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
-from poolctl.light_dataclasses import dataclass, field
 from poolctl.listeners.port_ledger import PortLedger
 from poolctl.platform import replace_file
 from poolctl.runners import withheld_variables

@@ -15,10 +15,10 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from poolctl import ServerConfig
-from poolctl.light_dataclasses import replace
 from poolctl.runners.inline_runner import InlineRunner
 from poolctl.runners.runner_protocol import Capabilities, Endpoints, Exit, Placement, RunnerEvents, app_state
 from poolctl.runners.runner_registry import RunnerSite

@@ -6,12 +6,12 @@ Pure: the time is an argument, in seconds since the epoch.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from poolctl.frozen_value import Table
-from poolctl.light_dataclasses import dataclass
 from poolctl.monitor.journal import INFO, SEVERITIES, JournalEvent
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.units import format_duration

@@ -8,10 +8,10 @@ import os
 import pickle
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from poolctl.config import ServerConfig, certificate_validity
 from poolctl.keeper import fd_store
-from poolctl.light_dataclasses import dataclass
 from poolctl.platform import read_file, sealed_file
 
 from ..process_link import Link

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store
 from poolctl.keeper.reap import signal_process
-from poolctl.light_dataclasses import replace
 
 from ..keeper_link import KeeperLink
 from ..process_link import Message

@@ -15,11 +15,11 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store, rendezvous, wire
 from poolctl.keeper.reap import await_exit, signal_process
-from poolctl.light_dataclasses import dataclass, field
 from poolctl.platform import close_promptly, copy_descriptor, peer_credentials, process_start, process_users
 from poolctl.worker.tally import is_page
 

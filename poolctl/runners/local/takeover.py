@@ -10,11 +10,11 @@ import signal
 import socket
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from poolctl.address import AddressError, parse
 from poolctl.config import ServerConfig
 from poolctl.keeper import fd_store, wire
-from poolctl.light_dataclasses import dataclass, field, replace
 
 from ..keeper_link import KeeperLink
 from ..process_link import HasDescriptor, Link

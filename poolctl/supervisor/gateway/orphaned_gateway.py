@@ -12,12 +12,12 @@ import os
 import signal
 import socket
 import time
+from dataclasses import dataclass, field
 
 from poolctl.clock import SILENT_SECONDS
 from poolctl.gateway.settings import ListenerSettings
 from poolctl.keeper import fd_store, rendezvous, wire
 from poolctl.keeper.reap import await_exit, signal_process
-from poolctl.light_dataclasses import dataclass, field
 from poolctl.platform import peer_credentials, process_start
 from poolctl.runners.process_link import Link, Refused
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import NamedTuple
@@ -18,7 +19,6 @@ from poolctl.core.server_changes import caused_by
 from poolctl.core.server_entry import Entry
 from poolctl.core.worker_entry import Worker
 from poolctl.frozen_value import Table
-from poolctl.light_dataclasses import replace
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.recovery_policy import Situation, Step, decide, within
 from poolctl.platform import memory_bytes

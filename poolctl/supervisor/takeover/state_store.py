@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from poolctl import __version__
 from poolctl.clock import Clock
@@ -19,7 +20,6 @@ from poolctl.core.server_entry import Entry
 from poolctl.core.servers import record_of, restore
 from poolctl.frozen_value import Table
 from poolctl.keeper import fd_store, rendezvous
-from poolctl.light_dataclasses import dataclass, field
 from poolctl.platform import read_file, sealed_file
 from poolctl.runners.process_link import Link
 

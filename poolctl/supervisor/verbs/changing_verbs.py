@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 from poolctl.config import Finding, ServerConfig, problem_of
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, entries
@@ -18,7 +19,6 @@ from poolctl.errors import (
     ServerError,
 )
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
-from poolctl.light_dataclasses import replace
 from poolctl.selection.selector import SelectorError, selection_needed
 from poolctl.states import Status, in_words
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
 from poolctl.config import Section, ServerConfig
 from poolctl.control.answers import PlannedChange
 from poolctl.core.decision_input import NO_OVERRIDES, Overrides
-from poolctl.light_dataclasses import dataclass, field
 
 # Keys for the supervisor, or that only describe a server: a change takes effect without a new process.
 LIVE = frozenset(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from poolctl.bootstrap import installed_build, is_installed_since
@@ -19,7 +20,6 @@ from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolParamError, ServerError
 from poolctl.exit_codes import FAILED, NOTHING_MATCHED, TIMED_OUT
 from poolctl.frozen_value import Table
-from poolctl.light_dataclasses import dataclass, field
 from poolctl.monitor.event_queue import Events
 from poolctl.selection.matcher_client import matcher
 from poolctl.selection.selector import EXPRESSIONS, Selector, SelectorError, select

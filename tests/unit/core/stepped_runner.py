@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from poolctl import ServerConfig, ServerError
 from poolctl.clock import ManualClock
-from poolctl.light_dataclasses import replace
 from poolctl.runners.runner_protocol import Capabilities, Endpoints, Exit, Placement, WorkerFailed
 from tests.unit.pool.scripted_runner import ScriptedRunner
 

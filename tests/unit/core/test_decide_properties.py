@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -41,7 +42,6 @@ from poolctl.core.decision_input import (
 )
 from poolctl.core.server_entry import Entry, RunningHook
 from poolctl.core.worker_entry import Worker
-from poolctl.light_dataclasses import replace
 from poolctl.states import State
 from poolctl.time_windows import Period
 from tests.examples import examples

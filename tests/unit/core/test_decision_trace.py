@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from poolctl.core.decision_input import Desired, Listener, Phase, View, WorkerView
 from poolctl.core.decision_trace import Trace, why_nothing
-from poolctl.light_dataclasses import replace
 from tests.unit.supervisor.desk import Desk, run, turns, web
 
 RECOVERY = Path(__file__).parents[3] / "docs" / "recovery.md"

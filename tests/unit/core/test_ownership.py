@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import poolctl
 from poolctl.core.server_entry import Entry
 from poolctl.core.worker_entry import Worker
-from poolctl.light_dataclasses import fields
 
 PACKAGE = Path(poolctl.__file__).parent
 OWNED = {each.name for kind in (Entry, Worker) for each in fields(kind)} - {"config"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ from poolctl.core.decision_input import Desired, Overrides
 from poolctl.core.server_entry import Entry
 from poolctl.core.servers import record_of, restore
 from poolctl.errors import ServerError
-from poolctl.light_dataclasses import fields
 
 
 def entry() -> Entry:

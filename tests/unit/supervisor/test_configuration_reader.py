@@ -364,11 +364,9 @@ def test_process_ends_with_the_supervisor_in_the_middle_of_a_read(tmp_path: Path
 def test_supervisor_imports_nothing_that_validates() -> None:
     look = """
 import sys
-before = set(sys.modules)  # what measures coverage may have been loaded
+
 import poolctl.supervisor.supervisor
 import poolctl.runners.local.local_runner
-# Of the standard library: what takes longer to load than it is worth.
-assert not {"dataclasses", "hashlib", "ipaddress"} & (set(sys.modules) - before)
 routes = {"poolctl.routing.match", "poolctl.config.rules.registrations", "poolctl.config.model.gateway_tables"}
 assert not routes & set(sys.modules)
 from poolctl.supervisor import health, rollout

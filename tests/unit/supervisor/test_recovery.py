@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from poolctl import ServerConfig
 from poolctl.core import stack_reports
 from poolctl.core.server_entry import Entry
 from poolctl.core.worker_entry import Worker
-from poolctl.light_dataclasses import replace
 from poolctl.runners.runner_protocol import Capabilities, Exit
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.supervisor.health.recovery import HEARTBEAT, LIVENESS, MEMORY, WorkerRecovery

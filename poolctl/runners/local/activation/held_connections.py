@@ -12,12 +12,12 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from poolctl.http.message_head import response_head
 from poolctl.keeper.connection_handover import Connection
-from poolctl.light_dataclasses import dataclass
 from poolctl.platform import close_promptly
 
 # A longer line is left to the application; httptools and h11 have limits of their own.

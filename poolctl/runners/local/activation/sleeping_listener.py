@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
-
-from poolctl.light_dataclasses import dataclass, field
+from dataclasses import dataclass, field
 
 from .held_connections import HeldConnection
 

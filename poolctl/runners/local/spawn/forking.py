@@ -10,11 +10,11 @@ import resource
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from poolctl.config import RAISE_OPEN_FILES, ServerConfig, interpreter, missing_program
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, rendezvous, wire
-from poolctl.light_dataclasses import dataclass, replace
 
 from ...process_link import HasDescriptor, Link
 from ...runner_protocol import Placement, RunnerEvents
