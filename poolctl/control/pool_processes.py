@@ -10,7 +10,8 @@ from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT
 from poolctl.frozen_value import Value
 
-LIMIT_SECONDS = 10.0
+# Far more than a pool that has stopped its servers needs to exit, also on a busy machine.
+LIMIT_SECONDS = 30.0
 STATUS = "status.json"
 
 _STOPPED = ("T", "t")  # proc(5): by a signal, by a debugger

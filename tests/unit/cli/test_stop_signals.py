@@ -22,7 +22,7 @@ def test_a_signal_that_came_just_before_the_wait_ends_the_wait_in_the_kernel() -
         closing.start()
         signals.wait_for_end(writes)
         closing.join()
-        assert os.get_blocking(signals._wakeup)
+        assert os.get_blocking(signals.wakeup)
     os.close(writes)
     assert handled == [signal.SIGTERM]
 
