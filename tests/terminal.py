@@ -69,7 +69,7 @@ class Terminal:
         """Type the keys; "\\x03" is Ctrl-C."""
         os.write(self._master, keys.encode())
 
-    def until(self, condition: Callable[[str], object], timeout_seconds: float = 20.0) -> str:
+    def until(self, condition: Callable[[str], object], timeout_seconds: float = 60.0) -> str:
         """The text shown so far, as soon as the condition is true of it."""
         deadline = time.monotonic() + timeout_seconds
         while not condition(self.shown):
@@ -79,7 +79,7 @@ class Terminal:
                 raise AssertionError(f"ended without it; shown was: {self.shown!r}")
         return self.shown
 
-    def end(self, timeout_seconds: float = 20.0) -> int:
+    def end(self, timeout_seconds: float = 60.0) -> int:
         """The exit status, after everything that was shown has been read."""
         deadline = time.monotonic() + timeout_seconds
         while self._read(max(0.0, deadline - time.monotonic())):

@@ -17,7 +17,7 @@ def run_program(text: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """A program that embeds a pool, run to its end within a deadline."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(text)],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=30, check=False, **options,
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False, **options,
     )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def test_hung_server_of_this_process_shows_where_it_hangs() -> None:
 
         def hang():
             begun.set()
-            over.wait(20)
+            over.wait(60)
 
         async def app(scope, receive, send):
             if scope["type"] == "http":
@@ -182,7 +182,7 @@ def test_hung_server_of_this_process_shows_where_it_hangs() -> None:
         pool = Pool([ServerConfig(name="web", bind=f"127.0.0.1:{claim_port()}", app=app)])
         pool.start_sync()
         threading.Thread(target=get, args=(next(iter(pool)),)).start()
-        begun.wait(20)
+        begun.wait(60)
         (found,) = pool.stacks()
         over.set()
         main, *others = found.threads

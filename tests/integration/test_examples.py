@@ -58,7 +58,7 @@ class Example:
         url = f"{host}:{self._ports[str(port)]}{path}"
         context = ssl.create_default_context(cafile=self.pool.directory / ca) if ca else None
         request = urllib.request.Request(url, data, method=method)
-        with urllib.request.urlopen(request, timeout=10, context=context) as response:
+        with urllib.request.urlopen(request, timeout=60, context=context) as response:
             text = response.read().decode()
         try:
             return json.loads(text)
@@ -139,7 +139,7 @@ def test_development_against_production(real_pool: RealPool, tmp_path: Path) -> 
     assert "TLS_CERT" in forgotten.stderr
 
     script = EXAMPLES / "http-and-https" / "make-certificate.sh"
-    subprocess.run(["sh", script, tmp_path / "certificate"], check=True, timeout=30)
+    subprocess.run(["sh", script, tmp_path / "certificate"], check=True, timeout=60)
     secrets = {"TLS_CERT": "certificate/cert.pem", "TLS_KEY": "certificate/key.pem"}
     real_pool.ok(*both, "start", env=secrets)
     assert example.ask(8444, ca="certificate/cert.pem") == "3 notes (production)\n"
@@ -195,10 +195,10 @@ def test_a_container(real_pool: RealPool) -> None:
     )
     process = real_pool.spawn("run", env={"POOLCTL_LOG_FORMAT": variables["POOLCTL_LOG_FORMAT"]})
     check = re.findall(r"HEALTHCHECK .*CMD (\[.*\])", dockerfile)[0]
-    wait_until(lambda: real_pool.run(*json.loads(check)[1:]).code == 0, timeout_seconds=30)
+    wait_until(lambda: real_pool.run(*json.loads(check)[1:]).code == 0)
     assert example.ask(8060) == "hello from a container\n"
     process.terminate()
-    stdout, _ = process.communicate(timeout=30)
+    stdout, _ = process.communicate(timeout=60)
     assert {json.loads(line)["server"] for line in stdout.splitlines()} == {"web"}
 
 
@@ -214,7 +214,7 @@ def test_the_live_table_shows_the_pool_for_as_long_as_it_runs(real_pool: RealPoo
         assert head.split() == ["NAME", "EXPOSE", "STATE", "READY", "UPTIME", "PIDS"]
         assert process.stdout.readline().split()[0] == "users"
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.mark.capability

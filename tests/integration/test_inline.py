@@ -409,7 +409,7 @@ def test_connection_after_a_restart_reaches_the_new_instance(pool: Pool) -> None
 def tls_text(server: Server, trust: Path, name: str = "localhost") -> str:
     context = ssl.create_default_context(cafile=str(trust))
     with (
-        socket.create_connection(("127.0.0.1", port_of(server)), timeout=5) as plain,
+        socket.create_connection(("127.0.0.1", port_of(server)), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname=name) as secure,
     ):
         secure.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -514,7 +514,7 @@ def test_a_monitor_measures_and_counts(pool: Pool) -> None:
     pool.start_sync()
     running = server.monitor()
     assert running.latency is not None
-    assert running.latency.total_seconds() < 1
+    assert running.latency.total_seconds() < 20
     assert (running.status, running.rises, running.falls, running.message) == (Status.OK, 1, 0, "")
     assert running.rise.total_seconds() > 0
     assert running.fall.total_seconds() == 0
@@ -533,7 +533,7 @@ def test_a_monitor_measures_and_counts(pool: Pool) -> None:
 def test_a_forked_child_holds_no_port_and_has_a_pool_that_is_stopped(pool: Pool) -> None:
     server = pool.store_new(config())
     pool.start_sync()
-    connection = socket.create_connection(("127.0.0.1", port_of(server)), timeout=5)
+    connection = socket.create_connection(("127.0.0.1", port_of(server)), timeout=60)
     told, tell = multiprocessing.Pipe(duplex=False)
     pid = os.fork()
     if pid == 0:  # pragma: no cover - the child is not measured
@@ -555,7 +555,7 @@ def test_a_forked_child_holds_no_port_and_has_a_pool_that_is_stopped(pool: Pool)
         assert get(server.bind).text == "hello", "the parent serves on"
         pool.stop_sync()
         assert get_refused(server), "the child holds no listener"
-        connection.settimeout(5)
+        connection.settimeout(60)
         assert connection.recv(1) == b"", "nor a connection"
     finally:
         os.kill(pid, signal.SIGKILL)

@@ -14,7 +14,7 @@ from tests.deadline import wait_until
 from tests.http_get import get
 from tests.ports import claim_port
 
-QUICK = {"interval": 0.05, "timeout": 1, "fall_count_ko": 2}
+QUICK = {"interval": 0.05, "timeout": 20, "fall_count_ko": 2}
 READINESS = {"readiness": {"http": "/health", **QUICK}}
 APP = """
 import os
@@ -57,7 +57,7 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
 @pytest.fixture
 def start_timeout(request: pytest.FixtureRequest) -> str:
     """Long enough for a process on a busy machine."""
-    return "3s" if request.node.callspec.params["pool"] == "processes" else "500ms"
+    return "8s" if request.node.callspec.params["pool"] == "processes" else "2s"
 
 
 def config(directory: Path, **keys: Any) -> ServerConfig:

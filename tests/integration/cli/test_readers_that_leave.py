@@ -32,5 +32,5 @@ def _gone_after_a_line(pool: RealPool, verb: str) -> None:
     assert following.stderr is not None
     assert following.stdout.readline()
     following.stdout.close()
-    assert following.wait(10) == 0
+    assert following.wait(60) == 0
     assert following.stderr.read() == ""

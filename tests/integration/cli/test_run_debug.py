@@ -40,7 +40,7 @@ def test_a_breakpoint_stops_in_the_terminal_and_goes_on_from_there(real_pool: Re
         terminal.press("p scope['path'], __import__('os').getpid()\n")
         terminal.until(lambda shown: f"('/here', {terminal.process.pid})" in shown)
         terminal.press("c\n")
-        asker.join(10)
+        asker.join(60)
         assert [reply.status for reply in replies] == [200]
         terminal.until(lambda shown: "GET /here HTTP/1.1" in shown)
         assert real_pool.run("status").code == 3, "there is no pool"
@@ -61,7 +61,7 @@ def test_a_server_of_the_pool_has_to_be_stopped_before(real_pool: RealPool, unti
     assert get(port).status == 200
     assert real_pool.items()["other"]["ready"]
     debugged.send_signal(signal.SIGTERM)
-    assert debugged.wait(10) == 0
+    assert debugged.wait(60) == 0
     real_pool.ok("start", "web")
 
 
@@ -92,7 +92,7 @@ def test_a_program_becomes_the_process_itself_with_its_sockets_and_surroundings(
     until(lambda: listening(port))
     assert get(port).text == f"{debugged.pid} hello inside"
     debugged.send_signal(signal.SIGTERM)
-    assert debugged.wait(10) == -signal.SIGTERM
+    assert debugged.wait(60) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_debug_run_uses_the_servers_user(real_pool: RealPool, until: Any) -> Non
     until(lambda: listening(port))
     assert get(port).text.startswith("(65534, 1)")
     debugged.send_signal(signal.SIGINT)
-    assert debugged.wait(10) == 130
+    assert debugged.wait(60) == 130
 
 
 def test_secrets_of_the_pool_are_not_in_its_environment(real_pool: RealPool, until: Any) -> None:

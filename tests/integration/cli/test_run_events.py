@@ -48,7 +48,7 @@ def pool(real_pool: RealPool) -> RealPool:
 def kill(pool: RealPool, until: Any, times: int) -> None:
     def dies() -> bool:
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{pool.ports['orders']}/die", timeout=20)
+            urllib.request.urlopen(f"http://127.0.0.1:{pool.ports['orders']}/die", timeout=30)
         except urllib.error.URLError:
             return False  # its listener is not open again
         except (ConnectionError, TimeoutError):
@@ -56,22 +56,22 @@ def kill(pool: RealPool, until: Any, times: int) -> None:
         return False
 
     for _ in range(times):
-        until(dies, timeout_seconds=20)
+        until(dies, timeout_seconds=60)
 
 
 @pytest.mark.capability
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_run_reports_deaths_restarts_and_giving_up(pool: RealPool, until: Any, form: str) -> None:
     running = pool.spawn("run", "--log-format", form)
-    until(lambda: pool.run("status").code == 0, timeout_seconds=40)
+    until(lambda: pool.run("status").code == 0, timeout_seconds=60)
     for _ in range(3):
-        until(lambda: pool.items()["orders"]["ready"], timeout_seconds=20)
+        until(lambda: pool.items()["orders"]["ready"], timeout_seconds=60)
         before = pool.items()["orders"]
         kill(pool, until, 1)
-        until(lambda b=before: pool.items()["orders"]["pids"] != b["pids"], timeout_seconds=20)
-    until(lambda: pool.items()["orders"]["state"] == "failed", timeout_seconds=20)
+        until(lambda b=before: pool.items()["orders"]["pids"] != b["pids"], timeout_seconds=60)
+    until(lambda: pool.items()["orders"]["state"] == "failed", timeout_seconds=60)
     running.send_signal(signal.SIGTERM)
-    said = running.communicate(timeout=40)[1].splitlines()
+    said = running.communicate(timeout=60)[1].splitlines()
     expected = [
         ("orders: exited with status 7; restarting", "warning"),
         ("orders: exited with status 7; restarting in 200ms (2nd time)", "warning"),
@@ -87,18 +87,18 @@ def test_run_reports_deaths_restarts_and_giving_up(pool: RealPool, until: Any, f
 
 def test_run_reports_deaths_also_after_its_supervisor_was_replaced(pool: RealPool, until: Any) -> None:
     running = pool.spawn("run")
-    until(lambda: pool.run("status").code == 0, timeout_seconds=40)
+    until(lambda: pool.run("status").code == 0, timeout_seconds=60)
     before = pool.info()["supervisor_pid"]
     os.kill(before, signal.SIGKILL)
     until(
         lambda: pool.info()["supervisor_pid"] != before and pool.items()["orders"]["ready"],
-        timeout_seconds=40,
+        timeout_seconds=60,
     )
     restarts = pool.items()["orders"]["restarts"]
     kill(pool, until, 1)
-    until(lambda: pool.items()["orders"]["restarts"] > restarts, timeout_seconds=20)
+    until(lambda: pool.items()["orders"]["restarts"] > restarts, timeout_seconds=60)
     running.send_signal(signal.SIGTERM)
-    said = running.communicate(timeout=40)[1]
+    said = running.communicate(timeout=60)[1]
     assert "supervisor started: took over 2 workers\n" in said
     assert "orders: exited with status 7; restarting\n" in said
 
@@ -108,7 +108,7 @@ import os, subprocess, sys, urllib.request
 listed = subprocess.run([sys.argv[1], "list", "-o", "name"], cwd="/", capture_output=True, text=True)
 print(listed.stdout.split(), os.environ["POOLCTL_PORT_USERS"], os.environ["POOLCTL_URL_USERS"], flush=True)
 try:
-    urllib.request.urlopen(os.environ["POOLCTL_URL_ORDERS"] + "/die", timeout=20)
+    urllib.request.urlopen(os.environ["POOLCTL_URL_ORDERS"] + "/die", timeout=30)
 except OSError:
     pass
 sys.exit(int(sys.argv[2]))

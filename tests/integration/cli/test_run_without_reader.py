@@ -55,7 +55,7 @@ class Running:
     """A `run` in the middle of a request, with a pipe as its output."""
 
     def __init__(self, pool: RealPool, *, stderr_too: bool = False) -> None:
-        port = pool.write_hello("web", extra='drain_timeout = "20s"\nstop_timeout = "20s"')["web"]
+        port = pool.write_hello("web", extra='drain_timeout = "60s"\nstop_timeout = "60s"')["web"]
         pool.write("hello.py", APP)
         self.directory = pool.directory
         read, write = os.pipe()
@@ -76,7 +76,7 @@ class Running:
         wait_until((self.directory / "answer.begun").exists)
 
     def _ask(self, port: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
         try:
             connection.request("GET", "/")
             self.answers.append(connection.getresponse().read())
@@ -101,10 +101,10 @@ class Running:
     def end(self) -> int:
         """The exit code."""
         try:
-            return self.process.wait(30)
+            return self.process.wait(60)
         finally:
             self.process.kill()
-            self._client.join(30)
+            self._client.join(60)
 
 
 @pytest.mark.parametrize(

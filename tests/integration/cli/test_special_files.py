@@ -53,9 +53,9 @@ def test_path_that_is_no_pool_file_is_5_with_the_reason(
     make(real_pool.directory / "x.toml")
     # All of them read it in the same way.
     for command in COMMANDS if kind == "fifo" else COMMANDS[2:3]:
-        done = real_pool.run(*["-c", "x.toml"], *command.format("x.toml").split(), timeout_seconds=20)
+        done = real_pool.run(*["-c", "x.toml"], *command.format("x.toml").split())
         assert done.code == 5, done
         assert reason in done.stderr + done.stdout
         assert "internal error" not in done.stderr
-    assert real_pool.run("__complete", "servers", "-c", "x.toml", timeout_seconds=20)[1:] == (0, "", "")
+    assert real_pool.run("__complete", "servers", "-c", "x.toml")[1:] == (0, "", "")
     assert real_pool.processes() == {}

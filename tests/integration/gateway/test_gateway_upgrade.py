@@ -27,7 +27,7 @@ def test_upgrade_replaces_the_gateway_and_fails_no_request(gateway: GatewayPool,
     ) as short:  # fmt: skip
         done = by(newer, gateway.pool, "upgrade")
         assert done.code == 0, done
-        gateway.until(lambda: gateway.process() not in (None, pid), timeout_seconds=40)
+        gateway.until(lambda: gateway.process() not in (None, pid))
         before = short.look().complete
         gateway.until(lambda: short.look().complete > before + 20)
     assert (kept.report.failed, short.report.failed) == (0, 0), (kept.report, short.report)
@@ -41,7 +41,7 @@ def test_upgrade_to_another_build_of_the_same_version_replaces_the_gateway(gatew
         # As `upgrade --allow-same-version` does, without the trial.
         options = {"options": {**options_of_this_version(), "tried": True}}
         assert not Client(str(path)).ask(UpgradeResult, "upgrade", options).errors
-        gateway.until(lambda: gateway.process() not in (None, pid), timeout_seconds=40)
+        gateway.until(lambda: gateway.process() not in (None, pid))
         before = kept.look().complete
         gateway.until(lambda: kept.look().complete > before + 20)
     assert kept.report.failed == 0, kept.report

@@ -49,14 +49,14 @@ def test_gateway_is_a_fork_whose_parent_is_the_keeper_and_so_is_the_next_one(gat
         assert zygote_of(gateway) == zygote
     assert not [each for each in descriptors(zygote).values() if "memfd" in each], "it holds no table"
     gateway.pool.ok("stop")
-    assert not is_alive(zygote)
+    wait_until(lambda: not is_alive(zygote))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_zygote_that_is_killed_or_stopped_is_replaced(gateway: GatewayPool, number: signal.Signals) -> None:
     zygote = zygote_of(gateway)
     os.kill(zygote, number)
-    wait_until(lambda: not is_alive(zygote), timeout_seconds=30, what="it is found")
+    wait_until(lambda: not is_alive(zygote), what="it is found")
     assert zygote_of(gateway) != zygote
     kill_gateway(gateway)
 
@@ -70,7 +70,7 @@ def test_gateway_that_is_killed_with_its_zygote_or_while_that_is_stopped_is_repl
         os.kill(zygote, number)
         kill_gateway(gateway)
         assert zygote_of(gateway) != zygote
-        wait_until(lambda zygote=zygote: not is_alive(zygote), timeout_seconds=20)
+        wait_until(lambda zygote=zygote: not is_alive(zygote))
 
 
 def test_next_gateway_has_the_routes_and_certificates_of_now(gateway: GatewayPool) -> None:
@@ -106,7 +106,7 @@ def test_next_supervisor_keeps_the_zygote_and_one_of_another_keeper_replaces_it(
     kill_gateway(gateway)
     assert zygote_of(gateway) == zygote
     whole_again(pool, wait_until, kill_keeper(pool))
-    wait_until(lambda: not is_alive(zygote), timeout_seconds=20)
+    wait_until(lambda: not is_alive(zygote))
     following = kill_gateway(gateway)
     assert stat(following).parent == pool.info()["keeper_pid"] == stat(zygote_of(gateway)).parent
 
@@ -129,5 +129,5 @@ def test_zygote_ends_with_the_table_and_with_keeper_and_supervisor(gateway: Gate
 def test_upgrade_to_another_build_replaces_the_zygote(gateway: GatewayPool) -> None:
     zygote = zygote_of(gateway)
     gateway.pool.ok("upgrade", "--allow-same-version")
-    wait_until(lambda: not is_alive(zygote), timeout_seconds=30)
+    wait_until(lambda: not is_alive(zygote))
     assert zygote_of(gateway) != zygote

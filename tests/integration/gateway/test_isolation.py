@@ -117,7 +117,7 @@ def test_worker_gets_no_later_request_for_another_users_server(users: TwoUsers) 
     users.write(GOODS_ROUTE + EVILS_ROUTE)
     users.pool.ok("start")
     for _ in range(5):
-        with closing(http.client.HTTPConnection("127.0.0.1", users.port, timeout=20)) as client:
+        with closing(http.client.HTTPConnection("127.0.0.1", users.port, timeout=60)) as client:
             for _ in range(2):
                 assert ask(client, "/") in (
                     "evil",
@@ -141,7 +141,7 @@ def test_connection_kept_by_a_worker_ends_before_another_users_route_is_in_force
     users.write(EVILS_ROUTE)
     users.pool.ok("start")
     assert users.ways()["evil"][0] == "pass"
-    with closing(http.client.HTTPConnection("127.0.0.1", users.port, timeout=20)) as client:
+    with closing(http.client.HTTPConnection("127.0.0.1", users.port, timeout=60)) as client:
         assert ask(client, "/") == "evil"
         assert ask(client, "/") == "stolen"
         users.write(GOODS_ROUTE + EVILS_ROUTE)
@@ -193,7 +193,7 @@ def test_duplicate_of_a_connection_that_was_given_back_reads_nothing_more(users:
     users.pool.write("evil.py", SILENT)
     users.write(EVILS_ROUTE)
     users.pool.ok("start")
-    clients = [http.client.HTTPConnection("127.0.0.1", users.port, timeout=20) for _ in range(20)]
+    clients = [http.client.HTTPConnection("127.0.0.1", users.port, timeout=60) for _ in range(20)]
     try:
         assert {ask(client, "/") for client in clients} == {"evil"}
         users.write(GOODS_ROUTE + EVILS_ROUTE)
@@ -208,7 +208,7 @@ def test_duplicate_of_a_connection_that_was_given_back_reads_nothing_more(users:
 def test_connection_kept_by_a_worker_ends_when_its_server_gets_another_user(users: TwoUsers) -> None:
     users.write(GOODS_ROUTE + EVILS_ROUTE, user="nobody")
     users.pool.ok("start")
-    with closing(http.client.HTTPConnection("127.0.0.1", users.port, timeout=20)) as client:
+    with closing(http.client.HTTPConnection("127.0.0.1", users.port, timeout=60)) as client:
         assert ask(client, "/") == "evil"
         users.write(GOODS_ROUTE + EVILS_ROUTE)
         users.pool.ok("reload")
@@ -219,7 +219,7 @@ def test_connection_kept_by_a_worker_ends_when_its_server_gets_another_user(user
 def test_connection_kept_by_a_worker_ends_before_a_service_registers(users: TwoUsers) -> None:
     users.write(EVILS_ROUTE)
     users.pool.ok("start")
-    with closing(http.client.HTTPConnection("127.0.0.1", users.port, timeout=20)) as client:
+    with closing(http.client.HTTPConnection("127.0.0.1", users.port, timeout=60)) as client:
         assert ask(client, "/") == "evil"
         url = f"http://127.0.0.1:{users.good}"
         users.pool.ok("register", "good", "--to", url, "--path", "/good")
@@ -260,7 +260,7 @@ def test_table_of_a_worker_has_no_secret_of_the_routes(users: TwoUsers, user: st
     users.pool.env["TOKEN"] = "token-of-good"
     users.write(SECRETS + EVILS_ROUTE, user=user)
     users.pool.ok("start")
-    with closing(http.client.HTTPConnection("127.0.0.1", users.evil, timeout=20)) as client:
+    with closing(http.client.HTTPConnection("127.0.0.1", users.evil, timeout=60)) as client:
         mapped = ask(client, "/")
     assert '"evil"' in mapped
     assert "internal" not in mapped

@@ -165,4 +165,4 @@ def test_application_has_the_routes_of_its_workers_table(gateway: GatewayPool) -
     past = json.loads(get(gateway.ports["one"], "/one").body)
     assert past == [0, [], "None"]
     client_of(gateway).register("own", "http://127.0.0.1:9", path="/own")
-    assert json.loads(gateway.get("/one").body)[0] == 3
+    gateway.until(lambda: json.loads(gateway.get("/one").body)[0] == 3)

@@ -84,6 +84,6 @@ def test_gateway_that_cannot_be_replaced_refuses_connections(gateway: GatewayPoo
     gateway.until(lambda: refuses(gateway.port))
     assert HINT in gateway.pool.run("status").stderr + gateway.pool.run("status").stdout
     kept.rename(packages / "uvloop")
-    gateway.until(gateway.process, timeout_seconds=40)
+    gateway.until(gateway.process)
     gateway.until(lambda: not refuses(gateway.port))
     assert gateway.get("/one").status == 200

@@ -45,7 +45,7 @@ def test_no_request_fails_while_both_are_gone_and_when_the_next_start_adopts_it(
             gateway.until(lambda: still_serve(gateway))
             gateway.pool.ok("start")
             assert gateway.process() == pid
-            passed = clients.enter_context(socket.create_connection(("127.0.0.1", gateway.port), 30))
+            passed = clients.enter_context(socket.create_connection(("127.0.0.1", gateway.port), 60))
             ask(passed, "/one")
             gateway.write(PROXIED + '[[route]]\nalias = "three"\npath = "/three"\nto = "one"\n')
             gateway.pool.ok("reload")

@@ -84,7 +84,7 @@ class TlsClient:
         context.verify_mode = ssl.CERT_NONE
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="safe.example.com")
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout=20)
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=60)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with pytest.raises(ssl.SSLWantReadError):
             self._tls.do_handshake()
@@ -123,7 +123,7 @@ class PlainClient:
     """A keep-alive connection."""
 
     def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._connection.connect()
         self.sock = self._connection.sock
 
@@ -181,7 +181,7 @@ def test_host_without_traffic_gives_passed_connections_back_between_two_requests
     gateway.pool.write("seen.py", APP)
     gateway.pool.write("pool.toml", TWO.format(port=gateway.port, **gateway.ports))
     gateway.pool.ok("start")
-    with closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)) as client:
+    with closing(http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)) as client:
 
         def served_by() -> str:
             client.request("GET", "/name")

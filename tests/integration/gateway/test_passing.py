@@ -59,7 +59,7 @@ def start(gateway: GatewayPool) -> None:
 
 def connect(gateway: GatewayPool) -> socket.socket:
     """A connection that was passed; before the workers have the table, servers are proxied."""
-    sock = socket.create_connection(("127.0.0.1", gateway.port), 20)
+    sock = socket.create_connection(("127.0.0.1", gateway.port), 60)
     # The client is the gateway while it proxies.
     address = list(sock.getsockname())
     gateway.until(lambda: [ask(sock, path)["client"] for path in ("/two", "/one")] == [address] * 2)

@@ -25,7 +25,7 @@ def curl(socket: str, verb: str, **options: object) -> Any:
     """The answer to a request as docs/gateway.md has it."""
     body = json.dumps({"options": options})
     command = ["curl", "-sS", "--unix-socket", socket, "-d", body, f"http://pool/v1/{verb}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return json.loads(done.stdout)["result"]
 
 
@@ -167,7 +167,7 @@ def test_service_elsewhere_registers_over_tls_with_its_token_and_is_recorded(gat
             "curl", "-sS", "--cacert", str(cert), "-H", f"Authorization: Bearer {token}", "-w", "\n%{http_code}",
             "-d", json.dumps({"options": options}), f"https://localhost:{port}/v1/{verb}",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         body, _, status = done.stdout.rpartition("\n")
         return int(status), json.loads(body)
 

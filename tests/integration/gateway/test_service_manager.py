@@ -34,7 +34,7 @@ name = "web"
 bind = "127.0.0.1:{own}"
 app = "served:app"
 scale = {{ max = 3, triggers = {{ in_flight = 2 }}, window = "2s", cooldown = {{ up = "1s", down = "1s" }} }}
-recovery = {{ strategy = "replace", heartbeat = "200ms", stuck_after = "600ms" }}
+recovery = {{ strategy = "replace", heartbeat = "200ms", stuck_after = "3s" }}
 """
 APP = """
 import time
@@ -111,7 +111,7 @@ def test_services_register_degrade_recover_and_scale_with_a_whole_audit_trail(ga
         assert answers() == {b"503"}
         # Registration: the route follows.
         for each in (one, two):
-            client.register("users", each.url, ttl="60s", probe=PROBE)
+            client.register("users", each.url, ttl="10m", probe=PROBE)
         until(lambda: set(states().values()) == {"serving"})
         until(lambda: answers() == {b"one", b"two"})
         # One degrades: it is flagged, and the other one serves alone.

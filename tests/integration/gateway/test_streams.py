@@ -100,7 +100,7 @@ def test_streams_reach_and_wake_servers_and_other_addresses(real_pool: RealPool,
             assert not asyncio.run(is_seen(ports["plain_stream"]))
             assert asyncio.run(is_seen(ports["secure_stream"], context))  # its connection was passed on
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.settimeout(20)
+            client.settimeout(60)
             client.connect(("127.0.0.1", ports["datagrams"]))
             client.send(b"datagram")
             assert client.recv(100) == b"datagram"

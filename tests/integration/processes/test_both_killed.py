@@ -38,7 +38,8 @@ def test_the_next_start_takes_over_what_serves(pool: RealPool, until: Any) -> No
     before = pool.items()
     with asked_all_the_time(ports["a"]) as failures, asked_all_the_time(ports["b"]) as others:
         kill_both(pool, until)
-        until(lambda: set(pool.items()["a"]["pids"]) == set(before["a"]["pids"]))
+        for name in ("a", "b"):
+            until(lambda name=name: set(pool.items()[name]["pids"]) == set(before[name]["pids"]))
         seen = pool.items()
         assert {name: item["state"] for name, item in seen.items()} == {
             "a": "running",
@@ -164,7 +165,7 @@ def test_an_ordered_end_leaves_nothing_to_go_on_from(pool: RealPool, until: Any)
     pool.ok("scale", "a", "2")
     os.kill(pool.info()["supervisor_pid"], signal.SIGSTOP)
     os.kill(pool.info()["keeper_pid"], signal.SIGTERM)
-    until(lambda: not pool.processes(), timeout_seconds=20)
+    until(lambda: not pool.processes())
     pool.ok("start", "b")
     assert [pool.items()["a"][key] for key in ("state", "workers")] == ["stopped", 1]
 
@@ -299,7 +300,7 @@ def test_one_that_could_not_be_found_at_first_is_taken_over_later(pool: RealPool
     # It imports, and cannot say that it is there; but it has the address.
     pool.run("start", "--no-wait")
     # A supervisor gives way to another meanwhile: a command that is under way then ends with 8.
-    until(lambda: pool.run("status").code == 0, timeout_seconds=25)
+    until(lambda: pool.run("status").code == 0)
     assert pool.items()["web"]["pids"] == [worker]
     assert get(port).status == 200
     pool.ok("stop")

@@ -35,7 +35,7 @@ def test_after_five_deaths_nothing_happens_by_itself_and_every_command_works(
     for _ in range(5):
         assert "calm" not in summary()
         os.kill(supervisor, signal.SIGKILL)
-        supervisor = until(lambda before=supervisor: successor(before), timeout_seconds=30)
+        supervisor = until(lambda before=supervisor: successor(before))
     assert summary()["calm"] is True
     status = pool.run("status")
     assert status.code == 0

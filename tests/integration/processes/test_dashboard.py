@@ -25,7 +25,7 @@ Until = Callable[..., Any]
 def post(port: int, path: str, body: Any) -> Reply:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=5)
+    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
     try:
         connection.request("POST", path, json.dumps(body))
         response = connection.getresponse()
@@ -162,7 +162,7 @@ def test_reload_opens_moves_and_closes_the_dashboard(page: Page) -> None:
     page.pool.ok("reload")
     assert f":{other}/" in page.pool.ok("dashboard").stdout
     assert page.answers(other)
-    assert not page.answers()
+    page.until(lambda: not page.answers())
     page.write(None)
     page.pool.ok("reload")
     page.until(lambda: not page.answers(other))

@@ -61,7 +61,7 @@ def test_kept_connections_are_even_and_survive_a_worker_that_is_killed(pool: Rea
     with contextlib.ExitStack() as stack:
 
         def connect(count: int) -> list[HTTPConnection]:
-            made = [HTTPConnection("127.0.0.1", port, timeout=20) for _ in range(count)]
+            made = [HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(count)]
             for each in made:
                 each.auto_open = 0  # a lost connection is an error
                 each.connect()
@@ -118,7 +118,7 @@ def serve_tls(pool: RealPool, loop: str, workers: int) -> int:
 
 
 def secured(port: int, opened: list[HTTPSConnection]) -> HTTPSConnection:
-    made = HTTPSConnection("127.0.0.1", port, timeout=20, context=ssl._create_unverified_context())
+    made = HTTPSConnection("127.0.0.1", port, timeout=60, context=ssl._create_unverified_context())
     opened.append(made)
     made.connect()
     made.auto_open = 0  # a lost connection is an error
@@ -191,7 +191,7 @@ def test_websockets_among_short_connections_are_even(pool: RealPool, loop: str) 
     def ask_shortly() -> None:
         nonlocal answered
         while not over:
-            connection = HTTPConnection("127.0.0.1", port, timeout=20)
+            connection = HTTPConnection("127.0.0.1", port, timeout=60)
             ask(connection)
             connection.close()
             answered += 1
@@ -204,7 +204,7 @@ def test_websockets_among_short_connections_are_even(pool: RealPool, loop: str) 
         try:
             for number in range(1, 17):
                 wait_until(lambda after=8 * number: answered >= after or load.done())
-                connection = HTTPConnection("127.0.0.1", port, timeout=20)
+                connection = HTTPConnection("127.0.0.1", port, timeout=60)
                 stack.callback(connection.close)
                 connection.request("GET", "/", headers=WEBSOCKET)
                 response = connection.getresponse()

@@ -68,7 +68,7 @@ def test_a_slow_body_fails_the_probe_of_that_server_and_of_no_other(real_pool: R
     real_pool.write("app.py", APP)
     real_pool.write(
         "pool.toml",
-        "[defaults]\napp = 'app:app'\nrestart = 'no'\nstart_timeout = '8s'\n"
+        "[defaults]\napp = 'app:app'\nrestart = 'no'\nstart_timeout = '20s'\n"
         f"health.readiness = {{ http = '/', body = '{SLOW}', timeout = '30s' }}\n"
         + "".join(
             f"[[server]]\nname = '{name}'\nbind = '127.0.0.1:{claim_port()}'\nenv = {{ BODY = '{body}' }}\n"

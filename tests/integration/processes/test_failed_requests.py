@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,20 +44,21 @@ def write(pool: RealPool) -> dict[str, int]:
 
 
 def lines_of(pool: RealPool, name: str) -> list[str]:
-    (path,) = pool.runtime.glob(f"[!@]*/state/logs/{name}.log")
-    return Path(path).read_text().splitlines()
+    """What the server has written by now."""
+    paths = pool.runtime.glob(f"[!@]*/state/logs/{name}.log")
+    return [line for path in paths for line in path.read_text().splitlines()]
 
 
 def test_failed_requests_are_in_the_log_by_default(real_pool: RealPool, http_get: Any, until: Any) -> None:
     ports = write(real_pool)
     real_pool.run("start", "--timeout", "1s")  # `usual` never becomes ready: its probes are answered with 503
     names = [name for name in SERVERS if name != "usual"]
-    real_pool.ok("wait", *names, "--timeout", "30s")
+    real_pool.ok("wait", *names, "--timeout", "45s")
     for name in names:
         assert http_get(ports[name], "/").status == 200
         assert http_get(ports[name], "/502").status == 502
-    until(lambda: any(" 502 " in line for line in lines_of(real_pool, "named")), timeout_seconds=20)
-    until(lambda: any(" 502 " in line for line in lines_of(real_pool, "all")), timeout_seconds=20)
+    until(lambda: any(" 502 " in line for line in lines_of(real_pool, "named")))
+    until(lambda: any(" 502 " in line for line in lines_of(real_pool, "all")))
     (line,) = [line for line in lines_of(real_pool, "named") if "HTTP/1.1" in line]
     assert re.search(
         r'ERROR:    127\.0\.0\.1:\d+ - "GET /502 HTTP/1\.1" 502 Bad Gateway \d+\.\dms \w{32}$', line
@@ -80,4 +80,4 @@ def test_breakpoint_in_a_worker_names_the_way_to_stop_there(
     real_pool.ok("start", name)
     assert http_get(port, "/stop").status == 200
     said = f"fails.py:6 does not stop here, without a terminal: poolctl run --debug {name}"
-    until(lambda: any(said in line for line in lines_of(real_pool, name)), timeout_seconds=20)
+    until(lambda: any(said in line for line in lines_of(real_pool, name)))

@@ -49,6 +49,8 @@ def test_supervisor_validates_nothing_itself_and_its_successor_needs_no_reader(p
     assert "pool.toml:3" in pool.ok("show", "a").stdout
     os.kill(supervisor, signal.SIGKILL)
     assert pool.items().keys() == {"a", "c", "once"}
+    # It answers a moment before it writes down who it is.
+    wait_until(lambda: pool.info()["supervisor_pid"] != supervisor)
     wait_until(lambda: not readers(pool), what="the readers end with their supervisor")
     assert not validates(pool.info()["supervisor_pid"])
 
@@ -71,6 +73,7 @@ def test_first_reader_is_a_fork_that_holds_its_own_link_and_ends_with_its_superv
     os.kill(supervisor, signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{reader}").exists(), what="it has ended, and left no zombie")
     assert pool.items().keys() == {"a"}
+    wait_until(lambda: pool.info()["supervisor_pid"] != supervisor)
     successor = pool.info()["supervisor_pid"]
     assert READS in command
     assert READS not in command_line(successor), "it adopts what was read"
@@ -167,7 +170,7 @@ def test_replaced_package_is_no_reader_for_the_running_pool_until_it_is_upgraded
     )
     assert (report.failed, report.refused) == (0, 0), report
     assert report.complete > 0
-    assert not is_alive(supervisor)
+    wait_until(lambda: not is_alive(supervisor))
     assert pids(pool) == before
     load = Load([f"127.0.0.1:{ports['users']}"], mode="new_connection", connections=4)
     load.start()

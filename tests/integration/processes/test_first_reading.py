@@ -80,7 +80,7 @@ class SlowPool:
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     """The exit code, and what it has printed."""
-    stdout, stderr = process.communicate(timeout=50)
+    stdout, stderr = process.communicate(timeout=80)
     return process.returncode, stdout + stderr
 
 
@@ -156,7 +156,7 @@ def test_run_is_stopped_at_once_while_the_files_are_being_read(slow: SlowPool) -
 def test_pool_ends_with_its_terminal_while_the_files_are_being_read(slow: SlowPool) -> None:
     running = slow.spawn("run")
     running.kill()
-    wait_until(lambda: not slow.pool.processes(), timeout_seconds=25)
+    wait_until(lambda: not slow.pool.processes())
     running.communicate()
 
 

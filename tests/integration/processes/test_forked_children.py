@@ -63,7 +63,7 @@ def test_multiprocessing_in_a_handler_leaves_the_worker_and_its_loop_as_they_wer
     for loop, port in ports.items():
         worker = http_get(port).text
         for _ in range(24):
-            assert http_get(port, "/pool", timeout_seconds=10).text == "285", loop
+            assert http_get(port, "/pool").text == "285", loop
         assert http_get(port).text == worker, loop
 
 

@@ -125,7 +125,7 @@ def test_false_zygote_of_a_servers_user_harms_no_other_server(
     done = pool.run("start", "bad")
     assert done.code != 0
     assert "another process of the pool" in done.stderr
-    pool.ok("stop", "bad", timeout_seconds=25)
+    pool.ok("stop", "bad")
     assert pool.items()["good"]["pids"] == [good]
     pool.ok("stop")
     until(lambda: not pool.processes())

@@ -179,11 +179,11 @@ def test_preloaded_application_that_names_another_process_as_its_worker_harms_no
     said = hostile.run("start", "bad").stderr
     until(lambda: hostile.items()["bad"]["state"] == "failed")
     assert error in said + str(_events(hostile, "bad"))
-    hostile.ok("stop", "bad", timeout_seconds=25)
+    hostile.ok("stop", "bad")
     assert is_alive(good)
     assert hostile.items()["good"]["pids"] == [good]
     assert hostile.info()["supervisor_pid"] == supervisor
-    hostile.ok("stop", timeout_seconds=15)
+    hostile.ok("stop")
     until(lambda: not hostile.processes())
 
 
@@ -244,12 +244,12 @@ def test_orphans_that_lie_are_not_adopted_and_hinder_no_other(hostile: RealPool,
     assert liars.keys() == LIES.keys()
     kill_both(hostile, until)
     until(lambda: hostile.items()["good"]["pids"] == before["good"])
-    hostile.run("start", timeout_seconds=20)
+    hostile.run("start")
     until(
         lambda: [name for name, pid in liars.items() if is_alive(pid)] == [],
         what="they are killed, or told to end",
     )
-    hostile.ok("start", timeout_seconds=20)
+    hostile.ok("start")
     assert hostile.items()["good"]["pids"] == before["good"]
     assert [name for name, item in hostile.items().items() if not item["ready"]] == []
     hostile.ok("stop")
@@ -264,7 +264,7 @@ def test_stop_ends_orphans_that_say_nothing_or_lie(hostile: RealPool, until: Any
     # One that is stopped before it has noticed cannot be found.
     until(lambda: len(rendezvous.find(directory, rendezvous.WORKER)) == 2, what="both are orphans")
     os.kill(good, signal.SIGSTOP)
-    hostile.ok("stop", "--timeout", "1s", timeout_seconds=20)
+    hostile.ok("stop", "--timeout", "1s")
     until(lambda: not hostile.processes())
 
 

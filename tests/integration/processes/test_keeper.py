@@ -30,7 +30,7 @@ class Keeper:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.sock, theirs = wire.pair()
-        self.sock.settimeout(10)
+        self.sock.settimeout(60)
         self.events: list[wire.Message] = []
         self._number = 0
         with theirs:
@@ -124,8 +124,11 @@ def test_exits_are_sent_in_order_and_again_until_acknowledged(keeper: Keeper) ->
     assert event["sequence"] == 2
 
 
-def test_orphans_come_to_the_keeper_and_are_reaped(keeper: Keeper) -> None:
-    pid = keeper.spawn("/bin/sh", "-c", "setsid sh -c 'sleep 0.3; exit 5' & sleep 0.1; exit 0")
+def test_orphans_come_to_the_keeper_and_are_reaped(keeper: Keeper, tmp_path: Path) -> None:
+    # The orphan ends after its parent, which ends once the orphan has a session of its own.
+    orphan = f"touch {tmp_path}/there; while kill -0 $$ 2>/dev/null; do sleep 0.02; done; exit 5"
+    waits = f"while [ ! -e {tmp_path}/there ]; do sleep 0.02; done"
+    pid = keeper.spawn("/bin/sh", "-c", f'setsid sh -c "{orphan}" & {waits}; exit 0')
     ends = {}
     for _ in range(2):
         event = keeper.event()

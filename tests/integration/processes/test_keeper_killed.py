@@ -74,19 +74,22 @@ def test_all_that_can_be_done_before_can_be_done_afterwards(pool: RealPool, unti
 
 
 SLOW_TO_IMPORT = "import time\ntime.sleep(0.5)\nfrom hello import app\n"
+HELD = "import os, time\nwhile os.path.exists('held'): time.sleep(0.02)\nfrom hello import app\n"
 
 
 def test_reload_under_way_is_completed_by_the_next_supervisor(pool: RealPool, until: Any) -> None:
     pool.write_hello("web", extra="workers = 2")
-    pool.write("slow.py", SLOW_TO_IMPORT)
+    pool.write("slow.py", HELD)
     text = (pool.directory / "pool.toml").read_text().replace("hello:app", "slow:app")
     pool.write("pool.toml", text)
     pool.ok("start")
     before = pool.items()["web"]["pids"]
     pool.write("pool.toml", text + 'env = { CHANGED = "yes" }\n')
+    held = pool.write("held", "")
     command = pool.spawn("reload")
     until(lambda: any(each["event"] == "restart" for each in recorded(pool)))
-    kill_keeper(pool)
+    whole_again(pool, until, kill_keeper(pool))
+    held.unlink()
     _, said = command.communicate(timeout=60)
     assert command.returncode == 0, said
     assert "the supervisor was replaced during the reload, and the next one was asked again" in said
@@ -183,7 +186,7 @@ def test_stopped_supervisor_goes_on_when_its_keeper_is_killed_and_sleepers_wake(
     os.kill(info["supervisor_pid"], signal.SIGSTOP)
     until(lambda: stat(info["supervisor_pid"]).state == "T")
     os.kill(info["keeper_pid"], signal.SIGKILL)
-    assert get(ports["web"], timeout_seconds=10).status == 200
+    assert get(ports["web"], timeout_seconds=60).status == 200
     whole_again(pool, until, info["keeper_pid"])
 
 

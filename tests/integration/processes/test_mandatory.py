@@ -56,7 +56,7 @@ def test_run_ends_with_the_status_of_a_mandatory_server_that_fails(
     running = pool.spawn("run")
     until(lambda: pool.run("status").code == 0)
     os.kill(main_pid(pool), signal.SIGUSR1)
-    _, stderr = running.communicate(timeout=20)
+    _, stderr = running.communicate(timeout=60)
     assert running.returncode == 42, stderr
     assert "main has failed" in stderr
     assert "mandatory" in stderr
@@ -73,7 +73,7 @@ def test_the_users_command_is_asked_to_end_and_the_status_is_the_servers(
     running = pool.spawn("run", "--", "sleep", "60")
     until(lambda: pool.run("status").code == 0)
     os.kill(main_pid(pool), signal.SIGKILL)
-    _, stderr = running.communicate(timeout=20)
+    _, stderr = running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGKILL, stderr
     assert not pool.processes()
 

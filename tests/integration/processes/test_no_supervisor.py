@@ -25,7 +25,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 @contextlib.contextmanager
 def request_to(port: int) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
         sock.sendall(REQUEST)
         yield sock
 
@@ -67,7 +67,7 @@ def test_connections_to_a_sleeping_server_wait_for_a_supervisor_and_are_served(
     ports = pool.write_hello("sleepy", "other", extra=SLEEPY)
     pool.ok("start")
     info = pool.info()
-    with socket.create_connection(("127.0.0.1", ports["sleepy"]), timeout=30) as before:
+    with socket.create_connection(("127.0.0.1", ports["sleepy"]), timeout=60) as before:
         # A supervisor that is killed between the accept and the keeper's copy takes the connection with it.
         until(lambda: waits_for_others(info["supervisor_pid"]))
         broken.file.touch()

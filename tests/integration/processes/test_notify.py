@@ -22,7 +22,7 @@ BROKEN = "raise RuntimeError('not today')\n"
 
 def wait_until(condition: Callable[[], Any]) -> None:
     """As everywhere, with the patience that a crowded machine asks of what takes several processes."""
-    _wait_until(condition, timeout_seconds=30)
+    _wait_until(condition, timeout_seconds=60)
 
 
 @pytest.fixture

@@ -97,5 +97,5 @@ def test_restarts_reloads_and_live_changes_leave_no_objects(pool: RealPool, unti
 
     all_commands(12)
     with contextlib.suppress(AssertionError):
-        until(lambda: not more(), timeout_seconds=30)
+        until(lambda: not more())
     assert more() == []

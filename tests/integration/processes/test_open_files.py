@@ -119,7 +119,7 @@ def test_half_requests_to_sleeping_servers_take_no_descriptors_from_others(pool:
     with contextlib.ExitStack() as clients:
         for number in range(300):
             client = clients.enter_context(
-                socket.create_connection(("127.0.0.1", pool.ports["one"]), timeout=10)
+                socket.create_connection(("127.0.0.1", pool.ports["one"]), timeout=60)
             )
             client.sendall(b"GET / HT" if number % 2 else b"")
         assert pool.items()["web"]["ready"]

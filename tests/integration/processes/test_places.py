@@ -113,7 +113,7 @@ def test_a_socket_of_systemds_is_served_and_given_back_as_it_was(pool: RealPool,
         started = subprocess.run(
             ["/bin/sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh", *pool.command(), "start"],
             env=pool.env | {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "web:"}, cwd=pool.directory, capture_output=True,
-            text=True, preexec_fn=pass_them, pass_fds=(3, 4), timeout=30, check=False,
+            text=True, preexec_fn=pass_them, pass_fds=(3, 4), timeout=60, check=False,
         )  # fmt: skip
         for fd in lifted:
             os.close(fd)
@@ -127,7 +127,7 @@ def test_a_socket_of_systemds_is_served_and_given_back_as_it_was(pool: RealPool,
         assert get(port).status == 200
         pool.ok("stop")
         # It accepts connections still: the socket is systemd's.
-        with socket.create_connection(("127.0.0.1", port), timeout=2):
+        with socket.create_connection(("127.0.0.1", port), timeout=60):
             pass
 
 
@@ -217,7 +217,7 @@ def ask_tls(port: int, directory: Path, client: str | None = None) -> bytes:
     if client:
         context.load_cert_chain(directory / f"{client}.pem", directory / f"{client}.key")
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as secured,
     ):
         secured.sendall(b"GET / HTTP/1.0\r\n\r\n")

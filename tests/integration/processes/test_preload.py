@@ -188,7 +188,7 @@ UNSHARED = {
 
 
 def test_imports_that_no_fork_can_share_are_said_and_done_in_the_worker(
-    pool: RealPool, free_port: Any
+    pool: RealPool, free_port: Any, until: Any
 ) -> None:
     ports = write_apart(
         pool,
@@ -203,7 +203,7 @@ def test_imports_that_no_fork_can_share_are_said_and_done_in_the_worker(
         answer = asked(ports[server])
         assert answer["imported_in"] == answer["pid"], server
         assert [line for line in done.stderr.splitlines() if server in line and said in line], done
-        assert said in pool.ok("logs", server).stdout
+        until(lambda said=said, server=server: said in pool.ok("logs", server).stdout)
         assert said in pool.ok("show", server).stdout
         assert said in pool.ok("show", server, "-o", "json").json["items"][0]["preload_problem"]
 
@@ -295,7 +295,7 @@ def test_a_stop_does_not_wait_for_an_import(pool: RealPool, free_port: Any, unti
     write(pool, free_port, app="import time\ntime.sleep(50)\n")
     pool.ok("start", "--no-wait")
     until(lambda: app_zygotes(pool))
-    pool.ok("stop", timeout_seconds=25)
+    pool.ok("stop", timeout_seconds=40)
     until(lambda: not pool.processes())
 
 
@@ -402,7 +402,7 @@ def test_a_server_that_sleeps_wakes_by_a_fork_and_after_a_restart_with_the_new_c
 
 
 def test_an_import_that_fails_for_several_servers_is_in_the_log_of_each(
-    pool: RealPool, free_port: Any
+    pool: RealPool, free_port: Any, until: Any
 ) -> None:
     write(pool, free_port, "a", "b", app="print('beginning')\nbroken = nothing\n", extra='restart = "no"')
     errors = {error["name"]: error for error in pool.run("start", "-o", "json").json["errors"]}
@@ -411,6 +411,7 @@ def test_an_import_that_fails_for_several_servers_is_in_the_log_of_each(
         first, *_ = error["message"].splitlines()
         assert first.endswith("NameError: name 'nothing' is not defined")
         assert error["hint"] == f"poolctl logs {name}"
+        until(lambda name=name: "NameError" in pool.ok("logs", name).stdout)
         log = pool.ok("logs", name).stdout
         assert log.count("beginning") == 1
         assert log.count("NameError") == 1

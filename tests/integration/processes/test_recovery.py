@@ -92,7 +92,8 @@ def test_a_worker_that_has_outgrown_its_limit_is_swapped(real_pool: RealPool) ->
     assert real_pool.items()["web"]["restarts"] == 0, "a swap is no failure"
 
 
-QUICK = 'heartbeat = "200ms", stuck_after = "600ms"'
+# A worker of a busy machine may not get to run for a second.
+QUICK = 'heartbeat = "200ms", stuck_after = "3s"'
 
 
 def stick(port: int) -> None:
@@ -102,7 +103,7 @@ def stick(port: int) -> None:
 
 def suppressed_get(port: int, path: str) -> None:
     with contextlib.suppress(OSError, http.client.HTTPException):
-        get(port, path, timeout_seconds=30)
+        get(port, path, timeout_seconds=60)
 
 
 @pytest.mark.capability
@@ -112,15 +113,19 @@ def test_a_worker_whose_loop_is_stuck_is_replaced_and_its_end_is_reported(real_p
     stick(port)
     report = first_report(real_pool)
     assert (report["outcome"], report["done"], report["cause"]) == ("recovered", "replaced", "heartbeat")
-    assert report["seen"] == [f"the event loop of worker web.1.0 (pid {before}) has been stuck for 600ms"]
+    assert report["seen"] == [f"the event loop of worker web.1.0 (pid {before}) has been stuck for 3s"]
     assert "about to stick" in "\n".join(report["lines"])
-    assert 0 <= report["duration_seconds"] < 5
+    assert 0 <= report["duration_seconds"] < 60
     assert get(port, "/pid").text == str(pid_of(real_pool)) != str(before)
     wait_until(lambda: not is_alive(before), what="the stuck one is killed")
     assert real_pool.items()["web"]["restarts"] == 1
-    health = {event["event"]: event["message"] for event in events(real_pool) if event["kind"] == "health"}
-    assert list(health) == ["heartbeat lost", "ko", "ok"], "whoever was told of it is told that it is over"
-    assert health["ko"] == "the event loop of web.1.0 is stuck"
+
+    def health() -> dict[str, str]:
+        return {event["event"]: event["message"] for event in events(real_pool) if event["kind"] == "health"}
+
+    wait_until(lambda: "ok" in health(), what="whoever was told of it is told that it is over")
+    assert list(health()) == ["heartbeat lost", "ko", "ok"]
+    assert health()["ko"] == "the event loop of web.1.0 is stuck"
 
 
 def test_recovery_report_names_the_function_in_which_the_worker_hung(real_pool: RealPool) -> None:
@@ -142,7 +147,7 @@ def test_a_stopped_process_is_stuck_too_and_restarted(real_pool: RealPool) -> No
     port = begin(real_pool, f'stop_timeout = "1m"\nrecovery = {{ {QUICK} }}')
     before = pid_of(real_pool)
     os.kill(before, signal.SIGSTOP)
-    assert get(port, "/pid", timeout_seconds=10).text != str(before), "it waits, and is not refused"
+    assert get(port, "/pid", timeout_seconds=60).text != str(before), "it waits, and is not refused"
     report = first_report(real_pool)
     assert (report["outcome"], report["done"]) == ("recovered", "restarted")
     assert not is_alive(before)

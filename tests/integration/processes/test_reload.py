@@ -28,7 +28,7 @@ pytestmark = pytest.mark.unmeasured
 
 
 def body(port: int) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/")
     text = connection.getresponse().read().decode()
     connection.close()
@@ -139,7 +139,7 @@ def test_a_new_address_that_cannot_be_had_leaves_the_old_one(
     pids = pool.items()["a"]["pids"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         write(pool, ("a", taken.getsockname()[1], "a"))
-        done = pool.run("reload", "--timeout", "10")
+        done = pool.run("reload", "--timeout", "40")
         assert done.code == 1, str(done)
         assert "in use" in done.stderr
         assert body(one) == "a"
@@ -202,7 +202,7 @@ def served_certificate(port: int) -> str:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=5) as sock,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as sock,
         context.wrap_socket(sock) as secured,
     ):
         return ssl.DER_cert_to_PEM_cert(secured.getpeercert(binary_form=True) or b"")

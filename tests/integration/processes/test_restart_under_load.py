@@ -98,7 +98,7 @@ class Loads:
     def go_on(self) -> None:
         """Return when there have been some more answers."""
         before = self.answers
-        wait_until(lambda: self.answers > before + 100, timeout_seconds=30)
+        wait_until(lambda: self.answers > before + 100)
 
     def stop(self) -> dict[str, Report]:
         return {mode: load.stop() for mode, load in self._loads.items()}

@@ -94,7 +94,7 @@ class Load:
 
     def _ask_on(self) -> None:
         while not self._over.is_set():
-            with socket.create_connection(("127.0.0.1", self.port), timeout=30) as sock:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=60) as sock:
                 sock.sendall(self.request)
                 data = b""
                 try:

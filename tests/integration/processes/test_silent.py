@@ -27,7 +27,7 @@ def test_a_supervisor_that_is_silent_is_replaced(pool: RealPool, until: Any) -> 
     supervisor = pool.info()["supervisor_pid"]
     os.kill(supervisor, signal.SIGSTOP)
     assert get(port).status == 200
-    until(lambda: not is_alive(supervisor), timeout_seconds=25)
+    until(lambda: not is_alive(supervisor), timeout_seconds=60)
     until(lambda: pool.info()["supervisor_pid"] != supervisor)
     assert pool.items()["web"]["pids"] == before["web"]["pids"]
 
@@ -48,7 +48,7 @@ def test_a_keeper_that_gets_no_answer_ends_the_pool_itself_and_in_time(pool: Rea
     os.kill(info["supervisor_pid"], signal.SIGSTOP)
     began = time.monotonic()
     os.kill(info["keeper_pid"], signal.SIGTERM)
-    until(lambda: not pool.processes(), timeout_seconds=ANSWER_SECONDS + ALONE_SECONDS + 5)
+    until(lambda: not pool.processes(), timeout_seconds=ANSWER_SECONDS + ALONE_SECONDS + 50)
     assert time.monotonic() - began >= ANSWER_SECONDS
 
 
@@ -60,7 +60,7 @@ def test_stopped_zygote_is_killed_before_a_worker_is_needed(pool: RealPool, unti
     zygote = helper(pool, "zygote")
     victim = zygote if stopped == "itself" else until(lambda: (children(zygote) or [0])[0])
     os.kill(victim, signal.SIGSTOP)
-    until(lambda: not is_alive(zygote) and not is_alive(victim), timeout_seconds=25)
+    until(lambda: not is_alive(zygote) and not is_alive(victim), timeout_seconds=60)
     (worker,) = pool.items()["web"]["pids"]
     began = time.monotonic()
     pool.ok("restart", "web")

@@ -50,7 +50,7 @@ def state(pool: RealPool) -> str:
 
 
 def connect(port: int, first_bytes: bytes = b"") -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+    sock = socket.create_connection(("127.0.0.1", port), timeout=60)
     sock.sendall(first_bytes)
     return sock
 
@@ -70,8 +70,8 @@ def test_a_server_that_may_sleep_starts_asleep_and_is_woken_by_a_request(pool: R
     assert (item["state"], item["ready"], item["pids"]) == ("sleeping", False, [])
     assert pool.ok("status", "-o", "json").json["summary"]["states"] == {"sleeping": 1}
     assert pool.ok("wait", "--for", "sleeping").code == 0
-    assert pool.ok("wait", "--timeout", "30s").stdout == "0 servers ready (1 sleeping)\n"
-    assert pool.ok("wait", "--for", "healthy", "--timeout", "30s").stdout.startswith("0 servers healthy (1")
+    assert pool.ok("wait", "--timeout", "40s").stdout == "0 servers ready (1 sleeping)\n"
+    assert pool.ok("wait", "--for", "healthy", "--timeout", "40s").stdout.startswith("0 servers healthy (1")
     assert get(port).text == f"hello from {port}"
     item = pool.items()["web"]
     assert (item["state"], item["ready"], len(item["pids"])) == ("running", True, 1)
@@ -83,7 +83,7 @@ def test_server_falls_asleep_again_without_traffic_and_has_no_process(shared_poo
     shared_pool.write("hello.py", "import os\n" + HELLO_APP.replace('scope["server"][1]', "os.getpid()"))
     shared_pool.start_or_reload()
     pid = int(get(port).text.removeprefix("hello from "))
-    shared_pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+    shared_pool.ok("wait", "--for", "sleeping", "--timeout", "40s")
     assert item(shared_pool)["pids"] == []
     assert not os.path.exists(f"/proc/{pid}")
     assert get(port).status == 200
@@ -123,7 +123,7 @@ def test_every_kind_of_address_wakes(shared_pool: RealPool, bind: str) -> None:
     shared_pool.start_or_reload()
     where = f"unix:{shared_pool.directory}/web.sock" if bind.startswith("unix:") else f"localhost:{port}"
     for _ in range(2):
-        shared_pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+        shared_pool.ok("wait", "--for", "sleeping", "--timeout", "40s")
         assert get(where).status == 200
 
 
@@ -145,7 +145,7 @@ def test_a_wake_does_not_use_an_expired_certificate_in_place_of_a_valid_one(pool
     pool.ok("start")
     assert get(f"https://localhost:{port}").status == 200
     certificate(pool.directory, days=-1)
-    pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+    pool.ok("wait", "--for", "sleeping", "--timeout", "40s")
     assert ssl.get_server_certificate(("127.0.0.1", port)) == valid
     assert "expired certificate not used" in pool.ok("events").stdout
 
@@ -219,7 +219,7 @@ def test_dependencies_wake_first_and_stay_awake_as_long(pool: RealPool) -> None:
     assert {item["state"] for item in items.values()} == {"running"}
     assert items["db"]["uptime_seconds"] > items["web"]["uptime_seconds"]
     pool.ok("stop", "web")
-    pool.ok("wait", "db", "--for", "sleeping", "--timeout", "10s")
+    pool.ok("wait", "db", "--for", "sleeping", "--timeout", "40s")
 
 
 @pytest.mark.parametrize("command", ["restart", "stop", "start"])
@@ -278,7 +278,7 @@ def test_next_supervisor_goes_on_watching_and_loses_no_connection(
     assert silent.recv(12) == b"HTTP/1.1 200"
     for client in (silent, begun):
         client.close()
-    pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+    pool.ok("wait", "--for", "sleeping", "--timeout", "40s")
     assert get(port).status == 200
     slept = [line for line in pool.ok("events").stdout.splitlines() if "starting → sleeping" in line]
     assert len(slept) == 1, "it slept on under the other supervisor"
@@ -296,7 +296,7 @@ def test_reload_wakes_no_server_and_changes_the_idle_time_of_running_ones(pool: 
     path.write_text(path.read_text().replace("env = { A = 'b' }", "", 1))
     items = {item["name"]: item for item in pool.ok("reload", "-o", "json").json["items"]}
     assert (items["awake"]["pids"], items["asleep"]["state"]) == ([pid], "sleeping")
-    pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+    pool.ok("wait", "--for", "sleeping", "--timeout", "40s")
     assert get(ports["asleep"]).status == 200
 
 
@@ -334,4 +334,4 @@ def test_next_supervisor_learns_which_workers_are_idle(pool: RealPool, until: Un
     os.kill(supervisor, signal.SIGSTOP)
     time.sleep(0.4)  # longer than its idle time: what the worker says of it is heard by the successor
     os.kill(supervisor, signal.SIGKILL)
-    pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+    pool.ok("wait", "--for", "sleeping", "--timeout", "40s")

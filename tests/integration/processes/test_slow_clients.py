@@ -17,13 +17,13 @@ from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.unmeasured
 
-HEAD = 'http = {{ head_timeout = "400ms", loop = "{loop}", implementation = "{parser}" }}'
+HEAD = 'http = {{ head_timeout = "1500ms", loop = "{loop}", implementation = "{parser}" }}'
 ENGINES = [("asyncio", "h11"), ("uvloop", "httptools")]
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def connect(port: int, first_bytes: bytes = b"") -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+    sock = socket.create_connection(("127.0.0.1", port), timeout=60)
     sock.sendall(first_bytes)
     return sock
 
@@ -82,7 +82,7 @@ def test_slow_and_silent_clients_are_sent_away_awake_asleep_and_across_a_restart
         with dribbling(slow):
             pool.ok("restart", "web")
             assert b"HTTP/1.1 408 " in all_of(slow)
-    pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+    pool.ok("wait", "--for", "sleeping", "--timeout", "40s")
 
 
 def test_server_falls_asleep_despite_a_client_that_sends_half_a_head(pool: RealPool) -> None:
@@ -91,7 +91,7 @@ def test_server_falls_asleep_despite_a_client_that_sends_half_a_head(pool: RealP
     pool.ok("start")
     assert get(port).status == 200
     with connect(port, b"GET / HTTP/1.1\r\nX: ") as slow, dribbling(slow):
-        pool.ok("wait", "--for", "sleeping", "--timeout", "10s")
+        pool.ok("wait", "--for", "sleeping", "--timeout", "40s")
         assert all_of(slow).startswith(b"HTTP/1.1 408 ")
 
 
@@ -102,7 +102,7 @@ def test_more_clients_than_descriptors_wait_and_are_all_served_and_probes_have_r
     extra = f"""
     http = {{ loop = "{loop}", implementation = "{parser}" }}
     limits = {{ open_files = 64 }}
-    health = {{ liveness = {{ http = "/", interval = "200ms", timeout = "2s", fall_count_ko = 1 }} }}
+    health = {{ liveness = {{ http = "/", interval = "200ms", timeout = "20s", fall_count_ko = 1 }} }}
     """
     port = pool.write_hello(extra=extra)["web"]
     pool.ok("start")
@@ -110,7 +110,7 @@ def test_more_clients_than_descriptors_wait_and_are_all_served_and_probes_have_r
     clients = [connect(port, REQUEST) for _ in range(200)]
     left = set(clients)
     while left:
-        ready, _, _ = select.select(left, [], [], 20)
+        ready, _, _ = select.select(left, [], [], 60)
         assert ready, f"{len(left)} clients wait for ever"
         if len(left) == len(clients):
             time.sleep(0.5)  # for a probe or two of a worker that is full

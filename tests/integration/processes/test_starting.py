@@ -46,20 +46,20 @@ def test_a_command_substitution_returns(pool: RealPool) -> None:
     command = shlex.join(pool.command())
     script = f'exec 9>lock; flock 9; x=$({command} start 2>&1); echo "said: $x"'
     done = subprocess.run(
-        ["/bin/sh", "-c", script], cwd=pool.directory, env=pool.env, capture_output=True, text=True, timeout=20,
+        ["/bin/sh", "-c", script], cwd=pool.directory, env=pool.env, capture_output=True, text=True, timeout=60,
         check=True,
     )  # fmt: skip
     assert "said: " in done.stdout
     assert get(port).status == 200
     # Nobody holds the script's lock any more.
-    subprocess.run(["flock", "-n", "lock", "true"], cwd=pool.directory, check=True, timeout=5)
+    subprocess.run(["flock", "-n", "lock", "true"], cwd=pool.directory, check=True, timeout=60)
 
 
 def test_two_starts_at_once_make_one_pool(pool: RealPool) -> None:
     ports = pool.write_hello("a", "b", "c")
     starting = [pool.spawn("start", "-o", "json") for _ in range(4)]
     for each in starting:
-        stdout, stderr = each.communicate(timeout=30)
+        stdout, stderr = each.communicate(timeout=60)
         assert each.returncode == 0, stderr
         assert {item["ready"] for item in json.loads(stdout)["items"]} == {True}
     assert len(keepers(pool)) == 1
@@ -74,7 +74,7 @@ def test_starts_and_stops_at_once_all_end_and_the_last_one_holds(pool: RealPool)
             for args in (["start"], ["stop", "a"], ["restart", "b"], ["start", "a"], ["stop"])
         ]
         for each in commands:
-            _, stderr = each.communicate(timeout=30)
+            _, stderr = each.communicate(timeout=60)
             assert each.returncode in (0, 1), stderr
     pool.ok("start")
     assert {item["state"] for item in pool.items().values()} == {"running"}
@@ -97,7 +97,7 @@ def test_a_start_whose_client_is_killed_goes_on(pool: RealPool, until: Any) -> N
     until(lambda: {item["state"] for item in pool.items().values()} != {"stopped"})
     starting.kill()
     starting.communicate()
-    pool.ok("wait", "--timeout", "20")
+    pool.ok("wait", "--timeout", "40")
 
 
 def test_a_hundred_servers_start_under_a_small_limit_of_open_files(pool: RealPool) -> None:
@@ -124,7 +124,7 @@ def test_run_ends_with_its_terminal_and_with_its_process(pool: RealPool, until: 
         until(lambda: bool(keepers(pool)) and pool.items()["web"]["ready"])
         assert get(port).status == 200
         os.kill(running.pid, number)
-        running.communicate(timeout=20)
+        running.communicate(timeout=60)
         until(lambda: not pool.processes())
 
 

@@ -70,7 +70,7 @@ def process(pool: RealPool, until: Callable[..., Any], who: str, where: str) -> 
 
 
 def succeeded(command: subprocess.Popen[str]) -> bool:
-    out, err = command.communicate(timeout=30)
+    out, err = command.communicate(timeout=60)
     assert command.returncode == 0, out + err
     return True
 
@@ -119,7 +119,9 @@ def test_worker_whose_startup_has_begun_is_ended(pool: RealPool, free_port: Any,
 @PRELOADED
 def test_a_stop_waits_for_no_import(pool: RealPool, free_port: Any, until: Any, preload: str) -> None:
     write(pool, free_port(), "web", preload)
+    with (pool.directory / "pool.toml").open("a") as file:
+        file.write('stop_timeout = "100s"\n')
     pool.ok("start", "--no-wait")
     process(pool, until, "web", "importing")
-    pool.ok("stop", timeout_seconds=8)  # stop_timeout is longer
+    pool.ok("stop", timeout_seconds=50)  # stop_timeout is longer
     until(lambda: not pool.processes())

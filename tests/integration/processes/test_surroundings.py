@@ -129,7 +129,7 @@ def test_sockets_certificates_interpreters_and_journals_are_used_as_they_are_wit
         assert os.fsencode(get(other).json()["prefix"]) == os.fsencode(directory / "ümgebung")
         assert get(f"unix:{directory}/ü.sock").status == 200
         pool.ok("restart", f"unix:{directory}/ü.sock", "tls", "python", env=ASCII)
-    assert "restart" in (directory / "ereignísse.jsonl").read_text()
+    wait_until(lambda: "restart" in (directory / "ereignísse.jsonl").read_text())
     assert "POOLCTL_DEBUG" not in pool.run("doctor", env=ASCII).stdout, "an internal error"
     pool.ok("stop", env=ASCII)
 
@@ -354,7 +354,7 @@ def test_each_worker_has_its_number_in_its_environment(pool: RealPool, free_port
     for port in ports.values():
         seen: set[str] = set()
         wait_until(lambda port=port, seen=seen: seen.add(get(port).text.split()[0]) or seen == {"0", "1"})
-    assert {path.name for path in pool.directory.glob("queue-*")} == {"queue-0", "queue-1"}
+    wait_until(lambda: {path.name for path in pool.directory.glob("queue-*")} == {"queue-0", "queue-1"})
 
 
 @pytest.mark.parametrize("preload", [False, True])

@@ -50,7 +50,7 @@ def test_ready_is_said_when_the_last_server_has_answered(pool: RealPool, systemd
     systemd.await_line("STATUS=2 servers ready")
     running.send_signal(signal.SIGTERM)
     systemd.await_line("STOPPING=1")
-    running.communicate(timeout=20)
+    running.communicate(timeout=60)
     assert running.returncode == 0
 
 
@@ -98,7 +98,7 @@ def test_under_systemd_a_hangup_reloads(pool: RealPool, systemd: NotifySocket) -
     systemd.await_line("STATUS=2 servers ready")
     assert get(more).status == 200
     running.send_signal(signal.SIGTERM)
-    running.communicate(timeout=20)
+    running.communicate(timeout=60)
 
 
 def test_start_makes_the_keeper_the_main_process_and_ends(pool: RealPool, systemd: NotifySocket) -> None:
@@ -189,7 +189,7 @@ def test_sockets_of_the_service_are_served_by_number_and_name(
         assert get(port).status == 200
     finally:
         running.terminate()
-        running.wait(timeout=20)
+        running.wait(timeout=60)
 
 
 def answers(port: int) -> bool:

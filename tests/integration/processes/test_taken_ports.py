@@ -36,7 +36,7 @@ def test_many_taken_ports_are_explained_and_stopped_as_quickly_as_one(pool: Real
         began = time.monotonic()
         pool.ok("stop", f"s{ports[0]}")
         pool.ok("stop")
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60
 
 
 def test_metrics_dashboard_and_operator_on_taken_ports_are_reported_by_start_and_doctor(
@@ -89,7 +89,7 @@ def test_pool_of_the_same_file_in_another_runtime_directory_is_stopped_by_the_co
     (hint,) = re.findall(r"stop it: (.*), or choose", done.stderr)
     assert hint.startswith(f"POOLCTL_RUNTIME_DIR={elsewhere} poolctl ")
     hint = hint.replace("poolctl -c", f"{shlex.join(pool.command())} -c", 1)
-    subprocess.run(hint, shell=True, check=True, env=pool.env, capture_output=True, timeout=30)
+    subprocess.run(hint, shell=True, check=True, env=pool.env, capture_output=True, timeout=60)
     assert not any(str(elsewhere) in line for line in pool.processes().values())
     pool.ok("restart")
 

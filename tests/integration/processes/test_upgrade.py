@@ -91,7 +91,7 @@ def test_pool_goes_on_under_the_new_version_unnoticed_by_clients(pool: RealPool,
     assert version(pool) == NEW
     assert facts(pool) == before
     assert pool.info()["keeper_pid"] == keeper
-    assert not is_alive(supervisor)
+    wait_until(lambda: not is_alive(supervisor))
     # What was placed before is watched, stopped and replaced as ever.
     os.kill(pool.items()["users"]["pids"][0], 9)
     wait_until(
@@ -284,7 +284,7 @@ def test_another_build_of_the_same_version_is_an_upgrade_and_the_same_build_is_n
     assert done.code == 0, done
     assert f"poolctl {poolctl.__version__} → {poolctl.__version__}, another build: 1 server" in done.stdout
     assert facts(pool) == before
-    assert not is_alive(supervisor)
+    wait_until(lambda: not is_alive(supervisor))
     wait_until(lambda: "another build of" in pool.run("doctor").stdout)
 
 

@@ -40,7 +40,7 @@ def test_a_directory_that_is_removed_is_made_again(pool: RealPool, until: Any) -
     assert pool.info()["supervisor_pid"] == info["supervisor_pid"]
     pool.ok("restart")
     assert get(port).status == 200
-    assert pool.ok("logs", "web").stdout
+    until(lambda: pool.ok("logs", "web").stdout)
     # Whoever dies now: its successor has the new socket.
     os.kill(info["supervisor_pid"], signal.SIGKILL)
     until(lambda: not is_alive(info["supervisor_pid"]))

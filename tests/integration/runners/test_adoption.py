@@ -48,7 +48,7 @@ def hand_over(runner: ProcessRunner, server: ServerConfig) -> socket.socket:
     ours, theirs = socket.socketpair()
     with theirs:
         assert loop_thread.run_sync(give(theirs))
-    ours.settimeout(5)
+    ours.settimeout(60)
     return ours
 
 

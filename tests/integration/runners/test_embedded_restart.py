@@ -42,7 +42,7 @@ def test_restart_returns_when_a_busy_old_worker_accepts_no_more(tmp_path: Path, 
         until((tmp_path / "begun").exists)
         pool.restart_sync(timeout=30)
         assert (tmp_path / "over").exists()
-        asking.join(10)
+        asking.join(60)
     finally:
         pool.stop_sync(timeout=5)
         loop_thread.run_sync(runner.aclose())
