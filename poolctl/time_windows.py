@@ -1,4 +1,4 @@
-"""Windows of time in cron's notation: the minutes in which something is so, and when that changes.
+"""Windows of time in cron's notation: the minutes in which something is so, when that changes, and the next of them.
 
 A window is five fields: minute, hour, day of the month, month, day of the week. A minute is in it if it matches all of
 them; if both days are restricted, one of them suffices, as in crontab(5). Times are local: an hour that occurs twice
@@ -36,6 +36,7 @@ _FIELDS = (
 _PART = r"(?:\*|([0-9]{1,2}|[a-z]{3})(?:-([0-9]{1,2}|[a-z]{3}))?)(?:/([0-9]{1,2}))?"
 _MINUTES_OF_DAY = 1440
 _WHOLE_DAY = (1 << _MINUTES_OF_DAY) - 1
+_WHOLE_HOUR = (1 << 60) - 1
 _DAY_SECONDS = 86_400.0
 # After 29 February of one leap year the next one may be eight years away (1896 to 1904).
 _HORIZON_DAYS = 8 * 366 + 1
@@ -127,6 +128,49 @@ def time_zone(name: str) -> tzinfo | None:
         raise ValueError(f"{name[:60]!r} is no time zone of this machine") from None
 
 
+def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None:
+    """The next minute of this window after the present one, in seconds since 1970; None if it is years away, or never.
+
+    A time that occurs twice when clocks are set back counts once, unless the window has minutes of every hour: what is
+    done daily is done once on that day. Without `zone` times are in the machine's local time (TZ).
+    """
+    window = parse_window(text)
+    is_hourly = all(window.minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24))
+    since = now - now % 60 + 60
+    day = datetime.fromtimestamp(since, zone).date()
+    for _ in range(_HORIZON_DAYS):
+        if bits := window.of(day):
+            begins, ends = _beginning(day, zone), _beginning(day + timedelta(days=1), zone)
+            found = (
+                _first_of_minutes(bits, begins, max(begins, since))
+                if ends - begins == _DAY_SECONDS
+                else _first_within(bits, max(begins, since), ends, zone, is_hourly=is_hourly)
+            )
+            if found is not None:
+                return found
+        day += timedelta(days=1)
+    return None
+
+
+def _first_of_minutes(bits: int, begins: float, since: float) -> float | None:
+    """The first of these minutes of a usual day from `since` on."""
+    skipped = int((since - begins) // 60)
+    left = bits >> skipped
+    return begins + 60 * (skipped + (left & -left).bit_length() - 1) if left else None
+
+
+def _first_within(
+    bits: int, since: float, ends: float, zone: tzinfo | None, *, is_hourly: bool
+) -> float | None:
+    """Likewise on a day on which clocks are set forward or back."""
+    while since < ends:
+        moment = datetime.fromtimestamp(since, zone)
+        if bits >> (60 * moment.hour + moment.minute) & 1 and (is_hourly or not moment.fold):
+            return since
+        since += 60
+    return None
+
+
 def until_text(until: float | None, now: float, zone: tzinfo | None = None) -> str:
     """`until 18:00`, with the day or the date where it is not today; "" for None."""
     if until is None:
@@ -155,9 +199,7 @@ def period_at(windows: Iterable[tuple[str, Iterable[str]]], now: float, zone: tz
             if ends - begins != _DAY_SECONDS:  # clocks are set forward or back
                 until = _first_other(parsed, state, since, ends, zone)
             else:
-                skipped = int((since - begins) // 60)
-                others >>= skipped
-                until = begins + 60 * (skipped + (others & -others).bit_length() - 1) if others else None
+                until = _first_of_minutes(others, begins, since)
             if until is not None:
                 return Period(state, until)
     return Period(state)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 FORMATS = ("table", "wide", "json", "jsonl", "name")
 LINE_FORMATS = FORMATS[:4]  # of commands that print lines as they come; both of JSON are JSON lines
 # The stable keys of an item, in the order in which `-o wide` shows what it shows of them.
-FIELDS = tuple(name for name in Item.annotations if name not in ("address", "kept", "kept_until"))
+_SOMETIMES = ("address", "kept", "kept_until", "next_run_at", "last_run")
+FIELDS = tuple(name for name in Item.annotations if name not in _SOMETIMES)
 UPTIME = "uptime"  # a field of `-o` as well: `uptime_seconds` for people
 STATES = (
     "disabled",

@@ -30,6 +30,8 @@ RIGHT = frozenset((
     "refused", "errors", "p50", "p99",
 ))  # fmt: skip
 HEADINGS = {"pid": "pids"}  # the first of them, next to the number of workers
+# Columns that are there if one of the servers is a job with a schedule; the second in a wide table.
+NEXT_RUN, LAST_RUN = "next_run", "last_run"
 KEPT = "kept"  # a column that is there if a window keeps one of the servers awake or asleep
 COLOURS = {
     "running": "32",
@@ -120,7 +122,13 @@ def text_of(items: Sequence[Value], output: str, colours: bool = False, width: i
     if output == "jsonl":
         return "".join(json.dumps({"schema": SCHEMA, **item.to_json()}, default=str) + "\n" for item in items)
     if output == "table" or output == "wide":
-        kept = (KEPT,) if any(isinstance(item, Item) and item.kept for item in items) else ()
+        servers = [item for item in items if isinstance(item, Item)]
+        more = {
+            KEPT: any(item.kept for item in servers),
+            NEXT_RUN: any(item.next_run_at for item in servers),
+            LAST_RUN: output == "wide" and any(item.last_run for item in servers),
+        }
+        kept = tuple(column for column, is_there in more.items() if is_there)
         if output == "wide":
             at = WIDE.index("workers") + 1
             figures = FIGURES if any(isinstance(item, Measured) for item in items) else ()
@@ -343,6 +351,33 @@ def kept_until(item: Item) -> str:
     return until_text(datetime.fromisoformat(item.kept_until).timestamp(), time.time())
 
 
+def next_run(item: Item) -> str:
+    """When the job runs next, in the reader's time zone: `2026-11-23 03:00 CET`; "" for one that is not going to."""
+    return local_time(item.next_run_at, "%Y-%m-%d %H:%M %Z") if item.next_run_at else ""
+
+
+def last_run(item: Item) -> str:
+    """`failed 2026-11-22 03:00`, in the reader's time zone; "" for a job that has not run yet."""
+    run = item.last_run
+    return f"{run['result']} {local_time(run['started_at'], '%Y-%m-%d %H:%M')}" if run else ""
+
+
+def run_line(item: Item) -> str:
+    """`backup: succeeded after 1.2s`: how the last run of the job has ended."""
+    assert item.last_run is not None
+    from datetime import datetime
+
+    began, ended = (datetime.fromisoformat(item.last_run[key]) for key in ("started_at", "ended_at"))
+    return f"{item.name}: {item.last_run['result']} after {duration((ended - began).total_seconds())}"
+
+
+def local_time(text: str, form: str) -> str:
+    """The time in ISO 8601 as strftime(3) writes it in the reader's time zone."""
+    from datetime import datetime
+
+    return datetime.fromisoformat(text).astimezone().strftime(form)
+
+
 def printable(text: str, *, keep_lines: bool = False) -> str:
     """The text without control characters: what a file or an app says must not drive the terminal."""
     if text.isprintable():
@@ -364,6 +399,10 @@ def _cell(item: Value, column: str) -> str:
             return f"{len(item.pids)}/{item.workers}"
         if column == KEPT and item.kept:
             return f"{item.kept} {kept_until(item)}".rstrip()
+        if column == NEXT_RUN:
+            return next_run(item) or "-"
+        if column == LAST_RUN:
+            return last_run(item) or "-"
         if column == "bind" and item.address:
             # an inherited socket: its key says nothing of where it listens
             return f"{field_text(item, column)} ({field_text(item, 'address')})"

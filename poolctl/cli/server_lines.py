@@ -21,7 +21,7 @@ AT_REST = ("stopped", "disabled", "sleeping")
 
 
 def count_ready(items: Iterable[Item]) -> tuple[int, int]:
-    """How many are ready, and of how many: those at rest do not count, unless they are ready (a job that is done)."""
+    """How many are ready, and of how many: those at rest do not count, unless they are ready (a job)."""
     expected = [item for item in items if item.state not in AT_REST or item.ready]
     return sum(item.ready for item in expected), len(expected)
 
@@ -33,7 +33,8 @@ def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
             "the gateway serves; the pool has no server" if result.without_servers else "no server selected"
         )
         return "" if result.exit_code else done
-    asides = {state: sum(item.state == state for item in result.items) for state in _ASIDE}
+    # One that sleeps and is ready is a job that waits for its time.
+    asides = {state: sum(item.state == state and not item.ready for item in result.items) for state in _ASIDE}
     ready = sum(item.ready for item in result.items)
     count = len(result.items) - sum(asides.values())
     line = f"{servers(ready, count)} {'restarted' if restarted else 'ready'}"

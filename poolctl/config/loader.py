@@ -84,7 +84,7 @@ def _load(
 
 # An app of a server displaces a command of the defaults instead of contradicting it, and the other way round.
 OF_AN_APP = frozenset({"app", "factory", "handler_key", "tls"})
-OF_A_COMMAND = frozenset({"command", "socket", "notify", "job", "stop_signal"})
+OF_A_COMMAND = frozenset({"command", "socket", "notify", "job", "every", "stop_signal"})
 
 
 class Defaults:
@@ -111,7 +111,8 @@ class Defaults:
         else:
             trial.pop("stop_signal", None)  # for those servers that are commands
         trial.setdefault("bind", "127.0.0.1:1")
-        trial.pop("job", None)
+        for key in ("job", "every"):
+            trial.pop(key, None)
         derive(trial, base_dir, findings)
         complete = [finding for finding in findings if finding.path != ("scale", "triggers")]
         # Each server may have its own scale.max.

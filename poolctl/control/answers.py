@@ -42,6 +42,10 @@ class Item(Value):
     address: str | None = None  # where an inherited socket listens
     kept: str | None = None  # "awake" or "asleep", by a window
     kept_until: str | None = None  # ISO 8601
+    next_run_at: str | None = None  # of a job with a schedule that is in force, ISO 8601
+    last_run: Table | None = (
+        None  # its last run that has ended: result, started_at, ended_at, status, signal, message
+    )
 
     def to_json(self, *names: str) -> Table:
         """See Value. A program without a port is not exposed: null."""

@@ -10,10 +10,9 @@ from poolctl.states import State, in_words
 
 from .core import Core
 from .decision_input import Listener
-from .failure_output import LINES_READ, explaining, is_quoted
+from .failure_output import LAST_LINES, LINES_READ, explaining, is_quoted
 from .server_entry import Entry
 
-LAST_LINES = 5
 _DOWN = (State.STARTING, State.BACKOFF, State.STOPPED)
 
 
@@ -79,10 +78,14 @@ class Rollout:
     def _reached(self, entry: Entry) -> bool:
         if self._kind is PoolStopError:
             return entry.at_rest
+        if self._kind is PoolRestartError and entry.on_schedule:
+            return entry.rests  # the run has ended
         moved = self._kind is not PoolRestartError or not (entry.former or entry.releasing)
         return entry.settled and moved
 
     def _has_failed(self, entry: Entry) -> bool:
+        if entry.on_schedule and self._kind is not PoolRestartError:
+            return False  # a run that fails meanwhile is no failure of the command
         return entry.failures > self._failures[entry.name]
 
     def _has_ended(self, entry: Entry) -> bool:

@@ -21,6 +21,7 @@ from .failure_output import last_lines
 from .health_checks import HealthChecks
 from .perform import Executor
 from .reconcile import Reconciler
+from .scheduled_runs import ScheduledRuns
 from .server_changes import Recorder, Workqueue
 from .server_entry import Entry, RunningHook
 from .server_files import certificate_ends, digests, restore_certificate
@@ -61,12 +62,14 @@ class Core:
             random.Random(),
         )  # fmt: skip
         self.canaries = Canaries(runner, clock, self._queue, self.servers, self._executor)
+        self._runs = ScheduledRuns(clock, self._queue, self.servers, recorder, calm=calm)
         self._reconciler = Reconciler(
             self._queue,
             self.servers,
             self._addresses,
             self._executor,
             SleepWindows(clock, self._queue),
+            self._runs,
             calm=calm,
             trace=trace,
         )
@@ -92,7 +95,7 @@ class Core:
     # Changes of the desired state.
 
     def start(self, entry: Entry, *, ignore_dependencies: bool = False, retries: bool = True) -> None:
-        """Want the server to run; clears a failure or a backoff.
+        """Want the server to run, or at the times of its schedule; clears a failure or a backoff.
 
         Without `retries` the first failure before it is ready is final.
         """
@@ -104,8 +107,11 @@ class Core:
         if entry.rests:
             entry.code_since = self.clock.monotonic()
             entry.order_start()
-        entry.skip_leaving_generation()
-        entry.become(Desired.RUN)
+        if entry.config.every is None:
+            entry.skip_leaving_generation()
+            entry.become(Desired.RUN)
+        elif not (entry.on_schedule and entry.workers):  # a run that is under way continues
+            entry.become(Desired.SCHEDULED)
         entry.ignore_dependencies = ignore_dependencies
         entry.retries = retries
         self.touch(entry)
@@ -158,7 +164,13 @@ class Core:
         self._executor.wake(entry)
 
     def restart(self, entry: Entry, *, ignore_dependencies: bool = True, retries: bool = True) -> None:
-        """Replace the server by a new generation, whatever its dependencies do; one that does not run is started."""
+        """Replace the server by a new generation, whatever its dependencies do; one that does not run is started.
+
+        A job with a schedule is not run by this: see `run_now`.
+        """
+        if entry.config.every is not None:
+            self.start(entry, ignore_dependencies=ignore_dependencies)
+            return
         self.canaries.withdraw(entry)
         is_replaced = entry.begun
         entry.code_since = self.clock.monotonic()
@@ -167,6 +179,13 @@ class Core:
         elif entry.armed is not None:
             self._executor.preload(entry)
         self.start(entry, ignore_dependencies=ignore_dependencies or is_replaced, retries=retries)
+
+    def run_now(self, entry: Entry, *, ignore_dependencies: bool = False) -> None:
+        """Run a job with a schedule once, at once, and from then on at its times. It must not be running."""
+        if entry.is_disabled or entry.removed:
+            return
+        self.start(entry, ignore_dependencies=ignore_dependencies)
+        self._runs.begin(entry)
 
     def renew(self, entry: Entry, generation: int) -> None:
         """Replace the workers of this generation, whose time is over; counts neither as a failure nor as a restart."""
@@ -267,7 +286,11 @@ class Core:
         if not same_listener(before, config):
             # At once: a server that needs that address may be decided on before this one.
             self._addresses.leave(entry)
-        if live:
+        if config.every != before.every:
+            entry.next_run = None
+        if config.every is not None or before.every is not None:
+            self._change_schedule(entry, before)
+        elif live:
             for worker in entry.workers.values():
                 if worker.config is before:
                     worker.config = config
@@ -284,6 +307,20 @@ class Core:
                 self.start(entry)
         self._heed(entry, was_disabled)
         self.touch(entry)
+
+    def _change_schedule(self, entry: Entry, before: ServerConfig) -> None:
+        """A run that is under way continues as it began; later ones have the new configuration, and its times."""
+        if not entry.wanted:
+            return
+        entry.ignore_dependencies = False
+        runs = entry.desired is Desired.RUN and before.job and bool(entry.workers)
+        if entry.config.every is None:
+            if not runs:
+                self.start(entry)
+            elif not entry.config.job:
+                entry.order_restart()
+        elif not (entry.on_schedule or runs):
+            entry.become(Desired.SCHEDULED)
 
     def override(self, entry: Entry, overrides: Overrides = NO_OVERRIDES) -> None:
         """Let these live changes, and only these, override the configuration."""
@@ -376,6 +413,9 @@ class Core:
             entry.generation = max(entry.generation, worker.generation)
         if entry.removed:
             self.servers.remove(entry)
+        if entry.desired is Desired.SCHEDULED and worker.phase not in LEAVING:
+            entry.become(Desired.RUN)  # it began the run, and could not record it any more
+            entry.run_since = entry.run_since or self.clock.time()
         entry.workers[worker.id] = worker
         entry.called = entry.called or worker.phase is Phase.READY
         entry.newest = max(entry.newest, worker.generation)
@@ -400,6 +440,9 @@ class Core:
                 entry.generation = max(newer)
             else:
                 entry.skip_leaving_generation()
+        if entry.desired is Desired.SCHEDULED and entry.config.every is None:
+            entry.become(Desired.RUN)
+        self._runs.resume(entry)
         if entry.wanted or entry.removed or not entry.at_rest:
             # The others need no decision, and would delay the servers of the first command.
             self.touch(entry)

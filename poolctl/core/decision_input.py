@@ -24,6 +24,8 @@ class Desired(StrEnum):
     # By a command, and stays so when it is enabled.
     STOPPED = "stopped", False, True
     RUN = "run", True, False
+    # It runs at certain times, and waits for the next one; while it runs it is RUN.
+    SCHEDULED = "scheduled", True, True
     # It is started again after a pause; with REFUSING the pause is so long that the listener is closed.
     BACKOFF = "backoff", True, False
     REFUSING = "refusing", True, False
@@ -41,14 +43,16 @@ _ORDERED = {
     Desired.IDLE,
     Desired.STOPPED,
     Desired.RUN,
+    Desired.SCHEDULED,
     Desired.REMOVED,
-}  # what commands may want of any server
+}  # what commands may want of a server
 _ENDED = {Desired.COMPLETED, Desired.FAILED}
 FOLLOWS = MappingProxyType(
     {
         Desired.IDLE: _ORDERED,
         Desired.STOPPED: _ORDERED,
         Desired.RUN: _ORDERED | _ENDED | {Desired.BACKOFF},
+        Desired.SCHEDULED: _ORDERED,
         Desired.BACKOFF: _ORDERED | _ENDED | {Desired.BACKOFF, Desired.REFUSING},
         Desired.REFUSING: _ORDERED | _ENDED | {Desired.BACKOFF},
         # Another worker of it may still fail.

@@ -12,6 +12,7 @@ from poolctl.runners.runner_protocol import Runner
 
 # The output of one start: most of a traceback says nothing to an operator.
 LINES_READ = 500
+LAST_LINES = 5  # of those that explain it, which are shown
 _LONGEST_CHARACTERS = 300
 _IN_TRACEBACK = ("During handling of the above exception", "The above exception was the direct cause")
 # Compiled when they are used: a supervisor whose servers start needs none of them.

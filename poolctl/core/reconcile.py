@@ -9,6 +9,7 @@ from .decide import Action, Arm, decide
 from .decision_input import ASLEEP, Listener, View
 from .decision_trace import Trace
 from .perform import Executor
+from .scheduled_runs import ScheduledRuns
 from .server_changes import Workqueue
 from .server_entry import Entry
 from .servers import Servers
@@ -25,6 +26,7 @@ class Reconciler:
         addresses: Addresses,
         executor: Executor,
         windows: SleepWindows,
+        runs: ScheduledRuns,
         *,
         calm: bool,
         trace: Trace | None,
@@ -37,6 +39,7 @@ class Reconciler:
         self._addresses = addresses
         self._executor = executor
         self._windows = windows
+        self._runs = runs
         self._summaries: dict[str, tuple[object, ...]] = {}
         queue.feed(self._settle)
 
@@ -47,6 +50,7 @@ class Reconciler:
             touched[name] = entry
             self._addresses.review(entry)
             self._review_sleep(entry)
+            self._runs.review(entry)
             for action in self._decide(entry):
                 self._executor.perform(entry, action)
             self._wake_neighbours(entry)

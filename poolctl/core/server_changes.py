@@ -18,7 +18,7 @@ BATCH = 8
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change of a server: of its health, or its certificate has expired, or a worker has not become ready."""
+    """A change of a server: of its health, or its certificate has expired, a worker has not become ready, or a run."""
 
     kind: str
     event: str
@@ -32,6 +32,7 @@ class Event:
     pid: int | None = None
     severity: str | None = None
     stacks: Sequence[Table] | None = None
+    output: Sequence[str] | None = None  # the last lines of a run that failed
 
 
 class Recorder(Protocol):

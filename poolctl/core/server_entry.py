@@ -32,6 +32,8 @@ from .decision_input import (
 )  # fmt: skip
 from .worker_entry import Worker
 
+RUN_SUCCEEDED, RUN_FAILED, RUN_STOPPED = "succeeded", "failed", "stopped"
+
 
 class Cause(NamedTuple):
     """A command or a decision, and its author: {"uid", "pid", "user", "command"}, None for the pool itself."""
@@ -121,6 +123,11 @@ class Entry:
     armed: ServerConfig | None = transient(None)  # the configuration with which its listener is watched
     can_sleep: bool = transient(True)  # its runner can watch listeners
 
+    # Its runs, if it runs by a schedule; times are in seconds since the epoch.
+    next_run: float | None = persisted(None)
+    run_since: float = persisted(0.0)  # when the run under way began; 0: none is
+    last_run: Table = persisted(factory=dict)  # the last one that has ended (see `scheduled_runs.run_record`)
+
     # Exits, failures and retries.
     timers: list[asyncio.TimerHandle] = transient(factory=list)  # of the backoff
     restart_times: list[float] = persisted(factory=list)  # of automatic restarts, monotonic
@@ -194,8 +201,8 @@ class Entry:
 
     @property
     def active(self) -> bool:
-        """It has workers, or should: it runs, sleeps, starts, waits for a dependency or for a retry, or stops."""
-        return bool(self.workers) or not self.rests or self.cleans_up
+        """It has workers, or should: it runs, sleeps, starts, stops, or waits for a dependency, a retry or its time."""
+        return bool(self.workers) or not self.rests or self.cleans_up or self.on_schedule
 
     @property
     def cleans_up(self) -> bool:
@@ -216,6 +223,11 @@ class Entry:
     def completed(self) -> bool:
         """It ended by itself with 0, and is not started again."""
         return self.desired is Desired.COMPLETED
+
+    @property
+    def on_schedule(self) -> bool:
+        """Its schedule is in force: it is as it should be whether it runs or waits for its next time."""
+        return self.config.every is not None and self.desired in (Desired.SCHEDULED, Desired.RUN)
 
     @property
     def failed(self) -> bool:
@@ -319,7 +331,11 @@ class Entry:
                 return State.FAILED
             if self.completed and self.config.job:
                 return State.COMPLETED
+            if self.on_schedule:
+                return State.SLEEPING
             return State.DISABLED if self.is_disabled else State.STOPPED
+        if self.on_schedule:
+            return State.RUNNING
         for worker in self.workers.values():
             if worker.phase is Phase.READY:
                 return State.DRAINING if self.out else State.RUNNING
@@ -331,14 +347,16 @@ class Entry:
 
     @property
     def answers(self) -> bool:
-        """It serves, in rotation or not, and is not ko; a job has ended with 0."""
+        """It serves, in rotation or not, and is not ko; a job has ended with 0, or its schedule is in force."""
+        if self.on_schedule:
+            return True
         if self.desired.rests:
             return self.completed and self.config.job
         return any(worker.phase is Phase.READY and not worker.ko for worker in self.workers.values())
 
     @property
     def ready(self) -> bool:
-        """It answers, and gets traffic; a job is ready once it has ended with 0."""
+        """It answers, and gets traffic; a job is ready once it has ended with 0, or while its schedule is in force."""
         return self.answers and (self.desired.rests or not self.out)
 
     @property
@@ -349,7 +367,12 @@ class Entry:
 
     @property
     def health(self) -> Status:
-        """What its probes say; without any, ok while it is ready. One that has failed is ko."""
+        """What its probes say; without any, ok while it is ready. One that has failed is ko.
+
+        One that runs by a schedule is not given up because of a run that failed: that is a warning.
+        """
+        if self.on_schedule:
+            return Status.WARN if self.last_run.get("result") == RUN_FAILED else Status.OK
         return Status.KO if self._state is State.FAILED else self.health_of_workers
 
     @property
@@ -364,11 +387,14 @@ class Entry:
     def at_rest(self) -> bool:
         """No worker and no hook runs, nothing accepts, and none of that is wanted."""
         closed = self.listener is Listener.CLOSED and not (self.former or self.releasing)
-        return self.rests and not self.workers and closed and not self.cleans_up
+        rests = self.rests and not self.on_schedule
+        return rests and not self.workers and closed and not self.cleans_up
 
     @property
     def complete(self) -> bool:
         """Every worker of the generation that should serve is ready, in rotation or not, and no other accepts."""
+        if self.on_schedule:
+            return True
         if self.desired.rests:
             return self.completed and self.config.job
         current = set()

@@ -18,10 +18,11 @@ from poolctl.units import format_duration
 
 from .decide import Next, judge, restarts_within
 from .decision_input import LEAVING, Desired, Phase
-from .failure_output import LINES_READ, cause_of, is_quoted, last_lines
+from .failure_output import LAST_LINES, LINES_READ, cause_of, explaining, is_quoted, last_lines
 from .health_checks import HealthChecks
+from .scheduled_runs import end_run, moment_text
 from .server_changes import Event, Recorder, Workqueue
-from .server_entry import Entry
+from .server_entry import RUN_FAILED, Entry
 from .server_files import certificate_ends, digests, report_expired
 from .servers import Servers
 from .stack_reports import StackReports
@@ -80,7 +81,7 @@ class WorkerLifecycle:
             entry.files = worker.files_before or entry.files
         if worker.phase not in LEAVING:
             await self._find_cause(entry, worker, exit_)
-        self._ended(entry, worker, exit_)
+        await self._end(entry, worker, exit_)
 
     async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """Add the reason that the worker printed, unless it gave one itself.
@@ -143,7 +144,7 @@ class WorkerLifecycle:
 
     async def go_on(self, entry: Entry, worker: Worker) -> None:
         """Watch a worker that another supervisor has placed until it ends."""
-        self._ended(entry, worker, await self._watch(entry, worker))
+        await self._end(entry, worker, await self._watch(entry, worker))
 
     async def _place(self, entry: Entry, worker: Worker) -> Exit:
         worker.placed_at = self._clock.time()
@@ -203,7 +204,8 @@ class WorkerLifecycle:
                 if config.health.gated:
                     await self._health.admit(entry, worker, ending)
         except WorkerFailed as error:
-            worker.failure = failure_of(entry, error.message, error.hint, cause=error)
+            if not (config.job and error.exit is not None and error.exit.ok):
+                worker.failure = failure_of(entry, error.message, error.hint, cause=error)
         except Exception as error:
             message, hint = explained(error)
             if isinstance(error, TimeoutError):
@@ -217,7 +219,8 @@ class WorkerLifecycle:
             worker.given_up = True
             await self._runner.stop(worker.placement, 0)
         else:
-            if worker.phase is Phase.STARTING:
+            # The run of a job with a schedule is never ready: it ends.
+            if worker.phase is Phase.STARTING and config.every is None:
                 worker.phase = Phase.READY
                 worker.ready_at = self._clock.monotonic()
                 self._note_socket(entry, worker)
@@ -281,12 +284,38 @@ class WorkerLifecycle:
 
     # Workers that have ended.
 
+    async def _end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+        """Note its end, and report the run of a job with a schedule that failed, or that did not fail again."""
+        before, last = entry.health, entry.last_run
+        self._ended(entry, worker, exit_)
+        run = entry.last_run
+        if run is last or not entry.on_schedule:
+            return
+        after = entry.health
+        if run["result"] == RUN_FAILED:
+            lines = await last_lines(self._runner, entry.name, LINES_READ, run["started_at"])
+            message, output = run["message"], explaining(lines)[-LAST_LINES:]
+            event = Event(
+                "health", "run failed", entry.name, entry.config.key, message,
+                before=before.value, after=after.value, worker=worker.id, severity="error", output=output,
+            )  # fmt: skip
+        elif after is not before:
+            event = Event(
+                "health", "run succeeded", entry.name, entry.config.key,
+                before=before.value, after=after.value, worker=worker.id,
+            )  # fmt: skip
+        else:
+            return
+        self._recorder.emit(event)
+
     def _ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """The worker has ended, stopped or by itself."""
         entry.workers.pop(worker.id, None)
         worker.exit = exit_
         if worker.phase not in LEAVING:
             self._unordered_end(entry, worker, exit_)
+        elif entry.run_since:
+            end_run(entry, exit_, self._clock.time(), stopped=True)
         self._queue.touch(entry, progressed=True)
 
     def _unordered_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
@@ -343,6 +372,13 @@ class WorkerLifecycle:
         entry.last_exit, entry.next_step = exit_, ""
         if entry.failed:
             return  # given up because of another worker
+        if entry.config.every is not None:
+            entry.become(Desired.SCHEDULED)
+            end_run(entry, exit_, self._clock.time())
+            if not exit_.ok and entry.next_run is not None:
+                entry.next_step = f"runs again at {moment_text(entry.next_run)}"
+            return
+        entry.run_since = 0.0
         if entry.config.job:
             entry.become(Desired.COMPLETED if exit_.ok else Desired.FAILED)
             if not exit_.ok:

@@ -57,6 +57,8 @@ class Reaper:
         """Watch a process that is not a child; returns its exit report if it has exited already."""
         if is_child(pid) or self.watcher.watch(pid, start):
             return None
+        if any(report["pid"] == pid for report in self.unacknowledged):
+            return None  # it was a child: that report has its status
         kill_rest(pid, start)
         return self._report(pid, None, None)
 

@@ -108,6 +108,7 @@ class Events:
             "pid": event.pid,
             "severity": event.severity,
             "stacks": event.stacks,
+            "output": None if event.output is None else [_short(line) for line in event.output],
         }
         self.record(
             event.kind,

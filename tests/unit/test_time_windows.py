@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.time_windows import BadWindow, Period, parse_window, period_at, time_zone, until_text
+from poolctl.time_windows import BadWindow, Period, next_time, parse_window, period_at, time_zone, until_text
 from tests.examples import examples
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -186,3 +186,38 @@ def test_end_on_another_day_has_its_day_or_date(later: timedelta, text: str) -> 
     now = at(2026, 11, 23, 16)
     assert until_text(now + later.total_seconds(), now, BERLIN) == text
     assert until_text(None, now) == ""
+
+
+@examples(80)
+@given(fields, MOMENTS)
+def test_next_time_is_the_first_later_minute_of_the_window(
+    window: tuple[tuple[str, frozenset[int]], ...], local: datetime
+) -> None:
+    now = local.replace(tzinfo=BERLIN).timestamp()
+    hourly = window[1][1] >= frozenset(range(24))
+    found = next_time(" ".join(text for text, _ in window), now, BERLIN)
+    later = (now - now % 60 + 60 * minutes for minutes in range(1, 3 * 1440))
+    for time in later:
+        moment = datetime.fromtimestamp(time, BERLIN)
+        if matches(window, moment) and (hourly or not moment.fold):
+            assert found == time
+            return
+    assert found is None or found > now + 2 * 86400
+
+
+@pytest.mark.parametrize(
+    ("text", "now", "expected"),
+    [
+        ("0 3 * * *", at(2026, 11, 23, 3), at(2026, 11, 24, 3)),
+        ("0 3 * * *", at(2026, 11, 23, 2, 59, 59), at(2026, 11, 23, 3)),
+        ("30 2 * * *", at(2026, 3, 28, 12), at(2026, 3, 30, 2, 30)),  # does not exist on the 29th
+        ("30 2 * * *", at(2026, 10, 25, 2, 30), at(2026, 10, 26, 2, 30)),  # is there twice on the 25th
+        ("30 * * * *", at(2026, 10, 25, 2, 30), at(2026, 10, 25, 2, 30, fold=1)),
+        ("0 0 29 2 *", at(2026, 3, 1), at(2028, 2, 29)),
+        ("0 0 30 2 *", at(2026, 3, 1), None),
+    ],
+)
+def test_time_that_a_clock_change_skips_or_repeats_counts_once_at_most(
+    text: str, now: float, expected: float | None
+) -> None:
+    assert next_time(text, now, BERLIN) == expected

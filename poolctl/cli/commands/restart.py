@@ -16,7 +16,7 @@ from poolctl.cli.command import (
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import servers
+from poolctl.cli.render import run_line, servers
 from poolctl.cli.server_lines import ready_line
 from poolctl.cli.supervisor_requests import ask_or_launch, hand_over_to_systemd
 from poolctl.control.answers import Result
@@ -46,7 +46,23 @@ def perform(request: CommandRequest) -> Outcome:
         hand_over_to_systemd(pool, ready=not result.exit_code)
     if result.errors:
         return Outcome.of(result, _restarted_line(result))
-    return Outcome.of(result, ready_line(result, waited=not request.get("no_wait"), restarted=True))
+    return Outcome.of(result, _done_line(request, result))
+
+
+def _done_line(request: CommandRequest, result: Result) -> str:
+    """What has been done: servers are replaced, and a job with a schedule is run if it is named."""
+    waited = not request.get("no_wait")
+    named = {target.casefold() for target in request.selector().targets}
+    jobs = [item for item in result.items if item.next_run_at]
+    runs = [item for item in jobs if not named.isdisjoint((item.name.casefold(), item.bind.casefold()))]
+    others = [item for item in result.items if item not in jobs]
+    lines = []
+    if others or not jobs:
+        lines.append(ready_line(result.but(items=tuple(others)), waited=waited, restarted=True))
+    lines += [run_line(item) if waited and item.last_run else f"{item.name}: runs" for item in runs]
+    if len(jobs) > len(runs):
+        lines.append("jobs with a schedule were left alone: poolctl restart NAME runs one")
+    return "\n".join(lines)
 
 
 def _restarted_line(result: Result) -> str:

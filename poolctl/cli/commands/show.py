@@ -6,7 +6,17 @@ from poolctl.cli.command import INSPECT, OUTPUT, REVEAL, SELECTION, Command, fla
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import find_pool
-from poolctl.cli.render import coloured, duration, field_text, from_here, kept_until, paint, printable
+from poolctl.cli.render import (
+    coloured,
+    duration,
+    field_text,
+    from_here,
+    kept_until,
+    local_time,
+    next_run,
+    paint,
+    printable,
+)
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.config import masked, value_text
 from poolctl.control.answers import Described, Details, Item, RouteToServer, ShowResult
@@ -73,6 +83,10 @@ def _text(item: Details | Described, colours: bool, *, full: bool) -> str:
     rows = [(key, _fact(item, key)) for key in _RUNNING]
     if item.kept:
         rows.insert(_RUNNING.index("state") + 1, ("kept", f"{item.kept} {kept_until(item)}".rstrip()))
+    if item.next_run_at:
+        rows.append(("next run", next_run(item)))
+    if item.last_run is not None:
+        rows.append(("last run", _last_run(item.last_run)))
     if isinstance(item, Details):
         if item.endpoints:
             rows.append(("endpoints", field_text(item, "endpoints")))
@@ -92,6 +106,15 @@ def _text(item: Details | Described, colours: bool, *, full: bool) -> str:
     lines += [f"  {key.ljust(10)} {text}".rstrip() for key, text in rows]
     lines += ["  configuration", *_configuration(item.config, item.origin or {}, full=full)]
     return "\n".join(lines) + "\n"
+
+
+def _last_run(run: Table) -> str:
+    """`failed: exited with status 3 (2026-11-22 03:00:00 to 03:00:02 CET)`, in the reader's time zone."""
+    began = local_time(run["started_at"], "%Y-%m-%d %H:%M:%S")
+    same_day = local_time(run["ended_at"], "%Y-%m-%d") == began[:10]
+    ended = local_time(run["ended_at"], "%H:%M:%S %Z" if same_day else "%Y-%m-%d %H:%M:%S %Z")
+    what = run["result"] if run["result"] == "succeeded" else f"{run['result']}: {run['message']}"
+    return f"{printable(what)} ({began} to {ended})"
 
 
 def _routes(routes: Sequence[RouteToServer]) -> str:

@@ -56,7 +56,9 @@ def perform(request: CommandRequest) -> Outcome:
 
 def _arrived_line(goal: str, result: Result) -> str:
     """`2 servers ready`, with those that sleep instead in brackets."""
-    asleep = sum(item.state == "sleeping" for item in result.items) if goal in ("ready", "healthy") else 0
+    asleep = 0
+    if goal in ("ready", "healthy"):
+        asleep = sum(item.state == "sleeping" and not item.ready for item in result.items)
     line = f"{servers(len(result.items) - asleep)} {goal}"
     return f"{line} ({asleep} sleeping)" if asleep else line
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Labels,
         Name,
         Positive,
+        Schedule,
         Text,
         Truth,
         Umask,
@@ -75,6 +76,11 @@ class ServerKeys(Section):
     )
     notify: Truth = field(False, "The command says READY=1 on NOTIFY_SOCKET when it is ready.")
     job: Truth = field(False, "The command runs to its end and has no address.")
+    every: Schedule | None = field(
+        None,
+        'When a job runs: minute, hour, day, month and weekday as in cron, such as "0 3 * * *", in the time zone of '
+        "the pool (TZ).",
+    )
     overlap: Truth = field(True, "Two generations may run at once while it is restarted.")
     handler_key: str = field("", "Which entry of [pool] handlers serves it.")
     env: Environment = field(

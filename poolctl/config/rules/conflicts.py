@@ -93,6 +93,9 @@ def dependency_findings(
             other, path = by_name.get(wanted.name), ("depends_on", index)
             if other is None and wanted.name not in others:
                 yield server, _no_server(index, wanted.name, by_name)
+            elif other is not None and other.every is not None:
+                message = f"{wanted.name!r} runs at certain times (every), so nothing can wait for it"
+                yield server, Finding(path, message, f"take it out, or every of {wanted.name!r}")
             elif other is not None and wanted.condition == "completed" and not other.job:
                 message = f"{wanted.name!r} is no job, so it never is completed"
                 yield server, Finding(path, message, 'write condition = "ready", or job = true for it')

@@ -6,7 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from poolctl.address import Address
-from poolctl.config.values.plain import PLACEHOLDERS, binds_itself, placeholders, values_of
+from poolctl.config.values.plain import (
+    PLACEHOLDERS,
+    binds_itself,
+    placeholders,
+    truth_from_environment,
+    values_of,
+)
 from poolctl.config.values.problems import Finding, Path, Tree, shown
 from poolctl.selection.regular_expressions import BadExpression, compiled
 
@@ -15,8 +21,8 @@ HOOKS = ("before_start", "after_stop")
 # Only servers with one of these have rules to follow beyond those of app and bind.
 RULED = frozenset(
     {
-        "command", "factory", "health", "hooks", "http", "job", "notify", "scale", "socket", "stop_signal", "tls",
-        "user",
+        "command", "every", "factory", "health", "hooks", "http", "job", "notify", "scale", "socket", "stop_signal",
+        "tls", "user",
     }
 )  # fmt: skip
 TAKE_THE_SOCKET = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
@@ -98,6 +104,8 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
             yield Finding(("stop_signal",), "stop_signal is for a command", fix)
     if table.get("factory") is True and not isinstance(app, str) and not callable(app):
         yield Finding(("factory",), "factory = true needs an app", 'add app = "module:function"')
+    if table.get("every") is not None:
+        yield from _every(table)
     ruled = (("scale", _scale), ("tls", _tls), ("http", _http), ("health", _health), ("hooks", _hooks))
     for key, rules in ruled:
         if isinstance(table.get(key), dict):
@@ -110,6 +118,21 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
         )
     if isinstance(user, str) and not _user.fullmatch(user):
         yield Finding(("user",), f"{shown(user)} is not name[:group]", 'write "www-data" or "www-data:web"')
+
+
+def _every(table: dict[str, Tree]) -> Iterator[Finding]:
+    if truth_from_environment(table.get("job")) is not True:
+        command = "" if table.get("command") is not None else ', and command = ["prog", …] instead of an app'
+        message = "every is for a job: a command that runs to its end"
+        yield Finding(("every",), message, f"add job = true{command}")
+        return
+    hooks = table.get("hooks")
+    if isinstance(hooks, dict) and any(hooks.get(name) for name in HOOKS):
+        message = "hooks belong to a start and a stop, which runs at certain times (every) do not have"
+        yield Finding(("hooks",), message, "take hooks out, and let the command do it")
+    if truth_from_environment(table.get("mandatory")) is True:
+        message = "mandatory ends the pool when a server has failed, and a job with every runs again after a failed run"
+        yield Finding(("mandatory",), message, "take mandatory out, and have [[notify]] report a failed run")
 
 
 def _words(path: Path, command: Tree) -> Iterator[Finding]:

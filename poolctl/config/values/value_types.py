@@ -125,6 +125,32 @@ def _windows(value: Tree) -> Tree:
     return tuple(value)
 
 
+# Short forms of crontab(5), which say less than the five fields.
+_SHORT_FORMS = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * sun",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+_MOST_DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+
+
+def _schedule_times(text: str) -> str:
+    if text.lower() in _SHORT_FORMS:
+        allowed = f'"{_SHORT_FORMS[text.lower()]}"'
+        raise BadValue(f"short forms such as {shown(text)} are not known; allowed is {allowed}", allowed)
+    try:
+        window = parse_window(text)
+    except BadWindow as problem:
+        raise BadValue(str(problem), problem.allowed) from None
+    if not window.either_day and all(_MOST_DAYS[month - 1] < min(window.days) for month in window.months):
+        raise BadValue(f"{shown(text)} never comes", "a day that the month has")
+    return text
+
+
 def _time_zone(name: str) -> str:
     try:
         time_zone(name)
@@ -189,6 +215,7 @@ FilePath = Annotated[
 ]
 Proxies = Annotated[tuple[Text, ...], BeforeValidator(_proxies)]
 Windows = Annotated[tuple[Text, ...], BeforeValidator(_windows)]
+Schedule = Annotated[Text, AfterValidator(_schedule_times)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
 Patterns = Annotated[tuple[Text, ...], BeforeValidator(_list)]
 Bind = Annotated[str, AfterValidator(_bind)]

@@ -277,7 +277,10 @@ def _resolves(event: JournalEvent) -> bool:
 
 
 def _text(event: JournalEvent) -> str:
-    return f"{event.server}: {event.sentence}" if event.server else event.sentence
+    """What happened, and the last output of a run that failed."""
+    text = f"{event.server}: {event.sentence}" if event.server else event.sentence
+    output = event.detail.get("output")
+    return "\n".join([text, *(f"  {line}" for line in output)]) if isinstance(output, list) else text
 
 
 def _text_with_stacks(event: JournalEvent) -> str:

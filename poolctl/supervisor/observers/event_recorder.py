@@ -119,7 +119,8 @@ class EventRecorder:
         before, seen.state = seen.state, state
         if self._totals is not None:
             self._totals.moved(entry, before, state)
-        slept = State.SLEEPING.value in (before, state)
+        # A job with a schedule sleeps until its time, whatever requests come.
+        slept = State.SLEEPING.value in (before, state) and entry.config.every is None
         kind = "wake" if slept else "lifecycle"
         failure = entry.failure.message if entry.failure and state in _WRONG else ""
         cause = failure or seen.last_end

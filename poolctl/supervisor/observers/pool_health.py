@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 from poolctl.control.observer_answers import HealthReport, HealthResult
 from poolctl.core.core import Core
 from poolctl.core.decision_input import Desired
+from poolctl.core.scheduled_runs import failed_run
 from poolctl.core.server_entry import Entry
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.frozen_value import Table
@@ -94,4 +95,5 @@ def _own_health(core: Core, entry: Entry) -> RouteHealth:
     """Likewise; unknown for one that is not to run."""
     if entry.is_disabled or entry.desired in (Desired.STOPPED, Desired.REMOVED):
         return RouteHealth(detail=entry.state)
-    return health_of(core, entry)
+    health = health_of(core, entry)
+    return health.but(detail=failed) if (failed := failed_run(entry)) else health

@@ -47,7 +47,7 @@ async def adopt(
         core.adopt_hook(core.entries[name], hook, placement)
     _listeners(core, adopted.endpoints)
     for name, outdated in orphaned.items():
-        if outdated and core.entries[name].wanted:
+        if outdated and core.entries[name].wanted and not core.entries[name].on_schedule:
             logger.info("%s is configured differently now: it is replaced", name)
             core.restart(core.entries[name])
     return len(adopted.workers)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from poolctl.config import Finding, ServerConfig, problem_of
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, entries
 from poolctl.core.await_servers import not_arrived
+from poolctl.core.scheduled_runs import moment_text
 from poolctl.core.server_entry import Entry
 from poolctl.errors import (
     PoolError,
@@ -82,15 +83,24 @@ class Lifecycle:
     async def restart(self, call: Call) -> Result:
         """Replace the selected servers, each when its replacement has answered.
 
-        Those that do not run are started, and what they depend on first.
+        Those that do not run are started, and what they depend on first. A job with a schedule is run once, if it is
+        selected by its name: whoever restarts a pool, or a part of it, does not ask for its nightly jobs.
         """
         chosen = selected(self._core, call.selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
         refused: list[ServerError] = []
+        for entry in [each for each in runnable if each.config.every is not None]:
+            if not _is_named(entry, call):
+                self._core.start(entry)
+            elif entry.workers:
+                refused.append(_still_runs(entry))
+            else:
+                continue
+            runnable.remove(entry)
         if not call.options.get("force") and any(entry.certificate_ends is not None for entry in runnable):
             now = self._core.clock.time()
             found = [await asyncio.to_thread(expired, entry, entry.config, now) for entry in runnable]
-            refused = [problem for problem in found if problem is not None]
+            refused += [problem for problem in found if problem is not None]
             names = {problem.name for problem in refused}
             runnable = [entry for entry in runnable if entry.name not in names]
         deps = call.options.get("deps", True)
@@ -106,7 +116,10 @@ class Lifecycle:
         for entry in runnable:
             if environment:
                 self._context.configuration.environments[entry.name] = environment
-            self._core.restart(entry, ignore_dependencies=not deps)
+            if entry.config.every is not None:
+                self._core.run_now(entry, ignore_dependencies=not deps)
+            else:
+                self._core.restart(entry, ignore_dependencies=not deps)
             if call.options.get("force"):
                 self._core.runner.force_certificate(entry.name, entry.generation)
         operation.problems += [
@@ -311,6 +324,18 @@ class Lifecycle:
             return CONFLICT, [Finding(("name",), "a server of that name is still being removed", "try again")]
         others = (entry.config for entry in there if not entry.removed)
         return obstacles(config, others, self._context.configuration.tables)
+
+
+def _is_named(entry: Entry, call: Call) -> bool:
+    """Whether the entry itself is a target, by its name or its key, and not only part of a selection."""
+    targets = {target.casefold() for target in call.selector.targets}
+    return not targets.isdisjoint((entry.name.casefold(), entry.config.key.casefold()))
+
+
+def _still_runs(entry: Entry) -> ServerError:
+    since = f" since {moment_text(entry.run_since)}" if entry.run_since else ""
+    hint = f"wait until it has ended, or end it: poolctl stop {entry.name}"
+    return server_problem(entry, f"runs{since}, and does not run twice at once", hint)
 
 
 def _is_unwell(entry: Entry) -> bool:

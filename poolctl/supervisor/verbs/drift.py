@@ -118,6 +118,7 @@ class ConfigurationDrift:
         entries = self._core.entries.values()
         return not entries or any(
             entry.asleep
+            or entry.on_schedule
             or (entry.workers and not entry.failures)
             or any(worker.ready_at is not None for worker in entry.workers.values())
             for entry in entries

@@ -18,6 +18,7 @@ from poolctl.control.answers import (
 from poolctl.control.control_server import Progress
 from poolctl.core.await_servers import Rollout, not_arrived, until
 from poolctl.core.decision_input import Desired
+from poolctl.core.scheduled_runs import failed_run
 from poolctl.core.server_entry import Entry
 from poolctl.core.server_files import day, passed_over
 from poolctl.errors import PoolMonitorError, ServerError
@@ -76,13 +77,14 @@ class Reading:
             states=counts,
             health=healths,
         )
+        failed_runs = [f"{entry.name}: {failed}" for entry in entries if (failed := failed_run(entry))]
         problems = [problem for entry in missing if (problem := self._problem(entry)) is not None]
         now = self._core.clock.time()
         return StatusResult(
             items=items(self._core, entries),
             errors=tuple(map(ErrorEntry.of, problems)),
             exit_code=NOT_AS_DESIRED if missing else 0,
-            warnings=tuple(filter(None, (expiring(entry, now) for entry in entries))),
+            warnings=(*failed_runs, *filter(None, (expiring(entry, now) for entry in entries))),
             summary=summary,
         )
 

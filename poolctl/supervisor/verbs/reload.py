@@ -261,8 +261,9 @@ class _Application:
         return entry
 
     def _awaited(self, entry: Entry) -> bool:
-        """A server that rests for another reason is not awaited."""
-        return entry.name in self._kinds and not (entry.rests or entry.is_disabled)
+        """A server that rests for another reason is not awaited, nor is the run of a job with a schedule."""
+        at_rest = entry.rests or entry.is_disabled or entry.on_schedule
+        return entry.name in self._kinds and not at_rest
 
     async def renew(self) -> list[ErrorEntry]:
         """Load changed certificates into running servers; the errors."""

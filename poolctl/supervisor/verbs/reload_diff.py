@@ -14,8 +14,9 @@ from poolctl.core.decision_input import NO_OVERRIDES, Overrides
 # Keys for the supervisor, or that only describe a server: a change takes effect without a new process.
 LIVE = frozenset(
     {
-        "depends_on", "disabled", "expose", "health", "hooks", "labels", "limits.memory", "mandatory", "overlap",
-        "preload", "recovery", "restart", "scale", "start_timeout", "tags", "tls.warn_before", "watch", "workers",
+        "depends_on", "disabled", "every", "expose", "health", "hooks", "labels", "limits.memory", "mandatory",
+        "overlap", "preload", "recovery", "restart", "scale", "start_timeout", "tags", "tls.warn_before", "watch",
+        "workers",
     }
 )  # fmt: skip
 # Running processes load new certificates.

@@ -19,6 +19,7 @@ from poolctl.core.core import Core
 from poolctl.core.decision_input import Phase
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, ServerError
+from poolctl.frozen_value import Table
 from poolctl.runners import withheld_variables
 from poolctl.runners.worker_spec import logged_requests
 from poolctl.states import Status
@@ -52,6 +53,8 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
         address=", ".join(core.endpoints(config)) if inherited else None,
         kept=kept or None,
         kept_until=_iso(entry.window.until) if kept else None,
+        next_run_at=_iso(entry.next_run) if entry.on_schedule else None,
+        last_run=_run(entry.last_run) if config.every is not None and entry.last_run else None,
     )
 
 
@@ -125,6 +128,11 @@ def as_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:
 
 def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _run(record: Table) -> Table:
+    """The record of a run as JSON documents have it."""
+    return {**record, **{key: _iso(record[key]) for key in ("started_at", "ended_at")}}
 
 
 def _probes(probes: WorkerProbes | None) -> tuple[ProbeResult, ...]:

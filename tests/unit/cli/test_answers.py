@@ -162,9 +162,9 @@ FIELDS: dict[type[Value], list[str]] = {
 }  # fmt: skip
 # Left out of a document where there is nothing to say.
 OPTIONAL: dict[type[Value], list[str]] = {
-    Item: ["address", "kept", "kept_until"],
+    Item: ["address", "kept", "kept_until", "next_run_at", "last_run"],
     ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
-    Details: ["address", "kept", "kept_until", "log_files", "routes", "stacks"],
+    Details: ["address", "kept", "kept_until", "next_run_at", "last_run", "log_files", "routes", "stacks"],
     WorkerDetails: ["placed_at"],
     Summary: ["calm", "keeper_problem", "not_served"],
     RouteReport: ["p50_seconds", "p99_seconds", "registrations", "machines"],

@@ -51,6 +51,20 @@ def test_table_shows_how_long_a_window_keeps_a_server_awake_or_asleep() -> None:
     assert kept.endswith(f"  asleep until {end.astimezone():%Y-%m-%d} 18:00")
 
 
+def test_table_shows_when_a_job_runs_next_and_a_wide_one_how_its_last_run_ended() -> None:
+    run = {"result": "failed", "started_at": "2026-11-22T03:00:00Z", "ended_at": "2026-11-22T03:01:30Z"}
+    backup = server("backup", 81, state="sleeping", next_run_at="2026-11-23T03:00:00Z", last_run=run)
+    head, users, job = render.text_of([USERS, backup], "table").splitlines()
+    following = datetime(2026, 11, 23, 3, tzinfo=UTC).astimezone()
+    assert (head[-8:], users.split()[-1]) == ("NEXT RUN", "-")
+    assert job.endswith(f"  {following:%Y-%m-%d %H:%M %Z}")
+    head, _, job = render.text_of([USERS, backup], "wide").splitlines()
+    assert head.endswith("NEXT RUN              LAST RUN")
+    last = datetime(2026, 11, 22, 3, tzinfo=UTC).astimezone()
+    assert job.endswith(f"  failed {last:%Y-%m-%d %H:%M}")
+    assert render.run_line(backup) == "backup: failed after 1m30s"
+
+
 @pytest.mark.parametrize(
     ("width", "head"),
     [

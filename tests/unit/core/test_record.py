@@ -36,6 +36,7 @@ def test_every_persisted_field_is_restored() -> None:
         "recoveries": {"0": [3.0]}, "recovering": {"step": "restart"}, "automatic": 4, "canary_generation": 5,
         "stopped_with": ["db"], "canary_share": 0.1, "socket_found": "program", "before_start_due": True,
         "after_stop_due": True,
+        "next_run": 5.5, "run_since": 6.5, "last_run": {"result": "failed"},
     }  # fmt: skip
     before, after = entry(), entry()
     for name, value in values.items():

@@ -74,6 +74,18 @@ assert reaper.unacknowledged == []
 """)
 
 
+def test_child_that_was_reported_is_not_reported_again_without_its_status() -> None:
+    in_a_process_of_its_own("""
+one = child(lambda: os._exit(7))
+start = process_start(one)
+assert len(reaped(reaper)) == 1
+assert reaper.watch(one, start) is None
+assert [each["status"] for each in reaper.unacknowledged] == [7]
+reaper.acknowledge(1)
+assert reaper.watch(one, start)["status"] is None
+""")
+
+
 def test_processes_left_in_a_childs_group_end_with_it() -> None:
     in_a_process_of_its_own("""
 read, write = os.pipe()

@@ -154,6 +154,17 @@ def test_problem_is_resolved_when_its_server_falls_asleep() -> None:
     assert lines(found.due(5)) == ["web: sleeping after 5s"]
 
 
+def test_failed_run_of_a_job_is_sent_with_its_last_lines_until_one_succeeds() -> None:
+    found = problems(min_severity="error")
+    found.take(
+        event("warn", kind="health", severity="error", message="no space", output=["copying", "no space"]), 1
+    )
+    found.take(event("running"), 50)
+    assert lines(found.due(100)) == ["web: warn: no space\n  copying\n  no space"]
+    found.take(event("ok", kind="health"), 200)
+    assert lines(found.due(300)) == ["web: ok again after 3m19s"]
+
+
 def test_stopped_server_is_not_unhealthy() -> None:
     found = problems(delay=0, events=["health"])
     found.take(event("ko", kind="health"), 0)

@@ -1,0 +1,173 @@
+"""Jobs that run at certain times (`every`): when the next run is due, whether it begins, and how the last one ended.
+
+Due times are wall-clock times. A run whose minute has passed is dropped, as is one for which the run before has not
+ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+
+from poolctl.clock import Clock
+from poolctl.frozen_value import Table
+from poolctl.runners.runner_protocol import Exit
+from poolctl.time_windows import next_time
+
+from .decision_input import Desired
+from .server_changes import Event, Recorder, Workqueue, caused_by
+from .server_entry import RUN_FAILED, RUN_STOPPED, RUN_SUCCEEDED, Entry
+from .servers import Servers
+
+# A run may begin within its minute.
+MINUTE_SECONDS = 60.0
+# The loop's clock does not know that the machine was suspended, or that its time was set.
+_LONGEST_WAIT_SECONDS = 30.0
+# The machine's time was set back, for good: times that have been are due again. After a smaller correction they are
+# not, so that no run is repeated (cron(8) has the same limit).
+_SET_BACK_SECONDS = 3 * 3600.0
+
+_UNKNOWN_END = Exit(message="it ended while no supervisor ran, and its exit status is not known")
+
+
+def reason_to_skip(entry: Entry, due: float, now: float, blocker: str = "") -> str:
+    """Why the run that was due then does not begin now; "" if it begins. `blocker` says what it would wait for."""
+    if now >= due + MINUTE_SECONDS:
+        return "its time has passed: the machine was suspended, or its clock was set"
+    if entry.desired is Desired.RUN or entry.workers:
+        return (
+            f"the run of {moment_text(entry.run_since)} has not ended" if entry.run_since else "it still runs"
+        )
+    return blocker
+
+
+def run_record(result: str, since: float, ended: float, exit_: Exit, message: str = "") -> Table:
+    """A run that has ended, as plain JSON; times are in seconds since the epoch."""
+    return {
+        "result": result,
+        "started_at": since,
+        "ended_at": ended,
+        "status": exit_.status,
+        "signal": exit_.signal,
+        "message": message or exit_.message,
+    }
+
+
+def end_run(entry: Entry, exit_: Exit, now: float, *, message: str = "", stopped: bool = False) -> None:
+    """Note that the run under way has ended; `stopped`: by a command."""
+    result = RUN_STOPPED if stopped else RUN_SUCCEEDED if exit_.ok else RUN_FAILED
+    entry.last_run = run_record(result, entry.run_since or now, now, exit_, message)
+    entry.run_since = 0.0
+    if result == RUN_SUCCEEDED:
+        entry.failure = None
+
+
+def failed_run(entry: Entry) -> str:
+    """That the last run of a job with a schedule has failed, and why; "" if it has not."""
+    run = entry.last_run
+    if not entry.on_schedule or run.get("result") != RUN_FAILED:
+        return ""
+    return f"its last run failed ({moment_text(run['started_at'])}): {run['message']}"
+
+
+def moment_text(seconds: float) -> str:
+    """The minute, in the pool's time zone, with the zone's name."""
+    return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M %Z}"
+
+
+class ScheduledRuns:
+    """Begins the runs of all jobs with a schedule when they are due, unless the supervisor is `calm`."""
+
+    def __init__(
+        self, clock: Clock, queue: Workqueue, servers: Servers, recorder: Recorder, *, calm: bool
+    ) -> None:
+        self._clock = clock
+        self._queue = queue
+        self._servers = servers
+        self._recorder = recorder
+        self._calm = calm
+        self._entries: dict[str, Entry] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._latest = 0.0  # the latest wall-clock time that was seen
+
+    def review(self, entry: Entry) -> None:
+        """Plan the entry's next run if it has none: before each decision about it."""
+        if entry.on_schedule:
+            self._entries[entry.name] = entry
+            if entry.next_run is None:
+                self._plan(entry)
+            self._set_timer(entry)
+        elif self._entries.pop(entry.name, None) is not None:
+            entry.next_run = None
+
+    def resume(self, entry: Entry) -> None:
+        """Continue after another supervisor: a run that it should have begun meanwhile is dropped."""
+        planned, now = entry.next_run, self._clock.time()
+        if entry.config.every is None or not entry.on_schedule:
+            entry.next_run = None
+            return
+        if entry.desired is Desired.RUN and not entry.workers:
+            entry.become(Desired.SCHEDULED)
+            end_run(entry, _UNKNOWN_END, now)
+        elif planned is not None and planned <= now and not entry.workers:
+            self._skipped(entry, planned, "no supervisor ran at that time")
+        if planned is None or planned <= now:
+            self._plan(entry)
+
+    def begin(self, entry: Entry) -> None:
+        """Run it now."""
+        entry.next_generation()
+        entry.become(Desired.RUN)
+        entry.run_since = self._clock.time()
+        self._queue.touch(entry)
+
+    def _plan(self, entry: Entry) -> None:
+        assert entry.config.every is not None
+        entry.next_run = next_time(entry.config.every, self._clock.time())
+        self._queue.note(entry)
+
+    def _set_timer(self, entry: Entry) -> None:
+        if entry.next_run is None:
+            return
+        loop = asyncio.get_running_loop()
+        due = loop.time() + min(max(0.0, entry.next_run - self._clock.time()), _LONGEST_WAIT_SECONDS)
+        if self._timer is None or due < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(due, self._look)
+
+    def _look(self) -> None:
+        """Begin what is due."""
+        self._timer = None
+        now = self._clock.time()
+        is_set_back, self._latest = now < self._latest - _SET_BACK_SECONDS, now
+        for entry in list(self._entries.values()):
+            if not entry.on_schedule:
+                continue  # reviewed soon
+            if entry.next_run is not None and entry.next_run <= now:
+                due = entry.next_run
+                self._plan(entry)
+                if not self._calm:
+                    self._begin_or_skip(entry, due, now)
+            elif is_set_back:
+                self._plan(entry)
+            self._set_timer(entry)
+
+    def _begin_or_skip(self, entry: Entry, due: float, now: float) -> None:
+        reason = reason_to_skip(entry, due, now, self._blocker(entry))
+        if reason:
+            self._skipped(entry, due, reason)
+            return
+        with caused_by(f"every {entry.config.every}"):
+            self.begin(entry)
+
+    def _blocker(self, entry: Entry) -> str:
+        """The dependency that is not going to run, for which a run would wait for ever; "" for none."""
+        if self._servers.may_start(entry):
+            return ""
+        blocking = (each for each in self._servers.dependencies(entry) if each.rests and not each.answers)
+        return next((f"{each.name}, on which it depends, is {each.state}" for each in blocking), "")
+
+    def _skipped(self, entry: Entry, due: float, reason: str) -> None:
+        message = f"the run of {moment_text(due)} is skipped: {reason}"
+        self._recorder.emit(Event("lifecycle", "run skipped", entry.name, entry.config.key, message))

@@ -1,0 +1,411 @@
+"""Jobs with `every`: when they run, when they do not, and how they look before, meanwhile and afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from poolctl import ServerConfig
+from poolctl.clock import ManualClock
+from poolctl.core.core import Core
+from poolctl.core.decision_input import Desired
+from poolctl.core.scheduled_runs import reason_to_skip
+from poolctl.core.server_changes import Event
+from poolctl.core.server_entry import Entry
+from poolctl.core.servers import record_of, restore
+from poolctl.core.worker_entry import Worker
+from poolctl.runners.runner_protocol import Exit
+from tests.unit.core.stepped_runner import SteppedLoop
+from tests.unit.pool.scripted_runner import NEVER, ScriptedRunner
+
+BEGIN = datetime(2026, 11, 23, 2, 0, tzinfo=UTC).timestamp()
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+
+
+class Journal:
+    """Keeps the core's events."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+
+class Stage:
+    """A core whose time the test moves; runs of jobs last until the test ends them."""
+
+    def __init__(self, clock: ManualClock | None = None) -> None:
+        self.clock = clock or ManualClock(time_seconds=BEGIN)
+        self.loop = SteppedLoop(self.clock)
+        self.runner = ScriptedRunner(backup=NEVER)
+        self.successors: list[Stage] = []
+        self.journal = Journal()
+
+    def begin(self, *servers: ServerConfig, calm: bool = False, starts: bool = True) -> None:
+        self.core = Core(servers, self.runner, self.clock, self.journal, calm=calm)
+        for entry in self.core.entries.values() if starts else ():
+            self.do(self.core.start, entry)
+
+    def do(self, work: Callable[..., Any], *args: Any, **options: Any) -> None:
+        async def ordered() -> None:
+            work(*args, **options)
+
+        self.loop.run_until_complete(ordered())
+        self.loop.settle()
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.loop.settle()
+
+    def set_clock(self, seconds: float) -> None:
+        """Only the wall clock moves, as when the machine was suspended or its time is set."""
+        self.clock._time_seconds += seconds
+
+    @property
+    def backup(self) -> Entry:
+        return self.core.entries["backup"]
+
+    @property
+    def look(self) -> tuple[str, bool, str, bool]:
+        """State, ready, health, and whether it is missing."""
+        entry = self.backup
+        return entry.state, entry.ready, entry.health.value, entry.is_missing
+
+    @property
+    def runs(self) -> int:
+        return sum(line.startswith("place backup.") for line in self.runner.log)
+
+    @property
+    def said(self) -> list[tuple[str, str]]:
+        return [(event.event, event.message) for event in self.journal.events]
+
+    def end(self, status: int = 0) -> None:
+        for name in [each for each in self.runner.running if each.startswith("backup.")]:
+            self.do(self.runner.end, name, Exit.from_status(status))
+
+    def close(self) -> None:
+        """End what still runs, on this loop and on those of its successors."""
+        for each in [*self.successors, self]:
+            each.loop.settle()
+            each.loop.run_until_complete(end_tasks())
+            each.loop.close()
+
+
+async def end_tasks() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage()
+    yield made
+    made.close()
+
+
+def job(**keys: Any) -> ServerConfig:
+    return ServerConfig(**{"name": "backup", "job": True, "command": ["true"], "every": "0 3 * * *"} | keys)
+
+
+def web(name: str = "db", **keys: Any) -> ServerConfig:
+    return ServerConfig(name=name, bind=f"127.0.0.1:{9000 + len(name)}", app="any:app", **keys)
+
+
+def test_job_runs_at_its_time_and_is_as_it_should_be_before_meanwhile_and_afterwards(stage: Stage) -> None:
+    stage.begin(job())
+    assert (stage.look, stage.runs) == (("sleeping", True, "ok", False), 0)
+    assert stage.backup.next_run == BEGIN + HOUR
+    stage.pass_time(HOUR - 1)
+    assert stage.runs == 0
+    stage.pass_time(1)
+    assert (stage.look, stage.runs) == (("running", True, "ok", False), 1)
+    assert stage.backup.next_run == BEGIN + HOUR + DAY
+    stage.pass_time(2.5)
+    stage.end()
+    assert stage.look == ("sleeping", True, "ok", False)
+    last = stage.backup.last_run
+    assert (last["result"], last["status"], last["ended_at"] - last["started_at"]) == ("succeeded", 0, 2.5)
+    stage.pass_time(MINUTE)
+    assert stage.runs == 1
+    stage.pass_time(DAY - 2 * MINUTE)
+    stage.pass_time(MINUTE)
+    assert (stage.runs, stage.said) == (2, [])
+
+
+def test_failed_run_is_a_warning_and_an_event_until_a_run_succeeds(stage: Stage) -> None:
+    stage.begin(job(every="0 * * * *"))
+    stage.pass_time(HOUR)
+    stage.end(3)
+    assert stage.look == ("sleeping", True, "warn", False)
+    assert stage.backup.last_run["result"] == "failed"
+    assert stage.backup.next_step == "runs again at 2026-11-23 04:00 UTC"
+    event = stage.journal.events[-1]
+    assert (event.kind, event.event, event.before, event.after, event.severity) == (
+        "health", "run failed", "ok", "warn", "error",
+    )  # fmt: skip
+    assert event.message.startswith("exited with status 3")
+    stage.pass_time(HOUR)
+    assert stage.look == ("running", True, "warn", False)
+    stage.end(3)
+    assert [each.event for each in stage.journal.events] == ["run failed", "run failed"]
+    stage.pass_time(HOUR)
+    stage.end()
+    assert (stage.look, stage.backup.failure) == (("sleeping", True, "ok", False), None)
+    assert stage.journal.events[-1].event == "run succeeded"
+
+
+def test_no_second_run_begins_while_one_is_under_way(stage: Stage) -> None:
+    stage.begin(job(every="* * * * *"))
+    stage.pass_time(MINUTE)
+    stage.pass_time(MINUTE)
+    assert stage.runs == 1
+    reason = "the run of 2026-11-23 02:01 UTC has not ended"
+    assert stage.said == [("run skipped", f"the run of 2026-11-23 02:02 UTC is skipped: {reason}")]
+    stage.end()
+    assert stage.runs == 1
+    stage.pass_time(MINUTE)
+    assert stage.runs == 2
+
+
+def test_run_whose_minute_has_passed_is_dropped(stage: Stage) -> None:
+    stage.begin(job())
+    stage.pass_time(MINUTE)
+    stage.set_clock(HOUR)  # suspended from 02:01 to 03:01
+    stage.pass_time(30)
+    assert (stage.runs, stage.look[0]) == (0, "sleeping")
+    assert [word for word, _ in stage.said] == ["run skipped"]
+    assert stage.backup.next_run == BEGIN + HOUR + DAY
+
+
+def test_run_that_is_due_soon_after_the_machine_wakes_is_not_missed(stage: Stage) -> None:
+    stage.begin(job(every="0 7 * * *"))
+    stage.pass_time(MINUTE)
+    stage.set_clock(5 * HOUR - 90)  # suspended until 06:59:30, of which the loop's clock knows nothing
+    for _ in range(2):
+        stage.pass_time(30)
+    assert stage.runs == 1
+
+
+def test_clock_that_is_corrected_backwards_repeats_no_run(stage: Stage) -> None:
+    stage.begin(job())
+    stage.pass_time(HOUR)
+    stage.end()
+    stage.set_clock(-10 * MINUTE)
+    for _ in range(40):
+        stage.pass_time(30)
+    assert stage.runs == 1
+
+
+def test_clock_that_is_set_back_for_good_makes_earlier_times_due_again(stage: Stage) -> None:
+    stage.begin(job())
+    stage.pass_time(30)
+    stage.set_clock(30 * DAY)
+    stage.pass_time(30)
+    stage.set_clock(-30 * DAY)
+    stage.pass_time(30)
+    assert stage.backup.next_run == BEGIN + HOUR
+
+
+def test_restart_of_the_core_only_puts_the_schedule_in_force_and_run_now_runs_it(stage: Stage) -> None:
+    stage.begin(job(), starts=False)
+    assert stage.look == ("stopped", False, "unknown", True)
+    stage.do(stage.core.restart, stage.backup)
+    assert (stage.look[0], stage.runs) == ("sleeping", 0)
+    stage.do(stage.core.run_now, stage.backup)
+    assert (stage.look[0], stage.runs, stage.backup.next_run) == ("running", 1, BEGIN + HOUR)
+    stage.do(stage.core.start, stage.backup)
+    assert (stage.look[0], stage.runs) == ("running", 1)
+
+
+def test_stop_ends_the_run_and_the_schedule_until_a_start(stage: Stage) -> None:
+    stage.begin(job())
+    stage.pass_time(HOUR)
+    assert stage.backup.active
+    stage.do(stage.core.stop, stage.backup)
+    assert (stage.look[:2], stage.backup.at_rest, stage.backup.next_run) == (("stopped", False), True, None)
+    assert stage.backup.last_run["result"] == "stopped"
+    stage.pass_time(DAY)
+    assert stage.runs == 1
+    stage.do(stage.core.start, stage.backup)
+    assert (stage.look[0], stage.backup.at_rest, stage.backup.active) == ("sleeping", False, True)
+    stage.pass_time(DAY)
+    assert stage.runs == 2
+
+
+def test_disabled_job_does_not_run(stage: Stage) -> None:
+    stage.begin(job(disabled=True))
+    stage.pass_time(HOUR)
+    assert (stage.look[0], stage.runs) == ("disabled", 0)
+    stage.do(stage.core.enable, stage.backup)
+    stage.pass_time(DAY)
+    assert stage.runs == 1
+
+
+def test_run_waits_for_a_dependency_that_is_coming_and_is_skipped_for_one_that_is_not(stage: Stage) -> None:
+    stage.begin(web(scale={"min": 0}), job(depends_on=["db"]))
+    db = stage.core.entries["db"]
+    assert (db.state, stage.look[0]) == ("sleeping", "sleeping")
+    stage.pass_time(HOUR)
+    assert (db.state, stage.runs) == ("running", 1)
+    stage.end()
+    stage.do(stage.core.stop, db)
+    stage.pass_time(DAY)
+    assert (stage.runs, stage.look[0]) == (1, "sleeping")
+    assert stage.said[-1][1].endswith("is skipped: db, on which it depends, is stopped")
+
+
+def test_calm_supervisor_begins_only_the_runs_that_commands_ask_for(stage: Stage) -> None:
+    stage.begin(job(), calm=True)
+    stage.pass_time(HOUR)
+    assert (stage.runs, stage.look[0]) == (0, "sleeping")
+
+
+class TestReload:
+    def test_changed_times_are_in_force_at_once(self, stage: Stage) -> None:
+        stage.begin(job())
+        stage.do(stage.core.change, stage.backup, job(every="30 2 * * *"), live=True)
+        assert stage.backup.next_run == BEGIN + HOUR / 2
+        stage.pass_time(HOUR / 2)
+        assert stage.runs == 1
+
+    def test_run_under_way_is_not_repeated_for_a_changed_command(self, stage: Stage) -> None:
+        stage.begin(job())
+        stage.pass_time(HOUR)
+        stage.do(stage.core.change, stage.backup, job(command=["false"]), live=False)
+        assert (stage.runs, stage.look[0]) == (1, "running")
+        stage.end()
+        assert (stage.runs, stage.look[0]) == (1, "sleeping")
+
+    def test_job_that_gets_a_schedule_is_not_run_at_once(self, stage: Stage) -> None:
+        stage.begin(job(every=None))
+        stage.end()
+        assert stage.look[0] == "completed"
+        stage.do(stage.core.change, stage.backup, job(), live=True)
+        assert (stage.look[0], stage.runs) == ("sleeping", 1)
+
+    def test_job_that_loses_its_schedule_runs_once(self, stage: Stage) -> None:
+        stage.begin(job())
+        stage.do(stage.core.change, stage.backup, job(every=None), live=True)
+        assert (stage.look[0], stage.runs) == ("starting", 1)
+        stage.end()
+        assert stage.look == ("completed", True, "ok", False)
+
+    def test_run_under_way_ends_as_that_of_a_job_without_a_schedule(self, stage: Stage) -> None:
+        stage.begin(job())
+        stage.pass_time(HOUR)
+        stage.do(stage.core.change, stage.backup, job(every=None), live=True)
+        stage.end()
+        assert (stage.look[0], stage.runs) == ("completed", 1)
+        stage.pass_time(2 * DAY)
+        assert stage.runs == 1
+
+
+class TestTakeover:
+    def _take_over(self, after: Stage, running: Worker | None) -> None:
+        if running is not None:
+            assert running.placement is not None
+            after.runner.jobs.add(running.id)
+            after.runner.running[running.id] = after.loop.create_future()
+            found = Worker(
+                running.id,
+                running.generation,
+                0,
+                running.config,
+                running.phase,
+                placement=running.placement,
+            )
+            after.core.adopt_worker(after.backup, found)
+        after.core.resume(after.backup)
+
+    def successor(self, stage: Stage, record: dict[str, Any] | None = None, *, runs: bool = False) -> Stage:
+        """Another supervisor that knows the newest record of the first one, or this one, and finds what `runs`."""
+        record = json.loads(json.dumps(record_of(stage.backup) if record is None else record))
+        after = Stage(stage.clock)
+        stage.successors.append(after)
+        after.begin(stage.backup.config, starts=False)
+        restore(after.backup, record)
+        after.do(self._take_over, after, next(iter(stage.backup.workers.values())) if runs else None)
+        return after
+
+    def test_run_under_way_is_adopted_and_not_begun_again(self, stage: Stage) -> None:
+        stage.begin(job(every="* * * * *"))
+        stage.pass_time(MINUTE)
+        after = self.successor(stage, runs=True)
+        assert (after.look[0], after.runs) == ("running", 0)
+        after.pass_time(10)
+        after.end(3)
+        assert (after.look[:3], after.runs) == (("sleeping", True, "warn"), 0)
+        assert after.backup.last_run["started_at"] == BEGIN + MINUTE
+        assert after.said[-1][0] == "run failed"
+        after.pass_time(50)
+        assert after.runs == 1
+
+    def test_run_that_was_not_recorded_any_more_is_adopted(self, stage: Stage) -> None:
+        stage.begin(job(every="* * * * *"))
+        record = record_of(stage.backup)
+        stage.pass_time(MINUTE)
+        assert record["desired"] == "scheduled"
+        after = self.successor(stage, record, runs=True)
+        assert (after.look[0], after.said) == ("running", [])
+        after.pass_time(10)
+        after.end()
+        assert (after.look[0], after.runs) == ("sleeping", 0)
+
+    def test_run_that_ended_meanwhile_is_not_repeated(self, stage: Stage) -> None:
+        stage.begin(job(every="* * * * *"))
+        stage.pass_time(MINUTE)
+        after = self.successor(stage)
+        assert (after.look[0], after.runs) == ("sleeping", 0)
+        assert after.backup.last_run["result"] == "failed"
+        assert after.backup.last_run["message"].endswith("its exit status is not known")
+        after.pass_time(59)
+        assert after.runs == 0
+        after.pass_time(1)
+        assert after.runs == 1
+
+    def test_run_that_was_due_meanwhile_is_dropped(self, stage: Stage) -> None:
+        stage.begin(job())
+        stage.clock.advance(HOUR + 5)
+        after = self.successor(stage)
+        after.pass_time(10)
+        assert (after.look[0], after.runs) == ("sleeping", 0)
+        message = "the run of 2026-11-23 03:00 UTC is skipped: no supervisor ran at that time"
+        assert after.said == [("run skipped", message)]
+        assert after.backup.next_run == BEGIN + HOUR + DAY
+
+    def test_failure_of_the_last_run_is_remembered(self, stage: Stage) -> None:
+        stage.begin(job())
+        stage.pass_time(HOUR)
+        stage.end(3)
+        assert self.successor(stage).look == ("sleeping", True, "warn", False)
+
+    def test_stopped_job_stays_stopped(self, stage: Stage) -> None:
+        stage.begin(job())
+        stage.do(stage.core.stop, stage.backup)
+        after = self.successor(stage)
+        after.pass_time(DAY)
+        assert (after.look[0], after.runs) == ("stopped", 0)
+
+
+@pytest.mark.parametrize(("late", "begins"), [(0, True), (59, True), (60, False)])
+def test_run_may_begin_within_its_minute(late: float, begins: bool) -> None:
+    entry = Entry(job(), desired=Desired.SCHEDULED)
+    assert (reason_to_skip(entry, BEGIN, BEGIN + late) == "") is begins
