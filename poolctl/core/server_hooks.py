@@ -86,9 +86,11 @@ class ServerHooks:
             if entry.stop_seconds is not None:
                 limit = min(limit, entry.stop_seconds)
         hooks = self._runner.capabilities.hooks
-        if hooks is None:
-            return Exit(message="cannot be run"), _NOT_HERE
         if hook.placement is None:
+            if config.hooks is None or not getattr(config.hooks, hook.name):
+                return Exit.from_status(0), ""  # a reload took it out while the start or the stop waited
+            if hooks is None:
+                return Exit(message="cannot be run"), _NOT_HERE
             try:
                 hook.placement = await hooks.begin_hook(config, hook.name)
             except Exception as error:

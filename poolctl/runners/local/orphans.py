@@ -212,7 +212,7 @@ def _without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
             ready_at = start / os.sysconf("SC_CLK_TCK")
             said = {
                 "server": message["name"], "command": message.get("command"), "output": key,
-                "ready_at": ready_at, "leaving": False,
+                "ready_at": None if message.get("hook") else ready_at, "leaving": False,
                 "generation": message.get("generation", 1), "index": message.get("index"),
                 "stop_signal": message.get("stop_signal"), "hook": message.get("hook"),
             }  # fmt: skip

@@ -122,6 +122,7 @@ class SteppedRunner(ScriptedRunner):
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
         name = f"{server.name}.{hook}"
         assert not any(each.startswith(f"{server.name}.") for each in self.running), "a hook runs alone"
+        assert getattr(server.hooks, hook, None), "it is not in the configuration any more"
         if not await self._step("hook", name):
             raise ServerError("no process can be made")
         self.running[name] = asyncio.get_running_loop().create_future()
