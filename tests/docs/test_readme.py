@@ -109,6 +109,7 @@ def test_the_example_of_programs_without_a_port_is_valid(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.timeout(190)  # many commands, each of which a busy machine gives seconds
 def test_python_examples_run_one_after_the_other_in_one_directory(reader: Any) -> None:
     for text in some("Quick start", "sh")[:1] + some("Changing a running pool", "sh"):
         reader(text)

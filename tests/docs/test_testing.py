@@ -36,6 +36,7 @@ def test_session(shop):
 """
 
 
+@pytest.mark.timeout(190)  # another pytest, with pools in it
 def test_examples_pass(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     for name in ("users", "orders"):
@@ -47,4 +48,4 @@ def test_examples_pass(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatc
     text = "\n".join([REST, *EXAMPLES]).replace("async def", "@pytest.mark.anyio\nasync def")
     pytester.makepyfile(text)
     pytester.makeini("[pytest]\npythonpath = .\nfilterwarnings = error\n")
-    pytester.runpytest_subprocess("-p", "no:cacheprovider", timeout=110).assert_outcomes(passed=5)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", timeout=180).assert_outcomes(passed=5)

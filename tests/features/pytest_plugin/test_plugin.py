@@ -12,7 +12,8 @@ import pytest
 from tests.deadline import wait_until
 
 pytest_plugins = ["pytester"]
-pytestmark = pytest.mark.integration
+# Each starts another pytest, and pools in it: a minute with a load of 20.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(190)]
 
 APP = """
     import asyncio, json, os
@@ -69,7 +70,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 
 
 def run(project: pytest.Pytester, *args: str) -> pytest.RunResult:
-    return project.runpytest_subprocess("-p", "no:cacheprovider", *args, timeout=110)
+    return project.runpytest_subprocess("-p", "no:cacheprovider", *args, timeout=180)
 
 
 @pytest.mark.capability
@@ -271,7 +272,7 @@ def test_no_process_is_left(project: pytest.Pytester) -> None:
     marked = f"LEVEL=left {project.path}"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-        env={**os.environ, "LEVEL": marked}, cwd=project.path, capture_output=True, text=True, timeout=110, check=False,
+        env={**os.environ, "LEVEL": marked}, cwd=project.path, capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     # The keeper ends by itself when it has lost the run.
