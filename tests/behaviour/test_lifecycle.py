@@ -177,7 +177,7 @@ def test_a_server_that_may_sleep_wakes_at_a_request_and_sleeps_again_where_that_
     wait_until(lambda: pool.item("web")["state"] in ("running", "draining", "sleeping"))
     if pool.runs_programs:
         wait_until(lambda: pool.item("web")["state"] == "sleeping")
-        wait_until(lambda: site.history.count("web has stopped") == 1)
+        wait_until(lambda: "web has stopped" in site.history)
         assert site.instance("web")
     assert pool.stop() == {}
     with pytest.raises(ConnectionRefusedError):

@@ -132,7 +132,7 @@ def modules_after_importing(name: str) -> set[str]:
     imports = ", ".join(f"poolctl.{part.removesuffix('.__init__')}" for part in parts)
     done = subprocess.run(
         [sys.executable, "-I", "-c", f"import sys, {imports}; print(*sys.modules)"],
-        capture_output=True, text=True, timeout=30, check=True,
+        capture_output=True, text=True, timeout=100, check=True,
     )  # fmt: skip
     return {module.split(".")[0] for module in done.stdout.split()}
 
@@ -142,7 +142,7 @@ def bare_modules() -> set[str]:
     """What an interpreter of this environment holds before it imports anything: .pth files may bring some."""
     done = subprocess.run(
         [sys.executable, "-I", "-c", "import sys; print(*sys.modules)"],
-        capture_output=True, text=True, timeout=30, check=True,
+        capture_output=True, text=True, timeout=100, check=True,
     )  # fmt: skip
     return {module.split(".")[0] for module in done.stdout.split()}
 

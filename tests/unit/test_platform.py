@@ -92,7 +92,7 @@ os.kill(os.getpid(), signal.SIGUSR1)
 print(await_readable(silent, 60, -1, wakeup), len(signals))
 print(await_readable(silent, 0.01, -1, wakeup))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == ["False 1", "False"], done.stderr
 
 

@@ -86,12 +86,12 @@ def test_step_that_comes_while_the_display_is_made_is_shown(monkeypatch: pytest.
 
     def slow_status(console: Console, *args: Any, **keys: Any) -> Any:
         making.set()
-        stepped.wait(10)
+        stepped.wait(60)
         return status(console, *args, **keys)
 
     monkeypatch.setattr(Console, "status", slow_status)
     with Progress("start") as shown:
-        assert making.wait(10)
+        assert making.wait(60)
         shown(step("slow", "starting"))
         stepped.set()
         wait_until(lambda: "waiting for slow" in terminal.getvalue())

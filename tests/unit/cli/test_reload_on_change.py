@@ -80,7 +80,7 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
                 yield watched
             finally:
                 Path(place.socket).unlink()
-                thread.join(10)
+                thread.join(60)
             assert not thread.is_alive(), "the end of the pool is the end of watching"
 
     return watched_pool

@@ -48,7 +48,7 @@ def test_a_signal_sent_to_us_reaches_the_command(tmp_path: Path, number: signal.
     ours = subprocess.Popen([sys.executable, "-c", RUN.format(None), "sh", "-c", script])
     wait_until((tmp_path / "up").exists)
     ours.send_signal(number)
-    assert ours.wait(10) == 9
+    assert ours.wait(60) == 9
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_interrupt_of_walk_ends_running_commands(directory: Path, form: str) -> 
     )  # fmt: skip
     pid: Any = wait_until(lambda: (directory / "pid").exists() and (directory / "pid").read_text().strip())
     walking.send_signal(signal.SIGINT)
-    out, err = walking.communicate(timeout=20)
+    out, err = walking.communicate(timeout=60)
     assert walking.returncode == 130
     assert err == "" if form == "table" else "Traceback" not in err
     if form == "json":

@@ -32,5 +32,5 @@ def test_fifo_in_place_of_a_certificate_blocks_no_process(tmp_path: Path) -> Non
     found: list[float | None] = []
     thread = threading.Thread(target=lambda: found.append(certificate_ends(config)), daemon=True)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert found == [None]

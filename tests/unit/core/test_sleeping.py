@@ -242,7 +242,7 @@ def test_sleeping_server_that_was_given_up_sleeps_again_after_the_window_and_wak
         successor = Desk(sleepy(restart=policy)).core.entries["web"]
         restore(successor, record_of(entry))
         assert (successor.desired, successor.sleeps) == (Desired.RUN, True)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while desk.states() != {"web": "sleeping"}:
                 await asyncio.sleep(0.01)
         await woken(desk, "web")

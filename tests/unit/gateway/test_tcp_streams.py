@@ -452,7 +452,7 @@ def test_connection_for_a_server_with_tls_is_passed_on_unread(run: Run) -> None:
                 taken = connection_handover.take(taking)
                 assert taken is not None
                 with taken:
-                    taken.settimeout(5)
+                    taken.settimeout(60)
                     assert taken.getpeername() == writer.get_extra_info("sockname")
                     assert taken.recv(100) == b"client hello"
                 assert (stream.snapshot()["accepted"], len(stream.open)) == (1, 0)

@@ -120,7 +120,7 @@ async def answers(path: str, data: bytes) -> list[tuple[int, bytes]]:
     writer.write(data)
     writer.write_eof()
     found: list[tuple[int, bytes]] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         rest = await stream.read()
     while rest:
         reader = ResponseReader()
@@ -170,7 +170,7 @@ def test_client_understands_or_refuses_each_response_of_the_table(tmp_path: Path
         async with await replying(tmp_path / "s", lambda: saying):
             for case in RESPONSES:
                 saying = case.data
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     if not case.whole:
                         with pytest.raises(NoResponse):
                             await ask(case)

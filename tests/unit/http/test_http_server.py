@@ -54,7 +54,7 @@ async def served(path: Path, limits: ServerLimits = QUICK, *, watch: bool = Fals
     listener.bind(str(path))
     server.listen(listener, 16)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             yield handler
     finally:
         server.abort()

@@ -45,7 +45,7 @@ reaper = Reaper()
 
 def in_a_process_of_its_own(code: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + code], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", PREAMBLE + code], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -171,7 +171,7 @@ def pid() -> Iterator[int]:
 
 
 def ended(watcher: Watcher) -> list[int]:
-    assert select.select([watcher], [], [], 10)[0]
+    assert select.select([watcher], [], [], 60)[0]
     return watcher.ended()
 
 

@@ -83,8 +83,8 @@ def test_sockets_are_asked_at_once_and_silent_ones_cost_one_deadline(tmp_path: P
         ours.send(b"{" if sock is rude else b'{"n":%d}' % number)
         connections.append(ours)
     began = time.monotonic()
-    asked = rendezvous.ask(str(tmp_path), rendezvous.WORKER, 0.2)
-    assert time.monotonic() - began < 20 * 0.2
+    asked = rendezvous.ask(str(tmp_path), rendezvous.WORKER, 1.0)
+    assert time.monotonic() - began < 20 * 1.0
     assert [answer for _, answer in asked] == [None] * 24
     connections += [sock for sock, _ in asked]
     assert [rendezvous.receive(client) for client in connections[:8:2]] == [

@@ -89,10 +89,10 @@ def test_data_or_close_from_the_program_shows_that_it_has_accepted(
                 assert theirs.recv(1) == b"", "our side has ended"
                 if act == "speaks":
                     theirs.send(b"220 hello")
-                    await asyncio.wait_for(waiting, 5)
+                    await asyncio.wait_for(waiting, 60)
                 elif act == "resets" and theirs.family != socket.AF_UNIX:
                     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, 60)
 
     if not asked:
         monkeypatch.setattr(sock_diag, "is_accepted", lambda sock: None)
@@ -119,7 +119,7 @@ def test_one_accepted_connection_among_many_waiting_is_enough(listener: socket.s
             assert not waiting.done(), "what was accepted before says nothing"
             served.close()
             stack.enter_context(listener.accept()[0])
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, 60)
             assert is_accepted(sock) is False
 
     asyncio.run(scenario())

@@ -40,7 +40,7 @@ def test_inherited_descriptors_are_found_by_number_and_name() -> None:
             ["bash", "-c", script, "bash", str(first.fileno()), str(second.fileno()),
              sys.executable, "-c", PROGRAM, "fd:3", "fd:4", "fd:web"],
             pass_fds=[first.fileno(), second.fileno()],
-            capture_output=True, text=True, timeout=20, check=True,
+            capture_output=True, text=True, timeout=60, check=True,
             env=os.environ | {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "web:web"},
         )  # fmt: skip
     assert done.stdout.splitlines() == [*expected, " ".join(expected)]
@@ -77,7 +77,7 @@ def test_inherited_socket_that_is_only_bound_starts_to_listen() -> None:
     with socket.socket() as passed:
         passed.bind(("127.0.0.1", 0))
         sockets = take_inherited(parse("fd:3"), {"3": [passed.fileno()]})
-        socket.create_connection(passed.getsockname(), timeout=5).close()
+        socket.create_connection(passed.getsockname(), timeout=60).close()
         close_listener(sockets)
 
 

@@ -75,7 +75,7 @@ def test_listeners_are_non_blocking_and_not_inherited_by_programs(free_port: Fre
 def test_backlog_holds_connections_that_are_not_accepted(free_port: FreePort) -> None:
     port = free_port()
     with opened(f"127.0.0.1:{port}"):
-        clients = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(200)]
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(200)]
         for client in clients:
             client.close()
     assert BACKLOG >= 200
@@ -101,7 +101,7 @@ def test_ipv6_wildcard_accepts_ipv4_connections_too(free_port: FreePort) -> None
     port = free_port()
     with opened(f"[::]:{port}") as (listener,):
         assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
 
 
 @needs_ipv6
@@ -110,7 +110,7 @@ def test_single_ipv6_address_accepts_nothing_else(free_port: FreePort) -> None:
     with opened(f"[::1]:{port}") as (listener,):
         assert describe(listener) == f"[::1]:{port}"
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), timeout=5)
+            socket.create_connection(("127.0.0.1", port), timeout=60)
 
 
 def test_localhost_opens_every_loopback_address_of_the_name(free_port: FreePort) -> None:
@@ -124,7 +124,7 @@ def test_localhost_opens_every_loopback_address_of_the_name(free_port: FreePort)
 def test_address_with_connections_in_time_wait_opens_again_at_once(free_port: FreePort) -> None:
     port = free_port()
     with opened(f"127.0.0.1:{port}") as (listener,):
-        client = socket.create_connection(("127.0.0.1", port), timeout=5)
+        client = socket.create_connection(("127.0.0.1", port), timeout=60)
         listener.setblocking(True)
         listener.accept()[0].close()  # the server's side closes first, and lingers in TIME_WAIT
         client.close()
@@ -383,7 +383,7 @@ for text in ("127.0.0.1:" + str(port), "unix:{tmp_path}/a.sock"):
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=True,
         # What measures coverage cannot write its file as somebody else.
         env={name: value for name, value in os.environ.items() if not name.startswith("COV")},

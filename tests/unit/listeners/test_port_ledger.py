@@ -131,14 +131,14 @@ def test_pools_that_begin_at_one_place_at_once_choose_different_ports(
 
     def choose(key: str) -> None:
         book = ledger_of_pool(tmp_path, key, first, 8)
-        barrier.wait(20)
+        barrier.wait(60)
         found.append(book.port("web", AUTO))
 
     threads = [threading.Thread(target=choose, args=(f"{number}0",)) for number in range(8)]
     for each in threads:
         each.start()
     for each in threads:
-        each.join(20)
+        each.join(60)
     assert sorted(found) == [*range(first, first + 8)]
 
 

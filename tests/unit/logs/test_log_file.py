@@ -227,7 +227,7 @@ print(file.append(b"e\\n"), file.error)
 
 def test_a_limit_that_is_met_within_a_line_leaves_whole_lines(path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, timeout=20, check=True
+        [sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.splitlines() == ["8 File too large", "0 File too large", "2 "]
     assert path.read_text() == "aaa\nbbb\ne\n"
@@ -247,7 +247,7 @@ print(file.append(b"bb\\ncccccccc\\n"))
 
 def test_lines_of_another_program_are_never_cut_away(path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SHARED, str(path)], capture_output=True, text=True, timeout=20, check=True
+        [sys.executable, "-c", SHARED, str(path)], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "3\n"
     assert path.read_text() == "a\nx\nbb\nccc"

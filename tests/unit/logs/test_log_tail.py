@@ -120,7 +120,7 @@ class TestFollower:
         assert texts(follower.first) == ["b", "c"]
         with open(path, "ab") as file:
             file.write(at(2, "d"))
-        assert follower.wait(5)
+        assert follower.wait(60)
         assert texts(follower.read()) == ["d"]
         assert follower.read() == []
 
@@ -199,7 +199,7 @@ class TestFollower:
         assert texts(follower.read()) == ["hello"]
         with open(tmp_path / "later" / "web.log", "ab") as file:
             file.write(at(2, "again"))
-        assert follower.wait(5)
+        assert follower.wait(60)
         assert texts(follower.read()) == ["again"]
 
     def test_new_lines_are_merged_in_the_order_of_time(

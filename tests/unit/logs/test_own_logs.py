@@ -12,7 +12,7 @@ from poolctl.logs.internal_log import OwnLogs
 
 async def rotated(path: Path) -> None:
     path.write_bytes(b"x" * (MAX_SIZE_BYTES + 1))  # noqa: ASYNC240
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while path.stat().st_size:  # noqa: ASYNC240
             await asyncio.sleep(0.01)
 

@@ -88,7 +88,7 @@ def test_join_awaits_the_old_generation_and_a_stop_cuts_its_drain_short() -> Non
     assert "stop a.1.0 10" in runner.log
     assert runner.running == {}
     on_loop(runner.may_drain.set)
-    thread.join(10)
+    thread.join(60)
     assert joined.is_set()
 
 
@@ -410,7 +410,7 @@ def test_a_server_in_transit_is_between_ok_and_ko() -> None:
     assert pool.health_info_simple() == {"a": "starting"}
     assert (only(pool).health, only(pool).ready) == (Status.UNKNOWN, False)
     pool.stop_sync()
-    thread.join(10)
+    thread.join(60)
 
 
 def _quietly(order: Any) -> Any:
@@ -527,7 +527,7 @@ def test_a_restart_that_is_cut_short_by_a_stop_says_so_and_ends_both_generations
     thread.start()
     wait_until(lambda: "place a.2.0" in runner.log)
     pool.stop_sync()
-    thread.join(10)
+    thread.join(60)
     assert [error.args[0] for error in raised] == ["was stopped before it was ready"]
     assert runner.running == {}
     assert only(pool).state is State.STOPPED
@@ -542,7 +542,7 @@ def test_a_sequential_restart_that_is_cut_short_by_a_stop_ends_too() -> None:
     thread.start()
     wait_until(lambda: "place a.2.0" in runner.log)
     pool.stop_sync()
-    thread.join(10)
+    thread.join(60)
     assert runner.running == {}
     assert runner.opened == set()
     assert only(pool).state is State.STOPPED
@@ -649,8 +649,8 @@ def test_a_worker_that_was_being_made_when_the_start_was_cut_short_is_ended_too(
     stopping.start()
     wait_until(lambda: len(only(pool)._handle.stops) == 1)  # type: ignore[union-attr]
     on_loop(runner.may_place.set)
-    starting.join(10)
-    stopping.join(10)
+    starting.join(60)
+    stopping.join(60)
     assert "stop a.1.0 10" in runner.log
     assert runner.running == {}
     assert only(pool).state is State.STOPPED
@@ -687,7 +687,7 @@ def test_second_stop_does_not_cut_the_cleanup_short() -> None:
     assert runner.opened, "the address is not given up while a worker is there"
     on_loop(runner.may_stop.set)
     for thread in (starting, *orders):
-        thread.join(10)
+        thread.join(60)
     assert (runner.running, runner.opened) == ({}, set())
 
 
@@ -704,7 +704,7 @@ def test_stop_that_outlasts_a_starts_timeout_fails_no_other_server() -> None:
     assert [error.name for error in caught.value.exceptions] == ["a"]  # type: ignore[attr-defined]
     assert pool[config("b").bind].is_running
     on_loop(runner.may_stop.set)
-    stopping.join(10)
+    stopping.join(60)
     pool.stop_sync()
 
 
@@ -723,7 +723,7 @@ def test_start_does_not_hold_up_servers_for_the_earlier_stop_of_another() -> Non
     assert [server.name for server in pool.values() if server.is_running] == ["b", "c"]
     on_loop(runner.may_stop.set)
     for thread in (stopping, starting):
-        thread.join(10)
+        thread.join(60)
     assert [server.name for server in pool.values() if server.is_running] == ["a", "b", "needs-a", "c"]
     places = [line for line in runner.log if line.startswith("place")]
     assert places == ["place a.1.0", "place b.1.0", "place c.1.0", "place a.1.0", "place needs-a.1.0"]

@@ -33,7 +33,7 @@ def test_work_is_done_on_one_thread_that_is_not_the_callers() -> None:
     assert here.daemon
     assert repr(loop_thread._current) == "<Engine 1 tasks>"
     loop_thread._current.loop.call_soon_threadsafe(over.set)  # type: ignore[union-attr]
-    assert held.result(10) is here
+    assert held.result(60) is here
     wait_until(lambda: not here.is_alive())
 
 
@@ -70,9 +70,9 @@ def test_cancelling_the_future_cancels_the_work_and_its_cleaning_up_is_awaited()
             cleaned.set()
 
     future = loop_thread.submit(work())
-    assert begun.wait(10)
+    assert begun.wait(60)
     assert future.cancel()
-    assert cleaned.wait(10)
+    assert cleaned.wait(60)
 
 
 def test_work_that_is_cancelled_before_it_began_leaves_nothing() -> None:

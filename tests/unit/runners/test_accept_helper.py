@@ -80,7 +80,7 @@ class Stage:
 def run(directory: Path, work: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
     async def watched() -> None:
         stage = Stage(directory)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await work(stage)
             await stage.close()
 

@@ -45,7 +45,7 @@ def children() -> Children:
 
 async def asked(theirs: socket.socket) -> wire.Message:
     """The next request that reaches the process."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             try:
                 received = wire.receive(theirs)

@@ -19,7 +19,7 @@ from poolctl.runners.runner_protocol import Exit
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 10))
+    asyncio.run(asyncio.wait_for(work, 60))
 
 
 class Keeper:

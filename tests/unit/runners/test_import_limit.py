@@ -72,7 +72,7 @@ def test_app_zygote_takes_a_turn_and_gives_it_back_when_it_ends() -> None:
         assert zygote.begun.done()
         assert not waiting.begun.done()
         theirs.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await waiting.begun
         assert isinstance(zygote.up.exception(), LinkLost)
         turns.queue(zygote)  # one that has ended while it waited begins, to no effect

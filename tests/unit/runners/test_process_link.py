@@ -22,7 +22,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     async def watched() -> None:
         unseen: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-        await asyncio.wait_for(work, 5)
+        await asyncio.wait_for(work, 60)
         assert unseen == []
 
     before = set(os.listdir("/proc/self/fd"))

@@ -68,7 +68,7 @@ def test_a_program_has_answered_when_it_has_accepted_and_not_before(kind: str, s
                 # The program is busy with the first one, and its queue is never empty.
                 for _ in range(3):
                     others.enter_context(socket.socket(listener.family)).connect(where)
-                await asyncio.wait_for(waiting, 5)
+                await asyncio.wait_for(waiting, 60)
                 assert accepted.recv(1) == b"", "it is not kept waiting by ours"
 
     asyncio.run(scenario())
@@ -79,7 +79,7 @@ def test_a_full_queue_of_a_unix_listener_is_no_answer(short_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as others:
             listener.bind(str(short_path / "a.sock"))
             listener.listen(0)
-            listener.settimeout(5)
+            listener.settimeout(60)
             others.enter_context(socket.socket(socket.AF_UNIX)).connect(listener.getsockname())
             there = server("prog", bind=f"unix:{listener.getsockname()}")
             waiting = asyncio.ensure_future(first_connection(there, [listener]))
@@ -87,7 +87,7 @@ def test_a_full_queue_of_a_unix_listener_is_no_answer(short_path: Path) -> None:
             assert not waiting.done()
             for _ in range(2):
                 others.enter_context((await asyncio.to_thread(listener.accept))[0])
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, 60)
 
     asyncio.run(scenario())
 
@@ -100,7 +100,7 @@ def test_a_program_that_binds_by_itself_has_answered_when_it_listens(free_port: 
         await asyncio.sleep(0.1)
         assert not waiting.done()
         with socket.create_server(("127.0.0.1", port)):
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, 60)
 
     asyncio.run(scenario())
 

@@ -98,7 +98,7 @@ class Stage:
             theirs, _ = listener.accept()
         with theirs:
             connection_handover.give(self.gateway.pairs["web"], theirs.fileno())
-        ours.settimeout(5)
+        ours.settimeout(60)
         return ours
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class Stage:
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 20))
+    asyncio.run(asyncio.wait_for(work, 60))
 
 
 def test_gateway_gets_the_pair_of_a_routed_server_and_of_no_other() -> None:

@@ -89,6 +89,6 @@ def test_question_for_orphans_imports_no_event_loop(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=60,
     )
     assert not {"asyncio", "pydantic", "poolctl.runners.local.local_runner"} & set(done.stdout.split())

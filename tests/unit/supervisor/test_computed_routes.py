@@ -20,7 +20,7 @@ from poolctl.supervisor.gateway.computed_routes import ComputedRoutes
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 20))
+    asyncio.run(asyncio.wait_for(work, 60))
 
 
 def source(*names: str, route: str = "web", user: str = "root") -> tuple[Sequence[ServerConfig], Tables]:

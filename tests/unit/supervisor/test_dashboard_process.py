@@ -30,7 +30,7 @@ def test_adopting_a_dead_dashboard_reports_its_exit() -> None:
         theirs.close()
         adopted = DashboardProcess(ours, {"pid": 1, "start": 1}, "mark")
         assert not adopted.exited.done(), "the caller does not have it yet"
-        await asyncio.wait_for(adopted.exited, 5)
+        await asyncio.wait_for(adopted.exited, 60)
         assert adopted.up.is_set()
 
     asyncio.run(scenario())

@@ -48,6 +48,6 @@ def test_a_new_keeper_that_is_stopped_while_it_is_filled_is_continued(
         assert answered is not None
         assert answered[0]["op"] == "pong"
         wire.send(theirs, {"event": "adopted"})
-        rescuer.join(10)
+        rescuer.join(60)
         assert not rescuer.is_alive()
         process.kill()

@@ -18,7 +18,7 @@ def test_modules_are_imported_with_other_work_between_them_and_one_that_is_missi
         names = ["poolctl.nowhere", "poolctl.states", "poolctl.units"]
         work = asyncio.ensure_future(import_slowly(names))
         turns = 0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not work.done():
                 await asyncio.sleep(managed_pool._BETWEEN_IMPORTS_SECONDS / 4)
                 turns += 1

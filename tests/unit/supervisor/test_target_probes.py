@@ -48,7 +48,7 @@ class Stage:
 
     async def until(self, url: str, **found: Any) -> None:
         wanted = ProbeState(host=url, **found)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.probes.reports.get(url) != wanted:
                 self.changed.clear()
                 await self.changed.wait()
@@ -77,7 +77,7 @@ def test_target_that_accepts_no_connection_fails_and_one_that_does_has_answered(
         stage.probes.follow(tables(text))
         assert stage.probes.reports[gone] == ProbeState(host=gone), "not known yet"
         await stage.until(there, answered=True)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not stage.probes.reports[gone].why:
                 stage.changed.clear()
                 await stage.changed.wait()

@@ -101,7 +101,7 @@ def test_a_stop_while_the_server_starts_ends_both_commands() -> None:
         await turns()
         answer = await desk.ask("stop", "web")
         assert answer["exit_code"] == 0
-        started = await asyncio.wait_for(starting, 10)
+        started = await asyncio.wait_for(starting, 60)
         assert started["exit_code"] == 1
         (error,) = started["errors"]
         assert error["name"] == "web"
@@ -118,7 +118,7 @@ def test_a_stop_of_everything_while_it_starts_ends_both_commands() -> None:
         await turns()
         stopped = await desk.ask("stop")
         assert stopped["ended"]
-        assert (await asyncio.wait_for(starting, 10))["exit_code"] == 1
+        assert (await asyncio.wait_for(starting, 60))["exit_code"] == 1
 
     run(scenario())
 

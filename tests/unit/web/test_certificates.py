@@ -45,7 +45,7 @@ def test_renewed_files_are_used_and_broken_ones_are_not(tmp_path: Path) -> None:
         for _ in range(5):
             assert await shown(context) == first
         new_key.replace(key)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await shown(context) == first:
                 await asyncio.sleep(0.01)
         keeping.cancel()

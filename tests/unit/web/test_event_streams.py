@@ -20,7 +20,7 @@ Message = tuple[str, Any]
 @contextmanager
 def stream(stage: Stage, path: str = "stream") -> Iterator[Iterator[Message]]:
     """The messages of a stream as they come."""
-    connection = http.client.HTTPConnection("127.0.0.1", stage.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", stage.port, timeout=60)
     connection.request("GET", f"/poolctl/{path}", headers={"Authorization": f"Bearer {TOKEN}"})
     response = connection.getresponse()
     assert response.headers["content-type"].startswith("text/event-stream")

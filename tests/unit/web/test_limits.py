@@ -30,7 +30,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 
 
 def connect(stage: Stage, sent: bytes = b"") -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", stage.port), timeout=20)
+    sock = socket.create_connection(("127.0.0.1", stage.port), timeout=60)
     sock.sendall(sent)
     return sock
 
@@ -139,7 +139,7 @@ def test_half_a_tls_handshake_is_given_up_and_so_many_at_most_are_awaited(
     monkeypatch.setattr(web_server, "HANDSHAKE_SECONDS", 60)
     waiting += [connect(stage, b"\x16\x03\x01") for _ in range(9)]
     # Not always the last one: a place may not be free yet when its connection is closed already.
-    assert select.select(waiting[8:], [], [], 20)[0], "one too many is closed while the others still wait"
+    assert select.select(waiting[8:], [], [], 60)[0], "one too many is closed while the others still wait"
     for sock in waiting:
         sock.close()
     wait_until(lambda: secure_answer(stage).startswith(b"HTTP/1.1 200"))

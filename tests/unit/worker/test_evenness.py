@@ -295,7 +295,7 @@ def test_handshakes_that_never_complete_are_shared_and_end_in_time(
     engine: Engine, pair: Pair, secure: ssl.SSLContext
 ) -> None:
     async def scenario() -> None:
-        async with workers(engine, pair, 4, secure=secure, head_seconds=1.0) as made:
+        async with workers(engine, pair, 4, secure=secure, head_seconds=3.0) as made:
             began = monotonic()
             silent = [await Client.connect(made[0].port) for _ in range(16)]
             await until(lambda: sum(counts(made)) == 16)
@@ -304,7 +304,7 @@ def test_handshakes_that_never_complete_are_shared_and_end_in_time(
             client = await Client.connect(made[0].port, trusting())
             assert (await client.get())[0] == 200
             assert await asyncio.gather(*(each.at_end() for each in silent)) == [True] * 16
-            assert monotonic() - began < 3
+            assert monotonic() - began < 15
             await until(lambda: counts(made) == [0, 0, 0, 1])
 
     engine.run(scenario())
@@ -314,7 +314,7 @@ def test_time_of_a_tls_connection_that_is_handed_over_counts_from_its_accept(
     engine: Engine, pair: Pair, secure: ssl.SSLContext
 ) -> None:
     async def scenario() -> None:
-        async with served(engine, adoption=pair.worker(), secure=secure, head_seconds=0.5) as giving:
+        async with served(engine, adoption=pair.worker(), secure=secure, head_seconds=2.0) as giving:
             page: dict[Seat, int | None] = {}
             join(giving.server, pair, page)
             page[Seat(page)] = 0
@@ -323,11 +323,11 @@ def test_time_of_a_tls_connection_that_is_handed_over_counts_from_its_accept(
             silent = [await Client.connect(giving.port) for _ in range(2)]
             accepted = monotonic()
             await until(lambda: counts([giving]) == [1])
-            await asyncio.sleep(0.3)  # it waits in the pair
-            async with served(engine, adoption=pair.worker(), secure=secure, head_seconds=0.5) as taking:
+            await asyncio.sleep(1.5)  # it waits in the pair
+            async with served(engine, adoption=pair.worker(), secure=secure, head_seconds=2.0) as taking:
                 await until(lambda: counts([taking]) == [1])
                 await asyncio.gather(*(each.at_end() for each in silent))
-                assert monotonic() - accepted < 0.75
+                assert monotonic() - accepted < 3.2
 
     engine.run(scenario())
 
@@ -361,7 +361,7 @@ def test_drain_finishes_handshakes_and_leaves_what_was_given_to_others(
             for each in clients:
                 await each.writer.start_tls(trusting(), server_hostname="localhost")
                 assert (await each.get())[0] == 200
-            await asyncio.wait_for(first.running, 5)
+            await asyncio.wait_for(first.running, 15)
             assert counts(others)[0] > 0
 
     engine.run(scenario())

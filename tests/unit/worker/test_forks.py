@@ -53,7 +53,7 @@ def serve() -> Iterator[Serve]:
             argv = [sys.executable, "-c", SCRIPT, str(theirs.fileno()), str(failures)]
             started.append(subprocess.Popen(argv, pass_fds=[theirs.fileno()], start_new_session=True))
         opened.append(ours)
-        ours.settimeout(10)
+        ours.settimeout(60)
         return started[-1], ours
 
     yield start
@@ -61,7 +61,7 @@ def serve() -> Iterator[Serve]:
         requests.close()
     for process in started:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def children(pid: int) -> list[int]:
@@ -92,7 +92,7 @@ def test_both_processes_end_with_the_socket_of_requests(serve: Serve) -> None:
     process, requests = serve(0)
     wait_until(lambda: children(process.pid))
     requests.close()
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
 
 
 def test_killed_forker_is_replaced(serve: Serve) -> None:

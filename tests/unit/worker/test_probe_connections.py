@@ -150,7 +150,7 @@ def test_worker_that_is_stopped_while_out_of_rotation_ends(engine: Engine) -> No
         async with served(engine, resting=True) as (server, _app, _port, running):
             server.set_accepting(True)
             server.stop()
-            await asyncio.wait_for(running, 5)
+            await asyncio.wait_for(running, 15)
             assert server.servers == [] or not any(each.is_serving() for each in server.servers)
 
     engine.run(scenario())

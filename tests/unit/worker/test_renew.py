@@ -76,7 +76,7 @@ def test_drain_waits_for_a_tls_handshake_in_progress(engine: Engine, tmp_path: P
             assert not running.done()
             await client.writer.start_tls(trusting(tmp_path, "same"), server_hostname="127.0.0.1")
             assert (await client.get())[0] == 200
-            await asyncio.wait_for(running, 5)
+            await asyncio.wait_for(running, 15)
 
     engine.run(scenario())
 

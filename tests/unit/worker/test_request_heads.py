@@ -249,7 +249,7 @@ def test_refused_client_that_stays_is_disconnected(engine: Engine, monkeypatch: 
             await client.answer()
             await until(lambda: not server.server_state.connections)
             server.drain()
-            await asyncio.wait_for(running, 5)
+            await asyncio.wait_for(running, 15)
 
     engine.run(scenario())
 
@@ -263,7 +263,7 @@ def test_drain_waits_for_a_head_until_its_time_limit(engine: Engine) -> None:
             server.drain()
             assert (await client.answer())[0] == 408
             client.close()
-            await asyncio.wait_for(running, 5)
+            await asyncio.wait_for(running, 15)
 
     engine.run(scenario())
 

@@ -147,7 +147,7 @@ def test_full_worker_drains_rests_and_accepts_again(engine: Engine) -> None:
             server.drain()
             await leaving(server)
             assert (await again.get())[1]["connection"] == "close"
-            await asyncio.wait_for(running, 5)
+            await asyncio.wait_for(running, 15)
 
     engine.run(scenario())
 

@@ -94,7 +94,7 @@ def test_configuration_server_and_state_have_every_part() -> None:
             client = await Client.connect(port)
             assert (await client.get())[0] == 200
             server.stop()
-            await asyncio.wait_for(running, 5)
+            await asyncio.wait_for(running, 15)
 
     Engine("asyncio", "h11").run(scenario())
 
