@@ -221,6 +221,7 @@ def prepare() -> None:
     made.load()
     # Given as classes, they are not looked up by name in each worker (0.1 MB).
     made.http, made.ws = made.http_protocol_class, made.ws_protocol_class  # type: ignore[assignment]
+    made.interface = "auto"  # that of each application is found out when it is loaded
     made.loaded = False
     _prepared[:] = [made]
 

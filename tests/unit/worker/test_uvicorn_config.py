@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from poolctl.config import ServerConfig
 from poolctl.runners.worker_spec import uvicorn_settings
 from poolctl.worker.serving import uvicorn_parts
+from poolctl.worker.serving.uvicorn_parts import Receive, Scope, Send
 from tests.asgi_apps import saying
 
 
@@ -28,6 +31,21 @@ def test_prepared_configuration_serves_the_given_application() -> None:
     for config in configs:
         config.load()
     assert [config.loaded_app for config in configs] == [first, second]
+
+
+def test_prepared_configuration_serves_applications_of_both_interfaces() -> None:
+    def asgi2(scope: Scope) -> Callable[[Receive, Send], Awaitable[None]]:
+        async def answer(receive: Receive, send: Send) -> None: ...
+
+        return answer
+
+    uvicorn_parts.prepare()
+    interfaces = []
+    for app in (asgi2, saying("hello"), asgi2):
+        config = uvicorn_parts.configure(app, dict(uvicorn_parts.USUAL))
+        config.load()
+        interfaces.append(config.interface)
+    assert interfaces == ["asgi2", "asgi3", "asgi2"]
 
 
 def test_other_settings_make_a_configuration_of_their_own() -> None:
