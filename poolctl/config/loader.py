@@ -86,6 +86,9 @@ def _load(
 OF_AN_APP = frozenset({"app", "factory", "handler_key", "tls"})
 OF_A_COMMAND = frozenset({"command", "socket", "notify", "job", "every", "stop_signal"})
 
+# What a job that runs at certain times cannot have; the defaults mean the other servers.
+NOT_OF_A_SCHEDULE = frozenset({"hooks", "mandatory"})
+
 
 class Defaults:
     """The keys that servers take over. `findings` are the problems of the table itself."""
@@ -148,9 +151,13 @@ class Defaults:
             table["scale"] = _without_triggers(table["scale"])
         if "command" in table and "bind" not in table:
             self._leave_out_addresses(table, own)
-        displaced = (
-            OF_AN_APP if "command" in own else OF_A_COMMAND if own.keys() & OF_AN_APP - {"tls"} else ()
-        )
+        displaced: frozenset[str] = frozenset()
+        if "command" in own:
+            displaced = OF_AN_APP
+        elif own.keys() & OF_AN_APP - {"tls"}:
+            displaced = OF_A_COMMAND
+        if own.get("every") is not None:
+            displaced |= NOT_OF_A_SCHEDULE
         for key in displaced:
             if key not in own:
                 table.pop(key, None)

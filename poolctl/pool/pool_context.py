@@ -76,6 +76,11 @@ class PoolContext:
                     return
 
 
+_RUNS_ELSEWHERE = (
+    "run the pool with `poolctl start`, or Pool(…, runner=poolctl.runners.embedded_runner.ProcessRunner())"
+)
+
+
 class Shared:
     """One pool's, and the same for all of its servers."""
 
@@ -99,6 +104,9 @@ class Shared:
             raise _problem(config, "its context was cancelled", "make a new PoolContext")
         if config.disabled:
             raise _problem(config, "is disabled", "take `disabled = true` out of its configuration")
+        if config.every is not None and self.runner is None:
+            # Its first run, which may be hours away, would be the first to fail.
+            raise _problem(config, "`every` cannot be honoured inside this process", _RUNS_ELSEWHERE)
         return self.furnish(config)
 
     def furnish(self, config: ServerConfig) -> ServerConfig:

@@ -363,6 +363,18 @@ def test_hooks_are_refused_in_this_process(pool: Pool) -> None:
     assert "poolctl start" in after.hint
 
 
+def test_job_that_runs_at_certain_times_is_refused_when_it_is_started_and_not_when_it_is_due(
+    pool: Pool,
+) -> None:
+    backup = pool.store_new(ServerConfig(name="backup", job=True, command=["true"], every="0 3 * * *"))
+    with pytest.raises(PoolStartError) as caught:
+        pool.start_sync()
+    (problem,) = caught.value.exceptions
+    assert problem.message == "`every` cannot be honoured inside this process"
+    assert "poolctl start" in problem.hint
+    assert backup.state == "failed"
+
+
 def test_the_access_log_is_one_servers_matter(caplog: pytest.LogCaptureFixture, pool: Pool) -> None:
     loud = pool.store_new(config("loud", http={"access_log": True}))
     quiet = pool.store_new(config("quiet"))

@@ -126,8 +126,7 @@ def _every(table: dict[str, Tree]) -> Iterator[Finding]:
         message = "every is for a job: a command that runs to its end"
         yield Finding(("every",), message, f"add job = true{command}")
         return
-    hooks = table.get("hooks")
-    if isinstance(hooks, dict) and any(hooks.get(name) for name in HOOKS):
+    if any(_part(table.get("hooks"), name) for name in HOOKS):
         message = "hooks belong to a start and a stop, which runs at certain times (every) do not have"
         yield Finding(("hooks",), message, "take hooks out, and let the command do it")
     if truth_from_environment(table.get("mandatory")) is True:

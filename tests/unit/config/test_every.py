@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from poolctl import PoolConfig, PoolValidateError, ServerConfig
@@ -53,6 +55,20 @@ def test_nothing_can_wait_for_it(condition: str) -> None:
     (problem,) = PoolConfig([job(), web]).problems
     assert "'backup' runs at certain times (every), so nothing can wait for it" in str(problem)
     assert problem.hint == "take it out, or every of 'backup'"
+
+
+def test_what_it_cannot_have_is_not_taken_over_from_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(
+        '[defaults]\nmandatory = true\nhooks = { before_start = ["true"] }\n'
+        '[[server]]\nname = "queue"\ncommand = ["true"]\n'
+        '[[server]]\nname = "backup"\njob = true\ncommand = ["true"]\nevery = "0 3 * * *"\n'
+    )
+    config = PoolConfig.load(file)
+    assert config.problems == []
+    queue, backup = config
+    assert (queue.mandatory, queue.hooks is None) == (True, False)
+    assert (backup.mandatory, backup.hooks) == (False, None)
 
 
 def test_a_job_may_wait_for_others() -> None:
