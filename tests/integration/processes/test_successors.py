@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from typing import Any
@@ -56,7 +57,7 @@ def test_all_servers_run_on_when_a_worker_crashes_between_two_deaths(
     os.kill(worker, signal.SIGKILL)
     assert get(ports["a"]).status == 200  # by the worker that has taken its place
     (left,) = pool.runtime.glob("[!@]*/wanted.json")
-    until(lambda: '"restarts":1' in left.read_text())
+    until(lambda: json.loads(left.read_text())["left"]["servers"].get("a", {}).get("restarts") == 1)
     kill_supervisor(pool, until, keeper)
     assert [get(port).status for port in ports.values()] == [200, 200, 200]
     after = pool.items()
