@@ -42,7 +42,7 @@ _SECONDS = 60  # numbers below are those of a time of day
 
 
 # Commands and reports of failures wait this long for the output of a server.
-LOGS_SECONDS = 2.0
+LOGS_SECONDS = 5.0
 
 
 async def last_lines(runner: Runner, name: str, lines: int, since: float) -> list[str]:

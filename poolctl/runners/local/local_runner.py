@@ -39,7 +39,7 @@ from .worker_stacks import StackReader
 if TYPE_CHECKING:
     from ..stack_report import WorkerStacks
 
-_LAST_OUTPUT_SECONDS = 1.0
+_LAST_OUTPUT_SECONDS = 3.0
 _LAST_WORDS_SECONDS = 0.2  # of one that was ready: another one is to take its place
 
 

@@ -22,7 +22,7 @@ from ..output_pipes import Output, last_lines
 from .zygotes import END_SECONDS, SILENT_SECONDS
 
 _EXIT_SECONDS = 1.0
-_LAST_OUTPUT_SECONDS = 1.0
+_LAST_OUTPUT_SECONDS = 3.0
 _LAST_LINES = 200
 
 logger = logging.getLogger("poolctl.supervisor")
