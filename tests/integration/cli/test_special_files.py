@@ -57,5 +57,5 @@ def test_path_that_is_no_pool_file_is_5_with_the_reason(
         assert done.code == 5, done
         assert reason in done.stderr + done.stdout
         assert "internal error" not in done.stderr
-    assert real_pool.run("__complete", "servers", "-c", "x.toml")[1:] == (0, "", "")
+    assert real_pool.run("__complete", "-c", "x.toml", "stop", "")[1:] == (0, "", "")
     assert real_pool.processes() == {}
