@@ -89,18 +89,23 @@ class Companion:
 
 def in_background(
     argv: list[str], env: dict[str, str], fds: Sequence[int], companions: Sequence[Companion] = ()
-) -> None:
+) -> int:
     """Run `argv` in a session of its own, not as a child of ours, with only `fds` of our descriptors, at 3, 4 …
+
+    Returns its process id, 0 if no process could be made.
 
     Companions start before the program itself has been loaded. It gets one more argument then: a JSON object with their
     `pids`, 0 for one that could not be started, and `open_files`, the limits (the soft and the hard one) from before
     they were raised for all of them. Its stderr is the output of the first of them then, else /dev/null.
     """
+    reads, writes = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.setsid()
-            if os.fork() == 0:
+            if pid := os.fork():
+                os.write(writes, b"%d" % pid)
+            else:
                 _keep_only([*fds, *(fd for each in companions for fd in each.fds)])
                 os.chdir("/")
                 if companions:
@@ -121,7 +126,10 @@ def in_background(
                         log_failure(each.output, argv, error)
         finally:
             os._exit(1)
+    os.close(writes)
     os.waitpid(child, 0)
+    with open(reads, "rb") as made:
+        return int(made.read() or 0)
 
 
 def _keep_only(fds: Sequence[int]) -> None:

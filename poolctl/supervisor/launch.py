@@ -12,6 +12,7 @@ import os
 import resource
 import socket
 import sys
+from typing import NamedTuple
 
 from poolctl import bootstrap
 from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named_in
@@ -32,11 +33,18 @@ if TYPE_CHECKING:
 _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
-def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = False) -> int:
+class Launched(NamedTuple):
+    """The process that ends last, 0 if the pool ran already, and the descriptor whose closing ends the pool, or -1."""
+
+    keeper_pid: int = 0
+    lifeline: int = -1
+
+
+def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = False) -> Launched:
     """Start a supervisor for the pool of `files`, unless one runs; it accepts connections from now on.
 
-    The answer to a request says whether the files are valid. With `lifeline` the pool ends when the returned descriptor
-    is closed, and a supervisor that runs already is an error; without, -1 is returned. Raises ControlError: 8 for that,
+    The answer to a request says whether the files are valid. With `lifeline` the pool ends when that descriptor is
+    closed, and a supervisor that runs already is an error. Raises ControlError: 8 for that,
     7 for a directory that cannot be used, or too few open files, 1 for a /proc that shows no processes.
     """
     problem, fix = proc_problem()
@@ -54,7 +62,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
                     exit_code=CONFLICT,
                     hint="poolctl stop ends it; poolctl status shows it",
                 )
-            return -1
+            return Launched()
         clear_exit(pool_directory)
         return _launch(files, pool_directory, path, env, lifeline)
     except OSError as error:
@@ -100,7 +108,7 @@ def _open_files_needed(files: Sequence[str], env: Mapping[str, str]) -> str:
 
 def _launch(
     files: Sequence[str], pool_directory: str, path: str, env: Mapping[str, str], lifeline: bool
-) -> int:
+) -> Launched:
     # Guessed: the supervisor, which parses the files, replaces a zygote that lacks the wrong variables.
     without = sorted({*variables_named_in(files), pool_paths.ACCESS_LOG_VARIABLE} & env.keys())
     programs = _programs(files, pool_directory, env, without)
@@ -129,9 +137,9 @@ def _launch(
         }
         keeper = bootstrap.command(sys.executable, "keeper", pool_directory, json.dumps(plan), isolated=True)
         supervisor.argv = [*supervisor.argv, READS]  # its successors adopt what it has read
-        in_background(keeper, _for_the_keeper(env), fds, [*programs.values()])
+        keeper_pid = in_background(keeper, _for_the_keeper(env), fds, [*programs.values()])
         if_failed.pop_all()
-        return write
+        return Launched(keeper_pid, write)
 
 
 def _programs(

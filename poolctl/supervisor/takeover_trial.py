@@ -245,7 +245,7 @@ def _small_pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_SmallPo
         _write(f"{place}/trial.py", _APP, 0o644)
         _write(f"{place}/{_FILE}", _configuration(place, kinds), 0o600)
         pool = _SmallPool(place, env, kinds)
-        lifeline = launch([f"{place}/{_FILE}"], env, lifeline=True)
+        lifeline = launch([f"{place}/{_FILE}"], env, lifeline=True).lifeline
         yield pool
     except (ControlError, TrialFailed) as failed:
         _keep_logs(place, logs)

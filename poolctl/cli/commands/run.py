@@ -119,12 +119,12 @@ def perform(request: CommandRequest) -> Outcome:
 
 def _run(session: RunSession, path: str, signals: StopSignals) -> int:
     """Launch the pool, serve until something ends it, and stop it; the exit code."""
-    lifeline, log = -1, SupervisorLog(session.pool)
+    keeper_pid, lifeline, log = 0, -1, SupervisorLog(session.pool)
     try:
         with deferred_signals():  # what is half launched could not be waited for
             from poolctl.supervisor.launch import launch
 
-            lifeline = launch(session.pool.files, session.environment(), lifeline=True)
+            keeper_pid, lifeline = launch(session.pool.files, session.environment(), lifeline=True)
         code = _live(session, path, lifeline, signals)
     except (ControlError, Failure) as failure:
         if isinstance(failure, (NoSupervisor, SupervisorEnded)):
@@ -139,6 +139,7 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
         if lifeline >= 0:
             session.stop(code)
             os.close(lifeline)
+            await_end(keeper_pid)  # a supervisor that was about to end has not answered
             code = INTERRUPTED if signals.interrupted else session.status_of_pool(code)
             session.print_conclusion()
             if session.command and sys.stderr.isatty():

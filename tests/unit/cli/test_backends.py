@@ -180,6 +180,9 @@ def test_python_client_sends_the_same_orders(supervised: Supervised, poolctl: Co
 
 
 def test_backends_and_actions_are_completed(poolctl: Command, supervised: Supervised) -> None:
+    def words() -> list[str]:
+        return [line.partition("\t")[0] for line in poolctl("__complete", "backends", "").out.splitlines()]
+
     with supervised(always(USERS)):
-        assert poolctl("__complete", "backends").out.split() == ["disable", "enable", "drain", "users"]
-    assert poolctl("__complete", "backends").out.split() == ["disable", "enable", "drain"]
+        assert words() == ["disable", "enable", "drain", "users"]
+    assert words() == ["disable", "enable", "drain"]
