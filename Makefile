@@ -21,8 +21,9 @@ MEASURED_ONLY := $(addprefix tests/unit/,cli/test_layout.py core/test_histories.
 	http/test_canonical_head.py http/test_message_head.py routing web/test_rules.py worker/test_uvicorn_parts.py)
 PORTABLE_PROCESSES := tests/integration/runners tests/integration/processes/test_starting.py
 PORTABLE := $(PORTABLE_UNIT) $(PORTABLE_PROCESSES) tests/integration/test_inline.py tests/integration/test_embedding.py
-# Not even collected where no test of theirs runs: importing them takes each process seconds.
-ALL_UNMEASURED := tests/browser tests/chaos tests/contract
+# Not measured: other tests run the same code. Those that are not in `make test` are marked as well. They are not even
+# collected, because importing them takes each process seconds.
+ALL_UNMEASURED := tests/behaviour tests/browser tests/chaos tests/contract tests/docs $(OF_TOOLS)
 ALL_MEASURED := $(filter-out $(OF_TOOLS) %/conftest.py %/__pycache__,$(wildcard tests/unit/*))
 DEMO := examples/microservices/pool.toml
 
