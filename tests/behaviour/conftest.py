@@ -72,11 +72,3 @@ def make_pool(request: pytest.FixtureRequest) -> Iterator[Callable[..., AnyPool]
     yield make
     for pool in made:
         pool.end()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the daemon out of measurements: many tests of processes measure the same code."""
-    for item in items:
-        call = getattr(item, "callspec", None)  # of every test, not only of this directory's
-        if call is not None and str(call.params.get("make_pool", "")).startswith("daemon"):
-            item.add_marker("unmeasured")
