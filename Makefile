@@ -21,9 +21,10 @@ MEASURED_ONLY := $(addprefix tests/unit/,cli/test_layout.py core/test_histories.
 	http/test_canonical_head.py http/test_message_head.py routing web/test_rules.py worker/test_uvicorn_parts.py)
 PORTABLE_PROCESSES := tests/integration/runners tests/integration/processes/test_starting.py
 PORTABLE := $(PORTABLE_UNIT) $(PORTABLE_PROCESSES) tests/integration/test_inline.py tests/integration/test_embedding.py
-# Not measured: other tests run the same code. Those that are not in `make test` are marked as well. They are not even
-# collected, because importing them takes each process seconds.
-ALL_UNMEASURED := tests/behaviour tests/browser tests/chaos tests/contract tests/docs $(OF_TOOLS)
+# Not even collected where no test of theirs runs: importing them takes each process seconds.
+ALL_UNMEASURED := tests/browser tests/chaos tests/contract
+# Not measured although they are not marked: all of them run in `make test`, and other tests measure the same code.
+ALL_IN_TEST := tests/behaviour tests/docs $(OF_TOOLS)
 ALL_MEASURED := $(filter-out $(OF_TOOLS) %/conftest.py %/__pycache__,$(wildcard tests/unit/*))
 DEMO := examples/microservices/pool.toml
 
@@ -84,7 +85,7 @@ test-measured: dev
 	@$(BIN)/python -m tests.other_user
 	@export COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info > (3, 12) else "ctrace")'); \
 	status=0; \
-	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) $(ALL_UNMEASURED:%=--ignore=%) \
+	$(BIN)/coverage run --include='$(CURDIR)/poolctl/*' $(PYTEST) $(patsubst %,--ignore=%,$(ALL_UNMEASURED) $(ALL_IN_TEST)) \
 		-m "not (slow or unmeasured)" $(ARGS) || status=1; \
 	$(BIN)/python .ci/drop-cut-off .coverage.d/all; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status

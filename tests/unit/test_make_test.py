@@ -110,12 +110,14 @@ def files_of(variable: str) -> list[Path]:
 
 
 def test_directories_that_a_part_ignores_hold_no_test_of_it() -> None:
-    files = {key: files_of(key) for key in ("ALL_MEASURED", "ALL_UNMEASURED", "MEASURED_ONLY")}
+    files = {key: files_of(key) for key in ("ALL_MEASURED", "ALL_UNMEASURED", "ALL_IN_TEST", "MEASURED_ONLY")}
     assert all(files.values()), files
     unmeasured = re.compile(r"mark\.(slow|unmeasured)\b")
     assert [file for file in files["ALL_MEASURED"] if unmeasured.search(file.read_text())] == []
     whole = re.compile(r"^pytestmark = .*mark\.(slow|unmeasured|heavy)\b", re.M)
     assert [file for file in files["ALL_UNMEASURED"] if not whole.search(file.read_text())] == []
+    elsewhere = re.compile(r"mark\.(slow|heavy|integration)\b")
+    assert [file for file in files["ALL_IN_TEST"] if elsewhere.search(file.read_text())] == []
 
 
 def test_the_tests_for_an_ordinary_user_exist() -> None:
