@@ -24,6 +24,8 @@ from .fork_verification import Children, Process
 from .program_readiness import NotifySocket, connect, first_connection
 from .tallies import Tally
 
+# Of a worker that had exited with 0 when it was adopted, perhaps because the last supervisor had ordered it to.
+_UNSEEN = Exit(message="ended between two supervisors")
 # Between the end of its control socket and the report of its exit.
 _END_SECONDS = 5.0
 _KILL_SECONDS = 5.0
@@ -109,11 +111,19 @@ class LocalWorker(Receiver):
         self._confirmed: asyncio.Future[None] | None = None  # that it decides by `routes`
         self.hook = ""  # it is no worker, but this command of its server's hooks
         self.preloaded = False  # forked from a process that had its application already
+        self._taken_over = False  # from another supervisor
 
     @property
     def process(self) -> Process:
         """Its process."""
         return Process(self.placement.pid or 0, self.start)
+
+    def adopt(self, *, reports: bool) -> None:
+        """Note that another supervisor has placed it. What `reports` nothing, a program, is there now or has exited."""
+        self._taken_over = True
+        pid, start = self.process
+        if not reports and start is not None and process_start(pid) == start:
+            _settle(self.reported)
 
     def control_by(self, sock: socket.socket) -> None:
         """Control the worker by this socket, and receive its messages."""
@@ -373,6 +383,9 @@ class LocalWorker(Receiver):
         if self.control is not None:
             # Its last messages may arrive after the report of its exit.
             self.control.read_rest()
+        runs_to_its_end = self.server.job or self.hook
+        if self._taken_over and exit_.ok and not (self.reported.done() or runs_to_its_end):
+            exit_ = _UNSEEN
         _settle(self.reported)
         _settle(self.begun)
         _settle(self.imported)

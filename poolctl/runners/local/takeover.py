@@ -116,6 +116,7 @@ class WorkerAdoption:
         worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
         owners: list[HasDescriptor] = [*sockets[:1], *([worker.tally] if worker.tally is not None else [])]
         self.keeper.share(f"{fd_store.WORKER}{name}", meta, owners)
+        worker.adopt(reports=bool(sockets) and meta["notify"] is None)
         follow(worker)
         self._resume(worker, meta, sockets)
         (self.hooks if hook else self.found).append(worker)
