@@ -204,3 +204,36 @@ def test_program_without_a_port_has_nothing_to_drain_and_gets_one_signal() -> No
 def _run_virtually(work: Coroutine[Any, Any, None]) -> None:
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(work)
+
+
+@pytest.mark.parametrize(
+    ("config", "reports", "says", "unseen"),
+    [
+        ({}, True, False, True),
+        ({}, True, True, False),
+        ({"command": ["./queue"]}, False, False, True),
+        ({"command": ["./migrate"], "job": True}, False, False, False),
+    ],
+    ids=[
+        "a worker that said nothing",
+        "one that has reported",
+        "a program that is gone",
+        "a job that is gone",
+    ],
+)
+def test_status_0_of_an_adopted_process_counts_only_if_it_was_seen_or_is_a_job(
+    config: dict[str, Any], reports: bool, says: bool, unseen: bool
+) -> None:
+    """A supervisor that was killed may have ordered it to end."""
+
+    async def scenario() -> None:
+        found = worker(**config)
+        found.start = -1  # of a process that has exited
+        found.adopt(reports=reports)
+        if says:
+            found.received({"event": "ready", "leaving": False, "resting": ""})
+        found.ended(Exit.from_status(0))
+        found.answered.exception()
+        assert found.exited.result().ok is not unseen
+
+    asyncio.run(scenario())
