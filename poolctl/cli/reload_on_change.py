@@ -46,9 +46,9 @@ class PoolWatcher:
     def __init__(
         self, request: CommandRequest, pool: PoolRef, say: Callable[[str], None], since: float
     ) -> None:
-        """Begin to watch what is saved after `since` (epoch). Failure where it cannot, NoSupervisor without one.
+        """Begin to watch; `since` is when the watch began (epoch). Raises Failure if it cannot watch, and NoSupervisor.
 
-        Code that was saved earlier, after a worker's start, is as old as the one who runs the pool wants it to be.
+        Code that was saved before then restarts no server, although it is newer than a worker.
         """
         self._since = since
         self._request = request

@@ -128,13 +128,13 @@ def text_of(items: Sequence[Value], output: str, colours: bool = False, width: i
             NEXT_RUN: any(item.next_run_at for item in servers),
             LAST_RUN: output == "wide" and any(item.last_run for item in servers),
         }
-        kept = tuple(column for column, is_there in more.items() if is_there)
+        sometimes = tuple(column for column, is_there in more.items() if is_there)
         if output == "wide":
             at = WIDE.index("workers") + 1
             figures = FIGURES if any(isinstance(item, Measured) for item in items) else ()
-            columns = (*WIDE[:at], *figures, *WIDE[at:], *kept)
+            columns = (*WIDE[:at], *figures, *WIDE[at:], *sometimes)
             return fitting(items, columns, (), colours, width and max(width, WIDE_COLUMNS))
-        return fitting(items, TABLE + kept, DISPENSABLE, colours, width)
+        return fitting(items, TABLE + sometimes, DISPENSABLE, colours, width)
     fields = output.split(",")
     return "".join("\t".join(field_text(item, field) for field in fields) + "\n" for item in items)
 

@@ -414,7 +414,7 @@ class Core:
         if entry.removed:
             self.servers.remove(entry)
         if entry.desired is Desired.SCHEDULED and worker.phase not in LEAVING:
-            entry.become(Desired.RUN)  # it began the run, and could not record it any more
+            entry.become(Desired.RUN)  # its supervisor ended before it had recorded the run
             entry.run_since = entry.run_since or self.clock.time()
         entry.workers[worker.id] = worker
         entry.called = entry.called or worker.phase is Phase.READY

@@ -226,8 +226,11 @@ class AdoptedWorker:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """What runs of an earlier supervisor: workers, commands of `hooks` by the names of their servers, with their own
-    names, and the addresses of open listeners by their keys."""
+    """The processes and listeners of an earlier supervisor.
+
+    `hooks` has the name and the placement of the hook that runs, by server; `endpoints` the addresses of open
+    listeners, by key.
+    """
 
     workers: Sequence[AdoptedWorker] = ()
     hooks: Mapping[str, tuple[str, Placement]] = field(default_factory=dict)

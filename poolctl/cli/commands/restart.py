@@ -50,7 +50,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _done_line(request: CommandRequest, result: Result) -> str:
-    """What has been done: servers are replaced, and a job with a schedule is run if it is named."""
+    """The result for people. A job with a schedule runs only if it is named."""
     waited = not request.get("no_wait")
     named = {target.casefold() for target in request.selector().targets}
     jobs = [item for item in result.items if item.next_run_at]

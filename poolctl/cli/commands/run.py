@@ -139,7 +139,7 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
         if lifeline >= 0:
             session.stop(code)
             os.close(lifeline)
-            await_end(keeper_pid)  # a supervisor that was about to end has not answered
+            await_end(keeper_pid)  # also if the supervisor was about to end and did not answer
             code = INTERRUPTED if signals.interrupted else session.status_of_pool(code)
             session.print_conclusion()
             if session.command and sys.stderr.isatty():
@@ -177,7 +177,7 @@ _ALIVE = ("running", "starting", "backoff", "draining")
 class RunSession:
     """One `run`: the pool it has launched, for as long as it holds the lifeline.
 
-    With `limit_seconds` the whole stop takes no longer. `wakeup` is that of the StopSignals.
+    `limit_seconds` limits the whole stop. `wakeup` is the wake-up pipe of StopSignals.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class RunSession:
         self.pool = pool
         self.command = command
         self.client = Client(pool.socket)
-        self._orders = Client(pool.socket, wakeup=wakeup)  # those of the main thread, which a signal ends
+        self._orders = Client(pool.socket, wakeup=wakeup)  # for the main thread only
         self.outcome = Outcome()
         self.servers: Sequence[Item] = ()
         self._gateway: Table | None = None

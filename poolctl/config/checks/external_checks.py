@@ -81,11 +81,9 @@ class ExternalChecks:
             self._look(server, self._trusted, server.python or sys.executable)
         if tls := server.tls if server.tls is not True else self.default_tls:
             self._look(server, self._certificates, tls)
-        if server.command and (finding := missing_program(server, {**self.env, **server.env})):
-            self.problems.append((server, finding))
-        for hook, words in server.hooks or ():
-            env = {**self.env, **server.env}
-            if words and (finding := missing_program(server, env, ("hooks", hook), words)):
+        hooks = [(("hooks", hook), words) for hook, words in server.hooks or ()]
+        for path, words in ((("command",), server.command), *hooks):
+            if words and (finding := missing_program(server, {**self.env, **server.env}, path, words)):
                 self.problems.append((server, finding))
         if server.log.path:
             self._look(server, _log, server.log.path)
