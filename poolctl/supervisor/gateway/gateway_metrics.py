@@ -17,6 +17,8 @@ from poolctl.core.core import Core
 from poolctl.frozen_value import Table
 from poolctl.gateway.counts import ERRORS
 from poolctl.monitor.exposition import Family
+from poolctl.monitor.server_figures import BOUNDS_SECONDS
+from poolctl.monitor.server_metrics import Row, families_of, family_of
 from poolctl.routing.host_report import BreakerState, HostState
 from poolctl.routing.route import proxy_reason
 from poolctl.routing.route_health import STATUSES, RouteHealth
@@ -24,8 +26,6 @@ from poolctl.routing.route_report import EXCLUDED, PASS, PROXY, STREAM
 from poolctl.runners.process_link import LinkLost
 from poolctl.worker import tally
 
-from ..observers.pool_metrics import Row, families_of, family_of
-from ..observers.statistics import BOUNDS_SECONDS
 from .computed_routes import RouteSet
 from .gateway_manager import GatewayManager
 

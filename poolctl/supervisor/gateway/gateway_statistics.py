@@ -14,11 +14,12 @@ from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.core.core import Core
 from poolctl.frozen_value import Table
 from poolctl.gateway.settings import HTTP, ListenerSettings
+from poolctl.monitor.server_figures import Usage
 from poolctl.runners.process_link import LinkLost
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-from ..observers.statistics import Usage, errors, latency_seconds
+from ..observers.statistics import errors, latency_seconds
 from ..observers.totals import Totals
 from ..verbs.verb import Call
 from ..verbs.verbs import Verbs

@@ -25,13 +25,13 @@ from poolctl.frozen_value import Table
 from poolctl.keeper import fd_store, rendezvous
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.exposition import Family
+from poolctl.monitor.server_metrics import family_of
 from poolctl.platform import read_file, replace_file, sealed_file
 from poolctl.routing.registration_report import FAILING, SILENT, STARTING
 from poolctl.routing.route import REGISTRATION
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Link, LinkLost
 
-from ..observers.pool_metrics import family_of
 from ..verbs.verb import Call
 from ..verbs.verbs import Verbs
 from .gateway_manager import GatewayManager

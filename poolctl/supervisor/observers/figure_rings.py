@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 from poolctl.control.observer_answers import HistoryResult
 from poolctl.core.core import Core
+from poolctl.monitor.server_figures import ServerSnapshot
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
 from poolctl.worker.tally import Counts
 
 from ..takeover.state_store import StateStore
 from ..verbs.verb import Call, selected
-from .statistics import ServerSnapshot, Statistics, error_rate, latency_seconds, request_rate
+from .statistics import Statistics, error_rate, latency_seconds, request_rate
 
 FIGURES = ("requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes", "restarts")
 POOL = ""  # the name of the whole pool; no server has it

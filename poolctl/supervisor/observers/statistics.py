@@ -12,7 +12,15 @@ from poolctl.control.answers import Measured, MonitorResult, Stats, StatsHistory
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
 from poolctl.core.worker_entry import Worker
-from poolctl.platform import age_seconds, cpu_seconds, memory_bytes
+from poolctl.monitor.server_figures import (
+    BOUNDS_SECONDS,
+    INTERVAL_SECONDS,
+    Figure,
+    ServerSnapshot,
+    Usage,
+    loop_lag_seconds,
+    snapshot,
+)
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
@@ -20,68 +28,17 @@ from ..verbs.server_documents import items
 from ..verbs.verb import Call, selected
 from .totals import Totals
 
-INTERVAL_SECONDS = 2.0
 KEPT = 60
 SETTLED_SECONDS = 0.015
 WATCHED_SECONDS = 60.0
 _WINDOW = 5  # intervals over which current rates and latencies are taken
-_MEMORY_SECONDS = 8.0  # rarely: the kernel walks through the memory of the process
 # The time that one sample may spend on memory; the other processes follow in the next one.
 _SAMPLE_SECONDS = 0.02
-BOUNDS_SECONDS = tuple(bound / 1e9 for bound in tally.BOUNDS_NS)
-
-Figure = float | None
-
 # Unknown without the counters of a runner, and of a program, whose requests poolctl does not see.
 _OF_REQUESTS = (
     "requests_total", "requests_per_second", "responses_total", "errors_total", "disconnects_total", "in_flight",
     "connections", "connections_total", "websockets",
 )  # fmt: skip
-
-
-class Usage:
-    """CPU and memory that one process uses."""
-
-    __slots__ = ("_memory_at", "_seen_at", "_spent", "cpu_percent", "memory_bytes")
-
-    def __init__(self) -> None:
-        self.cpu_percent = 0.0
-        self.memory_bytes = 0
-        self._memory_at = float("-inf")
-        self._seen_at = float("-inf")
-        self._spent = 0.0
-
-    def look(self, pid: int, now: float, *, memory: bool = True) -> None:
-        """Measure again, unless that was a moment ago; `memory` costs more."""
-        if now - self._seen_at >= INTERVAL_SECONDS / 2:
-            spent = cpu_seconds(pid) or 0.0
-            # At first the average since the process was started, as ps(1) shows it.
-            is_first = self._seen_at == float("-inf")
-            seconds = age_seconds(pid) if is_first else now - self._seen_at
-            self.cpu_percent = max(0.0, 100 * (spent - self._spent) / seconds) if seconds > 0 else 0.0
-            self._seen_at, self._spent = now, spent
-        if memory and now - self._memory_at >= _MEMORY_SECONDS:
-            self.memory_bytes, self._memory_at = memory_bytes(pid) or 0, now
-
-
-WorkerUsage = tuple[Worker, Counts | None, Usage | None]
-
-
-class ServerSnapshot:
-    """A server's counts over all its workers, and those of each; the usage of a worker without a pid is unknown."""
-
-    def __init__(self, entry: Entry, total: Counts, workers: list[WorkerUsage], *, counts: bool) -> None:
-        self.entry = entry
-        self.total = total
-        self.counted = counts and not entry.config.command
-        self.workers = workers
-        usages = [usage for _, _, usage in workers if usage is not None]
-        known = len(usages) == len(workers)
-        self.memory_bytes = sum(usage.memory_bytes for usage in usages) if known else None
-        self.cpu_percent = round(sum(usage.cpu_percent for usage in usages), 2) if known else None
-        self.loop_lag_seconds = max(
-            (lag for _, counts, _ in workers if (lag := loop_lag_seconds(counts)) is not None), default=None
-        )
 
 
 class History:
@@ -182,22 +139,8 @@ class Statistics:
 
     def of(self, entry: Entry, *, memory: bool = True) -> ServerSnapshot:
         """The server's figures now; without `memory` its memory may be some seconds old."""
-        now = self._core.clock.monotonic()
-        total = self.totals.of_the_ended(entry)
-        workers: list[WorkerUsage] = []
-        for worker in entry.workers.values():
-            placement = worker.placement
-            if placement is None:
-                continue
-            counts = self._counters.counts(placement) if self._counters is not None else None
-            if counts is not None:
-                tally.add(total, counts)
-            usage = None
-            if placement.pid is not None:
-                usage = self._usage.setdefault(placement.pid, Usage())
-                usage.look(placement.pid, now, memory=memory)
-            workers.append((worker, counts, usage))
-        return ServerSnapshot(entry, total, workers, counts=self._counters is not None)
+        ended, now = self.totals.of_the_ended(entry), self._core.clock.monotonic()
+        return snapshot(entry, ended, self._counters, self._usage, now, memory=memory)
 
     def figures(self, seen: ServerSnapshot, *, with_errors: bool = False) -> Stats:
         """The server's figures."""
@@ -282,13 +225,6 @@ def latency_seconds(counts: Counts, before: Counts, q: float) -> Figure:
     buckets = [max(0, counts[slot] - before[slot]) for slot in range(tally.BUCKETS, tally.COUNTED)]
     found = quantile(BOUNDS_SECONDS, buckets, q)
     return None if found is None else round(found, 6)
-
-
-def loop_lag_seconds(counts: Counts | None) -> Figure:
-    """How late the worker's loop was at its last beat; None without one."""
-    if counts is None or not counts[tally.BEAT_AT_NS]:
-        return None
-    return round(counts[tally.BEAT_LAG_NS] / 1e9, 6)
 
 
 def request_rate(before: Counts, after: Counts, seconds: float) -> float:

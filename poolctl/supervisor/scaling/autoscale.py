@@ -12,7 +12,8 @@ from math import ceil
 from typing import NamedTuple
 
 from poolctl.config import Scale
-from poolctl.supervisor.observers.statistics import BOUNDS_SECONDS, quantile
+from poolctl.monitor.server_figures import BOUNDS_SECONDS
+from poolctl.supervisor.observers.statistics import quantile
 
 # More workers are decided on over a part of the window, so that a new one answers soon.
 _FAST_PART = 0.1

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolctl.monitor.server_figures import ServerSnapshot
 from poolctl.runners.local.tallies import Tallies, Tally
 from poolctl.runners.runner_protocol import Placement
 from poolctl.supervisor.observers.figure_rings import HOUR, FigureRing
-from poolctl.supervisor.observers.statistics import ServerSnapshot
 from poolctl.worker import tally
 from tests.examples import examples
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from poolctl.monitor.server_figures import ServerSnapshot
 from poolctl.supervisor.observers.figure_rings import DAY, FIGURES, HOUR, POOL, FigureRing, FigureRings
-from poolctl.supervisor.observers.statistics import History, ServerSnapshot
+from poolctl.supervisor.observers.statistics import History
 from poolctl.worker import tally
 
 

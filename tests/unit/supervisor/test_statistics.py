@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.supervisor.observers.statistics import ServerSnapshot, Statistics, Usage
+from poolctl.monitor.server_figures import ServerSnapshot, Usage
+from poolctl.supervisor.observers.statistics import Statistics
 from poolctl.worker import tally
 from tests.serving import blank_page
 

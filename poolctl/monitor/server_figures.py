@@ -1,0 +1,101 @@
+"""The figures of a server and of each of its workers at one moment: requests, processor time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker_entry import Worker
+from poolctl.platform import age_seconds, cpu_seconds, memory_bytes
+from poolctl.runners.runner_protocol import Counters
+from poolctl.worker import tally
+from poolctl.worker.tally import Counts
+
+INTERVAL_SECONDS = 2.0
+BOUNDS_SECONDS = tuple(bound / 1e9 for bound in tally.BOUNDS_NS)
+_MEMORY_SECONDS = 8.0  # rarely: the kernel walks through the memory of the process
+
+Figure = float | None
+
+
+class Usage:
+    """CPU and memory that one process uses."""
+
+    __slots__ = ("_memory_at", "_seen_at", "_spent", "cpu_percent", "memory_bytes")
+
+    def __init__(self) -> None:
+        self.cpu_percent = 0.0
+        self.memory_bytes = 0
+        self._memory_at = float("-inf")
+        self._seen_at = float("-inf")
+        self._spent = 0.0
+
+    def look(self, pid: int, now: float, *, memory: bool = True) -> None:
+        """Measure again, unless that was a moment ago; `memory` costs more."""
+        if now - self._seen_at >= INTERVAL_SECONDS / 2:
+            spent = cpu_seconds(pid) or 0.0
+            # At first the average since the process was started, as ps(1) shows it.
+            is_first = self._seen_at == float("-inf")
+            seconds = age_seconds(pid) if is_first else now - self._seen_at
+            self.cpu_percent = max(0.0, 100 * (spent - self._spent) / seconds) if seconds > 0 else 0.0
+            self._seen_at, self._spent = now, spent
+        if memory and now - self._memory_at >= _MEMORY_SECONDS:
+            self.memory_bytes, self._memory_at = memory_bytes(pid) or 0, now
+
+
+WorkerUsage = tuple[Worker, Counts | None, Usage | None]
+
+
+class ServerSnapshot:
+    """A server's counts over all its workers, and those of each; the usage of a worker without a pid is unknown."""
+
+    def __init__(self, entry: Entry, total: Counts, workers: list[WorkerUsage], *, counts: bool) -> None:
+        self.entry = entry
+        self.total = total
+        self.counted = counts and not entry.config.command
+        self.workers = workers
+        usages = [usage for _, _, usage in workers if usage is not None]
+        known = len(usages) == len(workers)
+        self.memory_bytes = sum(usage.memory_bytes for usage in usages) if known else None
+        self.cpu_percent = round(sum(usage.cpu_percent for usage in usages), 2) if known else None
+        self.loop_lag_seconds = max(
+            (lag for _, counts, _ in workers if (lag := loop_lag_seconds(counts)) is not None), default=None
+        )
+
+
+def snapshot(
+    entry: Entry,
+    ended: Counts,
+    counters: Counters | None,
+    usages: MutableMapping[int, Usage],
+    now: float,
+    *,
+    memory: bool = True,
+    own_pid: int | None = None,
+) -> ServerSnapshot:
+    """The server's figures at `now`, in monotonic seconds; without `memory` its memory may be some seconds old.
+
+    `ended` are the counts of its workers that have ended, which become those of all. `usages` are kept by the caller
+    from one call to the next, by pid. Workers within the process `own_pid` have no usage of their own.
+    """
+    workers: list[WorkerUsage] = []
+    for worker in entry.workers.values():
+        placement = worker.placement
+        if placement is None:
+            continue
+        counts = counters.counts(placement) if counters is not None else None
+        if counts is not None:
+            tally.add(ended, counts)
+        usage = None
+        if placement.pid is not None and placement.pid != own_pid:
+            usage = usages.setdefault(placement.pid, Usage())
+            usage.look(placement.pid, now, memory=memory)
+        workers.append((worker, counts, usage))
+    return ServerSnapshot(entry, ended, workers, counts=counters is not None)
+
+
+def loop_lag_seconds(counts: Counts | None) -> Figure:
+    """How late the worker's loop was at its last beat; None without one."""
+    if counts is None or not counts[tally.BEAT_AT_NS]:
+        return None
+    return round(counts[tally.BEAT_LAG_NS] / 1e9, 6)

@@ -1,0 +1,207 @@
+"""The metrics of servers: their names, and where each comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+from poolctl import __version__
+from poolctl.config import masked_text
+from poolctl.core.availability import KO, OK, UNKNOWN, WARN, Availability
+from poolctl.core.decision_input import LEAVING
+from poolctl.core.worker_entry import Worker
+from poolctl.platform import cpu_seconds
+from poolctl.states import State
+from poolctl.worker import tally
+
+from .exposition import Family
+from .server_figures import BOUNDS_SECONDS, ServerSnapshot, Usage, loop_lag_seconds
+
+
+class ObservedServer(NamedTuple):
+    """A server at one moment, under the name that its metrics have."""
+
+    name: str
+    state: str
+    snapshot: ServerSnapshot
+    availability: Availability
+    latency_seconds: float | None  # of its newest probe
+    wakes: int
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The labels of its metrics."""
+        return {"server": self.name}
+
+
+class _WorkerSnapshot(NamedTuple):
+    worker: Worker
+    counts: tally.Counts | None
+    usage: Usage | None
+
+    @property
+    def pid(self) -> int | None:
+        return self.worker.placement.pid if self.worker.placement is not None else None
+
+
+Subject = TypeVar("Subject")
+# Name, kind and help of a metric, and its value for one server or worker; None where it has none.
+Row = tuple[str, str, str, Callable[[Subject], "float | None"]]
+
+_SERVER: Sequence[Row[ServerSnapshot]] = (
+    ("poolctl_server_ready", "gauge", "Whether the server answers.", lambda each: int(each.entry.ready)),
+    ("poolctl_server_workers_wanted", "gauge", "How many workers the server is to have.", lambda each: each.entry.size),
+    ("poolctl_server_workers", "gauge", "How many workers the server has.", lambda each: len(each.workers)),
+    ("poolctl_server_restarts", "counter", "How often the server was restarted, ordered or not.",
+     lambda each: each.entry.restarts),
+    ("poolctl_server_failures", "counter", "How often a start or a stop of the server has failed.",
+     lambda each: each.entry.failures),
+    ("poolctl_server_memory_bytes", "gauge", "Memory (PSS) of the server's workers.", lambda each: each.memory_bytes),
+    ("poolctl_certificate_expiration_timestamp_seconds", "gauge",
+     "When the certificate that the server uses expires, in seconds since 1970 (UTC).",
+     lambda each: each.entry.certificate_ends if each.entry.workers else None),
+)  # fmt: skip
+_AVAILABILITY: Sequence[Row[Availability]] = (
+    ("poolctl_monitor_uptime_seconds", "counter", "How long the server has answered.",
+     lambda each: round(each.uptime, 3)),
+    ("poolctl_monitor_downtime_seconds", "counter", "How long it has not, though it was not turned off.",
+     lambda each: round(each.downtime, 3)),
+    ("poolctl_monitor_risetime_seconds", "counter", "How long it was on its way from ko to ok.",
+     lambda each: round(each.risetime, 3)),
+    ("poolctl_monitor_falltime_seconds", "counter", "How long it was on its way from ok to ko.",
+     lambda each: round(each.falltime, 3)),
+    ("poolctl_monitor_rises", "counter", "How often the server began to answer.", lambda each: each.rise),
+    ("poolctl_monitor_falls", "counter", "How often it ceased to, though it was not turned off.",
+     lambda each: each.fall),
+    ("poolctl_monitor_sli_ratio", "gauge", "The part of its time that it has answered, from 0 to 1.",
+     lambda each: each.sli),
+)  # fmt: skip
+_REQUESTS: Sequence[Row[tally.Counts]] = (
+    ("poolctl_requests", "counter", "Requests received.", lambda counts: counts[tally.STARTED]),
+    ("poolctl_requests_in_flight", "gauge", "Requests that are being answered.", tally.in_flight),
+    ("poolctl_open_connections", "gauge", "Connections that are open.", lambda counts: counts[tally.OPEN_CONNECTIONS]),
+    ("poolctl_connections", "counter", "Connections that a worker has accepted, or taken over from another.",
+     lambda counts: counts[tally.CONNECTIONS]),
+    ("poolctl_open_websockets", "gauge", "WebSockets that are open.", lambda counts: counts[tally.OPEN_WEBSOCKETS]),
+    ("poolctl_websockets", "counter", "Connections that became WebSockets.", lambda counts: counts[tally.WEBSOCKETS]),
+)  # fmt: skip
+_ERRORS = {
+    "5xx": tally.STATUS + 5,
+    "broken": tally.BROKEN,
+    "disconnected": tally.DISCONNECTED,
+    "malformed": tally.MALFORMED,
+}
+_WORKER: Sequence[Row[_WorkerSnapshot]] = (
+    ("poolctl_worker_memory_bytes", "gauge", "Memory (PSS) of the worker.",
+     lambda each: None if each.usage is None else each.usage.memory_bytes),
+    ("poolctl_worker_cpu_seconds", "counter", "Processor time of the worker.",
+     lambda each: None if each.usage is None or each.pid is None else cpu_seconds(each.pid)),
+    ("poolctl_worker_event_loop_lag_seconds", "gauge", "How late the worker's event loop was at its newest heartbeat.",
+     lambda each: loop_lag_seconds(each.counts)),
+    ("poolctl_worker_requests", "counter", "Requests received by the worker.",
+     lambda each: each.counts[tally.STARTED] if each.counts else None),
+    ("poolctl_worker_requests_in_flight", "gauge", "Requests that the worker is answering.",
+     lambda each: tally.in_flight(each.counts) if each.counts else None),
+    ("poolctl_worker_open_connections", "gauge", "Connections of the worker that are open.",
+     lambda each: each.counts[tally.OPEN_CONNECTIONS] if each.counts else None),
+)  # fmt: skip
+
+
+def of_pool(name: str, python: str, servers: Sequence[ObservedServer]) -> Sequence[Family]:
+    """Which pool this is, and how many servers are in each state."""
+    info = family_of("poolctl_build", "info", "Which pool this is, and the version of poolctl that runs it.")
+    info.add(1, pool=name, version=__version__, python=python)
+    count = family_of("poolctl_servers", "gauge", "Servers of the pool by their state.")
+    states = [each.state for each in servers]
+    for state in State:
+        count.add(states.count(state.value), state=state.value)
+    return info, count
+
+
+def _states(servers: Sequence[ObservedServer]) -> Iterable[Family]:
+    info = family_of("poolctl_server", "info", "What the server is: its addresses and tags.")
+    state = family_of("poolctl_server_state", "gauge", "1 for the state that the server is in.")
+    for each in servers:
+        config = each.snapshot.entry.config
+        exposed, tags = masked_text(config.expose), ",".join(config.tags)
+        info.add(1, **each.labels, bind=config.key, expose=exposed, tags=tags)
+        for value in State:
+            state.add(int(each.state == value.value), **each.labels, state=value.value)
+    return info, state, *families_of(_SERVER, [(each.snapshot, each.labels) for each in servers])
+
+
+def _monitor(servers: Sequence[ObservedServer]) -> Iterable[Family]:
+    """The status of each server, and its availability."""
+    text = "1 for the status of the server: ok, warn, ko, or unknown while it is off."
+    status = family_of("poolctl_monitor_status", "gauge", text)
+    text = "How long the newest probe of the server took."
+    latency = family_of("poolctl_monitor_latency_seconds", "gauge", text)
+    wakes = family_of("poolctl_server_wakes", "counter", "How often a request has woken the server.")
+    for each in servers:
+        for value in (OK, WARN, KO, UNKNOWN):
+            status.add(int(each.availability.status == value), **each.labels, status=value)
+        latency.add(each.latency_seconds, **each.labels)
+        wakes.add(each.wakes, **each.labels)
+    availability = families_of(_AVAILABILITY, [(each.availability, each.labels) for each in servers])
+    return status, latency, *availability, wakes
+
+
+def _requests(servers: Sequence[ObservedServer]) -> Iterable[Family]:
+    text = "Responses that have begun, by the class of their status."
+    responses = family_of("poolctl_responses", "counter", text)
+    text = "What went wrong: 5xx; broken off by the application; disconnected before the end; malformed."
+    errors = family_of("poolctl_request_errors", "counter", text)
+    text = "From the headers of a request to the end of its response."
+    duration = Family("poolctl_request_duration_seconds", "histogram", text, "seconds")
+    counted = [(each.snapshot.total, each.labels) for each in servers if each.snapshot.counted]
+    for counts, labels in counted:
+        for digit in range(1, 6):
+            responses.add(counts[tally.STATUS + digit], **labels, code=f"{digit}xx")
+        for reason, slot in _ERRORS.items():
+            errors.add(counts[slot], **labels, reason=reason)
+        buckets = counts[tally.BUCKETS : tally.COUNTED]
+        duration.spread(BOUNDS_SECONDS, buckets, counts[tally.LATENCY_NS] / 1e9, **labels)
+    return responses, errors, duration, *families_of(_REQUESTS, counted)
+
+
+def _workers(servers: Sequence[ObservedServer]) -> Iterable[Family]:
+    info = family_of("poolctl_worker", "info", "The process of the worker.")
+    found = []
+    for server in servers:
+        for each in _staying(server.snapshot):
+            labels = {**server.labels, "worker": str(each.worker.index)}
+            found.append((each, labels))
+            if each.pid is not None:
+                info.add(1, **labels, pid=str(each.pid), generation=str(each.worker.generation))
+    return info, *families_of(_WORKER, found)
+
+
+def _staying(seen: ServerSnapshot) -> Iterable[_WorkerSnapshot]:
+    """One worker for each index: while it is being replaced, the one that stays."""
+    workers = sorted(seen.workers, key=lambda each: (each[0].phase not in LEAVING, each[0].generation))
+    return {worker[0].index: _WorkerSnapshot(*worker) for worker in workers}.values()
+
+
+# Each makes its families of all servers. A caller with many of them may do other work in between.
+PARTS: Sequence[Callable[[Sequence[ObservedServer]], Iterable[Family]]] = (
+    _states,
+    _monitor,
+    _requests,
+    _workers,
+)
+
+
+def family_of(name: str, kind: str, text: str) -> Family:
+    unit = name.rpartition("_")[2]
+    return Family(name, kind, text, unit if unit in ("seconds", "bytes", "ratio") else "")
+
+
+def families_of(
+    rows: Iterable[Row[Subject]], subjects: Sequence[tuple[Subject, Mapping[str, str]]]
+) -> Iterable[Family]:
+    """A family for each row, with a sample for each subject under its labels."""
+    for name, kind, text, value in rows:
+        family = family_of(name, kind, text)
+        for subject, labels in subjects:
+            family.add(value(subject), **labels)
+        yield family
