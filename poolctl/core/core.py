@@ -231,13 +231,22 @@ class Core:
 
     # Changes of the servers.
 
-    def add(self, config: ServerConfig, source: tuple[Mapping[str, object], str] | None = None) -> Entry:
+    def add(
+        self,
+        config: ServerConfig,
+        source: tuple[Mapping[str, object], str] | None = None,
+        *,
+        restarts: int = 0,
+        failures: int = 0,
+    ) -> Entry:
         """Add a server without starting it; one that is leaving under the same name comes back as this one.
 
-        `source` is the table and the directory of one that was added live.
+        `source` is the table and the directory of one that was added live. Its counts of restarts and failures
+        continue from these.
         """
         entry = self.servers.add(config)
         entry.source = source
+        entry.restarts, entry.failures = entry.restarts + restarts, entry.failures + failures
         self.touch(entry)
         return entry
 

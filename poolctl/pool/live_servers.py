@@ -21,8 +21,10 @@ from poolctl.core.decision_trace import Trace
 from poolctl.core.server_changes import Event
 from poolctl.core.server_entry import Entry
 from poolctl.errors import ServerError
+from poolctl.monitor.server_figures import Usage
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.states import State, Status
+from poolctl.worker import tally
 
 from . import loop_thread
 from .loop_thread import LOCK
@@ -84,6 +86,10 @@ class Handle:
         self.furnished: list[
             tuple[ServerConfig, ServerConfig]
         ] = []  # what the core has, and the server's own
+        # For its metrics: from its entries that have been forgotten, and of its workers that have ended.
+        self.restarts = self.failures = self.wakes = 0
+        self.ended = [0] * tally.COUNTED
+        self.usages: dict[int, Usage] = {}  # by pid
         self._clock = server._shared.clock
 
     def __repr__(self) -> str:
@@ -183,6 +189,12 @@ class Host:
         self._handles: dict[str, Handle] = {}  # by their names in the core
         self.core.listeners.add(self._changed)
         runner.events = self
+        if runner.capabilities.counters is not None:
+            runner.capabilities.counters.add_up = self._add_up
+
+    def _add_up(self, worker: str, server: str, counts: tally.Counts) -> None:
+        if handle := self._handles.get(server):
+            tally.add(handle.ended, counts)
 
     def expired(self, placement: Placement) -> None:
         """See RunnerEvents."""
@@ -231,7 +243,7 @@ class Host:
         """
         source = handle.config
         if handle.entry is None:
-            handle.entry = self.core.add(config)
+            handle.entry = self.core.add(config, restarts=handle.restarts, failures=handle.failures)
             handle.furnished = [(config, source)]
             return True
         in_use = [handle.entry.config, *(worker.config for worker in handle.entry.workers.values())]
@@ -286,7 +298,10 @@ class Host:
             entry = handle.entry
             if entry is None:
                 continue
+            slept = handle.observed.state is State.SLEEPING
             handle.observe(self._observed(handle, entry))
+            if slept and handle.observed.state is not State.SLEEPING and entry.called and entry.wanted:
+                handle.wakes += 1
             if handle.orders or not entry.at_rest or self.core.servers.dependents(entry):
                 continue
             # Those that it depends on may have been kept for it.
@@ -294,6 +309,7 @@ class Host:
             ahead += [each for each in dependencies if each is not None]
             self.core.forget(entry)
             del self._handles[entry.name]
+            handle.restarts, handle.failures = entry.restarts, entry.failures
             handle.entry = handle.host = None
             if handle.context is not None:
                 handle.context.detach(handle)

@@ -178,6 +178,18 @@ def run_sync(work: Coroutine[None, None, T]) -> T:
         raise
 
 
+def call(work: Callable[[], T]) -> T:
+    """What `work` returns, called on the engine's thread; at once on that thread, and where there is no engine."""
+    current = _current
+    if current is None or current.thread is threading.current_thread():
+        return work()
+
+    async def called() -> T:
+        return work()
+
+    return run_sync(called())
+
+
 def refuse_own_thread() -> None:
     """Raise RuntimeError where blocking would stop the servers themselves, which it waits for."""
     if _current is not None and _current.thread is threading.current_thread():

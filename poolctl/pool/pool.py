@@ -203,6 +203,17 @@ class Pool(Members, StartAndStop):
 
         return stacks_of(self.values())
 
+    def metrics(self) -> str:
+        """The metrics of the pool's servers now, in Prometheus' text format, under the names of `poolctl metrics`.
+
+        Requests are counted in workers that are processes of their own. Without a supervisor there are no metrics of
+        its processes, and of no gateway. May be called by an application that the pool serves; elsewhere it blocks
+        until the loop that serves the pool has answered.
+        """
+        from .pool_metrics import text_of
+
+        return text_of(list(self.values()))
+
     def monitor(self) -> builtins.list[Monitor]:
         """A snapshot of each server; one connection to each that runs. Raises PoolMonitorError with every failure."""
         found: builtins.list[Monitor] = []

@@ -16,6 +16,7 @@ from poolctl.bootstrap import command
 from poolctl.config import ServerConfig
 from poolctl.keeper import wire
 from poolctl.keeper.spawn import in_background
+from poolctl.worker.tally import Counts
 
 from . import withheld_variables
 from .keeper_link import KeeperLink
@@ -49,6 +50,7 @@ class ProcessRunner(LocalRunner):
         self._idle: asyncio.TimerHandle | None = None
         self._replacing: asyncio.Task[None] | None = None
         self._directory: str | None = None
+        self.add_up: Callable[[str, str, Counts], None] | None = None  # see Counters
         _runners.add(self)
 
     def __repr__(self) -> str:
@@ -56,8 +58,31 @@ class ProcessRunner(LocalRunner):
 
     @property
     def capabilities(self) -> Capabilities:
-        """See Runner. It does not outlive this program, and its callers read neither counts nor files of logs."""
-        return Capabilities(sleep=self, stacks=self, logs=self, hooks=self)
+        """See Runner. It does not outlive this program, and its callers read no files of logs."""
+        return Capabilities(sleep=self, stacks=self, logs=self, hooks=self, counters=self)
+
+    # Its tallies are made anew with each keeper.
+
+    def counts(self, placement: Placement) -> Counts | None:
+        """See Counters."""
+        return self.tallies.counts(placement)
+
+    def request_counts(self, placement: Placement) -> Counts | None:
+        """See Counters."""
+        return self.tallies.request_counts(placement)
+
+    def _added_up(self, worker: str, server: str, counts: Counts) -> None:
+        if self.add_up is not None:
+            self.add_up(worker, server, counts)
+        self.tallies.settled()  # no other supervisor adds them up again
+
+    @property
+    def unsettled(self) -> list[str]:
+        """See Counters."""
+        return []
+
+    def settled(self) -> None:
+        """See Counters. There is nothing to do."""
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """See Runner."""
@@ -172,6 +197,7 @@ class ProcessRunner(LocalRunner):
             hello = await _launch(directory, theirs, receiver)
             soft, hard = hello["open_files"]
             super().__init__(keeper, directory, logs, keeper_pid=int(hello["pid"]), open_files=(soft, hard))
+            self.tallies.add_up = self._added_up
             receiver.on_lost = lambda: self._keeper_lost(directory)
             await self.output.start()
         except BaseException:
