@@ -183,7 +183,7 @@ class StatusResult(Result):
 
 
 class PlannedChange(Value):
-    """A line of a reload's plan; `change` is a Kind of supervisor.verbs.reload_diff."""
+    """A line of a reload's plan; `change` is a Kind of core.configuration_diff."""
 
     name: str
     bind: str

@@ -11,8 +11,8 @@ import pytest
 from poolctl import ServerConfig, TLSConfig
 from poolctl.control.answers import PlannedChange, ReloadResult
 from poolctl.control.reload_document import Change, ReloadDocument
+from poolctl.core.configuration_diff import Kind
 from poolctl.gateway.routes import Route
-from poolctl.supervisor.verbs.reload_diff import Kind
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from poolctl.config import ServerConfig
 from poolctl.control.answers import ProgressLine, Result, failure
 from poolctl.control.rollout_answers import RolloutReport, RolloutResult
 from poolctl.core.canaries import config_apart
+from poolctl.core.configuration_diff import differences, is_live, listed
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolRestartError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
@@ -18,7 +19,6 @@ from poolctl.frozen_value import Table
 from poolctl.selection.selector import SelectorError
 from poolctl.states import in_words
 
-from ..verbs.reload_diff import differences, is_live, listed
 from ..verbs.verb import Call, Verb, VerbContext, selected
 from .canary_rollout import PROMOTED, CanaryRollout, RolloutPlan
 from .verdict import DEFAULT_CONDITIONS, Condition, canaries_for, condition

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from poolctl.config import Marks, ServerConfig, Table
 from poolctl.control.answers import ErrorEntry, Item, PlannedChange, ReloadResult, failure
+from poolctl.core.configuration_diff import Kind, Running, listed, plan
 from poolctl.core.core import Core
 from poolctl.core.server_changes import CURRENT_CAUSE
 from poolctl.core.server_entry import Cause, Entry
@@ -17,7 +18,6 @@ from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TI
 from poolctl.runners import withheld_variables
 
 from ..active_configuration import ResolvedConfig
-from .reload_diff import Kind, Running, listed, plan
 from .server_documents import as_kind, items
 from .start_checks import ensure_open_files_for_all, expired
 from .verb import Call, Operation, VerbContext
@@ -123,7 +123,12 @@ class Reload:
             Running(each.config, each.overrides, each.added, each.files)
             for each in self._core.entries.values()
         ]
-        return plan(now, resolved.servers, files, self._configuration.missing)
+        return [
+            PlannedChange(
+                name=each.name, bind=each.bind, change=each.kind.value, keys=each.keys, message=each.message
+            )
+            for each in plan(now, resolved.servers, files, self._configuration.missing)
+        ]
 
     async def _plan(
         self, resolved: ResolvedConfig, *, force: bool

@@ -22,6 +22,7 @@ from poolctl.control.answers import (
     UpgradeResult,
     failure,
 )
+from poolctl.core.configuration_diff import Kind
 from poolctl.errors import PoolRestartError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.frozen_value import Value
@@ -29,7 +30,6 @@ from poolctl.frozen_value import Value
 from ..configuration_reader import ReaderFailed
 from ..takeover import portable_pickle
 from .reload import Reload
-from .reload_diff import Kind
 from .server_documents import items
 from .verb import Call, Verb, VerbContext
 

@@ -29,7 +29,7 @@ def test_modules_are_imported_with_other_work_between_them_and_one_that_is_missi
 
 
 def test_start_imports_none_of_them_and_afterwards_all_of_them_are_there() -> None:
-    changing = [f"poolctl.supervisor.verbs.{name}" for name in ("reload_diff", "reload", "upgrade")]
+    changing = [f"poolctl.supervisor.verbs.{name}" for name in ("reload", "upgrade")]
     assert set(changing) <= set(verbs.modules())
     names = [*health.MODULES, *observers.MODULES, *pool_gateway.MODULES, *changing]
     look = f"""

@@ -1,4 +1,4 @@
-"""The changes that a reload makes: the difference between the configuration in force and the files. Pure, no I/O."""
+"""The changes that a reload makes: the difference between the configuration in force and another. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from poolctl.config import Section, ServerConfig
-from poolctl.control.answers import PlannedChange
-from poolctl.core.decision_input import NO_OVERRIDES, Overrides
+
+from .decision_input import NO_OVERRIDES, Overrides
 
 # Keys for the supervisor, or that only describe a server: a change takes effect without a new process.
 LIVE = frozenset(
@@ -35,6 +35,17 @@ class Kind(StrEnum):
     OVERRIDE = "override"  # a live change is undone
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of a server; `keys` are those of its configuration that differ."""
+
+    kind: Kind
+    name: str
+    bind: str
+    keys: tuple[str, ...]
+    message: str
+
+
 NO_FILES: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 
@@ -53,7 +64,7 @@ def plan(
     written: Sequence[ServerConfig],
     files: Mapping[str, Mapping[str, str]] = NO_FILES,
     missing: Collection[str] = (),
-) -> list[PlannedChange]:
+) -> list[Change]:
     """The changes in the order of the files; servers that are no longer in them come first.
 
     `written` are the servers of the files, `files` digests of the files that they name, `missing` the names of those
@@ -71,13 +82,11 @@ def plan(
     return found
 
 
-def _change(kind: Kind, server: ServerConfig, keys: Sequence[str] = (), message: str = "") -> PlannedChange:
-    return PlannedChange(
-        change=kind.value, name=server.name, bind=server.key, keys=tuple(keys), message=message
-    )
+def _change(kind: Kind, server: ServerConfig, keys: Sequence[str] = (), message: str = "") -> Change:
+    return Change(kind, server.name, server.key, tuple(keys), message)
 
 
-def _gone(before: Running) -> PlannedChange:
+def _gone(before: Running) -> Change:
     config = before.config
     if before.added:
         message = "added live, not in the file: removed"
@@ -85,13 +94,13 @@ def _gone(before: Running) -> PlannedChange:
     return _change(Kind.REMOVE, config, message="is not in the file any more")
 
 
-def _new(server: ServerConfig, *, live: bool) -> PlannedChange:
+def _new(server: ServerConfig, *, live: bool) -> Change:
     if live:
         return _change(Kind.OVERRIDE, server, ("name",), "removed live, in the file: added again")
     return _change(Kind.ADD, server, message="is new")
 
 
-def _changed(before: Running, server: ServerConfig, files: Mapping[str, str]) -> list[PlannedChange]:
+def _changed(before: Running, server: ServerConfig, files: Mapping[str, str]) -> list[Change]:
     agreed = _agreed(before, server)
     keys = [key for key in differences(before.config, server) if key not in agreed]
     for what, digest in files.items():
@@ -99,7 +108,7 @@ def _changed(before: Running, server: ServerConfig, files: Mapping[str, str]) ->
         if before.files.get(what, digest) != digest and not named:
             keys.append(what)
     fresh = [key for key in keys if not is_live(key, before.config, server)]
-    found: list[PlannedChange] = []
+    found: list[Change] = []
     if fresh:
         found.append(_change(Kind.RESTART, server, tuple(keys), f"{listed(fresh)} changed"))
     elif keys:
@@ -124,7 +133,7 @@ def _fixed_workers(server: ServerConfig) -> int | None:
     return None if server.scale.is_automatic else server.scale.min
 
 
-def _overridden(before: Running, server: ServerConfig) -> list[PlannedChange]:
+def _overridden(before: Running, server: ServerConfig) -> list[Change]:
     found: list[tuple[str, str]] = []
     live = before.overrides
     if live.workers is not None and live.workers != (written := _fixed_workers(server)):

@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl import ServerConfig
-from poolctl.control.answers import PlannedChange
+from poolctl.core.configuration_diff import Change, Kind, Running, differences, is_live, plan
 from poolctl.core.decision_input import Overrides
-from poolctl.supervisor.verbs.reload_diff import Kind, Running, differences, is_live, plan
 from tests.examples import examples
-from tests.unit.supervisor.desk import web
+
+
+def web(name: str = "web", **keys: Any) -> ServerConfig:
+    return ServerConfig(**{"name": name, "bind": "127.0.0.1:9000", "app": "any:app"} | keys)
+
 
 # By key, two values of it, and whether a change takes effect without a new process.
 KEYS: dict[str, tuple[Any, Any, bool]] = {
@@ -52,7 +55,7 @@ def test_each_changed_key_is_named_and_restarts_only_where_it_has_to(key: str) -
     before, after = web(**{field(key): one}), web(**{field(key): other})
     assert differences(before, after) == differences(after, before) == [key]
     (change,) = plan([Running(before)], [after])
-    assert change.change == (Kind.UPDATE if live else Kind.RESTART)
+    assert change.kind == (Kind.UPDATE if live else Kind.RESTART)
     assert (change.keys, change.bind) == ((key,), after.key)
     assert key in change.message
 
@@ -75,7 +78,7 @@ def test_other_certificates_of_a_server_that_speaks_tls_are_given_to_what_runs()
     assert differences(one, other) == ["tls.cert", "tls.key"]
     assert all(is_live(key, one, other) for key in ("tls.cert", "tls.key"))
     (change,) = plan([Running(one, files={"tls": "1"})], [other], {"web": {"tls": "2"}})
-    assert (change.change, change.keys) == (Kind.UPDATE, ("tls.cert", "tls.key"))
+    assert (change.kind, change.keys) == (Kind.UPDATE, ("tls.cert", "tls.key"))
     assert not is_live("tls", web(), one)
     assert not is_live("tls.ca", one, web(tls={"cert": "/a.pem", "ca": "/ca.pem"}))
     assert not is_live("tls.ciphers", one, other)
@@ -86,9 +89,9 @@ def test_a_file_that_has_changed_is_a_difference_though_no_key_has() -> None:
     before = Running(server, files={"tls": "1", "env_file": "1"})
     assert plan([before], [server], {"web": {"tls": "1", "env_file": "1"}}) == []
     (renewed,) = plan([before], [server], {"web": {"tls": "2", "env_file": "1"}})
-    assert (renewed.change, renewed.keys) == (Kind.UPDATE, ("tls",))
+    assert (renewed.kind, renewed.keys) == (Kind.UPDATE, ("tls",))
     (other,) = plan([before], [server], {"web": {"tls": "1", "env_file": "2"}})
-    assert (other.change, other.keys) == (Kind.RESTART, ("env_file",))
+    assert (other.kind, other.keys) == (Kind.RESTART, ("env_file",))
     # One that has not run has read nothing.
     assert plan([Running(server)], [server], {"web": {"tls": "2", "env_file": "2"}}) == []
 
@@ -100,14 +103,14 @@ def test_live_changes_are_named_unless_the_file_says_the_same_by_now() -> None:
         (Running(file, Overrides(out=True)), ("drained",)),
     ]:  # fmt: skip
         (change,) = plan([live], [file])
-        assert (change.change, change.keys, bool(change.message)) == (Kind.OVERRIDE, keys, True)
+        assert (change.kind, change.keys, bool(change.message)) == (Kind.OVERRIDE, keys, True)
     assert plan([Running(file, Overrides(workers=2, disabled=False))], [file]) == []
     assert plan([Running(file, added=True)], [file]) == []
     assert plan([Running(file, Overrides(workers=3))], [web(workers=3)]) == []
     assert plan([Running(file, Overrides(disabled=True))], [web(workers=2, disabled=True)]) == []
     (gone,) = plan([Running(file, added=True)], [])
     (back,) = plan([], [file], missing=["web"])
-    assert (gone.change, back.change) == (Kind.OVERRIDE, Kind.OVERRIDE)
+    assert (gone.kind, back.kind) == (Kind.OVERRIDE, Kind.OVERRIDE)
 
 
 servers = st.dictionaries(
@@ -136,13 +139,13 @@ def test_the_plan_is_exactly_the_difference(
     before: dict[str, dict[str, bool]], after: dict[str, dict[str, bool]]
 ) -> None:
     changes = plan([Running(config) for config in made(before)], made(after))
-    found: dict[str, PlannedChange] = {change.name: change for change in changes}
+    found: dict[str, Change] = {change.name: change for change in changes}
     assert len(found) == len(changes)
     for name in before.keys() | after.keys():
         if name not in after:
-            assert found.pop(name).change == Kind.REMOVE
+            assert found.pop(name).kind == Kind.REMOVE
         elif name not in before:
-            assert found.pop(name).change == Kind.ADD
+            assert found.pop(name).kind == Kind.ADD
         else:
             differing = {
                 key for key in KEYS if before[name].get(key, False) is not after[name].get(key, False)
@@ -150,7 +153,7 @@ def test_the_plan_is_exactly_the_difference(
             if differing:
                 change = found.pop(name)
                 assert set(change.keys) == differing
-                assert (change.change == Kind.UPDATE) == all(KEYS[key][2] for key in differing)
+                assert (change.kind == Kind.UPDATE) == all(KEYS[key][2] for key in differing)
     assert not found, "nothing else is touched"
 
 
